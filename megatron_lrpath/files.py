@@ -1,0 +1,66 @@
+"""Files that are either whole or not there: write aside, sync, rename."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+@contextmanager
+def atomic_open(path: Path | str) -> Iterator[BinaryIO]:
+    """Open a file for binary writing that appears under `path` only once the block ends without an error.
+
+    The temporary file lies in the same folder (a rename is atomic only within one file system); data and
+    folder entry are synced before and after the rename.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(name, 0o666 & ~current_umask())
+        os.replace(name, target)
+        sync_folder(target.parent)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def atomic_write_bytes(path: Path | str, data: bytes) -> None:
+    """Write `data` to `path`: a reader sees the old content or the new one, never a part."""
+    with atomic_open(path) as stream:
+        stream.write(data)
+
+
+def atomic_write_text(path: Path | str, text: str) -> None:
+    """Write `text` to `path` as UTF-8, atomically."""
+    atomic_write_bytes(path, text.encode("utf-8"))
+
+
+def atomic_write_json(path: Path | str, value: Any) -> None:
+    """Write `value` to `path` as indented JSON, atomically."""
+    atomic_write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename inside `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def current_umask() -> int:
+    """The process's umask, which `mkstemp` ignores and a finished file should follow."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
