@@ -1,0 +1,1 @@
+"""Version slices of indexed datasets, and the datasets that training reads them through."""

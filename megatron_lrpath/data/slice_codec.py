@@ -1,0 +1,128 @@
+"""The bytes of a slice file: a checked header in JSON and document numbers packed to about half a byte each.
+
+    8 bytes   magic `LRPSLICE`
+    u32       format version (1), little-endian like all that follows
+    u64       length of the header
+    32 bytes  SHA-256 of everything after this field
+    header    UTF-8 JSON, an object; `blocks` of each of its `sources` lists [documents, bytes] of every block
+    blocks    the sources' blocks one after another
+
+A block holds up to 2**20 document numbers, sorted, as gaps (number minus the one before it minus 1, the first
+counted from -1 and each block going on from the last), as u32 split into four planes (all low bytes first),
+compressed with zlib. A gap cannot be negative, so a decoded list is strictly ascending by construction.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+
+type Documents = np.ndarray[tuple[int], np.dtype[np.int32]]
+
+MAGIC = b"LRPSLICE"
+FORMAT = 1
+PREAMBLE = struct.Struct("<8sIQ32s")
+BLOCK = 1 << 20
+LIMIT = 2**31  # document numbers are Megatron's int32
+
+
+class DamagedError(ValueError):
+    """The bytes are not a whole slice file of this format; the message says what is wrong with them."""
+
+
+def pack_documents(documents: Documents) -> list[tuple[int, bytes]]:
+    """Blocks (number of documents, bytes) of strictly ascending document numbers."""
+    blocks = []
+    before = -1
+    for start in range(0, len(documents), BLOCK):
+        part = documents[start : start + BLOCK].astype(np.int64)
+        gaps = np.diff(part, prepend=before) - 1
+        if gaps.min() < 0 or part[-1] >= LIMIT:
+            raise ValueError("document numbers must be ascending, without repetition and below 2**31")
+        planes = np.ascontiguousarray(gaps.astype("<u4").view(np.uint8).reshape(-1, 4).T)
+        blocks.append((len(part), zlib.compress(planes.tobytes(), 3)))
+        before = int(part[-1])
+    return blocks
+
+
+def unpack_documents(blocks: list[tuple[int, bytes]]) -> Documents:
+    """The document numbers (sorted int32) of packed blocks. Memory: what the blocks really hold.
+
+    Raises:
+        DamagedError: a block does not hold what it is said to hold.
+    """
+    parts = []
+    before = -1
+    for count, data in blocks:
+        if not 0 < count <= BLOCK:
+            raise DamagedError(f"a block of {count} documents")
+        unpacker = zlib.decompressobj()
+        try:
+            raw = unpacker.decompress(data, 4 * count + 1)
+        except zlib.error as error:
+            raise DamagedError(f"a block cannot be unpacked ({error})") from None
+        if len(raw) != 4 * count or not unpacker.eof or unpacker.unused_data:
+            raise DamagedError("a block does not hold the number of documents it is said to hold")
+        planes = np.frombuffer(raw, dtype=np.uint8).reshape(4, count)
+        gaps = np.ascontiguousarray(planes.T).view("<u4").reshape(-1)
+        part = np.cumsum(gaps + np.int64(1)) + before
+        before = int(part[-1])
+        if before >= LIMIT:
+            raise DamagedError("a document number beyond 2**31")
+        parts.append(part.astype(np.int32))
+    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)
+
+
+def encode(header: dict[str, Any], sources: list[Documents]) -> bytes:
+    """A whole slice file; `header["sources"]` are as many objects as there are lists of documents."""
+    packed = [pack_documents(documents) for documents in sources]
+    described = [
+        {**source, "blocks": [[count, len(data)] for count, data in blocks]}
+        for source, blocks in zip(header["sources"], packed, strict=True)
+    ]
+    text = json.dumps({**header, "sources": described}, ensure_ascii=False, sort_keys=True).encode("utf-8")
+    body = b"".join([text, *(data for blocks in packed for _, data in blocks)])
+    return PREAMBLE.pack(MAGIC, FORMAT, len(text), hashlib.sha256(body).digest()) + body
+
+
+def decode(data: bytes) -> tuple[dict[str, Any], list[Documents]]:
+    """The header and each source's documents of a whole slice file.
+
+    Raises:
+        DamagedError: foreign, of another format version, cut short, or not the bytes that were written.
+    """
+    if len(data) < PREAMBLE.size or not data.startswith(MAGIC):
+        raise DamagedError("it does not begin like one")
+    _, version, length, checksum = PREAMBLE.unpack_from(data)
+    if version != FORMAT:
+        raise DamagedError(f"it is of format {version}, and this version of the program reads {FORMAT}")
+    body = memoryview(data)[PREAMBLE.size :]
+    if length > len(body) or hashlib.sha256(body).digest() != checksum:
+        raise DamagedError("its content is not what its checksum says: cut short or changed")
+    try:
+        header = json.loads(bytes(body[:length]))
+        lists = [[(int(n), int(size)) for n, size in source["blocks"]] for source in header["sources"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"its header cannot be read ({error!r})") from None
+    return header, _read_lists(body[length:], lists)
+
+
+def _read_lists(payload: memoryview, lists: list[list[tuple[int, int]]]) -> list[Documents]:
+    """Unpack the sources' blocks, after checking that their sizes fill the payload exactly."""
+    sizes = [size for blocks in lists for _, size in blocks]
+    if any(size < 0 for size in sizes) or sum(sizes) != len(payload):
+        raise DamagedError("the sizes in its header do not add up")
+    position = 0
+    result = []
+    for blocks in lists:
+        cut = []
+        for count, size in blocks:
+            cut.append((count, bytes(payload[position : position + size])))
+            position += size
+        result.append(unpack_documents(cut))
+    return result

@@ -1,0 +1,116 @@
+"""The indices of versioned datasets as pure functions of their inputs: which tokens a sample is made of.
+
+The arrays are Megatron's (`GPTDataset`), computed in whole numbers throughout: its compiled helper counts the
+samples of a set with a partial last one in 32-bit floating point, which is wrong beyond 16 million tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from megatron_lrpath.data.draw_random import permutation, uniforms
+from megatron_lrpath.data.index_cache import Arrays, Entry
+from megatron_lrpath.data.slice import SliceSource
+from megatron_lrpath.data.slice_codec import Documents
+from megatron_lrpath.data.slice_source import Lengths, open_source
+from megatron_lrpath.errors import UserError
+
+FORMAT = 1  # part of every key: raise it when any of these arrays changes its meaning
+
+
+def sample_bounds(lengths: Lengths, seq_length: int, extra: int, keep_partial: bool) -> np.ndarray:
+    """Where samples begin in a stream of documents of these `lengths`: int32 [samples + 1, 2].
+
+    Row i holds the document (its place in the stream) and the offset in it at which sample i begins; sample i
+    takes `seq_length` tokens from there and `extra` more (1: the last label), with which sample i + 1 begins.
+    The row after the last sample is where that one's `seq_length` tokens end. With `keep_partial` the last
+    sample may be short; else what does not fill one is left over.
+    """
+    ends = np.cumsum(lengths, dtype=np.int64)
+    usable = max(int(ends[-1]) - extra, 0) if len(ends) else 0
+    samples = -(-usable // seq_length) if keep_partial else usable // seq_length
+    starts = np.minimum(np.arange(samples + 1, dtype=np.int64) * seq_length, usable)
+    # a boundary that falls after the last token (extra = 0) belongs to the end of the last document
+    document = np.minimum(np.searchsorted(ends, starts, side="right"), max(len(ends) - 1, 0))
+    offset = starts - (ends[document] - lengths[document]) if len(ends) else starts
+    return np.stack([document, offset], axis=1).astype(np.int32)
+
+
+def source_entry(source: SliceSource, seq_length: int, extra: int, order: tuple[int, str] | None) -> Entry:
+    """The cache entry of one source's index: its documents in order, its samples' bounds and their order.
+
+    `order` is (seed, version), which shuffle documents and samples, and what fills no sample is left over.
+    None (validation) leaves both in their order and keeps a short last sample.
+    """
+
+    def build() -> Arrays:
+        documents = source.documents
+        if order is not None:
+            documents = documents[permutation(len(documents), "documents", *order, source.digest)]
+        lengths = _lengths_of(source, documents)
+        bounds = sample_bounds(lengths, seq_length, extra, keep_partial=order is None)
+        samples = len(bounds) - 1
+        if order is None:
+            shuffle = np.arange(samples, dtype=np.uint32)
+        else:
+            shuffle = permutation(samples, "samples", *order, source.digest)
+        return {"documents": documents, "samples": bounds, "shuffle": shuffle}
+
+    key = ["source", FORMAT, source.digest, seq_length, extra, order]
+    return Entry(key, ("documents", "samples", "shuffle"), build)
+
+
+def _lengths_of(source: SliceSource, documents: Documents) -> Lengths:
+    """Tokens of each of `documents`.
+
+    Raises:
+        UserError: they are not what the slice counted, so the dataset is another.
+    """
+    index = open_source(source.prefix)
+    beyond = len(documents) and int(documents.max()) >= index.documents
+    lengths = None if beyond else index.lengths[documents]
+    if lengths is None or int(lengths.sum(dtype=np.int64)) != source.tokens:
+        raise UserError(
+            f"{source.prefix}: is not the indexed dataset that the slice was drawn from (its documents do "
+            f"not have the tokens that the slice counted); bring the old one back"
+        )
+    return lengths
+
+
+def interleave_entry(counts: Sequence[int], seed: int, version: str) -> Entry:
+    """The cache entry of the order in which a version's sources take turns; see `interleave`."""
+    key = ["interleave", FORMAT, list(counts), seed, version]
+    return Entry(key, ("source", "sample"), lambda: interleave(counts, "interleave", seed, version))
+
+
+def interleave(counts: Sequence[int], *key: object) -> Arrays:
+    """Spread `counts[j]` samples of each source j evenly: arrays `source` (uint16) and `sample` (uint32).
+
+    Each source's samples keep their order. Sample k of n is put at a random place in the k-th of n equal
+    parts of the version, so that every stretch of it (a batch, a shorter run) holds each source in its share
+    to within two samples, without a fixed beat between sources and ranks.
+    """
+    filled = [number for number, count in enumerate(counts) if count]
+    places = [
+        (np.arange(counts[number]) + uniforms(counts[number], *key, number)) / counts[number]
+        for number in filled
+    ]
+    order = np.argsort(np.concatenate(places), kind="stable") if places else np.empty(0, dtype=np.int64)
+    source = np.repeat(np.array(filled, dtype=np.uint16), [counts[number] for number in filled])
+    sample = [np.arange(counts[number], dtype=np.uint32) for number in filled]
+    return {
+        "source": source[order],
+        "sample": (np.concatenate(sample) if sample else np.empty(0, dtype=np.uint32))[order],
+    }
+
+
+def mixture_entry(samples: Sequence[int], seed: int) -> Entry:
+    """The cache entry of the order of versions shuffled together: a permutation of all their samples.
+
+    `samples` of each version, oldest first. The order depends on the seed and on how many versions there are.
+    """
+    total = sum(samples)
+    key = ["mixture", FORMAT, list(samples), seed]
+    return Entry(key, ("order",), lambda: {"order": permutation(total, "mixture", seed, len(samples))})
