@@ -1,0 +1,168 @@
+"""What a run's result depends on: compared when a run is resumed or branched from, and put in words."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+from megatron_lrpath.models import resolve_model
+from megatron_lrpath.plan.neutral import is_neutral
+from megatron_lrpath.schedule import LRPath
+
+if TYPE_CHECKING:
+    from megatron_lrpath.plan.plan import Plan
+    from megatron_lrpath.plan.runs import Run
+
+# The knobs that a style reads, in a whole schedule and in a branch.
+_KNOBS: dict[str, dict[str, tuple[str, ...]]] = {
+    "whole": {
+        "knee": ("knee_explore",),
+        "multi-step": ("multi_step_fractions",),
+        "wsd": ("wsd_decay_fraction", "wsd_decay_shape"),
+    },
+    "branch": {"wsd": ("wsd_decay_shape",)},
+}
+_LABELS = {
+    "order": "order of the samples",
+    "model": "model",
+    "batch": "batch",
+    "tokenizer": "tokenizer",
+    "megatron": "megatron",
+    "seed": "seed",
+}
+
+
+def identity(plan: Plan, run: Run) -> dict[str, Any]:
+    """Everything that the run's result depends on and nothing else, JSON-able.
+
+    `versions` lists name and steps of every version read up to the run's end, `path` the learning rate of
+    every ancestor and of the run itself. Appending a version changes neither for the earlier runs; for the
+    main path it only makes `versions` longer, because its rate has no end and branch points do not bend it.
+    The micro batch, the parallel layout, folders, logging and the like are left out (see `plan.neutral`);
+    the data themselves are known by the slices' own fingerprints. A run that is carried out as another one
+    (`same_as`) has that one's identity.
+    """
+    if run.same_as:
+        run = plan.run(*run.same_as)
+    count = len(run.slices) if run.kind == "main" else run.version_index
+    batch = {"global_batch_size": plan.batch.global_batch_size, "seq_length": plan.batch.seq_length}
+    tokenizer = {
+        "type": plan.tokenizer.type,
+        "model": plan.tokenizer.model,
+        "vocab_size": plan.tokenizer.vocab_size,
+    }
+    return {
+        "run": run.name,
+        "seed": plan.seed,
+        "model": _telling(resolve_model(plan.model)),
+        "megatron": _telling(plan.megatron),
+        "batch": batch,
+        "tokenizer": tokenizer,
+        "order": "shuffled together" if run.kind == "scratch" and count > 1 else "one after the other",
+        "versions": [{"name": version.name, "steps": version.steps} for version in plan.versions[:count]],
+        "path": [{"run": stage.name} | _path_facts(stage.path) for stage in _lineage(plan, run)],
+    }
+
+
+def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
+    """What differs between two identities of a run, in words; empty when the run may go on.
+
+    The main path may have more versions now than when it was stored: it goes on into them.
+    """
+    stored, current = _plain(stored), _plain(current)
+    found = []
+    if stored.get("run") != current.get("run"):
+        found.append(_changed("run", stored.get("run"), current.get("run")))
+    for name, label in _LABELS.items():
+        found += _compare(label, stored.get(name), current.get(name))
+    found += _compare_versions(stored, current)
+    return found + _compare_paths(stored.get("path", []), current.get("path", []))
+
+
+def _lineage(plan: Plan, run: Run) -> list[Run]:
+    """The run and its ancestors, oldest first."""
+    chain = [run]
+    while chain[0].parent:
+        parent = plan.run(run.paradigm, chain[0].parent.run)
+        chain.insert(0, parent)
+    return chain
+
+
+def _path_facts(path: LRPath) -> dict[str, Any]:
+    """What a learning-rate path depends on: the knobs that its shape and style read, no others."""
+    schedule = path.schedule
+    facts: dict[str, Any] = {"shape": path.shape, "start": path.start}
+    if path.shape == "floor":
+        return facts | {"end": path.end, "min_lr": schedule.min_lr}
+    facts["max_lr"] = schedule.max_lr
+    if path.shape == "plateau":
+        return facts | {"warmup": path.warmup}
+    cycle = path.end - path.start if path.cycle is None else path.cycle
+    facts |= {"end": path.end, "min_lr": schedule.min_lr, "style": schedule.style}
+    facts["cycle"] = "inf" if math.isinf(cycle) else cycle
+    if path.shape == "whole":
+        facts["warmup"] = path.warmup
+        if schedule.style == "inverse-square-root" and not path.warmup:
+            facts["time_scale"] = schedule.warmup
+    for knob in _KNOBS[path.shape].get(schedule.style, ()):
+        value = getattr(schedule, knob)
+        facts[knob] = list(value) if isinstance(value, tuple) else value
+    return facts
+
+
+def _telling(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that change the result; false is the same as not given."""
+    kept = {name: value for name, value in arguments.items() if value is not False and not is_neutral(name)}
+    return dict(sorted(kept.items()))
+
+
+def _compare(label: str, old: Any, new: Any) -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = sorted(old.keys() | new.keys())
+        return [
+            _changed(f"{label}.{name}", old.get(name), new.get(name))
+            for name in names
+            if old.get(name) != new.get(name)
+        ]
+    return [] if old == new else [_changed(label, old, new)]
+
+
+def _compare_versions(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
+    old, new = stored.get("versions", []), current.get("versions", [])
+    found = [
+        _changed(f"version {number}", _version(before), _version(after))
+        for number, (before, after) in enumerate(zip(old, new, strict=False), start=1)
+        if before != after
+    ]
+    found += [f"{_version(version)} was there and is gone" for version in old[len(new) :]]
+    if stored.get("run") != "main":
+        found += [f"{_version(version)} was not there" for version in new[len(old) :]]
+    return found
+
+
+def _compare_paths(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[str]:
+    if [stage["run"] for stage in old] != [stage["run"] for stage in new]:
+        chains = (" → ".join(stage["run"] for stage in stages) for stages in (old, new))
+        return [_changed("chain of runs", *chains)]
+    found = []
+    for before, after in zip(old, new, strict=True):
+        found += _compare(f"learning rate of {after['run']}", before, after)
+    return found
+
+
+def _version(version: dict[str, Any]) -> str:
+    return f"{version['name']} with {version['steps']} steps"
+
+
+def _changed(label: str, old: Any, new: Any) -> str:
+    return f"{label}: was {_said(old)}, is {_said(new)}"
+
+
+def _said(value: Any) -> str:
+    return "not given" if value is None else str(value)
+
+
+def _plain(value: dict[str, Any]) -> dict[str, Any]:
+    """As it comes back from a file: lists for tuples, so that both sides compare."""
+    return dict(json.loads(json.dumps(value)))

@@ -1,0 +1,96 @@
+"""The plan: what its file says and everything that follows from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.models import ModelSpec
+from megatron_lrpath.plan.identity import identity
+from megatron_lrpath.plan.runs import PARADIGMS, Run, Timeline
+from megatron_lrpath.plan.spec import Batch, Data, Tokenizer, Version
+from megatron_lrpath.plan.values import nearest
+from megatron_lrpath.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a paradigm costs in all: steps, tokens, and steps relative to PTFS."""
+
+    paradigm: str
+    steps: int
+    tokens: int
+    relative: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked plan. Paths are as in the file, relative to the working directory.
+
+    `schedule.warmup` is in steps; `cycle_steps` of the versions has the schedule's own default merged in;
+    `megatron` holds further Megatron arguments, their names with underscores.
+    """
+
+    path: Path
+    name: str
+    seed: int
+    model: ModelSpec
+    schedule: Schedule
+    alpha: float
+    cpt_variant: str
+    batch: Batch
+    tokenizer: Tokenizer
+    data: Data
+    versions: tuple[Version, ...]
+    output: str
+    megatron: dict[str, Any]
+
+    @property
+    def base(self) -> Path:
+        """The plan file's folder."""
+        return self.path.parent
+
+    @cached_property
+    def timeline(self) -> Timeline:
+        """Version ends, branch points and the runs made of them."""
+        return Timeline(self.schedule, self.alpha, self.cpt_variant, self.versions)
+
+    def runs(self, paradigm: str) -> list[Run]:
+        """The runs of a paradigm, parents before children. UserError for an unknown paradigm."""
+        if paradigm not in PARADIGMS:
+            hint = nearest(paradigm, PARADIGMS)
+            raise UserError(f"there is no paradigm {paradigm!r}{hint}; there are {', '.join(PARADIGMS)}")
+        return self.timeline.runs(paradigm)
+
+    def run(self, paradigm: str, name: str) -> Run:
+        """One run by its name. UserError that lists the names there are."""
+        runs = {run.name: run for run in self.runs(paradigm)}
+        if name not in runs:
+            hint = nearest(name, runs)
+            raise UserError(f"{paradigm} has no run {name!r}{hint}; it has {', '.join(runs)}")
+        return runs[name]
+
+    def folder(self, run: Run) -> Path:
+        """OUTPUT/<paradigm>/<run>."""
+        return Path(self.output) / run.paradigm / run.name
+
+    def identity(self, run: Run) -> dict[str, Any]:
+        """Everything that the run's result depends on and nothing else; see `plan.identity`."""
+        return identity(self, run)
+
+    def tokens(self, steps: int) -> int:
+        """The tokens of a number of steps."""
+        return steps * self.batch.tokens
+
+    def cost(self, paradigm: str) -> Cost:
+        """Steps and tokens of all runs of a paradigm, and the ratio of its steps to PTFS's.
+
+        The paper counts each paradigm alone (section 3.2), so CPT's includes its first version although that
+        run is shared with PTFS.
+        """
+        steps = sum(run.steps for run in self.runs(paradigm))
+        scratch = sum(self.timeline.ends)
+        return Cost(paradigm, steps, self.tokens(steps), steps / scratch)

@@ -1,0 +1,178 @@
+"""YAML text as values that remember line and key: safe, small, without repeated keys or aliases."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from megatron_lrpath.errors import PlanError
+
+MAX_BYTES = 256 * 1024
+MAX_DEPTH = 8
+
+_NULL = re.compile(r"(?:~|null|Null|NULL)?")
+_TRUE = re.compile(r"true|True|TRUE|yes|Yes|YES|on|On|ON")
+_FALSE = re.compile(r"false|False|FALSE|no|No|NO|off|Off|OFF")
+_WHOLE = re.compile(r"[-+]?(?:0|[1-9][0-9_]*)")
+_NUMBER = re.compile(r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?")
+_SPECIAL = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
+
+Scalar = None | bool | int | float | str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A value of the file: a scalar, a list or a mapping of entries; `key` reads `versions[1].steps`."""
+
+    value: Scalar | list[Entry] | dict[str, Entry]
+    line: int
+    key: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file that was read: where its entries stand, and errors that say so."""
+
+    path: Path
+    root: Entry
+
+    def error(self, entry: Entry, message: str) -> PlanError:
+        """An error at an entry: `FILE:LINE: key: message`."""
+        key = f"{entry.key}: " if entry.key else ""
+        return PlanError(f"{self.path}:{entry.line}: {key}{message}")
+
+    def find(self, *keys: str) -> Entry:
+        """The first of these keys that stands in the file, else the whole file (for checks across keys)."""
+        known = {entry.key: entry for entry in _walk(self.root)}
+        return next((known[key] for key in keys if key in known), self.root)
+
+
+def read_source(path: Path | str) -> Source:
+    """Read a YAML file whose top level is a mapping.
+
+    Raises PlanError naming the file and the line: no such file, not UTF-8, too large, broken YAML, empty, a
+    key given twice, aliases, tags or nesting that a plan has no use for.
+    """
+    path = Path(path)
+    text = _read_text(path)
+    try:
+        node = _Loader(text).get_single_node()
+    except _Refused as error:
+        raise PlanError(f"{path}:{error.line}: {error}") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise PlanError(f"{where}: this is not YAML: {error.problem or error.context}") from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise PlanError(f"{path}:{line}: a character that YAML does not allow: {error.reason}") from None
+    if node is None:
+        raise PlanError(f"{path}:1: the file is empty; docs/plan-file.md shows a plan to begin with")
+    if not isinstance(node, yaml.MappingNode):
+        raise PlanError(f"{path}:{_line(node)}: a plan is a mapping, with lines like `name: quickstart`")
+    return Source(path, Entry(_mapping(path, node, ""), 1, ""))
+
+
+class _Refused(Exception):
+    """Something that YAML has and a plan does not need."""
+
+    def __init__(self, line: int, message: str) -> None:
+        super().__init__(message)
+        self.line = line
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's composer without aliases, tags and deep nesting (they cost memory or run code elsewhere)."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.AliasEvent):
+            raise _Refused(line, f"the alias *{event.anchor} is not read in a plan; write the value out")
+        if getattr(event, "tag", None) is not None:
+            raise _Refused(line, f"the tag {event.tag} is not read in a plan; leave it out")
+        if self.depth == MAX_DEPTH:
+            raise _Refused(line, f"nested more than {MAX_DEPTH} levels deep; a plan is flatter than that")
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+def _read_text(path: Path) -> str:
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise PlanError(f"{path}: no such plan file; give the path of a YAML file") from None
+    except OSError as error:
+        raise PlanError(f"{path}: cannot be read: {error.strerror}") from None
+    if len(data) > MAX_BYTES:
+        raise PlanError(f"{path}: larger than {MAX_BYTES // 1024} KiB; this is hardly a plan file")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise PlanError(f"{path}:{line}: not UTF-8 text; save the plan as UTF-8") from None
+
+
+def _mapping(path: Path, node: yaml.MappingNode, prefix: str) -> dict[str, Entry]:
+    entries: dict[str, Entry] = {}
+    for key_node, value_node in node.value:
+        line = _line(key_node)
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise PlanError(f"{path}:{line}: a key must be plain text")
+        name = key_node.value
+        key = f"{prefix}.{name}" if prefix else name
+        if name in entries:
+            raise PlanError(
+                f"{path}:{line}: {key}: given twice, first in line {entries[name].line}; keep one of them"
+            )
+        entries[name] = _entry(path, value_node, line, key)
+    return entries
+
+
+def _entry(path: Path, node: yaml.Node, line: int, key: str) -> Entry:
+    if isinstance(node, yaml.MappingNode):
+        return Entry(_mapping(path, node, key), line, key)
+    if isinstance(node, yaml.SequenceNode):
+        items = [_entry(path, item, _line(item), f"{key}[{i}]") for i, item in enumerate(node.value)]
+        return Entry(items, line, key)
+    quoted = isinstance(node, yaml.ScalarNode) and node.style is not None
+    return Entry(node.value if quoted else _plain_scalar(node.value), line, key)
+
+
+def _plain_scalar(text: str) -> Scalar:
+    """What unquoted text means. Other than YAML 1.1, 1e-3 is a number here and 1:30 and 010 are text."""
+    if _NULL.fullmatch(text):
+        return None
+    if _TRUE.fullmatch(text):
+        return True
+    if _FALSE.fullmatch(text):
+        return False
+    digits = text.replace("_", "")
+    if _WHOLE.fullmatch(text):
+        return int(digits) if len(digits) < 40 else float(digits)
+    if _NUMBER.fullmatch(text) and ("." in text or "e" in text.lower()):
+        return float(digits)
+    if _SPECIAL.fullmatch(text):
+        return float(text.replace(".", ""))
+    return text
+
+
+def _walk(entry: Entry) -> Iterator[Entry]:
+    yield entry
+    children = list(entry.value.values()) if isinstance(entry.value, dict) else entry.value
+    if isinstance(children, list):
+        for child in children:
+            yield from _walk(child)
+
+
+def _line(node: yaml.Node) -> int:
+    return int(node.start_mark.line) + 1

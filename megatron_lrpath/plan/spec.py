@@ -1,0 +1,64 @@
+"""What a plan file says, typed: batch, tokenizer, data, versions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sizes of a step: `global_batch_size` and `micro_batch_size` in samples, `seq_length` in tokens."""
+
+    global_batch_size: int
+    micro_batch_size: int
+    seq_length: int
+    rampup: None = None  # a plan counts steps of one size
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one step."""
+        return self.global_batch_size * self.seq_length
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Megatron's tokenizer type, its model and, where that does not say it, the vocabulary's size."""
+
+    type: str
+    model: str | None = None
+    vocab_size: int | None = None
+
+
+@dataclass(frozen=True)
+class Data:
+    """Paths as in the plan, relative to the working directory: the slices' folder, the validation slice."""
+
+    slices: str
+    valid: str
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version: its name, T_i in steps, and what it sets for itself alone.
+
+    `cycle_steps` maps "scratch", "continual", "branch" to a length in steps (math.inf: never decays); kinds
+    that are missing in it take the length of the run.
+    """
+
+    name: str
+    steps: int
+    alpha: float | None = None
+    cycle_steps: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Parent:
+    """Where a run starts from: another run of its paradigm and the step of the checkpoint."""
+
+    run: str
+    step: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {"run": self.run, "step": self.step}
