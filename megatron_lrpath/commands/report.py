@@ -1,0 +1,33 @@
+"""`lrpath report`: the page with tables and figures of a plan's runs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+HELP = "write a page with tables and figures of what has been trained"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The plan, and where the page goes."""
+    parser.add_argument("plan", type=Path, metavar="PLAN", help="the plan file")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="folder of the report (default: OUTPUT/report of the plan)"
+    )
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Write the report, print its main table and the page's path; 0."""
+    from datetime import datetime
+
+    from rich.console import Console
+
+    from megatron_lrpath.plan import load_plan
+    from megatron_lrpath.report.page import make_report, write_report
+    from megatron_lrpath.report.terminal import show
+
+    plan = load_plan(args.plan)
+    report = make_report(plan, datetime.now().astimezone())
+    page = write_report(report, args.output or Path(plan.output) / "report")
+    show(report, page, Console())
+    return 0

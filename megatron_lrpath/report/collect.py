@@ -1,0 +1,188 @@
+"""Reads the folders that a plan's runs left behind; nothing missing is filled in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.plan import Plan, Run, differences
+from megatron_lrpath.report.history import History, read_history
+
+PARADIGMS = ("ptfs", "cpt", "ours")
+"""In the order of the paper's tables."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """One model on some text: mean loss in nats per token, its exponential, and how many tokens were read."""
+
+    loss: float
+    perplexity: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `eval.json` says: the model of step `step` on the whole validation set and on each domain."""
+
+    step: int
+    score: Score
+    domains: dict[str, Score]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run of the plan and what its folder holds.
+
+    `evaluation` is of the run's last step, or None; one of another step is not taken and named in `problems`.
+    """
+
+    run: Run
+    folder: Path
+    history: History
+    complete: bool
+    evaluation: Evaluation | None
+    lineage: dict[str, Any]
+    problems: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        """`paradigm/run` of the training's folder, the same for a run that two paradigms share."""
+        paradigm, name = self.run.same_as or (self.run.paradigm, self.run.name)
+        return f"{paradigm}/{name}"
+
+    @property
+    def reached(self) -> int:
+        """The step that the run has come to; its first step where it has not begun."""
+        if self.complete:
+            return self.run.last_step
+        return self.history.last_step or self.run.first_step
+
+    @property
+    def state(self) -> str:
+        """In words: complete, how far it is, or not started."""
+        if self.complete:
+            return "complete"
+        if not len(self.history):
+            return "not started"
+        return f"at step {self.reached:,} of {self.run.last_step:,}"
+
+
+@dataclass(frozen=True)
+class RunTree:
+    """Every run of a plan, by paradigm in dependency order."""
+
+    plan: Plan
+    records: dict[str, list[RunRecord]] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[RunRecord]:
+        """Every training once: a run that two paradigms share comes under the first alone."""
+        seen: set[str] = set()
+        for paradigm in self.records:
+            for record in self.records[paradigm]:
+                if record.label not in seen:
+                    seen.add(record.label)
+                    yield record
+
+    def model_of(self, paradigm: str, version: str) -> RunRecord | None:
+        """The run whose last step is that version's model; None where the paradigm has none."""
+        found = (r for r in self.records[paradigm] if r.run.version == version and r.run.kind != "main")
+        return next(found, None)
+
+    def relative_cost(self, paradigm: str) -> float:
+        """The steps of all of the paradigm's runs over those of pre-training from scratch, as planned."""
+        return self.plan.cost(paradigm).relative
+
+    @property
+    def compared(self) -> list[str]:
+        """The versions that the tables compare: all but the first, as in the paper (a lone first stays)."""
+        names = [version.name for version in self.plan.versions]
+        return names[1:] or names
+
+    def unfinished(self) -> list[RunRecord]:
+        """The trainings that have not come to their end."""
+        return [record for record in self if not record.complete]
+
+    def unevaluated(self) -> list[RunRecord]:
+        """The versions' models that are trained and have no perplexity."""
+        return [r for r in self if r.complete and r.run.kind != "main" and r.evaluation is None]
+
+
+def collect(plan: Plan) -> RunTree:
+    """Read every run's folder under the plan's output; UserError when there is no such folder."""
+    output = Path(plan.output)
+    if not output.is_dir():
+        raise UserError(
+            f"{output}: there is no such folder, so there is nothing to report. Train first with "
+            f"`lrpath run {plan.path}`, or go to the folder that `output` of the plan is relative to."
+        )
+    return RunTree(plan, {name: [_record(plan, run) for run in plan.runs(name)] for name in PARADIGMS})
+
+
+def _record(plan: Plan, run: Run) -> RunRecord:
+    shared = plan.run(*run.same_as) if run.same_as else run
+    folder = Path(plan.folder(shared))
+    problems: list[str] = []
+    history = read_history(folder / "history.jsonl")
+    if history.unreadable:
+        problems.append(f"history.jsonl: {history.unreadable} unreadable lines were left out")
+    lineage = _read_json(folder / "lineage.json", problems) or {}
+    if isinstance(lineage.get("identity"), dict):
+        changes = differences(lineage["identity"], plan.identity(run))
+        problems.extend(f"trained under another plan: {change}" for change in changes)
+    return RunRecord(
+        run=run,
+        folder=folder,
+        history=history,
+        complete=_is_complete(folder / "result.json", run, problems),
+        evaluation=_evaluation(folder / "eval.json", run, problems),
+        lineage=lineage,
+        problems=tuple(problems),
+    )
+
+
+def _read_json(path: Path, problems: list[str]) -> dict[str, Any] | None:
+    """The object in `path`; None where there is no file or no object in it (the latter is noted)."""
+    if not path.is_file():
+        return None
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        problems.append(f"{path.name} cannot be read ({error})")
+        return None
+    if not isinstance(value, dict):
+        problems.append(f"{path.name} does not hold a JSON object")
+        return None
+    return value
+
+
+def _is_complete(path: Path, run: Run, problems: list[str]) -> bool:
+    """Whether `result.json` is of the run's last step; the main path's grows with the versions."""
+    result = _read_json(path, problems)
+    return result is not None and result.get("step") == run.last_step
+
+
+def _evaluation(path: Path, run: Run, problems: list[str]) -> Evaluation | None:
+    """The evaluation of the run's last step; anything else is noted and not taken."""
+    value = _read_json(path, problems)
+    if value is None:
+        return None
+    try:
+        domains = {str(name): _score(score) for name, score in (value.get("domains") or {}).items()}
+        evaluation = Evaluation(int(value["step"]), _score(value), domains)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        problems.append(f"eval.json is not an evaluation ({type(error).__name__}: {error})")
+        return None
+    if evaluation.step != run.last_step:
+        step = evaluation.step
+        problems.append(f"eval.json is of step {step}, the run ends at {run.last_step}: evaluate it again")
+        return None
+    return evaluation
+
+
+def _score(value: dict[str, Any]) -> Score:
+    return Score(float(value["loss"]), float(value["perplexity"]), int(value["tokens"]))

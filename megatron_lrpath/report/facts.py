@@ -1,0 +1,173 @@
+"""What was planned and with what it was trained, as label and value; and the versions' data as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_lrpath.data.slice import Slice, open_validation, slice_path
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.models import parameter_count, resolve_model
+from megatron_lrpath.plan import Plan
+from megatron_lrpath.report.collect import RunTree
+from megatron_lrpath.report.tables import Cell, Table
+from megatron_lrpath.report.words import (
+    MISSING,
+    VARIANT_NAMES,
+    listing,
+    schedule_name,
+    short_number,
+)
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A line of the summary."""
+
+    label: str
+    value: str
+
+
+def facts(tree: RunTree) -> list[Fact]:
+    """The plan and its surroundings. What the runs' lineage does not say is left out, not guessed."""
+    plan = tree.plan
+    batch, starts = plan.batch, list(_starts(tree))
+    found = [
+        Fact("Plan", str(plan.path)),
+        Fact("Model", _model(tree)),
+        Fact("Parameters", _parameters(plan)),
+        Fact("Schedule", _schedule(tree)),
+        Fact("α", _alphas(tree)),
+        Fact("CPT variant", VARIANT_NAMES.get(plan.cpt_variant, plan.cpt_variant)),
+        Fact("Batch", f"{batch.global_batch_size:,} sequences of {batch.seq_length:,} tokens"),
+        Fact("Tokens a step", f"{plan.batch.tokens:,}"),
+        Fact("Tokenizer", f"{plan.tokenizer.type} {plan.tokenizer.model or ''}".strip()),
+        Fact("Seed", str(plan.seed)),
+        Fact("Other arguments", ", ".join(f"{key} {value}" for key, value in plan.megatron.items())),
+        Fact("Trained", _span([str(start["time"]) for start in starts if start.get("time")])),
+        Fact("Packages", _packages(starts)),
+        Fact("Code", _different(start.get("git_commit") for start in starts)),
+    ]
+    return [fact for fact in found if fact.value]
+
+
+def data_table(tree: RunTree) -> Table:
+    """Each version: its steps, the tokens trained on, what its slice holds, by domain where it names some."""
+    plan = tree.plan
+    slices = {version.name: _slice(Path(plan.data.slices), version.name) for version in plan.versions}
+    valid = _validation(tree)
+    known = [part for part in (*slices.values(), valid) if part is not None]
+    domains = list(dict.fromkeys(name for part in known for name in part.tokens_by_domain))
+    domains = domains if len(domains) > 1 else []
+    rows = [
+        (
+            Cell(version.name, opens=True),
+            Cell(f"{version.steps:,}"),
+            Cell(short_number(plan.tokens(version.steps))),
+            *_slice_cells(slices[version.name], domains),
+        )
+        for version in plan.versions
+    ]
+    rows.append((Cell("validation", opens=True), Cell(MISSING), Cell(MISSING), *_slice_cells(valid, domains)))
+    by_domain = (f"of which {name}" for name in domains)
+    header = ("Version", "Steps", "New tokens trained on", "Tokens in the slice", *by_domain)
+    missing = [name for name, part in slices.items() if part is None] + ([] if valid else ["validation"])
+    note = f"Slices not found, so their contents are not shown: {listing(missing)}."
+    return Table(header, tuple(rows), left=1, notes=(note,) if missing else ())
+
+
+def _slice_cells(part: Slice | None, domains: list[str]) -> list[Cell]:
+    if part is None:
+        return [Cell(MISSING)] * (1 + len(domains))
+    counts = part.tokens_by_domain
+    return [Cell(short_number(part.tokens)), *(Cell(short_number(counts.get(name, 0))) for name in domains)]
+
+
+def _slice(folder: Path, name: str) -> Slice | None:
+    """The slice, or None where it cannot be read: a report may be made away from the data."""
+    try:
+        return Slice.load(slice_path(folder, name))
+    except (UserError, OSError):
+        return None
+
+
+def _validation(tree: RunTree) -> Slice | None:
+    try:
+        return open_validation(tree.plan.data)
+    except (UserError, OSError):
+        return None
+
+
+def _model(tree: RunTree) -> str:
+    model = tree.plan.model
+    overrides = ", ".join(f"{key} {value}" for key, value in model.overrides.items())
+    return "; ".join(part for part in (model.recipe or "", overrides) if part)
+
+
+def _parameters(plan: Plan) -> str:
+    """The model's parameters; without the embeddings where the vocabulary's size cannot be found out here."""
+    arguments, vocabulary = resolve_model(plan.model), _vocabulary(plan)
+    try:
+        if vocabulary is None:
+            return f"{short_number(parameter_count(arguments, 0))} without the token embeddings"
+        return f"{short_number(parameter_count(arguments, vocabulary))} (vocabulary of {vocabulary:,} tokens)"
+    except UserError:
+        return ""
+
+
+def _vocabulary(plan: Plan) -> int | None:
+    """The plan's vocabulary size, or that of its SentencePiece model where the file is here."""
+    if plan.tokenizer.vocab_size is not None:
+        return plan.tokenizer.vocab_size
+    model = Path(plan.tokenizer.model or "")
+    if "SentencePiece" not in plan.tokenizer.type or not model.is_file():
+        return None
+    from sentencepiece import SentencePieceProcessor
+
+    try:
+        return int(SentencePieceProcessor(model_file=str(model)).get_piece_size())
+    except (OSError, RuntimeError):
+        return None
+
+
+def _schedule(tree: RunTree) -> str:
+    schedule = tree.plan.schedule
+    rates = f"{schedule_name(tree.plan)}, from {schedule.max_lr:g} to {schedule.min_lr:g}"
+    return f"{rates}, warm-up {schedule.warmup:,} steps" if schedule.warmup else f"{rates}, no warm-up"
+
+
+def _alphas(tree: RunTree) -> str:
+    own = [f"{one.name}: {one.alpha:g}" for one in tree.plan.versions if one.alpha is not None]
+    return f"{tree.plan.alpha:g}" + (f" ({', '.join(own)})" if own else "")
+
+
+def _starts(tree: RunTree) -> Iterable[dict[str, Any]]:
+    """Every start of every run that its lineage records."""
+    for record in tree:
+        starts = record.lineage.get("starts")
+        if isinstance(starts, list):
+            yield from (start for start in starts if isinstance(start, dict))
+
+
+def _packages(starts: list[dict[str, Any]]) -> str:
+    """`name version` of every package that the runs recorded; several versions where runs differ."""
+    versions: dict[str, dict[str, None]] = {}
+    for start in starts:
+        packages = start.get("packages")
+        for name, version in (packages if isinstance(packages, dict) else {}).items():
+            versions.setdefault(str(name), {})[str(version)] = None
+    return ", ".join(f"{name} {' and '.join(found)}" for name, found in versions.items())
+
+
+def _different(values: Iterable[object]) -> str:
+    return listing(list(dict.fromkeys(str(value) for value in values if value)))
+
+
+def _span(times: list[str]) -> str:
+    """First and last of some ISO times, to the minute."""
+    if not times:
+        return ""
+    first, last = (time[:16].replace("T", " ") for time in (min(times), max(times)))
+    return f"started {first} UTC" + ("" if first == last else f", last start {last} UTC")

@@ -1,0 +1,101 @@
+"""Puts the report together and writes it: one HTML page, the same as Markdown, the figures and their data."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from megatron_lrpath.files import atomic_write_bytes, atomic_write_text
+from megatron_lrpath.plan import Plan
+from megatron_lrpath.report.collect import RunTree, collect
+from megatron_lrpath.report.facts import Fact, data_table, facts
+from megatron_lrpath.report.figures import draw_cost, draw_rates
+from megatron_lrpath.report.gaps import Gap, gaps
+from megatron_lrpath.report.losses import draw_losses
+from megatron_lrpath.report.rates import Verdict, check_rates, judge
+from megatron_lrpath.report.style import Drawing
+from megatron_lrpath.report.tables import Table, domain_table, main_table, result_in_words, run_table
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that the page, the Markdown and the terminal show, ready to be drawn."""
+
+    name: str
+    written: str
+    gaps: list[Gap]
+    result: list[str]
+    results: Table
+    domains: Table | None
+    rate_check: Verdict
+    rates: Drawing
+    cost: Drawing | None
+    losses: Drawing | None
+    runs: Table
+    facts: list[Fact]
+    data: Table
+
+    @property
+    def drawings(self) -> list[Drawing]:
+        """The figures that there is something to draw for."""
+        return [drawing for drawing in (self.rates, self.cost, self.losses) if drawing is not None]
+
+
+def make_report(plan: Plan, now: datetime) -> Report:
+    """Read the plan's runs and work out the report; UserError where the plan's output folder is not there."""
+    tree: RunTree = collect(plan)
+    return Report(
+        name=plan.name,
+        written=now.strftime("%Y-%m-%d %H:%M %Z").strip(),
+        gaps=gaps(tree),
+        result=result_in_words(tree),
+        results=main_table(tree),
+        domains=domain_table(tree),
+        rate_check=judge(check_rates(tree)),
+        rates=draw_rates(tree),
+        cost=draw_cost(tree),
+        losses=draw_losses(tree),
+        runs=run_table(tree),
+        facts=facts(tree),
+        data=data_table(tree),
+    )
+
+
+def write_report(report: Report, folder: Path) -> Path:
+    """Write the report into `folder` and return the page's path; files of an earlier report are replaced.
+
+    Written: `index.html` (all in one), `report.md` with `FIGURE.png` beside it, `data/FIGURE.csv`.
+    """
+    for drawing in report.drawings:
+        atomic_write_text(folder / "data" / f"{drawing.name}.csv", drawing.data)
+        atomic_write_bytes(folder / f"{drawing.name}.png", drawing.png)
+    atomic_write_text(folder / "report.md", render("report.md.j2", report))
+    page = folder / "index.html"
+    atomic_write_text(page, render("index.html.j2", report))
+    return page
+
+
+def render(template: str, report: Report) -> str:
+    """The report in one of the package's templates. Whatever the user named is escaped, in either form."""
+    environment = Environment(
+        loader=PackageLoader("megatron_lrpath.report"),
+        autoescape=template.startswith("index.html"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["md"] = markdown_text
+    environment.filters["figure"] = Markup
+    return environment.get_template(template).render(report=report)
+
+
+def markdown_text(text: str) -> str:
+    """`text` so that Markdown shows it as it is, on one line."""
+    flat = " ".join(str(text).split())
+    return re.sub(r"([\\`*_{}\[\]<>#|~$&!])", r"\\\1", flat)

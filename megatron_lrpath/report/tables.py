@@ -1,0 +1,193 @@
+"""The report's tables as data: one form that the page, the Markdown and the terminal draw alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from megatron_lrpath.report.collect import PARADIGMS, RunRecord, RunTree, Score
+from megatron_lrpath.report.words import (
+    MISSING,
+    PARADIGM_NAMES,
+    decimals,
+    duration,
+    listing,
+    paradigm_name,
+    schedule_name,
+    short_number,
+    signed_percent,
+)
+
+Scores = dict[tuple[str, str], float]
+"""(paradigm, version) -> perplexity, for the models that have one."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell's text; `best` is set in bold; `opens` begins a group of rows."""
+
+    text: str
+    best: bool = False
+    opens: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A header, rows of the same width, the number of left-aligned columns, and lines to stand below."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    left: int
+    notes: tuple[str, ...] = ()
+
+
+def perplexities(tree: RunTree, pick: Callable[[RunRecord], Score | None]) -> Scores:
+    """The perplexity that `pick` finds in each version's model; models without one are left out."""
+    found: Scores = {}
+    for paradigm in PARADIGMS:
+        for version in tree.plan.versions:
+            record = tree.model_of(paradigm, version.name)
+            score = pick(record) if record is not None else None
+            if score is not None:
+                found[paradigm, version.name] = score.perplexity
+    return found
+
+
+def overall(record: RunRecord) -> Score | None:
+    """The score on the whole validation set."""
+    return record.evaluation.score if record.evaluation else None
+
+
+def mean_perplexity(tree: RunTree, scores: Scores, paradigm: str) -> float | None:
+    """The mean over the compared versions; None unless every one of them has a perplexity."""
+    values = [scores.get((paradigm, version)) for version in tree.compared]
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
+
+
+def main_table(tree: RunTree) -> Table:
+    """The paper's Table 1: schedule, paradigm, cost and the perplexity of every version but the first."""
+    scores = perplexities(tree, overall)
+    places = decimals(list(scores.values()))
+    means = {p: mean_perplexity(tree, scores, p) for p in PARADIGMS}
+    mean_column = len(tree.compared) > 1
+    rows = []
+    for paradigm in PARADIGMS:
+        first = paradigm == PARADIGMS[0]
+        row = [
+            Cell(schedule_name(tree.plan) if first else "", opens=first),
+            Cell(paradigm_name(tree.plan, paradigm)),
+            Cell(f"{tree.relative_cost(paradigm):.2f}×"),
+            *_score_cells(tree.compared, scores, paradigm, places),
+        ]
+        if mean_column:
+            row.append(_cell(means[paradigm], [m for m in means.values() if m is not None], places))
+        rows.append(tuple(row))
+    header = ("Schedule", "Paradigm", "Cost", *tree.compared, *(("Mean",) if mean_column else ()))
+    return Table(header, tuple(rows), left=2, notes=tuple(_main_notes(tree, scores, places)))
+
+
+def domain_table(tree: RunTree) -> Table | None:
+    """The same for every domain of the validation set; None where no evaluation names domains."""
+    sizes = _domain_sizes(tree)
+    rows = []
+    for domain in sizes:
+        scores = perplexities(tree, lambda r, d=domain: r.evaluation.domains.get(d) if r.evaluation else None)
+        places = decimals(list(scores.values()))
+        for paradigm in PARADIGMS:
+            first = paradigm == PARADIGMS[0]
+            label = f"{domain} ({short_number(sizes[domain])} tokens)" if first else ""
+            cells = _score_cells(tree.compared, scores, paradigm, places)
+            rows.append((Cell(label, opens=first), Cell(paradigm_name(tree.plan, paradigm)), *cells))
+    return Table(("Domain", "Paradigm", *tree.compared), tuple(rows), left=2) if rows else None
+
+
+def run_table(tree: RunTree) -> Table:
+    """Every training once: where it starts and ends, how far it is, how long it took, its loss."""
+    rows, before = [], ""
+    for record in tree:
+        run, seconds = record.run, record.history.seconds
+        tokens = len(record.history) * tree.plan.batch.tokens
+        paradigm = record.label.split("/")[0]
+        rows.append(
+            (
+                Cell(record.label, opens=paradigm != before),
+                Cell(f"{run.parent.run} at {run.parent.step:,}" if run.parent else "random weights"),
+                Cell(f"{run.first_step:,} → {run.last_step:,}"),
+                Cell(f"{run.steps:,}"),
+                Cell(duration(seconds)),
+                Cell(short_number(tokens / seconds) if seconds else MISSING),
+                Cell(_last_loss(record)),
+                Cell(record.state),
+            )
+        )
+        before = paradigm
+    header = ("Run", "Starts from", "From → to step", "Steps", "Time", "Tokens/s", "Last train loss", "State")
+    return Table(header, tuple(rows), left=2)
+
+
+def result_in_words(tree: RunTree) -> list[str]:
+    """A sentence for CPT and ours against PTFS; none for a paradigm whose perplexities are not all there."""
+    scores = perplexities(tree, overall)
+    places = decimals(list(scores.values()))
+    base = mean_perplexity(tree, scores, "ptfs")
+    sentences = []
+    for paradigm in ("ours", "cpt"):
+        mean = mean_perplexity(tree, scores, paradigm)
+        if base is not None and mean is not None:
+            sentences.append(
+                f"{paradigm_name(tree.plan, paradigm)} reaches a mean perplexity of {mean:.{places}f} over "
+                f"{_span(tree.compared)} at {tree.relative_cost(paradigm):.2f}× the cost of PTFS, "
+                f"which reaches {base:.{places}f} ({signed_percent(mean / base - 1)})."
+            )
+    return sentences
+
+
+def _score_cells(versions: list[str], scores: Scores, paradigm: str, places: int) -> list[Cell]:
+    """One cell a version, the lowest perplexity of the version's column marked."""
+    columns = {v: [scores[p, v] for p in PARADIGMS if (p, v) in scores] for v in versions}
+    return [_cell(scores.get((paradigm, v)), columns[v], places) for v in versions]
+
+
+def _cell(value: float | None, column: list[float], places: int) -> Cell:
+    """The value; best where it shows the same digits as the lowest of at least two."""
+    if value is None:
+        return Cell(MISSING)
+    text = f"{value:.{places}f}"
+    return Cell(text, best=len(column) > 1 and text == f"{min(column):.{places}f}")
+
+
+def _main_notes(tree: RunTree, scores: Scores, places: int) -> list[str]:
+    """What the columns mean, and the first version, which the table leaves out."""
+    sizes = {r.evaluation.score.tokens for r in tree if r.evaluation}
+    basis = f"{short_number(sizes.pop())} validation tokens" if len(sizes) == 1 else "the validation set"
+    notes = [
+        f"Perplexity on {basis}, lower is better, the best of each column in bold. "
+        "Cost: steps of all of a paradigm's runs over those of PTFS."
+    ]
+    first = tree.plan.versions[0].name
+    if first not in tree.compared:
+        shown = {p: f"{scores[p, first]:.{places}f}" if (p, first) in scores else MISSING for p in PARADIGMS}
+        notes.append(
+            f"{first}, as in the paper not in the table: PTFS and CPT {shown['ptfs']} "
+            f"(one and the same run), {PARADIGM_NAMES['ours']} {shown['ours']}."
+        )
+    return notes
+
+
+def _domain_sizes(tree: RunTree) -> dict[str, int]:
+    """Validation tokens of every domain that an evaluation names, in the order they are first named."""
+    sizes: dict[str, int] = {}
+    for record in tree:
+        for name, score in (record.evaluation.domains if record.evaluation else {}).items():
+            sizes.setdefault(name, score.tokens)
+    return sizes
+
+
+def _last_loss(record: RunRecord) -> str:
+    loss = record.history["loss"]
+    return f"{loss[-1]:.3f}" if len(loss) and loss[-1] == loss[-1] else MISSING
+
+
+def _span(versions: list[str]) -> str:
+    return f"{versions[0]} to {versions[-1]}" if len(versions) > 2 else listing(versions)
