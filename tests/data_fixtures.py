@@ -22,7 +22,7 @@ class StubTokenizer:
 
 
 def make_indexed_dataset(prefix: Path, documents: Sequence[Sequence[int]], dtype: Any = np.uint16) -> Path:
-    """Write `documents` (token ids) as PREFIX.bin and PREFIX.idx with Megatron's builder; returns `prefix`."""
+    """Write `documents` (token ids) as PREFIX.bin and .idx with Megatron's builder; returns `prefix`."""
     import torch
     from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 

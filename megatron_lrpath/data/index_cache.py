@@ -86,7 +86,7 @@ class IndexCache:
         if _rank() == 0:
             self._complete(wanted)
         _barrier()
-        if _local_rank() == 0:
+        if local_rank() == 0:
             self._complete(wanted)
         _barrier()
         return [self._load_surely(entry) for entry in wanted]
@@ -156,7 +156,7 @@ def _rank() -> int:
     return torch.distributed.get_rank()
 
 
-def _local_rank() -> int:
+def local_rank() -> int:
     """The rank within this node; unknown counts as 0, which only costs a second build."""
     return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))) if _distributed() else 0
 

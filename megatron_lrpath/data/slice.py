@@ -22,7 +22,7 @@ ENDING = ".slice"
 
 
 class DataSpec(Protocol):
-    """Where a plan's slices lie: a folder of them, and the validation slice (named without its ending)."""
+    """A plan's slices: the folder they lie in, and the validation slice (None: `valid` in that folder)."""
 
     @property
     def slices(self) -> Path | str: ...
@@ -209,19 +209,22 @@ def open_slices(data: DataSpec, versions: Iterable[str], verify: bool = True) ->
         UserError: a slice or source is missing, damaged or another, or two slices share documents.
     """
     slices = [Slice.load(slice_path(data.slices, name)) for name in versions]
-    everything = slices if data.valid is None else [*slices, open_validation(data)]
+    everything = [*slices, open_validation(data)] if data.valid or validation_path(data).exists() else slices
     if verify:
         verify_slices(everything)
     check_disjoint(everything)
     return slices
 
 
+def validation_path(data: DataSpec) -> Path:
+    """The validation slice's file: the one that is named (with or without its ending), else `valid`."""
+    path = Path(data.valid) if data.valid else Path(data.slices) / "valid"
+    return path if path.name.endswith(ENDING) else path.with_name(path.name + ENDING)
+
+
 def open_validation(data: DataSpec) -> Slice:
     """Load the validation slice (its sources are verified by `open_slices`)."""
-    if data.valid is None:
-        raise UserError("data.valid: the plan names no validation slice; add `valid: FOLDER/valid` to `data`")
-    path = Path(data.valid)
-    return Slice.load(path if path.name.endswith(ENDING) else path.with_name(path.name + ENDING))
+    return Slice.load(validation_path(data))
 
 
 def verify_slices(slices: Iterable[Slice]) -> None:

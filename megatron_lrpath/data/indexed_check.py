@@ -1,0 +1,245 @@
+"""Checks Megatron's indexed datasets: header, lengths, offsets, documents, size of `.bin`, ids."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron_lrpath.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+INDEX_MAGIC = b"MMIDIDX\x00\x00"
+INDEX_VERSION = 1
+HEADER_BYTES = 34  # magic 9, version 8, type code 1, number of sequences 8, number of document bounds 8
+DTYPE_CODES = {
+    "uint8": 1,
+    "int8": 2,
+    "int16": 3,
+    "int32": 4,
+    "int64": 5,
+    "float64": 6,
+    "float32": 7,
+    "uint16": 8,
+}
+BLOCK = 1 << 20  # entries looked at at a time
+
+
+@dataclass(frozen=True)
+class IndexHeader:
+    """What the first bytes of an `.idx` say, checked against the size of the file."""
+
+    prefix: str
+    dtype: str
+    sequences: int
+    documents: int
+    modes: bool
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes per token."""
+        return {"uint16": 2, "int16": 2, "int32": 4, "float32": 4, "uint8": 1, "int8": 1}.get(self.dtype, 8)
+
+
+@dataclass(frozen=True)
+class PairReport:
+    """Figures of a pair that passed: tokens, extremes of the lengths (tokens) and of the ids."""
+
+    header: IndexHeader
+    tokens: int
+    shortest: int
+    longest: int
+    empty_documents: int
+    smallest_id: int
+    largest_id: int
+
+
+def strip_ending(path: str) -> str:
+    """The prefix of a pair, whether it was named as such or by one of its files."""
+    return path[:-4] if path.endswith((".bin", ".idx")) else path
+
+
+def read_header(prefix: str) -> IndexHeader:
+    """Read and check the header of `PREFIX.idx`; nothing is allocated by the numbers in it.
+
+    Raises:
+        UserError: the file is missing, foreign, truncated or says a size that it does not have.
+    """
+    path = f"{prefix}.idx"
+    for name in (path, f"{prefix}.bin"):
+        if not os.path.isfile(name):
+            raise UserError(f"{name}: no such file; a dataset is a .bin and an .idx of one name")
+    size = os.path.getsize(path)
+    with open(path, "rb") as stream:
+        head = stream.read(HEADER_BYTES)
+    if head[:9] != INDEX_MAGIC:
+        raise UserError(f"{path}: {_foreign(prefix, head)}")
+    if len(head) < HEADER_BYTES:
+        raise UserError(f"{path}: truncated: {size} bytes do not even hold the header of {HEADER_BYTES}")
+    version, code, sequences, bounds = struct.unpack("<QBQQ", head[9:])
+    if version != INDEX_VERSION:
+        raise UserError(f"{path}: version {version} of the format; only version {INDEX_VERSION} is known")
+    names = {number: name for name, number in DTYPE_CODES.items()}
+    if code not in names:
+        raise UserError(f"{path}: unknown type code {code}; 1 to 8 are known")
+    expected = HEADER_BYTES + sequences * 12 + bounds * 8
+    if size not in (expected, expected + sequences):
+        verb = "truncated" if size < expected else "too long"
+        raise UserError(
+            f"{path}: {verb}: its header names {sequences:,} sequences and {bounds - 1:,} documents, which "
+            f"take {expected:,} bytes, but the file has {size:,}; build the dataset again or copy it anew"
+        )
+    if bounds < 1:
+        raise UserError(f"{path}: no document bounds, not even the first")
+    return IndexHeader(prefix, names[code], sequences, bounds - 1, size != expected)
+
+
+def _foreign(prefix: str, head: bytes) -> str:
+    """Why a file without the magic is no index of the format."""
+    with open(f"{prefix}.bin", "rb") as stream:
+        if stream.read(9) == INDEX_MAGIC:
+            return "swapped: the .bin holds the index, this file holds the tokens; rename the two"
+    if head[:8] == b"TNTIDX\x00\x00":
+        return "an index of the old lazy or cached format (TNTIDX); build the dataset again"
+    if not head:
+        return "empty: truncated, or never written"
+    return "not an index of a Megatron dataset: it does not begin with MMIDIDX"
+
+
+def map_lengths(header: IndexHeader) -> npt.NDArray[np.int32]:
+    """Tokens per sequence, int32 (sequences,), mapped from the file."""
+    return _mapped(header, "int32", header.sequences, 0)
+
+
+def map_offsets(header: IndexHeader) -> npt.NDArray[np.int64]:
+    """Byte offset of each sequence in the `.bin`, int64 (sequences,), mapped from the file."""
+    return _mapped(header, "int64", header.sequences, 4 * header.sequences)
+
+
+def map_bounds(header: IndexHeader) -> npt.NDArray[np.int64]:
+    """First sequence of each document, then the number of sequences: int64 (documents + 1,), mapped."""
+    return _mapped(header, "int64", header.documents + 1, 12 * header.sequences)
+
+
+def _mapped(header: IndexHeader, dtype: str, count: int, skip: int) -> Any:
+    import numpy as np
+
+    if not count:
+        return np.zeros(0, dtype=dtype)
+    path = f"{header.prefix}.idx"
+    return np.memmap(path, dtype=dtype, mode="r", offset=HEADER_BYTES + skip, shape=(count,))
+
+
+def blocks(array: Any, overlap: int = 0) -> Iterator[tuple[int, Any]]:
+    """Go through a mapped array in pieces of `BLOCK` entries (plus `overlap`), each with its position."""
+    for start in range(0, len(array), BLOCK):
+        yield start, array[start : start + BLOCK + overlap]
+
+
+def check_pair(prefix: str, vocab_size: int | None = None, ids: bool = True) -> PairReport:
+    """Verify the pair at `prefix` in bounded memory and return its figures.
+
+    With `ids` every token is read, and with `vocab_size` each must lie in [0, vocab_size).
+
+    Raises:
+        UserError: naming the file, the entry and what is wrong with it.
+    """
+    header = read_header(prefix)
+    tokens, shortest, longest = _check_lengths(header)
+    _check_bin_size(header, tokens)
+    empty = _check_bounds(header)
+    smallest, largest = _check_ids(header, tokens, vocab_size) if ids and tokens else (0, 0)
+    return PairReport(header, tokens, shortest, longest, empty, smallest, largest)
+
+
+def _check_lengths(header: IndexHeader) -> tuple[int, int, int]:
+    """(tokens, shortest, longest); each offset must be where the sequences before it end."""
+    import numpy as np
+
+    path, offsets = f"{header.prefix}.idx", map_offsets(header)
+    tokens, shortest, longest = 0, 1 << 31, 0
+    for start, lengths in blocks(map_lengths(header)):
+        if (low := int(lengths.min())) < 0:
+            raise UserError(f"{path}: damaged: sequence {start + int(lengths.argmin())} has length {low}")
+        ends = tokens + np.cumsum(lengths, dtype=np.int64)
+        starts = np.concatenate([np.array([tokens], dtype=np.int64), ends[:-1]]) * header.itemsize
+        wrong = np.flatnonzero(starts != offsets[start : start + BLOCK])
+        if wrong.size:
+            at = int(wrong[0])
+            raise UserError(
+                f"{path}: damaged: sequence {start + at} should begin at byte {int(starts[at]):,} of the "
+                f".bin, its offset says {int(offsets[start + at]):,}"
+            )
+        tokens = int(ends[-1])
+        shortest, longest = min(shortest, low), max(longest, int(lengths.max()))
+    return tokens, shortest if header.sequences else 0, longest
+
+
+def _check_bin_size(header: IndexHeader, tokens: int) -> None:
+    path, expected = f"{header.prefix}.bin", tokens * header.itemsize
+    if (size := os.path.getsize(path)) != expected:
+        verb = "truncated" if size < expected else "too long, or of another dataset"
+        raise UserError(
+            f"{path}: {verb}: the index describes {tokens:,} tokens of {header.itemsize} bytes, "
+            f"{expected:,} bytes, but the file has {size:,}"
+        )
+
+
+def _check_bounds(header: IndexHeader) -> int:
+    """The number of documents without a sequence; bounds must go from 0 to `sequences`, never back."""
+    import numpy as np
+
+    path, bounds, empty = f"{header.prefix}.idx", map_bounds(header), 0
+    if int(bounds[0]) != 0 or int(bounds[-1]) != header.sequences:
+        raise UserError(
+            f"{path}: damaged: documents run from sequence {int(bounds[0])} to {int(bounds[-1])}, "
+            f"not from 0 to {header.sequences}"
+        )
+    for start, block in blocks(bounds, overlap=1):
+        steps = np.diff(block)
+        if steps.size and int(steps.min()) < 0:
+            raise UserError(f"{path}: damaged: document {start + int(steps.argmin())} ends before it begins")
+        empty += int((steps == 0).sum())
+    return empty
+
+
+def _check_ids(header: IndexHeader, tokens: int, vocab_size: int | None) -> tuple[int, int]:
+    """(smallest, largest) token id."""
+    import numpy as np
+
+    path = f"{header.prefix}.bin"
+    data = np.memmap(path, dtype=header.dtype, mode="r", shape=(tokens,))
+    smallest, largest = 1 << 62, -(1 << 62)
+    for start, block in blocks(data):
+        low, high = int(block.min()), int(block.max())
+        if low < 0 or (vocab_size is not None and high >= vocab_size):
+            at = int(block.argmin() if low < 0 else block.argmax())
+            raise UserError(
+                f"{path}: token {start + at:,} has id {low if low < 0 else high}, outside the vocabulary "
+                f"of {vocab_size:,} entries; another tokenizer made this dataset, or it is damaged"
+                if vocab_size is not None
+                else f"{path}: token {start + at:,} has the negative id {low}; the file is damaged"
+            )
+        smallest, largest = min(smallest, low), max(largest, high)
+    return smallest, largest
+
+
+def find_pairs(folder: Path) -> list[str]:
+    """Prefixes of the complete pairs in `folder`, by name.
+
+    Raises:
+        UserError: an index or a token file there lacks its other half.
+    """
+    index = {path.stem for path in folder.glob("*.idx")}
+    tokens = {path.stem for path in folder.glob("*.bin")}
+    if index != tokens:
+        half = sorted(index ^ tokens)[0]
+        missing = ".bin" if half in index else ".idx"
+        raise UserError(f"{folder / half}{missing}: missing; the pair in {folder} is not whole")
+    return [str(folder / name) for name in sorted(index)]

@@ -1,0 +1,216 @@
+"""Reading documents: JSON lines (plain, gzip, zstandard), Parquet and standard input, chunk by chunk."""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import io
+import os
+import sys
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from megatron_lrpath.errors import UserError
+
+STDIN = "-"
+CHUNK_BYTES = 1 << 20
+READ_BYTES = 1 << 18
+PARQUET_ROWS = 1024
+GZIP_MAGIC, ZSTD_MAGIC, PARQUET_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
+UTF8_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some whole documents of one file.
+
+    `first` is the number of the first line or row (from 1), `index` counts the documents before it over all
+    files. `lines` holds raw JSON lines; `rows` holds one list of values per JSON key instead (Parquet).
+    `position` is how far the input was read, in bytes of the files as they lie on disk, over all files.
+    """
+
+    name: str
+    first: int
+    index: int
+    count: int
+    position: int
+    lines: bytes = b""
+    rows: list[list[Any]] | None = None
+
+
+def expand_inputs(patterns: Sequence[str]) -> list[str]:
+    """File names of `--input`: each a file, a glob pattern (taken in sorted order) or `-`.
+
+    Raises:
+        UserError: a name or pattern that matches no file.
+    """
+    names: list[str] = []
+    for pattern in patterns:
+        if pattern == STDIN or os.path.isfile(pattern):
+            names.append(pattern)
+            continue
+        found = sorted(name for name in glob.glob(pattern, recursive=True) if os.path.isfile(name))
+        if not found:
+            raise UserError(f"--input {pattern}: no such file, and no file matches it as a pattern")
+        names += found
+    return names
+
+
+def total_bytes(names: Sequence[str]) -> int | None:
+    """Size of all inputs on disk in bytes; None when standard input is among them."""
+    if any(not os.path.isfile(name) for name in names):
+        return None
+    return sum(os.path.getsize(name) for name in names)
+
+
+def read_chunks(names: Sequence[str], keys: Sequence[str]) -> Iterator[Chunk]:
+    """All documents of the inputs in order, in chunks of about a megabyte or of one longer document.
+
+    Raises:
+        UserError: a file that cannot be read or whose compression breaks off.
+    """
+    index = position = 0
+    for name in names:
+        chunk = None
+        for chunk in read_file(name, keys, index, position):
+            yield chunk
+        if chunk is not None:
+            index = chunk.index + chunk.count
+        position += os.path.getsize(name) if os.path.isfile(name) else 0
+
+
+def read_file(name: str, keys: Sequence[str], index: int, position: int) -> Iterator[Chunk]:
+    """The documents of one file; what it is, is told from its first bytes, not from its name."""
+    try:
+        raw: BinaryIO = sys.stdin.buffer if name == STDIN else open(name, "rb")
+        with raw:
+            head = raw.peek(4)[:4] if isinstance(raw, io.BufferedReader) else b""
+            if head == PARQUET_MAGIC:
+                yield from _read_parquet(name, raw, keys, index, position)
+            else:
+                yield from _read_lines(name, raw, head, index, position)
+    except (OSError, EOFError, zlib.error) as error:
+        reason = str(error) or type(error).__name__
+        raise UserError(f"{name}: cannot be read to its end: {reason}") from None
+
+
+def _read_lines(name: str, raw: BinaryIO, head: bytes, index: int, position: int) -> Iterator[Chunk]:
+    counter = _Counter(raw)
+    if head[:2] == GZIP_MAGIC:
+        blocks = _read_blocks(gzip.GzipFile(fileobj=counter, mode="rb"))  # type: ignore[arg-type]
+    elif head == ZSTD_MAGIC:
+        blocks = _unpack_zstd(name, counter)
+    else:
+        blocks = _read_blocks(counter)
+    first = 1
+    for lines in _whole_lines(blocks):
+        count = lines.count(b"\n") + (not lines.endswith(b"\n"))
+        if first == 1 and lines.startswith(UTF8_BOM):
+            lines = lines[len(UTF8_BOM) :]
+        yield Chunk(name, first, index, count, position + counter.bytes, lines=lines)
+        first += count
+        index += count
+
+
+class _Counter:
+    """Passes reads on and counts their bytes, for the progress bar."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self._raw = raw
+        self.bytes = 0
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._raw.read(size)
+        self.bytes += len(data)
+        return data
+
+
+def _read_blocks(stream: Any) -> Iterator[bytes]:
+    while block := stream.read(READ_BYTES):
+        yield block
+
+
+def _unpack_zstd(name: str, stream: _Counter) -> Iterator[bytes]:
+    """All frames of a zstandard file; one that breaks off is an error, which the library's stream hides."""
+    try:
+        import zstandard
+    except ImportError:
+        raise UserError(f"{name}: reading zstandard needs the package zstandard (pip install zstandard)") from None
+    frame = None
+    try:
+        while data := stream.read(READ_BYTES):
+            while data:
+                frame = frame or zstandard.ZstdDecompressor().decompressobj()
+                if block := frame.decompress(data):
+                    yield block
+                data = frame.unused_data if frame.eof else b""
+                frame = None if frame.eof else frame
+    except zstandard.ZstdError as error:
+        raise UserError(f"{name}: cannot be read to its end: {error}") from None
+    if frame is not None:
+        raise UserError(f"{name}: cannot be read to its end: the last zstandard frame breaks off")
+
+
+def _whole_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """Join blocks and cut them after the last line end, so that each piece holds whole lines."""
+    held: list[bytes] = []
+    size = 0
+    for block in blocks:
+        held.append(block)
+        size += len(block)
+        if size >= CHUNK_BYTES and (end := block.rfind(b"\n") + 1):
+            yield b"".join([*held[:-1], block[:end]])
+            held = [block[end:]] if end < len(block) else []
+            size = len(block) - end
+    if size:
+        yield b"".join(held)
+
+
+def _read_parquet(
+    name: str, raw: BinaryIO, keys: Sequence[str], index: int, position: int
+) -> Iterator[Chunk]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError(f"{name}: reading Parquet needs the package pyarrow (pip install pyarrow)") from None
+    try:
+        table = pyarrow.parquet.ParquetFile(raw, buffer_size=CHUNK_BYTES, pre_buffer=False)
+        missing = [key for key in keys if key not in table.schema_arrow.names]
+        if missing:
+            present = ", ".join(table.schema_arrow.names)
+            raise UserError(f"{name}: no column {missing[0]!r}; it has {present}")
+        first, size = 1, os.path.getsize(name)
+        total = table.metadata.num_rows
+        batches = table.iter_batches(batch_size=PARQUET_ROWS, columns=list(keys), use_threads=False)
+        for batch in batches:
+            rows = [_undecoded(batch.column(key)) for key in keys]
+            for start, stop in _row_ranges(rows, batch.num_rows):
+                done = position + size * (first + stop - start - 1) // max(total, 1)
+                values = [column.slice(start, stop - start).to_pylist() for column in rows]
+                yield Chunk(name, first, index, stop - start, done, rows=values)
+                first += stop - start
+                index += stop - start
+    except pyarrow.ArrowException as error:
+        raise UserError(f"{name}: cannot be read as Parquet: {error}") from None
+
+
+def _undecoded(column: Any) -> Any:
+    """Strings as bytes, so that one that is not UTF-8 is rejected alone and not with its whole chunk."""
+    import pyarrow
+
+    if pyarrow.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pyarrow.types.is_string(column.type):
+        return column.cast(pyarrow.binary())
+    return column.cast(pyarrow.large_binary()) if pyarrow.types.is_large_string(column.type) else column
+
+
+def _row_ranges(columns: list[Any], rows: int) -> Iterator[tuple[int, int]]:
+    """Cut a batch so that a chunk holds about `CHUNK_BYTES`, however long the documents are."""
+    size = sum(column.nbytes for column in columns)
+    step = max(1, min(rows, rows * CHUNK_BYTES // max(size, 1)))
+    for start in range(0, rows, step):
+        yield start, min(start + step, rows)

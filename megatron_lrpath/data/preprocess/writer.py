@@ -1,0 +1,195 @@
+"""Writing a `.bin`/`.idx` pair in bounded memory, under temporary names until it is whole."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import struct
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_lrpath.data.indexed_check import DTYPE_CODES, INDEX_MAGIC, INDEX_VERSION
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.files import sync_folder
+
+IntArray = npt.NDArray[np.integer[Any]]
+
+PARTIAL = ".partial"
+BLOCK = 1 << 18  # entries of the index held in memory at a time
+
+
+def optimal_dtype(vocab_size: int) -> np.dtype[Any]:
+    """Megatron's rule: two bytes a token below 65,500 entries, else four."""
+    return np.dtype(np.uint16 if vocab_size < 65500 else np.int32)
+
+
+class PairWriter:
+    """One indexed dataset in the making: `PREFIX.bin.partial` grows, the index follows at the end.
+
+    The numbers of the index are spooled to a file, so memory does not depend on how many documents there
+    are. The partial file is locked: a second process writing the same dataset is refused, and what a killed
+    one left behind is simply started over.
+    """
+
+    def __init__(self, prefix: Path | str, dtype: np.dtype[Any]) -> None:
+        self.prefix = str(prefix)
+        self.dtype = np.dtype(dtype)
+        self.documents = 0
+        self.sequences = 0
+        self.tokens = 0
+        Path(self.prefix).parent.mkdir(parents=True, exist_ok=True)
+        self._bin = _open_locked(self.path(".bin") + PARTIAL, self.prefix)
+        self._lengths = open(self.path(".lengths") + PARTIAL, "w+b")
+        self._counts = open(self.path(".counts") + PARTIAL, "w+b")
+
+    def path(self, ending: str) -> str:
+        return self.prefix + ending
+
+    def append(self, tokens: IntArray, lengths: IntArray, counts: IntArray) -> None:
+        """Add documents.
+
+        `tokens`: all token ids in order; `lengths`: tokens per sequence; `counts`: sequences per document.
+        Raises `OverflowError` when an id does not fit the dataset's type.
+        """
+        if tokens.dtype != self.dtype:
+            tokens = _checked_cast(tokens, self.dtype)
+        self._bin.write(memoryview(np.ascontiguousarray(tokens)).cast("B"))
+        self._lengths.write(lengths.astype(np.int32).tobytes())
+        self._counts.write(counts.astype(np.int32).tobytes())
+        self.documents += len(counts)
+        self.sequences += len(lengths)
+        self.tokens += len(tokens)
+
+    def append_file(self, path: str) -> None:
+        """Copy the tokens of another dataset's `.bin`; their lengths come by `append_index`."""
+        with open(path, "rb") as source:
+            self._bin.flush()
+            shutil.copyfileobj(source, self._bin, 1 << 22)
+
+    def append_index(self, lengths: Iterable[IntArray], counts: Iterable[IntArray]) -> None:
+        """Add the index of tokens that `append_file` copied, block by block."""
+        for block in lengths:
+            self._lengths.write(block.astype(np.int32).tobytes())
+            self.sequences += len(block)
+            self.tokens += int(block.sum(dtype=np.int64))
+        for block in counts:
+            self._counts.write(block.astype(np.int32).tobytes())
+            self.documents += len(block)
+
+    def seal(self) -> None:
+        """Write the index beside the tokens and bring both to disk, still under their temporary names."""
+        self._lengths.flush()
+        self._counts.flush()
+        with open(self.path(".idx") + PARTIAL, "wb") as index:
+            self._write_index(index)
+            index.flush()
+            os.fsync(index.fileno())
+        self._bin.flush()
+        os.fsync(self._bin.fileno())
+
+    def blocks(self, spool: BinaryIO) -> Iterator[npt.NDArray[np.int32]]:
+        """The numbers of a spool file from its beginning."""
+        spool.flush()
+        spool.seek(0)
+        while data := spool.read(4 * BLOCK):
+            yield np.frombuffer(data, dtype=np.int32)
+
+    def _write_index(self, index: BinaryIO) -> None:
+        """Megatron's layout: header, lengths, byte offsets, first sequence of each document and the end."""
+        code = DTYPE_CODES[self.dtype.name]
+        header = struct.pack("<QBQQ", INDEX_VERSION, code, self.sequences, self.documents + 1)
+        index.write(INDEX_MAGIC + header)
+        for block in self.blocks(self._lengths):
+            index.write(block.tobytes())
+        offset = 0
+        for block in self.blocks(self._lengths):
+            ends = offset + np.cumsum(block, dtype=np.int64) * self.dtype.itemsize
+            starts = np.concatenate([np.array([offset], dtype=np.int64), ends[:-1]])
+            index.write(starts.tobytes())
+            offset = int(ends[-1])
+        index.write(np.zeros(1, dtype=np.int64).tobytes())
+        first = 0
+        for block in self.blocks(self._counts):
+            ends = first + np.cumsum(block, dtype=np.int64)
+            index.write(ends.tobytes())
+            first = int(ends[-1])
+
+    def publish(self) -> None:
+        """Give the sealed pair its final names: an old index goes first, the new one comes last.
+
+        At no moment does an index stand beside tokens that are not its own.
+        """
+        folder = Path(self.prefix).parent
+        if os.path.exists(self.path(".idx")):
+            os.unlink(self.path(".idx"))
+            sync_folder(folder)
+        os.replace(self.path(".bin") + PARTIAL, self.path(".bin"))
+        os.replace(self.path(".idx") + PARTIAL, self.path(".idx"))
+        sync_folder(folder)
+        self.discard()
+
+    def discard(self) -> None:
+        """Close and remove whatever is still temporary."""
+        for spool in (self._lengths, self._counts):
+            spool.close()
+        for ending in (".idx", ".lengths", ".counts", ".bin"):
+            Path(self.path(ending) + PARTIAL).unlink(missing_ok=True)
+        self._bin.close()
+
+
+def publish_all(writers: list[PairWriter], marker: Path) -> None:
+    """Publish pairs that belong together. While `marker` stands, the set is not complete."""
+    for writer in writers:
+        writer.seal()
+    marker.touch()
+    sync_folder(marker.parent)
+    for writer in writers:
+        writer.publish()
+    marker.unlink()
+    sync_folder(marker.parent)
+
+
+def refuse_existing(prefixes: list[str], marker: Path, overwrite: bool) -> None:
+    """Raise `UserError` when an output is there already, unless it may be replaced.
+
+    What a run left that died while publishing (its marker still stands) is no finished output.
+    """
+    if overwrite or marker.exists():
+        return
+    for prefix in prefixes:
+        for ending in (".idx", ".bin"):
+            if os.path.exists(prefix + ending):
+                raise UserError(f"{prefix + ending} exists already; --overwrite replaces it")
+
+
+def concatenate(parts: list[PairWriter], target: PairWriter) -> None:
+    """Append the partial pairs `parts`, one after the other, to `target`."""
+    for part in parts:
+        part._bin.flush()
+        target.append_file(part.path(".bin") + PARTIAL)
+        target.append_index(part.blocks(part._lengths), part.blocks(part._counts))
+
+
+def _open_locked(path: str, prefix: str) -> BinaryIO:
+    stream = open(path, "a+b")
+    try:
+        fcntl.flock(stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        stream.close()
+        raise UserError(f"{prefix}: another process is writing this dataset just now") from None
+    stream.truncate(0)
+    return stream
+
+
+def _checked_cast(tokens: IntArray, dtype: np.dtype[Any]) -> IntArray:
+    if tokens.size:
+        limits = np.iinfo(dtype)
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < limits.min or high > limits.max:
+            raise OverflowError(f"token id {low if low < limits.min else high} does not fit {dtype.name}")
+    return tokens.astype(dtype)
