@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+CHECKPOINTS = "checkpoints"  # in a run's folder
 TRACKER = "latest_checkpointed_iteration.txt"
 _STEP_FOLDER = re.compile(r"iter_(\d{7,})")
 
@@ -38,6 +39,12 @@ def complete_steps(root: Path) -> list[int]:
         return []
     steps = sorted(int(match[1]) for name in names if (match := _STEP_FOLDER.fullmatch(name)))
     return [step for step in steps if checkpoint_complete(root, step)]
+
+
+def latest_step(root: Path) -> int | None:
+    """The newest complete checkpoint's step, None where there is none."""
+    steps = complete_steps(root)
+    return steps[-1] if steps else None
 
 
 def tracked_step(root: Path) -> int | None:

@@ -1,0 +1,240 @@
+"""The CPU backend: answers for the names of torch that Megatron asks of a CUDA device.
+
+Megatron's loop needs no GPU, it only addresses one. Every replaced name stands in `TORCH_CUDA`, `FACTORIES`
+or `install`; each costs one Python call where Megatron calls it and nothing for any other operation (there is no
+function mode). The names of *Megatron* that the CPU needs replaced stand in `training/seams.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+import types
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psutil
+import torch
+
+CPU = torch.device("cpu")
+
+
+class CpuStream:
+    """A stream with nothing to wait for: the CPU executes in order."""
+
+    def wait_stream(self, stream: Any) -> None:
+        """Nothing is pending on another stream."""
+
+    def wait_event(self, event: Any) -> None:
+        """Nothing is pending on an event."""
+
+    def record_event(self, event: Any = None) -> CpuEvent:
+        """The moment of this call."""
+        recorded = event or CpuEvent()
+        recorded.record()
+        return recorded
+
+    def synchronize(self) -> None:
+        """All work is done already."""
+
+
+class CpuEvent:
+    """A moment in time, taken when it is recorded."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self.moment = 0.0
+
+    def record(self, stream: Any = None) -> None:
+        """Take the moment."""
+        self.moment = time.perf_counter()
+
+    def wait(self, stream: Any = None) -> None:
+        """Nothing is pending."""
+
+    def query(self) -> bool:
+        """Always complete."""
+        return True
+
+    def synchronize(self) -> None:
+        """All work is done already."""
+
+    def elapsed_time(self, end: CpuEvent) -> float:
+        """Milliseconds from this moment to `end`."""
+        return (end.moment - self.moment) * 1e3
+
+
+STREAM = CpuStream()
+
+
+@contextlib.contextmanager
+def stream_context(stream: Any) -> Iterator[None]:
+    """`with torch.cuda.stream(...)`: there is one order of execution, so nothing to switch."""
+    yield
+
+
+def memory_stats(device: Any = None) -> dict[str, int]:
+    """The process's resident memory (bytes) under the keys of torch.cuda.memory_stats that Megatron reads."""
+    stats: dict[str, int] = defaultdict(int)
+    resident = psutil.Process().memory_info().rss
+    for key in ("reserved_bytes.all.current", "allocated_bytes.all.current", "allocated_bytes.all.peak"):
+        stats[key] = resident
+    return stats
+
+
+def resident_bytes(device: Any = None) -> int:
+    """The process's resident memory in bytes."""
+    return psutil.Process().memory_info().rss
+
+
+def device_properties(device: Any = None) -> types.SimpleNamespace:
+    """What Megatron asks of a device's properties; compute capability 0.0 turns GPU-only choices off."""
+    return types.SimpleNamespace(
+        name="CPU", major=0, minor=0, total_memory=psutil.virtual_memory().total, multi_processor_count=1
+    )
+
+
+def get_rng_state(device: Any = None) -> torch.Tensor:
+    """The CPU generator's state: on this backend it is the device's generator."""
+    return torch.get_rng_state()
+
+
+def set_rng_state(state: torch.Tensor, device: Any = None) -> None:
+    """Set the CPU generator's state."""
+    torch.set_rng_state(state.cpu())
+
+
+def nothing(*_: Any, **__: Any) -> None:
+    """For calls that have no meaning on the CPU."""
+
+
+def zero(*_: Any, **__: Any) -> int:
+    """For device numbers: the CPU is one device."""
+    return 0
+
+
+# torch.cuda.NAME -> what stands there on the CPU.
+TORCH_CUDA: dict[str, Any] = {
+    # Megatron skips the creation of the model-parallel groups where it counts no device.
+    "device_count": lambda: 1,
+    "current_device": lambda: CPU,
+    "set_device": nothing,
+    "synchronize": nothing,
+    "empty_cache": nothing,
+    "Stream": lambda *_, **__: STREAM,
+    "Event": CpuEvent,
+    "current_stream": lambda *_, **__: STREAM,
+    "default_stream": lambda *_, **__: STREAM,
+    "set_stream": nothing,
+    "stream": stream_context,
+    "memory_stats": memory_stats,
+    "memory_allocated": resident_bytes,
+    "max_memory_allocated": resident_bytes,
+    "memory_reserved": resident_bytes,
+    "max_memory_reserved": resident_bytes,
+    "device_memory_used": resident_bytes,
+    "reset_peak_memory_stats": nothing,
+    "get_rng_state": get_rng_state,
+    "set_rng_state": set_rng_state,
+    "manual_seed": lambda seed: torch.default_generator.manual_seed(int(seed)),
+    "manual_seed_all": nothing,  # torch.manual_seed calls it after the CPU's generator
+    "get_device_properties": device_properties,
+    "get_device_capability": lambda device=None: (0, 0),
+    "get_device_name": lambda device=None: "CPU",
+}
+
+# torch.NAME(..., device="cuda") makes a CPU tensor.
+FACTORIES = (
+    "tensor", "zeros", "ones", "empty", "full", "rand", "randn", "randint", "arange", "linspace", "eye",
+    "zeros_like", "ones_like", "empty_like", "full_like", "empty_strided", "as_tensor", "Generator",
+)  # fmt: skip
+
+
+def is_cuda(device: Any) -> bool:
+    """Whether `device` (a string, a torch.device or None) names a CUDA device."""
+    return str(device).startswith("cuda") if isinstance(device, str | torch.device) else False
+
+
+def on_cpu(factory: Callable[..., Any]) -> Callable[..., Any]:
+    """`factory` with `device="cuda"` turned into the CPU."""
+
+    @functools.wraps(factory)
+    def make(*args: Any, **kwargs: Any) -> Any:
+        if "device" in kwargs and is_cuda(kwargs["device"]):
+            kwargs["device"] = CPU
+        return factory(*args, **kwargs)
+
+    return make
+
+
+def stay(self: Any, *_: Any, **__: Any) -> Any:
+    """`tensor.cuda()` and `module.cuda()`: already where it should be."""
+    return self
+
+
+def with_cuda_type_name(original: Callable[..., Any]) -> Callable[..., Any]:
+    """`Tensor.type()` saying 'torch.cuda.FloatTensor' for a CPU tensor.
+
+    Megatron's optimizers and its gradient clipper sort parameters by this string.
+    """
+
+    @functools.wraps(original)
+    def type_(self: torch.Tensor, dtype: Any = None, non_blocking: bool = False, **kwargs: Any) -> Any:
+        if dtype is not None:
+            return original(self, dtype, non_blocking, **kwargs)
+        return original(self).replace("torch.", "torch.cuda.", 1)
+
+    return type_
+
+
+def moving_to_cpu(original: Callable[..., Any]) -> Callable[..., Any]:
+    """`tensor.to("cuda", ...)` stays on the CPU; every other `to` is torch's."""
+
+    @functools.wraps(original)
+    def to(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if args and is_cuda(args[0]):
+            args = (CPU, *args[1:])
+        if is_cuda(kwargs.get("device")):
+            kwargs["device"] = CPU
+        return original(self, *args, **kwargs)
+
+    return to
+
+
+def distinct(answer: Any, name: str) -> Any:
+    """A function object of its own for each name: torch's tracer keeps a rule per object and refuses shared ones."""
+    if not isinstance(answer, types.FunctionType):
+        return answer
+    copy = types.FunctionType(
+        answer.__code__, answer.__globals__, name, answer.__defaults__, answer.__closure__
+    )
+    copy.__kwdefaults__ = answer.__kwdefaults__
+    return copy
+
+
+def uncompiled(model: Any = None, **_: Any) -> Any:
+    """`torch.compile` as the identity: Megatron decorates its fusions with it, whose compilation takes longer than it
+    saves here (importing the compiler alone takes seconds)."""
+    return (lambda function: function) if model is None else model
+
+
+@functools.cache
+def install() -> None:
+    """Put the answers in place, once for the process. Call before Megatron is imported."""
+    torch.compile = uncompiled  # type: ignore[assignment]
+    for name, answer in TORCH_CUDA.items():
+        setattr(torch.cuda, name, distinct(answer, name))
+    for name in FACTORIES:
+        setattr(torch, name, on_cpu(getattr(torch, name)) if name != "Generator" else _CpuGenerator)
+    torch.Tensor.cuda = stay  # type: ignore[method-assign,assignment]
+    torch.nn.Module.cuda = stay  # type: ignore[method-assign,assignment]
+    torch.Tensor.type = with_cuda_type_name(torch.Tensor.type)  # type: ignore[method-assign]
+    torch.Tensor.to = moving_to_cpu(torch.Tensor.to)  # type: ignore[method-assign]
+
+
+class _CpuGenerator(torch.Generator):
+    """`torch.Generator(device="cuda")` is the CPU's."""
+
+    def __new__(cls, device: Any = CPU) -> Any:
+        return torch.Generator.__new__(cls, device=CPU if is_cuda(device) else device)

@@ -1,0 +1,116 @@
+"""The argument group "learning-rate path switching", beside everything that Megatron takes."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from megatron_lrpath.schedule import STYLES, WSD_DECAY_SHAPES
+
+KINDS = ("main", "branch", "scratch", "continual")
+CPT_VARIANTS = ("reset-max", "rewarm-max", "keep-min")
+
+
+def cycle(text: str) -> float:
+    """A cycle length: a number of steps, or `inf`."""
+    return float("inf") if text == "inf" else float(int(text))
+
+
+def add_lrpath_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add the group to Megatron's parser; the `extra_args_provider` of `parse_args`."""
+    group = parser.add_argument_group("learning-rate path switching")
+    group.add_argument(
+        "--plan",
+        type=Path,
+        metavar="FILE",
+        help="plan file; with it the plan sets rates, steps, data and folders",
+    )
+    group.add_argument(
+        "--paradigm", choices=("ours", "ptfs", "cpt"), help="paradigm of the plan, with --plan"
+    )
+    group.add_argument("--run", metavar="NAME", help="run of the paradigm, as `lrpath plan` lists them")
+    group.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="where to train; auto: the GPU if there is one",
+    )
+    group.add_argument(
+        "--lr-path",
+        choices=KINDS,
+        help="which path this run is, without a plan: main (warm-up, then --lr for ever), branch (a complete decay off a "
+        "main path), scratch (warm-up and whole schedule), continual (from the end of an earlier version)",
+    )
+    group.add_argument("--lr-path-style", choices=STYLES, default="cosine", help="shape of the decay")
+    group.add_argument(
+        "--lr-path-parent",
+        type=Path,
+        metavar="DIR",
+        help="branch, continual: the parent's checkpoint folder (--save)",
+    )
+    group.add_argument(
+        "--lr-path-parent-step", type=int, metavar="STEP", help="the step at which to leave the parent"
+    )
+    group.add_argument(
+        "--lr-path-decay-iters",
+        type=int,
+        metavar="STEPS",
+        help="branch, continual: steps from the parent's step to the end, instead of --train-iters (the last step)",
+    )
+    group.add_argument(
+        "--lr-path-cpt-variant",
+        choices=CPT_VARIANTS,
+        default="reset-max",
+        help="how a continual run takes up the rate",
+    )
+    group.add_argument(
+        "--lr-path-cycle-iters",
+        type=cycle,
+        metavar="STEPS",
+        help="length of the schedule's cycle when longer than the run, up to inf",
+    )
+    group.add_argument(
+        "--lr-path-keep-steps",
+        type=int,
+        nargs="*",
+        default=[],
+        metavar="STEP",
+        help="main: steps to save and never remove (the branch points of later runs)",
+    )
+    group.add_argument("--lr-path-knee-explore", type=float, default=0.5, help="Knee: fraction at --lr")
+    group.add_argument(
+        "--lr-path-multi-step-fractions",
+        type=float,
+        nargs=2,
+        default=[0.8, 0.9],
+        metavar="FRACTION",
+        help="multi-step: where the rate falls to √(lr·min_lr) and to min_lr",
+    )
+    group.add_argument(
+        "--lr-path-wsd-decay-fraction", type=float, default=0.1, help="WSD: fraction that decays"
+    )
+    group.add_argument(
+        "--lr-path-wsd-decay-shape",
+        choices=WSD_DECAY_SHAPES,
+        default="linear",
+        help="WSD: shape of the decay",
+    )
+    return parser
+
+
+def full_parser(suppress_defaults: bool = False) -> argparse.ArgumentParser:
+    """Megatron's parser with our group; with `suppress_defaults` it returns only what is said explicitly."""
+    from megatron.training.arguments import add_megatron_arguments
+
+    parser = argparse.ArgumentParser(allow_abbrev=False, prog="pretrain_gpt.py")
+    add_lrpath_arguments(add_megatron_arguments(parser))
+    if suppress_defaults:
+        for action in parser._actions:
+            action.default = argparse.SUPPRESS
+    return parser
+
+
+def explicit_arguments(words: list[str]) -> dict[str, Any]:
+    """The arguments that `words` set, by Megatron's destination names; exits with argparse's message on a bad word."""
+    return vars(full_parser(suppress_defaults=True).parse_args(words))

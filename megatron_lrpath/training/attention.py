@@ -1,0 +1,101 @@
+"""Core attention by torch's `scaled_dot_product_attention`, for layers without Transformer Engine (CPU and GPU)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core import tensor_parallel
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from megatron_lrpath.errors import UserError
+
+
+class SDPACoreAttention(MegatronModule):
+    """Causal attention on this tensor-parallel rank's heads, without an s×s matrix in memory and without a mask.
+
+    Takes the place of Megatron's `DotProductAttention` in a layer spec; grouped queries are left to torch
+    (`enable_gqa`). What this does not compute is refused at construction, never ignored.
+
+    Raises:
+        UserError: sliding windows, attention sinks or context parallelism are asked for.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        attention_dropout: float | None = None,
+        softmax_scale: float | None = None,
+        cp_comm_type: str | None = None,
+        pg_collection: ProcessGroupCollection | None = None,
+    ) -> None:
+        super().__init__(config=config)
+        refuse_unsupported(config, attn_mask_type)
+        groups = pg_collection or ProcessGroupCollection.use_mpu_process_groups(required_pgs=["tp"])
+        self.hidden_per_rank = config.kv_channels * config.num_attention_heads // groups.tp.size()
+        self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
+        self.scale = softmax_scale if softmax_scale is not None else 1.0 / math.sqrt(config.kv_channels)
+        if config.apply_query_key_layer_scaling:
+            self.scale /= max(1, layer_number)
+        self.grouped = config.num_query_groups not in (None, config.num_attention_heads)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        attn_mask_type: AttnMaskType | None = None,
+        attention_bias: Tensor | None = None,
+        packed_seq_params: Any = None,
+    ) -> Tensor:
+        """Attend; query [s, b, heads, d], key and value [s, b, groups, d] -> context [s, b, heads·d]."""
+        if packed_seq_params is not None or attention_bias is not None:
+            raise UserError(
+                "packed sequences and attention biases need Transformer Engine's attention: install "
+                "`megatron-lrpath[gpu]`, or train without them."
+            )
+        dropout = self.dropout if self.training else 0.0
+        if dropout and not self.config.sequence_parallel:
+            with tensor_parallel.get_cuda_rng_tracker().fork():
+                context = self.attend(query, key, value, dropout)
+        else:
+            context = self.attend(query, key, value, dropout)
+        return context.permute(2, 0, 1, 3).reshape(query.size(0), query.size(1), self.hidden_per_rank)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+        """[s, b, heads, d] -> [b, heads, s, d]."""
+        return F.scaled_dot_product_attention(
+            query.permute(1, 2, 0, 3),
+            key.permute(1, 2, 0, 3),
+            value.permute(1, 2, 0, 3),
+            dropout_p=dropout,
+            is_causal=True,
+            scale=self.scale,
+            enable_gqa=self.grouped,
+        )
+
+
+def refuse_unsupported(config: TransformerConfig, attn_mask_type: AttnMaskType) -> None:
+    """Stop where the configuration asks for attention that this module does not compute."""
+    unsupported = {
+        "--context-parallel-size": config.context_parallel_size != 1,
+        "--window-size": config.window_size is not None,
+        "--softmax-type": config.softmax_type != "vanilla",
+        f"an attention mask of type {attn_mask_type.name}": attn_mask_type != AttnMaskType.causal,
+    }
+    found = [name for name, wrong in unsupported.items() if wrong]
+    if found:
+        raise UserError(
+            f"{', '.join(found)}: not supported without Transformer Engine (the core attention is torch's causal "
+            "scaled_dot_product_attention). Install `megatron-lrpath[gpu]` or drop the option."
+        )

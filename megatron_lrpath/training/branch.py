@@ -1,0 +1,104 @@
+"""The branch-checkpoint loader: where a run's first step comes from, and what may not come from there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.training.checkpoints_on_disk import checkpoint_complete, complete_steps, latest_step
+from megatron_lrpath.training.context import ParentCheckpoint, RunContext
+
+# Arguments that make a model: a checkpoint of another one cannot be continued.
+MODEL_ARGUMENTS = (
+    "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels",
+    "seq_length", "position_embedding_type", "rotary_base", "rotary_percent", "normalization", "swiglu",
+    "add_bias_linear", "add_qkv_bias", "untie_embeddings_and_output_weights", "padded_vocab_size",
+    "global_batch_size",
+)  # fmt: skip
+
+
+def set_load(args: Any, context: RunContext) -> int:
+    """Point Megatron at the checkpoint to start from: the run's own newest one, else the parent's at the branch point.
+
+    The parent's folder is only read: `--save` is this run's own.
+
+    Returns:
+        The step at which the run starts (0 from random weights).
+
+    Raises:
+        UserError: the parent lacks the checkpoint, or a run would save into its parent.
+    """
+    own = Path(args.save)
+    parent = context.parent
+    if parent is not None and own.resolve() == parent.folder.resolve():
+        raise UserError(
+            f"--save {own} is the parent's own checkpoint folder: a run never writes into its parent."
+        )
+    args.finetune = args.no_load_optim = args.no_load_rng = False
+    args.exit_on_missing_checkpoint = False
+    step = latest_step(own)
+    if step is not None:
+        args.load, args.ckpt_step = str(own), None
+        return step
+    if parent is None:
+        args.load, args.ckpt_step = None, None
+        return 0
+    require_checkpoint(parent)
+    args.load, args.ckpt_step = str(parent.folder), parent.step
+    args.exit_on_missing_checkpoint = True
+    return parent.step
+
+
+def require_checkpoint(parent: ParentCheckpoint) -> None:
+    """Stop, with the steps that exist, where the parent's checkpoint is missing."""
+    if checkpoint_complete(parent.folder, parent.step):
+        return
+    steps = complete_steps(parent.folder)
+    have = f"it has steps {', '.join(map(str, steps))}" if steps else "it has no complete checkpoint yet"
+    raise UserError(
+        f"{parent.folder}: no checkpoint of step {parent.step}; {have}. Run the parent up to step {parent.step} "
+        "(it saves its branch points whatever its save interval), or restore that checkpoint."
+    )
+
+
+def check_model(args: Any, folder: Path, step: int) -> None:
+    """Refuse a checkpoint of another model before any weight is read.
+
+    Raises:
+        UserError: which arguments differ.
+    """
+    stored = stored_arguments(folder, step)
+    wrong = [
+        f"{name} is {getattr(stored, name)} there and {getattr(args, name)} here"
+        for name in MODEL_ARGUMENTS
+        if hasattr(stored, name) and getattr(args, name, None) != getattr(stored, name)
+    ]
+    if wrong:
+        raise UserError(
+            f"{folder}: the checkpoint of step {step} belongs to another model: {'; '.join(wrong)}. "
+            "Use the model settings it was trained with."
+        )
+
+
+def stored_arguments(folder: Path, step: int) -> Any:
+    """The Megatron arguments that a checkpoint was saved under."""
+    from megatron.core import dist_checkpointing
+
+    from megatron_lrpath.training.checkpoints_on_disk import checkpoint_folder
+
+    return dist_checkpointing.load_common_state_dict(str(checkpoint_folder(folder, step)))["args"]
+
+
+def expect_iteration(args: Any, first_step: int) -> None:
+    """Check, after loading, that training really goes on at `first_step` with the samples that belong to it.
+
+    Raises:
+        UserError: Megatron loaded something else.
+    """
+    samples = first_step * args.global_batch_size
+    if (args.iteration, args.consumed_train_samples) != (first_step, samples):
+        raise UserError(
+            f"{args.load or 'random weights'}: loaded step {args.iteration} with {args.consumed_train_samples} consumed "
+            f"samples, expected step {first_step} with {samples}. Was it trained with another --global-batch-size?"
+        )

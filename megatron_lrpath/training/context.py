@@ -1,0 +1,62 @@
+"""The run that this process carries out: its learning-rate path, parent, folder and plan.
+
+Kept beside Megatron's arguments, not in them: those are written into every checkpoint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_lrpath.data.slice import Slice
+from megatron_lrpath.plan import Plan, Run
+from megatron_lrpath.schedule import LRPath
+
+
+@dataclass(frozen=True)
+class ParentCheckpoint:
+    """Where a branch or a continual run starts from: a checkpoint folder of Megatron's and a step in it."""
+
+    folder: Path
+    step: int
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """One run of path switching.
+
+    Attributes:
+        kind: main, branch, scratch or continual.
+        path: the learning rate; positions in samples.
+        keep_steps: steps whose checkpoints must be saved and never removed.
+        parent: checkpoint to start from, None for a run from random weights.
+        identity: what the run's result depends on (JSON values), compared with the lineage of earlier starts.
+        folder: the run's own folder, None without a plan.
+        plan, run: the plan and the run in it, None without a plan.
+        slices: data of the plan's versions from the first to the run's own.
+    """
+
+    kind: str
+    path: LRPath
+    keep_steps: frozenset[int]
+    parent: ParentCheckpoint | None
+    identity: dict[str, Any]
+    folder: Path | None = None
+    plan: Plan | None = None
+    run: Run | None = None
+    slices: tuple[Slice, ...] = ()
+
+
+_current: RunContext | None = None
+
+
+def set_context(context: RunContext | None) -> None:
+    """Make `context` the process's run; None is plain Megatron."""
+    global _current
+    _current = context
+
+
+def get_context() -> RunContext | None:
+    """The process's run, None where Megatron trains on its own terms."""
+    return _current

@@ -1,0 +1,99 @@
+"""The datasets of a run: version slices under a plan, Megatron's own blends without one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron.core import mpu
+from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, MockGPTDataset
+from megatron.core.datasets.utils import Split
+from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer
+from megatron.training import get_args
+from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_last_pipeline_stage
+
+from megatron_lrpath.data import versioned
+from megatron_lrpath.data.slice import open_validation
+from megatron_lrpath.training.context import RunContext, get_context
+
+
+def dataset_config(args: Any, versioned: bool) -> GPTDatasetConfig:
+    """Megatron's dataset configuration from its arguments; version slices bring their own documents."""
+    blend, blend_per_split = (None, None) if versioned else get_blend_and_blend_per_split(args)
+    return GPTDatasetConfig(
+        random_seed=args.seed,
+        sequence_length=args.seq_length,
+        blend=blend,
+        blend_per_split=blend_per_split,
+        split="1,0,0" if versioned else args.split,
+        multiple_validation_sets=args.multiple_validation_sets,
+        full_validation=args.full_validation,
+        num_dataset_builder_threads=args.num_dataset_builder_threads,
+        path_to_cache=args.data_cache_path,
+        mmap_bin_files=args.mmap_bin_files,
+        tokenizer=build_tokenizer(args),
+        reset_position_ids=args.reset_position_ids,
+        reset_attention_mask=args.reset_attention_mask,
+        eod_mask_loss=args.eod_mask_loss,
+        create_attention_mask=args.create_attention_mask_in_dataloader,
+    )
+
+
+def needs_data(vp_stage: int | None = None) -> bool:
+    """Whether this rank reads batches: tensor-parallel rank 0 of the first and the last pipeline stage."""
+    return mpu.get_tensor_model_parallel_rank() == 0 and is_first_or_last_pipeline_stage(vp_stage)
+
+
+def provide_datasets(
+    samples: tuple[int, int | None, int], vp_stage: int | None = None
+) -> tuple[Any, Any, Any]:
+    """Megatron's dataset provider: training, validation and test sets of at least `samples` samples.
+
+    Called on every rank; under a plan all take part in building the indices (one builds, the others wait).
+    """
+    context = get_context()
+    if context is not None and context.plan is not None:
+        return plan_datasets(context, samples)
+    args = get_args()
+    config = dataset_config(args, versioned=False)
+    kind = MockGPTDataset if args.mock_data else GPTDataset
+    return BlendedMegatronDatasetBuilder(kind, list(samples), lambda: needs_data(vp_stage), config).build()
+
+
+provide_datasets.is_distributed = True  # type: ignore[attr-defined]
+
+
+def plan_datasets(context: RunContext, samples: tuple[int, int | None, int]) -> tuple[Any, Any, None]:
+    """The run's training set (a position is a consumed sample) and the fixed validation set.
+
+    Raises:
+        UserError: a version has fewer samples than its steps need.
+    """
+    plan, run = context.plan, context.run
+    assert plan is not None and run is not None
+    args = get_args()
+    config = dataset_config(args, versioned=True)
+    counts = [
+        version.steps * plan.batch.global_batch_size for version in plan.versions[: len(context.slices)]
+    ]
+    build = versioned.build_shuffled if run.kind == "scratch" else versioned.build_chained
+    train = build(context.slices, counts, config, plan.seed)
+    if not args.eval_iters:
+        return train, None, None
+    validation = versioned.build_validation(open_validation(plan.data), config)
+    return train, Repeated(validation, samples[1]), None
+
+
+class Repeated:
+    """A dataset read again from its start until `length` samples (Megatron's loader does not wrap around)."""
+
+    def __init__(self, dataset: Any, length: int | None) -> None:
+        self.dataset = dataset
+        self.length = max(length or 0, len(dataset))
+        self.split = Split.valid
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[index % len(self.dataset)]

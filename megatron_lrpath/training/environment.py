@@ -1,0 +1,130 @@
+"""What is installed decides Megatron's fusion flags; and what Megatron calls at start where there is no GPU."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import queue
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+@functools.cache
+def has_transformer_engine() -> bool:
+    """Whether Transformer Engine can be imported (it may be installed for another CUDA than this machine's)."""
+    return importable("transformer_engine.pytorch")
+
+
+@functools.cache
+def has_apex_fusions() -> bool:
+    """Whether Apex with its compiled gradient accumulation is there."""
+    return importable("fused_weight_gradient_mlp_cuda")
+
+
+@functools.cache
+def has_apex_norm() -> bool:
+    """Whether Apex's fused layer norm can be imported."""
+    return importable("apex.normalization.fused_layer_norm")
+
+
+def importable(module: str) -> bool:
+    """Whether `module` is installed and its import succeeds."""
+    try:
+        if importlib.util.find_spec(module) is None:
+            return False
+        importlib.import_module(module)
+    except Exception:
+        return False
+    return True
+
+
+def flags(device: str) -> dict[str, Any]:
+    """Megatron arguments (by destination) that follow from the device and the installed libraries, not from the user.
+
+    Without Transformer Engine: the local implementation, no rope or softmax kernels, no mask from the loader (the core
+    attention is causal by itself). Without Apex: no fused gradient accumulation, no persistent norm.
+    """
+    found: dict[str, Any] = {}
+    if device == "cpu":
+        found |= {
+            "distributed_backend": "gloo",
+            "use_cpu_initialization": True,
+            "disable_jit_fuser": True,
+            "bias_swiglu_fusion": False,
+            "bias_gelu_fusion": False,
+            "bias_dropout_fusion": False,
+        }
+    if device == "cpu" or not has_transformer_engine():
+        found |= {
+            "transformer_impl": "local",
+            "apply_rope_fusion": False,
+            "masked_softmax_fusion": False,
+            "create_attention_mask_in_dataloader": False,
+        }
+        if device == "cpu" or not has_apex_norm():
+            found["no_persist_layer_norm"] = True
+    if device == "cpu" or not (has_apex_fusions() or has_transformer_engine()):
+        found["gradient_accumulation_fusion"] = False
+    return found
+
+
+def wrap_get_write_results_queue(original: Callable[..., Any]) -> Callable[..., Any]:
+    """A plain queue for synchronous saves; an asynchronous save writes in another process and keeps Megatron's."""
+    local: queue.Queue[Any] = queue.Queue()
+
+    @functools.wraps(original)
+    def get_write_results_queue(mp_mode: str = "spawn") -> Any:
+        from megatron.training import get_args
+
+        return original(mp_mode) if get_args().async_save else local
+
+    return get_write_results_queue
+
+
+def wrap_compile_helpers(original: Callable[[], None]) -> Callable[[], None]:
+    """Compile Megatron's dataset helpers only where they are not compiled yet."""
+
+    def compile_helpers() -> None:
+        if not importable("megatron.core.datasets.helpers_cpp"):
+            original()
+
+    return compile_helpers
+
+
+def wrap_initialize_megatron(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Initialize without a GPU."""
+
+    @functools.wraps(original)
+    def initialize_megatron(**kwargs: Any) -> Any:
+        return original(**{**kwargs, "allow_no_cuda": True})
+
+    return initialize_megatron
+
+
+def wrap_set_jit_fusion_options(original: Callable[..., None]) -> Callable[..., None]:
+    """No kernels to warm up."""
+
+    def set_jit_fusion_options(tp_size: int = 1) -> None:
+        """Fusions are off on the CPU."""
+
+    return set_jit_fusion_options
+
+
+def wrap_get_cuda_rng_state(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """The device's generator is the CPU's."""
+
+    def get_rng_state(device: Any = "cuda", clone: bool = False, graph_safe: bool = False) -> torch.Tensor:
+        return torch.get_rng_state()
+
+    return get_rng_state
+
+
+def wrap_set_cuda_rng_state(original: Callable[..., None]) -> Callable[..., None]:
+    """The device's generator is the CPU's."""
+
+    def set_rng_state(new_state: torch.Tensor, device: Any = -1, graph_safe: bool = False) -> None:
+        torch.set_rng_state(new_state)
+
+    return set_rng_state

@@ -1,0 +1,107 @@
+"""One forward step of a GPT model in Megatron's loop: the batch, the model, the masked loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from megatron.core import mpu
+from megatron.core.rerun_state_machine import get_rerun_state_machine
+from megatron.core.utils import get_attr_wrapped_model, get_batch_on_this_cp_rank, get_batch_on_this_tp_rank
+from megatron.training import get_args, get_timers
+from torch import Tensor
+
+Batch = dict[str, Tensor | None]
+KEYS = ("tokens", "labels", "loss_mask", "position_ids", "attention_mask")
+
+
+def get_batch(data_iterator: Iterator[dict[str, Tensor]] | None, vp_stage: int | None) -> Batch:
+    """The next micro-batch on this rank: [micro_batch, seq / context_parallel_size] tensors.
+
+    Tensor-parallel rank 0 reads it and broadcasts it; a stage in the middle of the pipeline needs none.
+    """
+    args = get_args()
+    first, last = is_first_stage(vp_stage), is_last_stage(vp_stage)
+    if not (first or last):
+        return dict.fromkeys(KEYS)
+    tp_rank = mpu.get_tensor_model_parallel_rank()
+    batch: Batch = {}
+    if tp_rank == 0:
+        assert data_iterator is not None
+        sample = next(data_iterator)
+        batch = {key: sample[key].cuda(non_blocking=True) if key in sample else None for key in KEYS}
+    batch = get_batch_on_this_tp_rank(
+        batch,
+        has_cu_seqlens=False,
+        is_hybrid_cp=False,
+        create_attention_mask_in_dataloader=args.create_attention_mask_in_dataloader,
+        broadcast_src_rank=mpu.get_tensor_model_parallel_src_rank(),
+        broadcast_group=mpu.get_tensor_model_parallel_group(),
+        cp_size=args.context_parallel_size,
+        tp_rank=tp_rank,
+        micro_batch_size=args.micro_batch_size,
+        seq_length=args.seq_length,
+        mtp_on_this_rank=False,
+        pipeline_model_parallel_size=args.pipeline_model_parallel_size,
+        is_pipeline_first_stage=first,
+        is_pipeline_last_stage=last,
+    )
+    wanted: Batch = {key: batch.get(key) for key in KEYS}
+    return get_batch_on_this_cp_rank(wanted, is_hybrid_cp=False, cp_group=mpu.get_context_parallel_group())
+
+
+def is_first_stage(vp_stage: int | None) -> bool:
+    """Whether this rank (and virtual stage) embeds the tokens."""
+    return mpu.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
+
+
+def is_last_stage(vp_stage: int | None) -> bool:
+    """Whether this rank (and virtual stage) computes the loss."""
+    return mpu.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
+
+
+def loss_function(loss_mask: Tensor, losses: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Sum of the unmasked token losses, their number, and both for the log.
+
+    Args:
+        loss_mask: [micro_batch, seq], 1 where a token counts.
+        losses: [micro_batch, seq] cross-entropies in nats.
+    """
+    mask = loss_mask.view(-1).float()
+    loss = torch.sum(losses.view(-1).float() * mask)
+    tokens = mask.sum().detach().to(torch.int)
+    if get_args().check_for_nan_in_loss_and_grad:
+        check_finite(loss)
+    report = {"lm loss": torch.cat([loss.detach().view(1), tokens.view(1)])}
+    return loss, tokens, report
+
+
+def check_finite(loss: Tensor) -> None:
+    """Hand the loss to Megatron's rerun machine, which stops the run on NaN or infinity before the update."""
+    machine = get_rerun_state_machine()
+    for rejected, name in ((torch.isnan, "NaN"), (torch.isinf, "Inf")):
+        machine.validate_result(
+            result=loss,
+            rejection_func=rejected,
+            message=f"found {name} in local forward loss calculation",
+            tolerance=0.0,
+            fatal=True,
+        )
+
+
+def forward_step(data_iterator: Iterator[dict[str, Tensor]] | None, model: Any) -> tuple[Tensor, Any]:
+    """Megatron's forward-step function for language modelling."""
+    timers = get_timers()
+    timers("batch-generator", log_level=2).start()
+    batch = get_batch(data_iterator, get_attr_wrapped_model(model, "vp_stage"))
+    timers("batch-generator").stop()
+    output = model(
+        batch["tokens"],
+        batch["position_ids"],
+        batch["attention_mask"],
+        labels=batch["labels"],
+        loss_mask=batch["loss_mask"],
+    )
+    return output, partial(loss_function, batch["loss_mask"])

@@ -1,0 +1,112 @@
+"""A run described by arguments alone (--lr-path and its companions), for teams with launch scripts of their own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.plan import is_neutral
+from megatron_lrpath.schedule import LRPath, Schedule
+from megatron_lrpath.training.context import ParentCheckpoint, RunContext
+
+# Arguments of the group that say which run this is; a result does not depend on their wording.
+OWN = ("plan", "paradigm", "run", "device")
+
+
+def flag(destination: str) -> str:
+    """`train_iters` -> `--train-iters`."""
+    return "--" + destination.replace("_", "-")
+
+
+def results_arguments(said: Mapping[str, Any]) -> dict[str, Any]:
+    """The explicit arguments that a run's result depends on, as JSON values."""
+    kept = {name: said[name] for name in sorted(said) if not is_neutral(name) and name not in OWN}
+    return dict(json.loads(json.dumps(kept, default=str)))
+
+
+def argument_context(args: Any, said: Mapping[str, Any]) -> RunContext | None:
+    """The context of a run described by --lr-path and its companions; None without --lr-path.
+
+    Raises:
+        UserError: companions that are missing or contradict each other.
+    """
+    if args.lr_path is None:
+        return None
+    if not args.save:
+        raise UserError("--lr-path needs --save, the folder of this run's own checkpoints.")
+    parent = parent_of(args)
+    first = parent.step if parent else 0
+    last = last_step(args, first)
+    args.train_iters = last
+    warmup = (args.lr_warmup_iters or 0) if not parent or args.lr_path_cpt_variant == "rewarm-max" else 0
+    path = make_path(args, first, last, warmup)
+    return RunContext(
+        kind=args.lr_path,
+        path=path.scaled(args.global_batch_size),
+        keep_steps=frozenset(args.lr_path_keep_steps),
+        parent=parent,
+        identity={"arguments": results_arguments(said)},
+    )
+
+
+def parent_of(args: Any) -> ParentCheckpoint | None:
+    """The parent that --lr-path-parent and --lr-path-parent-step name."""
+    needs = args.lr_path in ("branch", "continual")
+    given = (args.lr_path_parent is not None, args.lr_path_parent_step is not None)
+    if needs and not all(given):
+        raise UserError(
+            f"--lr-path {args.lr_path} needs --lr-path-parent (the parent's checkpoint folder) and --lr-path-parent-step "
+            "(the step at which to leave it)."
+        )
+    if not needs and any(given):
+        raise UserError(
+            f"--lr-path {args.lr_path} starts from random weights and takes no --lr-path-parent(-step)."
+        )
+    return ParentCheckpoint(args.lr_path_parent, args.lr_path_parent_step) if needs else None
+
+
+def last_step(args: Any, first: int) -> int:
+    """The step at which the run ends, from --lr-path-decay-iters or --train-iters."""
+    if args.train_samples or args.rampup_batch_size:
+        raise UserError(
+            "--lr-path counts in steps of --global-batch-size: give --train-iters, and no batch ramp."
+        )
+    by_length = None if args.lr_path_decay_iters is None else first + args.lr_path_decay_iters
+    if by_length is not None and args.train_iters not in (None, by_length):
+        raise UserError(
+            f"--lr-path-decay-iters {args.lr_path_decay_iters} ends the run at step {by_length}, --train-iters at "
+            f"{args.train_iters}: give one of them."
+        )
+    last = by_length if by_length is not None else args.train_iters
+    if last is None or last <= first:
+        raise UserError(f"the run must end after step {first}: give --train-iters or --lr-path-decay-iters.")
+    return int(last)
+
+
+def make_path(args: Any, first: int, last: int, warmup: int) -> LRPath:
+    """The learning-rate path, in steps, that the arguments describe."""
+    if args.lr is None:
+        raise UserError("--lr-path needs --lr, the maximal learning rate.")
+    shapes = {"main": "plateau", "branch": "branch", "scratch": "whole", "continual": "whole"}
+    shape = shapes[args.lr_path]
+    if args.lr_path == "continual" and args.lr_path_cpt_variant == "keep-min":
+        shape, warmup = "floor", 0
+    try:
+        schedule = Schedule(
+            style=args.lr_path_style,
+            max_lr=args.lr,
+            min_lr=args.min_lr or 0.0,
+            warmup=warmup,
+            knee_explore=args.lr_path_knee_explore,
+            multi_step_fractions=tuple(args.lr_path_multi_step_fractions),
+            wsd_decay_fraction=args.lr_path_wsd_decay_fraction,
+            wsd_decay_shape=args.lr_path_wsd_decay_shape,
+        )
+        cycle = args.lr_path_cycle_iters
+        return LRPath(
+            schedule, shape, first, last, warmup=0 if args.lr_path == "branch" else warmup, cycle=cycle
+        )
+    except ValueError as error:
+        raise UserError(f"--lr-path {args.lr_path}: {error}") from None

@@ -1,0 +1,195 @@
+"""A run of a plan: the Megatron arguments that follow from it, and no room for others that contradict it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from megatron_lrpath.data import local_rank, open_slices
+from megatron_lrpath.data.slice import Slice
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.models import megatron_flags, resolve_model
+from megatron_lrpath.plan import SET_BY_PLAN, Plan, Run, is_neutral, load_plan
+from megatron_lrpath.training.arguments import explicit_arguments
+from megatron_lrpath.training.checkpoints_on_disk import CHECKPOINTS
+from megatron_lrpath.training.context import ParentCheckpoint, RunContext
+from megatron_lrpath.training.from_arguments import OWN, flag, results_arguments
+
+# What a run under a plan has unless the plan or the command line says otherwise.
+PLAN_DEFAULTS: dict[str, Any] = {
+    "log_interval": 1,
+    "eval_iters": 0,
+    "eval_interval": 1_000_000_000,
+    "dataloader_type": "single",
+    # A branch may run at another parallel layout than its parent.
+    "dist_ckpt_optim_fully_reshardable": True,
+}
+
+# Refused beside what SET_BY_PLAN names: each would change steps, samples, weights or rates behind the plan's back.
+REFUSED = {
+    "no_load_optim": "a branch keeps its parent's optimizer state",
+    "no_load_rng": "a branch keeps its parent's random state",
+    "no_save_optim": "a branch and a resumed run need the optimizer state",
+    "no_save_rng": "a resumed run needs the random state",
+    "iterations_to_skip": "a skipped step would shift every later batch of the plan",
+    "weight_decay_incr_style": "it depends on the length of a run, which an appended version changes",
+    "start_weight_decay": "the weight decay is constant under a plan: give --weight-decay",
+    "end_weight_decay": "the weight decay is constant under a plan: give --weight-decay",
+    "ckpt_format": "branches, resharding and the checks of a checkpoint need torch_dist",
+}
+
+
+def plan_words(plan: Plan, run: Run) -> dict[str, list[str]]:
+    """The Megatron arguments that a plan sets for a run, as command-line words by the plan's key."""
+    folder = plan.folder(run)
+    batch, tokenizer = plan.batch, plan.tokenizer
+    words = {
+        "model": megatron_flags(resolve_model(plan.model)),
+        "megatron": megatron_flags(plan.megatron),
+        "seed": ["--seed", str(plan.seed)],
+        "schedule": ["--lr", repr(plan.schedule.max_lr), "--min-lr", repr(plan.schedule.min_lr)],
+        "versions": ["--train-iters", str(run.last_step)],
+        "batch": [
+            *("--global-batch-size", str(batch.global_batch_size)),
+            *("--micro-batch-size", str(batch.micro_batch_size)),
+            *("--seq-length", str(batch.seq_length)),
+        ],
+        "tokenizer": ["--tokenizer-type", tokenizer.type],
+        "output": [
+            *("--save", str(folder / CHECKPOINTS)),
+            *("--tensorboard-dir", str(folder / "tensorboard")),
+        ],
+    }
+    if tokenizer.model is not None:
+        words["tokenizer"] += ["--tokenizer-model", str(tokenizer.model)]
+    if tokenizer.vocab_size is not None:
+        words["tokenizer"] += ["--vocab-size", str(tokenizer.vocab_size)]
+    if "max_position_embeddings" not in explicit_arguments(words["model"] + words["megatron"]):
+        words["batch"] += ["--max-position-embeddings", str(batch.seq_length)]
+    return words
+
+
+def load_run(said: Mapping[str, Any]) -> tuple[Plan, Run]:
+    """The plan and the run that the command line names.
+
+    Raises:
+        UserError: --plan without --paradigm or --run, or names that the plan does not have.
+    """
+    plan = load_plan(said["plan"])
+    missing = [f"--{name}" for name in ("paradigm", "run") if name not in said]
+    if missing:
+        raise UserError(
+            f"--plan {said['plan']}: {' and '.join(missing)} must be given too; `lrpath plan` lists the runs."
+        )
+    run = plan.run(said["paradigm"], said["run"])
+    return plan, plan.run(*run.same_as) if run.same_as else run
+
+
+def command_line(words: list[str]) -> list[str]:
+    """`words` preceded by what the plan sets; unchanged without --plan.
+
+    The command line may override what leaves the result alone (layout, logging, saving), nothing else.
+
+    Raises:
+        UserError: an argument contradicts the plan, or would change what the plan alone decides.
+    """
+    said = explicit_arguments(words)
+    if "plan" not in said:
+        return words
+    plan, run = load_run(said)
+    ahead: list[str] = []
+    planned: dict[str, Any] = {}
+    for key, part in plan_words(plan, run).items():
+        values = explicit_arguments(part)
+        if key in ("model", "megatron"):
+            refuse(values, plan, where=f"{plan.path}: {key}: ")
+        refuse_contradictions(said, values, f"{plan.path}, whose `{key}`")
+        planned |= values
+        ahead += part
+    refuse({name: value for name, value in said.items() if name not in planned}, plan, where="")
+    return ahead + words
+
+
+def refuse_contradictions(said: Mapping[str, Any], planned: Mapping[str, Any], where: str) -> None:
+    """Stop at an argument of the command line that the plan sets otherwise."""
+    for name, value in planned.items():
+        if name in said and said[name] != value and not is_neutral(name):
+            raise UserError(
+                f"{flag(name)} {said[name]} contradicts {where} makes it {value}. "
+                "Change the plan (and its `output`), or leave the argument out."
+            )
+
+
+def refuse(given: Mapping[str, Any], plan: Plan, where: str) -> None:
+    """Stop at an argument that a plan leaves no room for."""
+    for name in given:
+        if name in OWN:
+            continue
+        if name in SET_BY_PLAN:
+            raise UserError(
+                f"{where}{flag(name)} follows from the plan: set `{SET_BY_PLAN[name]}` in {plan.path} instead."
+            )
+        reason = "the plan says which path a run is" if name.startswith("lr_path") else REFUSED.get(name)
+        if reason:
+            raise UserError(f"{where}{flag(name)} cannot be given with a plan ({plan.path}): {reason}.")
+
+
+def apply_defaults(args: Any, said: Mapping[str, Any]) -> None:
+    """Set what a run under a plan has by default, where neither the plan nor the command line says otherwise."""
+    for name, value in PLAN_DEFAULTS.items():
+        if name not in said:
+            setattr(args, name, value)
+    if not args.save_interval:
+        args.save_interval = max(1, args.train_iters)
+
+
+def plan_context(plan: Plan, run: Run, said: Mapping[str, Any]) -> RunContext:
+    """The context of a run of a plan; `said` are the explicit command-line arguments."""
+    parent = None
+    if run.parent is not None:
+        parent = ParentCheckpoint(plan.folder(parent_run(plan, run)) / CHECKPOINTS, run.parent.step)
+    slices = open_slices(plan.data, versions_read(plan, run), verify=local_rank() == 0)
+    return RunContext(
+        kind=run.kind,
+        path=run.path.scaled(plan.batch.global_batch_size),
+        keep_steps=frozenset(run.keep_steps),
+        parent=parent,
+        identity=full_identity(plan, run, slices, said),
+        folder=plan.folder(run),
+        plan=plan,
+        run=run,
+        slices=tuple(slices),
+    )
+
+
+def versions_read(plan: Plan, run: Run) -> tuple[str, ...]:
+    """The versions from the first to the run's own: a position counts from the first sample of all."""
+    return tuple(version.name for version in plan.versions[: run.version_index])
+
+
+def full_identity(plan: Plan, run: Run, slices: list[Slice], said: Mapping[str, Any]) -> dict[str, Any]:
+    """The plan's identity of the run, with what only the trainer knows: data, tokenizer and further arguments."""
+    planned = set().union(*(explicit_arguments(part) for part in plan_words(plan, run).values()))
+    model = plan.tokenizer.model
+    return plan.identity(run) | {
+        "slices": {one.name: one.fingerprint for one in slices},
+        "tokenizer_model": file_digest(Path(model)) if model else None,
+        "arguments": {name: value for name, value in results_arguments(said).items() if name not in planned},
+    }
+
+
+def file_digest(path: Path) -> str | None:
+    """SHA-256 of a file, None where it is a folder or a name that a tokenizer library resolves."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def parent_run(plan: Plan, run: Run) -> Run:
+    """The run that `run` starts from, as it is carried out (continual-v1 is scratch-v1)."""
+    assert run.parent is not None
+    parent = plan.run(run.paradigm, run.parent.run)
+    return plan.run(*parent.same_as) if parent.same_as else parent

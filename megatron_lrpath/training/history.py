@@ -1,0 +1,128 @@
+"""What every step really used and gave: one JSON line a step in `history.jsonl`, and the right rate in Megatron's log."""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+from megatron_lrpath.files import atomic_write_text
+from megatron_lrpath.training.context import get_context
+from megatron_lrpath.training.scheduler import current_scheduler
+
+HISTORY = "history.jsonl"
+
+
+class History:
+    """Appends to a run's history; a resumed run continues it, without the steps that it will do again.
+
+    A line holds `step`, `consumed_samples` (after the step), `lr` (that stood in the optimizer during the step), `loss`
+    (of this step alone, nats a token), `grad_norm`, `seconds` (since the previous step), and `skipped` where the update
+    was skipped.
+    """
+
+    def __init__(self, path: Path, first_step: int) -> None:
+        self.path = path
+        drop_steps_after(path, first_step)
+        self.stream: TextIO = path.open("a", encoding="utf-8")
+        self.last_time = time.perf_counter()
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Add a step; the line reaches the file at once, so that others can follow the run."""
+        now = time.perf_counter()
+        record["seconds"] = round(now - self.last_time, 6)
+        self.last_time = now
+        self.stream.write(json.dumps(record) + "\n")
+        self.stream.flush()
+
+
+def drop_steps_after(path: Path, step: int) -> None:
+    """Cut a history back to `step`: what a killed run had done after its last checkpoint, and a torn last line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        return
+    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if is_step_up_to(line, step)]
+    atomic_write_text(path, "".join(line + "\n" for line in kept))
+
+
+def is_step_up_to(line: str, step: int) -> bool:
+    """Whether `line` is a whole record of a step not after `step`."""
+    try:
+        return int(json.loads(line)["step"]) <= step
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def last_loss(folder: Path) -> float | None:
+    """The loss of the last step in a run's history (nats a token)."""
+    lines = (folder / HISTORY).read_text(encoding="utf-8").splitlines() if (folder / HISTORY).exists() else []
+    return json.loads(lines[-1]).get("loss") if lines else None
+
+
+_history: History | None = None
+
+
+def record_step(
+    loss_dict: dict[str, Any], iteration: int, skipped: bool, grad_norm: float | None, lr: float
+) -> None:
+    """Append the step to the run's history, on the one rank that has the loss."""
+    global _history
+    import torch.distributed as dist
+    from megatron.training import get_args
+
+    context = get_context()
+    if context is None or context.folder is None or dist.get_rank() != dist.get_world_size() - 1:
+        return
+    if _history is None:
+        _history = History(context.folder / HISTORY, iteration - 1)
+    loss = loss_dict.get("lm loss")
+    record = {
+        "step": iteration,
+        "consumed_samples": get_args().consumed_train_samples,
+        "lr": lr,
+        "loss": None if loss is None else float(loss),
+        "grad_norm": None if grad_norm is None else float(grad_norm),
+    }
+    if skipped:
+        record["skipped"] = True
+    _history.append(record)
+
+
+def wrap_training_log(original: Callable[..., bool]) -> Callable[..., bool]:
+    """Log the rate the step used (Megatron reads it after the scheduler has moved on) and record the step."""
+
+    @functools.wraps(original)
+    def training_log(
+        loss_dict: dict[str, Any],
+        total_loss_dict: dict[str, Any],
+        learning_rate: float | None,
+        iteration: int,
+        loss_scale: float,
+        report_memory_flag: bool,
+        skipped_iter: int,
+        grad_norm: float | None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> bool:
+        scheduler = current_scheduler()
+        if scheduler is not None:
+            if not skipped_iter and learning_rate is not None:
+                learning_rate = scheduler.used_lr
+            record_step(loss_dict, iteration, bool(skipped_iter), grad_norm, scheduler.used_lr)
+        return original(
+            loss_dict,
+            total_loss_dict,
+            learning_rate,
+            iteration,
+            loss_scale,
+            report_memory_flag,
+            skipped_iter,
+            grad_norm,
+            *args,
+            **kwargs,
+        )
+
+    return training_log

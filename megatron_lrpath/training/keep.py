@@ -1,0 +1,74 @@
+"""Checkpoints that others depend on: branch points and version ends are always saved and never removed."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from megatron_lrpath.training.context import get_context
+
+
+def keep_steps() -> frozenset[int]:
+    """Steps whose checkpoints this run must leave behind (branch points, version ends)."""
+    context = get_context()
+    return context.keep_steps if context else frozenset()
+
+
+def must_save(args: Any, iteration: int) -> bool:
+    """Whether `iteration` is to be kept and nothing else of Megatron saves it.
+
+    Megatron itself saves at multiples of the interval and at the last step.
+    """
+    regular = args.save_interval and iteration % args.save_interval == 0
+    return bool(args.save) and iteration in keep_steps() and not regular and iteration < args.train_iters
+
+
+def wrap_checkpoint_and_decide_exit(original: Callable[..., bool]) -> Callable[..., bool]:
+    """Save at the steps to keep, then decide as Megatron does."""
+
+    @functools.wraps(original)
+    def checkpoint_and_decide_exit(
+        model: Any,
+        optimizer: Any,
+        opt_param_scheduler: Any,
+        iteration: int,
+        num_floating_point_operations_so_far: Any,
+        checkpointing_context: Any,
+        train_data_iterator: Any,
+    ) -> bool:
+        from megatron.training import get_args
+        from megatron.training.training import save_checkpoint_and_time
+
+        if must_save(get_args(), iteration):
+            save_checkpoint_and_time(
+                iteration,
+                model,
+                optimizer,
+                opt_param_scheduler,
+                num_floating_point_operations_so_far,
+                checkpointing_context,
+                train_data_iterator=train_data_iterator,
+            )
+        return original(
+            model,
+            optimizer,
+            opt_param_scheduler,
+            iteration,
+            num_floating_point_operations_so_far,
+            checkpointing_context,
+            train_data_iterator,
+        )
+
+    return checkpoint_and_decide_exit
+
+
+def wrap_delete_checkpoint(original: Callable[..., None]) -> Callable[..., None]:
+    """Retention leaves the steps to keep alone."""
+
+    @functools.wraps(original)
+    def delete_checkpoint(save_path: str, iteration_to_delete: int, *args: Any, **kwargs: Any) -> None:
+        if iteration_to_delete not in keep_steps():
+            original(save_path, iteration_to_delete, *args, **kwargs)
+
+    return delete_checkpoint

@@ -1,0 +1,173 @@
+"""Where a run comes from: `lineage.json` in its folder, written at the first start and checked at every later one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from megatron_lrpath import __version__
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.files import atomic_write_json
+from megatron_lrpath.plan import differences as plan_differences
+from megatron_lrpath.training.checkpoints_on_disk import checkpoint_folder
+
+LINEAGE = "lineage.json"
+BLOCK = 64 * 1024  # bytes
+PACKAGES = ("megatron-core", "torch", "numpy", "transformer-engine", "apex", "sentencepiece", "transformers")
+
+
+def checkpoint_fingerprint(folder: Path, step: int) -> str:
+    """A digest of a checkpoint: every file's name and size, and sixteen blocks of 64 KiB spread over it.
+
+    Small files are read whole. A checkpoint of other weights differs in every block, so it does not pass; a single
+    flipped bit may (that is what checksums are for).
+    """
+    digest = hashlib.sha256()
+    for path in sorted(checkpoint_folder(folder, step).iterdir()):
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}\n".encode())
+        with path.open("rb") as stream:
+            for number in range(16):
+                stream.seek(size * number // 16)
+                digest.update(stream.read(BLOCK))
+    return digest.hexdigest()
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that a result depends on, where they are installed."""
+    found = {"python": platform.python_version(), "megatron-lrpath": __version__}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that the code runs from, `-dirty` where it was changed; None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def read_lineage(folder: Path) -> dict[str, Any] | None:
+    """The lineage in a run's folder, None before its first start.
+
+    Raises:
+        UserError: the file is there and cannot be read.
+    """
+    path = folder / LINEAGE
+    if not path.exists():
+        return None
+    try:
+        lineage = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(lineage["identity"], dict) or not isinstance(lineage["starts"], list):
+            raise TypeError("wrong types")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: not a lineage file ({error}). Restore it from a backup, or move the run's folder away to start "
+            "the run anew."
+        ) from None
+    return lineage
+
+
+def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
+    """What differs between two identities of a run, in words: plan, data, tokenizer file, further arguments.
+
+    A main path may know more versions now than when it was stored.
+    """
+    found = plan_differences(stored, current)
+    old_slices, new_slices = stored.get("slices", {}), current.get("slices", {})
+    found += [
+        f"slice {name} holds other documents (fingerprint {old_slices[name][:12]}, now {new_slices[name][:12]})"
+        for name in old_slices
+        if name in new_slices and old_slices[name] != new_slices[name]
+    ]
+    if stored.get("tokenizer_model") != current.get("tokenizer_model"):
+        found.append("the tokenizer's model file is another")
+    old, new = stored.get("arguments", {}), current.get("arguments", {})
+    found += [
+        f"argument {name}: was {old.get(name, 'not given')}, is {new.get(name, 'not given')}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
+    return found
+
+
+def check_same_run(folder: Path, identity: dict[str, Any]) -> None:
+    """Refuse to continue a run under a plan, data or arguments that would give another result.
+
+    Raises:
+        UserError: what differs, and how to go on.
+    """
+    lineage = read_lineage(folder)
+    if lineage is None:
+        return
+    found = differences(lineage["identity"], identity)
+    if found:
+        raise UserError(
+            f"{folder}: this run was started under other settings: "
+            + "; ".join(found)
+            + ". Go back to the settings it was started with, or give the plan another `output` (or move this folder "
+            "away) to train anew."
+        )
+
+
+def check_parent(folder: Path, parent: Path, step: int, parent_identity: dict[str, Any]) -> None:
+    """Refuse a parent that was trained under another plan, or that changed since this run left it.
+
+    Args:
+        folder: this run's folder.
+        parent: the parent's run folder; its checkpoints lie in `parent/checkpoints`.
+        step: the step at which this run leaves the parent.
+        parent_identity: what the parent's result should depend on according to the present plan.
+    """
+    lineage = read_lineage(parent)
+    if lineage is not None and (found := differences(lineage["identity"], parent_identity)):
+        raise UserError(
+            f"{parent}: the parent was trained under another plan: "
+            + "; ".join(found)
+            + ". Use the plan it was trained with, or train the parent anew under another `output`."
+        )
+    own = read_lineage(folder)
+    if own is None or not own.get("parent"):
+        return
+    if own["parent"]["fingerprint"] != checkpoint_fingerprint(parent / "checkpoints", step):
+        raise UserError(
+            f"{parent / 'checkpoints'}: the checkpoint of step {step} is not the one that {folder.name} was started "
+            "from. Restore it, or move this run's folder away to branch off anew."
+        )
+
+
+def write_lineage(
+    folder: Path, identity: dict[str, Any], parent: dict[str, Any] | None, first_step: int, world_size: int
+) -> None:
+    """Record a start: the identity (as of this start) and who, when and with what."""
+    earlier = read_lineage(folder)
+    start = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "step": first_step,
+        "host": platform.node(),
+        "world_size": world_size,
+        "packages": package_versions(),
+        "git_commit": git_commit(),
+        "command": sys.argv,
+    }
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    lineage = {
+        "identity": identity,
+        "identity_hash": digest,
+        "parent": earlier["parent"] if earlier else parent,
+        "starts": [*(earlier["starts"] if earlier else []), start],
+    }
+    atomic_write_json(folder / LINEAGE, lineage)

@@ -1,0 +1,133 @@
+"""The learning-rate path in Megatron's loop: a subclass of its scheduler, whose clock is the consumed samples."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+from megatron_lrpath.schedule import LRPath
+from megatron_lrpath.training.context import get_context
+
+
+class LRPathScheduler(OptimizerParamScheduler):
+    """Sets every parameter group's rate from an `LRPath` over consumed samples.
+
+    The position is the number of samples consumed before a step, so step `s` runs at position
+    `(s-1)·global_batch_size` (the convention stands in `LRPath`). It is taken from Megatron's own sample counter, not
+    counted up here: a step skipped for a gradient overflow consumes its samples too, and a decay still completes.
+
+    Loading a checkpoint takes nothing of the rate from it. Megatron (up to 0.19) leaves the checkpoint's `max_lr` and
+    `min_lr` in the parameter groups and its scheduler reads them first, so that a branch would silently train at the
+    parent's rates; here the groups keep what this run was configured with.
+
+    Args:
+        optimizer: Megatron's optimizer.
+        path: the run's learning rate; positions in samples.
+        consumed_samples: samples consumed before the current step.
+        start_wd, end_wd, wd_incr_steps, wd_incr_style: Megatron's weight-decay settings (`wd_incr_steps` in samples).
+    """
+
+    def __init__(
+        self,
+        optimizer: Any,
+        path: LRPath,
+        consumed_samples: Callable[[], int],
+        start_wd: float,
+        end_wd: float,
+        wd_incr_steps: int,
+        wd_incr_style: str,
+    ) -> None:
+        self.path = path
+        self.consumed_samples = consumed_samples
+        self.group_rates = [
+            {key: group[key] for key in ("max_lr", "min_lr") if key in group}
+            for group in optimizer.param_groups
+        ]
+        self.used_lr = 0.0
+        super().__init__(
+            optimizer,
+            init_lr=0.0,
+            max_lr=path.schedule.max_lr,
+            min_lr=path.schedule.min_lr,
+            lr_warmup_steps=0,
+            lr_decay_steps=1,
+            lr_decay_style=path.schedule.style,
+            start_wd=start_wd,
+            end_wd=end_wd,
+            wd_incr_steps=wd_incr_steps,
+            wd_incr_style=wd_incr_style,
+        )
+
+    def get_lr(self, param_group: dict[str, Any]) -> float:
+        """The rate of `param_group` at the current position; groups with rates of their own follow the same shape."""
+        max_lr = param_group.get("max_lr")
+        min_lr = param_group.get("min_lr")
+        path = self.path
+        if max_lr is not None and (max_lr, min_lr) != (path.schedule.max_lr, path.schedule.min_lr):
+            path = path_with_rates(path, max_lr, path.schedule.min_lr if min_lr is None else min_lr)
+        return path.lr_at(max(self.num_steps, path.start))
+
+    def step(self, increment: int) -> None:
+        """Move the rates on to the next step; `increment` is the batch just consumed (samples)."""
+        self.used_lr = canonical_lr(self.optimizer.param_groups)
+        self.num_steps = self.consumed_samples()
+        super().step(increment)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position (samples) and path; the path is stored for the reader, loading does not take it over."""
+        return {"num_steps": self.num_steps, "lr_path": self.path.to_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue at the loaded position with this run's own rates."""
+        for group, rates in zip(self.optimizer.param_groups, self.group_rates, strict=True):
+            group.update(rates)
+        self.step(0)
+
+
+@functools.lru_cache(maxsize=64)
+def path_with_rates(path: LRPath, max_lr: float, min_lr: float) -> LRPath:
+    """`path` between other rates."""
+    return replace(path, schedule=replace(path.schedule, max_lr=max_lr, min_lr=min_lr))
+
+
+def canonical_lr(param_groups: list[dict[str, Any]]) -> float:
+    """The rate that stands in the first parameter group with the default settings."""
+    groups = [group for group in param_groups if group.get("default_config", False)] or param_groups
+    return float(groups[0].get("lr") or 0.0) if groups else 0.0
+
+
+_current: LRPathScheduler | None = None
+
+
+def current_scheduler() -> LRPathScheduler | None:
+    """The process's path scheduler, None where Megatron's own is in use."""
+    return _current
+
+
+def wrap_scheduler_builder(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Megatron's builder, or ours where the run has a learning-rate path."""
+
+    @functools.wraps(original)
+    def get_optimizer_param_scheduler(optimizer: Any) -> Any:
+        from megatron.training import get_args
+
+        global _current
+        args, context = get_args(), get_context()
+        if context is None:
+            return original(optimizer)
+        _current = LRPathScheduler(
+            optimizer,
+            path=context.path,
+            consumed_samples=lambda: args.consumed_train_samples,
+            start_wd=args.start_weight_decay,
+            end_wd=args.end_weight_decay,
+            wd_incr_steps=args.train_iters * args.global_batch_size,
+            wd_incr_style=args.weight_decay_incr_style,
+        )
+        return _current
+
+    return get_optimizer_param_scheduler

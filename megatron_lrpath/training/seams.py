@@ -1,0 +1,194 @@
+"""Every name of Megatron that this project replaces: what, with what, why, and since which version.
+
+Nothing else in the project assigns to a name of `megatron`. A row holds the parameters that the replaced function had
+when the row was written; `apply` refuses to go on when they have changed, and a test says so first.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_lrpath.errors import UserError
+
+MEGATRON = ">=0.19,<0.20"
+
+
+@dataclass(frozen=True)
+class Seam:
+    """One replaced name.
+
+    Attributes:
+        target: `module:name` of the name as the calling code of Megatron sees it.
+        replacement: `module:name` of ours; a `wrap_…` function is called with the original and returns the new one.
+        parameters: parameter names of the original.
+        why: what fails or is missing without it.
+        device: `any`, or `cpu` for rows that only the CPU backend needs.
+        since: first version of megatron-core that the row was needed and checked for.
+    """
+
+    target: str
+    replacement: str
+    parameters: tuple[str, ...]
+    why: str
+    device: str = "any"
+    since: str = "0.19.2"
+
+    def original(self) -> Callable[..., Any]:
+        """The function of Megatron that stands under `target` now."""
+        return resolve(self.target)
+
+
+SEAMS = (
+    Seam(
+        "megatron.training.training:get_optimizer_param_scheduler",
+        "megatron_lrpath.training.scheduler:wrap_scheduler_builder",
+        ("optimizer",),
+        "the rate of a run is a path (main, branch, whole) that Megatron's scheduler cannot express",
+    ),
+    Seam(
+        "megatron.training.training:training_log",
+        "megatron_lrpath.training.history:wrap_training_log",
+        (
+            "loss_dict",
+            "total_loss_dict",
+            "learning_rate",
+            "iteration",
+            "loss_scale",
+            "report_memory_flag",
+            "skipped_iter",
+            "grad_norm",
+            "params_norm",
+            "num_zeros_in_grad",
+            "max_attention_logit",
+            "pg_collection",
+            "is_first_iteration",
+            "seqlen_squared_sum_in_batch",
+            "total_real_tokens_in_batch",
+        ),
+        "Megatron logs the rate of the step to come; and its loss of the second step after a start is the mean of two",
+    ),  # fmt: skip
+    Seam(
+        "megatron.training.training:checkpoint_and_decide_exit",
+        "megatron_lrpath.training.keep:wrap_checkpoint_and_decide_exit",
+        (
+            "model",
+            "optimizer",
+            "opt_param_scheduler",
+            "iteration",
+            "num_floating_point_operations_so_far",
+            "checkpointing_context",
+            "train_data_iterator",
+        ),
+        "branch points and version ends are saved whatever the save interval is",
+    ),  # fmt: skip
+    Seam(
+        "megatron.training.checkpointing:_async_delete_checkpoint_impl",
+        "megatron_lrpath.training.keep:wrap_delete_checkpoint",
+        ("save_path", "iteration_to_delete", "log_progress", "lower_priority", "cpu_priority", "io_priority"),
+        "retention (--save-retain-interval) must never remove a branch point or a version's end",
+    ),
+    Seam(
+        "megatron.core.dist_checkpointing.strategies.filesystem_async:get_write_results_queue",
+        "megatron_lrpath.training.environment:wrap_get_write_results_queue",
+        ("mp_mode",),
+        "it starts a process that imports torch (seconds, on every rank) for a queue that a synchronous save fills and "
+        "reads in one process",
+    ),
+    Seam(
+        "megatron.core.datasets.utils:compile_helpers",
+        "megatron_lrpath.training.environment:wrap_compile_helpers",
+        (),
+        "it calls make in the installed package, which has no Makefile; the wheel's compiled helpers are there",
+    ),
+    Seam(
+        "megatron.training.training:initialize_megatron",
+        "megatron_lrpath.training.environment:wrap_initialize_megatron",
+        (
+            "allow_no_cuda",
+            "skip_mpu_initialization",
+            "get_embedding_ranks",
+            "get_position_embedding_ranks",
+            "store",
+            "skip_model_parallel_init",
+            "seed_pp_group",
+            "seed_dp_group",
+            "seed_tp_group",
+            "seed_ep_group",
+            "seed_etp_group",
+            "skip_random_seed",
+        ),
+        "without allow_no_cuda it asserts a GPU",
+        device="cpu",
+    ),  # fmt: skip
+    Seam(
+        "megatron.training.training:set_jit_fusion_options",
+        "megatron_lrpath.training.environment:wrap_set_jit_fusion_options",
+        ("tp_size",),
+        "it warms up GPU kernels, 26 s on the CPU for nothing",
+        device="cpu",
+    ),
+    Seam(
+        "megatron.core.tensor_parallel.random:_get_cuda_rng_state",
+        "megatron_lrpath.training.environment:wrap_get_cuda_rng_state",
+        ("device", "clone", "graph_safe"),
+        "it asks torch.cuda.random, which needs a GPU",
+        device="cpu",
+    ),
+    Seam(
+        "megatron.core.tensor_parallel.random:_set_cuda_rng_state",
+        "megatron_lrpath.training.environment:wrap_set_cuda_rng_state",
+        ("new_state", "device", "graph_safe"),
+        "it sets a CUDA generator lazily, which never happens without a GPU",
+        device="cpu",
+    ),
+)
+
+
+def resolve(path: str) -> Any:
+    """The object that `module:name` names."""
+    module, name = path.split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def rows(device: str) -> tuple[Seam, ...]:
+    """The seams that training on `device` needs."""
+    return tuple(seam for seam in SEAMS if seam.device in ("any", device))
+
+
+def check(seam: Seam) -> str | None:
+    """What has changed upstream for this row, in words, or None."""
+    try:
+        found = tuple(inspect.signature(seam.original()).parameters)
+    except (ImportError, AttributeError) as error:
+        return f"{seam.target} is gone ({error})"
+    if found != seam.parameters:
+        return f"{seam.target} takes {found}, expected {seam.parameters}"
+    return None
+
+
+_applied: set[str] = set()
+
+
+def apply(device: str) -> None:
+    """Replace the names that training on `device` needs, once a process.
+
+    Raises:
+        UserError: the installed Megatron is not the one these rows were written for.
+    """
+    pending = [seam for seam in rows(device) if seam.target not in _applied]
+    changed = [problem for seam in pending if (problem := check(seam))]
+    if changed:
+        raise UserError(
+            "the installed megatron-core differs from the one this version supports: "
+            + "; ".join(changed)
+            + f". Install a supported one: pip install 'megatron-core{MEGATRON}'."
+        )
+    for seam in pending:
+        module, name = seam.target.split(":")
+        replacement = resolve(seam.replacement)(seam.original())
+        setattr(importlib.import_module(module), name, replacement)
+        _applied.add(seam.target)

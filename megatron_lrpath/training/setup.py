@@ -1,0 +1,123 @@
+"""Everything between the command line and Megatron's loop: arguments, context, lineage, the model's configuration."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.training import branch, environment, from_arguments, from_plan, lineage
+from megatron_lrpath.training.arguments import add_lrpath_arguments, explicit_arguments
+from megatron_lrpath.training.context import RunContext, set_context
+
+
+def arguments(words: list[str], device: str) -> tuple[Any, RunContext | None]:
+    """Megatron's validated arguments and the run's context (None for plain Megatron).
+
+    Raises:
+        UserError: the words contradict the plan or each other.
+    """
+    from megatron.training.arguments import parse_args, validate_args
+    from megatron.training.global_vars import set_global_variables
+
+    said = explicit_arguments(words)
+    sys.argv[1:] = from_plan.command_line(words)
+    args = parse_args(add_lrpath_arguments)
+    set_environment_flags(args, explicit_arguments(sys.argv[1:]), device)
+    context = make_context(args, said)
+    set_context(context)
+    validate_args(args)
+    set_global_variables(args)
+    return args, context
+
+
+def set_environment_flags(args: Any, said: dict[str, Any], device: str) -> None:
+    """Set what follows from the device and the installed libraries.
+
+    Raises:
+        UserError: an argument asks for what is not installed.
+    """
+    for name, value in environment.flags(device).items():
+        if said.get(name, value) != value:
+            raise UserError(
+                f"{from_arguments.flag(name)} {said[name]}: not available here (device {device}, Transformer Engine "
+                f"{'found' if environment.has_transformer_engine() else 'not installed'}); leave the argument out."
+            )
+        setattr(args, name, value)
+    if args.tensor_model_parallel_size > 1 or args.context_parallel_size > 1:
+        # Megatron asserts it, for the overlap of communication and computation.
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    if device == "cpu" and "num_workers" not in said:
+        args.num_workers = 0  # reading memory-mapped tokens needs no process of its own
+
+
+def make_context(args: Any, said: dict[str, Any]) -> RunContext | None:
+    """The run's context: from the plan, from --lr-path, or none; `said` are the user's explicit arguments."""
+    if "plan" not in said:
+        return from_arguments.argument_context(args, said)
+    plan, run = from_plan.load_run(said)
+    from_plan.apply_defaults(args, explicit_arguments(sys.argv[1:]))
+    return from_plan.plan_context(plan, run, said)
+
+
+def begin(args: Any, context: RunContext) -> None:
+    """Check the lineage, choose the checkpoint to start from and record the start."""
+    if context.folder is not None:
+        lineage.check_same_run(context.folder, context.identity)
+    first_step = branch.set_load(args, context)
+    if context.folder is not None and context.parent is not None:
+        check_parent(context)
+    if args.load is not None:
+        branch.check_model(args, Path(args.load), first_step)
+    if context.folder is not None and args.rank == 0:
+        lineage.write_lineage(
+            context.folder, context.identity, parent_record(context), first_step, args.world_size
+        )
+
+
+def check_parent(context: RunContext) -> None:
+    """Check that the parent was trained under this plan and is what the run was started from."""
+    assert context.plan and context.run and context.folder and context.parent
+    parent = from_plan.parent_run(context.plan, context.run)
+    own = {name: context.identity[name] for name in ("slices", "tokenizer_model", "arguments")}
+    lineage.check_parent(
+        context.folder,
+        context.plan.folder(parent),
+        context.parent.step,
+        context.plan.identity(parent) | own,
+    )
+
+
+def parent_record(context: RunContext) -> dict[str, Any] | None:
+    """What the lineage says of a run's parent."""
+    if context.parent is None or context.run is None or context.run.parent is None:
+        return None
+    return {
+        "run": context.run.parent.run,
+        "step": context.parent.step,
+        "checkpoints": str(context.parent.folder),
+        "fingerprint": lineage.checkpoint_fingerprint(context.parent.folder, context.parent.step),
+    }
+
+
+def configuration(args: Any) -> Any:
+    """Megatron's configuration container with the model; layers without Transformer Engine are ours."""
+    from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
+
+    model = gpt_config_from_args(args)
+    if args.transformer_impl == "local" and args.spec is None:
+        from megatron_lrpath.training.layers import local_layers
+
+        model.transformer_layer_spec = local_layers
+    return pretrain_cfg_container_from_args(args, model)
+
+
+def end() -> None:
+    """Leave the process group, so that no rank complains at exit."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()

@@ -1,0 +1,35 @@
+"""The package megatron_lrpath, its command `lrpath` and what they need."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="megatron-lrpath",
+    version="0.1.0",
+    description="Version updates of large language models by learning-rate path switching, on Megatron-Core",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.12",
+    packages=find_packages(include=["megatron_lrpath", "megatron_lrpath.*"]),
+    package_data={"megatron_lrpath": ["py.typed", "report/templates/*"]},
+    install_requires=[
+        "megatron-core>=0.19,<0.20",
+        "torch>=2.8",
+        "numpy>=2",
+        "psutil",  # Megatron saves checkpoints with it and does not declare it
+        "sentencepiece",
+        "transformers",  # Megatron's Hugging Face tokenizers
+        "pyyaml",
+        "pydantic>=2",
+        "rich>=13",
+        "plotille>=5",
+        "matplotlib",
+        "jinja2",
+        "tensorboard",
+    ],
+    extras_require={
+        "gpu": ["transformer-engine[pytorch]"],
+        "test": ["pytest", "hypothesis", "ruff", "mypy", "types-PyYAML"],
+    },
+    entry_points={"console_scripts": ["lrpath=megatron_lrpath.cli:main"]},
+)
