@@ -68,7 +68,8 @@ def write_tree(plan: Plan, seed: int = 0, evaluate: bool = True) -> None:
             states[paradigm, run.name], rows = simulate(plan, run, begin, rng)
             write_run(plan, run, rows)
             if evaluate and run.kind != "main":
-                write_evaluation(folder, run, rows[-1]["loss"] + 0.02)
+                tail = [row["loss"] for row in rows[-20:]]
+                write_evaluation(folder, run, sum(tail) / len(tail) + 0.02)
 
 
 def simulate(plan: Plan, run: Run, begin: Any, rng: np.random.Generator) -> Any:
@@ -106,13 +107,9 @@ def write_run(plan: Plan, run: Run, rows: Iterable[dict[str, Any]]) -> None:
     result = {"run": run.name, "paradigm": run.paradigm, "version": run.version, "step": run.last_step}
     (folder / "result.json").write_text(json.dumps(result | {"loss": rows[-1]["loss"]}))
     packages = {"python": "3.12.11", "megatron-lrpath": "0.1.0", "megatron-core": "0.19.2", "torch": "2.15.0"}
-    start = {
-        "time": "2026-11-23T16:40:10+00:00",
-        "step": run.first_step,
-        "packages": packages,
-        "git_commit": "4ae7163",
-    }
-    (folder / "lineage.json").write_text(json.dumps({"identity": plan.identity(run), "parent": None, "starts": [start]}))
+    start = {"time": "2026-11-23T16:40:10+00:00", "packages": packages, "git_commit": "4ae7163"}
+    lineage = {"identity": plan.identity(run), "parent": None, "starts": [start]}
+    (folder / "lineage.json").write_text(json.dumps(lineage))
 
 
 def write_evaluation(folder: Path, run: Run, loss: float) -> None:

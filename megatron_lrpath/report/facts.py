@@ -16,6 +16,7 @@ from megatron_lrpath.report.tables import Cell, Table
 from megatron_lrpath.report.words import (
     MISSING,
     VARIANT_NAMES,
+    count,
     listing,
     schedule_name,
     short_number,
@@ -53,6 +54,21 @@ def facts(tree: RunTree) -> list[Fact]:
     return [fact for fact in found if fact.value]
 
 
+def subtitle(tree: RunTree) -> str:
+    """The plan in a line: model, schedule, α, versions and their tokens."""
+    plan = tree.plan
+    tokens = [plan.tokens(version.steps) for version in plan.versions]
+    sizes = dict.fromkeys(short_number(size) for size in (min(tokens), max(tokens)))
+    parts = [
+        plan.model.recipe or "own model",
+        f"{schedule_name(plan)} schedule",
+        f"α {plan.alpha:g}",
+        f"{count(len(plan.versions), 'version')} of {' to '.join(sizes)} tokens",
+        f"seed {plan.seed}",
+    ]
+    return " · ".join(parts)
+
+
 def data_table(tree: RunTree) -> Table:
     """Each version: its steps, the tokens trained on, what its slice holds, by domain where it names some."""
     plan = tree.plan
@@ -63,7 +79,7 @@ def data_table(tree: RunTree) -> Table:
     domains = domains if len(domains) > 1 else []
     rows = [
         (
-            Cell(version.name, opens=True),
+            Cell(version.name),
             Cell(f"{version.steps:,}"),
             Cell(short_number(plan.tokens(version.steps))),
             *_slice_cells(slices[version.name], domains),

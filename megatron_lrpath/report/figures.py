@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from megatron_lrpath.report.collect import PARADIGMS, RunRecord, RunTree
+from megatron_lrpath.report.csvdata import csv_text
 from megatron_lrpath.report.rates import planned_rates
 from megatron_lrpath.report.style import (
     COLOURS,
@@ -20,6 +19,7 @@ from megatron_lrpath.report.style import (
     SOFT,
     WIDTH,
     Drawing,
+    darker,
     drawing_style,
     mark_versions,
     to_png,
@@ -27,20 +27,11 @@ from megatron_lrpath.report.style import (
     version_shade,
 )
 from megatron_lrpath.report.tables import mean_perplexity, overall, perplexities
-from megatron_lrpath.report.words import PARADIGM_LONG_NAMES, paradigm_name
+from megatron_lrpath.report.words import PARADIGM_LONG_NAMES, decimals, paradigm_name
 
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 MARKERS = 40
 """Recorded rates that a curve shows as dots; the line goes through all of them."""
-
-
-def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Rows as CSV; None and NaN become empty fields, floats keep every digit."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows([["" if _absent(value) else value for value in row] for row in rows])
-    return stream.getvalue()
 
 
 def panel_titles(tree: RunTree) -> dict[str, str]:
@@ -69,8 +60,8 @@ def draw_rates(tree: RunTree) -> Drawing:
         power = math.floor(math.log10(tree.plan.schedule.max_lr))
         for axes, paradigm in zip(panels, PARADIGMS, strict=True):
             _rate_panel(axes, tree, paradigm, 10.0**power)
-            axes.set_title(panel_titles(tree)[paradigm], color=COLOURS[paradigm])
-            axes.set_ylabel(f"learning rate (10{str(power).translate(SUPERSCRIPTS)})")
+            axes.set_title(panel_titles(tree)[paradigm], color=darker(COLOURS[paradigm]))
+            axes.set_ylabel(_rate_label(power))
         finish_step_axis(panels[-1], tree)
         _rate_legend(figure)
         caption = (
@@ -79,7 +70,7 @@ def draw_rates(tree: RunTree) -> Drawing:
         )
         svg, png = to_svg(figure, "learning-rates", caption), to_png(figure)
     data = csv_text(("run", "step", "planned_lr", "recorded_lr"), _rate_rows(tree))
-    title = "Figure 1. Learning rates: as trained, over as planned"
+    title = "Figure 1. Learning rates as trained, over the planned ones"
     return Drawing("learning-rates", title, caption, svg, png, data)
 
 
@@ -102,6 +93,11 @@ def draw_cost(tree: RunTree) -> Drawing | None:
     rows = [(paradigm_name(tree.plan, p), tree.relative_cost(p), means[p]) for p in PARADIGMS]
     data = csv_text(("paradigm", "relative_cost", "mean_perplexity"), rows)
     return Drawing("perplexity-cost", "Figure 2. Perplexity against cost", caption, svg, png, data)
+
+
+def _rate_label(power: int) -> str:
+    """The label of an axis in units of 10 to this power."""
+    return f"learning rate (10{str(power).translate(SUPERSCRIPTS)})" if power else "learning rate"
 
 
 def _rate_panel(axes: Axes, tree: RunTree, paradigm: str, unit: float) -> None:
@@ -130,7 +126,7 @@ def _label_end(axes: Axes, record: RunRecord, steps: np.ndarray, planned: np.nda
         textcoords="offset points",
         ha="center" if main else "left",
         va="bottom" if main else "center",
-        color=colour,
+        color=darker(colour),
         fontsize=9.5,
         fontweight="bold",
         annotation_clip=False,
@@ -162,19 +158,21 @@ def _rate_rows(tree: RunTree) -> Iterable[tuple[object, ...]]:
 
 
 def _cost_panel(axes: Axes, tree: RunTree, points: dict[str, tuple[float, float]]) -> None:
+    places = decimals([mean for _, mean in points.values()])
     costs, means = zip(*points.values(), strict=True)
     for paradigm, (cost, mean) in points.items():
         axes.plot(cost, mean, "o", color=COLOURS[paradigm], markersize=13, zorder=3)
         axes.annotate(
-            f"{paradigm_name(tree.plan, paradigm)}\n{mean:.2f} at {cost:.2f}×",
+            f"{paradigm_name(tree.plan, paradigm)}\n{mean:.{places}f} at {cost:.2f}×",
             (cost, mean),
             xytext=(0, 13),
             textcoords="offset points",
             ha="center",
             va="bottom",
-            color=COLOURS[paradigm],
+            color=darker(COLOURS[paradigm]),
             fontweight="bold",
             linespacing=1.35,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
         )
     room = max(max(means) - min(means), 0.01 * max(means))
     axes.set_xlim(0, max(1.0, *costs) * 1.15)
@@ -188,7 +186,3 @@ def _cost_panel(axes: Axes, tree: RunTree, points: dict[str, tuple[float, float]
         color=SOFT,
         arrowprops={"arrowstyle": "->", "color": SOFT, "linewidth": 1.2},
     )
-
-
-def _absent(value: object) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))

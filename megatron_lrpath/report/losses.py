@@ -11,12 +11,14 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from megatron_lrpath.report.collect import PARADIGMS, RunRecord, RunTree
-from megatron_lrpath.report.figures import csv_text, finish_step_axis, panel_titles, run_colour, version_ends
+from megatron_lrpath.report.csvdata import csv_text
+from megatron_lrpath.report.figures import finish_step_axis, panel_titles, run_colour, version_ends
 from megatron_lrpath.report.style import (
     COLOURS,
     INK,
     WIDTH,
     Drawing,
+    darker,
     drawing_style,
     mark_versions,
     to_png,
@@ -37,9 +39,9 @@ def draw_losses(tree: RunTree) -> Drawing | None:
         panels = figure.subplots(len(PARADIGMS), 1, sharex=True, sharey=True)
         for axes, paradigm in zip(panels, PARADIGMS, strict=True):
             for record in tree.records[paradigm]:
-                _draw_run(axes, record, run_colour(tree, record))
+                _draw_run(axes, record, run_colour(tree, record), window_of(tree))
             mark_versions(axes, version_ends(tree))
-            axes.set_title(panel_titles(tree)[paradigm], color=COLOURS[paradigm])
+            axes.set_title(panel_titles(tree)[paradigm], color=darker(COLOURS[paradigm]))
             axes.set_ylabel("loss (nats per token)")
         panels[-1].set_ylim(*loss_limits(tree))
         finish_step_axis(panels[-1], tree)
@@ -50,12 +52,17 @@ def draw_losses(tree: RunTree) -> Drawing | None:
     return Drawing("loss-curves", "Loss curves", caption, svg, png, data)
 
 
-def smoothed(values: Column) -> Column:
-    """The running mean over a window of 2% of the values (at least 5), centred, shorter at both ends.
+def window_of(tree: RunTree) -> int:
+    """The steps that a running mean reads in any run: 2% of all versions' steps, odd, at least 5."""
+    return 2 * max(2, version_ends(tree)[-1] // 100) + 1
+
+
+def smoothed(values: Column, window: int) -> Column:
+    """The running mean over an odd number of values, centred, shorter at both ends.
 
     Values that are not finite (a skipped step) are left out; a window without any other has the mean NaN.
     """
-    half = max(2, len(values) // 100)
+    half = window // 2
     finite = np.isfinite(values)
     sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
     counts = np.concatenate([[0], np.cumsum(finite)])
@@ -81,7 +88,8 @@ def loss_limits(tree: RunTree) -> tuple[float, float]:
 
     The steep fall before that, which would take most of the picture, is cut off.
     """
-    curves = [smoothed(record.history["loss"]) for record in tree if len(record.history)]
+    window = window_of(tree)
+    curves = [smoothed(record.history["loss"], window) for record in tree if len(record.history)]
     finite = [curve[np.isfinite(curve)] for curve in curves]
     raw = np.concatenate([record.history["loss"] for record in tree if len(record.history)])
     low = float(np.quantile(raw[np.isfinite(raw)], 0.002))
@@ -104,28 +112,31 @@ def validation_losses(record: RunRecord) -> dict[int, float]:
 def _caption(tree: RunTree) -> str:
     dots = "; dots: loss on the validation set" if any(validation_losses(record) for record in tree) else ""
     return (
-        f"Training loss of every step (pale) and its running mean over 2% of the run (line){dots}. Branches "
-        "begin where they leave the main path; the steep fall of the first steps is cut off. PTFS reads all "
-        "versions shuffled together, CPT and ours the newest: compare training losses within a paradigm, and "
-        "paradigms by their perplexities."
+        f"Training loss of every step (pale) and its mean over {window_of(tree)} steps (line){dots}. "
+        "Branches begin where they leave the main path; the steep fall of the first steps is cut off. PTFS "
+        "reads all versions shuffled together, CPT and ours the newest: compare training losses within a "
+        "paradigm, and paradigms by their perplexities."
     )
 
 
-def _draw_run(axes: Axes, record: RunRecord, colour: str) -> None:
+def _draw_run(axes: Axes, record: RunRecord, colour: str, window: int) -> None:
     steps, loss = record.history.steps, record.history["loss"]
+    mean = smoothed(loss, window)
     axes.plot(*thinned(steps, loss), color=colour, alpha=0.22, linewidth=0.7, zorder=2)
-    axes.plot(*thinned(steps, smoothed(loss)), color=colour, linewidth=1.6, zorder=3)
+    axes.plot(*thinned(steps, mean), color=colour, linewidth=1.6, zorder=3)
     valid = validation_losses(record)
-    dots = {"markersize": 6, "markeredgecolor": "white", "markeredgewidth": 0.8}
-    axes.plot(list(valid), list(valid.values()), "o", color=colour, zorder=4, **dots)
+    axes.plot(
+        list(valid), list(valid.values()), "o", color=colour, zorder=4, markersize=6, mec="white", mew=0.8
+    )
     if len(steps) and record.run.kind != "main":
         axes.annotate(
             record.run.version,
-            (float(steps[-1]), float(smoothed(loss)[-1])),
-            xytext=(5, 0),
+            (float(steps[-1]), max(float(mean[-1]), valid.get(int(steps[-1]), -np.inf))),
+            xytext=(0, 6),
             textcoords="offset points",
-            va="center",
-            color=colour,
+            ha="center",
+            va="bottom",
+            color=darker(colour),
             fontsize=9.5,
             fontweight="bold",
         )
@@ -134,7 +145,7 @@ def _draw_run(axes: Axes, record: RunRecord, colour: str) -> None:
 def _legend(figure: Figure, tree: RunTree) -> None:
     handles = [
         Line2D([], [], color=INK, alpha=0.3, linewidth=0.8, label="each step"),
-        Line2D([], [], color=INK, linewidth=1.6, label="running mean"),
+        Line2D([], [], color=INK, linewidth=1.6, label=f"mean over {window_of(tree)} steps"),
     ]
     if any(validation_losses(record) for record in tree):
         handles.append(Line2D([], [], color=INK, linestyle="", marker="o", markersize=5, label="validation"))
@@ -144,7 +155,7 @@ def _legend(figure: Figure, tree: RunTree) -> None:
 def _rows(tree: RunTree) -> Iterable[tuple[object, ...]]:
     for record in tree:
         history, valid = record.history, validation_losses(record)
-        columns = (history.steps, history["loss"], smoothed(history["loss"]))
+        columns = (history.steps, history["loss"], smoothed(history["loss"], window_of(tree)))
         for step, loss, mean in zip(*(column.tolist() for column in columns), strict=True):
             yield record.label, step, loss, mean, valid.pop(step, None)
         for step, loss in valid.items():

@@ -13,7 +13,8 @@ from markupsafe import Markup
 from megatron_lrpath.files import atomic_write_bytes, atomic_write_text
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.report.collect import RunTree, collect
-from megatron_lrpath.report.facts import Fact, data_table, facts
+from megatron_lrpath.report.csvdata import perplexity_csv
+from megatron_lrpath.report.facts import Fact, data_table, facts, subtitle
 from megatron_lrpath.report.figures import draw_cost, draw_rates
 from megatron_lrpath.report.gaps import Gap, gaps
 from megatron_lrpath.report.losses import draw_losses
@@ -29,7 +30,8 @@ class Report:
     name: str
     written: str
     gaps: list[Gap]
-    result: list[str]
+    subtitle: str
+    result: str
     results: Table
     domains: Table | None
     rate_check: Verdict
@@ -39,6 +41,7 @@ class Report:
     runs: Table
     facts: list[Fact]
     data: Table
+    scores: str
 
     @property
     def drawings(self) -> list[Drawing]:
@@ -53,6 +56,7 @@ def make_report(plan: Plan, now: datetime) -> Report:
         name=plan.name,
         written=now.strftime("%Y-%m-%d %H:%M %Z").strip(),
         gaps=gaps(tree),
+        subtitle=subtitle(tree),
         result=result_in_words(tree),
         results=main_table(tree),
         domains=domain_table(tree),
@@ -63,17 +67,20 @@ def make_report(plan: Plan, now: datetime) -> Report:
         runs=run_table(tree),
         facts=facts(tree),
         data=data_table(tree),
+        scores=perplexity_csv(tree),
     )
 
 
 def write_report(report: Report, folder: Path) -> Path:
     """Write the report into `folder` and return the page's path; files of an earlier report are replaced.
 
-    Written: `index.html` (all in one), `report.md` with `FIGURE.png` beside it, `data/FIGURE.csv`.
+    Written: `index.html` (all in one), `report.md` with `FIGURE.png` beside it, `data/FIGURE.csv`, and
+    `data/perplexities.csv`.
     """
     for drawing in report.drawings:
         atomic_write_text(folder / "data" / f"{drawing.name}.csv", drawing.data)
         atomic_write_bytes(folder / f"{drawing.name}.png", drawing.png)
+    atomic_write_text(folder / "data" / "perplexities.csv", report.scores)
     atomic_write_text(folder / "report.md", render("report.md.j2", report))
     page = folder / "index.html"
     atomic_write_text(page, render("index.html.j2", report))

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -19,7 +20,7 @@ INK, SOFT, GRID = "#1f2328", "#59636e", "#e4e7eb"
 WIDTH = 9.6
 """Inches; the page draws the figures at its own width, so this sets the size of the letters alone."""
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": ["DejaVu Sans"],
     "font.size": 10,
     "text.color": INK,
@@ -43,6 +44,7 @@ STYLE = {
     "legend.frameon": False,
     "legend.fontsize": 9.5,
     "lines.solid_capstyle": "round",
+    "text.parse_math": False,
     "svg.fonttype": "none",
     "figure.facecolor": "white",
 }
@@ -74,16 +76,18 @@ def drawing_style() -> Iterator[None]:
 
 def shade(paradigm: str, position: float) -> str:
     """The paradigm's colour, from light (`position` 0: the first version) to dark (1: the last)."""
-    colour = to_rgb(COLOURS[paradigm])
-    target, amount = (
-        ((1.0, 1.0, 1.0), 0.42 * (1 - 2 * position))
-        if position < 0.5
-        else (
-            (0.0, 0.0, 0.0),
-            0.42 * (2 * position - 1),
-        )
-    )
-    return to_hex([(1 - amount) * c + amount * t for c, t in zip(colour, target, strict=True)])
+    return _mixed(COLOURS[paradigm], 1.0 if position < 0.5 else 0.0, 0.42 * abs(1 - 2 * position))
+
+
+def darker(colour: str) -> str:
+    """The colour for letters: a pale line can be seen where pale letters cannot be read."""
+    return _mixed(colour, 0.0, 0.25)
+
+
+def _mixed(colour: str, towards: float, amount: float) -> str:
+    """`colour` with a share of black (`towards` 0) or white (1)."""
+    red, green, blue = ((1 - amount) * part + amount * towards for part in to_rgb(colour))
+    return to_hex((red, green, blue))
 
 
 def version_shade(paradigm: str, index: int, versions: int) -> str:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
 
 from megatron_lrpath.report.collect import PARADIGMS, RunRecord, RunTree, Score
 from megatron_lrpath.report.words import (
@@ -24,11 +27,12 @@ Scores = dict[tuple[str, str], float]
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell's text; `best` is set in bold; `opens` begins a group of rows."""
+    """A cell's text; `best` is set in bold, `opens` begins a group of rows, `paradigm` shows its colour."""
 
     text: str
     best: bool = False
     opens: bool = False
+    paradigm: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,11 @@ def overall(record: RunRecord) -> Score | None:
     return record.evaluation.score if record.evaluation else None
 
 
+def of_domain(domain: str, record: RunRecord) -> Score | None:
+    """The score on one domain."""
+    return record.evaluation.domains.get(domain) if record.evaluation else None
+
+
 def mean_perplexity(tree: RunTree, scores: Scores, paradigm: str) -> float | None:
     """The mean over the compared versions; None unless every one of them has a perplexity."""
     values = [scores.get((paradigm, version)) for version in tree.compared]
@@ -76,7 +85,7 @@ def main_table(tree: RunTree) -> Table:
         first = paradigm == PARADIGMS[0]
         row = [
             Cell(schedule_name(tree.plan) if first else "", opens=first),
-            Cell(paradigm_name(tree.plan, paradigm)),
+            Cell(paradigm_name(tree.plan, paradigm), paradigm=paradigm),
             Cell(f"{tree.relative_cost(paradigm):.2f}×"),
             *_score_cells(tree.compared, scores, paradigm, places),
         ]
@@ -92,13 +101,14 @@ def domain_table(tree: RunTree) -> Table | None:
     sizes = _domain_sizes(tree)
     rows = []
     for domain in sizes:
-        scores = perplexities(tree, lambda r, d=domain: r.evaluation.domains.get(d) if r.evaluation else None)
+        scores = perplexities(tree, partial(of_domain, domain))
         places = decimals(list(scores.values()))
         for paradigm in PARADIGMS:
             first = paradigm == PARADIGMS[0]
             label = f"{domain} ({short_number(sizes[domain])} tokens)" if first else ""
+            name = Cell(paradigm_name(tree.plan, paradigm), paradigm=paradigm)
             cells = _score_cells(tree.compared, scores, paradigm, places)
-            rows.append((Cell(label, opens=first), Cell(paradigm_name(tree.plan, paradigm)), *cells))
+            rows.append((Cell(label, opens=first), name, *cells))
     return Table(("Domain", "Paradigm", *tree.compared), tuple(rows), left=2) if rows else None
 
 
@@ -111,7 +121,7 @@ def run_table(tree: RunTree) -> Table:
         paradigm = record.label.split("/")[0]
         rows.append(
             (
-                Cell(record.label, opens=paradigm != before),
+                Cell(record.label, opens=paradigm != before, paradigm=paradigm),
                 Cell(f"{run.parent.run} at {run.parent.step:,}" if run.parent else "random weights"),
                 Cell(f"{run.first_step:,} → {run.last_step:,}"),
                 Cell(f"{run.steps:,}"),
@@ -122,25 +132,29 @@ def run_table(tree: RunTree) -> Table:
             )
         )
         before = paradigm
-    header = ("Run", "Starts from", "From → to step", "Steps", "Time", "Tokens/s", "Last train loss", "State")
-    return Table(header, tuple(rows), left=2)
+    header = ("Run", "Starts from", "From → to step", "Steps", "Time", "Tokens/s", "Train loss", "State")
+    note = "Train loss: the mean of the last ten recorded steps. Time: of the recorded steps."
+    return Table(header, tuple(rows), left=2, notes=(note,))
 
 
-def result_in_words(tree: RunTree) -> list[str]:
-    """A sentence for CPT and ours against PTFS; none for a paradigm whose perplexities are not all there."""
+def result_in_words(tree: RunTree) -> str:
+    """The mean perplexities of ours and CPT against that of PTFS; empty where there is nothing to compare."""
     scores = perplexities(tree, overall)
     places = decimals(list(scores.values()))
     base = mean_perplexity(tree, scores, "ptfs")
-    sentences = []
+    parts = []
     for paradigm in ("ours", "cpt"):
         mean = mean_perplexity(tree, scores, paradigm)
         if base is not None and mean is not None:
-            sentences.append(
-                f"{paradigm_name(tree.plan, paradigm)} reaches a mean perplexity of {mean:.{places}f} over "
-                f"{_span(tree.compared)} at {tree.relative_cost(paradigm):.2f}× the cost of PTFS, "
-                f"which reaches {base:.{places}f} ({signed_percent(mean / base - 1)})."
+            parts.append(
+                f"{paradigm_name(tree.plan, paradigm)} {mean:.{places}f} ({signed_percent(mean / base - 1)}) "
+                f"at {tree.relative_cost(paradigm):.2f}× the cost"
             )
-    return sentences
+    return (
+        f"Mean perplexity of {_span(tree.compared)}: PTFS {base:.{places}f}, {', '.join(parts)}."
+        if parts
+        else ""
+    )
 
 
 def _score_cells(versions: list[str], scores: Scores, paradigm: str, places: int) -> list[Cell]:
@@ -185,8 +199,10 @@ def _domain_sizes(tree: RunTree) -> dict[str, int]:
 
 
 def _last_loss(record: RunRecord) -> str:
-    loss = record.history["loss"]
-    return f"{loss[-1]:.3f}" if len(loss) and loss[-1] == loss[-1] else MISSING
+    """The mean training loss of the last ten recorded steps; of a single one it would be mostly noise."""
+    loss = record.history["loss"][-10:]
+    finite = loss[np.isfinite(loss)]
+    return f"{finite.mean():.3f}" if len(finite) else MISSING
 
 
 def _span(versions: list[str]) -> str:

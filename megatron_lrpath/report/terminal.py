@@ -19,8 +19,8 @@ def show(report: Report, page: Path, console: Console) -> None:
     console.print(rich_table(report.results))
     for note in report.results.notes[1:]:
         console.print(Text(note, style="dim"))
-    for sentence in report.result:
-        console.print(Text(sentence))
+    if report.result:
+        console.print(Text(report.result))
     check = report.rate_check
     console.print(Text(check.headline, style=COLOURS[check.level]))
     if check.level == "bad":
