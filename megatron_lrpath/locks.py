@@ -72,7 +72,7 @@ def is_held(folder: Path) -> bool:
 
 
 def owner_of(folder: Path) -> dict[str, Any]:
-    """What the last owner wrote into the lock: `pid`, `host`, `since` (Unix seconds); empty where unreadable."""
+    """What the last owner wrote into the lock: `pid`, `host`, `since` (Unix seconds); empty if unreadable."""
     try:
         owner = json.loads((folder / LOCK_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -120,7 +120,7 @@ def kill_all(number: signal.Signals) -> None:
 
 
 def prctl(option: int, value: int) -> None:
-    """Linux's prctl(2); nothing elsewhere, where a SIGKILL of the runner leaves its runs to end by themselves."""
+    """Linux's prctl(2). Nothing elsewhere: there a SIGKILL of the runner leaves its runs to end alone."""
     function = getattr(ctypes.CDLL(None), "prctl", None)
     if function is not None:
         function(option, ctypes.c_ulong(value), 0, 0, 0)

@@ -1,0 +1,65 @@
+"""`lrpath run`: carry out a plan on this machine."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+HELP = "train a plan here, in dependency order; called again it goes on where it was"
+TAKES_EXTRA = True  # what follows `--` on the command line arrives as `args.extra`
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The plan, what of it, and how the machine is shared."""
+    parser.add_argument("plan", type=Path, metavar="PLAN", help="the plan file")
+    parser.add_argument("--paradigm", choices=("ours", "ptfs", "cpt", "all"), default="all")
+    parser.add_argument("--run", metavar="NAME", help="only this run, and those it starts from")
+    parser.add_argument(
+        "--nproc", type=_count, metavar="N", help="processes of each run (default: what the plan needs)"
+    )
+    parser.add_argument(
+        "--jobs",
+        type=_count_or_auto,
+        metavar="N|auto",
+        default="auto",
+        help="runs side by side; the cores or GPUs are shared out among them (default: auto)",
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument(
+        "--evaluate",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="evaluate the trained versions at the end (default: yes)",
+    )
+    parser.epilog = (
+        "Megatron arguments for every run may follow after --, as in: lrpath run PLAN -- --log-interval 5"
+    )
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Train and evaluate; 0 when complete, 1 when a run failed, 130 after Ctrl-C."""
+    from megatron_lrpath.launch.local import Options, carry_out
+    from megatron_lrpath.launch.tasks import PARADIGMS
+    from megatron_lrpath.plan import load_plan
+
+    options = Options(
+        paradigms=PARADIGMS if args.paradigm == "all" else (args.paradigm,),
+        run=args.run,
+        nproc=args.nproc,
+        jobs=None if args.jobs == "auto" else args.jobs,
+        device=args.device,
+        evaluate=args.evaluate,
+        extra=tuple(getattr(args, "extra", ())),
+    )
+    return carry_out(load_plan(args.plan), options)
+
+
+def _count(text: str) -> int:
+    number = int(text) if text.isdigit() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return number
+
+
+def _count_or_auto(text: str) -> int | str:
+    return text if text == "auto" else _count(text)

@@ -1,0 +1,94 @@
+"""Which run goes next, and how long the whole takes: pure functions over tasks and how far each has come."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from megatron_lrpath.launch.tasks import Task
+
+
+@dataclass(frozen=True)
+class Advance:
+    """How far a task has come: `step` reached, whether it is complete, whether a process is at it now.
+
+    `startup` is what is left (seconds) of the time before its process trains; `seconds` what a step takes.
+    """
+
+    step: float
+    done: bool = False
+    running: bool = False
+    startup: float = 0.0
+    seconds: float = 1.0
+
+
+def chains(tasks: Sequence[Task], advances: Mapping[str, Advance]) -> dict[str, float]:
+    """For every task the steps from now to the end of the longest chain of runs that hangs on it."""
+    lengths: dict[str, float] = {}
+    for task in reversed(tasks):  # children come after their parents
+        now = advances[task.key]
+        own = 0.0 if now.done else max(0.0, task.run.last_step - now.step)
+        below = [
+            max(0.0, child.parent_step - now.step) * (not now.done) + lengths[child.key]
+            for child in tasks
+            if child.parent == task.key
+        ]
+        lengths[task.key] = max([own, *below])
+    return lengths
+
+
+def next_task(
+    tasks: Sequence[Task], advances: Mapping[str, Advance], available: Callable[[Task], bool]
+) -> Task | None:
+    """The startable task with the longest chain behind it, None where none can start.
+
+    `available(task)` says whether the checkpoint that the task starts from is there; a task without a parent
+    always can.
+    """
+    lengths = chains(tasks, advances)
+    idle = [task for task in tasks if not advances[task.key].done and not advances[task.key].running]
+    ready = [task for task in idle if task.parent is None or available(task)]
+    return max(ready, key=lambda task: lengths[task.key], default=None)
+
+
+def seconds_left(tasks: Sequence[Task], advances: Mapping[str, Advance], jobs: int) -> float:
+    """The time until every task is complete with `jobs` side by side, by playing the schedule through."""
+    state = dict(advances)
+    by_key = {task.key: task for task in tasks}
+
+    def available(task: Task) -> bool:
+        parent = state.get(task.parent or "")
+        return parent is None or parent.done or parent.step >= task.parent_step
+
+    elapsed = 0.0
+    while True:
+        while sum(now.running for now in state.values()) < jobs:
+            task = next_task(tasks, state, available)
+            if task is None:
+                break
+            state[task.key] = replace(state[task.key], running=True)
+        running = [key for key, now in state.items() if now.running]
+        if not running:
+            return elapsed
+        stretch = min(_until_event(by_key[key], state[key], tasks) for key in running)
+        elapsed += stretch
+        for key in running:
+            state[key] = _move(state[key], stretch, by_key[key].run.last_step)
+
+
+def _until_event(task: Task, now: Advance, tasks: Sequence[Task]) -> float:
+    """Seconds until the running `task` reaches its end or the next step that a child waits for."""
+    marks = [child.parent_step for child in tasks if child.parent == task.key and child.parent_step > now.step]
+    target = min([*marks, max(task.run.last_step, math.ceil(now.step))])
+    return now.startup + (target - now.step) * now.seconds
+
+
+def _move(now: Advance, stretch: float, last_step: int) -> Advance:
+    """`now` after `stretch` seconds of running; complete at `last_step` (to rounding)."""
+    trained = max(0.0, stretch - now.startup)
+    step = now.step + trained / now.seconds
+    if abs(step - round(step)) < 1e-6:
+        step = float(round(step))
+    done = step >= last_step
+    return replace(now, step=step, startup=max(0.0, now.startup - stretch), done=done, running=not done)

@@ -1,0 +1,174 @@
+"""`lrpath run`, without its command line: one call that carries out a plan here, alone on its output folder."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.launch.display import Display, clock, open_display
+from megatron_lrpath.launch.process import supervised, torchrun_command
+from megatron_lrpath.launch.records import is_done
+from megatron_lrpath.launch.resources import Share, share_out
+from megatron_lrpath.launch.runner import GRACE_SECONDS, RunFailedError, Runner
+from megatron_lrpath.launch.tasks import PARADIGMS, Task, build_tasks, with_ancestors
+from megatron_lrpath.locks import FolderLock, LockHeldError
+from megatron_lrpath.plan import Plan
+
+CommandFor = Callable[[Task], Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user chose; None leaves the choice to `resources.share_out`."""
+
+    paradigms: tuple[str, ...] = PARADIGMS
+    run: str | None = None
+    nproc: int | None = None
+    jobs: int | None = None
+    device: str = "auto"
+    evaluate: bool = True
+    extra: tuple[str, ...] = ()
+    grace: float = GRACE_SECONDS
+
+
+class Ended(KeyboardInterrupt):
+    """This process was asked to end by signal `number`."""
+
+    def __init__(self, number: int = signal.SIGINT) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def carry_out(
+    plan: Plan, options: Options, command_for: CommandFor | None = None, display: Display | None = None
+) -> int:
+    """Train what is left to train of the plan, then evaluate; the exit status for the shell.
+
+    0 when complete, 1 when a run failed, 128+n when signal n ended it; every run's processes are gone by then.
+    `command_for` replaces the training's command. Raises `UserError` for what cannot be started at all.
+    """
+    tasks = chosen_tasks(plan, options)
+    # the whole choice counts, not what is left of it, so that a second call shares the machine in the same way
+    share = share_out(plan, len(tasks), options.device, options.nproc, options.jobs)
+    try:
+        with only_one(Path(plan.output)), signals_raise():
+            trained = train(plan, tasks, share, options, command_for, display or open_display())
+            if options.evaluate and unevaluated(tasks):
+                return evaluate(plan, options)
+            if not trained:
+                print(f"nothing to do: {count(tasks)} of {plan.path} complete in {plan.output}")
+    except RunFailedError as error:
+        print(f"lrpath: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as error:
+        print("lrpath: stopped; call the same command again to go on", file=sys.stderr)
+        return 128 + (error.number if isinstance(error, Ended) else signal.SIGINT)
+    return 0
+
+
+def train(
+    plan: Plan,
+    tasks: Sequence[Task],
+    share: Share,
+    options: Options,
+    command_for: CommandFor | None,
+    display: Display,
+) -> list[Task]:
+    """Carry out the tasks that are not complete and return them."""
+    todo = [task for task in tasks if not is_done(task)]
+    started = time.monotonic()
+    with display:
+        if todo:
+            display.event(announcement(plan, tasks, todo, share))
+        command_for = command_for or default_command(plan, options, share)
+        Runner(plan.name, tasks, share, command_for, display, options.grace).run()
+        if todo:
+            display.event(f"{plan.name}: trained {count(todo)} in {clock(time.monotonic() - started)}")
+    return todo
+
+
+def unevaluated(tasks: Sequence[Task]) -> list[Task]:
+    """The tasks that made a version's model which has not been evaluated since."""
+    found = []
+    for task in tasks:
+        result, evaluation = task.folder / "result.json", task.folder / "eval.json"
+        if task.run.kind != "main" and result.is_file():
+            fresh = evaluation.is_file() and evaluation.stat().st_mtime >= result.stat().st_mtime
+            found += [] if fresh else [task]
+    return found
+
+
+def evaluate(plan: Plan, options: Options) -> int:
+    """Call `lrpath eval` for the chosen paradigms, its output on this console; its exit status."""
+    command = [sys.executable, "-m", "megatron_lrpath.cli", "eval", str(plan.path)]
+    process = supervised(command, {}, options.grace)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.terminate()
+        process.wait()
+        raise
+
+
+def chosen_tasks(plan: Plan, options: Options) -> list[Task]:
+    """The tasks of the chosen paradigms; with `run` that one and its ancestors."""
+    tasks = build_tasks(plan, options.paradigms)
+    return with_ancestors(tasks, plan, options.run) if options.run else tasks
+
+
+def default_command(plan: Plan, options: Options, share: Share) -> CommandFor:
+    """The training entry under torchrun."""
+    device = None if options.device == "auto" else options.device
+    return lambda task: torchrun_command(plan.path, task, share.nproc, device, options.extra)
+
+
+def announcement(plan: Plan, tasks: Sequence[Task], todo: Sequence[Task], share: Share) -> str:
+    """What is about to be done, in a line."""
+    steps = sum(task.run.steps for task in todo)
+    done = f", {len(tasks) - len(todo)} complete already" if len(todo) < len(tasks) else ""
+    side = f"{share.jobs} at a time" if share.jobs > 1 else "one at a time"
+    size = f"{share.nproc} process{'es' if share.nproc > 1 else ''} each, {share.threads} threads"
+    return f"{plan.name}: {count(todo)}, {steps} steps{done}; {side}, {size}, {share.device}; in {plan.output}"
+
+
+def count(tasks: Sequence[Task]) -> str:
+    """`1 run`, `7 runs`."""
+    return f"{len(tasks)} run{'s' if len(tasks) != 1 else ''}"
+
+
+@contextmanager
+def only_one(output: Path) -> Iterator[None]:
+    """Hold the lock of the plan's output folder. Raises `UserError` when another `lrpath run` has it."""
+    try:
+        lock = FolderLock.acquire(output)
+    except LockHeldError as error:
+        raise UserError(f"{output}: {error} is carrying out a plan there; wait for it or end it") from None
+    try:
+        yield
+    finally:
+        lock.close()
+
+
+@contextmanager
+def signals_raise() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end this process by way of an exception, as SIGINT does."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise Ended(number)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # nohup
+            signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

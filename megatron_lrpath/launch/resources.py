@@ -1,0 +1,118 @@
+"""What this machine has, and how runs that go side by side share it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.plan import Plan
+
+CPU_PROCESS_BYTES = 2 * 1024**3  # what a training process of a small model with its libraries takes
+_PARALLEL = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
+
+
+@dataclass(frozen=True)
+class Share:
+    """How the machine is shared: `jobs` runs at a time, `nproc` processes each, `threads` for every process.
+
+    `gpus` are the visible devices, empty on the CPU.
+    """
+
+    jobs: int
+    nproc: int
+    threads: int
+    device: str
+    gpus: tuple[str, ...] = ()
+
+    def environment(self, slot: int) -> dict[str, str]:
+        """Environment variables for the run in place `slot` (0 … jobs-1) of those that go side by side."""
+        threads = self.threads
+        if os.environ.get("OMP_NUM_THREADS", "").isdigit():
+            threads = max(1, min(threads, int(os.environ["OMP_NUM_THREADS"])))
+        variables = {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+        if self.jobs * self.nproc > 1:
+            variables["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that spin at a barrier starve the other processes
+        if self.gpus:
+            own = [self.gpus[(slot * self.nproc + rank) % len(self.gpus)] for rank in range(self.nproc)]
+            variables["CUDA_VISIBLE_DEVICES"] = ",".join(dict.fromkeys(own))
+        variables["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")  # no name service needed
+        return variables
+
+
+def share_out(plan: Plan, runs: int, device: str, nproc: int | None, jobs: int | None) -> Share:
+    """Share this machine among `runs` runs; `nproc` and `jobs` None are chosen here.
+
+    Without `nproc`: on the CPU the plan's model-parallel size, on GPUs as many as the batch divides among.
+    Without `jobs`: as many runs as cores (or GPUs) and memory allow. What is chosen depends on the plan and the
+    machine alone, so that a second call gives the same threads and with them the same rounding.
+    Raises `UserError` for a GPU that is asked for and not there, or counts that do not fit.
+    """
+    gpus = () if device == "cpu" else visible_gpus()
+    if device == "cuda" and not gpus:
+        raise UserError("--device cuda: no NVIDIA GPU is visible here (CUDA_VISIBLE_DEVICES, nvidia-smi -L)")
+    nproc = nproc or default_nproc(plan, len(gpus))
+    if gpus and nproc > len(gpus):
+        raise UserError(f"--nproc {nproc}: only {len(gpus)} GPUs are visible; give fewer or --device cpu")
+    places = len(gpus) // nproc if gpus else min(cores() // nproc, _memory_places(nproc))
+    jobs = jobs or max(1, min(places, runs))
+    threads = max(1, cores() // (jobs * nproc))
+    return Share(jobs, nproc, threads, "cuda" if gpus else "cpu", gpus)
+
+
+def default_nproc(plan: Plan, gpus: int) -> int:
+    """Processes of a run: the model-parallel size times a data-parallel size that divides the global batch."""
+    base = model_parallel_size(plan.megatron) * model_parallel_size(plan.model.overrides)
+    batch, micro = plan.batch.global_batch_size, plan.batch.micro_batch_size
+    fitting = [size for size in range(1, gpus // base + 1) if batch % (micro * size) == 0]
+    return base * max(fitting, default=1)
+
+
+def model_parallel_size(arguments: Mapping[str, Any]) -> int:
+    """Processes that hold one copy of the model, from Megatron arguments (names with - or _)."""
+    given = {str(name).lstrip("-").replace("-", "_"): value for name, value in arguments.items()}
+    size = 1
+    for name in _PARALLEL:
+        size *= int(given.get(name) or 1)
+    return size
+
+
+def cores() -> int:
+    """CPU cores that this process may use: its affinity, and a container's quota where there is one."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        return max(1, min(allowed, int(quota) // int(period)))
+    except (OSError, ValueError):  # no quota: the file is missing or says `max`
+        return allowed
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """The NVIDIA GPUs that a process started here would see, without importing torch."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is not None:
+        return tuple(name.strip() for name in listed.split(",") if name.strip() and name.strip() != "-1")
+    if shutil.which("nvidia-smi") is None:
+        return ()
+    answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=False)
+    count = sum(line.startswith("GPU ") for line in answer.stdout.splitlines())
+    return tuple(str(number) for number in range(count)) if answer.returncode == 0 else ()
+
+
+def _memory_places(nproc: int) -> int:
+    """Runs that the memory of this machine, or of the container, has room for."""
+    sizes = [_number("/proc/meminfo", 1) * 1024, _number("/sys/fs/cgroup/memory.max", 0)]
+    return max(1, min((size for size in sizes if size), default=0) // (nproc * CPU_PROCESS_BYTES))
+
+
+def _number(path: str, word: int) -> int:
+    """The whole number that is the given word of a system file; 0 where there is none."""
+    try:
+        return int(Path(path).read_text(encoding="ascii").split()[word])
+    except (OSError, ValueError, IndexError):
+        return 0

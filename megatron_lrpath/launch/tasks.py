@@ -1,0 +1,105 @@
+"""A plan's runs as tasks: each training once, however many paradigms share it, with what it waits for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.plan import Plan, Run
+
+PARADIGMS = ("ours", "ptfs", "cpt")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One training to carry out.
+
+    `key` is `<paradigm>/<run>`; `aliases` are the folders of runs that are this very training under another name.
+    `parent` is the key of the task whose checkpoint at step `parent_step` this one starts from.
+    """
+
+    run: Run
+    folder: Path
+    aliases: tuple[Path, ...] = ()
+    parent: str | None = None
+    parent_step: int = 0
+
+    @property
+    def key(self) -> str:
+        """`<paradigm>/<run>`, unique in a plan."""
+        return f"{self.run.paradigm}/{self.run.name}"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the run's checkpoints."""
+        return self.folder / "checkpoints"
+
+
+def build_tasks(plan: Plan, paradigms: Sequence[str]) -> list[Task]:
+    """The trainings of `paradigms`, each once, every one after its parent."""
+    runs = [run for paradigm in paradigms for run in plan.runs(paradigm)]
+    real = {identity(run): plan.run(*identity(run)) for run in runs}
+    tasks: dict[str, Task] = {}
+    for run in real.values():
+        parent = plan.run(run.paradigm, run.parent.run) if run.parent else None
+        task = Task(
+            run=run,
+            folder=plan.folder(run),
+            aliases=tuple(plan.folder(other) for other in runs if other.same_as == (run.paradigm, run.name)),
+            parent="/".join(identity(parent)) if parent else None,
+            parent_step=run.parent.step if run.parent else 0,
+        )
+        tasks[task.key] = task
+    return list(tasks.values())
+
+
+def identity(run: Run) -> tuple[str, str]:
+    """(paradigm, name) under which `run` is really carried out."""
+    return run.same_as or (run.paradigm, run.name)
+
+
+def with_ancestors(tasks: Sequence[Task], plan: Plan, name: str) -> list[Task]:
+    """The task of the run called `name` and those that it descends from. Raises `UserError` for an unknown name."""
+    by_key = {task.key: task for task in tasks}
+    paradigms = dict.fromkeys([*(task.run.paradigm for task in tasks), *PARADIGMS])
+    found = ["/".join(identity(run)) for paradigm in paradigms for run in plan.runs(paradigm) if run.name == name]
+    if not any(key in by_key for key in found):
+        known = ", ".join(task.run.name for task in tasks)
+        raise UserError(f"--run {name}: there is no such run; the plan's runs here are {known}")
+    wanted: set[str] = set()
+    key: str | None = next(key for key in found if key in by_key)
+    while key is not None:
+        wanted.add(key)
+        key = by_key[key].parent
+    return [task for task in tasks if task.key in wanted]
+
+
+def link_aliases(task: Task) -> None:
+    """Let the folders of the runs that share this training point to it, by relative links.
+
+    A training that was begun under the other name is used where it lies: the link then goes the other way.
+    Raises `UserError` where both folders hold something of their own.
+    """
+    for alias in task.aliases:
+        if alias.is_symlink() or task.folder.is_symlink():
+            continue
+        if not alias.exists():
+            _link(alias, task.folder)
+        elif not any(alias.iterdir()):
+            alias.rmdir()
+            _link(alias, task.folder)
+        elif not task.folder.exists():
+            _link(task.folder, alias)
+        else:
+            raise UserError(
+                f"{task.folder} and {alias} are one and the same training, but both folders exist; remove the one "
+                "that you can do without and call again"
+            )
+
+
+def _link(link: Path, target: Path) -> None:
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(os.path.relpath(target, link.parent), target_is_directory=True)
