@@ -9,6 +9,7 @@ made to be difficult for it, and a sample of every run is compared again.
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import struct
@@ -21,7 +22,9 @@ import numpy.typing as npt
 
 SPACE = "\u2581"  # SentencePiece's visible space
 TRIAL_TEXTS = 400
-CACHE_BYTES = 256 << 20  # text after which the word cache, which only grows, is dropped
+CACHE_BYTES = 384 << 20  # growth of the process after which gigatoken's cache of words is dropped
+CHECK_EVERY = 8 << 20  # characters between two looks at that
+USER_DEFINED = 4  # the piece type in SentencePiece's model file
 AWKWARD = (
     "\x00 \ufeff \u2581 \n \t \r\n \u00a0 \u3000 \u200b \u2028 \x85 \x1f \x7f \ufffd \u0300 e\u0301 \ufb01 \u2460 \u2167 "
     "\U0001f600 \U0001f468\u200d\U0001f469\u200d\U0001f467 \u4e2d\u6587 \u0130 \u00df \uac00 \u1100\u1161 \uff71\uff9e "
@@ -66,25 +69,38 @@ class FastBpe:
         self._definition = without_normalizer(model)
         self._symbols = reserved_symbols(exact)
         self._symbols_ascii = [symbol.encode() for symbol in self._symbols]
+        self._converted: str | None = None
         self._load()
         self._ascii = read_ascii_rules(model, exact)
         self.prove(trial_texts(exact))
 
     def _load(self) -> None:
+        """Load the merges anew, with an empty cache. The second time takes the short way, when there is one."""
         try:
             import gigatoken
         except ImportError:
             raise NotExactError("the package gigatoken is not installed") from None
         try:
-            self._bpe = gigatoken.Tokenizer.from_sentencepiece(self._definition)
+            if self._converted:
+                self._bpe = gigatoken.Tokenizer.from_json(self._converted)
+            else:
+                self._bpe = gigatoken.Tokenizer.from_sentencepiece(self._definition)
         except ValueError as error:
             raise NotExactError(str(error)) from None
+        self._converted = getattr(self._bpe, "_hf_json", None)
+        self._seen, self._floor = 0, resident_bytes()
+
+    def _trim(self) -> None:
+        """The cache only grows, with every new word: drop it when the process has grown too far."""
         self._seen = 0
+        if resident_bytes() - self._floor > CACHE_BYTES:
+            del self._bpe
+            self._load()
 
     def encode(self, text: str) -> npt.NDArray[np.integer[Any]]:
         """Token ids of one text."""
-        if self._seen > CACHE_BYTES:
-            self._load()
+        if self._seen > CHECK_EVERY:
+            self._trim()
         self._seen += len(text)
         if self._ascii is not None and text.isascii():
             normal = self._ascii.apply(text.encode())
@@ -139,6 +155,10 @@ def read_ascii_rules(model: bytes, exact: Any) -> AsciiRules | None:
             table[code] = ord(middle)
         else:
             dropped.append(code)
+    rules = AsciiRules(bytes(table), bytes(dropped), b"", False)
+    kept_whole = [piece for piece in user_defined(model) if piece.isascii()]  # the normalizer passes them by
+    if any(" " in piece or rules.apply(piece.encode()) != piece.encode() for piece in kept_whole):
+        return None
     return AsciiRules(bytes(table), bytes(dropped), b" " if prefixed else b"", squeeze)
 
 
@@ -149,6 +169,22 @@ def normalizer_spec(model: bytes) -> dict[int, int | bytes]:
         if field == 3 and isinstance(value, bytes):
             spec.update(protobuf_fields(value))
     return spec
+
+
+def user_defined(model: bytes) -> list[str]:
+    """The pieces that the model's user defined, as they stand in text."""
+    pieces = (dict(protobuf_fields(value)) for field, value in protobuf_fields(model) if field == 1)  # type: ignore[arg-type]
+    found = [piece.get(1, b"") for piece in pieces if piece.get(3) == USER_DEFINED]
+    return [text.decode().replace(SPACE, " ") for text in found if isinstance(text, bytes)]
+
+
+def resident_bytes() -> int:
+    """Memory that this process occupies; 0 where the system does not say."""
+    try:
+        with open("/proc/self/statm") as stream:
+            return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
 
 
 def protobuf_fields(message: bytes) -> list[tuple[int, int | bytes]]:

@@ -134,7 +134,9 @@ class PairWriter:
         self.discard()
 
     def discard(self) -> None:
-        """Close and remove whatever is still temporary."""
+        """Close and remove whatever is still temporary; harmless the second time."""
+        if self._bin.closed:
+            return
         for spool in (self._lengths, self._counts):
             spool.close()
         for ending in (".idx", ".lengths", ".counts", ".bin"):

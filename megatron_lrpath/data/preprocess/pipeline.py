@@ -1,0 +1,163 @@
+"""One run of preprocessing: chunks to workers and back in order, rejects counted, output published whole."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from argparse import Namespace
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_lrpath.data.preprocess import worker as work
+from megatron_lrpath.data.preprocess.encoders import Encoder, build_encoder
+from megatron_lrpath.data.preprocess.progress import Progress
+from megatron_lrpath.data.preprocess.readers import Chunk, expand_inputs, read_chunks, total_bytes
+from megatron_lrpath.data.preprocess.rejects import RejectLog
+from megatron_lrpath.data.preprocess.writer import (
+    PairWriter,
+    concatenate,
+    optimal_dtype,
+    publish_all,
+    refuse_existing,
+)
+from megatron_lrpath.errors import UserError
+
+CHUNKS_IN_FLIGHT = 3  # per worker: one being worked on, one waiting for it, one being written
+
+
+@dataclass
+class Figures:
+    """What a run did: documents, tokens of all keys, bytes of their text (UTF-8), rejects, seconds."""
+
+    documents: int = 0
+    tokens: int = 0
+    text_bytes: int = 0
+    rejected: int = 0
+    seconds: float = 0.0
+
+
+def preprocess(args: Namespace) -> Figures:
+    """Turn `args.input` into one indexed dataset per JSON key.
+
+    Raises:
+        UserError: inputs, tokenizer or output cannot be used, or too many documents were rejected; then
+            nothing appears under the final names.
+    """
+    started = time.monotonic()
+    names = expand_inputs(args.input)
+    prefix = Path(args.output_prefix)
+    outputs = [f"{prefix}_{key}_document" for key in args.json_keys]
+    marker = prefix.parent / f".{prefix.name}.publishing"
+    refuse_existing(outputs, marker, args.overwrite)
+    encoder = build_encoder(args)
+    _check_arguments(args, encoder)
+    progress = Progress(total_bytes(names), args.log_interval)
+    if encoder.notice:
+        progress.note(encoder.notice)
+    run = _Run(args, encoder, outputs, RejectLog(Path(f"{prefix}.rejects"), args.max_rejects), progress)
+    try:
+        figures = run.carry_out(names)
+        publish_all(run.finished(), marker)
+    finally:
+        run.clean_up()
+    figures.seconds = time.monotonic() - started
+    progress.close(figures.documents, figures.tokens, figures.text_bytes, figures.rejected)
+    return figures
+
+
+def _check_arguments(args: Namespace, encoder: Encoder) -> None:
+    if args.append_eod and encoder.eod is None:
+        raise UserError("--append-eod: this tokenizer has no end-of-document token")
+    if len(set(args.json_keys)) < len(args.json_keys):
+        raise UserError("--json-keys: a key is named twice")
+    for name in ("workers", "partitions", "log_interval"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+
+
+class _Run:
+    """The open files of one run."""
+
+    def __init__(
+        self, args: Namespace, encoder: Encoder, outputs: list[str], rejects: RejectLog, progress: Progress
+    ) -> None:
+        self.args, self.encoder, self.rejects, self.progress = args, encoder, rejects, progress
+        dtype = optimal_dtype(encoder.vocab_size)
+        self.targets = [PairWriter(output, dtype) for output in outputs]
+        partitions = 1 if args.keep_sequential_samples else args.partitions
+        self.parts = [
+            [PairWriter(f"{target.prefix}.part{p}", dtype) for p in range(partitions)] if partitions > 1 else [target]
+            for target in self.targets
+        ]
+        self.task = work.Task(
+            tuple(args.json_keys), args.append_eod, args.keep_empty, args.sentence_lists, partitions
+        )
+
+    def carry_out(self, names: list[str]) -> Figures:
+        figures = Figures()
+        work.install(work.Worker(self.task, self.encoder))
+        chunks = read_chunks(names, self.task.keys)
+        for result in _in_order(chunks, self.args.workers):
+            for key, packed in enumerate(result.packed):
+                for part, documents in zip(self.parts[key], packed, strict=True):
+                    self._append(part, documents)
+                    figures.tokens += len(documents.tokens)
+            for line, reason in result.rejects:
+                self.rejects.add(result.name, line, reason)
+            figures.documents += result.documents
+            figures.text_bytes += result.text_bytes
+            self.progress.update(result.position, figures.documents, figures.tokens)
+        figures.rejected = self.rejects.count
+        if not figures.documents and not figures.rejected:
+            raise UserError(f"no documents in {', '.join(names)}")
+        self.rejects.close()
+        self.rejects.verdict(figures.documents)
+        return figures
+
+    def _append(self, part: PairWriter, documents: work.Packed) -> None:
+        try:
+            part.append(documents.tokens, documents.lengths, documents.counts)
+        except OverflowError as error:
+            raise UserError(f"{error}, though the tokenizer says its vocabulary is {self.encoder.vocab_size}") from None
+
+    def finished(self) -> list[PairWriter]:
+        """The pairs to publish, partitions put together in Megatron-LM's order."""
+        for target, parts in zip(self.targets, self.parts, strict=True):
+            if parts[0] is not target:
+                concatenate(parts, target)
+                for part in parts:
+                    part.discard()
+        return self.targets
+
+    def clean_up(self) -> None:
+        """Remove what is still temporary; harmless after success."""
+        self.progress.stop()
+        self.rejects.close()
+        for pair in [*self.targets, *(part for parts in self.parts for part in parts)]:
+            pair.discard()
+
+
+def _in_order(chunks: Iterable[Chunk], workers: int) -> Iterator[work.Result]:
+    """Results in the order of the chunks, of which only so many are in memory at a time."""
+    context = multiprocessing.get_context("fork")
+    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=work.start_process)
+    waiting: deque[Future[work.Result]] = deque()
+    try:
+        executor.submit(int).result()  # all processes start here, before a reader starts a thread
+        for chunk in chunks:
+            waiting.append(executor.submit(work.process, chunk))
+            while waiting and (len(waiting) >= CHUNKS_IN_FLIGHT * workers or waiting[0].done()):
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool:
+        raise UserError(
+            "a worker process died, perhaps of a lack of memory; nothing was written. "
+            "Fewer --workers need less memory"
+        ) from None
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,225 @@
+"""What a worker does with a chunk: parse, check, tokenize, pack for the writer."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_lrpath.data.preprocess.encoders import Encoder, TextError
+from megatron_lrpath.data.preprocess.readers import Chunk
+
+type Texts = list[str]  # one document of one key: its text, or its sentences
+PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every chunk is treated with; the same for a whole run."""
+
+    keys: tuple[str, ...]
+    append_eod: bool
+    keep_empty: bool
+    sentence_lists: bool
+    partitions: int
+
+
+@dataclass
+class Packed:
+    """Documents of one key and partition, ready to be written: ids, tokens per sequence, sequences per document."""
+
+    tokens: npt.NDArray[np.integer[Any]]
+    lengths: npt.NDArray[np.int32]
+    counts: npt.NDArray[np.int32]
+
+
+@dataclass
+class Result:
+    """What became of a chunk. `packed[key][partition]`; `rejects` are (line or row, reason)."""
+
+    name: str
+    position: int
+    documents: int = 0
+    text_bytes: int = 0
+    packed: list[list[Packed]] = field(default_factory=list)
+    rejects: list[tuple[int, str]] = field(default_factory=list)
+
+
+class Rejected(Exception):
+    """One document cannot be used; the text is the reason."""
+
+
+class Worker:
+    """Lives in each worker process, made before the fork so that the tokenizer is loaded once."""
+
+    def __init__(self, task: Task, encoder: Encoder) -> None:
+        self.task = task
+        self.encoder = encoder
+
+    def process(self, chunk: Chunk) -> Result:
+        """Encode all documents of a chunk."""
+        result = Result(chunk.name, chunk.position)
+        numbers: list[int] = []
+        documents: list[list[Texts]] = []
+        for number, document in enumerate(self._documents(chunk)):
+            if isinstance(document, Rejected):
+                result.rejects.append((chunk.first + number, str(document)))
+            else:
+                numbers.append(number)
+                documents.append(document)
+        self._encode(chunk, numbers, documents, result)
+        result.rejects.sort()
+        return result
+
+    def _documents(self, chunk: Chunk) -> Iterator[list[Texts] | Rejected]:
+        """The texts of each key of each document, or why it is turned away."""
+        values = _json_values(chunk.lines, self.task.keys) if chunk.rows is None else _row_values(chunk.rows)
+        for value in values:
+            if isinstance(value, Rejected):
+                yield value
+                continue
+            try:
+                yield [self._texts(key, text) for key, text in zip(self.task.keys, value, strict=True)]
+            except Rejected as reason:
+                yield reason
+
+    def _texts(self, key: str, value: Any) -> Texts:
+        if isinstance(value, str) and value:
+            return [value]
+        if isinstance(value, bytes) and value:
+            return [_decode(value)]
+        if isinstance(value, list) and self.task.sentence_lists and all(isinstance(x, str) for x in value):
+            if any(value) or self.task.keep_empty:
+                return value
+            raise Rejected(f"{key!r} is empty")
+        if value in ("", b""):
+            if self.task.keep_empty:
+                return [""]
+            raise Rejected(f"{key!r} is empty")
+        hint = " (--sentence-lists takes lists of sentences)" if isinstance(value, list) else ""
+        raise Rejected(f"{key!r} is {_json_type(value)}, not a string{hint}")
+
+    def _encode(
+        self, chunk: Chunk, numbers: list[int], documents: list[list[Texts]], result: Result
+    ) -> None:
+        """Tokenize column by column, drop documents that failed in any, pack the rest."""
+        columns = [self._encode_key([texts[k] for texts in documents]) for k in range(len(self.task.keys))]
+        kept: list[int] = []
+        for at, number in enumerate(numbers):
+            problem = self._problem([column[at] for column in columns])
+            if problem:
+                result.rejects.append((chunk.first + number, problem))
+            else:
+                kept.append(at)
+        partitions = self.task.partitions
+        groups = [[at for at in kept if (chunk.index + numbers[at]) % partitions == p] for p in range(partitions)]
+        result.packed = [[self._pack([column[at] for at in group]) for group in groups] for column in columns]
+        result.documents = len(kept)
+        result.text_bytes = sum(len(text.encode()) for at in kept for texts in documents[at] for text in texts)
+
+    def _encode_key(self, column: list[Texts]) -> list[list[Any]]:
+        flat = self.encoder.encode_many([text for texts in column for text in texts])
+        encoded = iter(flat)
+        return [[next(encoded) for _ in texts] for texts in column]
+
+    def _problem(self, row: Sequence[list[Any]]) -> str:
+        for key, sentences in zip(self.task.keys, row, strict=True):
+            for ids in sentences:
+                if isinstance(ids, TextError):
+                    return f"{key!r}: {ids}"
+            if not self.task.keep_empty and not any(len(ids) for ids in sentences):
+                return f"{key!r} is empty: the tokenizer makes no token of it"
+        return ""
+
+    def _pack(self, documents: list[list[Any]]) -> Packed:
+        """Join documents; sentences without a token leave no trace, as in Megatron-LM."""
+        pieces: list[Any] = []
+        lengths: list[int] = []
+        counts: list[int] = []
+        eod = np.array([self.encoder.eod if self.task.append_eod else 0], dtype=np.int64)
+        for sentences in documents:
+            sizes = [len(ids) for ids in sentences if len(ids)]
+            pieces += sentences
+            if sizes and self.task.append_eod:
+                pieces.append(eod)
+                sizes[-1] += 1
+            lengths += sizes
+            counts.append(len(sizes))
+        tokens = np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int64)
+        return Packed(tokens, np.array(lengths, dtype=np.int32), np.array(counts, dtype=np.int32))
+
+
+def _json_values(lines: bytes, keys: Sequence[str]) -> Iterator[list[Any] | Rejected]:
+    """The values of the keys on each line."""
+    try:
+        texts: list[Any] = lines.decode("utf-8").split("\n")
+    except UnicodeDecodeError:
+        texts = list(lines.split(b"\n"))
+    if not texts[-1]:
+        texts.pop()
+    for text in texts:
+        try:
+            document = json.loads(_decode(text) if isinstance(text, bytes) else text)
+            yield _pick(document, keys)
+        except Rejected as reason:
+            yield reason
+        except (ValueError, RecursionError) as error:
+            yield Rejected(f"not JSON: {error}" if text.strip() else "a blank line")
+
+
+def _pick(document: Any, keys: Sequence[str]) -> list[Any]:
+    if not isinstance(document, dict):
+        raise Rejected(f"the line is {_json_type(document)}, not an object")
+    for key in keys:
+        if key not in document:
+            raise Rejected(f"no key {key!r}")
+    return [document[key] for key in keys]
+
+
+def _row_values(rows: list[list[Any]]) -> Iterator[list[Any]]:
+    for values in zip(*rows, strict=True):
+        yield list(values)
+
+
+def _decode(data: bytes) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Rejected(f"invalid UTF-8 at byte {error.start + 1}: {error.reason}") from None
+
+
+def _json_type(value: Any) -> str:
+    names = {dict: "an object", list: "a list", bool: "true or false", str: "a string", type(None): "null"}
+    return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
+
+
+_worker: Worker | None = None
+
+
+def install(worker: Worker) -> None:
+    """Make `worker` this process's own; called before the fork and inherited by it."""
+    global _worker
+    _worker = worker
+
+
+def start_process() -> None:
+    """First thing in a worker process: end with the parent (even a killed one), leave Ctrl-C to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() == 1:
+            os._exit(1)
+
+
+def process(chunk: Chunk) -> Result:
+    """Run the installed worker on a chunk."""
+    assert _worker is not None
+    return _worker.process(chunk)
