@@ -99,9 +99,9 @@ def read_arguments(source: Source, entry: Entry | None) -> dict[str, Any]:
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
-    """`, did you mean 'x'?` when one of the words is near, else nothing."""
+    """` (did you mean 'x'?)` when one of the words is near, else nothing."""
     matches = difflib.get_close_matches(word, list(words), n=1)
-    return f", did you mean {matches[0]!r}?" if matches else ""
+    return f" (did you mean {matches[0]!r}?)" if matches else ""
 
 
 def described(entry: Entry) -> str:

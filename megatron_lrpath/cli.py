@@ -1,0 +1,83 @@
+"""The command `lrpath`: finds the subcommand, runs it, and turns errors into one line."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import io
+import os
+import sys
+from collections.abc import Sequence
+
+from megatron_lrpath import __version__
+from megatron_lrpath.commands import COMMANDS
+from megatron_lrpath.errors import UserError
+
+BAD_INPUT, INTERRUPTED, PIPE_CLOSED = 2, 130, 141
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `lrpath` with these words (default: the process's) and return its exit status.
+
+    0 and what commands return; 2 for bad input (`lrpath: error: …` on stderr); 130 when interrupted.
+    """
+    _print_what_the_terminal_can()
+    parser = build_parser()
+    words = list(sys.argv[1:] if argv is None else argv)
+    cut = words.index("--") if "--" in words else len(words)  # argparse confuses the two sides
+    args = parser.parse_args(words[:cut])
+    args.extra = words[cut + 1 :]
+    if args.extra and not getattr(args, "takes_extra", False):
+        parser.error(f"unrecognized arguments: {' '.join(words[cut:])}")
+    if args.command is None:
+        parser.print_help()
+        return BAD_INPUT
+    try:
+        status = int(args.execute(args))
+        sys.stdout.flush()
+        return status
+    except UserError as error:
+        print(f"lrpath: error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("lrpath: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader (`| head`) has gone; without this the interpreter complains once more at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with every command of `COMMANDS`."""
+    parser = argparse.ArgumentParser(
+        prog="lrpath",
+        description="Version updates of language models by learning-rate path switching, on Megatron-Core.",
+        epilog="`lrpath COMMAND --help` explains a command.",
+    )
+    parser.add_argument("--version", action="version", version=f"lrpath {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    for name in COMMANDS:
+        module = importlib.import_module(f"megatron_lrpath.commands.{name}")
+        example = getattr(module, "EXAMPLE", None)
+        command = commands.add_parser(
+            name,
+            help=module.HELP,
+            description=module.HELP[0].upper() + module.HELP[1:] + ".",
+            epilog=f"example:\n  {example}" if example else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(command)
+        command.set_defaults(execute=module.execute, takes_extra=getattr(module, "TAKES_EXTRA", False))
+    return parser
+
+
+def _print_what_the_terminal_can() -> None:
+    """Replace characters that the output's encoding lacks, instead of failing at them."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

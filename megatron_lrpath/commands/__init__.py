@@ -1,0 +1,8 @@
+"""The subcommands of `lrpath`, a module each, in the order in which the help lists them.
+
+A command module has `HELP` (one line), `add_arguments(parser)`, `execute(args) -> int` (the exit status) and,
+where it helps, `EXAMPLE` (shown at the end of its help) and
+`TAKES_EXTRA` (the words after `--` come as `args.extra`). It imports what is heavy inside `execute`.
+"""
+
+COMMANDS = ("plan", "lr", "run", "status")

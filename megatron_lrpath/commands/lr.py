@@ -1,0 +1,66 @@
+"""`lrpath lr`: the learning rate of every step of a run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from megatron_lrpath.plan import Run
+
+HELP = "print the learning rate of every step of a run"
+EXAMPLE = "lrpath lr examples/quickstart/plan.yaml --paradigm ours --run branch-v2 --json"
+ROWS = 24
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The plan, the run, and in which form."""
+    parser.add_argument("plan", type=Path, metavar="PLAN", help="the plan file")
+    parser.add_argument(
+        "--paradigm", choices=("ours", "ptfs", "cpt"), required=True, help="the run's paradigm"
+    )
+    parser.add_argument(
+        "--run", required=True, metavar="NAME", help="the run: main, branch-v2, scratch-v2, …"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print every step as JSON instead of a table of some steps"
+    )
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Print the rates; 0."""
+    from megatron_lrpath.plan import load_plan
+
+    run = load_plan(args.plan).run(args.paradigm, args.run)
+    if args.json:
+        steps = range(run.first_step + 1, run.last_step + 1)
+        rates = [run.path.lr_at(step - 1) for step in steps]
+        answer = {"paradigm": run.paradigm, "run": run.name, "steps": list(steps), "lr": rates}
+        print(json.dumps(answer, allow_nan=False))
+    else:
+        _show_table(run)
+    return 0
+
+
+def telling_steps(run: Run, count: int) -> list[int]:
+    """About `count` steps of a run, evenly spread, with the first, the last and the end of a warm-up."""
+    first, last = run.first_step + 1, run.last_step
+    if run.steps <= count:
+        return list(range(first, last + 1))
+    spread = {first + (last - first) * index // (count - 1) for index in range(count)}
+    corner = run.path.start + run.path.warmup + 1
+    return sorted(spread | ({corner} if first <= corner <= last else set()))
+
+
+def _show_table(run: Run) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{run.paradigm}/{run.name}", title_justify="left", pad_edge=False)
+    table.add_column("step", justify="right")
+    table.add_column("learning rate", justify="right")
+    for step in telling_steps(run, ROWS):
+        table.add_row(f"{step:,}", f"{run.path.lr_at(step - 1):.6e}")
+    Console().print(table)

@@ -1,0 +1,76 @@
+"""`lrpath plan`: the runs that follow from a plan, what they cost, and their learning-rate curves."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from megatron_lrpath.plan import Plan
+
+HELP = "check a plan and show its runs, their cost against PTFS and their learning-rate curves"
+EXAMPLE = "lrpath plan examples/quickstart/plan.yaml --paradigm ours --png curves.png"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The plan, which part of it, and in which form."""
+    parser.add_argument("plan", type=Path, metavar="PLAN", help="the plan file")
+    parser.add_argument(
+        "--paradigm", choices=("ours", "ptfs", "cpt"), help="only this one (default: all three)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables and curves")
+    parser.add_argument("--no-curves", action="store_true", help="leave the curves out")
+    parser.add_argument("--png", type=Path, metavar="FILE", help="draw the curves into a PNG file, too")
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Print the plan; 0."""
+    from megatron_lrpath.plan import PARADIGMS, load_plan
+
+    plan = load_plan(args.plan)
+    paradigms = (args.paradigm,) if args.paradigm else PARADIGMS
+    if args.png:
+        _write_png(plan, paradigms, args.png)
+    if args.json:
+        print(json.dumps(as_json(plan, paradigms), indent=2, ensure_ascii=False, allow_nan=False))
+        return 0
+    from megatron_lrpath.commands.plan_view import show_plan
+
+    show_plan(plan, paradigms, curves=not args.no_curves)
+    if args.png:
+        print(f"Curves: {args.png}")
+    return 0
+
+
+def as_json(plan: Plan, paradigms: tuple[str, ...]) -> dict[str, Any]:
+    """What `--json` prints: the runs of each paradigm in dependency order, total steps and relative cost."""
+    paths = {}
+    for paradigm in paradigms:
+        cost = plan.cost(paradigm)
+        paths[paradigm] = {
+            "runs": [run.to_dict() | {"tokens": plan.tokens(run.steps)} for run in plan.runs(paradigm)],
+            "total_steps": cost.steps,
+            "total_tokens": cost.tokens,
+            "relative_cost": cost.relative,
+        }
+    return {
+        "name": plan.name,
+        "versions": [
+            {"name": version.name, "steps": version.steps, "alpha": version.alpha or plan.alpha}
+            for version in plan.versions
+        ],
+        "paradigms": paths,
+    }
+
+
+def _write_png(plan: Plan, paradigms: tuple[str, ...], target: Path) -> None:
+    from megatron_lrpath.commands.plan_png import draw_curves
+    from megatron_lrpath.errors import UserError
+    from megatron_lrpath.files import atomic_write_bytes
+
+    try:
+        atomic_write_bytes(target, draw_curves(plan, paradigms))
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror}; choose another place for --png") from None

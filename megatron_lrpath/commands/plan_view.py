@@ -1,0 +1,166 @@
+"""Tables and curves of a plan in the terminal."""
+
+from __future__ import annotations
+
+import itertools
+
+import plotille
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from megatron_lrpath.plan import PARADIGMS, Plan, Run
+from megatron_lrpath.report.words import PARADIGM_LONG_NAMES, paradigm_name, schedule_name, short_number
+
+COLOURS = ("cyan", "green", "yellow", "magenta", "blue", "red")
+MAIN_COLOUR = "white"
+PIPE_WIDTH = 120
+CURVE_HEIGHT = 8
+MARGIN = 10
+
+
+def show_plan(plan: Plan, paradigms: tuple[str, ...], curves: bool) -> None:
+    """Print the runs of the paradigms, their costs and, if asked for, their curves."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=PIPE_WIDTH)
+    console.print(Text(_headline(plan)))
+    for paradigm in paradigms:
+        console.print()
+        console.print(runs_table(plan, paradigm))
+    console.print()
+    console.print(costs_table(plan, paradigms))
+    for note in notes(plan, paradigms):
+        console.print(Text(note, style="dim"))
+    if curves:
+        for paradigm in paradigms:
+            console.print()
+            console.print(Text(f"Learning rate, {_title(plan, paradigm)}", style="bold"))
+            console.print(curve_text(plan, paradigm, console.width), no_wrap=True, crop=False)
+
+
+def runs_table(plan: Plan, paradigm: str) -> Table:
+    """One row for each run: where it starts, its steps, its data, its rate."""
+    table = Table(title=_title(plan, paradigm), title_justify="left", title_style="bold", pad_edge=False)
+    table.add_column("run", no_wrap=True)
+    table.add_column("starts from")
+    for name in ("first step", "last step", "steps", "tokens"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("data")
+    table.add_column("learning rate")
+    for run in plan.runs(paradigm):
+        table.add_row(
+            Text(run.name, style=run_colour(run)),
+            Text(f"{run.parent.run}, step {run.parent.step:,}" if run.parent else "random weights"),
+            f"{run.first_step + 1:,}",
+            f"{run.last_step:,}",
+            f"{run.steps:,}",
+            short_number(plan.tokens(run.steps)),
+            Text(_slices_text(run)),
+            Text(_rate_text(run)),
+        )
+    return table
+
+
+def costs_table(plan: Plan, paradigms: tuple[str, ...]) -> Table:
+    """What each paradigm costs in all, against PTFS."""
+    table = Table(title="Cost", title_justify="left", title_style="bold", pad_edge=False)
+    table.add_column("paradigm")
+    for name in ("runs", "steps", "tokens", "relative to PTFS"):
+        table.add_column(name, justify="right")
+    for paradigm in paradigms:
+        cost = plan.cost(paradigm)
+        table.add_row(
+            paradigm_name(plan, paradigm),
+            str(len(plan.runs(paradigm))),
+            f"{cost.steps:,}",
+            short_number(cost.tokens),
+            f"{cost.relative:.2f}",
+        )
+    return table
+
+
+def notes(plan: Plan, paradigms: tuple[str, ...]) -> list[str]:
+    """What the costs do not say: the run that two paradigms share."""
+    if "cpt" not in paradigms:
+        return []
+    shared = plan.runs("cpt")[0]
+    twin = "/".join(shared.same_as or ())
+    text = f"cpt/{shared.name} and {twin} are one and the same training, carried out once"
+    if set(paradigms) == set(PARADIGMS):
+        every = sum(plan.cost(paradigm).steps for paradigm in PARADIGMS) - shared.steps
+        text += f"; all three paradigms together: {every:,} steps"
+    return [text + "."]
+
+
+def curve_text(plan: Plan, paradigm: str, width: int) -> Text:
+    """The paradigm's learning rates as braille dots, a colour for each version, version ends below."""
+    end, top = plan.timeline.ends[-1], plan.schedule.max_lr
+    columns = max(20, min(width, PIPE_WIDTH) - MARGIN - 1)
+    canvas = plotille.Canvas(columns, CURVE_HEIGHT, 0, 0, end, top * 1.02, mode="names")
+    for run in plan.runs(paradigm):
+        points = curve_points(run, 2 * columns)
+        for (x0, y0), (x1, y1) in itertools.pairwise(points):
+            canvas.line(x0, y0, x1, y1, color=run_colour(run))
+    labels = [f"{top:.3g}", *[""] * (CURVE_HEIGHT - 2), "0"]
+    drawn = canvas.plot().splitlines()
+    rows = [f"{label:>{MARGIN - 1}} │" + row for label, row in zip(labels, drawn, strict=True)]
+    text = Text.from_ansi("\n".join(rows))
+    return text.append("\n" + _step_axis(plan.timeline.ends, columns), style="dim")
+
+
+def curve_points(run: Run, count: int) -> list[tuple[float, float]]:
+    """At most `count` points (position in steps, rate) of a run, its corners among them."""
+    first, last = run.first_step, run.last_step
+    count = min(count, run.steps)
+    places = {first + run.steps * index // count for index in range(count + 1)} if count else {first}
+    corner = run.path.start + run.path.warmup
+    return [(float(x), run.path.lr_at(x)) for x in sorted(places | ({corner} if corner <= last else set()))]
+
+
+def run_colour(run: Run) -> str:
+    """A colour for each version; the main path stands apart."""
+    return MAIN_COLOUR if run.kind == "main" else COLOURS[(run.version_index - 1) % len(COLOURS)]
+
+
+def _step_axis(ends: list[int], columns: int) -> str:
+    """A line of steps under the curves: 0 and the version ends, as many of them as there is room for."""
+    line = [" "] * (MARGIN + 1 + columns)
+    line[MARGIN - 1 : MARGIN + 2] = " └0"
+    taken = MARGIN + 2
+    for end in ends:
+        label = short_number(end)
+        right = MARGIN + 1 + round(end / ends[-1] * columns)
+        if right - len(label) > taken:
+            line[right - len(label) : right] = label
+            taken = right
+    return "".join(line) + " steps"
+
+
+def _headline(plan: Plan) -> str:
+    schedule = plan.schedule
+    return (
+        f"{plan.name}: {len(plan.versions)} versions, {schedule_name(plan)} from {schedule.max_lr:g} to "
+        f"{schedule.min_lr:g}, warm-up {schedule.warmup:,} steps, alpha {plan.alpha:g}, "
+        f"{plan.batch.tokens:,} tokens a step"
+    )
+
+
+def _title(plan: Plan, paradigm: str) -> str:
+    return f"{paradigm_name(plan, paradigm)}: {PARADIGM_LONG_NAMES[paradigm]}"
+
+
+def _slices_text(run: Run) -> str:
+    if len(run.slices) < 3:
+        return ", ".join(run.slices)
+    return f"{run.slices[0]} … {run.slices[-1]}"
+
+
+def _rate_text(run: Run) -> str:
+    path, schedule = run.path, run.path.schedule
+    if path.shape == "floor":
+        return f"{schedule.min_lr:g}"
+    warm = "warm-up, " if path.warmup else ""
+    if path.shape == "plateau":
+        return f"{warm}{schedule.max_lr:g}"
+    return f"{warm}{schedule.max_lr:g} → {path.lr_at(path.end):.3g}"
