@@ -69,7 +69,7 @@ class Worker:
         result = Result(chunk.name, chunk.position)
         numbers: list[int] = []
         documents: list[list[Texts]] = []
-        for number, document in enumerate(self._documents(chunk)):
+        for number, document in enumerate(texts_of(chunk, self.task)):
             if isinstance(document, Rejected):
                 result.rejects.append((chunk.first + number, str(document)))
             else:
@@ -78,34 +78,6 @@ class Worker:
         self._encode(chunk, numbers, documents, result)
         result.rejects.sort()
         return result
-
-    def _documents(self, chunk: Chunk) -> Iterator[list[Texts] | Rejected]:
-        """The texts of each key of each document, or why it is turned away."""
-        values = _json_values(chunk.lines, self.task.keys) if chunk.rows is None else _row_values(chunk.rows)
-        for value in values:
-            if isinstance(value, Rejected):
-                yield value
-                continue
-            try:
-                yield [self._texts(key, text) for key, text in zip(self.task.keys, value, strict=True)]
-            except Rejected as reason:
-                yield reason
-
-    def _texts(self, key: str, value: Any) -> Texts:
-        if isinstance(value, str) and value:
-            return [value]
-        if isinstance(value, bytes) and value:
-            return [_decode(value)]
-        if isinstance(value, list) and self.task.sentence_lists and all(isinstance(x, str) for x in value):
-            if any(value) or self.task.keep_empty:
-                return value
-            raise Rejected(f"{key!r} is empty")
-        if value in ("", b""):
-            if self.task.keep_empty:
-                return [""]
-            raise Rejected(f"{key!r} is empty")
-        hint = " (--sentence-lists takes lists of sentences)" if isinstance(value, list) else ""
-        raise Rejected(f"{key!r} is {_json_type(value)}, not a string{hint}")
 
     def _encode(
         self, chunk: Chunk, numbers: list[int], documents: list[list[Texts]], result: Result
@@ -155,6 +127,35 @@ class Worker:
             counts.append(len(sizes))
         tokens = np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int64)
         return Packed(tokens, np.array(lengths, dtype=np.int32), np.array(counts, dtype=np.int32))
+
+
+def texts_of(chunk: Chunk, task: Task) -> Iterator[list[Texts] | Rejected]:
+    """The texts of each key of each document of a chunk, or why it is turned away."""
+    for value in _json_values(chunk.lines, task.keys) if chunk.rows is None else _row_values(chunk.rows):
+        if isinstance(value, Rejected):
+            yield value
+            continue
+        try:
+            yield [_texts(key, text, task) for key, text in zip(task.keys, value, strict=True)]
+        except Rejected as reason:
+            yield reason
+
+
+def _texts(key: str, value: Any, task: Task) -> Texts:
+    if isinstance(value, str) and value:
+        return [value]
+    if isinstance(value, bytes) and value:
+        return [_decode(value)]
+    if isinstance(value, list) and task.sentence_lists and all(isinstance(x, str) for x in value):
+        if any(value) or task.keep_empty:
+            return value
+        raise Rejected(f"{key!r} is empty")
+    if value in ("", b""):
+        if task.keep_empty:
+            return [""]
+        raise Rejected(f"{key!r} is empty")
+    hint = " (--sentence-lists takes lists of sentences)" if isinstance(value, list) else ""
+    raise Rejected(f"{key!r} is {_json_type(value)}, not a string{hint}")
 
 
 def _json_values(lines: bytes, keys: Sequence[str]) -> Iterator[list[Any] | Rejected]:
