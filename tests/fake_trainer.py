@@ -1,4 +1,4 @@
-"""A stand-in for the training entry: same files, no training. Behaves as `FAKE_<run>` in the environment says.
+"""A stand-in for the training entry: same files, no training. Behaves as the variable `FAKE_<run>` says.
 
 `fail:N` ends with an exception at step N, `die:N` with SIGKILL, `hang:N` stops logging there (`deaf:N`: and
 ignores SIGTERM), `early:N` exits with 0 there, `error:N` prints a message of ours and exits with 2.
@@ -16,9 +16,9 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Arguments: folder, first step, last step, save interval, keep steps, seconds per step, parent checkpoint."""
-    folder, numbers, kept, pace, parent = Path(sys.argv[1]), sys.argv[2:5], sys.argv[5], float(sys.argv[6]), sys.argv[7:]
-    first, last, interval = map(int, numbers)
+    """Arguments: folder, first and last step, save interval, kept steps, pace, parent checkpoint."""
+    folder, kept, pace, parent = Path(sys.argv[1]), sys.argv[5], float(sys.argv[6]), sys.argv[7:]
+    first, last, interval = map(int, sys.argv[2:5])
     keep = {int(step) for step in kept.split(",") if step}
     mode, _, at = os.environ.get(f"FAKE_{folder.name.replace('-', '_')}", ":").partition(":")
     (folder / "started").open("a").write(f"{time.time()} {json.dumps(dict(os.environ))}\n")

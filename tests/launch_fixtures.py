@@ -1,4 +1,4 @@
-"""A small plan, and `lrpath run` with the stand-in for training; as a script: `launch_fixtures.py PLAN [JOBS]`."""
+"""A small plan, and `lrpath run` with a stand-in for training; as a script: `launch_fixtures.py PLAN 2`."""
 
 from __future__ import annotations
 
@@ -43,13 +43,14 @@ def fake_command(plan: Plan, pace: float = 0.01, interval: int = 4) -> Callable[
         run = task.run
         keep = ",".join(map(str, run.keep_steps))
         numbers = [str(run.first_step), str(run.last_step), str(interval)]
-        parent = folders[task.parent] / "checkpoints" / f"iter_{task.parent_step:07d}" if task.parent else None
-        return [sys.executable, str(TRAINER), str(task.folder), *numbers, keep, str(pace), *([str(parent)] if parent else [])]
+        parent = [f"{folders[task.parent]}/checkpoints/iter_{task.parent_step:07d}"] if task.parent else []
+        return [sys.executable, str(TRAINER), str(task.folder), *numbers, keep, str(pace), *parent]
 
     return command_for
 
 
 if __name__ == "__main__":
     the_plan = load_plan(Path(sys.argv[1]))
-    chosen = Options(jobs=int(sys.argv[2]), device="cpu", evaluate=False, grace=float(os.environ.get("FAKE_GRACE", "3")))
-    sys.exit(carry_out(the_plan, chosen, fake_command(the_plan, float(os.environ.get("FAKE_PACE", "0.01")))))
+    grace, pace = float(os.environ.get("FAKE_GRACE", "3")), float(os.environ.get("FAKE_PACE", "0.01"))
+    chosen = Options(jobs=int(sys.argv[2]), device="cpu", evaluate=False, grace=grace)
+    sys.exit(carry_out(the_plan, chosen, fake_command(the_plan, pace)))

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from launch_fixtures import write_plan
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.launch.graph import Advance, chains, next_task, seconds_left
 from megatron_lrpath.launch.tasks import PARADIGMS, Task, build_tasks, link_aliases, with_ancestors
+from tests.launch_fixtures import write_plan
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,8 @@ def test_cpt_alone_carries_out_the_shared_training_under_its_one_name(plans):
 
 def test_one_run_brings_its_ancestors_and_nothing_else(plans):
     tasks = build_tasks(plans[4], PARADIGMS)
-    assert [task.key for task in with_ancestors(tasks, plans[4], "branch-v2")] == ["ours/main", "ours/branch-v2"]
+    chosen = [task.key for task in with_ancestors(tasks, plans[4], "branch-v2")]
+    assert chosen == ["ours/main", "ours/branch-v2"]
     assert [task.key for task in with_ancestors(tasks, plans[4], "continual-v1")] == ["ptfs/scratch-v1"]
     with pytest.raises(UserError, match=r"branch-v9.*main, branch-v1"):
         with_ancestors(tasks, plans[4], "branch-v9")

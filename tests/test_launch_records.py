@@ -119,3 +119,16 @@ def test_a_lock_with_unreadable_text_still_locks(tmp_path):
     assert describe_owner(tmp_path) == "another process"
     assert is_held(tmp_path)
     lock.close()
+
+
+def test_a_history_replaced_by_one_of_the_same_length_is_read_anew(tmp_path):
+    path = tmp_path / "history.jsonl"
+    path.write_text(line(1) + line(2))
+    tail = HistoryTail(path)
+    tail.poll()
+    other = tmp_path / "other"
+    other.write_text(line(1) + line(3))
+    other.rename(path)
+    tail.poll()
+    assert tail.last is not None
+    assert tail.last.step == 3

@@ -13,16 +13,17 @@ from pathlib import Path
 
 import psutil
 import pytest
-from launch_fixtures import fake_command, write_plan
 from rich.console import Console
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.launch.display import PlainDisplay
-from megatron_lrpath.launch.local import Options, carry_out, only_one
+from megatron_lrpath.launch.local import Options, carry_out, chosen_tasks, evaluation_command, only_one
 from megatron_lrpath.launch.process import torchrun_command
+from megatron_lrpath.launch.resources import Share
 from megatron_lrpath.launch.tasks import PARADIGMS, build_tasks
 from megatron_lrpath.locks import is_held
 from megatron_lrpath.plan import Plan
+from tests.launch_fixtures import fake_command, write_plan
 
 SCRIPT = Path(__file__).with_name("launch_fixtures.py")
 
@@ -53,7 +54,8 @@ def starts(plan: Plan, key: str) -> list[tuple[float, dict[str, str]]]:
 
 
 def steps(plan: Plan, key: str) -> list[int]:
-    return [json.loads(row)["step"] for row in (Path(plan.output) / key / "history.jsonl").read_text().splitlines()]
+    rows = (Path(plan.output) / key / "history.jsonl").read_text().splitlines()
+    return [json.loads(row)["step"] for row in rows]
 
 
 def until(condition, seconds: float = 20.0) -> None:
@@ -169,14 +171,14 @@ def test_a_run_that_ignores_sigterm_is_killed_after_the_grace_period(tmp_path, m
     assert gone(hanging(plan, "ours/main"))
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_a_signal_ends_everything_and_the_next_call_goes_on(tmp_path, number, status):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_everything_and_the_next_call_goes_on(tmp_path, number):
     plan = write_plan(tmp_path, 1)
     process = start(plan, FAKE_main="hang:5", FAKE_scratch_v1="hang:5")
     pids = hanging(plan, "ours/main") + hanging(plan, "ptfs/scratch-v1")
     process.send_signal(number)
     shown, _ = process.communicate(timeout=30)
-    assert process.returncode == status, shown
+    assert process.returncode == 128 + number, shown
     assert "Traceback" not in shown
     assert gone(pids)
     assert run(plan)[0] == 0
@@ -208,7 +210,8 @@ def test_nothing_outlives_a_killed_supervisor(tmp_path):
 
 def test_a_second_call_on_the_same_output_is_refused_with_the_owner(tmp_path):
     plan = write_plan(tmp_path, 1)
-    with only_one(Path(plan.output)), pytest.raises(UserError, match=f"process {os.getpid()} on .* is carrying out"):
+    owner = f"process {os.getpid()} on .* is carrying out"
+    with only_one(Path(plan.output)), pytest.raises(UserError, match=owner):
         run(plan)
     assert run(plan)[0] == 0
 
@@ -259,3 +262,30 @@ def test_the_command_is_torchrun_with_the_entry_module(tmp_path):
     assert "-m torch.distributed.run --standalone" in text
     assert "--nproc-per-node 2 -m megatron_lrpath.training.pretrain --plan" in text
     assert text.endswith("--paradigm ours --run branch-v1 --device cpu --log-interval 5")
+
+
+def evaluation(plan: Plan, *runs: str, **chosen) -> list[str] | None:
+    options = Options(**{"device": "cpu", **chosen})
+    share = Share(jobs=1, nproc=2, threads=1, device="cpu")
+    return evaluation_command(plan, chosen_tasks(plan, options), share, options)
+
+
+def test_what_is_trained_and_not_evaluated_is_evaluated_at_the_end(tmp_path):
+    plan = write_plan(tmp_path, 1)
+    assert evaluation(plan) is None
+    assert run(plan)[0] == 0
+    command = evaluation(plan, extra=("--seed", "3"))
+    assert command is not None
+    words = ["--paradigm", "all", "--nproc", "2", "--device", "cpu", "--", "--seed", "3"]
+    assert command[1:] == ["-m", "megatron_lrpath.cli", "eval", str(plan.path), *words]
+    for key in ("ours/branch-v1", "ptfs/scratch-v1"):
+        (Path(plan.output) / key / "eval.json").write_text('{"step": 10, "perplexity": 9.0}')
+    assert evaluation(plan) is None
+    assert evaluation(plan, run="main") is None
+
+
+def test_the_evaluations_exit_status_is_the_commands(tmp_path, monkeypatch):
+    plan = write_plan(tmp_path, 1)
+    failing = [sys.executable, "-c", "raise SystemExit(7)"]
+    monkeypatch.setattr("megatron_lrpath.launch.local.evaluation_command", lambda *arguments: failing)
+    assert run(plan, evaluate=True)[0] == 7

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 HELP = "train a plan here, in dependency order; called again it goes on where it was"
+EXAMPLE = "lrpath run plan.yaml --jobs 2 -- --log-interval 5   (after --: Megatron arguments for every run)"
 TAKES_EXTRA = True  # what follows `--` on the command line arrives as `args.extra`
 
 
@@ -30,9 +31,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         default=True,
         help="evaluate the trained versions at the end (default: yes)",
-    )
-    parser.epilog = (
-        "Megatron arguments for every run may follow after --, as in: lrpath run PLAN -- --log-interval 5"
     )
 
 

@@ -38,6 +38,8 @@ def execute(args: argparse.Namespace) -> int:
         print(json.dumps(status, indent=2, allow_nan=False))
     else:
         console = Console(highlight=False)
+        if not console.is_terminal:
+            console.width = 140  # nobody's line to fit into
         console.print(f"{plan.name}: {status['done_steps']}/{status['total_steps']} steps, in {plan.output}")
         console.print(table(status))
         for row in status["runs"]:
@@ -49,16 +51,17 @@ def execute(args: argparse.Namespace) -> int:
 def collect(plan: Plan, paradigms: tuple[str, ...]) -> dict[str, Any]:
     """The states as JSON-able data: `runs` (each training once), `done_steps`, `total_steps`.
 
-    A run has `paradigm`, `run`, `same_as` (other names of this training), `state`, `waiting_for`, `first_step`,
-    `step`, `last_step`, `lr`, `loss`, `seconds_per_step`, `seconds_left` (while it runs), `checkpoints` (steps
-    of the complete ones) and `cause` (of an interruption, where the log names one). Unknown values are null.
+    A run has `paradigm`, `run`, `same_as` (other names of this training), `state`, `waiting_for`,
+    `first_step`, `step`, `last_step`, `lr`, `loss`, `seconds_per_step`, `seconds_left` (while it runs),
+    `checkpoints` (steps of the complete ones) and `cause` (of an interruption, where the log names one).
+    What is not known is null.
     """
     from megatron_lrpath.launch.records import read_state
     from megatron_lrpath.launch.tasks import build_tasks
 
     tasks = build_tasks(plan, paradigms)
     by_key = {task.key: task for task in tasks}
-    rows = []
+    rows: list[dict[str, Any]] = []
     for task in tasks:
         state = read_state(task, by_key.get(task.parent or ""))
         known = state.state == "running" and state.seconds_per_step is not None

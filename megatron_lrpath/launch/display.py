@@ -20,7 +20,7 @@ PLAIN_SECONDS_MOST = 600.0
 
 @dataclass(frozen=True)
 class RunLine:
-    """One run that is being carried out: steps reached since `first_step`, and the last logged loss and rate."""
+    """One run under way: the step reached, first and last step, and the last logged loss and rate."""
 
     key: str
     step: int
@@ -43,7 +43,7 @@ class RunLine:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The whole plan at one moment: steps of all runs done and in total, seconds left (None: not known yet)."""
+    """The whole plan at one moment: steps of all runs done and in total, seconds left (None: not known)."""
 
     name: str
     done: int

@@ -79,15 +79,15 @@ def seconds_left(tasks: Sequence[Task], advances: Mapping[str, Advance], jobs: i
 
 def _until_event(task: Task, now: Advance, tasks: Sequence[Task]) -> float:
     """Seconds until the running `task` reaches its end or the next step that a child waits for."""
-    marks = [child.parent_step for child in tasks if child.parent == task.key and child.parent_step > now.step]
-    target = min([*marks, max(task.run.last_step, math.ceil(now.step))])
-    return now.startup + (target - now.step) * now.seconds
+    marks = [child.parent_step for child in tasks if child.parent == task.key]
+    target = min([*(mark for mark in marks if mark > now.step), max(task.run.last_step, math.ceil(now.step))])
+    return now.startup + (target - now.step) * max(now.seconds, 1e-9)
 
 
 def _move(now: Advance, stretch: float, last_step: int) -> Advance:
     """`now` after `stretch` seconds of running; complete at `last_step` (to rounding)."""
     trained = max(0.0, stretch - now.startup)
-    step = now.step + trained / now.seconds
+    step = now.step + trained / max(now.seconds, 1e-9)
     if abs(step - round(step)) < 1e-6:
         step = float(round(step))
     done = step >= last_step

@@ -1,4 +1,4 @@
-"""`lrpath run`, without its command line: one call that carries out a plan here, alone on its output folder."""
+"""`lrpath run` without its command line: carry out a plan here, alone on its output folder."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.evaluate.targets import needs_evaluation
 from megatron_lrpath.launch.display import Display, clock, open_display
 from megatron_lrpath.launch.process import supervised, torchrun_command
 from megatron_lrpath.launch.records import is_done
@@ -51,17 +52,18 @@ def carry_out(
 ) -> int:
     """Train what is left to train of the plan, then evaluate; the exit status for the shell.
 
-    0 when complete, 1 when a run failed, 128+n when signal n ended it; every run's processes are gone by then.
+    0 when complete, 1 when a run failed, 128+n when signal n ended it; no run's process is left by then.
     `command_for` replaces the training's command. Raises `UserError` for what cannot be started at all.
     """
     tasks = chosen_tasks(plan, options)
-    # the whole choice counts, not what is left of it, so that a second call shares the machine in the same way
+    # the whole choice counts, not what is left of it: a second call shares the machine in the same way
     share = share_out(plan, len(tasks), options.device, options.nproc, options.jobs)
     try:
         with only_one(Path(plan.output)), signals_raise():
             trained = train(plan, tasks, share, options, command_for, display or open_display())
-            if options.evaluate and unevaluated(tasks):
-                return evaluate(plan, options)
+            evaluation = evaluation_command(plan, tasks, share, options) if options.evaluate else None
+            if evaluation:
+                return call(evaluation, options.grace)
             if not trained:
                 print(f"nothing to do: {count(tasks)} of {plan.path} complete in {plan.output}")
     except RunFailedError as error:
@@ -94,21 +96,26 @@ def train(
     return todo
 
 
-def unevaluated(tasks: Sequence[Task]) -> list[Task]:
-    """The tasks that made a version's model which has not been evaluated since."""
-    found = []
-    for task in tasks:
-        result, evaluation = task.folder / "result.json", task.folder / "eval.json"
-        if task.run.kind != "main" and result.is_file():
-            fresh = evaluation.is_file() and evaluation.stat().st_mtime >= result.stat().st_mtime
-            found += [] if fresh else [task]
-    return found
+def evaluation_command(plan: Plan, tasks: Sequence[Task], share: Share, options: Options) -> list[str] | None:
+    """The `lrpath eval` for the versions trained and not evaluated since; None where there are none."""
+    runs = [task.run for task in tasks if task.run.kind != "main"]
+    if not any(needs_evaluation(plan, run) for run in runs):
+        return None
+    paradigm = options.paradigms[0] if len(options.paradigms) == 1 else "all"
+    words = ["eval", str(plan.path), "--paradigm", paradigm, "--nproc", str(share.nproc)]
+    words += ["--device", options.device, *(["--run", options.run] if options.run else [])]
+    return [
+        sys.executable,
+        "-m",
+        "megatron_lrpath.cli",
+        *words,
+        *(["--", *options.extra] if options.extra else []),
+    ]
 
 
-def evaluate(plan: Plan, options: Options) -> int:
-    """Call `lrpath eval` for the chosen paradigms, its output on this console; its exit status."""
-    command = [sys.executable, "-m", "megatron_lrpath.cli", "eval", str(plan.path)]
-    process = supervised(command, {}, options.grace)
+def call(command: Sequence[str], grace: float) -> int:
+    """Run a command on this console; its exit status. It does not outlive this process."""
+    process = supervised(command, {}, grace)
     try:
         return process.wait()
     except KeyboardInterrupt:
@@ -134,13 +141,21 @@ def announcement(plan: Plan, tasks: Sequence[Task], todo: Sequence[Task], share:
     steps = sum(task.run.steps for task in todo)
     done = f", {len(tasks) - len(todo)} complete already" if len(todo) < len(tasks) else ""
     side = f"{share.jobs} at a time" if share.jobs > 1 else "one at a time"
-    size = f"{share.nproc} process{'es' if share.nproc > 1 else ''} each, {share.threads} threads"
-    return f"{plan.name}: {count(todo)}, {steps} steps{done}; {side}, {size}, {share.device}; in {plan.output}"
+    size = f"{plural(share.nproc, 'process', 'es')} each, {plural(share.threads, 'thread')}"
+    return (
+        f"{plan.name}: {count(todo)}, {steps} steps{done}; {side}, {size}, {share.device}\n"
+        f"  full output of each run: {plan.output}/<paradigm>/<run>/logs"
+    )
 
 
 def count(tasks: Sequence[Task]) -> str:
     """`1 run`, `7 runs`."""
-    return f"{len(tasks)} run{'s' if len(tasks) != 1 else ''}"
+    return plural(len(tasks), "run")
+
+
+def plural(number: int, word: str, ending: str = "s") -> str:
+    """The number with its word."""
+    return f"{number} {word}{ending if number != 1 else ''}"
 
 
 @contextmanager

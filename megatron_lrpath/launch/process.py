@@ -31,7 +31,7 @@ def torchrun_command(
 
 
 class RunProcess:
-    """A started run. The supervisor inherits the folder's lock, so it lasts as long as the run's processes do."""
+    """A started run. Its supervisor inherits the folder's lock, which so lasts as long as the run does."""
 
     def __init__(self, task: Task, process: subprocess.Popen[bytes], log: Path, slot: int) -> None:
         self.task = task

@@ -1,8 +1,9 @@
-"""What a run's folder says about it: how far it has come, whether it is complete, whether somebody is at it."""
+"""What a run's folder says about it: how far it has come, whether it is complete, whether it is running."""
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import time
 from collections import deque
@@ -16,7 +17,7 @@ from megatron_lrpath.locks import LOCK_NAME, is_held
 from megatron_lrpath.training.checkpoints_on_disk import checkpoint_complete, complete_steps
 
 TAIL_BYTES = 64 * 1024
-FRESH_SECONDS = 30.0  # a run without a lock file (started by hand) counts as running while its history is fresh
+FRESH_SECONDS = 30.0  # without a lock file (started by hand) a run with a younger history is taken as running
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,9 @@ class HistoryTail:
     def __init__(self, path: Path, window: int = 50) -> None:
         self.path = path
         self.last: LoggedStep | None = None
-        self.changed_at: float | None = None  # time.monotonic() when the last new line was seen
         self._times: deque[float] = deque(maxlen=window)
         self._offset: int | None = None
+        self._inode = 0
         self._rest = b""
 
     @property
@@ -46,10 +47,10 @@ class HistoryTail:
         return statistics.median(self._times) if self._times else None
 
     def poll(self) -> list[LoggedStep]:
-        """The lines that have come since the last call (at first: the file's last lines)."""
+        """The lines that have come since the last call (at first, and after a cut: the file's last ones)."""
         rows = [row for line in self._new_lines() if (row := parse_line(line))]
         for row in rows:
-            self.last, self.changed_at = row, time.monotonic()
+            self.last = row
             if row.seconds:
                 self._times.append(row.seconds)
         return rows
@@ -57,9 +58,11 @@ class HistoryTail:
     def _new_lines(self) -> list[bytes]:
         try:
             with self.path.open("rb") as stream:
-                size = stream.seek(0, 2)
-                if self._offset is None or size < self._offset:  # at first, or when the file was cut
-                    self._offset, self._rest = max(0, size - TAIL_BYTES), b""
+                about = os.fstat(stream.fileno())
+                if self._offset is None or about.st_size < self._offset or about.st_ino != self._inode:
+                    # at first, or when a resumed run has cut the file back
+                    self._offset, self._rest = max(0, about.st_size - TAIL_BYTES), b""
+                    self._inode = about.st_ino
                 stream.seek(self._offset)
                 data = stream.read()
         except OSError:
@@ -89,7 +92,7 @@ def completed_step(folder: Path) -> int | None:
 
 
 def is_done(task: Task) -> bool:
-    """Whether the task is complete up to its last step; an appended version makes a main path longer again."""
+    """Whether the task is complete up to its last step; an appended version makes a main path longer."""
     step = completed_step(task.folder)
     return step is not None and step >= task.run.last_step
 
@@ -110,7 +113,7 @@ def parent_available(task: Task, parent_folder: Path | None) -> bool:
 class RunState:
     """One row of `lrpath status`.
 
-    `state`: done, running, interrupted, extended (complete up to `step`, then the plan got longer), waiting or
+    `state`: done, running, interrupted, extended (complete up to `step`, the plan got longer), waiting, or
     not started. `step` is the last logged one, the first step where there is none.
     """
 

@@ -37,7 +37,7 @@ class Share:
             threads = max(1, min(threads, int(os.environ["OMP_NUM_THREADS"])))
         variables = {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
         if self.jobs * self.nproc > 1:
-            variables["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that spin at a barrier starve the other processes
+            variables["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that spin at a barrier starve other processes
         if self.gpus:
             own = [self.gpus[(slot * self.nproc + rank) % len(self.gpus)] for rank in range(self.nproc)]
             variables["CUDA_VISIBLE_DEVICES"] = ",".join(dict.fromkeys(own))
@@ -49,8 +49,8 @@ def share_out(plan: Plan, runs: int, device: str, nproc: int | None, jobs: int |
     """Share this machine among `runs` runs; `nproc` and `jobs` None are chosen here.
 
     Without `nproc`: on the CPU the plan's model-parallel size, on GPUs as many as the batch divides among.
-    Without `jobs`: as many runs as cores (or GPUs) and memory allow. What is chosen depends on the plan and the
-    machine alone, so that a second call gives the same threads and with them the same rounding.
+    Without `jobs`: as many runs as cores (or GPUs) and memory allow. What is chosen depends on the plan and
+    the machine alone, so that a second call gives the same threads and with them the same rounding.
     Raises `UserError` for a GPU that is asked for and not there, or counts that do not fit.
     """
     gpus = () if device == "cpu" else visible_gpus()
@@ -66,7 +66,7 @@ def share_out(plan: Plan, runs: int, device: str, nproc: int | None, jobs: int |
 
 
 def default_nproc(plan: Plan, gpus: int) -> int:
-    """Processes of a run: the model-parallel size times a data-parallel size that divides the global batch."""
+    """Processes of a run: the model-parallel size times a data-parallel size that divides the batch."""
     base = model_parallel_size(plan.megatron) * model_parallel_size(plan.model.overrides)
     batch, micro = plan.batch.global_batch_size, plan.batch.micro_batch_size
     fitting = [size for size in range(1, gpus // base + 1) if batch % (micro * size) == 0]

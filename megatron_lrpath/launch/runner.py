@@ -1,4 +1,4 @@
-"""Carries out tasks on this machine: starts what can start, follows it, stops everything at the first failure."""
+"""Carries out tasks on this machine: starts what can start, follows it, stops all at the first failure."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ class RunFailedError(Exception):
 
 @dataclass
 class Active:
-    """A run that is under way in this call; `begun` is False until its process has logged a step."""
+    """A run under way in this call, from step `start` on; `begun` is False until its process logs a step."""
 
     process: RunProcess
     tail: HistoryTail
+    start: int
     begun: bool = False
 
 
@@ -83,7 +84,8 @@ class Runner:
         done = sum(self._steps[task.key] - task.run.first_step for task in self.tasks)
         known = bool(self._pace)
         left = seconds_left(self.tasks, self._advances(), self.share.jobs) if known else None
-        return Snapshot(self.name, done, total, left, [self._line(active) for active in self._active.values()])
+        lines = [self._line(active) for active in self._active.values()]
+        return Snapshot(self.name, done, total, left, lines)
 
     def _look(self) -> None:
         """Read from the folders what earlier calls have done."""
@@ -122,7 +124,7 @@ class Runner:
             process = RunProcess.start(task, command, variables, self.grace, slot, patience=self.grace)
         except LockHeldError as error:
             raise RunFailedError(f"{task.key} is already being trained by {error}") from None
-        self._active[task.key] = Active(process, tail)
+        self._active[task.key] = Active(process, tail, self._steps[task.key])
         where = f" from step {self._steps[task.key]}" if self._steps[task.key] else ""
         self.display.event(f"{task.key}: started{where}, to step {task.run.last_step}")
 
@@ -131,7 +133,7 @@ class Runner:
         ended = False
         for key, active in list(self._active.items()):
             status = active.process.poll()  # before the history: what it logged last is then read
-            if active.tail.poll() and active.tail.last:
+            if active.tail.poll() and active.tail.last and active.tail.last.step > active.start:
                 if not active.begun:
                     self._startups.append(time.monotonic() - active.process.started)
                 active.begun = True
@@ -165,9 +167,10 @@ class Runner:
         parent = next(other for other in self.tasks if other.key == task.parent)
         kept = ", ".join(map(str, complete_steps(parent.checkpoints))) or "none"
         return (
-            f"{task.key} starts from the checkpoint of {task.parent} at step {task.parent_step}, which is not there "
-            f"(complete ones in {parent.checkpoints}: {kept}). If the plan's versions or alpha have changed, give "
-            f"it a new output; else remove {parent.folder} to train {task.parent} again"
+            f"{task.key} starts from the checkpoint of {task.parent} at step {task.parent_step}, "
+            f"which is not there (complete ones in {parent.checkpoints}: {kept}). If the plan's versions "
+            "or alpha have changed, give it a new output; "
+            f"else remove {parent.folder} to train {task.parent} again"
         )
 
     def _available(self, task: Task) -> bool:

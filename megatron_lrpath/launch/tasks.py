@@ -17,8 +17,8 @@ PARADIGMS = ("ours", "ptfs", "cpt")
 class Task:
     """One training to carry out.
 
-    `key` is `<paradigm>/<run>`; `aliases` are the folders of runs that are this very training under another name.
-    `parent` is the key of the task whose checkpoint at step `parent_step` this one starts from.
+    `aliases` are the folders of runs that are this very training under another name. `parent` is the key of
+    the task whose checkpoint at step `parent_step` this one starts from.
     """
 
     run: Run
@@ -62,10 +62,11 @@ def identity(run: Run) -> tuple[str, str]:
 
 
 def with_ancestors(tasks: Sequence[Task], plan: Plan, name: str) -> list[Task]:
-    """The task of the run called `name` and those that it descends from. Raises `UserError` for an unknown name."""
+    """The task of the run called `name` and its ancestors. Raises `UserError` for an unknown name."""
     by_key = {task.key: task for task in tasks}
     paradigms = dict.fromkeys([*(task.run.paradigm for task in tasks), *PARADIGMS])
-    found = ["/".join(identity(run)) for paradigm in paradigms for run in plan.runs(paradigm) if run.name == name]
+    runs = [run for paradigm in paradigms for run in plan.runs(paradigm)]
+    found = ["/".join(identity(run)) for run in runs if run.name == name]
     if not any(key in by_key for key in found):
         known = ", ".join(task.run.name for task in tasks)
         raise UserError(f"--run {name}: there is no such run; the plan's runs here are {known}")
@@ -95,8 +96,8 @@ def link_aliases(task: Task) -> None:
             _link(task.folder, alias)
         else:
             raise UserError(
-                f"{task.folder} and {alias} are one and the same training, but both folders exist; remove the one "
-                "that you can do without and call again"
+                f"{task.folder} and {alias} are one and the same training, but both folders exist; "
+                "remove the one that you can do without and call again"
             )
 
 
