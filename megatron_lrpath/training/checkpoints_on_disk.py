@@ -1,4 +1,4 @@
-"""Which checkpoints lie in a folder, and whether they are whole: read from names and small files, without torch."""
+"""Which checkpoints lie in a folder, and which are whole: read from names and small files, without torch."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ def checkpoint_folder(root: Path, step: int) -> Path:
 def checkpoint_complete(root: Path, step: int) -> bool:
     """Whether the checkpoint of `step` under `root` is whole, so that a branch may start from it.
 
-    Megatron writes a `torch_dist` checkpoint's `metadata.json` after everything else in the folder, and then moves the
-    tracker on: either shows that the folder was finished. A folder that retention removed is not complete.
+    Megatron writes a `torch_dist` checkpoint's `metadata.json` after everything else in the folder, and then
+    moves the tracker on: either shows that the folder was finished. A folder that retention removed is not
+    complete.
     """
     folder = checkpoint_folder(root, step)
     if not folder.is_dir():
