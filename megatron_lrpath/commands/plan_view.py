@@ -17,6 +17,7 @@ MAIN_COLOUR = "white"
 PIPE_WIDTH = 120
 CURVE_HEIGHT = 8
 MARGIN = 10
+AXIS_TITLE = " steps"
 
 
 def show_plan(plan: Plan, paradigms: tuple[str, ...], curves: bool) -> None:
@@ -96,7 +97,7 @@ def notes(plan: Plan, paradigms: tuple[str, ...]) -> list[str]:
 def curve_text(plan: Plan, paradigm: str, width: int) -> Text:
     """The paradigm's learning rates as braille dots, a colour for each version, version ends below."""
     end, top = plan.timeline.ends[-1], plan.schedule.max_lr
-    columns = max(20, min(width, PIPE_WIDTH) - MARGIN - 1)
+    columns = max(20, min(width, PIPE_WIDTH) - MARGIN - 1 - len(AXIS_TITLE))
     canvas = plotille.Canvas(columns, CURVE_HEIGHT, 0, 0, end, top * 1.02, mode="names")
     for run in plan.runs(paradigm):
         points = curve_points(run, 2 * columns)
@@ -134,7 +135,7 @@ def _step_axis(ends: list[int], columns: int) -> str:
         if right - len(label) > taken:
             line[right - len(label) : right] = label
             taken = right
-    return "".join(line) + " steps"
+    return "".join(line) + AXIS_TITLE
 
 
 def _headline(plan: Plan) -> str:

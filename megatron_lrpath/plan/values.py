@@ -100,7 +100,7 @@ def read_arguments(source: Source, entry: Entry | None) -> dict[str, Any]:
 
 def nearest(word: str, words: Iterable[str]) -> str:
     """` (did you mean 'x'?)` when one of the words is near, else nothing."""
-    matches = difflib.get_close_matches(word, list(words), n=1)
+    matches = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
     return f" (did you mean {matches[0]!r}?)" if matches else ""
 
 
