@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,7 @@ def add_lrpath_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentPa
     return parser
 
 
+@functools.cache
 def full_parser(suppress_defaults: bool = False) -> argparse.ArgumentParser:
     """Megatron's parser with our group; with `suppress_defaults` it returns only what is said explicitly."""
     from megatron.training.arguments import add_megatron_arguments

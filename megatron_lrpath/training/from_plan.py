@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from megatron_lrpath.data import local_rank, open_slices
-from megatron_lrpath.data.slice import Slice
+from megatron_lrpath.data.index_cache import local_rank
+from megatron_lrpath.data.slice import Slice, open_slices
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.models import megatron_flags, resolve_model
 from megatron_lrpath.plan import SET_BY_PLAN, Plan, Run, is_neutral, load_plan

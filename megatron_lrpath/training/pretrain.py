@@ -52,15 +52,16 @@ def train(words: list[str]) -> None:
     seams.apply(device)
     args, context = setup.arguments(words, device)
     set_startup_timestamps(program_start=start, main_entry=time.time())
-    if context is not None:
-        setup.begin(args, context)
+    if context is not None and setup.begin(args, context) >= args.train_iters:
+        print(f"{context.kind}: step {args.train_iters} is reached already, nothing to train", flush=True)
+        return finish(args, context)
     pretrain(
         setup.configuration(args),
         datasets.provide_datasets,
         ModelType.encoder_or_decoder,
         forward.forward_step,
     )
-    if context is not None and context.folder is not None:
+    if context is not None:
         finish(args, context)
     setup.end()
 
@@ -80,8 +81,10 @@ def finish(args: Any, context: Any) -> None:
     from megatron_lrpath.training.checkpoints_on_disk import latest_step
     from megatron_lrpath.training.history import last_loss
 
+    if context.folder is None or int(os.environ["RANK"]) != 0:
+        return
     last = latest_step(Path(args.save))
-    if int(os.environ["RANK"]) == 0 and last is not None and last >= args.train_iters:
+    if last is not None and last >= args.train_iters:
         result = {
             "run": context.run.name,
             "paradigm": context.run.paradigm,

@@ -64,8 +64,8 @@ def make_context(args: Any, said: dict[str, Any]) -> RunContext | None:
     return from_plan.plan_context(plan, run, said)
 
 
-def begin(args: Any, context: RunContext) -> None:
-    """Check the lineage, choose the checkpoint to start from and record the start."""
+def begin(args: Any, context: RunContext) -> int:
+    """Check the lineage, choose the checkpoint to start from and record the start; returns the step it starts at."""
     if context.folder is not None:
         lineage.check_same_run(context.folder, context.identity)
     first_step = branch.set_load(args, context)
@@ -77,6 +77,7 @@ def begin(args: Any, context: RunContext) -> None:
         lineage.write_lineage(
             context.folder, context.identity, parent_record(context), first_step, args.world_size
         )
+    return first_step
 
 
 def check_parent(context: RunContext) -> None:

@@ -1,0 +1,91 @@
+"""`lrpath eval`: the perplexity of every trained version's model on the fixed validation set."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from megatron_lrpath.plan import Plan, Run
+
+HELP = "perplexity of every trained version on the fixed validation set, per domain too"
+EXAMPLE = "lrpath eval examples/quickstart/plan.yaml --paradigm ours"
+TAKES_EXTRA = True
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The plan, what of it, and where to run."""
+    parser.add_argument("plan", type=Path, metavar="PLAN", help="the plan file")
+    parser.add_argument("--paradigm", choices=("ours", "ptfs", "cpt", "all"), default="all")
+    parser.add_argument("--run", metavar="NAME", help="only this run of the paradigm")
+    parser.add_argument("--force", action="store_true", help="evaluate again what has been evaluated")
+    parser.add_argument("--nproc", type=int, default=1, metavar="N", help="processes (default: 1)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Evaluate what is trained and not evaluated yet; 0, or 1 where the evaluation failed."""
+    from megatron_lrpath.evaluate.targets import is_trained, needs_evaluation, version_runs
+    from megatron_lrpath.plan import PARADIGMS, load_plan
+
+    plan = load_plan(args.plan)
+    paradigms = PARADIGMS if args.paradigm == "all" else (args.paradigm,)
+    runs = version_runs(plan, paradigms)
+    if args.run:
+        runs = [plan.run(paradigms[0], args.run)] if len(paradigms) == 1 else named(plan, runs, args.run)
+    trained = [run for run in runs if is_trained(plan, run)]
+    wanted = trained if args.force else [run for run in trained if needs_evaluation(plan, run)]
+    if not wanted:
+        done = f"{len(trained)} of {len(runs)} versions are trained, all of them evaluated"
+        print("nothing to evaluate: " + (done if trained else "no version is trained yet (lrpath run PLAN)"))
+        return 0
+    return evaluate(plan, wanted, args)
+
+
+def named(plan: Plan, runs: list[Run], name: str) -> list[Run]:
+    """The runs of that name in any paradigm."""
+    from megatron_lrpath.errors import UserError
+
+    found = [run for run in runs if run.name == name]
+    if not found:
+        raise UserError(
+            f"{plan.path} has no version's run {name!r}; it has {', '.join(run.name for run in runs)}."
+        )
+    return found
+
+
+def evaluate(plan: Plan, runs: list[Run], args: argparse.Namespace) -> int:
+    """Run the worker under torchrun, its log in OUTPUT/logs/eval.log, its results on the console."""
+    from megatron_lrpath.evaluate.targets import EVALUATION, read_json
+
+    log = Path(plan.output) / "logs" / "eval.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    names = [f"{run.paradigm}/{run.name}" for run in runs]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(args.nproc),
+    ]
+    worker = ["-m", "megatron_lrpath.evaluate.worker", "--plan", str(plan.path), "--device", args.device]
+    command = [*launcher, *worker, "--runs", *names, *getattr(args, "extra", ())]
+    threads = str(max(1, (os.cpu_count() or 1) // args.nproc))
+    environment = {"OMP_NUM_THREADS": threads} | os.environ
+    print(f"evaluating {len(runs)} models on {plan.data.valid} …", flush=True)
+    with log.open("w", encoding="utf-8") as stream:
+        status = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=environment).returncode
+    if status:
+        from megatron_lrpath.launch.cause import find_cause
+
+        print(f"lrpath: error: the evaluation failed: {find_cause(log)}\n  log: {log}", file=sys.stderr)
+        return 1
+    for run, name in zip(runs, names, strict=True):
+        evaluation = read_json(plan.folder(run) / EVALUATION) or {}
+        print(f"  {name:24} perplexity {evaluation['perplexity']:.3f}")
+    return 0

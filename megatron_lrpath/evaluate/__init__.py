@@ -1,0 +1,1 @@
+"""Perplexity of every version's model on the one fixed validation set."""

@@ -1,0 +1,118 @@
+"""Evaluates trained runs of a plan in one process group: the model is built once, each run's weights are loaded."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from megatron_lrpath import backend
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.evaluate.targets import EVALUATION
+from megatron_lrpath.files import atomic_write_json
+from megatron_lrpath.plan import Plan, Run, load_plan
+
+
+def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Our words, and the Megatron arguments that may follow."""
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__)
+    parser.add_argument("--plan", type=Path, required=True)
+    parser.add_argument("--runs", nargs="+", required=True, metavar="PARADIGM/RUN")
+    parser.add_argument("--device", default="auto", choices=backend.DEVICES)
+    return parser.parse_known_args(words)
+
+
+def main(words: list[str] | None = None) -> None:
+    """Evaluate; a user's error is one message and exit code 2."""
+    for category in (DeprecationWarning, FutureWarning, UserWarning):
+        warnings.filterwarnings("ignore", category=category)
+    said, extra = parse(sys.argv[1:] if words is None else words)
+    try:
+        plan = load_plan(said.plan)
+        evaluate_runs(plan, [named_run(plan, name) for name in said.runs], said.device, extra)
+    except UserError as error:
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(f"lrpath: error: {error}", file=sys.stderr, flush=True)
+        os._exit(2)
+
+
+def named_run(plan: Plan, name: str) -> Run:
+    """The run that `paradigm/run` names."""
+    paradigm, _, run = name.partition("/")
+    return plan.run(paradigm, run)
+
+
+def evaluate_runs(plan: Plan, runs: list[Run], device: str, extra: list[str]) -> None:
+    """Evaluate each run's last checkpoint and write its `eval.json`."""
+    device = backend.choose_device(device)
+    backend.activate(device)
+    from megatron_lrpath.training import seams, setup
+    from megatron_lrpath.training.pretrain import set_single_process_environment
+
+    set_single_process_environment()
+    seams.apply(device)
+    words = ["--plan", str(plan.path), "--paradigm", runs[0].paradigm, "--run", runs[0].name, *extra]
+    args, _ = setup.arguments(words, device)
+    model, dataset = build(plan, args, setup.configuration)
+    for run in runs:
+        load_weights(plan, run, args, model)
+        write_evaluation(plan, run, model, dataset)
+    setup.end()
+
+
+def build(plan: Plan, args: Any, configuration: Any) -> tuple[list[Any], Any]:
+    """The model with random weights, and the validation set."""
+    from megatron.core.enums import ModelType
+    from megatron.core.process_groups_config import ProcessGroupCollection
+    from megatron.training import training
+
+    from megatron_lrpath.data.slice import open_validation
+    from megatron_lrpath.data.versioned import build_validation
+    from megatron_lrpath.training.datasets import dataset_config
+
+    args.skip_train, args.load, args.no_load_rng = True, None, True
+    training.initialize_megatron()
+    model, _, _ = training.setup_model_and_optimizer(
+        ModelType.encoder_or_decoder,
+        cfg_container=configuration(args),
+        pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
+    )
+    dataset = build_validation(open_validation(plan.data), dataset_config(args, versioned=True))
+    return model, dataset
+
+
+def load_weights(plan: Plan, run: Run, args: Any, model: list[Any]) -> None:
+    """Load the weights of the run's last step.
+
+    Raises:
+        UserError: that checkpoint is missing or of another model.
+    """
+    from megatron.training.checkpointing import load_checkpoint
+
+    from megatron_lrpath.training import branch
+    from megatron_lrpath.training.checkpoints_on_disk import CHECKPOINTS
+    from megatron_lrpath.training.context import ParentCheckpoint
+
+    folder = plan.folder(run) / CHECKPOINTS
+    branch.require_checkpoint(ParentCheckpoint(folder, run.last_step))
+    branch.check_model(args, folder, run.last_step)
+    args.load, args.ckpt_step = str(folder), run.last_step
+    args.no_load_optim, args.no_load_rng, args.exit_on_missing_checkpoint = True, True, True
+    load_checkpoint(model, None, None)
+
+
+def write_evaluation(plan: Plan, run: Run, model: list[Any], dataset: Any) -> None:
+    """Evaluate the loaded weights; rank 0 writes the file and says so."""
+    from megatron_lrpath.evaluate.perplexity import evaluate_model
+
+    evaluation = {"step": run.last_step, **evaluate_model(model, dataset)}
+    if int(os.environ["RANK"]) == 0:
+        atomic_write_json(plan.folder(run) / EVALUATION, evaluation)
+        print(f"evaluated {run.paradigm}/{run.name} {evaluation['perplexity']:.4f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""Imported once by the fork server of `training_fixtures`: what every training process would import anew."""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+from megatron_lrpath import backend
+
+backend.activate("cpu")
+
+import megatron.core.tokenizers.text.libraries.huggingface_tokenizer  # noqa: F401
+import megatron.training  # noqa: F401
+import torch
+import torch.distributed.checkpoint  # noqa: F401
+
+from megatron_lrpath.evaluate import perplexity  # noqa: F401
+from megatron_lrpath.training import arguments, datasets, forward, layers, seams, setup  # noqa: F401
+
+seams.apply("cpu")
+arguments.full_parser(suppress_defaults=True)
+# The first optimizer of a process imports torch's compiler (seconds).
+torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))]).step()

@@ -1,0 +1,108 @@
+"""Watchers of a real training, entered in its process: what the optimizer used, what reached the model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def rates() -> Iterator[list[list[float]]]:
+    """The rate in every parameter group at each update of the inner optimizer, in order."""
+    from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+    seen: list[list[float]] = []
+
+    def note(optimizer: Any, args: Any, kwargs: Any) -> None:
+        seen.append([float(group["lr"]) for group in optimizer.param_groups])
+
+    handle = register_optimizer_step_pre_hook(note)
+    yield seen
+    handle.remove()
+
+
+@contextmanager
+def tokens() -> Iterator[list[str]]:
+    """A digest of the tokens and labels of every micro-batch that reaches the model on this rank."""
+    from megatron_lrpath.training import forward
+
+    seen: list[str] = []
+    original = forward.get_batch
+
+    def watching(*args: Any) -> Any:
+        batch = original(*args)
+        content = b"".join(
+            batch[key].numpy().tobytes() for key in ("tokens", "labels") if batch[key] is not None
+        )
+        seen.append(hashlib.sha256(content).hexdigest()[:16])
+        return batch
+
+    forward.get_batch = watching
+    yield seen
+    forward.get_batch = original
+
+
+@contextmanager
+def state_at_start() -> Iterator[dict[str, Any]]:
+    """Weights, optimizer state, RNG and counters as they stand when training is about to begin (after loading)."""
+    from megatron.training import get_args, training
+
+    seen: dict[str, Any] = {}
+    original = training.train
+
+    def watching(forward: Any, model: Any, optimizer: Any, scheduler: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.update(snapshot(model, optimizer, get_args()))
+        return original(forward, model, optimizer, scheduler, *args, **kwargs)
+
+    training.train = watching
+    yield seen
+    training.train = original
+
+
+def snapshot(model: Any, optimizer: Any, args: Any) -> dict[str, Any]:
+    """Everything that decides how a training goes on, as digests of exact bytes."""
+    import numpy as np
+    import torch
+    from megatron.core import tensor_parallel
+
+    weights = {
+        name: digest(tensor)
+        for chunk in model
+        for name, tensor in chunk.state_dict().items()
+        if tensor is not None
+    }
+    moments: list[Any] = []
+    for inner in getattr(optimizer, "chained_optimizers", [optimizer]):
+        for group in inner.optimizer.param_groups:
+            for parameter in group["params"]:
+                state = inner.optimizer.state[parameter]
+                moments.append(
+                    {key: digest(state[key]) for key in sorted(state)} | {"weight": digest(parameter)}
+                )
+            moments.append({"step": group.get("step")})
+    tracker = tensor_parallel.get_cuda_rng_tracker().get_states()
+    return {
+        "weights": weights,
+        "moments": moments,
+        "torch_rng": digest(torch.get_rng_state()),
+        "numpy_rng": hashlib.sha256(np.random.get_state()[1].tobytes()).hexdigest(),
+        "tracker": {name: digest(state) for name, state in tracker.items()},
+        "iteration": args.iteration,
+        "consumed_train_samples": args.consumed_train_samples,
+    }
+
+
+def digest(value: Any) -> Any:
+    """A digest of a tensor's bytes and type; other values as they are."""
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        return value
+    raw = (
+        value.detach().contiguous().view(torch.uint8)
+        if value.dim()
+        else value.detach().reshape(1).view(torch.uint8)
+    )
+    return f"{value.dtype}:{tuple(value.shape)}:{hashlib.sha256(raw.numpy().tobytes()).hexdigest()[:24]}"
