@@ -9,58 +9,92 @@ from __future__ import annotations
 import argparse
 import sys
 
-TOKENIZERS = (
-    "SentencePieceTokenizer GPTSentencePieceTokenizer Llama2Tokenizer HuggingFaceTokenizer NullTokenizer "
-    "TikTokenizer GPT2BPETokenizer BertWordPieceLowerCase BertWordPieceCase MultimodalTokenizer "
-    "NullMultimodalTokenizer SFTTokenizer"
-).split()
+TOKENIZERS = [
+    "SentencePieceTokenizer",
+    "GPTSentencePieceTokenizer",
+    "Llama2Tokenizer",
+    "HuggingFaceTokenizer",
+    "NullTokenizer",
+    "TikTokenizer",
+    "GPT2BPETokenizer",
+    "BertWordPieceLowerCase",
+    "BertWordPieceCase",
+    "MultimodalTokenizer",
+    "NullMultimodalTokenizer",
+    "SFTTokenizer",
+]
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """Input, output and how a run goes."""
     group = parser.add_argument_group("input")
     group.add_argument(
-        "--input", nargs="+", required=True, metavar="FILE",
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="FILE",
         help="JSON lines or Parquet, plain or compressed with gzip or zstandard; patterns are expanded in "
         "sorted order, - is standard input",
-    )  # fmt: skip
-    group.add_argument("--json-keys", nargs="+", default=["text"], metavar="KEY", help="keys (or columns) to take")
-    group.add_argument("--sentence-lists", action="store_true", help="a text may be a list of sentences")
-    group.add_argument("--keep-empty", action="store_true", help="keep empty texts as documents without tokens")
+    )
     group.add_argument(
-        "--max-rejects", type=int, default=0, metavar="N",
+        "--json-keys", nargs="+", default=["text"], metavar="KEY", help="keys (or columns) to take"
+    )
+    group.add_argument("--sentence-lists", action="store_true", help="a text may be a list of sentences")
+    group.add_argument(
+        "--keep-empty", action="store_true", help="keep empty texts as documents without tokens"
+    )
+    group.add_argument(
+        "--max-rejects",
+        type=int,
+        default=0,
+        metavar="N",
         help="how many documents may be unusable before the run counts as failed (default: 0); they are "
         "listed in PREFIX.rejects",
-    )  # fmt: skip
+    )
     group = parser.add_argument_group("output")
     group.add_argument("--output-prefix", required=True, help="writes PREFIX_KEY_document.bin and .idx")
-    group.add_argument("--append-eod", action="store_true", help="end each document with the end-of-document token")
+    group.add_argument(
+        "--append-eod", action="store_true", help="end each document with the end-of-document token"
+    )
     group.add_argument("--overwrite", action="store_true", help="replace an existing output")
     group = parser.add_argument_group("running")
     group.add_argument("--workers", type=int, default=1, help="worker processes (default: 1)")
-    group.add_argument("--log-interval", type=int, default=1000, metavar="N", help="documents between two lines of progress")
     group.add_argument(
-        "--partitions", type=int, default=1, metavar="N",
+        "--log-interval", type=int, default=1000, metavar="N", help="documents between two lines of progress"
+    )
+    group.add_argument(
+        "--partitions",
+        type=int,
+        default=1,
+        metavar="N",
         help="order the documents as Megatron-LM does with as many partitions; no gain in speed here",
-    )  # fmt: skip
-    group.add_argument("--keep-sequential-samples", action="store_true", help="keep the order in spite of --partitions")
+    )
+    group.add_argument(
+        "--keep-sequential-samples", action="store_true", help="keep the order in spite of --partitions"
+    )
 
 
 def add_tokenizer_arguments(parser: argparse.ArgumentParser) -> None:
     """Megatron's tokenizer arguments, and two about the text itself."""
     group = parser.add_argument_group("tokenizer")
-    group.add_argument("--tokenizer-type", required=True, choices=TOKENIZERS, metavar="TYPE", help=", ".join(TOKENIZERS))
-    group.add_argument("--tokenizer-model", metavar="PATH", help="the tokenizer's file, or its name for Hugging Face")
+    group.add_argument(
+        "--tokenizer-type", required=True, choices=TOKENIZERS, metavar="TYPE", help=", ".join(TOKENIZERS)
+    )
+    group.add_argument(
+        "--tokenizer-model", metavar="PATH", help="the tokenizer's file, or its name for Hugging Face"
+    )
     group.add_argument("--vocab-size", type=int, help="size of the vocabulary (NullTokenizer)")
     group.add_argument(
-        "--exact-tokenizer", action="store_true",
+        "--exact-tokenizer",
+        action="store_true",
         help="tokenize with SentencePiece itself; without it a faster library does, where it is exact",
-    )  # fmt: skip
+    )
     group.add_argument(
-        "--parse-special-tokens", action="store_true",
+        "--parse-special-tokens",
+        action="store_true",
         help="a Hugging Face special token spelled out in a text becomes that token, as in Megatron-LM; "
         "without it text is text",
-    )  # fmt: skip
+    )
     group.add_argument("--vocab-file")
     group.add_argument("--merge-file")
     group.add_argument("--tokenizer-metadata", dest="metadata_path")
@@ -71,8 +105,9 @@ def add_tokenizer_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--no-tokenizer-sentencepiece-ignore-extra-whitespaces",
         "--disable-tokenizer-sentencepiece-ignore-extra-whitespaces",
-        dest="tokenizer_sentencepiece_ignore_extra_whitespaces", action="store_false",
-    )  # fmt: skip
+        dest="tokenizer_sentencepiece_ignore_extra_whitespaces",
+        action="store_false",
+    )
     group.add_argument("--tokenizer-hf-no-use-fast", action="store_true")
     group.add_argument("--tokenizer-hf-no-include-special-tokens", action="store_true")
     group.add_argument("--trust-remote-code", action="store_true")

@@ -16,17 +16,52 @@ def build_parser() -> argparse.ArgumentParser:
     """The arguments."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--input", nargs="+", required=True, metavar="FILE", help="as for preprocess_data.py")
-    parser.add_argument("--json-keys", nargs="+", default=["text"], metavar="KEY", help="keys (or columns) to take")
+    parser.add_argument(
+        "--json-keys", nargs="+", default=["text"], metavar="KEY", help="keys (or columns) to take"
+    )
     parser.add_argument("--output-prefix", required=True, help="writes PREFIX.model and PREFIX.vocab")
-    parser.add_argument("--vocab-size", type=int, default=100_000, help="pieces, special ones included (default: 100000)")
+    parser.add_argument(
+        "--vocab-size", type=int, default=100_000, help="pieces, special ones included (default: 100000)"
+    )
     parser.add_argument("--model-type", choices=["bpe", "unigram"], default="bpe")
-    parser.add_argument("--no-byte-fallback", dest="byte_fallback", action="store_false", help="unknown characters become <unk>")
-    parser.add_argument("--character-coverage", type=float, default=0.9995, metavar="SHARE", help="of the text's characters to know as such (default: 0.9995)")
-    parser.add_argument("--sample-bytes", type=float, default=256e6, metavar="N", help="bytes of text to train on (default: 256e6)")
+    parser.add_argument(
+        "--no-byte-fallback",
+        dest="byte_fallback",
+        action="store_false",
+        help="unknown characters become <unk>",
+    )
+    parser.add_argument(
+        "--character-coverage",
+        type=float,
+        default=0.9995,
+        metavar="SHARE",
+        help="of the text's characters to know as such (default: 0.9995)",
+    )
+    parser.add_argument(
+        "--sample-bytes",
+        type=float,
+        default=256e6,
+        metavar="N",
+        help="bytes of text to train on (default: 256e6)",
+    )
     parser.add_argument("--seed", type=int, default=1234, help="draws the sample (default: 1234)")
-    parser.add_argument("--normalize", action="store_true", help="NFKC and single spaces; without it text is kept as it is")
-    parser.add_argument("--control-symbols", nargs="+", default=[], metavar="PIECE", help="more control tokens, which text never becomes")
-    parser.add_argument("--user-defined-symbols", nargs="+", default=[], metavar="PIECE", help="pieces that are always one token")
+    parser.add_argument(
+        "--normalize", action="store_true", help="NFKC and single spaces; without it text is kept as it is"
+    )
+    parser.add_argument(
+        "--control-symbols",
+        nargs="+",
+        default=[],
+        metavar="PIECE",
+        help="more control tokens, which text never becomes",
+    )
+    parser.add_argument(
+        "--user-defined-symbols",
+        nargs="+",
+        default=[],
+        metavar="PIECE",
+        help="pieces that are always one token",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing model")
     return parser
 
@@ -45,9 +80,16 @@ def train(args: argparse.Namespace) -> int:
     if not sample.texts:
         raise UserError(f"no usable documents in {', '.join(args.input)}")
     options = TrainingOptions(
-        args.vocab_size, args.model_type, args.byte_fallback, args.character_coverage, int(args.sample_bytes),
-        args.seed, not args.normalize, tuple(args.control_symbols), tuple(args.user_defined_symbols),
-    )  # fmt: skip
+        args.vocab_size,
+        args.model_type,
+        args.byte_fallback,
+        args.character_coverage,
+        int(args.sample_bytes),
+        args.seed,
+        not args.normalize,
+        tuple(args.control_symbols),
+        tuple(args.user_defined_symbols),
+    )
     write_model(args.output_prefix, train_model(sample.texts, options))
     unusable = f"; {sample.unusable:,} documents were unusable" if sample.unusable else ""
     print(

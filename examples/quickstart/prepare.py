@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Make the quickstart's data: four data versions that really arrived one after the other, with this project's tools.
+"""Make the quickstart's data: four data versions that really arrived one after the other.
 
 Version k is the documentation that was new in the k-th of four dated releases of the Python package botocore
 (Apache-2.0), in two domains: `operations` (what a service does) and `shapes` (what a field means). Called
-again, it goes on where it was, and does nothing when all is there.
+again, it goes on where it was, and does nothing when all is there. Tokenizer, datasets and slices are made by
+the tools in `tools/`.
 """
 
 from __future__ import annotations
@@ -37,7 +38,13 @@ SHORTEST = 80  # characters; shorter strings are mostly "The name of the resourc
 VOCAB_SIZE = 4096
 VALID_TOKENS = 60_000
 SEED = 1234
-RECIPE = {"releases": RELEASES, "shortest": SHORTEST, "vocab": VOCAB_SIZE, "valid": VALID_TOKENS, "seed": SEED}
+RECIPE = {
+    "releases": RELEASES,
+    "shortest": SHORTEST,
+    "vocab": VOCAB_SIZE,
+    "valid": VALID_TOKENS,
+    "seed": SEED,
+}
 BLOCK_END = re.compile(r"</(?:p|li|ul|ol|dt|dd|note|important|h\d|tr|pre)\s*>|<br\s*/?>", re.IGNORECASE)
 TAG = re.compile(r"<[^>]{0,400}>")
 SERVICE = re.compile(r"botocore/data/(?P<name>[^/]+)/[^/]+/service-2\.json(?:\.gz)?$")
@@ -63,8 +70,8 @@ def fetch(release: str, digest: str) -> Path:
         lines = [line for line in answer.stderr.splitlines() if line.strip()] or ["pip gave no reason"]
         raise PrepareError(
             f"cannot get {PACKAGE} {release} from the package registry: {lines[-1]}\n"
-            f"The quickstart needs the registry (or a mirror that pip is set up for) this once; when it is in "
-            f"reach, call this again, or put {pattern} into {cache}/ yourself"
+            f"The quickstart needs the registry (or a mirror that pip knows) this once; when it is in "
+            f"reach, call this again, or put {pattern} into {cache}/"
         )
     found = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
     if found != digest:
@@ -124,7 +131,9 @@ def extract(wheels: list[Path]) -> tuple[int, int]:
                 for service, text in release[domain]:
                     if text not in seen:
                         seen.add(text)
-                        lines.append(json.dumps({"service": service, "text": text}, ensure_ascii=False) + "\n")
+                        lines.append(
+                            json.dumps({"service": service, "text": text}, ensure_ascii=False) + "\n"
+                        )
                         size += len(text.encode())
                 documents += len(lines)
                 write_whole(text_file(version, domain), "".join(lines))
@@ -152,9 +161,16 @@ def build_tokenizer() -> None:
     if not (FOLDER / "tokenizer.model").exists():
         inputs = [str(text_file("v1", domain)) for domain in DOMAINS]
         call_tool(
-            "train_tokenizer", "--input", *inputs, "--vocab-size", str(VOCAB_SIZE), "--seed", str(SEED),
-            "--output-prefix", str(FOLDER / "tokenizer"),
-        )  # fmt: skip
+            "train_tokenizer",
+            "--input",
+            *inputs,
+            "--vocab-size",
+            str(VOCAB_SIZE),
+            "--seed",
+            str(SEED),
+            "--output-prefix",
+            str(FOLDER / "tokenizer"),
+        )
 
 
 def dataset(version: str, domain: str) -> Path:
@@ -167,10 +183,19 @@ def tokenize(version: str, domain: str) -> None:
     prefix = dataset(version, domain)
     if not prefix.with_name(prefix.name + ".idx").exists():
         call_tool(
-            "preprocess_data", "--input", str(text_file(version, domain)), "--append-eod", "--workers", "1",
-            "--tokenizer-type", "SentencePieceTokenizer", "--tokenizer-model", str(FOLDER / "tokenizer.model"),
-            "--output-prefix", str(prefix).removesuffix("_text_document"),
-        )  # fmt: skip
+            "preprocess_data",
+            "--input",
+            str(text_file(version, domain)),
+            "--append-eod",
+            "--workers",
+            "1",
+            "--tokenizer-type",
+            "SentencePieceTokenizer",
+            "--tokenizer-model",
+            str(FOLDER / "tokenizer.model"),
+            "--output-prefix",
+            str(prefix).removesuffix("_text_document"),
+        )
 
 
 def slice_versions() -> None:
@@ -211,7 +236,9 @@ def prepare() -> None:
         print(f"[{number}/4] {text}", file=sys.stderr, flush=True)
 
     if not all(text_file(version, domain).exists() for version in RELEASES for domain in DOMAINS):
-        step(1, f"{PACKAGE} {', '.join(release for release, _ in RELEASES.values())} from the package registry")
+        step(
+            1, f"{PACKAGE} {', '.join(release for release, _ in RELEASES.values())} from the package registry"
+        )
         with ThreadPoolExecutor(4) as pool:
             wheels = list(pool.map(lambda wanted: fetch(*wanted), RELEASES.values()))
         documents, size = extract(wheels)

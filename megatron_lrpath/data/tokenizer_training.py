@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from megatron_lrpath.data.preprocess.readers import read_chunks
 from megatron_lrpath.data.preprocess.worker import Rejected, Task, texts_of
@@ -105,7 +106,9 @@ def train_model(texts: Iterable[str], options: TrainingOptions) -> bytes:
     import sentencepiece
 
     model = io.BytesIO()
-    normalization = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+    settings: dict[str, Any] = dict(SPECIAL)
+    if options.lossless:
+        settings |= {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
     sentencepiece.set_random_generator_seed(options.seed)
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -122,8 +125,7 @@ def train_model(texts: Iterable[str], options: TrainingOptions) -> bytes:
             num_threads=TRAINER_THREADS,
             max_sentence_length=2 * LINE_BYTES,
             minloglevel=2,
-            **SPECIAL,
-            **(normalization if options.lossless else {}),
+            **settings,
         )
     except (RuntimeError, OSError) as error:
         reason = str(error).split("] ")[-1].strip()

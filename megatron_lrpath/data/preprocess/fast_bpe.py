@@ -25,11 +25,12 @@ TRIAL_TEXTS = 400
 CACHE_BYTES = 384 << 20  # growth of the process after which gigatoken's cache of words is dropped
 CHECK_EVERY = 8 << 20  # characters between two looks at that
 USER_DEFINED = 4  # the piece type in SentencePiece's model file
-AWKWARD = (
-    "\x00 \ufeff \u2581 \n \t \r\n \u00a0 \u3000 \u200b \u2028 \x85 \x1f \x7f \ufffd \u0300 e\u0301 \ufb01 \u2460 \u2167 "
-    "\U0001f600 \U0001f468\u200d\U0001f469\u200d\U0001f467 \u4e2d\u6587 \u0130 \u00df \uac00 \u1100\u1161 \uff71\uff9e "
-    "\ufdfa \U0010ffff \ue000 < > </ <unk <0x41 1 2024 a Z . ' \" \\ _ -"
-).split(" ")
+AWKWARD = [
+    *"\x00\ufeff\u2581\n\t\x1f\x7f\x85\u00a0\u3000\u200b\u2028\ufffd\u0300\ufb01\u2460\u2167\U0001f600\u0130\u00df",
+    *"\uac00\u1100\uff9e\ufdfa\U0010ffff\ue000<>1aZ.'\"\\_-",
+    *("\r\n", "e\u0301", "\u4e2d\u6587", "\uff71\uff9e", "\u1100\u1161", "</", "<unk", "<0x41", "2024"),
+    "\U0001f468\u200d\U0001f469\u200d\U0001f467",
+]
 
 
 class NotExactError(Exception):
@@ -75,7 +76,7 @@ class FastBpe:
         self.prove(trial_texts(exact))
 
     def _load(self) -> None:
-        """Load the merges anew, with an empty cache. The second time takes the short way, when there is one."""
+        """Load the merges anew, with an empty cache; the second time by the short way, if there is one."""
         try:
             import gigatoken
         except ImportError:
@@ -173,8 +174,10 @@ def normalizer_spec(model: bytes) -> dict[int, int | bytes]:
 
 def user_defined(model: bytes) -> list[str]:
     """The pieces that the model's user defined, as they stand in text."""
-    pieces = (dict(protobuf_fields(value)) for field, value in protobuf_fields(model) if field == 1)  # type: ignore[arg-type]
-    found = [piece.get(1, b"") for piece in pieces if piece.get(3) == USER_DEFINED]
+    messages = (value for field, value in protobuf_fields(model) if field == 1 and isinstance(value, bytes))
+    found = [
+        piece.get(1) for piece in map(dict, map(protobuf_fields, messages)) if piece.get(3) == USER_DEFINED
+    ]
     return [text.decode().replace(SPACE, " ") for text in found if isinstance(text, bytes)]
 
 

@@ -90,7 +90,9 @@ class _Run:
         self.targets = [PairWriter(output, dtype) for output in outputs]
         partitions = 1 if args.keep_sequential_samples else args.partitions
         self.parts = [
-            [PairWriter(f"{target.prefix}.part{p}", dtype) for p in range(partitions)] if partitions > 1 else [target]
+            [target]
+            if partitions == 1
+            else [PairWriter(f"{target.prefix}.part{p}", dtype) for p in range(partitions)]
             for target in self.targets
         ]
         self.task = work.Task(
@@ -122,7 +124,8 @@ class _Run:
         try:
             part.append(documents.tokens, documents.lengths, documents.counts)
         except OverflowError as error:
-            raise UserError(f"{error}, though the tokenizer says its vocabulary is {self.encoder.vocab_size}") from None
+            size = self.encoder.vocab_size
+            raise UserError(f"{error}, though the tokenizer names {size} entries") from None
 
     def finished(self) -> list[PairWriter]:
         """The pairs to publish, partitions put together in Megatron-LM's order."""

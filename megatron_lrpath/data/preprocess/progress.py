@@ -43,7 +43,9 @@ class Progress:
         elapsed = now - self.started
         left = ""
         if self.total and position:
-            left = f", {100 * position / self.total:.0f} %, {elapsed * (self.total / position - 1):.0f} s left"
+            left = (
+                f", {100 * position / self.total:.0f} %, {elapsed * (self.total / position - 1):.0f} s left"
+            )
         rate = position / elapsed / 1e6
         print(f"{documents:,} documents, {tokens:,} tokens, {rate:.1f} MB/s{left}", file=sys.stderr)
 

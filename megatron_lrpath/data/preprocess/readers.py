@@ -10,7 +10,8 @@ import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from pathlib import Path
+from typing import Any, BinaryIO, cast
 
 from megatron_lrpath.errors import UserError
 
@@ -84,8 +85,7 @@ def read_chunks(names: Sequence[str], keys: Sequence[str]) -> Iterator[Chunk]:
 def read_file(name: str, keys: Sequence[str], index: int, position: int) -> Iterator[Chunk]:
     """The documents of one file; what it is, is told from its first bytes, not from its name."""
     try:
-        raw: BinaryIO = sys.stdin.buffer if name == STDIN else open(name, "rb")
-        with raw:
+        with sys.stdin.buffer if name == STDIN else Path(name).open("rb") as raw:
             head = raw.peek(4)[:4] if isinstance(raw, io.BufferedReader) else b""
             if head == PARQUET_MAGIC:
                 yield from _read_parquet(name, raw, keys, index, position)
@@ -99,7 +99,7 @@ def read_file(name: str, keys: Sequence[str], index: int, position: int) -> Iter
 def _read_lines(name: str, raw: BinaryIO, head: bytes, index: int, position: int) -> Iterator[Chunk]:
     counter = _Counter(raw)
     if head[:2] == GZIP_MAGIC:
-        blocks = _read_blocks(gzip.GzipFile(fileobj=counter, mode="rb"))  # type: ignore[arg-type]
+        blocks = _read_blocks(gzip.GzipFile(fileobj=cast(BinaryIO, counter), mode="rb"))
     elif head == ZSTD_MAGIC:
         blocks = _unpack_zstd(name, counter)
     else:
@@ -137,7 +137,7 @@ def _unpack_zstd(name: str, stream: _Counter) -> Iterator[bytes]:
     try:
         import zstandard
     except ImportError:
-        raise UserError(f"{name}: reading zstandard needs the package zstandard (pip install zstandard)") from None
+        raise UserError(f"{name}: zstandard needs its package: pip install zstandard") from None
     frame = None
     try:
         while data := stream.read(READ_BYTES):
@@ -175,7 +175,7 @@ def _read_parquet(
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise UserError(f"{name}: reading Parquet needs the package pyarrow (pip install pyarrow)") from None
+        raise UserError(f"{name}: Parquet needs the package pyarrow: pip install pyarrow") from None
     try:
         table = pyarrow.parquet.ParquetFile(raw, buffer_size=CHUNK_BYTES, pre_buffer=False)
         missing = [key for key in keys if key not in table.schema_arrow.names]

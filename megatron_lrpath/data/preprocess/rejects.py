@@ -18,7 +18,7 @@ class RejectLog:
         self.first = ""
         self._aside = Path(f"{path}.partial")
         self._aside.parent.mkdir(parents=True, exist_ok=True)
-        self._stream = open(self._aside, "w", encoding="utf-8", errors="backslashreplace")
+        self._stream = self._aside.open("w", encoding="utf-8", errors="backslashreplace")
 
     def add(self, name: str, line: int, reason: str) -> None:
         """Note one document: the input file, its line or row (from 1) and what is wrong with it."""

@@ -34,7 +34,7 @@ class Task:
 
 @dataclass
 class Packed:
-    """Documents of one key and partition, ready to be written: ids, tokens per sequence, sequences per document."""
+    """Documents of one key and partition: ids, tokens per sequence, sequences per document."""
 
     tokens: npt.NDArray[np.integer[Any]]
     lengths: npt.NDArray[np.int32]
@@ -79,9 +79,7 @@ class Worker:
         result.rejects.sort()
         return result
 
-    def _encode(
-        self, chunk: Chunk, numbers: list[int], documents: list[list[Texts]], result: Result
-    ) -> None:
+    def _encode(self, chunk: Chunk, numbers: list[int], documents: list[list[Texts]], result: Result) -> None:
         """Tokenize column by column, drop documents that failed in any, pack the rest."""
         columns = [self._encode_key([texts[k] for texts in documents]) for k in range(len(self.task.keys))]
         kept: list[int] = []
@@ -91,11 +89,13 @@ class Worker:
                 result.rejects.append((chunk.first + number, problem))
             else:
                 kept.append(at)
-        partitions = self.task.partitions
-        groups = [[at for at in kept if (chunk.index + numbers[at]) % partitions == p] for p in range(partitions)]
+        groups: list[list[int]] = [[] for _ in range(self.task.partitions)]
+        for at in kept:
+            groups[(chunk.index + numbers[at]) % self.task.partitions].append(at)
         result.packed = [[self._pack([column[at] for at in group]) for group in groups] for column in columns]
         result.documents = len(kept)
-        result.text_bytes = sum(len(text.encode()) for at in kept for texts in documents[at] for text in texts)
+        texts = (text for at in kept for texts in documents[at] for text in texts)
+        result.text_bytes = sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
 
     def _encode_key(self, column: list[Texts]) -> list[list[Any]]:
         flat = self.encoder.encode_many([text for texts in column for text in texts])

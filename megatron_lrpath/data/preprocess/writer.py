@@ -44,8 +44,9 @@ class PairWriter:
         self.tokens = 0
         Path(self.prefix).parent.mkdir(parents=True, exist_ok=True)
         self._bin = _open_locked(self.path(".bin") + PARTIAL, self.prefix)
-        self._lengths = open(self.path(".lengths") + PARTIAL, "w+b")
-        self._counts = open(self.path(".counts") + PARTIAL, "w+b")
+        # open until the index is written from them
+        self._lengths = Path(self.path(".lengths") + PARTIAL).open("w+b")  # noqa: SIM115
+        self._counts = Path(self.path(".counts") + PARTIAL).open("w+b")  # noqa: SIM115
 
     def path(self, ending: str) -> str:
         return self.prefix + ending
@@ -178,7 +179,7 @@ def concatenate(parts: list[PairWriter], target: PairWriter) -> None:
 
 
 def _open_locked(path: str, prefix: str) -> BinaryIO:
-    stream = open(path, "a+b")
+    stream = Path(path).open("a+b")  # noqa: SIM115 (the caller closes it)
     try:
         fcntl.flock(stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

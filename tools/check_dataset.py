@@ -1,0 +1,72 @@
+#!/usr/bin/env python3
+"""Check indexed datasets (.bin and .idx): format, lengths, offsets, sizes, token ids; print their figures.
+
+Exits with 2 when one of them is missing, truncated, swapped, foreign or damaged, and says which and how.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The arguments."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("prefix", nargs="+", help="a dataset, by its path without .bin or .idx (or with)")
+    parser.add_argument("--vocab-size", type=int, help="every id must be below this")
+    parser.add_argument(
+        "--tokenizer-model", metavar="PATH", help="a SentencePiece model, for the size of its vocabulary"
+    )
+    parser.add_argument("--index-only", action="store_true", help="do not read the tokens themselves")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    return parser
+
+
+def vocabulary(args: argparse.Namespace) -> int | None:
+    """The size to hold ids against, if one was given."""
+    from megatron_lrpath.errors import UserError
+
+    if not args.tokenizer_model:
+        return args.vocab_size
+    import sentencepiece
+
+    try:
+        return sentencepiece.SentencePieceProcessor(model_file=args.tokenizer_model).get_piece_size()
+    except (OSError, RuntimeError):
+        raise UserError(f"--tokenizer-model {args.tokenizer_model}: not a SentencePiece model") from None
+
+
+def check(args: argparse.Namespace) -> int:
+    """Check every dataset, report all that is wrong; 2 if anything is."""
+    from megatron_lrpath.data.indexed_check import check_pair, figures, strip_ending
+    from megatron_lrpath.errors import UserError
+
+    size, reports, failed = vocabulary(args), [], 0
+    for prefix in map(strip_ending, args.prefix):
+        try:
+            report = figures(check_pair(prefix, size, ids=not args.index_only), not args.index_only)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            failed = 2
+            continue
+        reports.append(report)
+        if not args.json:
+            rest = ", ".join(f"{value} {name}" for name, value in report.items() if name != "prefix")
+            print(f"{prefix}: whole; {rest}")
+    if args.json:
+        print(json.dumps(reports, indent=2))
+    return failed
+
+
+def main() -> int:
+    """Run the tool."""
+    args = build_parser().parse_args()
+    from megatron_lrpath.data.preprocess.script import run_script
+
+    return run_script(lambda: check(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
