@@ -11,7 +11,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from data_fixtures import make_indexed_dataset, make_random_dataset, make_slice
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,6 +26,7 @@ from megatron_lrpath.data.slice import (
 )
 from megatron_lrpath.data.slice_source import fingerprint_source, open_source
 from megatron_lrpath.errors import UserError
+from tests.data_fixtures import make_indexed_dataset, make_random_dataset, make_slice
 
 
 @pytest.fixture
@@ -224,14 +224,14 @@ def test_bad_indexed_datasets_are_named_as_such(tmp_path: Path) -> None:
     prefix = make_random_dataset(tmp_path / "d", [3, 1, 4, 1, 5])
     idx, whole = tmp_path / "d.idx", (tmp_path / "d.idx").read_bytes()
     cases = [
-        (lambda: rewrite(idx, 0, b"NOTMAGIC"), "not an index of Megatron's"),
+        (lambda: rewrite(idx, 0, b"NOTMAGIC"), "not an index of a Megatron"),
         (lambda: rewrite(idx, 9, struct.pack("<Q", 2)), "version 2"),
-        (lambda: rewrite(idx, 18, struct.pack("<Q", 10**9)), "header describes"),
+        (lambda: rewrite(idx, 18, struct.pack("<Q", 10**9)), "its header names"),
         (lambda: rewrite(idx, 34, struct.pack("<i", -3)), "negative length"),
         (lambda: rewrite(idx, 34, struct.pack("<i", 9)), "do not belong together"),
-        (lambda: idx.write_bytes(whole[:-1]), "header describes"),
-        (lambda: idx.write_bytes(whole[:20]), "not an index of Megatron's"),
-        (lambda: idx.unlink(), r"there is no d\.idx"),
+        (lambda: idx.write_bytes(whole[:-1]), "its header names"),
+        (lambda: idx.write_bytes(whole[:20]), "truncated"),
+        (lambda: idx.unlink(), r"d\.idx: no such file"),
     ]
     for damage, message in cases:
         idx.write_bytes(whole)

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data_fixtures import StubTokenizer, dataset_config, make_random_dataset, make_slice
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +17,7 @@ from megatron_lrpath.data.slice import Slice, available_samples
 from megatron_lrpath.data.versioned import build_chained, build_shuffled, build_validation
 from megatron_lrpath.data.versioned_index import interleave, sample_bounds
 from megatron_lrpath.errors import UserError
+from tests.data_fixtures import StubTokenizer, dataset_config, make_random_dataset, make_slice
 
 SEQ = 16
 pytestmark = pytest.mark.filterwarnings("ignore")

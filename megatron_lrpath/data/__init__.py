@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from megatron_lrpath.data.index_cache import local_rank
-from megatron_lrpath.data.slice import Slice, open_slices
-
 if TYPE_CHECKING:
+    from megatron_lrpath.data.slice import Slice
     from megatron_lrpath.plan import Plan, Run
 
 
@@ -17,4 +15,7 @@ def slices_of(plan: Plan, run: Run) -> list[Slice]:
     Raises:
         UserError: as `open_slices`.
     """
+    from megatron_lrpath.data.index_cache import local_rank
+    from megatron_lrpath.data.slice import open_slices
+
     return open_slices(plan.data, run.slices, verify=local_rank() == 0)

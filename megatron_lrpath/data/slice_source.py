@@ -1,9 +1,4 @@
-"""Reads what slices need of Megatron's indexed datasets: lengths of documents, and a fingerprint.
-
-Layout of PREFIX.idx, all little-endian: magic `MMIDIDX\\0\\0`, version (u64, 1), type code (u8), number of
-sequences (u64), number of document boundaries (u64), then the sequences' lengths (i32), their byte offsets in
-PREFIX.bin (i64) and the document boundaries (i64).
-"""
+"""What slices need of an indexed dataset: the length of each document, and a fingerprint of the whole."""
 
 from __future__ import annotations
 
@@ -14,14 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from megatron_lrpath.data.indexed_check import IndexHeader, blocks, map_bounds, map_lengths, read_header
 from megatron_lrpath.errors import UserError
 
 type Lengths = np.ndarray[tuple[int], np.dtype[np.int32]]
 
-MAGIC = b"MMIDIDX\x00\x00"
-HEADER = struct.Struct("<9sQBQQ")
-ITEM_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 8, 7: 4, 8: 2}  # Megatron's type codes: bytes per token
-BLOCK = 1 << 20
 SAMPLED_BLOCKS = 64
 SAMPLED_BYTES = 4096
 
@@ -31,9 +23,7 @@ class SourceIndex:
     """The index of one indexed dataset: `lengths` holds the tokens of each document, mapped from the file."""
 
     prefix: Path
-    item_size: int
     lengths: Lengths
-    bin_size: int
 
     @property
     def documents(self) -> int:
@@ -41,87 +31,54 @@ class SourceIndex:
         return len(self.lengths)
 
 
-def idx_path(prefix: Path | str) -> Path:
-    """The index file of the indexed dataset at `prefix`."""
-    return Path(f"{prefix}.idx")
-
-
-def bin_path(prefix: Path | str) -> Path:
-    """The token file of the indexed dataset at `prefix`."""
-    return Path(f"{prefix}.bin")
-
-
 def open_source(prefix: Path | str) -> SourceIndex:
     """Open the index of the dataset at `prefix`; its lengths stay on disk until they are used.
+
+    Documents are counted as Megatron's GPT datasets do, by sequences: what has no tokens at all is none.
 
     Raises:
         UserError: a file is missing, foreign, of the wrong size, or a document is made of several sequences.
     """
-    index, tokens = idx_path(prefix), bin_path(prefix)
-    for path in (index, tokens):
-        if not path.is_file():
-            raise UserError(
-                f"{prefix}: there is no {path.name} in {path.parent}; name an indexed dataset by its path "
-                f"without .bin and .idx"
-            )
-    item_size, sequences, boundaries = _read_header(index)
-    expected = HEADER.size + sequences * 12 + boundaries * 8
-    if index.stat().st_size != expected:
+    header = read_header(str(prefix))
+    if not header.sequences:
+        raise UserError(f"{prefix}.idx: holds no document")
+    if header.sequences >= 2**31:
         raise UserError(
-            f"{index}: {index.stat().st_size:,} bytes, but its header describes {expected:,}; "
-            f"the file is damaged or not whole, build the dataset again"
+            f"{prefix}.idx: {header.sequences:,} documents, and Megatron counts to 2**31 - 1; split it"
         )
-    if not sequences:
-        raise UserError(f"{index}: holds no document")
-    _check_boundaries(index, sequences, boundaries)
-    lengths = np.memmap(index, dtype="<i4", mode="r", offset=HEADER.size, shape=(sequences,))
-    _check_sizes(index, tokens, lengths, item_size)
-    return SourceIndex(Path(prefix), item_size, lengths, tokens.stat().st_size)
+    _check_documents(header)
+    lengths = map_lengths(header)
+    _check_tokens(header, lengths)
+    return SourceIndex(Path(prefix), lengths)
 
 
-def _read_header(index: Path) -> tuple[int, int, int]:
-    """(bytes per token, number of sequences, number of document boundaries) of an index file."""
-    with index.open("rb") as stream:
-        head = stream.read(HEADER.size)
-    if len(head) < HEADER.size or not head.startswith(MAGIC):
-        raise UserError(f"{index}: not an index of Megatron's (no {MAGIC[:7].decode()} at its start)")
-    _, version, code, sequences, boundaries = HEADER.unpack(head)
-    if version != 1 or code not in ITEM_SIZES:
-        raise UserError(f"{index}: version {version}, type code {code}; version 1 and codes 1 to 8 are known")
-    if sequences >= 2**31:
-        raise UserError(
-            f"{index}: {sequences:,} documents, and Megatron counts to 2**31 - 1; split the dataset"
-        )
-    return ITEM_SIZES[code], sequences, boundaries
-
-
-def _check_boundaries(index: Path, sequences: int, boundaries: int) -> None:
-    """Refuse documents of several sequences (empty documents, which have none, are all right)."""
-    bounds = np.memmap(index, dtype="<i8", mode="r", offset=HEADER.size + 12 * sequences, shape=(boundaries,))
-    fine = boundaries > sequences and bounds[0] == 0 and bounds[-1] == sequences
-    for start in range(0, boundaries - 1, BLOCK) if fine else ():
-        steps = np.diff(bounds[start : start + BLOCK + 1])
+def _check_documents(header: IndexHeader) -> None:
+    """Refuse documents of several sequences, and datasets of several kinds of tokens."""
+    bounds = map_bounds(header)
+    fine = not header.modes and int(bounds[0]) == 0 and int(bounds[-1]) == header.sequences
+    for _, block in blocks(bounds, overlap=1):
+        steps = np.diff(block)
         fine = fine and bool(((steps == 0) | (steps == 1)).all())
     if not fine:
         raise UserError(
-            f"{index}: has documents of several sequences ({sequences:,} sequences, {boundaries - 1:,} "
-            f"documents); versions are drawn from datasets with one sequence per document, as "
-            f"preprocess_data.py writes them without sentence splitting"
+            f"{header.prefix}.idx: has documents of several sequences ({header.sequences:,} sequences, "
+            f"{header.documents:,} documents); versions are drawn from text with one sequence per "
+            f"document, as preprocess_data.py writes it without sentence splitting"
         )
 
 
-def _check_sizes(index: Path, tokens: Path, lengths: Lengths, item_size: int) -> None:
-    """Refuse a token file that is not as long as the index says, and negative lengths."""
-    expected = 0
-    for start in range(0, len(lengths), BLOCK):
-        block = lengths[start : start + BLOCK]
+def _check_tokens(header: IndexHeader, lengths: Lengths) -> None:
+    """Refuse negative lengths, and a token file that is not as long as the index says."""
+    tokens = 0
+    for _, block in blocks(lengths):
         if block.min() < 0:
-            raise UserError(f"{index}: a document has a negative length; the file is damaged")
-        expected += int(block.sum(dtype=np.int64)) * item_size
-    if tokens.stat().st_size != expected:
+            raise UserError(f"{header.prefix}.idx: a document has a negative length; the file is damaged")
+        tokens += int(block.sum(dtype=np.int64))
+    size, expected = Path(f"{header.prefix}.bin").stat().st_size, tokens * header.itemsize
+    if size != expected:
         raise UserError(
-            f"{tokens}: {tokens.stat().st_size:,} bytes, but {index.name} describes {expected:,}; "
-            f"the two do not belong together or one is not whole, build the dataset again"
+            f"{header.prefix}.bin: {size:,} bytes, but the index describes {expected:,}; the two files do "
+            f"not belong together or one is not whole, build the dataset again"
         )
 
 
@@ -137,14 +94,14 @@ def fingerprint_source(prefix: Path | str) -> str:
     """
     digest = hashlib.sha256()
     try:
-        with bin_path(prefix).open("rb") as stream:
+        with open(f"{prefix}.bin", "rb") as stream:
             size = stream.seek(0, 2)
             digest.update(struct.pack("<Q", size))
             last = max(size - SAMPLED_BYTES, 0)
             for block in range(SAMPLED_BLOCKS):
                 stream.seek(last * block // (SAMPLED_BLOCKS - 1))
                 digest.update(stream.read(SAMPLED_BYTES))
-        with idx_path(prefix).open("rb") as stream:
+        with open(f"{prefix}.idx", "rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     except FileNotFoundError as error:
         raise UserError(f"{prefix}: {error.filename} is missing") from None

@@ -1,0 +1,106 @@
+"""The work of tools/check_slices.py: proves what slice files claim, and lists all that does not hold."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from megatron_lrpath.data.draw_report import describe, tokens_table
+from megatron_lrpath.data.slice import ENDING, Slice, SliceSource, check_disjoint
+from megatron_lrpath.data.slice_source import open_source
+from megatron_lrpath.errors import UserError
+
+FAILED = 1
+
+
+@dataclass(frozen=True)
+class CheckedSlices:
+    """The slices that could be read, and every claim that failed."""
+
+    slices: list[Slice]
+    failures: list[str]
+
+
+def check_slices(args: argparse.Namespace) -> int:
+    """Check what the options name and say what was found; 0 if all holds, else 1.
+
+    Raises:
+        UserError: there is nothing to check.
+    """
+    found = check_files(slice_files(args.slices))
+    if args.json:
+        slices = [describe(one) for one in found.slices]
+        print(json.dumps({"ok": not found.failures, "failures": found.failures, "slices": slices}, indent=2))
+        return FAILED if found.failures else 0
+    Console().print(tokens_table(found.slices))
+    for failure in found.failures:
+        print(f"FAILED: {failure}")
+    if not found.failures:
+        print(f"{len(found.slices)} slices: whole, disjoint, and their sources are there and unchanged")
+    return FAILED if found.failures else 0
+
+
+def slice_files(paths: list[Path]) -> list[Path]:
+    """The slice files that are named, or lie in a folder that is named; endings may be left out.
+
+    Raises:
+        UserError: there are none.
+    """
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(path.glob(f"*{ENDING}"))
+            if not inside:
+                raise UserError(f"{path}: there is no slice in this folder")
+            files += inside
+        else:
+            files.append(path if path.name.endswith(ENDING) else path.with_name(path.name + ENDING))
+    for path in files:
+        if not path.is_file():
+            raise UserError(f"{path}: there is no such slice")
+    return list(dict.fromkeys(path.resolve() for path in files))
+
+
+def check_files(files: list[Path]) -> CheckedSlices:
+    """Prove for all files: whole; sources there and unchanged; documents, tokens as counted; disjoint."""
+    slices: list[Slice] = []
+    failures: list[str] = []
+
+    def attempt(proof: Callable[[], None]) -> None:
+        try:
+            proof()
+        except UserError as error:
+            failures.append(str(error))
+
+    for path in files:
+        attempt(lambda path=path: slices.append(Slice.load(path)))  # type: ignore[misc]
+    for one in slices:
+        attempt(one.verify_sources)
+        for source in one.sources:
+            attempt(partial(check_counts, one, source))
+    attempt(partial(check_disjoint, slices))
+    return CheckedSlices(slices, failures)
+
+
+def check_counts(one: Slice, source: SliceSource) -> None:
+    """Prove that a source's documents exist and have as many tokens as the slice says.
+
+    Raises:
+        UserError: they do not.
+    """
+    lengths = open_source(source.prefix).lengths
+    where = f"{one.path or one.name}: {source.prefix}"
+    if len(source.documents) and int(source.documents[-1]) >= len(lengths):
+        raise UserError(
+            f"{where}: names document {source.documents[-1]}, but the dataset has {len(lengths):,} documents"
+        )
+    tokens = int(lengths[source.documents].sum(dtype=np.int64))
+    if tokens != source.tokens:
+        raise UserError(f"{where}: says {source.tokens:,} tokens, but its documents have {tokens:,}")
