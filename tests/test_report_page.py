@@ -227,12 +227,12 @@ def test_every_schedule_and_variant_is_reported(tmp_path, style, variant):
     assert len(report.drawings) == 3
 
 
-@pytest.mark.parametrize("versions", [1, 12])
-def test_any_number_of_versions_is_reported(tmp_path, versions):
+@pytest.mark.parametrize(("versions", "drawings"), [(1, 2), (12, 3)])
+def test_any_number_of_versions_is_reported(tmp_path, versions, drawings):
     plan = write_plan(tmp_path, versions=versions, steps=30, warmup=5)
     write_tree(plan)
     report = make_report(plan, NOW)
-    assert len(report.drawings) == 3
+    assert len(report.drawings) == drawings
     assert f"v{versions}" in report.rates.svg
 
 
@@ -246,7 +246,7 @@ def test_a_loss_that_is_not_finite_leaves_the_figure_standing(tmp_path):
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     page, _ = written(plan)
-    assert page.count("<svg ") == 3
+    assert page.count("<svg ") == 2
 
 
 def test_the_same_runs_give_the_same_report(plan, pages):

@@ -207,7 +207,7 @@ def test_the_summary_tells_parameters_and_recorded_packages(plan):
         plan.path.read_text().replace("tokenizer.model}", "tokenizer.model, vocab_size: 4096}")
     )
     shown = {fact.label: fact.value for fact in facts(collect(load_plan(plan.path)))}
-    assert shown["Parameters"] == "1.85M (vocabulary of 4,096 tokens)"
+    assert shown["Parameters"] == "1.85M with a vocabulary of 4,096 tokens"
     assert "megatron-core 0.19.2" in shown["Packages"]
     assert shown["Schedule"] == "cosine, from 0.001 to 0.0001, warm-up 10 steps"
 

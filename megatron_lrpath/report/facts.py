@@ -124,13 +124,16 @@ def _model(tree: RunTree) -> str:
 
 def _parameters(plan: Plan) -> str:
     """The model's parameters; without the embeddings where the vocabulary's size cannot be found out here."""
-    arguments, vocabulary = resolve_model(plan.model), _vocabulary(plan)
+    vocabulary = _vocabulary(plan)
     try:
-        if vocabulary is None:
-            return f"{short_number(parameter_count(arguments, 0))} without the token embeddings"
-        return f"{short_number(parameter_count(arguments, vocabulary))} (vocabulary of {vocabulary:,} tokens)"
+        number = short_number(parameter_count(resolve_model(plan.model), vocabulary or 0))
     except UserError:
         return ""
+    return (
+        f"{number} with a vocabulary of {vocabulary:,} tokens"
+        if vocabulary
+        else f"{number} without the token embeddings"
+    )
 
 
 def _vocabulary(plan: Plan) -> int | None:

@@ -16,6 +16,7 @@ from megatron_lrpath.report.rates import planned_rates
 from megatron_lrpath.report.style import (
     COLOURS,
     INK,
+    LABEL_GROUND,
     SOFT,
     WIDTH,
     Drawing,
@@ -30,8 +31,8 @@ from megatron_lrpath.report.tables import mean_perplexity, overall, perplexities
 from megatron_lrpath.report.words import PARADIGM_LONG_NAMES, decimals, paradigm_name
 
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-MARKERS = 40
-"""Recorded rates that a curve shows as dots; the line goes through all of them."""
+MARKERS = 100
+"""Recorded rates shown as dots over the whole width; the line goes through all of them."""
 
 
 def panel_titles(tree: RunTree) -> dict[str, str]:
@@ -75,11 +76,14 @@ def draw_rates(tree: RunTree) -> Drawing:
 
 
 def draw_cost(tree: RunTree) -> Drawing | None:
-    """Figure 2: mean perplexity of the compared versions against relative cost; None without any mean."""
+    """Figure 2: mean perplexity of the compared versions against relative cost.
+
+    None without any mean, and for a lone version, for which all paradigms cost the same.
+    """
     scores = perplexities(tree, overall)
     means = {p: mean_perplexity(tree, scores, p) for p in PARADIGMS}
     points = {p: (tree.relative_cost(p), mean) for p, mean in means.items() if mean is not None}
-    if not points:
+    if not points or len(tree.plan.versions) == 1:
         return None
     span = f"{tree.compared[0]} to {tree.compared[-1]}" if len(tree.compared) > 1 else tree.compared[0]
     with drawing_style():
@@ -107,7 +111,7 @@ def _rate_panel(axes: Axes, tree: RunTree, paradigm: str, unit: float) -> None:
         steps = np.arange(run.first_step + 1, run.last_step + 1)
         planned = planned_rates(run, steps) / unit
         axes.plot(steps, planned, color=colour, alpha=0.28, linewidth=5, zorder=2, solid_capstyle="butt")
-        recorded, every = history["lr"] / unit, max(1, len(history) // MARKERS)
+        recorded, every = history["lr"] / unit, max(1, version_ends(tree)[-1] // MARKERS)
         axes.plot(history.steps, recorded, color=colour, linewidth=1.2, zorder=3)
         axes.plot(history.steps[::every], recorded[::every], ".", color=colour, markersize=3.5, zorder=3)
         _label_end(axes, record, steps, planned, colour)
@@ -122,14 +126,15 @@ def _label_end(axes: Axes, record: RunRecord, steps: np.ndarray, planned: np.nda
     axes.annotate(
         "main path" if main else record.run.version,
         place,
-        xytext=(0, 5) if main else (5, 0),
+        xytext=(0, 5) if main else (3, 5),
         textcoords="offset points",
         ha="center" if main else "left",
-        va="bottom" if main else "center",
+        va="bottom",
         color=darker(colour),
         fontsize=9.5,
         fontweight="bold",
         annotation_clip=False,
+        bbox=LABEL_GROUND,
     )
 
 
@@ -172,17 +177,9 @@ def _cost_panel(axes: Axes, tree: RunTree, points: dict[str, tuple[float, float]
             color=darker(COLOURS[paradigm]),
             fontweight="bold",
             linespacing=1.35,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
+            bbox=LABEL_GROUND,
         )
     room = max(max(means) - min(means), 0.01 * max(means))
     axes.set_xlim(0, max(1.0, *costs) * 1.15)
     axes.set_ylim(min(means) - 0.35 * room, max(means) + 0.55 * room)
-    axes.annotate(
-        "better",
-        xy=(0.02, 0.04),
-        xytext=(0.1, 0.2),
-        xycoords="axes fraction",
-        textcoords="axes fraction",
-        color=SOFT,
-        arrowprops={"arrowstyle": "->", "color": SOFT, "linewidth": 1.2},
-    )
+    axes.text(0.015, 0.03, "↙ better", transform=axes.transAxes, color=SOFT)

@@ -16,6 +16,7 @@ from megatron_lrpath.report.figures import finish_step_axis, panel_titles, run_c
 from megatron_lrpath.report.style import (
     COLOURS,
     INK,
+    LABEL_GROUND,
     WIDTH,
     Drawing,
     darker,
@@ -37,9 +38,10 @@ def draw_losses(tree: RunTree) -> Drawing | None:
     with drawing_style():
         figure = Figure(figsize=(WIDTH, 8.4), layout="constrained")
         panels = figure.subplots(len(PARADIGMS), 1, sharex=True, sharey=True)
+        raw_alpha = 0.22 * min(1.0, 4 / len(tree.plan.versions))  # many runs lie over one another
         for axes, paradigm in zip(panels, PARADIGMS, strict=True):
             for record in tree.records[paradigm]:
-                _draw_run(axes, record, run_colour(tree, record), window_of(tree))
+                _draw_run(axes, record, run_colour(tree, record), window_of(tree), raw_alpha)
             mark_versions(axes, version_ends(tree))
             axes.set_title(panel_titles(tree)[paradigm], color=darker(COLOURS[paradigm]))
             axes.set_ylabel("loss (nats per token)")
@@ -119,10 +121,10 @@ def _caption(tree: RunTree) -> str:
     )
 
 
-def _draw_run(axes: Axes, record: RunRecord, colour: str, window: int) -> None:
+def _draw_run(axes: Axes, record: RunRecord, colour: str, window: int, raw_alpha: float) -> None:
     steps, loss = record.history.steps, record.history["loss"]
     mean = smoothed(loss, window)
-    axes.plot(*thinned(steps, loss), color=colour, alpha=0.22, linewidth=0.7, zorder=2)
+    axes.plot(*thinned(steps, loss), color=colour, alpha=raw_alpha, linewidth=0.7, zorder=2)
     axes.plot(*thinned(steps, mean), color=colour, linewidth=1.6, zorder=3)
     valid = validation_losses(record)
     axes.plot(
@@ -139,6 +141,7 @@ def _draw_run(axes: Axes, record: RunRecord, colour: str, window: int) -> None:
             color=darker(colour),
             fontsize=9.5,
             fontweight="bold",
+            bbox=LABEL_GROUND,
         )
 
 

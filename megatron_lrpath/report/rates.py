@@ -128,7 +128,7 @@ def _complaint(check: RateCheck) -> str:
             f"(absolute {worst.absolute:.3g}, relative {_relative(worst)})"
         )
     if check.outside:
-        parts.append(f"{count(check.outside, 'recorded step')} lie outside of the run")
+        parts.append(f"{count(check.outside, 'recorded step')} outside of the run")
     return f"{check.label}: {'; '.join(parts)}"
 
 

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 # Okabe and Ito's colours, told apart under every common colour blindness.
 COLOURS = {"ptfs": "#0072B2", "cpt": "#D55E00", "ours": "#009E73"}
 INK, SOFT, GRID = "#1f2328", "#59636e", "#e4e7eb"
+LABEL_GROUND: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "pad": 1.0, "alpha": 0.75}
 WIDTH = 9.6
 """Inches; the page draws the figures at its own width, so this sets the size of the letters alone."""
 
@@ -47,6 +48,8 @@ STYLE: dict[Any, Any] = {
     "text.parse_math": False,
     "svg.fonttype": "none",
     "figure.facecolor": "white",
+    "figure.constrained_layout.w_pad": 0.1,
+    "figure.constrained_layout.h_pad": 0.08,
 }
 
 
