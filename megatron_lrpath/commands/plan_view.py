@@ -100,7 +100,7 @@ def curve_text(plan: Plan, paradigm: str, width: int) -> Text:
     columns = max(20, min(width, PIPE_WIDTH) - MARGIN - 1 - len(AXIS_TITLE))
     canvas = plotille.Canvas(columns, CURVE_HEIGHT, 0, 0, end, top * 1.02, mode="names")
     for run in plan.runs(paradigm):
-        points = curve_points(run, 2 * columns)
+        points = curve_points(run, 2 * columns * run.steps // end + 8)
         for (x0, y0), (x1, y1) in itertools.pairwise(points):
             canvas.line(x0, y0, x1, y1, color=run_colour(run))
     labels = [f"{top:.3g}", *[""] * (CURVE_HEIGHT - 2), "0"]

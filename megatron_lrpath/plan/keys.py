@@ -146,7 +146,7 @@ PLAN_KEYS = (
     Key("tokenizer", {"type": "object"}, REQUIRED, "tokenizer"),
     Key("data", {"type": "object"}, REQUIRED, "version slices"),
     Key("versions", {"type": "array", "minItems": 1, "maxItems": 1000}, REQUIRED, "versions in order"),
-    Key("output", TEXT, None, "folder of all runs, `OUTPUT/<paradigm>/<run>`; default: `runs/` and the plan's name"),
+    Key("output", TEXT, None, "folder of all runs, `OUTPUT/<paradigm>/<run>`; default: `runs/NAME`"),
     Key(
         "megatron", ARGUMENTS, {}, "any other Megatron arguments, with `-` or `_`, without the dashes before"
     ),

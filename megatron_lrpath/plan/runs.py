@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from megatron_lrpath.plan.spec import Parent, Version
@@ -72,21 +74,17 @@ class Timeline:
     cpt_variant: str
     versions: Sequence[Version]
 
-    @property
+    @cached_property
     def ends(self) -> list[int]:
         """E_1 … E_N."""
-        ends, total = [], 0
-        for version in self.versions:
-            total += version.steps
-            ends.append(total)
-        return ends
+        return list(itertools.accumulate(version.steps for version in self.versions))
 
-    @property
+    @cached_property
     def branch_steps(self) -> list[int]:
         """round(α_i·T_i) for each version; halves go to the even number, as Python rounds."""
         return [round((version.alpha or self.alpha) * version.steps) for version in self.versions]
 
-    @property
+    @cached_property
     def branch_points(self) -> list[int]:
         """B_1 … B_N."""
         return [end - steps for end, steps in zip(self.ends, self.branch_steps, strict=True)]

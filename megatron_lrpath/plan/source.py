@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import yaml
@@ -47,8 +48,11 @@ class Source:
 
     def find(self, *keys: str) -> Entry:
         """The first of these keys that stands in the file, else the whole file (for checks across keys)."""
-        known = {entry.key: entry for entry in _walk(self.root)}
-        return next((known[key] for key in keys if key in known), self.root)
+        return next((self._entries[key] for key in keys if key in self._entries), self.root)
+
+    @cached_property
+    def _entries(self) -> dict[str, Entry]:
+        return {entry.key: entry for entry in _walk(self.root)}
 
 
 def read_source(path: Path | str) -> Source:
