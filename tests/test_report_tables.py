@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import pytest
@@ -225,3 +226,10 @@ def test_perplexities_are_given_in_full_as_csv(plan):
     assert lines[0] == "paradigm,version,run,domain,perplexity,loss,tokens"
     assert "ours,v2,ours/branch-v2,,20.123456789,1.0,204800" in lines
     assert any(line.startswith('ours,v2,ours/branch-v2,"a,b",20.0855') for line in lines)
+
+
+def test_an_evaluation_from_before_the_training_ended_is_called_in_question(plan):
+    folder = plan.folder(plan.run("ours", "branch-v3"))
+    os.utime(folder / "eval.json", (1, 1))
+    (gap,) = gaps(collect(plan))
+    assert gap.text.startswith("ours/branch-v3: eval.json is older")

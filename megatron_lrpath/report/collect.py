@@ -167,7 +167,7 @@ def _is_complete(path: Path, run: Run, problems: list[str]) -> bool:
 
 
 def _evaluation(path: Path, run: Run, problems: list[str]) -> Evaluation | None:
-    """The evaluation of the run's last step; anything else is noted and not taken."""
+    """The evaluation of the run's last step; one of another step is noted and not taken, an old one noted."""
     value = _read_json(path, problems)
     if value is None:
         return None
@@ -181,6 +181,9 @@ def _evaluation(path: Path, run: Run, problems: list[str]) -> Evaluation | None:
         step = evaluation.step
         problems.append(f"eval.json is of step {step}, the run ends at {run.last_step}: evaluate it again")
         return None
+    result = path.with_name("result.json")
+    if result.is_file() and result.stat().st_mtime > path.stat().st_mtime:
+        problems.append("eval.json is older than the end of the training: evaluate it again to be sure")
     return evaluation
 
 

@@ -106,6 +106,7 @@ def _rate_label(power: int) -> str:
 
 def _rate_panel(axes: Axes, tree: RunTree, paradigm: str, unit: float) -> None:
     plan = tree.plan
+    goes_on = paradigm == "cpt" and plan.cpt_variant == "keep-min"  # the next curve begins where one ends
     for record in tree.records[paradigm]:
         run, history, colour = record.run, record.history, run_colour(tree, record)
         steps = np.arange(run.first_step + 1, run.last_step + 1)
@@ -114,22 +115,23 @@ def _rate_panel(axes: Axes, tree: RunTree, paradigm: str, unit: float) -> None:
         recorded, every = history["lr"] / unit, max(1, version_ends(tree)[-1] // MARKERS)
         axes.plot(history.steps, recorded, color=colour, linewidth=1.2, zorder=3)
         axes.plot(history.steps[::every], recorded[::every], ".", color=colour, markersize=3.5, zorder=3)
-        _label_end(axes, record, steps, planned, colour)
+        if run.kind == "main":
+            _label(axes, "main path", (float(steps.mean()), float(planned.max())), colour, above=True)
+        else:
+            _label(axes, run.version, (float(steps[-1]), float(planned[-1])), colour, above=goes_on)
     mark_versions(axes, version_ends(tree))
     axes.set_ylim(0, plan.schedule.max_lr / unit * 1.16)
 
 
-def _label_end(axes: Axes, record: RunRecord, steps: np.ndarray, planned: np.ndarray, colour: str) -> None:
-    """Name the curve at its end: the version, or the main path above its middle."""
-    main = record.run.kind == "main"
-    place = (float(steps.mean()), float(planned.max())) if main else (float(steps[-1]), float(planned[-1]))
+def _label(axes: Axes, text: str, place: tuple[float, float], colour: str, above: bool) -> None:
+    """Name a curve at a point of it: above that point, or to the right of it."""
     axes.annotate(
-        "main path" if main else record.run.version,
+        text,
         place,
-        xytext=(0, 5) if main else (3, 5),
+        xytext=(0, 5) if above else (5, 0),
         textcoords="offset points",
-        ha="center" if main else "left",
-        va="bottom",
+        ha="center" if above else "left",
+        va="bottom" if above else "center",
         color=darker(colour),
         fontsize=9.5,
         fontweight="bold",
