@@ -298,6 +298,21 @@ def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
         load_plan(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("general", "own", "place"),
+    [
+        ("{branch: 9}", "{scratch: 500}", "4: schedule.cycle_steps.branch"),
+        ("{branch: 500}", "9", "12: versions[1].cycle_steps"),
+        ("500", "{branch: 9}", "12: versions[1].cycle_steps.branch"),
+    ],
+)
+def test_a_short_cycle_is_named_where_it_stands(tmp_path: Path, general: str, own: str, place: str) -> None:
+    text = SOUND.replace("warmup_steps: 20", f"warmup_steps: 20, cycle_steps: {general}")
+    text = text.replace("v1, steps: 100", "v1, steps: 100, cycle_steps: inf")
+    message = refusal(tmp_path, text.replace("v2, steps: 100", f"v2, steps: 100, cycle_steps: {own}"))
+    assert message.startswith(f"plan.yaml:{place}: ")
+
+
 def test_rewarm_max_needs_versions_longer_than_the_warm_up(tmp_path: Path) -> None:
     short = [{"name": "v1", "steps": 100}, {"name": "v2", "steps": 20}]
     assert plan_with(tmp_path, versions=short).versions[1].steps == 20

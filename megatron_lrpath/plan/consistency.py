@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from megatron_lrpath.plan.plan import Plan
-from megatron_lrpath.plan.source import Source
+from megatron_lrpath.plan.source import Entry, Source
 from megatron_lrpath.plan.spec import Version
 
 
@@ -105,11 +105,20 @@ def _check_cycles(source: Source, plan: Plan) -> None:
         for kind, length in lengths.items():
             cycle = version.cycle_steps.get(kind)
             if cycle is not None and cycle < length:
-                keys = (f"versions[{index}].cycle_steps", "schedule.cycle_steps")
                 raise source.error(
-                    source.find(*(f"{key}.{kind}" for key in keys), *keys),
+                    _cycle_entry(source, index, kind),
                     f"a cycle of {cycle} steps is shorter than {kind}-{version.name} with its {length}; "
                     f"give at least {length}, or `{{{kind}: …}}` for one kind of run alone",
                 )
-        if index == 0 and source.root is not (place := source.find("versions[0].cycle_steps.continual")):
-            raise source.error(place, "the first continual run is the first scratch run; give `scratch`")
+    first = source.find("versions[0].cycle_steps.continual")
+    if first is not source.root:
+        raise source.error(first, "the first continual run is the first scratch run; give `scratch`")
+
+
+def _cycle_entry(source: Source, index: int, kind: str) -> Entry:
+    """Where the cycle of a version's runs of this kind was given: with the version or the schedule."""
+    for key in (f"versions[{index}].cycle_steps", "schedule.cycle_steps"):
+        entry = source.find(f"{key}.{kind}", key)
+        if entry is not source.root and not isinstance(entry.value, dict):
+            return entry
+    return source.root
