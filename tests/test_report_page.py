@@ -13,18 +13,18 @@ from pathlib import Path
 import pytest
 
 from megatron_lrpath.commands import report as command
-from megatron_lrpath.plan import load_plan
-from megatron_lrpath.report.page import make_report, markdown_text, write_report
+from megatron_lrpath.plan import Plan
+from megatron_lrpath.report.page import Report, make_report, markdown_text, write_report
 from tests.report_tree import score, write_plan, write_slices, write_tree
 
 NOW = datetime(2026, 11, 23, 12, 30, tzinfo=UTC)
 FIGURES = ("learning-rates", "perplexity-cost", "loss-curves")
 
 
-def written(plan) -> tuple[str, str]:
-    """Write the report; the page and the Markdown."""
+def written(plan: Plan, report: Report | None = None) -> tuple[str, str]:
+    """Write the report (a new one if none is given); the page and the Markdown."""
     folder = Path(plan.output) / "report"
-    page = write_report(make_report(plan, NOW), folder)
+    page = write_report(report or make_report(plan, NOW), folder)
     return page.read_text(), (folder / "report.md").read_text()
 
 
@@ -37,8 +37,13 @@ def plan(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pages(plan):
-    return written(plan)
+def report(plan):
+    return make_report(plan, NOW)
+
+
+@pytest.fixture(scope="module")
+def pages(plan, report):
+    return written(plan, report)
 
 
 class Tags(HTMLParser):
@@ -123,8 +128,7 @@ def test_the_data_of_figure_1_hold_every_step_as_planned_and_as_trained(plan, pa
         assert float(row["recorded_lr"]) == float(row["planned_lr"]) == run.path.lr_at(int(row["step"]) - 1)
 
 
-def test_page_and_markdown_say_the_same(plan, pages):
-    report = make_report(plan, NOW)
+def test_page_and_markdown_say_the_same(report, pages):
     cells = [
         cell.text
         for table in (report.results, report.runs, report.data)
@@ -206,28 +210,7 @@ def test_what_users_name_is_escaped(tmp_path):
     tags(page)
 
 
-@pytest.mark.parametrize(
-    ("style", "variant"),
-    [
-        ("knee", "rewarm-max"),
-        ("multi-step", "keep-min"),
-        ("wsd", "rewarm-max"),
-        ("constant", "reset-max"),
-        ("inverse-square-root", "keep-min"),
-    ],
-)
-def test_every_schedule_and_variant_is_reported(tmp_path, style, variant):
-    plan = write_plan(tmp_path, versions=2, steps=30, warmup=5, style=style)
-    plan.path.write_text(plan.path.read_text().replace("reset-max", variant))
-    plan = load_plan(plan.path)
-    write_tree(plan)
-    report = make_report(plan, NOW)
-    assert report.rate_check.level == "good"
-    assert report.gaps == []
-    assert len(report.drawings) == 3
-
-
-@pytest.mark.parametrize(("versions", "drawings"), [(1, 2), (12, 3)])
+@pytest.mark.parametrize(("versions", "drawings"), [(1, 2), (9, 3)])
 def test_any_number_of_versions_is_reported(tmp_path, versions, drawings):
     plan = write_plan(tmp_path, versions=versions, steps=30, warmup=5)
     write_tree(plan)
@@ -265,7 +248,8 @@ def test_the_command_writes_prints_and_succeeds(plan, capsys, tmp_path):
     assert (tmp_path / "out" / "index.html").is_file()
 
 
-def test_the_default_place_is_in_the_plans_output(plan, capsys):
+def test_the_default_place_is_in_the_plans_output(plan, report, monkeypatch):
+    monkeypatch.setattr("megatron_lrpath.report.page.make_report", lambda *_: report)
     page = Path(plan.output) / "report" / "index.html"
     page.unlink(missing_ok=True)
     assert command.execute(argparse.Namespace(plan=plan.path, output=None)) == 0

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_lrpath.plan import load_plan
 from megatron_lrpath.report.collect import collect
 from megatron_lrpath.report.rates import check_rates, judge
+from megatron_lrpath.schedule import STYLES
 from tests.report_tree import write_plan, write_tree
 
 
@@ -91,6 +93,17 @@ def test_nothing_recorded_is_no_success(tmp_path):
     assert verdict(plan).level == "none"
 
 
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("variant", ["reset-max", "rewarm-max", "keep-min"])
+def test_every_schedule_and_variant_is_compared_with_its_own_path(tmp_path, style, variant):
+    plan = write_plan(tmp_path, versions=2, steps=30, warmup=5, style=style)
+    plan.path.write_text(plan.path.read_text().replace("reset-max", variant))
+    plan = load_plan(plan.path)
+    write_tree(plan, evaluate=False)
+    assert verdict(plan).level == "good"
+
+
+@settings(deadline=None, max_examples=30)
 @given(step=st.integers(1, 60), factor=st.sampled_from([1 - 1e-6, 1 + 1e-6, 0.5, 2.0]))
 def test_any_single_step_with_another_rate_is_found(tmp_path_factory, step, factor):
     folder = tmp_path_factory.mktemp("plan")

@@ -22,9 +22,8 @@ from megatron_lrpath.report.style import (
     Drawing,
     darker,
     drawing_style,
+    finished,
     mark_versions,
-    to_png,
-    to_svg,
     version_shade,
 )
 from megatron_lrpath.report.tables import mean_perplexity, overall, perplexities
@@ -69,10 +68,9 @@ def draw_rates(tree: RunTree) -> Drawing:
             "Learning rate of every training step: recorded by the runs (thin lines with dots) over the "
             "plan's (pale bands). Dotted uprights: where a version's data end."
         )
-        svg, png = to_svg(figure, "learning-rates", caption), to_png(figure)
-    data = csv_text(("run", "step", "planned_lr", "recorded_lr"), _rate_rows(tree))
-    title = "Figure 1. Learning rates as trained, over the planned ones"
-    return Drawing("learning-rates", title, caption, svg, png, data)
+        data = csv_text(("run", "step", "planned_lr", "recorded_lr"), _rate_rows(tree))
+        title = "Figure 1. Learning rates as trained, over the planned ones"
+        return finished(figure, "learning-rates", title, caption, data)
 
 
 def draw_cost(tree: RunTree) -> Drawing | None:
@@ -93,10 +91,9 @@ def draw_cost(tree: RunTree) -> Drawing | None:
         axes.set_ylabel(f"mean perplexity, {span}")
         axes.set_xlabel("relative cost (training steps over those of PTFS)")
         caption = f"Mean validation perplexity of {span} against relative cost; the lower left is best."
-        svg, png = to_svg(figure, "perplexity-cost", caption), to_png(figure)
-    rows = [(paradigm_name(tree.plan, p), tree.relative_cost(p), means[p]) for p in PARADIGMS]
-    data = csv_text(("paradigm", "relative_cost", "mean_perplexity"), rows)
-    return Drawing("perplexity-cost", "Figure 2. Perplexity against cost", caption, svg, png, data)
+        rows = [(paradigm_name(tree.plan, p), tree.relative_cost(p), means[p]) for p in PARADIGMS]
+        data = csv_text(("paradigm", "relative_cost", "mean_perplexity"), rows)
+        return finished(figure, "perplexity-cost", "Figure 2. Perplexity against cost", caption, data)
 
 
 def _rate_label(power: int) -> str:

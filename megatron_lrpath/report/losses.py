@@ -21,9 +21,8 @@ from megatron_lrpath.report.style import (
     Drawing,
     darker,
     drawing_style,
+    finished,
     mark_versions,
-    to_png,
-    to_svg,
 )
 
 Column = NDArray[np.float64]
@@ -49,9 +48,8 @@ def draw_losses(tree: RunTree) -> Drawing | None:
         finish_step_axis(panels[-1], tree)
         _legend(figure, tree)
         caption = _caption(tree)
-        svg, png = to_svg(figure, "loss-curves", caption), to_png(figure)
-    data = csv_text(("run", "step", "train_loss", "train_loss_smoothed", "valid_loss"), _rows(tree))
-    return Drawing("loss-curves", "Loss curves", caption, svg, png, data)
+        data = csv_text(("run", "step", "train_loss", "train_loss_smoothed", "valid_loss"), _rows(tree))
+        return finished(figure, "loss-curves", "Loss curves", caption, data)
 
 
 def window_of(tree: RunTree) -> int:

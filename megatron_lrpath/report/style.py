@@ -104,6 +104,13 @@ def mark_versions(axes: Axes, ends: list[int]) -> None:
         axes.axvline(end, color="#b6bec8", linewidth=0.8, linestyle=(0, (2, 3)), zorder=0.5)
 
 
+def finished(figure: Figure, name: str, title: str, caption: str, data: str) -> Drawing:
+    """Lay the figure out once and put it into both forms."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    return Drawing(name, title, caption, to_svg(figure, name, caption), to_png(figure), data)
+
+
 def to_svg(figure: Figure, name: str, description: str) -> str:
     """The figure as an inline `<svg>`: scales with its place, speaks the page's font, ids of its own."""
     stream = io.StringIO()
