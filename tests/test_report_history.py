@@ -44,6 +44,11 @@ def test_of_a_step_done_again_the_last_line_counts(tmp_path):
     assert found.seconds == 3
 
 
+def test_the_usual_time_of_a_step_is_the_median(tmp_path):
+    lines = [json.dumps({"step": i, "seconds": s}) for i, s in enumerate((1e-6, 2, 2, 60, 2), start=1)]
+    assert history(tmp_path, "\n".join(lines)).usual_seconds == 2
+
+
 def test_what_a_line_does_not_say_is_not_a_number(tmp_path):
     found = history(tmp_path, '{"step": 1, "loss": null, "valid_loss": 3.5}\n{"step": 2, "loss": NaN}\n')
     assert math.isnan(found["loss"][0])

@@ -91,6 +91,12 @@ def test_the_first_version_stands_below_the_table(plan):
     assert "PTFS and CPT 35.50 (one and the same run), Ours 34.25" in notes[1]
 
 
+def test_an_unknown_first_version_is_not_mentioned(plan):
+    evaluation(plan, "ptfs", "scratch-v1", None)
+    evaluation(plan, "ours", "branch-v1", None)
+    assert len(main_table(collect(plan)).notes) == 1
+
+
 def test_a_lone_version_stands_in_the_table(tmp_path):
     plan = write_plan(tmp_path, versions=1)
     write_tree(plan)
@@ -211,6 +217,17 @@ def test_the_summary_tells_parameters_and_recorded_packages(plan):
     assert shown["Parameters"] == "1.85M with a vocabulary of 4,096 tokens"
     assert "megatron-core 0.19.2" in shown["Packages"]
     assert shown["Schedule"] == "cosine, from 0.001 to 0.0001, warm-up 10 steps"
+
+
+def test_the_summary_shows_arguments_as_one_writes_them(plan):
+    plan.path.write_text(
+        plan.path.read_text().replace(
+            "model: tiny",
+            "model: {recipe: tiny, qk-layernorm: true, add_qkv_bias: false, num_layers: 3}",
+        )
+    )
+    shown = {fact.label: fact.value for fact in facts(collect(load_plan(plan.path)))}
+    assert shown["Model"] == "tiny; qk_layernorm, no add_qkv_bias, num_layers 3"
 
 
 def test_the_summary_names_every_version_of_a_package(plan):

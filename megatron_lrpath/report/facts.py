@@ -46,7 +46,7 @@ def facts(tree: RunTree) -> list[Fact]:
         Fact("Tokens a step", f"{plan.batch.tokens:,}"),
         Fact("Tokenizer", f"{plan.tokenizer.type} {plan.tokenizer.model or ''}".strip()),
         Fact("Seed", str(plan.seed)),
-        Fact("Other arguments", ", ".join(f"{key} {value}" for key, value in plan.megatron.items())),
+        Fact("Other arguments", _arguments(plan.megatron)),
         Fact("Trained", _span([str(start["time"]) for start in starts if start.get("time")])),
         Fact("Packages", _packages(starts)),
         Fact("Code", _different(start.get("git_commit") for start in starts)),
@@ -118,8 +118,18 @@ def _validation(tree: RunTree) -> Slice | None:
 
 def _model(tree: RunTree) -> str:
     model = tree.plan.model
-    overrides = ", ".join(f"{key} {value}" for key, value in model.overrides.items())
-    return "; ".join(part for part in (model.recipe or "", overrides) if part)
+    return "; ".join(part for part in (model.recipe or "", _arguments(model.overrides)) if part)
+
+
+def _arguments(arguments: dict[str, Any]) -> str:
+    """Megatron arguments as a list: a flag that is set by its name alone, others with their value."""
+    words = []
+    for name, value in arguments.items():
+        if value is False:
+            words.append(f"no {name}")
+        else:
+            words.append(name if value is True else f"{name} {value}")
+    return ", ".join(words)
 
 
 def _parameters(plan: Plan) -> str:

@@ -38,6 +38,12 @@ class History:
         return int(self.steps[-1]) if len(self.steps) else None
 
     @property
+    def usual_seconds(self) -> float | None:
+        """The median time of a step, which neither a checkpoint nor the first step after a start bends."""
+        known = self["seconds"][np.isfinite(self["seconds"])]
+        return float(np.median(known)) if len(known) else None
+
+    @property
     def seconds(self) -> float | None:
         """The time that the logged steps took together, None where no line says one."""
         known = self["seconds"][np.isfinite(self["seconds"])]

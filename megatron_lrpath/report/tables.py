@@ -116,8 +116,7 @@ def run_table(tree: RunTree) -> Table:
     """Every training once: where it starts and ends, how far it is, how long it took, its loss."""
     rows, before = [], ""
     for record in tree:
-        run, seconds = record.run, record.history.seconds
-        tokens = len(record.history) * tree.plan.batch.tokens
+        run, usual = record.run, record.history.usual_seconds
         paradigm = record.label.split("/")[0]
         rows.append(
             (
@@ -125,15 +124,17 @@ def run_table(tree: RunTree) -> Table:
                 Cell(f"{run.parent.run} at {run.parent.step:,}" if run.parent else "random weights"),
                 Cell(f"{run.first_step:,} → {run.last_step:,}"),
                 Cell(f"{run.steps:,}"),
-                Cell(duration(seconds)),
-                Cell(short_number(tokens / seconds) if seconds else MISSING),
+                Cell(duration(record.history.seconds)),
+                Cell(short_number(tree.plan.batch.tokens / usual) if usual else MISSING),
                 Cell(_last_loss(record)),
                 Cell(record.state),
             )
         )
         before = paradigm
     header = ("Run", "Starts from", "From → to step", "Steps", "Time", "Tokens/s", "Train loss", "State")
-    note = "Train loss: the mean of the last ten recorded steps. Time: of the recorded steps."
+    note = (
+        "Time: of all recorded steps. Tokens/s: of the median step. Train loss: mean of the last ten steps."
+    )
     return Table(header, tuple(rows), left=2, notes=(note,))
 
 
@@ -180,7 +181,7 @@ def _main_notes(tree: RunTree, scores: Scores, places: int) -> list[str]:
         "Cost: steps of all of a paradigm's runs over those of PTFS."
     ]
     first = tree.plan.versions[0].name
-    if first not in tree.compared:
+    if first not in tree.compared and any((p, first) in scores for p in PARADIGMS):
         shown = {p: f"{scores[p, first]:.{places}f}" if (p, first) in scores else MISSING for p in PARADIGMS}
         notes.append(
             f"{first}, as in the paper not in the table: PTFS and CPT {shown['ptfs']} "
