@@ -92,7 +92,8 @@ def test_named_documents_need_no_mixture(tree: Path) -> None:
 
 
 def test_too_many_tokens_print_a_table_and_write_nothing(tree: Path) -> None:
-    words = ["--source", "data/web", "--source", "data/books", "--tokens-per-version", "1e6", "--output", "s"]
+    sources = ["--source", "data/web", "--source", "data/books"]
+    words = [*sources, "--tokens-per-version", "1e6", "--output", "s"]
     refused = call("slice_versions.py", *words, folder=tree)
     assert refused.returncode == 2
     assert "too few tokens" in refused.stderr

@@ -23,10 +23,14 @@ class Shortage:
 
     prefix: Path
     domain: str
-    share: float
     free_documents: int
     free_tokens: int
     asked: int
+
+    @property
+    def missing(self) -> int:
+        """Tokens that it lacks."""
+        return max(self.asked - self.free_tokens, 0)
 
 
 class ShortageError(UserError):
@@ -34,8 +38,9 @@ class ShortageError(UserError):
 
     def __init__(self, wanted: int, table: list[Shortage]) -> None:
         self.table = table
-        lacking = [row for row in table if row.asked > row.free_tokens]
-        names = ", ".join(f"{row.prefix} ({row.asked - row.free_tokens:,} tokens)" for row in lacking)
+        lacking = sorted((row for row in table if row.missing), key=lambda row: -row.missing)
+        names = ", ".join(f"{row.prefix} ({row.missing:,} tokens)" for row in lacking[:3])
+        names += f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
         super().__init__(
             f"asked for {wanted:,} tokens, and "
             f"{sum(row.free_tokens for row in table):,} are not yet in a slice; too little in {names}: "
@@ -205,11 +210,10 @@ def _check_enough(request: DrawRequest, pools: Sequence[SourcePool], targets: li
     asked = [sum(target or 0 for target in row) for row in targets]
     if all(tokens <= pool.free_tokens for tokens, pool in zip(asked, pools, strict=True)):
         return
-    whole = max(sum(asked), 1)
     raise ShortageError(
         (request.valid_tokens or 0) + sum(tokens or 0 for _, tokens in request.versions),
         [
-            Shortage(pool.prefix, pool.domain, tokens / whole, pool.free_documents, pool.free_tokens, tokens)
+            Shortage(pool.prefix, pool.domain, pool.free_documents, pool.free_tokens, tokens)
             for pool, tokens in zip(pools, asked, strict=True)
         ],
     )

@@ -7,10 +7,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from megatron_lrpath.data.draw import ShortageError, draw, existing_slices, write_slices
-from megatron_lrpath.data.draw_report import describe, shortage_table, tokens_table
+from megatron_lrpath.data.draw_report import describe, shortage_table, tokens_table, wide_console
 from megatron_lrpath.data.draw_request import (
     DrawRequest,
     parse_range,
@@ -29,7 +27,7 @@ def slice_versions(args: argparse.Namespace) -> int:
     Raises:
         UserError: nothing was written.
     """
-    console = Console(stderr=True)
+    console = wide_console(stderr=True)
     lock = _lock(args.output)
     try:
         existing = existing_slices(args.output)
@@ -47,7 +45,7 @@ def slice_versions(args: argparse.Namespace) -> int:
         made = {"output": str(args.output), "slices": [describe(one) for one in written], "left": drawn.left}
         print(json.dumps(made, indent=2, ensure_ascii=False))
     else:
-        Console().print(tokens_table([*existing, *written], drawn.left))
+        wide_console().print(tokens_table([*existing, *written], drawn.left))
         for one in written:
             print(f"{one.path}  {one.fingerprint[:12]}")
     return 0

@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 from megatron_lrpath.data.draw import ShortageError
 from megatron_lrpath.data.slice import Slice
 
 
+def wide_console(stderr: bool = False) -> Console:
+    """A console that does not cram tables into 80 columns where its output goes into a file."""
+    console = Console(stderr=stderr)
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(stderr=stderr, width=160)
+
+
 def tokens_table(slices: Sequence[Slice], left: dict[str, int] | None = None) -> Table:
-    """Tokens by version and domain, with documents and totals; `left` are tokens in no slice, by domain."""
+    """Tokens and shares by domain (rows) and version (columns); `left` are tokens in no slice, by domain."""
     domains = list(dict.fromkeys(domain for one in slices for domain in one.tokens_by_domain))
     domains += [domain for domain in left or {} if domain not in domains]
-    table = Table(title="tokens by version and domain", title_justify="left")
-    table.add_column("version")
-    for domain in [*domains, "tokens", "documents"]:
-        table.add_column(domain, justify="right")
+    table = Table(title="tokens by domain and version", title_justify="left")
+    table.add_column("domain")
     for one in slices:
-        counts = one.tokens_by_domain
-        row = [_share(counts.get(domain, 0), one.tokens) for domain in domains]
-        table.add_row(one.name, *row, f"{one.tokens:,}", f"{one.documents:,}")
+        table.add_column(one.name, justify="right", no_wrap=True)
     if left is not None:
-        row = [f"{left.get(domain, 0):,}" for domain in domains]
-        table.add_section()
-        table.add_row("not drawn", *row, f"{sum(left.values()):,}", "")
+        table.add_column("not drawn", justify="right", no_wrap=True)
+    for domain in domains:
+        cells = [_amount(one.tokens_by_domain.get(domain, 0), one.tokens) for one in slices]
+        table.add_row(domain, *cells, *([_amount(left.get(domain, 0))] if left is not None else []))
+    table.add_section()
+    rest = [_amount(sum(left.values()))] if left is not None else []
+    table.add_row("tokens", *[_amount(one.tokens) for one in slices], *rest)
+    table.add_row("documents", *[_amount(one.documents) for one in slices])
     return table
 
 
@@ -35,20 +44,12 @@ def shortage_table(error: ShortageError) -> Table:
     table = Table(title="too few tokens", title_justify="left")
     table.add_column("source", overflow="fold")
     table.add_column("domain")
-    for heading in ("share", "documents free", "tokens free", "tokens asked", "missing"):
+    for heading in ("free documents", "free tokens", "asked for", "missing"):
         table.add_column(heading, justify="right")
+        table.columns[-1].no_wrap = heading != "free documents"
     for row in error.table:
-        missing = max(row.asked - row.free_tokens, 0)
-        table.add_row(
-            str(row.prefix),
-            row.domain,
-            f"{row.share:.1%}",
-            f"{row.free_documents:,}",
-            f"{row.free_tokens:,}",
-            f"{row.asked:,}",
-            f"{missing:,}" if missing else "",
-            style="bold" if missing else None,
-        )
+        cells = (f"{number:,}" for number in (row.free_documents, row.free_tokens, row.asked, row.missing))
+        table.add_row(str(row.prefix), row.domain, *cells, style="bold" if row.missing else None)
     return table
 
 
@@ -75,6 +76,11 @@ def describe(one: Slice) -> dict[str, Any]:
     }
 
 
-def _share(tokens: int, whole: int) -> str:
-    """`1,234 (12.3%)`."""
-    return f"{tokens:,} ({tokens / whole:.1%})" if tokens else "-"
+def _amount(number: int, whole: int | None = None) -> str:
+    """`9,999,999`, `10.500B`; with `whole` also the share of it: `1,234 12.3%`."""
+    text = f"{number:,}"
+    for limit, unit in ((10**12, "T"), (10**9, "B"), (10**6, "M")):
+        if number >= max(limit, 10**7):
+            text = f"{number / limit:,.3f}{unit}"
+            break
+    return text if whole is None or not number else f"{text} {number / whole:6.1%}"

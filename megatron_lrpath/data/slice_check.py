@@ -10,9 +10,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 
-from megatron_lrpath.data.draw_report import describe, tokens_table
+from megatron_lrpath.data.draw_report import describe, tokens_table, wide_console
 from megatron_lrpath.data.slice import ENDING, Slice, SliceSource, check_disjoint
 from megatron_lrpath.data.slice_source import open_source
 from megatron_lrpath.errors import UserError
@@ -39,7 +38,7 @@ def check_slices(args: argparse.Namespace) -> int:
         slices = [describe(one) for one in found.slices]
         print(json.dumps({"ok": not found.failures, "failures": found.failures, "slices": slices}, indent=2))
         return FAILED if found.failures else 0
-    Console().print(tokens_table(found.slices))
+    wide_console().print(tokens_table(found.slices))
     for failure in found.failures:
         print(f"FAILED: {failure}")
     if not found.failures:
