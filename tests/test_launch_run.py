@@ -185,6 +185,20 @@ def test_a_signal_ends_everything_and_the_next_call_goes_on(tmp_path, number):
     assert steps(plan, "ours/main") == [1, 2, 3, 4, 5]
 
 
+def test_a_background_job_is_ended_by_sigint_although_its_shell_ignores_it(tmp_path):
+    plan = write_plan(tmp_path, 1)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process = start(plan, FAKE_main="hang:5")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    pids = hanging(plan, "ours/main")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert gone(pids)
+
+
 @pytest.mark.parametrize("mode", ["hang:5", "deaf:5"])
 def test_nothing_outlives_a_killed_runner_and_its_locks_are_free(tmp_path, mode):
     plan = write_plan(tmp_path, 1)
@@ -260,7 +274,7 @@ def test_the_command_is_torchrun_with_the_entry_module(tmp_path):
     command = torchrun_command(plan.path, build_tasks(plan, ("ours",))[1], 2, "cpu", ["--log-interval", "5"])
     text = " ".join(command[1:])
     assert "-m torch.distributed.run --standalone" in text
-    assert "--nproc-per-node 2 -m megatron_lrpath.training.pretrain --plan" in text
+    assert "--nproc-per-node 2 -m -- megatron_lrpath.training.pretrain --plan" in text
     assert text.endswith("--paradigm ours --run branch-v1 --device cpu --log-interval 5")
 
 

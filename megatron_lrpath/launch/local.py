@@ -173,14 +173,17 @@ def only_one(output: Path) -> Iterator[None]:
 
 @contextmanager
 def signals_raise() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end this process by way of an exception, as SIGINT does."""
+    """Let the signals that end this process do so by way of an exception.
+
+    SIGINT too: a shell starts background jobs with it ignored, and Python then leaves it so.
+    """
 
     def end(number: int, frame: FrameType | None) -> None:
         raise Ended(number)
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     for number, handler in before.items():
-        if handler is not signal.SIG_IGN:  # nohup
+        if number != signal.SIGHUP or handler is not signal.SIG_IGN:  # nohup
             signal.signal(number, end)
     try:
         yield

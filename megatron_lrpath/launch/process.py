@@ -25,7 +25,18 @@ def torchrun_command(
     `device` is given on only where it was chosen; `extra` are Megatron arguments as the user typed them.
     """
     launcher = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
-    entry = ["-m", ENTRY_MODULE, "--plan", str(plan), "--paradigm", task.run.paradigm, "--run", task.run.name]
+    # `--`: torchrun's parser would take our --run for its own --run-path
+    entry = [
+        "-m",
+        "--",
+        ENTRY_MODULE,
+        "--plan",
+        str(plan),
+        "--paradigm",
+        task.run.paradigm,
+        "--run",
+        task.run.name,
+    ]
     chosen = ["--device", device] if device else []
     return [sys.executable, *launcher, "--nproc-per-node", str(nproc), *entry, *chosen, *extra]
 
