@@ -167,6 +167,41 @@ def test_a_wrong_count_is_noticed(tree: Path) -> None:
     assert "tokens, but its documents have" in checked.stdout
 
 
+@pytest.mark.slow
+def test_a_killed_draw_leaves_whole_slices_or_none_and_can_be_drawn_again(tree: Path) -> None:
+    undisturbed = as_json(draw_four(tree, "--json", "--output", "elsewhere"))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    words = [
+        "--source",
+        "data/web:0.7:net",
+        "--source",
+        "data/books:0.3",
+        "--versions",
+        "4",
+        "--tokens-per-version",
+    ]
+    command = [sys.executable, str(ROOT / "tools/slice_versions.py"), *words, "1e4", "--valid-tokens", "2k"]
+    begin = time.perf_counter()
+    assert (
+        subprocess.run([*command, "--output", "timed"], cwd=tree, env=environment, check=False).returncode
+        == 0
+    )
+    whole = time.perf_counter() - begin
+    random = np.random.RandomState(8)
+    for _ in range(8):
+        process = subprocess.Popen([*command, "--output", "killed"], cwd=tree, env=environment)
+        time.sleep(whole * random.uniform(0.4, 1.0))
+        process.kill()
+        process.wait()
+        for path in (tree / "killed").glob("*.slice"):
+            Slice.load(path).verify_sources()
+            path.unlink()
+    again = subprocess.run([*command, "--output", "killed"], cwd=tree, env=environment, check=False)
+    assert again.returncode == 0
+    prints = {one["name"]: one["fingerprint"] for one in undisturbed["slices"]}
+    assert {name: Slice.load(tree / f"killed/{name}.slice").fingerprint for name in prints} == prints
+
+
 @pytest.mark.parametrize("path", ["nowhere", "data", "data/slices/v7"])
 def test_nothing_to_check_is_bad_input(tree: Path, path: str) -> None:
     assert call("check_slices.py", path, folder=tree).returncode == 2

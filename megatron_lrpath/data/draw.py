@@ -15,6 +15,7 @@ from megatron_lrpath.data.draw_request import VALIDATION, DrawRequest, SourceReq
 from megatron_lrpath.data.slice import ENDING, Slice, slice_path
 from megatron_lrpath.data.slice_codec import Documents
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.files import atomic_write_bytes
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,9 @@ def write_slices(slices: Sequence[Slice], folder: Path | str) -> list[Path]:
             raise UserError(
                 f"{path}: is there already, and slices are never changed; use another name or folder"
             )
-    for one, path in zip(slices, paths, strict=True):
-        one.save(path)
+    contents = [one.to_bytes(path.parent) for one, path in zip(slices, paths, strict=True)]
+    for path, content in zip(paths, contents, strict=True):  # nothing slow between the first and the last
+        atomic_write_bytes(path, content)
     return paths
 
 
@@ -130,7 +132,8 @@ def _check_names(request: DrawRequest, existing: Sequence[Slice]) -> None:
         if name in taken:
             raise UserError(
                 f"{taken[name].path or name}: is there already, and slices are never changed; --append "
-                f"goes on behind the last version, --names gives other names"
+                f"goes on behind the last version, --names gives other names (if an interrupted draw left "
+                f"it, remove it and draw again: the same seed draws the same)"
             )
 
 

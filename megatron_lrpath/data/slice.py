@@ -116,8 +116,11 @@ class Slice:
         path = Path(path)
         if path.name != self.name + ENDING:
             raise ValueError(f"slice {self.name!r} cannot be saved as {path.name}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        folder = path.parent.resolve()
+        atomic_write_bytes(path, self.to_bytes(path.parent))
+
+    def to_bytes(self, folder: Path) -> bytes:
+        """The content of a slice file that is to lie in `folder`."""
+        folder = folder.resolve()
         sources = [
             {
                 "prefix": _prefix_to_store(source.prefix, folder),
@@ -129,7 +132,7 @@ class Slice:
             for source in self.sources
         ]
         header = {"name": self.name, "seed": self.seed, "fingerprint": self.fingerprint, "sources": sources}
-        atomic_write_bytes(path, encode(header, [source.documents for source in self.sources]))
+        return encode(header, [source.documents for source in self.sources])
 
     def verify_sources(self) -> None:
         """Check that every dataset is where the slice says and is the one the slice was drawn from.
@@ -151,7 +154,8 @@ def _verify_source(owner: Slice, source: SliceSource, known: dict[Path, str]) ->
             known[source.prefix] = fingerprint_source(source.prefix)
         except UserError as error:
             raise UserError(
-                f"{where}: names the indexed dataset {error}; put it back, or move slices and data together"
+                f"{where}: names the indexed dataset {error}; put it (or a link) back, or move slices "
+                f"and data together"
             ) from None
     if known[source.prefix] != source.fingerprint:
         raise UserError(
