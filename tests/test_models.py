@@ -15,7 +15,7 @@ def test_parameter_counts_are_the_papers(name: str, millions: float) -> None:
 
 
 @pytest.mark.parametrize("name", [*MILLIONS, "qwen-1.2b"])
-def test_names_fit_to_two_percent_at_the_digits_they_have(name: str) -> None:
+def test_names_fit_at_the_digits_they_have(name: str) -> None:
     number, unit = float(name.removeprefix("qwen-")[:-1]), {"m": 1e6, "b": 1e9}[name[-1]]
     assert parameter_count(RECIPES[name].arguments, 100_000) == pytest.approx(number * unit, rel=0.012)
 
@@ -51,7 +51,7 @@ def test_qwen_has_biases_in_qkv_alone() -> None:
 
 
 def test_tiny_is_tiny() -> None:
-    assert 1e6 <= parameter_count(RECIPES["tiny"].arguments, 4096) <= 1.5e6
+    assert 1e6 <= parameter_count(RECIPES["tiny"].arguments, 4096) <= 2e6
 
 
 @pytest.mark.parametrize(
