@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from megatron_lrpath.data.slice_codec import DamagedError, Documents, decode, encode
+from megatron_lrpath.data.slice_codec import DamagedError, Documents, decode, encode, read_slice_bytes
 from megatron_lrpath.data.slice_source import fingerprint_source
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_bytes
@@ -93,7 +93,7 @@ class Slice:
         """
         path = Path(path)
         try:
-            header, lists = decode(path.read_bytes())
+            header, lists = decode(read_slice_bytes(path))
             loaded = _from_header(header, lists, path)
         except FileNotFoundError:
             raise UserError(f"{path}: there is no such slice; draw it with tools/slice_versions.py") from None

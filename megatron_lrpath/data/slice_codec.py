@@ -18,6 +18,7 @@ import hashlib
 import json
 import struct
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,13 @@ def encode(header: dict[str, Any], sources: list[Documents]) -> bytes:
     text = json.dumps({**header, "sources": described}, ensure_ascii=False, sort_keys=True).encode("utf-8")
     body = b"".join([text, *(data for blocks in packed for _, data in blocks)])
     return PREAMBLE.pack(MAGIC, FORMAT, len(text), hashlib.sha256(body).digest()) + body
+
+
+def read_slice_bytes(path: Path) -> bytes:
+    """The file's bytes, or, if it is none of ours, as many as show that: a file of terabytes is not read."""
+    with path.open("rb") as stream:
+        head = stream.read(PREAMBLE.size)
+        return head + stream.read() if head.startswith(MAGIC) else head
 
 
 def decode(data: bytes) -> tuple[dict[str, Any], list[Documents]]:
