@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.launch.graph import Advance, chains, next_task, seconds_left
-from megatron_lrpath.launch.tasks import PARADIGMS, Task, build_tasks, link_aliases, with_ancestors
+from megatron_lrpath.launch.tasks import Task, build_tasks, link_aliases, with_ancestors
+from megatron_lrpath.plan import PARADIGMS
 from tests.launch_fixtures import write_plan
 
 

@@ -20,9 +20,9 @@ from megatron_lrpath.launch.display import PlainDisplay
 from megatron_lrpath.launch.local import Options, carry_out, chosen_tasks, evaluation_command, only_one
 from megatron_lrpath.launch.process import torchrun_command
 from megatron_lrpath.launch.resources import Share
-from megatron_lrpath.launch.tasks import PARADIGMS, build_tasks
+from megatron_lrpath.launch.tasks import build_tasks
 from megatron_lrpath.locks import is_held
-from megatron_lrpath.plan import Plan
+from megatron_lrpath.plan import PARADIGMS, Plan
 from tests.launch_fixtures import fake_command, write_plan
 
 SCRIPT = Path(__file__).with_name("launch_fixtures.py")
@@ -213,12 +213,12 @@ def test_nothing_outlives_a_killed_runner_and_its_locks_are_free(tmp_path, mode)
 def test_nothing_outlives_a_killed_supervisor(tmp_path):
     plan = write_plan(tmp_path, 1)
     process = start(plan, FAKE_main="hang:5", FAKE_scratch_v1="hang:5")
-    pids = hanging(plan, "ours/main")
+    pids, others = hanging(plan, "ours/main"), hanging(plan, "ptfs/scratch-v1")
     psutil.Process(pids[0]).parent().kill()
     shown, _ = process.communicate(timeout=30)
     assert process.returncode == 1
     assert "ours/main failed" in shown
-    assert gone(pids[:1] + hanging(plan, "ptfs/scratch-v1"))
+    assert gone(pids[:1] + others)
     psutil.Process(pids[1]).kill()  # a worker in a session of its own: torchrun would have ended it
 
 

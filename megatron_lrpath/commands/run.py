@@ -37,8 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> int:
     """Train and evaluate; 0 when complete, 1 when a run failed, 130 after Ctrl-C."""
     from megatron_lrpath.launch.local import Options, carry_out
-    from megatron_lrpath.launch.tasks import PARADIGMS
-    from megatron_lrpath.plan import load_plan
+    from megatron_lrpath.plan import PARADIGMS, load_plan
 
     options = Options(
         paradigms=PARADIGMS if args.paradigm == "all" else (args.paradigm,),

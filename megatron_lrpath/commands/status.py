@@ -29,8 +29,7 @@ def execute(args: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from megatron_lrpath.launch.tasks import PARADIGMS
-    from megatron_lrpath.plan import load_plan
+    from megatron_lrpath.plan import PARADIGMS, load_plan
 
     plan = load_plan(args.plan)
     status = collect(plan, PARADIGMS if args.paradigm == "all" else (args.paradigm,))

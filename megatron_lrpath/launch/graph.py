@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -26,15 +25,14 @@ class Advance:
 def chains(tasks: Sequence[Task], advances: Mapping[str, Advance]) -> dict[str, float]:
     """For every task the steps from now to the end of the longest chain of runs that hangs on it."""
     lengths: dict[str, float] = {}
-    for task in reversed(tasks):  # children come after their parents
+    for task in reversed(tasks):  # children come after their parents, so theirs are known and passed up
         now = advances[task.key]
         own = 0.0 if now.done else max(0.0, task.run.last_step - now.step)
-        below = [
-            max(0.0, child.parent_step - now.step) * (not now.done) + lengths[child.key]
-            for child in tasks
-            if child.parent == task.key
-        ]
-        lengths[task.key] = max([own, *below])
+        lengths[task.key] = length = max(own, lengths.get(task.key, 0.0))
+        parent = advances.get(task.parent or "")
+        if parent and task.parent:
+            until = 0.0 if parent.done else max(0.0, task.parent_step - parent.step)
+            lengths[task.parent] = max(until + length, lengths.get(task.parent, 0.0))
     return lengths
 
 
@@ -55,7 +53,13 @@ def next_task(
 def seconds_left(tasks: Sequence[Task], advances: Mapping[str, Advance], jobs: int) -> float:
     """The time until every task is complete with `jobs` side by side, by playing the schedule through."""
     state = dict(advances)
-    by_key = {task.key: task for task in tasks}
+    ends = {task.key: task.run.last_step for task in tasks}
+    marks = {
+        task.key: [task.run.last_step] for task in tasks
+    }  # steps at which something may start or is complete
+    for child in tasks:
+        if child.parent in marks:
+            marks[child.parent].append(child.parent_step)
 
     def available(task: Task) -> bool:
         parent = state.get(task.parent or "")
@@ -71,16 +75,15 @@ def seconds_left(tasks: Sequence[Task], advances: Mapping[str, Advance], jobs: i
         running = [key for key, now in state.items() if now.running]
         if not running:
             return elapsed
-        stretch = min(_until_event(by_key[key], state[key], tasks) for key in running)
+        stretch = min(_until_mark(state[key], marks[key]) for key in running)
         elapsed += stretch
         for key in running:
-            state[key] = _move(state[key], stretch, by_key[key].run.last_step)
+            state[key] = _move(state[key], stretch, ends[key])
 
 
-def _until_event(task: Task, now: Advance, tasks: Sequence[Task]) -> float:
-    """Seconds until the running `task` reaches its end or the next step that a child waits for."""
-    marks = [child.parent_step for child in tasks if child.parent == task.key]
-    target = min([*(mark for mark in marks if mark > now.step), max(task.run.last_step, math.ceil(now.step))])
+def _until_mark(now: Advance, marks: Sequence[int]) -> float:
+    """Seconds until a running task reaches the next of `marks`."""
+    target = min((mark for mark in marks if mark > now.step), default=now.step)
     return now.startup + (target - now.step) * max(now.seconds, 1e-9)
 
 

@@ -18,9 +18,9 @@ from megatron_lrpath.launch.process import supervised, torchrun_command
 from megatron_lrpath.launch.records import is_done
 from megatron_lrpath.launch.resources import Share, share_out
 from megatron_lrpath.launch.runner import GRACE_SECONDS, RunFailedError, Runner
-from megatron_lrpath.launch.tasks import PARADIGMS, Task, build_tasks, with_ancestors
+from megatron_lrpath.launch.tasks import Task, build_tasks, with_ancestors
 from megatron_lrpath.locks import FolderLock, LockHeldError
-from megatron_lrpath.plan import Plan
+from megatron_lrpath.plan import PARADIGMS, Plan
 
 CommandFor = Callable[[Task], Sequence[str]]
 

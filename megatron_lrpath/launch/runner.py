@@ -55,6 +55,8 @@ class Runner:
     _done: set[str] = field(default_factory=set)
     _pace: dict[str, float] = field(default_factory=dict)
     _startups: list[float] = field(default_factory=list)
+    _finish: float = 0.0
+    _left_until: float = 0.0
 
     def run(self) -> list[Task]:
         """Carry out what is left to do and return the tasks that this call completed.
@@ -82,10 +84,17 @@ class Runner:
         """How far everything has come."""
         total = sum(task.run.last_step - task.run.first_step for task in self.tasks)
         done = sum(self._steps[task.key] - task.run.first_step for task in self.tasks)
-        known = bool(self._pace)
-        left = seconds_left(self.tasks, self._advances(), self.share.jobs) if known else None
         lines = [self._line(active) for active in self._active.values()]
-        return Snapshot(self.name, done, total, left, lines)
+        return Snapshot(self.name, done, total, self._time_left(), lines)
+
+    def _time_left(self) -> float | None:
+        """Seconds until all is done, None while no step has been timed. Worked out anew every few seconds."""
+        now = time.monotonic()
+        if self._pace and now >= self._left_until:
+            self._finish = now + seconds_left(self.tasks, self._advances(), self.share.jobs)
+            # a plan of hundreds of runs takes a while to play through
+            self._left_until = now + max(2.0, 50 * (time.monotonic() - now))
+        return max(0.0, self._finish - now) if self._pace else None
 
     def _look(self) -> None:
         """Read from the folders what earlier calls have done."""

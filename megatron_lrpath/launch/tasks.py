@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.plan import Plan, Run
-
-PARADIGMS = ("ours", "ptfs", "cpt")
+from megatron_lrpath.plan import PARADIGMS, Plan, Run
 
 
 @dataclass(frozen=True)
@@ -40,20 +38,26 @@ class Task:
 
 def build_tasks(plan: Plan, paradigms: Sequence[str]) -> list[Task]:
     """The trainings of `paradigms`, each once, every one after its parent."""
-    runs = [run for paradigm in paradigms for run in plan.runs(paradigm)]
-    real = {identity(run): plan.run(*identity(run)) for run in runs}
-    tasks: dict[str, Task] = {}
-    for run in real.values():
-        parent = plan.run(run.paradigm, run.parent.run) if run.parent else None
-        task = Task(
-            run=run,
-            folder=plan.folder(run),
-            aliases=tuple(plan.folder(other) for other in runs if other.same_as == (run.paradigm, run.name)),
-            parent="/".join(identity(parent)) if parent else None,
-            parent_step=run.parent.step if run.parent else 0,
+    every = {(run.paradigm, run.name): run for paradigm in PARADIGMS for run in plan.runs(paradigm)}
+    chosen = [run for run in every.values() if run.paradigm in paradigms]
+    aliases: dict[tuple[str, str], list[Path]] = {}
+    for run in chosen:
+        if run.same_as:
+            aliases.setdefault(run.same_as, []).append(plan.folder(run))
+    tasks = []
+    for name in dict.fromkeys(identity(run) for run in chosen):
+        run = every[name]
+        parent = every[run.paradigm, run.parent.run] if run.parent else None
+        tasks.append(
+            Task(
+                run=run,
+                folder=plan.folder(run),
+                aliases=tuple(aliases.get(name, ())),
+                parent="/".join(identity(parent)) if parent else None,
+                parent_step=run.parent.step if run.parent else 0,
+            )
         )
-        tasks[task.key] = task
-    return list(tasks.values())
+    return tasks
 
 
 def identity(run: Run) -> tuple[str, str]:
