@@ -54,9 +54,8 @@ def seconds_left(tasks: Sequence[Task], advances: Mapping[str, Advance], jobs: i
     """The time until every task is complete with `jobs` side by side, by playing the schedule through."""
     state = dict(advances)
     ends = {task.key: task.run.last_step for task in tasks}
-    marks = {
-        task.key: [task.run.last_step] for task in tasks
-    }  # steps at which something may start or is complete
+    # the steps at which a run is complete or one of its children may start
+    marks = {task.key: [task.run.last_step] for task in tasks}
     for child in tasks:
         if child.parent in marks:
             marks[child.parent].append(child.parent_step)

@@ -164,7 +164,12 @@ class Runner:
             self.display.event(f"{task.key}: complete at step {task.run.last_step} in {took}{loss}")
             return
         at = f"at step {self._steps[task.key]} of {task.run.last_step}"
-        cause = find_cause(active.process.log) if status else "its process ended before the run was complete"
+        if status == 0:
+            cause: str | None = "its process ended before the run was complete"
+        elif status < 0:
+            cause = f"its supervising process was killed by signal {-status}"
+        else:
+            cause = find_cause(active.process.log)
         raise RunFailedError(
             f"{task.key} failed {at}: {cause or f'exit status {status}'}\n"
             f"  log: {active.process.log}\n"
