@@ -9,17 +9,37 @@ from typing import Any
 
 
 @contextmanager
+def nothing() -> Iterator[None]:
+    """Watches nothing."""
+    yield None
+
+
+@contextmanager
 def rates() -> Iterator[list[list[float]]]:
     """The rate in every parameter group at each update of the inner optimizer, in order."""
+    from megatron.training import training
     from torch.optim.optimizer import register_optimizer_step_pre_hook
 
     seen: list[list[float]] = []
+    training_now = False
+    original = training.train_step
+
+    def step(*args: Any, **kwargs: Any) -> Any:
+        nonlocal training_now
+        training_now = True
+        try:
+            return original(*args, **kwargs)
+        finally:
+            training_now = False
 
     def note(optimizer: Any, args: Any, kwargs: Any) -> None:
-        seen.append([float(group["lr"]) for group in optimizer.param_groups])
+        if training_now:  # loading makes a step of its own, whose result is overwritten
+            seen.append([float(group["lr"]) for group in optimizer.param_groups])
 
     handle = register_optimizer_step_pre_hook(note)
+    training.train_step = step
     yield seen
+    training.train_step = original
     handle.remove()
 
 
@@ -106,3 +126,21 @@ def digest(value: Any) -> Any:
         else value.detach().reshape(1).view(torch.uint8)
     )
     return f"{value.dtype}:{tuple(value.shape)}:{hashlib.sha256(raw.numpy().tobytes()).hexdigest()[:24]}"
+
+
+@contextmanager
+def save_at_start() -> Iterator[None]:
+    """Save a checkpoint of what was loaded and stop, without a step of training."""
+    from megatron.training import get_args, training
+
+    original = training.train
+
+    def save_and_stop(
+        forward: Any, model: Any, optimizer: Any, scheduler: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        training.save_checkpoint_and_time(get_args().iteration, model, optimizer, scheduler, 0, {})
+        raise SystemExit(0)
+
+    training.train = save_and_stop
+    yield None
+    training.train = original

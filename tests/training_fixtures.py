@@ -164,16 +164,14 @@ def rank_main(
     sys.stderr = os.fdopen(2, "w", buffering=1)
     module, name = entry.split(":")
     main: Callable[[list[str]], None] = getattr(importlib.import_module(module), name)
-    if probe is None:
-        main(words)
-        sender.send(None)
-    else:
-        from tests import probes
+    from tests import probes
 
-        with getattr(probes, probe)() as seen:
+    with getattr(probes, probe or "nothing")() as seen:
+        try:
             main(words)
-        sender.send(seen)
-    sys.stdout.flush()
+        finally:  # Megatron leaves through sys.exit when it stops early
+            sender.send(seen)
+            sys.stdout.flush()
 
 
 def free_port() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from megatron_lrpath.training.context import ParentCheckpoint, RunContext
 MODEL_ARGUMENTS = (
     "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels",
     "seq_length", "position_embedding_type", "rotary_base", "rotary_percent", "normalization", "swiglu",
-    "add_bias_linear", "add_qkv_bias", "untie_embeddings_and_output_weights", "padded_vocab_size",
+    "add_bias_linear", "add_qkv_bias", "untie_embeddings_and_output_weights", "vocab_size",
     "global_batch_size",
 )  # fmt: skip
 
@@ -79,8 +80,23 @@ def check_model(args: Any, folder: Path, step: int) -> None:
             f"{folder}: the checkpoint of step {step} belongs to another model: {'; '.join(wrong)}. "
             "Use the model settings it was trained with."
         )
+    if bool(stored.use_distributed_optimizer) != bool(args.use_distributed_optimizer):
+        words = ("with", "without") if stored.use_distributed_optimizer else ("without", "with")
+        raise UserError(
+            f"{folder}: the checkpoint of step {step} was saved {words[0]} --use-distributed-optimizer and this run is "
+            f"{words[1]}: the two keep the optimizer's state in different formats. Use the same for both."
+        )
 
 
+def declare_rates(args: Any, folder: Path, step: int) -> None:
+    """Let Megatron's optimizers load a checkpoint that was saved under another maximal or minimal rate."""
+    from megatron_lrpath.training import optimizer
+
+    stored = stored_arguments(folder, step)
+    optimizer.declare_rates((stored.lr, stored.min_lr), (args.lr, args.min_lr))
+
+
+@functools.lru_cache(maxsize=1)
 def stored_arguments(folder: Path, step: int) -> Any:
     """The Megatron arguments that a checkpoint was saved under."""
     from megatron.core import dist_checkpointing

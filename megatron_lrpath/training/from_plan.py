@@ -23,7 +23,8 @@ PLAN_DEFAULTS: dict[str, Any] = {
     "eval_iters": 0,
     "eval_interval": 1_000_000_000,
     "dataloader_type": "single",
-    # A branch may run at another parallel layout than its parent.
+    # A branch may run at another parallel layout than its parent: one format of the optimizer's state for all.
+    "use_distributed_optimizer": True,
     "dist_ckpt_optim_fully_reshardable": True,
 }
 
@@ -141,6 +142,9 @@ def apply_defaults(args: Any, said: Mapping[str, Any]) -> None:
     for name, value in PLAN_DEFAULTS.items():
         if name not in said:
             setattr(args, name, value)
+    if "make_vocab_size_divisible_by" not in said:
+        # Megatron pads to a multiple of this times the tensor-parallel size, and the padding takes part in the softmax.
+        args.make_vocab_size_divisible_by = max(1, 128 // args.tensor_model_parallel_size)
     if not args.save_interval:
         args.save_interval = max(1, args.train_iters)
 

@@ -6,6 +6,7 @@ when the row was written; `apply` refuses to go on when they have changed, and a
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 from collections.abc import Callable
@@ -22,7 +23,7 @@ class Seam:
     """One replaced name.
 
     Attributes:
-        target: `module:name` of the name as the calling code of Megatron sees it.
+        target: `module:name` (or `module:Class.name`) as the calling code of Megatron sees it.
         replacement: `module:name` of ours; a `wrap_…` function is called with the original and returns the new one.
         parameters: parameter names of the original.
         why: what fails or is missing without it.
@@ -92,6 +93,31 @@ SEAMS = (
         "retention (--save-retain-interval) must never remove a branch point or a version's end",
     ),
     Seam(
+        "megatron.core.optimizer.distrib_optimizer:DistributedOptimizer.sharded_state_dict",
+        "megatron_lrpath.training.optimizer:wrap_sharded_state_dict",
+        ("self", "model_sharded_state_dict", "is_loading", "sharding_type", "metadata"),
+        "without Transformer Engine and Apex it asserts on loading that torch's Adam has made a step already",
+    ),
+    Seam(
+        "megatron.core.optimizer.distrib_optimizer:DistributedOptimizer._set_main_param_and_optimizer_states",
+        "megatron_lrpath.training.optimizer:wrap_set_states",
+        ("self", "model_param", "tensors"),
+        "it expects the step count of torch's Adam among the loaded tensors, where its own loader leaves it out",
+    ),
+    Seam(
+        "megatron.core.optimizer.distrib_optimizer:DistributedOptimizer.load_state_dict",
+        "megatron_lrpath.training.optimizer:wrap_load_state_dict",
+        ("self", "state_dict"),
+        "it finds a stored parameter group by its rates, so that a run with another maximal rate could not load it; and "
+        "it gives one step-count tensor to all parameters, which torch's Adam then counts up once for each",
+    ),
+    Seam(
+        "megatron.core.optimizer.optimizer:MegatronOptimizer._filter_and_reorder_param_groups",
+        "megatron_lrpath.training.optimizer:wrap_filter_and_reorder",
+        ("current_groups", "state_dict_groups"),
+        "the same in the other optimizers",
+    ),
+    Seam(
         "megatron.core.dist_checkpointing.strategies.filesystem_async:get_write_results_queue",
         "megatron_lrpath.training.environment:wrap_get_write_results_queue",
         ("mp_mode",),
@@ -148,10 +174,17 @@ SEAMS = (
 )
 
 
+def owner_and_name(path: str) -> tuple[Any, str]:
+    """The module or class that holds what `module:name` or `module:Class.name` names, and its name there."""
+    module, _, name = path.partition(":")
+    *classes, last = name.split(".")
+    return functools.reduce(getattr, classes, importlib.import_module(module)), last
+
+
 def resolve(path: str) -> Any:
-    """The object that `module:name` names."""
-    module, name = path.split(":")
-    return getattr(importlib.import_module(module), name)
+    """The object that `module:name` or `module:Class.name` names."""
+    owner, name = owner_and_name(path)
+    return getattr(owner, name)
 
 
 def rows(device: str) -> tuple[Seam, ...]:
@@ -188,7 +221,6 @@ def apply(device: str) -> None:
             + f". Install a supported one: pip install 'megatron-core{MEGATRON}'."
         )
     for seam in pending:
-        module, name = seam.target.split(":")
-        replacement = resolve(seam.replacement)(seam.original())
-        setattr(importlib.import_module(module), name, replacement)
+        owner, name = owner_and_name(seam.target)
+        setattr(owner, name, resolve(seam.replacement)(seam.original()))
         _applied.add(seam.target)

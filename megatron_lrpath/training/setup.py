@@ -12,6 +12,7 @@ import torch.distributed as dist
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.training import branch, environment, from_arguments, from_plan, lineage
 from megatron_lrpath.training.arguments import add_lrpath_arguments, explicit_arguments
+from megatron_lrpath.training.checkpoints_on_disk import CHECKPOINTS, latest_step
 from megatron_lrpath.training.context import RunContext, set_context
 
 
@@ -31,6 +32,8 @@ def arguments(words: list[str], device: str) -> tuple[Any, RunContext | None]:
     context = make_context(args, said)
     set_context(context)
     validate_args(args)
+    if context is not None and context.folder is not None:
+        check_lineage(context)
     set_global_variables(args)
     return args, context
 
@@ -64,33 +67,33 @@ def make_context(args: Any, said: dict[str, Any]) -> RunContext | None:
     return from_plan.plan_context(plan, run, said)
 
 
+def check_lineage(context: RunContext) -> None:
+    """Refuse, before anything is written, to continue another run or to leave another parent."""
+    assert context.folder is not None
+    lineage.check_same_run(context.folder, context.identity)
+    if context.parent is None:
+        return
+    assert context.plan is not None
+    assert context.run is not None
+    if latest_step(context.folder / CHECKPOINTS) is None:
+        branch.require_checkpoint(context.parent)
+    parent = from_plan.parent_run(context.plan, context.run)
+    own = {name: context.identity[name] for name in ("slices", "tokenizer_model", "arguments")}
+    identity = context.plan.identity(parent) | own
+    lineage.check_parent(context.folder, context.plan.folder(parent), context.parent.step, identity)
+
+
 def begin(args: Any, context: RunContext) -> int:
-    """Check the lineage, choose the checkpoint to start from and record the start; returns the step it starts at."""
-    if context.folder is not None:
-        lineage.check_same_run(context.folder, context.identity)
+    """Choose the checkpoint to start from and record the start; returns the step it starts at."""
     first_step = branch.set_load(args, context)
-    if context.folder is not None and context.parent is not None:
-        check_parent(context)
     if args.load is not None:
         branch.check_model(args, Path(args.load), first_step)
+        branch.declare_rates(args, Path(args.load), first_step)
     if context.folder is not None and args.rank == 0:
         lineage.write_lineage(
             context.folder, context.identity, parent_record(context), first_step, args.world_size
         )
     return first_step
-
-
-def check_parent(context: RunContext) -> None:
-    """Check that the parent was trained under this plan and is what the run was started from."""
-    assert context.plan and context.run and context.folder and context.parent
-    parent = from_plan.parent_run(context.plan, context.run)
-    own = {name: context.identity[name] for name in ("slices", "tokenizer_model", "arguments")}
-    lineage.check_parent(
-        context.folder,
-        context.plan.folder(parent),
-        context.parent.step,
-        context.plan.identity(parent) | own,
-    )
 
 
 def parent_record(context: RunContext) -> dict[str, Any] | None:
