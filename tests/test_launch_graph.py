@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.launch.graph import Advance, chains, next_task, seconds_left
+from megatron_lrpath.launch.graph import Advance, chains, next_task, seconds_left, width
 from megatron_lrpath.launch.tasks import Task, build_tasks, link_aliases, with_ancestors
 from megatron_lrpath.plan import PARADIGMS
 from tests.launch_fixtures import write_plan
@@ -89,6 +89,14 @@ def test_a_branch_overlaps_the_main_path_that_goes_on(plans):
     tasks = build_tasks(plans[3], ("ours",))
     # main ends at 25, branch-v3 goes from there to 30; the earlier branches fit beside main
     assert seconds_left(tasks, beginning(tasks), 2) == pytest.approx(30)
+
+
+@pytest.mark.parametrize(
+    ("paradigms", "expected"), [(("cpt",), 1), (("ptfs",), 4), (("ours",), 2), (("ours", "ptfs", "cpt"), 6)]
+)
+def test_no_more_runs_are_planned_side_by_side_than_can_be(plans, paradigms, expected):
+    # ours: the main path and one branch after another (alpha 0.5); all: CPT's second goes beside PTFS's
+    assert width(build_tasks(plans[4], paradigms)) == expected
 
 
 @settings(max_examples=60, deadline=None)

@@ -51,7 +51,17 @@ def next_task(
 
 
 def seconds_left(tasks: Sequence[Task], advances: Mapping[str, Advance], jobs: int) -> float:
-    """The time until every task is complete with `jobs` side by side, by playing the schedule through."""
+    """The time until every task is complete with `jobs` side by side."""
+    return play(tasks, advances, jobs)[0]
+
+
+def width(tasks: Sequence[Task]) -> int:
+    """How many of the tasks can go side by side at most, when all begin at nothing."""
+    return play(tasks, {task.key: Advance(task.run.first_step) for task in tasks}, len(tasks))[1]
+
+
+def play(tasks: Sequence[Task], advances: Mapping[str, Advance], jobs: int) -> tuple[float, int]:
+    """Play the schedule through: the seconds that it takes, and the most tasks that ran at the same time."""
     state = dict(advances)
     ends = {task.key: task.run.last_step for task in tasks}
     # the steps at which a run is complete or one of its children may start
@@ -64,7 +74,7 @@ def seconds_left(tasks: Sequence[Task], advances: Mapping[str, Advance], jobs: i
         parent = state.get(task.parent or "")
         return parent is None or parent.done or parent.step >= task.parent_step
 
-    elapsed = 0.0
+    elapsed, most = 0.0, 0
     while True:
         while sum(now.running for now in state.values()) < jobs:
             task = next_task(tasks, state, available)
@@ -73,7 +83,8 @@ def seconds_left(tasks: Sequence[Task], advances: Mapping[str, Advance], jobs: i
             state[task.key] = replace(state[task.key], running=True)
         running = [key for key, now in state.items() if now.running]
         if not running:
-            return elapsed
+            return elapsed, most
+        most = max(most, len(running))
         stretch = min(_until_mark(state[key], marks[key]) for key in running)
         elapsed += stretch
         for key in running:

@@ -14,6 +14,7 @@ from types import FrameType
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.evaluate.targets import needs_evaluation
 from megatron_lrpath.launch.display import Display, clock, open_display
+from megatron_lrpath.launch.graph import width
 from megatron_lrpath.launch.process import supervised, torchrun_command
 from megatron_lrpath.launch.records import is_done
 from megatron_lrpath.launch.resources import Share, share_out
@@ -57,7 +58,7 @@ def carry_out(
     """
     tasks = chosen_tasks(plan, options)
     # the whole choice counts, not what is left of it: a second call shares the machine in the same way
-    share = share_out(plan, len(tasks), options.device, options.nproc, options.jobs)
+    share = share_out(plan, width(tasks), options.device, options.nproc, options.jobs, options.extra)
     try:
         with only_one(Path(plan.output)), signals_raise():
             trained = train(plan, tasks, share, options, command_for, display or open_display())

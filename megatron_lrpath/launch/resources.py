@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,29 +46,33 @@ class Share:
         return variables
 
 
-def share_out(plan: Plan, runs: int, device: str, nproc: int | None, jobs: int | None) -> Share:
-    """Share this machine among `runs` runs; `nproc` and `jobs` None are chosen here.
+def share_out(
+    plan: Plan, width: int, device: str, nproc: int | None, jobs: int | None, extra: Sequence[str] = ()
+) -> Share:
+    """Share this machine among runs of which `width` can go side by side; None is chosen here.
 
     Without `nproc`: on the CPU the plan's model-parallel size, on GPUs as many as the batch divides among.
     Without `jobs`: as many runs as cores (or GPUs) and memory allow. What is chosen depends on the plan and
     the machine alone, so that a second call gives the same threads and with them the same rounding.
+    `extra` are Megatron arguments besides the plan's.
     Raises `UserError` for a GPU that is asked for and not there, or counts that do not fit.
     """
     gpus = () if device == "cpu" else visible_gpus()
     if device == "cuda" and not gpus:
         raise UserError("--device cuda: no NVIDIA GPU is visible here (CUDA_VISIBLE_DEVICES, nvidia-smi -L)")
-    nproc = nproc or default_nproc(plan, len(gpus))
+    nproc = nproc or default_nproc(plan, len(gpus), extra)
     if gpus and nproc > len(gpus):
-        raise UserError(f"--nproc {nproc}: only {len(gpus)} GPUs are visible; give fewer or --device cpu")
+        found = "one GPU is" if len(gpus) == 1 else f"{len(gpus)} GPUs are"
+        raise UserError(f"a run takes {nproc} processes, but {found} visible; change --nproc or --device")
     places = len(gpus) // nproc if gpus else min(cores() // nproc, _memory_places(nproc))
-    jobs = jobs or max(1, min(places, runs))
+    jobs = jobs or max(1, min(places, width))
     threads = max(1, cores() // (jobs * nproc))
     return Share(jobs, nproc, threads, "cuda" if gpus else "cpu", gpus)
 
 
-def default_nproc(plan: Plan, gpus: int) -> int:
+def default_nproc(plan: Plan, gpus: int, extra: Sequence[str] = ()) -> int:
     """Processes of a run: the model-parallel size times a data-parallel size that divides the batch."""
-    base = model_parallel_size(plan.megatron) * model_parallel_size(plan.model.overrides)
+    base = model_parallel_size({**plan.model.overrides, **plan.megatron, **spoken(extra)})
     batch, micro = plan.batch.global_batch_size, plan.batch.micro_batch_size
     fitting = [size for size in range(1, gpus // base + 1) if batch % (micro * size) == 0]
     return base * max(fitting, default=1)
@@ -75,11 +80,14 @@ def default_nproc(plan: Plan, gpus: int) -> int:
 
 def model_parallel_size(arguments: Mapping[str, Any]) -> int:
     """Processes that hold one copy of the model, from Megatron arguments (names with - or _)."""
-    given = {str(name).lstrip("-").replace("-", "_"): value for name, value in arguments.items()}
-    size = 1
-    for name in _PARALLEL:
-        size *= int(given.get(name) or 1)
-    return size
+    given = {name.replace("-", "_"): value for name, value in arguments.items()}
+    return math.prod(int(given.get(name) or 1) for name in _PARALLEL)
+
+
+def spoken(words: Sequence[str]) -> dict[str, str]:
+    """The whole numbers among command-line words, `--name 2` or `--name=2`, by name."""
+    pairs = [*zip(words, words[1:], strict=False), *(word.split("=", 1) for word in words if "=" in word)]
+    return {name[2:]: value for name, value in pairs if name.startswith("--") and value.isdigit()}
 
 
 def cores() -> int:
