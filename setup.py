@@ -19,8 +19,10 @@ setup(
         "psutil",  # Megatron saves checkpoints with it and does not declare it
         "sentencepiece",
         "transformers",  # Megatron's Hugging Face tokenizers
+        "gigatoken>=0.10",  # reads SentencePiece models, several times faster
+        "pyarrow",
+        "zstandard",
         "pyyaml",
-        "pydantic>=2",
         "rich>=13",
         "plotille>=5",
         "matplotlib",

@@ -80,7 +80,9 @@ def plan_datasets(context: RunContext, samples: tuple[int, int | None, int]) -> 
     train = build(context.slices, counts, config, plan.seed)
     if not args.eval_iters:
         return train, None, None
-    validation = versioned.build_validation(open_validation(plan.data), config)
+    validation = versioned.build_validation(
+        open_validation(plan.data), config, multiple_of=plan.batch.global_batch_size
+    )
     return train, Repeated(validation, samples[1]), None
 
 

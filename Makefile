@@ -1,0 +1,27 @@
+# `make quickstart`: set up, train versions of a tiny model on real text under three paradigms, report.
+# `make test`:       set up, check style and types, run the tests.
+# `make setup`:      set up alone, in .venv (PYTHON=… names an interpreter).
+
+PLAN ?= examples/quickstart/plan.yaml
+PYTEST_ARGS ?=
+
+.PHONY: quickstart test setup lint clean
+
+quickstart: setup
+	.venv/bin/python examples/quickstart/prepare.py
+	.venv/bin/lrpath run $(PLAN)
+	.venv/bin/lrpath report $(PLAN)
+
+test: setup lint
+	.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+setup:
+	@scripts/setup.sh
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info
