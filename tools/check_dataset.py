@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -60,9 +61,9 @@ def check(args: argparse.Namespace) -> int:
     return failed
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the tool."""
-    args = build_parser().parse_args()
+    args = build_parser().parse_args(arguments)
     from megatron_lrpath.data.preprocess.script import run_script
 
     return run_script(lambda: check(args))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -38,9 +39,9 @@ def merge(args: argparse.Namespace) -> int:
     return 0
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the tool."""
-    args = build_parser().parse_args()
+    args = build_parser().parse_args(arguments)
     from megatron_lrpath.data.preprocess.script import run_script
 
     return run_script(lambda: merge(args))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 TOKENIZERS = [
     "SentencePieceTokenizer",
@@ -120,12 +121,17 @@ def add_tokenizer_arguments(parser: argparse.ArgumentParser) -> None:
     ignored.add_argument("--vocab-extra-ids", type=int, default=0)
 
 
-def main() -> int:
-    """Run the tool."""
+def build_parser() -> argparse.ArgumentParser:
+    """The arguments."""
     parser = argparse.ArgumentParser(description=__doc__)
     add_data_arguments(parser)
     add_tokenizer_arguments(parser)
-    args = parser.parse_args()
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the tool."""
+    args = build_parser().parse_args(arguments)
     from megatron_lrpath.data.preprocess.pipeline import preprocess
     from megatron_lrpath.data.preprocess.script import run_script
 

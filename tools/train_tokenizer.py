@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -101,9 +102,9 @@ def train(args: argparse.Namespace) -> int:
     return 0
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the tool."""
-    args = build_parser().parse_args()
+    args = build_parser().parse_args(arguments)
     from megatron_lrpath.data.preprocess.script import run_script
 
     return run_script(lambda: train(args))

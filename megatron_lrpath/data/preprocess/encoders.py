@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from megatron_lrpath.data.preprocess.fast_bpe import FastBpe, NotExactError
+from megatron_lrpath.data.preprocess.merges import NotExactError
 from megatron_lrpath.errors import UserError
 
 type Ids = npt.NDArray[np.integer[Any]]
 
 SENTENCEPIECE_TYPES = ("SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer")
-SPOT_CHECK_EVERY = 256  # documents of the fast path of which one is encoded again by SentencePiece
+SPOT_CHECK_EVERY = 1024  # texts of the fast path of which the beginning of one is encoded again exactly
+SPOT_CHECK_CHARACTERS = 1 << 16
 
 
 class TextError(ValueError):
@@ -37,20 +37,68 @@ class Encoder:
 
     def encode_many(self, texts: Sequence[str]) -> list[Ids | TextError]:
         """Token ids of each text, or why there are none."""
-        return [self._attempt(text) for text in texts]
+        return [self.attempt(text) for text in texts]
 
-    def _attempt(self, text: str) -> Ids | TextError:
+    def attempt(self, text: str) -> Ids | TextError:
+        """Token ids of one text, or why there are none."""
         try:
             return self.encode(text)
         except TextError as error:
             return error
+        except UnicodeEncodeError:
+            return TextError("half a surrogate pair: the text is not valid Unicode")
 
 
-class SentencePieceEncoder(Encoder):
+class FastPath(Protocol):
+    """A faster way to the same ids, proved on trial texts when it was made."""
+
+    def encode(self, text: str) -> Ids:
+        """Token ids of one text."""
+
+    def agrees(self, text: str) -> bool:
+        """Whether the slow way gives the same."""
+
+
+class QuickEncoder(Encoder):
+    """An encoder that may have a fast path, of which a sample of every run is compared again."""
+
+    fast: FastPath | None = None
+    _turn = 0
+
+    def take_fast_path(self, name: str, exact_only: bool, make: Callable[[], FastPath]) -> None:
+        """Use the fast path if it can be made; otherwise `notice` says why `name` itself is used."""
+        if exact_only:
+            self.notice = f"tokenizing with {name} itself, as asked"
+            return
+        try:
+            self.fast = make()
+        except NotExactError as error:
+            self.notice = f"tokenizing with {name} itself, which is slower: {error}"
+
+    def encode(self, text: str) -> Ids:
+        """Token ids of one text."""
+        if self.fast is None:
+            return self.encode_exactly(text)
+        self._turn += 1
+        if self._turn % SPOT_CHECK_EVERY == 1 and not self.fast.agrees(text[:SPOT_CHECK_CHARACTERS]):
+            raise UserError(
+                f"the fast tokenizer disagrees with the exact one on a text that begins {text[:60]!r}; "
+                f"run again with --exact-tokenizer"
+            )
+        return self.fast.encode(text)
+
+    def encode_exactly(self, text: str) -> Ids:
+        """Token ids by the library that Megatron-LM uses."""
+        raise TextError("this tokenizer takes no text")
+
+
+class SentencePieceEncoder(QuickEncoder):
     """A SentencePiece model: by the fast path where it is exact, by the library itself elsewhere."""
 
     def __init__(self, path: str, exact_only: bool) -> None:
         import sentencepiece
+
+        from megatron_lrpath.data.preprocess.fast_bpe import FastBpe
 
         model = _read_model(path)
         self._exact = sentencepiece.SentencePieceProcessor()
@@ -61,105 +109,11 @@ class SentencePieceEncoder(Encoder):
         self.vocab_size = self._exact.get_piece_size()
         eod = self._exact.eos_id()
         self.eod = eod if eod >= 0 else None
-        self._fast: FastBpe | None = None
-        self._turn = 0
-        if exact_only:
-            self.notice = "tokenizing with SentencePiece itself, as asked"
-            return
-        try:
-            self._fast = FastBpe(model, self._exact)
-        except NotExactError as error:
-            self.notice = f"tokenizing with SentencePiece itself, which is slower: {error}"
+        self.take_fast_path("SentencePiece", exact_only, lambda: FastBpe(model, self._exact))
 
-    @property
-    def fast(self) -> bool:
-        """Whether the fast path is taken."""
-        return self._fast is not None
-
-    def encode(self, text: str) -> Ids:
-        """Token ids of one text; now and then the fast path is checked against SentencePiece."""
-        try:
-            if self._fast is None:
-                return np.array(self._exact.encode_as_ids(text), dtype=np.int32)
-            self._turn += 1
-            if self._turn % SPOT_CHECK_EVERY == 1 and not self._fast.agrees(text):
-                raise UserError(
-                    f"the fast tokenizer disagrees with SentencePiece on a text that begins {text[:60]!r}; "
-                    f"run again with --exact-tokenizer"
-                )
-            return self._fast.encode(text)
-        except UnicodeEncodeError:
-            raise TextError("half a surrogate pair: the text is not valid Unicode") from None
-
-
-class HuggingFaceEncoder(Encoder):
-    """`AutoTokenizer`, a batch at a time. Control tokens spelled out in a text stay text unless `parse`."""
-
-    def __init__(self, args: Namespace) -> None:
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the workers are the parallelism
-        from transformers import AutoTokenizer
-        from transformers.utils import logging
-
-        logging.set_verbosity_error()
-        files = {"vocab_file": args.vocab_file, "merges_file": args.merge_file if args.vocab_file else None}
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(
-                args.tokenizer_model,
-                use_fast=not args.tokenizer_hf_no_use_fast,
-                trust_remote_code=args.trust_remote_code,
-                **{name: value for name, value in files.items() if value},
-            )
-        except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"--tokenizer-model {args.tokenizer_model}: {reason}") from None
-        self._with_specials = not args.tokenizer_hf_no_include_special_tokens
-        self._parse = args.parse_special_tokens
-        self._name_special_tokens(args.special_tokens or [])
-        added = self._tokenizer.added_tokens_decoder.values()
-        self._specials = sorted({token.content for token in added if token.special})
-        self.vocab_size = len(self._tokenizer)
-        self.eod = self._tokenizer.eos_token_id
-
-    def _name_special_tokens(self, additional: list[str]) -> None:
-        """Fill in missing special tokens as Megatron-LM's wrapper does; new ones enlarge the vocabulary."""
-        tokenizer, names = self._tokenizer, {}
-        if tokenizer.sep_token is None and tokenizer.eos_token:
-            names["sep_token"] = tokenizer.eos_token
-        elif tokenizer.eos_token is None and tokenizer.sep_token:
-            names["eos_token"] = tokenizer.sep_token
-        if tokenizer.bos_token is None and tokenizer.cls_token:
-            names["bos_token"] = tokenizer.cls_token
-        elif tokenizer.cls_token is None and tokenizer.bos_token:
-            names["cls_token"] = tokenizer.bos_token
-        tokenizer.add_special_tokens({**names, "additional_special_tokens": additional})
-
-    def encode(self, text: str) -> Ids:
-        """Token ids of one text."""
-        spelled = not self._parse and any(special in text for special in self._specials)
-        options = {"split_special_tokens": True} if spelled else {}
-        try:
-            if self._with_specials:
-                ids = self._tokenizer(text, **options).input_ids
-            else:
-                ids = self._tokenizer.convert_tokens_to_ids(self._tokenizer.tokenize(text, **options))
-        except (UnicodeEncodeError, TypeError):
-            raise TextError("half a surrogate pair: the text is not valid Unicode") from None
-        return np.array(ids, dtype=np.int64)
-
-    def encode_many(self, texts: Sequence[str]) -> list[Ids | TextError]:
-        """Token ids of each text; texts without spelled-out control tokens go as one batch."""
-        plain = [not any(special in text for special in self._specials) for text in texts]
-        if not self._with_specials or not any(plain):
-            return super().encode_many(texts)
-        try:
-            batch = self._tokenizer([text for text, alone in zip(texts, plain, strict=True) if alone])
-        except (UnicodeEncodeError, TypeError):
-            return super().encode_many(texts)
-        encoded = iter(batch.input_ids)
-        return [
-            np.array(next(encoded), dtype=np.int64) if alone else self._attempt(text)
-            for text, alone in zip(texts, plain, strict=True)
-        ]
+    def encode_exactly(self, text: str) -> Ids:
+        """Token ids by SentencePiece itself."""
+        return np.array(self._exact.encode_as_ids(text), dtype=np.int32)
 
 
 class NullEncoder(Encoder):
@@ -225,6 +179,8 @@ def build_encoder(args: Namespace) -> Encoder:
         return SentencePieceEncoder(_needed(args), args.exact_tokenizer)
     if kind == "HuggingFaceTokenizer" and not args.metadata_path:
         _needed(args)
+        from megatron_lrpath.data.preprocess.huggingface import HuggingFaceEncoder
+
         return HuggingFaceEncoder(args)
     if kind == "NullTokenizer":
         return NullEncoder(args)

@@ -9,32 +9,18 @@ made to be difficult for it, and a sample of every run is compared again.
 
 from __future__ import annotations
 
-import os
-import random
 import re
 import struct
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from megatron_lrpath.data.preprocess.merges import Merges, NotExactError, trial_texts
+
 SPACE = "\u2581"  # SentencePiece's visible space
-TRIAL_TEXTS = 400
-CACHE_BYTES = 384 << 20  # growth of the process after which gigatoken's cache of words is dropped
-CHECK_EVERY = 8 << 20  # characters between two looks at that
 USER_DEFINED = 4  # the piece type in SentencePiece's model file
-AWKWARD = [
-    *"\x00\ufeff\u2581\n\t\x1f\x7f\x85\u00a0\u3000\u200b\u2028\ufffd\u0300\ufb01\u2460\u2167\U0001f600\u0130\u00df",
-    *"\uac00\u1100\uff9e\ufdfa\U0010ffff\ue000<>1aZ.'\"\\_-",
-    *("\r\n", "e\u0301", "\u4e2d\u6587", "\uff71\uff9e", "\u1100\u1161", "</", "<unk", "<0x41", "2024"),
-    "\U0001f468\u200d\U0001f469\u200d\U0001f467",
-]
-
-
-class NotExactError(Exception):
-    """The fast tokenizer cannot stand in for this model; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -67,50 +53,22 @@ class FastBpe:
 
     def __init__(self, model: bytes, exact: Any) -> None:
         self._exact = exact
-        self._definition = without_normalizer(model)
+        self._merges = Merges(without_normalizer(model))
         self._symbols = reserved_symbols(exact)
         self._symbols_ascii = [symbol.encode() for symbol in self._symbols]
-        self._converted: str | None = None
-        self._load()
         self._ascii = read_ascii_rules(model, exact)
-        self.prove(trial_texts(exact))
-
-    def _load(self) -> None:
-        """Load the merges anew, with an empty cache; the second time by the short way, if there is one."""
-        try:
-            import gigatoken
-        except ImportError:
-            raise NotExactError("the package gigatoken is not installed") from None
-        try:
-            if self._converted:
-                self._bpe = gigatoken.Tokenizer.from_json(self._converted)
-            else:
-                self._bpe = gigatoken.Tokenizer.from_sentencepiece(self._definition)
-        except ValueError as error:
-            raise NotExactError(str(error)) from None
-        self._converted = getattr(self._bpe, "_hf_json", None)
-        self._seen, self._floor = 0, resident_bytes()
-
-    def _trim(self) -> None:
-        """The cache only grows, with every new word: drop it when the process has grown too far."""
-        self._seen = 0
-        if resident_bytes() - self._floor > CACHE_BYTES:
-            del self._bpe
-            self._load()
+        self.prove(trial_texts(plain_pieces(exact), self._symbols))
 
     def encode(self, text: str) -> npt.NDArray[np.integer[Any]]:
         """Token ids of one text."""
-        if self._seen > CHECK_EVERY:
-            self._trim()
-        self._seen += len(text)
         if self._ascii is not None and text.isascii():
             normal = self._ascii.apply(text.encode())
             if not any(symbol in normal for symbol in self._symbols_ascii):
-                return self._bpe.encode(normal)
+                return self._merges.encode(normal)
         else:
             normalized = self._exact.normalize(text)
             if not any(symbol in normalized for symbol in self._symbols):
-                return self._bpe.encode(normalized)
+                return self._merges.encode(normalized)
         return np.array(self._exact.encode_as_ids(text), dtype=np.int32)
 
     def agrees(self, text: str) -> bool:
@@ -181,15 +139,6 @@ def user_defined(model: bytes) -> list[str]:
     return [text.decode().replace(SPACE, " ") for text in found if isinstance(text, bytes)]
 
 
-def resident_bytes() -> int:
-    """Memory that this process occupies; 0 where the system does not say."""
-    try:
-        with open("/proc/self/statm") as stream:
-            return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
-
-
 def protobuf_fields(message: bytes) -> list[tuple[int, int | bytes]]:
     """(number, value) of each field of a protobuf message; sub-messages and fixed-width numbers as bytes."""
     fields: list[tuple[int, int | bytes]] = []
@@ -245,16 +194,8 @@ def has_ascii_sequences(charsmap: bytes) -> bool:
     return any(child(at, code) is not None for at in firsts if at is not None for code in range(1, 128))
 
 
-def trial_texts(exact: Any) -> list[str]:
-    """Texts that try a model where tokenizers differ: runs of its own pieces, odd characters, symbols."""
-    rng = random.Random(20)
-    ids = [i for i in range(exact.get_piece_size()) if not (exact.is_control(i) or exact.is_byte(i))]
-    pieces = [exact.id_to_piece(i).replace(SPACE, " ") for i in rng.sample(ids, min(len(ids), 4000))]
-    symbols = reserved_symbols(exact)
-    texts = ["", " ", "  a  b ", "\n", "\x00", *AWKWARD, *symbols, *(f"a {s} b{s}{s}" for s in symbols)]
-    texts += [first + second for first, second in pairwise(AWKWARD)]
-    for number in range(TRIAL_TEXTS):
-        source = (pieces, AWKWARD, pieces + AWKWARD * 20, [*pieces[:50], "  ", " "])[number % 4]
-        texts.append("".join(rng.choices(source, k=rng.choice((2, 5, 20, 80)))))
-        texts.append(" ".join(rng.choices(pieces, k=rng.choice((2, 5, 20)))))
-    return texts
+def plain_pieces(exact: Any) -> list[str]:
+    """The model's pieces as text, without control, unknown and byte pieces."""
+    ids = range(exact.get_piece_size())
+    special = (exact.is_control, exact.is_byte, exact.is_unknown)
+    return [exact.id_to_piece(i).replace(SPACE, " ") for i in ids if not any(test(i) for test in special)]
