@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def model_parallel_size(arguments: Mapping[str, Any]) -> int:
 
 def spoken(words: Sequence[str]) -> dict[str, str]:
     """The whole numbers among command-line words, `--name 2` or `--name=2`, by name."""
-    pairs = [*zip(words, words[1:], strict=False), *(word.split("=", 1) for word in words if "=" in word)]
+    pairs: list[Sequence[str]] = [*pairwise(words), *(word.split("=", 1) for word in words if "=" in word)]
     return {name[2:]: value for name, value in pairs if name.startswith("--") and value.isdigit()}
 
 
