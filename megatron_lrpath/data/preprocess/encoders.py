@@ -45,7 +45,9 @@ class Encoder:
             return self.encode(text)
         except TextError as error:
             return error
-        except UnicodeEncodeError:
+        except (RuntimeError, TypeError, UnicodeError):  # which of them depends on the library
+            if is_unicode(text):
+                raise
             return TextError("half a surrogate pair: the text is not valid Unicode")
 
 
@@ -133,7 +135,8 @@ class NullEncoder(Encoder):
         except (ValueError, OverflowError):
             raise TextError("NullTokenizer takes whole numbers separated by single spaces") from None
         if ids.size and (ids.min() < 0 or ids.max() >= self.vocab_size):
-            raise TextError(f"token id {ids.max()} is outside the vocabulary of {self.vocab_size}")
+            outside = ids.min() if ids.min() < 0 else ids.max()
+            raise TextError(f"token id {outside} is outside the vocabulary of {self.vocab_size}")
         return ids
 
 
@@ -185,6 +188,15 @@ def build_encoder(args: Namespace) -> Encoder:
     if kind == "NullTokenizer":
         return NullEncoder(args)
     return MegatronEncoder(args)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a string can be written as UTF-8; JSON's escapes can spell one that cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _needed(args: Namespace) -> str:

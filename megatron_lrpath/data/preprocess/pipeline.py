@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import time
 from argparse import Namespace
 from collections import deque
@@ -146,11 +147,9 @@ class _Run:
 
 def _in_order(chunks: Iterable[Chunk], workers: int) -> Iterator[work.Result]:
     """Results in the order of the chunks, of which only so many are in memory at a time."""
-    context = multiprocessing.get_context("fork")
-    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=work.start_process)
+    executor = _start_workers(workers)
     waiting: deque[Future[work.Result]] = deque()
     try:
-        executor.submit(int).result()  # all processes start here, before a reader starts a thread
         for chunk in chunks:
             waiting.append(executor.submit(work.process, chunk))
             while waiting and (len(waiting) >= CHUNKS_IN_FLIGHT * workers or waiting[0].done()):
@@ -164,3 +163,18 @@ def _in_order(chunks: Iterable[Chunk], workers: int) -> Iterator[work.Result]:
         ) from None
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_workers(workers: int) -> ProcessPoolExecutor:
+    """Fork all worker processes at once, before a reader starts a thread.
+
+    Ctrl-C waits meanwhile: Python drops an interrupt that arrives inside a fork.
+    """
+    context = multiprocessing.get_context("fork")
+    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=work.start_process)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        executor.submit(int)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    return executor
