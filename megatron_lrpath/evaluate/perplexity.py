@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from megatron.core import mpu
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.rerun_state_machine import RerunMode, get_rerun_state_machine
 from megatron.training import get_args
 from torch.utils.data import default_collate
 
@@ -81,6 +82,8 @@ def evaluate_model(model: list[Any], dataset: Any) -> dict[str, Any]:
     """
     for chunk in model:
         chunk.eval()
+    # The checks of a training step (rerun on NaN) have no step to belong to here.
+    get_rerun_state_machine().set_mode(RerunMode.DISABLED)
     by_domain: dict[str, list[int]] = {domain: [] for domain in dataset.domains}
     for sample in range(len(dataset)):
         by_domain[dataset.domain_of(sample)].append(sample)

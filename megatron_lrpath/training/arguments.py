@@ -30,7 +30,14 @@ def add_lrpath_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentPa
     group.add_argument(
         "--paradigm", choices=("ours", "ptfs", "cpt"), help="paradigm of the plan, with --plan"
     )
-    group.add_argument("--run", metavar="NAME", help="run of the paradigm, as `lrpath plan` lists them")
+    group.add_argument(
+        "--run",
+        "--run-name",
+        dest="run",
+        metavar="NAME",
+        help="run of the paradigm, as `lrpath plan` lists them (torchrun takes --run for an option of its own unless the "
+        "script is preceded by --; --run-name works everywhere)",
+    )
     group.add_argument(
         "--device",
         choices=("auto", "cpu", "cuda"),

@@ -12,7 +12,7 @@ from megatron_lrpath.training.context import ParentCheckpoint, RunContext
 
 # Arguments that make a model: a checkpoint of another one cannot be continued.
 MODEL_ARGUMENTS = (
-    "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels",
+    "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "kv_channels",
     "seq_length", "position_embedding_type", "rotary_base", "rotary_percent", "normalization", "swiglu",
     "add_bias_linear", "add_qkv_bias", "untie_embeddings_and_output_weights", "vocab_size",
     "global_batch_size",
@@ -75,6 +75,8 @@ def check_model(args: Any, folder: Path, step: int) -> None:
         for name in MODEL_ARGUMENTS
         if hasattr(stored, name) and getattr(args, name, None) != getattr(stored, name)
     ]
+    if query_groups(stored) != query_groups(args):
+        wrong.append(f"it has {query_groups(stored)} query groups, this run {query_groups(args)}")
     if wrong:
         raise UserError(
             f"{folder}: the checkpoint of step {step} belongs to another model: {'; '.join(wrong)}. "
@@ -86,6 +88,11 @@ def check_model(args: Any, folder: Path, step: int) -> None:
             f"{folder}: the checkpoint of step {step} was saved {words[0]} --use-distributed-optimizer and this run is "
             f"{words[1]}: the two keep the optimizer's state in different formats. Use the same for both."
         )
+
+
+def query_groups(args: Any) -> int:
+    """Groups of heads that share keys and values; Megatron's argument means it only with grouped queries."""
+    return int(args.num_query_groups if args.group_query_attention else args.num_attention_heads)
 
 
 def declare_rates(args: Any, folder: Path, step: int) -> None:
