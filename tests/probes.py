@@ -44,19 +44,17 @@ def rates() -> Iterator[list[list[float]]]:
 
 
 @contextmanager
-def tokens() -> Iterator[list[str]]:
-    """A digest of the tokens and labels of every micro-batch that reaches the model on this rank."""
+def tokens() -> Iterator[list[list[str]]]:
+    """For every micro-batch that reaches the model on this rank: a digest of each of its samples."""
     from megatron_lrpath.training import forward
 
-    seen: list[str] = []
+    seen: list[list[str]] = []
     original = forward.get_batch
 
     def watching(*args: Any) -> Any:
         batch = original(*args)
-        content = b"".join(
-            batch[key].numpy().tobytes() for key in ("tokens", "labels") if batch[key] is not None
-        )
-        seen.append(hashlib.sha256(content).hexdigest()[:16])
+        pairs = zip(batch["tokens"].numpy(), batch["labels"].numpy(), strict=True)
+        seen.append([hashlib.sha256(x.tobytes() + y.tobytes()).hexdigest()[:16] for x, y in pairs])
         return batch
 
     forward.get_batch = watching
@@ -66,7 +64,7 @@ def tokens() -> Iterator[list[str]]:
 
 @contextmanager
 def state_at_start() -> Iterator[dict[str, Any]]:
-    """Weights, optimizer state, RNG and counters as they stand when training is about to begin (after loading)."""
+    """Weights, optimizer state, RNG and counters as they stand when training is about to begin."""
     from megatron.training import get_args, training
 
     seen: dict[str, Any] = {}

@@ -128,10 +128,10 @@ def test_a_second_start_resumes_the_branch(copy: Path) -> None:
     assert "nothing to train" in third.output
 
 
-def refusal(words: list[str]) -> str:
+def refusal(words: list[str], nproc: int = 1) -> str:
     """The one message of a start that is refused: exit code 2, no stack trace."""
-    outcome = train(words)
-    assert outcome.status == [2], outcome.output[-3000:]
+    outcome = train(words, nproc)
+    assert outcome.status == [2] * nproc, outcome.output[-3000:]
     assert "Traceback" not in outcome.output
     return outcome.output.partition("lrpath: error: ")[2]
 

@@ -1,4 +1,4 @@
-"""Training at every parallel layout: the losses are the single process's, and a resumed run is the uninterrupted one."""
+"""Training at every parallel layout: losses are the single process's, a resumed run is the uninterrupted one."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Real trainings for tests: a tiny plan on real indexed datasets, run by the real entry point in forked processes.
+"""Real trainings for tests: a tiny plan on real indexed datasets, the real entry point in forked processes.
 
-A fork server imports torch and Megatron once, so that a training costs its own time and not eight seconds of imports
-a process. What a process does is what `pretrain_gpt.py` does.
+A fork server imports torch and Megatron once, so that a training costs its own time and not eight seconds of
+imports a process. What a process does is what `pretrain_gpt.py` does.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ VOCABULARY = 120
 
 @dataclass
 class Outcome:
-    """How a training ended: exit status of each rank, its output, and what its probe returned on each rank."""
+    """How a training ended: each rank's exit status, all output, and what its probe returned on each rank."""
 
     status: list[int | None]
     output: str
@@ -55,7 +55,7 @@ class Outcome:
 
 
 def make_plan(folder: Path, versions: Sequence[int] = (6, 6, 6), **changes: Any) -> Path:
-    """A plan of tiny versions (steps each) with data of its own in `folder`; `changes` replace keys of the file."""
+    """A plan of tiny versions (steps each) with its data in `folder`; `changes` replace keys of the file."""
     make_data(folder / "data", versions)
     plan = {
         "name": "tiny-test",
@@ -76,15 +76,15 @@ def make_plan(folder: Path, versions: Sequence[int] = (6, 6, 6), **changes: Any)
 
 
 def make_data(folder: Path, versions: Sequence[int]) -> None:
-    """An indexed dataset of random documents and a slice a version (with a little more than its steps need)."""
+    """Random documents in an indexed dataset and a slice a version, with some more than its steps need."""
     from tests.data_fixtures import make_indexed_dataset, make_slice
 
-    generator = np.random.default_rng(0)
     for number, steps in enumerate([*versions, 2], start=1):
         name = f"v{number}" if number <= len(versions) else "valid"
         slice_path = folder / "slices" / f"{name}.slice"
         if slice_path.exists():
             continue
+        generator = np.random.default_rng(number if name != "valid" else 0)
         wanted = steps * 4 * 16 + 100
         documents = [generator.integers(1, VOCABULARY, size=25).tolist() for _ in range(wanted // 25 + 1)]
         prefix = make_indexed_dataset(folder / f"{name}_text_document", documents)

@@ -1,8 +1,8 @@
 """The CPU backend: answers for the names of torch that Megatron asks of a CUDA device.
 
 Megatron's loop needs no GPU, it only addresses one. Every replaced name stands in `TORCH_CUDA`, `FACTORIES`
-or `install`; each costs one Python call where Megatron calls it and nothing for any other operation (there is no
-function mode). The names of *Megatron* that the CPU needs replaced stand in `training/seams.py`.
+or `install`; each costs one Python call where Megatron calls it and nothing for any other operation (there is
+no function mode). The names of *Megatron* that the CPU needs replaced stand in `training/seams.py`.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ def moving_to_cpu(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def distinct(answer: Any, name: str) -> Any:
-    """A function object of its own for each name: torch's tracer keeps a rule per object and refuses shared ones."""
+    """A function object of its own for each name: torch's tracer refuses shared ones."""
     if not isinstance(answer, types.FunctionType):
         return answer
     copy = types.FunctionType(
@@ -214,8 +214,8 @@ def distinct(answer: Any, name: str) -> Any:
 
 
 def uncompiled(model: Any = None, **_: Any) -> Any:
-    """`torch.compile` as the identity: Megatron decorates its fusions with it, whose compilation takes longer than it
-    saves here (importing the compiler alone takes seconds)."""
+    """`torch.compile` as the identity: Megatron decorates its fusions with it, whose compilation takes longer
+    than it saves here (importing the compiler alone takes seconds)."""
     return (lambda function: function) if model is None else model
 
 

@@ -64,7 +64,7 @@ def mean_loss(model: list[Any], dataset: Any, samples: Sequence[int]) -> tuple[f
 
 
 def reduced(total: torch.Tensor) -> tuple[float, int]:
-    """(mean, tokens) from each rank's (loss sum, tokens): summed over data parallel, sent from the last stage."""
+    """(mean, tokens) from each rank's (loss sum, tokens), on all ranks: only the last stage has them."""
     summed = total.cuda()
     if mpu.is_pipeline_last_stage():
         torch.distributed.all_reduce(summed, group=mpu.get_data_parallel_group(with_context_parallel=True))

@@ -1,4 +1,4 @@
-"""Evaluates trained runs of a plan in one process group: the model is built once, each run's weights are loaded."""
+"""Evaluates trained runs of a plan in one process group: one model, into which their weights are loaded."""
 
 from __future__ import annotations
 

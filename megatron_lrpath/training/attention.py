@@ -1,11 +1,10 @@
-"""Core attention by torch's `scaled_dot_product_attention`, for layers without Transformer Engine (CPU and GPU)."""
+"""Core attention by torch's `scaled_dot_product_attention`, for layers without Transformer Engine."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from megatron.core import tensor_parallel
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -18,7 +17,7 @@ from megatron_lrpath.errors import UserError
 
 
 class SDPACoreAttention(MegatronModule):
-    """Causal attention on this tensor-parallel rank's heads, without an s×s matrix in memory and without a mask.
+    """Causal attention on this tensor-parallel rank's heads, without a mask or an s×s matrix in memory.
 
     Takes the place of Megatron's `DotProductAttention` in a layer spec; grouped queries are left to torch
     (`enable_gqa`). What this does not compute is refused at construction, never ignored.
@@ -96,6 +95,6 @@ def refuse_unsupported(config: TransformerConfig, attn_mask_type: AttnMaskType) 
     found = [name for name, wrong in unsupported.items() if wrong]
     if found:
         raise UserError(
-            f"{', '.join(found)}: not supported without Transformer Engine (the core attention is torch's causal "
-            "scaled_dot_product_attention). Install `megatron-lrpath[gpu]` or drop the option."
+            f"{', '.join(found)}: not supported without Transformer Engine (the core attention is torch's "
+            "causal scaled_dot_product_attention). Install `megatron-lrpath[gpu]` or drop the option."
         )

@@ -20,7 +20,7 @@ MODEL_ARGUMENTS = (
 
 
 def set_load(args: Any, context: RunContext) -> int:
-    """Point Megatron at the checkpoint to start from: the run's own newest one, else the parent's at the branch point.
+    """Point Megatron at the checkpoint to start from: its own newest, else the parent's at the branch point.
 
     The parent's folder is only read: `--save` is this run's own.
 
@@ -58,8 +58,8 @@ def require_checkpoint(parent: ParentCheckpoint) -> None:
     steps = complete_steps(parent.folder)
     have = f"it has steps {', '.join(map(str, steps))}" if steps else "it has no complete checkpoint yet"
     raise UserError(
-        f"{parent.folder}: no checkpoint of step {parent.step}; {have}. Run the parent up to step {parent.step} "
-        "(it saves its branch points whatever its save interval), or restore that checkpoint."
+        f"{parent.folder}: no checkpoint of step {parent.step}; {have}. Run the parent up to step "
+        f"{parent.step} (it saves its branch points whatever its save interval), or restore that checkpoint."
     )
 
 
@@ -85,8 +85,9 @@ def check_model(args: Any, folder: Path, step: int) -> None:
     if bool(stored.use_distributed_optimizer) != bool(args.use_distributed_optimizer):
         words = ("with", "without") if stored.use_distributed_optimizer else ("without", "with")
         raise UserError(
-            f"{folder}: the checkpoint of step {step} was saved {words[0]} --use-distributed-optimizer and this run is "
-            f"{words[1]}: the two keep the optimizer's state in different formats. Use the same for both."
+            f"{folder}: the checkpoint of step {step} was saved {words[0]} --use-distributed-optimizer and "
+            f"this run is {words[1]}: the two keep the optimizer's state in different formats. Use the same "
+            "for both."
         )
 
 
@@ -122,6 +123,7 @@ def expect_iteration(args: Any, first_step: int) -> None:
     samples = first_step * args.global_batch_size
     if (args.iteration, args.consumed_train_samples) != (first_step, samples):
         raise UserError(
-            f"{args.load or 'random weights'}: loaded step {args.iteration} with {args.consumed_train_samples} consumed "
-            f"samples, expected step {first_step} with {samples}. Was it trained with another --global-batch-size?"
+            f"{args.load or 'random weights'}: loaded step {args.iteration} with "
+            f"{args.consumed_train_samples} consumed samples, expected step {first_step} with {samples}. "
+            "Was it trained with another --global-batch-size?"
         )

@@ -70,7 +70,8 @@ def plan_datasets(context: RunContext, samples: tuple[int, int | None, int]) -> 
         UserError: a version has fewer samples than its steps need.
     """
     plan, run = context.plan, context.run
-    assert plan is not None and run is not None
+    assert plan is not None
+    assert run is not None
     args = get_args()
     config = dataset_config(args, versioned=True)
     counts = [

@@ -1,4 +1,4 @@
-"""What is installed decides Megatron's fusion flags; and what Megatron calls at start where there is no GPU."""
+"""Megatron's fusion flags by what is installed; and what Megatron calls at start where there is no GPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 @functools.cache
 def has_transformer_engine() -> bool:
-    """Whether Transformer Engine can be imported (it may be installed for another CUDA than this machine's)."""
+    """Whether Transformer Engine can be imported (it may be built for another CUDA than this machine's)."""
     return importable("transformer_engine.pytorch")
 
 
@@ -41,10 +41,11 @@ def importable(module: str) -> bool:
 
 
 def flags(device: str) -> dict[str, Any]:
-    """Megatron arguments (by destination) that follow from the device and the installed libraries, not from the user.
+    """Megatron arguments (by destination) that follow from the device and the libraries, not from the user.
 
-    Without Transformer Engine: the local implementation, no rope or softmax kernels, no mask from the loader (the core
-    attention is causal by itself). Without Apex: no fused gradient accumulation, no persistent norm.
+    Without Transformer Engine: the local implementation, no rope or softmax kernels, no mask from the loader
+    (the core attention is causal by itself). Without Apex: no fused gradient accumulation, no persistent
+    norm.
     """
     found: dict[str, Any] = {}
     if device == "cpu":
@@ -71,7 +72,7 @@ def flags(device: str) -> dict[str, Any]:
 
 
 def wrap_get_write_results_queue(original: Callable[..., Any]) -> Callable[..., Any]:
-    """A plain queue for synchronous saves; an asynchronous save writes in another process and keeps Megatron's."""
+    """A plain queue for synchronous saves; asynchronous ones write in another process and keep Megatron's."""
     local: queue.Queue[Any] = queue.Queue()
 
     @functools.wraps(original)

@@ -1,4 +1,4 @@
-"""A run described by arguments alone (--lr-path and its companions), for teams with launch scripts of their own."""
+"""A run described by arguments alone (--lr-path and its companions), for teams with scripts of their own."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def parent_of(args: Any) -> ParentCheckpoint | None:
     given = (args.lr_path_parent is not None, args.lr_path_parent_step is not None)
     if needs and not all(given):
         raise UserError(
-            f"--lr-path {args.lr_path} needs --lr-path-parent (the parent's checkpoint folder) and --lr-path-parent-step "
-            "(the step at which to leave it)."
+            f"--lr-path {args.lr_path} needs --lr-path-parent (the parent's checkpoint folder) and "
+            "--lr-path-parent-step (the step at which to leave it)."
         )
     if not needs and any(given):
         raise UserError(
@@ -76,8 +76,8 @@ def last_step(args: Any, first: int) -> int:
     by_length = None if args.lr_path_decay_iters is None else first + args.lr_path_decay_iters
     if by_length is not None and args.train_iters not in (None, by_length):
         raise UserError(
-            f"--lr-path-decay-iters {args.lr_path_decay_iters} ends the run at step {by_length}, --train-iters at "
-            f"{args.train_iters}: give one of them."
+            f"--lr-path-decay-iters {args.lr_path_decay_iters} ends the run at step {by_length}, "
+            f"--train-iters at {args.train_iters}: give one of them."
         )
     last = by_length if by_length is not None else args.train_iters
     if last is None or last <= first:

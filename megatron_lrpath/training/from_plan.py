@@ -23,12 +23,12 @@ PLAN_DEFAULTS: dict[str, Any] = {
     "eval_iters": 0,
     "eval_interval": 1_000_000_000,
     "dataloader_type": "single",
-    # A branch may run at another parallel layout than its parent: one format of the optimizer's state for all.
+    # A branch may run at another layout than its parent: one format of the optimizer's state for all.
     "use_distributed_optimizer": True,
     "dist_ckpt_optim_fully_reshardable": True,
 }
 
-# Refused beside what SET_BY_PLAN names: each would change steps, samples, weights or rates behind the plan's back.
+# Refused beside what SET_BY_PLAN names: each would change steps, samples, weights or rates unseen.
 REFUSED = {
     "no_load_optim": "a branch keeps its parent's optimizer state",
     "no_load_rng": "a branch keeps its parent's random state",
@@ -130,7 +130,8 @@ def refuse(given: Mapping[str, Any], plan: Plan, where: str) -> None:
             continue
         if name in SET_BY_PLAN:
             raise UserError(
-                f"{where}{flag(name)} follows from the plan: set `{SET_BY_PLAN[name]}` in {plan.path} instead."
+                f"{where}{flag(name)} follows from the plan: set `{SET_BY_PLAN[name]}` in {plan.path} "
+                "instead."
             )
         reason = "the plan says which path a run is" if name.startswith("lr_path") else REFUSED.get(name)
         if reason:
@@ -138,12 +139,12 @@ def refuse(given: Mapping[str, Any], plan: Plan, where: str) -> None:
 
 
 def apply_defaults(args: Any, said: Mapping[str, Any]) -> None:
-    """Set what a run under a plan has by default, where neither the plan nor the command line says otherwise."""
+    """Set a planned run's defaults, where neither the plan nor the command line says otherwise."""
     for name, value in PLAN_DEFAULTS.items():
         if name not in said:
             setattr(args, name, value)
     if "make_vocab_size_divisible_by" not in said:
-        # Megatron pads to a multiple of this times the tensor-parallel size, and the padding takes part in the softmax.
+        # Megatron pads to a multiple of this times the tensor-parallel size; padding is part of the softmax.
         args.make_vocab_size_divisible_by = max(1, 128 // args.tensor_model_parallel_size)
     if not args.save_interval:
         args.save_interval = max(1, args.train_iters)
@@ -174,7 +175,7 @@ def versions_read(plan: Plan, run: Run) -> tuple[str, ...]:
 
 
 def full_identity(plan: Plan, run: Run, slices: list[Slice], said: Mapping[str, Any]) -> dict[str, Any]:
-    """The plan's identity of the run, with what only the trainer knows: data, tokenizer and further arguments."""
+    """The plan's identity of the run and what only the trainer knows: data, tokenizer, further arguments."""
     planned = set().union(*(explicit_arguments(part) for part in plan_words(plan, run).values()))
     model = plan.tokenizer.model
     return plan.identity(run) | {

@@ -1,4 +1,4 @@
-"""What every step really used and gave: one JSON line a step in `history.jsonl`, and the right rate in Megatron's log."""
+"""What every step really used and gave: a line in `history.jsonl`, and the right rate in Megatron's log."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ HISTORY = "history.jsonl"
 class History:
     """Appends to a run's history; a resumed run continues it, without the steps that it will do again.
 
-    A line holds `step`, `consumed_samples` (after the step), `lr` (that stood in the optimizer during the step), `loss`
-    (of this step alone, nats a token), `grad_norm`, `seconds` (since the previous step), and `skipped` where the update
-    was skipped.
+    A line holds `step`, `consumed_samples` (after the step), `lr` (that stood in the optimizer during the
+    step), `loss` (of this step alone, nats a token), `grad_norm`, `seconds` (since the previous step), and
+    `skipped` where the update was skipped.
     """
 
     def __init__(self, path: Path, first_step: int) -> None:
@@ -40,7 +40,7 @@ class History:
 
 
 def drop_steps_after(path: Path, step: int) -> None:
-    """Cut a history back to `step`: what a killed run had done after its last checkpoint, and a torn last line."""
+    """Cut a history back to `step`: what a killed run did after its last checkpoint, and a torn last line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         return

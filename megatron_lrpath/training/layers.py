@@ -1,4 +1,4 @@
-"""The layer specification for models without Transformer Engine: torch's attention and a norm that knows its ranks."""
+"""The layers of models without Transformer Engine: torch's attention and a norm that knows its ranks."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from megatron_lrpath.training.environment import has_apex_norm
 class ParallelTorchNorm:
     """Builds torch's `RMSNorm` or `LayerNorm`, with weights marked for sequence parallelism.
 
-    Under sequence parallelism each rank normalizes its share of the sequence, so the weights' gradients are partial
-    sums; Megatron adds those of weights marked `sequence_parallel` over the tensor-parallel ranks. Its own wrapper of
-    torch's norms refuses sequence parallelism instead.
+    Under sequence parallelism each rank normalizes its share of the sequence, so the weights' gradients are
+    partial sums; Megatron adds those of weights marked `sequence_parallel` over the tensor-parallel ranks.
+    Its own wrapper of torch's norms refuses sequence parallelism instead.
     """
 
     def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> Any:
@@ -29,8 +29,9 @@ class ParallelTorchNorm:
         norms = {"RMSNorm": torch.nn.RMSNorm, "LayerNorm": torch.nn.LayerNorm}
         if config.normalization not in norms or config.layernorm_zero_centered_gamma:
             raise UserError(
-                f"--normalization {config.normalization} (zero-centred: {config.layernorm_zero_centered_gamma}) needs "
-                "Transformer Engine; without it RMSNorm and LayerNorm are supported."
+                f"--normalization {config.normalization} (zero-centred: "
+                f"{config.layernorm_zero_centered_gamma}) needs Transformer Engine; without it "
+                "RMSNorm and LayerNorm are supported."
             )
         norm = norms[config.normalization](normalized_shape=hidden_size, eps=eps)
         for weight in norm.parameters():
@@ -41,8 +42,8 @@ class ParallelTorchNorm:
 def local_layers(config: Any, vp_stage: int | None = None) -> TransformerBlockSubmodules:
     """The layers of this pipeline stage for a `GPTModelConfig`.
 
-    Megatron's local specification with the core attention and the norms replaced (layer norm stays Apex's where that
-    is installed).
+    Megatron's local specification with the core attention and the norms replaced (layer norm stays Apex's
+    where that is installed).
     """
     transformer = config.transformer
     layer = get_gpt_layer_local_spec(

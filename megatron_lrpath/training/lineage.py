@@ -1,4 +1,4 @@
-"""Where a run comes from: `lineage.json` in its folder, written at the first start and checked at every later one."""
+"""Where a run comes from: `lineage.json` in its folder, written at the first start, checked at later ones."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ PACKAGES = ("megatron-core", "torch", "numpy", "transformer-engine", "apex", "se
 def checkpoint_fingerprint(folder: Path, step: int) -> str:
     """A digest of a checkpoint: every file's name and size, and sixteen blocks of 64 KiB spread over it.
 
-    Small files are read whole. A checkpoint of other weights differs in every block, so it does not pass; a single
-    flipped bit may (that is what checksums are for).
+    Small files are read whole. A checkpoint of other weights differs in every block, so it does not pass; a
+    single flipped bit may (that is what checksums are for).
     """
     digest = hashlib.sha256()
     for path in sorted(checkpoint_folder(folder, step).iterdir()):
@@ -52,7 +52,7 @@ def package_versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout that the code runs from, `-dirty` where it was changed; None outside a checkout."""
+    """The commit that the code runs from, `-dirty` where it was changed; None outside a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
@@ -75,8 +75,8 @@ def read_lineage(folder: Path) -> dict[str, Any] | None:
             raise TypeError("wrong types")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path}: not a lineage file ({error}). Restore it from a backup, or move the run's folder away to start "
-            "the run anew."
+            f"{path}: not a lineage file ({error}). Restore it from a backup, or move the run's folder away "
+            "to start the run anew."
         ) from None
     return lineage
 
@@ -89,7 +89,8 @@ def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
     found = plan_differences(stored, current)
     old_slices, new_slices = stored.get("slices", {}), current.get("slices", {})
     found += [
-        f"slice {name} holds other documents (fingerprint {old_slices[name][:12]}, now {new_slices[name][:12]})"
+        f"slice {name} holds other documents (fingerprint {old_slices[name][:12]}, now "
+        f"{new_slices[name][:12]})"
         for name in old_slices
         if name in new_slices and old_slices[name] != new_slices[name]
     ]
@@ -118,8 +119,8 @@ def check_same_run(folder: Path, identity: dict[str, Any]) -> None:
         raise UserError(
             f"{folder}: this run was started under other settings: "
             + "; ".join(found)
-            + ". Go back to the settings it was started with, or give the plan another `output` (or move this folder "
-            "away) to train anew."
+            + ". Go back to the settings it was started with, or give the plan another `output` (or move "
+            "this folder away) to train anew."
         )
 
 
@@ -144,8 +145,8 @@ def check_parent(folder: Path, parent: Path, step: int, parent_identity: dict[st
         return
     if own["parent"]["fingerprint"] != checkpoint_fingerprint(parent / "checkpoints", step):
         raise UserError(
-            f"{parent / 'checkpoints'}: the checkpoint of step {step} is not the one that {folder.name} was started "
-            "from. Restore it, or move this run's folder away to branch off anew."
+            f"{parent / 'checkpoints'}: the checkpoint of step {step} is not the one that {folder.name} was "
+            "started from. Restore it, or move this run's folder away to branch off anew."
         )
 
 

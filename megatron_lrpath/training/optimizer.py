@@ -1,4 +1,4 @@
-"""What Megatron's optimizers lack for loading a parent: torch's Adam at any layout, and another maximal rate."""
+"""What Megatron's optimizers lack for loading a parent: torch's Adam at any layout, other maximal rates."""
 
 from __future__ import annotations
 
@@ -8,20 +8,19 @@ from typing import Any
 
 import torch
 
-
 Rates = tuple[float, float]
 
 _declared_change: tuple[Rates, Rates] | None = None
 
 
 def declare_rates(stored: Rates, own: Rates) -> None:
-    """Say that the checkpoint to be loaded was saved under `stored` (max_lr, min_lr) and this run has `own`."""
+    """Say that the checkpoint to load was saved under `stored` (max_lr, min_lr) and this run has `own`."""
     global _declared_change
     _declared_change = (stored, own)
 
 
 def renamed(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Stored parameter groups under this run's rates; groups with rates of their own (decoupled) stay as they are."""
+    """Stored parameter groups under this run's rates; groups with rates of their own (decoupled) stay."""
     if _declared_change is None:
         return groups
     stored, own = _declared_change
@@ -62,7 +61,7 @@ def wrap_filter_and_reorder(original: Callable[..., Any]) -> Any:
 
 
 def wrap_sharded_state_dict(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Make the optimizer's state before it is described for loading, as Megatron does for its other optimizers.
+    """Make the optimizer's state before it is described for loading, as Megatron does for other optimizers.
 
     The values made here are all replaced by the loaded ones.
     """
@@ -79,7 +78,7 @@ def wrap_sharded_state_dict(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def wrap_set_states(original: Callable[..., None]) -> Callable[..., None]:
-    """Set weights and moments; the step count, the same for all, has come with the parameter groups already."""
+    """Set weights and moments; the step count, the same for all, came with the parameter groups already."""
 
     @functools.wraps(original)
     def set_states(self: Any, model_param: Any, tensors: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ def main(words: list[str] | None = None) -> None:
 
 
 def device_of(words: list[str]) -> str:
-    """The --device among `words`, read before Megatron (which must not be imported before its backend stands)."""
+    """The --device among `words`, read before Megatron is imported (its backend must stand by then)."""
     for index, word in enumerate(words):
         if word == "--device" and index + 1 < len(words):
             return words[index + 1]

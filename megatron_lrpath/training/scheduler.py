@@ -1,4 +1,4 @@
-"""The learning-rate path in Megatron's loop: a subclass of its scheduler, whose clock is the consumed samples."""
+"""The learning-rate path in Megatron's loop: a subclass of its scheduler that counts consumed samples."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ class LRPathScheduler(OptimizerParamScheduler):
     """Sets every parameter group's rate from an `LRPath` over consumed samples.
 
     The position is the number of samples consumed before a step, so step `s` runs at position
-    `(s-1)·global_batch_size` (the convention stands in `LRPath`). It is taken from Megatron's own sample counter, not
-    counted up here: a step skipped for a gradient overflow consumes its samples too, and a decay still completes.
+    `(s-1)·global_batch_size` (the convention stands in `LRPath`). It is taken from Megatron's own sample
+    counter, not counted up here: a step skipped for a gradient overflow consumes its samples too, and a decay
+    still completes.
 
-    Loading a checkpoint takes nothing of the rate from it. Megatron (up to 0.19) leaves the checkpoint's `max_lr` and
-    `min_lr` in the parameter groups and its scheduler reads them first, so that a branch would silently train at the
-    parent's rates; here the groups keep what this run was configured with.
+    Loading a checkpoint takes nothing of the rate from it. Megatron (up to 0.19) leaves the checkpoint's
+    `max_lr` and `min_lr` in the parameter groups and its scheduler reads them first, so that a branch would
+    silently train at the parent's rates; here the groups keep what this run was configured with.
 
     Args:
         optimizer: Megatron's optimizer.
         path: the run's learning rate; positions in samples.
         consumed_samples: samples consumed before the current step.
-        start_wd, end_wd, wd_incr_steps, wd_incr_style: Megatron's weight-decay settings (`wd_incr_steps` in samples).
+        start_wd, end_wd, wd_incr_steps, wd_incr_style: Megatron's weight-decay settings (`wd_incr_steps` in
+        samples).
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class LRPathScheduler(OptimizerParamScheduler):
         )
 
     def get_lr(self, param_group: dict[str, Any]) -> float:
-        """The rate of `param_group` at the current position; groups with rates of their own follow the same shape."""
+        """The rate of `param_group` at the current position; groups with own rates follow the same shape."""
         max_lr = param_group.get("max_lr")
         min_lr = param_group.get("min_lr")
         path = self.path

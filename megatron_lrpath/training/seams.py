@@ -1,7 +1,8 @@
 """Every name of Megatron that this project replaces: what, with what, why, and since which version.
 
-Nothing else in the project assigns to a name of `megatron`. A row holds the parameters that the replaced function had
-when the row was written; `apply` refuses to go on when they have changed, and a test says so first.
+Nothing else in the project assigns to a name of `megatron`. A row holds the parameters that the replaced
+function had when the row was written; `apply` refuses to go on when they have changed, and a test says so
+first.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ class Seam:
 
     Attributes:
         target: `module:name` (or `module:Class.name`) as the calling code of Megatron sees it.
-        replacement: `module:name` of ours; a `wrap_…` function is called with the original and returns the new one.
+        replacement: `module:name` of ours; a `wrap_…` function is called with the original and returns the
+            new one.
         parameters: parameter names of the original.
         why: what fails or is missing without it.
         device: `any`, or `cpu` for rows that only the CPU backend needs.
@@ -70,8 +72,8 @@ SEAMS = (
             "seqlen_squared_sum_in_batch",
             "total_real_tokens_in_batch",
         ),
-        "Megatron logs the rate of the step to come; and its loss of the second step after a start is the mean of two",
-    ),  # fmt: skip
+        "Megatron logs the next step's rate, and the mean of two losses for the second step after a start",
+    ),
     Seam(
         "megatron.training.training:checkpoint_and_decide_exit",
         "megatron_lrpath.training.keep:wrap_checkpoint_and_decide_exit",
@@ -85,7 +87,7 @@ SEAMS = (
             "train_data_iterator",
         ),
         "branch points and version ends are saved whatever the save interval is",
-    ),  # fmt: skip
+    ),
     Seam(
         "megatron.training.checkpointing:_async_delete_checkpoint_impl",
         "megatron_lrpath.training.keep:wrap_delete_checkpoint",
@@ -102,14 +104,14 @@ SEAMS = (
         "megatron.core.optimizer.distrib_optimizer:DistributedOptimizer._set_main_param_and_optimizer_states",
         "megatron_lrpath.training.optimizer:wrap_set_states",
         ("self", "model_param", "tensors"),
-        "it expects the step count of torch's Adam among the loaded tensors, where its own loader leaves it out",
+        "it expects the step count of torch's Adam among the loaded tensors, where its loader leaves it out",
     ),
     Seam(
         "megatron.core.optimizer.distrib_optimizer:DistributedOptimizer.load_state_dict",
         "megatron_lrpath.training.optimizer:wrap_load_state_dict",
         ("self", "state_dict"),
-        "it finds a stored parameter group by its rates, so that a run with another maximal rate could not load it; and "
-        "it gives one step-count tensor to all parameters, which torch's Adam then counts up once for each",
+        "it finds a stored parameter group by its rates, so that a run with another maximal rate could not "
+        "load it; and it gives all parameters one step-count tensor, which torch's Adam counts up for each",
     ),
     Seam(
         "megatron.core.optimizer.optimizer:MegatronOptimizer._filter_and_reorder_param_groups",
@@ -121,14 +123,14 @@ SEAMS = (
         "megatron.core.dist_checkpointing.strategies.filesystem_async:get_write_results_queue",
         "megatron_lrpath.training.environment:wrap_get_write_results_queue",
         ("mp_mode",),
-        "it starts a process that imports torch (seconds, on every rank) for a queue that a synchronous save fills and "
-        "reads in one process",
+        "it starts a process that imports torch (seconds, on every rank) for a queue that a synchronous save "
+        "fills and reads in one process",
     ),
     Seam(
         "megatron.core.datasets.utils:compile_helpers",
         "megatron_lrpath.training.environment:wrap_compile_helpers",
         (),
-        "it calls make in the installed package, which has no Makefile; the wheel's compiled helpers are there",
+        "it calls make in the installed package, which has no Makefile; the wheel brings them compiled",
     ),
     Seam(
         "megatron.training.training:initialize_megatron",
@@ -149,7 +151,7 @@ SEAMS = (
         ),
         "without allow_no_cuda it asserts a GPU",
         device="cpu",
-    ),  # fmt: skip
+    ),
     Seam(
         "megatron.training.training:set_jit_fusion_options",
         "megatron_lrpath.training.environment:wrap_set_jit_fusion_options",
