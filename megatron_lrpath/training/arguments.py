@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from megatron_lrpath.errors import UserError
 from megatron_lrpath.schedule import STYLES, WSD_DECAY_SHAPES
 
 KINDS = ("main", "branch", "scratch", "continual")
@@ -35,8 +36,8 @@ def add_lrpath_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentPa
         "--run-name",
         dest="run",
         metavar="NAME",
-        help="run of the paradigm, as `lrpath plan` lists them (torchrun takes --run for an option of its own unless the "
-        "script is preceded by --; --run-name works everywhere)",
+        help="run of the paradigm, as `lrpath plan` lists them (torchrun takes --run for an option of its "
+        "own unless the script is preceded by --; --run-name works everywhere)",
     )
     group.add_argument(
         "--device",
@@ -47,8 +48,9 @@ def add_lrpath_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentPa
     group.add_argument(
         "--lr-path",
         choices=KINDS,
-        help="which path this run is, without a plan: main (warm-up, then --lr for ever), branch (a complete decay off a "
-        "main path), scratch (warm-up and whole schedule), continual (from the end of an earlier version)",
+        help="which path this run is, without a plan: main (warm-up, then --lr for ever), branch (a complete "
+        "decay off a main path), scratch (warm-up and whole schedule), continual (from the end of an earlier "
+        "version)",
     )
     group.add_argument("--lr-path-style", choices=STYLES, default="cosine", help="shape of the decay")
     group.add_argument(
@@ -64,7 +66,8 @@ def add_lrpath_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentPa
         "--lr-path-decay-iters",
         type=int,
         metavar="STEPS",
-        help="branch, continual: steps from the parent's step to the end, instead of --train-iters (the last step)",
+        help="branch, continual: steps from the parent's step to the end, instead of --train-iters "
+        "(the last step)",
     )
     group.add_argument(
         "--lr-path-cpt-variant",
@@ -107,12 +110,32 @@ def add_lrpath_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentPa
     return parser
 
 
+class TolerantFormatter(argparse.HelpFormatter):
+    """Megatron has help texts with a bare `%`, on which argparse stops."""
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        try:
+            return super()._expand_help(action)
+        except (ValueError, KeyError, TypeError):
+            return action.help or ""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose errors are one message: Megatron's usage fills pages."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UserError instead of printing the usage and exiting."""
+        raise UserError(f"{message} (pretrain_gpt.py --help lists every argument)")
+
+
 @functools.cache
 def full_parser(suppress_defaults: bool = False) -> argparse.ArgumentParser:
     """Megatron's parser with our group; with `suppress_defaults` it returns only what is said explicitly."""
     from megatron.training.arguments import add_megatron_arguments
 
-    parser = argparse.ArgumentParser(allow_abbrev=False, prog="pretrain_gpt.py")
+    parser = OneLineParser(
+        allow_abbrev=False, prog="pretrain_gpt.py", formatter_class=TolerantFormatter
+    )
     add_lrpath_arguments(add_megatron_arguments(parser))
     if suppress_defaults:
         for action in parser._actions:
@@ -121,5 +144,8 @@ def full_parser(suppress_defaults: bool = False) -> argparse.ArgumentParser:
 
 
 def explicit_arguments(words: list[str]) -> dict[str, Any]:
-    """The arguments that `words` set, by Megatron's destination names; exits with argparse's message on a bad word."""
+    """What `words` set, by Megatron's destination names; exits with argparse's message on a bad word."""
+    if "--help" in words or "-h" in words:
+        full_parser().print_help()
+        raise SystemExit(0)
     return vars(full_parser(suppress_defaults=True).parse_args(words))

@@ -16,8 +16,10 @@ from megatron_lrpath.files import atomic_write_json
 
 def main(words: list[str] | None = None) -> None:
     """Train the run that the command line describes; a user's error is one message and exit code 2."""
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    warnings.filterwarnings("ignore", category=FutureWarning)
+    for category in (DeprecationWarning, FutureWarning, SyntaxWarning):
+        warnings.filterwarnings("ignore", category=category)
+    # Said on every start where they are not installed; `environment.flags` has drawn the consequences.
+    warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex|transformer-engine).*")
     try:
         train(sys.argv[1:] if words is None else words)
     except UserError as error:

@@ -1,9 +1,11 @@
-"""Everything between the command line and Megatron's loop: arguments, context, lineage, the model's configuration."""
+"""Everything between the command line and Megatron's loop: arguments, context, lineage, configuration."""
 
 from __future__ import annotations
 
 import os
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +33,24 @@ def arguments(words: list[str], device: str) -> tuple[Any, RunContext | None]:
     set_environment_flags(args, explicit_arguments(sys.argv[1:]), device)
     context = make_context(args, said)
     set_context(context)
-    validate_args(args)
+    validate(args, validate_args)
     if context is not None and context.folder is not None:
         check_lineage(context)
     set_global_variables(args)
     return args, context
+
+
+def validate(args: Any, validate_args: Callable[[Any], Any]) -> None:
+    """Megatron's own validation, whose assertions are the user's to mend.
+
+    Raises:
+        UserError: what Megatron refuses.
+    """
+    try:
+        validate_args(args)
+    except (AssertionError, ValueError) as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(f"Megatron refuses these arguments: {error or where.line}") from None
 
 
 def set_environment_flags(args: Any, said: dict[str, Any], device: str) -> None:
@@ -47,8 +62,9 @@ def set_environment_flags(args: Any, said: dict[str, Any], device: str) -> None:
     for name, value in environment.flags(device).items():
         if said.get(name, value) != value:
             raise UserError(
-                f"{from_arguments.flag(name)} {said[name]}: not available here (device {device}, Transformer Engine "
-                f"{'found' if environment.has_transformer_engine() else 'not installed'}); leave the argument out."
+                f"{from_arguments.flag(name)} {said[name]}: not available here (device {device}, Transformer "
+                f"Engine {'found' if environment.has_transformer_engine() else 'not installed'}); leave the "
+                "argument out."
             )
         setattr(args, name, value)
     if args.tensor_model_parallel_size > 1 or args.context_parallel_size > 1:

@@ -1,0 +1,59 @@
+"""What the ranks of a run tell each other before there is a process group: through torch's store."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import timedelta
+from typing import Any
+
+from torch.distributed import PrefixStore, Store, rendezvous
+
+PATIENCE = timedelta(hours=1)  # rank 0 may read a large checkpoint before it answers
+
+
+class Ranks:
+    """The ranks of this run. All call `share` and `collect` in the same order.
+
+    Attributes:
+        rank, world: this process's number and the number of processes.
+        store: the launcher's store, to be handed to `init_process_group`; None for a single process.
+    """
+
+    def __init__(self, rank: int, world: int, store: Store | None) -> None:
+        self.rank = rank
+        self.world = world
+        self.store = store
+        self._ours = PrefixStore("lrpath", store) if store is not None else None
+        self._calls = 0
+
+    @classmethod
+    def from_environment(cls) -> Ranks:
+        """Meet the other ranks at the address that torchrun or srun gave in the environment."""
+        rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        store = next(rendezvous("env://"))[0] if world > 1 else None
+        return cls(rank, world, store)
+
+    def share(self, value: Any = None) -> Any:
+        """The value (JSON) that rank 0 calls this with, on every rank."""
+        if self._ours is None:
+            return value
+        self._calls += 1
+        key = f"share/{self._calls}"
+        if self.rank == 0:
+            self._ours.set(key, json.dumps(value))
+            return value
+        self._ours.wait([key], PATIENCE)
+        return json.loads(self._ours.get(key))
+
+    def collect(self, value: Any) -> list[Any]:
+        """The values (JSON) of all ranks in their order, on rank 0; nothing on the others."""
+        if self._ours is None:
+            return [value]
+        self._calls += 1
+        keys = [f"collect/{self._calls}/{rank}" for rank in range(self.world)]
+        self._ours.set(keys[self.rank], json.dumps(value))
+        if self.rank:
+            return []
+        self._ours.wait(keys, PATIENCE)
+        return [json.loads(self._ours.get(key)) for key in keys]

@@ -1,0 +1,118 @@
+"""One process at a time trains a run: rank 0 holds a lock on the run's checkpoint folder.
+
+The lock is the kernel's (`flock`), which a dead owner never holds, whatever killed it; on NFS, and on Lustre
+with `-o flock`, it holds between machines too. Where a disk has locks on one machine only, or none, the
+owner's heartbeat in the lock file tells: a new owner that finds another machine's name there waits for two
+beats, and gives way if the file is written to.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.locks import LOCK_NAME, FolderLock, LockHeldError, describe_owner, owner_of
+
+PATIENCE = 10.0  # seconds for a process that is ending, or its writers, to be gone
+BEAT = 5.0  # seconds between signs of life
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+class RunLock:
+    """The lock on `root`, held until `close` or the end of the process."""
+
+    def __init__(self, root: Path, lock: FolderLock | None) -> None:
+        self.root = root
+        self._lock = lock
+        self._ended = threading.Event()
+        self._beats = 0
+        self._record = {"pid": os.getpid(), "host": socket.gethostname(), "since": int(time.time())}
+        self.beat()
+        self._thread = threading.Thread(target=self._keep_beating, name="run lock", daemon=True)
+
+    def beat(self) -> None:
+        """Write who holds the lock, with a number that grows."""
+        self._beats += 1
+        record = {**self._record, "beat": self._beats}
+        with (self.root / LOCK_NAME).open("r+b") as stream:
+            stream.truncate(stream.write(json.dumps(record).encode()))
+
+    def is_ours(self) -> bool:
+        """Whether the file still says that this process holds the lock."""
+        found = owner_of(self.root)
+        return all(found.get(key) == value for key, value in self._record.items())
+
+    def start(self) -> None:
+        """Give signs of life from now on."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Let go, and leave no name behind that a next owner would have to wait for."""
+        self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        (self.root / LOCK_NAME).write_bytes(b"")
+        if self._lock is not None:
+            self._lock.close()
+
+    def _keep_beating(self) -> None:
+        while not self._ended.wait(BEAT):
+            try:
+                self.beat()
+            except OSError:
+                continue  # a disk that is gone for a while
+
+
+def hold(root: Path, patience: float = PATIENCE) -> RunLock:
+    """Take the lock on the checkpoint folder `root` (made where it is missing).
+
+    Raises:
+        UserError: another process trains this run.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    before = owner_of(root)
+    certain = True
+    lock: FolderLock | None = None
+    try:
+        lock = FolderLock.acquire(root, patience)
+    except LockHeldError as error:
+        raise UserError(refusal(root, str(error))) from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise UserError(f"{root}: cannot be locked ({error.strerror}).") from None
+        certain = False
+    run_lock = RunLock(root, lock)
+    if (not certain or elsewhere(before)) and not undisturbed(run_lock):
+        raise UserError(refusal(root, describe_owner(root)))
+    run_lock.start()
+    return run_lock
+
+
+def elsewhere(owner: dict[str, Any]) -> bool:
+    """Whether the lock's last owner was on another machine and did not say that it had ended."""
+    return bool(owner) and owner.get("host") != socket.gethostname()
+
+
+def undisturbed(lock: RunLock) -> bool:
+    """Whether nobody else writes his name into the lock file for two beats."""
+    deadline = time.monotonic() + 2 * BEAT
+    while time.monotonic() < deadline:
+        time.sleep(BEAT / 10)
+        if not lock.is_ours():
+            return False
+    return True
+
+
+def refusal(root: Path, owner: str) -> str:
+    """The message for a second launch."""
+    return (
+        f"{root}: {owner} is training this run already; a second process would write into its checkpoints. "
+        "Wait for it or end it, then call again."
+    )

@@ -1,0 +1,157 @@
+"""Which checkpoint a run starts from: the newest that is whole, found by rank 0 and verified by all ranks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.training import checkpoints_on_disk as disk
+from megatron_lrpath.training.context import ParentCheckpoint
+from megatron_lrpath.training.manifest import (
+    MANIFEST,
+    ManifestError,
+    read_manifest,
+    share_of,
+    wrong_content,
+    wrong_sizes,
+)
+from megatron_lrpath.training.ranks import Ranks
+
+CHECKS = ("checksums", "sizes")
+Problems = list[str]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run starts.
+
+    Attributes:
+        folder: checkpoint folder to load from; None for random weights.
+        step: the step to load, 0 for random weights.
+        existing: steps whose checkpoints the run has already.
+    """
+
+    folder: str | None
+    step: int
+    existing: list[int] = field(default_factory=list)
+
+
+def agree_on_start(
+    own: Path, parent: ParentCheckpoint | None, ranks: Ranks, check: str = "checksums"
+) -> Start:
+    """The run's start, the same on all ranks; rank 0 (which holds the run's lock) tidies up behind a killed process.
+
+    Args:
+        own: the run's checkpoint folder.
+        parent: where a branch or continual run begins.
+        check: `checksums` reads every file before it is loaded, `sizes` only looks at their sizes.
+
+    Raises:
+        UserError: nothing to start from: the parent's checkpoint is missing, or every checkpoint is damaged.
+    """
+    if ranks.rank:
+        return follow(ranks)
+    try:
+        disk.sweep(own)
+        start = choose(own, parent, lambda root, step: damage(root, step, check, ranks))
+    except UserError as error:
+        ranks.share({"refused": str(error)})
+        raise
+    ranks.share({"start": asdict(start)})
+    return start
+
+
+def follow(ranks: Ranks) -> Start:
+    """What the other ranks do meanwhile: read their share of each candidate, until rank 0 has chosen.
+
+    Raises:
+        UserError: rank 0 found nothing to start from.
+    """
+    while True:
+        word = ranks.share()
+        if "refused" in word:
+            raise UserError(word["refused"])
+        if "start" in word:
+            return Start(**word["start"])
+        folder = Path(word["read"])
+        ranks.collect(content_problems(folder, ranks))
+
+
+def choose(
+    own: Path, parent: ParentCheckpoint | None, damage_of: Callable[[Path, int], Problems]
+) -> Start:
+    """The newest whole checkpoint of the run; before the first one the parent's, or random weights.
+
+    What is newer and damaged is set aside, with a loud message. A parent's checkpoint is never touched.
+    """
+    for step in reversed(disk.steps_found(own)):
+        problems = damage_of(own, step)
+        if not problems:
+            disk.write_tracker(own, step)
+            return Start(str(own), step, disk.complete_steps(own))
+        aside = disk.set_aside(own, step)
+        warn(f"{own}: the checkpoint of step {step} is damaged: {'; '.join(problems)}. Set aside as {aside.name}")
+    if found := disk.damaged_found(own):
+        raise UserError(
+            f"{own}: no whole checkpoint is left, only damaged ones: {', '.join(found)}. Restore one from a backup "
+            f"(without the ending {disk.DAMAGED}), or move this folder away to train the run anew."
+        )
+    if parent is None:
+        return Start(None, 0)
+    require_checkpoint(parent)
+    if problems := damage_of(parent.folder, parent.step):
+        raise UserError(
+            f"{parent.folder}: the checkpoint of step {parent.step}, from which this run starts, is damaged: "
+            f"{'; '.join(problems)}. Restore it from a backup, or train the parent anew."
+        )
+    return Start(str(parent.folder), parent.step)
+
+
+def damage(root: Path, step: int, check: str, ranks: Ranks) -> Problems:
+    """What is wrong with a checkpoint, in words; with checksums all ranks read their share of it.
+
+    One without a manifest (plain Megatron wrote it) is only looked at for being finished.
+    """
+    folder = disk.checkpoint_folder(root, step)
+    if not (folder / MANIFEST).exists():
+        return [] if disk.checkpoint_complete(root, step) else ["it was never finished"]
+    try:
+        sums = read_manifest(folder)
+    except ManifestError as error:
+        return [str(error)]
+    problems = wrong_sizes(folder, sums)
+    if problems or check != "checksums":
+        return problems
+    ranks.share({"read": str(folder)})
+    answers = ranks.collect(content_problems(folder, ranks))
+    return [problem for answer in answers for problem in answer]
+
+
+def content_problems(folder: Path, ranks: Ranks) -> Problems:
+    """What is wrong with this rank's share of a checkpoint's files."""
+    try:
+        sums = read_manifest(folder)
+    except ManifestError as error:
+        return [f"rank {ranks.rank}: {error}"]
+    return wrong_content(folder, sums, share_of(ranks.rank, ranks.world, sums))
+
+
+def require_checkpoint(parent: ParentCheckpoint) -> None:
+    """Stop, with the steps that exist, where the parent's checkpoint is missing."""
+    if disk.checkpoint_complete(parent.folder, parent.step):
+        return
+    steps = disk.complete_steps(parent.folder)
+    have = f"it has steps {', '.join(map(str, steps))}" if steps else "it has no complete checkpoint yet"
+    raise UserError(
+        f"{parent.folder}: no checkpoint of step {parent.step}; {have}. Run the parent up to step {parent.step} "
+        "(it saves its branch points whatever its save interval), or restore that checkpoint."
+    )
+
+
+def warn(text: Any) -> None:
+    """A message that stands out in a log."""
+    print(f"lrpath: WARNING: {text}", file=sys.stderr, flush=True)
