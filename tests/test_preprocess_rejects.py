@@ -83,6 +83,13 @@ def test_a_run_without_rejects_removes_an_old_list(tmp_path: Path) -> None:
     assert not Path(f"{out}.rejects").exists()
 
 
+def test_nothing_but_rejects_is_no_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_lines(tmp_path / "in.jsonl", ["x", "y"])
+    assert preprocess(source, tmp_path / "out", *NULL, "--max-rejects", "2") == 2
+    assert "no usable documents" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*document*"))
+
+
 def test_all_keys_of_a_document_go_or_stay_together(tmp_path: Path) -> None:
     source, out = tmp_path / "in.jsonl", tmp_path / "out"
     rows = [{"a": "1", "b": "2"}, {"a": "3", "b": "x"}, {"a": "", "b": "4"}, {"a": "5", "b": "6"}]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-import signal
+import os
 import time
 from argparse import Namespace
 from collections import deque
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from megatron_lrpath.data.preprocess import worker as work
 from megatron_lrpath.data.preprocess.encoders import Encoder, build_encoder
+from megatron_lrpath.data.preprocess.interrupt import Interruption
 from megatron_lrpath.data.preprocess.progress import Progress
 from megatron_lrpath.data.preprocess.readers import Chunk, expand_inputs, read_chunks, total_bytes
 from megatron_lrpath.data.preprocess.rejects import RejectLog
@@ -59,12 +60,14 @@ def preprocess(args: Namespace) -> Figures:
     progress = Progress(total_bytes(names), args.log_interval)
     if encoder.notice:
         progress.note(encoder.notice)
-    run = _Run(args, encoder, outputs, RejectLog(Path(f"{prefix}.rejects"), args.max_rejects), progress)
-    try:
-        figures = run.carry_out(names)
-        publish_all(run.finished(), marker)
-    finally:
-        run.clean_up()
+    with Interruption() as interruption:
+        run = _Run(args, encoder, progress)
+        try:
+            run.open(outputs, Path(f"{prefix}.rejects"))
+            figures = run.carry_out(names, interruption)
+            publish_all(run.finished(), marker)
+        finally:
+            run.clean_up()
     figures.seconds = time.monotonic() - started
     progress.close(figures.documents, figures.tokens, figures.text_bytes, figures.rejected)
     return figures
@@ -83,30 +86,35 @@ def _check_arguments(args: Namespace, encoder: Encoder) -> None:
 class _Run:
     """The open files of one run."""
 
-    def __init__(
-        self, args: Namespace, encoder: Encoder, outputs: list[str], rejects: RejectLog, progress: Progress
-    ) -> None:
-        self.args, self.encoder, self.rejects, self.progress = args, encoder, rejects, progress
-        dtype = optimal_dtype(encoder.vocab_size)
-        self.targets = [PairWriter(output, dtype) for output in outputs]
+    def __init__(self, args: Namespace, encoder: Encoder, progress: Progress) -> None:
+        self.args, self.encoder, self.progress = args, encoder, progress
         partitions = 1 if args.keep_sequential_samples else args.partitions
-        self.parts = [
-            [target]
-            if partitions == 1
-            else [PairWriter(f"{target.prefix}.part{p}", dtype) for p in range(partitions)]
-            for target in self.targets
-        ]
         self.task = work.Task(
             tuple(args.json_keys), args.append_eod, args.keep_empty, args.sentence_lists, partitions
         )
+        self.rejects: RejectLog | None = None
+        self.targets: list[PairWriter] = []
+        self.parts: list[list[PairWriter]] = []
 
-    def carry_out(self, names: list[str]) -> Figures:
+    def open(self, outputs: list[str], rejects: Path) -> None:
+        """Open everything under temporary names; with the list of rejects, other runs are kept out."""
+        dtype = optimal_dtype(self.encoder.vocab_size)
+        self.rejects = RejectLog(rejects, self.args.max_rejects)
+        for output in outputs:
+            self.targets.append(PairWriter(output, dtype))
+            self.parts.append([])
+            for number in range(self.task.partitions if self.task.partitions > 1 else 0):
+                self.parts[-1].append(PairWriter(f"{output}.part{number}", dtype))
+
+    def carry_out(self, names: list[str], interruption: Interruption) -> Figures:
+        """Read, tokenize and write everything; what it came to."""
+        assert self.rejects is not None
         figures = Figures()
         work.install(work.Worker(self.task, self.encoder))
         chunks = read_chunks(names, self.task.keys)
         for result in _in_order(chunks, self.args.workers):
-            for key, packed in enumerate(result.packed):
-                for part, documents in zip(self.parts[key], packed, strict=True):
+            for target, parts, packed in zip(self.targets, self.parts, result.packed, strict=True):
+                for part, documents in zip(parts or [target], packed, strict=True):
                     self._append(part, documents)
                     figures.tokens += len(documents.tokens)
             for line, reason in result.rejects:
@@ -114,11 +122,14 @@ class _Run:
             figures.documents += result.documents
             figures.text_bytes += result.text_bytes
             self.progress.update(result.position, figures.documents, figures.tokens)
+            interruption.check()
         figures.rejected = self.rejects.count
         if not figures.documents and not figures.rejected:
             raise UserError(f"no documents in {', '.join(names)}")
         self.rejects.close()
         self.rejects.verdict(figures.documents)
+        if not figures.documents:
+            raise UserError(f"no usable documents in {', '.join(names)}; see {self.rejects.path}")
         return figures
 
     def _append(self, part: PairWriter, documents: work.Packed) -> None:
@@ -131,25 +142,29 @@ class _Run:
     def finished(self) -> list[PairWriter]:
         """The pairs to publish, partitions put together in Megatron-LM's order."""
         for target, parts in zip(self.targets, self.parts, strict=True):
-            if parts[0] is not target:
-                concatenate(parts, target)
-                for part in parts:
-                    part.discard()
+            concatenate(parts, target)
+            for part in parts:
+                part.discard()
         return self.targets
 
     def clean_up(self) -> None:
         """Remove what is still temporary; harmless after success."""
         self.progress.stop()
-        self.rejects.close()
+        if self.rejects:
+            self.rejects.discard()
         for pair in [*self.targets, *(part for parts in self.parts for part in parts)]:
             pair.discard()
 
 
 def _in_order(chunks: Iterable[Chunk], workers: int) -> Iterator[work.Result]:
     """Results in the order of the chunks, of which only so many are in memory at a time."""
-    executor = _start_workers(workers)
+    context = multiprocessing.get_context("fork")
+    executor = ProcessPoolExecutor(
+        workers, mp_context=context, initializer=work.start_process, initargs=(os.getpid(),)
+    )
     waiting: deque[Future[work.Result]] = deque()
     try:
+        executor.submit(int)  # forks all processes at once, before a reader starts a thread
         for chunk in chunks:
             waiting.append(executor.submit(work.process, chunk))
             while waiting and (len(waiting) >= CHUNKS_IN_FLIGHT * workers or waiting[0].done()):
@@ -163,18 +178,3 @@ def _in_order(chunks: Iterable[Chunk], workers: int) -> Iterator[work.Result]:
         ) from None
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
-
-
-def _start_workers(workers: int) -> ProcessPoolExecutor:
-    """Fork all worker processes at once, before a reader starts a thread.
-
-    Ctrl-C waits meanwhile: Python drops an interrupt that arrives inside a fork.
-    """
-    context = multiprocessing.get_context("fork")
-    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=work.start_process)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        executor.submit(int)
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    return executor

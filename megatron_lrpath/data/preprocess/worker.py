@@ -211,13 +211,13 @@ def install(worker: Worker) -> None:
     _worker = worker
 
 
-def start_process() -> None:
+def start_process(parent: int) -> None:
     """First thing in a worker process: end with the parent (even a killed one), leave Ctrl-C to it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() == 1:
-            os._exit(1)
+    if os.getppid() != parent:  # it ended before that took effect
+        os._exit(1)
 
 
 def process(chunk: Chunk) -> Result:

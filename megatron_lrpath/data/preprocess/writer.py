@@ -43,7 +43,7 @@ class PairWriter:
         self.sequences = 0
         self.tokens = 0
         Path(self.prefix).parent.mkdir(parents=True, exist_ok=True)
-        self._bin = _open_locked(self.path(".bin") + PARTIAL, self.prefix)
+        self._bin = open_locked(self.path(".bin") + PARTIAL, self.prefix)
         # open until the index is written from them
         self._lengths = Path(self.path(".lengths") + PARTIAL).open("w+b")  # noqa: SIM115
         self._counts = Path(self.path(".counts") + PARTIAL).open("w+b")  # noqa: SIM115
@@ -178,13 +178,18 @@ def concatenate(parts: list[PairWriter], target: PairWriter) -> None:
         target.append_index(part.blocks(part._lengths), part.blocks(part._counts))
 
 
-def _open_locked(path: str, prefix: str) -> BinaryIO:
+def open_locked(path: str, output: str) -> BinaryIO:
+    """Open a temporary file of `output` for writing, empty, and keep other processes out while it is open.
+
+    Raises:
+        UserError: another process has it.
+    """
     stream = Path(path).open("a+b")  # noqa: SIM115 (the caller closes it)
     try:
         fcntl.flock(stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         stream.close()
-        raise UserError(f"{prefix}: another process is writing this dataset just now") from None
+        raise UserError(f"{output}: another process is writing it just now") from None
     stream.truncate(0)
     return stream
 
