@@ -52,10 +52,12 @@ def collect(plan: Plan, paradigms: tuple[str, ...]) -> dict[str, Any]:
 
     A run has `paradigm`, `run`, `same_as` (other names of this training), `state`, `waiting_for`,
     `first_step`, `step`, `last_step`, `lr`, `loss`, `seconds_per_step`, `seconds_left` (while it runs),
-    `checkpoints` (steps of the complete ones) and `cause` (of an interruption, where the log names one).
+    `checkpoints` (steps of the complete ones) and `cause` (of an interruption, where the log names one); `job`
+    where the plan was submitted to Slurm (see `launch.slurm.status`).
     What is not known is null.
     """
     from megatron_lrpath.launch.records import read_state
+    from megatron_lrpath.launch.slurm.status import add_jobs
     from megatron_lrpath.launch.tasks import build_tasks
 
     tasks = build_tasks(plan, paradigms)
@@ -83,6 +85,7 @@ def collect(plan: Plan, paradigms: tuple[str, ...]) -> dict[str, Any]:
                 "cause": state.cause,
             }
         )
+    add_jobs(plan, rows)
     return {
         "plan": plan.name,
         "output": str(plan.output),
@@ -98,9 +101,11 @@ def table(status: dict[str, Any]) -> Table:
     from rich.text import Text
 
     from megatron_lrpath.launch.display import clock
+    from megatron_lrpath.launch.slurm.status import job_text
 
     drawn = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("run", "state", "step", "rate", "loss", "left", "checkpoints"):
+    submitted = any("job" in row for row in status["runs"])
+    for title in ("run", "state", "step", "rate", "loss", "left", "checkpoints", *(["job"] if submitted else [])):
         drawn.add_column(title, justify="right" if title in ("step", "rate", "loss", "left") else "left")
     for row in status["runs"]:
         name = " = ".join([f"{row['paradigm']}/{row['run']}", *row["same_as"]])
@@ -113,6 +118,7 @@ def table(status: dict[str, Any]) -> Table:
             "" if row["loss"] is None else f"{row['loss']:.4f}",
             "" if row["seconds_left"] is None else clock(row["seconds_left"]),
             _abridged(row["checkpoints"]),
+            *([job_text(row["job"])] if submitted else []),
         )
     return drawn
 

@@ -55,6 +55,11 @@ def find_cause(log: Path) -> str | None:
     return None if code is None else f"rank {rank} exited with status {code}"
 
 
+def is_consequence(cause: str) -> bool:
+    """Whether a cause is only what a rank says when another one is gone."""
+    return any(mark in cause for mark in _CONSEQUENCES)
+
+
 def _tail(log: Path) -> list[str]:
     try:
         with log.open("rb") as stream:

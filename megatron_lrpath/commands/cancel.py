@@ -1,0 +1,32 @@
+"""`lrpath cancel`: end a plan's Slurm jobs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+HELP = "end the Slurm jobs of a plan; running trainings save first"
+EXAMPLE = "lrpath cancel plan.yaml --paradigm ours --run branch-v3"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The plan and what of it."""
+    parser.add_argument("plan", type=Path, metavar="PLAN", help="the plan file")
+    parser.add_argument("--paradigm", choices=("ours", "ptfs", "cpt", "all"), default="all")
+    parser.add_argument("--run", metavar="NAME", help="only this run, and what waits for it")
+    parser.add_argument("--now", action="store_true", help="do not wait for running trainings to save")
+
+
+def execute(args: argparse.Namespace) -> int:
+    """End the jobs and say which; 0."""
+    from megatron_lrpath.launch.slurm.cancel import cancel
+    from megatron_lrpath.plan import PARADIGMS, load_plan
+
+    plan = load_plan(args.plan)
+    paradigms = PARADIGMS if args.paradigm == "all" else (args.paradigm,)
+    ended = cancel(plan, paradigms, args.run, args.now)
+    for entry, how in ended:
+        print(f"{entry.key} (job {entry.number}): {how}")
+    if not ended:
+        print(f"no job of {args.plan} is waiting or running")
+    return 0

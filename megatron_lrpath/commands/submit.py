@@ -1,0 +1,157 @@
+"""`lrpath submit`: carry out a plan as Slurm jobs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.tree import Tree
+
+    from megatron_lrpath.launch.slurm.submit import Decision, Submission
+
+HELP = "submit a plan to Slurm; called again it adds only what is missing"
+EXAMPLE = "lrpath submit plan.yaml --paradigm ours --nodes 4 --time 1-00:00:00 --dry-run"
+TAKES_EXTRA = True  # Megatron arguments for every training
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The plan, what of it, and an option for every setting of the cluster."""
+    from megatron_lrpath.launch.slurm.settings import SETTINGS
+
+    parser.add_argument("plan", type=Path, metavar="PLAN", help="the plan file")
+    parser.add_argument("--paradigm", choices=("ours", "ptfs", "cpt", "all"), default="all")
+    parser.add_argument("--run", metavar="NAME", help="only this run, and those it starts from")
+    parser.add_argument("--dry-run", action="store_true", help="print jobs, graph and scripts; submit nothing")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.add_argument("--settings", type=Path, metavar="FILE", help="settings of the cluster (slurm/settings.env)")
+    group = parser.add_argument_group("settings of the cluster", "each stands above the file's")
+    for setting in SETTINGS:
+        group.add_argument(setting.option, metavar=setting.kind.upper(), help=setting.about.replace("%", "%%"))
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Submit, or show what would be submitted; 0."""
+    from megatron_lrpath.launch.slurm.settings import read_settings
+    from megatron_lrpath.launch.slurm.snapshot import Snapshot
+    from megatron_lrpath.launch.slurm.submit import Submission
+    from megatron_lrpath.plan import PARADIGMS
+
+    settings = read_settings(args.settings, vars(args))
+    snapshot = Snapshot.of(args.plan, settings.data, settings.output)
+    paradigms = PARADIGMS if args.paradigm == "all" else (args.paradigm,)
+    submission = Submission.of(snapshot, settings, paradigms, args.run, tuple(getattr(args, "extra", ())))
+    if args.dry_run:
+        show_dry_run(submission, args.json)
+        return 0
+    rows = [row(submission, decision, number) for decision, number in submission.carry_out()]
+    if args.json:
+        print_json(rows)
+    else:
+        show_table(submission, rows)
+        print(f"\nfollow them: lrpath status {quoted(args.plan, submission)}")
+    return 0
+
+
+def quoted(path: Path, submission: Submission) -> str:
+    """The plan to ask for the status, as a word for a shell; the copy where the output is not the plan's own."""
+    import shlex
+
+    moved = submission.settings.data or submission.settings.output
+    return shlex.quote(str(submission.snapshot.latest if moved else path))
+
+
+def row(submission: Submission, decision: Decision, number: int | None) -> dict[str, Any]:
+    """A job for the table and for JSON."""
+    place = decision.job.allocation
+    return {
+        "key": decision.job.key,
+        "kind": decision.job.kind,
+        "action": decision.action,
+        "job": number,
+        "nodes": place.nodes,
+        "processes_per_node": place.per_node,
+        "waits_for": [{"key": wait.key, "step": wait.step} for wait in decision.job.waits],
+        "arguments": [*place.words, *submission.extra] if decision.job.kind != "report" else [],
+    }
+
+
+def show_dry_run(submission: Submission, as_json: bool) -> None:
+    """Print what would be submitted: the jobs, the graph, and every script with the call of sbatch."""
+    import shlex
+
+    from rich.console import Console
+
+    decisions = submission.look()
+    rows = [row(submission, decision, decision.old) for decision in decisions]
+    for decision, shown in zip(decisions, rows, strict=True):
+        if decision.is_new:
+            prepared = submission.prepared(decision.job)
+            shown["sbatch"] = ["sbatch", *prepared.options, *planned_dependency(decision), str(prepared.script_file)]
+            shown["script"], shown["spec"] = prepared.script, prepared.spec
+    if as_json:
+        return print_json(rows)
+    show_table(submission, rows)
+    console = Console(highlight=False)
+    console.print(graph(submission))
+    for shown in rows:
+        if "script" in shown:
+            console.out(f"\n# {shlex.join(shown['sbatch'])}\n{shown['script']}", end="", highlight=False)
+
+
+def planned_dependency(decision: Decision) -> list[str]:
+    """The option of sbatch, with keys of jobs where their numbers will stand."""
+    waits = decision.job.waits
+    kind = "afterany" if any(wait.step is not None for wait in waits) else "afterok"
+    return [f"--dependency={kind}:{':'.join(wait.key for wait in waits)}"] if waits else []
+
+
+def print_json(rows: list[dict[str, Any]]) -> None:
+    """Print the jobs as JSON."""
+    import json
+
+    print(json.dumps({"jobs": rows}, indent=2))
+
+
+def show_table(submission: Submission, rows: list[dict[str, Any]]) -> None:
+    """Print the jobs as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("job", "number", "", "nodes", "processes", "waits for"):
+        table.add_column(title, no_wrap=True)
+    for shown in rows:
+        processes = f"{shown['nodes'] * shown['processes_per_node']}"
+        waits = ", ".join(wait_text(wait) for wait in shown["waits_for"])
+        waits = "all evaluations" if shown["kind"] == "report" and shown["waits_for"] else waits
+        number = "" if shown["job"] is None else str(shown["job"])
+        table.add_row(shown["key"], number, shown["action"], str(shown["nodes"]), processes, waits)
+    console = Console(highlight=False)
+    console.width = max(console.width, 120)
+    plan = submission.plan
+    console.print(f"{plan.name}: {len(rows)} jobs, results in {plan.output}", markup=False, soft_wrap=True)
+    console.print(table)
+    words = next((shown["arguments"] for shown in rows if shown["kind"] == "train"), [])
+    if words:
+        console.print(f"layout: {' '.join(words)}", markup=False, soft_wrap=True)
+
+
+def wait_text(wait: dict[str, Any]) -> str:
+    """`ours/main`, or `ours/main at step 4000` for a checkpoint on the way."""
+    return wait["key"] if wait["step"] is None else f"{wait['key']} at step {wait['step']}"
+
+
+def graph(submission: Submission) -> Tree:
+    """The graph as a tree: each job under what it waits for, the report under the plan."""
+    from rich.tree import Tree
+
+    tree = Tree(submission.plan.name)
+    nodes: dict[str, Tree] = {}
+    for job in submission.jobs:
+        wait = job.waits[0] if job.waits and job.kind != "report" else None
+        step = f" from step {wait.step}" if wait and wait.step is not None else ""
+        label = f"{job.key}{step}" if job.kind != "report" else "report after all"
+        nodes[job.key] = (nodes[wait.key] if wait else tree).add(label)
+    return tree

@@ -1,0 +1,212 @@
+"""Checks an allocation before a training starts on it: GPUs, all-reduce, shared folders, disk, package versions.
+
+Every rank runs it, under the launcher that the training gets; rank 0 writes what was found and what is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import sys
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from megatron_lrpath.files import atomic_write_json
+from megatron_lrpath.models import parameter_count, resolve_model
+from megatron_lrpath.plan import Plan, Run
+
+TIMEOUT = timedelta(minutes=3)
+MEBIBYTES = {"cuda": 256, "cpu": 1}  # what the all-reduce is timed with
+USUAL_VOCABULARY = 100_000  # where the plan leaves it to the tokenizer
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What one rank sees: `files` are its view of the shared folders, `versions` of packages and libraries."""
+
+    rank: int
+    host: str
+    gpus: list[str]
+    local_ranks: int
+    versions: dict[str, str]
+    files: dict[str, list[str] | None]
+
+
+def checkpoint_bytes(plan: Plan, run: Run) -> int:
+    """Disk that the checkpoints of a run will take, roughly.
+
+    A parameter takes 4 bytes in the optimizer's copy and 8 in Adam's moments, and 2 (bf16, fp16) or 4 in the
+    model's. Counted are the steps that are kept for others, the last step, and those of --save-interval as far
+    as --save-retain-interval keeps them.
+    """
+    vocabulary = plan.tokenizer.vocab_size or USUAL_VOCABULARY
+    size = parameter_count(resolve_model(plan.model), vocabulary)
+    small = plan.megatron.get("bf16") or plan.megatron.get("fp16")
+    interval = int(plan.megatron.get("save_interval") or 0)
+    retained = int(plan.megatron.get("save_retain_interval") or interval)
+    steps = {*run.keep_steps, run.last_step}
+    if interval:
+        steps |= set(range(retained * (run.first_step // retained + 1), run.last_step, retained))
+    newest = 1 if interval and retained > interval else 0
+    return (len([step for step in steps if step > run.first_step]) + newest) * size * (14 if small else 16)
+
+
+def main(words: list[str]) -> int:
+    """Check and report; 0 where all is well, 1 with the reasons on rank 0's output otherwise."""
+    parser = argparse.ArgumentParser(prog="preflight")
+    parser.add_argument("--device", choices=("cpu", "cuda"), required=True)
+    parser.add_argument("--needed", type=int, default=0, help="bytes of disk for the checkpoints to come")
+    parser.add_argument("--write", type=Path, required=True, help="JSON file for what was found")
+    parser.add_argument("folders", type=Path, nargs="+", help="shared folders; the last is written to")
+    said = parser.parse_args(words)
+    import torch.distributed as dist
+
+    rank = int(os.environ["RANK"])
+    dist.init_process_group("nccl" if said.device == "cuda" else "gloo", timeout=TIMEOUT, **bound(said.device))
+    token = share_token(said.folders[-1], rank)
+    mine = facts(said.folders, said.device, said.folders[-1] / token)
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, mine)
+    total, speed = all_reduce(said.device)
+    problems = find_problems(gathered, said.device)
+    if total != sum(range(1, len(gathered) + 1)):
+        problems.append(f"the all-reduce over {len(gathered)} ranks gives {total:g}: the network or a GPU is at fault")
+    if rank == 0:
+        (said.folders[-1] / token).unlink(missing_ok=True)
+        problems += disk_problem(said.folders[-1], said.needed)
+        write_report(said.write, gathered, problems, speed)
+    dist.destroy_process_group()
+    return 1 if problems else 0
+
+
+def bound(device: str) -> dict[str, Any]:
+    """The GPU of this rank, bound to its process group."""
+    import torch
+
+    if device == "cpu":
+        return {}
+    count = torch.cuda.device_count()
+    if count == 0:
+        sys.exit(f"pre-flight: no GPU is visible on {platform.node()}: check `nvidia-smi` and --gpus-per-node there")
+    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % count)
+    return {"device_id": torch.device("cuda", torch.cuda.current_device())}
+
+
+def share_token(folder: Path, rank: int) -> str:
+    """The name of a new file that rank 0 writes into `folder`."""
+    import torch.distributed as dist
+
+    name = [f".preflight-{uuid.uuid4().hex}"]
+    dist.broadcast_object_list(name, src=0)
+    if rank == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name[0]).write_text("seen", encoding="ascii")
+    dist.barrier()
+    return name[0]
+
+
+def facts(folders: Sequence[Path], device: str, token: Path) -> Facts:
+    """What this rank sees."""
+    import torch
+
+    from megatron_lrpath.training.lineage import package_versions
+
+    versions = package_versions() | {"cuda": str(torch.version.cuda)}
+    gpus: list[str] = []
+    if device == "cuda":
+        gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+        versions["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
+        versions["driver"] = driver_version()
+    files = {str(folder): listing(folder) for folder in folders[:-1]}
+    files[str(token.parent)] = ["written by rank 0"] if token.exists() else None
+    local = int(os.environ["LOCAL_WORLD_SIZE"])
+    return Facts(int(os.environ["RANK"]), platform.node(), gpus, local, versions, files)
+
+
+def driver_version() -> str:
+    """The version of NVIDIA's kernel driver; empty where its file is missing."""
+    try:
+        return Path("/sys/module/nvidia/version").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def listing(folder: Path) -> list[str] | None:
+    """Names and sizes of the files in a folder, None where it is not there."""
+    try:
+        entries = sorted(entry for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith("."))
+        return [f"{entry.name} {entry.stat().st_size}" for entry in entries]
+    except OSError:
+        return None
+
+
+def all_reduce(device: str) -> tuple[float, float]:
+    """(sum of rank+1 over all ranks, bytes a second and rank through the network in both directions).
+
+    The second is the bus bandwidth as NVIDIA's nccl-tests define it: 2(n−1)/n of the data for n ranks.
+    """
+    import torch
+    import torch.distributed as dist
+
+    world = dist.get_world_size()
+    data = torch.full((MEBIBYTES[device] * 2**18,), float(dist.get_rank() + 1), device=device)
+    dist.all_reduce(data)
+    total = float(data[-1])
+    data.zero_()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    dist.all_reduce(data)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - start
+    return total, data.numel() * 4 * 2 * (world - 1) / world / seconds
+
+
+def find_problems(ranks: Sequence[Facts], device: str) -> list[str]:
+    """What is wrong, in sentences, by comparing all ranks with rank 0."""
+    first, problems = ranks[0], []
+    for one in {other.host: other for other in ranks}.values():
+        if device == "cuda" and len(one.gpus) not in (1, one.local_ranks) and len(one.gpus) < one.local_ranks:
+            problems.append(f"{one.host} shows {len(one.gpus)} GPUs to {one.local_ranks} processes")
+        if one.gpus and first.gpus and one.gpus[0] != first.gpus[0]:
+            problems.append(f"{one.host} has {one.gpus[0]}, {first.host} has {first.gpus[0]}")
+        for name in sorted(one.versions.keys() | first.versions.keys()):
+            here, there = one.versions.get(name, "none"), first.versions.get(name, "none")
+            if here != there:
+                problems.append(f"{name} is {here} on {one.host} and {there} on {first.host}")
+        for folder, files in one.files.items():
+            if files is None:
+                problems.append(f"{folder} is not the same folder on {one.host}: is it on a shared file system?")
+            elif files != first.files[folder]:
+                problems.append(f"{folder} holds other files on {one.host} than on {first.host}")
+    return problems
+
+
+def disk_problem(folder: Path, needed: int) -> list[str]:
+    """A sentence where there is less free disk than `needed` bytes."""
+    free = shutil.disk_usage(folder).free
+    if free >= needed:
+        return []
+    return [f"{folder} has {free / 2**30:,.0f} GiB free, and the checkpoints to come take about {needed / 2**30:,.0f} GiB"]
+
+
+def write_report(path: Path, ranks: Sequence[Facts], problems: Sequence[str], speed: float) -> None:
+    """What was found, a line for people and a file for the record."""
+    hosts = {one.host: {"gpus": one.gpus, "processes": one.local_ranks} for one in ranks}
+    row = {"hosts": hosts, "versions": asdict(ranks[0])["versions"], "all_reduce_bytes_per_second": round(speed)}
+    atomic_write_json(path, {**row, "problems": list(problems)})
+    print(f"pre-flight: {len(ranks)} ranks on {len(hosts)} nodes, all-reduce {speed / 1e9:.2f} GB/s a rank")
+    for problem in problems:
+        print(f"pre-flight: {problem}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,144 @@
+"""Slurm's commands as functions: arguments go as lists, so that nothing in them is code to a shell."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_lrpath.errors import UserError
+
+ALIVE = frozenset(
+    "PENDING CONFIGURING RUNNING SUSPENDED STOPPED COMPLETING REQUEUED REQUEUE_HOLD REQUEUE_FED RESIZING "
+    "SIGNALING STAGE_OUT RESV_DEL_HOLD SPECIAL_EXIT".split()
+)
+TIMEOUT_SECONDS = 60.0
+PATIENCE_SECONDS = (1.0, 5.0, 20.0)  # between tries while the controller does not answer
+_BUSY = ("timed out", "Unable to contact", "Connection refused", "temporarily", "try again")
+_SEPARATOR = "\x1f"
+
+
+class SlurmError(UserError):
+    """A command of Slurm's failed; the text is what it said."""
+
+
+@dataclass(frozen=True)
+class QueuedJob:
+    """A job in the queue, as squeue says it. `script` is the file that was submitted."""
+
+    number: int
+    state: str
+    reason: str
+    time_used: str
+    nodes: str
+    script: str
+    comment: str
+
+
+def submit(words: Sequence[str], script: Path) -> int:
+    """`sbatch` with these options; the job's number.
+
+    Variables of a job that this process itself runs in are left out: they would be options of the new one.
+    """
+    output = call("sbatch", "--parsable", *words, str(script), tries=1)
+    return int(output.strip().splitlines()[-1].partition(";")[0])
+
+
+def queue() -> dict[int, QueuedJob]:
+    """The user's jobs that are waiting or running."""
+    fields = _SEPARATOR.join(["%A", "%T", "%r", "%M", "%N", "%o", "%k"])
+    rows = call("squeue", "--me", "--noheader", "--format", fields).splitlines()
+    jobs = {}
+    for row in rows:
+        parts = row.split(_SEPARATOR)
+        if len(parts) == 7 and parts[0].isdigit() and parts[1] in ALIVE:
+            jobs[int(parts[0])] = QueuedJob(int(parts[0]), *parts[1:])
+    return jobs
+
+
+def state_of(number: int) -> str:
+    """The state of one job, also shortly after its end; empty where Slurm does not know it any more."""
+    try:
+        text = call("scontrol", "show", "job", "--oneliner", str(number))
+    except SlurmError:
+        return ""
+    return next((word.partition("=")[2] for word in text.split() if word.startswith("JobState=")), "")
+
+
+def forget_dependency(number: int) -> None:
+    """Let a waiting job start now."""
+    call("scontrol", "update", f"JobId={number}", "Dependency=")
+
+
+def hold(number: int, reason: str) -> None:
+    """Keep a waiting job from starting and say why in its comment."""
+    set_comment(number, reason)
+    call("scontrol", "hold", str(number))
+
+
+def set_comment(number: int, text: str) -> None:
+    """Set what squeue shows as the job's comment."""
+    line = " ".join(text.split())[:1000]
+    call("scontrol", "update", f"JobId={number}", f"Comment={line}")
+
+
+def requeue(number: int) -> None:
+    """Put a running job back into the queue; its processes are ended."""
+    call("scontrol", "requeue", str(number))
+
+
+def requeue_held(number: int) -> None:
+    """Put a running job back into the queue, held."""
+    call("scontrol", "requeuehold", str(number))
+
+
+def cancel(numbers: Sequence[int]) -> None:
+    """End jobs, waiting or running."""
+    if numbers:
+        call("scancel", "--quiet", *map(str, numbers))
+
+
+def ask_to_save(number: int) -> None:
+    """Send a running job the signal that it also gets before its time limit."""
+    call("scancel", "--quiet", "--batch", "--signal=USR2", str(number))
+
+
+def host_names(nodes: str) -> list[str]:
+    """The hosts of a node list such as `n[1-4,7]`, in order."""
+    return call("scontrol", "show", "hostnames", nodes).split()
+
+
+def node_address(name: str) -> str:
+    """The address under which Slurm itself reaches a node; its name where Slurm does not say."""
+    text = call("scontrol", "show", "node", "--oneliner", name)
+    return next((word.partition("=")[2] for word in text.split() if word.startswith("NodeAddr=")), name)
+
+
+def call(*words: str, tries: int = 1 + len(PATIENCE_SECONDS)) -> str:
+    """The output of a command. Raises `SlurmError` where it fails, after `tries` tries if the controller is busy."""
+    said = ""
+    for wait in (0.0, *PATIENCE_SECONDS)[:tries]:
+        time.sleep(wait)
+        try:
+            answer = subprocess.run(
+                words, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, env=clean_environment()
+            )
+        except FileNotFoundError:
+            raise SlurmError(f"{words[0]} is not here: Slurm's commands are needed on this machine") from None
+        except subprocess.TimeoutExpired:
+            said = f"timed out after {TIMEOUT_SECONDS:.0f} s"
+            continue
+        if answer.returncode == 0:
+            return answer.stdout
+        said = answer.stderr.strip() or f"exit status {answer.returncode}"
+        if not any(mark in said for mark in _BUSY):
+            break
+    raise SlurmError(f"{words[0]}: {said}")
+
+
+def clean_environment() -> dict[str, str]:
+    """The environment without what Slurm set for a job that this process runs in."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("SLURM_") or name == "SLURM_CONF"}

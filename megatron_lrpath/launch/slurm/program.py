@@ -1,0 +1,242 @@
+"""What a batch script runs on the first node of its allocation: one start of one job of a plan."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.evaluate.targets import is_trained
+from megatron_lrpath.launch.process import ENTRY_MODULE, new_log
+from megatron_lrpath.launch.records import is_done, parent_available
+from megatron_lrpath.launch.slurm import commands
+from megatron_lrpath.launch.slurm.attempts import (
+    COMPLETE,
+    FAILED,
+    REQUEUE,
+    SAVED,
+    SAVED_AND_STOPPED,
+    Attempt,
+    judge,
+    note_attempt,
+    read_attempts,
+)
+from megatron_lrpath.launch.slurm.chain import Chain
+from megatron_lrpath.launch.slurm.failure import Failure, why
+from megatron_lrpath.launch.slurm.ledger import MARK, Ledger
+from megatron_lrpath.launch.slurm.progress import Progress
+from megatron_lrpath.launch.slurm.script import Spec
+from megatron_lrpath.launch.slurm.steps import Place, Steps, read_json
+from megatron_lrpath.launch.tasks import Task, build_tasks, link_aliases
+from megatron_lrpath.locks import FolderLock, LockHeldError
+from megatron_lrpath.plan import PARADIGMS, Plan, load_plan
+
+LOCK_SECONDS = 120.0  # an earlier start of the job may still be ending on another node
+PREFLIGHT_SECONDS = 600.0
+
+
+@dataclass
+class Program:
+    """One start of a job with its plan and its place in the cluster."""
+
+    spec: Spec
+    plan: Plan
+    place: Place
+    task: Task | None
+    parent: Task | None
+
+    @classmethod
+    def of(cls, spec: Spec) -> Program:
+        """The program for a spec, in the job that this process runs in."""
+        plan = load_plan(spec.plan)
+        tasks = {(task.run.paradigm, task.run.name): task for task in build_tasks(plan, PARADIGMS)}
+        task = tasks.get((spec.paradigm, spec.run))
+        parent = next((one for one in tasks.values() if task and one.key == task.parent), None)
+        return cls(spec, plan, Place.here(), task, parent)
+
+    @property
+    def ledger(self) -> Ledger:
+        """What was submitted for this plan."""
+        return Ledger(Path(self.spec.folder))
+
+    def carry_out(self) -> int:
+        """Do the job; the exit status of the batch script."""
+        if self.ledger.cancel_mark(self.place.number).exists():
+            print("cancelled: nothing is started")
+            return 1
+        if self.spec.kind == "train":
+            return self._train()
+        return self._evaluate() if self.spec.kind == "eval" else self._report()
+
+    def _train(self) -> int:
+        assert self.task is not None
+        chain = Chain(self.ledger, self.task.key, self.place.number, self.task.checkpoints)
+        if is_done(self.task):
+            print(f"{self.task.key}: complete at step {self.task.run.last_step} already")
+            chain.release()
+            return 0
+        if not parent_available(self.task, self.parent.folder if self.parent else None):
+            return self._wait_held()
+        link_aliases(self.task)
+        lock = self._lock(self.task.folder)
+        try:
+            return self._attempt(chain)
+        finally:
+            if lock:
+                lock.close()
+
+    def _lock(self, folder: Path) -> FolderLock | None:
+        """The run's lock, None where the file system has none. UserError where another process keeps it."""
+        try:
+            return FolderLock.acquire(folder, LOCK_SECONDS)
+        except LockHeldError as error:
+            raise UserError(f"{folder}: {error} is at this run; end it, then `lrpath submit` again") from None
+        except OSError:
+            return None
+
+    def _wait_held(self) -> int:
+        """Go back into the queue, held: the job that should have left the checkpoint ended without it."""
+        assert self.task is not None
+        reason = f"{self.task.parent} ended without its checkpoint of step {self.task.parent_step}"
+        print(f"{self.task.key}: {reason}; `lrpath submit` again once that is mended")
+        commands.set_comment(self.place.number, f"{MARK}held: {reason}")
+        commands.requeue_held(self.place.number)
+        time.sleep(60)  # Slurm ends this process
+        return 1
+
+    def _attempt(self, chain: Chain) -> int:
+        """One start of a training, and what follows from how it ends."""
+        assert self.task is not None
+        steps = Steps(self.spec, self.place, new_log(self.task.folder))
+        steps.watch_signals()
+        progress = Progress(self.task)
+        words = ["--plan", self.spec.plan, "--paradigm", self.spec.paradigm, "--run", self.spec.run]
+        words += ["--device", self.spec.device, *self.spec.words]
+        steps.note(f"job {self.place.number}, start {self.place.start}, from step {progress.start}, on {self.place.nodes}")
+        status = self._preflight(steps)
+        if status == 0:
+            status = steps.run(ENTRY_MODULE, words, lambda: self._look(chain, steps))
+        self._look(chain, steps)
+        return self._ended(steps, progress, chain, status)
+
+    def _look(self, chain: Chain, steps: Steps) -> None:
+        """Let branches start; what Slurm's commands do not manage now is tried again."""
+        try:
+            for entry in chain.release():
+                steps.note(f"checkpoint {entry.parent_step} is complete: {entry.key} (job {entry.number}) may start")
+        except UserError as error:
+            steps.note(f"branches wait: {error}")
+
+    def _preflight(self, steps: Steps) -> int:
+        """Check the allocation, and record it; 0 or the status of the check."""
+        from megatron_lrpath.launch.preflight import checkpoint_bytes
+
+        assert self.task is not None
+        found = steps.ranks / "preflight.json"
+        status = 0
+        if self.spec.preflight:
+            steps.ranks.mkdir(parents=True, exist_ok=True)
+            paths = [self.plan.data.slices, str(self.task.folder), self.spec.folder]
+            needed = checkpoint_bytes(self.plan, self.task.run)
+            words = ["--device", self.spec.device, "--needed", str(needed), "--write", str(found), "--", *paths]
+            status = steps.run("megatron_lrpath.launch.preflight", words, lambda: None, PREFLIGHT_SECONDS)
+        if status == 0:
+            steps.ranks.mkdir(parents=True, exist_ok=True)
+            steps.record(read_json(found))
+        return status
+
+    def _ended(self, steps: Steps, progress: Progress, chain: Chain, status: int) -> int:
+        assert self.task is not None
+        failure: Failure | None = None
+        if status == 0 and is_done(self.task):
+            ending = COMPLETE
+        elif status == SAVED_AND_STOPPED or (steps.asked and status == 0):
+            ending = SAVED
+        else:
+            problems = read_json(steps.ranks / "preflight.json").get("problems")
+            ending, failure = FAILED, Failure("; ".join(problems)) if problems else why(steps, status)
+        attempt = Attempt(
+            start=progress.start,
+            step=progress.last_step(),
+            checkpoint=progress.checkpoint(),
+            ending=ending,
+            cause=failure.text if failure else None,
+            hopeless=failure.hopeless if failure else False,
+            time=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        file = self.ledger.attempts_file(self.place.number)
+        verdict = judge(attempt, read_attempts(file))
+        note_attempt(file, attempt)
+        if failure:
+            steps.note(f"lrpath: error: {failure.text}")
+        steps.note(f"{ending} at step {attempt.step} of {self.task.run.last_step}: {verdict.action}")
+        if verdict.action == COMPLETE:
+            return 0
+        return self._again(steps) if verdict.action == REQUEUE else self._stop(chain, verdict.reason, steps)
+
+    def _again(self, steps: Steps) -> int:
+        """Back into the queue, unless the job was cancelled or Slurm has put it there itself."""
+        if self.ledger.cancel_mark(self.place.number).exists():
+            steps.note("cancelled: not requeued")
+            return 1
+        state = commands.state_of(self.place.number)
+        if state in ("CANCELLED", "PENDING"):
+            steps.note(f"the job is {state.lower()} already")
+            return 1
+        commands.requeue(self.place.number)
+        time.sleep(60)  # Slurm ends this process
+        return SAVED_AND_STOPPED
+
+    def _stop(self, chain: Chain, reason: str, steps: Steps) -> int:
+        commands.set_comment(self.place.number, f"{MARK}stopped: {reason}")
+        held = chain.hold_dependents(reason)
+        steps.note(f"lrpath: error: {chain.key} stopped: {reason}")
+        if held:
+            steps.note(f"held: {', '.join(f'{entry.key} (job {entry.number})' for entry in held)}")
+        steps.note("mend the cause and call `lrpath submit` again: it goes on from the last checkpoint")
+        return 1
+
+    def _evaluate(self) -> int:
+        """Evaluate the version's model."""
+        assert self.task is not None
+        if not is_trained(self.plan, self.task.run):
+            raise UserError(f"{self.task.key} is not trained up to step {self.task.run.last_step}")
+        steps = Steps(self.spec, self.place, new_log(self.task.folder / "evaluation"))
+        words = ["--plan", self.spec.plan, "--runs", self.task.key, "--device", self.spec.device, *self.spec.words]
+        status = steps.run("megatron_lrpath.evaluate.worker", words, lambda: None)
+        return self._finish(steps, status)
+
+    def _finish(self, steps: Steps, status: int) -> int:
+        """Try a failed evaluation once more, then stop what waits for it."""
+        if status == 0:
+            return 0
+        failure = why(steps, status)
+        steps.note(f"lrpath: error: {failure.text}")
+        if self.place.start == 0 and not failure.hopeless:
+            return self._again(steps)
+        return self._stop(Chain(self.ledger, self.spec.key, self.place.number, Path()), failure.text, steps)
+
+    def _report(self) -> int:
+        from megatron_lrpath.cli import main as lrpath
+
+        return lrpath(["report", self.spec.plan])
+
+
+def main(words: list[str]) -> int:
+    """`program.py SPEC`; a user's error is one message and status 2, and what waits for the job is held."""
+    spec = Spec.read(Path(words[0]))
+    try:
+        return Program.of(spec).carry_out()
+    except UserError as error:
+        print(f"lrpath: error: {error}", file=sys.stderr, flush=True)
+        place, ledger = Place.here(), Ledger(Path(spec.folder))
+        commands.set_comment(place.number, f"{MARK}stopped: {error}")
+        Chain(ledger, spec.key, place.number, Path()).hold_dependents(str(error))
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,163 @@
+"""One srun in a job: the rendezvous of its ranks, their logs, and the signals that are passed on to them."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from megatron_lrpath.files import atomic_write_json
+from megatron_lrpath.launch.slurm import commands
+from megatron_lrpath.launch.slurm.script import Spec
+
+FIRST_PORT, PORTS = 12000, 20000  # below the ports that Linux gives to outgoing connections
+STRAGGLER_SECONDS = 60  # from the end of the first rank to the end of all: they may hang in a collective
+_RECORDED = ("NCCL_", "UCX_", "FI_", "GLOO_", "CUDA_", "TORCH_", "OMP_", "NVTE_", "OFI_")
+_SLURM = (
+    "SLURM_JOB_ID", "SLURM_JOB_NODELIST", "SLURM_JOB_PARTITION", "SLURM_JOB_ACCOUNT", "SLURM_CLUSTER_NAME",
+    "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE", "SLURM_GPUS_ON_NODE", "SLURM_TOPOLOGY_ADDR", "SLURM_RESTART_COUNT",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Place:
+    """This job as Slurm describes it in the environment: its number, its start (0, 1, … by requeues), nodes."""
+
+    number: int
+    start: int
+    nodes: str
+
+    @classmethod
+    def here(cls) -> Place:
+        """The job that this process runs in."""
+        start = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+        return cls(int(os.environ["SLURM_JOB_ID"]), start, os.environ.get("SLURM_JOB_NODELIST", ""))
+
+    @property
+    def port(self) -> int:
+        """The port of the rendezvous: jobs that share a node differ in it, and so do the starts of one job."""
+        return FIRST_PORT + (self.number * 31 + self.start) % PORTS
+
+    def address(self) -> str:
+        """The first node's name, or where it does not resolve the address that Slurm uses; MASTER_ADDR overrides."""
+        if os.environ.get("MASTER_ADDR"):
+            return os.environ["MASTER_ADDR"]
+        first = commands.host_names(self.nodes)[0]
+        try:
+            socket.getaddrinfo(first, None)
+        except OSError:
+            return commands.node_address(first)
+        return first
+
+
+@dataclass
+class Steps:
+    """The sruns of a start of the job. `log` gets what they say themselves; each rank has its own beside it."""
+
+    spec: Spec
+    place: Place
+    log: Path
+    asked: bool = False
+    _process: subprocess.Popen[bytes] | None = None
+    _handlers: dict[int, Any] = field(default_factory=dict)
+
+    def watch_signals(self) -> None:
+        """Pass SIGUSR2 (time limit ahead) and SIGTERM (the job ends) on to the ranks as SIGUSR2."""
+        for number in (signal.SIGUSR2, signal.SIGTERM):
+            signal.signal(number, self._pass_on)
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        self.note(f"received {signal.Signals(number).name}: asking the ranks to save and stop")
+        if self._process and self._process.poll() is None:
+            self._process.send_signal(signal.SIGUSR2)  # srun hands it to every rank
+
+    def note(self, text: str) -> None:
+        """A line in the job's log and in the run's."""
+        line = f"[lrpath {time.strftime('%H:%M:%S')}] {text}"
+        print(line, flush=True)
+        with self.log.open("a", encoding="utf-8") as stream:
+            stream.write(line + "\n")
+
+    @property
+    def ranks(self) -> Path:
+        """The folder of the ranks' logs."""
+        return self.log.with_suffix("")
+
+    def rank_logs(self) -> list[Path]:
+        """The ranks' logs, by rank."""
+        return sorted(self.ranks.glob("rank-*.log"), key=lambda path: int(path.stem.partition("-")[2]))
+
+    def run(self, module: str, words: Sequence[str], between: Callable[[], None], seconds: float | None = None) -> int:
+        """Run a module on every rank and return srun's status; `between` is called every other second.
+
+        After `seconds` the step is ended, with status 124.
+        """
+        self.ranks.mkdir(parents=True, exist_ok=True)
+        command = ["srun", "--kill-on-bad-exit=0", f"--wait={STRAGGLER_SECONDS}", *self.spec.srun]
+        command += [*self.spec.python, "-m", "megatron_lrpath.launch.slurm.rank", str(self.ranks), module, *words]
+        deadline = time.monotonic() + seconds if seconds else None
+        with self.log.open("ab") as output:
+            environment = os.environ | self.environment()
+            self._process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
+        if self.asked:  # the signal came while there was nobody to pass it on to
+            self._process.send_signal(signal.SIGUSR2)
+        while True:
+            try:
+                return self._process.wait(2.0)
+            except subprocess.TimeoutExpired:
+                between()
+            if deadline and time.monotonic() > deadline:
+                self._process.kill()
+                self._process.wait()
+                return 124
+
+    def environment(self) -> dict[str, str]:
+        """Variables of the ranks: the rendezvous, threads, and where the record of this start lies."""
+        cores = os.environ.get("SLURM_CPUS_PER_TASK", "1")
+        return {
+            "MASTER_ADDR": self.place.address(),
+            "MASTER_PORT": str(self.place.port),
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", cores),
+            "PYTHONUNBUFFERED": "1",
+            "LRPATH_LAUNCH": str(self.record_file),
+        }
+
+    @property
+    def record_file(self) -> Path:
+        """Where this start is recorded; the lineage takes it up."""
+        return self.ranks / "launch.json"
+
+    def record(self, found: Mapping[str, Any]) -> None:
+        """Write what is known of this start: Slurm's variables, those of the network libraries, what was `found`."""
+        about = {name: os.environ[name] for name in _SLURM if name in os.environ}
+        network = {name: value for name, value in sorted(os.environ.items()) if name.startswith(_RECORDED)}
+        system = {"kernel": platform.release(), "slurm": commands.call("srun", "--version").strip()}
+        rendezvous = f"{self.place.address()}:{self.place.port}"
+        row = {"slurm": about, "variables": network, "system": system, "rendezvous": rendezvous, **found}
+        atomic_write_json(self.record_file, row)
+
+
+def first_exits(text: str) -> list[tuple[int, str]]:
+    """(rank, how it ended) in the order of srun's lines `srun: error: n1: task 0: Exited with exit code 2`."""
+    pattern = re.compile(r"^srun: error: [^:]+: tasks? ([\d,-]+): (.+)$", re.MULTILINE)
+    return [(int(re.split("[,-]", match[1])[0]), match[2].strip()) for match in pattern.finditer(text)]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file, empty where there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
