@@ -38,6 +38,7 @@ def merge_datasets(inputs: Sequence[str], output: str, overwrite: bool = False) 
     _check_types(reports)
     pair = PairWriter(output, np.dtype(reports[0].header.dtype))
     try:
+        refuse_existing([output], marker, overwrite)
         for report in reports:
             pair.append_file(f"{report.header.prefix}.bin")
             pair.append_index(_lengths(report), _counts(report))

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from megatron_lrpath.data.preprocess.writer import (
     optimal_dtype,
     publish_all,
     refuse_existing,
+    remove_left_overs,
 )
 from megatron_lrpath.errors import UserError
 
@@ -54,22 +56,22 @@ def preprocess(args: Namespace) -> Figures:
     prefix = Path(args.output_prefix)
     outputs = [f"{prefix}_{key}_document" for key in args.json_keys]
     marker = prefix.parent / f".{prefix.name}.publishing"
-    refuse_existing(outputs, marker, args.overwrite)
-    encoder = build_encoder(args)
-    _check_arguments(args, encoder)
-    progress = Progress(total_bytes(names), args.log_interval)
-    if encoder.notice:
-        progress.note(encoder.notice)
-    with Interruption() as interruption:
-        run = _Run(args, encoder, progress)
-        try:
-            run.open(outputs, Path(f"{prefix}.rejects"))
+    with closing(
+        RejectLog(Path(f"{prefix}.rejects"), args.max_rejects)
+    ) as rejects:  # from here on, ours alone
+        remove_left_overs(outputs)
+        refuse_existing(outputs, marker, args.overwrite)
+        encoder = build_encoder(args)
+        _check_arguments(args, encoder)
+        progress = Progress(total_bytes(names), args.log_interval)
+        if encoder.notice:
+            progress.note(encoder.notice)
+        with Interruption() as interruption, closing(_Run(args, encoder, rejects, progress)) as run:
+            run.open(outputs)
             figures = run.carry_out(names, interruption)
             publish_all(run.finished(), marker)
-        finally:
-            run.clean_up()
     figures.seconds = time.monotonic() - started
-    progress.close(figures.documents, figures.tokens, figures.text_bytes, figures.rejected)
+    progress.finish(figures.documents, figures.tokens, figures.text_bytes, figures.rejected)
     return figures
 
 
@@ -86,20 +88,18 @@ def _check_arguments(args: Namespace, encoder: Encoder) -> None:
 class _Run:
     """The open files of one run."""
 
-    def __init__(self, args: Namespace, encoder: Encoder, progress: Progress) -> None:
-        self.args, self.encoder, self.progress = args, encoder, progress
+    def __init__(self, args: Namespace, encoder: Encoder, rejects: RejectLog, progress: Progress) -> None:
+        self.args, self.encoder, self.rejects, self.progress = args, encoder, rejects, progress
         partitions = 1 if args.keep_sequential_samples else args.partitions
         self.task = work.Task(
             tuple(args.json_keys), args.append_eod, args.keep_empty, args.sentence_lists, partitions
         )
-        self.rejects: RejectLog | None = None
         self.targets: list[PairWriter] = []
         self.parts: list[list[PairWriter]] = []
 
-    def open(self, outputs: list[str], rejects: Path) -> None:
-        """Open everything under temporary names; with the list of rejects, other runs are kept out."""
+    def open(self, outputs: list[str]) -> None:
+        """Open all outputs under temporary names."""
         dtype = optimal_dtype(self.encoder.vocab_size)
-        self.rejects = RejectLog(rejects, self.args.max_rejects)
         for output in outputs:
             self.targets.append(PairWriter(output, dtype))
             self.parts.append([])
@@ -108,7 +108,6 @@ class _Run:
 
     def carry_out(self, names: list[str], interruption: Interruption) -> Figures:
         """Read, tokenize and write everything; what it came to."""
-        assert self.rejects is not None
         figures = Figures()
         work.install(work.Worker(self.task, self.encoder))
         chunks = read_chunks(names, self.task.keys)
@@ -126,7 +125,7 @@ class _Run:
         figures.rejected = self.rejects.count
         if not figures.documents and not figures.rejected:
             raise UserError(f"no documents in {', '.join(names)}")
-        self.rejects.close()
+        self.rejects.publish()
         self.rejects.verdict(figures.documents)
         if not figures.documents:
             raise UserError(f"no usable documents in {', '.join(names)}; see {self.rejects.path}")
@@ -147,11 +146,9 @@ class _Run:
                 part.discard()
         return self.targets
 
-    def clean_up(self) -> None:
+    def close(self) -> None:
         """Remove what is still temporary; harmless after success."""
         self.progress.stop()
-        if self.rejects:
-            self.rejects.discard()
         for pair in [*self.targets, *(part for parts in self.parts for part in parts)]:
             pair.discard()
 

@@ -55,7 +55,7 @@ class Progress:
             self._bar.stop()
             self._bar = None
 
-    def close(self, documents: int, tokens: int, text_bytes: int, rejected: int) -> None:
+    def finish(self, documents: int, tokens: int, text_bytes: int, rejected: int) -> None:
         """The closing figures."""
         self.stop()
         seconds = time.monotonic() - self.started

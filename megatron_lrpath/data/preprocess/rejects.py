@@ -12,7 +12,7 @@ from megatron_lrpath.files import atomic_open
 class RejectLog:
     """The list of rejected documents of one run, written beside the output when there are any.
 
-    While it is open, no other run can have the same output.
+    Until `close`, no other run can have the same output.
     """
 
     def __init__(self, path: Path, limit: int) -> None:
@@ -31,10 +31,8 @@ class RejectLog:
         self.count += 1
         self._stream.write((entry + "\n").encode("utf-8", "backslashreplace"))
 
-    def close(self) -> None:
+    def publish(self) -> None:
         """Give the list its final name, or remove the one of an earlier run when nothing was rejected."""
-        if self._stream.closed:
-            return
         self._stream.flush()
         if self.count:
             with atomic_open(self.path) as target, open(self._aside, "rb") as source:
@@ -42,10 +40,9 @@ class RejectLog:
                     target.write(block)
         else:
             self.path.unlink(missing_ok=True)
-        self.discard()
 
-    def discard(self) -> None:
-        """Drop what is not closed; an earlier run's list stays."""
+    def close(self) -> None:
+        """Remove what is temporary and let other runs have the output."""
         if self._stream.closed:
             return
         self._aside.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import glob
 import os
 import shutil
 import struct
@@ -32,8 +33,8 @@ class PairWriter:
     """One indexed dataset in the making: `PREFIX.bin.partial` grows, the index follows at the end.
 
     The numbers of the index are spooled to a file, so memory does not depend on how many documents there
-    are. The partial file is locked: a second process writing the same dataset is refused, and what a killed
-    one left behind is simply started over.
+    are. Until `discard` the output is locked: a second process writing the same dataset is refused, and what
+    a killed one left behind is simply started over.
     """
 
     def __init__(self, prefix: Path | str, dtype: np.dtype[Any]) -> None:
@@ -43,10 +44,10 @@ class PairWriter:
         self.sequences = 0
         self.tokens = 0
         Path(self.prefix).parent.mkdir(parents=True, exist_ok=True)
-        self._bin = open_locked(self.path(".bin") + PARTIAL, self.prefix)
-        # open until the index is written from them
-        self._lengths = Path(self.path(".lengths") + PARTIAL).open("w+b")  # noqa: SIM115
+        # all stay open: the index is written from the spools, and the first is the lock
+        self._lengths = open_locked(self.path(".lengths") + PARTIAL, self.prefix)
         self._counts = Path(self.path(".counts") + PARTIAL).open("w+b")  # noqa: SIM115
+        self._bin = Path(self.path(".bin") + PARTIAL).open("wb")  # noqa: SIM115
 
     def path(self, ending: str) -> str:
         return self.prefix + ending
@@ -132,21 +133,22 @@ class PairWriter:
         os.replace(self.path(".bin") + PARTIAL, self.path(".bin"))
         os.replace(self.path(".idx") + PARTIAL, self.path(".idx"))
         sync_folder(folder)
-        self.discard()
 
     def discard(self) -> None:
         """Close and remove whatever is still temporary; harmless the second time."""
-        if self._bin.closed:
+        if self._lengths.closed:
             return
-        for spool in (self._lengths, self._counts):
-            spool.close()
-        for ending in (".idx", ".lengths", ".counts", ".bin"):
+        for ending in (".idx", ".counts", ".bin", ".lengths"):
             Path(self.path(ending) + PARTIAL).unlink(missing_ok=True)
-        self._bin.close()
+        for stream in (self._bin, self._counts, self._lengths):
+            stream.close()
 
 
 def publish_all(writers: list[PairWriter], marker: Path) -> None:
-    """Publish pairs that belong together. While `marker` stands, the set is not complete."""
+    """Publish pairs that belong together. While `marker` stands, the set is not complete.
+
+    The locks are held until it is gone, so that who finds it knows that its owner is dead.
+    """
     for writer in writers:
         writer.seal()
     marker.touch()
@@ -155,12 +157,15 @@ def publish_all(writers: list[PairWriter], marker: Path) -> None:
         writer.publish()
     marker.unlink()
     sync_folder(marker.parent)
+    for writer in writers:
+        writer.discard()
 
 
 def refuse_existing(prefixes: list[str], marker: Path, overwrite: bool) -> None:
     """Raise `UserError` when an output is there already, unless it may be replaced.
 
-    What a run left that died while publishing (its marker still stands) is no finished output.
+    What a run left that died while publishing (its marker still stands) is no finished output. To be called
+    with the outputs locked; an earlier call only saves the user some waiting.
     """
     if overwrite or marker.exists():
         return
@@ -168,6 +173,13 @@ def refuse_existing(prefixes: list[str], marker: Path, overwrite: bool) -> None:
         for ending in (".idx", ".bin"):
             if os.path.exists(prefix + ending):
                 raise UserError(f"{prefix + ending} exists already; --overwrite replaces it")
+
+
+def remove_left_overs(prefixes: list[str]) -> None:
+    """Remove temporary files of runs that were killed; to be called with the outputs locked."""
+    for prefix in prefixes:
+        for name in glob.glob(f"{glob.escape(prefix)}.*{PARTIAL}"):
+            os.unlink(name)
 
 
 def concatenate(parts: list[PairWriter], target: PairWriter) -> None:
