@@ -1,0 +1,163 @@
+"""A SentencePiece model as a `tokenizer.json` that gives the same ids, and the comparison that shows it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from megatron_lrpath.errors import UserError
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # sentencepiece_model.proto
+UNIGRAM, BPE = 1, 2
+SPACE = "▁"
+
+# Text on which converted tokenizers go wrong: spaces, symbols spelled out, scripts, emoji, controls.
+NASTY = (
+    "", " ", "   ", "\n", "\t\t x", " leading", "trailing ", "two  spaces   three", "a\n\n\nb\r\nc", "\u00a0nbsp\u3000wide",
+    "<s>", "</s> <unk><pad>", "<s>text</s>", "<0x41><0x0A>", "▁literal▁▁ ▁", "naïve café nai\u0308ve", "ﬁﬂ ½ ² Å Ⅷ",
+    "中文字符。日本語カタカナ", "한국어 العربية עברית हिन्दी ไทย", "👩‍👩‍👧‍👦🏳️‍🌈 😀😀", "\u200b\u200d\ufeff\u2028", "\x01\x7f",
+    "aaaaaaaaaaaaaaaaaaaaa", "=" * 37, "0123456789 3.14159 1e-5", "def f(x):\n    return x  # ok\n", "İıſẞß",
+    "\U00010348\U0001f9ff\U000e0001", "[INST] <<SYS>> <|im_start|>user\n", "e\u0301\u0301\u0301", "x" * 300,
+)  # fmt: skip
+
+
+def read_model(path: Path) -> Any:
+    """The parsed model file.
+
+    Raises:
+        UserError: it is not one.
+    """
+    from google.protobuf.message import DecodeError
+    from sentencepiece import sentencepiece_model_pb2
+
+    model = sentencepiece_model_pb2.ModelProto()
+    try:
+        model.ParseFromString(path.read_bytes())
+    except (OSError, DecodeError) as error:
+        raise UserError(f"{path}: not a SentencePiece model ({error}).") from None
+    return model
+
+
+def fast_tokenizer(model: Any) -> Any:
+    """The `tokenizers.Tokenizer` of a parsed SentencePiece model (BPE or Unigram).
+
+    Control symbols are special tokens; spelled out in a text they are text, as in SentencePiece, as long as the
+    tokenizer splits special tokens (`split_special_tokens` in its configuration).
+
+    Raises:
+        UserError: a model of another type, or with spaces as suffixes.
+    """
+    from tokenizers import AddedToken, Tokenizer, pre_tokenizers
+
+    if model.trainer_spec.model_type not in (UNIGRAM, BPE) or model.trainer_spec.treat_whitespace_as_suffix:
+        raise UserError("only SentencePiece models of type bpe or unigram, with spaces as prefixes, are converted.")
+    symbols = [piece.piece for piece in model.pieces if piece.type == USER_DEFINED]
+    tokenizer = Tokenizer(
+        bpe_model(model, bool(symbols)) if model.trainer_spec.model_type == BPE else unigram_model(model)
+    )
+    tokenizer.normalizer = normalizer(model.normalizer_spec)
+    if symbols:
+        # Longest first, as SentencePiece matches them; each is one token and nothing merges across it.
+        words = sorted((symbol.replace(" ", SPACE) for symbol in symbols), key=lambda word: (-len(word), word))
+        pattern = "|".join(re.escape(word) for word in words)
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(regex(pattern), behavior="isolated")
+    tokenizer.decoder = decoder(model.normalizer_spec)
+    special = [piece.piece for piece in model.pieces if piece.type in (CONTROL, UNKNOWN)]
+    tokenizer.add_special_tokens([AddedToken(word, special=True, normalized=False) for word in special])
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def regex(pattern: str) -> Any:
+    """A regular expression for the tokenizers library."""
+    from tokenizers import Regex
+
+    return Regex(pattern)
+
+
+def bpe_model(model: Any, whole_words: bool) -> Any:
+    """Byte-pair encoding: SentencePiece joins the neighbours whose joint piece has the best score.
+
+    Args:
+        model: the parsed model.
+        whole_words: whether a word that is a piece is that piece at once (for symbols that nothing merges into).
+    """
+    from tokenizers import models
+
+    vocabulary = {piece.piece: number for number, piece in enumerate(model.pieces)}
+    return models.BPE(
+        vocab=vocabulary,
+        merges=list(merges(model)),
+        unk_token=model.trainer_spec.unk_piece,
+        fuse_unk=True,
+        byte_fallback=model.trainer_spec.byte_fallback,
+        ignore_merges=whole_words,
+    )
+
+
+def merges(model: Any) -> Iterator[tuple[str, str]]:
+    """Every way to make a piece out of two, best piece first."""
+    normal = {piece.piece for piece in model.pieces if piece.type in (NORMAL, USER_DEFINED, UNUSED)}
+    ranked = sorted((piece for piece in model.pieces if piece.type == NORMAL), key=lambda piece: -piece.score)
+    for piece in ranked:
+        word = piece.piece
+        for cut in range(1, len(word)):
+            if word[:cut] in normal and word[cut:] in normal:
+                yield word[:cut], word[cut:]
+
+
+def unigram_model(model: Any) -> Any:
+    """A unigram language model; symbols that text never becomes get a score that no path would take."""
+    from tokenizers import models
+
+    worst = min((piece.score for piece in model.pieces if piece.type == NORMAL), default=0.0) - 10.0
+
+    def score(piece: Any) -> float:
+        if piece.type == USER_DEFINED:
+            return 0.0
+        return float(piece.score if piece.type == NORMAL else (len(piece.piece) + 1) * worst)
+
+    vocabulary = [(piece.piece, score(piece)) for piece in model.pieces]
+    return models.Unigram(vocabulary, model.trainer_spec.unk_id, model.trainer_spec.byte_fallback)
+
+
+def normalizer(spec: Any) -> Any:
+    """What SentencePiece does to a text first: character map, extra spaces, leading space, spaces as ▁."""
+    from tokenizers import normalizers
+
+    steps: list[Any] = []
+    if spec.precompiled_charsmap:
+        steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
+    if spec.remove_extra_whitespaces:
+        steps += [
+            normalizers.Replace(regex(r"\A +| +\z"), ""),
+            normalizers.Replace(regex(" {2,}"), " "),
+        ]
+    if spec.add_dummy_prefix:
+        steps.append(normalizers.Prepend(SPACE))
+    if spec.escape_whitespaces:
+        steps.append(normalizers.Replace(" ", SPACE))
+    return normalizers.Sequence(steps)
+
+
+def decoder(spec: Any) -> Any:
+    """Pieces back to text."""
+    from tokenizers import decoders
+
+    steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    if spec.add_dummy_prefix:
+        steps.append(decoders.Strip(" ", 1, 0))
+    return decoders.Sequence(steps)
+
+
+def first_difference(path: Path, tokenizer: Any, texts: Iterable[str]) -> str | None:
+    """The first text that the two tokenize differently, None where they agree on all."""
+    import sentencepiece
+
+    original = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    for text in texts:
+        if original.encode(text) != tokenizer.encode(text, add_special_tokens=False).ids:
+            return text
+    return None
