@@ -7,3 +7,7 @@ class UserError(Exception):
 
 class PlanError(UserError):
     """A plan file that cannot be used; the message begins with `FILE:LINE:`."""
+
+
+class TrainingStoppedError(Exception):
+    """A training that cannot go on, through no fault of the command line; the trainer prints it and exits with 1."""

@@ -86,7 +86,7 @@ def test_a_checkpoint_is_complete_only_when_its_last_file_or_the_tracker_says_so
 
 def test_the_tracker_vouches_for_folders_that_are_there_and_no_newer(tmp_path):
     for step in (20, 40, 60):
-        (tmp_path / f"iter_{step:07d}").mkdir()
+        (tmp_path / f"iter_{step:07d}/mp_rank_00").mkdir(parents=True)
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("40")
     assert complete_steps(tmp_path) == [20, 40]
     assert not checkpoint_complete(tmp_path, 30)

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.schedule import STYLES, WSD_DECAY_SHAPES
+from megatron_lrpath.training.spikes import add_spike_arguments
 
 KINDS = ("main", "branch", "scratch", "continual")
 CPT_VARIANTS = ("reset-max", "rewarm-max", "keep-min")
@@ -107,6 +108,13 @@ def add_lrpath_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentPa
         default="linear",
         help="WSD: shape of the decay",
     )
+    group.add_argument(
+        "--checkpoint-check",
+        choices=("checksums", "sizes"),
+        default="checksums",
+        help="what of a checkpoint is compared with its manifest before it is loaded",
+    )
+    add_spike_arguments(parser)
     return parser
 
 
@@ -133,9 +141,7 @@ def full_parser(suppress_defaults: bool = False) -> argparse.ArgumentParser:
     """Megatron's parser with our group; with `suppress_defaults` it returns only what is said explicitly."""
     from megatron.training.arguments import add_megatron_arguments
 
-    parser = OneLineParser(
-        allow_abbrev=False, prog="pretrain_gpt.py", formatter_class=TolerantFormatter
-    )
+    parser = OneLineParser(allow_abbrev=False, prog="pretrain_gpt.py", formatter_class=TolerantFormatter)
     add_lrpath_arguments(add_megatron_arguments(parser))
     if suppress_defaults:
         for action in parser._actions:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.training.checkpoints_on_disk import checkpoint_complete, complete_steps, latest_step
-from megatron_lrpath.training.context import ParentCheckpoint, RunContext
+from megatron_lrpath.training.checkpoints_on_disk import checkpoint_complete, complete_steps
+from megatron_lrpath.training.context import ParentCheckpoint
 
 # Arguments that make a model: a checkpoint of another one cannot be continued.
 MODEL_ARGUMENTS = (
@@ -19,36 +19,16 @@ MODEL_ARGUMENTS = (
 )  # fmt: skip
 
 
-def set_load(args: Any, context: RunContext) -> int:
-    """Point Megatron at the checkpoint to start from: its own newest, else the parent's at the branch point.
-
-    The parent's folder is only read: `--save` is this run's own.
-
-    Returns:
-        The step at which the run starts (0 from random weights).
+def refuse_own_parent(own: Path, parent: ParentCheckpoint | None) -> None:
+    """Refuse to save into the parent's folder, which a run only reads.
 
     Raises:
-        UserError: the parent lacks the checkpoint, or a run would save into its parent.
+        UserError: a run would save into its parent.
     """
-    own = Path(args.save)
-    parent = context.parent
     if parent is not None and own.resolve() == parent.folder.resolve():
         raise UserError(
             f"--save {own} is the parent's own checkpoint folder: a run never writes into its parent."
         )
-    args.finetune = args.no_load_optim = args.no_load_rng = False
-    args.exit_on_missing_checkpoint = False
-    step = latest_step(own)
-    if step is not None:
-        args.load, args.ckpt_step = str(own), None
-        return step
-    if parent is None:
-        args.load, args.ckpt_step = None, None
-        return 0
-    require_checkpoint(parent)
-    args.load, args.ckpt_step = str(parent.folder), parent.step
-    args.exit_on_missing_checkpoint = True
-    return parent.step
 
 
 def require_checkpoint(parent: ParentCheckpoint) -> None:

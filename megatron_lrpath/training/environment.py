@@ -72,14 +72,14 @@ def flags(device: str) -> dict[str, Any]:
 
 
 def wrap_get_write_results_queue(original: Callable[..., Any]) -> Callable[..., Any]:
-    """A plain queue for synchronous saves; asynchronous ones write in another process and keep Megatron's."""
+    """A plain queue for synchronous saves; one of a forked process for those that another process writes."""
     local: queue.Queue[Any] = queue.Queue()
 
     @functools.wraps(original)
     def get_write_results_queue(mp_mode: str = "spawn") -> Any:
         from megatron.training import get_args
 
-        return original(mp_mode) if get_args().async_save else local
+        return original("fork") if get_args().async_save else local
 
     return get_write_results_queue
 

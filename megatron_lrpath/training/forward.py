@@ -13,6 +13,8 @@ from megatron.core.utils import get_attr_wrapped_model, get_batch_on_this_cp_ran
 from megatron.training import get_args, get_timers
 from torch import Tensor
 
+from megatron_lrpath.training.guard import current_guard
+
 Batch = dict[str, Tensor | None]
 KEYS = ("tokens", "labels", "loss_mask", "position_ids", "attention_mask")
 
@@ -74,6 +76,8 @@ def loss_function(loss_mask: Tensor, losses: Tensor) -> tuple[Tensor, Tensor, di
     tokens = mask.sum().detach().to(torch.int)
     if get_args().check_for_nan_in_loss_and_grad:
         check_finite(loss)
+    if (guard := current_guard()) is not None:
+        guard.note(loss, tokens)
     report = {"lm loss": torch.cat([loss.detach().view(1), tokens.view(1)])}
     return loss, tokens, report
 

@@ -12,7 +12,7 @@ from megatron_lrpath.schedule import LRPath, Schedule
 from megatron_lrpath.training.context import ParentCheckpoint, RunContext
 
 # Arguments of the group that say which run this is; a result does not depend on their wording.
-OWN = ("plan", "paradigm", "run", "device")
+OWN = ("plan", "paradigm", "run", "device", "checkpoint_check")
 
 
 def flag(destination: str) -> str:
@@ -23,6 +23,8 @@ def flag(destination: str) -> str:
 def results_arguments(said: Mapping[str, Any]) -> dict[str, Any]:
     """The explicit arguments that a run's result depends on, as JSON values."""
     kept = {name: said[name] for name in sorted(said) if not is_neutral(name) and name not in OWN}
+    if said.get("loss_spike_action", "log") != "skip":
+        kept = {name: kept[name] for name in kept if not name.startswith("loss_spike_")}
     return dict(json.loads(json.dumps(kept, default=str)))
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,8 @@ from typing import Any, TextIO
 
 from megatron_lrpath.files import atomic_write_text
 from megatron_lrpath.training.context import get_context
+from megatron_lrpath.training.guard import current_guard
+from megatron_lrpath.training.lineage import add_skipped
 from megatron_lrpath.training.scheduler import current_scheduler
 
 HISTORY = "history.jsonl"
@@ -38,6 +42,10 @@ class History:
         self.stream.write(json.dumps(record) + "\n")
         self.stream.flush()
 
+    def sync(self) -> None:
+        """Let what was written survive a power cut: a checkpoint is about to stand for it."""
+        os.fsync(self.stream.fileno())
+
 
 def drop_steps_after(path: Path, step: int) -> None:
     """Cut a history back to `step`: what a killed run did after its last checkpoint, and a torn last line."""
@@ -54,6 +62,14 @@ def is_step_up_to(line: str, step: int) -> bool:
         return int(json.loads(line)["step"]) <= step
     except (ValueError, KeyError, TypeError):
         return False
+
+
+def losses_before(folder: Path, step: int, count: int) -> list[float]:
+    """The losses of the last `count` steps up to `step` in a run's history, as far as it holds them."""
+    path = folder / HISTORY
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    rows = [json.loads(line) for line in lines if is_step_up_to(line, step)]
+    return [row["loss"] for row in rows if isinstance(row.get("loss"), float)][-count:]
 
 
 def last_loss(folder: Path) -> float | None:
@@ -78,8 +94,9 @@ def record_step(
         return
     if _history is None:
         _history = History(context.folder / HISTORY, iteration - 1)
-    loss = loss_dict.get("lm loss")
-    record = {
+    guard = current_guard()
+    loss = guard.loss if guard and guard.loss is not None else loss_dict.get("lm loss")
+    record: dict[str, Any] = {
         "step": iteration,
         "consumed_samples": get_args().consumed_train_samples,
         "lr": lr,
@@ -88,7 +105,38 @@ def record_step(
     }
     if skipped:
         record["skipped"] = True
+    if guard and guard.spike:
+        record["spike"] = {"median": guard.spike.median, "limit": guard.spike.limit}
     _history.append(record)
+
+
+def sync_history() -> None:
+    """Sync the history, on the rank that writes it."""
+    if _history is not None:
+        _history.sync()
+
+
+def report_spike(iteration: int) -> None:
+    """Say that the step was a loss spike, with its samples; a skipped one enters the lineage. On rank 0."""
+    from megatron.training import get_args
+
+    guard, context, args = current_guard(), get_context(), get_args()
+    if guard is None or guard.spike is None or args.rank != 0:
+        return
+    last = args.consumed_train_samples - 1
+    first = last + 1 - args.global_batch_size
+    spike, action = guard.spike, "update skipped" if guard.skipped else "update made"
+    print(
+        f"lrpath: WARNING: step {iteration}: loss spike: {spike.loss:.4f} over a running median of "
+        f"{spike.median:.4f} (limit {spike.limit:.4f}); samples {first} to {last}; {action}",
+        file=sys.stderr,
+        flush=True,
+    )
+    if guard.skipped and context is not None and context.folder is not None:
+        add_skipped(
+            context.folder,
+            {"step": iteration, "samples": [first, last], "loss": spike.loss, "median": spike.median},
+        )
 
 
 def wrap_training_log(original: Callable[..., bool]) -> Callable[..., bool]:
@@ -107,11 +155,16 @@ def wrap_training_log(original: Callable[..., bool]) -> Callable[..., bool]:
         *args: Any,
         **kwargs: Any,
     ) -> bool:
-        scheduler = current_scheduler()
+        scheduler, guard = current_scheduler(), current_guard()
         if scheduler is not None:
-            if not skipped_iter and learning_rate is not None:
+            if skipped_iter:
+                scheduler.step(0)  # Megatron leaves the rate; here it belongs to the consumed samples
+            if learning_rate is not None:
                 learning_rate = scheduler.used_lr
             record_step(loss_dict, iteration, bool(skipped_iter), grad_norm, scheduler.used_lr)
+            report_spike(iteration)
+        if guard is not None:
+            guard.step_ended()
         return original(
             loss_dict,
             total_loss_dict,

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from megatron_lrpath.training import signals
 from megatron_lrpath.training.context import get_context
 
 
@@ -25,7 +26,7 @@ def must_save(args: Any, iteration: int) -> bool:
 
 
 def wrap_checkpoint_and_decide_exit(original: Callable[..., bool]) -> Callable[..., bool]:
-    """Save at the steps to keep, then decide as Megatron does."""
+    """Save at the steps to keep, decide as Megatron does, save and stop where a signal asks for it."""
 
     @functools.wraps(original)
     def checkpoint_and_decide_exit(
@@ -40,17 +41,14 @@ def wrap_checkpoint_and_decide_exit(original: Callable[..., bool]) -> Callable[.
         from megatron.training import get_args
         from megatron.training.training import save_checkpoint_and_time
 
+        state = (iteration, model, optimizer, opt_param_scheduler, num_floating_point_operations_so_far)
+
+        def save() -> None:
+            save_checkpoint_and_time(*state, checkpointing_context, train_data_iterator=train_data_iterator)
+
         if must_save(get_args(), iteration):
-            save_checkpoint_and_time(
-                iteration,
-                model,
-                optimizer,
-                opt_param_scheduler,
-                num_floating_point_operations_so_far,
-                checkpointing_context,
-                train_data_iterator=train_data_iterator,
-            )
-        return original(
+            save()
+        if original(
             model,
             optimizer,
             opt_param_scheduler,
@@ -58,17 +56,10 @@ def wrap_checkpoint_and_decide_exit(original: Callable[..., bool]) -> Callable[.
             num_floating_point_operations_so_far,
             checkpointing_context,
             train_data_iterator,
-        )
+        ):
+            return True
+        if signals.stopping():
+            save()
+        return signals.stopping()
 
     return checkpoint_and_decide_exit
-
-
-def wrap_delete_checkpoint(original: Callable[..., None]) -> Callable[..., None]:
-    """Retention leaves the steps to keep alone."""
-
-    @functools.wraps(original)
-    def delete_checkpoint(save_path: str, iteration_to_delete: int, *args: Any, **kwargs: Any) -> None:
-        if iteration_to_delete not in keep_steps():
-            original(save_path, iteration_to_delete, *args, **kwargs)
-
-    return delete_checkpoint

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -58,6 +59,15 @@ def git_commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def launch_record() -> dict[str, Any] | None:
+    """What a launcher found out about the machines of this start (in the file LRPATH_LAUNCH), None without one."""
+    try:
+        record = json.loads(Path(os.environ["LRPATH_LAUNCH"]).read_text(encoding="utf-8"))
+    except (KeyError, OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def read_lineage(folder: Path) -> dict[str, Any] | None:
@@ -163,6 +173,7 @@ def write_lineage(
         "packages": package_versions(),
         "git_commit": git_commit(),
         "command": sys.argv,
+        "launch": launch_record(),
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     lineage = {
@@ -170,5 +181,14 @@ def write_lineage(
         "identity_hash": digest,
         "parent": earlier["parent"] if earlier else parent,
         "starts": [*(earlier["starts"] if earlier else []), start],
+        "skipped": [one for one in (earlier or {}).get("skipped", []) if one["step"] <= first_step],
     }
     atomic_write_json(folder / LINEAGE, lineage)
+
+
+def add_skipped(folder: Path, record: dict[str, Any]) -> None:
+    """Record a batch whose update was skipped for a loss spike: `step`, `samples` (first, last), losses."""
+    lineage = read_lineage(folder)
+    if lineage is not None:
+        lineage["skipped"] = [*lineage.get("skipped", []), record]
+        atomic_write_json(folder / LINEAGE, lineage)

@@ -10,23 +10,35 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lrpath import backend
-from megatron_lrpath.errors import UserError
+from megatron_lrpath.errors import TrainingStoppedError, UserError
 from megatron_lrpath.files import atomic_write_json
+from megatron_lrpath.training import signals
 
 
 def main(words: list[str] | None = None) -> None:
-    """Train the run that the command line describes; a user's error is one message and exit code 2."""
+    """Train the run that the command line describes.
+
+    A user's error is one message and exit code 2, a training that cannot go on one message and 1; one that
+    saved and stopped for a signal leaves with `signals.SAVED_AND_STOPPED`.
+    """
     for category in (DeprecationWarning, FutureWarning, SyntaxWarning):
         warnings.filterwarnings("ignore", category=category)
     # Said on every start where they are not installed; `environment.flags` has drawn the consequences.
     warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex|transformer-engine).*")
+    signals.watch()
     try:
         train(sys.argv[1:] if words is None else words)
     except UserError as error:
-        if int(os.environ.get("RANK", "0")) == 0:
-            print(f"lrpath: error: {error}", file=sys.stderr, flush=True)
-        # Other ranks may wait in a collective: leave at once, torchrun ends them.
-        os._exit(2)
+        leave(error, 2)
+    except TrainingStoppedError as error:
+        leave(error, 1)
+
+
+def leave(error: Exception, status: int) -> None:
+    """Say what was wrong, on rank 0, and leave at once: other ranks may wait in a collective."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(f"lrpath: error: {error}", file=sys.stderr, flush=True)
+    os._exit(status)
 
 
 def device_of(words: list[str]) -> str:
@@ -46,26 +58,47 @@ def train(words: list[str]) -> None:
     backend.activate(device)
     set_single_process_environment()
 
-    from megatron.core.enums import ModelType
-    from megatron.training import pretrain, set_startup_timestamps
+    from megatron.training import set_startup_timestamps
 
-    from megatron_lrpath.training import datasets, forward, seams, setup
+    from megatron_lrpath.training import seams, setup
 
     seams.apply(device)
     args, context = setup.arguments(words, device)
     set_startup_timestamps(program_start=start, main_entry=time.time())
-    if context is not None and setup.begin(args, context) >= args.train_iters:
+    if context is None:
+        signals.let_go()
+        return loop(args, None)
+    first_step, store = setup.begin(args, context, device)
+    if first_step < args.train_iters:
+        loop(args, store)
+    else:
         print(f"{context.kind}: step {args.train_iters} is reached already, nothing to train", flush=True)
-        return finish(args, context)
-    pretrain(
-        setup.configuration(args),
-        datasets.provide_datasets,
-        ModelType.encoder_or_decoder,
-        forward.forward_step,
-    )
-    if context is not None:
-        finish(args, context)
+    finish(args, context)
     setup.end()
+
+
+def loop(args: Any, store: Any) -> None:
+    """Hand over to Megatron's `pretrain`; leave with a code of its own where a signal ended it."""
+    from megatron.core.enums import ModelType
+    from megatron.training import pretrain
+
+    from megatron_lrpath.training import datasets, forward, saves, setup
+
+    try:
+        pretrain(
+            setup.configuration(args),
+            datasets.provide_datasets,
+            ModelType.encoder_or_decoder,
+            forward.forward_step,
+            store=store,
+        )
+    except SystemExit:
+        if not signals.stopping():
+            raise
+        current = saves.current_saves()
+        saved = current is not None and not current.failed_last
+        setup.end()
+        sys.exit(signals.SAVED_AND_STOPPED if saved else 1)
 
 
 def set_single_process_environment() -> None:
@@ -79,14 +112,23 @@ def set_single_process_environment() -> None:
 
 
 def finish(args: Any, context: Any) -> None:
-    """Mark the run complete with `result.json`, once its last checkpoint stands."""
+    """Mark the run complete with `result.json`, once its last checkpoint stands.
+
+    Raises:
+        TrainingStoppedError: it does not.
+    """
     from megatron_lrpath.training.checkpoints_on_disk import latest_step
     from megatron_lrpath.training.history import last_loss
 
-    if context.folder is None or int(os.environ["RANK"]) != 0:
+    if int(os.environ["RANK"]) != 0:
         return
-    last = latest_step(Path(args.save))
-    if last is not None and last >= args.train_iters:
+    last = latest_step(Path(args.save)) or 0
+    if last < args.train_iters:
+        raise TrainingStoppedError(
+            f"{args.save}: trained to step {args.train_iters}, but the newest checkpoint is of step {last}. "
+            "Call again to go on from there."
+        )
+    if context.folder is not None:
         result = {
             "run": context.run.name,
             "paradigm": context.run.paradigm,

@@ -12,10 +12,19 @@ from typing import Any
 import torch.distributed as dist
 
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.training import branch, environment, from_arguments, from_plan, lineage
+from megatron_lrpath.training import (
+    branch,
+    environment,
+    from_arguments,
+    from_plan,
+    lineage,
+    safeguards,
+)
 from megatron_lrpath.training.arguments import add_lrpath_arguments, explicit_arguments
 from megatron_lrpath.training.checkpoints_on_disk import CHECKPOINTS, latest_step
 from megatron_lrpath.training.context import RunContext, set_context
+from megatron_lrpath.training.ranks import Ranks
+from megatron_lrpath.training.start import agree_on_start
 
 
 def arguments(words: list[str], device: str) -> tuple[Any, RunContext | None]:
@@ -33,6 +42,8 @@ def arguments(words: list[str], device: str) -> tuple[Any, RunContext | None]:
     set_environment_flags(args, explicit_arguments(sys.argv[1:]), device)
     context = make_context(args, said)
     set_context(context)
+    if context is not None:
+        safeguards.before_validation(args)
     validate(args, validate_args)
     if context is not None and context.folder is not None:
         check_lineage(context)
@@ -99,17 +110,26 @@ def check_lineage(context: RunContext) -> None:
     lineage.check_parent(context.folder, context.plan.folder(parent), context.parent.step, identity)
 
 
-def begin(args: Any, context: RunContext) -> int:
-    """Choose the checkpoint to start from and record the start; returns the step it starts at."""
-    first_step = branch.set_load(args, context)
-    if args.load is not None:
-        branch.check_model(args, Path(args.load), first_step)
-        branch.declare_rates(args, Path(args.load), first_step)
+def begin(args: Any, context: RunContext, device: str) -> tuple[int, dist.Store | None]:
+    """Choose the checkpoint to start from and record the start.
+
+    Returns:
+        The step the run starts at, and the store in which its ranks have met (None for one process).
+    """
+    own = Path(args.save)
+    branch.refuse_own_parent(own, context.parent)
+    ranks = Ranks.from_environment()
+    start = agree_on_start(own, context.parent, ranks, args.checkpoint_check)
+    start.apply(args)
+    if start.folder is not None:
+        branch.check_model(args, Path(start.folder), start.step)
+        branch.declare_rates(args, Path(start.folder), start.step)
+    safeguards.install(args, context, start, ranks, device)
     if context.folder is not None and args.rank == 0:
         lineage.write_lineage(
-            context.folder, context.identity, parent_record(context), first_step, args.world_size
+            context.folder, context.identity, parent_record(context), start.step, args.world_size
         )
-    return first_step
+    return start.step, ranks.store
 
 
 def parent_record(context: RunContext) -> dict[str, Any] | None:

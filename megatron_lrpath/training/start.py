@@ -10,6 +10,7 @@ from typing import Any
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.training import checkpoints_on_disk as disk
+from megatron_lrpath.training.branch import require_checkpoint
 from megatron_lrpath.training.context import ParentCheckpoint
 from megatron_lrpath.training.manifest import (
     MANIFEST,
@@ -20,6 +21,7 @@ from megatron_lrpath.training.manifest import (
     wrong_sizes,
 )
 from megatron_lrpath.training.ranks import Ranks
+from megatron_lrpath.training.runlock import RunLock, hold
 
 CHECKS = ("checksums", "sizes")
 Problems = list[str]
@@ -39,11 +41,18 @@ class Start:
     step: int
     existing: list[int] = field(default_factory=list)
 
+    def apply(self, args: Any) -> None:
+        """Point Megatron at that checkpoint, all of it, and at no other."""
+        args.finetune = args.no_load_optim = args.no_load_rng = False
+        args.load = self.folder
+        args.ckpt_step = self.step if self.folder is not None else None
+        args.exit_on_missing_checkpoint = self.folder is not None
+
 
 def agree_on_start(
     own: Path, parent: ParentCheckpoint | None, ranks: Ranks, check: str = "checksums"
 ) -> Start:
-    """The run's start, the same on all ranks; rank 0 (which holds the run's lock) tidies up behind a killed process.
+    """The run's start, the same on all ranks; rank 0 locks the run and tidies up behind a killed process.
 
     Args:
         own: the run's checkpoint folder.
@@ -51,11 +60,13 @@ def agree_on_start(
         check: `checksums` reads every file before it is loaded, `sizes` only looks at their sizes.
 
     Raises:
-        UserError: nothing to start from: the parent's checkpoint is missing, or every checkpoint is damaged.
+        UserError: another process trains this run, the parent's checkpoint is missing, or every checkpoint is
+            damaged.
     """
     if ranks.rank:
         return follow(ranks)
     try:
+        hold_lock(own)
         disk.sweep(own)
         start = choose(own, parent, lambda root, step: damage(root, step, check, ranks))
     except UserError as error:
@@ -63,6 +74,21 @@ def agree_on_start(
         raise
     ranks.share({"start": asdict(start)})
     return start
+
+
+_lock: RunLock | None = None
+
+
+def hold_lock(own: Path) -> None:
+    """Take the run's lock, for as long as this process lives."""
+    global _lock
+    _lock = hold(own)
+
+
+def release_lock() -> None:
+    """Let go of the run's lock, where this process has it."""
+    if _lock is not None:
+        _lock.close()
 
 
 def follow(ranks: Ranks) -> Start:
@@ -81,9 +107,7 @@ def follow(ranks: Ranks) -> Start:
         ranks.collect(content_problems(folder, ranks))
 
 
-def choose(
-    own: Path, parent: ParentCheckpoint | None, damage_of: Callable[[Path, int], Problems]
-) -> Start:
+def choose(own: Path, parent: ParentCheckpoint | None, damage_of: Callable[[Path, int], Problems]) -> Start:
     """The newest whole checkpoint of the run; before the first one the parent's, or random weights.
 
     What is newer and damaged is set aside, with a loud message. A parent's checkpoint is never touched.
@@ -94,11 +118,14 @@ def choose(
             disk.write_tracker(own, step)
             return Start(str(own), step, disk.complete_steps(own))
         aside = disk.set_aside(own, step)
-        warn(f"{own}: the checkpoint of step {step} is damaged: {'; '.join(problems)}. Set aside as {aside.name}")
+        warn(
+            f"{own}: the checkpoint of step {step} is damaged: {'; '.join(problems)}. Set aside as "
+            f"{aside.name}; the run goes back to the one before it."
+        )
     if found := disk.damaged_found(own):
         raise UserError(
-            f"{own}: no whole checkpoint is left, only damaged ones: {', '.join(found)}. Restore one from a backup "
-            f"(without the ending {disk.DAMAGED}), or move this folder away to train the run anew."
+            f"{own}: no whole checkpoint is left, only damaged ones: {', '.join(found)}. Restore one from a "
+            f"backup (without the ending {disk.DAMAGED}), or move this folder away to train the run anew."
         )
     if parent is None:
         return Start(None, 0)
@@ -138,18 +165,6 @@ def content_problems(folder: Path, ranks: Ranks) -> Problems:
     except ManifestError as error:
         return [f"rank {ranks.rank}: {error}"]
     return wrong_content(folder, sums, share_of(ranks.rank, ranks.world, sums))
-
-
-def require_checkpoint(parent: ParentCheckpoint) -> None:
-    """Stop, with the steps that exist, where the parent's checkpoint is missing."""
-    if disk.checkpoint_complete(parent.folder, parent.step):
-        return
-    steps = disk.complete_steps(parent.folder)
-    have = f"it has steps {', '.join(map(str, steps))}" if steps else "it has no complete checkpoint yet"
-    raise UserError(
-        f"{parent.folder}: no checkpoint of step {parent.step}; {have}. Run the parent up to step {parent.step} "
-        "(it saves its branch points whatever its save interval), or restore that checkpoint."
-    )
 
 
 def warn(text: Any) -> None:

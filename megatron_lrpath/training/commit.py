@@ -1,0 +1,191 @@
+"""Saving: a checkpoint is written aside, gets a manifest, and counts once it is renamed.
+
+Megatron writes where it is told to, here a folder beside the final one; the rename happens when all ranks
+have written, which with asynchronous saving is some steps later. A save that fails leaves nothing behind and
+the training going.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint import CheckpointException
+
+from megatron_lrpath.files import atomic_write_text, sync_folder
+from megatron_lrpath.training import checkpoints_on_disk as disk
+from megatron_lrpath.training import space
+from megatron_lrpath.training.history import sync_history
+from megatron_lrpath.training.manifest import FileSum, share_of, sum_file, write_manifest
+from megatron_lrpath.training.saves import SaveFailedError, current_saves
+
+SUMS = ".sums-"  # + rank: what each rank wrote, until the manifest takes it up
+
+
+def wrap_dist_save(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Write a distributed checkpoint aside; commit it now, or when the asynchronous writers are done."""
+
+    @functools.wraps(original)
+    def save(
+        sharded_state_dict: Any,
+        checkpoint_dir: str,
+        sharded_strategy: Any = None,
+        validate_access_integrity: bool = True,
+        async_sharded_save: bool = False,
+        *rest: Any,
+        **named: Any,
+    ) -> Any:
+        final = Path(checkpoint_dir)
+        words = (sharded_strategy, validate_access_integrity, async_sharded_save, *rest)
+        if current_saves() is None:
+            return original(sharded_state_dict, checkpoint_dir, *words, **named)
+        aside = disk.saving_folder(final)
+        make_room(aside, space.local_bytes(sharded_state_dict))
+        with write_failures():
+            request = original(sharded_state_dict, str(aside), *words, **named)
+        if request is not None:
+            return with_commit(request, aside, final)
+        write_sums(aside, dist.get_rank(), dist.get_world_size())
+        commit(aside, final)
+        return None
+
+    return save
+
+
+@contextmanager
+def write_failures() -> Iterator[None]:
+    """Turn what Megatron raises on all ranks when one of them could not write into our error."""
+    try:
+        yield
+    except CheckpointException as error:
+        causes = [str(cause) for cause, _ in error.failures.values()]
+        raise SaveFailedError(f"writing failed ({causes[0] if causes else 'on rank 0'})") from None
+    except OSError as error:
+        if dist.get_world_size() > 1:
+            raise  # the other ranks do not know
+        raise SaveFailedError(f"{error.strerror} ({error.filename})") from None
+
+
+def make_room(aside: Path, tensor_bytes: int) -> None:
+    """Make the folder to write in, if what all ranks write fits on the disk.
+
+    Raises:
+        SaveFailedError: it does not fit; both numbers are said.
+    """
+    total = torch.tensor([tensor_bytes], dtype=torch.int64, device="cuda")
+    dist.all_reduce(total)
+
+    def prepare() -> None:
+        shortage = space.shortage(aside.parent, int(total.item()))
+        if shortage:
+            raise SaveFailedError(shortage)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+
+    on_rank_0(prepare)
+
+
+def with_commit(request: Any, aside: Path, final: Path) -> Any:
+    """An asynchronous request whose writers sum what they write, and that ends with the commit."""
+
+    def finish() -> None:
+        with write_failures():
+            for step in request.finalize_fns:
+                step()
+        commit(aside, final)
+
+    write = request.async_fn
+    if write is not None:
+        write = functools.partial(write_then_sum, write, str(aside), dist.get_rank(), dist.get_world_size())
+    return request._replace(async_fn=write, finalize_fns=[finish])
+
+
+def write_then_sum(write: Callable[..., None], aside: str, rank: int, world: int, *args: Any) -> None:
+    """What a writer process does: Megatron's writing, then the sums of what it wrote."""
+    write(*args)
+    write_sums(Path(aside), rank, world)
+
+
+def write_sums(aside: Path, rank: int, world: int) -> None:
+    """Sum the files that `rank` wrote, into a file for rank 0 (which sums what it finds no sum of)."""
+    with suppress(OSError):
+        names = [path.name for path in aside.iterdir() if path.suffix == ".distcp"]
+        sums = {name: asdict(sum_file(aside / name)) for name in share_of(rank, world, names)}
+        atomic_write_text(aside / f"{SUMS}{rank}", json.dumps(sums))
+
+
+def commit(aside: Path, final: Path) -> None:
+    """Let the checkpoint written in `aside` count, under the name `final`. All ranks have written by now.
+
+    Raises:
+        SaveFailedError: on all ranks; what was written is gone.
+    """
+    sync_history()
+    dist.barrier()
+    on_rank_0(lambda: publish(aside, final))
+    saves = current_saves()
+    assert saves is not None
+    saves.committed(step_of(final))
+
+
+def publish(aside: Path, final: Path) -> None:
+    """Write the manifest, sync, rename, and move the tracker on."""
+    step = step_of(final)
+    write_manifest(aside, step, collect_sums(aside))
+    if final.exists():
+        # Megatron made it, empty; what is in it can only be unfinished, whole ones are never written again.
+        if any(final.iterdir()):
+            disk.set_aside(final.parent, step)
+        else:
+            final.rmdir()
+    aside.rename(final)
+    sync_folder(final.parent)
+    disk.write_tracker(final.parent, step)
+
+
+def collect_sums(aside: Path) -> dict[str, FileSum]:
+    """The sums of all files: those that the ranks left; the others (metadata) are summed and synced now."""
+    sums: dict[str, FileSum] = {}
+    for path in sorted(aside.glob(f"{SUMS}*")):
+        sums |= {name: FileSum(**entry) for name, entry in json.loads(path.read_text()).items()}
+        path.unlink()
+    for path in sorted(aside.iterdir()):
+        if path.name not in sums:
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+            sums[path.name] = sum_file(path)
+    return sums
+
+
+def on_rank_0(act: Callable[[], None]) -> None:
+    """Act on rank 0 while the others wait.
+
+    Raises:
+        SaveFailedError: on all ranks, where acting met a full or broken disk.
+    """
+    outcome: list[str | None] = [None]
+    if dist.get_rank() == 0:
+        try:
+            act()
+        except SaveFailedError as error:
+            outcome = [str(error)]
+        except OSError as error:
+            outcome = [f"{error.strerror or error} ({error.filename})"]
+    dist.broadcast_object_list(outcome, src=0)
+    if outcome[0] is not None:
+        raise SaveFailedError(outcome[0])
+
+
+def step_of(folder: Path) -> int:
+    """The step of a checkpoint folder."""
+    return int(folder.name.removeprefix("iter_"))

@@ -1,0 +1,74 @@
+"""What keeps a run safe, put in place at its start: who saves and removes, and the guard of every step."""
+
+from __future__ import annotations
+
+from multiprocessing import set_forkserver_preload
+from pathlib import Path
+from typing import Any
+
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.training import guard, orphans, saves
+from megatron_lrpath.training.context import RunContext
+from megatron_lrpath.training.environment import importable
+from megatron_lrpath.training.history import losses_before
+from megatron_lrpath.training.ranks import Ranks
+from megatron_lrpath.training.spikes import SpikeDetector
+from megatron_lrpath.training.start import Start
+
+
+def before_validation(args: Any) -> None:
+    """Choose how checkpoints are written and signals answered, before Megatron validates its arguments.
+
+    Megatron turns --async-save off without its persistent worker; see `writers` for the CPU.
+
+    Raises:
+        UserError: checkpoints of another kind are asked for.
+    """
+    if args.non_persistent_ckpt_type or args.non_persistent_save_interval:
+        raise UserError(
+            "--non-persistent-save-interval, --non-persistent-ckpt-type: a run with a learning-rate path has "
+            "one kind of checkpoint. Use a shorter --save-interval with --save-retain-interval."
+        )
+    args.exit_signal_handler = False  # ours answers
+    if args.async_save:
+        args.use_persistent_ckpt_worker = True
+        if not importable("nvidia_resiliency_ext"):
+            args.async_strategy = "mcore"
+
+
+def install(args: Any, context: RunContext, start: Start, ranks: Ranks, device: str) -> None:
+    """Take saving, retention and the check of numbers over from Megatron."""
+    retain_interval, args.save_retain_interval = args.save_retain_interval, None
+    saves.set_saves(saves.Saves(Path(args.save), context.keep_steps, retain_interval, start.existing))
+    set_forkserver_preload([orphans.__name__])
+    if device == "cpu":
+        # The persistent worker would write tensors while the training changes them (it shares their memory);
+        # a forked writer has the memory as it was.
+        args.use_persistent_ckpt_worker = False
+    check, args.check_for_nan_in_loss_and_grad = args.check_for_nan_in_loss_and_grad, False
+    guard.set_guard(
+        guard.Guard(
+            check=check,
+            detector=spike_detector(args, context, start, ranks),
+            skip=args.loss_spike_action == "skip",
+            max_skips=args.loss_spike_max_skips,
+            first_step=start.step,
+        )
+    )
+
+
+def spike_detector(args: Any, context: RunContext, start: Start, ranks: Ranks) -> SpikeDetector | None:
+    """The detector that the arguments describe, which knows the losses before this start.
+
+    Raises:
+        UserError: spikes are to be skipped in a run without a folder, which would not remember.
+    """
+    if args.loss_spike_action == "off":
+        return None
+    if args.loss_spike_action == "skip" and context.folder is None:
+        raise UserError(
+            "--loss-spike-action skip needs --plan: a skipped batch is recorded in the run's folder."
+        )
+    window = args.loss_spike_window
+    earlier = losses_before(context.folder, start.step, window) if context.folder and not ranks.rank else []
+    return SpikeDetector(args.loss_spike_threshold, window, ranks.share(earlier))

@@ -1,0 +1,176 @@
+"""What a run has saved, what it keeps of that, and what becomes of a save that fails."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from megatron_lrpath.errors import TrainingStoppedError
+from megatron_lrpath.training import checkpoints_on_disk as disk
+
+FALLBACKS = 2  # newest checkpoints that retention leaves: one more than is needed while all is well
+
+
+class SaveFailedError(Exception):
+    """A checkpoint could not be written; raised on all ranks alike. The text says why."""
+
+
+class Saves:
+    """The checkpoints of this process's run.
+
+    Args:
+        root: the run's checkpoint folder.
+        keep: steps whose checkpoints must be saved and are never removed.
+        retain_interval: of the others, besides the newest two, only multiples of this are kept; None: all.
+        existing: steps whose checkpoints were there at the start.
+    """
+
+    def __init__(
+        self, root: Path, keep: frozenset[int], retain_interval: int | None, existing: Iterable[int]
+    ) -> None:
+        self.root = root
+        self.keep = keep
+        self.retain_interval = retain_interval
+        self.steps = sorted(existing)
+        self.under_way: list[int] = []
+        self.failed_last = False
+        self._removable = self.steps[-FALLBACKS:]
+
+    def begin(self, step: int) -> bool:
+        """Note that a save begins; False where that step is saved already or is just being saved."""
+        if step in self.steps or step in self.under_way:
+            return False
+        self.under_way.append(step)
+        return True
+
+    def committed(self, step: int) -> None:
+        """Note that the checkpoint of `step` counts now; remove what retention does not keep."""
+        self.under_way = [other for other in self.under_way if other != step]
+        self.failed_last = False
+        self.steps.append(step)
+        self._removable.append(step)
+        old, self._removable = self._removable[:-FALLBACKS], self._removable[-FALLBACKS:]
+        if self.retain_interval is None or not on_rank_0():
+            return
+        going = [old_step for old_step in old if not self.is_kept(old_step)]
+        threading.Thread(target=self._remove, args=(going,), name="retention").start()
+
+    def is_kept(self, step: int) -> bool:
+        """Whether retention leaves `step` alone for ever."""
+        return step in self.keep or not self.retain_interval or step % self.retain_interval == 0
+
+    def failed(self, step: int, reason: str) -> None:
+        """Say that the checkpoint of `step` could not be saved, and go on.
+
+        Raises:
+            TrainingStoppedError: others start from that checkpoint, so that going on would lose it for good.
+        """
+        self.under_way = [other for other in self.under_way if other != step]
+        self.failed_last = True
+        if on_rank_0():
+            self.discard(step)
+        newest = f"the newest one is of step {self.steps[-1]}" if self.steps else "there is none yet"
+        message = f"{self.root}: the checkpoint of step {step} could not be saved: {reason}; {newest}."
+        if step in self.keep:
+            raise TrainingStoppedError(
+                f"{message} Other runs start from step {step}, so the training stops here. Make room "
+                "and call again."
+            )
+        if on_rank_0():
+            text = f"lrpath: WARNING: {message} The training goes on and tries again at its next save."
+            print(text, file=sys.stderr, flush=True)
+
+    def discard(self, step: int) -> None:
+        """Remove what a failed save has written, and the empty folder that Megatron made for it."""
+        folder = disk.checkpoint_folder(self.root, step)
+        shutil.rmtree(disk.saving_folder(folder), ignore_errors=True)
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+    def _remove(self, steps: list[int]) -> None:
+        for step in steps:
+            try:
+                disk.remove(self.root, step)
+            except OSError as error:
+                print(f"lrpath: WARNING: {self.root}: step {step}: {error}", file=sys.stderr, flush=True)
+
+
+_current: Saves | None = None
+
+
+def current_saves() -> Saves | None:
+    """The process's run's saves, None where Megatron saves on its own terms."""
+    return _current
+
+
+def set_saves(saves: Saves | None) -> None:
+    """Make `saves` the process's."""
+    global _current
+    _current = saves
+
+
+def on_rank_0() -> bool:
+    """Whether this is rank 0."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def wrap_save_checkpoint(original: Callable[..., None]) -> Callable[..., None]:
+    """Save a step once; a save that fails is a warning, and the training goes on."""
+
+    @functools.wraps(original)
+    def save_checkpoint(iteration: int, *args: Any, **named: Any) -> None:
+        saves = current_saves()
+        if saves is None:
+            return original(iteration, *args, **named)
+        if saves.begin(iteration):
+            try:
+                original(iteration, *args, **named)
+            except SaveFailedError as error:
+                saves.failed(iteration, str(error))
+
+    return save_checkpoint
+
+
+def wrap_maybe_finalize_async_save(original: Callable[..., None]) -> Callable[..., None]:
+    """Finish asynchronous saves; one that failed is a warning, and the training goes on."""
+
+    @functools.wraps(original)
+    def maybe_finalize_async_save(blocking: bool = False, terminate: bool = False) -> None:
+        saves = current_saves()
+        while True:
+            try:
+                return original(blocking=blocking, terminate=terminate)
+            except SaveFailedError as error:
+                assert saves is not None
+                saves.failed(saves.under_way[0], str(error))
+
+    return maybe_finalize_async_save
+
+
+def wrap_tracker_filename(original: Callable[[str], str]) -> Callable[[str], str]:
+    """Let Megatron neither write the tracker (in place) nor read it: the manifests say what is newest."""
+
+    @functools.wraps(original)
+    def get_checkpoint_tracker_filename(checkpoints_path: str) -> str:
+        return original(checkpoints_path) if current_saves() is None else os.devnull
+
+    return get_checkpoint_tracker_filename
+
+
+def wrap_wandb_save(original: Callable[..., None]) -> Callable[..., None]:
+    """Weights & Biases gets the real tracker's name."""
+
+    @functools.wraps(original)
+    def on_save_checkpoint_success(
+        checkpoint_path: str, tracker_filename: str, save_dir: str, iteration: int
+    ) -> None:
+        tracker = tracker_filename if current_saves() is None else str(Path(save_dir) / disk.TRACKER)
+        original(checkpoint_path, tracker, save_dir, iteration)
+
+    return on_save_checkpoint_success
