@@ -25,6 +25,7 @@ setup(
         "pyyaml",
         "rich>=13",
         "plotille>=5",
+        "scipy",
         "matplotlib",
         "jinja2",
         "tensorboard",

@@ -1,0 +1,240 @@
+"""The advice for a plan: fit, predictions, what to choose, and how the predictions met what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from megatron_lrpath.advise.curves import Curve, read_curves, scale_of
+from megatron_lrpath.advise.laws import Tissue
+from megatron_lrpath.advise.model import Model, build_model
+from megatron_lrpath.advise.predict import (
+    ALPHAS,
+    DECAYS,
+    Candidate,
+    Decay,
+    judged_versions,
+    own_decay,
+    predict,
+)
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.plan import Plan, differences
+
+WITHIN = 0.003
+"""How near to the best loss is near enough, unless the user says."""
+
+DOUBTFUL = 0.01
+"""Width of the interval of the chosen gap above which the advice comes with a warning."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finished branch that the fit has not seen: predicted and measured mean loss of its last steps."""
+
+    run: str
+    predicted: float
+    measured: float
+
+    @property
+    def error(self) -> float:
+        """Predicted over measured, minus 1."""
+        return self.predicted / self.measured - 1
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What `lrpath advise` has to say.
+
+    `candidates`: every alpha with every decay. `choices`: those to choose from. `chosen`: the one to take,
+    None
+    where none meets the target; `target` says in words what it was chosen by. `checks`: branches held out.
+    """
+
+    plan: Plan
+    model: Model
+    candidates: tuple[Candidate, ...]
+    choices: tuple[Candidate, ...]
+    chosen: Candidate | None
+    target: str
+    checks: tuple[Check, ...]
+
+    @property
+    def own(self) -> list[Candidate]:
+        """The candidates with the plan's own decay."""
+        return [one for one in self.candidates if one.decay == own_decay(self.plan)]
+
+    @property
+    def best(self) -> Candidate:
+        """The lowest predicted loss of those to choose from."""
+        return min(self.choices, key=lambda one: one.loss)
+
+    @property
+    def doubt(self) -> str | None:
+        """A warning where the resampled fits do not agree on what was chosen."""
+        one = self.chosen
+        if one is None or one.gap_high - one.gap_low <= DOUBTFUL:
+            return None
+        return (
+            f"The losses so far hardly tell the alphas apart: that gap lies between {one.gap_low:.1%} and "
+            f"{one.gap_high:.1%} in 95% of the fits to resampled losses. A branch at another alpha, or of "
+            f"another "
+            "version, would tell most."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        fit = self.model.fit
+        return {
+            "plan": self.plan.name,
+            "law": {
+                "name": fit.law.name,
+                "memory": fit.law.memory if isinstance(fit.law, Tissue) else None,
+                "parameters": dict(zip(fit.law.parameters, fit.parameters.tolist(), strict=True)),
+                "levels": fit.level.tolist(),
+            },
+            "curves": [curve.name for curve in self.model.data.sources],
+            "misfit": self.model.misfit,
+            "end_error": self.model.end_error,
+            "held_out": self.model.held_out,
+            "judged_versions": [self.plan.versions[index].name for index in judged_versions(self.plan)],
+            "candidates": [_candidate(self.plan, one) for one in self.candidates],
+            "target": self.target,
+            "doubt": self.doubt,
+            "chosen": _candidate(self.plan, self.chosen) if self.chosen else None,
+            "checks": [asdict(check) | {"error": check.error} for check in self.checks],
+        }
+
+
+def advise(
+    plan: Plan,
+    others: Sequence[Plan] = (),
+    within: float | None = None,
+    budget: float | None = None,
+    floors: Sequence[float] = (),
+    any_decay: bool = False,
+    fit_on: str | None = None,
+) -> Advice:
+    """Fit, predict and choose.
+
+    Args:
+        plan: the plan to advise on; its own runs are fitted.
+        others: plans with further branches off the same main path.
+        within: choose the least cost whose mean loss is at most this share above the best.
+        budget: choose the lowest loss whose relative cost is at most this.
+        floors: further ends of decays, as shares of max_lr, beside the plan's own.
+        any_decay: choose among all decays, not only alphas with the plan's own. A law that has seen one
+        shape is
+            less sure of another.
+        fit_on: fit only what had been trained when this version ended; the rest is predicted and compared.
+
+    Raises:
+        UserError: the losses logged so far support no prediction, or no alpha meets the target.
+    """
+    curves = all_curves(plan, others)
+    used = upto_version(plan, curves, fit_on) if fit_on else curves
+    model = build_model(used, scale_of(plan))
+    own = own_decay(plan)
+    decays = dict.fromkeys(
+        [own, *(Decay(shape, floor) for floor in (own.floor, *floors) for shape in DECAYS)]
+    )
+    alphas = sorted({*ALPHAS, plan.alpha})
+    candidates = tuple(predict(plan, model, decays, alphas, lambda decay: any_decay or decay == own))
+    choices = tuple(one for one in candidates if one.possible and (any_decay or one.decay == own))
+    if not choices:
+        raise UserError(
+            f"{plan.path}: no alpha from 0.1 to 1 keeps the branches out of the warm-up; lengthen v1"
+        )
+    chosen, target = choose(choices, within, budget)
+    names = {curve.name for curve in used}
+    checks = tuple(check(curve, model) for curve in curves if curve.name not in names and curve.complete)
+    return Advice(plan, model, candidates, choices, chosen, target, checks)
+
+
+def all_curves(plan: Plan, others: Sequence[Plan]) -> list[Curve]:
+    """The plan's curves, and the branches of other plans that leave the same main path."""
+    curves = read_curves(plan)
+    for other in others:
+        _check_same_main(plan, other)
+        branches = [curve for curve in read_curves(other) if curve.kind == "branch"]
+        have = {_key(curve) for curve in curves}
+        curves += [_named(curve, other) for curve in branches if _key(curve) not in have]
+    return curves
+
+
+def upto_version(plan: Plan, curves: Sequence[Curve], name: str) -> list[Curve]:
+    """The curves as they were when version `name` had ended."""
+    names = [version.name for version in plan.versions]
+    if name not in names:
+        raise UserError(f"{plan.path}: no version {name!r}; it has {', '.join(names)}")
+    last = plan.timeline.ends[names.index(name)]
+    return [curve.upto(last) if curve.kind == "main" else curve for curve in curves if _begins(curve) < last]
+
+
+def choose(
+    candidates: Sequence[Candidate], within: float | None, budget: float | None
+) -> tuple[Candidate | None, str]:
+    """The candidate that meets the targets, and the targets in words."""
+    possible = list(candidates)
+    if budget is not None:
+        possible = [one for one in possible if one.cost <= budget + 1e-9]
+        words = f"a cost of at most {budget:.3g}"
+        if within is None:
+            return min(possible, key=lambda one: one.loss, default=None), f"the lowest loss at {words}"
+        words = f"a loss within {within:.2%} of the best, at {words}"
+    else:
+        within = WITHIN if within is None else within
+        words = f"a loss within {within:.2%} of the best"
+    near = [one for one in possible if one.gap <= within + 1e-12]
+    return min(near, key=lambda one: (one.cost, one.loss), default=None), f"the least cost for {words}"
+
+
+def check(curve: Curve, model: Model) -> Check:
+    """Predicted against measured mean loss of a finished branch's last steps."""
+    steps = curve.logged[curve.tail]
+    predicted = model.fit.losses(curve.rates, steps, np.searchsorted(curve.ends, steps))
+    return Check(curve.name, float(predicted.mean()), float(curve.losses[curve.tail].mean()))
+
+
+def _candidate(plan: Plan, one: Candidate) -> dict[str, Any]:
+    losses = {
+        version.name: asdict(prediction) if prediction else None
+        for version, prediction in zip(plan.versions, one.versions, strict=True)
+    }
+    return {
+        "alpha": one.alpha,
+        "decay": one.decay.shape,
+        "min_lr_share": one.decay.floor,
+        "relative_cost": one.cost,
+        "possible": one.possible,
+        "loss": one.loss,
+        "gap": one.gap,
+        "gap_interval": [one.gap_low, one.gap_high],
+        "versions": losses,
+    }
+
+
+def _check_same_main(plan: Plan, other: Plan) -> None:
+    ours, theirs = (one.identity(one.run("ours", "main")) for one in (plan, other))
+    shorter, longer = sorted((ours, theirs), key=lambda identity: len(identity["versions"]))
+    found = differences(shorter, longer)
+    if found:
+        raise UserError(
+            f"{other.path}: its main path is not that of {plan.path}: {'; '.join(found)}. Only branches off "
+            f"one "
+            "main path can be fitted together."
+        )
+
+
+def _begins(curve: Curve) -> int:
+    return int(curve.logged[0]) - 1
+
+
+def _key(curve: Curve) -> tuple[int, bytes]:
+    return curve.version, curve.rates.tobytes()
+
+
+def _named(curve: Curve, plan: Plan) -> Curve:
+    return replace(curve, name=f"{plan.name}/{curve.name}")

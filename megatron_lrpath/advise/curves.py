@@ -1,0 +1,170 @@
+"""The loss curves that a plan's runs have left behind, thinned to points that a law can be fitted to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from megatron_lrpath.advise.areas import F64, I64, Scale, rates_of
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.plan import Plan, Run
+from megatron_lrpath.report.history import read_history
+
+POINTS = 60
+"""Points that a version's steps become at most, on each curve."""
+SHORTEST = 4
+"""Steps that a point is the mean of at least: a single batch's loss says little."""
+SKIPPED = 0.1
+"""Share of the first version that is left out at the beginning (or the warm-up twice): there no law holds."""
+DECAYED = 0.5
+"""A branch tells what a decay does once its rate is down to this share of the maximum."""
+FEWEST = 3 * SHORTEST
+"""Steps of its own that a curve needs to be read at all."""
+
+
+@dataclass(frozen=True)
+class Points:
+    """Of shape [n] each: middle step, ln of the mean loss, steps behind it, version (from 0)."""
+
+    steps: I64
+    logs: F64
+    counts: F64
+    versions: I64
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One training as if it had been one from the first step on, with the losses of the run itself.
+
+    `rates` [last step]: the rate of every step, ancestors' first. `logged`, `losses` [rows]: the run's own
+    steps and their losses (nats a token), ascending, finite. `ends` [versions]: each version's last step.
+    """
+
+    name: str
+    kind: str
+    version: int
+    rates: F64
+    logged: I64
+    losses: F64
+    ends: I64
+
+    @cached_property
+    def points(self) -> Points:
+        """Means over stretches of steps, none of them over two versions."""
+        versions = np.searchsorted(self.ends, self.logged)
+        groups = []
+        for version in np.unique(versions):
+            rows = np.flatnonzero(versions == version)
+            groups += np.array_split(rows, max(1, min(POINTS, len(rows) // SHORTEST)))
+        return Points(
+            steps=np.array([self.logged[rows[len(rows) // 2]] for rows in groups], dtype=np.int64),
+            logs=np.log([self.losses[rows].mean() for rows in groups]),
+            counts=np.array([float(len(rows)) for rows in groups]),
+            versions=np.array([versions[rows[0]] for rows in groups], dtype=np.int64),
+        )
+
+    @cached_property
+    def noise(self) -> float:
+        """The deviation of one step's ln loss, from what neighbouring steps differ by."""
+        return float(np.std(np.diff(np.log(self.losses))) / np.sqrt(2))
+
+    @property
+    def decays(self) -> bool:
+        """Whether the logged part holds a decay that went far enough to tell anything."""
+        return bool(self.rates[int(self.logged[-1]) - 1] <= DECAYED * self.rates.max())
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run is logged to its end."""
+        return int(self.logged[-1]) == len(self.rates)
+
+    @property
+    def tail(self) -> slice:
+        """The rows of the last tenth of the run's steps, at least five: its final loss is their mean."""
+        return slice(-max(5, len(self.logged) // 10), None)
+
+    def upto(self, last: int) -> Curve:
+        """The curve as it was at step `last`."""
+        inside = self.logged <= last
+        return replace(self, rates=self.rates[:last], logged=self.logged[inside], losses=self.losses[inside])
+
+
+def version_ends(plan: Plan) -> I64:
+    """The last step of each version."""
+    return np.array(plan.timeline.ends, dtype=np.int64)
+
+
+def scale_of(plan: Plan) -> Scale:
+    """The units of a fit to this plan's runs."""
+    schedule, first = plan.schedule, plan.timeline.ends[0]
+    return Scale(schedule.max_lr, schedule.max_lr * (first - schedule.warmup / 2), schedule.warmup)
+
+
+def main_rates(plan: Plan, last: int) -> F64:
+    """The main path's rate in the steps 1 to `last`, wherever the plan ends it."""
+    path = plan.run("ours", "main").path
+    rates = np.full(last, plan.schedule.max_lr)
+    warm = min(last, path.warmup)
+    rates[:warm] = rates_of(path, 0, warm)
+    return rates
+
+
+def read_curves(plan: Plan) -> list[Curve]:
+    """The main path and the branches that have been trained, in that order, as far as each has come.
+
+    Raises UserError for runs whose logged rates are not the plan's.
+    """
+    found = [read_curve(plan, run) for run in plan.runs("ours")]
+    return [curve for curve in found if curve is not None]
+
+
+def read_curve(plan: Plan, run: Run) -> Curve | None:
+    """One run's curve; None before it has logged enough steps beyond the beginning."""
+    history = read_history(Path(plan.folder(run)) / "history.jsonl")
+    losses = history["loss"]
+    begin = max(2 * plan.schedule.warmup, round(SKIPPED * plan.timeline.ends[0]), run.first_step)
+    usable = np.isfinite(losses) & (losses > 0) & (history.steps > begin)
+    _check_losses(plan, run, history.steps, losses)
+    if int(usable.sum()) < FEWEST:
+        return None
+    last = int(history.steps[-1])
+    rates = np.concatenate([main_rates(plan, run.first_step), rates_of(run.path, run.first_step, last)])
+    if run.kind == "main":
+        rates = main_rates(plan, last)
+    _check_rates(plan, run, history["lr"], rates[history.steps - 1])
+    if run.kind == "branch" and last < run.last_step:
+        rates = np.concatenate([rates, rates_of(run.path, last, run.last_step)])
+    return Curve(
+        name=run.name,
+        kind=run.kind,
+        version=run.version_index - 1,
+        rates=rates,
+        logged=history.steps[usable],
+        losses=losses[usable],
+        ends=version_ends(plan),
+    )
+
+
+def _check_losses(plan: Plan, run: Run, steps: I64, losses: F64) -> None:
+    bad = steps[~(np.isfinite(losses) & (losses > 0))]
+    if len(bad) > 0.02 * len(steps):
+        raise UserError(
+            f"{plan.folder(run) / 'history.jsonl'}: {len(bad)} of {len(steps)} steps have no finite loss "
+            f"(the first "
+            f"is step {bad[0]}). A law of the loss cannot be fitted to a run that diverged; lower the rate."
+        )
+
+
+def _check_rates(plan: Plan, run: Run, logged: F64, planned: F64) -> None:
+    known = np.isfinite(logged)
+    off = np.abs(logged - planned)[known] > 1e-3 * plan.schedule.max_lr
+    if off.any():
+        raise UserError(
+            f"{plan.folder(run)}: trained at other learning rates than those of {plan.path}, in "
+            f"{int(off.sum())} of "
+            f"{int(known.sum())} logged steps. Use the plan that it was trained with (`lrpath report` "
+            f"compares them)."
+        )

@@ -1,0 +1,160 @@
+"""What each version would end at and what all would cost, for every alpha and every decay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+
+from megatron_lrpath.advise.areas import F64, rates_of
+from megatron_lrpath.advise.curves import main_rates
+from megatron_lrpath.advise.model import Model
+from megatron_lrpath.plan import Plan
+from megatron_lrpath.schedule import LRPath, Schedule
+
+ALPHAS = tuple(round(0.05 * number, 2) for number in range(2, 21))
+DECAYS = ("cosine", "linear", "minus-sqrt", "exponential", "multi-step")
+POSITIONS = 1000
+"""Places that a decay's rates are read at; longer ones are drawn straight in between."""
+CONFIDENT = 1.96
+
+
+@dataclass(frozen=True)
+class Decay:
+    """How a branch decays: its shape and where it ends, as a share of max_lr."""
+
+    shape: str
+    floor: float
+
+    def schedule(self, plan: Plan) -> Schedule:
+        """The plan's schedule with this decay."""
+        style = self.shape if self.shape in ("cosine", "multi-step") else "wsd"
+        shape = self.shape if style == "wsd" else plan.schedule.wsd_decay_shape
+        return replace(
+            plan.schedule, style=style, wsd_decay_shape=shape, min_lr=self.floor * plan.schedule.max_lr
+        )
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The loss (nats a token) that one version's branch ends at, with its 95% interval."""
+
+    loss: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One alpha for all versions with one decay.
+
+    `versions`: a prediction for each, None where its branch would leave the main path in its warm-up. `cost`:
+    steps of all runs over those of pre-training from scratch. `gap`: mean loss of the judged versions over
+    that
+    of the best that may be chosen, minus 1; its interval is that of the resampled fits.
+    """
+
+    alpha: float
+    decay: Decay
+    cost: float
+    versions: tuple[Prediction | None, ...]
+    loss: float
+    gap: float = 0.0
+    gap_low: float = 0.0
+    gap_high: float = 0.0
+
+    @property
+    def possible(self) -> bool:
+        """Whether a plan with this alpha is sound for every version."""
+        return None not in self.versions
+
+
+def own_decay(plan: Plan) -> Decay:
+    """How the plan's branches decay."""
+    schedule = plan.schedule
+    shape = {"cosine": "cosine", "multi-step": "multi-step", "wsd": schedule.wsd_decay_shape}
+    return Decay(shape.get(schedule.style, "linear"), schedule.min_lr / schedule.max_lr)
+
+
+def judged_versions(plan: Plan) -> list[int]:
+    """The versions (from 0) that alpha is judged by: all but the first, as in the paper's tables."""
+    return list(range(1, len(plan.versions))) or [0]
+
+
+def relative_cost(plan: Plan, alpha: float) -> float:
+    """Steps of the main path and all branches at this alpha over those of pre-training from scratch."""
+    branches = [round(alpha * version.steps) for version in plan.versions]
+    ends = plan.timeline.ends
+    return (ends[-1] - branches[-1] + sum(branches)) / sum(ends)
+
+
+def predict(
+    plan: Plan,
+    model: Model,
+    decays: Iterable[Decay],
+    alphas: Sequence[float],
+    eligible: Callable[[Decay], bool],
+) -> list[Candidate]:
+    """Every alpha with every decay, compared with the best of those whose decay is eligible."""
+    made, draws = [], []
+    for decay in decays:
+        for alpha in alphas:
+            ends = [_ends_at(plan, model, decay, alpha, index) for index in range(len(plan.versions))]
+            judged = [ends[index] for index in judged_versions(plan)]
+            if any(end is None for end in judged):
+                continue
+            versions = tuple(
+                None if end is None else _interval(model, index, end) for index, end in enumerate(ends)
+            )
+            mean = np.mean([end for end in judged if end is not None], axis=0)
+            made.append(Candidate(alpha, decay, relative_cost(plan, alpha), versions, float(mean[0])))
+            draws.append(mean)
+    return _compared(made, np.array(draws), [one.possible and eligible(one.decay) for one in made])
+
+
+def _compared(candidates: list[Candidate], losses: F64, eligible: list[bool]) -> list[Candidate]:
+    """The candidates with their gaps to the best of the eligible ones, in the fit and in each sample."""
+    rows = np.flatnonzero(eligible)
+    if not len(rows):
+        return []
+    best = rows[int(np.argmin(losses[rows, 0]))]
+    gaps = losses / losses[best] - 1
+    low, high = np.quantile(gaps[:, 1:], (0.025, 0.975), axis=1) if gaps.shape[1] > 1 else (gaps[:, 0],) * 2
+    return [
+        replace(one, gap=float(gap[0]), gap_low=float(least), gap_high=float(most))
+        for one, gap, least, most in zip(candidates, gaps, low, high, strict=True)
+    ]
+
+
+def _ends_at(plan: Plan, model: Model, decay: Decay, alpha: float, index: int) -> F64 | None:
+    """The version's final loss by the fit and by each sample, shape [1 + samples]; None where impossible."""
+    steps, last = round(alpha * plan.versions[index].steps), plan.timeline.ends[index]
+    point = last - steps
+    if steps < 1 or point < max(1, plan.schedule.warmup):
+        return None
+    rates = np.concatenate([main_rates(plan, point), _branch(decay.schedule(plan), steps)])
+    at, version = np.array([last]), np.array([index])
+    fits = (model.fit, *model.samples)
+    reads = {law: law.read(rates, at, model.fit.scale) for law in {fit.law for fit in fits}}
+    return np.array([fit.losses_of(reads[fit.law], version)[0] for fit in fits])
+
+
+@lru_cache(maxsize=256)
+def _branch(schedule: Schedule, steps: int) -> F64:
+    """The rates of a branch of so many steps; where it leaves the main path does not matter."""
+    return rates_of(LRPath(schedule, "branch", 0, steps), 0, steps, POSITIONS)
+
+
+def _interval(model: Model, index: int, losses: F64) -> Prediction:
+    """The fit's loss between the quantiles of the samples, widened by the law's own error at ends of decays.
+
+    A version without any loss yet has an unknown level, so the spread of the others' widens it, too.
+    """
+    loss = float(losses[0])
+    low, high = np.quantile(losses[1:], (0.025, 0.975)) if len(losses) > 1 else (loss, loss)
+    unknown = model.level_spread if index >= model.seen else 0.0
+    own = CONFIDENT * np.hypot(model.end_error * loss, unknown)
+    below, above = np.hypot(max(loss - low, 0.0), own), np.hypot(max(high - loss, 0.0), own)
+    return Prediction(loss, loss - float(below), loss + float(above))

@@ -1,0 +1,114 @@
+"""`lrpath advise`: choose alpha and the decay from the losses logged so far."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+HELP = "predict the loss for every alpha and decay from the runs so far, the cost beside it"
+EXAMPLE = "lrpath advise plan.yaml --within 0.5%   or   lrpath advise plan.yaml --budget 0.5"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The plan, the target, and what is fitted."""
+    parser.add_argument("plan", type=Path, metavar="PLAN", help="the plan file; its runs are fitted")
+    parser.add_argument(
+        "--with",
+        dest="others",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="PLAN",
+        help="further plans whose branches leave the same main path",
+    )
+    parser.add_argument(
+        "--within",
+        type=_share,
+        metavar="P%",
+        help="choose the least cost whose loss is within P%% of the best",
+    )
+    parser.add_argument(
+        "--budget",
+        type=_cost,
+        metavar="COST",
+        help="choose the lowest loss for at most this share of PTFS's steps",
+    )
+    parser.add_argument(
+        "--any-decay", action="store_true", help="choose among other decays than the plan's, too"
+    )
+    parser.add_argument(
+        "--min-lr-share",
+        type=_floor,
+        nargs="+",
+        default=[],
+        metavar="F",
+        help="also predict decays that end at F·max_lr (0 to 1)",
+    )
+    parser.add_argument(
+        "--fit-on",
+        metavar="VERSION",
+        help="fit only what had been trained when this version ended; compare the rest with the measured",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.add_argument(
+        "--figure", type=Path, metavar="FILE", help="draw curves and predictions (.png or .svg)"
+    )
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Print the advice; 0, or 1 where no alpha meets the target."""
+    from megatron_lrpath.advise.advice import advise
+    from megatron_lrpath.plan import load_plan
+
+    advice = advise(
+        load_plan(args.plan),
+        [load_plan(path) for path in args.others],
+        within=args.within,
+        budget=args.budget,
+        floors=args.min_lr_share,
+        any_decay=args.any_decay,
+        fit_on=args.fit_on,
+    )
+    if args.figure:
+        from megatron_lrpath.advise.figure import write_figure
+
+        write_figure(advice, args.figure)
+    if args.json:
+        print(json.dumps(advice.to_dict(), indent=2, ensure_ascii=False, allow_nan=False))
+    else:
+        from rich.console import Console
+
+        from megatron_lrpath.advise.table import show
+
+        show(advice, Console())
+        if args.figure:
+            print(f"Figure: {args.figure}")
+    return 0 if advice.chosen else 1
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or value < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 on")
+    return value
+
+
+def _share(text: str) -> float:
+    if text.endswith("%"):
+        return _number(text[:-1]) / 100
+    raise argparse.ArgumentTypeError(f"{text!r}: write a percentage, like 0.5%%")
+
+
+def _cost(text: str) -> float:
+    return _number(text[:-1]) / 100 if text.endswith("%") else _number(text)
+
+
+def _floor(text: str) -> float:
+    if not 0 <= (value := _number(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share of max_lr, from 0 to 1")
+    return value

@@ -1,0 +1,223 @@
+"""The advice: predictions that hold on curves held out, targets that are met, and refusals in words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megatron_lrpath.advise.advice import Advice, advise, all_curves, choose
+from megatron_lrpath.advise.curves import read_curves, scale_of
+from megatron_lrpath.advise.laws import MultiPower, Tissue
+from megatron_lrpath.advise.model import build_model
+from megatron_lrpath.advise.predict import own_decay, relative_cost
+from megatron_lrpath.cli import main
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.plan import Plan
+from tests.advise_fixtures import MULTI_POWER, TISSUE, small_plan, true_losses, write_history, write_losses
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    plan = small_plan(tmp_path_factory.mktemp("trained"))
+    write_losses(plan)
+    return plan
+
+
+@pytest.fixture(scope="module")
+def advice(trained: Plan) -> Advice:
+    return advise(trained, floors=(0.0,))
+
+
+def true_mean(folder: Path, alpha: float) -> float:
+    """The mean final loss of versions 2 to 4 at this alpha, by the law itself."""
+    plan = small_plan(folder, alpha=alpha, name=f"at{alpha}")
+    branches = [run for run in plan.runs("ours") if run.kind == "branch"][1:]
+    return float(np.mean([true_losses(plan, run, Tissue(0.99), TISSUE)[-1] for run in branches]))
+
+
+def test_every_alpha_is_predicted_within_half_a_percent(advice: Advice, tmp_path: Path) -> None:
+    for one in advice.own:
+        if one.alpha in (0.1, 0.3, 0.6, 0.9):
+            assert one.loss == pytest.approx(true_mean(tmp_path, one.alpha), rel=0.005)
+
+
+def test_the_intervals_hold_the_true_losses(trained: Plan, advice: Advice) -> None:
+    own = next(one for one in advice.own if one.alpha == trained.alpha)
+    for run, prediction in zip(trained.runs("ours")[1:], own.versions, strict=True):
+        assert prediction is not None
+        assert prediction.low <= true_losses(trained, run, Tissue(0.99), TISSUE)[-1] <= prediction.high
+        assert prediction.high - prediction.low < 0.05 * prediction.loss
+
+
+def test_later_versions_are_predicted_from_the_first(trained: Plan) -> None:
+    held = advise(trained, fit_on="v1")
+    assert [curve.name for curve in held.model.data.sources] == ["main", "branch-v1"]
+    assert [check.run for check in held.checks] == ["branch-v2", "branch-v3", "branch-v4"]
+    errors = [abs(check.error) for check in held.checks]
+    assert (
+        max(errors) < 0.035
+    )  # the versions' texts differ in level by up to 1.6%, which nothing tells beforehand
+
+
+def test_levels_are_found_only_where_there_are_some(trained: Plan, tmp_path: Path) -> None:
+    alike = small_plan(tmp_path, name="alike")
+    for run in alike.runs("ours"):
+        losses = true_losses(alike, run, Tissue(0.99), TISSUE)
+        versions = np.searchsorted(alike.timeline.ends, np.arange(run.first_step + 1, run.last_step + 1))
+        noise = np.random.default_rng(1).normal(0, 0.01, len(losses))
+        write_history(alike, run, (losses - np.array((0.0, 0.02, -0.03, 0.04))[versions]) * np.exp(noise))
+    assert len(build_model(read_curves(alike), scale_of(alike), 2).fit.level) == 1
+    assert build_model(read_curves(trained), scale_of(trained), 2).fit.level[1:] == pytest.approx(
+        (0.02, -0.03, 0.04), abs=0.015
+    )
+
+
+def test_the_multi_power_law_is_taken_where_it_predicts_better(tmp_path: Path) -> None:
+    plan = small_plan(tmp_path)
+    write_losses(plan, MultiPower(), MULTI_POWER, noise=0.001, shared=0.001)
+    model = build_model(read_curves(plan), scale_of(plan), 2)
+    assert isinstance(model.fit.law, MultiPower)
+    assert model.end_error < 0.003
+
+
+def test_the_cost_is_that_of_the_paper(trained: Plan) -> None:
+    assert [round(relative_cost(trained, alpha), 2) for alpha in (0.2, 0.4, 0.6, 0.8)] == [
+        0.46,
+        0.52,
+        0.58,
+        0.64,
+    ]
+    assert relative_cost(trained, 0.6) == trained.cost("ours").relative
+
+
+def test_within_chooses_the_least_cost(advice: Advice) -> None:
+    chosen, target = choose(advice.choices, 0.004, None)
+    assert "within 0.40%" in target
+    assert chosen is not None
+    assert chosen.gap <= 0.004
+    assert all(one.gap > 0.004 for one in advice.own if one.cost < chosen.cost)
+
+
+def test_a_budget_is_kept_and_used(trained: Plan, advice: Advice) -> None:
+    chosen, _ = choose(advice.choices, None, 0.5)
+    assert chosen is not None
+    assert 0.47 < chosen.cost <= 0.5
+    assert chosen.decay == own_decay(trained)
+
+
+def test_no_choice_where_both_targets_cannot_be_met(advice: Advice) -> None:
+    assert choose(advice.choices, 0.0, 0.45) == (
+        None,
+        "the least cost for a loss within 0.00% of the best, at a cost of at most 0.45",
+    )
+
+
+def test_what_is_impossible_is_never_chosen(advice: Advice) -> None:
+    whole = next(one for one in advice.own if one.alpha == 1)
+    assert whole.versions[0] is None
+    assert not whole.possible
+    assert whole not in advice.choices
+
+
+def test_no_training_no_advice(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="Train it beyond its warm-up"):
+        advise(small_plan(tmp_path))
+
+
+def test_a_main_path_alone_tells_nothing_about_decays(tmp_path: Path) -> None:
+    plan = small_plan(tmp_path)
+    run = plan.run("ours", "main")
+    write_history(plan, run, true_losses(plan, run, Tissue(), TISSUE))
+    with pytest.raises(UserError, match="no branch has decayed"):
+        advise(plan)
+
+
+def test_a_branch_that_has_hardly_begun_does_not_count(tmp_path: Path) -> None:
+    plan = small_plan(tmp_path)
+    for name, rows in (("main", None), ("branch-v1", 60)):
+        run = plan.run("ours", name)
+        write_history(plan, run, true_losses(plan, run, Tissue(), TISSUE)[:rows])
+    with pytest.raises(UserError, match="no branch has decayed"):
+        advise(plan)
+
+
+def test_losses_that_follow_no_law_are_refused(tmp_path: Path) -> None:
+    plan = small_plan(tmp_path)
+    for run in plan.runs("ours"):
+        steps = np.arange(run.first_step, run.last_step)
+        write_history(plan, run, 3 + 0.5 * np.sin(steps / 60))
+    with pytest.raises(UserError, match="too much to choose alpha by"):
+        advise(plan)
+
+
+def test_a_decay_that_lowers_nothing_is_refused(tmp_path: Path) -> None:
+    plan = small_plan(tmp_path)
+    write_losses(plan, Tissue(0.99), TISSUE * np.array([1, 1, 1, 0.0]), noise=0.0, shared=0.0)
+    with pytest.raises(UserError, match="a decay lowers nothing"):
+        advise(plan)
+
+
+def test_a_diverged_run_is_refused(tmp_path: Path) -> None:
+    plan = small_plan(tmp_path)
+    write_losses(plan)
+    run = plan.run("ours", "main")
+    losses = true_losses(plan, run, Tissue(), TISSUE)
+    losses[900:] = np.nan
+    write_history(plan, run, losses)
+    with pytest.raises(UserError, match="no finite loss"):
+        advise(plan)
+
+
+def test_runs_of_another_plan_are_refused(tmp_path: Path) -> None:
+    write_losses(small_plan(tmp_path))
+    other = small_plan(tmp_path, alpha=0.5)
+    with pytest.raises(UserError, match="other learning rates"):
+        advise(other)
+
+
+def test_branches_of_a_second_plan_off_the_same_main_path_are_fitted_too(tmp_path: Path) -> None:
+    plan, second = small_plan(tmp_path), small_plan(tmp_path, alpha=0.3, name="second")
+    write_losses(plan)
+    write_losses(second)
+    names = [curve.name for curve in all_curves(plan, [second])]
+    assert names == [
+        "main",
+        *(f"branch-v{i}" for i in (1, 2, 3, 4)),
+        *(f"second/branch-v{i}" for i in (1, 2, 3, 4)),
+    ]
+    longer = small_plan(tmp_path, steps=500, name="longer")
+    write_losses(longer)
+    with pytest.raises(UserError, match="its main path is not that of"):
+        all_curves(plan, [longer])
+
+
+def test_the_command_prints_json_and_draws(
+    trained: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figure = tmp_path / "advice.svg"
+    words = ["advise", str(trained.path), "--json", "--budget", "0.5", "--figure", str(figure)]
+    assert main(words) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["chosen"]["relative_cost"] <= 0.5
+    assert {one["decay"] for one in said["candidates"]} == {
+        "cosine", "linear", "minus-sqrt", "exponential", "multi-step",
+    }  # fmt: skip
+    assert figure.read_text().startswith("<?xml")
+
+
+def test_the_command_says_when_no_alpha_meets_the_target(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = small_plan(tmp_path, count=2)
+    write_losses(plan)
+    assert main(["advise", str(plan.path), "--budget", "0.2"]) == 1
+    assert "No alpha gives" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [("--within", "0.5"), ("--budget", "cheap"), ("--min-lr-share", "2")])
+def test_targets_that_cannot_be_read_are_refused(trained: Plan, words: tuple[str, str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["advise", str(trained.path), *words])
