@@ -3,9 +3,9 @@
 
     benchmarks/preprocessing.py --upstream ~/Megatron-LM --workers 1 2 --repeat 3
 
-Text is Python source of this environment unless `--input` names JSON lines. Rates are MB of JSON lines per
-second: of the whole command, and of upstream's own count without its start. Tokenizers: SentencePiece BPE
-with byte fallback, Hugging Face byte-level BPE (both trained on the text first) and NullTokenizer.
+Text is Python source of this environment unless `--input` names JSON lines. Rates are MB of input per second:
+of the whole command, and by each tool's own count once it is at work. Tokenizers: SentencePiece BPE with byte
+fallback, Hugging Face byte-level BPE (both trained on the text first) and NullTokenizer.
 """
 
 from __future__ import annotations
@@ -114,12 +114,14 @@ def compare(kind: str, workers: int, source: Path, work: Path, args: argparse.Na
         for end in ("bin", "idx")
     )
     size = source.stat().st_size / 1e6
-    best, worst = min(run.wall for run in ours), min(run.wall for run in theirs)
-    own = max(run.own_rate for run in theirs) * 1.048576  # upstream counts in MiB
+    whole = [size / min(run.wall for run in runs) for runs in (ours, theirs)]
+    running = [max(run.own_rate for run in runs) for runs in (ours, theirs)]
+    running[1] *= 1.048576  # upstream counts in MiB
     cpu = min(run.cpu for run in theirs) / min(run.cpu for run in ours)
     print(
-        f"{kind:14} {workers:7} {size / best:9.1f} {size / worst:9.1f} {own:13.1f} {worst / best:7.1f} "
-        f"{size / best / own if own else 0:9.1f} {cpu:6.1f}  {'equal' if same else 'DIFFERENT'}",
+        f"{kind:14}{workers:8}{whole[0]:9.1f}{whole[1]:10.1f}{whole[0] / whole[1]:7.1f}x"
+        f"{running[0]:11.1f}{running[1]:10.1f}{running[0] / max(running[1], 1e-9):7.1f}x"
+        f"{cpu:11.1f}x   {'equal' if same else 'DIFFERENT'}",
         flush=True,
     )
 
@@ -148,7 +150,10 @@ def main() -> int:
         timed(train, {**os.environ, "PYTHONPATH": str(ROOT)})
         if "huggingface" in args.tokenizers:
             train_huggingface(source, work / "hf")
-        print("tokenizer      workers  MB/s ours  upstream  without start  faster  w/o start    cpu  bytes")
+        print("MB of input per second     whole command                without start        processor")
+        print(
+            "tokenizer      workers     ours  upstream  ratio       ours  upstream  ratio        time   bytes"
+        )
         for kind in args.tokenizers:
             for workers in args.workers:
                 compare(kind, workers, work / "numbers.jsonl" if kind == "null" else source, work, args)

@@ -54,8 +54,8 @@ class Encoder:
 class FastPath(Protocol):
     """A faster way to the same ids, proved on trial texts when it was made."""
 
-    def encode(self, text: str) -> Ids:
-        """Token ids of one text."""
+    def encode(self, texts: Sequence[str]) -> list[Ids]:
+        """Token ids of each text."""
 
     def agrees(self, text: str) -> bool:
         """Whether the slow way gives the same."""
@@ -65,7 +65,7 @@ class QuickEncoder(Encoder):
     """An encoder that may have a fast path, of which a sample of every run is compared again."""
 
     fast: FastPath | None = None
-    _turn = 0
+    _encoded = 0
 
     def take_fast_path(self, name: str, exact_only: bool, make: Callable[[], FastPath]) -> None:
         """Use the fast path if it can be made; otherwise `notice` says why `name` itself is used."""
@@ -79,15 +79,32 @@ class QuickEncoder(Encoder):
 
     def encode(self, text: str) -> Ids:
         """Token ids of one text."""
+        return self.encode_exactly(text) if self.fast is None else self.fast.encode([text])[0]
+
+    def encode_many(self, texts: Sequence[str]) -> list[Ids | TextError]:
+        """Token ids of each text, or why there are none."""
         if self.fast is None:
-            return self.encode_exactly(text)
-        self._turn += 1
-        if self._turn % SPOT_CHECK_EVERY == 1 and not self.fast.agrees(text[:SPOT_CHECK_CHARACTERS]):
+            return self.encode_many_exactly(texts)
+        try:
+            found: list[Ids | TextError] = list(self.fast.encode(texts))
+        except (RuntimeError, TypeError, UnicodeError):
+            found = super().encode_many(texts)  # one of them is no valid text
+        for at in range(-self._encoded % SPOT_CHECK_EVERY, len(texts), SPOT_CHECK_EVERY):
+            if not isinstance(found[at], TextError):
+                self._compare(self.fast, texts[at][:SPOT_CHECK_CHARACTERS])
+        self._encoded += len(texts)
+        return found
+
+    def _compare(self, fast: FastPath, text: str) -> None:
+        if not fast.agrees(text):
             raise UserError(
                 f"the fast tokenizer disagrees with the exact one on a text that begins {text[:60]!r}; "
                 f"run again with --exact-tokenizer"
             )
-        return self.fast.encode(text)
+
+    def encode_many_exactly(self, texts: Sequence[str]) -> list[Ids | TextError]:
+        """As `encode_many`, by the library that Megatron-LM uses."""
+        return super().encode_many(texts)
 
     def encode_exactly(self, text: str) -> Ids:
         """Token ids by the library that Megatron-LM uses."""

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -32,9 +34,14 @@ class AsciiRules:
     prefix: bytes
     squeeze: bool
 
+    @cached_property
+    def changes(self) -> bool:
+        """Whether any character becomes another or is dropped."""
+        return bool(self.dropped) or self.table != bytes(range(256))
+
     def apply(self, text: bytes) -> bytes:
         """`text` normalized, with plain spaces where SentencePiece has its visible ones."""
-        normal = text.translate(self.table, self.dropped)
+        normal = text.translate(self.table, self.dropped) if self.changes else text
         if self.squeeze:
             normal = normal.strip(b" ")
             if b"  " in normal:
@@ -56,24 +63,32 @@ class FastBpe:
         self._merges = Merges(without_normalizer(model))
         self._symbols = reserved_symbols(exact)
         self._symbols_ascii = [symbol.encode() for symbol in self._symbols]
+        self._hint = common_character(self._symbols)  # looked for first
+        self._hint_ascii = self._hint.encode()
         self._ascii = read_ascii_rules(model, exact)
         self.prove(trial_texts(plain_pieces(exact), self._symbols))
 
-    def encode(self, text: str) -> npt.NDArray[np.integer[Any]]:
-        """Token ids of one text."""
-        if self._ascii is not None and text.isascii():
-            normal = self._ascii.apply(text.encode())
-            if not any(symbol in normal for symbol in self._symbols_ascii):
-                return self._merges.encode(normal)
-        else:
-            normalized = self._exact.normalize(text)
-            if not any(symbol in normalized for symbol in self._symbols):
-                return self._merges.encode(normalized)
+    def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.integer[Any]]]:
+        """Token ids of each text."""
+        merge = self._merges.encoder(sum(map(len, texts)))
+        ids: list[npt.NDArray[np.integer[Any]]] = []
+        for text in texts:
+            if self._ascii is not None and text.isascii():
+                plain = self._ascii.apply(text.encode())
+                spelled = self._hint_ascii in plain and any(symbol in plain for symbol in self._symbols_ascii)
+                ids.append(self._exactly(text) if spelled else merge(plain))
+            else:
+                normal = self._exact.normalize(text)
+                spelled = self._hint in normal and any(symbol in normal for symbol in self._symbols)
+                ids.append(self._exactly(text) if spelled else merge(normal))
+        return ids
+
+    def _exactly(self, text: str) -> npt.NDArray[np.integer[Any]]:
         return np.array(self._exact.encode_as_ids(text), dtype=np.int32)
 
     def agrees(self, text: str) -> bool:
         """Whether SentencePiece itself gives the same ids for `text`."""
-        return self.encode(text).tolist() == self._exact.encode_as_ids(text)
+        return self.encode([text])[0].tolist() == self._exact.encode_as_ids(text)
 
     def prove(self, texts: list[str]) -> None:
         """Raise `NotExactError` when one of `texts` comes out differently."""
@@ -94,6 +109,11 @@ def reserved_symbols(exact: Any) -> list[str]:
     pieces = [exact.id_to_piece(i) for i in range(size) if exact.is_control(i) or exact.is_unknown(i)]
     symbols = [piece.replace(SPACE, " ") for piece in pieces] + pieces + ["<0x"]
     return sorted({symbol for symbol in symbols if symbol})
+
+
+def common_character(symbols: list[str]) -> str:
+    """A character that all of `symbols` hold, most often `<`; "" when there is none."""
+    return min(set(symbols[0]).intersection(*symbols[1:]), default="")
 
 
 def read_ascii_rules(model: bytes, exact: Any) -> AsciiRules | None:

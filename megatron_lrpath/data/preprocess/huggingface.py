@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from megatron_lrpath.data.preprocess.encoders import Ids, QuickEncoder, TextError
+from megatron_lrpath.data.preprocess.fast_bpe import common_character
 from megatron_lrpath.data.preprocess.merges import Merges, NotExactError, trial_texts
 from megatron_lrpath.errors import UserError
 
@@ -44,15 +45,15 @@ class HuggingFaceEncoder(QuickEncoder):
             ids = self._tokenizer.convert_tokens_to_ids(self._tokenizer.tokenize(text, **options))
         return np.array(ids, dtype=np.int64)
 
-    def encode_many(self, texts: Sequence[str]) -> list[Ids | TextError]:
-        """Token ids of each text; without the fast path, texts without special tokens go as one batch."""
+    def encode_many_exactly(self, texts: Sequence[str]) -> list[Ids | TextError]:
+        """Token ids of each text; those that spell no special token go as one batch."""
         plain = [not any(special in text for special in self._specials) for text in texts]
-        if self.fast is not None or not self._with_specials or not any(plain):
-            return super().encode_many(texts)
+        if not self._with_specials or not any(plain):
+            return super().encode_many_exactly(texts)
         try:
             batch = self._tokenizer([text for text, alone in zip(texts, plain, strict=True) if alone])
         except (UnicodeEncodeError, TypeError):
-            return super().encode_many(texts)
+            return super().encode_many_exactly(texts)
         encoded = iter(batch.input_ids)
         return [
             np.array(next(encoded), dtype=np.int64) if alone else self.attempt(text)
@@ -72,6 +73,7 @@ class FastHuggingFace:
     def __init__(self, encoder: HuggingFaceEncoder, tokenizer: Any) -> None:
         self._encoder = encoder
         self._added = encoder.added
+        self._hint = common_character(self._added) if self._added else "\x00"  # looked for first
         backend = tokenizer.backend_tokenizer
         if backend.normalizer is not None and any(
             token.normalized for token in tokenizer.added_tokens_decoder.values()
@@ -93,18 +95,23 @@ class FastHuggingFace:
             if not self.agrees(text):
                 raise NotExactError(f"gigatoken disagrees with it on {text[:60]!r}")
 
-    def encode(self, text: str) -> Ids:
-        """Token ids of one text."""
-        if any(token in text for token in self._added):
-            return self._encoder.encode_exactly(text)
-        ids = self._merges.encode(text)
-        if self._before.size or self._after.size:
-            return np.concatenate([self._before, ids, self._after])
+    def encode(self, texts: Sequence[str]) -> list[Ids]:
+        """Token ids of each text."""
+        merge = self._merges.encoder(sum(map(len, texts)))
+        around = bool(self._before.size or self._after.size)
+        ids: list[Ids] = []
+        for text in texts:
+            if self._hint in text and any(token in text for token in self._added):
+                ids.append(self._encoder.encode_exactly(text))
+            elif around:
+                ids.append(np.concatenate([self._before, merge(text), self._after]))
+            else:
+                ids.append(merge(text))
         return ids
 
     def agrees(self, text: str) -> bool:
         """Whether the library itself gives the same ids for `text`."""
-        return bool(np.array_equal(self.encode(text), self._encoder.encode_exactly(text)))
+        return bool(np.array_equal(self.encode([text])[0], self._encoder.encode_exactly(text)))
 
 
 def load_tokenizer(args: Namespace) -> Any:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-CACHE_BYTES = 384 << 20  # growth of the process after which gigatoken's cache of words is dropped
+CACHE_BYTES = 256 << 20  # growth of the process after which gigatoken's cache of words is dropped
 CHECK_EVERY = 8 << 20  # characters between two looks at that
 TRIALS = 400
 AWKWARD = [
@@ -53,16 +54,19 @@ class Merges:
         self._source = getattr(self._tokenizer, "_hf_json", None) or self._source
         self._seen, self._floor = 0, resident_bytes()
 
-    def encode(self, text: str | bytes) -> npt.NDArray[np.uint32]:
-        """Token ids of a text; now and then the cache, which grows with every new word, is dropped."""
-        self._seen += len(text)
+    def encoder(self, characters: int) -> Callable[[str | bytes], npt.NDArray[np.uint32]]:
+        """The function that gives the ids of a text, for texts of so many `characters` together.
+
+        Now and then the cache, which grows with every new word, is dropped here.
+        """
+        self._seen += characters
         if self._seen > CHECK_EVERY:
             self._seen = 0
             if resident_bytes() - self._floor > CACHE_BYTES:
                 del self._tokenizer
                 self.load()
-        ids: npt.NDArray[np.uint32] = self._tokenizer.encode(text)
-        return ids
+        function: Callable[[str | bytes], npt.NDArray[np.uint32]] = self._tokenizer.backend.encode
+        return function
 
 
 def resident_bytes() -> int:

@@ -19,6 +19,7 @@ from megatron_lrpath.data.preprocess.readers import Chunk
 
 type Texts = list[str]  # one document of one key: its text, or its sentences
 PR_SET_PDEATHSIG = 1
+decoder = json.JSONDecoder()
 
 
 @dataclass(frozen=True)
@@ -65,51 +66,64 @@ class Worker:
         self.encoder = encoder
 
     def process(self, chunk: Chunk) -> Result:
-        """Encode all documents of a chunk."""
+        """Encode all documents of a chunk: column by column, without those that fail in any."""
         result = Result(chunk.name, chunk.position)
         numbers: list[int] = []
-        documents: list[list[Texts]] = []
+        columns: list[list[Texts]] = [[] for _ in self.task.keys]
         for number, document in enumerate(texts_of(chunk, self.task)):
             if isinstance(document, Rejected):
                 result.rejects.append((chunk.first + number, str(document)))
-            else:
-                numbers.append(number)
-                documents.append(document)
-        self._encode(chunk, numbers, documents, result)
+                continue
+            numbers.append(number)
+            for column, texts in zip(columns, document, strict=True):
+                column.append(texts)
+        encoded = [self._encode(column) for column in columns]
+        failed: dict[int, str] = {}
+        for key, column in zip(self.task.keys, encoded, strict=True):
+            failed = self._problems(key, column) | failed
+        result.rejects += [(chunk.first + numbers[at], reason) for at, reason in failed.items()]
         result.rejects.sort()
+        self._fill(result, [chunk.index + number for number in numbers], columns, encoded, failed)
         return result
 
-    def _encode(self, chunk: Chunk, numbers: list[int], documents: list[list[Texts]], result: Result) -> None:
-        """Tokenize column by column, drop documents that failed in any, pack the rest."""
-        columns = [self._encode_key([texts[k] for texts in documents]) for k in range(len(self.task.keys))]
-        kept: list[int] = []
-        for at, number in enumerate(numbers):
-            problem = self._problem([column[at] for column in columns])
-            if problem:
-                result.rejects.append((chunk.first + number, problem))
-            else:
-                kept.append(at)
-        groups: list[list[int]] = [[] for _ in range(self.task.partitions)]
-        for at in kept:
-            groups[(chunk.index + numbers[at]) % self.task.partitions].append(at)
-        result.packed = [[self._pack([column[at] for at in group]) for group in groups] for column in columns]
-        result.documents = len(kept)
-        texts = (text for at in kept for texts in documents[at] for text in texts)
-        result.text_bytes = sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
-
-    def _encode_key(self, column: list[Texts]) -> list[list[Any]]:
+    def _encode(self, column: list[Texts]) -> list[list[Any]]:
+        """The ids, or what is wrong, for each sentence of each document."""
         flat = self.encoder.encode_many([text for texts in column for text in texts])
+        if len(flat) == len(column):
+            return [[ids] for ids in flat]
         encoded = iter(flat)
         return [[next(encoded) for _ in texts] for texts in column]
 
-    def _problem(self, row: Sequence[list[Any]]) -> str:
-        for key, sentences in zip(self.task.keys, row, strict=True):
+    def _problems(self, key: str, column: list[list[Any]]) -> dict[int, str]:
+        """What is wrong with documents of a column, by their place in it."""
+        found: dict[int, str] = {}
+        for at, sentences in enumerate(column):
             for ids in sentences:
-                if isinstance(ids, TextError):
-                    return f"{key!r}: {ids}"
-            if not self.task.keep_empty and not any(len(ids) for ids in sentences):
-                return f"{key!r} is empty: the tokenizer makes no token of it"
-        return ""
+                if type(ids) is TextError:
+                    found[at] = f"{key!r}: {ids}"
+                    break
+            else:
+                if not any(map(len, sentences)) and not self.task.keep_empty:
+                    found[at] = f"{key!r} is empty: the tokenizer makes no token of it"
+        return found
+
+    def _fill(
+        self,
+        result: Result,
+        numbers: list[int],
+        columns: list[list[Texts]],
+        encoded: list[list[list[Any]]],
+        failed: dict[int, str],
+    ) -> None:
+        """Pack the good documents, each into the partition that its number over all files decides."""
+        kept = [at for at in range(len(numbers)) if at not in failed]
+        groups: list[list[int]] = [[] for _ in range(self.task.partitions)]
+        for at in kept:
+            groups[numbers[at] % self.task.partitions].append(at)
+        result.packed = [[self._pack([column[at] for at in group]) for group in groups] for column in encoded]
+        result.documents = len(kept)
+        texts = (text for column in columns for at in kept for text in column[at])
+        result.text_bytes = sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
 
     def _pack(self, documents: list[list[Any]]) -> Packed:
         """Join documents; sentences without a token leave no trace, as in Megatron-LM."""
@@ -134,6 +148,9 @@ def texts_of(chunk: Chunk, task: Task) -> Iterator[list[Texts] | Rejected]:
     for value in _json_values(chunk.lines, task.keys) if chunk.rows is None else _row_values(chunk.rows):
         if isinstance(value, Rejected):
             yield value
+            continue
+        if len(value) == 1 and type(value[0]) is str and value[0]:
+            yield [value]  # the usual case, without the checks
             continue
         try:
             yield [_texts(key, text, task) for key, text in zip(task.keys, value, strict=True)]
@@ -168,12 +185,20 @@ def _json_values(lines: bytes, keys: Sequence[str]) -> Iterator[list[Any] | Reje
         texts.pop()
     for text in texts:
         try:
-            document = json.loads(_decode(text) if isinstance(text, bytes) else text)
-            yield _pick(document, keys)
+            yield _pick(_parse(_decode(text) if isinstance(text, bytes) else text), keys)
         except Rejected as reason:
             yield reason
         except (ValueError, RecursionError) as error:
             yield Rejected(f"not JSON: {error}" if text.strip() else "a blank line")
+
+
+def _parse(text: str) -> Any:
+    """`json.loads`, by its inner function where nothing stands around the value."""
+    try:
+        value, end = decoder.raw_decode(text)
+    except ValueError:
+        return json.loads(text)
+    return value if end == len(text) else json.loads(text)
 
 
 def _pick(document: Any, keys: Sequence[str]) -> list[Any]:
