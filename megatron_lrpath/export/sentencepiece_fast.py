@@ -44,7 +44,9 @@ def fast_tokenizer(model: Any) -> Any:
     """The `tokenizers.Tokenizer` of a parsed SentencePiece model (BPE or Unigram).
 
     Control symbols are special tokens; spelled out in a text they are text, as in SentencePiece, as long as the
-    tokenizer splits special tokens (`split_special_tokens` in its configuration).
+    tokenizer splits special tokens (`split_special_tokens` in its configuration). Two cases differ from SentencePiece:
+    a control symbol spelled out alone between two user-defined ones, and, with a character map such as NFKC,
+    combining marks (the tokenizers library maps whole graphemes).
 
     Raises:
         UserError: a model of another type, or with spaces as suffixes.

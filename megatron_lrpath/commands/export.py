@@ -1,0 +1,144 @@
+"""`lrpath export`: a run's checkpoint as a Hugging Face folder."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from megatron_lrpath.export.card import Origin
+    from megatron_lrpath.export.folder import Exported, Wishes
+    from megatron_lrpath.plan import Plan, Run
+
+HELP = "write trained versions as Hugging Face folders (LLaMA or Qwen2): weights, tokenizer, model card"
+EXAMPLE = "lrpath export examples/quickstart/plan.yaml --run branch-v2"
+UNITS = {"": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3}
+
+
+def shard_size(text: str) -> int:
+    """`500MB` -> 500,000,000."""
+    match = re.fullmatch(r"(\d+)(KB|MB|GB|)", text.upper())
+    if match is None or int(match[1]) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 500MB or 4GB")
+    return int(match[1]) * UNITS[match[2]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to export, and how."""
+    parser.add_argument(
+        "source", type=Path, metavar="PLAN", help="the plan file; or a folder of Megatron checkpoints"
+    )
+    parser.add_argument("--paradigm", choices=("ours", "ptfs", "cpt"), default="ours", help="default: ours")
+    parser.add_argument(
+        "--run", metavar="NAME", help="the run to export (default: every trained version of the paradigm)"
+    )
+    parser.add_argument("--step", type=int, metavar="STEP", help="the checkpoint's step (default: the last)")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="folder to write (default: huggingface in the run's folder)"
+    )
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights (default: as stored)"
+    )
+    parser.add_argument(
+        "--max-shard-size", type=shard_size, default="4GB", metavar="SIZE", help="of a weights file (default: 4GB)"
+    )
+    parser.add_argument("--tokenizer", metavar="PATH", help="where the tokenizer is now, if it was moved")
+    parser.add_argument("--vocab-size", type=int, metavar="N", help="tokens of a tokenizer that has no files")
+    parser.add_argument("--force", action="store_true", help="replace earlier exports")
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Export, and say what was written; 0."""
+    from megatron_lrpath.export.folder import Wishes
+
+    wishes = Wishes(args.dtype, args.max_shard_size, args.tokenizer, args.vocab_size, args.force)
+    if args.source.is_dir():
+        tell(export_folder(args, wishes))
+        return 0
+    from megatron_lrpath.plan import load_plan
+
+    plan = load_plan(args.source)
+    runs = chosen(plan, args)
+    for run in runs:
+        tell(export_run(plan, run, args, wishes))
+    return 0
+
+
+def chosen(plan: Plan, args: argparse.Namespace) -> list[Run]:
+    """The run that is named, or all trained versions' runs."""
+    from megatron_lrpath.errors import UserError
+    from megatron_lrpath.evaluate.targets import is_trained, version_runs
+
+    if args.run:
+        run = plan.run(args.paradigm, args.run)
+        return [plan.run(*run.same_as) if run.same_as else run]
+    runs = [run for run in version_runs(plan, [args.paradigm]) if is_trained(plan, run)]
+    if not runs:
+        raise UserError(f"no version of {args.paradigm} is trained yet: lrpath run {plan.path}")
+    if (args.output or args.step is not None) and len(runs) > 1:
+        raise UserError(f"--output and --step are for one run: add --run, one of {', '.join(r.name for r in runs)}")
+    return runs
+
+
+def export_run(plan: Plan, run: Run, args: argparse.Namespace, wishes: Wishes) -> Exported:
+    """Export one run of a plan: the step asked for, its last one, or the newest there is."""
+    from megatron_lrpath.export.card import origin_of
+    from megatron_lrpath.training.checkpoints_on_disk import CHECKPOINTS
+
+    folder = plan.folder(run) / CHECKPOINTS
+    step, checkpoint = find_checkpoint(folder, args.step)
+    if args.step is None and step != run.last_step:
+        print(f"{run.name}: not trained to its end ({step} of {run.last_step} steps)", file=sys.stderr)
+    target = args.output or plan.folder(run) / "huggingface"
+    return write(checkpoint, target, origin_of(plan, run, step), wishes)
+
+
+def export_folder(args: argparse.Namespace, wishes: Wishes) -> Exported:
+    """Export from a folder of checkpoints, or the folder of one step, without a plan."""
+    from megatron_lrpath.errors import UserError
+    from megatron_lrpath.export.card import Origin
+
+    if args.output is None:
+        raise UserError(f"{args.source}: give --output, the folder to write.")
+    if (args.source / ".metadata").is_file():
+        name = args.source.name.removeprefix("iter_")
+        step, checkpoint = (int(name) if name.isdigit() else 0), args.source
+    else:
+        step, checkpoint = find_checkpoint(args.source, args.step)
+    return write(checkpoint, args.output, Origin(step), wishes)
+
+
+def write(checkpoint: Path, target: Path, origin: Origin, wishes: Wishes) -> Exported:
+    """Export one checkpoint."""
+    from megatron_lrpath.export.folder import export_checkpoint
+
+    return export_checkpoint(checkpoint, target, origin, wishes)
+
+
+def find_checkpoint(folder: Path, step: int | None) -> tuple[int, Path]:
+    """The step and folder of a whole checkpoint: the one asked for, else the newest; an imported model is step 0."""
+    from megatron_lrpath.errors import UserError
+    from megatron_lrpath.training.branch import require_checkpoint
+    from megatron_lrpath.training.checkpoints_on_disk import checkpoint_folder, latest_step
+    from megatron_lrpath.training.context import ParentCheckpoint
+
+    if step is not None:
+        require_checkpoint(ParentCheckpoint(folder, step))
+        return step, checkpoint_folder(folder, step)
+    newest = latest_step(folder)
+    if newest is not None:
+        return newest, checkpoint_folder(folder, newest)
+    if (folder / "release" / ".metadata").is_file():
+        return 0, folder / "release"
+    raise UserError(f"{folder}: there is no complete checkpoint; train the run first (lrpath run PLAN).")
+
+
+def tell(exported: Exported) -> None:
+    """One line an export, and its notes."""
+    files = "1 file" if len(exported.weights) == 1 else f"{len(exported.weights)} files"
+    print(f"{exported.folder}: {exported.kind}, {files} of weights", flush=True)
+    for note in exported.notes:
+        print(f"  note: {note}", file=sys.stderr)

@@ -1,0 +1,147 @@
+"""The model card: where an exported model comes from, told from its plan, lineage, data and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.export.architecture import CLASSES, Architecture
+from megatron_lrpath.plan import Plan, Run
+
+KINDS = {
+    "main": "the main path of learning-rate path switching (constant rate after the warm-up; not decayed)",
+    "branch": "a version's branch of learning-rate path switching (a complete decay off the main path)",
+    "scratch": "pre-training from scratch",
+    "continual": "continual pre-training from the version before it",
+}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What is known of an exported model: its run and plan where it has one, what was recorded of it, its data."""
+
+    step: int
+    plan: Plan | None = None
+    run: Run | None = None
+    lineage: dict[str, Any] | None = None
+    evaluation: dict[str, Any] | None = None
+    tokens_by_domain: dict[str, dict[str, int]] = field(default_factory=dict)  # version -> domain -> tokens
+
+
+def origin_of(plan: Plan, run: Run, step: int) -> Origin:
+    """What the plan, the run's folder and its slices say of the run."""
+    from megatron_lrpath.evaluate.targets import EVALUATION, read_json
+    from megatron_lrpath.training.lineage import LINEAGE
+
+    folder = plan.folder(run)
+    evaluation = read_json(folder / EVALUATION)
+    if evaluation is not None and evaluation.get("step") != step:
+        evaluation = None
+    return Origin(step, plan, run, read_json(folder / LINEAGE), evaluation, data_of(plan, run))
+
+
+def data_of(plan: Plan, run: Run) -> dict[str, dict[str, int]]:
+    """Tokens of each domain in the slices of all versions up to the run's own; without slices that are gone."""
+    from megatron_lrpath.data.slice import open_slices
+
+    names = [version.name for version in plan.versions[: run.version_index]]
+    try:
+        return {one.name: one.tokens_by_domain for one in open_slices(plan.data, names, verify=False)}
+    except UserError:
+        return {}
+
+
+def model_card(name: str, model: Architecture, dtype: str, origin: Origin, notes: Sequence[str]) -> str:
+    """The content of `README.md`."""
+    head = "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [megatron-lrpath]\n---\n"
+    parts = [head, f"# {name}\n", architecture_table(model, dtype)]
+    if origin.plan is not None and origin.run is not None:
+        parts += [training(origin.plan, origin.run, origin), data_table(origin)]
+    else:
+        parts.append(f"## Training\n\nA Megatron checkpoint of step {origin.step:,}, without a plan.\n")
+    parts += [evaluation(origin), provenance(origin)]
+    if notes:
+        parts.append("## Notes\n\n" + "".join(f"- {note}\n" for note in notes))
+    return "\n".join(part for part in parts if part)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(str(cell) for cell in row) + " |\n" for row in lines)
+
+
+def architecture_table(model: Architecture, dtype: str) -> str:
+    """Class and sizes."""
+    rows = [
+        ("class", CLASSES[model.kind]),
+        ("layers, hidden, FFN", f"{model.layers}, {model.hidden:,}, {model.ffn:,}"),
+        ("heads, key-value heads", f"{model.heads}, {model.groups}"),
+        ("vocabulary", f"{model.vocab_size:,}, {'tied' if model.tied else 'untied'} embeddings"),
+        ("positions", f"{model.max_positions:,}, RoPE base {model.rope_theta:g}"),
+        ("weights", dtype),
+    ]
+    return table(("model", ""), rows)
+
+
+def training(plan: Plan, run: Run, origin: Origin) -> str:
+    """Plan, version, paradigm, schedule and steps."""
+    schedule = plan.schedule
+    version = plan.versions[run.version_index - 1]
+    rows = [
+        ("plan", plan.name),
+        ("version", f"{run.version} ({run.version_index} of {len(plan.versions)})"),
+        ("run", f"{run.name}: {KINDS[run.kind]}"),
+        ("starts from", f"{run.parent.run}, step {run.parent.step:,}" if run.parent else "random weights"),
+        ("steps", f"{run.first_step:,} to {origin.step:,} of {run.last_step:,}"),
+        ("tokens a step", f"{plan.batch.tokens:,}"),
+        ("tokens seen", f"{plan.tokens(origin.step):,}"),
+        ("schedule", f"{schedule.style}, {schedule.max_lr:g} to {schedule.min_lr:g}, warm-up {schedule.warmup:,} steps"),
+        ("seed", plan.seed),
+    ]
+    if run.paradigm == "ours":
+        rows.insert(7, ("α (share of a version's steps that decay)", f"{version.alpha or plan.alpha:g}"))
+    pretrained = plan.megatron.get("pretrained_checkpoint")
+    if pretrained and run.parent is None:
+        rows[3] = ("starts from", "an imported model")
+    return "## Training\n\n" + table(("", ""), rows)
+
+
+def data_table(origin: Origin) -> str:
+    """Tokens by version and domain of what the run and its ancestors could read."""
+    if not origin.tokens_by_domain:
+        return ""
+    domains = list(dict.fromkeys(name for counts in origin.tokens_by_domain.values() for name in counts))
+    rows = [
+        (version, *(f"{counts.get(name, 0):,}" for name in domains), f"{sum(counts.values()):,}")
+        for version, counts in origin.tokens_by_domain.items()
+    ]
+    head = ("version", *(domain.replace("|", "/") for domain in domains), "all")
+    return "## Data\n\nTokens of each version's slice, by domain.\n\n" + table(head, rows)
+
+
+def evaluation(origin: Origin) -> str:
+    """Perplexities on the fixed validation set."""
+    if origin.evaluation is None:
+        return ""
+    rows = [("all", f"{origin.evaluation['perplexity']:.4f}", f"{origin.evaluation['tokens']:,}")]
+    rows += [
+        (domain, f"{one['perplexity']:.4f}", f"{one['tokens']:,}")
+        for domain, one in origin.evaluation.get("domains", {}).items()
+    ]
+    return "## Perplexity on the validation set\n\n" + table(("domain", "perplexity", "tokens"), rows)
+
+
+def provenance(origin: Origin) -> str:
+    """Packages, commit and fingerprints, as recorded when the run was started."""
+    if not origin.lineage or not origin.lineage.get("starts"):
+        return ""
+    last = origin.lineage["starts"][-1]
+    rows = [(name, version) for name, version in last.get("packages", {}).items()]
+    rows += [("git commit", last["git_commit"])] if last.get("git_commit") else []
+    rows += [("identity of the run", origin.lineage.get("identity_hash", ""))]
+    slices = origin.lineage.get("identity", {}).get("slices", {})
+    rows += [(f"fingerprint of slice {name}", value) for name, value in slices.items()]
+    return "## Provenance\n\n" + table(("", ""), rows)

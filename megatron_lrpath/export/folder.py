@@ -1,0 +1,115 @@
+"""One checkpoint to one Hugging Face folder, which appears only when it is whole."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.export import architecture
+from megatron_lrpath.export.card import Origin, model_card
+from megatron_lrpath.export.reader import CheckpointReader
+from megatron_lrpath.export.tokenizer import TokenizerFiles, find_tokenizer, write_tokenizer
+from megatron_lrpath.export.weights import stored_dtype, write_weights
+from megatron_lrpath.files import atomic_write_json, atomic_write_text, current_umask
+
+SHARD_BYTES = 4 * 1000**3
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user may choose about an export.
+
+    Attributes:
+        dtype: type of the weights, None as they are stored.
+        shard_bytes: the most bytes of one safetensors file.
+        tokenizer: another place of the tokenizer than the checkpoint's arguments name.
+        vocab_size: number of tokens, for tokenizers without files.
+        force: replace an earlier export.
+    """
+
+    dtype: str | None = None
+    shard_bytes: int = SHARD_BYTES
+    tokenizer: str | None = None
+    vocab_size: int | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A finished export: its folder, class, files of weights, and what the user should know."""
+
+    folder: Path
+    kind: str
+    weights: list[str]
+    notes: list[str]
+
+
+def export_checkpoint(checkpoint: Path, target: Path, origin: Origin, wishes: Wishes) -> Exported:
+    """Write the model of one `torch_dist` checkpoint as a Hugging Face folder.
+
+    Args:
+        checkpoint: the folder of one step.
+        target: the folder to write; its name is the model's name in the card.
+        origin: what is known of the model, for the card.
+        wishes: the user's choices.
+
+    Raises:
+        UserError: the checkpoint, its tokenizer or the target cannot be used; nothing is left behind then.
+    """
+    refuse_target(target, wishes.force)
+    reader = CheckpointReader(checkpoint)
+    tokenizer = run_tokenizer(reader.args, wishes)
+    model = architecture.from_megatron(reader.args, tokenizer.vocab_size)
+    dtype = wishes.dtype or stored_dtype(reader)
+    with appearing_folder(target) as folder:
+        weights = write_weights(reader, model, folder, wishes.dtype, wishes.shard_bytes)
+        notes = write_tokenizer(tokenizer, folder, model.max_positions)
+        atomic_write_json(folder / "config.json", architecture.to_config(model, dtype, tokenizer.tokens))
+        atomic_write_json(folder / "generation_config.json", generation_config(tokenizer))
+        atomic_write_text(folder / "README.md", model_card(target.name, model, dtype, origin, notes))
+    return Exported(target, architecture.CLASSES[model.kind], weights, notes)
+
+
+def run_tokenizer(args: Any, wishes: Wishes) -> TokenizerFiles:
+    """The tokenizer that the checkpoint's arguments name, at the user's place for it."""
+    return find_tokenizer(args.tokenizer_type, wishes.tokenizer or args.tokenizer_model, args, wishes.vocab_size)
+
+
+def generation_config(tokenizer: TokenizerFiles) -> dict[str, Any]:
+    """Where generation begins and ends; without a padding token the end pads."""
+    tokens = dict(tokenizer.tokens)
+    if "eos_token_id" in tokens:
+        tokens.setdefault("pad_token_id", tokens["eos_token_id"])
+    return {**tokens, "do_sample": False}
+
+
+def refuse_target(target: Path, force: bool) -> None:
+    """Stop before anything is overwritten that is not an earlier export."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not (target / "config.json").is_file():
+        raise UserError(f"{target}: exists and is not an exported model; name another --output.")
+    if not force:
+        raise UserError(f"{target}: there is an exported model already; --force replaces it.")
+
+
+@contextmanager
+def appearing_folder(target: Path) -> Iterator[Path]:
+    """A new folder beside `target` that takes its place once the block ends without an error."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    try:
+        yield folder
+        folder.chmod(0o777 & ~current_umask())
+        if target.exists():
+            shutil.rmtree(target)
+        folder.rename(target)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise

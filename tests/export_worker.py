@@ -1,0 +1,86 @@
+"""What export tests do inside a forked process: a real Megatron model with random weights, saved, exported, compared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.probes import digest
+
+
+def save_and_export(words: list[str]) -> None:
+    """Save a model under the plan with its logits in OUT/logits.pt, and export it to OUT/hf.
+
+    Args:
+        words: the folder OUT, the token ids as JSON, then the words of a run.
+    """
+    import torch
+
+    from megatron_lrpath.cli import main
+
+    out, tokens = Path(words[0]), torch.tensor(json.loads(words[1]))
+    run = words[2:]
+    model = saved_model(run)
+    with torch.no_grad():
+        torch.save(megatron_logits(model, tokens), out / "logits.pt")
+    plan = run[run.index("--plan") + 1]
+    export = ["export", plan, "--run", "main", "--output", str(out / "hf"), "--max-shard-size", "100KB"]
+    assert main(export) == 0
+
+
+def saved_model(words: list[str]) -> Any:
+    """Build the plan's model, give every parameter random values, and save it as the run's step 1."""
+    import torch
+    from megatron.core.enums import ModelType
+    from megatron.core.process_groups_config import ProcessGroupCollection
+    from megatron.training import training
+    from megatron.training.checkpointing import save_checkpoint
+
+    from megatron_lrpath.training import seams, setup
+
+    seams.apply("cpu")
+    args, _ = setup.arguments(words, "cpu")
+    args.skip_train, args.load, args.no_save_optim, args.no_save_rng = True, None, True, True
+    training.initialize_megatron()
+    groups = ProcessGroupCollection.use_mpu_process_groups()
+    model, _, _ = training.setup_model_and_optimizer(
+        ModelType.encoder_or_decoder, cfg_container=setup.configuration(args), pg_collection=groups
+    )
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model[0].parameters():  # norms and biases too, which begin as ones and zeros
+        noise = torch.randn(parameter.shape, generator=generator) * (0.3 if parameter.dim() == 1 else 0.02)
+        parameter.data += noise.to(parameter.dtype)
+    args.iteration = 1
+    save_checkpoint(1, model, None, None, 0)
+    return model[0].eval()
+
+
+def megatron_logits(model: Any, tokens: Any) -> Any:
+    """[batch, sequence, padded vocabulary]"""
+    import torch
+
+    positions = torch.arange(tokens.shape[1]).expand_as(tokens)
+    return model(tokens, positions, None)
+
+
+def transformers_model(folder: Path) -> Any:
+    """The model in an exported folder, as a user loads it; nothing missing, nothing left over."""
+    from transformers import AutoModelForCausalLM
+
+    model, report = AutoModelForCausalLM.from_pretrained(
+        folder, local_files_only=True, attn_implementation="sdpa", output_loading_info=True
+    )
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
+    return model.eval()
+
+
+def weights(folder: Path) -> dict[str, str]:
+    """A digest of every tensor in a folder's safetensors."""
+    from safetensors import safe_open
+
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as opened:
+            found |= {name: digest(opened.get_tensor(name)) for name in opened.keys()}  # noqa: SIM118
+    return found

@@ -1,0 +1,31 @@
+#!/usr/bin/env python3
+"""Export trained versions as Hugging Face folders: weights, configuration, tokenizer, model card.
+
+  export_hf.py examples/quickstart/plan.yaml --run branch-v2
+  export_hf.py runs/mine/checkpoints --step 2000 --output exported/mine
+
+No GPU and no process group is needed, and one tensor is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the tool; 0, or 2 for bad input."""
+    from megatron_lrpath.commands import export
+    from megatron_lrpath.data.preprocess.script import run_script
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    export.add_arguments(parser)
+    args = parser.parse_args(arguments)
+    return run_script(lambda: export.execute(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
