@@ -26,6 +26,7 @@ setup(
         "rich>=13",
         "plotille>=5",
         "scipy",
+        "xxhash",  # checksums of checkpoints at the speed of the disk
         "matplotlib",
         "jinja2",
         "tensorboard",
