@@ -1,4 +1,4 @@
-"""What export tests do inside a forked process: a real Megatron model with random weights, saved, exported, compared."""
+"""What export tests do inside a forked process: a real Megatron model, random weights, saved and exported."""
 
 from __future__ import annotations
 

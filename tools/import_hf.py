@@ -3,8 +3,10 @@
 
   import_hf.py models/Qwen2-1.5B --output imported/qwen2
 
-Writes imported/qwen2 (weights for any parallel layout, tokenizer) and imported/qwen2/plan.yaml, the lines for a plan
-whose runs without a parent (main path, PTFS, the first CPT version) are to start from these weights. Only safetensors
+Writes imported/qwen2 (weights for any parallel layout, tokenizer) and imported/qwen2/plan.yaml, the lines
+for a plan
+whose runs without a parent (main path, PTFS, the first CPT version) are to start from these weights. Only
+safetensors
 and JSON are read; code in the folder is never run.
 """
 
@@ -21,7 +23,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the Hugging Face folder, on this machine")
+    parser.add_argument(
+        "folder", type=Path, metavar="FOLDER", help="the Hugging Face folder, on this machine"
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights (default: as stored)"

@@ -37,21 +37,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--step", type=int, metavar="STEP", help="the checkpoint's step (default: the last)")
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="folder to write (default: huggingface in the run's folder)"
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="folder to write (default: huggingface in the run's folder)",
     )
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights (default: as stored)"
     )
     parser.add_argument(
-        "--max-shard-size", type=shard_size, default="4GB", metavar="SIZE", help="of a weights file (default: 4GB)"
+        "--max-shard-size",
+        type=shard_size,
+        default="4GB",
+        metavar="SIZE",
+        help="of a weights file (default: 4GB)",
     )
     parser.add_argument("--tokenizer", metavar="PATH", help="where the tokenizer is now, if it was moved")
-    parser.add_argument("--vocab-size", type=int, metavar="N", help="tokens of a tokenizer that has no files")
+    parser.add_argument(
+        "--vocab-size",
+        type=int,
+        metavar="N",
+        help="rows of the embeddings to keep (default: the tokenizer's tokens)",
+    )
     parser.add_argument("--force", action="store_true", help="replace earlier exports")
 
 
 def execute(args: argparse.Namespace) -> int:
     """Export, and say what was written; 0."""
+    import logging
+    import warnings
+
+    warnings.filterwarnings("ignore")  # Megatron's import tells of everything that is not installed
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     from megatron_lrpath.export.folder import Wishes
 
     wishes = Wishes(args.dtype, args.max_shard_size, args.tokenizer, args.vocab_size, args.force)
@@ -79,7 +96,9 @@ def chosen(plan: Plan, args: argparse.Namespace) -> list[Run]:
     if not runs:
         raise UserError(f"no version of {args.paradigm} is trained yet: lrpath run {plan.path}")
     if (args.output or args.step is not None) and len(runs) > 1:
-        raise UserError(f"--output and --step are for one run: add --run, one of {', '.join(r.name for r in runs)}")
+        raise UserError(
+            f"--output and --step are for one run: add --run, one of {', '.join(r.name for r in runs)}"
+        )
     return runs
 
 
@@ -119,7 +138,7 @@ def write(checkpoint: Path, target: Path, origin: Origin, wishes: Wishes) -> Exp
 
 
 def find_checkpoint(folder: Path, step: int | None) -> tuple[int, Path]:
-    """The step and folder of a whole checkpoint: the one asked for, else the newest; an imported model is step 0."""
+    """Step and folder of a whole checkpoint: as asked for, else the newest; an imported model is step 0."""
     from megatron_lrpath.errors import UserError
     from megatron_lrpath.training.branch import require_checkpoint
     from megatron_lrpath.training.checkpoints_on_disk import checkpoint_folder, latest_step

@@ -1,1 +1,1 @@
-"""Models to and from Hugging Face folders: Megatron's `torch_dist` checkpoints, safetensors, tokenizers, cards."""
+"""Models to and from Hugging Face folders: Megatron's checkpoints, safetensors, tokenizers, cards."""

@@ -1,4 +1,4 @@
-"""A dense LLaMA-like model's architecture: read off Megatron's arguments or a `config.json`, written as either."""
+"""A LLaMA-like model's architecture: read off Megatron's arguments or a `config.json`, written as either."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ _FOREIGN = (
     "qk_layernorm", "qk_l2_norm", "apply_layernorm_1p", "layernorm_zero_centered_gamma", "window_size",
     "mtp_num_layers", "apply_query_key_layer_scaling", "apply_residual_connection_post_layernorm", "use_mup",
     "no_rope_freq", "attention_output_gate", "heterogeneous_layers_config_path", "hybrid_layer_pattern",
-    "hybrid_override_pattern", "glu_linear_offset", "activation_func_clamp_value", "experimental_attention_variant",
+    "hybrid_override_pattern", "glu_linear_offset", "activation_func_clamp_value",
+    "experimental_attention_variant",
 )  # fmt: skip
+_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,9 @@ def to_megatron(model: Architecture) -> dict[str, Any]:
         "normalization": "RMSNorm",
         "norm_epsilon": model.norm_epsilon,
         "position_embedding_type": "rope",
-        "rotary_base": int(model.rope_theta) if model.rope_theta == int(model.rope_theta) else model.rope_theta,
+        "rotary_base": int(model.rope_theta)
+        if model.rope_theta == int(model.rope_theta)
+        else model.rope_theta,
         "use_rope_scaling": model.rope_factor is not None,
         "rope_scaling_factor": model.rope_factor,
         "disable_bias_linear": not model.linear_bias,
@@ -187,10 +191,9 @@ def from_config(config: dict[str, Any]) -> Architecture:
     kind = config.get("model_type")
     if kind not in CLASSES:
         raise UserError(f"config.json: model_type {kind!r}; imported are {', '.join(CLASSES)}.")
-    missing = [name for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-                                 "vocab_size") if not isinstance(config.get(name), int)]  # fmt: skip
+    missing = [name for name in _SIZES if not isinstance(config.get(name), int) or config[name] < 1]
     if missing:
-        raise UserError(f"config.json: {', '.join(missing)} must be whole numbers.")
+        raise UserError(f"config.json: {', '.join(missing)} must be positive whole numbers.")
     wrong = foreign_settings(config)
     if wrong:
         raise UserError(f"config.json: not supported by Megatron's dense GPT: {'; '.join(wrong)}.")
@@ -236,7 +239,9 @@ def rope_of(config: dict[str, Any]) -> tuple[float, float | None]:
     scaling = config.get("rope_scaling") or rope
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     if scaling.get("partial_rotary_factor", 1.0) != 1.0:
-        raise UserError(f"config.json: partial_rotary_factor {scaling['partial_rotary_factor']} is not supported.")
+        raise UserError(
+            f"config.json: partial_rotary_factor {scaling['partial_rotary_factor']} is not supported."
+        )
     if kind == "default":
         return theta, None
     if kind == "llama3" and all(scaling.get(name) == value for name, value in ROPE_STRETCH.items()):

@@ -20,7 +20,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Origin:
-    """What is known of an exported model: its run and plan where it has one, what was recorded of it, its data."""
+    """What is known of an exported model: run and plan where it has them, its records, its data."""
 
     step: int
     plan: Plan | None = None
@@ -43,7 +43,7 @@ def origin_of(plan: Plan, run: Run, step: int) -> Origin:
 
 
 def data_of(plan: Plan, run: Run) -> dict[str, dict[str, int]]:
-    """Tokens of each domain in the slices of all versions up to the run's own; without slices that are gone."""
+    """Tokens of each domain in the slices of the versions up to the run's own; none where slices are gone."""
     from megatron_lrpath.data.slice import open_slices
 
     names = [version.name for version in plan.versions[: run.version_index]]
@@ -98,7 +98,11 @@ def training(plan: Plan, run: Run, origin: Origin) -> str:
         ("steps", f"{run.first_step:,} to {origin.step:,} of {run.last_step:,}"),
         ("tokens a step", f"{plan.batch.tokens:,}"),
         ("tokens seen", f"{plan.tokens(origin.step):,}"),
-        ("schedule", f"{schedule.style}, {schedule.max_lr:g} to {schedule.min_lr:g}, warm-up {schedule.warmup:,} steps"),
+        (
+            "schedule",
+            f"{schedule.style}, {schedule.max_lr:g} to {schedule.min_lr:g}, warm-up {schedule.warmup:,} "
+            "steps",
+        ),
         ("seed", plan.seed),
     ]
     if run.paradigm == "ours":

@@ -18,6 +18,7 @@ from megatron_lrpath.export.tokenizer import TokenizerFiles, find_tokenizer, wri
 from megatron_lrpath.export.weights import stored_dtype, write_weights
 from megatron_lrpath.files import atomic_write_json, atomic_write_text, current_umask
 
+IMPORTED_VOCABULARY = "lrpath_vocab_size"  # among the arguments stored with imported weights
 SHARD_BYTES = 4 * 1000**3
 
 
@@ -29,7 +30,7 @@ class Wishes:
         dtype: type of the weights, None as they are stored.
         shard_bytes: the most bytes of one safetensors file.
         tokenizer: another place of the tokenizer than the checkpoint's arguments name.
-        vocab_size: number of tokens, for tokenizers without files.
+        vocab_size: rows of the embeddings to keep, None for the tokenizer's number of tokens.
         force: replace an earlier export.
     """
 
@@ -65,7 +66,9 @@ def export_checkpoint(checkpoint: Path, target: Path, origin: Origin, wishes: Wi
     refuse_target(target, wishes.force)
     reader = CheckpointReader(checkpoint)
     tokenizer = run_tokenizer(reader.args, wishes)
-    model = architecture.from_megatron(reader.args, tokenizer.vocab_size)
+    # An imported model may have more rows than its tokenizer has tokens.
+    rows = wishes.vocab_size or getattr(reader.args, IMPORTED_VOCABULARY, None) or tokenizer.vocab_size
+    model = architecture.from_megatron(reader.args, rows)
     dtype = wishes.dtype or stored_dtype(reader)
     with appearing_folder(target) as folder:
         weights = write_weights(reader, model, folder, wishes.dtype, wishes.shard_bytes)
@@ -78,7 +81,9 @@ def export_checkpoint(checkpoint: Path, target: Path, origin: Origin, wishes: Wi
 
 def run_tokenizer(args: Any, wishes: Wishes) -> TokenizerFiles:
     """The tokenizer that the checkpoint's arguments name, at the user's place for it."""
-    return find_tokenizer(args.tokenizer_type, wishes.tokenizer or args.tokenizer_model, args, wishes.vocab_size)
+    return find_tokenizer(
+        args.tokenizer_type, wishes.tokenizer or args.tokenizer_model, args, wishes.vocab_size
+    )
 
 
 def generation_config(tokenizer: TokenizerFiles) -> dict[str, Any]:

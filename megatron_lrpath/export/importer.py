@@ -15,15 +15,15 @@ from torch import Tensor
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.export import architecture
 from megatron_lrpath.export.architecture import Architecture
-from megatron_lrpath.export.folder import appearing_folder
+from megatron_lrpath.export.folder import IMPORTED_VOCABULARY, appearing_folder
 from megatron_lrpath.export.mapping import OUTPUT, Source, sources
 from megatron_lrpath.export.safetensors_files import SafetensorsFolder
-from megatron_lrpath.export.tokenizer import HUGGING_FACE, MODEL_FILE, ORIGIN, copy_files
+from megatron_lrpath.export.tokenizer import HUGGING_FACE, MODEL_FILE, NO_TOKENIZER, ORIGIN, copy_files
 from megatron_lrpath.export.writer import Slot, write_checkpoint
 from megatron_lrpath.files import atomic_write_text
+from megatron_lrpath.training.checkpoints_on_disk import TRACKER
+from megatron_lrpath.training.pretrained import RELEASE
 
-RELEASE = "release"  # Megatron's name for weights without a step
-TRACKER = "latest_checkpointed_iteration.txt"
 SNIPPET = "plan.yaml"
 TOKENIZER = "tokenizer"
 # Modules whose extra state Megatron reads (Transformer Engine's has five, the local layers four).
@@ -35,7 +35,8 @@ IGNORED = ("rotary_emb.inv_freq",)  # tables that older folders store
 def import_folder(source: Path, target: Path, dtype: torch.dtype | None = None) -> Architecture:
     """Write `target` as a folder of Megatron checkpoints holding the model of `source`.
 
-    Beside the weights there are the tokenizer's files and `plan.yaml`, the lines that a plan needs. Only JSON and
+    Beside the weights there are the tokenizer's files and `plan.yaml`, the lines that a plan needs. Only
+    JSON and
     safetensors are read; code in the folder is never run.
 
     Args:
@@ -51,8 +52,9 @@ def import_folder(source: Path, target: Path, dtype: torch.dtype | None = None) 
     model = architecture.from_config(read_json(source / "config.json"))
     with SafetensorsFolder(source) as weights, appearing_folder(target) as folder:
         check_weights(model, weights)
-        by_slot = {slot: one for slot, one in slots(model, weights, dtype)}
-        common = common_state(model, next(iter(by_slot)).dtype)
+        by_slot = dict(slots(model, weights, dtype))
+        tokenizer = import_tokenizer(source, folder, target)
+        common = common_state(model, next(iter(by_slot)).dtype, tokenizer)
         write_checkpoint(
             folder / RELEASE,
             list(by_slot),
@@ -60,7 +62,6 @@ def import_folder(source: Path, target: Path, dtype: torch.dtype | None = None) 
             common,
             extra_states(model.layers),
         )
-        tokenizer = import_tokenizer(source, folder, target)
         atomic_write_text(folder / SNIPPET, plan_lines(model, tokenizer, target, by_slot))
         atomic_write_text(folder / TRACKER, RELEASE)
     return model
@@ -96,26 +97,36 @@ def check_weights(model: Architecture, weights: SafetensorsFolder) -> None:
         raise UserError(f"{weights.folder}: not the weights of its config.json: {'; '.join(wrong[:6])}.")
 
 
-def common_state(model: Architecture, dtype: torch.dtype) -> dict[str, Any]:
+def common_state(model: Architecture, dtype: torch.dtype, tokenizer: dict[str, str] | None) -> dict[str, Any]:
     """What Megatron and this package read of a checkpoint besides its tensors."""
     arguments = architecture.to_megatron(model)
     args = argparse.Namespace(
-        **{name: value for name, value in arguments.items() if name not in ("disable_bias_linear", "norm_epsilon")},
+        **{
+            name: value
+            for name, value in arguments.items()
+            if name not in ("disable_bias_linear", "norm_epsilon")
+        },
         layernorm_epsilon=model.norm_epsilon,
         add_bias_linear=model.linear_bias,
         add_position_embedding=True,
         params_dtype=dtype,
-        vocab_size=model.vocab_size,
         padded_vocab_size=model.vocab_size,
         tensor_model_parallel_size=1,
         pipeline_model_parallel_size=1,
         world_size=1,
         data_parallel_size=1,
         consumed_train_samples=0,
-        tokenizer_type=HUGGING_FACE,
-        tokenizer_model=None,
+        tokenizer_type=tokenizer["type"] if tokenizer else NO_TOKENIZER,
+        tokenizer_model=tokenizer["model"] if tokenizer else None,
+        special_tokens=None,
+        **{IMPORTED_VOCABULARY: model.vocab_size},
     )
-    for name in ("add_qkv_bias", "group_query_attention", "untie_embeddings_and_output_weights", "use_rope_scaling"):
+    for name in (
+        "add_qkv_bias",
+        "group_query_attention",
+        "untie_embeddings_and_output_weights",
+        "use_rope_scaling",
+    ):
         setattr(args, name, bool(getattr(args, name, False)))
     args.num_query_groups = model.groups
     return {"args": args, "checkpoint_version": 3.0, "iteration": 0, "content_metadata": {}}
@@ -123,7 +134,9 @@ def common_state(model: Architecture, dtype: torch.dtype) -> dict[str, Any]:
 
 def extra_states(layers: int) -> list[str]:
     """The names of the modules' extra states."""
-    return [f"decoder.layers.{name}._extra_state/shard_{i}_{layers}" for name in STATEFUL for i in range(layers)]
+    return [
+        f"decoder.layers.{name}._extra_state/shard_{i}_{layers}" for name in STATEFUL for i in range(layers)
+    ]
 
 
 def import_tokenizer(source: Path, folder: Path, target: Path) -> dict[str, str] | None:

@@ -81,12 +81,16 @@ def whole(key: str, layer: int | None, shape: tuple[int, ...], name: str) -> Sou
 
 
 def qkv(model: Architecture, layer: int, key: str, owner: str, what: str) -> Source:
-    """Queries, keys and values: Megatron keeps each group's queries, then its key, then its value together."""
+    """Queries, keys, values: Megatron keeps each group's queries, then its key, then its value together."""
     groups, width = model.groups, model.head_dim
     queries = model.heads // groups
     tail = (model.hidden,) if what == "weight" else ()
     rows = {"q_proj": model.heads * width, "k_proj": groups * width, "v_proj": groups * width}
-    parts = {"q_proj": slice(0, queries), "k_proj": slice(queries, queries + 1), "v_proj": slice(queries + 1, None)}
+    parts = {
+        "q_proj": slice(0, queries),
+        "k_proj": slice(queries, queries + 1),
+        "v_proj": slice(queries + 1, None),
+    }
 
     def cut(part: slice) -> Cut:
         return lambda tensor: tensor.view(groups, queries + 2, width, *tail)[:, part].reshape(-1, *tail)

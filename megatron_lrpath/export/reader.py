@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.training.unpickle import load_metadata
 
 # The model's own tensors; optimizer and random state are not read.
 MODEL_PREFIXES = ("embedding.", "decoder.", "output_layer.", "mtp.")
@@ -36,16 +37,13 @@ class CheckpointReader:
         self.folder = folder
         if not (folder / ".metadata").is_file() or not (folder / "metadata.json").is_file():
             raise UserError(
-                f"{folder}: not a whole torch_dist checkpoint (it has no .metadata or metadata.json). Name the folder of "
+                f"{folder}: not a whole torch_dist checkpoint (it has no .metadata or metadata.json). Name "
+                "the folder of "
                 "one step, or train with --ckpt-format torch_dist."
             )
         self.reader = FileSystemReader(folder)
-        try:
-            self.metadata: Metadata = self.reader.read_metadata()
-        except (OSError, pickle.UnpicklingError, EOFError, AttributeError) as error:
-            raise UserError(
-                f"{folder / '.metadata'}: damaged ({error}); restore it or take another step."
-            ) from None
+        with (folder / ".metadata").open("rb") as stream:
+            self.metadata: Metadata = load_metadata(stream, folder / ".metadata")
         self.reader.set_up_storage_reader(self.metadata, is_coordinator=True)
 
     @cached_property
@@ -61,7 +59,8 @@ class CheckpointReader:
             return dict(dist_checkpointing.load_common_state_dict(str(self.folder)))
         except Exception as error:
             raise UserError(
-                f"{self.folder}: the checkpoint's arguments cannot be read ({error}); restore it or take another step."
+                f"{self.folder}: the checkpoint's arguments cannot be read ({error}); restore it or take "
+                "another step."
             ) from None
 
     def model_keys(self) -> set[str]:
@@ -82,7 +81,7 @@ class CheckpointReader:
         return int(self.find(key, None)[1].size[0])
 
     def find(self, key: str, layer: int | None) -> tuple[str, TensorStorageMetadata]:
-        """The entry of a tensor and its name: layers are stacked under one name, or have a number in theirs."""
+        """A tensor's name and entry: layers are stacked under one name, or have a number in theirs."""
         entries = self.metadata.state_dict_metadata
         numbered = f"{LAYERS}{layer}.{key.removeprefix(LAYERS)}" if key.startswith(LAYERS) else key
         for name in (key, numbered):
@@ -105,23 +104,29 @@ class CheckpointReader:
         self.check_fits(name, entry, offsets, wanted, stacked)
         items = create_read_items_for_chunk_list(name, entry, [ChunkStorageMetadata(offsets, wanted)])
         if sum(math.prod(item.lengths) for item in items) != math.prod(wanted):
-            raise UserError(f"{self.folder}: the checkpoint holds only parts of {name}; restore it or take another step.")
+            raise UserError(
+                f"{self.folder}: the checkpoint holds only parts of {name}; restore it or take another step."
+            )
         target = torch.empty(wanted, dtype=entry.properties.dtype)
         try:
             self.reader.read_data(LoadPlan(items), _Into(target))  # type: ignore[arg-type]
         except (OSError, RuntimeError, EOFError, AssertionError, pickle.UnpicklingError) as error:
             raise UserError(
-                f"{self.folder}: {name} cannot be read ({error}); restore the checkpoint or take another step."
+                f"{self.folder}: {name} cannot be read ({error}); restore the checkpoint or take another "
+                "step."
             ) from None
         return target.view(tuple(shape))
 
-    def check_fits(self, name: str, entry: TensorStorageMetadata, offsets: torch.Size, wanted: torch.Size, stacked: bool) -> None:
-        """Stop where the checkpoint's tensor has another shape; further rows of the embeddings are padding."""
+    def check_fits(
+        self, name: str, entry: TensorStorageMetadata, offsets: torch.Size, wanted: torch.Size, stacked: bool
+    ) -> None:
+        """Stop where the tensor has another shape; further rows of the embeddings are padding."""
         size, open_ended = tuple(entry.size), name in PADDED or stacked
         enough = len(size) == len(wanted) and size[0] >= offsets[0] + wanted[0]
         if not enough or size[1:] != tuple(wanted)[1:] or (size[0] > wanted[0] and not open_ended):
             raise UserError(
-                f"{self.folder}: {name} has the shape {list(size)}, which does not hold {list(wanted)}: is it of another "
+                f"{self.folder}: {name} has the shape {list(size)}, which does not hold {list(wanted)}: is "
+                "it of another "
                 "model, or the tokenizer of another vocabulary?"
             )
 

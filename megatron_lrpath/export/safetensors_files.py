@@ -48,7 +48,9 @@ def into_shards(entries: Iterable[Entry], limit: int) -> list[list[Entry]]:
     return shards
 
 
-def write_shards(folder: Path, shards: Sequence[Sequence[Entry]], value: Callable[[str], Tensor]) -> list[str]:
+def write_shards(
+    folder: Path, shards: Sequence[Sequence[Entry]], value: Callable[[str], Tensor]
+) -> list[str]:
     """Write the shards and, for more than one, their index; returns the files' names.
 
     Args:
@@ -57,7 +59,9 @@ def write_shards(folder: Path, shards: Sequence[Sequence[Entry]], value: Callabl
         value: makes a tensor from its name; called once for each, in order.
     """
     count = len(shards)
-    names = [SINGLE] if count == 1 else [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
+    names = (
+        [SINGLE] if count == 1 else [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)]
+    )
     for name, shard in zip(names, shards, strict=True):
         with atomic_open(folder / name) as stream:
             write_one(stream, shard, value)
@@ -104,7 +108,9 @@ class SafetensorsFolder:
         elif (folder / SINGLE).is_file():
             self.places = dict.fromkeys(self.file(SINGLE).keys(), SINGLE)
         else:
-            pickles = " (its .bin files are pickles, which are never loaded)" if list(folder.glob("*.bin")) else ""
+            pickles = (
+                " (its .bin files are pickles, which are never loaded)" if list(folder.glob("*.bin")) else ""
+            )
             raise UserError(f"{folder}: neither {SINGLE} nor {INDEX} is there{pickles}.")
 
     def read_index(self) -> dict[str, str]:
@@ -115,7 +121,9 @@ class SafetensorsFolder:
             raise UserError(f"{self.folder / INDEX}: not an index of safetensors ({error}).") from None
         for name in set(places.values()):
             if not isinstance(name, str) or Path(name).name != name or not (self.folder / name).is_file():
-                raise UserError(f"{self.folder / INDEX}: names the file {name!r}, which is not in the folder.")
+                raise UserError(
+                    f"{self.folder / INDEX}: names the file {name!r}, which is not in the folder."
+                )
         return places
 
     def file(self, name: str) -> Any:
@@ -139,7 +147,9 @@ class SafetensorsFolder:
         for dtype, spelled in TYPES.items():
             if spelled == stored:
                 return dtype
-        raise UserError(f"{self.folder}: {name} is of type {stored}; imported are {', '.join(TYPES.values())}.")
+        raise UserError(
+            f"{self.folder}: {name} is of type {stored}; imported are {', '.join(TYPES.values())}."
+        )
 
     def read(self, name: str) -> Tensor:
         """A tensor."""

@@ -15,9 +15,11 @@ SPACE = "▁"
 
 # Text on which converted tokenizers go wrong: spaces, symbols spelled out, scripts, emoji, controls.
 NASTY = (
-    "", " ", "   ", "\n", "\t\t x", " leading", "trailing ", "two  spaces   three", "a\n\n\nb\r\nc", "\u00a0nbsp\u3000wide",
+    "", " ", "   ", "\n", "\t\t x", " leading", "trailing ", "two  spaces   three", "a\n\n\nb\r\nc",
+    "\u00a0nbsp\u3000wide",
     "<s>", "</s> <unk><pad>", "<s>text</s>", "<0x41><0x0A>", "▁literal▁▁ ▁", "naïve café nai\u0308ve", "ﬁﬂ ½ ² Å Ⅷ",
-    "中文字符。日本語カタカナ", "한국어 العربية עברית हिन्दी ไทย", "👩‍👩‍👧‍👦🏳️‍🌈 😀😀", "\u200b\u200d\ufeff\u2028", "\x01\x7f",
+    "中文字符。日本語カタカナ", "한국어 العربية עברית हिन्दी ไทย", "👩‍👩‍👧‍👦🏳️‍🌈 😀😀", "\u200b\u200d\ufeff\u2028",
+    "\x01\x7f",
     "aaaaaaaaaaaaaaaaaaaaa", "=" * 37, "0123456789 3.14159 1e-5", "def f(x):\n    return x  # ok\n", "İıſẞß",
     "\U00010348\U0001f9ff\U000e0001", "[INST] <<SYS>> <|im_start|>user\n", "e\u0301\u0301\u0301", "x" * 300,
 )  # fmt: skip
@@ -43,8 +45,10 @@ def read_model(path: Path) -> Any:
 def fast_tokenizer(model: Any) -> Any:
     """The `tokenizers.Tokenizer` of a parsed SentencePiece model (BPE or Unigram).
 
-    Control symbols are special tokens; spelled out in a text they are text, as in SentencePiece, as long as the
-    tokenizer splits special tokens (`split_special_tokens` in its configuration). Two cases differ from SentencePiece:
+    Control symbols are special tokens; spelled out in a text they are text, as in SentencePiece, as long as
+    the
+    tokenizer splits special tokens (`split_special_tokens` in its configuration). Two cases differ from
+    SentencePiece:
     a control symbol spelled out alone between two user-defined ones, and, with a character map such as NFKC,
     combining marks (the tokenizers library maps whole graphemes).
 
@@ -54,7 +58,9 @@ def fast_tokenizer(model: Any) -> Any:
     from tokenizers import AddedToken, Tokenizer, pre_tokenizers
 
     if model.trainer_spec.model_type not in (UNIGRAM, BPE) or model.trainer_spec.treat_whitespace_as_suffix:
-        raise UserError("only SentencePiece models of type bpe or unigram, with spaces as prefixes, are converted.")
+        raise UserError(
+            "only SentencePiece models of type bpe or unigram, with spaces as prefixes, are converted."
+        )
     symbols = [piece.piece for piece in model.pieces if piece.type == USER_DEFINED]
     tokenizer = Tokenizer(
         bpe_model(model, bool(symbols)) if model.trainer_spec.model_type == BPE else unigram_model(model)
@@ -62,7 +68,9 @@ def fast_tokenizer(model: Any) -> Any:
     tokenizer.normalizer = normalizer(model.normalizer_spec)
     if symbols:
         # Longest first, as SentencePiece matches them; each is one token and nothing merges across it.
-        words = sorted((symbol.replace(" ", SPACE) for symbol in symbols), key=lambda word: (-len(word), word))
+        words = sorted(
+            (symbol.replace(" ", SPACE) for symbol in symbols), key=lambda word: (-len(word), word)
+        )
         pattern = "|".join(re.escape(word) for word in words)
         tokenizer.pre_tokenizer = pre_tokenizers.Split(regex(pattern), behavior="isolated")
     tokenizer.decoder = decoder(model.normalizer_spec)
@@ -84,7 +92,8 @@ def bpe_model(model: Any, whole_words: bool) -> Any:
 
     Args:
         model: the parsed model.
-        whole_words: whether a word that is a piece is that piece at once (for symbols that nothing merges into).
+        whole_words: whether a word that is a piece is that piece at once (for symbols that nothing merges
+        into).
     """
     from tokenizers import models
 

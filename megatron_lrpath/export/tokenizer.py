@@ -13,6 +13,7 @@ from megatron_lrpath.files import atomic_write_json
 
 SENTENCEPIECE = ("SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer")
 HUGGING_FACE = "HuggingFaceTokenizer"
+NO_TOKENIZER = "NullTokenizer"
 # Names a tokenizer's folder may hold; nothing else is copied, code least of all.
 FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
@@ -54,21 +55,26 @@ def find_tokenizer(kind: str, model: str | None, args: Any, vocab_size: int | No
         UserError: it is not where it was, or of a type whose size is not known.
     """
     if getattr(args, "special_tokens", None):
-        raise UserError("the run has --special-tokens beside its tokenizer, which are not exported: train them in.")
+        raise UserError(
+            "the run has --special-tokens beside its tokenizer, which are not exported: train them in."
+        )
     if kind in SENTENCEPIECE or kind == HUGGING_FACE:
         path = Path(model or "")
         if not model or not path.exists():
             raise UserError(
-                f"the tokenizer {model!r} is not here: give its place with --tokenizer, or call from the folder that the "
+                f"the tokenizer {model!r} is not here: give its place with --tokenizer, or call from the "
+                "folder that the "
                 "run was started in."
             )
         return sentencepiece_tokenizer(kind, path) if kind in SENTENCEPIECE else hugging_face_tokenizer(path)
-    size = vocab_size or getattr(args, "vocab_size", None)
+    size = vocab_size or getattr(args, "lrpath_vocab_size", None) or getattr(args, "vocab_size", None)
     if not size:
-        raise UserError(f"a {kind} has no files that are exported here: give the number of its tokens, --vocab-size N.")
+        raise UserError(
+            f"a {kind} has no files that are exported here: give the number of its tokens, --vocab-size N."
+        )
     note = f"{kind}: no tokenizer files are written; the model takes token ids below {size}."
     end = getattr(args, "null_tokenizer_eod_id", None)
-    ends = {"eos_token_id": int(size) - 1 if end is None else int(end)} if kind == "NullTokenizer" else {}
+    ends = {"eos_token_id": int(size) - 1 if end is None else int(end)} if kind == NO_TOKENIZER else {}
     return TokenizerFiles(kind, int(size), ends, None, [note])
 
 
@@ -125,7 +131,7 @@ def copy_files(source: Path, folder: Path) -> None:
 
 
 def write_sentencepiece(tokenizer: TokenizerFiles, folder: Path, max_positions: int) -> list[str]:
-    """The model file itself, and a `tokenizer.json` with the same ids; a note where the two are not the same."""
+    """The model file itself, and a `tokenizer.json` with the same ids; a note where the two differ."""
     path = tokenizer.path
     assert path is not None
     model = sentencepiece_fast.read_model(path)
@@ -153,6 +159,7 @@ def write_sentencepiece(tokenizer: TokenizerFiles, folder: Path, max_positions: 
     if different is None:
         return []
     return [
-        f"tokenizer.json differs from SentencePiece on {different[:60]!r}; tokenizer.model is the one that the model was "
+        f"tokenizer.json differs from SentencePiece on {different[:60]!r}; tokenizer.model is the one that "
+        "the model was "
         "trained with."
     ]

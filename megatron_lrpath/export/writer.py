@@ -30,7 +30,8 @@ class Slot:
         key: its name in the checkpoint.
         shape: of what is written, without the layers' axis.
         dtype: its type.
-        layer, layers: its place on the layers' axis and the axis's length; None for a tensor outside of the layers.
+        layer, layers: its place on the layers' axis and the axis's length; None for a tensor outside of the
+        layers.
     """
 
     key: str
@@ -77,7 +78,11 @@ class StreamingPlanner(DefaultSavePlanner):
 
 
 def write_checkpoint(
-    folder: Path, slots: Sequence[Slot], value: Callable[[Slot], Tensor], common: dict[str, Any], objects: list[str]
+    folder: Path,
+    slots: Sequence[Slot],
+    value: Callable[[Slot], Tensor],
+    common: dict[str, Any],
+    objects: list[str],
 ) -> None:
     """Write a checkpoint that Megatron loads at any parallel layout.
 

@@ -149,7 +149,7 @@ SET_BY_PLAN = {
         "tokenizer": "tokenizer_type tokenizer_model vocab_size",
         "data": "data_path split train_data_path valid_data_path test_data_path data_args_path "
         "per_split_data_args_path mock_data",
-        "output": "save load ckpt_step finetune pretrained_checkpoint tensorboard_dir",
+        "output": "save load ckpt_step finetune tensorboard_dir",
     }.items()
     for name in names.split()
 }
