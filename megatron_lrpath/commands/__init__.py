@@ -5,4 +5,6 @@ where it helps, `EXAMPLE` (shown at the end of its help) and
 `TAKES_EXTRA` (the words after `--` come as `args.extra`). It imports what is heavy inside `execute`.
 """
 
-COMMANDS = ("plan", "lr", "run", "submit", "status", "cancel", "eval", "report", "advise", "export")
+COMMANDS = (
+    "plan", "lr", "run", "submit", "status", "cancel",
+)  # fmt: skip

@@ -31,7 +31,7 @@ def read_model(path: Path) -> Any:
     Raises:
         UserError: it is not one.
     """
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from sentencepiece import sentencepiece_model_pb2
 
     model = sentencepiece_model_pb2.ModelProto()

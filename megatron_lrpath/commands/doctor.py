@@ -1,0 +1,69 @@
+"""`lrpath doctor`: whether this machine can train, and what a plan still lacks."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from megatron_lrpath.doctor import Check
+
+HELP = "check this machine (versions, GPUs, NCCL, disk) and what a plan needs (tokenizer, data, memory)"
+EXAMPLE = "lrpath doctor examples/quickstart/plan.yaml"
+MARKS = {
+    "ok": "[green]ok[/]",
+    "info": "[dim]–[/]",
+    "warning": "[yellow]warning[/]",
+    "failed": "[red]FAILED[/]",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The plan, and the form of the answer."""
+    parser.add_argument(
+        "plan", type=Path, nargs="?", metavar="PLAN", help="the plan file (default: only the machine)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Check and tell; 0, or 1 where something failed."""
+    import json
+    import logging
+    import warnings
+    from dataclasses import asdict
+
+    warnings.filterwarnings("ignore")  # the imports tell of everything that is not installed
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    from megatron_lrpath.doctor import machine_checks, plan_checks, worst
+
+    machine = machine_checks(Path.cwd())
+    plan = plan_checks(args.plan) if args.plan else []
+    failed = worst([*machine, *plan]) == "failed"
+    if args.json:
+        parts = {"machine": machine, "plan": plan}
+        answer = {name: [asdict(check) for check in checks] for name, checks in parts.items()}
+        print(json.dumps({"ok": not failed, **answer}, indent=2, ensure_ascii=False))
+    else:
+        show("machine", machine)
+        if plan:
+            show(str(args.plan), plan)
+    return 1 if failed else 0
+
+
+def show(title: str, checks: Sequence[Check]) -> None:
+    """A table; advice stands under what was found."""
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD)
+    for column in ("check", "", "found"):
+        table.add_column(column, overflow="fold")
+    for check in checks:
+        advice = f"\n→ {escape(check.advice)}" if check.advice else ""
+        table.add_row(escape(check.name), MARKS[check.status], escape(check.found) + advice)
+    Console().print(table)

@@ -1,0 +1,212 @@
+"""The machine: versions, GPUs, Transformer Engine and Apex, NCCL, compiled helpers, memory, disk."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from megatron_lrpath.doctor.check import FAILED, INFO, OK, WARNING, Check, gigabytes
+
+PYTHON = (3, 12)
+PACKAGES = ("torch", "numpy", "transformers", "sentencepiece", "gigatoken", "safetensors", "psutil")
+LITTLE_DISK = 10e9  # bytes
+
+
+def machine_checks(folder: Path) -> list[Check]:
+    """Every check of the machine; `folder` is where the disk is looked at."""
+    import torch
+
+    gpus = gpu_list(torch)
+    return [
+        python_check(),
+        *package_checks(),
+        gpu_check(torch, gpus),
+        *accelerator_checks(bool(gpus)),
+        nccl_check(torch, bool(gpus)),
+        helpers_check(),
+        resources_check(),
+        disk_check(folder, 0),
+        slurm_check(),
+    ]
+
+
+def python_check() -> Check:
+    """Python itself."""
+    found = platform.python_version()
+    if sys.version_info >= PYTHON:
+        return Check("Python", OK, found)
+    return Check("Python", FAILED, found, "megatron-core with megatron.training is built for 3.12 and later.")
+
+
+def package_checks() -> list[Check]:
+    """Megatron in a version that is supported, and what else training needs."""
+    from megatron_lrpath.training.seams import MEGATRON
+
+    checks = [megatron_check(MEGATRON)]
+    for name in PACKAGES:
+        found = version(name)
+        missing = "" if found else f"pip install {name}"
+        checks.append(Check(name, OK if found else FAILED, found or "not installed", missing))
+    return checks
+
+
+def megatron_check(supported: str) -> Check:
+    """megatron-core within the range of versions that this package is written for (`>=0.19,<0.20`)."""
+    found = version("megatron-core")
+    advice = f"pip install 'megatron-core{supported}'"
+    if found is None:
+        return Check("megatron-core", FAILED, "not installed", advice)
+    if not within(found, supported):
+        return Check("megatron-core", FAILED, f"{found}, supported is {supported}", advice)
+    return Check("megatron-core", OK, found)
+
+
+def within(found: str, supported: str) -> bool:
+    """Whether a version lies in a range of the form `>=A,<B`."""
+    low, high = re.findall(r"[\d.]+", supported)
+    return numbers(low) <= numbers(found) < numbers(high)
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """`0.19.2rc1` -> (0, 19, 2)."""
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:3])
+
+
+def version(name: str) -> str | None:
+    """A distribution's version, None where it is not installed."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def gpu_list(torch: Any) -> list[tuple[str, int]]:
+    """Name and memory in bytes of every GPU that torch can use."""
+    if not torch.cuda.is_available():
+        return []
+    properties = (torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count()))
+    return [(one.name, one.total_memory) for one in properties]
+
+
+def gpu_check(torch: Any, gpus: list[tuple[str, int]]) -> Check:
+    """GPUs, and the CUDA that torch was built for."""
+    if gpus:
+        names = ", ".join(f"{name} ({gigabytes(memory)})" for name, memory in gpus)
+        return Check("GPUs", OK, f"{len(gpus)}: {names}; torch is built for CUDA {torch.version.cuda}")
+    listed = driver_gpus()
+    if listed:
+        advice = (
+            f"torch is built for CUDA {torch.version.cuda}: install a torch for this driver, or look at "
+            "CUDA_VISIBLE_DEVICES."
+        )
+        return Check("GPUs", FAILED, f"nvidia-smi lists {listed}, torch can use none", advice)
+    return Check("GPUs", INFO, "none; training runs on the CPU, which is for small models and tests")
+
+
+def driver_gpus() -> int:
+    """GPUs that the driver lists."""
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    try:
+        answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    return sum(line.startswith("GPU ") for line in answer.stdout.splitlines()) if not answer.returncode else 0
+
+
+def accelerator_checks(gpu: bool) -> list[Check]:
+    """Transformer Engine and Apex: what they are for, and what happens without them."""
+    from megatron_lrpath.training import environment
+
+    lacking = WARNING if gpu else INFO
+    engine, apex = environment.has_transformer_engine(), environment.has_apex_fusions()
+    without_engine = (
+        "its fused kernels, FP8 and context parallelism are not there; attention is torch's "
+        "scaled_dot_product_attention, norms are torch's"
+    )
+    checks = [
+        Check("Transformer Engine", OK, version("transformer-engine") or "found")
+        if engine
+        else Check(
+            "Transformer Engine",
+            lacking,
+            f"{broken('transformer-engine')}: {without_engine}",
+            "pip install 'megatron-lrpath[gpu]'" if gpu else "",
+        )
+    ]
+    if apex:
+        checks.append(Check("Apex", OK, version("apex") or "found"))
+    else:
+        status, why = (
+            (INFO, "Transformer Engine does its work")
+            if engine
+            else (lacking, "gradients are not accumulated inside the matrix product, and norms are not fused")
+        )
+        checks.append(Check("Apex", status, f"{broken('apex')}: {why}"))
+    return checks
+
+
+def broken(name: str) -> str:
+    """`not installed`, or that what is installed cannot be imported."""
+    found = version(name)
+    return f"{found} is installed but cannot be imported" if found else "not installed"
+
+
+def nccl_check(torch: Any, gpu: bool) -> Check:
+    """What the processes talk through."""
+    if torch.distributed.is_nccl_available() and gpu:
+        return Check("NCCL", OK, ".".join(str(part) for part in torch.cuda.nccl.version()))
+    if gpu:
+        return Check("NCCL", FAILED, "torch was built without it", "Install torch's CUDA build.")
+    gloo = torch.distributed.is_gloo_available()
+    return Check("NCCL", INFO if gloo else FAILED, "not used without GPUs; processes talk through Gloo")
+
+
+def helpers_check() -> Check:
+    """Megatron's compiled dataset helpers; without them every start tries to compile them."""
+    from megatron_lrpath.training.environment import importable
+
+    if importable("megatron.core.datasets.helpers_cpp"):
+        return Check("dataset helpers", OK, "compiled")
+    return Check(
+        "dataset helpers",
+        WARNING,
+        "not compiled",
+        "Reinstall megatron-core from its wheel; compiling needs g++ and make.",
+    )
+
+
+def resources_check() -> Check:
+    """Cores and memory."""
+    from megatron_lrpath.launch.resources import cores
+
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Check("CPU", OK, f"{cores()} cores, {gigabytes(memory)} of memory")
+
+
+def disk_check(folder: Path, needed: float) -> Check:
+    """Free space where `folder` is or will be, against what is needed."""
+    there = folder.absolute()
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free
+    found = f"{gigabytes(free)} free at {folder}"
+    if needed:
+        found += f", the checkpoints take about {gigabytes(needed)}"
+    if free < needed:
+        return Check("disk", FAILED, found, "Free space, or give the plan another `output`.")
+    advice = "Checkpoints and caches need room." if free < LITTLE_DISK else ""
+    return Check("disk", WARNING if advice else OK, found, advice)
+
+
+def slurm_check() -> Check:
+    """Whether jobs can be submitted from here."""
+    found = shutil.which("sbatch")
+    return Check("Slurm", OK if found else INFO, found or "no sbatch; runs are started with lrpath run")
