@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_lrpath.errors import UserError
-from megatron_lrpath.plan import PARADIGMS, Parent, Version
+from megatron_lrpath.errors import PlanError, UserError
+from megatron_lrpath.plan import PARADIGMS, Parent, Version, differences
 from megatron_lrpath.plan.runs import Timeline
 from megatron_lrpath.schedule import LRPath, Schedule
 from tests.plan_text import plan_with, versions
@@ -188,3 +188,17 @@ def test_appending_a_version_changes_no_earlier_run(
             assert set(run.keep_steps) <= set(longer.keep_steps)
             assert longer.last_step >= run.last_step
             assert all(longer.path.lr_at(s) == run.path.lr_at(s) for s in range(run.last_step))
+
+
+def test_the_main_path_serves_branches_of_other_plans_and_costs_no_more(tmp_path: Path) -> None:
+    alone = plan_with(tmp_path, alpha=0.6)
+    shared = plan_with(tmp_path, alpha=0.6, also_branch_at=[90, 160])
+    main = shared.run("ours", "main")
+    assert main.keep_steps == (40, 90, 100, 140, 160)
+    assert main.last_step == 160
+    assert shared.cost("ours") == alone.cost("ours")
+    for name in ("main", "branch-v1", "branch-v2"):
+        before, after = (plan.identity(plan.run("ours", name)) for plan in (alone, shared))
+        assert differences(before, after) == []
+    with pytest.raises(PlanError, match="step 201 lies beyond the last version's end, step 200"):
+        plan_with(tmp_path, also_branch_at=[201])

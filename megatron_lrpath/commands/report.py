@@ -10,7 +10,7 @@ HELP = "write a page with tables and figures of what has been trained"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The plan, and where the page goes."""
-    parser.add_argument("plan", type=Path, metavar="PLAN", help="the plan file")
+    parser.add_argument("plan", type=Path, metavar="PLAN", help="the plan (or experiment) file")
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="folder of the report (default: OUTPUT/report of the plan)"
     )
@@ -22,12 +22,29 @@ def execute(args: argparse.Namespace) -> int:
 
     from rich.console import Console
 
+    from megatron_lrpath.experiment.load import is_experiment
     from megatron_lrpath.plan import load_plan
     from megatron_lrpath.report.page import make_report, write_report
     from megatron_lrpath.report.terminal import show
 
+    if is_experiment(args.plan):
+        return compare(args)
     plan = load_plan(args.plan)
     report = make_report(plan, datetime.now().astimezone())
     page = write_report(report, args.output or Path(plan.output) / "report")
     show(report, page, Console())
+    return 0
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Write and print the table of an experiment; 0."""
+    from rich.console import Console
+
+    from megatron_lrpath.experiment.load import load_experiment
+    from megatron_lrpath.experiment.table import make_table, show_table, write_table
+
+    experiment = load_experiment(args.plan)
+    table = make_table(experiment)
+    page = write_table(table, args.output or experiment.output / "report")
+    show_table(table, page, Console())
     return 0

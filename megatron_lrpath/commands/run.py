@@ -12,7 +12,7 @@ TAKES_EXTRA = True  # what follows `--` on the command line arrives as `args.ext
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The plan, what of it, and how the machine is shared."""
-    parser.add_argument("plan", type=Path, metavar="PLAN", help="the plan file")
+    parser.add_argument("plan", type=Path, metavar="PLAN", help="the plan (or experiment) file")
     parser.add_argument("--paradigm", choices=("ours", "ptfs", "cpt", "all"), default="all")
     parser.add_argument("--run", metavar="NAME", help="only this run, and those it starts from")
     parser.add_argument(
@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Train and evaluate; 0 when complete, 1 when a run failed, 130 after Ctrl-C."""
+    from megatron_lrpath.experiment.load import is_experiment, load_experiment
     from megatron_lrpath.launch.local import Options, carry_out
     from megatron_lrpath.plan import PARADIGMS, load_plan
 
@@ -48,6 +49,10 @@ def execute(args: argparse.Namespace) -> int:
         evaluate=args.evaluate,
         extra=tuple(getattr(args, "extra", ())),
     )
+    if is_experiment(args.plan):
+        from megatron_lrpath.experiment.run import carry_out_experiment
+
+        return carry_out_experiment(load_experiment(args.plan), options)
     return carry_out(load_plan(args.plan), options)
 
 

@@ -72,6 +72,12 @@ def _check_warmup(source: Source, plan: Plan) -> None:
 
 def _check_branches(source: Source, plan: Plan) -> None:
     line = plan.timeline
+    for number, step in enumerate(plan.also_branch_at):
+        if step > line.ends[-1]:
+            raise source.error(
+                source.find(f"also_branch_at[{number}]"),
+                f"step {step} lies beyond the last version's end, step {line.ends[-1]}; give an earlier one",
+            )
     for index, version in enumerate(plan.versions):
         place = source.find(f"versions[{index}].alpha", "alpha", f"versions[{index}].steps")
         alpha = version.alpha or plan.alpha

@@ -145,6 +145,13 @@ PLAN_KEYS = (
     Key("batch", {"type": "object"}, REQUIRED, "batch and sequence"),
     Key("tokenizer", {"type": "object"}, REQUIRED, "tokenizer"),
     Key("data", {"type": "object"}, REQUIRED, "version slices"),
+    Key(
+        "also_branch_at",
+        {"type": "array", "items": STEPS, "minItems": 1, "maxItems": 10_000},
+        (),
+        "further steps at which the main path keeps a checkpoint, for branches of other plans off it; it goes "
+        "on to the last of them",
+    ),
     Key("versions", {"type": "array", "minItems": 1, "maxItems": 1000}, REQUIRED, "versions in order"),
     Key("output", TEXT, None, "folder of all runs, `OUTPUT/<paradigm>/<run>`; default: `runs/NAME`"),
     Key(

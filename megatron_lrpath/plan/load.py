@@ -33,7 +33,7 @@ from megatron_lrpath.plan.values import (
 )
 from megatron_lrpath.schedule import Schedule
 
-_PLAIN = ("name", "seed", "alpha", "cpt_variant")
+_PLAIN = ("name", "seed", "alpha", "cpt_variant", "also_branch_at")
 
 
 def load_plan(path: Path | str) -> Plan:
@@ -41,12 +41,16 @@ def load_plan(path: Path | str) -> Plan:
 
     Raises PlanError, `FILE:LINE: key: what is wrong; how to go on`, for the first thing that is wrong.
     """
-    source = read_source(path)
+    return plan_from(read_source(path))
+
+
+def plan_from(source: Source) -> Plan:
+    """The plan that a file's text says; raises PlanError like `load_plan`."""
     top = read_section(source, source.root, PLAN_KEYS)
     values = {key.name: read_key(source, top, key) for key in PLAN_KEYS if key.name in _PLAIN}
     model = _read_model(source, top["model"])
     plan = Plan(
-        path=Path(path),
+        path=source.path,
         model=model,
         schedule=_read_schedule(source, top["schedule"]),
         batch=Batch(**_read_fields(source, top["batch"], BATCH_KEYS)),

@@ -47,6 +47,7 @@ class Plan:
     versions: tuple[Version, ...]
     output: str
     megatron: dict[str, Any]
+    also_branch_at: tuple[int, ...] = ()
 
     @property
     def base(self) -> Path:
@@ -56,7 +57,7 @@ class Plan:
     @cached_property
     def timeline(self) -> Timeline:
         """Version ends, branch points and the runs made of them."""
-        return Timeline(self.schedule, self.alpha, self.cpt_variant, self.versions)
+        return Timeline(self.schedule, self.alpha, self.cpt_variant, self.versions, self.also_branch_at)
 
     def runs(self, paradigm: str) -> list[Run]:
         """The runs of a paradigm, parents before children. UserError for an unknown paradigm."""
@@ -89,8 +90,10 @@ class Plan:
         """Steps and tokens of all runs of a paradigm, and the ratio of its steps to PTFS's.
 
         The paper counts each paradigm alone (section 3.2), so CPT's includes its first version although that
-        run is shared with PTFS.
+        run is shared with PTFS. The main path counts up to this plan's own last branch point.
         """
         steps = sum(run.steps for run in self.runs(paradigm))
+        if paradigm == "ours":
+            steps -= self.run(paradigm, "main").last_step - self.timeline.branch_points[-1]
         scratch = sum(self.timeline.ends)
         return Cost(paradigm, steps, self.tokens(steps), steps / scratch)

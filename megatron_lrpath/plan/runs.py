@@ -67,12 +67,14 @@ class Timeline:
     """The steps at which versions end and branches leave, and the runs that follow from them.
 
     E_i = T_1 + … + T_i; a branch lasts round(α_i·T_i) steps and leaves the main path at B_i = E_i minus that.
+    `also_branch_at`: steps at which branches of other plans leave the same main path.
     """
 
     schedule: Schedule
     alpha: float
     cpt_variant: str
     versions: Sequence[Version]
+    also_branch_at: Sequence[int] = ()
 
     @cached_property
     def ends(self) -> list[int]:
@@ -99,8 +101,8 @@ class Timeline:
         return tuple(version.name for version in self.versions[:count])
 
     def _main(self) -> Run:
-        points, count = self.branch_points, len(self.versions)
-        last = points[-1]
+        points, count = {*self.branch_points, *self.also_branch_at}, len(self.versions)
+        last = max(points)
         reads_last = last > self.ends[-1] - self.versions[-1].steps
         return Run(
             name="main",
@@ -113,7 +115,7 @@ class Timeline:
             last_step=last,
             path=LRPath(self.schedule, "plateau", 0, last, warmup=self.schedule.warmup),
             slices=self._names(count if reads_last else count - 1),
-            keep_steps=tuple(sorted({*points, *self.ends[:-1]})),
+            keep_steps=tuple(sorted(points | {end for end in self.ends if end <= last})),
         )
 
     def _branches(self) -> list[Run]:

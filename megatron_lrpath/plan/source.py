@@ -61,8 +61,11 @@ def read_source(path: Path | str) -> Source:
     Raises PlanError naming the file and the line: no such file, not UTF-8, too large, broken YAML, empty, a
     key given twice, aliases, tags or nesting that a plan has no use for.
     """
-    path = Path(path)
-    text = _read_text(path)
+    return parse_source(Path(path), _read_text(Path(path)))
+
+
+def parse_source(path: Path, text: str) -> Source:
+    """The same for a text that is (or would be) in the file `path`."""
     try:
         node = _Loader(text).get_single_node()
     except _Refused as error:

@@ -1,0 +1,99 @@
+"""`lrpath experiment`: what an experiment file stands for, without training anything."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from megatron_lrpath.experiment.spec import Experiment
+
+HELP = "check an experiment file and show its plans, and what they share"
+EXAMPLE = (
+    "lrpath experiment examples/paper/table-2.yaml   (then: lrpath run, lrpath report with the same file)"
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The experiment and the form."""
+    parser.add_argument("experiment", type=Path, metavar="EXPERIMENT", help="the experiment file")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--write", action="store_true", help="write the plan files into OUTPUT/plans")
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Print the experiment; 0."""
+    from megatron_lrpath.experiment.load import load_experiment
+    from megatron_lrpath.experiment.tasks import write_plans
+
+    experiment = load_experiment(args.experiment)
+    if args.write:
+        write_plans(experiment)
+    said = as_json(experiment)
+    if args.json:
+        print(json.dumps(said, indent=2, ensure_ascii=False, allow_nan=False))
+        return 0
+    show(experiment, said)
+    return 0
+
+
+def as_json(experiment: Experiment) -> dict[str, Any]:
+    """The points, the trainings that are carried out, and what sharing saves."""
+    from megatron_lrpath.experiment.tasks import experiment_tasks, point_tasks
+
+    tasks = experiment_tasks(experiment)
+    alone = [
+        task for point in experiment.points for task in point_tasks(experiment, point, experiment.paradigms)
+    ]
+    steps, all_steps = (sum(task.run.steps for task in some) for some in (tasks, alone))
+    return {
+        "name": experiment.name,
+        "about": experiment.about,
+        "points": [
+            {"name": point.name, "plan": str(point.plan.path), "values": point.values}
+            for point in experiment.points
+        ],
+        "trainings": [
+            {
+                "name": task.key,
+                "steps": task.run.steps,
+                "parent": task.parent,
+                "shared_with": len(task.aliases),
+            }
+            for task in tasks
+        ],
+        "total_steps": steps,
+        "total_tokens": sum(_tokens(experiment, task.point, task.run.steps) for task in tasks),
+        "steps_without_sharing": all_steps,
+    }
+
+
+def show(experiment: Experiment, said: dict[str, Any]) -> None:
+    """The same as a table."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for title in ("variation", "trainings", "steps", "plan"):
+        table.add_column(title, justify="right" if title in ("trainings", "steps") else "left")
+    for point in said["points"]:
+        mine = [one for one in said["trainings"] if one["name"].startswith(point["name"] + "/")]
+        steps = sum(one["steps"] for one in mine)
+        table.add_row(*(Text(cell) for cell in (point["name"], f"{len(mine)}", f"{steps:,}", point["plan"])))
+    console = Console()
+    if experiment.about:
+        console.print(Text(experiment.about))
+    console.print(table)
+    saved = 1 - said["total_steps"] / said["steps_without_sharing"]
+    console.print(
+        f"{len(said['points'])} plans, {len(said['trainings'])} trainings, {said['total_steps']:,} steps "
+        f"({said['total_tokens']:,} tokens); what the plans share is trained once, under the first of them "
+        f"({saved:.0%} saved)"
+    )
+
+
+def _tokens(experiment: Experiment, point: str, steps: int) -> int:
+    return next(one for one in experiment.points if one.name == point).plan.tokens(steps)

@@ -1,0 +1,191 @@
+"""From an experiment file to its plans, checked like plan files."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megatron_lrpath.errors import PlanError, UserError
+from megatron_lrpath.experiment.sharing import main_points
+from megatron_lrpath.experiment.spec import Experiment, Point
+from megatron_lrpath.experiment.vary import change, variations
+from megatron_lrpath.plan import PARADIGMS
+from megatron_lrpath.plan.keys import NAME, REQUIRED, TEXT, Key
+from megatron_lrpath.plan.load import plan_from
+from megatron_lrpath.plan.source import Entry, Source, parse_source, read_source
+from megatron_lrpath.plan.values import read_key, read_list, read_mapping, read_section
+
+KEYS = (
+    Key("name", NAME, REQUIRED, "name of the experiment"),
+    Key("about", TEXT, "", "what it shows, the table's caption"),
+    Key("plan", TEXT, REQUIRED, "the plan file that is varied, relative to the experiment file's folder"),
+    Key("set", {"type": "object"}, None, "changes to the plan for all variations, by dotted keys"),
+    Key(
+        "points", {"type": "array"}, None, "variations one by one: mappings of dotted keys, `name` their name"
+    ),
+    Key(
+        "vary", {"type": "object"}, None, "lists of values by dotted key; every combination, with every point"
+    ),
+    Key("seeds", {"type": "array"}, None, "seeds that every variation is trained with; default: the plan's"),
+    Key("paradigms", {"type": "array"}, None, "ours, ptfs, cpt; default: all"),
+    Key("runs", {"type": "array"}, None, "only these runs and those they start from; default: all"),
+    Key("show", {"type": "array"}, None, "versions in the table; default: all but the first"),
+    Key("paper", {"type": "object"}, None, "the paper's perplexities: variation, paradigm, numbers"),
+    Key("output", TEXT, None, "folder of all variations; default: `runs/NAME`"),
+)
+MOST = 500
+"""Variations times seeds that an experiment may have."""
+
+
+def is_experiment(path: Path) -> bool:
+    """Whether the file says which plan it varies (a plan file does not)."""
+    root = read_source(path).root.value
+    return isinstance(root, dict) and "plan" in root and "versions" not in root
+
+
+def load_experiment(path: Path) -> Experiment:
+    """Read and check an experiment file and every plan that it stands for.
+
+    Raises PlanError: what is wrong in the experiment file, or in which variation and there where.
+    """
+    source = read_source(path)
+    top = read_section(source, source.root, KEYS)
+    texts = {key.name: read_key(source, top, key) for key in KEYS if key.schema in (NAME, TEXT)}
+    output = Path(texts["output"] or f"runs/{texts['name']}")
+    points = _points(source, top, texts, output)
+    versions = [version.name for version in points[0].plan.versions]
+    experiment = Experiment(
+        path=path,
+        name=texts["name"],
+        about=texts["about"],
+        output=output,
+        paradigms=_words(source, top.get("paradigms"), PARADIGMS) or PARADIGMS,
+        only=_words(source, top.get("runs"), None),
+        show=_words(source, top.get("show"), versions) or tuple(versions[1:] or versions),
+        points=points,
+    )
+    return replace(experiment, paper=_paper(source, top.get("paper"), experiment))
+
+
+def _points(
+    source: Source, top: Mapping[str, Entry], texts: Mapping[str, str], output: Path
+) -> tuple[Point, ...]:
+    listed = _plain(top["points"]) if "points" in top else []
+    vary = _plain(top["vary"]) if "vary" in top else {}
+    for key, kind, value in (("points", list, listed), ("vary", dict, vary)):
+        if not isinstance(value, kind):
+            raise source.error(top[key], "must be a " + ("list of mappings" if kind is list else "mapping"))
+    for name, values in vary.items():
+        if not isinstance(values, list) or not values:
+            raise source.error(source.find(f"vary.{name}", "vary"), "must be a list of values")
+    if not all(isinstance(point, dict) for point in listed):
+        raise source.error(top["points"], "must be a list of mappings, like `- {model: 203m}`")
+    seeds = _plain(top["seeds"]) if "seeds" in top else [None]
+    cases = [(*case, seed) for case in variations(listed, vary) for seed in seeds]
+    if len(cases) > MOST:
+        raise source.error(source.root, f"{len(cases)} variations are more than the {MOST} that there may be")
+    fixed = _plain(top["set"]) if "set" in top else {}
+    made = [_point(source, texts, output, fixed, *case) for case in cases]
+    names = [point.name for point in made]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise source.error(source.root, f"two variations are called {twice!r}; give points a `name`")
+    return _sharing_main_paths(made)
+
+
+def _point(
+    source: Source,
+    texts: Mapping[str, str],
+    output: Path,
+    fixed: Mapping[str, Any],
+    group: str,
+    values: dict[str, Any],
+    seed: int | None,
+) -> Point:
+    """The plan of one variation."""
+    name = group if seed is None else f"{group}_seed{seed}"
+    base = source.path.parent / str(values.get("plan", texts["plan"]))
+    mapping = copy.deepcopy(_plain(read_source(base).root))
+    changes = {**fixed, **values, **({} if seed is None else {"seed": seed})}
+    try:
+        for key, value in changes.items():
+            if key != "plan":
+                change(mapping, key, value)
+    except ValueError as error:
+        raise PlanError(f"{source.path}: {group}: {error}") from None
+    mapping |= {"name": f"{texts['name']}-{name}"[:100], "output": str(output / name)}
+    return _made(source.path, name, group, values, mapping, output)
+
+
+def _made(
+    origin: Path, name: str, group: str, values: dict[str, Any], mapping: dict[str, Any], output: Path
+) -> Point:
+    text = yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True, width=110)
+    try:
+        plan = plan_from(parse_source(plan_path(output, name), text))
+    except UserError as error:
+        raise PlanError(f"{origin}: the variation {name}: {error}") from None
+    return Point(name, group, values, plan, text)
+
+
+def plan_path(output: Path, name: str) -> Path:
+    """Where a variation's plan file lies."""
+    return output / "plans" / f"{name}.yaml"
+
+
+def _sharing_main_paths(points: Sequence[Point]) -> tuple[Point, ...]:
+    """The points, with main paths that serve each other's branches where they are the same training."""
+    made = []
+    for point, steps in zip(points, main_points([point.plan for point in points]), strict=True):
+        extra = sorted(set(steps) - set(point.plan.run("ours", "main").keep_steps))
+        if not extra:
+            made.append(point)
+            continue
+        mapping = yaml.safe_load(point.text) | {"also_branch_at": extra}
+        output = Path(point.plan.path).parent.parent
+        made.append(_made(point.plan.path, point.name, point.group, point.values, mapping, output))
+    return tuple(made)
+
+
+def _words(source: Source, entry: Entry | None, known: Sequence[str] | None) -> tuple[str, ...]:
+    if entry is None:
+        return ()
+    words = [str(item.value) for item in read_list(source, entry)]
+    for word, item in zip(words, read_list(source, entry), strict=True):
+        if known is not None and word not in known:
+            raise source.error(item, f"{word!r} is none of {', '.join(known)}")
+    return tuple(words)
+
+
+def _paper(
+    source: Source, entry: Entry | None, experiment: Experiment
+) -> dict[str, dict[str, tuple[float, ...]]]:
+    """The paper's numbers, as many for each row as the table has versions."""
+    if entry is None:
+        return {}
+    paper: dict[str, dict[str, tuple[float, ...]]] = {}
+    for group, rows in read_mapping(source, entry).items():
+        if group not in experiment.groups:
+            raise source.error(rows, f"there is no such variation; there are {', '.join(experiment.groups)}")
+        for paradigm, numbers in read_mapping(source, rows).items():
+            values = _plain(numbers)
+            if paradigm not in experiment.paradigms:
+                raise source.error(numbers, f"the experiment has no paradigm {paradigm!r}")
+            if not isinstance(values, list) or len(values) != len(experiment.show):
+                raise source.error(numbers, f"give {len(experiment.show)} numbers, for {experiment.show}")
+            paper.setdefault(group, {})[paradigm] = tuple(float(value) for value in values)
+    return paper
+
+
+def _plain(entry: Entry) -> Any:
+    """The entry's value without lines and keys."""
+    if isinstance(entry.value, dict):
+        return {name: _plain(child) for name, child in entry.value.items()}
+    if isinstance(entry.value, list):
+        return [_plain(child) for child in entry.value]
+    return entry.value

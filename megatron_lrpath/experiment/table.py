@@ -1,0 +1,169 @@
+"""The table of an experiment in the paper's form: variations and paradigms, the paper's numbers beside."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from megatron_lrpath.evaluate.targets import EVALUATION, needs_evaluation, read_json, version_runs
+from megatron_lrpath.experiment.spec import Experiment, Point
+from megatron_lrpath.files import atomic_write_text
+from megatron_lrpath.plan import PARADIGMS
+from megatron_lrpath.report.words import MISSING, decimals, paradigm_name
+
+ORDER = ("ptfs", "cpt", "ours")
+"""The paradigms as in the paper's tables."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A variation under a paradigm: perplexities by version (one for each seed), the paper's, the cost."""
+
+    group: str
+    paradigm: str
+    label: str
+    cost: float
+    measured: dict[str, tuple[float, ...]]
+    paper: tuple[float, ...] | None
+
+
+@dataclass(frozen=True)
+class ExperimentTable:
+    """The rows, and how many of the perplexities there are (`known` of `wanted`)."""
+
+    experiment: Experiment
+    rows: tuple[Row, ...]
+
+    @property
+    def known(self) -> int:
+        """Perplexities that have been measured."""
+        return sum(len(values) for row in self.rows for values in row.measured.values())
+
+    @property
+    def wanted(self) -> int:
+        """Perplexities that there are when all is trained."""
+        seeds = {group: len(self.experiment.of(group)) for group in self.experiment.groups}
+        return sum(len(row.measured) * seeds[row.group] for row in self.rows)
+
+    @property
+    def header(self) -> list[str]:
+        """Titles of the columns."""
+        paper = any(row.paper for row in self.rows)
+        versions = list(self.experiment.show)
+        return ["variation", "paradigm", "cost", *versions, *(f"paper {one}" for one in versions if paper)]
+
+    def cells(self) -> list[list[str]]:
+        """The rows as text, with mean and deviation where there are several seeds."""
+        paper = any(row.paper for row in self.rows)
+        means = [statistics.fmean(values) for row in self.rows for values in row.measured.values() if values]
+        places = decimals(means)
+        lines = []
+        for row in self.rows:
+            line = [row.group, row.label, f"{row.cost:.2f}"]
+            line += [_said(row.measured[version], places) for version in self.experiment.show]
+            if paper:
+                line += [f"{number:.2f}" for number in row.paper or ()] or [MISSING] * len(
+                    self.experiment.show
+                )
+            lines.append(line)
+        return lines
+
+
+def make_table(experiment: Experiment) -> ExperimentTable:
+    """Read the evaluations that there are."""
+    rows = [
+        _row(experiment, group, paradigm)
+        for group in experiment.groups
+        for paradigm in ORDER
+        if paradigm in experiment.paradigms
+    ]
+    return ExperimentTable(experiment, tuple(rows))
+
+
+def write_table(table: ExperimentTable, folder: Path) -> Path:
+    """Write `table.md` and `table.csv` (every seed's number) into a folder; returns the former."""
+    lines = [f"# {table.experiment.name}", ""]
+    if table.experiment.about:
+        lines += [table.experiment.about, ""]
+    lines += [f"| {' | '.join(table.header)} |", f"|{'---|' * len(table.header)}"]
+    lines += [f"| {' | '.join(cells)} |" for cells in table.cells()]
+    if table.known < table.wanted:
+        lines += ["", f"{table.known} of {table.wanted} perplexities have been measured."]
+    atomic_write_text(folder / "table.md", "\n".join(lines) + "\n")
+    atomic_write_text(folder / "table.csv", _csv(table))
+    return folder / "table.md"
+
+
+def show_table(table: ExperimentTable, page: Path, console: Console) -> None:
+    """Print the table and where it lies."""
+    drawn = RichTable(box=None, padding=(0, 2, 0, 0), header_style="bold", title_justify="left")
+    for index, title in enumerate(table.header):
+        drawn.add_column(Text(title), justify="left" if index < 2 else "right")
+    for cells in table.cells():
+        drawn.add_row(*(Text(cell) for cell in cells))
+    if table.experiment.about:
+        console.print(Text(table.experiment.about))
+    console.print(drawn)
+    if table.known < table.wanted:
+        missing = f"{table.known} of {table.wanted} perplexities have been measured."
+        console.print(Text(f"{missing} Next: lrpath run {table.experiment.path}", style="yellow"))
+    console.print(Text(f"Table: {page}"), soft_wrap=True)
+
+
+def _row(experiment: Experiment, group: str, paradigm: str) -> Row:
+    points = experiment.of(group)
+    plan = points[0].plan
+    found = {version: _perplexities(points, paradigm, version) for version in experiment.show}
+    label = paradigm_name(plan, paradigm)
+    paper = experiment.paper.get(group, {}).get(paradigm)
+    return Row(group, paradigm, label, plan.cost(paradigm).relative, found, paper)
+
+
+def _perplexities(points: Sequence[Point], paradigm: str, version: str) -> tuple[float, ...]:
+    found = (_perplexity(point, paradigm, version) for point in points)
+    return tuple(value for value in found if value is not None)
+
+
+def _perplexity(point: Point, paradigm: str, version: str) -> float | None:
+    """The perplexity of the version's model; None where it has not been evaluated since its training."""
+    assert paradigm in PARADIGMS
+    for run in version_runs(point.plan, [paradigm]):
+        if run.version == version:
+            evaluation = read_json(point.plan.folder(run) / EVALUATION)
+            fresh = evaluation is not None and not needs_evaluation(point.plan, run)
+            if fresh and evaluation and evaluation.get("step") == run.last_step:
+                return float(evaluation["perplexity"])
+    return None
+
+
+def _said(values: Sequence[float], places: int) -> str:
+    if not values:
+        return MISSING
+    mean = f"{statistics.fmean(values):.{places}f}"
+    return f"{mean} ±{statistics.stdev(values):.{places}f}" if len(values) > 1 else mean
+
+
+def _csv(table: ExperimentTable) -> str:
+    """A line for each perplexity measured."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(
+        ["point", "seed", "variation", "paradigm", "relative_cost", "version", "perplexity", "paper"]
+    )
+    for row in table.rows:
+        for index, version in enumerate(table.experiment.show):
+            paper = row.paper[index] if row.paper else ""
+            for point in table.experiment.of(row.group):
+                value = _perplexity(point, row.paradigm, version)
+                if value is not None:
+                    facts = [point.name, point.plan.seed, row.group, row.paradigm, row.cost]
+                    writer.writerow([*facts, version, value, paper])
+    return stream.getvalue()

@@ -1,0 +1,77 @@
+"""An experiment's trainings as tasks of the launchers: each once, with links where several plans share it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from megatron_lrpath.experiment.sharing import training_key
+from megatron_lrpath.experiment.spec import Experiment, Point
+from megatron_lrpath.files import atomic_write_text
+from megatron_lrpath.launch.tasks import Task, build_tasks, with_ancestors
+
+
+@dataclass(frozen=True)
+class PointTask(Task):
+    """A task of one of an experiment's plans, `plan_path`; its key begins with the point's name."""
+
+    point: str = ""
+    plan_path: Path = Path()
+
+    @property
+    def key(self) -> str:
+        """`<point>/<paradigm>/<run>`, unique in an experiment."""
+        return f"{self.point}/{super().key}"
+
+
+def write_plans(experiment: Experiment) -> None:
+    """Write the plan file of every point, where it is not there already."""
+    for point in experiment.points:
+        path = point.plan.path
+        if not path.is_file() or path.read_text(encoding="utf-8") != point.text:
+            atomic_write_text(path, point.text)
+
+
+def experiment_tasks(experiment: Experiment, paradigms: Sequence[str] = ()) -> list[PointTask]:
+    """Every training of the experiment once, parents before children.
+
+    The first point that needs a training carries it out in its own folder; in the others' folders it is an
+    alias (a relative link, once `launch.tasks.link_aliases` has been called). Every task's `command` is that
+    of its own point's plan, `plan_path`. Plans must have been written (`write_plans`) before one is started.
+    """
+    chosen = [name for name in experiment.paradigms if not paradigms or name in paradigms]
+    tasks: dict[str, PointTask] = {}
+    for point in experiment.points:
+        owners: dict[str, str] = {}
+        for task in point_tasks(experiment, point, chosen):
+            same = training_key(point.plan, task.run)
+            if same not in tasks:
+                parent = owners[task.parent] if task.parent else None
+                tasks[same] = _owned(task, point, parent)
+            else:
+                first = tasks[same]
+                tasks[same] = replace(first, aliases=(*first.aliases, task.folder, *task.aliases))
+            owners[task.key] = tasks[same].key
+    return list(tasks.values())
+
+
+def point_tasks(experiment: Experiment, point: Point, paradigms: Sequence[str]) -> list[Task]:
+    """The tasks of one point's plan, as if it were alone."""
+    tasks = build_tasks(point.plan, paradigms)
+    if not experiment.only:
+        return tasks
+    wanted = {task.key for name in experiment.only for task in with_ancestors(tasks, point.plan, name)}
+    return [task for task in tasks if task.key in wanted]
+
+
+def _owned(task: Task, point: Point, parent: str | None) -> PointTask:
+    return PointTask(
+        run=task.run,
+        folder=task.folder,
+        aliases=task.aliases,
+        parent=parent,
+        parent_step=task.parent_step,
+        point=point.name,
+        plan_path=point.plan.path,
+    )
