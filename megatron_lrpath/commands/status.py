@@ -52,8 +52,8 @@ def collect(plan: Plan, paradigms: tuple[str, ...]) -> dict[str, Any]:
 
     A run has `paradigm`, `run`, `same_as` (other names of this training), `state`, `waiting_for`,
     `first_step`, `step`, `last_step`, `lr`, `loss`, `seconds_per_step`, `seconds_left` (while it runs),
-    `checkpoints` (steps of the complete ones) and `cause` (of an interruption, where the log names one); `job`
-    where the plan was submitted to Slurm (see `launch.slurm.status`).
+    `checkpoints` (steps of the complete ones) and `cause` (of an interruption, where the log names one). A plan
+    that was submitted to Slurm has `job` too, see `launch.slurm.status`.
     What is not known is null.
     """
     from megatron_lrpath.launch.records import read_state
@@ -105,7 +105,8 @@ def table(status: dict[str, Any]) -> Table:
 
     drawn = Table(box=None, pad_edge=False, header_style="bold")
     submitted = any("job" in row for row in status["runs"])
-    for title in ("run", "state", "step", "rate", "loss", "left", "checkpoints", *(["job"] if submitted else [])):
+    titles = ("run", "state", "step", "rate", "loss", "left", "checkpoints", *(("job",) if submitted else ()))
+    for title in titles:
         drawn.add_column(title, justify="right" if title in ("step", "rate", "loss", "left") else "left")
     for row in status["runs"]:
         name = " = ".join([f"{row['paradigm']}/{row['run']}", *row["same_as"]])

@@ -23,12 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("plan", type=Path, metavar="PLAN", help="the plan file")
     parser.add_argument("--paradigm", choices=("ours", "ptfs", "cpt", "all"), default="all")
     parser.add_argument("--run", metavar="NAME", help="only this run, and those it starts from")
-    parser.add_argument("--dry-run", action="store_true", help="print jobs, graph and scripts; submit nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print jobs, graph and scripts, no more")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    parser.add_argument("--settings", type=Path, metavar="FILE", help="settings of the cluster (slurm/settings.env)")
+    parser.add_argument("--settings", type=Path, metavar="FILE", help="settings of the cluster")
     group = parser.add_argument_group("settings of the cluster", "each stands above the file's")
     for setting in SETTINGS:
-        group.add_argument(setting.option, metavar=setting.kind.upper(), help=setting.about.replace("%", "%%"))
+        group.add_argument(setting.option, metavar=setting.kind.upper(), help=setting.about)
 
 
 def execute(args: argparse.Namespace) -> int:
@@ -55,7 +55,7 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def quoted(path: Path, submission: Submission) -> str:
-    """The plan to ask for the status, as a word for a shell; the copy where the output is not the plan's own."""
+    """The plan to ask for the status, as a word for a shell; the copy where the output is another."""
     import shlex
 
     moved = submission.settings.data or submission.settings.output
@@ -88,7 +88,12 @@ def show_dry_run(submission: Submission, as_json: bool) -> None:
     for decision, shown in zip(decisions, rows, strict=True):
         if decision.is_new:
             prepared = submission.prepared(decision.job)
-            shown["sbatch"] = ["sbatch", *prepared.options, *planned_dependency(decision), str(prepared.script_file)]
+            shown["sbatch"] = [
+                "sbatch",
+                *prepared.options,
+                *planned_dependency(decision),
+                str(prepared.script_file),
+            ]
             shown["script"], shown["spec"] = prepared.script, prepared.spec
     if as_json:
         return print_json(rows)
@@ -133,7 +138,7 @@ def show_table(submission: Submission, rows: list[dict[str, Any]]) -> None:
     plan = submission.plan
     console.print(f"{plan.name}: {len(rows)} jobs, results in {plan.output}", markup=False, soft_wrap=True)
     console.print(table)
-    words = next((shown["arguments"] for shown in rows if shown["kind"] == "train"), [])
+    words: list[str] = next((shown["arguments"] for shown in rows if shown["kind"] == "train"), [])
     if words:
         console.print(f"layout: {' '.join(words)}", markup=False, soft_wrap=True)
 

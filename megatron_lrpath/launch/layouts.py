@@ -30,19 +30,20 @@ class Layout:
 
 
 # THE place where the layouts stand. All of them shard the optimizer over the data-parallel ranks and overlap its
-# communication with the computation; tensor parallelism stays within a node and brings sequence parallelism with it.
-# Chosen for GPUs of 80 GB at 512 samples of 2,048 tokens a step; `python -m megatron_lrpath.launch.budget` prints
-# memory and time of each.
+# communication with the computation; tensor parallelism stays within a node and brings sequence parallelism.
+# Chosen for GPUs of 80 GB and 512 samples of 2,048 tokens a step; `python -m megatron_lrpath.launch.budget`
+# prints memory and time of each.
 LAYOUTS: dict[str, Layout] = {
     "203m": Layout(1, 8, why="data parallel; 64 samples a GPU and step keep it busy"),
     "406m": Layout(1, 8, why="data parallel"),
     "608m": Layout(2, 8, why="data parallel"),
-    "1.2b": Layout(4, 4, why="data parallel; a smaller micro batch for the activations of 24 wide layers"),
-    "2.1b": Layout(4, 4, tensor=2, why="48 layers of activations: halved by tensor and sequence parallelism"),
-    "3.1b": Layout(8, 4, tensor=2, why="40 layers of hidden size 2,048: tensor and sequence parallel within the node"),
+    "1.2b": Layout(4, 4, why="data parallel; a smaller micro batch for wider layers"),
+    "2.1b": Layout(4, 4, tensor=2, why="48 layers: tensor and sequence parallelism halve their activations"),
+    "3.1b": Layout(8, 4, tensor=2, why="tensor and sequence parallel within the node"),
     "qwen-1.2b": Layout(4, 4, why="as 1.2b"),
 }
 
+_TENSOR = "tensor-model-parallel-size"
 _SIZES = {
     "tensor": "tensor_model_parallel_size",
     "pipeline": "pipeline_model_parallel_size",
@@ -53,7 +54,7 @@ _SIZES = {
 
 @dataclass(frozen=True)
 class Allocation:
-    """The processes of a job: `nodes` times `per_node`, and the Megatron arguments that lay the model out on them."""
+    """The processes of a job, `nodes` times `per_node`, and the Megatron arguments of its layout."""
 
     nodes: int
     per_node: int
@@ -85,7 +86,9 @@ def layout_of(plan: Plan, extra: Sequence[str] = ()) -> Layout:
     return Layout(**{**vars(base), **{field: int(value) for field, value in sizes.items()}})
 
 
-def allocate(plan: Plan, nodes: int | None, per_node: int, device: str, extra: Sequence[str] = ()) -> Allocation:
+def allocate(
+    plan: Plan, nodes: int | None, per_node: int, device: str, extra: Sequence[str] = ()
+) -> Allocation:
     """The training job's processes and layout; `nodes` None takes the layout's.
 
     Raises UserError, before anything starts, where the GPUs do not divide into copies of the model, or the
@@ -95,13 +98,19 @@ def allocate(plan: Plan, nodes: int | None, per_node: int, device: str, extra: S
     nodes = layout.nodes if nodes is None else nodes
     _check_model(plan, layout)
     if why := _misfit(plan, layout, nodes * per_node):
-        fitting = [count for count in range(1, max(64, 2 * nodes) + 1) if not _misfit(plan, layout, count * per_node)]
+        most = max(64, 2 * nodes)
+        fitting = [count for count in range(1, most + 1) if not _misfit(plan, layout, count * per_node)]
         counts = ", ".join(map(str, fitting[:12])) or f"none with {per_node} a node"
-        raise UserError(f"{nodes} nodes with {per_node} processes each do not fit: {why}. Numbers of nodes that do: {counts}")
+        raise UserError(
+            f"{nodes} nodes with {per_node} processes each do not fit: {why}. Numbers of nodes that do: {counts}"
+        )
     micro = _micro_batch(plan, layout, nodes * per_node)
     if "micro_batch_size" in _said(extra) and micro != layout.micro_batch_size:
         share = plan.batch.global_batch_size * layout.model_parallel // (nodes * per_node)
-        raise UserError(f"--micro-batch-size {layout.micro_batch_size} does not divide the {share} samples of a copy")
+        size = layout.micro_batch_size
+        raise UserError(
+            f"--micro-batch-size {size} does not divide the {share} samples of a copy of the model"
+        )
     layout = Layout(**{**vars(layout), "nodes": nodes, "micro_batch_size": micro})
     return Allocation(nodes, per_node, layout, tuple(_words(plan, layout, device, extra)))
 
@@ -118,10 +127,12 @@ def allocate_evaluation(plan: Plan, per_node: int, device: str, extra: Sequence[
 def _misfit(plan: Plan, layout: Layout, world: int) -> str | None:
     """Why `world` processes cannot carry out the plan's steps under this layout."""
     if world % layout.model_parallel:
-        return f"{world} processes are no multiple of the {layout.model_parallel} that hold one copy of the model"
+        return (
+            f"{world} processes are no multiple of the {layout.model_parallel} that hold a copy of the model"
+        )
     copies = world // layout.model_parallel
     if plan.batch.global_batch_size % copies:
-        return f"the batch of {plan.batch.global_batch_size} samples does not divide by {copies} copies of the model"
+        return f"the batch of {plan.batch.global_batch_size} samples does not divide by {copies} model copies"
     return None
 
 
@@ -135,7 +146,7 @@ def _check_model(plan: Plan, layout: Layout) -> None:
     model = resolve_model(plan.model)
     heads, layers = int(model["num_attention_heads"]), int(model["num_layers"])
     if heads % layout.tensor:
-        raise UserError(f"{heads} attention heads do not divide by --tensor-model-parallel-size {layout.tensor}")
+        raise UserError(f"{heads} attention heads do not divide by --{_TENSOR} {layout.tensor}")
     if layers % layout.pipeline:
         raise UserError(f"{layers} layers do not divide by --pipeline-model-parallel-size {layout.pipeline}")
 
@@ -155,13 +166,14 @@ def _words(plan: Plan, layout: Layout, device: str, extra: Sequence[str]) -> lis
 
 
 def _said(extra: Sequence[str]) -> dict[str, str | bool]:
-    """Options among Megatron words, by name with underscores: `--name value`, `--name=value`, flags as True."""
+    """Options among Megatron words: `--name value`, `--name=value`; flags are True. Names with underscores."""
     found: dict[str, str | bool] = {}
     for index, word in enumerate(extra):
         if word.startswith("--"):
             name, joined, value = word[2:].partition("=")
             following = extra[index + 1] if index + 1 < len(extra) else "--"
-            found[name.replace("-", "_")] = value if joined else (True if following.startswith("--") else following)
+            separate = True if following.startswith("--") else following
+            found[name.replace("-", "_")] = value if joined else separate
     return found
 
 

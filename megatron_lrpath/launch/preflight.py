@@ -1,4 +1,4 @@
-"""Checks an allocation before a training starts on it: GPUs, all-reduce, shared folders, disk, package versions.
+"""Checks an allocation before a training starts on it: GPUs, network, shared folders, disk, versions.
 
 Every rank runs it, under the launcher that the training gets; rank 0 writes what was found and what is wrong.
 """
@@ -29,7 +29,7 @@ USUAL_VOCABULARY = 100_000  # where the plan leaves it to the tokenizer
 
 @dataclass(frozen=True)
 class Facts:
-    """What one rank sees: `files` are its view of the shared folders, `versions` of packages and libraries."""
+    """What one rank sees: `files` of the shared folders, `versions` of packages and libraries."""
 
     rank: int
     host: str
@@ -43,8 +43,8 @@ def checkpoint_bytes(plan: Plan, run: Run) -> int:
     """Disk that the checkpoints of a run will take, roughly.
 
     A parameter takes 4 bytes in the optimizer's copy and 8 in Adam's moments, and 2 (bf16, fp16) or 4 in the
-    model's. Counted are the steps that are kept for others, the last step, and those of --save-interval as far
-    as --save-retain-interval keeps them.
+    model's. Counted are the steps that are kept for others, the last step, and those of --save-interval that
+    --save-retain-interval keeps.
     """
     vocabulary = plan.tokenizer.vocab_size or USUAL_VOCABULARY
     size = parameter_count(resolve_model(plan.model), vocabulary)
@@ -69,7 +69,8 @@ def main(words: list[str]) -> int:
     import torch.distributed as dist
 
     rank = int(os.environ["RANK"])
-    dist.init_process_group("nccl" if said.device == "cuda" else "gloo", timeout=TIMEOUT, **bound(said.device))
+    backend = "nccl" if said.device == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=TIMEOUT, **bound(said.device))
     token = share_token(said.folders[-1], rank)
     mine = facts(said.folders, said.device, said.folders[-1] / token)
     gathered: list[Any] = [None] * dist.get_world_size()
@@ -77,7 +78,9 @@ def main(words: list[str]) -> int:
     total, speed = all_reduce(said.device)
     problems = find_problems(gathered, said.device)
     if total != sum(range(1, len(gathered) + 1)):
-        problems.append(f"the all-reduce over {len(gathered)} ranks gives {total:g}: the network or a GPU is at fault")
+        problems.append(
+            f"the sum over {len(gathered)} ranks comes out as {total:g}: a GPU or the network errs"
+        )
     if rank == 0:
         (said.folders[-1] / token).unlink(missing_ok=True)
         problems += disk_problem(said.folders[-1], said.needed)
@@ -94,7 +97,9 @@ def bound(device: str) -> dict[str, Any]:
         return {}
     count = torch.cuda.device_count()
     if count == 0:
-        sys.exit(f"pre-flight: no GPU is visible on {platform.node()}: check `nvidia-smi` and --gpus-per-node there")
+        sys.exit(
+            f"pre-flight: no GPU is visible on {platform.node()}: check `nvidia-smi` and --gpus-per-node there"
+        )
     torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % count)
     return {"device_id": torch.device("cuda", torch.cuda.current_device())}
 
@@ -141,7 +146,9 @@ def driver_version() -> str:
 def listing(folder: Path) -> list[str] | None:
     """Names and sizes of the files in a folder, None where it is not there."""
     try:
-        entries = sorted(entry for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith("."))
+        entries = sorted(
+            entry for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith(".")
+        )
         return [f"{entry.name} {entry.stat().st_size}" for entry in entries]
     except OSError:
         return None
@@ -184,7 +191,9 @@ def find_problems(ranks: Sequence[Facts], device: str) -> list[str]:
                 problems.append(f"{name} is {here} on {one.host} and {there} on {first.host}")
         for folder, files in one.files.items():
             if files is None:
-                problems.append(f"{folder} is not the same folder on {one.host}: is it on a shared file system?")
+                problems.append(
+                    f"{folder} is not the same folder on {one.host}: is it on a shared file system?"
+                )
             elif files != first.files[folder]:
                 problems.append(f"{folder} holds other files on {one.host} than on {first.host}")
     return problems
@@ -195,13 +204,18 @@ def disk_problem(folder: Path, needed: int) -> list[str]:
     free = shutil.disk_usage(folder).free
     if free >= needed:
         return []
-    return [f"{folder} has {free / 2**30:,.0f} GiB free, and the checkpoints to come take about {needed / 2**30:,.0f} GiB"]
+    room, want = f"{free / 2**30:,.0f} GiB", f"{needed / 2**30:,.0f} GiB"
+    return [f"{folder} has {room} free, and the checkpoints to come take about {want}"]
 
 
 def write_report(path: Path, ranks: Sequence[Facts], problems: Sequence[str], speed: float) -> None:
     """What was found, a line for people and a file for the record."""
     hosts = {one.host: {"gpus": one.gpus, "processes": one.local_ranks} for one in ranks}
-    row = {"hosts": hosts, "versions": asdict(ranks[0])["versions"], "all_reduce_bytes_per_second": round(speed)}
+    row = {
+        "hosts": hosts,
+        "versions": asdict(ranks[0])["versions"],
+        "all_reduce_bytes_per_second": round(speed),
+    }
     atomic_write_json(path, {**row, "problems": list(problems)})
     print(f"pre-flight: {len(ranks)} ranks on {len(hosts)} nodes, all-reduce {speed / 1e9:.2f} GB/s a rank")
     for problem in problems:

@@ -90,7 +90,9 @@ class Cluster:
         for number in range(1, self.nodes + 1):
             (self.home / f"spool.n{number}").mkdir()
             # namespaces of its own, so that `hostname` says n1, n2, …, and each finds the others by name
-            rest = 'hostname "$1"; mount --bind "$2/hosts" /etc/hosts; exec slurmd -D -N "$1" -f "$2/slurm.conf"'
+            rest = (
+                'hostname "$1"; mount --bind "$2/hosts" /etc/hosts; exec slurmd -D -N "$1" -f "$2/slurm.conf"'
+            )
             words = ["unshare", "--uts", "--mount", "bash", "-ec", rest, "_", f"n{number}", str(self.home)]
             self._spawn(f"slurmd.n{number}", words)
         self.until(self._all_idle, 60, self._complaints)
@@ -187,7 +189,9 @@ def install() -> None:
         except subprocess.TimeoutExpired:
             raise NoSlurmError("apt-get did not answer within five minutes") from None
     if answer.returncode != 0 or not all(shutil.which(program) for program in PROGRAMS):
-        raise NoSlurmError(f"apt-get could not install Slurm: {answer.stderr[-300:].decode(errors='replace')}")
+        raise NoSlurmError(
+            f"apt-get could not install Slurm: {answer.stderr[-300:].decode(errors='replace')}"
+        )
 
 
 @functools.cache

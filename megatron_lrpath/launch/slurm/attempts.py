@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-SAVED_AND_STOPPED = 75  # exit status of a training that was asked to stop and has saved
 SAME_CHECKPOINT = 3  # starts from one checkpoint without a newer one, after which we give up
 
 COMPLETE, SAVED, FAILED = "complete", "saved", "failed"
@@ -62,7 +61,9 @@ def judge(attempt: Attempt, earlier: Sequence[Attempt]) -> Verdict:
         stuck += 1
     if stuck >= SAME_CHECKPOINT:
         said = f"; the last time: {cause}" if attempt.ending == FAILED else ": the time limit is too short"
-        return Verdict(STOP, f"started {stuck} times from step {attempt.start} without a new checkpoint{said}")
+        return Verdict(
+            STOP, f"started {stuck} times from step {attempt.start} without a new checkpoint{said}"
+        )
     return Verdict(REQUEUE)
 
 

@@ -12,8 +12,7 @@ from pathlib import Path
 from megatron_lrpath.errors import UserError
 
 ALIVE = frozenset(
-    "PENDING CONFIGURING RUNNING SUSPENDED STOPPED COMPLETING REQUEUED REQUEUE_HOLD REQUEUE_FED RESIZING "
-    "SIGNALING STAGE_OUT RESV_DEL_HOLD SPECIAL_EXIT".split()
+    ["PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "STOPPED", "COMPLETING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESIZING", "SIGNALING", "STAGE_OUT", "RESV_DEL_HOLD", "SPECIAL_EXIT"]
 )
 TIMEOUT_SECONDS = 60.0
 PATIENCE_SECONDS = (1.0, 5.0, 20.0)  # between tries while the controller does not answer
@@ -59,13 +58,32 @@ def queue() -> dict[int, QueuedJob]:
     return jobs
 
 
-def state_of(number: int) -> str:
-    """The state of one job, also shortly after its end; empty where Slurm does not know it any more."""
-    try:
-        text = call("scontrol", "show", "job", "--oneliner", str(number))
-    except SlurmError:
-        return ""
-    return next((word.partition("=")[2] for word in text.split() if word.startswith("JobState=")), "")
+def may_be_requeued(number: int) -> bool:
+    """Whether a job that has saved goes on later: it is running, or has just been ended at its time limit.
+
+    A job that is being cancelled reads COMPLETING: whoever ends a job wants it ended. One that Slurm puts back
+    into the queue itself (preempted, its node gone) reads COMPLETING or PENDING too.
+    """
+    about = show(number)
+    used, limit = (clock_seconds(about.get(name, "")) for name in ("RunTime", "TimeLimit"))
+    timed_out = used is not None and limit is not None and used >= limit
+    return about.get("JobState") == "RUNNING" or (about.get("JobState") == "COMPLETING" and timed_out)
+
+
+def show(number: int) -> dict[str, str]:
+    """What `scontrol show job` says; values with spaces are cut off at the first."""
+    words = call("scontrol", "show", "job", "--oneliner", str(number)).split()
+    return {name: value for name, joined, value in (word.partition("=") for word in words) if joined}
+
+
+def clock_seconds(text: str) -> int | None:
+    """Seconds of Slurm's `[D-]HH:MM:SS`, None for UNLIMITED and the like."""
+    days, _, clock = text.rpartition("-")
+    parts = clock.split(":")
+    if len(parts) != 3 or not all(part.isdigit() for part in parts) or not (days or "0").isdigit():
+        return None
+    hours, minutes, seconds = map(int, parts)
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def forget_dependency(number: int) -> None:
@@ -76,7 +94,7 @@ def forget_dependency(number: int) -> None:
 def hold(number: int, reason: str) -> None:
     """Keep a waiting job from starting and say why in its comment."""
     set_comment(number, reason)
-    call("scontrol", "hold", str(number))
+    call("scontrol", "uhold", str(number))
 
 
 def set_comment(number: int, text: str) -> None:
@@ -141,4 +159,8 @@ def call(*words: str, tries: int = 1 + len(PATIENCE_SECONDS)) -> str:
 
 def clean_environment() -> dict[str, str]:
     """The environment without what Slurm set for a job that this process runs in."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("SLURM_") or name == "SLURM_CONF"}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("SLURM_") or name == "SLURM_CONF"
+    }

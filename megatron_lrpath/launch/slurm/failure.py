@@ -34,7 +34,8 @@ def why(steps: Steps, status: int) -> Failure:
             return Failure(said[1].strip(), hopeless=True)
     exits = first_exits(own_log)
     order = [*(rank for rank, _ in exits), *logs]
-    found = [(rank, cause) for rank in dict.fromkeys(order) if rank in logs and (cause := find_cause(logs[rank]))]
+    ranks = [rank for rank in dict.fromkeys(order) if rank in logs]
+    found = [(rank, cause) for rank in ranks if (cause := find_cause(logs[rank]))]
     causes = [(rank, cause) for rank, cause in found if not is_consequence(cause)]
     signals = [(rank, how) for rank, how in exits if not how.startswith("Exited with")]
     if causes:

@@ -41,7 +41,11 @@ class Job:
 
 
 def build_jobs(
-    plan: Plan, paradigms: Sequence[str], settings: Settings, run: str | None = None, extra: Sequence[str] = ()
+    plan: Plan,
+    paradigms: Sequence[str],
+    settings: Settings,
+    run: str | None = None,
+    extra: Sequence[str] = (),
 ) -> list[Job]:
     """The jobs of the paradigms (with `run`: of that run and its ancestors), each after what it waits for.
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +21,6 @@ from megatron_lrpath.launch.slurm.attempts import (
     FAILED,
     REQUEUE,
     SAVED,
-    SAVED_AND_STOPPED,
     Attempt,
     judge,
     note_attempt,
@@ -33,6 +35,7 @@ from megatron_lrpath.launch.slurm.steps import Place, Steps, read_json
 from megatron_lrpath.launch.tasks import Task, build_tasks, link_aliases
 from megatron_lrpath.locks import FolderLock, LockHeldError
 from megatron_lrpath.plan import PARADIGMS, Plan, load_plan
+from megatron_lrpath.training.signals import SAVED_AND_STOPPED
 
 LOCK_SECONDS = 120.0  # an earlier start of the job may still be ending on another node
 PREFLIGHT_SECONDS = 600.0
@@ -103,9 +106,7 @@ class Program:
         reason = f"{self.task.parent} ended without its checkpoint of step {self.task.parent_step}"
         print(f"{self.task.key}: {reason}; `lrpath submit` again once that is mended")
         commands.set_comment(self.place.number, f"{MARK}held: {reason}")
-        commands.requeue_held(self.place.number)
-        time.sleep(60)  # Slurm ends this process
-        return 1
+        return leave(commands.requeue_held, self.place.number)
 
     def _attempt(self, chain: Chain) -> int:
         """One start of a training, and what follows from how it ends."""
@@ -115,7 +116,8 @@ class Program:
         progress = Progress(self.task)
         words = ["--plan", self.spec.plan, "--paradigm", self.spec.paradigm, "--run", self.spec.run]
         words += ["--device", self.spec.device, *self.spec.words]
-        steps.note(f"job {self.place.number}, start {self.place.start}, from step {progress.start}, on {self.place.nodes}")
+        steps.note(f"start {self.place.start + 1} of job {self.place.number}, on {self.place.nodes}")
+        steps.note(f"{self.task.key} from step {progress.start} to step {self.task.run.last_step}")
         status = self._preflight(steps)
         if status == 0:
             status = steps.run(ENTRY_MODULE, words, lambda: self._look(chain, steps))
@@ -126,7 +128,9 @@ class Program:
         """Let branches start; what Slurm's commands do not manage now is tried again."""
         try:
             for entry in chain.release():
-                steps.note(f"checkpoint {entry.parent_step} is complete: {entry.key} (job {entry.number}) may start")
+                steps.note(
+                    f"checkpoint {entry.parent_step} is complete: {entry.key} (job {entry.number}) may start"
+                )
         except UserError as error:
             steps.note(f"branches wait: {error}")
 
@@ -141,7 +145,8 @@ class Program:
             steps.ranks.mkdir(parents=True, exist_ok=True)
             paths = [self.plan.data.slices, str(self.task.folder), self.spec.folder]
             needed = checkpoint_bytes(self.plan, self.task.run)
-            words = ["--device", self.spec.device, "--needed", str(needed), "--write", str(found), "--", *paths]
+            words = ["--device", self.spec.device, "--needed", str(needed), "--write", str(found)]
+            words += ["--", *paths]
             status = steps.run("megatron_lrpath.launch.preflight", words, lambda: None, PREFLIGHT_SECONDS)
         if status == 0:
             steps.ranks.mkdir(parents=True, exist_ok=True)
@@ -171,7 +176,7 @@ class Program:
         verdict = judge(attempt, read_attempts(file))
         note_attempt(file, attempt)
         if failure:
-            steps.note(f"lrpath: error: {failure.text}")
+            steps.note(f"lrpath: error: {verdict.reason or failure.text}")
         steps.note(f"{ending} at step {attempt.step} of {self.task.run.last_step}: {verdict.action}")
         if verdict.action == COMPLETE:
             return 0
@@ -182,18 +187,14 @@ class Program:
         if self.ledger.cancel_mark(self.place.number).exists():
             steps.note("cancelled: not requeued")
             return 1
-        state = commands.state_of(self.place.number)
-        if state in ("CANCELLED", "PENDING"):
-            steps.note(f"the job is {state.lower()} already")
+        if not commands.may_be_requeued(self.place.number):
+            steps.note("Slurm is ending the job: not requeued from here")
             return 1
-        commands.requeue(self.place.number)
-        time.sleep(60)  # Slurm ends this process
-        return SAVED_AND_STOPPED
+        return leave(commands.requeue, self.place.number)
 
     def _stop(self, chain: Chain, reason: str, steps: Steps) -> int:
         commands.set_comment(self.place.number, f"{MARK}stopped: {reason}")
         held = chain.hold_dependents(reason)
-        steps.note(f"lrpath: error: {chain.key} stopped: {reason}")
         if held:
             steps.note(f"held: {', '.join(f'{entry.key} (job {entry.number})' for entry in held)}")
         steps.note("mend the cause and call `lrpath submit` again: it goes on from the last checkpoint")
@@ -205,7 +206,8 @@ class Program:
         if not is_trained(self.plan, self.task.run):
             raise UserError(f"{self.task.key} is not trained up to step {self.task.run.last_step}")
         steps = Steps(self.spec, self.place, new_log(self.task.folder / "evaluation"))
-        words = ["--plan", self.spec.plan, "--runs", self.task.key, "--device", self.spec.device, *self.spec.words]
+        words = ["--plan", self.spec.plan, "--runs", self.task.key]
+        words += ["--device", self.spec.device, *self.spec.words]
         status = steps.run("megatron_lrpath.evaluate.worker", words, lambda: None)
         return self._finish(steps, status)
 
@@ -223,6 +225,14 @@ class Program:
         from megatron_lrpath.cli import main as lrpath
 
         return lrpath(["report", self.spec.plan])
+
+
+def leave(requeue: Callable[[int], None], number: int) -> int:
+    """Put this job back into the queue, upon which Slurm ends this process: at once, not after its grace time."""
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(SAVED_AND_STOPPED))
+    requeue(number)
+    time.sleep(60)
+    return SAVED_AND_STOPPED
 
 
 def main(words: list[str]) -> int:

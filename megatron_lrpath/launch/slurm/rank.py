@@ -1,4 +1,4 @@
-"""What srun starts, once a rank: `rank.py FOLDER MODULE WORDS…` turns Slurm's variables into torch's and runs MODULE.
+"""What srun starts, once a rank: `FOLDER MODULE WORDS…` turns Slurm's variables into torch's and runs MODULE.
 
 Everything that the rank prints goes to `FOLDER/rank-<n>.log`.
 """
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 
-from megatron_lrpath.launch.slurm.attempts import SAVED_AND_STOPPED
+from megatron_lrpath.training.signals import SAVED_AND_STOPPED
 
 
 def main(words: list[str]) -> None:
@@ -24,7 +24,8 @@ def main(words: list[str]) -> None:
         signal.signal(number, _leave)
     variables = torch_variables(os.environ)
     os.environ |= variables
-    log = os.open(Path(folder) / f"rank-{variables['RANK']}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    path = Path(folder) / f"rank-{variables['RANK']}.log"
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(log, 1)
     os.dup2(log, 2)
     sys.argv = [module, *rest]

@@ -43,8 +43,10 @@ class Spec:
     @classmethod
     def read(cls, path: Path) -> Spec:
         """The spec in a file that `lrpath submit` wrote."""
-        row = json.loads(path.read_text(encoding="utf-8"))
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in row.items()})
+        row: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        for name in ("words", "srun", "python"):
+            row[name] = tuple(row[name])
+        return cls(**row)
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,10 @@ class Prepared:
     spec_file: Path
 
 
-def prepare(plan: Plan, snapshot: Path, job: Job, settings: Settings, folder: Path, extra: Sequence[str]) -> Prepared:
-    """The job as it is submitted; `folder` is OUTPUT/slurm, `snapshot` the plan's copy in it. Writes nothing."""
+def prepare(
+    plan: Plan, snapshot: Path, job: Job, settings: Settings, folder: Path, extra: Sequence[str]
+) -> Prepared:
+    """The job as it is submitted; `folder` is OUTPUT/slurm, `snapshot` the plan's copy. Writes nothing."""
     folder = Path(os.path.abspath(folder))
     check_path(folder)
     spec = asdict(make_spec(plan, Path(os.path.abspath(snapshot)), job, settings, folder, extra))
@@ -119,23 +123,26 @@ def launcher(plan: Plan, settings: Settings, snapshot: Path) -> tuple[list[str],
 
 def default_mounts(plan: Plan, snapshot: Path) -> list[str]:
     """SOURCE:TARGET of the working directory, the data and the output, each under its own name."""
-    folders = [os.getcwd(), os.path.abspath(plan.data.slices), os.path.abspath(plan.output), str(snapshot.parents[2])]
+    folders = [
+        os.getcwd(),
+        os.path.abspath(plan.data.slices),
+        os.path.abspath(plan.output),
+        str(snapshot.parents[2]),
+    ]
     root = package_root()
     folders += [str(root)] if root else []
     for folder in folders:
         if set(folder) & set(",:"):
-            raise UserError(f"{folder}: a path with a comma or colon cannot be mounted into a container; rename it")
+            raise UserError(f"{folder}: a path with , or : in it cannot be mounted into a container")
     return [f"{folder}:{folder}" for folder in dict.fromkeys(folders)]
 
 
 def sbatch_options(plan: Plan, job: Job, settings: Settings, folder: Path) -> list[str]:
-    """The options of sbatch, all but the dependency. They stand on its command line, which no variable overrides."""
+    """The options of sbatch but for the dependency. On its command line no variable overrides them."""
     place = job.allocation
     options = [
         f"--job-name={plan.name}.{job.name}",
-        # the log's name alone is a pattern to Slurm; in a path given here, % would be one too
-        f"--chdir={folder / 'logs'}",
-        f"--output={job.name}-%j.log",
+        f"--output={log_option(folder, job)}",
         "--open-mode=append",
         "--requeue",
         "--kill-on-invalid-dep=no",
@@ -155,9 +162,22 @@ def sbatch_options(plan: Plan, job: Job, settings: Settings, folder: Path) -> li
     return [*options, *settings.sbatch]
 
 
+def log_option(folder: Path, job: Job) -> str:
+    """The job's log as sbatch takes it: a pattern, in which %j is the job's number.
+
+    A folder with % or backslash in its name cannot be written as a pattern: there the script redirects its
+    output itself, and only what Slurm has to say of the job is lost.
+    """
+    return "/dev/null" if set(str(folder)) & set("%\\") else str(folder / "logs" / f"{job.name}-%j.log")
+
+
 def script_text(plan: Plan, job: Job, settings: Settings, spec_file: Path) -> str:
     """The batch script. Every path in it is one quoted word."""
     lines = ["#!/bin/bash", f"# {job.key} of the plan {plan.name}; written by `lrpath submit`."]
+    folder = spec_file.parents[1]
+    if log_option(folder, job) == "/dev/null":
+        log = shlex.quote(str(folder / "logs" / job.name))
+        lines.append(f'exec >>{log}-"$SLURM_JOB_ID".log 2>&1')
     lines.append(f"cd -- {shlex.quote(os.getcwd())} || exit 2")
     if settings.setup:
         lines.append(f". {shlex.quote(os.path.abspath(settings.setup))} || exit 2")

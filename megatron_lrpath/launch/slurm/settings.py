@@ -54,10 +54,10 @@ SETTINGS = (
     Setting("sbatch", "words", "further options for every sbatch"),
     Setting("srun", "words", "further options for every srun"),
     Setting("setup", "text", "shell file that every job reads first (modules, NCCL variables)"),
-    Setting("python", "text", "Python of the training; default: the one that submits, in a container python3"),
+    Setting("python", "text", "Python of the training; default: this one, in a container python3"),
     Setting("container", "text", "image to train in; default: none"),
     Setting("container_runtime", "pyxis|apptainer", "what runs the image"),
-    Setting("mounts", "text", "what the image sees, SOURCE:TARGET with commas between; default: the folders used"),
+    Setting("mounts", "text", "what the image sees, SOURCE:TARGET,…; default: the folders used"),
     Setting("data", "text", "folder with tokenizer.model and slices/, instead of the plan's"),
     Setting("output", "text", "folder of all results, instead of the plan's"),
     Setting("preflight", "switch", "check the allocation before each start of a training"),
@@ -110,14 +110,16 @@ def read_settings(path: Path | None, said: Mapping[str, Any]) -> Settings:
     by_variable = {setting.variable: setting for setting in SETTINGS}
     for number, name, text in _assignments(path) if path else ():
         if name not in by_variable:
-            raise UserError(f"{path}:{number}: there is no setting {name}; there are {', '.join(by_variable)}")
+            raise UserError(
+                f"{path}:{number}: there is no setting {name}; there are {', '.join(by_variable)}"
+            )
         setting = by_variable[name]
         if text or setting.kind == "words":
             values[setting.name] = _value(setting, text, f"{path}:{number}: {name}")
     for setting in SETTINGS:
-        text = said.get(setting.name)
-        if text is not None:
-            values[setting.name] = _value(setting, str(text), setting.option)
+        given = said.get(setting.name)
+        if given is not None:
+            values[setting.name] = _value(setting, str(given), setting.option)
     settings = Settings(**values)
     if settings.per_node < 1:
         raise UserError("gpus_per_node and tasks_per_node are both 0: give one of them")

@@ -82,7 +82,8 @@ def _set(node: yaml.MappingNode, keys: tuple[str, ...], value: str) -> None:
     pairs = {key.value: number for number, (key, _) in enumerate(node.value)}
     if first not in pairs:
         pairs[first] = len(node.value)
-        node.value.append((_scalar(first), yaml.MappingNode("tag:yaml.org,2002:map", []) if rest else _scalar(value)))
+        held = yaml.MappingNode("tag:yaml.org,2002:map", []) if rest else _scalar(value)
+        node.value.append((_scalar(first), held))
     key, held = node.value[pairs[first]]
     if rest:
         _set(held, tuple(rest), value)

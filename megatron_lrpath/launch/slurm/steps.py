@@ -20,6 +20,7 @@ from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.launch.slurm import commands
 from megatron_lrpath.launch.slurm.script import Spec
 
+RANK_MODULE = "megatron_lrpath.launch.slurm.rank"
 FIRST_PORT, PORTS = 12000, 20000  # below the ports that Linux gives to outgoing connections
 STRAGGLER_SECONDS = 60  # from the end of the first rank to the end of all: they may hang in a collective
 _RECORDED = ("NCCL_", "UCX_", "FI_", "GLOO_", "CUDA_", "TORCH_", "OMP_", "NVTE_", "OFI_")
@@ -98,14 +99,16 @@ class Steps:
         """The ranks' logs, by rank."""
         return sorted(self.ranks.glob("rank-*.log"), key=lambda path: int(path.stem.partition("-")[2]))
 
-    def run(self, module: str, words: Sequence[str], between: Callable[[], None], seconds: float | None = None) -> int:
+    def run(
+        self, module: str, words: Sequence[str], between: Callable[[], None], seconds: float | None = None
+    ) -> int:
         """Run a module on every rank and return srun's status; `between` is called every other second.
 
         After `seconds` the step is ended, with status 124.
         """
         self.ranks.mkdir(parents=True, exist_ok=True)
         command = ["srun", "--kill-on-bad-exit=0", f"--wait={STRAGGLER_SECONDS}", *self.spec.srun]
-        command += [*self.spec.python, "-m", "megatron_lrpath.launch.slurm.rank", str(self.ranks), module, *words]
+        command += [*self.spec.python, "-m", RANK_MODULE, str(self.ranks), module, *words]
         deadline = time.monotonic() + seconds if seconds else None
         with self.log.open("ab") as output:
             environment = os.environ | self.environment()

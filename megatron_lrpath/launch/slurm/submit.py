@@ -73,9 +73,7 @@ class Submission:
 
     def prepared(self, job: Job) -> Prepared:
         """The job's options, script and data."""
-        return prepare(
-            self.plan, self.snapshot.path, job, self.settings, self.ledger.folder, self.extra
-        )
+        return prepare(self.plan, self.snapshot.path, job, self.settings, self.ledger.folder, self.extra)
 
     def decide(self) -> list[Decision]:
         """What is to be done about each job of the graph, by results, ledger and queue."""
@@ -139,7 +137,8 @@ class Submission:
         """End jobs of ours that the ledger does not know: a submission was killed before it could note them."""
         known = {entry.number for entry in self.ledger.entries()}
         scripts = os.path.abspath(self.ledger.folder / "scripts") + os.sep
-        commands.cancel([job.number for job in self.queue.values() if job.script.startswith(scripts) and job.number not in known])
+        ours = [job.number for job in self.queue.values() if job.script.startswith(scripts)]
+        commands.cancel([number for number in ours if number not in known])
 
     def _submit(self, decision: Decision, numbers: Mapping[str, int | None]) -> int:
         job = decision.job
