@@ -119,6 +119,13 @@ def add_tokenizer_arguments(parser: argparse.ArgumentParser) -> None:
     ignored.add_argument("--padded-vocab-size", type=int)
     ignored.add_argument("--no-pad-vocab-size", "--disable-pad-vocab-size", action="store_true")
     ignored.add_argument("--vocab-extra-ids", type=int, default=0)
+    ignored.add_argument("--lang", default="english")
+    ignored.add_argument("--keep-newlines", action="store_true")
+    ignored.add_argument("--workers-to-check", nargs="+", type=int)
+    ignored.add_argument("--max-documents", type=int)
+    refused = parser.add_argument_group("refused, with a reason")
+    refused.add_argument("--split-sentences", action="store_true")
+    refused.add_argument("--find-optimal-num-workers", action="store_true")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -52,6 +52,7 @@ def preprocess(args: Namespace) -> Figures:
             nothing appears under the final names.
     """
     started = time.monotonic()
+    _check_arguments(args)
     names = expand_inputs(args.input)
     prefix = Path(args.output_prefix)
     outputs = [f"{prefix}_{key}_document" for key in args.json_keys]
@@ -62,7 +63,8 @@ def preprocess(args: Namespace) -> Figures:
         remove_left_overs(outputs)
         refuse_existing(outputs, marker, args.overwrite)
         encoder = build_encoder(args)
-        _check_arguments(args, encoder)
+        if args.append_eod and encoder.eod is None:
+            raise UserError("--append-eod: this tokenizer has no end-of-document token")
         progress = Progress(total_bytes(names), args.log_interval)
         if encoder.notice:
             progress.note(encoder.notice)
@@ -75,9 +77,14 @@ def preprocess(args: Namespace) -> Figures:
     return figures
 
 
-def _check_arguments(args: Namespace, encoder: Encoder) -> None:
-    if args.append_eod and encoder.eod is None:
-        raise UserError("--append-eod: this tokenizer has no end-of-document token")
+def _check_arguments(args: Namespace) -> None:
+    if args.split_sentences:
+        raise UserError(
+            "--split-sentences is for BERT and done by Megatron-LM's own tool; texts that are lists of "
+            "sentences already are taken with --sentence-lists"
+        )
+    if args.find_optimal_num_workers:
+        raise UserError("--find-optimal-num-workers: use as many --workers as there are cores")
     if len(set(args.json_keys)) < len(args.json_keys):
         raise UserError("--json-keys: a key is named twice")
     for name in ("workers", "partitions", "log_interval"):
