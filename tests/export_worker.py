@@ -84,3 +84,36 @@ def weights(folder: Path) -> dict[str, str]:
         with safe_open(path, framework="pt") as opened:
             found |= {name: digest(opened.get_tensor(name)) for name in opened.keys()}  # noqa: SIM118
     return found
+
+
+def commands(words: list[str]) -> None:
+    """Run `lrpath` once for each JSON list of words; all must succeed."""
+    from megatron_lrpath.cli import main
+
+    for line in words:
+        assert main(json.loads(line)) == 0, line
+
+
+def peak_growth(words: list[str]) -> None:
+    """Export the checkpoint folder `words[0]` to `words[1]`, and back; note the peaks of memory in bytes."""
+    from megatron_lrpath.export.card import Origin
+    from megatron_lrpath.export.folder import Wishes, export_checkpoint
+    from megatron_lrpath.export.importer import import_folder
+
+    source, target, back = (Path(word) for word in words)
+    growth = []
+    for work in (
+        lambda: export_checkpoint(source, target, Origin(0), Wishes()),
+        lambda: import_folder(target, back),
+    ):
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before = memory("VmRSS")
+        work()
+        growth.append(memory("VmHWM") - before)
+    (target.parent / "growth.json").write_text(json.dumps(growth))
+
+
+def memory(name: str) -> int:
+    """A line of this process's memory statistics, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))

@@ -17,8 +17,10 @@ SPACE = "▁"
 NASTY = (
     "", " ", "   ", "\n", "\t\t x", " leading", "trailing ", "two  spaces   three", "a\n\n\nb\r\nc",
     "\u00a0nbsp\u3000wide",
-    "<s>", "</s> <unk><pad>", "<s>text</s>", "<0x41><0x0A>", "▁literal▁▁ ▁", "naïve café nai\u0308ve", "ﬁﬂ ½ ² Å Ⅷ",
-    "中文字符。日本語カタカナ", "한국어 العربية עברית हिन्दी ไทย", "👩‍👩‍👧‍👦🏳️‍🌈 😀😀", "\u200b\u200d\ufeff\u2028",
+    "<s>", "</s> <unk><pad>", "<s>text</s>", "<0x41><0x0A>", "▁literal▁▁ ▁", "naïve café nai\u0308ve",
+    "ﬁﬂ ½ ² Å Ⅷ",
+    "中文字符。日本語カタカナ", "한국어 العربية עברית हिन्दी ไทย", "👩‍👩‍👧‍👦🏳️‍🌈 😀😀",
+    "\u200b\u200d\ufeff\u2028",
     "\x01\x7f",
     "aaaaaaaaaaaaaaaaaaaaa", "=" * 37, "0123456789 3.14159 1e-5", "def f(x):\n    return x  # ok\n", "İıſẞß",
     "\U00010348\U0001f9ff\U000e0001", "[INST] <<SYS>> <|im_start|>user\n", "e\u0301\u0301\u0301", "x" * 300,
@@ -143,13 +145,17 @@ def normalizer(spec: Any) -> Any:
         steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
     if spec.remove_extra_whitespaces:
         steps += [
-            normalizers.Replace(regex(r"\A +| +\z"), ""),
+            normalizers.Replace(regex(r"\A +"), ""),
             normalizers.Replace(regex(" {2,}"), " "),
         ]
     if spec.add_dummy_prefix:
         steps.append(normalizers.Prepend(SPACE))
     if spec.escape_whitespaces:
         steps.append(normalizers.Replace(" ", SPACE))
+    if spec.remove_extra_whitespaces:  # at the end only now: there SentencePiece removes a ▁ of the text too
+        steps.append(
+            normalizers.Replace(regex(f"[ {SPACE}]+\\z" if spec.escape_whitespaces else r" +\z"), "")
+        )
     return normalizers.Sequence(steps)
 
 
