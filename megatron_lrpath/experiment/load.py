@@ -86,11 +86,12 @@ def _points(
     if not all(isinstance(point, dict) for point in listed):
         raise source.error(top["points"], "must be a list of mappings, like `- {model: 203m}`")
     seeds = _plain(top["seeds"]) if "seeds" in top else [None]
+    bases: dict[Path, dict[str, Any]] = {}
     cases = [(*case, seed) for case in variations(listed, vary) for seed in seeds]
     if len(cases) > MOST:
         raise source.error(source.root, f"{len(cases)} variations are more than the {MOST} that there may be")
     fixed = _plain(top["set"]) if "set" in top else {}
-    made = [_point(source, texts, output, fixed, *case) for case in cases]
+    made = [_point(source, texts, output, bases, fixed, *case) for case in cases]
     names = [point.name for point in made]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
@@ -102,15 +103,18 @@ def _point(
     source: Source,
     texts: Mapping[str, str],
     output: Path,
+    bases: dict[Path, dict[str, Any]],
     fixed: Mapping[str, Any],
     group: str,
     values: dict[str, Any],
     seed: int | None,
 ) -> Point:
-    """The plan of one variation."""
+    """The plan of one variation; `bases` keeps the plan files that have been read."""
     name = group if seed is None else f"{group}_seed{seed}"
     base = source.path.parent / str(values.get("plan", texts["plan"]))
-    mapping = copy.deepcopy(_plain(read_source(base).root))
+    if base not in bases:
+        bases[base] = _plain(read_source(base).root)
+    mapping = copy.deepcopy(bases[base])
     changes = {**fixed, **values, **({} if seed is None else {"seed": seed})}
     try:
         for key, value in changes.items():

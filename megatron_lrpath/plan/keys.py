@@ -149,8 +149,8 @@ PLAN_KEYS = (
         "also_branch_at",
         {"type": "array", "items": STEPS, "minItems": 1, "maxItems": 10_000},
         (),
-        "further steps at which the main path keeps a checkpoint, for branches of other plans off it; it goes "
-        "on to the last of them",
+        "further steps at which the main path keeps a checkpoint, for branches of other plans off it; it "
+        "goes on to the last of them",
     ),
     Key("versions", {"type": "array", "minItems": 1, "maxItems": 1000}, REQUIRED, "versions in order"),
     Key("output", TEXT, None, "folder of all runs, `OUTPUT/<paradigm>/<run>`; default: `runs/NAME`"),
