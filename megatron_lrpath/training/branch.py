@@ -86,12 +86,18 @@ def declare_rates(args: Any, folder: Path, step: int) -> None:
 
 @functools.lru_cache(maxsize=1)
 def stored_arguments(folder: Path, step: int) -> Any:
-    """The Megatron arguments that a checkpoint was saved under."""
+    """The Megatron arguments that a checkpoint was saved under.
+
+    Raises:
+        UserError: it cannot be read, or holds more than data.
+    """
     from megatron.core import dist_checkpointing
 
     from megatron_lrpath.training.checkpoints_on_disk import checkpoint_folder
+    from megatron_lrpath.training.unpickle import load_failures
 
-    return dist_checkpointing.load_common_state_dict(str(checkpoint_folder(folder, step)))["args"]
+    with load_failures(folder):
+        return dist_checkpointing.load_common_state_dict(str(checkpoint_folder(folder, step)))["args"]
 
 
 def expect_iteration(args: Any, first_step: int) -> None:

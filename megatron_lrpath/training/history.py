@@ -15,6 +15,7 @@ from megatron_lrpath.files import atomic_write_text
 from megatron_lrpath.training.context import get_context
 from megatron_lrpath.training.guard import current_guard
 from megatron_lrpath.training.lineage import add_skipped
+from megatron_lrpath.training.peers import current_watch
 from megatron_lrpath.training.scheduler import current_scheduler
 
 HISTORY = "history.jsonl"
@@ -165,6 +166,8 @@ def wrap_training_log(original: Callable[..., bool]) -> Callable[..., bool]:
             report_spike(iteration)
         if guard is not None:
             guard.step_ended()
+        if (watch := current_watch()) is not None:
+            watch.where = f"after step {iteration}"
         return original(
             loss_dict,
             total_loss_dict,

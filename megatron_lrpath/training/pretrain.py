@@ -32,13 +32,27 @@ def main(words: list[str] | None = None) -> None:
         leave(error, 2)
     except TrainingStoppedError as error:
         leave(error, 1)
+    except Exception as error:
+        from megatron_lrpath.training import peers
+
+        watch = peers.current_watch()
+        if watch is None:
+            raise
+        watch.report_error(error)
 
 
 def leave(error: Exception, status: int) -> None:
-    """Say what was wrong, on rank 0, and leave at once: other ranks may wait in a collective."""
-    if int(os.environ.get("RANK", "0")) == 0:
-        print(f"lrpath: error: {error}", file=sys.stderr, flush=True)
-    os._exit(status)
+    """Say what was wrong, once for all ranks, and leave at once: other ranks may wait in a collective."""
+    from megatron_lrpath.training import peers
+
+    watch = peers.current_watch()
+    if watch is None:
+        if int(os.environ.get("RANK", "0")) == 0:
+            peers.say(f"lrpath: error: {error}")
+        os._exit(status)
+    if watch.claim():
+        peers.say(f"lrpath: error: {error}")
+    watch.end(status)
 
 
 def device_of(words: list[str]) -> str:
@@ -70,7 +84,13 @@ def train(words: list[str]) -> None:
         return loop(args, None)
     first_step, store = setup.begin(args, context, device)
     if first_step < args.train_iters:
-        loop(args, store)
+        try:
+            loop(args, store)
+        except SystemExit:
+            setup.end()
+            if signals.stopping():
+                sys.exit(stop_status())
+            raise
     else:
         print(f"{context.kind}: step {args.train_iters} is reached already, nothing to train", flush=True)
     finish(args, context)
@@ -78,13 +98,18 @@ def train(words: list[str]) -> None:
 
 
 def loop(args: Any, store: Any) -> None:
-    """Hand over to Megatron's `pretrain`; leave with a code of its own where a signal ended it."""
+    """Hand over to Megatron's `pretrain`.
+
+    Raises:
+        UserError: the checkpoint cannot be loaded.
+        SystemExit: Megatron ends before the last step (a signal, --exit-interval and its kind).
+    """
     from megatron.core.enums import ModelType
     from megatron.training import pretrain
 
-    from megatron_lrpath.training import datasets, forward, saves, setup
+    from megatron_lrpath.training import datasets, forward, setup, unpickle
 
-    try:
+    with unpickle.load_failures(args.load):
         pretrain(
             setup.configuration(args),
             datasets.provide_datasets,
@@ -92,13 +117,14 @@ def loop(args: Any, store: Any) -> None:
             forward.forward_step,
             store=store,
         )
-    except SystemExit:
-        if not signals.stopping():
-            raise
-        current = saves.current_saves()
-        saved = current is not None and not current.failed_last
-        setup.end()
-        sys.exit(signals.SAVED_AND_STOPPED if saved else 1)
+
+
+def stop_status() -> int:
+    """The exit code of a run that a signal ended."""
+    from megatron_lrpath.training.saves import current_saves
+
+    saves = current_saves()
+    return 1 if saves is None or saves.failed_last else signals.SAVED_AND_STOPPED
 
 
 def set_single_process_environment() -> None:

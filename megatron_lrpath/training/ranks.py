@@ -17,14 +17,16 @@ class Ranks:
 
     Attributes:
         rank, world: this process's number and the number of processes.
-        store: the launcher's store, to be handed to `init_process_group`; None for a single process.
+        store: where they meet, to be handed to `init_process_group`; None for a single process.
+        store_is_launchers: it outlives rank 0.
     """
 
     def __init__(self, rank: int, world: int, store: Store | None) -> None:
         self.rank = rank
         self.world = world
         self.store = store
-        self._ours = PrefixStore("lrpath", store) if store is not None else None
+        self.store_is_launchers = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        self._ours = self.beside("start")
         self._calls = 0
 
     @classmethod
@@ -33,6 +35,10 @@ class Ranks:
         rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         store = next(rendezvous("env://"))[0] if world > 1 else None
         return cls(rank, world, store)
+
+    def beside(self, name: str) -> Store | None:
+        """A part of the store under a name of its own; None for a single process."""
+        return PrefixStore(f"lrpath/{name}", self.store) if self.store is not None else None
 
     def share(self, value: Any = None) -> Any:
         """The value (JSON) that rank 0 calls this with, on every rank."""

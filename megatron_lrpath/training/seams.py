@@ -1,4 +1,4 @@
-"""Every name of Megatron that this project replaces: what, with what, why, and since which version.
+"""Every name of Megatron (and of the torch code it calls) that this project replaces: what, why, since when.
 
 Nothing else in the project assigns to a name of `megatron`. A row holds the parameters that the replaced
 function had when the row was written; `apply` refuses to go on when they have changed, and a test says so
@@ -149,6 +149,18 @@ SEAMS = (
         "megatron_lrpath.training.saves:wrap_wandb_save",
         ("checkpoint_path", "tracker_filename", "save_dir", "iteration"),
         "it uploads the tracker, whose name the row above hides",
+    ),
+    Seam(
+        "torch.distributed.checkpoint.filesystem:FileSystemReader.read_metadata",
+        "megatron_lrpath.training.unpickle:wrap_read_metadata",
+        ("self", "args", "kwargs"),
+        "it unpickles a checkpoint's metadata, and so runs what a stranger's file says",
+    ),
+    Seam(
+        "torch.distributed.checkpoint.default_planner:DefaultLoadPlanner.load_bytes",
+        "megatron_lrpath.training.unpickle:wrap_load_bytes",
+        ("self", "read_item", "value"),
+        "it unpickles a checkpoint's objects (arguments, random states) with weights_only=False",
     ),
     Seam(
         "megatron.core.optimizer.optimizer:ChainedOptimizer.get_grad_norm",

@@ -18,13 +18,15 @@ from megatron_lrpath.training import (
     from_arguments,
     from_plan,
     lineage,
+    peers,
+    pretrained,
     safeguards,
 )
 from megatron_lrpath.training.arguments import add_lrpath_arguments, explicit_arguments
 from megatron_lrpath.training.checkpoints_on_disk import CHECKPOINTS, latest_step
 from megatron_lrpath.training.context import RunContext, set_context
 from megatron_lrpath.training.ranks import Ranks
-from megatron_lrpath.training.start import agree_on_start
+from megatron_lrpath.training.start import agree_on_start, release_lock
 
 
 def arguments(words: list[str], device: str) -> tuple[Any, RunContext | None]:
@@ -119,11 +121,14 @@ def begin(args: Any, context: RunContext, device: str) -> tuple[int, dist.Store 
     own = Path(args.save)
     branch.refuse_own_parent(own, context.parent)
     ranks = Ranks.from_environment()
+    peers.begin_watch(ranks)
     start = agree_on_start(own, context.parent, ranks, args.checkpoint_check)
     start.apply(args)
     if start.folder is not None:
         branch.check_model(args, Path(start.folder), start.step)
         branch.declare_rates(args, Path(start.folder), start.step)
+    elif args.pretrained_checkpoint:
+        pretrained.check_pretrained(args)
     safeguards.install(args, context, start, ranks, device)
     if context.folder is not None and args.rank == 0:
         lineage.write_lineage(
@@ -157,7 +162,11 @@ def configuration(args: Any) -> Any:
 
 
 def end() -> None:
-    """Leave the process group, so that no rank complains at exit."""
+    """Leave the process group and the run's lock, so that no rank complains at exit."""
+    watch = peers.current_watch()
+    if watch is not None:
+        watch.leave()
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
+    release_lock()

@@ -56,6 +56,8 @@ def _note(number: int, frame: FrameType | None) -> None:
     global _received
     _received = signal.Signals(number)
     if not _training:
-        message = f"lrpath: {_received.name} before the first step: nothing to save, stopped\n"
-        os.write(2, message.encode())
+        if int(os.environ.get("RANK", "0")) == 0:
+            os.write(
+                2, f"lrpath: {_received.name} before the first step: nothing to save, stopped\n".encode()
+            )
         os._exit(SAVED_AND_STOPPED)

@@ -1,0 +1,197 @@
+"""One rank dies, all end soon after, with one message that names it instead of a stack trace from each.
+
+Every rank watches its neighbour on the same machine (the kernel tells at once when it ends) and looks now and
+then whether somebody on another machine has reported a death. What the others meet meanwhile, a broken
+connection or a collective without end, needs no report of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import sys
+import threading
+import time
+import traceback
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, NoReturn
+
+from megatron_lrpath.training.ranks import Ranks
+
+LOOK_SECONDS = 2.0  # between looks at the store
+SETTLE_SECONDS = 2.0  # for what lies behind a broken connection to be reported
+LINGER = timedelta(seconds=15)  # at most, of the rank that keeps the store, for the others to have looked
+HOW_TO_GO_ON = "All ranks end; call again to go on from the last checkpoint."
+CONSEQUENCES = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Connection refused",
+    "Broken pipe",
+    "DistNetworkError",
+    "ncclRemoteError",
+    "recvValue failed",
+    "Application timeout caused pair closure",
+)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Where a rank lives; `space` tells machines (and what shares process ids with us) apart."""
+
+    pid: int
+    host: str
+    space: str
+
+    @classmethod
+    def me(cls) -> Peer:
+        """This process."""
+        try:
+            space = os.readlink("/proc/self/ns/pid")
+        except OSError:
+            space = ""
+        return cls(os.getpid(), socket.gethostname(), f"{socket.gethostname()} {space}")
+
+
+class Watch:
+    """Watches the other ranks of this process's run until `leave`."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+        self.store = ranks.beside("peers")
+        found = ranks.share([vars(one) for one in map(as_peer, ranks.collect(vars(Peer.me())))])
+        self.peers = [as_peer(one) for one in found]
+        self.where = "before the first step"
+        self._leaving = threading.Event()
+        self._reporting = threading.Lock()  # never released: who has it ends the process
+
+    def start(self) -> None:
+        """Begin to watch, where there are others."""
+        if self.store is None:
+            return
+        threading.Thread(target=self._look_around, name="peers", daemon=True).start()
+        neighbour = self.neighbour()
+        if neighbour is not None:
+            with suppress(OSError):  # an old kernel, or gone already: the launcher will tell
+                arguments = (neighbour, os.pidfd_open(self.peers[neighbour].pid))
+                threading.Thread(target=self._wait_for, args=arguments, name="neighbour", daemon=True).start()
+
+    def neighbour(self) -> int | None:
+        """The next rank on this machine, in a circle; None where this rank is alone on it."""
+        mine = self.peers[self.ranks.rank].space
+        here = [rank for rank, peer in enumerate(self.peers) if peer.space == mine]
+        following = here[(here.index(self.ranks.rank) + 1) % len(here)]
+        return None if following == self.ranks.rank else following
+
+    def leave(self) -> None:
+        """Say that this rank ends for a reason that is known; from now on it reports nothing."""
+        self._leaving.set()
+        if self.store is not None:
+            self.store.set(f"left/{self.ranks.rank}", "1")
+
+    def claim(self) -> bool:
+        """Take it upon this thread to end the process; whether nobody else has reported an end before.
+
+        Raises:
+            RuntimeError: the store is gone, and rank 0 with it.
+        """
+        self._reporting.acquire()
+        self._leaving.set()
+        return self.store is None or bool(self.store.add("reports", 1) == 1)
+
+    def end(self, status: int, dead: int | None = None) -> NoReturn:
+        """End this process. Where the store is rank 0's, that waits for the others (but not for the dead)."""
+        with suppress(RuntimeError):
+            self.leave()
+            if self.store is not None and self.ranks.rank == 0 and not self.ranks.store_is_launchers:
+                others = [rank for rank in range(1, self.ranks.world) if rank != dead]
+                self.store.wait([f"left/{rank}" for rank in others], LINGER)
+        os._exit(status)
+
+    def report_death(self, rank: int) -> NoReturn:
+        """Say that `rank` is gone, unless somebody has, and end this process."""
+        try:
+            first = self.claim()
+        except RuntimeError:  # the store went with rank 0
+            first = True
+        if first:
+            peer = self.peers[rank]
+            say(
+                f"lrpath: error: rank {rank} died {self.where} (process {peer.pid} on {peer.host}: killed or "
+                f"crashed without a message, often for want of memory). {HOW_TO_GO_ON}"
+            )
+        self.end(1, dead=rank)
+
+    def report_error(self, error: BaseException) -> NoReturn:
+        """Say what ended this rank, unless another one's end is behind it, and end this process."""
+        text = f"{type(error).__name__}: {error}"
+        if self.store is not None and any(mark in text for mark in CONSEQUENCES):
+            time.sleep(SETTLE_SECONDS)
+        try:
+            first = self.claim()
+        except RuntimeError:
+            first = False
+        if first:
+            say("".join(traceback.format_exception(error)).rstrip())
+            say(f"lrpath: error: rank {self.ranks.rank} ended {self.where}: {text}. {HOW_TO_GO_ON}")
+        self.end(1)
+
+    def _wait_for(self, rank: int, process: int) -> None:
+        poll = select.poll()
+        poll.register(process, select.POLLIN)
+        poll.poll()
+        time.sleep(SETTLE_SECONDS)  # a signal that ended the neighbour may be on its way here
+        if not self._leaving.is_set() and not self._has_left(rank):
+            self.report_death(rank)
+
+    def _has_left(self, rank: int) -> bool:
+        assert self.store is not None
+        try:
+            return bool(self.store.check([f"left/{rank}"]))
+        except RuntimeError:
+            return False
+
+    def _look_around(self) -> None:
+        assert self.store is not None
+        while not self._leaving.wait(LOOK_SECONDS):
+            try:
+                if not self.store.check(["reports"]):
+                    continue
+            except RuntimeError as error:
+                self._lost_store(error)
+            self._reporting.acquire()
+            self.end(1)
+
+    def _lost_store(self, error: RuntimeError) -> None:
+        """Rank 0's machine is gone: the first rank of each other machine says so."""
+        mine = self.peers[self.ranks.rank].space
+        first = next(rank for rank, peer in enumerate(self.peers) if peer.space == mine)
+        if first == self.ranks.rank and mine != self.peers[0].space and not self._leaving.is_set():
+            say(f"lrpath: error: rank 0 on {self.peers[0].host} cannot be reached ({error}). All ranks end.")
+
+
+def as_peer(value: dict[str, Any]) -> Peer:
+    """The peer in a JSON value."""
+    return Peer(**value)
+
+
+def say(text: str) -> None:
+    """Print on the error stream, at once."""
+    print(text, file=sys.stderr, flush=True)
+
+
+_current: Watch | None = None
+
+
+def current_watch() -> Watch | None:
+    """The process's watch, None before the ranks have met."""
+    return _current
+
+
+def begin_watch(ranks: Ranks) -> None:
+    """Watch the other ranks from now on."""
+    global _current
+    _current = Watch(ranks)
+    _current.start()

@@ -1,0 +1,124 @@
+"""Checkpoints are data: what in them is pickled is read without letting it call anything.
+
+Torch reads a distributed checkpoint's `.metadata` and its objects (arguments, random states) by general
+unpickling, which runs whatever the file says. Here the first is read knowing a handful of classes, the
+second by torch's weights-only unpickler with the classes that Megatron registers.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_lrpath.errors import UserError
+
+CHECKPOINT = "torch.distributed.checkpoint"
+KNOWN = {
+    f"{CHECKPOINT}.metadata": {
+        "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta",
+        "TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
+    },
+    f"{CHECKPOINT}.filesystem": {"_StorageInfo", "_StoragePrefix"},
+    f"{CHECKPOINT}.planner": {"SavePlan", "TensorWriteData", "WriteItem", "WriteItemType"},
+    "torch.serialization": {"_get_layout"},
+    "collections": {"OrderedDict"},
+    "pathlib": {"Path", "PosixPath"},
+}  # fmt: skip
+
+
+class MetadataUnpickler(pickle.Unpickler):
+    """Reads what a checkpoint's `.metadata` is made of, and refuses everything else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """A class that metadata may hold.
+
+        Raises:
+            UnpicklingError: another name.
+        """
+        if module == "torch" and (name == "Size" or isinstance(getattr(torch, name, None), torch.dtype)):
+            return getattr(torch, name)
+        if name in KNOWN.get(module, ()):
+            return getattr(importlib.import_module(module), name)
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which has no place in a checkpoint")
+
+
+def wrap_read_metadata(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Read `.metadata` with the unpickler above (torch's own way is left unused)."""
+
+    @functools.wraps(original)
+    def read_metadata(self: Any, *args: Any, **kwargs: Any) -> Any:
+        path = self._get_metadata_path(kwargs.get("rank"))
+        with self.fs.create_stream(path, "rb") as stream:
+            metadata = load_metadata(stream, Path(path))
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+    return read_metadata
+
+
+def load_metadata(stream: Any, path: Path) -> Any:
+    """A checkpoint's metadata.
+
+    Raises:
+        UserError: the file is damaged, or holds what metadata never does.
+    """
+    from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+
+    try:
+        metadata = MetadataUnpickler(stream).load()
+        if not isinstance(metadata, Metadata):
+            raise TypeError(f"it holds {type(metadata).__name__}")
+        for place in (metadata.storage_data or {}).values():
+            if Path(place.relative_path).name != place.relative_path:
+                raise ValueError(f"it points outside the checkpoint ({place.relative_path})")
+    except Exception as error:
+        raise UserError(
+            f"{path}: not a checkpoint's metadata ({error}). Restore the checkpoint from a backup."
+        ) from None
+    if getattr(metadata, "storage_meta", None) is None:
+        metadata.storage_meta = StorageMeta()
+    return metadata
+
+
+def wrap_load_bytes(original: Callable[..., None]) -> Callable[..., None]:
+    """Load an object of a checkpoint by torch's weights-only unpickler (torch's own way is left unused)."""
+
+    @functools.wraps(original)
+    def load_bytes(self: Any, read_item: Any, value: Any) -> None:
+        from torch.distributed.checkpoint._traverse import set_element
+
+        name = read_item.dest_index.fqn
+        try:
+            loaded = torch.load(value, weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise UserError(f"the checkpoint's `{name}` holds more than data: {str(error)[:300]}") from None
+        if self.flatten_state_dict:
+            set_element(self.original_state_dict, self.mappings[name], loaded)
+        else:
+            self.state_dict[name] = loaded
+
+    return load_bytes
+
+
+@contextmanager
+def load_failures(folder: Path | str | None) -> Iterator[None]:
+    """Turn what is raised on all ranks for a checkpoint under `folder` that cannot be read into one message.
+
+    Raises:
+        UserError: the first cause.
+    """
+    from torch.distributed.checkpoint import CheckpointException
+
+    try:
+        yield
+    except CheckpointException as error:
+        causes = [cause for cause, _ in error.failures.values()]
+        said = causes[0] if causes else "rank 0 says why"
+        raise UserError(f"{folder}: a checkpoint cannot be read: {said}") from None

@@ -1,0 +1,142 @@
+"""Trainings that something happens to: an entry point for `training_fixtures.launch`, with faults put in place.
+
+`main(["nan:3:1", "kill:renamed", "--", *words])` trains with the loss of step 3 not a number on rank 1, and
+kills itself when a checkpoint has been renamed.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+from tests.training_fixtures import Outcome, launch
+
+
+def train_with(faults: list[str], words: list[str], nproc: int = 1, **named: Any) -> Outcome:
+    """Run the entry point under `faults`."""
+    return launch("tests.faults:main", [*faults, "--", *words], nproc, **named)
+
+
+def main(words: list[str]) -> None:
+    """Put the faults in place and train."""
+    from megatron_lrpath.training import pretrain
+
+    split = words.index("--")
+    for fault in words[:split]:
+        name, *values = fault.split(":")
+        FAULTS[name](*values)
+    pretrain.main(words[split + 1 :])
+
+
+def after(owner: Any, name: str, act: Callable[[], None]) -> None:
+    """Call `act` whenever `owner.name` has returned."""
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def then_act(*args: Any, **named: Any) -> Any:
+        result = original(*args, **named)
+        act()
+        return result
+
+    setattr(owner, name, then_act)
+
+
+def on_loss(step: str, rank: str, change: Callable[[Any], Any]) -> None:
+    """Change the loss of each micro-batch of a step on a rank."""
+    from megatron.training import get_args
+
+    from megatron_lrpath.training import forward
+
+    original = forward.loss_function
+
+    def loss_function(mask: Any, losses: Any) -> Any:
+        if get_args().curr_iteration + 1 == int(step) and os.environ["RANK"] == rank:
+            losses = change(losses)
+        return original(mask, losses)
+
+    forward.loss_function = loss_function
+
+
+def times(step: str, rank: str, factor: float) -> None:
+    """Multiply the loss."""
+    on_loss(step, rank, lambda losses: losses * factor)
+
+
+def send(number: signal.Signals) -> Callable[[Any], Any]:
+    """Send this process a signal in the middle of a step."""
+
+    def act(losses: Any) -> Any:
+        os.kill(os.getpid(), number)
+        return losses
+
+    return act
+
+
+def fail(losses: Any) -> Any:
+    """An ordinary bug."""
+    raise ArithmeticError("something is broken")
+
+
+def kill_at(point: str) -> None:
+    """SIGKILL at a point of saving, loading or removing."""
+    from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+    from megatron.training import training
+
+    from megatron_lrpath.training import checkpoints_on_disk as disk
+    from megatron_lrpath.training import commit, start
+
+    owner, name = {
+        "written": (FileSystemWriterAsync, "finish"),
+        "summed": (commit, "write_sums"),
+        "manifest": (commit, "write_manifest"),
+        "renamed": (commit, "sync_folder"),
+        "tracked": (disk, "write_tracker"),
+        "removed": (disk, "remove"),
+        "chosen": (start, "choose"),
+        "loaded": (training, "load_checkpoint"),
+    }[point]
+    after(owner, name, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def full_disk(first: str, last: str) -> None:
+    """A disk with 1000 bytes left while the saves number `first` to `last` of this process are made."""
+    from megatron_lrpath.training import space
+
+    original, calls = space.free_bytes, iter(range(1, 1000))
+
+    def free_bytes(folder: Any) -> int:
+        return 1000 if int(first) <= next(calls) <= int(last) else original(folder)
+
+    space.free_bytes = free_bytes
+
+
+def roomy_disk() -> None:
+    """The look at the free space always finds enough."""
+    from megatron_lrpath.training import space
+
+    space.shortage = lambda folder, tensor_bytes: None
+
+
+def slow_steps(seconds: str) -> None:
+    """Steps that take their time."""
+    from megatron.training import training
+
+    after(training, "train_step", lambda: time.sleep(float(seconds)))
+
+
+FAULTS: dict[str, Callable[..., None]] = {
+    "nan": lambda step, rank="0": times(step, rank, float("nan")),
+    "large": lambda step, factor, rank="0": times(step, rank, float(factor)),
+    "term": lambda step, rank="0": on_loss(step, rank, send(signal.SIGTERM)),
+    "usr2": lambda step, rank="0": on_loss(step, rank, send(signal.SIGUSR2)),
+    "die": lambda step, rank="0": on_loss(step, rank, send(signal.SIGKILL)),
+    "bug": lambda step, rank="0": on_loss(step, rank, fail),
+    "kill": kill_at,
+    "full": full_disk,
+    "roomy": roomy_disk,
+    "slow": slow_steps,
+}
