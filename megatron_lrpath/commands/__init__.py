@@ -6,5 +6,6 @@ where it helps, `EXAMPLE` (shown at the end of its help) and
 """
 
 COMMANDS = (
-    "plan", "lr", "run", "submit", "status", "cancel",
+    "plan", "lr", "experiment", "run", "submit", "status", "cancel",
+    "eval", "report", "advise", "export", "doctor",
 )  # fmt: skip
