@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,12 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Submit, or show what would be submitted; 0."""
-    from megatron_lrpath.launch.slurm.settings import read_settings
+    from megatron_lrpath.launch.slurm.settings import read_settings, within_job
     from megatron_lrpath.launch.slurm.snapshot import Snapshot
     from megatron_lrpath.launch.slurm.submit import Submission
     from megatron_lrpath.plan import PARADIGMS
 
-    settings = read_settings(args.settings, vars(args))
+    settings = within_job(read_settings(args.settings, vars(args)), os.environ)
     snapshot = Snapshot.of(args.plan, settings.data, settings.output)
     paradigms = PARADIGMS if args.paradigm == "all" else (args.paradigm,)
     submission = Submission.of(snapshot, settings, paradigms, args.run, tuple(getattr(args, "extra", ())))

@@ -67,7 +67,13 @@ def train(plan: Plan, run: Run) -> None:
         if stop and step < run.last_step:
             os._exit(SAVED_AND_STOPPED)
     if RANK == 0:
-        result = {"run": run.name, "paradigm": run.paradigm, "version": run.version, "step": step, "loss": 4.0}
+        result = {
+            "run": run.name,
+            "paradigm": run.paradigm,
+            "version": run.version,
+            "step": step,
+            "loss": 4.0,
+        }
         (folder / "result.json").write_text(json.dumps(result))
 
 

@@ -48,7 +48,9 @@ class Site:
 
     def write_plan(self, *steps: int, output: str = "runs", interval: int = 1000) -> None:
         """A plan with versions of these steps and the files that stand for their slices."""
-        versions = ", ".join(f"{{name: v{number}, steps: {count}}}" for number, count in enumerate(steps, start=1))
+        versions = ", ".join(
+            f"{{name: v{number}, steps: {count}}}" for number, count in enumerate(steps, start=1)
+        )
         text = PLAN.format(versions=f"[{versions}]", output=json.dumps(output), interval=interval)
         self.plan.write_text(text)
         for name in [*(f"v{number}" for number in range(1, len(steps) + 1)), "valid"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,16 @@ def read_settings(path: Path | None, said: Mapping[str, Any]) -> Settings:
     if settings.per_node < 1:
         raise UserError("gpus_per_node and tasks_per_node are both 0: give one of them")
     return settings
+
+
+def within_job(settings: Settings, environment: Mapping[str, str]) -> Settings:
+    """The settings of a submission from within a job (a recipe under sbatch): its partition and account.
+
+    What the settings say themselves stands above them.
+    """
+    partition = settings.partition or environment.get("SLURM_JOB_PARTITION")
+    account = settings.account or environment.get("SLURM_JOB_ACCOUNT")
+    return replace(settings, partition=partition, account=account)
 
 
 def _assignments(path: Path) -> list[tuple[int, str, str]]:

@@ -63,7 +63,6 @@ class Submission:
         """The submission of a plan's paradigms. Raises UserError for what could not work on the cluster."""
         plan = snapshot.plan
         jobs = build_jobs(plan, paradigms, settings, run, extra)
-        check_data(plan, jobs)
         return cls(snapshot, settings, tuple(extra), jobs, Ledger.of(plan.output))
 
     @property
@@ -120,6 +119,7 @@ class Submission:
 
     def carry_out(self) -> list[tuple[Decision, int | None]]:
         """Submit what is missing; each job with its number (None: nothing in the queue)."""
+        check_data(self.plan, self.jobs)
         self.snapshot.write()
         with only_one(self.ledger.folder):
             self.queue = commands.queue()
