@@ -85,7 +85,19 @@ def test_what_srun_says_of_its_tasks_is_read():
 @pytest.mark.parametrize(
     ("said", "logs", "cause", "hopeless"),
     [
-        ("", {0: "lrpath: error: the slice is damaged"}, "the slice is damaged", True),
+        (
+            "srun: error: n1: task 0: Exited with exit code 2\n",
+            {0: "lrpath: error: the slice is damaged"},
+            "the slice is damaged",
+            True,
+        ),
+        (
+            "srun: error: n2: task 1: Killed\nsrun: error: n1: task 0: Exited with exit code 1\n",
+            {0: "lrpath: error: rank 0 ended after step 41: RuntimeError: Connection reset by peer", 1: ""},
+            "rank 1 ended by a signal: Killed",
+            False,
+        ),
+        ("", {0: "lrpath: error: the loss is not finite"}, "the loss is not finite", False),
         (
             "srun: error: n1: task 0: Exited with exit code 1\nsrun: error: n2: task 1: Exited with exit code 1\n",
             {

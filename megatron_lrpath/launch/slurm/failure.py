@@ -10,6 +10,7 @@ from megatron_lrpath.launch.slurm.steps import Steps, first_exits
 
 _OWN_ERROR = re.compile(r"\blrpath: error: (.*)")
 _TAIL = 200_000  # characters
+BAD_INPUT = "Exited with exit code 2"  # as srun says it
 
 
 @dataclass(frozen=True)
@@ -23,16 +24,19 @@ class Failure:
 def why(steps: Steps, status: int) -> Failure:
     """The cause of a step's failure.
 
-    An error message of ours first; then the exception of a rank that is no mere consequence of another's end,
-    the rank that ended first before the others; then how that rank ended.
+    An error message of ours first; then the exception of a rank, the rank that ended first before the others;
+    then how that rank ended. What a rank says only because another is gone comes last. A rank's exit status 2
+    means bad input.
     """
     logs = {int(path.stem.partition("-")[2]): path for path in steps.rank_logs()}
     own_log = steps.log.read_text(encoding="utf-8", errors="replace")[-_TAIL:]
-    for path in logs.values():
-        said = _OWN_ERROR.search(path.read_text(encoding="utf-8", errors="replace")[-_TAIL:])
-        if said:
-            return Failure(said[1].strip(), hopeless=True)
     exits = first_exits(own_log)
+    hopeless = any(how == BAD_INPUT for _, how in exits)
+    texts = [path.read_text(encoding="utf-8", errors="replace")[-_TAIL:] for path in logs.values()]
+    said = [match[1].strip() for text in texts for match in _OWN_ERROR.finditer(text)]
+    for text in said:
+        if not is_consequence(text):
+            return Failure(text, hopeless)
     order = [*(rank for rank, _ in exits), *logs]
     ranks = [rank for rank in dict.fromkeys(order) if rank in logs]
     found = [(rank, cause) for rank in ranks if (cause := find_cause(logs[rank]))]
