@@ -101,6 +101,8 @@ def peak_growth(words: list[str]) -> None:
     from megatron_lrpath.export.importer import import_folder
 
     source, target, back = (Path(word) for word in words)
+    import transformers  # noqa: F401 - not part of what is measured
+
     growth = []
     for work in (
         lambda: export_checkpoint(source, target, Origin(0), Wishes()),

@@ -152,8 +152,10 @@ class SafetensorsFolder:
         )
 
     def read(self, name: str) -> Tensor:
-        """A tensor."""
-        tensor: Tensor = self.file(self.places[name]).get_tensor(name)
+        """A tensor, in memory of its own: the mapped file, whose pages would stay in memory, is let go of."""
+        opened = self.file(self.places[name])
+        tensor: Tensor = opened.get_tensor(name).clone()
+        del opened, self.open_files[self.places[name]]
         return tensor
 
     def __enter__(self) -> SafetensorsFolder:
