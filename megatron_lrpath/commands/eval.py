@@ -76,7 +76,8 @@ def evaluate(plan: Plan, runs: list[Run], args: argparse.Namespace) -> int:
     worker = ["-m", "megatron_lrpath.evaluate.worker", "--plan", str(plan.path), "--device", args.device]
     command = [*launcher, *worker, "--runs", *names, *getattr(args, "extra", ())]
     threads = str(max(1, (os.cpu_count() or 1) // args.nproc))
-    environment = {"OMP_NUM_THREADS": threads} | os.environ
+    # Threads that spin at barriers crawl on a machine that others use too.
+    environment = {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"} | os.environ
     print(f"evaluating {len(runs)} models on {plan.data.valid} …", flush=True)
     with log.open("w", encoding="utf-8") as stream:
         status = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=environment).returncode
