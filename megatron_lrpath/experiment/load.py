@@ -17,7 +17,7 @@ from megatron_lrpath.experiment.vary import change, variations
 from megatron_lrpath.plan import PARADIGMS
 from megatron_lrpath.plan.keys import NAME, REQUIRED, TEXT, Key
 from megatron_lrpath.plan.load import plan_from
-from megatron_lrpath.plan.source import Entry, Source, parse_source, read_source
+from megatron_lrpath.plan.source import Entry, Source, parse_source, plain, read_source
 from megatron_lrpath.plan.values import read_key, read_list, read_mapping, read_section
 
 KEYS = (
@@ -75,8 +75,8 @@ def load_experiment(path: Path) -> Experiment:
 def _points(
     source: Source, top: Mapping[str, Entry], texts: Mapping[str, str], output: Path
 ) -> tuple[Point, ...]:
-    listed = _plain(top["points"]) if "points" in top else []
-    vary = _plain(top["vary"]) if "vary" in top else {}
+    listed = plain(top["points"]) if "points" in top else []
+    vary = plain(top["vary"]) if "vary" in top else {}
     for key, kind, value in (("points", list, listed), ("vary", dict, vary)):
         if not isinstance(value, kind):
             raise source.error(top[key], "must be a " + ("list of mappings" if kind is list else "mapping"))
@@ -85,12 +85,12 @@ def _points(
             raise source.error(source.find(f"vary.{name}", "vary"), "must be a list of values")
     if not all(isinstance(point, dict) for point in listed):
         raise source.error(top["points"], "must be a list of mappings, like `- {model: 203m}`")
-    seeds = _plain(top["seeds"]) if "seeds" in top else [None]
+    seeds = plain(top["seeds"]) if "seeds" in top else [None]
     bases: dict[Path, dict[str, Any]] = {}
     cases = [(*case, seed) for case in variations(listed, vary) for seed in seeds]
     if len(cases) > MOST:
         raise source.error(source.root, f"{len(cases)} variations are more than the {MOST} that there may be")
-    fixed = _plain(top["set"]) if "set" in top else {}
+    fixed = plain(top["set"]) if "set" in top else {}
     made = [_point(source, texts, output, bases, fixed, *case) for case in cases]
     names = [point.name for point in made]
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -113,7 +113,7 @@ def _point(
     name = group if seed is None else f"{group}_seed{seed}"
     base = source.path.parent / str(values.get("plan", texts["plan"]))
     if base not in bases:
-        bases[base] = _plain(read_source(base).root)
+        bases[base] = plain(read_source(base).root)
     mapping = copy.deepcopy(bases[base])
     changes = {**fixed, **values, **({} if seed is None else {"seed": seed})}
     try:
@@ -177,19 +177,10 @@ def _paper(
         if group not in experiment.groups:
             raise source.error(rows, f"there is no such variation; there are {', '.join(experiment.groups)}")
         for paradigm, numbers in read_mapping(source, rows).items():
-            values = _plain(numbers)
+            values = plain(numbers)
             if paradigm not in experiment.paradigms:
                 raise source.error(numbers, f"the experiment has no paradigm {paradigm!r}")
             if not isinstance(values, list) or len(values) != len(experiment.show):
                 raise source.error(numbers, f"give {len(experiment.show)} numbers, for {experiment.show}")
             paper.setdefault(group, {})[paradigm] = tuple(float(value) for value in values)
     return paper
-
-
-def _plain(entry: Entry) -> Any:
-    """The entry's value without lines and keys."""
-    if isinstance(entry.value, dict):
-        return {name: _plain(child) for name, child in entry.value.items()}
-    if isinstance(entry.value, list):
-        return [_plain(child) for child in entry.value]
-    return entry.value

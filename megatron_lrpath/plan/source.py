@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -82,6 +83,15 @@ def parse_source(path: Path, text: str) -> Source:
     if not isinstance(node, yaml.MappingNode):
         raise PlanError(f"{path}:{_line(node)}: a plan is a mapping, with lines like `name: quickstart`")
     return Source(path, Entry(_mapping(path, node, ""), 1, ""))
+
+
+def plain(entry: Entry) -> Any:
+    """The entry's value without lines and keys."""
+    if isinstance(entry.value, dict):
+        return {name: plain(child) for name, child in entry.value.items()}
+    if isinstance(entry.value, list):
+        return [plain(child) for child in entry.value]
+    return entry.value
 
 
 class _Refused(Exception):

@@ -1,0 +1,47 @@
+"""`lrpath merge`: preview a version's branch by merging the main path's checkpoints, without training."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+HELP = "preview a branch for no training: merge the main path's checkpoints with the weights of a decay"
+EXAMPLE = "lrpath merge plan.yaml --version v2 --decay minus-sqrt --min-lr-share 0"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The plan, the version and the decay."""
+    parser.add_argument("plan", type=Path, metavar="PLAN", help="the plan file")
+    parser.add_argument("--version", required=True, metavar="V", help="the version whose branch is previewed")
+    parser.add_argument(
+        "--decay",
+        choices=("cosine", "linear", "minus-sqrt", "exponential", "multi-step"),
+        help="default: the plan's",
+    )
+    parser.add_argument("--min-lr-share", type=_share, metavar="F", help="the decay ends at F·max_lr")
+    parser.add_argument(
+        "--from-step", type=int, metavar="S", help="the decay begins at S (default: branch point)"
+    )
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Merge, print the weights and how to evaluate; 0."""
+    from megatron_lrpath.merge.preview import plan_preview, write_preview
+    from megatron_lrpath.plan import load_plan
+
+    preview = plan_preview(load_plan(args.plan), args.version, args.decay, args.min_lr_share, args.from_step)
+    path = write_preview(preview)
+    for step, weight in zip(preview.steps, preview.weights, strict=True):
+        print(f"  main path at step {step:>8}: {weight:.4f}")
+    print(f"Merged into {preview.folder}. Next: lrpath eval {path} --paradigm ours --run {preview.run.name}")
+    return 0
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share of max_lr, from 0 to 1")
+    return value

@@ -1,0 +1,94 @@
+"""A version's branch previewed for no training: checkpoints of the main path merged as its decay says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import yaml
+
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.files import atomic_write_json, atomic_write_text
+from megatron_lrpath.merge.weights import decay_shares, merge_weights
+from megatron_lrpath.plan import Plan, Run, load_plan
+from megatron_lrpath.plan.source import plain, read_source
+from megatron_lrpath.schedule import LRPath, Schedule
+from megatron_lrpath.training.checkpoints_on_disk import CHECKPOINTS, complete_steps
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What will be merged: the main path's checkpoints `steps` with `weights`, as the end of `run`."""
+
+    plan: Plan
+    run: Run
+    name: str
+    steps: tuple[int, ...]
+    weights: tuple[float, ...]
+
+    @property
+    def folder(self) -> Path:
+        """Where plan and checkpoint of the preview go."""
+        return Path(self.plan.output) / "merged" / self.name
+
+
+def plan_preview(
+    plan: Plan, version: str, shape: str | None, floor: float | None, first: int | None
+) -> Preview:
+    """Which checkpoints with which weights.
+
+    Args:
+        version: the version whose branch is previewed.
+        shape, floor: the decay, as in `plan`'s schedule unless given (floor: share of max_lr).
+        first: the step at which the decay begins; by default the branch point.
+
+    Raises:
+        UserError: no such version, or the main path has no checkpoints where the decay begins and ends.
+    """
+    run = plan.run("ours", f"branch-{version}")
+    root = plan.folder(plan.run("ours", "main")) / CHECKPOINTS
+    begin = run.first_step if first is None else first
+    steps = tuple(step for step in complete_steps(root) if begin <= step <= run.last_step)
+    for wanted in (begin, run.last_step):
+        if wanted not in steps:
+            raise UserError(
+                f"{root}: a merge for {version} needs the main path's checkpoint of step {wanted}; there are "
+                f"{', '.join(map(str, complete_steps(root))) or 'none'}. The main path passes the end of a "
+                "version "
+                "once the next one is in the plan; a smaller `save_interval` under `megatron` keeps more."
+            )
+    if len(steps) < 2:
+        raise UserError(f"{root}: a decay from step {begin} to {run.last_step} has no checkpoints to merge")
+    path = LRPath(_schedule(plan, shape, floor), "branch", begin, run.last_step)
+    name = f"{version}-{shape or plan.schedule.style}-from{begin}" + (
+        "" if floor is None else f"-to{floor:g}"
+    )
+    return Preview(plan, run, name, steps, tuple(merge_weights(decay_shares(path, steps))))
+
+
+def write_preview(preview: Preview) -> Path:
+    """Merge, and write a plan beside it that `lrpath eval` takes; returns the plan's path."""
+    from megatron_lrpath.merge.torch_dist import merge_checkpoints
+
+    mapping = plain(read_source(preview.plan.path).root)
+    mapping |= {"name": f"{preview.plan.name}-{preview.name}"[:100], "output": str(preview.folder / "runs")}
+    path = preview.folder / "plan.yaml"
+    atomic_write_text(path, yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True))
+    folder = load_plan(path).folder(preview.run)
+    root = preview.plan.folder(preview.plan.run("ours", "main")) / CHECKPOINTS
+    last = preview.run.last_step
+    merge_checkpoints(root, preview.steps, preview.weights, folder / CHECKPOINTS, last)
+    merged = dict(zip(map(str, preview.steps), preview.weights, strict=True))
+    atomic_write_json(folder / "merged.json", {"from": str(root), "weights": merged})
+    facts = {"run": preview.run.name, "paradigm": "ours", "version": preview.run.version, "step": last}
+    atomic_write_json(folder / "result.json", facts | {"loss": None})
+    return path
+
+
+def _schedule(plan: Plan, shape: str | None, floor: float | None) -> Schedule:
+    schedule = plan.schedule
+    if shape is not None:
+        style = shape if shape in ("cosine", "multi-step") else "wsd"
+        decay = shape if style == "wsd" else schedule.wsd_decay_shape
+        schedule = replace(schedule, style=style, wsd_decay_shape=decay)
+    return schedule if floor is None else replace(schedule, min_lr=floor * schedule.max_lr)

@@ -1,0 +1,55 @@
+#!/usr/bin/env python3
+"""Merge torch_dist checkpoints of one run with given weights into a checkpoint for evaluation or export.
+
+`lrpath merge PLAN` chooses checkpoints and weights by a plan; this takes them as they are given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The arguments."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--checkpoints", type=Path, required=True, help="Megatron's folder, with iter_* in it"
+    )
+    parser.add_argument("--steps", type=int, nargs="+", required=True, help="whose checkpoints, ascending")
+    parser.add_argument("--weights", type=float, nargs="+", help="one for each, sum 1 (default: equal ones)")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder that gets iter_STEP, of the last step"
+    )
+    return parser
+
+
+def merge(args: argparse.Namespace) -> int:
+    """Merge and report."""
+    from megatron_lrpath.errors import UserError
+    from megatron_lrpath.merge.torch_dist import merge_checkpoints
+
+    weights = args.weights or [1 / len(args.steps)] * len(args.steps)
+    if len(weights) != len(args.steps) or not math.isclose(sum(weights), 1, abs_tol=1e-6):
+        raise UserError(f"--weights: {len(args.steps)} numbers that sum to 1 are needed, not {weights}")
+    folder = merge_checkpoints(args.checkpoints, args.steps, weights, args.output, args.steps[-1])
+    print(f"{folder}: merged {len(args.steps)} checkpoints", file=sys.stderr)
+    return 0
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the tool; 2 for a user's error."""
+    from megatron_lrpath.errors import UserError
+
+    try:
+        return merge(build_parser().parse_args(words))
+    except UserError as error:
+        print(f"merge_checkpoints: error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
