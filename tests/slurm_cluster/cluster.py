@@ -116,7 +116,7 @@ class Cluster:
     def _spawn(self, name: str, words: Sequence[str]) -> None:
         with (self.home / f"{name}.out").open("wb") as output:
             self.processes[name] = subprocess.Popen(
-                words,
+                ["setpriv", "--pdeathsig", "TERM", *words],  # where the tests are killed, the cluster ends too
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
