@@ -73,14 +73,14 @@ def build_model(curves: Sequence[Curve], scale: Scale, resampled: int = RESAMPLE
     left = misfit(fits[0], data)
     model = Model(
         fit=fits[0],
-        samples=tuple(bootstrap(fits, data, resampled)),
+        samples=(),
         data=data,
         misfit=left,
         end_error=_rms(errors) if len(errors) else max(left, _rms(end_errors(quiet, fits[0]))),
         held_out=len(errors) > 0,
     )
     _check_model(model)
-    return model
+    return replace(model, samples=tuple(bootstrap(fits, data, resampled)))
 
 
 def choose_levels(curves: Sequence[Curve], scale: Scale) -> Fit:
