@@ -1,4 +1,4 @@
-"""Trainings that something happens to: an entry point for `training_fixtures.launch`, with faults put in place.
+"""Trainings with faults: an entry point for `training_fixtures.launch` that puts faults in place.
 
 `main(["nan:3:1", "kill:renamed", "--", *words])` trains with the loss of step 3 not a number on rank 1, and
 kills itself when a checkpoint has been renamed.

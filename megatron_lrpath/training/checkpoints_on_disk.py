@@ -36,15 +36,15 @@ def saving_folder(folder: Path) -> Path:
 def checkpoint_complete(root: Path, step: int) -> bool:
     """Whether the checkpoint of `step` under `root` is whole, so that a branch may start from it.
 
-    Ours have a manifest (what it says is checked on loading). One that plain Megatron wrote has none: it
-    writes a `torch_dist` checkpoint's `metadata.json` after everything else in the folder, and then moves the
-    tracker on; either shows that the folder was finished.
+    Ours have a manifest (what it says is checked on loading). One that plain Megatron wrote has none: of a
+    `torch_dist` checkpoint it writes `metadata.json` after everything else in the folder; for other formats
+    the tracker, moved on at the end, shows that the folder was finished.
     """
     folder = checkpoint_folder(root, step)
     if (folder / MANIFEST).is_file():
         return True
-    if (folder / ".metadata").is_file() and _is_json(folder / "metadata.json"):
-        return True
+    if (folder / ".metadata").is_file():
+        return _is_json(folder / "metadata.json")
     tracked = tracked_step(root)
     return tracked is not None and tracked >= step and not _is_empty(folder)
 

@@ -50,7 +50,7 @@ def wrap_dist_save(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(sharded_state_dict, checkpoint_dir, *words, **named)
         aside = disk.saving_folder(final)
         make_room(aside, space.local_bytes(sharded_state_dict))
-        with write_failures():
+        with write_failures(aside):
             request = original(sharded_state_dict, str(aside), *words, **named)
         if request is not None:
             return with_commit(request, aside, final)
@@ -62,17 +62,22 @@ def wrap_dist_save(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextmanager
-def write_failures() -> Iterator[None]:
+def write_failures(aside: Path) -> Iterator[None]:
     """Turn what Megatron raises on all ranks when one of them could not write into our error."""
     try:
         yield
     except CheckpointException as error:
-        causes = [str(cause) for cause, _ in error.failures.values()]
-        raise SaveFailedError(f"writing failed ({causes[0] if causes else 'on rank 0'})") from None
+        ranks = ", ".join(map(str, error.failures))  # known on rank 0 alone; the log says what they met
+        raise SaveFailedError(f"writing failed on rank {ranks}{left_on(aside)}") from None
     except OSError as error:
         if dist.get_world_size() > 1:
             raise  # the other ranks do not know
-        raise SaveFailedError(f"{error.strerror} ({error.filename})") from None
+        raise SaveFailedError(f"writing failed: {error.strerror}{left_on(aside)}") from None
+
+
+def left_on(aside: Path) -> str:
+    """How much room there is, for a message."""
+    return f", with {space.in_words(space.free_bytes(aside.parent))} free on the disk of {aside.parent}"
 
 
 def make_room(aside: Path, tensor_bytes: int) -> None:
@@ -98,7 +103,7 @@ def with_commit(request: Any, aside: Path, final: Path) -> Any:
     """An asynchronous request whose writers sum what they write, and that ends with the commit."""
 
     def finish() -> None:
-        with write_failures():
+        with write_failures(aside):
             for step in request.finalize_fns:
                 step()
         commit(aside, final)
@@ -180,7 +185,7 @@ def on_rank_0(act: Callable[[], None]) -> None:
         except SaveFailedError as error:
             outcome = [str(error)]
         except OSError as error:
-            outcome = [f"{error.strerror or error} ({error.filename})"]
+            outcome = [f"{error.strerror or error}: {error.filename}"]
     dist.broadcast_object_list(outcome, src=0)
     if outcome[0] is not None:
         raise SaveFailedError(outcome[0])

@@ -39,7 +39,8 @@ def before_validation(args: Any) -> None:
 def install(args: Any, context: RunContext, start: Start, ranks: Ranks, device: str) -> None:
     """Take saving, retention and the check of numbers over from Megatron."""
     retain_interval, args.save_retain_interval = args.save_retain_interval, None
-    saves.set_saves(saves.Saves(Path(args.save), context.keep_steps, retain_interval, start.existing))
+    root, existing = Path(args.save), start.existing
+    saves.set_saves(saves.Saves(root, context.keep_steps, branch_points(context), retain_interval, existing))
     set_forkserver_preload([orphans.__name__])
     if device == "cpu":
         # The persistent worker would write tensors while the training changes them (it shares their memory);
@@ -55,6 +56,15 @@ def install(args: Any, context: RunContext, start: Start, ranks: Ranks, device: 
             first_step=start.step,
         )
     )
+
+
+def branch_points(context: RunContext) -> frozenset[int]:
+    """The steps that other runs start from: all that are kept, but on a plan's main path the version ends."""
+    plan, run = context.plan, context.run
+    if plan is None or run is None or run.kind != "main":
+        return context.keep_steps
+    parents = [other.parent for other in plan.runs(run.paradigm) if other.parent is not None]
+    return frozenset(parent.step for parent in parents if parent.run == run.name)
 
 
 def spike_detector(args: Any, context: RunContext, start: Start, ranks: Ranks) -> SpikeDetector | None:

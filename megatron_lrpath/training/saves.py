@@ -13,6 +13,7 @@ from typing import Any
 
 from megatron_lrpath.errors import TrainingStoppedError
 from megatron_lrpath.training import checkpoints_on_disk as disk
+from megatron_lrpath.training.pretrained import is_pretrained
 
 FALLBACKS = 2  # newest checkpoints that retention leaves: one more than is needed while all is well
 
@@ -26,16 +27,23 @@ class Saves:
 
     Args:
         root: the run's checkpoint folder.
-        keep: steps whose checkpoints must be saved and are never removed.
+        keep: steps whose checkpoints are never removed.
+        branch_points: those of them that other runs start from.
         retain_interval: of the others, besides the newest two, only multiples of this are kept; None: all.
         existing: steps whose checkpoints were there at the start.
     """
 
     def __init__(
-        self, root: Path, keep: frozenset[int], retain_interval: int | None, existing: Iterable[int]
+        self,
+        root: Path,
+        keep: frozenset[int],
+        branch_points: frozenset[int],
+        retain_interval: int | None,
+        existing: Iterable[int],
     ) -> None:
         self.root = root
         self.keep = keep
+        self.branch_points = branch_points
         self.retain_interval = retain_interval
         self.steps = sorted(existing)
         self.under_way: list[int] = []
@@ -77,7 +85,7 @@ class Saves:
             self.discard(step)
         newest = f"the newest one is of step {self.steps[-1]}" if self.steps else "there is none yet"
         message = f"{self.root}: the checkpoint of step {step} could not be saved: {reason}; {newest}."
-        if step in self.keep:
+        if step in self.branch_points:
             raise TrainingStoppedError(
                 f"{message} Other runs start from step {step}, so the training stops here. Make room "
                 "and call again."
@@ -154,11 +162,15 @@ def wrap_maybe_finalize_async_save(original: Callable[..., None]) -> Callable[..
 
 
 def wrap_tracker_filename(original: Callable[[str], str]) -> Callable[[str], str]:
-    """Let Megatron neither write the tracker (in place) nor read it: the manifests say what is newest."""
+    """Let Megatron neither write the tracker (in place) nor read it: the manifests say what is newest.
+
+    Of weights to start from, which a run only reads, the tracker names the checkpoint.
+    """
 
     @functools.wraps(original)
     def get_checkpoint_tracker_filename(checkpoints_path: str) -> str:
-        return original(checkpoints_path) if current_saves() is None else os.devnull
+        given = current_saves() is None or is_pretrained(checkpoints_path)
+        return original(checkpoints_path) if given else os.devnull
 
     return get_checkpoint_tracker_filename
 

@@ -1,0 +1,222 @@
+"""A checkpoint counts when it is whole: damage is set aside on loading, a full disk stops no training."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from megatron_lrpath.training import checkpoints_on_disk as disk
+from megatron_lrpath.training.manifest import MANIFEST, read_manifest, sum_file
+from tests.faults import train_with
+from tests.training_fixtures import Outcome, history, make_plan, run_words, train
+
+EVERY_TWO = ("--save-interval", "2")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a main path trained for six of its nine steps; checkpoints of steps 2, 3, 4, 6."""
+    folder = tmp_path_factory.mktemp("trained")
+    words = run_words(make_plan(folder, (6, 6)), "ours", "main", *EVERY_TWO, "--exit-interval", "6")
+    train(words).ok()
+    return folder
+
+
+@pytest.fixture
+def folder(trained: Path) -> Iterator[Path]:
+    """The trained folder, as it was trained for each test."""
+    shutil.copytree(trained / "runs", trained / "kept")
+    yield trained
+    shutil.rmtree(trained / "runs")
+    (trained / "kept").rename(trained / "runs")
+
+
+def root_of(folder: Path) -> Path:
+    """The main path's checkpoints."""
+    return folder / "runs/ours/main/checkpoints"
+
+
+def again(folder: Path, *extra: str, nproc: int = 1) -> Outcome:
+    """Call the main path again, for one step."""
+    words = run_words(folder / "plan.yaml", "ours", "main", "--exit-interval", "1", *extra)
+    return train(words, nproc)
+
+
+def flip(path: Path, where: float = 0.5) -> None:
+    """Change one bit of a file."""
+    with path.open("r+b") as stream:
+        stream.seek(int(path.stat().st_size * where))
+        byte = stream.read(1)[0]
+        stream.seek(-1, os.SEEK_CUR)
+        stream.write(bytes([byte ^ 1]))
+
+
+def weights(folder: Path, step: int) -> Path:
+    """A file with weights in the checkpoint of `step`."""
+    return next(disk.checkpoint_folder(root_of(folder), step).glob("*.distcp"))
+
+
+def first_step(folder: Path) -> int:
+    """The step that the last start began at, according to the lineage."""
+    starts = json.loads((folder / "runs/ours/main/lineage.json").read_text())["starts"]
+    return int(starts[-1]["step"])
+
+
+@pytest.mark.parametrize("extra", [(), ("--async-save",)], ids=["sync", "async"])
+def test_a_manifest_names_every_file_with_its_size_and_checksum(tmp_path: Path, extra: tuple[str]) -> None:
+    words = run_words(make_plan(tmp_path, (6, 6)), "ours", "main", *EVERY_TWO, *extra)
+    train([*words, "--exit-interval", "5"], nproc=2).ok()
+    assert disk.complete_steps(root_of(tmp_path)) == [2, 3, 4, 5]
+    for step in (2, 3, 4, 5):
+        checkpoint = disk.checkpoint_folder(root_of(tmp_path), step)
+        manifest = read_manifest(checkpoint)
+        assert set(manifest) == {path.name for path in checkpoint.iterdir()} - {MANIFEST}
+        assert {name: sum_file(checkpoint / name) for name in manifest} == manifest
+    assert disk.tracked_step(root_of(tmp_path)) == 5
+    assert [name for name in os.listdir(root_of(tmp_path)) if disk.SAVING in name] == []
+    train([*words, "--exit-interval", "7"]).ok()
+    assert first_step(tmp_path) == 5
+
+
+DAMAGE = {
+    "flipped bit": lambda path: flip(path),
+    "cut short": lambda path: os.truncate(path, path.stat().st_size - 1),
+    "missing": lambda path: path.unlink(),
+    "no manifest, unfinished": lambda path: [path.with_name(n).unlink() for n in (MANIFEST, "metadata.json")],
+    "manifest damaged": lambda path: path.with_name(MANIFEST).write_text('{"format": 1, "st'),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_used(folder: Path, name: str) -> None:
+    DAMAGE[name](weights(folder, 6))
+    outcome = again(folder).ok()
+    assert "the checkpoint of step 6 is damaged" in outcome.output
+    assert "Set aside as iter_0000006.damaged" in outcome.output
+    assert first_step(folder) == 4
+    assert disk.complete_steps(root_of(folder)) == [2, 3, 4, 5]
+    assert [line["step"] for line in history(folder / "runs/ours/main")] == [1, 2, 3, 4, 5]
+
+
+def test_all_ranks_go_back_to_the_same_checkpoint(folder: Path) -> None:
+    flip(weights(folder, 6))
+    flip(weights(folder, 4), where=0.1)
+    outcome = again(folder, "--tensor-model-parallel-size", "2", nproc=2).ok()
+    assert outcome.output.count("is damaged") == 2
+    assert first_step(folder) == 3
+
+
+def test_sizes_alone_are_checked_on_request(folder: Path) -> None:
+    flip(weights(folder, 6))
+    assert "is damaged" not in again(folder, "--checkpoint-check", "sizes").output
+    assert first_step(folder) == 6
+    os.truncate(weights(folder, 7), 10)
+    assert "has 10 bytes instead of" in again(folder, "--checkpoint-check", "sizes").ok().output
+
+
+def test_where_no_checkpoint_is_whole_the_run_stops_with_the_list(folder: Path) -> None:
+    for step in (2, 3, 4, 6):
+        flip(weights(folder, step))
+    for _ in range(2):
+        outcome = again(folder)
+        assert outcome.status == [2]
+        error = outcome.output.partition("lrpath: error: ")[2]
+        assert "no whole checkpoint is left" in error
+        for step in (2, 3, 4, 6):
+            assert f"iter_000000{step}.damaged" in error
+    assert first_step(folder) == 0
+
+
+def test_a_branch_refuses_a_damaged_branch_point_and_leaves_it_where_it_is(folder: Path) -> None:
+    flip(weights(folder, 3))
+    outcome = train(run_words(folder / "plan.yaml", "ours", "branch-v1"))
+    assert outcome.status == [2]
+    assert "the checkpoint of step 3, from which this run starts, is damaged" in outcome.output
+    assert disk.checkpoint_folder(root_of(folder), 3).is_dir()
+
+
+def test_a_damaged_or_missing_tracker_hinders_nobody(folder: Path) -> None:
+    tracker = root_of(folder) / disk.TRACKER
+    tracker.write_bytes(b"\xff\x00 not a number")
+    train(run_words(folder / "plan.yaml", "ours", "branch-v1", "--exit-interval", "4")).ok()
+    assert tracker.read_bytes() == b"\xff\x00 not a number"
+    again(folder).ok()
+    assert first_step(folder) == 6
+    assert tracker.read_text() == "7"
+    tracker.unlink()
+    again(folder).ok()
+    assert first_step(folder) == 7
+
+
+def test_what_a_killed_save_left_is_swept_and_never_loaded(folder: Path) -> None:
+    root = root_of(folder)
+    shutil.copytree(root / "iter_0000006", root / "iter_0000008.saving")
+    shutil.copytree(root / "iter_0000006", root / "iter_0000002.removing")
+    (root / "iter_0000008").mkdir()
+    again(folder).ok()
+    assert first_step(folder) == 6
+    assert sorted(os.listdir(root)) == sorted(
+        [".lock", disk.TRACKER, *(f"iter_000000{step}" for step in (2, 3, 4, 6, 7))]
+    )
+
+
+def test_retention_leaves_two_newest_and_what_others_start_from(tmp_path: Path) -> None:
+    words = run_words(make_plan(tmp_path, (6, 6)), "ours", "main", "--save-interval", "1")
+    train([*words, "--save-retain-interval", "8"]).ok()
+    assert disk.complete_steps(root_of(tmp_path)) == [3, 6, 8, 9]
+
+
+def test_a_full_disk_fails_the_save_and_not_the_training(tmp_path: Path) -> None:
+    """Both numbers are said at each attempt, the older checkpoints stay, and a later save succeeds."""
+    words = run_words(make_plan(tmp_path, (6, 6)), "ours", "main", *EVERY_TWO)
+    outcome = train_with(["full:3:4"], words).ok()
+    assert disk.complete_steps(root_of(tmp_path)) == [2, 3, 8, 9]
+    warnings = [line for line in outcome.output.splitlines() if "lrpath: WARNING" in line]
+    assert [step for step in range(1, 10) for line in warnings if f"of step {step} could not" in line] == [
+        4,
+        6,
+    ]
+    assert all("MB and 1.0 kB are free" in line for line in warnings)
+    assert [line["step"] for line in history(tmp_path / "runs/ours/main")] == list(range(1, 10))
+    assert not [name for name in os.listdir(root_of(tmp_path)) if disk.SAVING in name]
+
+
+def test_a_full_disk_at_a_branch_point_stops_the_run(tmp_path: Path) -> None:
+    words = run_words(make_plan(tmp_path, (6, 6)), "ours", "main")
+    outcome = train_with(["full:1:1"], words)
+    assert outcome.status == [1]
+    assert "Other runs start from step 3" in outcome.output
+    train(words).ok()
+    assert disk.complete_steps(root_of(tmp_path)) == [3, 6, 9]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+@pytest.mark.parametrize("extra", [(), ("--async-save",)], ids=["sync", "async"])
+def test_a_disk_that_fills_up_during_a_save_fails_that_save(tmp_path: Path, extra: tuple[str]) -> None:
+    """A real disk with room for two or three checkpoints; writing itself fails, not the look at the space."""
+    small = tmp_path / "runs"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2000k", "tmpfs", str(small)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("no right to mount here")
+    try:
+        words = run_words(make_plan(tmp_path, (12,)), "ours", "main", "--save-interval", "1", *extra)
+        outcome = train_with(["roomy"], [*words, "--exit-interval", "5"])
+        assert outcome.output.count("could not be saved: writing failed") >= 2, outcome.output[-3000:]
+        assert [line["step"] for line in history(tmp_path / "runs/ours/main")] == [1, 2, 3, 4, 5]
+        kept = disk.complete_steps(root_of(tmp_path))
+        assert kept
+        for step in kept:
+            checkpoint = disk.checkpoint_folder(root_of(tmp_path), step)
+            assert {name: sum_file(checkpoint / name) for name in read_manifest(checkpoint)} == read_manifest(
+                checkpoint
+            )
+        assert not [name for name in os.listdir(root_of(tmp_path)) if disk.SAVING in name]
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
