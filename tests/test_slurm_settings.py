@@ -168,3 +168,12 @@ def test_data_and_output_are_taken_from_the_settings_without_another_word_of_the
 def test_without_them_the_snapshot_is_the_plan_word_by_word():
     plan = ROOT / "examples/paper/203m.yaml"
     assert Snapshot.of(plan).text == plan.read_bytes()
+
+
+@pytest.mark.slow
+def test_the_tables_of_the_documentation_are_what_the_command_computes():
+    command = [sys.executable, "-W", "ignore", "-m", "megatron_lrpath.launch.budget"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    text = (ROOT / "docs/cluster.md").read_text()
+    assert len(answer.stdout.splitlines()) == 23
+    assert [line for line in answer.stdout.splitlines() if line not in text] == []

@@ -8,7 +8,15 @@ import pytest
 
 from megatron_lrpath.launch import preflight
 from megatron_lrpath.launch.preflight import Facts, find_problems
-from megatron_lrpath.launch.slurm.attempts import COMPLETE, FAILED, SAVED, Attempt, judge, note_attempt, read_attempts
+from megatron_lrpath.launch.slurm.attempts import (
+    COMPLETE,
+    FAILED,
+    SAVED,
+    Attempt,
+    judge,
+    note_attempt,
+    read_attempts,
+)
 from megatron_lrpath.launch.slurm.commands import clock_seconds
 from megatron_lrpath.launch.slurm.failure import why
 from megatron_lrpath.launch.slurm.ledger import Entry, dependents
@@ -37,7 +45,11 @@ def saved(start: int, checkpoint: int) -> Attempt:
         ([failed(0, 5), failed(4, 5)], "stop", "failed twice at step 6: boom"),
         ([failed(0, 5, 4), saved(4, 5), failed(5, 5)], "stop", "failed twice at step 6"),
         ([failed(0, 5, 4), failed(4, 9, 8), failed(8, 11, 8)], "requeue", ""),
-        ([failed(0, 5), failed(0, 6), failed(0, 7)], "stop", "started 3 times from step 0 without a new checkpoint"),
+        (
+            [failed(0, 5), failed(0, 6), failed(0, 7)],
+            "stop",
+            "started 3 times from step 0 without a new checkpoint",
+        ),
         ([saved(0, 5), saved(5, 9), saved(9, 14)], "requeue", ""),
         ([saved(0, 0), saved(0, 0)], "requeue", ""),
         ([saved(0, 0), saved(0, 0), saved(0, 0)], "stop", "the time limit is too short"),
@@ -109,11 +121,19 @@ def test_what_srun_says_of_its_tasks_is_read():
         ),
         (
             "srun: error: n2: task 1: Killed\n",
-            {0: "Traceback (most recent call last):\nRuntimeError: Connection closed by peer", 1: "fine so far"},
+            {
+                0: "Traceback (most recent call last):\nRuntimeError: Connection closed by peer",
+                1: "fine so far",
+            },
             "rank 1 ended by a signal: Killed",
             False,
         ),
-        ("slurmstepd: error: no such image\n", {}, "srun ended with status 9: slurmstepd: error: no such image", False),
+        (
+            "slurmstepd: error: no such image\n",
+            {},
+            "srun ended with status 9: slurmstepd: error: no such image",
+            False,
+        ),
     ],
 )
 def test_the_cause_is_that_of_the_rank_at_fault(tmp_path, said, logs, cause, hopeless):
@@ -146,7 +166,11 @@ def test_slurms_clock_is_read(text, seconds):
 
 
 def fact(rank: int, host: str, **changes: object) -> Facts:
-    values: dict[str, object] = {"gpus": ["H100", "H100"], "versions": {"torch": "2.9"}, "files": {"/d": ["a 1"]}}
+    values: dict[str, object] = {
+        "gpus": ["H100", "H100"],
+        "versions": {"torch": "2.9"},
+        "files": {"/d": ["a 1"]},
+    }
     return Facts(rank=rank, host=host, local_ranks=2, **{**values, **changes})  # type: ignore[arg-type]
 
 

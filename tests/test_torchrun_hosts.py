@@ -61,8 +61,19 @@ def start(host: str, rank: int, plan: Path) -> subprocess.Popen[str]:
     launcher = ["--nnodes", "2", "--node-rank", str(rank), "--nproc-per-node", "1"]
     launcher += ["--master-addr", ADDRESSES[0], "--master-port", "29577"]
     words = ["--plan", str(plan), "--paradigm", "ours", "--run-name", "main", "--device", "cpu"]
-    command = [sys.executable, "-m", "torch.distributed.run", *launcher, str(ROOT / "pretrain_gpt.py"), *words]
-    environment = os.environ | {"GLOO_SOCKET_IFNAME": "cable", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        *launcher,
+        str(ROOT / "pretrain_gpt.py"),
+        *words,
+    ]
+    environment = os.environ | {
+        "GLOO_SOCKET_IFNAME": "cable",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
     return subprocess.Popen(
         ["ip", "netns", "exec", host, *command],
         env=environment,
