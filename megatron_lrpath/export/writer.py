@@ -93,7 +93,7 @@ def write_checkpoint(
         common: what the checkpoint holds besides tensors: arguments, iteration.
         objects: names of the modules' empty extra states, which Megatron looks for.
     """
-    state: dict[str, Any] = {name: packed([None]) for name in objects} | {COMMON: packed([common])}
+    state: dict[str, Any] = {name: [None] for name in objects} | {COMMON: [common]}
     folder.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch announces that no process group is in use
@@ -105,10 +105,3 @@ def write_checkpoint(
         )
     # Last, as Megatron does: it shows that the rest is whole.
     atomic_write_json(folder / "metadata.json", BACKEND)
-
-
-def packed(value: Any) -> io.BytesIO:
-    """An object as Megatron packs it."""
-    stream = io.BytesIO()
-    torch.save(value, stream)
-    return stream

@@ -33,14 +33,26 @@ def weights_folder(root: Path) -> Path:
     return folder
 
 
+def is_pretrained(root: str) -> bool:
+    """Whether `root` is the folder of the weights that this process's run starts from."""
+    from megatron.training import get_args
+
+    given = get_args().pretrained_checkpoint
+    return given is not None and Path(given) == Path(root)
+
+
 def check_pretrained(args: Any) -> None:
-    """Refuse weights of another model before they are read.
+    """Refuse weights of another model, before they are read, and to write into their folder.
 
     Raises:
-        UserError: which arguments differ.
+        UserError: which arguments differ, or that the folders are one.
     """
     from megatron.core import dist_checkpointing
 
+    if args.save and Path(args.save).resolve() == Path(args.pretrained_checkpoint).resolve():
+        raise UserError(
+            f"--save {args.save} is the folder of the weights to start from, which a run only reads."
+        )
     folder = weights_folder(Path(args.pretrained_checkpoint))
     stored = dist_checkpointing.load_common_state_dict(str(folder))["args"]
     wrong = [
