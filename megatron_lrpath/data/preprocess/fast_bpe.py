@@ -66,6 +66,7 @@ class FastBpe:
         self._hint = common_character(self._symbols)  # looked for first
         self._hint_ascii = self._hint.encode()
         self._ascii = read_ascii_rules(model, exact)
+        self._lossless = is_lossless(model)
         self.prove(trial_texts(plain_pieces(exact), self._symbols))
 
     def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.integer[Any]]]:
@@ -73,7 +74,7 @@ class FastBpe:
         merge = self._merges.encoder(sum(map(len, texts)))
         ids: list[npt.NDArray[np.integer[Any]]] = []
         for text in texts:
-            if self._ascii is not None and text.isascii():
+            if self._ascii is not None and (self._lossless or text.isascii()):
                 plain = self._ascii.apply(text.encode())
                 spelled = self._hint_ascii in plain and any(symbol in plain for symbol in self._symbols_ascii)
                 ids.append(self._exactly(text) if spelled else merge(plain))
@@ -139,6 +140,12 @@ def read_ascii_rules(model: bytes, exact: Any) -> AsciiRules | None:
     if any(" " in piece or rules.apply(piece.encode()) != piece.encode() for piece in kept_whole):
         return None
     return AsciiRules(bytes(table), bytes(dropped), b" " if prefixed else b"", squeeze)
+
+
+def is_lossless(model: bytes) -> bool:
+    """Whether the model leaves text as it is but for the spaces' sign: then its ASCII rules hold for any text."""
+    spec = normalizer_spec(model)
+    return not spec.get(2) and not spec.get(4, 1)
 
 
 def normalizer_spec(model: bytes) -> dict[int, int | bytes]:
