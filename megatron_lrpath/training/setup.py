@@ -127,6 +127,7 @@ def begin(args: Any, context: RunContext, device: str) -> tuple[int, dist.Store 
     if start.folder is not None:
         branch.check_model(args, Path(start.folder), start.step)
         branch.declare_rates(args, Path(start.folder), start.step)
+        args.pretrained_checkpoint = None  # Megatron, not seeing the tracker, would take it
     elif args.pretrained_checkpoint:
         pretrained.check_pretrained(args)
     safeguards.install(args, context, start, ranks, device)
