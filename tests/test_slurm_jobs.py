@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_lrpath.plan import load_plan
 from tests.slurm_cluster.site import Site, fake_site
 
 pytestmark = pytest.mark.slow
@@ -163,6 +164,13 @@ def test_a_version_appended_while_the_main_path_runs_continues_it(site):
     assert site.cluster.job(first["ours/main"]["job"])["JobState"] == "COMPLETED"
     assert [start["step"] for start in site.starts("ours/main") if start["rank"] == 0] == [0, 110]
     assert site.steps("ours/main") == list(range(1, 216))
+    # a branch that was waiting reads the plan that was submitted last, as its parent does
+    words = site.starts("ours/branch-v3")[0]["words"]
+    assert len(load_plan(words[words.index("--plan") + 1]).versions) == 3
+    assert len({tuple(start["words"]) for start in site.starts("ours/branch-v2")}) == 1, (
+        "ranks with different plans"
+    )
+    assert site.starts("ours/branch-v2")[0]["words"][1] == words[1]
 
 
 def test_continual_pretraining_is_a_chain(site):

@@ -17,7 +17,7 @@ from tests.training_fixtures import make_plan, run_words, train
 
 pytestmark = pytest.mark.slow
 SLOW = Path(__file__).parent / "slurm_cluster" / "slow_python"
-VERSIONS = (10, 240, 10)
+VERSIONS = (10, 400, 10)
 SETTINGS = {"save_interval": 30}
 
 
@@ -33,7 +33,7 @@ def real_site(folder: Path, versions: tuple[int, ...], pace: str, *options: str)
 
 @pytest.fixture(scope="module")
 def limited(tmp_path_factory):
-    """A run that its time limit of two minutes interrupts; it goes on in the background."""
+    """A run that its time limit of three minutes interrupts; it goes on in the background."""
     options = (
         "--paradigm",
         "ptfs",
@@ -46,7 +46,7 @@ def limited(tmp_path_factory):
         "--preflight",
         "no",
     )
-    site = real_site(tmp_path_factory.mktemp("limited") / "work", (90,), "0.8", *options)
+    site = real_site(tmp_path_factory.mktemp("limited") / "work", (190,), "0.8", *options)
     return site, site.submit()
 
 
@@ -104,26 +104,26 @@ def reference(site: Site, folder: Path, paradigm: str, runs: list[str], nproc: i
 
 
 def test_killed_requeued_and_extended_runs_end_bit_equal_to_undisturbed_ones(disturbed, tmp_path):
-    site, _ = disturbed
+    site, seen = disturbed
     runs = ["main", *(f"branch-v{number}" for number in (1, 2, 3, 4))]
     folders = reference(site, tmp_path, "ours", runs, nproc=2)
     found = states(*folders)
     for run, expected, ours in zip(runs, found[:5], found[5:], strict=True):
         assert ours == expected, run
-    assert site.cluster.job(disturbed[1]["first"]["ours/main"]["job"])["Restarts"] == "1"
-    assert site.steps("ours/main") == list(range(1, 266))
+    assert site.cluster.job(seen["first"]["ours/main"]["job"])["Restarts"] == "1"
+    assert site.steps("ours/main") == list(range(1, 426))
 
 
 def test_the_first_branch_ran_while_the_main_path_ran(disturbed):
     site, _ = disturbed
     branch, main = (site.run_folder(f"ours/{run}") for run in ("branch-v1", "main"))
     # the main path's checkpoint after its disturbed part is younger than the branch's result
-    later = main / "checkpoints" / "iter_0000240"
+    later = main / "checkpoints" / "iter_0000390"
     assert (branch / "result.json").stat().st_mtime < later.stat().st_mtime
 
 
 def test_a_branch_with_bad_data_stops_alone_and_is_mended_by_submitting_again(disturbed):
-    site, seen = disturbed
+    _, seen = disturbed
     row = seen["status"]["ours/branch-v2"]
     assert "v1.slice" in row["cause"]
     assert seen["status"]["ours/main"]["state"] == "running"

@@ -8,6 +8,7 @@ of their own.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import os
 import shutil
@@ -99,10 +100,8 @@ class Cluster:
 
     def stop(self) -> None:
         """End the jobs, then the daemons, then remove the folder."""
-        try:
-            self.empty()
-        except (AssertionError, subprocess.SubprocessError, OSError):
-            pass  # the daemons are ended all the same
+        with contextlib.suppress(AssertionError, subprocess.SubprocessError, OSError):
+            self.empty()  # where that fails the daemons are ended all the same
         for process in reversed(self.processes.values()):
             process.terminate()
         for process in reversed(self.processes.values()):
@@ -116,7 +115,12 @@ class Cluster:
     def _spawn(self, name: str, words: Sequence[str]) -> None:
         with (self.home / f"{name}.out").open("wb") as output:
             self.processes[name] = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "TERM", *words],  # where the tests are killed, the cluster ends too
+                [
+                    "setpriv",
+                    "--pdeathsig",
+                    "TERM",
+                    *words,
+                ],  # where the tests are killed, the cluster ends too
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

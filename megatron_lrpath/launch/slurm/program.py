@@ -31,6 +31,7 @@ from megatron_lrpath.launch.slurm.failure import Failure, why
 from megatron_lrpath.launch.slurm.ledger import MARK, Ledger
 from megatron_lrpath.launch.slurm.progress import Progress
 from megatron_lrpath.launch.slurm.script import Spec
+from megatron_lrpath.launch.slurm.snapshot import current
 from megatron_lrpath.launch.slurm.steps import Place, Steps, read_json
 from megatron_lrpath.launch.tasks import Task, build_tasks, link_aliases
 from megatron_lrpath.locks import FolderLock, LockHeldError
@@ -43,9 +44,10 @@ PREFLIGHT_SECONDS = 600.0
 
 @dataclass
 class Program:
-    """One start of a job with its plan and its place in the cluster."""
+    """One start of a job with its plan (`pinned`: its file, which does not change) and its place."""
 
     spec: Spec
+    pinned: Path
     plan: Plan
     place: Place
     task: Task | None
@@ -53,12 +55,15 @@ class Program:
 
     @classmethod
     def of(cls, spec: Spec) -> Program:
-        """The program for a spec, in the job that this process runs in."""
-        plan = load_plan(spec.plan)
+        """The program for a spec, in the job that this process runs in. UserError where its run is gone."""
+        pinned = current(Path(spec.plan))
+        plan = load_plan(pinned)
         tasks = {(task.run.paradigm, task.run.name): task for task in build_tasks(plan, PARADIGMS)}
         task = tasks.get((spec.paradigm, spec.run))
         parent = next((one for one in tasks.values() if task and one.key == task.parent), None)
-        return cls(spec, plan, Place.here(), task, parent)
+        if task is None and spec.kind != "report":
+            raise UserError(f"{spec.key}: the plan that was submitted last has no such run any more")
+        return cls(spec, pinned, plan, Place.here(), task, parent)
 
     @property
     def ledger(self) -> Ledger:
@@ -114,7 +119,7 @@ class Program:
         steps = Steps(self.spec, self.place, new_log(self.task.folder))
         steps.watch_signals()
         progress = Progress(self.task)
-        words = ["--plan", self.spec.plan, "--paradigm", self.spec.paradigm, "--run", self.spec.run]
+        words = ["--plan", str(self.pinned), "--paradigm", self.spec.paradigm, "--run", self.spec.run]
         words += ["--device", self.spec.device, *self.spec.words]
         steps.note(f"start {self.place.start + 1} of job {self.place.number}, on {self.place.nodes}")
         steps.note(f"{self.task.key} from step {progress.start} to step {self.task.run.last_step}")
@@ -169,7 +174,7 @@ class Program:
             checkpoint=progress.checkpoint(),
             ending=ending,
             cause=failure.text if failure else None,
-            hopeless=failure.hopeless if failure else False,
+            hopeless=self._hopeless(failure),
             time=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         file = self.ledger.attempts_file(self.place.number)
@@ -181,6 +186,10 @@ class Program:
         if verdict.action == COMPLETE:
             return 0
         return self._again(steps) if verdict.action == REQUEUE else self._stop(chain, verdict.reason, steps)
+
+    def _hopeless(self, failure: Failure | None) -> bool:
+        """Whether another start would fail too; not where another plan has been submitted since this one began."""
+        return failure is not None and failure.hopeless and current(Path(self.spec.plan)) == self.pinned
 
     def _again(self, steps: Steps) -> int:
         """Back into the queue, unless the job was cancelled or Slurm has put it there itself."""
@@ -206,7 +215,7 @@ class Program:
         if not is_trained(self.plan, self.task.run):
             raise UserError(f"{self.task.key} is not trained up to step {self.task.run.last_step}")
         steps = Steps(self.spec, self.place, new_log(self.task.folder / "evaluation"))
-        words = ["--plan", self.spec.plan, "--runs", self.task.key]
+        words = ["--plan", str(self.pinned), "--runs", self.task.key]
         words += ["--device", self.spec.device, *self.spec.words]
         status = steps.run("megatron_lrpath.evaluate.worker", words, lambda: None)
         return self._finish(steps, status)
@@ -217,7 +226,7 @@ class Program:
             return 0
         failure = why(steps, status)
         steps.note(f"lrpath: error: {failure.text}")
-        if self.place.start == 0 and not failure.hopeless:
+        if self.place.start == 0 and not self._hopeless(failure):
             return self._again(steps)
         return self._stop(Chain(self.ledger, self.spec.key, self.place.number, Path()), failure.text, steps)
 

@@ -23,7 +23,7 @@ REPORT_CORES = 2
 
 @dataclass(frozen=True)
 class Spec:
-    """What the program in the job needs to know. `plan` is the copy made at submission, `folder` OUTPUT/slurm.
+    """What the program in the job needs to know. `plan` is the copy submitted last, `folder` OUTPUT/slurm.
 
     `words` are Megatron arguments; `srun` options of each srun; `python` the words that call Python on a rank.
     """
@@ -64,7 +64,7 @@ class Prepared:
 def prepare(
     plan: Plan, snapshot: Path, job: Job, settings: Settings, folder: Path, extra: Sequence[str]
 ) -> Prepared:
-    """The job as it is submitted; `folder` is OUTPUT/slurm, `snapshot` the plan's copy. Writes nothing."""
+    """The job as it is submitted; `folder` is OUTPUT/slurm, `snapshot` the plan's latest copy. Writes nothing."""
     folder = Path(os.path.abspath(folder))
     check_path(folder)
     spec = asdict(make_spec(plan, Path(os.path.abspath(snapshot)), job, settings, folder, extra))
@@ -90,7 +90,7 @@ def make_spec(
     plan: Plan, snapshot: Path, job: Job, settings: Settings, folder: Path, extra: Sequence[str]
 ) -> Spec:
     """The data of a job."""
-    srun, python = launcher(plan, settings, snapshot)
+    srun, python = launcher(plan, settings)
     run = job.task.run if job.task else None
     return Spec(
         key=job.key,
@@ -107,12 +107,12 @@ def make_spec(
     )
 
 
-def launcher(plan: Plan, settings: Settings, snapshot: Path) -> tuple[list[str], list[str]]:
+def launcher(plan: Plan, settings: Settings) -> tuple[list[str], list[str]]:
     """(options of srun, words that call Python) that bring a rank into its container, if there is one."""
     if settings.container is None:
         return [], [settings.python or sys.executable]
     python = settings.python or "python3"
-    mounts = settings.mounts or ",".join(default_mounts(plan, snapshot))
+    mounts = settings.mounts or ",".join(default_mounts(plan))
     if settings.container_runtime == "pyxis":
         options = [f"--container-image={settings.container}", f"--container-mounts={mounts}"]
         return [*options, f"--container-workdir={os.getcwd()}"], [python]
@@ -121,14 +121,9 @@ def launcher(plan: Plan, settings: Settings, snapshot: Path) -> tuple[list[str],
     return [], [*inside, settings.container, python]
 
 
-def default_mounts(plan: Plan, snapshot: Path) -> list[str]:
+def default_mounts(plan: Plan) -> list[str]:
     """SOURCE:TARGET of the working directory, the data and the output, each under its own name."""
-    folders = [
-        os.getcwd(),
-        os.path.abspath(plan.data.slices),
-        os.path.abspath(plan.output),
-        str(snapshot.parents[2]),
-    ]
+    folders = [os.getcwd(), os.path.abspath(plan.data.slices), os.path.abspath(plan.output)]
     root = package_root()
     folders += [str(root)] if root else []
     for folder in folders:

@@ -1,4 +1,4 @@
-"""The copy of a plan that its jobs read, so that editing the plan while they wait changes nothing in them."""
+"""The copy of a plan that its jobs read: what was submitted last, whatever happens to the user's file."""
 
 from __future__ import annotations
 
@@ -42,9 +42,8 @@ class Snapshot:
 
     @property
     def path(self) -> Path:
-        """Where the copy lies: one file for every text, since jobs of an earlier submission read theirs."""
-        digest = hashlib.sha256(self.text).hexdigest()[:8]
-        return Path(self.plan.output) / FOLDER / "plans" / f"{self.plan.name}-{digest}.yaml"
+        """Where the copy lies: a file for every text, so that all ranks of a start read the same."""
+        return pinned(self.latest, self.text)
 
     @property
     def latest(self) -> Path:
@@ -55,6 +54,20 @@ class Snapshot:
         """Write both files."""
         for path in (self.path, self.latest):
             atomic_write_bytes(path, self.text)
+
+
+def pinned(latest: Path, text: bytes) -> Path:
+    """The file that holds this text for good, beside the latest plan."""
+    return latest.parent / "plans" / f"{hashlib.sha256(text).hexdigest()[:12]}.yaml"
+
+
+def current(latest: Path) -> Path:
+    """The copy of the plan that was submitted last.
+
+    A job reads it when it starts, not when it was submitted: a main path that knows a later version already
+    would be another plan's to a branch that does not.
+    """
+    return pinned(latest, latest.read_bytes())
 
 
 def _changed(plan: Plan, changes: dict[tuple[str, ...], str]) -> Plan:

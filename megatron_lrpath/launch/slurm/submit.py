@@ -72,7 +72,7 @@ class Submission:
 
     def prepared(self, job: Job) -> Prepared:
         """The job's options, script and data."""
-        return prepare(self.plan, self.snapshot.path, job, self.settings, self.ledger.folder, self.extra)
+        return prepare(self.plan, self.snapshot.latest, job, self.settings, self.ledger.folder, self.extra)
 
     def decide(self) -> list[Decision]:
         """What is to be done about each job of the graph, by results, ledger and queue."""
@@ -120,8 +120,8 @@ class Submission:
     def carry_out(self) -> list[tuple[Decision, int | None]]:
         """Submit what is missing; each job with its number (None: nothing in the queue)."""
         check_data(self.plan, self.jobs)
-        self.snapshot.write()
         with only_one(self.ledger.folder):
+            self.snapshot.write()
             self.queue = commands.queue()
             self._end_unrecorded()
             decisions = self.decide()
