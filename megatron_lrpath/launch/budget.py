@@ -81,7 +81,7 @@ def seconds_per_step(plan: Plan, gpus: int, peak: float, mfu: float = MFU) -> fl
 def memory_table(plans: dict[str, Plan]) -> list[str]:
     """The layouts with memory a GPU, as lines of Markdown."""
     lines = [
-        "| recipe | nodes × GPUs | tensor parallel | copies | micro batch | weights, optimizer | activations | a GPU in all |",
+        "| recipe | nodes × GPUs | tensor parallel | copies | micro batch | state | activations | a GPU in all |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for size, plan in plans.items():
