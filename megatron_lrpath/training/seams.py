@@ -89,6 +89,12 @@ SEAMS = (
         "branch points and version ends are saved whatever the save interval is",
     ),
     Seam(
+        "megatron.training.training:build_train_valid_test_data_iterators",
+        "megatron_lrpath.training.randomness:wrap_build_data_iterators",
+        ("build_train_valid_test_datasets_provider",),
+        "it draws from the random state that a checkpoint has just restored",
+    ),
+    Seam(
         "megatron.training.training:save_checkpoint",
         "megatron_lrpath.training.saves:wrap_save_checkpoint",
         (
