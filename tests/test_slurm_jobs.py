@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from megatron_lrpath.plan import load_plan
-from tests.slurm_cluster.site import Site, fake_site
+from tests.slurm_cluster.site import FAKE, ROOT, Site, fake_site
 
 pytestmark = pytest.mark.slow
 ODD = "a b$(touch pwned); 'c' \"d\" %j \\e `f` & #"
@@ -204,6 +208,33 @@ def test_a_submission_that_was_killed_is_taken_up_without_doubles(site):
     again = site.submit(FAKE_PACE="0.05")
     assert again["ours/main"]["job"] != jobs["ours/main"]["job"]
     site.cluster.wait(jobs["ours/main"]["job"], "CANCELLED")
+
+
+def test_sbatch_of_a_recipe_trains_the_whole_plan_with_the_settings_file_alone(site):
+    site.write_plan(6, 6)
+    root = site.folder
+    shutil.copytree(ROOT / "slurm", root / "slurm")
+    (root / "examples/paper").mkdir(parents=True)
+    site.plan.rename(root / "examples/paper/203m.yaml")
+    settings = f"""\
+LRPATH_NODES=2
+LRPATH_GPUS_PER_NODE=0
+LRPATH_CPUS_PER_TASK=1
+LRPATH_PYTHON='{FAKE}'
+LRPATH_PREFLIGHT=no
+LRPATH_OUTPUT='{root}/results of mine'
+"""
+    (root / "slurm/settings.env").write_text(settings)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = site.cluster.environment | site.variables | {"PATH": path, "PYTHONPATH": str(ROOT)}
+    command = ["sbatch", "--wait", "--output=recipe.log", "--partition=test", "slurm/ours_203m.sh"]
+    subprocess.run(command, cwd=root, env=environment, check=True, capture_output=True, timeout=60)
+    said = (root / "recipe.log").read_text()
+    assert "ours/branch-v2" in said, said
+    evaluation = root / "results of mine/ours/branch-v2/eval.json"
+    site.cluster.until(evaluation.is_file, 90)
+    assert (root / "results of mine/ours/branch-v1/result.json").is_file()
+    assert "results of mine/slurm/plan.yaml" in said
 
 
 def test_a_count_of_gpus_that_does_not_fit_is_refused_before_anything_starts(site):
