@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import sentencepiece
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from megatron_lrpath.data.preprocess.encoders import SentencePieceEncoder
@@ -118,6 +118,8 @@ def test_a_sample_is_bounded_in_input_order_and_fair(tmp_path: Path) -> None:
     assert draw_sample([str(source)], ["text"], 30_000, seed=2).texts != part.texts
 
 
+@settings(deadline=None)
+@example(text="0\x00\U00010000", times=2000)
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=50), times=st.integers(1, 200))
 def test_sentences_lose_nothing_and_are_short(text: str, times: int) -> None:
     pieces = list(sentences([text * times]))

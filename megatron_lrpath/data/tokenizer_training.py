@@ -77,16 +77,16 @@ def draw_sample(names: Sequence[str], keys: Sequence[str], limit: int, seed: int
 
 
 def sentences(texts: Iterable[str]) -> Iterator[str]:
-    """Lines of the texts, long ones cut at spaces, as SentencePiece's trainer can take them."""
+    """Lines of the texts without NULs, long ones cut at spaces, as SentencePiece's trainer can take them."""
     for text in texts:
-        for line in text.encode("utf-8", "ignore").split(b"\n"):
+        for line in text.encode("utf-8", "ignore").replace(b"\x00", b"").split(b"\n"):
             start = 0
             while len(line) - start > LINE_BYTES:
                 end = line.rfind(b" ", start + 1, start + LINE_BYTES)
                 end = end if end > 0 else _character_start(line, start + LINE_BYTES)
                 yield line[start:end].decode()
                 start = end
-            if rest := line[start:].replace(b"\x00", b"").decode():
+            if rest := line[start:].decode():
                 yield rest
 
 
