@@ -1,12 +1,14 @@
 """The package megatron_lrpath, its command `lrpath` and what they need."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 setup(
     name="megatron-lrpath",
     version="0.1.0",
     description="Version updates of large language models by learning-rate path switching, on Megatron-Core",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.12",

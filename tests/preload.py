@@ -8,10 +8,10 @@ from megatron_lrpath import backend
 
 backend.activate("cpu")
 
-import megatron.core.tokenizers.text.libraries.huggingface_tokenizer  # noqa: F401
+import megatron.core.tokenizers.text.libraries.huggingface_tokenizer
 import megatron.training  # noqa: F401
 import torch
-import torch.distributed.checkpoint  # noqa: F401
+import torch.distributed.checkpoint
 
 from megatron_lrpath.evaluate import perplexity  # noqa: F401
 from megatron_lrpath.training import arguments, datasets, forward, layers, seams, setup  # noqa: F401

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -65,7 +66,7 @@ def documents(prefix: Path | str) -> list[list[int]]:
     tokens = np.fromfile(f"{prefix}.bin", dtype=header.dtype).tolist()
     lengths, bounds = map_lengths(header), map_bounds(header)
     ends = [0, *np.cumsum(lengths).tolist()]
-    return [tokens[ends[first] : ends[last]] for first, last in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [tokens[ends[first] : ends[last]] for first, last in itertools.pairwise(bounds)]
 
 
 def left_behind(folder: Path) -> list[str]:

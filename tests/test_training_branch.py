@@ -21,7 +21,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture()
+@pytest.fixture
 def copy(trained: Path, tmp_path: Path) -> Path:
     """The trained folder's plan and runs, to be changed at will; the data stay where they are."""
     shutil.copytree(trained / "runs", tmp_path / "runs")

@@ -81,7 +81,7 @@ def test_another_maximal_rate_than_the_checkpoints_is_used(tmp_path: Path) -> No
     """Megatron 0.19 leaves the checkpoint's max_lr in the parameter groups, and its scheduler reads it first."""
     plan = make_plan(tmp_path, (6, 6))
     train(run_words(plan, "ours", "main")).ok()
-    model = [word for word in words_without_plan(plan, tmp_path)]
+    model = words_without_plan(plan, tmp_path)
     words = ["--lr-path", "branch", "--lr-path-parent", str(tmp_path / "runs/ours/main/checkpoints")]
     words += ["--lr-path-parent-step", "9", "--lr-path-decay-iters", "4", "--lr", "0.5", "--min-lr", "0.25"]
     words += ["--lr-path-style", "linear", "--save", str(tmp_path / "own"), *model]

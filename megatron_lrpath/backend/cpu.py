@@ -237,4 +237,4 @@ class _CpuGenerator(torch.Generator):
     """`torch.Generator(device="cuda")` is the CPU's."""
 
     def __new__(cls, device: Any = CPU) -> Any:
-        return super().__new__(cls, device=CPU if is_cuda(device) else device)
+        return super().__new__(cls, device=CPU if is_cuda(device) else device)  # type: ignore[call-arg]

@@ -48,7 +48,9 @@ PARAGRAPHS = [
 def texts() -> list[str]:
     """Documents of every kind, short ones and a very long one."""
     joined = ["\n".join(PARAGRAPHS), " ".join(reversed(PARAGRAPHS)), "".join(PARAGRAPHS) * 3]
-    mixed = [PARAGRAPHS[i % 11] + sep + PARAGRAPHS[i * 7 % 11] for i, sep in enumerate(["", " ", "\n", "  "] * 8)]
+    mixed = [
+        PARAGRAPHS[i % 11] + sep + PARAGRAPHS[i * 7 % 11] for i, sep in enumerate(["", " ", "\n", "  "] * 8)
+    ]
     return [*PARAGRAPHS, *joined, *mixed, "long " * 3000 + "a" * 5000 + "长" * 2000]
 
 
@@ -65,7 +67,9 @@ def make_inputs() -> None:
     write_lines("texts.jsonl", [dict(one) for one in titled])
     write_lines("lists.jsonl", [{"text": text.split(". ")} for text in texts()[:12]] + [{"text": ["", "a"]}])
     write_lines("specials.jsonl", [{"text": f"a{s}b {s}"} for s in SPECIAL] + [{"text": "plain"}])
-    write_lines("numbers.jsonl", [{"text": " ".join(str(i * j % 1000) for j in range(i + 1))} for i in range(50)])
+    write_lines(
+        "numbers.jsonl", [{"text": " ".join(str(i * j % 1000) for j in range(i + 1))} for i in range(50)]
+    )
 
 
 def make_tokenizers() -> None:
@@ -84,7 +88,9 @@ def make_tokenizers() -> None:
     trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=SPECIAL, show_progress=False)
     tokenizer.train_from_iterator(texts(), trainer)
     begin = ("<|endoftext|>", tokenizer.token_to_id("<|endoftext|>"))
-    tokenizer.post_processor = processors.TemplateProcessing(single="<|endoftext|> $A", special_tokens=[begin])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[begin]
+    )
     (HERE / "hf").mkdir(exist_ok=True)
     tokenizer.save(str(HERE / "hf/tokenizer.json"), pretty=False)
     named = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": SPECIAL[0], "pad_token": SPECIAL[1]}
