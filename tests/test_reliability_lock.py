@@ -1,0 +1,109 @@
+"""One process at a time trains a run, on this machine and on a disk that machines share."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.locks import LOCK_NAME, FolderLock
+from megatron_lrpath.training import runlock
+
+HOLD = (
+    "import sys, time; from pathlib import Path; from megatron_lrpath.training.runlock import hold\n"
+    "lock = hold(Path(sys.argv[1])); print('held', flush=True); time.sleep(600)"
+)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beats of a tenth of a second."""
+    monkeypatch.setattr(runlock, "BEAT", 0.1)
+
+
+def test_a_second_launch_is_refused_and_names_the_first(tmp_path: Path) -> None:
+    """And is let in as soon as the first is killed."""
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as owner:
+        assert owner.stdout is not None
+        owner.stdout.readline()
+        with pytest.raises(UserError, match=f"process {owner.pid} on {socket.gethostname()} is training"):
+            runlock.hold(tmp_path, patience=0.2)
+        owner.kill()
+        owner.wait()
+    runlock.hold(tmp_path, patience=0).close()
+
+
+def test_a_lock_that_was_let_go_of_is_taken_at_once(tmp_path: Path) -> None:
+    runlock.hold(tmp_path).close()
+    assert (tmp_path / LOCK_NAME).read_bytes() == b""
+    begun = time.monotonic()
+    runlock.hold(tmp_path).close()
+    assert time.monotonic() - begun < 0.1
+
+
+def write_elsewhere(root: Path, beat: int) -> None:
+    """What an owner on another machine writes into the lock file."""
+    record = {"pid": 4711, "host": "elsewhere", "since": 1, "beat": beat}
+    (root / LOCK_NAME).write_text(json.dumps(record))
+
+
+def test_an_owner_on_another_machine_is_noticed_by_its_heartbeat(tmp_path: Path) -> None:
+    """Where flock does not reach the other machine."""
+    stop = threading.Event()
+
+    def beat() -> None:
+        number = 0
+        while not stop.wait(0.05):
+            number += 1
+            write_elsewhere(tmp_path, number)
+
+    write_elsewhere(tmp_path, 0)
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        with pytest.raises(UserError, match="process 4711 on elsewhere is training this run already"):
+            runlock.hold(tmp_path)
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_dead_owner_on_another_machine_holds_nothing(tmp_path: Path) -> None:
+    write_elsewhere(tmp_path, 3)
+    lock = runlock.hold(tmp_path)
+    assert lock.is_ours()
+    lock.close()
+
+
+def test_a_disk_without_locks_is_guarded_by_the_heartbeat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(*_: object) -> FolderLock:
+        (tmp_path / LOCK_NAME).touch()
+        raise OSError(95, os.strerror(95))
+
+    monkeypatch.setattr(FolderLock, "acquire", unsupported)
+    first = runlock.hold(tmp_path)
+    with pytest.raises(UserError, match="is training this run already"):
+        second_of_two(tmp_path, first)
+    first.close()
+
+
+def second_of_two(root: Path, first: runlock.RunLock) -> None:
+    """A second launch on the same disk, told apart from this process's first by another name."""
+    original = socket.gethostname
+    socket.gethostname = lambda: "elsewhere"  # type: ignore[assignment]
+    try:
+        runlock.hold(root)
+    finally:
+        socket.gethostname = original
+        assert first.root == root
