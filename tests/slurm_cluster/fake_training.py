@@ -53,6 +53,10 @@ def train(plan: Plan, run: Run) -> None:
     start |= {name: os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK")}
     with (folder / "starts").open("a") as stream:
         stream.write(json.dumps(start | {"words": sys.argv[1:], "time": time.time()}) + "\n")
+    history = folder / "history.jsonl"
+    if RANK == 0 and history.exists():  # what came after the checkpoint is done again
+        rows = history.read_text().splitlines(keepends=True)
+        history.write_text("".join(row for row in rows if json.loads(row)["step"] <= step))
     interval = int(plan.megatron.get("save_interval", 10**9))
     while step < run.last_step:
         step += 1
@@ -60,7 +64,7 @@ def train(plan: Plan, run: Run) -> None:
         time.sleep(float(os.environ.get("FAKE_PACE", "0.02")))
         if RANK == 0:
             line = {"step": step, "lr": 1e-3, "loss": 5 - step / 100, "grad_norm": 1.0, "seconds": 0.02}
-            with (folder / "history.jsonl").open("a") as stream:
+            with history.open("a") as stream:
                 stream.write(json.dumps(line) + "\n")
             if stop or step % interval == 0 or step in run.keep_steps or step == run.last_step:
                 save(root, step)
