@@ -142,3 +142,23 @@ def save_at_start() -> Iterator[None]:
     training.train = save_and_stop
     yield None
     training.train = original
+
+
+@contextmanager
+def unfused_attention() -> Iterator[list[int]]:
+    """Train with Megatron's own unfused attention in place of ours; the layers that it computed, in order."""
+    from megatron.core.transformer.dot_product_attention import DotProductAttention
+
+    from megatron_lrpath.training import layers
+
+    seen: list[int] = []
+
+    class Watched(DotProductAttention):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            seen.append(self.layer_number)
+            return super().forward(*args, **kwargs)
+
+    ours = layers.SDPACoreAttention
+    layers.SDPACoreAttention = Watched
+    yield seen
+    layers.SDPACoreAttention = ours

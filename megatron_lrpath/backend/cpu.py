@@ -219,6 +219,17 @@ def uncompiled(model: Any = None, **_: Any) -> Any:
     return (lambda function: function) if model is None else model
 
 
+def fused(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Adam's and AdamW's updates in torch's one kernel, four times as fast; Megatron does not ask for it."""
+
+    @functools.wraps(original)
+    def init_group(self: Any, group: dict[str, Any], *lists: Any) -> Any:
+        group["fused"] = True  # at each step: loading a checkpoint brings the stored groups
+        return original(self, group, *lists)
+
+    return init_group
+
+
 @functools.cache
 def install() -> None:
     """Put the answers in place, once for the process. Call before Megatron is imported."""
@@ -230,6 +241,7 @@ def install() -> None:
     torch.Tensor.cuda = stay  # type: ignore[method-assign,assignment]
     torch.nn.Module.cuda = stay  # type: ignore[method-assign,assignment]
     torch.Tensor.type = with_cuda_type_name(torch.Tensor.type)  # type: ignore[method-assign]
+    torch.optim.Adam._init_group = fused(torch.optim.Adam._init_group)  # type: ignore[method-assign]
     torch.Tensor.to = moving_to_cpu(torch.Tensor.to)  # type: ignore[method-assign]
 
 

@@ -54,7 +54,8 @@ def evaluate_runs(plan: Plan, runs: list[Run], device: str, extra: list[str]) ->
 
     set_single_process_environment()
     seams.apply(device)
-    words = ["--plan", str(plan.path), "--paradigm", runs[0].paradigm, "--run", runs[0].name, *extra]
+    words = ["--plan", str(plan.path), "--paradigm", runs[0].paradigm, "--run", runs[0].name]
+    words += ["--tensorboard-dir", "", *extra]  # an evaluation adds nothing to the training's records
     args, _ = setup.arguments(words, device)
     model, dataset = build(plan, args, setup.configuration)
     for run in runs:
@@ -88,7 +89,7 @@ def load_weights(plan: Plan, run: Run, args: Any, model: list[Any]) -> None:
     """Load the weights of the run's last step.
 
     Raises:
-        UserError: that checkpoint is missing or of another model.
+        UserError: that checkpoint is missing, damaged or of another model.
     """
     from megatron.training.checkpointing import load_checkpoint
 
@@ -98,10 +99,33 @@ def load_weights(plan: Plan, run: Run, args: Any, model: list[Any]) -> None:
 
     folder = plan.folder(run) / CHECKPOINTS
     branch.require_checkpoint(ParentCheckpoint(folder, run.last_step))
+    if problems := damage(folder, run.last_step):
+        raise UserError(
+            f"{folder}: the checkpoint of step {run.last_step} is damaged: {'; '.join(problems)}. Restore it from "
+            "a backup, or train the run anew."
+        )
     branch.check_model(args, folder, run.last_step)
     args.load, args.ckpt_step = str(folder), run.last_step
     args.no_load_optim, args.no_load_rng, args.exit_on_missing_checkpoint = True, True, True
     load_checkpoint(model, None, None)
+
+
+def damage(folder: Path, step: int) -> list[str]:
+    """What is wrong with a checkpoint's files, in words; every rank reads its share and learns what all found."""
+    import torch.distributed as dist
+
+    from megatron_lrpath.training import start
+    from megatron_lrpath.training.checkpoints_on_disk import checkpoint_folder
+    from megatron_lrpath.training.manifest import MANIFEST
+    from megatron_lrpath.training.ranks import Ranks
+
+    ranks = Ranks(dist.get_rank(), dist.get_world_size(), store=None)
+    mine = start.damage(folder, step, "sizes", ranks)
+    if not mine and (checkpoint_folder(folder, step) / MANIFEST).exists():
+        mine = start.content_problems(checkpoint_folder(folder, step), ranks)
+    found: list[list[str]] = [[]] * ranks.world
+    dist.all_gather_object(found, mine)
+    return sorted({problem for part in found for problem in part})
 
 
 def write_evaluation(plan: Plan, run: Run, model: list[Any], dataset: Any) -> None:

@@ -43,8 +43,8 @@ class SDPACoreAttention(MegatronModule):
         self.hidden_per_rank = config.kv_channels * config.num_attention_heads // groups.tp.size()
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
         self.scale = softmax_scale if softmax_scale is not None else 1.0 / math.sqrt(config.kv_channels)
-        if config.apply_query_key_layer_scaling:
-            self.scale /= max(1, layer_number)
+        # --apply-query-key-layer-scaling divides the scores by the layer number before the softmax and multiplies
+        # them by it in the softmax, against overflow in fp16: here the scores are in fp32 anyway.
         self.grouped = config.num_query_groups not in (None, config.num_attention_heads)
 
     def forward(
@@ -90,6 +90,8 @@ def refuse_unsupported(config: TransformerConfig, attn_mask_type: AttnMaskType) 
         "--context-parallel-size": config.context_parallel_size != 1,
         "--window-size": config.window_size is not None,
         "--softmax-type": config.softmax_type != "vanilla",
+        "--qk-clip": config.qk_clip,
+        "--log-max-attention-logit": config.log_max_attention_logit,
         f"an attention mask of type {attn_mask_type.name}": attn_mask_type != AttnMaskType.causal,
     }
     found = [name for name, wrong in unsupported.items() if wrong]

@@ -53,7 +53,6 @@ def flags(device: str) -> dict[str, Any]:
             "distributed_backend": "gloo",
             "use_cpu_initialization": True,
             "disable_jit_fuser": True,
-            "bias_swiglu_fusion": False,
             "bias_gelu_fusion": False,
             "bias_dropout_fusion": False,
         }
@@ -98,8 +97,8 @@ def wrap_initialize_megatron(original: Callable[..., Any]) -> Callable[..., Any]
     """Initialize without a GPU."""
 
     @functools.wraps(original)
-    def initialize_megatron(**kwargs: Any) -> Any:
-        return original(**{**kwargs, "allow_no_cuda": True})
+    def initialize_megatron(allow_no_cuda: bool = False, *args: Any, **kwargs: Any) -> Any:
+        return original(True, *args, **kwargs)
 
     return initialize_megatron
 

@@ -34,7 +34,15 @@ def get_batch(data_iterator: Iterator[dict[str, Tensor]] | None, vp_stage: int |
         assert data_iterator is not None
         sample = next(data_iterator)
         batch = {key: sample[key].cuda(non_blocking=True) if key in sample else None for key in KEYS}
-    batch = get_batch_on_this_tp_rank(
+    if mpu.get_tensor_model_parallel_world_size() > 1:
+        batch = broadcast(batch, args, tp_rank, first, last)
+    wanted: Batch = {key: batch.get(key) for key in KEYS}
+    return get_batch_on_this_cp_rank(wanted, is_hybrid_cp=False, cp_group=mpu.get_context_parallel_group())
+
+
+def broadcast(batch: Batch, args: Any, tp_rank: int, first: bool, last: bool) -> Batch:
+    """The batch of tensor-parallel rank 0, on every rank of its group."""
+    received: Batch = get_batch_on_this_tp_rank(
         batch,
         has_cu_seqlens=False,
         is_hybrid_cp=False,
@@ -50,8 +58,7 @@ def get_batch(data_iterator: Iterator[dict[str, Tensor]] | None, vp_stage: int |
         is_pipeline_first_stage=first,
         is_pipeline_last_stage=last,
     )
-    wanted: Batch = {key: batch.get(key) for key in KEYS}
-    return get_batch_on_this_cp_rank(wanted, is_hybrid_cp=False, cp_group=mpu.get_context_parallel_group())
+    return received
 
 
 def is_first_stage(vp_stage: int | None) -> bool:

@@ -14,6 +14,25 @@ from megatron_lrpath.training.context import ParentCheckpoint, RunContext
 # Arguments of the group that say which run this is; a result does not depend on their wording.
 OWN = ("plan", "paradigm", "run", "device", "checkpoint_check")
 
+# Megatron's ways of saying what a learning-rate path says; beside one they would be dropped in silence.
+REPLACED = {
+    "lr_decay_style": "--lr-path-style",
+    "lr_decay_iters": "--lr-path-cycle-iters",
+    "lr_decay_samples": "--lr-path-cycle-iters",
+    "lr_warmup_fraction": "--lr-warmup-iters",
+    "lr_warmup_samples": "--lr-warmup-iters",
+    "lr_warmup_init": "--lr-warmup-iters (from 0)",
+    "lr_wsd_decay_style": "--lr-path-wsd-decay-shape",
+    "lr_wsd_decay_iters": "--lr-path-wsd-decay-fraction",
+    "lr_wsd_decay_samples": "--lr-path-wsd-decay-fraction",
+    "override_opt_param_scheduler": "nothing: a path never takes rates from a checkpoint",
+    "use_checkpoint_opt_param_scheduler": "nothing: a path never takes rates from a checkpoint",
+    "ckpt_step": "--lr-path-parent-step",
+    "finetune": "nothing: a run starts with all of its parent's state",
+    "no_load_optim": "nothing: a run starts with all of its parent's state",
+    "no_load_rng": "nothing: a run starts with all of its parent's state",
+}
+
 
 def flag(destination: str) -> str:
     """`train_iters` -> `--train-iters`."""
@@ -35,9 +54,11 @@ def argument_context(args: Any, said: Mapping[str, Any]) -> RunContext | None:
         UserError: companions that are missing or contradict each other.
     """
     if args.lr_path is None:
+        refuse_companions(said)
         return None
     if not args.save:
         raise UserError("--lr-path needs --save, the folder of this run's own checkpoints.")
+    refuse_replaced(said)
     parent = parent_of(args)
     first = parent.step if parent else 0
     last = last_step(args, first)
@@ -51,6 +72,29 @@ def argument_context(args: Any, said: Mapping[str, Any]) -> RunContext | None:
         parent=parent,
         identity={"arguments": results_arguments(said)},
     )
+
+
+def refuse_companions(said: Mapping[str, Any]) -> None:
+    """Stop at arguments that mean nothing without --plan or --lr-path."""
+    for name in said:
+        if name in ("paradigm", "run"):
+            raise UserError(
+                f"{flag(name)} {said[name]} names a run of a plan: give --plan too, or leave it out."
+            )
+        if name.startswith("lr_path_"):
+            raise UserError(f"{flag(name)} says nothing without --lr-path: give that too, or leave it out.")
+
+
+def refuse_replaced(said: Mapping[str, Any]) -> None:
+    """Stop at arguments whose place --lr-path and its companions take."""
+    for name, instead in REPLACED.items():
+        if name in said:
+            raise UserError(f"{flag(name)} cannot be given with --lr-path; in its place: {instead}.")
+    if said.get("load", said.get("save")) != said.get("save"):
+        raise UserError(
+            f"--load {said['load']}: with --lr-path a run resumes from its --save, and starts from "
+            "--lr-path-parent; leave --load out."
+        )
 
 
 def parent_of(args: Any) -> ParentCheckpoint | None:

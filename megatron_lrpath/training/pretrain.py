@@ -57,12 +57,13 @@ def leave(error: Exception, status: int) -> None:
 
 def device_of(words: list[str]) -> str:
     """The --device among `words`, read before Megatron is imported (its backend must stand by then)."""
+    device = "auto"
     for index, word in enumerate(words):
         if word == "--device" and index + 1 < len(words):
-            return words[index + 1]
-        if word.startswith("--device="):
-            return word.partition("=")[2]
-    return "auto"
+            device = words[index + 1]
+        elif word.startswith("--device="):
+            device = word.partition("=")[2]
+    return device
 
 
 def train(words: list[str]) -> None:

@@ -259,6 +259,41 @@ SEAMS = (
         "it sets a CUDA generator lazily, which never happens without a GPU",
         device="cpu",
     ),
+    Seam(
+        "megatron.core.tensor_parallel:vocab_parallel_cross_entropy",
+        "megatron_lrpath.backend.kernels:wrap_cross_entropy",
+        ("vocab_parallel_logits", "target", "label_smoothing", "tp_group"),
+        "on the CPU its passes over fp32 copies of all logits take longer than the output layer's product",
+        device="cpu",
+    ),
+    Seam(
+        "megatron.core.transformer.mlp:bias_swiglu_impl",
+        "megatron_lrpath.backend.kernels:wrap_swiglu",
+        ("input", "bias", "fp8_input_store", "cpu_offload_input"),
+        "its fusion needs a compiler; uncompiled it makes nine passes over the activations",
+        device="cpu",
+    ),
+    Seam(
+        "megatron.core.transformer.attention:apply_rotary_pos_emb",
+        "megatron_lrpath.backend.kernels:wrap_rotary",
+        ("t", "freqs", "config", "cu_seqlens", "mscale", "cp_group", "mla_rotary_interleaved"),
+        "without a fused kernel it copies queries and keys twice in each direction",
+        device="cpu",
+    ),
+    Seam(
+        "megatron.core.distributed.param_and_grad_buffer:dist_all_gather_func",
+        "megatron_lrpath.backend.kernels:wrap_all_gather",
+        ("output_tensor", "input_tensor", "group", "async_op"),
+        "gloo copies all weights to itself and back where one rank holds them",
+        device="cpu",
+    ),
+    Seam(
+        "megatron.core.distributed.param_and_grad_buffer:dist_reduce_scatter_func",
+        "megatron_lrpath.backend.kernels:wrap_reduce_scatter",
+        ("output", "input", "op", "group", "async_op"),
+        "the same for the gradients",
+        device="cpu",
+    ),
 )
 
 

@@ -1,0 +1,182 @@
+"""What Megatron computes in fused GPU kernels, for the CPU: fewer passes over memory, the same results to rounding."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+# Logits that are turned to fp32 at a time: 2 MiB of values stay in the cache.
+CHUNK = 1 << 19
+
+
+class CrossEntropy(torch.autograd.Function):
+    """Token losses of [rows, vocabulary] logits in fp32, a few rows at a time.
+
+    Megatron's unfused function keeps an fp32 softmax of all logits; here the backward pass computes it again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
+        """Losses [rows] in nats."""
+        ctx.save_for_backward(logits, target)
+        rows = chunk_rows(logits)
+        parts = zip(logits.split(rows), target.split(rows), strict=True)
+        return torch.cat([F.cross_entropy(part.float(), wanted, reduction="none") for part, wanted in parts])
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        """(softmax - one-hot) · grad, in the logits' type."""
+        logits, target = ctx.saved_tensors
+        rows = chunk_rows(logits)
+        grad = torch.empty_like(logits)
+        parts = (tensor.split(rows) for tensor in (logits, target[:, None], grad_loss[:, None], grad))
+        for part, wanted, scale, out in zip(*parts, strict=True):
+            share = torch.softmax(part.float(), -1)
+            share.scatter_add_(1, wanted, torch.full_like(scale, -1.0))
+            torch.mul(share, scale, out=out)
+        return grad, None
+
+
+def chunk_rows(logits: Tensor) -> int:
+    """Rows of [rows, vocabulary] logits in a chunk."""
+    return max(1, CHUNK // logits.size(-1))
+
+
+class SwiGLU(torch.autograd.Function):
+    """silu(gate) · up for [..., gate and up]; the gradient is written into one tensor, not put together from two."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_and_up: Tensor) -> Tensor:
+        """[..., 2·ffn] -> [..., ffn]."""
+        gate, up = gate_and_up.chunk(2, -1)
+        activated = F.silu(gate)
+        ctx.save_for_backward(gate_and_up, activated)
+        return activated * up
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        """[..., ffn] -> [..., 2·ffn]."""
+        gate_and_up, activated = ctx.saved_tensors
+        gate, up = gate_and_up.chunk(2, -1)
+        result = torch.empty_like(gate_and_up)
+        grad_gate, grad_up = result.chunk(2, -1)
+        torch.mul(grad, activated, out=grad_up)
+        torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=grad_gate)
+        return result
+
+
+class Rotary(torch.autograd.Function):
+    """Rotary position embedding of two halves: (a, b) -> (a·cos - b·sin, b·cos + a·sin), without copies of them."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """States [s, b, heads, d], cos and sin [s, 1, 1, d/2]."""
+        ctx.save_for_backward(cos, sin)
+        return rotate(states, cos, sin, 1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        """Rotate back."""
+        cos, sin = ctx.saved_tensors
+        return rotate(grad, cos, sin, -1), None, None
+
+
+def rotate(states: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
+    """Rotate the pairs (a, b) of the two halves of the last dimension, forwards or backwards."""
+    first, second = states.chunk(2, -1)
+    result = torch.empty(states.shape, dtype=states.dtype, device=states.device)
+    to_first, to_second = result.chunk(2, -1)
+    torch.mul(first, cos, out=to_first).addcmul_(second, sin, value=-sign)
+    torch.mul(second, cos, out=to_second).addcmul_(first, sin, value=sign)
+    return result
+
+
+def wrap_cross_entropy(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Ours where one rank holds the whole vocabulary, Megatron's elsewhere."""
+
+    @functools.wraps(original)
+    def vocab_parallel_cross_entropy(
+        vocab_parallel_logits: Tensor, target: Tensor, label_smoothing: float = 0.0, tp_group: Any = None
+    ) -> Tensor:
+        if tp_group is None or tp_group.size() > 1 or label_smoothing:
+            return original(vocab_parallel_logits, target, label_smoothing, tp_group)
+        losses = CrossEntropy.apply(vocab_parallel_logits.flatten(0, -2), target.flatten())
+        return losses.view(target.shape)
+
+    return vocab_parallel_cross_entropy
+
+
+def wrap_swiglu(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Ours without a bias, Megatron's with one."""
+
+    @functools.wraps(original)
+    def bias_swiglu_impl(
+        input: Tensor, bias: Tensor | None, fp8_input_store: bool = False, cpu_offload_input: bool = False
+    ) -> Tensor:
+        if bias is not None or fp8_input_store or cpu_offload_input:
+            return original(input, bias, fp8_input_store, cpu_offload_input)
+        return SwiGLU.apply(input)
+
+    return bias_swiglu_impl
+
+
+def wrap_rotary(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Ours where the whole head is rotated in halves, Megatron's elsewhere."""
+
+    @functools.wraps(original)
+    def apply_rotary_pos_emb(
+        t: Tensor,
+        freqs: Tensor,
+        config: Any,
+        cu_seqlens: Tensor | None = None,
+        mscale: float = 1.0,
+        cp_group: Any = None,
+        mla_rotary_interleaved: bool = False,
+    ) -> Tensor:
+        interleaved = config.rotary_interleaved or config.multi_latent_attention or mla_rotary_interleaved
+        if cu_seqlens is not None or interleaved or freqs.size(-1) != t.size(-1):
+            return original(t, freqs, config, cu_seqlens, mscale, cp_group, mla_rotary_interleaved)
+        angles = freqs[..., : freqs.size(-1) // 2]
+        cos, sin = ((wave(angles) * mscale).to(t.dtype) for wave in (torch.cos, torch.sin))
+        return Rotary.apply(t, cos, sin)
+
+    return apply_rotary_pos_emb
+
+
+def wrap_all_gather(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Gather the weights of several ranks; of one rank they are in place already."""
+
+    @functools.wraps(original)
+    def all_gather(
+        output_tensor: Tensor, input_tensor: Tensor, group: Any = None, async_op: bool = False
+    ) -> Any:
+        if not async_op and group is not None and group.size() == 1 and same(output_tensor, input_tensor):
+            return None
+        return original(output_tensor, input_tensor, group=group, async_op=async_op)
+
+    return all_gather
+
+
+def wrap_reduce_scatter(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Sum the gradients of several ranks; of one rank they are the sum already."""
+
+    @functools.wraps(original)
+    def reduce_scatter(
+        output: Tensor, input: Tensor, op: Any = dist.ReduceOp.SUM, group: Any = None, async_op: bool = False
+    ) -> Any:
+        if not async_op and group is not None and group.size() == 1 and same(output, input):
+            return None
+        return original(output, input, op=op, group=group, async_op=async_op)
+
+    return reduce_scatter
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """Whether both are the same memory."""
+    return one.data_ptr() == other.data_ptr() and one.numel() == other.numel()
