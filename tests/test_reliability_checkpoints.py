@@ -141,6 +141,14 @@ def test_a_branch_refuses_a_damaged_branch_point_and_leaves_it_where_it_is(folde
     assert disk.checkpoint_folder(root_of(folder), 3).is_dir()
 
 
+def test_a_branch_with_checkpoints_of_its_own_outlives_its_parents(folder: Path) -> None:
+    words = run_words(folder / "plan.yaml", "ours", "branch-v1")
+    train([*words, "--exit-interval", "4"]).ok()
+    shutil.rmtree(disk.checkpoint_folder(root_of(folder), 3))
+    train(words).ok()
+    assert [line["step"] for line in history(folder / "runs/ours/branch-v1")] == [4, 5, 6]
+
+
 def test_a_damaged_or_missing_tracker_hinders_nobody(folder: Path) -> None:
     tracker = root_of(folder) / disk.TRACKER
     tracker.write_bytes(b"\xff\x00 not a number")

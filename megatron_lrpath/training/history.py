@@ -53,7 +53,8 @@ def drop_steps_after(path: Path, step: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         return
-    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if is_step_up_to(line, step)]
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    kept = [line for line in lines if is_step_up_to(line, step)]
     atomic_write_text(path, "".join(line + "\n" for line in kept))
 
 
@@ -61,14 +62,14 @@ def is_step_up_to(line: str, step: int) -> bool:
     """Whether `line` is a whole record of a step not after `step`."""
     try:
         return int(json.loads(line)["step"]) <= step
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return False
 
 
 def losses_before(folder: Path, step: int, count: int) -> list[float]:
     """The losses of the last `count` steps up to `step` in a run's history, as far as it holds them."""
     path = folder / HISTORY
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     rows = [json.loads(line) for line in lines if is_step_up_to(line, step)]
     return [row["loss"] for row in rows if isinstance(row.get("loss"), float)][-count:]
 

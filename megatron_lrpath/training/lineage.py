@@ -81,14 +81,35 @@ def read_lineage(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         lineage = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(lineage["identity"], dict) or not isinstance(lineage["starts"], list):
-            raise TypeError("wrong types")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        check_form(lineage)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path}: not a lineage file ({error}). Restore it from a backup, or move the run's folder away "
             "to start the run anew."
         ) from None
     return lineage
+
+
+def check_form(lineage: Any) -> None:
+    """Check what the file must hold; raises ValueError, KeyError, TypeError or AttributeError."""
+    identity, parent, skipped = lineage["identity"], lineage["parent"], lineage.get("skipped", [])
+    slices, arguments = identity.get("slices", {}), identity.get("arguments", {})
+    forms = {
+        "identity": lineage["identity_hash"] == identity_hash(identity),
+        "slices": isinstance(slices, dict) and all(isinstance(one, str) for one in slices.values()),
+        "arguments": isinstance(arguments, dict),
+        "parent": parent is None or isinstance(parent["fingerprint"], str),
+        "starts": isinstance(lineage["starts"], list),
+        "skipped": isinstance(skipped, list) and all(isinstance(one["step"], int) for one in skipped),
+    }
+    wrong = [name for name, right in forms.items() if not right]
+    if wrong:
+        raise ValueError(f"damaged: {', '.join(wrong)}")
+
+
+def identity_hash(identity: dict[str, Any]) -> str:
+    """The digest of an identity (JSON values)."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
@@ -151,8 +172,8 @@ def check_parent(folder: Path, parent: Path, step: int, parent_identity: dict[st
             + ". Use the plan it was trained with, or train the parent anew under another `output`."
         )
     own = read_lineage(folder)
-    if own is None or not own.get("parent"):
-        return
+    if own is None or not own["parent"] or not checkpoint_folder(parent / "checkpoints", step).is_dir():
+        return  # a run that has checkpoints of its own outlives its parent's
     if own["parent"]["fingerprint"] != checkpoint_fingerprint(parent / "checkpoints", step):
         raise UserError(
             f"{parent / 'checkpoints'}: the checkpoint of step {step} is not the one that {folder.name} was "
@@ -161,7 +182,12 @@ def check_parent(folder: Path, parent: Path, step: int, parent_identity: dict[st
 
 
 def write_lineage(
-    folder: Path, identity: dict[str, Any], parent: dict[str, Any] | None, first_step: int, world_size: int
+    folder: Path,
+    identity: dict[str, Any],
+    parent: dict[str, Any] | None,
+    first_step: int,
+    world_size: int,
+    plan: str | None = None,
 ) -> None:
     """Record a start: the identity (as of this start) and who, when and with what."""
     earlier = read_lineage(folder)
@@ -173,12 +199,12 @@ def write_lineage(
         "packages": package_versions(),
         "git_commit": git_commit(),
         "command": sys.argv,
+        "plan": plan,
         "launch": launch_record(),
     }
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     lineage = {
         "identity": identity,
-        "identity_hash": digest,
+        "identity_hash": identity_hash(identity),
         "parent": earlier["parent"] if earlier else parent,
         "starts": [*(earlier["starts"] if earlier else []), start],
         "skipped": [one for one in (earlier or {}).get("skipped", []) if one["step"] <= first_step],

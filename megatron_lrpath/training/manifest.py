@@ -7,6 +7,7 @@ protection against somebody who changes a checkpoint on purpose, and its manifes
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -61,11 +62,12 @@ def read_manifest(folder: Path) -> dict[str, FileSum]:
     """
     try:
         with (folder / MANIFEST).open("rb") as stream:
-            content = stream.read(MAXIMUM_BYTES + 1)
+            size = os.fstat(stream.fileno()).st_size
+            content = stream.read() if size <= MAXIMUM_BYTES else b""
     except OSError as error:
         raise ManifestError(f"{MANIFEST} cannot be read ({error.strerror})") from None
-    if len(content) > MAXIMUM_BYTES:
-        raise ManifestError(f"{MANIFEST} is larger than {MAXIMUM_BYTES} bytes")
+    if size > MAXIMUM_BYTES:
+        raise ManifestError(f"{MANIFEST} has {size} bytes; none has more than {MAXIMUM_BYTES}")
     try:
         value = json.loads(content)
         return parse_manifest(value, folder.name)

@@ -132,9 +132,9 @@ def begin(args: Any, context: RunContext, device: str) -> tuple[int, dist.Store 
         pretrained.check_pretrained(args)
     safeguards.install(args, context, start, ranks, device)
     if context.folder is not None and args.rank == 0:
-        lineage.write_lineage(
-            context.folder, context.identity, parent_record(context), start.step, args.world_size
-        )
+        plan = str(context.plan.path.resolve()) if context.plan else None
+        parent = parent_record(context)
+        lineage.write_lineage(context.folder, context.identity, parent, start.step, args.world_size, plan)
     return start.step, ranks.store
 
 
@@ -142,6 +142,8 @@ def parent_record(context: RunContext) -> dict[str, Any] | None:
     """What the lineage says of a run's parent."""
     if context.parent is None or context.run is None or context.run.parent is None:
         return None
+    if context.folder is not None and lineage.read_lineage(context.folder) is not None:
+        return None  # recorded at the first start; the parent's checkpoint may be gone by now
     return {
         "run": context.run.parent.run,
         "step": context.parent.step,
