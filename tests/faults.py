@@ -86,8 +86,8 @@ def kill_at(point: str) -> None:
     from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
     from megatron.training import training
 
-    from megatron_lrpath.training import checkpoints_on_disk as disk
-    from megatron_lrpath.training import commit, start
+    from megatron_lrpath.training.checkpoints import commit, start
+    from megatron_lrpath.training.checkpoints import on_disk as disk
 
     owner, name = {
         "written": (FileSystemWriterAsync, "finish"),
@@ -104,7 +104,7 @@ def kill_at(point: str) -> None:
 
 def full_disk(first: str, last: str) -> None:
     """A disk with 1000 bytes left while the saves number `first` to `last` of this process are made."""
-    from megatron_lrpath.training import space
+    from megatron_lrpath.training.checkpoints import space
 
     original, calls = space.free_bytes, iter(range(1, 1000))
 
@@ -116,7 +116,7 @@ def full_disk(first: str, last: str) -> None:
 
 def roomy_disk() -> None:
     """The look at the free space always finds enough."""
-    from megatron_lrpath.training import space
+    from megatron_lrpath.training.checkpoints import space
 
     space.shortage = lambda folder, tensor_bytes: None
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import psutil
 import yaml
 
-from megatron_lrpath.training import checkpoints_on_disk as disk
-from megatron_lrpath.training.manifest import read_manifest, wrong_content, wrong_sizes
+from megatron_lrpath.training.checkpoints import on_disk as disk
+from megatron_lrpath.training.checkpoints.manifest import read_manifest, wrong_content, wrong_sizes
 from tests.states import states
 from tests.training_fixtures import CONTEXT, free_port, history, make_plan, rank_main, run_words, train
 

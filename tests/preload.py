@@ -14,7 +14,8 @@ import torch
 import torch.distributed.checkpoint
 
 from megatron_lrpath.evaluate import perplexity  # noqa: F401
-from megatron_lrpath.training import arguments, datasets, forward, layers, seams, setup  # noqa: F401
+from megatron_lrpath.training import datasets, forward, layers, seams, setup  # noqa: F401
+from megatron_lrpath.training.options import arguments
 
 seams.apply("cpu")
 arguments.full_parser(suppress_defaults=True)

@@ -20,9 +20,15 @@ from megatron_lrpath.data.slice import Slice
 from megatron_lrpath.data.slice_codec import PREAMBLE
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import load_plan
-from megatron_lrpath.training import checkpoints_on_disk as disk
 from megatron_lrpath.training import history, lineage
-from megatron_lrpath.training.manifest import MANIFEST, FileSum, ManifestError, read_manifest, write_manifest
+from megatron_lrpath.training.checkpoints import on_disk as disk
+from megatron_lrpath.training.checkpoints.manifest import (
+    MANIFEST,
+    FileSum,
+    ManifestError,
+    read_manifest,
+    write_manifest,
+)
 from tests.data_fixtures import make_random_dataset, make_slice
 
 MAXIMUM_BYTES = 16 * 2**20

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from megatron_lrpath.launch.records import HistoryTail, completed_step, parse_line
 from megatron_lrpath.locks import FolderLock, LockHeldError, describe_owner, is_held
-from megatron_lrpath.training.checkpoints_on_disk import checkpoint_complete, complete_steps
+from megatron_lrpath.training.checkpoints.on_disk import checkpoint_complete, complete_steps
 
 
 def line(step: int, seconds: float = 0.5) -> str:

@@ -16,7 +16,7 @@ from megatron_lrpath.merge.torch_dist import Reader, merge_checkpoints
 from megatron_lrpath.merge.weights import decay_shares, merge_weights
 from megatron_lrpath.plan import load_plan
 from megatron_lrpath.schedule import LRPath, Schedule
-from megatron_lrpath.training.checkpoints_on_disk import checkpoint_folder, latest_step
+from megatron_lrpath.training.checkpoints.on_disk import checkpoint_folder, latest_step
 from tests.training_fixtures import launch, make_plan, run_words, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")

@@ -9,7 +9,7 @@ import pytest
 
 from megatron_lrpath.plan import load_plan
 from megatron_lrpath.schedule import LRPath, Schedule
-from megatron_lrpath.training.checkpoints_on_disk import complete_steps
+from megatron_lrpath.training.checkpoints.on_disk import complete_steps
 from tests.test_training_branch import refusal
 from tests.test_training_rates import words_without_plan
 from tests.training_fixtures import make_plan, run_words, train
@@ -247,8 +247,8 @@ def test_without_plan_and_path_it_is_plain_megatron(words: list[str], tmp_path: 
 
 def test_the_plans_words_are_megatrons_arguments(folder: Path) -> None:
     """Every argument that a plan sets is one that the parser knows."""
-    from megatron_lrpath.training.arguments import explicit_arguments
-    from megatron_lrpath.training.from_plan import plan_words
+    from megatron_lrpath.training.options.arguments import explicit_arguments
+    from megatron_lrpath.training.options.from_plan import plan_words
 
     plan = load_plan(folder / "plan.yaml")
     said = explicit_arguments(

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_lrpath.training import checkpoints_on_disk as disk
-from megatron_lrpath.training.manifest import MANIFEST, read_manifest, sum_file
+from megatron_lrpath.training.checkpoints import on_disk as disk
+from megatron_lrpath.training.checkpoints.manifest import MANIFEST, read_manifest, sum_file
 from tests.faults import train_with
 from tests.training_fixtures import Outcome, history, make_plan, run_words, train
 

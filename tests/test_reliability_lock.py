@@ -15,10 +15,10 @@ import pytest
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.locks import LOCK_NAME, FolderLock
-from megatron_lrpath.training import runlock
+from megatron_lrpath.training.guards import runlock
 
 HOLD = (
-    "import sys, time; from pathlib import Path; from megatron_lrpath.training.runlock import hold\n"
+    "import sys, time; from pathlib import Path; from megatron_lrpath.training.guards.runlock import hold\n"
     "lock = hold(Path(sys.argv[1])); print('held', flush=True); time.sleep(600)"
 )
 

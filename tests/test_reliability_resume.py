@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megatron_lrpath.training.checkpoints_on_disk import checkpoint_folder, latest_step
+from megatron_lrpath.training.checkpoints.on_disk import checkpoint_folder, latest_step
 from tests.states import states
 from tests.training_fixtures import MODEL, history, make_plan, run_words, train
 

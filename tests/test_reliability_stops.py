@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_lrpath.training.checkpoints_on_disk import complete_steps
-from megatron_lrpath.training.signals import SAVED_AND_STOPPED
+from megatron_lrpath.training.checkpoints.on_disk import complete_steps
+from megatron_lrpath.training.guards.signals import SAVED_AND_STOPPED
 from tests.faults import train_with
 from tests.training_fixtures import history, make_plan, run_words, train
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megatron_lrpath.training.checkpoints_on_disk import complete_steps
+from megatron_lrpath.training.checkpoints.on_disk import complete_steps
 from tests.training_fixtures import history, make_plan, run_words, train
 
 

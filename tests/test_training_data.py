@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from megatron_lrpath.plan import load_plan
-from megatron_lrpath.training.checkpoints_on_disk import complete_steps
+from megatron_lrpath.training.checkpoints.on_disk import complete_steps
 from tests.test_training_branch import digests, refusal, tensors
 from tests.training_fixtures import history, make_plan, run_words, train
 

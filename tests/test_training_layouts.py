@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from megatron_lrpath.training.checkpoints_on_disk import complete_steps
+from megatron_lrpath.training.checkpoints.on_disk import complete_steps
 from tests.training_fixtures import Outcome, history, make_plan, run_words, train
 
 pytestmark = pytest.mark.slow

@@ -91,7 +91,7 @@ def test_another_maximal_rate_than_the_checkpoints_is_used(tmp_path: Path) -> No
 
 def words_without_plan(plan_path: Path, folder: Path) -> list[str]:
     """The Megatron arguments of a plan's model and batch, on Megatron's own dataset."""
-    from megatron_lrpath.training.from_plan import plan_words
+    from megatron_lrpath.training.options.from_plan import plan_words
 
     plan = load_plan(plan_path)
     parts = plan_words(plan, plan.run("ours", "main"))

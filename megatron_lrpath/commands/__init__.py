@@ -7,5 +7,5 @@ where it helps, `EXAMPLE` (shown at the end of its help) and
 
 COMMANDS = (
     "plan", "lr", "experiment", "run", "submit", "status", "cancel",
-    "eval", "report", "advise", "merge", "export", "doctor",
+    "eval", "report", "samples", "advise", "merge", "export", "doctor",
 )  # fmt: skip

@@ -105,7 +105,7 @@ def chosen(plan: Plan, args: argparse.Namespace) -> list[Run]:
 def export_run(plan: Plan, run: Run, args: argparse.Namespace, wishes: Wishes) -> Exported:
     """Export one run of a plan: the step asked for, its last one, or the newest there is."""
     from megatron_lrpath.export.card import origin_of
-    from megatron_lrpath.training.checkpoints_on_disk import CHECKPOINTS
+    from megatron_lrpath.training.checkpoints.on_disk import CHECKPOINTS
 
     folder = plan.folder(run) / CHECKPOINTS
     step, checkpoint = find_checkpoint(folder, args.step)
@@ -141,7 +141,7 @@ def find_checkpoint(folder: Path, step: int | None) -> tuple[int, Path]:
     """Step and folder of a whole checkpoint: as asked for, else the newest; an imported model is step 0."""
     from megatron_lrpath.errors import UserError
     from megatron_lrpath.training.branch import require_checkpoint
-    from megatron_lrpath.training.checkpoints_on_disk import checkpoint_folder, latest_step
+    from megatron_lrpath.training.checkpoints.on_disk import checkpoint_folder, latest_step
     from megatron_lrpath.training.context import ParentCheckpoint
 
     if step is not None:

@@ -94,7 +94,7 @@ def load_weights(plan: Plan, run: Run, args: Any, model: list[Any]) -> None:
     from megatron.training.checkpointing import load_checkpoint
 
     from megatron_lrpath.training import branch
-    from megatron_lrpath.training.checkpoints_on_disk import CHECKPOINTS
+    from megatron_lrpath.training.checkpoints.on_disk import CHECKPOINTS
     from megatron_lrpath.training.context import ParentCheckpoint
 
     folder = plan.folder(run) / CHECKPOINTS
@@ -114,10 +114,10 @@ def damage(folder: Path, step: int) -> list[str]:
     """What is wrong with a checkpoint's files, in words; every rank reads its share and learns what all found."""
     import torch.distributed as dist
 
-    from megatron_lrpath.training import start
-    from megatron_lrpath.training.checkpoints_on_disk import checkpoint_folder
-    from megatron_lrpath.training.manifest import MANIFEST
-    from megatron_lrpath.training.ranks import Ranks
+    from megatron_lrpath.training.checkpoints import start
+    from megatron_lrpath.training.checkpoints.manifest import MANIFEST
+    from megatron_lrpath.training.checkpoints.on_disk import checkpoint_folder
+    from megatron_lrpath.training.guards.ranks import Ranks
 
     ranks = Ranks(dist.get_rank(), dist.get_world_size(), store=None)
     mine = start.damage(folder, step, "sizes", ranks)

@@ -21,7 +21,7 @@ from megatron_lrpath.export.safetensors_files import SafetensorsFolder
 from megatron_lrpath.export.tokenizer import HUGGING_FACE, MODEL_FILE, NO_TOKENIZER, ORIGIN, copy_files
 from megatron_lrpath.export.writer import Slot, write_checkpoint
 from megatron_lrpath.files import atomic_write_text
-from megatron_lrpath.training.checkpoints_on_disk import TRACKER
+from megatron_lrpath.training.checkpoints.on_disk import TRACKER
 from megatron_lrpath.training.pretrained import RELEASE
 
 SNIPPET = "plan.yaml"

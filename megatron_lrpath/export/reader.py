@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.training.unpickle import load_metadata
+from megatron_lrpath.training.checkpoints.unpickle import load_metadata
 
 # The model's own tensors; optimizer and random state are not read.
 MODEL_PREFIXES = ("embedding.", "decoder.", "output_layer.", "mtp.")

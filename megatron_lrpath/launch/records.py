@@ -14,7 +14,7 @@ from typing import Any
 from megatron_lrpath.launch.cause import find_cause
 from megatron_lrpath.launch.tasks import Task
 from megatron_lrpath.locks import LOCK_NAME, is_held
-from megatron_lrpath.training.checkpoints_on_disk import checkpoint_complete, complete_steps
+from megatron_lrpath.training.checkpoints.on_disk import checkpoint_complete, complete_steps
 
 TAIL_BYTES = 64 * 1024
 FRESH_SECONDS = 30.0  # without a lock file (started by hand) a run with a younger history is taken as running

@@ -14,7 +14,7 @@ from megatron_lrpath.launch.records import HistoryTail, is_done, parent_availabl
 from megatron_lrpath.launch.resources import Share
 from megatron_lrpath.launch.tasks import Task, link_aliases
 from megatron_lrpath.locks import LockHeldError, describe_owner, is_held
-from megatron_lrpath.training.checkpoints_on_disk import complete_steps
+from megatron_lrpath.training.checkpoints.on_disk import complete_steps
 
 GRACE_SECONDS = 40.0  # torchrun itself gives its workers 30
 POLL_SECONDS = 0.1  # between looks at the processes

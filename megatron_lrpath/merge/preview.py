@@ -13,7 +13,7 @@ from megatron_lrpath.merge.weights import decay_shares, merge_weights
 from megatron_lrpath.plan import Plan, Run, load_plan
 from megatron_lrpath.plan.source import plain, read_source
 from megatron_lrpath.schedule import LRPath, Schedule
-from megatron_lrpath.training.checkpoints_on_disk import CHECKPOINTS, complete_steps
+from megatron_lrpath.training.checkpoints.on_disk import CHECKPOINTS, complete_steps
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.planner import ReadItem, WriteItem, WriteItemT
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_text, current_umask
-from megatron_lrpath.training.checkpoints_on_disk import (
+from megatron_lrpath.training.checkpoints.on_disk import (
     TRACKER,
     checkpoint_complete,
     checkpoint_folder,

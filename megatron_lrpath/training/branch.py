@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.training.checkpoints_on_disk import checkpoint_complete, complete_steps
+from megatron_lrpath.training.checkpoints.on_disk import checkpoint_complete, complete_steps
 from megatron_lrpath.training.context import ParentCheckpoint
 
 # Arguments that make a model: a checkpoint of another one cannot be continued.
@@ -93,8 +93,8 @@ def stored_arguments(folder: Path, step: int) -> Any:
     """
     from megatron.core import dist_checkpointing
 
-    from megatron_lrpath.training.checkpoints_on_disk import checkpoint_folder
-    from megatron_lrpath.training.unpickle import load_failures
+    from megatron_lrpath.training.checkpoints.on_disk import checkpoint_folder
+    from megatron_lrpath.training.checkpoints.unpickle import load_failures
 
     with load_failures(folder):
         return dist_checkpointing.load_common_state_dict(str(checkpoint_folder(folder, step)))["args"]

@@ -69,22 +69,32 @@ def plan_datasets(context: RunContext, samples: tuple[int, int | None, int]) -> 
     Raises:
         UserError: a version has fewer samples than its steps need.
     """
+    args = get_args()
+    config = dataset_config(args, versioned=True)
+    train = training_set(context, config)
+    if not args.eval_iters:
+        return train, None, None
+    assert context.plan is not None
+    validation = versioned.build_validation(
+        open_validation(context.plan.data), config, multiple_of=context.plan.batch.global_batch_size
+    )
+    return train, Repeated(validation, samples[1]), None
+
+
+def training_set(context: RunContext, config: GPTDatasetConfig) -> Any:
+    """The run's training set under its plan; a position is a consumed sample.
+
+    Raises:
+        UserError: a version has fewer samples than its steps need.
+    """
     plan, run = context.plan, context.run
     assert plan is not None
     assert run is not None
-    args = get_args()
-    config = dataset_config(args, versioned=True)
     counts = [
         version.steps * plan.batch.global_batch_size for version in plan.versions[: len(context.slices)]
     ]
     build = versioned.build_shuffled if run.kind == "scratch" else versioned.build_chained
-    train = build(context.slices, counts, config, plan.seed)
-    if not args.eval_iters:
-        return train, None, None
-    validation = versioned.build_validation(
-        open_validation(plan.data), config, multiple_of=plan.batch.global_batch_size
-    )
-    return train, Repeated(validation, samples[1]), None
+    return build(context.slices, counts, config, plan.seed)
 
 
 class Repeated:

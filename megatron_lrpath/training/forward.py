@@ -13,7 +13,7 @@ from megatron.core.utils import get_attr_wrapped_model, get_batch_on_this_cp_ran
 from megatron.training import get_args, get_timers
 from torch import Tensor
 
-from megatron_lrpath.training.guard import current_guard
+from megatron_lrpath.training.guards.guard import current_guard
 
 Batch = dict[str, Tensor | None]
 KEYS = ("tokens", "labels", "loss_mask", "position_ids", "attention_mask")

@@ -13,9 +13,9 @@ from typing import Any, TextIO
 
 from megatron_lrpath.files import atomic_write_text
 from megatron_lrpath.training.context import get_context
-from megatron_lrpath.training.guard import current_guard
+from megatron_lrpath.training.guards.guard import current_guard
+from megatron_lrpath.training.guards.peers import current_watch
 from megatron_lrpath.training.lineage import add_skipped
-from megatron_lrpath.training.peers import current_watch
 from megatron_lrpath.training.scheduler import current_scheduler
 
 HISTORY = "history.jsonl"

@@ -17,7 +17,7 @@ from megatron_lrpath import __version__
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.plan import differences as plan_differences
-from megatron_lrpath.training.checkpoints_on_disk import checkpoint_folder
+from megatron_lrpath.training.checkpoints.on_disk import checkpoint_folder
 
 LINEAGE = "lineage.json"
 BLOCK = 64 * 1024  # bytes

@@ -12,7 +12,7 @@ from typing import Any
 from megatron_lrpath import backend
 from megatron_lrpath.errors import TrainingStoppedError, UserError
 from megatron_lrpath.files import atomic_write_json
-from megatron_lrpath.training import signals
+from megatron_lrpath.training.guards import signals
 
 
 def main(words: list[str] | None = None) -> None:
@@ -33,7 +33,7 @@ def main(words: list[str] | None = None) -> None:
     except TrainingStoppedError as error:
         leave(error, 1)
     except Exception as error:
-        from megatron_lrpath.training import peers
+        from megatron_lrpath.training.guards import peers
 
         watch = peers.current_watch()
         if watch is None:
@@ -43,7 +43,7 @@ def main(words: list[str] | None = None) -> None:
 
 def leave(error: Exception, status: int) -> None:
     """Say what was wrong, once for all ranks, and leave at once: other ranks may wait in a collective."""
-    from megatron_lrpath.training import peers
+    from megatron_lrpath.training.guards import peers
 
     watch = peers.current_watch()
     if watch is None:
@@ -108,7 +108,8 @@ def loop(args: Any, store: Any) -> None:
     from megatron.core.enums import ModelType
     from megatron.training import pretrain
 
-    from megatron_lrpath.training import datasets, forward, setup, unpickle
+    from megatron_lrpath.training import datasets, forward, setup
+    from megatron_lrpath.training.checkpoints import unpickle
 
     with unpickle.load_failures(args.load):
         pretrain(
@@ -122,7 +123,7 @@ def loop(args: Any, store: Any) -> None:
 
 def stop_status() -> int:
     """The exit code of a run that a signal ended."""
-    from megatron_lrpath.training.saves import current_saves
+    from megatron_lrpath.training.checkpoints.saves import current_saves
 
     saves = current_saves()
     return 1 if saves is None or saves.failed_last else signals.SAVED_AND_STOPPED
@@ -144,7 +145,7 @@ def finish(args: Any, context: Any) -> None:
     Raises:
         TrainingStoppedError: it does not.
     """
-    from megatron_lrpath.training.checkpoints_on_disk import latest_step
+    from megatron_lrpath.training.checkpoints.on_disk import latest_step
     from megatron_lrpath.training.history import last_loss
 
     if int(os.environ["RANK"]) != 0:

@@ -7,7 +7,7 @@ from typing import Any
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.training.branch import MODEL_ARGUMENTS, query_groups
-from megatron_lrpath.training.checkpoints_on_disk import TRACKER, checkpoint_folder
+from megatron_lrpath.training.checkpoints.on_disk import TRACKER, checkpoint_folder
 
 # What a training decides for itself, whatever the weights were trained with.
 FREE = ("seq_length", "global_batch_size", "vocab_size")

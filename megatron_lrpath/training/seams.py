@@ -76,7 +76,7 @@ SEAMS = (
     ),
     Seam(
         "megatron.training.training:checkpoint_and_decide_exit",
-        "megatron_lrpath.training.keep:wrap_checkpoint_and_decide_exit",
+        "megatron_lrpath.training.checkpoints.keep:wrap_checkpoint_and_decide_exit",
         (
             "model",
             "optimizer",
@@ -96,7 +96,7 @@ SEAMS = (
     ),
     Seam(
         "megatron.training.training:save_checkpoint",
-        "megatron_lrpath.training.saves:wrap_save_checkpoint",
+        "megatron_lrpath.training.checkpoints.saves:wrap_save_checkpoint",
         (
             "iteration",
             "model",
@@ -124,13 +124,13 @@ SEAMS = (
     ),
     Seam(
         "megatron.training.training:maybe_finalize_async_save",
-        "megatron_lrpath.training.saves:wrap_maybe_finalize_async_save",
+        "megatron_lrpath.training.checkpoints.saves:wrap_maybe_finalize_async_save",
         ("blocking", "terminate"),
         "the same for asynchronous saves",
     ),
     Seam(
         "megatron.core.dist_checkpointing:save",
-        "megatron_lrpath.training.commit:wrap_dist_save",
+        "megatron_lrpath.training.checkpoints.commit:wrap_dist_save",
         (
             "sharded_state_dict",
             "checkpoint_dir",
@@ -146,37 +146,37 @@ SEAMS = (
     ),
     Seam(
         "megatron.training.checkpointing:get_checkpoint_tracker_filename",
-        "megatron_lrpath.training.saves:wrap_tracker_filename",
+        "megatron_lrpath.training.checkpoints.saves:wrap_tracker_filename",
         ("checkpoints_path",),
         "the tracker is written in place, before others may trust it, and a damaged one ends the process",
     ),
     Seam(
         "megatron.training.wandb_utils:on_save_checkpoint_success",
-        "megatron_lrpath.training.saves:wrap_wandb_save",
+        "megatron_lrpath.training.checkpoints.saves:wrap_wandb_save",
         ("checkpoint_path", "tracker_filename", "save_dir", "iteration"),
         "it uploads the tracker, whose name the row above hides",
     ),
     Seam(
         "torch.distributed.checkpoint.filesystem:FileSystemReader.read_metadata",
-        "megatron_lrpath.training.unpickle:wrap_read_metadata",
+        "megatron_lrpath.training.checkpoints.unpickle:wrap_read_metadata",
         ("self", "args", "kwargs"),
         "it unpickles a checkpoint's metadata, and so runs what a stranger's file says",
     ),
     Seam(
         "torch.distributed.checkpoint.default_planner:DefaultLoadPlanner.load_bytes",
-        "megatron_lrpath.training.unpickle:wrap_load_bytes",
+        "megatron_lrpath.training.checkpoints.unpickle:wrap_load_bytes",
         ("self", "read_item", "value"),
         "it unpickles a checkpoint's objects (arguments, random states) with weights_only=False",
     ),
     Seam(
         "megatron.core.optimizer.optimizer:ChainedOptimizer.get_grad_norm",
-        "megatron_lrpath.training.guard:wrap_get_grad_norm",
+        "megatron_lrpath.training.guards.guard:wrap_get_grad_norm",
         ("self",),
         "a norm that is not finite is not looked at before the update",
     ),
     Seam(
         "megatron.core.optimizer.optimizer:ChainedOptimizer.step_with_ready_grads",
-        "megatron_lrpath.training.guard:wrap_step_with_ready_grads",
+        "megatron_lrpath.training.guards.guard:wrap_step_with_ready_grads",
         ("self",),
         "numbers that are not finite, loss spikes and signals are answered before the update, on all ranks",
     ),

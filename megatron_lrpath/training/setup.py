@@ -12,21 +12,14 @@ from typing import Any
 import torch.distributed as dist
 
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.training import (
-    branch,
-    environment,
-    from_arguments,
-    from_plan,
-    lineage,
-    peers,
-    pretrained,
-    safeguards,
-)
-from megatron_lrpath.training.arguments import add_lrpath_arguments, explicit_arguments
-from megatron_lrpath.training.checkpoints_on_disk import CHECKPOINTS, latest_step
+from megatron_lrpath.training import branch, environment, lineage, pretrained
+from megatron_lrpath.training.checkpoints.on_disk import CHECKPOINTS, latest_step
+from megatron_lrpath.training.checkpoints.start import agree_on_start, release_lock
 from megatron_lrpath.training.context import RunContext, set_context
-from megatron_lrpath.training.ranks import Ranks
-from megatron_lrpath.training.start import agree_on_start, release_lock
+from megatron_lrpath.training.guards import peers, safeguards
+from megatron_lrpath.training.guards.ranks import Ranks
+from megatron_lrpath.training.options import from_arguments, from_plan
+from megatron_lrpath.training.options.arguments import add_lrpath_arguments, explicit_arguments
 
 
 def arguments(words: list[str], device: str) -> tuple[Any, RunContext | None]:

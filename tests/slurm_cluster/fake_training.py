@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.plan import Plan, Run, load_plan
-from megatron_lrpath.training.signals import SAVED_AND_STOPPED
+from megatron_lrpath.training.guards.signals import SAVED_AND_STOPPED
 
 RANK = int(os.environ["RANK"])
 stop = False

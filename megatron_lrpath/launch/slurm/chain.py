@@ -7,7 +7,7 @@ from pathlib import Path
 
 from megatron_lrpath.launch.slurm import commands
 from megatron_lrpath.launch.slurm.ledger import MARK, Entry, Ledger, dependents
-from megatron_lrpath.training.checkpoints_on_disk import checkpoint_complete
+from megatron_lrpath.training.checkpoints.on_disk import checkpoint_complete
 
 
 @dataclass

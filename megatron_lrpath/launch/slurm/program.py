@@ -36,7 +36,7 @@ from megatron_lrpath.launch.slurm.steps import Place, Steps, read_json
 from megatron_lrpath.launch.tasks import Task, build_tasks, link_aliases
 from megatron_lrpath.locks import FolderLock, LockHeldError
 from megatron_lrpath.plan import PARADIGMS, Plan, load_plan
-from megatron_lrpath.training.signals import SAVED_AND_STOPPED
+from megatron_lrpath.training.guards.signals import SAVED_AND_STOPPED
 
 LOCK_SECONDS = 120.0  # an earlier start of the job may still be ending on another node
 PREFLIGHT_SECONDS = 600.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from megatron_lrpath.launch.records import HistoryTail
 from megatron_lrpath.launch.tasks import Task
-from megatron_lrpath.training.checkpoints_on_disk import latest_step
+from megatron_lrpath.training.checkpoints.on_disk import latest_step
 
 
 class Progress:

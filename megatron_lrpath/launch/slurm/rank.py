@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 
-from megatron_lrpath.training.signals import SAVED_AND_STOPPED
+from megatron_lrpath.training.guards.signals import SAVED_AND_STOPPED
 
 
 def main(words: list[str]) -> None:

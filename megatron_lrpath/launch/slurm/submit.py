@@ -21,7 +21,7 @@ from megatron_lrpath.launch.slurm.snapshot import Snapshot
 from megatron_lrpath.launch.tasks import Task
 from megatron_lrpath.locks import FolderLock, LockHeldError
 from megatron_lrpath.plan import Plan
-from megatron_lrpath.training.checkpoints_on_disk import checkpoint_complete
+from megatron_lrpath.training.checkpoints.on_disk import checkpoint_complete
 
 DONE, QUEUED, SUBMIT, REPLACE, EXTEND = "done", "queued", "submit", "replace", "extend"
 

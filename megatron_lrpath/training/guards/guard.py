@@ -16,10 +16,10 @@ import torch.distributed as dist
 from megatron.core import mpu
 from megatron.training import get_args
 
-from megatron_lrpath.training import signals
 from megatron_lrpath.training.branch import expect_iteration
-from megatron_lrpath.training.finite import stop_for_numbers
-from megatron_lrpath.training.spikes import Spike, SpikeDetector
+from megatron_lrpath.training.guards import signals
+from megatron_lrpath.training.guards.finite import stop_for_numbers
+from megatron_lrpath.training.guards.spikes import Spike, SpikeDetector
 
 
 @dataclass

@@ -22,11 +22,11 @@ import torch.distributed as dist
 from torch.distributed.checkpoint import CheckpointException
 
 from megatron_lrpath.files import atomic_write_text, sync_folder
-from megatron_lrpath.training import checkpoints_on_disk as disk
-from megatron_lrpath.training import space
+from megatron_lrpath.training.checkpoints import on_disk as disk
+from megatron_lrpath.training.checkpoints import space
+from megatron_lrpath.training.checkpoints.manifest import FileSum, share_of, sum_file, write_manifest
+from megatron_lrpath.training.checkpoints.saves import SaveFailedError, current_saves
 from megatron_lrpath.training.history import sync_history
-from megatron_lrpath.training.manifest import FileSum, share_of, sum_file, write_manifest
-from megatron_lrpath.training.saves import SaveFailedError, current_saves
 
 SUMS = ".sums-"  # + rank: what each rank wrote, until the manifest takes it up
 

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from megatron_lrpath.errors import TrainingStoppedError
-from megatron_lrpath.training.saves import current_saves
+from megatron_lrpath.training.checkpoints.saves import current_saves
 
 
 def stop_for_numbers(loss: float, norm: float, micro_batches: list[float]) -> None:

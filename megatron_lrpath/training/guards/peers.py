@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn
 
-from megatron_lrpath.training.ranks import Ranks
+from megatron_lrpath.training.guards.ranks import Ranks
 
 LOOK_SECONDS = 2.0  # between looks at the store
 SETTLE_SECONDS = 2.0  # for what lies behind a broken connection to be reported

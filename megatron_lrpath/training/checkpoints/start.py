@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.training import checkpoints_on_disk as disk
 from megatron_lrpath.training.branch import require_checkpoint
-from megatron_lrpath.training.context import ParentCheckpoint
-from megatron_lrpath.training.manifest import (
+from megatron_lrpath.training.checkpoints import on_disk as disk
+from megatron_lrpath.training.checkpoints.manifest import (
     MANIFEST,
     ManifestError,
     read_manifest,
@@ -20,8 +19,9 @@ from megatron_lrpath.training.manifest import (
     wrong_content,
     wrong_sizes,
 )
-from megatron_lrpath.training.ranks import Ranks
-from megatron_lrpath.training.runlock import RunLock, hold
+from megatron_lrpath.training.context import ParentCheckpoint
+from megatron_lrpath.training.guards.ranks import Ranks
+from megatron_lrpath.training.guards.runlock import RunLock, hold
 
 CHECKS = ("checksums", "sizes")
 Problems = list[str]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.errors import TrainingStoppedError
-from megatron_lrpath.training import checkpoints_on_disk as disk
+from megatron_lrpath.training.checkpoints import on_disk as disk
 from megatron_lrpath.training.pretrained import is_pretrained
 
 FALLBACKS = 2  # newest checkpoints that retention leaves: one more than is needed while all is well

@@ -12,10 +12,10 @@ from megatron_lrpath.data.slice import Slice, open_slices
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.models import megatron_flags, resolve_model
 from megatron_lrpath.plan import SET_BY_PLAN, Plan, Run, is_neutral, load_plan
-from megatron_lrpath.training.arguments import explicit_arguments
-from megatron_lrpath.training.checkpoints_on_disk import CHECKPOINTS
+from megatron_lrpath.training.checkpoints.on_disk import CHECKPOINTS
 from megatron_lrpath.training.context import ParentCheckpoint, RunContext
-from megatron_lrpath.training.from_arguments import OWN, flag, results_arguments
+from megatron_lrpath.training.options.arguments import explicit_arguments
+from megatron_lrpath.training.options.from_arguments import OWN, flag, results_arguments
 
 # What a run under a plan has unless the plan or the command line says otherwise.
 PLAN_DEFAULTS: dict[str, Any] = {

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.schedule import STYLES, WSD_DECAY_SHAPES
-from megatron_lrpath.training.spikes import add_spike_arguments
+from megatron_lrpath.training.guards.spikes import add_spike_arguments
 
 KINDS = ("main", "branch", "scratch", "continual")
 CPT_VARIANTS = ("reset-max", "rewarm-max", "keep-min")

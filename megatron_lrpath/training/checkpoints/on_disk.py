@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 
 from megatron_lrpath.files import atomic_write_text, sync_folder
-from megatron_lrpath.training.manifest import MANIFEST
+from megatron_lrpath.training.checkpoints.manifest import MANIFEST
 
 CHECKPOINTS = "checkpoints"  # in a run's folder
 TRACKER = "latest_checkpointed_iteration.txt"

@@ -6,8 +6,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from megatron_lrpath.training import signals
 from megatron_lrpath.training.context import get_context
+from megatron_lrpath.training.guards import signals
 
 
 def keep_steps() -> frozenset[int]:

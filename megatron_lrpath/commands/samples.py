@@ -1,0 +1,89 @@
+"""`lrpath samples`: the documents and the text that a step of a run was trained on."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+HELP = "print the documents and the text of a step's batch"
+EXAMPLE = "lrpath samples runs/quickstart/ours/main --step 120"
+SHOWN = 300  # characters of a sample
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The run's folder, the step, and how much of the text."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder: OUTPUT/<paradigm>/<run>")
+    parser.add_argument("--step", type=int, required=True, help="the step (the first one of a plan is 1)")
+    parser.add_argument(
+        "--plan", type=Path, help="the plan file, where it is not the one that the run was started with"
+    )
+    parser.add_argument(
+        "--characters", type=int, default=SHOWN, help=f"characters of each sample; 0: all (default: {SHOWN})"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON: documents and the whole text")
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Print the batch; 0."""
+    from megatron_lrpath.training.batches import open_batches
+
+    batches = open_batches(*named_run(args.run, args.plan))
+    samples = batches.of_step(args.step)
+    if args.json:
+        print(json.dumps({"step": args.step, "samples": samples}, ensure_ascii=False))
+        return 0
+    print(heading(args.run, args.step, samples))
+    for sample in samples:
+        show(sample, args.characters)
+    return 0
+
+
+def named_run(folder: Path, plan: Path | None) -> tuple[Path, str, str]:
+    """The plan, the paradigm and the run that a run's folder belongs to.
+
+    Raises:
+        UserError: the folder is no run's, or its plan is not known.
+    """
+    from megatron_lrpath.errors import UserError
+    from megatron_lrpath.training.lineage import read_lineage
+
+    lineage = read_lineage(folder)
+    if lineage is None:
+        raise UserError(f"{folder}: not the folder of a run that was started (it has no lineage.json)")
+    known = [start["plan"] for start in lineage["starts"] if start.get("plan")]
+    path = plan or (Path(known[-1]) if known else None)
+    if path is None or not path.exists():
+        raise UserError(f"{folder}: its plan{f' {path}' if path else ''} is not there; name it with --plan")
+    resolved = folder.resolve()
+    return path, resolved.parent.name, resolved.name
+
+
+def heading(folder: Path, step: int, samples: list[dict[str, Any]]) -> str:
+    """The step, its samples, and what the history says of it."""
+    from megatron_lrpath.training.history import HISTORY, is_step_up_to
+
+    path = folder / HISTORY
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    rows = [json.loads(line) for line in lines if is_step_up_to(line, step)]
+    facts = [
+        f"{name} {row[name]:.6g}"
+        for row in rows
+        if row["step"] == step
+        for name in ("lr", "loss", "grad_norm")
+        if isinstance(row.get(name), float)
+    ]
+    first, last = samples[0]["sample"], samples[-1]["sample"]
+    return f"step {step}: samples {first} to {last}" + (f" ({', '.join(facts)})" if facts else "")
+
+
+def show(sample: dict[str, Any], characters: int) -> None:
+    """One sample: where it comes from, and its text."""
+    print(f"\nsample {sample['sample']}, version {sample['version']}")
+    for place in sample["documents"]:
+        end = place["offset"] + place["tokens"]
+        print(f"  {place['dataset']} document {place['document']}, tokens {place['offset']} to {end - 1}")
+    text = sample["text"]
+    shown = text[:characters] if characters else text
+    print("  | " + "\n  | ".join(shown.splitlines() or [""]) + (" …" if len(shown) < len(text) else ""))

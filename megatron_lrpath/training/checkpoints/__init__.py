@@ -1,0 +1,1 @@
+"""Checkpoints: committed whole, kept while others depend on them, verified on loading."""

@@ -1,0 +1,1 @@
+"""Arguments: what `pretrain_gpt.py` is told, by a plan or by the path-switching group."""
