@@ -20,7 +20,9 @@ setup(
         "numpy>=2",
         "psutil",  # Megatron saves checkpoints with it and does not declare it
         "sentencepiece",
+        "protobuf",  # a SentencePiece model is one of its messages
         "transformers",  # Megatron's Hugging Face tokenizers
+        "safetensors",
         "gigatoken>=0.10",  # reads SentencePiece models, several times faster
         "pyarrow",
         "zstandard",
