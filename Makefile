@@ -3,7 +3,8 @@
 # `make setup`:      set up alone, in .venv (PYTHON=… names an interpreter).
 
 PLAN ?= examples/quickstart/plan.yaml
-PYTEST_ARGS ?=
+# Two workers, a file at a time: many tests wait (for a cluster, a kill, a time limit) more than they compute.
+PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: quickstart test setup lint clean
 

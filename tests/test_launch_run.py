@@ -174,7 +174,11 @@ def test_a_run_that_ignores_sigterm_is_killed_after_the_grace_period(tmp_path, m
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_everything_and_the_next_call_goes_on(tmp_path, number):
     plan = write_plan(tmp_path, 1)
-    process = start(plan, FAKE_main="hang:5", FAKE_scratch_v1="hang:5")
+    before = signal.signal(number, signal.SIG_DFL)  # under nohup SIGHUP is ignored, and rightly
+    try:
+        process = start(plan, FAKE_main="hang:5", FAKE_scratch_v1="hang:5")
+    finally:
+        signal.signal(number, before)
     pids = hanging(plan, "ours/main") + hanging(plan, "ptfs/scratch-v1")
     process.send_signal(number)
     shown, _ = process.communicate(timeout=30)

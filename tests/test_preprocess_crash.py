@@ -37,7 +37,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_lines(tmp_path_factory.mktemp("large") / "in.jsonl", texts)
 
 
-def start(source: Path, prefix: Path, *more: str, **options: Any) -> subprocess.Popen[bytes]:
+def start(source: Path | str, prefix: Path, *more: str, **options: Any) -> subprocess.Popen[bytes]:
     """The tool as a command, running."""
     line = command(
         "preprocess_data", "--input", source, *SP, "--output-prefix", prefix, "--workers", 2, *more
@@ -177,7 +177,9 @@ def test_a_full_disk_ends_the_run(large: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_interrupted_by_the_user(large: Path, tmp_path: Path) -> None:
-    process = start(large, tmp_path / "out", start_new_session=True)
+    process = start("-", tmp_path / "out", start_new_session=True, stdin=subprocess.PIPE)
+    process.stdin.write(large.read_bytes())
+    process.stdin.flush()  # and no end of it: the interrupt cannot come too late
     until = time.monotonic() + 20
     while not list(tmp_path.glob("out*.partial")) and time.monotonic() < until:
         time.sleep(0.005)

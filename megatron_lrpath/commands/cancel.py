@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-HELP = "end the Slurm jobs of a plan; running trainings save first"
+HELP = "end the Slurm jobs of a plan (or experiment); running trainings save first"
 EXAMPLE = "lrpath cancel plan.yaml --paradigm ours --run branch-v3"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The plan and what of it."""
-    parser.add_argument("plan", type=Path, metavar="PLAN", help="the plan file")
+    parser.add_argument("plan", type=Path, metavar="PLAN", help="the plan (or experiment) file")
     parser.add_argument("--paradigm", choices=("ours", "ptfs", "cpt", "all"), default="all")
     parser.add_argument("--run", metavar="NAME", help="only this run, and what waits for it")
     parser.add_argument("--now", action="store_true", help="do not wait for running trainings to save")
@@ -19,12 +19,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """End the jobs and say which; 0."""
-    from megatron_lrpath.launch.slurm.cancel import cancel
+    from megatron_lrpath.experiment.load import is_experiment, load_experiment
+    from megatron_lrpath.launch.slurm.cancel import cancel, plan_keys
+    from megatron_lrpath.launch.slurm.ledger import Ledger
     from megatron_lrpath.plan import PARADIGMS, load_plan
 
-    plan = load_plan(args.plan)
     paradigms = PARADIGMS if args.paradigm == "all" else (args.paradigm,)
-    ended = cancel(plan, paradigms, args.run, args.now)
+    if is_experiment(args.plan):
+        from megatron_lrpath.experiment.tasks import chosen_keys
+
+        experiment = load_experiment(args.plan)
+        output, keys = str(experiment.output), chosen_keys(experiment, paradigms, args.run)
+    else:
+        plan = load_plan(args.plan)
+        output, keys = str(plan.output), plan_keys(plan, paradigms, args.run)
+    ended = cancel(Ledger.of(output), keys, args.now)
     for entry, how in ended:
         print(f"{entry.key} (job {entry.number}): {how}")
     if not ended:

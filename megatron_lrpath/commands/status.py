@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from megatron_lrpath.plan import Plan
+    from megatron_lrpath.launch.tasks import Task
 
 HELP = "show what is done, running, interrupted or waiting"
 _STYLES = {"done": "green", "running": "cyan", "interrupted": "red", "extended": "yellow", "waiting": "dim"}
@@ -18,7 +20,7 @@ _STYLES = {"done": "green", "running": "cyan", "interrupted": "red", "extended":
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The plan and the form of the answer."""
-    parser.add_argument("plan", type=Path, metavar="PLAN", help="the plan file")
+    parser.add_argument("plan", type=Path, metavar="PLAN", help="the plan (or experiment) file")
     parser.add_argument("--paradigm", choices=("ours", "ptfs", "cpt", "all"), default="all")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
@@ -29,28 +31,42 @@ def execute(args: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    from megatron_lrpath.plan import PARADIGMS, load_plan
-
-    plan = load_plan(args.plan)
-    status = collect(plan, PARADIGMS if args.paradigm == "all" else (args.paradigm,))
+    status = collect(args.plan, args.paradigm)
     if args.json:
         print(json.dumps(status, indent=2, allow_nan=False))
     else:
         console = Console(highlight=False)
         if not console.is_terminal:
             console.width = 140  # nobody's line to fit into
-        console.print(f"{plan.name}: {status['done_steps']}/{status['total_steps']} steps, in {plan.output}")
+        steps = f"{status['done_steps']}/{status['total_steps']} steps"
+        console.print(f"{status['plan']}: {steps}, in {status['output']}")
         console.print(table(status))
         for row in status["runs"]:
             if row["cause"]:
-                console.print(f"{row['paradigm']}/{row['run']}: {row['cause']}", markup=False, soft_wrap=True)
+                console.print(f"{row['key']}: {row['cause']}", markup=False, soft_wrap=True)
     return 0
 
 
-def collect(plan: Plan, paradigms: tuple[str, ...]) -> dict[str, Any]:
+def collect(path: Path, paradigm: str = "all") -> dict[str, Any]:
+    """The states of the runs of a plan or an experiment, as `states` gives them."""
+    from megatron_lrpath.experiment.load import is_experiment, load_experiment
+    from megatron_lrpath.launch.tasks import build_tasks
+    from megatron_lrpath.plan import PARADIGMS, load_plan
+
+    paradigms = PARADIGMS if paradigm == "all" else (paradigm,)
+    if is_experiment(path):
+        from megatron_lrpath.experiment.tasks import experiment_tasks
+
+        experiment = load_experiment(path)
+        return states(experiment.name, str(experiment.output), experiment_tasks(experiment, paradigms))
+    plan = load_plan(path)
+    return states(plan.name, str(plan.output), build_tasks(plan, paradigms))
+
+
+def states(name: str, output: str, tasks: Sequence[Task]) -> dict[str, Any]:
     """The states as JSON-able data: `runs` (each training once), `done_steps`, `total_steps`.
 
-    A run has `paradigm`, `run`, `same_as` (other names of this training), `state`, `waiting_for`,
+    A run has `key`, `paradigm`, `run`, `same_as` (other names of this training), `state`, `waiting_for`,
     `first_step`, `step`, `last_step`, `lr`, `loss`, `seconds_per_step`, `seconds_left` (while it runs),
     `checkpoints` (steps of the complete ones) and `cause` (of an interruption, where the log names one). A plan
     that was submitted to Slurm has `job` too, see `launch.slurm.status`.
@@ -58,9 +74,7 @@ def collect(plan: Plan, paradigms: tuple[str, ...]) -> dict[str, Any]:
     """
     from megatron_lrpath.launch.records import read_state
     from megatron_lrpath.launch.slurm.status import add_jobs
-    from megatron_lrpath.launch.tasks import build_tasks
 
-    tasks = build_tasks(plan, paradigms)
     by_key = {task.key: task for task in tasks}
     rows: list[dict[str, Any]] = []
     for task in tasks:
@@ -69,9 +83,10 @@ def collect(plan: Plan, paradigms: tuple[str, ...]) -> dict[str, Any]:
         left = (task.run.last_step - state.step) * (state.seconds_per_step or 0.0) if known else None
         rows.append(
             {
+                "key": task.key,
                 "paradigm": task.run.paradigm,
                 "run": task.run.name,
-                "same_as": [f"{folder.parent.name}/{folder.name}" for folder in task.aliases],
+                "same_as": [os.path.relpath(folder, output) for folder in task.aliases],
                 "state": state.state,
                 "waiting_for": state.waiting_for,
                 "first_step": task.run.first_step,
@@ -85,10 +100,10 @@ def collect(plan: Plan, paradigms: tuple[str, ...]) -> dict[str, Any]:
                 "cause": state.cause,
             }
         )
-    add_jobs(plan, rows)
+    add_jobs(output, rows)
     return {
-        "plan": plan.name,
-        "output": str(plan.output),
+        "plan": name,
+        "output": output,
         "done_steps": sum(max(0, row["step"] - row["first_step"]) for row in rows),
         "total_steps": sum(row["last_step"] - row["first_step"] for row in rows),
         "runs": rows,
@@ -109,7 +124,7 @@ def table(status: dict[str, Any]) -> Table:
     for title in titles:
         drawn.add_column(title, justify="right" if title in ("step", "rate", "loss", "left") else "left")
     for row in status["runs"]:
-        name = " = ".join([f"{row['paradigm']}/{row['run']}", *row["same_as"]])
+        name = " = ".join([row["key"], *row["same_as"]])
         state = f"waiting for {row['waiting_for']}" if row["waiting_for"] else row["state"]
         drawn.add_row(
             name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
     from megatron_lrpath.launch.slurm.submit import Decision, Submission
 
-HELP = "submit a plan to Slurm; called again it adds only what is missing"
+HELP = "submit a plan (or experiment) to Slurm; called again it adds only what is missing"
 EXAMPLE = "lrpath submit plan.yaml --paradigm ours --nodes 4 --time 1-00:00:00 --dry-run"
 TAKES_EXTRA = True  # Megatron arguments for every training
 
@@ -21,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The plan, what of it, and an option for every setting of the cluster."""
     from megatron_lrpath.launch.slurm.settings import SETTINGS
 
-    parser.add_argument("plan", type=Path, metavar="PLAN", help="the plan file")
+    parser.add_argument("plan", type=Path, metavar="PLAN", help="the plan (or experiment) file")
     parser.add_argument("--paradigm", choices=("ours", "ptfs", "cpt", "all"), default="all")
     parser.add_argument("--run", metavar="NAME", help="only this run, and those it starts from")
     parser.add_argument("--dry-run", action="store_true", help="print jobs, graph and scripts, no more")
@@ -34,15 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Submit, or show what would be submitted; 0."""
-    from megatron_lrpath.launch.slurm.settings import read_settings, within_job
-    from megatron_lrpath.launch.slurm.snapshot import Snapshot
-    from megatron_lrpath.launch.slurm.submit import Submission
-    from megatron_lrpath.plan import PARADIGMS
-
-    settings = within_job(read_settings(args.settings, vars(args)), os.environ)
-    snapshot = Snapshot.of(args.plan, settings.data, settings.output)
-    paradigms = PARADIGMS if args.paradigm == "all" else (args.paradigm,)
-    submission = Submission.of(snapshot, settings, paradigms, args.run, tuple(getattr(args, "extra", ())))
+    submission, follow = submission_of(args)
     if args.dry_run:
         show_dry_run(submission, args.json)
         return 0
@@ -51,16 +44,30 @@ def execute(args: argparse.Namespace) -> int:
         print_json(rows)
     else:
         show_table(submission, rows)
-        print(f"\nfollow them: lrpath status {quoted(args.plan, submission)}")
+        print(f"\nfollow them: lrpath status {shlex.quote(str(follow))}")
     return 0
 
 
-def quoted(path: Path, submission: Submission) -> str:
-    """The plan to ask for the status, as a word for a shell; the copy where the output is another."""
-    import shlex
+def submission_of(args: argparse.Namespace) -> tuple[Submission, Path]:
+    """What is to be submitted, and the file to ask for its status: the copy where the output is another."""
+    from megatron_lrpath.experiment.load import is_experiment, load_experiment
+    from megatron_lrpath.launch.slurm.settings import read_settings, within_job
+    from megatron_lrpath.launch.slurm.snapshot import Snapshot
+    from megatron_lrpath.launch.slurm.submit import Submission
+    from megatron_lrpath.plan import PARADIGMS
 
-    moved = submission.settings.data or submission.settings.output
-    return shlex.quote(str(submission.snapshot.latest if moved else path))
+    settings = within_job(read_settings(args.settings, vars(args)), os.environ)
+    paradigms = PARADIGMS if args.paradigm == "all" else (args.paradigm,)
+    extra = tuple(getattr(args, "extra", ()))
+    if is_experiment(args.plan):
+        from megatron_lrpath.experiment.submit import experiment_submission
+
+        experiment = load_experiment(args.plan)
+        return experiment_submission(experiment, settings, paradigms, args.run, extra), args.plan
+    snapshot = Snapshot.of(args.plan, settings.data, settings.output)
+    moved = settings.data or settings.output
+    submission = Submission.of(snapshot, settings, paradigms, args.run, extra)
+    return submission, snapshot.latest if moved else args.plan
 
 
 def row(submission: Submission, decision: Decision, number: int | None) -> dict[str, Any]:
@@ -80,8 +87,6 @@ def row(submission: Submission, decision: Decision, number: int | None) -> dict[
 
 def show_dry_run(submission: Submission, as_json: bool) -> None:
     """Print what would be submitted: the jobs, the graph, and every script with the call of sbatch."""
-    import shlex
-
     from rich.console import Console
 
     decisions = submission.look()
@@ -136,8 +141,9 @@ def show_table(submission: Submission, rows: list[dict[str, Any]]) -> None:
         table.add_row(shown["key"], number, shown["action"], str(shown["nodes"]), processes, waits)
     console = Console(highlight=False)
     console.width = max(console.width, 120)
-    plan = submission.plan
-    console.print(f"{plan.name}: {len(rows)} jobs, results in {plan.output}", markup=False, soft_wrap=True)
+    console.print(
+        f"{submission.name}: {len(rows)} jobs, results in {submission.output}", markup=False, soft_wrap=True
+    )
     console.print(table)
     words: list[str] = next((shown["arguments"] for shown in rows if shown["kind"] == "train"), [])
     if words:
@@ -153,7 +159,7 @@ def graph(submission: Submission) -> Tree:
     """The graph as a tree: each job under what it waits for, the report under the plan."""
     from rich.tree import Tree
 
-    tree = Tree(submission.plan.name)
+    tree = Tree(submission.name)
     nodes: dict[str, Tree] = {}
     for job in submission.jobs:
         wait = job.waits[0] if job.waits and job.kind != "report" else None

@@ -22,6 +22,8 @@ from megatron_lrpath.report.words import MISSING, decimals, paradigm_name
 ORDER = ("ptfs", "cpt", "ours")
 """The paradigms as in the paper's tables."""
 
+PAGE = "table.md"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -97,9 +99,9 @@ def write_table(table: ExperimentTable, folder: Path) -> Path:
     lines += [f"| {' | '.join(cells)} |" for cells in table.cells()]
     if table.known < table.wanted:
         lines += ["", f"{table.known} of {table.wanted} perplexities have been measured."]
-    atomic_write_text(folder / "table.md", "\n".join(lines) + "\n")
+    atomic_write_text(folder / PAGE, "\n".join(lines) + "\n")
     atomic_write_text(folder / "table.csv", _csv(table))
-    return folder / "table.md"
+    return folder / PAGE
 
 
 def show_table(table: ExperimentTable, page: Path, console: Console) -> None:

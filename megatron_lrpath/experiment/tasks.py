@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from megatron_lrpath.errors import UserError
 from megatron_lrpath.experiment.sharing import training_key
 from megatron_lrpath.experiment.spec import Experiment, Point
 from megatron_lrpath.files import atomic_write_text
@@ -54,6 +55,16 @@ def experiment_tasks(experiment: Experiment, paradigms: Sequence[str] = ()) -> l
                 tasks[same] = replace(first, aliases=(*first.aliases, task.folder, *task.aliases))
             owners[task.key] = tasks[same].key
     return list(tasks.values())
+
+
+def chosen_keys(experiment: Experiment, paradigms: Sequence[str], run: str | None) -> set[str]:
+    """The keys of the experiment's trainings, or of all that are the run called `run`. UserError for none."""
+    tasks = experiment_tasks(experiment, paradigms)
+    keys = {task.key for task in tasks if run in (None, task.run.name)}
+    if not keys:
+        names = ", ".join(dict.fromkeys(task.run.name for task in tasks))
+        raise UserError(f"--run {run}: there is no such run; the experiment's runs are {names}")
+    return keys
 
 
 def point_tasks(experiment: Experiment, point: Point, paradigms: Sequence[str]) -> list[Task]:

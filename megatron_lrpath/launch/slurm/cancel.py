@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.launch.slurm import commands
@@ -11,19 +11,13 @@ from megatron_lrpath.launch.tasks import build_tasks, identity
 from megatron_lrpath.plan import Plan, Run
 
 
-def cancel(plan: Plan, paradigms: Sequence[str], run: str | None, now: bool) -> list[tuple[Entry, str]]:
-    """End the jobs of the paradigms (with `run`: of that run and what waits for it), and say how.
+def cancel(ledger: Ledger, keys: Collection[str], now: bool) -> list[tuple[Entry, str]]:
+    """End the jobs of the trainings `keys`, with their evaluations and what waits for them, and say how.
 
-    With all jobs of a plan the report's goes too. Raises UserError for an unknown run, or where Slurm's
-    commands fail.
+    With all jobs the report's goes too. Raises UserError where Slurm's commands fail.
     """
-    ledger = Ledger.of(plan.output)
     entries = ledger.entries()
     queue = commands.queue() if entries else {}
-    keys = {task.key for task in build_tasks(plan, paradigms)}
-    if run is not None:
-        runs = [plan.run(paradigms[0], run)] if len(paradigms) == 1 else found(plan, paradigms, run)
-        keys = {"/".join(identity(one)) for one in runs}
     chosen = [entry for entry in entries if entry.key.removeprefix("eval/") in keys]
     waiting = [other for entry in chosen for other in dependents(entries, entry.number)]
     numbers = {entry.number for entry in [*chosen, *waiting] if entry.number in queue}
@@ -38,6 +32,14 @@ def cancel(plan: Plan, paradigms: Sequence[str], run: str | None, now: bool) -> 
     for number in saving:
         commands.ask_to_save(number)
     return [(entry, "saves and ends" if entry.number in saving else "ended") for entry in alive]
+
+
+def plan_keys(plan: Plan, paradigms: Sequence[str], run: str | None) -> set[str]:
+    """The trainings of a plan's paradigms, or of one run. Raises UserError for an unknown run."""
+    if run is None:
+        return {task.key for task in build_tasks(plan, paradigms)}
+    runs = [plan.run(paradigms[0], run)] if len(paradigms) == 1 else found(plan, paradigms, run)
+    return {"/".join(identity(one)) for one in runs}
 
 
 def found(plan: Plan, paradigms: Sequence[str], name: str) -> list[Run]:

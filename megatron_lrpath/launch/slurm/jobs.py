@@ -1,4 +1,4 @@
-"""The graph of jobs that a plan comes to: one for every training, an evaluation of each version, one report."""
+"""The graph of jobs that plans come to: one for every training, an evaluation of each version, one report."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from megatron_lrpath.evaluate.targets import is_trained, needs_evaluation
 from megatron_lrpath.launch.layouts import Allocation, Layout, allocate, allocate_evaluation
 from megatron_lrpath.launch.records import is_done
 from megatron_lrpath.launch.slurm.settings import Settings
+from megatron_lrpath.launch.slurm.snapshot import Snapshot
 from megatron_lrpath.launch.tasks import Task, build_tasks, with_ancestors
 from megatron_lrpath.plan import Plan
 
@@ -26,13 +27,25 @@ class Wait:
 
 @dataclass(frozen=True)
 class Job:
-    """A node of the graph. `kind`: train, eval or report; `task` is the training, also of an evaluation."""
+    """A node of the graph. `kind`: train, eval or report.
+
+    `snapshot` is the plan that it belongs to, `task` the training, also of an evaluation; `page` is where the
+    report lies in the end, `subject` the file that it is made for (a plan's copy, or an experiment).
+    """
 
     key: str
     kind: str
     allocation: Allocation
+    snapshot: Snapshot
     waits: tuple[Wait, ...] = ()
     task: Task | None = None
+    page: Path = Path()
+    subject: Path = Path()
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that it belongs to."""
+        return self.snapshot.plan
 
     @property
     def name(self) -> str:
@@ -40,36 +53,52 @@ class Job:
         return self.key.replace("/", ".")
 
 
-def build_jobs(
-    plan: Plan,
+def plan_jobs(
+    snapshot: Snapshot,
     paradigms: Sequence[str],
     settings: Settings,
     run: str | None = None,
     extra: Sequence[str] = (),
 ) -> list[Job]:
-    """The jobs of the paradigms (with `run`: of that run and its ancestors), each after what it waits for.
+    """The jobs of a plan's paradigms (with `run`: of that run and its ancestors), each after what it waits for.
 
     `extra` are Megatron arguments for every training. Raises UserError where the nodes do not fit the plan.
     """
+    plan = snapshot.plan
     tasks = build_tasks(plan, paradigms)
     if run is not None:
         tasks = with_ancestors(tasks, plan, run)
-    training = allocate(plan, settings.nodes, settings.per_node, settings.device, extra)
-    evaluation = allocate_evaluation(plan, settings.per_node, settings.device, extra)
-    jobs = [Job(task.key, "train", training, _waits(task, tasks), task) for task in _main_first(tasks)]
-    evaluations = [
-        Job(f"eval/{task.key}", "eval", evaluation, (Wait(task.key),), task)
-        for task in tasks
-        if task.run.kind != "main"
-    ]
-    waits = tuple(Wait(job.key) for job in evaluations)
+    jobs = task_jobs([(snapshot, task) for task in tasks], settings, extra)
+    page = Path(plan.output) / "report" / "index.html"
+    return [*jobs, report_job(jobs, page, snapshot.latest)]
+
+
+def task_jobs(
+    tasks: Sequence[tuple[Snapshot, Task]], settings: Settings, extra: Sequence[str] = ()
+) -> list[Job]:
+    """A job for every training, main paths first, then one for the evaluation of every version.
+
+    With equal priorities the queue then never lets an update delay the next.
+    Raises UserError where the nodes do not fit a plan.
+    """
+    ordered = sorted(tasks, key=lambda pair: pair[1].run.kind != "main")
+    every = [task for _, task in tasks]
+    jobs = []
+    for snapshot, task in ordered:
+        place = allocate(snapshot.plan, settings.nodes, settings.per_node, settings.device, extra)
+        jobs.append(Job(task.key, "train", place, snapshot, _waits(task, every), task))
+    for snapshot, task in tasks:
+        if task.run.kind != "main":
+            place = allocate_evaluation(snapshot.plan, settings.per_node, settings.device, extra)
+            jobs.append(Job(f"eval/{task.key}", "eval", place, snapshot, (Wait(task.key),), task))
+    return jobs
+
+
+def report_job(jobs: Sequence[Job], page: Path, subject: Path) -> Job:
+    """The job that writes the report after all evaluations among `jobs`."""
+    waits = tuple(Wait(job.key) for job in jobs if job.kind == "eval")
     single = Allocation(1, 1, Layout(1, 1), ())
-    return [*jobs, *evaluations, Job(REPORT, "report", single, waits)]
-
-
-def _main_first(tasks: Sequence[Task]) -> list[Task]:
-    """Main paths before all others: with equal priorities the queue then never lets an update delay the next."""
-    return sorted(tasks, key=lambda task: task.run.kind != "main")
+    return Job(REPORT, "report", single, jobs[0].snapshot, waits, page=page, subject=subject)
 
 
 def _waits(task: Task, tasks: Sequence[Task]) -> tuple[Wait, ...]:
@@ -79,18 +108,17 @@ def _waits(task: Task, tasks: Sequence[Task]) -> tuple[Wait, ...]:
     return (Wait(parent.key, task.parent_step if task.parent_step < parent.run.last_step else None),)
 
 
-def is_finished(plan: Plan, job: Job, jobs: Sequence[Job]) -> bool:
+def is_finished(job: Job, jobs: Sequence[Job]) -> bool:
     """Whether the job's result is there, so that nothing has to be submitted for it."""
     if job.task is None:
-        return _report_is_fresh(plan, jobs)
+        return _report_is_fresh(job.page, jobs)
     if job.kind == "train":
         return is_done(job.task)
-    return is_trained(plan, job.task.run) and not needs_evaluation(plan, job.task.run)
+    return is_trained(job.plan, job.task.run) and not needs_evaluation(job.plan, job.task.run)
 
 
-def _report_is_fresh(plan: Plan, jobs: Sequence[Job]) -> bool:
+def _report_is_fresh(page: Path, jobs: Sequence[Job]) -> bool:
     """Whether the report is younger than every evaluation, and no evaluation is missing."""
-    page = Path(plan.output) / "report" / "index.html"
     files = [job.task.folder / "eval.json" for job in jobs if job.kind == "eval" and job.task]
     if not page.is_file() or not all(file.is_file() for file in files):
         return False

@@ -50,7 +50,7 @@ class Program:
     pinned: Path
     plan: Plan
     place: Place
-    task: Task | None
+    task: Task
     parent: Task | None
 
     @classmethod
@@ -61,7 +61,7 @@ class Program:
         tasks = {(task.run.paradigm, task.run.name): task for task in build_tasks(plan, PARADIGMS)}
         task = tasks.get((spec.paradigm, spec.run))
         parent = next((one for one in tasks.values() if task and one.key == task.parent), None)
-        if task is None and spec.kind != "report":
+        if task is None:
             raise UserError(f"{spec.key}: the plan that was submitted last has no such run any more")
         return cls(spec, pinned, plan, Place.here(), task, parent)
 
@@ -72,16 +72,10 @@ class Program:
 
     def carry_out(self) -> int:
         """Do the job; the exit status of the batch script."""
-        if self.ledger.cancel_mark(self.place.number).exists():
-            print("cancelled: nothing is started")
-            return 1
-        if self.spec.kind == "train":
-            return self._train()
-        return self._evaluate() if self.spec.kind == "eval" else self._report()
+        return self._train() if self.spec.kind == "train" else self._evaluate()
 
     def _train(self) -> int:
-        assert self.task is not None
-        chain = Chain(self.ledger, self.task.key, self.place.number, self.task.checkpoints)
+        chain = Chain(self.ledger, self.spec.key, self.place.number, self.task.checkpoints)
         if is_done(self.task):
             print(f"{self.task.key}: complete at step {self.task.run.last_step} already")
             chain.release()
@@ -107,7 +101,6 @@ class Program:
 
     def _wait_held(self) -> int:
         """Go back into the queue, held: the job that should have left the checkpoint ended without it."""
-        assert self.task is not None
         reason = f"{self.task.parent} ended without its checkpoint of step {self.task.parent_step}"
         print(f"{self.task.key}: {reason}; `lrpath submit` again once that is mended")
         commands.set_comment(self.place.number, f"{MARK}held: {reason}")
@@ -115,7 +108,6 @@ class Program:
 
     def _attempt(self, chain: Chain) -> int:
         """One start of a training, and what follows from how it ends."""
-        assert self.task is not None
         steps = Steps(self.spec, self.place, new_log(self.task.folder))
         steps.watch_signals()
         progress = Progress(self.task)
@@ -143,7 +135,6 @@ class Program:
         """Check the allocation, and record it; 0 or the status of the check."""
         from megatron_lrpath.launch.preflight import checkpoint_bytes
 
-        assert self.task is not None
         found = steps.ranks / "preflight.json"
         status = 0
         if self.spec.preflight:
@@ -159,7 +150,6 @@ class Program:
         return status
 
     def _ended(self, steps: Steps, progress: Progress, chain: Chain, status: int) -> int:
-        assert self.task is not None
         failure: Failure | None = None
         if status == 0 and is_done(self.task):
             ending = COMPLETE
@@ -211,7 +201,6 @@ class Program:
 
     def _evaluate(self) -> int:
         """Evaluate the version's model."""
-        assert self.task is not None
         if not is_trained(self.plan, self.task.run):
             raise UserError(f"{self.task.key} is not trained up to step {self.task.run.last_step}")
         steps = Steps(self.spec, self.place, new_log(self.task.folder / "evaluation"))
@@ -230,11 +219,6 @@ class Program:
             return self._again(steps)
         return self._stop(Chain(self.ledger, self.spec.key, self.place.number, Path()), failure.text, steps)
 
-    def _report(self) -> int:
-        from megatron_lrpath.cli import main as lrpath
-
-        return lrpath(["report", self.spec.plan])
-
 
 def leave(requeue: Callable[[int], None], number: int) -> int:
     """Put this job back into the queue, upon which Slurm ends this process: at once, not after its grace time."""
@@ -247,11 +231,18 @@ def leave(requeue: Callable[[int], None], number: int) -> int:
 def main(words: list[str]) -> int:
     """`program.py SPEC`; a user's error is one message and status 2, and what waits for the job is held."""
     spec = Spec.read(Path(words[0]))
+    place, ledger = Place.here(), Ledger(Path(spec.folder))
+    if ledger.cancel_mark(place.number).exists():
+        print("cancelled: nothing is started")
+        return 1
+    if spec.kind == "report":
+        from megatron_lrpath.cli import main as lrpath
+
+        return lrpath(["report", spec.plan])
     try:
         return Program.of(spec).carry_out()
     except UserError as error:
         print(f"lrpath: error: {error}", file=sys.stderr, flush=True)
-        place, ledger = Place.here(), Ledger(Path(spec.folder))
         commands.set_comment(place.number, f"{MARK}stopped: {error}")
         Chain(ledger, spec.key, place.number, Path()).hold_dependents(str(error))
         return 2

@@ -23,7 +23,9 @@ REPORT_CORES = 2
 
 @dataclass(frozen=True)
 class Spec:
-    """What the program in the job needs to know. `plan` is the copy submitted last, `folder` OUTPUT/slurm.
+    """What the program in the job needs to know. `folder` is OUTPUT/slurm.
+
+    `plan` is the copy submitted last; for a report the file that it is made for.
 
     `words` are Megatron arguments; `srun` options of each srun; `python` the words that call Python on a rank.
     """
@@ -61,19 +63,17 @@ class Prepared:
     spec_file: Path
 
 
-def prepare(
-    plan: Plan, snapshot: Path, job: Job, settings: Settings, folder: Path, extra: Sequence[str]
-) -> Prepared:
-    """The job as it is submitted; `folder` is OUTPUT/slurm, `snapshot` the plan's latest copy. Writes nothing."""
+def prepare(name: str, job: Job, settings: Settings, folder: Path, extra: Sequence[str]) -> Prepared:
+    """The job of the plan or experiment `name` as it is submitted; `folder` is OUTPUT/slurm. Writes nothing."""
     folder = Path(os.path.abspath(folder))
     check_path(folder)
-    spec = asdict(make_spec(plan, Path(os.path.abspath(snapshot)), job, settings, folder, extra))
+    spec = asdict(make_spec(job, settings, folder, extra))
     digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:8]
     spec_file = folder / "specs" / f"{job.name}-{digest}.json"
     return Prepared(
         job=job,
-        options=tuple(sbatch_options(plan, job, settings, folder)),
-        script=script_text(plan, job, settings, spec_file),
+        options=tuple(sbatch_options(name, job, settings, folder)),
+        script=script_text(name, job, settings, spec_file),
         script_file=folder / "scripts" / f"{job.name}-{digest}.sh",
         spec=spec,
         spec_file=spec_file,
@@ -86,16 +86,14 @@ def check_path(path: Path) -> None:
         raise UserError(f"{str(path)!r}: control characters cannot stand in the name of an output folder")
 
 
-def make_spec(
-    plan: Plan, snapshot: Path, job: Job, settings: Settings, folder: Path, extra: Sequence[str]
-) -> Spec:
+def make_spec(job: Job, settings: Settings, folder: Path, extra: Sequence[str]) -> Spec:
     """The data of a job."""
-    srun, python = launcher(plan, settings)
+    srun, python = launcher(job.plan, settings)
     run = job.task.run if job.task else None
     return Spec(
         key=job.key,
         kind=job.kind,
-        plan=str(snapshot),
+        plan=os.path.abspath(job.snapshot.latest if run else job.subject),
         paradigm=run.paradigm if run else "",
         run=run.name if run else "",
         folder=str(folder),
@@ -132,11 +130,11 @@ def default_mounts(plan: Plan) -> list[str]:
     return [f"{folder}:{folder}" for folder in dict.fromkeys(folders)]
 
 
-def sbatch_options(plan: Plan, job: Job, settings: Settings, folder: Path) -> list[str]:
+def sbatch_options(name: str, job: Job, settings: Settings, folder: Path) -> list[str]:
     """The options of sbatch but for the dependency. On its command line no variable overrides them."""
     place = job.allocation
     options = [
-        f"--job-name={plan.name}.{job.name}",
+        f"--job-name={name}.{job.name}",
         f"--output={log_option(folder, job)}",
         "--open-mode=append",
         "--requeue",
@@ -151,9 +149,9 @@ def sbatch_options(plan: Plan, job: Job, settings: Settings, folder: Path) -> li
         options += [f"--gpus-per-node={place.per_node}"] if settings.gpus_per_node else []
         options += [f"--mem={settings.memory}"] if settings.memory else []
     options += [f"--signal=B:USR2@{settings.signal_seconds}"] if job.kind == "train" else []
-    for name in ("partition", "account", "qos", "time"):
-        value = getattr(settings, name)
-        options += [f"--{name}={value}"] if value else []
+    for word in ("partition", "account", "qos", "time"):
+        value = getattr(settings, word)
+        options += [f"--{word}={value}"] if value else []
     return [*options, *settings.sbatch]
 
 
@@ -166,9 +164,9 @@ def log_option(folder: Path, job: Job) -> str:
     return "/dev/null" if set(str(folder)) & set("%\\") else str(folder / "logs" / f"{job.name}-%j.log")
 
 
-def script_text(plan: Plan, job: Job, settings: Settings, spec_file: Path) -> str:
+def script_text(name: str, job: Job, settings: Settings, spec_file: Path) -> str:
     """The batch script. Every path in it is one quoted word."""
-    lines = ["#!/bin/bash", f"# {job.key} of the plan {plan.name}; written by `lrpath submit`."]
+    lines = ["#!/bin/bash", f"# {job.key} of {name}; written by `lrpath submit`."]
     folder = spec_file.parents[1]
     if log_option(folder, job) == "/dev/null":
         log = shlex.quote(str(folder / "logs" / job.name))

@@ -8,16 +8,16 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.launch.slurm import commands
 from megatron_lrpath.launch.slurm.attempts import read_attempts
 from megatron_lrpath.launch.slurm.ledger import MARK, Ledger
-from megatron_lrpath.plan import Plan
 
 
-def add_jobs(plan: Plan, rows: list[dict[str, Any]]) -> None:
+def add_jobs(output: str, rows: list[dict[str, Any]]) -> None:
     """Give each row of a run its `job`: None, or number, state, reason, time_used, nodes, starts, comment.
 
-    A plan that was never submitted is left as it is. Where squeue does not answer, the state is `unknown`. A
-    run whose job is running is running, whatever its lock file says here: locks may not reach other nodes.
+    `output` is the folder of the plan's (or experiment's) results. What was never submitted is left as it is.
+    Where squeue does not answer, the state is `unknown`. A run whose job is running is running, whatever its
+    lock file says here: locks may not reach other nodes.
     """
-    ledger = Ledger.of(plan.output)
+    ledger = Ledger.of(output)
     newest = ledger.newest()
     if not newest:
         return
@@ -26,7 +26,7 @@ def add_jobs(plan: Plan, rows: list[dict[str, Any]]) -> None:
     except UserError:
         queue = None
     for row in rows:
-        entry = newest.get(f"{row['paradigm']}/{row['run']}")
+        entry = newest.get(row["key"])
         row["job"] = None
         if entry is None:
             continue

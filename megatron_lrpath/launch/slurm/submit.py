@@ -13,14 +13,13 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_json, atomic_write_text
 from megatron_lrpath.launch.records import has_begun
 from megatron_lrpath.launch.slurm import commands
-from megatron_lrpath.launch.slurm.jobs import Job, Wait, build_jobs, is_finished
+from megatron_lrpath.launch.slurm.jobs import Job, Wait, is_finished, plan_jobs
 from megatron_lrpath.launch.slurm.ledger import MARK, Entry, Ledger
 from megatron_lrpath.launch.slurm.script import Prepared, prepare
 from megatron_lrpath.launch.slurm.settings import Settings
 from megatron_lrpath.launch.slurm.snapshot import Snapshot
-from megatron_lrpath.launch.tasks import Task
+from megatron_lrpath.launch.tasks import link_aliases
 from megatron_lrpath.locks import FolderLock, LockHeldError
-from megatron_lrpath.plan import Plan
 from megatron_lrpath.training.checkpoints.on_disk import checkpoint_complete
 
 DONE, QUEUED, SUBMIT, REPLACE, EXTEND = "done", "queued", "submit", "replace", "extend"
@@ -42,9 +41,13 @@ class Decision:
 
 @dataclass
 class Submission:
-    """One call of `lrpath submit`: the plan's snapshot, the graph, and what is to be done about each job."""
+    """One call of `lrpath submit`: the graph, and what is to be done about each job.
 
-    snapshot: Snapshot
+    `name` is the plan's or the experiment's, `output` the folder of its results.
+    """
+
+    name: str
+    output: Path
     settings: Settings
     extra: tuple[str, ...]
     jobs: list[Job]
@@ -62,17 +65,12 @@ class Submission:
     ) -> Submission:
         """The submission of a plan's paradigms. Raises UserError for what could not work on the cluster."""
         plan = snapshot.plan
-        jobs = build_jobs(plan, paradigms, settings, run, extra)
-        return cls(snapshot, settings, tuple(extra), jobs, Ledger.of(plan.output))
-
-    @property
-    def plan(self) -> Plan:
-        """The plan as it is submitted."""
-        return self.snapshot.plan
+        jobs = plan_jobs(snapshot, paradigms, settings, run, extra)
+        return cls(plan.name, Path(plan.output), settings, tuple(extra), jobs, Ledger.of(plan.output))
 
     def prepared(self, job: Job) -> Prepared:
         """The job's options, script and data."""
-        return prepare(self.plan, self.snapshot.latest, job, self.settings, self.ledger.folder, self.extra)
+        return prepare(self.name, job, self.settings, self.ledger.folder, self.extra)
 
     def decide(self) -> list[Decision]:
         """What is to be done about each job of the graph, by results, ledger and queue."""
@@ -81,7 +79,7 @@ class Submission:
         for job in self.jobs:
             entry = newest.get(job.key)
             alive = entry.number if entry and entry.number in self.queue else None
-            if is_finished(self.plan, job, self.jobs):
+            if is_finished(job, self.jobs):
                 action = DONE
             elif entry is None or alive is None:
                 action = SUBMIT
@@ -109,7 +107,7 @@ class Submission:
         """Whether what is waited for is there already."""
         job = next(job for job in self.jobs if job.key == wait.key)
         if wait.step is None or job.task is None:
-            return is_finished(self.plan, job, self.jobs)
+            return is_finished(job, self.jobs)
         return checkpoint_complete(job.task.checkpoints, wait.step)
 
     def look(self) -> list[Decision]:
@@ -119,9 +117,13 @@ class Submission:
 
     def carry_out(self) -> list[tuple[Decision, int | None]]:
         """Submit what is missing; each job with its number (None: nothing in the queue)."""
-        check_data(self.plan, self.jobs)
+        check_data(self.jobs)
         with only_one(self.ledger.folder):
-            self.snapshot.write()
+            for snapshot in {str(job.snapshot.latest): job.snapshot for job in self.jobs}.values():
+                snapshot.write()
+            for job in self.jobs:
+                if job.task:
+                    link_aliases(job.task)
             self.queue = commands.queue()
             self._end_unrecorded()
             decisions = self.decide()
@@ -194,16 +196,20 @@ class Dependency:
         return [f"--dependency={self.kind}:{':'.join(map(str, self.numbers))}"] if self.numbers else []
 
 
-def check_data(plan: Plan, jobs: Sequence[Job]) -> None:
+def check_data(jobs: Sequence[Job]) -> None:
     """Stop before anything is submitted where a slice is missing: the job would find out days later."""
-    tasks: list[Task] = [job.task for job in jobs if job.task]
-    count = max((task.run.version_index for task in tasks), default=0)
-    files = [Path(plan.data.slices) / f"{version.name}.slice" for version in plan.versions[:count]]
-    files.append(Path(f"{plan.data.valid}.slice"))
-    missing = [str(file) for file in files if not file.is_file()]
+    missing: dict[str, Path] = {}
+    for job in jobs:
+        count = job.task.run.version_index if job.task else 0
+        data = job.plan.data
+        files = [f"{data.slices}/{version.name}.slice" for version in job.plan.versions[:count]]
+        for file in (*files, f"{data.valid}.slice"):
+            if not Path(file).is_file():
+                missing[file] = job.plan.path
     if missing:
+        (file, plan), more = next(iter(missing.items())), len(missing) - 1
         raise UserError(
-            f"{plan.path}: no slice {missing[0]}{f' (and {len(missing) - 1} more)' if missing[1:] else ''}. "
+            f"{plan}: no slice {file}{f' (and {more} more)' if more else ''}. "
             "Draw it with tools/slice_versions.py, or say where the data are (--data)."
         )
 
