@@ -4,6 +4,10 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+EVALUATION = ["lm_eval[hf]>=0.4.9"]
+TESTS = ["pytest", "pytest-xdist", "hypothesis", "jsonschema", "ruff", "mypy", "types-PyYAML"]
+SHIPPED = ["megatron_lrpath.tools", "megatron_lrpath.examples", "megatron_lrpath.slurm"]
+
 setup(
     name="megatron-lrpath",
     version="0.1.0",
@@ -12,8 +16,14 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.12",
-    packages=find_packages(include=["megatron_lrpath", "megatron_lrpath.*"]),
-    package_data={"megatron_lrpath": ["py.typed", "report/templates/*"]},
+    # The tools, the example plans and the Slurm recipes stand beside the package and travel inside it.
+    packages=[*find_packages(include=["megatron_lrpath", "megatron_lrpath.*"]), *SHIPPED],
+    package_dir={name: name.rpartition(".")[2] for name in SHIPPED},
+    package_data={
+        "megatron_lrpath": ["py.typed", "report/templates/*"],
+        "megatron_lrpath.examples": ["**/*.yaml", "**/*.py"],
+        "megatron_lrpath.slurm": ["*.sh", "settings.env.example"],
+    },
     install_requires=[
         "megatron-core>=0.19,<0.20",
         "torch>=2.8",
@@ -34,10 +44,13 @@ setup(
         "matplotlib",
         "jinja2",
         "tensorboard",
+        "argcomplete",
     ],
     extras_require={
         "gpu": ["transformer-engine[pytorch]"],
-        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "types-PyYAML"],
+        "eval": EVALUATION,
+        "wandb": ["wandb"],
+        "test": [*TESTS, "wandb", *EVALUATION],
     },
     entry_points={"console_scripts": ["lrpath=megatron_lrpath.cli:main"]},
 )

@@ -23,6 +23,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     _print_what_the_terminal_can()
     parser = build_parser()
+    if "_ARGCOMPLETE" in os.environ:
+        from megatron_lrpath.completion import complete
+
+        complete(parser)
     words = list(sys.argv[1:] if argv is None else argv)
     cut = words.index("--") if "--" in words else len(words)  # argparse confuses the two sides
     args = parser.parse_args(words[:cut])

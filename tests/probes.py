@@ -162,3 +162,12 @@ def unfused_attention() -> Iterator[list[int]]:
     layers.SDPACoreAttention = Watched
     yield seen
     layers.SDPACoreAttention = ours
+
+
+@contextmanager
+def wandb_offline() -> Iterator[None]:
+    """Nothing is watched; W&B writes to its folder and calls nobody."""
+    import os
+
+    os.environ["WANDB_MODE"] = "offline"
+    yield None

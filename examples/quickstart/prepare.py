@@ -24,7 +24,6 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path("data/quickstart")
 PACKAGE = "botocore"
 RELEASES = {  # version: (release, SHA-256 of its wheel)
@@ -150,7 +149,7 @@ def write_whole(path: Path, text: str) -> None:
 
 def call_tool(name: str, *arguments: str) -> None:
     """Run one of the project's tools; its last words tell what went wrong, if anything did."""
-    command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *arguments]
+    command = [sys.executable, "-m", f"megatron_lrpath.tools.{name}", *arguments]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     if answer.returncode:
         raise PrepareError(f"tools/{name}.py failed:\n{(answer.stderr or answer.stdout).strip()}")

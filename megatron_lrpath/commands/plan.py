@@ -16,19 +16,28 @@ EXAMPLE = "lrpath plan examples/quickstart/plan.yaml --paradigm ours --png curve
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The plan, which part of it, and in which form."""
-    parser.add_argument("plan", type=Path, metavar="PLAN", help="the plan file")
+    parser.add_argument("plan", type=Path, metavar="PLAN", nargs="?", help="the plan file")
     parser.add_argument(
         "--paradigm", choices=("ours", "ptfs", "cpt"), help="only this one (default: all three)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables and curves")
     parser.add_argument("--no-curves", action="store_true", help="leave the curves out")
     parser.add_argument("--png", type=Path, metavar="FILE", help="draw the curves into a PNG file, too")
+    parser.add_argument(
+        "--schema", action="store_true", help="print the JSON schema of plan files, for editors, and no more"
+    )
 
 
 def execute(args: argparse.Namespace) -> int:
     """Print the plan; 0."""
-    from megatron_lrpath.plan import PARADIGMS, load_plan
+    from megatron_lrpath.errors import UserError
+    from megatron_lrpath.plan import PARADIGMS, json_schema, load_plan
 
+    if args.schema:
+        print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+        return 0
+    if args.plan is None:
+        raise UserError("which plan? lrpath plan PLAN (the file), or lrpath plan --schema")
     plan = load_plan(args.plan)
     paradigms = (args.paradigm,) if args.paradigm else PARADIGMS
     if args.png:

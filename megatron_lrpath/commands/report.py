@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 HELP = "write a page with tables and figures of what has been trained"
+EXAMPLE = "lrpath report examples/quickstart/plan.yaml"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,15 +6,18 @@ import argparse
 import math
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rich.console import Group
     from rich.table import Table
 
     from megatron_lrpath.launch.tasks import Task
 
 HELP = "show what is done, running, interrupted or waiting"
+EXAMPLE = "lrpath status examples/quickstart/plan.yaml --watch"
 _STYLES = {"done": "green", "running": "cyan", "interrupted": "red", "extended": "yellow", "waiting": "dim"}
 
 
@@ -23,6 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("plan", type=Path, metavar="PLAN", help="the plan (or experiment) file")
     parser.add_argument("--paradigm", choices=("ours", "ptfs", "cpt", "all"), default="all")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument(
+        "--watch",
+        type=_seconds,
+        nargs="?",
+        const=2.0,
+        metavar="SECONDS",
+        help="go on showing it, every 2 seconds, until all is done or Ctrl-C",
+    )
 
 
 def execute(args: argparse.Namespace) -> int:
@@ -31,20 +42,29 @@ def execute(args: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    status = collect(args.plan, args.paradigm)
-    if args.json:
-        print(json.dumps(status, indent=2, allow_nan=False))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 160  # nobody's line to fit into
+    if args.watch is not None:
+        from megatron_lrpath.commands.status_watch import watch
+
+        with suppress(KeyboardInterrupt):
+            watch(console, lambda: collect(args.plan, args.paradigm), args.watch, as_json=args.json)
+    elif args.json:
+        print(json.dumps(collect(args.plan, args.paradigm), indent=2, allow_nan=False))
     else:
-        console = Console(highlight=False)
-        if not console.is_terminal:
-            console.width = 140  # nobody's line to fit into
-        steps = f"{status['done_steps']}/{status['total_steps']} steps"
-        console.print(f"{status['plan']}: {steps}, in {status['output']}")
-        console.print(table(status))
-        for row in status["runs"]:
-            if row["cause"]:
-                console.print(f"{row['key']}: {row['cause']}", markup=False, soft_wrap=True)
+        console.print(view(collect(args.plan, args.paradigm)))
     return 0
+
+
+def view(status: dict[str, Any]) -> Group:
+    """The plan in a line, its runs as a table, and why interrupted ones ended."""
+    from rich.console import Group
+    from rich.text import Text
+
+    heading = f"{status['plan']}: {status['done_steps']}/{status['total_steps']} steps, in {status['output']}"
+    causes = [f"{row['key']}: {row['cause']}" for row in status["runs"] if row["cause"]]
+    return Group(Text(heading), table(status), *map(Text, causes))
 
 
 def collect(path: Path, paradigm: str = "all") -> dict[str, Any]:
@@ -67,9 +87,9 @@ def states(name: str, output: str, tasks: Sequence[Task]) -> dict[str, Any]:
     """The states as JSON-able data: `runs` (each training once), `done_steps`, `total_steps`.
 
     A run has `key`, `paradigm`, `run`, `same_as` (other names of this training), `state`, `waiting_for`,
-    `first_step`, `step`, `last_step`, `lr`, `loss`, `seconds_per_step`, `seconds_left` (while it runs),
-    `checkpoints` (steps of the complete ones) and `cause` (of an interruption, where the log names one). A plan
-    that was submitted to Slurm has `job` too, see `launch.slurm.status`.
+    `first_step`, `step`, `last_step`, `lr`, `loss`, `seconds_per_step`, `tokens_per_second`, `mfu`,
+    `seconds_left` (while it runs), `checkpoints` (steps of the complete ones) and `cause` (of an interruption,
+    where the log names one). A plan that was submitted to Slurm has `job` too, see `launch.slurm.status`.
     What is not known is null.
     """
     from megatron_lrpath.launch.records import read_state
@@ -80,6 +100,7 @@ def states(name: str, output: str, tasks: Sequence[Task]) -> dict[str, Any]:
     for task in tasks:
         state = read_state(task, by_key.get(task.parent or ""))
         known = state.state == "running" and state.seconds_per_step is not None
+        pace = task.step_tokens / state.seconds_per_step if state.seconds_per_step else None
         left = (task.run.last_step - state.step) * (state.seconds_per_step or 0.0) if known else None
         rows.append(
             {
@@ -95,6 +116,8 @@ def states(name: str, output: str, tasks: Sequence[Task]) -> dict[str, Any]:
                 "lr": _finite(state.lr),
                 "loss": _finite(state.loss),
                 "seconds_per_step": _finite(state.seconds_per_step),
+                "tokens_per_second": _finite(pace),
+                "mfu": _finite(state.mfu),
                 "seconds_left": _finite(left),
                 "checkpoints": state.checkpoints,
                 "cause": state.cause,
@@ -117,12 +140,14 @@ def table(status: dict[str, Any]) -> Table:
 
     from megatron_lrpath.launch.display import clock
     from megatron_lrpath.launch.slurm.status import job_text
+    from megatron_lrpath.report.words import short_number
 
     drawn = Table(box=None, pad_edge=False, header_style="bold")
     submitted = any("job" in row for row in status["runs"])
-    titles = ("run", "state", "step", "rate", "loss", "left", "checkpoints", *(("job",) if submitted else ()))
-    for title in titles:
-        drawn.add_column(title, justify="right" if title in ("step", "rate", "loss", "left") else "left")
+    measured = any(row["mfu"] is not None for row in status["runs"])
+    numbers = ("step", "rate", "loss", "tokens/s", *(("MFU",) if measured else ()), "left")
+    for title in ("run", "state", *numbers, "checkpoints", *(("job",) if submitted else ())):
+        drawn.add_column(title, justify="right" if title in numbers else "left")
     for row in status["runs"]:
         name = " = ".join([row["key"], *row["same_as"]])
         state = f"waiting for {row['waiting_for']}" if row["waiting_for"] else row["state"]
@@ -132,6 +157,8 @@ def table(status: dict[str, Any]) -> Table:
             f"{row['step']}/{row['last_step']}",
             "" if row["lr"] is None else f"{row['lr']:.3e}",
             "" if row["loss"] is None else f"{row['loss']:.4f}",
+            "" if row["tokens_per_second"] is None else short_number(row["tokens_per_second"]),
+            *(["" if row["mfu"] is None else f"{row['mfu']:.1%}"] if measured else []),
             "" if row["seconds_left"] is None else clock(row["seconds_left"]),
             _abridged(row["checkpoints"]),
             *([job_text(row["job"])] if submitted else []),
@@ -147,3 +174,13 @@ def _abridged(steps: list[int]) -> str:
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0.1 <= value <= 86_400:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0.1 on")
+    return value

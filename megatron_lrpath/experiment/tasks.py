@@ -83,6 +83,7 @@ def _owned(task: Task, point: Point, parent: str | None) -> PointTask:
         aliases=task.aliases,
         parent=parent,
         parent_step=task.parent_step,
+        step_tokens=task.step_tokens,
         point=point.name,
         plan_path=point.plan.path,
     )

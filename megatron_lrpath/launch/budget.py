@@ -9,14 +9,16 @@ from pathlib import Path
 
 from megatron_lrpath.launch.layouts import Layout, allocate
 from megatron_lrpath.models import parameter_count, resolve_model
+from megatron_lrpath.models.devices import PEAKS
 from megatron_lrpath.plan import PARADIGMS, Plan, load_plan
+from megatron_lrpath.shipped import shipped_folder
 
 GPUS_PER_NODE = 8
 MFU = 0.40  # assumed share of the peak; measure yours in the first hundred steps
-PEAK = {"H100": 989e12, "A100": 312e12}  # dense bf16 FLOP/s of NVIDIA's data sheets
+PEAK = {name: PEAKS[name] for name in ("H100", "A100")}
 VOCABULARY = 100_000  # the paper's models fit their names with it
 SIZES = ("203m", "406m", "608m", "1.2b", "2.1b", "3.1b")
-PAPER = Path(__file__).resolve().parents[2] / "examples" / "paper"
+PAPER = shipped_folder("examples") / "paper"
 
 
 def memory_bytes(plan: Plan, layout: Layout, world: int) -> tuple[float, float]:

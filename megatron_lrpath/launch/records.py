@@ -28,6 +28,7 @@ class LoggedStep:
     lr: float | None = None
     loss: float | None = None
     seconds: float | None = None
+    mfu: float | None = None
 
 
 class HistoryTail:
@@ -79,7 +80,7 @@ def parse_line(line: bytes) -> LoggedStep | None:
     step = row.get("step")
     if not isinstance(step, int) or isinstance(step, bool) or step < 0:
         return None
-    return LoggedStep(step, *(_number(row.get(field)) for field in ("lr", "loss", "seconds")))
+    return LoggedStep(step, *(_number(row.get(field)) for field in ("lr", "loss", "seconds", "mfu")))
 
 
 def completed_step(folder: Path) -> int | None:
@@ -125,6 +126,7 @@ class RunState:
     checkpoints: list[int]
     waiting_for: str | None = None
     cause: str | None = None
+    mfu: float | None = None
 
 
 def read_state(task: Task, parent: Task | None) -> RunState:
@@ -157,6 +159,7 @@ def read_state(task: Task, parent: Task | None) -> RunState:
         checkpoints=checkpoints,
         waiting_for=waiting_for,
         cause=cause,
+        mfu=last.mfu if last else None,
     )
 
 

@@ -16,7 +16,7 @@ class Task:
     """One training to carry out.
 
     `aliases` are the folders of runs that are this very training under another name. `parent` is the key of
-    the task whose checkpoint at step `parent_step` this one starts from.
+    the task whose checkpoint at step `parent_step` this one starts from. A step has `step_tokens` tokens.
     """
 
     run: Run
@@ -24,6 +24,7 @@ class Task:
     aliases: tuple[Path, ...] = ()
     parent: str | None = None
     parent_step: int = 0
+    step_tokens: int = 0
 
     @property
     def key(self) -> str:
@@ -55,6 +56,7 @@ def build_tasks(plan: Plan, paradigms: Sequence[str]) -> list[Task]:
                 aliases=tuple(aliases.get(name, ())),
                 parent="/".join(identity(parent)) if parent else None,
                 parent_step=run.parent.step if run.parent else 0,
+                step_tokens=plan.batch.tokens,
             )
         )
     return tasks

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_lrpath.models import RECIPES
 from megatron_lrpath.schedule import STYLES, WSD_DECAY_SHAPES
 
 SAFE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
@@ -74,7 +75,8 @@ ARGUMENTS = {
     "type": "object",
     "additionalProperties": {"anyOf": [_SCALAR, {"type": "array", "items": _SCALAR}]},
 }
-MODEL = {"anyOf": [TEXT, ARGUMENTS]}
+_RECIPE = choice(*RECIPES)
+MODEL = {"anyOf": [_RECIPE, ARGUMENTS | {"properties": {"recipe": _RECIPE}}]}
 
 SCHEDULE_KEYS = (
     Key("style", choice(*STYLES), REQUIRED, "shape of the learning-rate schedule"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import functools
 import re
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,6 +23,9 @@ from megatron_lrpath.report.losses import draw_losses
 from megatron_lrpath.report.rates import Verdict, check_rates, judge
 from megatron_lrpath.report.style import Drawing
 from megatron_lrpath.report.tables import Table, domain_table, main_table, result_in_words, run_table
+
+EMBEDDED_BYTES = 1_000_000
+"""Data up to this size stand in the page itself, too; beyond it only in the file beside it."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,15 @@ def render(template: str, report: Report) -> str:
     )
     environment.filters["md"] = markdown_text
     environment.filters["figure"] = Markup
+    environment.filters["embedded"] = embedded
     return environment.get_template(template).render(report=report)
+
+
+@functools.cache
+def embedded(text: str) -> str:
+    """The text as an address that carries it, so that a page sent alone still has its data; empty if too long."""
+    data = text.encode()
+    return f"data:text/csv;base64,{base64.b64encode(data).decode()}" if len(data) <= EMBEDDED_BYTES else ""
 
 
 def markdown_text(text: str) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from megatron_lrpath.files import atomic_write_text
+from megatron_lrpath.training import watching
 from megatron_lrpath.training.context import get_context
 from megatron_lrpath.training.guards.guard import current_guard
 from megatron_lrpath.training.guards.peers import current_watch
@@ -25,8 +26,8 @@ class History:
     """Appends to a run's history; a resumed run continues it, without the steps that it will do again.
 
     A line holds `step`, `consumed_samples` (after the step), `lr` (that stood in the optimizer during the
-    step), `loss` (of this step alone, nats a token), `grad_norm`, `seconds` (since the previous step), and
-    `skipped` where the update was skipped.
+    step), `loss` (of this step alone, nats a token), `grad_norm`, `seconds` (since the previous step), `mfu`
+    (where the devices' peak is known), and `skipped` where the update was skipped.
     """
 
     def __init__(self, path: Path, first_step: int) -> None:
@@ -74,6 +75,14 @@ def losses_before(folder: Path, step: int, count: int) -> list[float]:
     return [row["loss"] for row in rows if isinstance(row.get("loss"), float)][-count:]
 
 
+def row_of_step(path: Path, step: int) -> dict[str, Any] | None:
+    """A step's line of a history, None where it has none."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    rows = (json.loads(line) for line in reversed(lines) if is_step_up_to(line, step))
+    row = next(rows, None)
+    return row if row is not None and row["step"] == step else None
+
+
 def last_loss(folder: Path) -> float | None:
     """The loss of the last step in a run's history (nats a token)."""
     lines = (folder / HISTORY).read_text(encoding="utf-8").splitlines() if (folder / HISTORY).exists() else []
@@ -86,16 +95,14 @@ _history: History | None = None
 def record_step(
     loss_dict: dict[str, Any], iteration: int, skipped: bool, grad_norm: float | None, lr: float
 ) -> None:
-    """Append the step to the run's history, on the one rank that has the loss."""
+    """Add the step to the run's history and to its curves, on the one rank that has the loss."""
     global _history
     import torch.distributed as dist
     from megatron.training import get_args
 
     context = get_context()
-    if context is None or context.folder is None or dist.get_rank() != dist.get_world_size() - 1:
+    if context is None or dist.get_rank() != dist.get_world_size() - 1:
         return
-    if _history is None:
-        _history = History(context.folder / HISTORY, iteration - 1)
     guard = current_guard()
     loss = guard.loss if guard and guard.loss is not None else loss_dict.get("lm loss")
     record: dict[str, Any] = {
@@ -105,10 +112,17 @@ def record_step(
         "loss": None if loss is None else float(loss),
         "grad_norm": None if grad_norm is None else float(grad_norm),
     }
+    mfu = watching.show_step(record)
+    if context.folder is None:
+        return
+    if mfu is not None:
+        record["mfu"] = round(mfu, 5)
     if skipped:
         record["skipped"] = True
     if guard and guard.spike:
         record["spike"] = {"median": guard.spike.median, "limit": guard.spike.limit}
+    if _history is None:
+        _history = History(context.folder / HISTORY, iteration - 1)
     _history.append(record)
 
 

@@ -6,6 +6,8 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,15 @@ def main(words: list[str] | None = None) -> None:
     # Said on every start where they are not installed; `environment.flags` has drawn the consequences.
     warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex|transformer-engine).*")
     signals.watch()
-    try:
+    with told():
         train(sys.argv[1:] if words is None else words)
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Turn what ends a run into one message and an exit code, see `main`."""
+    try:
+        yield
     except UserError as error:
         leave(error, 2)
     except TrainingStoppedError as error:
@@ -84,9 +93,16 @@ def train(words: list[str]) -> None:
         signals.let_go()
         return loop(args, None)
     first_step, store = setup.begin(args, context, device)
+    carry_out(args, context, first_step, lambda: loop(args, store))
+
+
+def carry_out(args: Any, context: Any, first_step: int, train: Callable[[], None]) -> None:
+    """Train from `first_step` to the run's end with `train`, unless that is reached; then mark it complete."""
+    from megatron_lrpath.training import setup
+
     if first_step < args.train_iters:
         try:
-            loop(args, store)
+            train()
         except SystemExit:
             setup.end()
             if signals.stopping():

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.training import branch, environment, lineage, pretrained
+from megatron_lrpath.training import branch, environment, lineage, pretrained, watching
 from megatron_lrpath.training.checkpoints.on_disk import CHECKPOINTS, latest_step
 from megatron_lrpath.training.checkpoints.start import agree_on_start, release_lock
 from megatron_lrpath.training.context import RunContext, set_context
 from megatron_lrpath.training.guards import peers, safeguards
 from megatron_lrpath.training.guards.ranks import Ranks
 from megatron_lrpath.training.options import from_arguments, from_plan
-from megatron_lrpath.training.options.arguments import add_lrpath_arguments, explicit_arguments
+from megatron_lrpath.training.options.arguments import add_all_own_arguments, explicit_arguments
 
 
-def arguments(words: list[str], device: str) -> tuple[Any, RunContext | None]:
+def arguments(
+    words: list[str], device: str, defaults: Mapping[str, Any] | None = None
+) -> tuple[Any, RunContext | None]:
     """Megatron's validated arguments and the run's context (None for plain Megatron).
+
+    `defaults` are those of a script of its own, for what neither the plan nor the command line says.
 
     Raises:
         UserError: the words contradict the plan or each other.
@@ -33,13 +38,13 @@ def arguments(words: list[str], device: str) -> tuple[Any, RunContext | None]:
 
     said = explicit_arguments(words)
     sys.argv[1:] = from_plan.command_line(words)
-    args = parse_args(add_lrpath_arguments)
+    args = parse_args(add_all_own_arguments)
     set_environment_flags(args, explicit_arguments(sys.argv[1:]), device)
     context = make_context(args, said)
     set_context(context)
     if context is not None:
         safeguards.before_validation(args)
-    validate(args, validate_args)
+    validate(args, functools.partial(validate_args, defaults=dict(defaults or {})))
     if context is not None and context.folder is not None:
         check_lineage(context)
     set_global_variables(args)
@@ -86,6 +91,7 @@ def make_context(args: Any, said: dict[str, Any]) -> RunContext | None:
         return from_arguments.argument_context(args, said)
     plan, run = from_plan.load_run(said)
     from_plan.apply_defaults(args, explicit_arguments(sys.argv[1:]))
+    watching.set_wandb_defaults(args, plan, run)
     return from_plan.plan_context(plan, run, said)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -114,6 +115,12 @@ def add_lrpath_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentPa
         default="checksums",
         help="what of a checkpoint is compared with its manifest before it is loaded",
     )
+    group.add_argument(
+        "--peak-tflops",
+        type=float,
+        metavar="TFLOPS",
+        help="peak rate of one device, for the model-FLOPs utilization (default: a known GPU's in bf16)",
+    )
     add_spike_arguments(parser)
     return parser
 
@@ -136,13 +143,30 @@ class OneLineParser(argparse.ArgumentParser):
         raise UserError(f"{message} (pretrain_gpt.py --help lists every argument)")
 
 
+ArgumentsProvider = Callable[[argparse.ArgumentParser], argparse.ArgumentParser]
+_own_provider: ArgumentsProvider | None = None
+
+
+def use_own_arguments(provider: ArgumentsProvider | None) -> None:
+    """Let a script's own arguments (its `extra_args_provider`) stand beside Megatron's and ours."""
+    global _own_provider
+    _own_provider = provider
+    full_parser.cache_clear()
+
+
+def add_all_own_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add our group and the script's own arguments to Megatron's parser."""
+    add_lrpath_arguments(parser)
+    return _own_provider(parser) if _own_provider else parser
+
+
 @functools.cache
 def full_parser(suppress_defaults: bool = False) -> argparse.ArgumentParser:
     """Megatron's parser with our group; with `suppress_defaults` it returns only what is said explicitly."""
     from megatron.training.arguments import add_megatron_arguments
 
     parser = OneLineParser(allow_abbrev=False, prog="pretrain_gpt.py", formatter_class=TolerantFormatter)
-    add_lrpath_arguments(add_megatron_arguments(parser))
+    add_all_own_arguments(add_megatron_arguments(parser))
     if suppress_defaults:
         for action in parser._actions:
             action.default = argparse.SUPPRESS

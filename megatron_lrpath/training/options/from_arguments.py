@@ -12,7 +12,7 @@ from megatron_lrpath.schedule import LRPath, Schedule
 from megatron_lrpath.training.context import ParentCheckpoint, RunContext
 
 # Arguments of the group that say which run this is; a result does not depend on their wording.
-OWN = ("plan", "paradigm", "run", "device", "checkpoint_check")
+OWN = ("plan", "paradigm", "run", "device", "checkpoint_check", "peak_tflops")
 
 # Megatron's ways of saying what a learning-rate path says; beside one they would be dropped in silence.
 REPLACED = {

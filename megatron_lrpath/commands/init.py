@@ -1,0 +1,50 @@
+"""`lrpath init`: a folder to work in, where there is no checkout."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+HELP = "write the example plans, the Slurm recipes and the plan's JSON schema into a folder"
+EXAMPLE = "lrpath init my-model && cd my-model && lrpath plan examples/quickstart/plan.yaml"
+SCHEMA = Path("plan.schema.json")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The folder."""
+    parser.add_argument(
+        "folder", type=Path, metavar="DIR", help="made where it is not there; files that differ are kept"
+    )
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Write what is missing, say what was kept; 0."""
+    from megatron_lrpath.plan import json_schema
+    from megatron_lrpath.shipped import shipped_files
+
+    contents = {place: path.read_bytes() for place, path in shipped_files().items()}
+    contents[SCHEMA] = (json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n").encode()
+    kept = [place for place, data in contents.items() if not written(args.folder / place, data)]
+    print(f"{args.folder}: {len(contents) - len(kept)} files (plans in examples/, Slurm recipes in slurm/)")
+    for place in kept:
+        print(f"kept as it is, since it differs: {args.folder / place}")
+    return 0
+
+
+def written(path: Path, data: bytes) -> bool:
+    """Write a file where there is none; False where there is another one.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    from megatron_lrpath.errors import UserError
+
+    try:
+        if path.exists():
+            return path.read_bytes() == data
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); name another folder") from None
+    return True

@@ -1,0 +1,6 @@
+"""The training entry point where there is no checkout: `torchrun … -m -- megatron_lrpath.pretrain_gpt --plan …`."""
+
+from megatron_lrpath.training.pretrain import main
+
+if __name__ == "__main__":
+    main()

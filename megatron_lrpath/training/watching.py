@@ -1,0 +1,172 @@
+"""What TensorBoard and W&B show of a run beside Megatron's own curves: everything over tokens, all runs alike.
+
+Tokens are counted from the first one of the run's oldest ancestor, so that the runs of a plan share one axis and
+a branch begins where it leaves the main path, at the main path's last point before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from megatron_lrpath.models.devices import peak_flops
+from megatron_lrpath.plan import Plan, Run
+from megatron_lrpath.training.context import RunContext
+
+GROUP = "by tokens"
+LOSS, RATE, PLANNED = f"{GROUP}/loss", f"{GROUP}/learning rate", f"{GROUP}/learning rate as planned"
+NORM, PACE, MFU = f"{GROUP}/gradient norm", f"{GROUP}/tokens per second", f"{GROUP}/MFU"
+LAYOUT = {
+    "path": {
+        "learning rate, real and planned": ["Multiline", [RATE, PLANNED]],
+        "loss": ["Multiline", [LOSS]],
+        "tokens per second": ["Multiline", [PACE]],
+    }
+}
+
+
+class Pace:
+    """Tokens a second and the utilization of the devices, step by step.
+
+    MFU is Megatron's count of the model's floating-point operations a step (recomputation not among them) over
+    what the devices could have done meanwhile at their peak: `--peak-tflops`, or a GPU's bf16 peak by its name.
+    No utilization is claimed for the CPU, nor for a GPU that is not known, nor where the run computes in
+    another precision than 16 bits.
+    """
+
+    def __init__(self, args: Any, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.tokens = args.global_batch_size * args.seq_length
+        self.peak = peak_of(args)
+        self.flops = step_flops(args) if self.peak else 0.0
+        self.devices = args.world_size
+        self._clock = clock
+        self._last: float | None = None
+
+    def step_ended(self) -> tuple[float | None, float | None]:
+        """(tokens per second, MFU) of the step that ends now; None for the first, which has no beginning."""
+        now, before = self._clock(), self._last
+        self._last = now
+        if before is None or now <= before:
+            return None, None
+        seconds = now - before
+        share = self.flops / seconds / (self.peak * self.devices) if self.peak else None
+        return self.tokens / seconds, share
+
+
+def peak_of(args: Any) -> float | None:
+    """Peak FLOP/s of one device of this run, None where none is known."""
+    import torch
+
+    if getattr(args, "peak_tflops", None):
+        return float(args.peak_tflops) * 1e12
+    half = (args.bf16 or args.fp16) and not (getattr(args, "fp8", None) or getattr(args, "fp4", None))
+    if not half or args.distributed_backend == "gloo" or not torch.cuda.is_available():
+        return None
+    return peak_flops(torch.cuda.get_device_name())
+
+
+def step_flops(args: Any) -> float:
+    """Megatron's count of the model's floating-point operations (forward and backward) in one step."""
+    from megatron.training.training import num_floating_point_operations
+
+    return float(num_floating_point_operations(args, args.global_batch_size))
+
+
+class Watcher:
+    """Writes a run's curves over tokens to whatever writers Megatron has opened (on its last rank)."""
+
+    def __init__(self, args: Any, context: RunContext, tensorboard: Any, wandb: Any) -> None:
+        self.args, self.context = args, context
+        self.tensorboard, self.wandb = tensorboard, wandb
+        self.begun = False
+
+    def log(self, step: int, values: dict[str, float | None]) -> None:
+        """Add the values of a step; `values` by the names above, None for what is not known."""
+        if not self.begun:
+            self._begin(step)
+        self._write(step, step * self.args.global_batch_size, values | {PLANNED: self._planned(step)})
+
+    def _begin(self, step: int) -> None:
+        self.begun = True
+        if self.tensorboard:
+            self.tensorboard.add_custom_scalars(LAYOUT)
+        if self.wandb:
+            self.wandb.define_metric("tokens")
+            self.wandb.define_metric(f"{GROUP}/*", step_metric="tokens")
+        parent = parent_row(self.context)
+        if parent is not None and step == self._first_step + 1:
+            # W&B's steps must not go back: the parent's point stands at the step before the first.
+            values = {LOSS: parent.get("loss"), RATE: parent.get("lr"), NORM: parent.get("grad_norm")}
+            self._write(step - 1, self._first_step * self.args.global_batch_size, values)
+
+    @property
+    def _first_step(self) -> int:
+        return self.context.path.start // self.args.global_batch_size
+
+    def _planned(self, step: int) -> float:
+        return self.context.path.lr_at((step - 1) * self.args.global_batch_size)
+
+    def _write(self, step: int, samples: int, values: dict[str, float | None]) -> None:
+        tokens = samples * self.args.seq_length
+        known = {name: value for name, value in values.items() if value is not None}
+        if self.tensorboard:
+            for name, value in known.items():
+                self.tensorboard.add_scalar(name, value, tokens)
+        if self.wandb:
+            self.wandb.log({**known, "tokens": tokens}, step)
+
+
+def parent_row(context: RunContext) -> dict[str, Any] | None:
+    """The parent's line of history at the step where the run leaves it; None without a plan or a line."""
+    from megatron_lrpath.training.history import HISTORY, row_of_step
+
+    if context.plan is None or context.run is None or context.run.parent is None or context.parent is None:
+        return None
+    return row_of_step(Path(context.parent.folder).parent / HISTORY, context.run.parent.step)
+
+
+def set_wandb_defaults(args: Any, plan: Plan, run: Run) -> None:
+    """One project, a group for the plan, and one W&B run for each run however often it is started.
+
+    What the user says (arguments, or W&B's own environment variables) stands above.
+    """
+    if not getattr(args, "wandb_project", ""):
+        return
+    args.wandb_exp_name = args.wandb_exp_name or f"{run.paradigm}/{run.name}"
+    args.wandb_save_dir = args.wandb_save_dir or str(Path(plan.output))
+    place = str(plan.folder(run).resolve())
+    for name, value in {
+        "WANDB_RUN_GROUP": plan.name,
+        "WANDB_JOB_TYPE": run.kind,
+        "WANDB_RUN_ID": hashlib.sha256(place.encode()).hexdigest()[:16],
+        "WANDB_RESUME": "allow",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+_watcher: Watcher | None = None
+_pace: Pace | None = None
+
+
+def show_step(record: dict[str, Any]) -> float | None:
+    """Add a step, as the history records it, to the run's curves; its MFU, None where that is not known."""
+    global _watcher, _pace
+    from megatron.training import get_args
+    from megatron.training.global_vars import get_tensorboard_writer, get_wandb_writer
+
+    from megatron_lrpath.training.context import get_context
+
+    args, context = get_args(), get_context()
+    assert context is not None
+    if _watcher is None or _pace is None:
+        _watcher = Watcher(args, context, get_tensorboard_writer(), get_wandb_writer())
+        _pace = Pace(args)
+    pace, mfu = _pace.step_ended()
+    if record["step"] % args.tensorboard_log_interval == 0:
+        seen = {LOSS: record["loss"], RATE: record["lr"], NORM: record["grad_norm"], PACE: pace, MFU: mfu}
+        _watcher.log(record["step"], seen)
+    return mfu
