@@ -1,4 +1,16 @@
-"""Errors that are the user's to mend: one clear message, no stack trace."""
+"""Errors that are the user's to mend: one clear message, no stack trace. And those that only follow from another."""
+
+CONSEQUENCES = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Connection refused",
+    "Broken pipe",
+    "DistNetworkError",
+    "ncclRemoteError",
+    "recvValue failed",
+    "Application timeout caused pair closure",
+)
+"""Parts of what the other ranks' libraries say when one rank is gone: never the cause."""
 
 
 class UserError(Exception):

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from megatron_lrpath.errors import CONSEQUENCES
+
 TAIL_BYTES = 4 * 1024 * 1024
 _RANK = re.compile(r"^\[(?:default|rank)?(\d+)\]: ?")
 _OWN_ERROR = re.compile(r"\blrpath: error: (.*)")
@@ -14,18 +16,8 @@ _ROOT_CAUSE = re.compile(r"^Root Cause")
 _TABLE_RANK = re.compile(r"^\s*rank\s*:\s*(\d+)")
 _EXIT_CODE = re.compile(r"^\s*exitcode\s*:\s*(-?\d+)")
 _EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?::|$)")
-# torchrun's own report of a worker's death, and what the other ranks say when one of them is gone
+# torchrun's own report of a worker's death
 _TORCHRUN = ("ChildFailedError", "SignalException", "RendezvousClosedError")
-_CONSEQUENCES = (
-    "Connection closed by peer",
-    "Connection reset by peer",
-    "Connection refused",
-    "Broken pipe",
-    "DistNetworkError",
-    "ncclRemoteError",
-    "recvValue failed",
-    "Application timeout caused pair closure",
-)
 _SIGNALS = {6: "SIGABRT", 7: "SIGBUS", 9: "SIGKILL, perhaps for want of memory", 11: "SIGSEGV", 15: "SIGTERM"}
 
 
@@ -43,7 +35,7 @@ def find_cause(log: Path) -> str | None:
             return said[0].strip()
     rank, code = _root_cause(lines)
     exceptions = list(_exceptions(lines))
-    own = [(who, text) for who, text in exceptions if not any(mark in text for mark in _CONSEQUENCES)]
+    own = [(who, text) for who, text in exceptions if not any(mark in text for mark in CONSEQUENCES)]
     at_fault = [text for who, text in own if who == rank and rank is not None]
     if at_fault:
         return at_fault[-1]
@@ -57,7 +49,7 @@ def find_cause(log: Path) -> str | None:
 
 def is_consequence(cause: str) -> bool:
     """Whether a cause is only what a rank says when another one is gone."""
-    return any(mark in cause for mark in _CONSEQUENCES)
+    return any(mark in cause for mark in CONSEQUENCES)
 
 
 def _tail(log: Path) -> list[str]:

@@ -19,22 +19,13 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn
 
+from megatron_lrpath.errors import CONSEQUENCES
 from megatron_lrpath.training.guards.ranks import Ranks
 
 LOOK_SECONDS = 2.0  # between looks at the store
 SETTLE_SECONDS = 2.0  # for what lies behind a broken connection to be reported
 LINGER = timedelta(seconds=15)  # at most, of the rank that keeps the store, for the others to have looked
 HOW_TO_GO_ON = "All ranks end; call again to go on from the last checkpoint."
-CONSEQUENCES = (
-    "Connection closed by peer",
-    "Connection reset by peer",
-    "Connection refused",
-    "Broken pipe",
-    "DistNetworkError",
-    "ncclRemoteError",
-    "recvValue failed",
-    "Application timeout caused pair closure",
-)
 
 
 @dataclass(frozen=True)
