@@ -15,11 +15,13 @@ from megatron_lrpath.plan import json_schema, load_plan
 from megatron_lrpath.plan.keys import (
     BATCH_KEYS,
     DATA_KEYS,
+    MIX_KEYS,
     PLAN_KEYS,
     SCHEDULE_KEYS,
     TOKENIZER_KEYS,
     VERSION_KEYS,
 )
+from megatron_lrpath.plan.sft_keys import SFT_KEYS
 from tests.plan_text import SOUND, plan_with, versions
 
 
@@ -382,6 +384,8 @@ def test_the_json_schema_names_every_key() -> None:
         "batch": BATCH_KEYS,
         "tokenizer": TOKENIZER_KEYS,
         "data": DATA_KEYS,
+        "branch_mix": MIX_KEYS,
+        "sft": SFT_KEYS,
     }
     for name, keys in sections.items():
         assert set(properties[name]["properties"]) == {key.name for key in keys}
@@ -390,7 +394,8 @@ def test_the_json_schema_names_every_key() -> None:
 
 def test_the_documentation_describes_every_key_and_its_example_is_a_plan(tmp_path: Path) -> None:
     text = (Path(__file__).parent.parent / "docs" / "plan-file.md").read_text(encoding="utf-8")
-    for keys in (PLAN_KEYS, SCHEDULE_KEYS, BATCH_KEYS, TOKENIZER_KEYS, DATA_KEYS, VERSION_KEYS):
+    sections = (SCHEDULE_KEYS, BATCH_KEYS, TOKENIZER_KEYS, DATA_KEYS, VERSION_KEYS, MIX_KEYS, SFT_KEYS)
+    for keys in (PLAN_KEYS, *sections):
         for key in keys:
             assert re.search(rf"^\| `{key.name}` \|.*\| {re.escape(key.about)} \|$", text, re.MULTILINE)
     example = re.search(r"```yaml\n(.*?)```", text, re.DOTALL)

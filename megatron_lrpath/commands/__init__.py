@@ -6,6 +6,6 @@ where it helps, `EXAMPLE` (shown at the end of its help) and
 """
 
 COMMANDS = (
-    "init", "plan", "lr", "experiment", "run", "submit", "status", "cancel",
+    "init", "plan", "lr", "experiment", "run", "sft", "submit", "status", "cancel",
     "eval", "report", "samples", "advise", "merge", "export", "doctor", "completion",
 )  # fmt: skip

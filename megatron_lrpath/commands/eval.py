@@ -29,12 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Evaluate what is trained and not evaluated yet; 0, or 1 where the evaluation failed."""
-    from megatron_lrpath.evaluate.targets import is_trained, needs_evaluation, version_runs
+    from megatron_lrpath.evaluate.targets import is_trained, model_runs, needs_evaluation
     from megatron_lrpath.plan import PARADIGMS, load_plan
 
     plan = load_plan(args.plan)
     paradigms = PARADIGMS if args.paradigm == "all" else (args.paradigm,)
-    runs = version_runs(plan, paradigms)
+    runs = model_runs(plan, paradigms)
     if args.run:
         runs = [plan.run(paradigms[0], args.run)] if len(paradigms) == 1 else named(plan, runs, args.run)
     trained = [run for run in runs if is_trained(plan, run)]
@@ -43,7 +43,8 @@ def execute(args: argparse.Namespace) -> int:
         done = f"{len(trained)} of {len(runs)} versions are trained, all of them evaluated"
         print("nothing to evaluate: " + (done if trained else "no version is trained yet (lrpath run PLAN)"))
         return 0
-    return evaluate(plan, wanted, args)
+    kinds = ([run for run in wanted if run.kind != "sft"], [run for run in wanted if run.kind == "sft"])
+    return max(evaluate(plan, runs, args) for runs in kinds if runs)
 
 
 def named(plan: Plan, runs: list[Run], name: str) -> list[Run]:
@@ -62,7 +63,8 @@ def evaluate(plan: Plan, runs: list[Run], args: argparse.Namespace) -> int:
     """Run the worker under torchrun, its log in OUTPUT/logs/eval.log, its results on the console."""
     from megatron_lrpath.evaluate.targets import EVALUATION, read_json
 
-    log = Path(plan.output) / "logs" / "eval.log"
+    fine_tuned = runs[0].kind == "sft"
+    log = Path(plan.output) / "logs" / ("eval-sft.log" if fine_tuned else "eval.log")
     log.parent.mkdir(parents=True, exist_ok=True)
     names = [f"{run.paradigm}/{run.name}" for run in runs]
     launcher = [
@@ -88,5 +90,7 @@ def evaluate(plan: Plan, runs: list[Run], args: argparse.Namespace) -> int:
         return 1
     for run, name in zip(runs, names, strict=True):
         evaluation = read_json(plan.folder(run) / EVALUATION) or {}
-        print(f"  {name:24} perplexity {evaluation['perplexity']:.3f}")
+        answers = evaluation.get("answers")
+        held = f", of held-out answers {answers['perplexity']:.3f}" if answers else ""
+        print(f"  {name:24} perplexity {evaluation['perplexity']:.3f}{held}")
     return 0

@@ -33,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--paradigm", choices=("ours", "ptfs", "cpt"), default="ours", help="default: ours")
     parser.add_argument(
-        "--run", metavar="NAME", help="the run to export (default: every trained version of the paradigm)"
+        "--run",
+        metavar="NAME",
+        help="the run to export (default: every trained version, and every fine-tuned one)",
     )
     parser.add_argument("--step", type=int, metavar="STEP", help="the checkpoint's step (default: the last)")
     parser.add_argument(
@@ -87,12 +89,12 @@ def execute(args: argparse.Namespace) -> int:
 def chosen(plan: Plan, args: argparse.Namespace) -> list[Run]:
     """The run that is named, or all trained versions' runs."""
     from megatron_lrpath.errors import UserError
-    from megatron_lrpath.evaluate.targets import is_trained, version_runs
+    from megatron_lrpath.evaluate.targets import is_trained, model_runs
 
     if args.run:
         run = plan.run(args.paradigm, args.run)
         return [plan.run(*run.same_as) if run.same_as else run]
-    runs = [run for run in version_runs(plan, [args.paradigm]) if is_trained(plan, run)]
+    runs = [run for run in model_runs(plan, [args.paradigm]) if is_trained(plan, run)]
     if not runs:
         raise UserError(f"no version of {args.paradigm} is trained yet: lrpath run {plan.path}")
     if (args.output or args.step is not None) and len(runs) > 1:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from megatron_lrpath.plan import Plan
+    from megatron_lrpath.plan import Plan, Run
 
 HELP = "check a plan and show its runs, their cost against PTFS and their learning-rate curves"
 EXAMPLE = "lrpath plan examples/quickstart/plan.yaml --paradigm ours --png curves.png"
@@ -40,6 +40,10 @@ def execute(args: argparse.Namespace) -> int:
         raise UserError("which plan? lrpath plan PLAN (the file), or lrpath plan --schema")
     plan = load_plan(args.plan)
     paradigms = (args.paradigm,) if args.paradigm else PARADIGMS
+    if Path(plan.data.slices).is_dir():  # a plan may be looked at before its data are there
+        from megatron_lrpath.data.mix_slices import check_mixes
+
+        check_mixes(plan, plan.runs("ours"))
     if args.png:
         _write_png(plan, paradigms, args.png)
     if args.json:
@@ -59,7 +63,7 @@ def as_json(plan: Plan, paradigms: tuple[str, ...]) -> dict[str, Any]:
     for paradigm in paradigms:
         cost = plan.cost(paradigm)
         paths[paradigm] = {
-            "runs": [run.to_dict() | {"tokens": plan.tokens(run.steps)} for run in plan.runs(paradigm)],
+            "runs": [run_as_json(plan, run) for run in plan.runs(paradigm)],
             "total_steps": cost.steps,
             "total_tokens": cost.tokens,
             "relative_cost": cost.relative,
@@ -71,7 +75,31 @@ def as_json(plan: Plan, paradigms: tuple[str, ...]) -> dict[str, Any]:
             for version in plan.versions
         ],
         "paradigms": paths,
+        "sft": sft_as_json(plan),
     }
+
+
+def sft_as_json(plan: Plan) -> dict[str, Any] | None:
+    """The fine-tunings; `runs` is null while their steps depend on data that are not prepared."""
+    if plan.sft is None:
+        return None
+    runs = [run.to_dict() | {"paradigm": name} for name in plan.sft.paradigms for run in plan.sft_runs(name)]
+    return {
+        "versions": list(plan.sft.versions),
+        "paradigms": list(plan.sft.paradigms),
+        "data": list(plan.sft.data),
+        "epochs": plan.sft.epochs,
+        "steps": plan.sft.steps,
+        "runs": runs or None,
+    }
+
+
+def run_as_json(plan: Plan, run: Run) -> dict[str, Any]:
+    """A run, its tokens, and the samples that a branch reads of each slice of its mix."""
+    facts = run.to_dict() | {"tokens": plan.tokens(run.steps)}
+    if run.mix:
+        facts["mix"]["samples"] = run.mix.samples(plan.batch.global_batch_size, run.steps)
+    return facts
 
 
 def _write_png(plan: Plan, paradigms: tuple[str, ...], target: Path) -> None:

@@ -10,7 +10,14 @@ from rich.table import Table
 from rich.text import Text
 
 from megatron_lrpath.plan import PARADIGMS, Plan, Run
-from megatron_lrpath.report.words import PARADIGM_LONG_NAMES, paradigm_name, schedule_name, short_number
+from megatron_lrpath.report.words import (
+    PARADIGM_LONG_NAMES,
+    mix_text,
+    paradigm_name,
+    schedule_name,
+    sft_text,
+    short_number,
+)
 
 COLOURS = ("cyan", "green", "yellow", "magenta", "blue", "red")
 MAIN_COLOUR = "white"
@@ -31,6 +38,8 @@ def show_plan(plan: Plan, paradigms: tuple[str, ...], curves: bool) -> None:
         console.print(runs_table(plan, paradigm))
     console.print()
     console.print(costs_table(plan, paradigms))
+    if plan.sft is not None:
+        console.print(Text(f"Fine-tuning: {sft_text(plan.sft)}{_sft_steps(plan)}"))
     for note in notes(plan, paradigms):
         console.print(Text(note, style="dim"))
     if curves:
@@ -94,6 +103,15 @@ def notes(plan: Plan, paradigms: tuple[str, ...]) -> list[str]:
     return [text + "."]
 
 
+def _sft_steps(plan: Plan) -> str:
+    """The steps that epochs come to, once the data are prepared."""
+    assert plan.sft is not None
+    if plan.sft.steps is not None:
+        return ""
+    runs = [run for paradigm in PARADIGMS for run in plan.sft_runs(paradigm)]
+    return f" ({runs[0].steps:,} steps)" if runs else " (data not prepared yet: lrpath sft --prepare)"
+
+
 def curve_text(plan: Plan, paradigm: str, width: int) -> Text:
     """The paradigm's learning rates as braille dots, a colour for each version, version ends below."""
     end, top = plan.timeline.ends[-1], plan.schedule.max_lr
@@ -152,9 +170,8 @@ def _title(plan: Plan, paradigm: str) -> str:
 
 
 def _slices_text(run: Run) -> str:
-    if len(run.slices) < 3:
-        return ", ".join(run.slices)
-    return f"{run.slices[0]} … {run.slices[-1]}"
+    names = ", ".join(run.slices) if len(run.slices) < 3 else f"{run.slices[0]} … {run.slices[-1]}"
+    return f"{names} with {mix_text(run.mix)}" if run.mix else names
 
 
 def _rate_text(run: Run) -> str:

@@ -64,11 +64,15 @@ def view(status: dict[str, Any]) -> Group:
 
     heading = f"{status['plan']}: {status['done_steps']}/{status['total_steps']} steps, in {status['output']}"
     causes = [f"{row['key']}: {row['cause']}" for row in status["runs"] if row["cause"]]
-    return Group(Text(heading), table(status), *map(Text, causes))
+    unprepared = [f"fine-tuning: {status['unprepared']}"] if status.get("unprepared") else []
+    return Group(Text(heading), table(status), *map(Text, [*unprepared, *causes]))
 
 
 def collect(path: Path, paradigm: str = "all") -> dict[str, Any]:
-    """The states of the runs of a plan or an experiment, as `states` gives them."""
+    """The states of the runs of a plan or an experiment, as `states` gives them.
+
+    `unprepared` says what keeps a plan's fine-tunings from having steps; null where nothing does.
+    """
     from megatron_lrpath.experiment.load import is_experiment, load_experiment
     from megatron_lrpath.launch.tasks import build_tasks
     from megatron_lrpath.plan import PARADIGMS, load_plan
@@ -78,9 +82,13 @@ def collect(path: Path, paradigm: str = "all") -> dict[str, Any]:
         from megatron_lrpath.experiment.tasks import experiment_tasks
 
         experiment = load_experiment(path)
-        return states(experiment.name, str(experiment.output), experiment_tasks(experiment, paradigms))
+        tasks = experiment_tasks(experiment, paradigms)
+        return states(experiment.name, str(experiment.output), tasks) | {"unprepared": None}
     plan = load_plan(path)
-    return states(plan.name, str(plan.output), build_tasks(plan, paradigms))
+    wanted = plan.sft is not None and set(plan.sft.paradigms) & set(paradigms)
+    known = any(plan.sft_runs(name) for name in paradigms)
+    missing = f"data not prepared yet (lrpath sft {path} --prepare)" if wanted and not known else None
+    return states(plan.name, str(plan.output), build_tasks(plan, paradigms)) | {"unprepared": missing}
 
 
 def states(name: str, output: str, tasks: Sequence[Task]) -> dict[str, Any]:

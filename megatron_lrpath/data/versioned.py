@@ -197,7 +197,7 @@ def build_chained(
     Raises:
         UserError: a slice yields fewer samples than asked for, or its source is gone or another.
     """
-    versions, _ = _open_versions(slices, samples, config, seed, [])
+    versions, _ = open_versions(slices, samples, config, seed, [])
     return VersionedDataset(versions)
 
 
@@ -208,7 +208,7 @@ def build_shuffled(
 
     Raises as `build_chained`; every rank must call it.
     """
-    versions, arrays = _open_versions(slices, samples, config, seed, [mixture_entry(samples, seed)])
+    versions, arrays = open_versions(slices, samples, config, seed, [mixture_entry(samples, seed)])
     return VersionedDataset(versions, arrays[-1]["order"])
 
 
@@ -224,7 +224,7 @@ def build_validation(one: Slice, config: GPTDatasetConfig, multiple_of: int = 1)
     domains = list(one.tokens_by_domain)
     sources = sorted((s for s in one.sources if s.tokens > extra), key=lambda s: domains.index(s.domain))
     entries = [source_entry(source, config.sequence_length, extra, None) for source in sources]
-    arrays = _cache_of(one, config).prepare(entries)
+    arrays = cache_of(one, config).prepare(entries)
     opened = _open_indexed(sources, config)
     return ValidationDataset(
         one.name,
@@ -236,7 +236,7 @@ def build_validation(one: Slice, config: GPTDatasetConfig, multiple_of: int = 1)
     )
 
 
-def _open_versions(
+def open_versions(
     slices: Sequence[Slice], samples: Sequence[int], config: Any, seed: int, more: list[Entry]
 ) -> tuple[list[VersionSamples], list[Arrays]]:
     """Each version's samples, and the arrays of all entries, those of `more` last."""
@@ -249,7 +249,7 @@ def _open_versions(
         used.append((one, sources))
         entries += [source_entry(source, seq_length, extra, (seed, one.name)) for source in sources]
         entries.append(interleave_entry([(s.tokens - 1) // seq_length for s in sources], seed, one.name))
-    arrays = _cache_of(slices[0], config).prepare([*entries, *more])
+    arrays = cache_of(slices[0], config).prepare([*entries, *more])
     opened = _open_indexed([source for _, sources in used for source in sources], config)
     versions = []
     left = iter(arrays)
@@ -266,7 +266,7 @@ def _open_indexed(sources: Sequence[SliceSource], config: Any) -> dict[Path, Any
     return {prefix: IndexedDataset(str(prefix), mmap=config.mmap_bin_files) for prefix in prefixes}
 
 
-def _cache_of(one: Slice, config: Any) -> IndexCache:
+def cache_of(one: Slice, config: Any) -> IndexCache:
     """The cache that the configuration names (--data-cache-path), else `.cache` next to the slices."""
     if config.path_to_cache:
         return IndexCache(config.path_to_cache)

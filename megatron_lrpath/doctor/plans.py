@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from megatron_lrpath.doctor.check import FAILED, INFO, OK, WARNING, Check, attempt, gigabytes
@@ -9,7 +10,7 @@ from megatron_lrpath.doctor.machine import disk_check, gpu_list
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.launch.resources import model_parallel_size
 from megatron_lrpath.models import parameter_count, resolve_model
-from megatron_lrpath.plan import PARADIGMS, Plan, load_plan
+from megatron_lrpath.plan import PARADIGMS, Plan, Run, load_plan
 
 SENTENCEPIECE = ("SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer")
 USUAL_VOCABULARY = 100_000  # where the tokenizer does not say
@@ -80,7 +81,19 @@ def data_checks(plan: Plan) -> list[Check]:
             return f"{samples:,} samples of {plan.batch.seq_length:,} tokens are there"
 
         checks.append(attempt(f"tokens of {version.name}", enough))
-    return checks
+    return checks + mix_checks(plan)
+
+
+def mix_checks(plan: Plan) -> list[Check]:
+    """Whether the slices of every branch's mix are there and long enough."""
+    from megatron_lrpath.data.mix_slices import check_mixes
+
+    def enough(run: Run) -> str:
+        check_mixes(plan, [run])
+        return "its slices are there, long enough, and apart from the validation set"
+
+    mixed = [run for run in plan.runs("ours") if run.mix is not None]
+    return [attempt(f"mix of {run.name}", partial(enough, run)) for run in mixed]
 
 
 def memory_check(plan: Plan, vocabulary: int) -> Check:

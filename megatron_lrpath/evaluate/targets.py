@@ -24,6 +24,17 @@ def version_runs(plan: Plan, paradigms: Iterable[str]) -> list[Run]:
     return list(runs.values())
 
 
+def model_runs(plan: Plan, paradigms: Iterable[str]) -> list[Run]:
+    """The runs that end with a model to use: `version_runs`, then their fine-tunings, each training once."""
+    names = list(paradigms)
+    runs = {plan.folder(run): run for run in version_runs(plan, names)}
+    for paradigm in names:
+        for run in plan.sft_runs(paradigm):
+            carried_out = plan.run(*run.same_as) if run.same_as else run
+            runs.setdefault(plan.folder(carried_out), carried_out)
+    return list(runs.values())
+
+
 def is_trained(plan: Plan, run: Run) -> bool:
     """Whether the run has reached its end."""
     result = read_json(plan.folder(run) / RESULT)

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,35 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.evaluate.targets import EVALUATION
 from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.plan import Plan, Run, load_plan
+
+
+@dataclass
+class Sets:
+    """The plan's fixed validation set; for fine-tunings the held-out answers, too, where there are any.
+
+    `answers_length` is their samples' length; `args` are Megatron's arguments, which carry the length in use.
+    """
+
+    args: Any
+    validation: Any
+    answers: Any = None
+    answers_length: int = 0
+
+    def evaluate(self, model: list[Any]) -> dict[str, Any]:
+        """What `eval.json` says beside the step; held-out answers under `answers`."""
+        from megatron_lrpath.evaluate.perplexity import evaluate_model
+        from megatron_lrpath.training.packed import set_packed
+
+        set_packed(False)
+        found = evaluate_model(model, self.validation)
+        if self.answers is None:
+            return found
+        usual, self.args.seq_length = self.args.seq_length, self.answers_length
+        set_packed(True)
+        answers = evaluate_model(model, self.answers)
+        set_packed(False)
+        self.args.seq_length = usual
+        return found | {"answers": {name: answers[name] for name in ("loss", "perplexity", "tokens")}}
 
 
 def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -57,21 +87,23 @@ def evaluate_runs(plan: Plan, runs: list[Run], device: str, extra: list[str]) ->
     words = ["--plan", str(plan.path), "--paradigm", runs[0].paradigm, "--run", runs[0].name]
     words += ["--tensorboard-dir", "", *extra]  # an evaluation adds nothing to the training's records
     args, _ = setup.arguments(words, device)
-    model, dataset = build(plan, args, setup.configuration)
+    model, sets = build(plan, args, setup.configuration)
     for run in runs:
         load_weights(plan, run, args, model)
-        write_evaluation(plan, run, model, dataset)
+        write_evaluation(plan, run, model, sets)
     setup.end()
 
 
-def build(plan: Plan, args: Any, configuration: Any) -> tuple[list[Any], Any]:
-    """The model with random weights, and the validation set."""
+def build(plan: Plan, args: Any, configuration: Any) -> tuple[list[Any], Sets]:
+    """The model with random weights, and what it is evaluated on."""
     from megatron.core.enums import ModelType
     from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.training import training
 
     from megatron_lrpath.data.slice import open_validation
     from megatron_lrpath.data.versioned import build_validation
+    from megatron_lrpath.sft.dataset import build_packed_validation
+    from megatron_lrpath.training.context import get_context
     from megatron_lrpath.training.datasets import dataset_config
 
     args.skip_train, args.load, args.no_load_rng = True, None, True
@@ -81,8 +113,12 @@ def build(plan: Plan, args: Any, configuration: Any) -> tuple[list[Any], Any]:
         cfg_container=configuration(args),
         pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
     )
-    dataset = build_validation(open_validation(plan.data), dataset_config(args, versioned=True))
-    return model, dataset
+    seq_length, args.seq_length = args.seq_length, plan.batch.seq_length
+    sets = Sets(args, build_validation(open_validation(plan.data), dataset_config(args, versioned=True)))
+    context = get_context()
+    if context is not None and context.prepared is not None:
+        sets.answers, sets.answers_length = build_packed_validation(context.prepared), seq_length
+    return model, sets
 
 
 def load_weights(plan: Plan, run: Run, args: Any, model: list[Any]) -> None:
@@ -104,7 +140,7 @@ def load_weights(plan: Plan, run: Run, args: Any, model: list[Any]) -> None:
             f"{folder}: the checkpoint of step {run.last_step} is damaged: {'; '.join(problems)}. Restore it from "
             "a backup, or train the run anew."
         )
-    branch.check_model(args, folder, run.last_step)
+    branch.check_model(args, folder, run.last_step, weights_only=run.kind == "sft")
     args.load, args.ckpt_step = str(folder), run.last_step
     args.no_load_optim, args.no_load_rng, args.exit_on_missing_checkpoint = True, True, True
     load_checkpoint(model, None, None)
@@ -128,11 +164,9 @@ def damage(folder: Path, step: int) -> list[str]:
     return sorted({problem for part in found for problem in part})
 
 
-def write_evaluation(plan: Plan, run: Run, model: list[Any], dataset: Any) -> None:
+def write_evaluation(plan: Plan, run: Run, model: list[Any], sets: Sets) -> None:
     """Evaluate the loaded weights; rank 0 writes the file and says so."""
-    from megatron_lrpath.evaluate.perplexity import evaluate_model
-
-    evaluation = {"step": run.last_step, **evaluate_model(model, dataset)}
+    evaluation = {"step": run.last_step, **sets.evaluate(model)}
     if int(os.environ["RANK"]) == 0:
         atomic_write_json(plan.folder(run) / EVALUATION, evaluation)
         print(f"evaluated {run.paradigm}/{run.name} {evaluation['perplexity']:.4f}", flush=True)

@@ -15,7 +15,7 @@ from megatron_lrpath.experiment.sharing import main_points
 from megatron_lrpath.experiment.spec import Experiment, Point
 from megatron_lrpath.experiment.vary import change, variations
 from megatron_lrpath.plan import PARADIGMS
-from megatron_lrpath.plan.keys import NAME, REQUIRED, TEXT, Key
+from megatron_lrpath.plan.key import NAME, REQUIRED, TEXT, Key
 from megatron_lrpath.plan.load import plan_from
 from megatron_lrpath.plan.source import Entry, Source, parse_source, plain, read_source
 from megatron_lrpath.plan.values import read_key, read_list, read_mapping, read_section

@@ -16,6 +16,8 @@ def training_key(plan: Plan, run: Run) -> str:
     A main path has no end of its own, so how far it goes does not count.
     """
     facts = plan.identity(run) | {"slices": plan.data.slices}
+    if run.mix is not None:
+        facts["mix_slices"] = [part.slice for part in run.mix.parts]
     if run.kind == "main":
         facts["versions"] = [(version.name, version.steps) for version in plan.versions]
     return json.dumps(facts, sort_keys=True)

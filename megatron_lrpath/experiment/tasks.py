@@ -69,7 +69,7 @@ def chosen_keys(experiment: Experiment, paradigms: Sequence[str], run: str | Non
 
 def point_tasks(experiment: Experiment, point: Point, paradigms: Sequence[str]) -> list[Task]:
     """The tasks of one point's plan, as if it were alone."""
-    tasks = build_tasks(point.plan, paradigms)
+    tasks = build_tasks(point.plan, paradigms, fine_tunings=False)  # `lrpath sft` on the point's own plan
     if not experiment.only:
         return tasks
     wanted = {task.key for name in experiment.only for task in with_ancestors(tasks, point.plan, name)}

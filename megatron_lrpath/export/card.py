@@ -9,12 +9,14 @@ from typing import Any
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.export.architecture import CLASSES, Architecture
 from megatron_lrpath.plan import Plan, Run
+from megatron_lrpath.report.words import mix_text
 
 KINDS = {
     "main": "the main path of learning-rate path switching (constant rate after the warm-up; not decayed)",
     "branch": "a version's branch of learning-rate path switching (a complete decay off the main path)",
     "scratch": "pre-training from scratch",
     "continual": "continual pre-training from the version before it",
+    "sft": "fine-tuning of a version on chats or instructions, loss on the answers only",
 }
 
 
@@ -86,8 +88,41 @@ def architecture_table(model: Architecture, dtype: str) -> str:
     return table(("model", ""), rows)
 
 
+def fine_tuning(plan: Plan, run: Run, origin: Origin) -> str:
+    """The fine-tuning: data, schedule and steps; the table of the version's own training follows it."""
+    sft = plan.sft
+    assert sft is not None
+    assert run.parent is not None
+    rate, batch = sft.schedule, sft.batch
+    rows = [
+        ("run", f"{run.name}: {KINDS[run.kind]}"),
+        ("starts from", f"the weights of {run.parent.run}, step {run.parent.step:,}"),
+        (
+            "steps",
+            f"{origin.step:,} of {run.last_step:,}, {sft.epochs} epochs"
+            if sft.epochs
+            else f"{origin.step:,}",
+        ),
+        ("a step", f"{batch.global_batch_size:,} packed samples of {batch.seq_length:,} positions"),
+        ("schedule", f"{rate.style}, {rate.max_lr:g} to {rate.min_lr:g}, warm-up {rate.warmup:,} steps"),
+        ("data", ", ".join(sft.data)),
+        ("chat template", sft.template),
+        ("seed", sft.seed),
+    ]
+    answers = (origin.evaluation or {}).get("answers")
+    if answers:
+        rows.append(
+            ("perplexity of held-out answers", f"{answers['perplexity']:.4f} ({answers['tokens']:,} tokens)")
+        )
+    parent = plan.run(run.paradigm, run.parent.run)
+    version = training(plan, parent, Origin(parent.last_step))
+    return "## Fine-tuning\n\n" + table(("", ""), rows) + "\n" + version
+
+
 def training(plan: Plan, run: Run, origin: Origin) -> str:
     """Plan, version, paradigm, schedule and steps."""
+    if run.kind == "sft":
+        return fine_tuning(plan, run, origin)
     schedule = plan.schedule
     version = plan.versions[run.version_index - 1]
     rows = [
@@ -107,6 +142,10 @@ def training(plan: Plan, run: Run, origin: Origin) -> str:
     ]
     if run.paradigm == "ours":
         rows.insert(7, ("α (share of a version's steps that decay)", f"{version.alpha or plan.alpha:g}"))
+    if run.mix is not None:
+        samples = run.mix.samples(plan.batch.global_batch_size, run.steps)
+        counts = ", ".join(f"{number:,} of {name}" for name, number in samples.items())
+        rows.append(("samples of other data in the branch", f"{counts} ({mix_text(run.mix)})"))
     pretrained = plan.megatron.get("pretrained_checkpoint")
     if pretrained and run.parent is None:
         rows[3] = ("starts from", "an imported model")

@@ -13,6 +13,7 @@ from typing import Any
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.export import architecture
 from megatron_lrpath.export.card import Origin, model_card
+from megatron_lrpath.export.chat import Chat, stored_chat, write_chat
 from megatron_lrpath.export.reader import CheckpointReader
 from megatron_lrpath.export.tokenizer import TokenizerFiles, find_tokenizer, write_tokenizer
 from megatron_lrpath.export.weights import stored_dtype, write_weights
@@ -65,16 +66,18 @@ def export_checkpoint(checkpoint: Path, target: Path, origin: Origin, wishes: Wi
     """
     refuse_target(target, wishes.force)
     reader = CheckpointReader(checkpoint)
-    tokenizer = run_tokenizer(reader.args, wishes)
+    tokenizer, chat = run_tokenizer(reader.args, wishes), stored_chat(reader.args)
     # An imported model may have more rows than its tokenizer has tokens.
     rows = wishes.vocab_size or getattr(reader.args, IMPORTED_VOCABULARY, None) or tokenizer.vocab_size
+    rows = max(rows, chat.rows if chat else 0)
     model = architecture.from_megatron(reader.args, rows)
     dtype = wishes.dtype or stored_dtype(reader)
     with appearing_folder(target) as folder:
         weights = write_weights(reader, model, folder, wishes.dtype, wishes.shard_bytes)
         notes = write_tokenizer(tokenizer, folder, model.max_positions)
+        notes += write_chat(chat, folder) if chat else []
         atomic_write_json(folder / "config.json", architecture.to_config(model, dtype, tokenizer.tokens))
-        atomic_write_json(folder / "generation_config.json", generation_config(tokenizer))
+        atomic_write_json(folder / "generation_config.json", generation_config(tokenizer, chat))
         atomic_write_text(folder / "README.md", model_card(target.name, model, dtype, origin, notes))
     return Exported(target, architecture.CLASSES[model.kind], weights, notes)
 
@@ -86,11 +89,14 @@ def run_tokenizer(args: Any, wishes: Wishes) -> TokenizerFiles:
     )
 
 
-def generation_config(tokenizer: TokenizerFiles) -> dict[str, Any]:
-    """Where generation begins and ends; without a padding token the end pads."""
-    tokens = dict(tokenizer.tokens)
+def generation_config(tokenizer: TokenizerFiles, chat: Chat | None) -> dict[str, Any]:
+    """Where generation begins and ends (an answer, too); without a padding token the end pads."""
+    tokens: dict[str, Any] = dict(tokenizer.tokens)
     if "eos_token_id" in tokens:
         tokens.setdefault("pad_token_id", tokens["eos_token_id"])
+    if chat is not None and chat.stop_token is not None:
+        ends = [chat.stop_token, *([tokens["eos_token_id"]] if "eos_token_id" in tokens else [])]
+        tokens["eos_token_id"] = ends[0] if len(set(ends)) == 1 else ends
     return {**tokens, "do_sample": False}
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.plan import Plan
+from megatron_lrpath.plan import Batch, Plan
 
 CPU_PROCESS_BYTES = 2 * 1024**3  # what a training process of a small model with its libraries takes
 _PARALLEL = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
@@ -74,9 +74,34 @@ def share_out(
 def default_nproc(plan: Plan, gpus: int, extra: Sequence[str] = ()) -> int:
     """Processes of a run: the model-parallel size times a data-parallel size that divides the batch."""
     base = model_parallel_size({**plan.model.overrides, **plan.megatron, **spoken(extra)})
-    batch, micro = plan.batch.global_batch_size, plan.batch.micro_batch_size
-    fitting = [size for size in range(1, gpus // base + 1) if batch % (micro * size) == 0]
+    fitting = [
+        size
+        for size in range(1, gpus // base + 1)
+        if all(batch.global_batch_size % (batch.micro_batch_size * size) == 0 for batch in batches(plan))
+    ]
     return base * max(fitting, default=1)
+
+
+def batches(plan: Plan) -> list[Batch]:
+    """The batch of the plan's versions, and that of its fine-tuning where there is one."""
+    return [plan.batch, plan.sft.batch] if plan.sft else [plan.batch]
+
+
+def check_fine_tuning(plan: Plan, nproc: int, extra: Sequence[str] = ()) -> None:
+    """Refuse, before days are trained, processes among which the fine-tuning's batch cannot be shared out.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if plan.sft is None:
+        return
+    shares = nproc // model_parallel_size({**plan.model.overrides, **plan.megatron, **spoken(extra)})
+    batch = plan.sft.batch
+    if shares and batch.global_batch_size % (batch.micro_batch_size * shares):
+        raise UserError(
+            f"{plan.sft.place}.global_batch_size: {batch.global_batch_size} samples cannot be shared out among "
+            f"{shares} data-parallel ranks in micro batches of {batch.micro_batch_size}"
+        )
 
 
 def model_parallel_size(arguments: Mapping[str, Any]) -> int:

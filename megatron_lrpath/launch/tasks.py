@@ -37,9 +37,11 @@ class Task:
         return self.folder / "checkpoints"
 
 
-def build_tasks(plan: Plan, paradigms: Sequence[str]) -> list[Task]:
-    """The trainings of `paradigms`, each once, every one after its parent."""
+def build_tasks(plan: Plan, paradigms: Sequence[str], fine_tunings: bool = True) -> list[Task]:
+    """The trainings of `paradigms`, each once, every one after its parent; fine-tunings once their steps are known."""
     every = {(run.paradigm, run.name): run for paradigm in PARADIGMS for run in plan.runs(paradigm)}
+    if fine_tunings:
+        every |= {(run.paradigm, run.name): run for paradigm in PARADIGMS for run in plan.sft_runs(paradigm)}
     chosen = [run for run in every.values() if run.paradigm in paradigms]
     aliases: dict[tuple[str, str], list[Path]] = {}
     for run in chosen:
@@ -71,7 +73,7 @@ def with_ancestors(tasks: Sequence[Task], plan: Plan, name: str) -> list[Task]:
     """The task of the run called `name` and its ancestors. Raises `UserError` for an unknown name."""
     by_key = {task.key: task for task in tasks}
     paradigms = dict.fromkeys([*(task.run.paradigm for task in tasks), *PARADIGMS])
-    runs = [run for paradigm in paradigms for run in plan.runs(paradigm)]
+    runs = [run for paradigm in paradigms for run in (*plan.runs(paradigm), *plan.sft_runs(paradigm))]
     found = ["/".join(identity(run)) for run in runs if run.name == name]
     if not any(key in by_key for key in found):
         known = ", ".join(task.run.name for task in tasks)

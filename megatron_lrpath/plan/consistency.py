@@ -18,6 +18,7 @@ def check_plan(source: Source, plan: Plan) -> None:
     _check_warmup(source, plan)
     _check_branches(source, plan)
     _check_cycles(source, plan)
+    _check_mixes(source, plan)
 
 
 def _check_batch(source: Source, plan: Plan) -> None:
@@ -119,6 +120,21 @@ def _check_cycles(source: Source, plan: Plan) -> None:
     first = source.find("versions[0].cycle_steps.continual")
     if first is not source.root:
         raise source.error(first, "the first continual run is the first scratch run; give `scratch`")
+
+
+def _check_mixes(source: Source, plan: Plan) -> None:
+    for index, (version, steps) in enumerate(zip(plan.versions, plan.timeline.branch_steps, strict=True)):
+        if version.mix is None:
+            continue
+        for part in version.mix.parts:
+            if part.share * steps * plan.batch.global_batch_size >= 1:
+                continue
+            own = f"versions[{index}].branch_mix.slices.{part.slice}"
+            raise source.error(
+                source.find(own, f"branch_mix.slices.{part.slice}"),
+                f"{float(part.share):g} of branch-{version.name}'s {steps} steps of "
+                f"{plan.batch.global_batch_size} samples is less than one sample; give a larger share",
+            )
 
 
 def _cycle_entry(source: Source, index: int, kind: str) -> Entry:

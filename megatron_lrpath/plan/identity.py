@@ -30,6 +30,9 @@ _LABELS = {
     "tokenizer": "tokenizer",
     "megatron": "megatron",
     "seed": "seed",
+    "mix": "branch mix",
+    "sft": "sft",
+    "sft_megatron": "sft.megatron",
 }
 
 
@@ -45,6 +48,8 @@ def identity(plan: Plan, run: Run) -> dict[str, Any]:
     """
     if run.same_as:
         run = plan.run(*run.same_as)
+    if run.kind == "sft":
+        return _sft_identity(plan, run)
     count = len(run.slices) if run.kind == "main" else run.version_index
     batch = {"global_batch_size": plan.batch.global_batch_size, "seq_length": plan.batch.seq_length}
     tokenizer = {
@@ -52,6 +57,7 @@ def identity(plan: Plan, run: Run) -> dict[str, Any]:
         "model": plan.tokenizer.model,
         "vocab_size": plan.tokenizer.vocab_size,
     }
+    mix = {"mix": run.mix.to_dict()} if run.mix else {}  # a branch without one is what it was before
     return {
         "run": run.name,
         "seed": plan.seed,
@@ -62,7 +68,7 @@ def identity(plan: Plan, run: Run) -> dict[str, Any]:
         "order": "shuffled together" if run.kind == "scratch" and count > 1 else "one after the other",
         "versions": [{"name": version.name, "steps": version.steps} for version in plan.versions[:count]],
         "path": [{"run": stage.name} | _path_facts(stage.path) for stage in _lineage(plan, run)],
-    }
+    } | mix
 
 
 def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
@@ -78,6 +84,19 @@ def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
         found += _compare(label, stored.get(name), current.get(name))
     found += _compare_versions(stored, current)
     return found + _compare_paths(stored.get("path", []), current.get("path", []))
+
+
+def _sft_identity(plan: Plan, run: Run) -> dict[str, Any]:
+    """What the version's model depends on, and the fine-tuning itself."""
+    assert plan.sft is not None
+    assert run.parent is not None
+    facts = identity(plan, plan.run(run.paradigm, run.parent.run))
+    return facts | {
+        "run": run.name,
+        "sft": plan.sft.facts(),
+        "sft_megatron": _telling(plan.sft.megatron),
+        "path": [*facts["path"], {"run": run.name} | _path_facts(run.path)],
+    }
 
 
 def _lineage(plan: Plan, run: Run) -> list[Run]:

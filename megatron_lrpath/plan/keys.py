@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from megatron_lrpath.models import RECIPES
+from megatron_lrpath.plan.key import (
+    ALPHA,
+    MIN_RATE,
+    NAME,
+    RATE,
+    REQUIRED,
+    SHARE,
+    STEPS,
+    TEXT,
+    Key,
+    choice,
+    whole,
+)
+from megatron_lrpath.plan.sft_keys import SFT_KEYS
 from megatron_lrpath.schedule import STYLES, WSD_DECAY_SHAPES
 
-SAFE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 CPT_VARIANTS = ("reset-max", "rewarm-max", "keep-min")
 RUN_KINDS_WITH_CYCLE = ("scratch", "continual", "branch")
 TOKENIZERS = (
@@ -25,40 +37,6 @@ TOKENIZERS = (
     "NullMultimodalTokenizer",
     "SFTTokenizer",
 )
-REQUIRED = object()
-
-
-@dataclass(frozen=True)
-class Key:
-    """One key: `schema` is its JSON schema; `default` is what is taken when it is left out, or REQUIRED."""
-
-    name: str
-    schema: dict[str, Any]
-    default: Any
-    about: str
-
-    @property
-    def required(self) -> bool:
-        """Whether a plan without this key is refused."""
-        return self.default is REQUIRED
-
-
-def whole(minimum: int, maximum: int) -> dict[str, Any]:
-    """The schema of a whole number from `minimum` to `maximum`."""
-    return {"type": "integer", "minimum": minimum, "maximum": maximum}
-
-
-def choice(*values: str) -> dict[str, Any]:
-    """The schema of one of some words."""
-    return {"type": "string", "enum": list(values)}
-
-
-TEXT = {"type": "string", "minLength": 1, "maxLength": 4096}
-NAME = {"type": "string", "pattern": f"^{SAFE_NAME}$"}
-ALPHA = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
-STEPS = whole(1, 10**9)
-RATE = {"type": "number", "exclusiveMinimum": 0, "maximum": 1000}
-MIN_RATE = {"type": "number", "minimum": 0, "maximum": 1000}
 CYCLE_LENGTH = {"anyOf": [STEPS, {"enum": ["inf"]}]}
 CYCLE = {
     "anyOf": [
@@ -77,6 +55,15 @@ ARGUMENTS = {
 }
 _RECIPE = choice(*RECIPES)
 MODEL = {"anyOf": [_RECIPE, ARGUMENTS | {"properties": {"recipe": _RECIPE}}]}
+MIX_KEYS = (
+    Key(
+        "slices",
+        {"type": "object", "additionalProperties": SHARE},
+        REQUIRED,
+        "share of a branch's samples by slice: a name in the slices' folder, or a path, without `.slice`",
+    ),
+    Key("seed", whole(1, 2**31 - 1), None, "places the samples in the batches; default: the plan's seed"),
+)
 
 SCHEDULE_KEYS = (
     Key("style", choice(*STYLES), REQUIRED, "shape of the learning-rate schedule"),
@@ -136,6 +123,7 @@ VERSION_KEYS = (
     Key("steps", STEPS, REQUIRED, "T_i, the steps that its new data last"),
     Key("alpha", ALPHA, None, "alpha of this version alone"),
     Key("cycle_steps", CYCLE, None, "cycle_steps of this version's runs alone"),
+    Key("branch_mix", {"type": "object"}, None, "branch_mix of this version's branch alone"),
 )
 PLAN_KEYS = (
     Key("name", NAME, REQUIRED, "name of the plan; jobs and the report are named after it"),
@@ -155,6 +143,8 @@ PLAN_KEYS = (
         "goes on to the last of them",
     ),
     Key("versions", {"type": "array", "minItems": 1, "maxItems": 1000}, REQUIRED, "versions in order"),
+    Key("branch_mix", {"type": "object"}, None, "other data in the branches, beside the main path's"),
+    Key("sft", {"type": "object"}, None, "fine-tuning of the versions' models on chats or instructions"),
     Key("output", TEXT, None, "folder of all runs, `OUTPUT/<paradigm>/<run>`; default: `runs/NAME`"),
     Key(
         "megatron", ARGUMENTS, {}, "any other Megatron arguments, with `-` or `_`, without the dashes before"
@@ -165,6 +155,8 @@ SECTIONS = {
     "batch": BATCH_KEYS,
     "tokenizer": TOKENIZER_KEYS,
     "data": DATA_KEYS,
+    "branch_mix": MIX_KEYS,
+    "sft": SFT_KEYS,
 }
 
 
@@ -174,7 +166,9 @@ def json_schema() -> dict[str, Any]:
     for key in PLAN_KEYS:
         schema = _section_schema(SECTIONS[key.name]) if key.name in SECTIONS else _key_schema(key)
         properties[key.name] = schema | {"description": key.about}
-    properties["versions"]["items"] = _section_schema(VERSION_KEYS)
+    version = _section_schema(VERSION_KEYS)
+    version["properties"]["branch_mix"] |= _section_schema(MIX_KEYS)
+    properties["versions"]["items"] = version
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Plan of version updates",

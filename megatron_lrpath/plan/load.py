@@ -8,16 +8,17 @@ from typing import Any
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.models import RECIPES, ModelSpec, resolve_model
 from megatron_lrpath.plan.consistency import check_plan
+from megatron_lrpath.plan.key import TEXT, Key
 from megatron_lrpath.plan.keys import (
     BATCH_KEYS,
     DATA_KEYS,
     PLAN_KEYS,
     SCHEDULE_KEYS,
-    TEXT,
     TOKENIZER_KEYS,
     VERSION_KEYS,
-    Key,
 )
+from megatron_lrpath.plan.load_mix import read_mix
+from megatron_lrpath.plan.load_sft import read_sft
 from megatron_lrpath.plan.neutral import SET_BY_PLAN
 from megatron_lrpath.plan.plan import Plan
 from megatron_lrpath.plan.source import Entry, Source, read_source
@@ -33,6 +34,7 @@ from megatron_lrpath.plan.values import (
 )
 from megatron_lrpath.schedule import Schedule
 
+_NESTED = ("cycle_steps", "branch_mix")  # read by functions of their own
 _PLAIN = ("name", "seed", "alpha", "cpt_variant", "also_branch_at")
 
 
@@ -49,16 +51,19 @@ def plan_from(source: Source) -> Plan:
     top = read_section(source, source.root, PLAN_KEYS)
     values = {key.name: read_key(source, top, key) for key in PLAN_KEYS if key.name in _PLAIN}
     model = _read_model(source, top["model"])
+    batch = Batch(**_read_fields(source, top["batch"], BATCH_KEYS))
+    versions = _read_versions(source, top, values["seed"])
     plan = Plan(
         path=source.path,
         model=model,
         schedule=_read_schedule(source, top["schedule"]),
-        batch=Batch(**_read_fields(source, top["batch"], BATCH_KEYS)),
+        batch=batch,
         tokenizer=_read_tokenizer(source, top["tokenizer"]),
         data=_read_data(source, top["data"]),
-        versions=_read_versions(source, top["versions"], top["schedule"]),
+        versions=versions,
         output=_read_output(source, top, values["name"]),
         megatron=_read_megatron(source, top.get("megatron"), model),
+        sft=read_sft(source, top.get("sft"), values["seed"], batch, versions),
         **values,
     )
     check_plan(source, plan)
@@ -67,7 +72,7 @@ def plan_from(source: Source) -> Plan:
 
 def _read_fields(source: Source, entry: Entry, keys: tuple[Key, ...]) -> dict[str, Any]:
     section = read_section(source, entry, keys)
-    return {key.name: read_key(source, section, key) for key in keys if key.name != "cycle_steps"}
+    return {key.name: read_key(source, section, key) for key in keys if key.name not in _NESTED}
 
 
 def _read_schedule(source: Source, entry: Entry) -> Schedule:
@@ -101,7 +106,8 @@ def _read_data(source: Source, entry: Entry) -> Data:
     return Data(fields["slices"], fields["valid"] or str(Path(fields["slices"]) / "valid"))
 
 
-def _read_versions(source: Source, entry: Entry, schedule: Entry) -> tuple[Version, ...]:
+def _read_versions(source: Source, top: dict[str, Entry], seed: int) -> tuple[Version, ...]:
+    entry, schedule = top["versions"], top["schedule"]
     items = read_list(source, entry)
     if not items:
         raise source.error(entry, "a plan needs at least one version, like `- {name: v1, steps: 100}`")
@@ -109,11 +115,13 @@ def _read_versions(source: Source, entry: Entry, schedule: Entry) -> tuple[Versi
     if len(items) > limit:
         raise source.error(entry, f"{len(items)} versions are more than the {limit} that a plan may have")
     default = read_cycle(source, read_section(source, schedule, SCHEDULE_KEYS).get("cycle_steps"))
+    mix = read_mix(source, top.get("branch_mix"), seed)
     versions = []
     for item in items:
-        fields = _read_fields(source, item, VERSION_KEYS)
-        own = read_cycle(source, read_section(source, item, VERSION_KEYS).get("cycle_steps"))
-        versions.append(Version(**fields, cycle_steps=default | own))
+        fields, section = _read_fields(source, item, VERSION_KEYS), read_section(source, item, VERSION_KEYS)
+        own = read_cycle(source, section.get("cycle_steps"))
+        mixed = read_mix(source, section.get("branch_mix"), seed) if "branch_mix" in section else mix
+        versions.append(Version(**fields, cycle_steps=default | own, mix=mixed))
     return tuple(versions)
 
 

@@ -11,6 +11,8 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.models import ModelSpec
 from megatron_lrpath.plan.identity import identity
 from megatron_lrpath.plan.runs import PARADIGMS, Run, Timeline
+from megatron_lrpath.plan.sft import PREFIX as SFT_PREFIX
+from megatron_lrpath.plan.sft import Sft, find_sft_run, sft_runs
 from megatron_lrpath.plan.spec import Batch, Data, Tokenizer, Version
 from megatron_lrpath.plan.values import nearest
 from megatron_lrpath.schedule import Schedule
@@ -48,6 +50,7 @@ class Plan:
     output: str
     megatron: dict[str, Any]
     also_branch_at: tuple[int, ...] = ()
+    sft: Sft | None = None
 
     @property
     def base(self) -> Path:
@@ -66,13 +69,23 @@ class Plan:
             raise UserError(f"there is no paradigm {paradigm!r}{hint}; there are {', '.join(PARADIGMS)}")
         return self.timeline.runs(paradigm)
 
+    def sft_runs(self, paradigm: str) -> list[Run]:
+        """The fine-tunings of a paradigm's versions; none while their steps are not known (see `plan.sft`)."""
+        return sft_runs(self, paradigm)
+
     def run(self, paradigm: str, name: str) -> Run:
-        """One run by its name. UserError that lists the names there are."""
+        """One run by its name, a fine-tuning among them. UserError that lists the names there are."""
+        if name.startswith(SFT_PREFIX) and paradigm in PARADIGMS:
+            return find_sft_run(self, paradigm, name)
         runs = {run.name: run for run in self.runs(paradigm)}
         if name not in runs:
             hint = nearest(name, runs)
             raise UserError(f"{paradigm} has no run {name!r}{hint}; it has {', '.join(runs)}")
         return runs[name]
+
+    def batch_of(self, run: Run) -> Batch:
+        """The batch of a run: a fine-tuning has its own."""
+        return self.sft.batch if run.kind == "sft" and self.sft is not None else self.batch
 
     def folder(self, run: Run) -> Path:
         """OUTPUT/<paradigm>/<run>."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from megatron_lrpath.plan.mix import Mix
 from megatron_lrpath.plan.spec import Parent, Version
 from megatron_lrpath.schedule import LRPath, Schedule
 
@@ -24,6 +25,7 @@ class Run:
     - `path`: its learning rate, positions in steps.
     - `slices`: versions whose data it reads, in order.
     - `keep_steps`: steps whose checkpoints others start from; they outlive any retention.
+    - `mix`: other data that a branch reads beside the main path's samples.
     - `same_as`: (paradigm, name) of the run that this one is identical to and is carried out as.
     """
 
@@ -39,6 +41,7 @@ class Run:
     slices: tuple[str, ...]
     keep_steps: tuple[int, ...] = ()
     same_as: tuple[str, str] | None = None
+    mix: Mix | None = None
 
     @property
     def steps(self) -> int:
@@ -58,6 +61,7 @@ class Run:
             "slices": list(self.slices),
             "keep_steps": list(self.keep_steps),
             "same_as": {"paradigm": self.same_as[0], "run": self.same_as[1]} if self.same_as else None,
+            "mix": self.mix.to_dict() if self.mix else None,
             "path": self.path.to_dict(),
         }
 
@@ -131,6 +135,7 @@ class Timeline:
                 last_step=end,
                 path=LRPath(self.schedule, "branch", point, end, cycle=version.cycle_steps.get("branch")),
                 slices=(version.name,),
+                mix=version.mix,
             )
             for index, (version, point, end) in enumerate(
                 zip(self.versions, self.branch_points, self.ends, strict=True), start=1

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from megatron_lrpath.plan.mix import Mix
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -43,13 +45,15 @@ class Version:
     """One version: its name, T_i in steps, and what it sets for itself alone.
 
     `cycle_steps` maps "scratch", "continual", "branch" to a length in steps (math.inf: never decays); kinds
-    that are missing in it take the length of the run.
+    that are missing in it take the length of the run. `mix` is what its branch reads beside the main path's
+    samples, the plan's where the version does not say.
     """
 
     name: str
     steps: int
     alpha: float | None = None
     cycle_steps: dict[str, float] = field(default_factory=dict)
+    mix: Mix | None = None
 
 
 @dataclass(frozen=True)

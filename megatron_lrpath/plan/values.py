@@ -8,7 +8,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from megatron_lrpath.plan.keys import RUN_KINDS_WITH_CYCLE, STEPS, Key
+from megatron_lrpath.plan.key import STEPS, Key
+from megatron_lrpath.plan.keys import RUN_KINDS_WITH_CYCLE
 from megatron_lrpath.plan.source import Entry, Scalar, Source
 
 _ARGUMENT = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")

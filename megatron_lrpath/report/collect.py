@@ -27,11 +27,15 @@ class Score:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `eval.json` says: the model of step `step` on the whole validation set and on each domain."""
+    """What `eval.json` says: the model of step `step` on the whole validation set and on each domain.
+
+    `answers` are the held-out answers of a fine-tuning.
+    """
 
     step: int
     score: Score
     domains: dict[str, Score]
+    answers: Score | None = None
 
 
 @dataclass(frozen=True)
@@ -74,10 +78,11 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class RunTree:
-    """Every run of a plan, by paradigm in dependency order."""
+    """Every run of a plan, by paradigm in dependency order; `tuned` are the fine-tunings, each once."""
 
     plan: Plan
     records: dict[str, list[RunRecord]] = field(default_factory=dict)
+    tuned: list[RunRecord] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[RunRecord]:
         """Every training once: a run that two paradigms share comes under the first alone."""
@@ -120,7 +125,9 @@ def collect(plan: Plan) -> RunTree:
             f"{output}: there is no such folder, so there is nothing to report. Train first with "
             f"`lrpath run {plan.path}`, or go to the folder that `output` of the plan is relative to."
         )
-    return RunTree(plan, {name: [_record(plan, run) for run in plan.runs(name)] for name in PARADIGMS})
+    records = {name: [_record(plan, run) for run in plan.runs(name)] for name in PARADIGMS}
+    tuned = [run for name in PARADIGMS for run in plan.sft_runs(name) if run.same_as is None]
+    return RunTree(plan, records, [_record(plan, run) for run in tuned])
 
 
 def _record(plan: Plan, run: Run) -> RunRecord:
@@ -173,7 +180,8 @@ def _evaluation(path: Path, run: Run, problems: list[str]) -> Evaluation | None:
         return None
     try:
         domains = {str(name): _score(score) for name, score in (value.get("domains") or {}).items()}
-        evaluation = Evaluation(int(value["step"]), _score(value), domains)
+        answers = _score(value["answers"]) if value.get("answers") else None
+        evaluation = Evaluation(int(value["step"]), _score(value), domains, answers)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         problems.append(f"eval.json is not an evaluation ({type(error).__name__}: {error})")
         return None

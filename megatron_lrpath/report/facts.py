@@ -11,6 +11,7 @@ from megatron_lrpath.data.slice import Slice, open_validation, slice_path
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.models import parameter_count, resolve_model
 from megatron_lrpath.plan import Plan
+from megatron_lrpath.plan.mix import MixPart
 from megatron_lrpath.report.collect import RunTree
 from megatron_lrpath.report.tables import Cell, Table
 from megatron_lrpath.report.words import (
@@ -18,7 +19,9 @@ from megatron_lrpath.report.words import (
     VARIANT_NAMES,
     count,
     listing,
+    mix_text,
     schedule_name,
+    sft_text,
     short_number,
 )
 
@@ -41,6 +44,8 @@ def facts(tree: RunTree) -> list[Fact]:
         Fact("Parameters", _parameters(plan)),
         Fact("Schedule", _schedule(tree)),
         Fact("α", _alphas(tree)),
+        Fact("Branch mix", _mixes(plan)),
+        Fact("Fine-tuning", _fine_tuning(plan)),
         Fact("CPT variant", VARIANT_NAMES.get(plan.cpt_variant, plan.cpt_variant)),
         Fact("Batch", f"{batch.global_batch_size:,} sequences of {batch.seq_length:,} tokens"),
         Fact("Tokens a step", f"{plan.batch.tokens:,}"),
@@ -86,12 +91,21 @@ def data_table(tree: RunTree) -> Table:
         )
         for version in plan.versions
     ]
+    for part in mix_parts(plan):
+        one = _slice(Path(part.slice).parent if "/" in part.slice else Path(plan.data.slices), part.name)
+        rows.append((Cell(f"{part.name} (mix)"), Cell(MISSING), Cell(MISSING), *_slice_cells(one, domains)))
     rows.append((Cell("validation", opens=True), Cell(MISSING), Cell(MISSING), *_slice_cells(valid, domains)))
     by_domain = (f"of which {name}" for name in domains)
     header = ("Version", "Steps", "New tokens trained on", "Tokens in the slice", *by_domain)
     missing = [name for name, part in slices.items() if part is None] + ([] if valid else ["validation"])
     note = f"Slices not found, so their contents are not shown: {listing(missing)}."
     return Table(header, tuple(rows), left=1, notes=(note,) if missing else ())
+
+
+def mix_parts(plan: Plan) -> list[MixPart]:
+    """The slices that any branch's mix names, each once."""
+    mixes = [run.mix for run in plan.runs("ours") if run.mix is not None]
+    return list({part.slice: part for mix in mixes for part in mix.parts}.values())
 
 
 def _slice_cells(part: Slice | None, domains: list[str]) -> list[Cell]:
@@ -170,6 +184,22 @@ def _schedule(tree: RunTree) -> str:
 def _alphas(tree: RunTree) -> str:
     own = [f"{one.name}: {one.alpha:g}" for one in tree.plan.versions if one.alpha is not None]
     return f"{tree.plan.alpha:g}" + (f" ({', '.join(own)})" if own else "")
+
+
+def _mixes(plan: Plan) -> str:
+    """What the branches read beside the main path's data, once where it is the same for all."""
+    told: dict[str, list[str]] = {}
+    for run in plan.runs("ours"):
+        if run.mix is not None:
+            samples = run.mix.samples(plan.batch.global_batch_size, run.steps)
+            exact = ", ".join(f"{number:,} of {name}" for name, number in samples.items())
+            told.setdefault(f"{mix_text(run.mix)}: samples {exact}, seed {run.mix.seed}", []).append(run.name)
+    return "; ".join(f"{listing(names)}: {text}" for text, names in told.items())
+
+
+def _fine_tuning(plan: Plan) -> str:
+    """The section `sft` in a line."""
+    return sft_text(plan.sft) if plan.sft else ""
 
 
 def _starts(tree: RunTree) -> Iterable[dict[str, Any]]:

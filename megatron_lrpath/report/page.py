@@ -18,6 +18,7 @@ from megatron_lrpath.report.collect import RunTree, collect
 from megatron_lrpath.report.csvdata import perplexity_csv
 from megatron_lrpath.report.facts import Fact, data_table, facts, subtitle
 from megatron_lrpath.report.figures import draw_cost, draw_rates
+from megatron_lrpath.report.fine_tuning import fine_tuning_table
 from megatron_lrpath.report.gaps import Gap, gaps
 from megatron_lrpath.report.losses import draw_losses
 from megatron_lrpath.report.rates import Verdict, check_rates, judge
@@ -43,6 +44,7 @@ class Report:
     rates: Drawing
     cost: Drawing | None
     losses: Drawing | None
+    tuned: Table | None
     runs: Table
     facts: list[Fact]
     data: Table
@@ -69,6 +71,7 @@ def make_report(plan: Plan, now: datetime) -> Report:
         rates=draw_rates(tree),
         cost=draw_cost(tree),
         losses=draw_losses(tree),
+        tuned=fine_tuning_table(tree),
         runs=run_table(tree),
         facts=facts(tree),
         data=data_table(tree),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import timedelta
 
 from megatron_lrpath.plan import Plan
+from megatron_lrpath.plan.mix import Mix
+from megatron_lrpath.plan.sft import Sft
 
 MISSING = "–"
 PARADIGM_NAMES = {"ptfs": "PTFS", "cpt": "CPT", "ours": "Ours"}
@@ -27,6 +29,24 @@ def paradigm_name(plan: Plan, paradigm: str) -> str:
     if paradigm == "cpt":
         return f"CPT ({VARIANT_NAMES.get(plan.cpt_variant, plan.cpt_variant)})"
     return PARADIGM_NAMES[paradigm]
+
+
+def mix_text(mix: Mix) -> str:
+    """A branch's mix: `20% curated, 5% code-2025`."""
+    return ", ".join(
+        f"{float(part.share):.3%}".rstrip("%0").rstrip(".") + f"% {part.name}" for part in mix.parts
+    )
+
+
+def sft_text(sft: Sft) -> str:
+    """A fine-tuning in a line."""
+    rate, batch = sft.schedule, sft.batch
+    length = count(sft.epochs, "epoch") if sft.epochs else count(sft.steps or 0, "step")
+    return (
+        f"{', '.join(sft.versions)} of {', '.join(PARADIGM_NAMES[name] for name in sft.paradigms)} on "
+        f"{', '.join(sft.data)}: {length} of {batch.global_batch_size:,} packed samples of "
+        f"{batch.seq_length:,} positions, {rate.style} from {rate.max_lr:g} to {rate.min_lr:g}"
+    )
 
 
 def count(number: int, noun: str) -> str:

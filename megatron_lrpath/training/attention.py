@@ -19,6 +19,10 @@ from megatron_lrpath.errors import UserError
 class SDPACoreAttention(MegatronModule):
     """Causal attention on this tensor-parallel rank's heads, without a mask or an s×s matrix in memory.
 
+    A mask that is given ([b, 1, s, s], True where a query may not attend) is applied as it stands: packed samples
+    bring one, a byte for every pair of positions, which keeps their examples apart. Rotary positions run on over
+    the whole sample; attention depends on their differences alone, so an example gets what it would get by itself.
+
     Takes the place of Megatron's `DotProductAttention` in a layer spec; grouped queries are left to torch
     (`enable_gqa`). What this does not compute is refused at construction, never ignored.
 
@@ -66,21 +70,29 @@ class SDPACoreAttention(MegatronModule):
         dropout = self.dropout if self.training else 0.0
         if dropout and not self.config.sequence_parallel:
             with tensor_parallel.get_cuda_rng_tracker().fork():
-                context = self.attend(query, key, value, dropout)
+                context = self.attend(query, key, value, dropout, attention_mask)
         else:
-            context = self.attend(query, key, value, dropout)
+            context = self.attend(query, key, value, dropout, attention_mask)
         return context.permute(2, 0, 1, 3).reshape(query.size(0), query.size(1), self.hidden_per_rank)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, dropout: float, mask: Tensor | None = None
+    ) -> Tensor:
         """[s, b, heads, d] -> [b, heads, s, d]."""
+        if (
+            mask is not None and self.grouped
+        ):  # with a mask torch's fused kernels want as many keys as queries
+            repeats = query.size(2) // key.size(2)
+            key, value = (states.repeat_interleave(repeats, dim=2) for states in (key, value))
         return F.scaled_dot_product_attention(
             query.permute(1, 2, 0, 3),
             key.permute(1, 2, 0, 3),
             value.permute(1, 2, 0, 3),
+            attn_mask=None if mask is None else ~mask,
             dropout_p=dropout,
-            is_causal=True,
+            is_causal=mask is None,
             scale=self.scale,
-            enable_gqa=self.grouped,
+            enable_gqa=self.grouped and mask is None,
         )
 
 

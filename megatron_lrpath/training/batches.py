@@ -32,11 +32,13 @@ class Batches:
             raise UserError(
                 f"--step {step}: {self.run.name} has the steps {self.run.first_step + 1} to {self.run.last_step}"
             )
-        size = self.plan.batch.global_batch_size
+        size = self.plan.batch_of(self.run).global_batch_size
         return [self.sample(position) for position in range((step - 1) * size, step * size)]
 
     def sample(self, position: int) -> dict[str, Any]:
         """The sample at a position of the run (consumed samples before it)."""
+        if self.run.kind == "sft":
+            return self.packed(position)
         places = self.dataset.locate(position)
         return {
             "sample": position,
@@ -52,6 +54,38 @@ class Batches:
             ],
             "text": self.tokenizer.detokenize(self.dataset[position]["tokens"].tolist()),
         }
+
+    def packed(self, position: int) -> dict[str, Any]:
+        """A packed sample: `documents` are its examples, the learned stretches stand in ⟦…⟧."""
+        numbers, row = self.dataset.examples(position), self.dataset[position]
+        parts = [row["segments"] == number for number in range(1, len(numbers) + 1)]
+        return {
+            "sample": position,
+            "version": self.run.version,
+            "documents": [
+                {
+                    "dataset": self.dataset.name,
+                    "document": int(number),
+                    "offset": 0,
+                    "tokens": int(part.sum()) + 1,
+                }
+                for number, part in zip(numbers, parts, strict=True)
+            ],
+            "text": "\n".join(self.conversation(row, part) for part in parts),
+        }
+
+    def conversation(self, row: dict[str, Any], part: Any) -> str:
+        """One example of a packed sample as text."""
+        first, labels = row["tokens"][part][:1].tolist(), row["labels"][part].tolist()
+        stretches: list[tuple[bool, list[int]]] = [(False, first)]
+        for token, learned in zip(labels, row["loss_mask"][part].bool().tolist(), strict=True):
+            if stretches[-1][0] != learned:
+                stretches.append((learned, []))
+            stretches[-1][1].append(token)
+        texts = [
+            (learned, self.tokenizer.decode(ids, skip_special_tokens=False)) for learned, ids in stretches
+        ]
+        return "".join(f"⟦{text}⟧" if learned else text for learned, text in texts)
 
 
 def open_batches(path: Path, paradigm: str, name: str) -> Batches:
@@ -75,6 +109,22 @@ def open_batches(path: Path, paradigm: str, name: str) -> Batches:
     args = parse_args(add_lrpath_arguments)
     from_plan.apply_defaults(args, explicit_arguments(sys.argv[1:]))
     plan, run = from_plan.load_run(said)
+    if run.kind == "sft":
+        return open_packed(plan, run)
     config = dataset_config(args, versioned=True)
     dataset = training_set(from_plan.plan_context(plan, run, said), config)
     return Batches(plan, run, dataset, config.tokenizer)
+
+
+def open_packed(plan: Plan, run: Run) -> Batches:
+    """The data of a fine-tuning.
+
+    Raises:
+        UserError: they are gone or others.
+    """
+    from megatron_lrpath.sft.dataset import build_packed, open_prepared
+    from megatron_lrpath.sft.encode import build_encoder
+
+    samples = run.last_step * plan.batch_of(run).global_batch_size
+    dataset = build_packed(open_prepared(plan, verify=True), samples)
+    return Batches(plan, run, dataset, build_encoder(plan).tokenizer)

@@ -43,17 +43,18 @@ def require_checkpoint(parent: ParentCheckpoint) -> None:
     )
 
 
-def check_model(args: Any, folder: Path, step: int) -> None:
-    """Refuse a checkpoint of another model before any weight is read.
+def check_model(args: Any, folder: Path, step: int, weights_only: bool = False) -> None:
+    """Refuse a checkpoint of another model before any weight is read; weights alone fit any batch and length.
 
     Raises:
         UserError: which arguments differ.
     """
     stored = stored_arguments(folder, step)
+    free = ("seq_length", "global_batch_size") if weights_only else ()
     wrong = [
         f"{name} is {getattr(stored, name)} there and {getattr(args, name)} here"
         for name in MODEL_ARGUMENTS
-        if hasattr(stored, name) and getattr(args, name, None) != getattr(stored, name)
+        if name not in free and hasattr(stored, name) and getattr(args, name, None) != getattr(stored, name)
     ]
     if query_groups(stored) != query_groups(args):
         wrong.append(f"it has {query_groups(stored)} query groups, this run {query_groups(args)}")
@@ -62,7 +63,7 @@ def check_model(args: Any, folder: Path, step: int) -> None:
             f"{folder}: the checkpoint of step {step} belongs to another model: {'; '.join(wrong)}. "
             "Use the model settings it was trained with."
         )
-    if bool(stored.use_distributed_optimizer) != bool(args.use_distributed_optimizer):
+    if not weights_only and bool(stored.use_distributed_optimizer) != bool(args.use_distributed_optimizer):
         words = ("with", "without") if stored.use_distributed_optimizer else ("without", "with")
         raise UserError(
             f"{folder}: the checkpoint of step {step} was saved {words[0]} --use-distributed-optimizer and "

@@ -7,19 +7,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron_lrpath.data.slice import Slice
 from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.schedule import LRPath
 
+if TYPE_CHECKING:
+    from megatron_lrpath.sft.dataset import Prepared
+
 
 @dataclass(frozen=True)
 class ParentCheckpoint:
-    """Where a branch or a continual run starts from: a checkpoint folder of Megatron's and a step in it."""
+    """Where a branch, a continual run or a fine-tuning starts from: a checkpoint folder and a step in it.
+
+    With `weights_only` a new training begins with the weights at step 0; else it goes on from all of the state.
+    """
 
     folder: Path
     step: int
+    weights_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,7 @@ class RunContext:
     """One run of path switching.
 
     Attributes:
-        kind: main, branch, scratch or continual.
+        kind: main, branch, scratch, continual or sft.
         path: the learning rate; positions in samples.
         keep_steps: steps whose checkpoints must be saved and never removed.
         parent: checkpoint to start from, None for a run from random weights.
@@ -35,6 +42,8 @@ class RunContext:
         folder: the run's own folder, None without a plan.
         plan, run: the plan and the run in it, None without a plan.
         slices: data of the plan's versions from the first to the run's own.
+        mix: the slices that a branch reads beside them, in the order of its mix.
+        prepared: the data of a fine-tuning.
     """
 
     kind: str
@@ -46,6 +55,8 @@ class RunContext:
     plan: Plan | None = None
     run: Run | None = None
     slices: tuple[Slice, ...] = ()
+    mix: tuple[Slice, ...] = ()
+    prepared: Prepared | None = None
 
 
 _current: RunContext | None = None

@@ -12,8 +12,10 @@ from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer
 from megatron.training import get_args
 from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_last_pipeline_stage
 
-from megatron_lrpath.data import versioned
+from megatron_lrpath.data import mixed, versioned
 from megatron_lrpath.data.slice import open_validation
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.sft.dataset import Prepared, build_packed, build_packed_validation
 from megatron_lrpath.training.context import RunContext, get_context
 
 
@@ -70,6 +72,8 @@ def plan_datasets(context: RunContext, samples: tuple[int, int | None, int]) -> 
         UserError: a version has fewer samples than its steps need.
     """
     args = get_args()
+    if context.prepared is not None:
+        return packed_datasets(context.prepared, args, samples)
     config = dataset_config(args, versioned=True)
     train = training_set(context, config)
     if not args.eval_iters:
@@ -78,6 +82,25 @@ def plan_datasets(context: RunContext, samples: tuple[int, int | None, int]) -> 
     validation = versioned.build_validation(
         open_validation(context.plan.data), config, multiple_of=context.plan.batch.global_batch_size
     )
+    return train, Repeated(validation, samples[1]), None
+
+
+def packed_datasets(
+    prepared: Prepared, args: Any, samples: tuple[int, int | None, int]
+) -> tuple[Any, Any, None]:
+    """The packed samples of a fine-tuning, and its held-out ones where they are evaluated.
+
+    Raises:
+        UserError: an evaluation is asked for, and nothing was held out.
+    """
+    train = build_packed(prepared, args.train_iters * args.global_batch_size, args.data_cache_path)
+    if not args.eval_iters:
+        return train, None, None
+    validation = build_packed_validation(prepared, args.global_batch_size, args.data_cache_path)
+    if validation is None:
+        raise UserError(
+            f"--eval-iters: nothing is held out to evaluate on; set `valid` in {prepared.sft.place}"
+        )
     return train, Repeated(validation, samples[1]), None
 
 
@@ -94,7 +117,12 @@ def training_set(context: RunContext, config: GPTDatasetConfig) -> Any:
         version.steps * plan.batch.global_batch_size for version in plan.versions[: len(context.slices)]
     ]
     build = versioned.build_shuffled if run.kind == "scratch" else versioned.build_chained
-    return build(context.slices, counts, config, plan.seed)
+    dataset = build(context.slices, counts, config, plan.seed)
+    if run.mix is None:
+        return dataset
+    batch = plan.batch.global_batch_size
+    branch = (run.version, run.first_step * batch, batch, run.steps)
+    return mixed.build_mixed(dataset, context.mix, run.mix, branch, config)
 
 
 class Repeated:

@@ -40,13 +40,14 @@ def importable(module: str) -> bool:
     return True
 
 
-def flags(device: str) -> dict[str, Any]:
+def flags(device: str, packed: bool = False) -> dict[str, Any]:
     """Megatron arguments (by destination) that follow from the device and the libraries, not from the user.
 
     Without Transformer Engine: the local implementation, no rope or softmax kernels, no mask from the loader
     (the core attention is causal by itself). Without Apex: no fused gradient accumulation, no persistent
-    norm.
+    norm. Packed samples take the same way, whose attention keeps their examples apart.
     """
+    engine = device != "cpu" and not packed and has_transformer_engine()
     found: dict[str, Any] = {}
     if device == "cpu":
         found |= {
@@ -56,7 +57,7 @@ def flags(device: str) -> dict[str, Any]:
             "bias_gelu_fusion": False,
             "bias_dropout_fusion": False,
         }
-    if device == "cpu" or not has_transformer_engine():
+    if not engine:
         found |= {
             "transformer_impl": "local",
             "apply_rope_fusion": False,
@@ -65,7 +66,7 @@ def flags(device: str) -> dict[str, Any]:
         }
         if device == "cpu" or not has_apex_norm():
             found["no_persist_layer_norm"] = True
-    if device == "cpu" or not (has_apex_fusions() or has_transformer_engine()):
+    if device == "cpu" or not (has_apex_fusions() or engine):
         found["gradient_accumulation_fusion"] = False
     return found
 

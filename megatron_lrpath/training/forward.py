@@ -14,6 +14,7 @@ from megatron.training import get_args, get_timers
 from torch import Tensor
 
 from megatron_lrpath.training.guards.guard import current_guard
+from megatron_lrpath.training.packed import is_packed, packed_batch
 
 Batch = dict[str, Tensor | None]
 KEYS = ("tokens", "labels", "loss_mask", "position_ids", "attention_mask")
@@ -22,8 +23,11 @@ KEYS = ("tokens", "labels", "loss_mask", "position_ids", "attention_mask")
 def get_batch(data_iterator: Iterator[dict[str, Tensor]] | None, vp_stage: int | None) -> Batch:
     """The next micro-batch on this rank: [micro_batch, seq / context_parallel_size] tensors.
 
-    Tensor-parallel rank 0 reads it and broadcasts it; a stage in the middle of the pipeline needs none.
+    Tensor-parallel rank 0 reads it and broadcasts it; a stage in the middle of the pipeline needs none. Packed
+    samples are read by every rank.
     """
+    if is_packed():
+        return packed_batch(data_iterator)
     args = get_args()
     first, last = is_first_stage(vp_stage), is_last_stage(vp_stage)
     if not (first or last):

@@ -93,10 +93,11 @@ def read_lineage(folder: Path) -> dict[str, Any] | None:
 def check_form(lineage: Any) -> None:
     """Check what the file must hold; raises ValueError, KeyError, TypeError or AttributeError."""
     identity, parent, skipped = lineage["identity"], lineage["parent"], lineage.get("skipped", [])
-    slices, arguments = identity.get("slices", {}), identity.get("arguments", {})
+    slices = [identity.get(group, {}) for group in ("slices", "mix_slices")]
+    arguments = identity.get("arguments", {})
     forms = {
         "identity": lineage["identity_hash"] == identity_hash(identity),
-        "slices": isinstance(slices, dict) and all(isinstance(one, str) for one in slices.values()),
+        "slices": all(isinstance(one, str) for group in slices for one in group.values()),
         "arguments": isinstance(arguments, dict),
         "parent": parent is None or isinstance(parent["fingerprint"], str),
         "starts": isinstance(lineage["starts"], list),
@@ -118,15 +119,18 @@ def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
     A main path may know more versions now than when it was stored.
     """
     found = plan_differences(stored, current)
-    old_slices, new_slices = stored.get("slices", {}), current.get("slices", {})
-    found += [
-        f"slice {name} holds other documents (fingerprint {old_slices[name][:12]}, now "
-        f"{new_slices[name][:12]})"
-        for name in old_slices
-        if name in new_slices and old_slices[name] != new_slices[name]
-    ]
+    for group in ("slices", "mix_slices"):
+        old_slices, new_slices = stored.get(group, {}), current.get(group, {})
+        found += [
+            f"slice {name} holds other documents (fingerprint {old_slices[name][:12]}, now "
+            f"{new_slices[name][:12]})"
+            for name in old_slices
+            if name in new_slices and old_slices[name] != new_slices[name]
+        ]
     if stored.get("tokenizer_model") != current.get("tokenizer_model"):
         found.append("the tokenizer's model file is another")
+    if stored.get("sft_data") != current.get("sft_data"):
+        found.append("the prepared chat data are others")
     old, new = stored.get("arguments", {}), current.get("arguments", {})
     found += [
         f"argument {name}: was {old.get(name, 'not given')}, is {new.get(name, 'not given')}"

@@ -13,7 +13,7 @@ from typing import Any
 import torch.distributed as dist
 
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.training import branch, environment, lineage, pretrained, watching
+from megatron_lrpath.training import branch, environment, lineage, packed, pretrained, watching
 from megatron_lrpath.training.checkpoints.on_disk import CHECKPOINTS, latest_step
 from megatron_lrpath.training.checkpoints.start import agree_on_start, release_lock
 from megatron_lrpath.training.context import RunContext, set_context
@@ -39,11 +39,14 @@ def arguments(
     said = explicit_arguments(words)
     sys.argv[1:] = from_plan.command_line(words)
     args = parse_args(add_all_own_arguments)
-    set_environment_flags(args, explicit_arguments(sys.argv[1:]), device)
     context = make_context(args, said)
     set_context(context)
+    packed.set_packed(context is not None and context.kind == "sft")
+    set_environment_flags(args, explicit_arguments(sys.argv[1:]), device)
     if context is not None:
         safeguards.before_validation(args)
+    if packed.is_packed():
+        packed.refuse_unsupported(args)
     validate(args, functools.partial(validate_args, defaults=dict(defaults or {})))
     if context is not None and context.folder is not None:
         check_lineage(context)
@@ -70,7 +73,7 @@ def set_environment_flags(args: Any, said: dict[str, Any], device: str) -> None:
     Raises:
         UserError: an argument asks for what is not installed.
     """
-    for name, value in environment.flags(device).items():
+    for name, value in environment.flags(device, packed.is_packed()).items():
         if said.get(name, value) != value:
             raise UserError(
                 f"{from_arguments.flag(name)} {said[name]}: not available here (device {device}, Transformer "
@@ -107,6 +110,9 @@ def check_lineage(context: RunContext) -> None:
         branch.require_checkpoint(context.parent)
     parent = from_plan.parent_run(context.plan, context.run)
     own = {name: context.identity[name] for name in ("slices", "tokenizer_model", "arguments")}
+    if context.kind == "sft":  # its arguments are its own
+        recorded = lineage.read_lineage(context.plan.folder(parent)) or {"identity": {}}
+        own["arguments"] = recorded["identity"].get("arguments", {})
     identity = context.plan.identity(parent) | own
     lineage.check_parent(context.folder, context.plan.folder(parent), context.parent.step, identity)
 
@@ -124,11 +130,13 @@ def begin(args: Any, context: RunContext, device: str) -> tuple[int, dist.Store 
     start = agree_on_start(own, context.parent, ranks, args.checkpoint_check)
     start.apply(args)
     if start.folder is not None:
-        branch.check_model(args, Path(start.folder), start.step)
-        branch.declare_rates(args, Path(start.folder), start.step)
+        branch.check_model(args, Path(start.folder), start.loaded, start.weights_of is not None)
+        branch.declare_rates(args, Path(start.folder), start.loaded)
         args.pretrained_checkpoint = None  # Megatron, not seeing the tracker, would take it
     elif args.pretrained_checkpoint:
         pretrained.check_pretrained(args)
+    if context.prepared is not None:  # stored in every checkpoint: an export knows how to talk to the model
+        args.lrpath_chat = context.prepared.chat
     safeguards.install(args, context, start, ranks, device)
     if context.folder is not None and args.rank == 0:
         plan = str(context.plan.path.resolve()) if context.plan else None

@@ -7,7 +7,7 @@ import os
 import time
 from argparse import Namespace
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
@@ -118,7 +118,7 @@ class _Run:
         figures = Figures()
         work.install(work.Worker(self.task, self.encoder))
         chunks = read_chunks(names, self.task.keys)
-        for result in _in_order(chunks, self.args.workers):
+        for result in in_order(chunks, self.args.workers, work.process):
             for target, parts, packed in zip(self.targets, self.parts, result.packed, strict=True):
                 for part, documents in zip(parts or [target], packed, strict=True):
                     self._append(part, documents)
@@ -160,17 +160,21 @@ class _Run:
             pair.discard()
 
 
-def _in_order(chunks: Iterable[Chunk], workers: int) -> Iterator[work.Result]:
-    """Results in the order of the chunks, of which only so many are in memory at a time."""
+def in_order[Done](chunks: Iterable[Chunk], workers: int, process: Callable[[Chunk], Done]) -> Iterator[Done]:
+    """`process` of every chunk in worker processes: results in their order, only so many in memory at a time.
+
+    Raises:
+        UserError: a worker process died.
+    """
     context = multiprocessing.get_context("fork")
     executor = ProcessPoolExecutor(
         workers, mp_context=context, initializer=work.start_process, initargs=(os.getpid(),)
     )
-    waiting: deque[Future[work.Result]] = deque()
+    waiting: deque[Future[Done]] = deque()
     try:
         executor.submit(int)  # forks all processes at once, before a reader starts a thread
         for chunk in chunks:
-            waiting.append(executor.submit(work.process, chunk))
+            waiting.append(executor.submit(process, chunk))
             while waiting and (len(waiting) >= CHUNKS_IN_FLIGHT * workers or waiting[0].done()):
                 yield waiting.popleft().result()
         while waiting:

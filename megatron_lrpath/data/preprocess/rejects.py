@@ -15,9 +15,10 @@ class RejectLog:
     Until `close`, no other run can have the same output.
     """
 
-    def __init__(self, path: Path, limit: int) -> None:
+    def __init__(self, path: Path, limit: int, option: str = "--max-rejects") -> None:
         self.path = path
         self.limit = limit
+        self.option = option
         self.count = 0
         self.first = ""
         self._aside = Path(f"{path}.partial")
@@ -49,11 +50,11 @@ class RejectLog:
         self._stream.close()
 
     def verdict(self, documents: int) -> None:
-        """Raise `UserError` when more were rejected than `--max-rejects` allows."""
+        """Raise `UserError` when more were rejected than the option allows."""
         if self.count > self.limit:
             raise UserError(
-                f"{self.count:,} of {self.count + documents:,} documents were rejected, --max-rejects allows "
+                f"{self.count:,} of {self.count + documents:,} documents were rejected, {self.option} allows "
                 f"{self.limit:,}; nothing was written. They are listed in {self.path}, the first is\n"
                 f"  {self.first}\n"
-                f"Mend them, or allow them with --max-rejects {self.count}"
+                f"Mend them, or allow them with {self.option} {self.count}"
             )

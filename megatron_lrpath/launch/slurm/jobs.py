@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from megatron_lrpath.data.mix_slices import check_mixes
+from megatron_lrpath.errors import UserError
 from megatron_lrpath.evaluate.targets import is_trained, needs_evaluation
 from megatron_lrpath.launch.layouts import Allocation, Layout, allocate, allocate_evaluation
 from megatron_lrpath.launch.records import is_done
@@ -13,6 +15,7 @@ from megatron_lrpath.launch.slurm.settings import Settings
 from megatron_lrpath.launch.slurm.snapshot import Snapshot
 from megatron_lrpath.launch.tasks import Task, build_tasks, with_ancestors
 from megatron_lrpath.plan import Plan
+from megatron_lrpath.plan.sft import prepared_record
 
 REPORT = "report"
 
@@ -65,6 +68,11 @@ def plan_jobs(
     `extra` are Megatron arguments for every training. Raises UserError where the nodes do not fit the plan.
     """
     plan = snapshot.plan
+    if plan.sft is not None and prepared_record(plan) is None:
+        raise UserError(
+            f"{plan.sft.place}: the data of the fine-tuning are not prepared yet; do it here, once: "
+            f"lrpath sft {plan.path} --prepare"
+        )
     tasks = build_tasks(plan, paradigms)
     if run is not None:
         tasks = with_ancestors(tasks, plan, run)
@@ -81,17 +89,36 @@ def task_jobs(
     With equal priorities the queue then never lets an update delay the next.
     Raises UserError where the nodes do not fit a plan.
     """
+    for snapshot, task in tasks:
+        check_mixes(snapshot.plan, [task.run])
     ordered = sorted(tasks, key=lambda pair: pair[1].run.kind != "main")
     every = [task for _, task in tasks]
     jobs = []
     for snapshot, task in ordered:
-        place = allocate(snapshot.plan, settings.nodes, settings.per_node, settings.device, extra)
+        place = training_place(snapshot.plan, task, settings, extra)
         jobs.append(Job(task.key, "train", place, snapshot, _waits(task, every), task))
     for snapshot, task in tasks:
         if task.run.kind != "main":
             place = allocate_evaluation(snapshot.plan, settings.per_node, settings.device, extra)
             jobs.append(Job(f"eval/{task.key}", "eval", place, snapshot, (Wait(task.key),), task))
     return jobs
+
+
+def training_place(plan: Plan, task: Task, settings: Settings, extra: Sequence[str]) -> Allocation:
+    """Where a training runs; a fine-tuning, whose batch is its own, on as many of the nodes as share it out.
+
+    Raises UserError where no number of nodes fits.
+    """
+    most = allocate(plan, settings.nodes, settings.per_node, settings.device, extra)
+    if task.run.kind != "sft":
+        return most
+    sized = replace(plan, batch=plan.batch_of(task.run))
+    for nodes in range(most.nodes, 1, -1):
+        try:
+            return allocate(sized, nodes, settings.per_node, settings.device, extra)
+        except UserError:
+            continue
+    return allocate(sized, 1, settings.per_node, settings.device, extra)
 
 
 def report_job(jobs: Sequence[Job], page: Path, subject: Path) -> Job:

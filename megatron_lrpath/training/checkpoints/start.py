@@ -33,19 +33,26 @@ class Start:
 
     Attributes:
         folder: checkpoint folder to load from; None for random weights.
-        step: the step to load, 0 for random weights.
+        step: the step at which training goes on, 0 for random weights.
+        weights_of: the step to load, where a new training begins with its weights at step 0.
         existing: steps whose checkpoints the run has already.
     """
 
     folder: str | None
     step: int
     existing: list[int] = field(default_factory=list)
+    weights_of: int | None = None
+
+    @property
+    def loaded(self) -> int:
+        """The step of the checkpoint that is loaded."""
+        return self.step if self.weights_of is None else self.weights_of
 
     def apply(self, args: Any) -> None:
-        """Point Megatron at that checkpoint, all of it, and at no other."""
-        args.finetune = args.no_load_optim = args.no_load_rng = False
+        """Point Megatron at that checkpoint, all of it (or all its weights), and at no other."""
+        args.finetune = args.no_load_optim = args.no_load_rng = self.weights_of is not None
         args.load = self.folder
-        args.ckpt_step = self.step if self.folder is not None else None
+        args.ckpt_step = self.loaded if self.folder is not None else None
         args.exit_on_missing_checkpoint = self.folder is not None
 
 
@@ -135,6 +142,8 @@ def choose(own: Path, parent: ParentCheckpoint | None, damage_of: Callable[[Path
             f"{parent.folder}: the checkpoint of step {parent.step}, from which this run starts, is damaged: "
             f"{'; '.join(problems)}. Restore it from a backup, or train the parent anew."
         )
+    if parent.weights_only:
+        return Start(str(parent.folder), 0, weights_of=parent.step)
     return Start(str(parent.folder), parent.step)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.data.index_cache import local_rank
+from megatron_lrpath.data.mix_slices import open_mix
 from megatron_lrpath.data.slice import Slice, open_slices
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.models import megatron_flags, resolve_model
@@ -16,6 +17,7 @@ from megatron_lrpath.training.checkpoints.on_disk import CHECKPOINTS
 from megatron_lrpath.training.context import ParentCheckpoint, RunContext
 from megatron_lrpath.training.options.arguments import explicit_arguments
 from megatron_lrpath.training.options.from_arguments import OWN, flag, results_arguments
+from megatron_lrpath.training.options.from_sft import sft_context, sft_words
 
 # What a run under a plan has unless the plan or the command line says otherwise.
 PLAN_DEFAULTS: dict[str, Any] = {
@@ -44,6 +46,8 @@ REFUSED = {
 
 def plan_words(plan: Plan, run: Run) -> dict[str, list[str]]:
     """The Megatron arguments that a plan sets for a run, as command-line words by the plan's key."""
+    if run.kind == "sft":
+        return sft_words(plan, run)
     folder = plan.folder(run)
     batch, tokenizer = plan.batch, plan.tokenizer
     words = {
@@ -152,20 +156,25 @@ def apply_defaults(args: Any, said: Mapping[str, Any]) -> None:
 
 def plan_context(plan: Plan, run: Run, said: Mapping[str, Any]) -> RunContext:
     """The context of a run of a plan; `said` are the explicit command-line arguments."""
+    if run.kind == "sft":
+        facts = trainer_facts(plan, run, said)
+        return sft_context(plan, run, plan.folder(parent_run(plan, run)), facts)
     parent = None
     if run.parent is not None:
         parent = ParentCheckpoint(plan.folder(parent_run(plan, run)) / CHECKPOINTS, run.parent.step)
     slices = open_slices(plan.data, versions_read(plan, run), verify=local_rank() == 0)
+    mix = open_mix(plan.data, run.mix, verify=local_rank() == 0) if run.mix else []
     return RunContext(
         kind=run.kind,
         path=run.path.scaled(plan.batch.global_batch_size),
         keep_steps=frozenset(run.keep_steps),
         parent=parent,
-        identity=full_identity(plan, run, slices, said),
+        identity=full_identity(plan, run, slices, mix, said),
         folder=plan.folder(run),
         plan=plan,
         run=run,
         slices=tuple(slices),
+        mix=tuple(mix),
     )
 
 
@@ -174,12 +183,26 @@ def versions_read(plan: Plan, run: Run) -> tuple[str, ...]:
     return tuple(version.name for version in plan.versions[: run.version_index])
 
 
-def full_identity(plan: Plan, run: Run, slices: list[Slice], said: Mapping[str, Any]) -> dict[str, Any]:
+def full_identity(
+    plan: Plan, run: Run, slices: list[Slice], mix: list[Slice], said: Mapping[str, Any]
+) -> dict[str, Any]:
     """The plan's identity of the run and what only the trainer knows: data, tokenizer, further arguments."""
+    mixed = {"mix_slices": {one.name: one.fingerprint for one in mix}} if mix else {}
+    return (
+        plan.identity(run)
+        | mixed
+        | {
+            "slices": {one.name: one.fingerprint for one in slices},
+            **trainer_facts(plan, run, said),
+        }
+    )
+
+
+def trainer_facts(plan: Plan, run: Run, said: Mapping[str, Any]) -> dict[str, Any]:
+    """The tokenizer's file and the explicit arguments beside the plan's."""
     planned = set().union(*(explicit_arguments(part) for part in plan_words(plan, run).values()))
     model = plan.tokenizer.model
-    return plan.identity(run) | {
-        "slices": {one.name: one.fingerprint for one in slices},
+    return {
         "tokenizer_model": file_digest(Path(model)) if model else None,
         "arguments": {name: value for name, value in results_arguments(said).items() if name not in planned},
     }

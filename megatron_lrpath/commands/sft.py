@@ -1,0 +1,66 @@
+"""`lrpath sft`: fine-tune trained versions on chats or instructions."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+HELP = "fine-tune the trained versions on chats or instructions, as the plan's section `sft` says"
+EXAMPLE = "lrpath sft plan.yaml --paradigm ours --run sft-v2   (--prepare: only make the data ready)"
+TAKES_EXTRA = True
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The plan, what of it, and how the machine is shared."""
+    parser.add_argument("plan", type=Path, metavar="PLAN", help="the plan file")
+    parser.add_argument("--paradigm", choices=("ours", "ptfs", "cpt", "all"), default="all")
+    parser.add_argument("--run", metavar="NAME", help="only this fine-tuning, such as sft-v2")
+    parser.add_argument("--prepare", action="store_true", help="tokenize the data and stop")
+    parser.add_argument(
+        "--workers", type=_count, metavar="N", help="processes that tokenize (default: all cores)"
+    )
+    parser.add_argument("--nproc", type=_count, metavar="N", help="processes of each fine-tuning")
+    parser.add_argument(
+        "--jobs", type=_count, metavar="N", help="fine-tunings side by side (default: as fits)"
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument(
+        "--evaluate",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="evaluate the fine-tuned models at the end (default: yes)",
+    )
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Prepare, fine-tune and evaluate; exit status as of `lrpath run`."""
+    from megatron_lrpath.launch.resources import cores
+    from megatron_lrpath.plan import PARADIGMS, load_plan
+    from megatron_lrpath.plan.sft import sft_folder
+    from megatron_lrpath.sft.prepare import prepare, tell
+
+    plan = load_plan(args.plan)
+    record = prepare(plan, args.workers or cores())
+    if args.prepare:
+        tell(record, sft_folder(plan))
+        return 0
+    from megatron_lrpath.launch.local import Options, carry_out
+
+    options = Options(
+        paradigms=PARADIGMS if args.paradigm == "all" else (args.paradigm,),
+        run=args.run,
+        nproc=args.nproc,
+        jobs=args.jobs,
+        device=args.device,
+        evaluate=args.evaluate,
+        only_sft=True,
+        extra=tuple(getattr(args, "extra", ())),
+    )
+    return carry_out(plan, options)
+
+
+def _count(text: str) -> int:
+    number = int(text) if text.isdigit() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return number

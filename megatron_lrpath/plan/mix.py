@@ -1,0 +1,75 @@
+"""Other data in a branch: which slices at which shares, and how many samples of each a step takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from math import lcm
+from typing import Any
+
+
+@dataclass(frozen=True)
+class MixPart:
+    """A slice (name or path, without its ending) and its share of a branch's samples, above 0 and below 1.
+
+    `place` is `FILE:LINE: key`, for errors that only the data show.
+    """
+
+    slice: str
+    share: Fraction
+    place: str = field(default="", compare=False)
+
+    @property
+    def name(self) -> str:
+        """The slice's name."""
+        return self.slice.rstrip("/").rsplit("/", 1)[-1].removesuffix(".slice")
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What a branch reads beside the main path's samples; `seed` decides their places in the batches."""
+
+    parts: tuple[MixPart, ...]
+    seed: int
+
+    @property
+    def shares(self) -> list[Fraction]:
+        """The share of each part, in their order."""
+        return [part.share for part in self.parts]
+
+    def samples(self, batch: int, steps: int) -> dict[str, int]:
+        """Samples of each slice, by its name, in `steps` steps of `batch` samples."""
+        counts = [0] * len(self.parts)
+        for step in quotas(self.shares, batch, steps):
+            counts = [total + count for total, count in zip(counts, step, strict=True)]
+        return dict(zip((part.name for part in self.parts), counts, strict=True))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; shares as fractions of whole numbers."""
+        return {"seed": self.seed, "shares": {part.name: str(part.share) for part in self.parts}}
+
+
+def quotas(shares: Sequence[Fraction], batch: int, steps: int) -> Iterator[tuple[int, ...]]:
+    """For each of `steps` steps how many of its `batch` samples come from each of the sources with `shares`.
+
+    The rest of a step (1 minus the sum of the shares) is a source like the others. After every step each of
+    them has had its share of all samples so far, rounded up or down: the sample that is due first comes first
+    (earliest deadline), which is always possible (R. Tijdeman, The chairman assignment problem, 1980).
+    """
+    every = [1 - sum(shares, Fraction(0)), *shares]
+    unit = lcm(*(share.denominator for share in every))
+    pace = [int(share * unit) * batch for share in every]  # samples a step, in 1/unit
+    had = [0] * len(every)
+    for step in range(1, steps + 1):
+        counts = [max(0, step * speed // unit - done) for speed, done in zip(pace, had, strict=True)]
+        # of who may have one more by rounding up, those go first whose next sample is due first
+        early = [
+            (-(-(done + count + 1) * unit // speed), number)
+            for number, (speed, done, count) in enumerate(zip(pace, had, counts, strict=True))
+            if done + count < -(-step * speed // unit)
+        ]
+        for _, number in sorted(early)[: batch - sum(counts)]:
+            counts[number] += 1
+        had = [done + count for done, count in zip(had, counts, strict=True)]
+        yield tuple(counts[1:])

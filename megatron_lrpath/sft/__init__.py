@@ -1,0 +1,1 @@
+"""Fine-tuning on chats and instructions: lines to messages, messages to tokens, tokens to packed samples."""

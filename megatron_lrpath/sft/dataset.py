@@ -1,0 +1,234 @@
+"""Packed samples for Megatron's loop: several examples side by side, none of which sees another."""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from megatron.core.datasets.indexed_dataset import IndexedDataset
+from megatron.core.datasets.utils import Split
+
+from megatron_lrpath.data.index_cache import Arrays, IndexCache
+from megatron_lrpath.data.slice_source import fingerprint_source, open_source
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.plan import Plan
+from megatron_lrpath.plan.sft import PREPARED, Sft, prepared_record, sft_folder
+from megatron_lrpath.sft.packing import epoch_entry, held_out, in_order_entry
+
+TRAIN, VALID, TOKENS, ANSWERS = "train", "valid", "tokens", "answers"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The prepared data of a plan's fine-tuning, as `prepared.json` describes them."""
+
+    folder: Path
+    sft: Sft
+    record: dict[str, Any]
+
+    @property
+    def identity(self) -> dict[str, list[str]]:
+        """The fingerprints of the datasets, by part."""
+        return {name: self.record[name]["fingerprints"] for name in (TRAIN, VALID) if self._own(name)}
+
+    @property
+    def chat(self) -> dict[str, Any]:
+        """How to talk to the model: the Jinja template, new control tokens with their ids, what ends an answer."""
+        return {
+            "template": str(self.record["chat_template"]),
+            "control_tokens": dict(self.record["control_tokens"]),
+            "stop_token": self.record["stop_token"],
+        }
+
+    def verify(self) -> None:
+        """Check that the datasets are those that were prepared; in one process of a node.
+
+        Raises:
+            UserError: one is missing or another.
+        """
+        for name, prints in self.identity.items():
+            for kind, wanted in zip((TOKENS, ANSWERS), prints, strict=True):
+                if fingerprint_source(f"{self.folder / name}_{kind}") != wanted:
+                    raise UserError(
+                        f"{self.folder / name}_{kind}: is not what was prepared; remove {self.folder / PREPARED} "
+                        "and prepare the data again"
+                    )
+
+    def examples(self, part: str) -> tuple[Path, np.ndarray]:
+        """The prefix of a part's datasets, and the numbers of its examples in them."""
+        if isinstance(self.sft.valid, float):
+            both = held_out(int(self.record[TRAIN]["examples"]), self.sft.valid, self.sft.seed)
+            return self.folder / TRAIN, both[part == VALID]
+        return self.folder / part, np.arange(int(self.record[part]["examples"]), dtype=np.uint32)
+
+    def digest(self, part: str) -> str:
+        """Decides, with a seed, the samples that are made of a part."""
+        return hashlib.sha256(repr((self.identity, part, self.sft.valid, self.sft.seed)).encode()).hexdigest()
+
+    def _own(self, part: str) -> bool:
+        return "fingerprints" in self.record.get(part, {})
+
+
+def open_prepared(plan: Plan, verify: bool) -> Prepared:
+    """The plan's prepared data.
+
+    Raises:
+        UserError: they are not prepared, or for another sequence length, seed or share of validation.
+    """
+    assert plan.sft is not None
+    record, sft = prepared_record(plan), plan.sft
+    if record is None:
+        raise UserError(
+            f"{sft_folder(plan)}: the data are not prepared yet: lrpath sft {plan.path} --prepare"
+        )
+    held = sft.valid if isinstance(sft.valid, float) else list(sft.valid or ())
+    now = {"seq_length": sft.batch.seq_length, "seed": sft.seed, "valid": held}
+    wrong = [name for name, value in now.items() if record["settings"].get(name) != value]
+    if wrong:
+        raise UserError(
+            f"{sft_folder(plan) / PREPARED}: was prepared with another {', '.join(wrong)} than {sft.place} says: "
+            f"lrpath sft {plan.path} --prepare"
+        )
+    prepared = Prepared(sft_folder(plan), sft, record)
+    if verify:
+        prepared.verify()
+    return prepared
+
+
+class PackedExamples:
+    """One pair of datasets, and samples as stretches of an array of examples."""
+
+    def __init__(self, prefix: Path, seq_length: int, mmap: bool = True) -> None:
+        self.name = f"{prefix}_{TOKENS}"
+        self.seq_length = seq_length
+        self.tokens = IndexedDataset(self.name, mmap=mmap)
+        self.answers = IndexedDataset(f"{prefix}_{ANSWERS}", mmap=mmap)
+
+    def sample(self, examples: np.ndarray) -> dict[str, torch.Tensor]:
+        """The examples side by side, [seq_length] each; what is left over at the end is masked out.
+
+        `tokens`, `labels`, `loss_mask` (1 where the label is an answer's token), `position_ids` (from 0 in each
+        example) and `segments` (the example's number in the sample, from 1; 0 for what is left over). An
+        example of n tokens takes n-1 positions: its last token is only predicted.
+        """
+        row = {
+            "tokens": torch.zeros(self.seq_length, dtype=torch.int64),
+            "labels": torch.zeros(self.seq_length, dtype=torch.int64),
+            "loss_mask": torch.zeros(self.seq_length, dtype=torch.float32),
+            "position_ids": torch.zeros(self.seq_length, dtype=torch.int64),
+            "segments": torch.zeros(self.seq_length, dtype=torch.int32),
+        }
+        start = 0
+        for number, example in enumerate(examples.tolist(), start=1):
+            tokens = torch.from_numpy(self.tokens.get(example).astype(np.int64))
+            answers = torch.from_numpy(self.answers.get(example).astype(np.float32))
+            here = slice(start, start + len(tokens) - 1)
+            row["tokens"][here] = tokens[:-1]
+            row["labels"][here] = tokens[1:]
+            row["loss_mask"][here] = answers[1:]
+            row["position_ids"][here] = torch.arange(len(tokens) - 1)
+            row["segments"][here] = number
+            start = here.stop
+        row["position_ids"][start:] = torch.arange(self.seq_length - start)
+        return row
+
+    def nothing(self) -> dict[str, torch.Tensor]:
+        """A sample that only fills up a batch."""
+        return self.sample(np.empty(0, dtype=np.uint32))
+
+
+class PackedDataset(torch.utils.data.Dataset):
+    """Epoch after epoch, each packed and shuffled anew by (seed, epoch); a position is a consumed sample."""
+
+    index_split = Split.train
+
+    def __init__(self, source: PackedExamples, epochs: list[Arrays], samples: int) -> None:
+        self._source = source
+        self._epochs = epochs
+        self._ends = list(np.cumsum([len(epoch["bounds"]) - 1 for epoch in epochs]))
+        self._samples = samples
+
+    @property
+    def name(self) -> str:
+        """The prefix of the tokens' dataset."""
+        return self._source.name
+
+    def __len__(self) -> int:
+        """Samples of the whole run."""
+        return self._samples
+
+    def __getitem__(self, sample: int | None) -> dict[str, torch.Tensor]:
+        """The sample at this position of the run (None: one that fills up a batch, masked out)."""
+        return self._source.nothing() if sample is None else self._source.sample(self.examples(sample))
+
+    def examples(self, sample: int) -> np.ndarray:
+        """The numbers of the examples in a sample."""
+        if not 0 <= sample < self._samples:
+            raise IndexError(f"sample {sample} of {self._samples}")
+        which = bisect_right(self._ends, sample)
+        epoch = self._epochs[which]
+        number = sample - (int(self._ends[which - 1]) if which else 0)
+        return np.asarray(epoch["examples"][epoch["bounds"][number] : epoch["bounds"][number + 1]])
+
+
+class PackedValidation(torch.utils.data.Dataset):
+    """Every held-out example once, in a fixed order; `multiple_of` appends samples that are masked out."""
+
+    index_split = Split.valid
+
+    def __init__(self, source: PackedExamples, order: Arrays, multiple_of: int = 1) -> None:
+        self._source = source
+        self._order = order
+        self._samples = len(order["bounds"]) - 1
+        self._length = -(-self._samples // multiple_of) * multiple_of
+
+    def __len__(self) -> int:
+        """Samples, those that only fill up included."""
+        return self._length
+
+    def __getitem__(self, sample: int | None) -> dict[str, torch.Tensor]:
+        """The sample at this position."""
+        if sample is None or self._samples <= sample < self._length:
+            return self._source.nothing()
+        begin, end = self._order["bounds"][sample : sample + 2].tolist()
+        return self._source.sample(np.asarray(self._order["examples"][begin:end]))
+
+    @cached_property
+    def domains(self) -> list[str]:
+        """One, as `evaluate_model` wants to know."""
+        return ["answers"]
+
+    def domain_of(self, sample: int) -> str:
+        """The only one."""
+        return self.domains[0]
+
+
+def build_packed(prepared: Prepared, samples: int, cache: str | None = None) -> PackedDataset:
+    """The training samples of a run of `samples` samples. Every rank must call it (one builds the indices)."""
+    sft = prepared.sft
+    prefix, examples = prepared.examples(TRAIN)
+    lengths = np.asarray(open_source(f"{prefix}_{TOKENS}").lengths[examples]) - 1
+    epochs = -(-samples // int(prepared.record[TRAIN]["samples"]))
+    digest, capacity = prepared.digest(TRAIN), sft.batch.seq_length
+    entries = [epoch_entry(digest, examples, lengths, capacity, (sft.seed, epoch)) for epoch in range(epochs)]
+    arrays = IndexCache(cache or prepared.folder / ".cache").prepare(entries)
+    return PackedDataset(PackedExamples(prefix, capacity), arrays, samples)
+
+
+def build_packed_validation(
+    prepared: Prepared, multiple_of: int = 1, cache: str | None = None
+) -> PackedValidation | None:
+    """The validation samples; None where nothing was held out. Every rank must call it."""
+    if VALID not in prepared.record:
+        return None
+    prefix, examples = prepared.examples(VALID)
+    lengths = np.asarray(open_source(f"{prefix}_{TOKENS}").lengths[examples]) - 1
+    entry = in_order_entry(prepared.digest(VALID), examples, lengths, prepared.sft.batch.seq_length)
+    [order] = IndexCache(cache or prepared.folder / ".cache").prepare([entry])
+    return PackedValidation(PackedExamples(prefix, prepared.sft.batch.seq_length), order, multiple_of)

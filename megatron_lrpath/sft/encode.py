@@ -1,0 +1,207 @@
+"""Conversations as token ids with a mask of the answers, by the tokenizer that an export of the model will have."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.plan import Plan
+from megatron_lrpath.sft.records import Message, RejectedLineError
+from megatron_lrpath.sft.template import TRIAL, ChatTemplate, Span, load_template
+
+SENTENCEPIECE = ("SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer")
+HUGGING_FACE = "HuggingFaceTokenizer"
+
+
+@dataclass(frozen=True)
+class Example:
+    """One conversation: `tokens` (ids) and `answers` (uint8, 1 where a token is to be learned), equally long."""
+
+    tokens: npt.NDArray[np.int32]
+    answers: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class ChatEncoder:
+    """A fast tokenizer that reads control tokens, and the chat template.
+
+    `added` are control tokens that the tokenizer had not, with their ids, which follow the vocabulary.
+    """
+
+    tokenizer: Any  # tokenizers.Tokenizer
+    template: ChatTemplate
+    vocab_size: int
+    added: dict[str, int]
+    control: tuple[str, ...]
+
+    def encode(self, messages: Sequence[Message]) -> Example:
+        """The tokens of a conversation.
+
+        Raises:
+            RejectedLineError: the template refuses it, or a message spells out a control token, which the
+                tokenizer would read as one.
+        """
+        for number, message in enumerate(messages, start=1):
+            spelled = next((word for word in self.control if word in message["content"]), None)
+            if spelled:
+                raise RejectedLineError(f"message {number} spells out the control token {spelled}")
+        text, spans = self.template.render(messages)
+        pieces = self._pieces(text, spans)
+        tokens = np.concatenate([ids for ids, _ in pieces]).astype(np.int32)
+        answers = np.concatenate([mask for _, mask in pieces]).astype(np.uint8)
+        return Example(tokens, answers)
+
+    def learned_text(self, messages: Sequence[Message]) -> str:
+        """What of a conversation is learned, as the tokenizer decodes it."""
+        example = self.encode(messages)
+        return str(
+            self.tokenizer.decode(example.tokens[example.answers == 1].tolist(), skip_special_tokens=False)
+        )
+
+    def stop_token(self) -> int | None:
+        """The control token that ends an answer, None where the template ends it with text."""
+        example = self.encode(TRIAL)
+        last = int(example.tokens[np.flatnonzero(example.answers)[-1]])
+        return last if self.tokenizer.id_to_token(last) in self.control else None
+
+    def _pieces(self, text: str, spans: Sequence[Span]) -> list[tuple[Any, Any]]:
+        """Ids and mask of the text: as a whole, or cut where a token would reach across an answer's border.
+
+        The model meets an answer's beginning right behind a prompt that was tokenized without it, so no token
+        may hold the end of the one and the beginning of the other.
+        """
+        encoding = self.tokenizer.encode(text, add_special_tokens=False)
+        offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+        borders = sorted({border for span in spans for border in span})
+        crossed = [
+            border for border in borders if ((offsets[:, 0] < border) & (border < offsets[:, 1])).any()
+        ]
+        if not crossed:
+            mask = np.zeros(len(offsets), dtype=np.uint8)
+            for start, end in spans:
+                mask[(offsets[:, 0] >= start) & (offsets[:, 1] <= end)] = 1
+            return [(np.array(encoding.ids, dtype=np.int64), mask)]
+        pieces = []
+        for start, end in zip([0, *crossed], [*crossed, len(text)], strict=True):
+            inside = [(max(a, start) - start, min(b, end) - start) for a, b in spans if a < end and b > start]
+            if start < end:
+                pieces += self._pieces(text[start:end], inside)
+        return pieces
+
+
+def build_encoder(plan: Plan) -> ChatEncoder:
+    """The encoder of a plan's fine-tuning.
+
+    Raises:
+        UserError: the tokenizer or the template cannot be used, or the control tokens do not fit the model.
+    """
+    assert plan.sft is not None
+    tokenizer, words, own = load_tokenizer(plan)
+    vocab_size = int(tokenizer.get_vocab_size(with_added_tokens=True))
+    template = load_template(plan.sft.template, own, words)
+    added = add_tokens(tokenizer, plan.sft.special_tokens, vocab_size)
+    room = padded_size(plan, vocab_size) - vocab_size
+    if len(added) > room:
+        raise UserError(
+            f"{plan.sft.place}.special_tokens: {len(added)} new control tokens, and the model's embeddings have "
+            f"{room} rows beyond the tokenizer's {vocab_size:,}; name fewer, or a template that needs none (plain)"
+        )
+    tokenizer.encode_special_tokens = False
+    special = tokenizer.get_added_tokens_decoder().values()
+    control = tuple(sorted({token.content for token in special if token.special}))
+    refuse_unknown(plan, template, control)
+    encoder = ChatEncoder(tokenizer, template, vocab_size, added, control)
+    if TRIAL[-1]["content"] not in encoder.learned_text(TRIAL):
+        raise UserError(
+            f"{plan.tokenizer.model}: this tokenizer loses characters or their places, so that answers cannot be told "
+            "from questions; fine-tuning needs another one"
+        )
+    return encoder
+
+
+def load_tokenizer(plan: Plan) -> tuple[Any, dict[str, str], str | None]:
+    """The plan's tokenizer as a fast one, its special tokens by their names, and its own chat template.
+
+    Raises:
+        UserError: it is missing, or of a type that no fast tokenizer is made of.
+    """
+    kind, model = plan.tokenizer.type, Path(plan.tokenizer.model or "")
+    if kind in SENTENCEPIECE:
+        return sentencepiece(model)
+    if kind == HUGGING_FACE:
+        from megatron_lrpath.export.tokenizer import load_tokenizer as load
+
+        loaded = load(model)
+        if not getattr(loaded, "is_fast", False):
+            raise UserError(f"{model}: has no fast tokenizer (tokenizer.json), which fine-tuning needs")
+        words = {name: str(word) for name, word in loaded.special_tokens_map.items() if isinstance(word, str)}
+        return loaded.backend_tokenizer, words, getattr(loaded, "chat_template", None)
+    raise UserError(
+        f"tokenizer.type: fine-tuning needs a SentencePiece or Hugging Face tokenizer, not {kind}"
+    )
+
+
+def sentencepiece(path: Path) -> tuple[Any, dict[str, str], None]:
+    """A SentencePiece model as the tokenizer that its export has."""
+    from megatron_lrpath.export.sentencepiece_fast import fast_tokenizer, read_model
+
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such tokenizer; train one with tools/train_tokenizer.py")
+    model = read_model(path)
+    spec, pieces = model.trainer_spec, [piece.piece for piece in model.pieces]
+    ids = {
+        "bos_token": spec.bos_id,
+        "eos_token": spec.eos_id,
+        "pad_token": spec.pad_id,
+        "unk_token": spec.unk_id,
+    }
+    return fast_tokenizer(model), {name: pieces[number] for name, number in ids.items() if number >= 0}, None
+
+
+def add_tokens(tokenizer: Any, wanted: Iterable[str], vocab_size: int) -> dict[str, int]:
+    """Add control tokens that the tokenizer lacks; their ids, which follow the vocabulary in order."""
+    from tokenizers import AddedToken
+
+    missing = [word for word in dict.fromkeys(wanted) if tokenizer.token_to_id(word) is None]
+    known = [word for word in dict.fromkeys(wanted) if word not in missing]
+    tokenizer.add_special_tokens(
+        [AddedToken(word, special=True, normalized=False) for word in [*known, *missing]]
+    )
+    added = {word: int(tokenizer.token_to_id(word)) for word in missing}
+    if list(added.values()) != list(range(vocab_size, vocab_size + len(added))):
+        raise UserError(
+            "sft.special_tokens: the tokenizer's ids have gaps, so that new control tokens would fall between them; "
+            "add them to the tokenizer itself"
+        )
+    return added
+
+
+def padded_size(plan: Plan, vocab_size: int) -> int:
+    """Rows of the embeddings, as Megatron pads them in a run of the plan (`options.from_plan.apply_defaults`)."""
+    multiple = int(plan.megatron.get("make_vocab_size_divisible_by", 128))
+    if "make_vocab_size_divisible_by" in plan.megatron:
+        multiple *= int(plan.megatron.get("tensor_model_parallel_size", 1))
+    return -(-vocab_size // multiple) * multiple
+
+
+def refuse_unknown(plan: Plan, template: ChatTemplate, control: Sequence[str]) -> None:
+    """Refuse a template whose control tokens (`<|…|>`) are text to the tokenizer.
+
+    Raises:
+        UserError: which ones, and what to write.
+    """
+    assert plan.sft is not None
+    text, _ = template.render(TRIAL)
+    unknown = sorted(set(re.findall(r"<\|[^<>|\s]+\|>", text)) - set(control))
+    if unknown:
+        raise UserError(
+            f"{plan.sft.place}.chat_template: {', '.join(unknown)} would be plain text to the tokenizer; write "
+            f"special_tokens: [{', '.join(repr(word) for word in unknown)}], or name another template"
+        )

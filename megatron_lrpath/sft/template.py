@@ -1,0 +1,127 @@
+"""Chat templates: built-in, the tokenizer's own, or a file; conversations as text with the answers marked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.plan.sft_keys import TEMPLATES
+from megatron_lrpath.sft.records import Message, RejectedLineError
+
+Span = tuple[int, int]
+TRIAL = ({"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"})
+GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A Jinja template as transformers' tokenizers have them, and the words it may use (`eos_token`, …)."""
+
+    source: str
+    words: Mapping[str, str] = field(default_factory=dict)
+
+    def render(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
+        """The text, and where in it (characters) the answers stand that are to be learned, in order.
+
+        Templates mark answers by `{% generation %}`; without these marks an answer is what its message adds to
+        the text before it with the generation prompt.
+
+        Raises:
+            RejectedLineError: the template refuses the conversation, or changes earlier text later on.
+        """
+        try:
+            if GENERATION.search(self.source):
+                return self._marked(messages)
+            return self._compared(messages)
+        except RejectedLineError:
+            raise
+        except Exception as error:  # whatever a template raises
+            raise RejectedLineError(f"the chat template refuses it: {error}") from None
+
+    def _marked(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        texts, spans = render_jinja_template(
+            conversations=[list(messages)],
+            chat_template=self.source,
+            return_assistant_tokens_mask=True,
+            **self.words,
+        )
+        return texts[0], [(int(start), int(end)) for start, end in spans[0]]
+
+    def _compared(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
+        spans = []
+        for number, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            asked, answered = self._plain(messages[:number], True), self._plain(messages[: number + 1], False)
+            if not answered.startswith(asked):
+                raise RejectedLineError(
+                    "the chat template does not put an answer behind its generation prompt; mark the answers in "
+                    "it by {% generation %} … {% endgeneration %}"
+                )
+            spans.append((len(asked), len(answered)))
+        text = self._plain(messages, False)
+        if not text.startswith(answered):
+            raise RejectedLineError("the chat template changes earlier messages when later ones follow")
+        return text, spans
+
+    def _plain(self, messages: Sequence[Message], prompt: bool) -> str:
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        texts, _ = render_jinja_template(
+            conversations=[list(messages)],
+            chat_template=self.source,
+            add_generation_prompt=prompt,
+            **self.words,
+        )
+        return str(texts[0])
+
+
+def load_template(name: str, own: str | None, words: Mapping[str, str]) -> ChatTemplate:
+    """The template that the plan names; `own` is the tokenizer's, `words` its special tokens by their names.
+
+    Raises:
+        UserError: there is none, or it is no template.
+    """
+    if name == "tokenizer":
+        if not own:
+            raise UserError(
+                "sft.chat_template: the tokenizer has no chat template; name another one or a file"
+            )
+        source = own
+    elif name in TEMPLATES:
+        source = resources.files("megatron_lrpath.sft").joinpath(f"templates/{name}.jinja").read_text("utf-8")
+    else:
+        try:
+            source = Path(name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"sft.chat_template: {name} is none of {', '.join(TEMPLATES)} and cannot be read as a file ({error})"
+            ) from None
+    template = ChatTemplate(source, dict(words))
+    try_out(template, name)
+    return template
+
+
+def try_out(template: ChatTemplate, name: str) -> None:
+    """Render a small conversation.
+
+    Raises:
+        UserError: the template fails on it, leaves the answer out, or needs a token that the tokenizer lacks.
+    """
+    if "eos_token" in template.source and "eos_token" not in template.words:
+        raise UserError(
+            f"sft.chat_template: {name} ends answers with the tokenizer's eos_token, and this tokenizer has none; "
+            "use another template, such as chatml with special_tokens"
+        )
+    try:
+        text, spans = template.render(TRIAL)
+    except RejectedLineError as error:
+        raise UserError(f"sft.chat_template: {name}: {error}") from None
+    if not spans or "answer" not in text[spans[0][0] : spans[0][1]]:
+        raise UserError(f"sft.chat_template: {name} does not show what is the answer in a conversation")
