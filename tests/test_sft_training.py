@@ -13,6 +13,9 @@ import pytest
 import torch
 import yaml
 
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.launch.local import fine_tunings
+from megatron_lrpath.launch.resources import check_fine_tuning
 from megatron_lrpath.launch.tasks import build_tasks, with_ancestors
 from megatron_lrpath.plan import load_plan
 from megatron_lrpath.training.lineage import read_lineage
@@ -241,5 +244,28 @@ def test_fine_tunings_are_tasks_behind_their_versions(tmp_path: Path) -> None:
         ("ptfs/scratch-v2", 8),
         ("cpt/continual-v2", 8),
     ]
+    with pytest.raises(UserError, match="ours/branch-v2 is not trained yet"):
+        fine_tunings(plan, list(tasks.values()), None)
+    done = plan.folder(plan.run("cpt", "continual-v2")) / "result.json"
+    done.parent.mkdir(parents=True)
+    done.write_text('{"step": 8}')
+    assert [task.key for task in fine_tunings(plan, list(tasks.values()), None)] == ["cpt/sft-v2"]
     chain = with_ancestors(list(tasks.values()), plan, "sft-v2")
     assert [task.key for task in chain] == ["ours/main", "ours/branch-v2", "ours/sft-v2"]
+
+
+def test_processes_that_cannot_share_out_the_batch_are_refused_before_anything_is_trained(
+    tmp_path: Path,
+) -> None:
+    section = {
+        "data": "chat.jsonl",
+        "steps": 5,
+        "max_lr": 1e-3,
+        "global_batch_size": 6,
+        "micro_batch_size": 2,
+    }
+    plan = load_plan(make_plan(tmp_path, (4, 4), sft=section))
+    check_fine_tuning(plan, 3)
+    with pytest.raises(UserError, match="6 samples cannot be shared out among 2"):
+        check_fine_tuning(plan, 2)
+    check_fine_tuning(plan, 2, ["--tensor-model-parallel-size", "2"])

@@ -121,10 +121,15 @@ class Watcher:
 
 
 def parent_row(context: RunContext) -> dict[str, Any] | None:
-    """The parent's line of history at the step where the run leaves it; None without a plan or a line."""
+    """The parent's line of history at the step where the run leaves it; None without a plan or a line.
+
+    A fine-tuning counts its own tokens, so that its parent has no point on its axis.
+    """
     from megatron_lrpath.training.history import HISTORY, row_of_step
 
     if context.plan is None or context.run is None or context.run.parent is None or context.parent is None:
+        return None
+    if context.parent.weights_only:
         return None
     return row_of_step(Path(context.parent.folder).parent / HISTORY, context.run.parent.step)
 
