@@ -102,7 +102,8 @@ def packed_against_alone(words: list[str]) -> None:
 
     from megatron_lrpath.evaluate import worker
     from megatron_lrpath.plan import load_plan
-    from megatron_lrpath.sft.dataset import build_packed, open_prepared
+    from megatron_lrpath.sft.dataset import build_packed
+    from megatron_lrpath.sft.prepared import open_prepared
     from megatron_lrpath.training import seams, setup
     from megatron_lrpath.training.packed import apart
 

@@ -14,9 +14,9 @@ import torch
 import yaml
 
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.launch.local import fine_tunings
 from megatron_lrpath.launch.resources import check_fine_tuning
 from megatron_lrpath.launch.tasks import build_tasks, with_ancestors
+from megatron_lrpath.launch.tuning import fine_tunings
 from megatron_lrpath.plan import load_plan
 from megatron_lrpath.training.lineage import read_lineage
 from tests.sft_fixtures import changed, conversations, sft_plan

@@ -18,13 +18,12 @@ from megatron_lrpath.launch.display import Display, clock, open_display
 from megatron_lrpath.launch.graph import width
 from megatron_lrpath.launch.process import supervised, torchrun_command
 from megatron_lrpath.launch.records import is_done
-from megatron_lrpath.launch.resources import Share, check_fine_tuning, cores, share_out
+from megatron_lrpath.launch.resources import Share, check_fine_tuning, share_out
 from megatron_lrpath.launch.runner import GRACE_SECONDS, RunFailedError, Runner
 from megatron_lrpath.launch.tasks import Task, build_tasks, with_ancestors
+from megatron_lrpath.launch.tuning import fine_tunings, prepare_chats
 from megatron_lrpath.locks import FolderLock, LockHeldError
 from megatron_lrpath.plan import PARADIGMS, Plan
-from megatron_lrpath.plan.sft import PREFIX as SFT_PREFIX
-from megatron_lrpath.plan.sft import sft_folder
 
 CommandFor = Callable[[Task], Sequence[str]]
 
@@ -60,7 +59,7 @@ def carry_out(
     0 when complete, 1 when a run failed, 128+n when signal n ended it; no run's process is left by then.
     `command_for` replaces the training's command. Raises `UserError` for what cannot be started at all.
     """
-    prepare_chats(plan, options)
+    prepare_chats(plan, options.paradigms, options.run)
     tasks = chosen_tasks(plan, options)
     # the whole choice counts, not what is left of it: a second call shares the machine in the same way
     share = share_out(plan, width(tasks), options.device, options.nproc, options.jobs, options.extra)
@@ -137,40 +136,6 @@ def chosen_tasks(plan: Plan, options: Options) -> list[Task]:
     chosen = with_ancestors(tasks, plan, options.run) if options.run else tasks
     check_mixes(plan, (task.run for task in chosen))
     return fine_tunings(plan, tasks, options.run) if options.only_sft else chosen
-
-
-def prepare_chats(plan: Plan, options: Options) -> None:
-    """Prepare the data of the fine-tunings that belong to the choice, where that is not done.
-
-    First of all: what is wrong with them shows before days of training, and their size says how many steps
-    a fine-tuning has.
-    """
-    wanted = plan.sft is not None and set(plan.sft.paradigms) & set(options.paradigms)
-    if wanted and (options.run is None or options.run.startswith(SFT_PREFIX)):
-        from megatron_lrpath.sft.prepare import prepare, tell
-
-        tell(prepare(plan, cores()), sft_folder(plan))
-
-
-def fine_tunings(plan: Plan, tasks: Sequence[Task], name: str | None) -> list[Task]:
-    """The fine-tunings (or the one called `name`) whose versions are trained.
-
-    Raises:
-        UserError: there are none.
-    """
-    by_key = {task.key: task for task in tasks}
-    found = [task for task in tasks if task.run.kind == "sft" and name in (None, task.run.name)]
-    if not found:
-        raise UserError(
-            f"{plan.path}: there is no fine-tuning{f' {name}' if name else ''} here; see its `sft`"
-        )
-    ready = [task for task in found if task.parent is None or is_done(by_key[task.parent])]
-    waiting = [task for task in found if task not in ready]
-    if not ready:
-        raise UserError(f"{waiting[0].key}: {waiting[0].parent} is not trained yet: lrpath run {plan.path}")
-    for task in waiting:
-        print(f"{task.key}: left out, {task.parent} is not trained yet", file=sys.stderr)
-    return ready
 
 
 def default_command(plan: Plan, options: Options, share: Share) -> CommandFor:

@@ -58,7 +58,7 @@ def build_tasks(plan: Plan, paradigms: Sequence[str], fine_tunings: bool = True)
                 aliases=tuple(aliases.get(name, ())),
                 parent="/".join(identity(parent)) if parent else None,
                 parent_step=run.parent.step if run.parent else 0,
-                step_tokens=plan.batch.tokens,
+                step_tokens=plan.batch_of(run).tokens,
             )
         )
     return tasks

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from bisect import bisect_right
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,90 +12,9 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 from megatron.core.datasets.utils import Split
 
 from megatron_lrpath.data.index_cache import Arrays, IndexCache
-from megatron_lrpath.data.slice_source import fingerprint_source, open_source
-from megatron_lrpath.errors import UserError
-from megatron_lrpath.plan import Plan
-from megatron_lrpath.plan.sft import PREPARED, Sft, prepared_record, sft_folder
-from megatron_lrpath.sft.packing import epoch_entry, held_out, in_order_entry
-
-TRAIN, VALID, TOKENS, ANSWERS = "train", "valid", "tokens", "answers"
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """The prepared data of a plan's fine-tuning, as `prepared.json` describes them."""
-
-    folder: Path
-    sft: Sft
-    record: dict[str, Any]
-
-    @property
-    def identity(self) -> dict[str, list[str]]:
-        """The fingerprints of the datasets, by part."""
-        return {name: self.record[name]["fingerprints"] for name in (TRAIN, VALID) if self._own(name)}
-
-    @property
-    def chat(self) -> dict[str, Any]:
-        """How to talk to the model: the Jinja template, new control tokens with their ids, what ends an answer."""
-        return {
-            "template": str(self.record["chat_template"]),
-            "control_tokens": dict(self.record["control_tokens"]),
-            "stop_token": self.record["stop_token"],
-        }
-
-    def verify(self) -> None:
-        """Check that the datasets are those that were prepared; in one process of a node.
-
-        Raises:
-            UserError: one is missing or another.
-        """
-        for name, prints in self.identity.items():
-            for kind, wanted in zip((TOKENS, ANSWERS), prints, strict=True):
-                if fingerprint_source(f"{self.folder / name}_{kind}") != wanted:
-                    raise UserError(
-                        f"{self.folder / name}_{kind}: is not what was prepared; remove {self.folder / PREPARED} "
-                        "and prepare the data again"
-                    )
-
-    def examples(self, part: str) -> tuple[Path, np.ndarray]:
-        """The prefix of a part's datasets, and the numbers of its examples in them."""
-        if isinstance(self.sft.valid, float):
-            both = held_out(int(self.record[TRAIN]["examples"]), self.sft.valid, self.sft.seed)
-            return self.folder / TRAIN, both[part == VALID]
-        return self.folder / part, np.arange(int(self.record[part]["examples"]), dtype=np.uint32)
-
-    def digest(self, part: str) -> str:
-        """Decides, with a seed, the samples that are made of a part."""
-        return hashlib.sha256(repr((self.identity, part, self.sft.valid, self.sft.seed)).encode()).hexdigest()
-
-    def _own(self, part: str) -> bool:
-        return "fingerprints" in self.record.get(part, {})
-
-
-def open_prepared(plan: Plan, verify: bool) -> Prepared:
-    """The plan's prepared data.
-
-    Raises:
-        UserError: they are not prepared, or for another sequence length, seed or share of validation.
-    """
-    assert plan.sft is not None
-    record, sft = prepared_record(plan), plan.sft
-    if record is None:
-        raise UserError(
-            f"{sft_folder(plan)}: the data are not prepared yet: lrpath sft {plan.path} --prepare"
-        )
-    held = sft.valid if isinstance(sft.valid, float) else list(sft.valid or ())
-    now = {"seq_length": sft.batch.seq_length, "seed": sft.seed, "valid": held}
-    wrong = [name for name, value in now.items() if record["settings"].get(name) != value]
-    if wrong:
-        raise UserError(
-            f"{sft_folder(plan) / PREPARED}: was prepared with another {', '.join(wrong)} than {sft.place} says: "
-            f"lrpath sft {plan.path} --prepare"
-        )
-    prepared = Prepared(sft_folder(plan), sft, record)
-    if verify:
-        prepared.verify()
-    return prepared
+from megatron_lrpath.data.slice_source import open_source
+from megatron_lrpath.sft.packing import epoch_entry, in_order_entry
+from megatron_lrpath.sft.prepared import ANSWERS, TOKENS, TRAIN, VALID, Prepared
 
 
 class PackedExamples:

@@ -122,8 +122,9 @@ def open_packed(plan: Plan, run: Run) -> Batches:
     Raises:
         UserError: they are gone or others.
     """
-    from megatron_lrpath.sft.dataset import build_packed, open_prepared
+    from megatron_lrpath.sft.dataset import build_packed
     from megatron_lrpath.sft.encode import build_encoder
+    from megatron_lrpath.sft.prepared import open_prepared
 
     samples = run.last_step * plan.batch_of(run).global_batch_size
     dataset = build_packed(open_prepared(plan, verify=True), samples)

@@ -14,7 +14,7 @@ from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.schedule import LRPath
 
 if TYPE_CHECKING:
-    from megatron_lrpath.sft.dataset import Prepared
+    from megatron_lrpath.sft.prepared import Prepared
 
 
 @dataclass(frozen=True)

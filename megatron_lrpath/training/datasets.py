@@ -15,7 +15,8 @@ from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_l
 from megatron_lrpath.data import mixed, versioned
 from megatron_lrpath.data.slice import open_validation
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.sft.dataset import Prepared, build_packed, build_packed_validation
+from megatron_lrpath.sft.dataset import build_packed, build_packed_validation
+from megatron_lrpath.sft.prepared import Prepared
 from megatron_lrpath.training.context import RunContext, get_context
 
 

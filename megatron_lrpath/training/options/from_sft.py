@@ -84,7 +84,7 @@ def sft_context(
     Raises:
         UserError: the data are not prepared, or others.
     """
-    from megatron_lrpath.sft.dataset import open_prepared
+    from megatron_lrpath.sft.prepared import open_prepared
 
     assert plan.sft is not None
     assert run.parent is not None
