@@ -20,7 +20,12 @@ setup(
     packages=[*find_packages(include=["megatron_lrpath", "megatron_lrpath.*"]), *SHIPPED],
     package_dir={name: name.rpartition(".")[2] for name in SHIPPED},
     package_data={
-        "megatron_lrpath": ["py.typed", "report/templates/*", "sft/templates/*"],
+        "megatron_lrpath": [
+            "py.typed",
+            "report/templates/*",
+            "sft/templates/*",
+            "evaluate/tasks/*.yaml",
+        ],
         "megatron_lrpath.examples": ["**/*.yaml", "**/*.py"],
         "megatron_lrpath.slurm": ["*.sh", "settings.env.example"],
     },

@@ -171,3 +171,30 @@ def wandb_offline() -> Iterator[None]:
 
     os.environ["WANDB_MODE"] = "offline"
     yield None
+
+
+@contextmanager
+def killed_after_answers() -> Iterator[None]:
+    """Kills the process when a model has answered everything that it was asked, before anything is recorded."""
+    import os
+
+    from megatron_lrpath.evaluate import downstream_worker
+
+    downstream_worker.add_result = lambda *_: os._exit(9)
+    yield None
+
+
+@contextmanager
+def asked() -> Iterator[list[int]]:
+    """How many prompts a model is really asked, call by call."""
+    from lm_eval.models.huggingface import HFLM
+
+    seen: list[int] = []
+    original = HFLM.loglikelihood
+
+    def loglikelihood(self: Any, requests: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append(len(requests))
+        return original(self, requests, *args, **kwargs)
+
+    HFLM.loglikelihood = loglikelihood
+    yield seen

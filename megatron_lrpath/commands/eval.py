@@ -9,11 +9,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_lrpath.commands import eval_tasks
+
 if TYPE_CHECKING:
     from megatron_lrpath.plan import Plan, Run
 
-HELP = "perplexity of every trained version on the fixed validation set, per domain too"
-EXAMPLE = "lrpath eval examples/quickstart/plan.yaml --paradigm ours"
+HELP = "perplexity of every trained version on the validation set; with --tasks, scores on benchmarks"
+EXAMPLE = """lrpath eval examples/quickstart/plan.yaml --paradigm ours
+  lrpath eval plan.yaml --tasks paper --task-data data/benchmarks"""
 TAKES_EXTRA = True
 
 
@@ -25,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="evaluate again what has been evaluated")
     parser.add_argument("--nproc", type=int, default=1, metavar="N", help="processes (default: 1)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    eval_tasks.add_arguments(parser)
 
 
 def execute(args: argparse.Namespace) -> int:
@@ -32,6 +36,8 @@ def execute(args: argparse.Namespace) -> int:
     from megatron_lrpath.evaluate.targets import is_trained, model_runs, needs_evaluation
     from megatron_lrpath.plan import PARADIGMS, load_plan
 
+    if args.tasks:
+        return eval_tasks.execute(args)
     plan = load_plan(args.plan)
     paradigms = PARADIGMS if args.paradigm == "all" else (args.paradigm,)
     runs = model_runs(plan, paradigms)

@@ -16,6 +16,7 @@ from megatron_lrpath.files import atomic_write_bytes, atomic_write_text
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.report.collect import RunTree, collect
 from megatron_lrpath.report.csvdata import perplexity_csv
+from megatron_lrpath.report.downstream import downstream_csv, downstream_table
 from megatron_lrpath.report.facts import Fact, data_table, facts, subtitle
 from megatron_lrpath.report.figures import draw_cost, draw_rates
 from megatron_lrpath.report.fine_tuning import fine_tuning_table
@@ -40,6 +41,7 @@ class Report:
     result: str
     results: Table
     domains: Table | None
+    downstream: Table | None
     rate_check: Verdict
     rates: Drawing
     cost: Drawing | None
@@ -49,6 +51,7 @@ class Report:
     facts: list[Fact]
     data: Table
     scores: str
+    downstream_scores: str
 
     @property
     def drawings(self) -> list[Drawing]:
@@ -67,6 +70,7 @@ def make_report(plan: Plan, now: datetime) -> Report:
         result=result_in_words(tree),
         results=main_table(tree),
         domains=domain_table(tree),
+        downstream=downstream_table(tree),
         rate_check=judge(check_rates(tree)),
         rates=draw_rates(tree),
         cost=draw_cost(tree),
@@ -76,19 +80,22 @@ def make_report(plan: Plan, now: datetime) -> Report:
         facts=facts(tree),
         data=data_table(tree),
         scores=perplexity_csv(tree),
+        downstream_scores=downstream_csv(tree),
     )
 
 
 def write_report(report: Report, folder: Path) -> Path:
     """Write the report into `folder` and return the page's path; files of an earlier report are replaced.
 
-    Written: `index.html` (all in one), `report.md` with `FIGURE.png` beside it, `data/FIGURE.csv`, and
-    `data/perplexities.csv`.
+    Written: `index.html` (all in one), `report.md` with `FIGURE.png` beside it, `data/FIGURE.csv`,
+    `data/perplexities.csv` and, where benchmarks were measured, `data/downstream.csv`.
     """
     for drawing in report.drawings:
         atomic_write_text(folder / "data" / f"{drawing.name}.csv", drawing.data)
         atomic_write_bytes(folder / f"{drawing.name}.png", drawing.png)
     atomic_write_text(folder / "data" / "perplexities.csv", report.scores)
+    if report.downstream_scores:
+        atomic_write_text(folder / "data" / "downstream.csv", report.downstream_scores)
     atomic_write_text(folder / "report.md", render("report.md.j2", report))
     page = folder / "index.html"
     atomic_write_text(page, render("index.html.j2", report))

@@ -19,6 +19,8 @@ def show(report: Report, page: Path, console: Console) -> None:
     console.print(rich_table(report.results))
     for note in report.results.notes[1:]:
         console.print(Text(note, style="dim"))
+    if report.downstream:
+        console.print(rich_table(report.downstream))
     if report.result:
         console.print(Text(report.result))
     check = report.rate_check

@@ -1,0 +1,198 @@
+"""Benchmark data in local folders: the files of the data sets' own repositories, read without a network."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from megatron_lrpath.errors import UserError
+
+ENDINGS = (".parquet", ".jsonl", ".json", ".csv")
+Rows = list[dict[str, Any]]
+
+
+@contextmanager
+def local_datasets(folder: Path | None) -> Iterator[None]:
+    """Let the harness load its data sets from `folder` and nowhere else; None leaves it to the harness.
+
+    The task files of this project read their data in their authors' own form and have no other source.
+    """
+    import datasets
+
+    original = datasets.load_dataset
+
+    def load(path: str, name: str | None = None, **options: Any) -> Any:
+        if path in OWN:
+            return dataset_dict({"test": OWN[path](own_folder(folder, path))})
+        if folder is None:
+            return original(path=path, name=name, **options)
+        return dataset_dict({split: read_rows(files) for split, files in find(folder, path, name).items()})
+
+    with mock.patch.object(datasets, "load_dataset", load):
+        yield
+
+
+def dataset_dict(splits: dict[str, Rows]) -> Any:
+    """Rows as the harness takes them."""
+    from datasets import Dataset, DatasetDict
+
+    return DatasetDict({split: Dataset.from_list(rows) for split, rows in splits.items()})
+
+
+def find(folder: Path, dataset: str, config: str | None) -> dict[str, list[Path]]:
+    """Split -> files of a data set (and its configuration) below `folder`.
+
+    Taken are DATASET/CONFIG/SPLIT.*, DATASET/data/SPLIT.* (without a configuration), DATASET/SPLIT.* and
+    DATASET/SPLIT/CONFIG.csv, each SPLIT also in parts (`test-00000-of-00002.parquet`).
+
+    Raises:
+        UserError: there are none.
+    """
+    place = folder / dataset
+    for candidate in (place / config,) if config else (place / "data", place):
+        if files := by_split(candidate):
+            return files
+    if config:
+        files = {}
+        for path in sorted(place.glob(f"*/{config}.*")):
+            if path.suffix in ENDINGS:
+                files.setdefault(path.parent.name, []).append(path)
+        if files:
+            return files
+    wanted = f"{place}/{config or 'data'}/test.parquet (or .jsonl, .json, .csv)"
+    raise UserError(
+        f"--task-data {folder}: no data of {dataset}{f', {config}' if config else ''}; expected for example "
+        f"{wanted}. docs/evaluation.md says where the data of the paper's benchmarks are."
+    )
+
+
+def by_split(folder: Path) -> dict[str, list[Path]]:
+    """Split -> its files in a folder."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.glob("*")):
+        if path.suffix in ENDINGS and path.is_file():
+            found.setdefault(re.sub(r"-\d+-of-\d+$", "", path.stem), []).append(path)
+    return found
+
+
+def read_rows(files: list[Path]) -> Rows:
+    """The rows of files of one split; every value of a CSV is text."""
+    return [row for path in files for row in READERS[path.suffix](path)]
+
+
+def read_parquet(path: Path) -> Rows:
+    """Rows of a Parquet file."""
+    import pyarrow.parquet
+
+    rows: Rows = pyarrow.parquet.read_table(path).to_pylist()
+    return rows
+
+
+def read_jsonl(path: Path) -> Rows:
+    """Rows of JSON lines."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def read_json_file(path: Path) -> Rows:
+    """Rows of a JSON list, or of JSON lines under that ending."""
+    text = path.read_text(encoding="utf-8")
+    return list(json.loads(text)) if text.lstrip().startswith("[") else read_jsonl(path)
+
+
+def read_csv(path: Path) -> Rows:
+    """Rows of a CSV file."""
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+READERS: dict[str, Callable[[Path], Rows]] = {
+    ".parquet": read_parquet,
+    ".jsonl": read_jsonl,
+    ".json": read_json_file,
+    ".csv": read_csv,
+}
+
+
+def own_folder(folder: Path | None, dataset: str) -> Path:
+    """Where the data of one of this project's task files are.
+
+    Raises:
+        UserError: not there.
+    """
+    name = dataset.partition("/")[2]
+    if folder is None or not (folder / name).is_dir():
+        raise UserError(
+            f"the benchmark {name} needs --task-data DIR with its authors' files in DIR/{name}; "
+            "docs/evaluation.md says where they are and under which licence."
+        )
+    return folder / name
+
+
+def matching(folder: Path, pattern: str) -> list[Path]:
+    """The files below a folder, or a UserError that says what is missing."""
+    files = sorted(folder.glob(pattern))
+    if not files:
+        raise UserError(f"{folder}: there is no {pattern} (see docs/evaluation.md)")
+    return files
+
+
+def read_c3(folder: Path) -> Rows:
+    """C3's test questions: `c3-d-test.json` (dialogues) and `c3-m-test.json`, as in the repository's data/.
+
+    A file is a list of [[lines of the document], [{question, choice, answer}], id].
+    """
+    rows: Rows = []
+    for path in matching(folder, "**/c3-[dm]-test.json"):
+        for lines, questions, _ in json.loads(path.read_text(encoding="utf-8")):
+            for asked in questions:
+                rows.append(
+                    {
+                        "context": "\n".join(lines),
+                        "question": asked["question"],
+                        "choices": asked["choice"],
+                        "gold": asked["choice"].index(asked["answer"]),
+                    }
+                )
+    return rows
+
+
+def read_csl(folder: Path) -> Rows:
+    """CSL's classification by category: `cls_ctg/test.tsv`, as in the repository's benchmark/.
+
+    A line holds the prompt, a paper's title and its category.
+    """
+    rows: Rows = []
+    for path in matching(folder, "**/cls_ctg/test.tsv"):
+        lines = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        rows += [{"title": parts[-2], "category": parts[-1].strip()} for parts in lines if len(parts) >= 2]
+    choices = sorted({row["category"] for row in rows})
+    return [row | {"choices": choices, "gold": choices.index(row["category"])} for row in rows]
+
+
+def read_gaokao(folder: Path) -> Rows:
+    """GAOKAO-Bench's objective questions with one right letter of A to D, as in the repository's Objective_Questions.
+
+    Left out are questions with several right letters and texts with several questions: they have no
+    probability of a single letter.
+    """
+    rows: Rows = []
+    for path in matching(folder, "**/20*.json"):
+        for asked in json.loads(path.read_text(encoding="utf-8"))["example"]:
+            answers = asked["answer"]
+            if len(answers) == 1 and answers[0] in ("A", "B", "C", "D"):
+                question = asked["question"].strip()
+                rows.append({"question": question, "gold": "ABCD".index(answers[0]), "subject": path.stem})
+    return rows
+
+
+OWN: dict[str, Callable[[Path], Rows]] = {
+    "lrpath/c3": read_c3,
+    "lrpath/csl": read_csl,
+    "lrpath/gaokao": read_gaokao,
+}
