@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,18 @@ def test_page_markdown_and_csv_have_it(plan: Plan) -> None:
     ours = next(row for row in found if row["paradigm"] == "ours" and row["task"] == "gsm8k")
     assert (float(ours["score"]), ours["benchmark"], ours["limit"]) == (0.0508, "GSM8K", "")
     assert downstream_csv(collect(plan)).count("\n") == 7
+
+
+def test_fine_tuned_versions_stand_apart(plan: Plan) -> None:
+    tree = collect(plan)
+    branch = tree.model_of("ours", "v2")
+    assert branch
+    tuned = replace(tree, tuned=[branch])  # a fine-tuning's record has the same form
+    table = downstream_table(tuned)
+    assert table
+    assert [row[0].text for row in table.rows] == ["v2", "", "", "v2, fine-tuned"]
+    assert not any(cell.best for cell in table.rows[-1])
+    assert downstream_csv(tuned).count(",yes,") == 2
 
 
 def test_damaged_results_are_no_results(plan: Plan) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.evaluate.benchmarks import Benchmark
-from megatron_lrpath.evaluate.targets import is_trained, read_json, version_runs
+from megatron_lrpath.evaluate.targets import is_trained, model_runs, read_json
 from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.plan import Plan, Run
 
@@ -54,12 +54,12 @@ class Subject:
 
 
 def plan_subjects(plan: Plan, paradigms: Iterable[str], name: str | None = None) -> list[Subject]:
-    """The trained versions' models of a plan; `name` chooses one run.
+    """The trained models of a plan, its versions' and their fine-tunings'; `name` chooses one run.
 
     Raises:
         UserError: there is no such run, or nothing is trained.
     """
-    runs = version_runs(plan, paradigms)
+    runs = model_runs(plan, paradigms)
     chosen = [run for run in runs if name in (None, run.name)]
     if not chosen:
         raise UserError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,40 +29,51 @@ def results_in(folder: Path, step: int) -> Results:
     }
 
 
-def collected(tree: RunTree) -> dict[tuple[str, str], Results]:
-    """(version, paradigm) -> results, of every version's model that has some."""
-    found: dict[tuple[str, str], Results] = {}
-    for version in tree.plan.versions:
-        for paradigm in PARADIGMS:
-            record = tree.model_of(paradigm, version.name)
+@dataclass(frozen=True)
+class Measured:
+    """A model's results: its version and paradigm, and whether it was fine-tuned."""
+
+    version: str
+    paradigm: str
+    tuned: bool
+    results: Results
+
+
+def collected(tree: RunTree) -> list[Measured]:
+    """Every model that was measured, by version, bare ones before fine-tuned ones, in the order of paradigms."""
+    found = []
+    for version in (version.name for version in tree.plan.versions):
+        bare = [(paradigm, tree.model_of(paradigm, version), False) for paradigm in PARADIGMS]
+        tuned = [
+            (record.run.paradigm, record, True) for record in tree.tuned if record.run.version == version
+        ]
+        for paradigm, record, is_tuned in (*bare, *tuned):
             results = results_in(record.folder, record.run.last_step) if record else {}
             if results:
-                found[version.name, paradigm] = results
+                found.append(Measured(version, paradigm, is_tuned, results))
     return found
 
 
 def downstream_table(tree: RunTree) -> Table | None:
     """The compared versions' scores times 100 and their mean; None where nothing was measured.
 
-    The best of a version in each column is marked where all its paradigms have a score.
+    The best of a version in each column is marked, bare and fine-tuned models apart.
     """
-    rows = {key: row for key, row in collected(tree).items() if key[0] in tree.compared}
+    rows = [row for row in collected(tree) if row.version in tree.compared]
     if not rows:
         return None
-    columns = in_order({task for results in rows.values() for task in results})
+    columns = in_order({task for row in rows for task in row.results})
     drawn: list[tuple[Cell, ...]] = []
-    for version in tree.compared:
-        shown = [paradigm for paradigm in PARADIGMS if (version, paradigm) in rows]
-        lines = {paradigm: scores(rows[version, paradigm], columns) for paradigm in shown}
-        for number, paradigm in enumerate(shown):
-            cells = [
-                _cell(score, [line[place] for line in lines.values()])
-                for place, score in enumerate(lines[paradigm])
-            ]
-            name = Cell(paradigm_name(tree.plan, paradigm), paradigm=paradigm)
-            drawn.append((Cell("" if number else version, opens=not number), name, *cells))
+    for (version, tuned), group in itertools.groupby(rows, key=lambda row: (row.version, row.tuned)):
+        members = list(group)
+        lines = [scores(row.results, columns) for row in members]
+        for number, (row, line) in enumerate(zip(members, lines, strict=True)):
+            cells = [_cell(score, [other[place] for other in lines]) for place, score in enumerate(line)]
+            name = Cell(paradigm_name(tree.plan, row.paradigm), paradigm=row.paradigm)
+            first = "" if number else f"{version}, fine-tuned" if tuned else version
+            drawn.append((Cell(first, opens=not number), name, *cells))
     header = ("Version", "Paradigm", *(column.label for column in columns), "AVG")
-    return Table(header, tuple(drawn), left=2, notes=tuple(_notes(rows.values(), columns)))
+    return Table(header, tuple(drawn), left=2, notes=tuple(_notes([row.results for row in rows])))
 
 
 def scores(results: Results, columns: list[Benchmark]) -> list[float | None]:
@@ -71,33 +84,30 @@ def scores(results: Results, columns: list[Benchmark]) -> list[float | None]:
 
 
 def downstream_csv(tree: RunTree) -> str:
-    """Every result of every version with all its digits, subtasks too; empty where nothing was measured."""
+    """Every result of every model with all its digits, subtasks too; empty where nothing was measured."""
     rows: list[tuple[object, ...]] = []
-    for (version, paradigm), results in collected(tree).items():
-        for column in in_order(results):
-            row = results[column.task]
+    for model in collected(tree):
+        who = (model.paradigm, model.version, "yes" if model.tuned else "no")
+        for column in in_order(model.results):
+            row = model.results[column.task]
             settings = row.get("settings", {})
-            rest = (row.get("metric"), row.get("samples"), settings.get("limit"), settings.get("num_fewshot"))
-            rows.append(
-                (paradigm, version, column.label, column.task, row["score"], row.get("stderr"), *rest)
-            )
+            rest = tuple(settings.get(name) for name in ("limit", "num_fewshot", "chat"))
+            said = (row.get("stderr"), row.get("metric"), row.get("samples"), *rest)
+            rows.append((*who, column.label, column.task, row["score"], *said))
             for name, score in row.get("subtasks", {}).items():
-                rows.append(
-                    (paradigm, version, column.label, name, score, None, row.get("metric"), None, *rest[2:])
-                )
+                rows.append((*who, column.label, name, score, None, row.get("metric"), None, *rest))
     header = (
         "paradigm",
         "version",
+        "fine_tuned",
         "benchmark",
         "task",
         "score",
         "stderr",
         "metric",
         "samples",
-        "limit",
-        "fewshot",
     )
-    return csv_text(header, rows) if rows else ""
+    return csv_text((*header, "limit", "fewshot", "chat"), rows) if rows else ""
 
 
 def _cell(score: float | None, column: list[float | None]) -> Cell:
@@ -108,7 +118,7 @@ def _cell(score: float | None, column: list[float | None]) -> Cell:
     return Cell(text, best=len(known) == len(column) > 1 and text == f"{max(known):.2f}")
 
 
-def _notes(rows: Iterable[Results], columns: list[Benchmark]) -> list[str]:
+def _notes(rows: Iterable[Results]) -> list[str]:
     """What the numbers are, and what makes them other numbers than the tasks' own."""
     notes = ["Scores of lm-evaluation-harness times 100, higher is better, the best of each version in bold."]
     settings = [row.get("settings", {}) for results in rows for row in results.values()]
