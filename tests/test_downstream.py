@@ -183,7 +183,7 @@ def test_nothing_is_measured_twice_and_what_is_new_is(measured: Path, tmp_path: 
     words = [str(copy), "--tasks", "CSL", "C3"]
     assert "samples, " not in run(worker, words).ok().output
     again = run(worker, [*words, "--limit", "1"]).ok().output
-    assert again.count("(1 samples, ") == 1  # CSL; C3 has two parts in one task
+    assert again.count("(1 samples, ") == 2
     results = json.loads((copy / "model" / RESULTS).read_text())["results"]
     assert results["lrpath_csl"]["settings"]["limit"] == 1
     assert len(results) == 9, "the others stay"
@@ -254,6 +254,7 @@ def test_own_data_are_read_as_their_authors_wrote_them(tmp_path: Path) -> None:
         (["set/name/data/test.jsonl"], None),
         (["set/name/test.json"], None),
         (["set/name/test/one.csv"], "one"),
+        (["set/name/test/one_test.csv"], "one"),
         (["set/name/one/test.parquet"], "one"),
     ],
 )
@@ -270,6 +271,9 @@ def test_places_of_data(tmp_path: Path, files: list[str], config: str | None) ->
             path.write_text("question\nwhy\n" if path.suffix == ".csv" else '{"question": "why"}\n')
     found = local_data.find(tmp_path, "set/name", config)
     assert list(found) == ["test"]
+    (tmp_path / "set/name/test").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "set/name/test/one_more.csv").touch()  # another configuration
+    assert local_data.find(tmp_path, "set/name", config) == found
     assert local_data.read_rows(found["test"]) == [{"question": "why"}] * len(files)
     with pytest.raises(UserError, match="no data of set/name"):
         local_data.find(tmp_path, "set/name", "two")

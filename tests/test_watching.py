@@ -13,7 +13,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megatron_lrpath.models.devices import peak_flops
-from megatron_lrpath.plan import load_plan
+from megatron_lrpath.plan import differences, load_plan
 from megatron_lrpath.training import watching
 from tests.training_fixtures import history, make_plan, run_words, train
 
@@ -156,3 +156,10 @@ def test_utilization_is_the_models_operations_over_the_devices_peak(monkeypatch:
 )
 def test_peaks_are_found_by_the_devices_names(name: str, peak: float | None) -> None:
     assert peak_flops(name) == peak
+
+
+def test_a_peak_in_the_plan_changes_no_run(tmp_path: Path) -> None:
+    plan = load_plan(make_plan(tmp_path, (4,)))
+    said = load_plan(make_plan(tmp_path, (4,), megatron={"peak_tflops": 989, "wandb_project": "x"}))
+    run = plan.run("ours", "main")
+    assert differences(plan.identity(run), said.identity(run)) == []

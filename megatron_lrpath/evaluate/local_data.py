@@ -49,7 +49,7 @@ def find(folder: Path, dataset: str, config: str | None) -> dict[str, list[Path]
     """Split -> files of a data set (and its configuration) below `folder`.
 
     Taken are DATASET/CONFIG/SPLIT.*, DATASET/data/SPLIT.* (without a configuration), DATASET/SPLIT.* and
-    DATASET/SPLIT/CONFIG.csv, each SPLIT also in parts (`test-00000-of-00002.parquet`).
+    DATASET/SPLIT/CONFIG.csv (or CONFIG_SPLIT.csv), each SPLIT also in parts (`test-00000-of-00002.parquet`).
 
     Raises:
         UserError: there are none.
@@ -60,8 +60,8 @@ def find(folder: Path, dataset: str, config: str | None) -> dict[str, list[Path]
             return files
     if config:
         files = {}
-        for path in sorted(place.glob(f"*/{config}.*")):
-            if path.suffix in ENDINGS:
+        for path in sorted(place.glob(f"*/{config}*.*")):
+            if path.suffix in ENDINGS and path.stem in (config, f"{config}_{path.parent.name}"):
                 files.setdefault(path.parent.name, []).append(path)
         if files:
             return files

@@ -128,6 +128,9 @@ NEUTRAL = (
     ),
 )
 
+OWN_NEUTRAL = frozenset({"peak_tflops"})
+"""Arguments of this project that only say how a run is shown."""
+
 # Megatron arguments that follow from a plan, and the key of the plan that says what they are.
 SET_BY_PLAN = {
     name: key
@@ -156,5 +159,7 @@ SET_BY_PLAN = {
 
 
 def is_neutral(name: str) -> bool:
-    """Whether a Megatron argument (with underscores) leaves the result of a run alone."""
-    return any(name in group.names or name.startswith(group.prefixes) for group in NEUTRAL)
+    """Whether an argument of Megatron's or ours (with underscores) leaves the result of a run alone."""
+    return name in OWN_NEUTRAL or any(
+        name in group.names or name.startswith(group.prefixes) for group in NEUTRAL
+    )
