@@ -16,7 +16,7 @@ import pytest
 
 from megatron_lrpath.cli import main
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.evaluate import local_data
+from megatron_lrpath.evaluate import harness, local_data
 from megatron_lrpath.evaluate.benchmarks import PAPER, benchmarks, in_order
 from megatron_lrpath.evaluate.downstream import (
     RESULTS,
@@ -29,14 +29,18 @@ from megatron_lrpath.evaluate.downstream import (
 from tests import benchmark_data, probes
 from tests.training_fixtures import Outcome, make_plan, receive, run_words, train
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:This process .* is multi-threaded"
+)  # each fork has one thread
 OWN = ("lrpath_c3", "lrpath_csl", "lrpath_gaokao")
 
 
 def run(target: Callable[[list[str]], None], words: list[str], probe: str = "nothing") -> Outcome:
     """Call `target` in a fork of this process, which imports torch, transformers and the harness once."""
     import lm_eval.models.huggingface  # noqa: F401
-    import torch.utils.data  # noqa: F401
+    import transformers.models.llama.modeling_llama  # noqa: F401
 
+    harness.task_manager()
     context = mp.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     with tempfile.TemporaryFile("w+") as log:
@@ -86,8 +90,6 @@ def make_model(folder: Path) -> None:
 
 def worker(words: list[str]) -> None:
     """Make the model and the data in a folder, then measure it on what the other words say."""
-    from lm_eval.tasks import TaskManager
-
     from megatron_lrpath.evaluate import downstream_worker
 
     folder, *rest = words
@@ -96,7 +98,7 @@ def worker(words: list[str]) -> None:
         make_model(model)
         benchmark_data.write_own(data)
         names = [one.task for one in PAPER if one.task not in OWN]
-        configs = harness_configs(TaskManager(), names)
+        configs = harness_configs(harness.task_manager(), names)
         benchmark_data.write_harness(data, configs)
     downstream_worker.main([str(model), "--task-data", str(data), "--device", "cpu", *rest])
 

@@ -9,6 +9,7 @@ import shutil
 import sys
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.evaluate.benchmarks import Benchmark, benchmarks
@@ -22,6 +23,9 @@ from megatron_lrpath.evaluate.downstream import (
 )
 from megatron_lrpath.files import atomic_write_text
 from megatron_lrpath.plan import Plan, load_plan
+
+if TYPE_CHECKING:
+    from megatron_lrpath.evaluate.harness import Harness
 
 CACHE = "downstream"
 """The folder in a run's folder that holds the exported model and its answers until all is measured."""
@@ -92,12 +96,9 @@ def subjects(said: argparse.Namespace, plan: Plan | None) -> list[Subject]:
 
 
 def measure_one(
-    harness: object, subject: Subject, model: Path, benchmark: Benchmark, device: str, batch_size: str
+    harness: Harness, subject: Subject, model: Path, benchmark: Benchmark, device: str, batch_size: str
 ) -> None:
     """Measure, record, and say so."""
-    from megatron_lrpath.evaluate.harness import Harness
-
-    assert isinstance(harness, Harness)
     cache = subject.folder / CACHE / f"answers-{subject.fingerprint[:16]}"
     cache.parent.mkdir(exist_ok=True)
     result = harness.measure(model, benchmark, cache, device, batch_size)

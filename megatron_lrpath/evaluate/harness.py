@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import logging
 import math
@@ -18,14 +19,20 @@ from megatron_lrpath.evaluate.local_data import local_datasets
 TASKS = Path(__file__).with_name("tasks")
 
 
+@functools.cache
+def task_manager() -> Any:
+    """The index of the harness's tasks and of this project's (thousands of files, seconds)."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=str(TASKS))
+
+
 class Harness:
     """The harness's tasks and this project's, loaded once and asked of one model after the other."""
 
     def __init__(self, wanted: list[Benchmark], data: Path | None, settings: Settings) -> None:
-        from lm_eval.tasks import TaskManager
-
         self.settings, self.data = settings, data
-        self.manager = TaskManager(include_path=str(TASKS))
+        self.manager = task_manager()
         unknown = [one.task for one in wanted if one.task not in self.manager.all_tasks]
         if unknown:
             raise UserError(
