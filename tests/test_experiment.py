@@ -13,11 +13,11 @@ import yaml
 
 from megatron_lrpath.cli import main
 from megatron_lrpath.errors import PlanError
-from megatron_lrpath.experiment.load import is_experiment, load_experiment
+from megatron_lrpath.experiment.load import is_experiment, load_experiment, load_together
 from megatron_lrpath.experiment.run import carry_out_experiment
 from megatron_lrpath.experiment.spec import Experiment
 from megatron_lrpath.experiment.table import make_table, write_table
-from megatron_lrpath.experiment.tasks import PointTask, experiment_tasks, write_plans
+from megatron_lrpath.experiment.tasks import PointTask, experiment_tasks, shared_tasks, write_plans
 from megatron_lrpath.experiment.vary import change, variations
 from megatron_lrpath.launch.local import Options
 from megatron_lrpath.launch.tasks import Task
@@ -65,6 +65,22 @@ def test_the_first_version_of_all_variants_of_cpt_is_one_training() -> None:
     first = [task for task in tasks if task.run.version == "v1"]
     assert len(first) == 3  # one for each schedule
     assert len(tasks) == 3 + 3 * 3 * 3
+
+
+def test_files_given_together_share_their_main_path_and_equal_branches() -> None:
+    tables, alphas = load_together([PAPER / "small" / f"{name}.yaml" for name in ("tables-1-3", "table-2")])
+    tasks = shared_tasks([tables, alphas])
+    assert len({task.key for task in tasks}) == len(tasks)
+    seeds = len({point.plan.seed for point in tables.points})
+    mains = [task for task in tasks if task.run.kind == "main"]
+    assert len(mains) == seeds
+    assert {task.point.split("/")[0] for task in mains} == {tables.name}
+    branches = [task for task in tasks if task.run.kind == "branch"]
+    assert {task.parent for task in branches} == {task.key for task in mains}
+    assert {task.parent_step for task in branches} <= set(mains[0].run.keep_steps)
+    of_alphas = [task for task in branches if task.point.startswith(alphas.name)]
+    assert of_alphas
+    assert not any("alpha0.6" in task.point for task in of_alphas)  # trained for the other table already
 
 
 def test_figure_5_trains_only_the_second_stages() -> None:

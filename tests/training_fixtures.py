@@ -20,7 +20,7 @@ import numpy as np
 import yaml
 
 CONTEXT = mp.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.preload"])
+CONTEXT.set_forkserver_preload(["megatron_lrpath.training.warm"])
 
 MODEL = {
     "num_layers": 2,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,16 @@ def load_experiment(path: Path) -> Experiment:
         points=points,
     )
     return replace(experiment, paper=_paper(source, top.get("paper"), experiment))
+
+
+def load_together(paths: Sequence[Path]) -> list[Experiment]:
+    """Several experiment files whose plans share their trainings: one main path serves the branches of all.
+
+    Raises PlanError as `load_experiment`.
+    """
+    experiments = [load_experiment(path) for path in paths]
+    points = iter(_sharing_main_paths([point for one in experiments for point in one.points]))
+    return [replace(one, points=tuple(islice(points, len(one.points)))) for one in experiments]
 
 
 def _points(

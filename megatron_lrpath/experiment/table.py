@@ -100,7 +100,7 @@ def write_table(table: ExperimentTable, folder: Path) -> Path:
     if table.known < table.wanted:
         lines += ["", f"{table.known} of {table.wanted} perplexities have been measured."]
     atomic_write_text(folder / PAGE, "\n".join(lines) + "\n")
-    atomic_write_text(folder / "table.csv", _csv(table))
+    atomic_write_text(folder / "table.csv", table_csv(table))
     return folder / PAGE
 
 
@@ -153,7 +153,7 @@ def _said(values: Sequence[float], places: int) -> str:
     return f"{mean} ±{statistics.stdev(values):.{places}f}" if len(values) > 1 else mean
 
 
-def _csv(table: ExperimentTable) -> str:
+def table_csv(table: ExperimentTable) -> str:
     """A line for each perplexity measured."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")

@@ -41,20 +41,32 @@ def experiment_tasks(experiment: Experiment, paradigms: Sequence[str] = ()) -> l
     alias (a relative link, once `launch.tasks.link_aliases` has been called). Every task's `command` is that
     of its own point's plan, `plan_path`. Plans must have been written (`write_plans`) before one is started.
     """
-    chosen = [name for name in experiment.paradigms if not paradigms or name in paradigms]
+    return shared_tasks([experiment], paradigms)
+
+
+def shared_tasks(experiments: Sequence[Experiment], paradigms: Sequence[str] = ()) -> list[PointTask]:
+    """The same for several experiments (from `load.load_together`), each training once in all of them."""
     tasks: dict[str, PointTask] = {}
-    for point in experiment.points:
-        owners: dict[str, str] = {}
-        for task in point_tasks(experiment, point, chosen):
-            same = training_key(point.plan, task.run)
-            if same not in tasks:
-                parent = owners[task.parent] if task.parent else None
-                tasks[same] = _owned(task, point, parent)
-            else:
-                first = tasks[same]
-                tasks[same] = replace(first, aliases=(*first.aliases, task.folder, *task.aliases))
-            owners[task.key] = tasks[same].key
+    for experiment in experiments:
+        chosen = [name for name in experiment.paradigms if not paradigms or name in paradigms]
+        for point in experiment.points:
+            name = point.name if len(experiments) == 1 else f"{experiment.name}/{point.name}"
+            _share(tasks, point, name, point_tasks(experiment, point, chosen))
     return list(tasks.values())
+
+
+def _share(tasks: dict[str, PointTask], point: Point, name: str, own: Sequence[Task]) -> None:
+    """Add a point's `own` tasks to those that there are, as aliases where the training is there already."""
+    owners: dict[str, str] = {}
+    for task in own:
+        same = training_key(point.plan, task.run)
+        if same not in tasks:
+            parent = owners[task.parent] if task.parent else None
+            tasks[same] = _owned(task, point, name, parent)
+        else:
+            first = tasks[same]
+            tasks[same] = replace(first, aliases=(*first.aliases, task.folder, *task.aliases))
+        owners[task.key] = tasks[same].key
 
 
 def chosen_keys(experiment: Experiment, paradigms: Sequence[str], run: str | None) -> set[str]:
@@ -76,7 +88,7 @@ def point_tasks(experiment: Experiment, point: Point, paradigms: Sequence[str]) 
     return [task for task in tasks if task.key in wanted]
 
 
-def _owned(task: Task, point: Point, parent: str | None) -> PointTask:
+def _owned(task: Task, point: Point, name: str, parent: str | None) -> PointTask:
     return PointTask(
         run=task.run,
         folder=task.folder,
@@ -84,6 +96,6 @@ def _owned(task: Task, point: Point, parent: str | None) -> PointTask:
         parent=parent,
         parent_step=task.parent_step,
         step_tokens=task.step_tokens,
-        point=point.name,
+        point=name,
         plan_path=point.plan.path,
     )

@@ -1,4 +1,4 @@
-"""Imported once by the fork server of `training_fixtures`: what every training process would import anew."""
+"""Imported once by a fork server: what every training process on the CPU would import anew (seconds each)."""
 
 import os
 

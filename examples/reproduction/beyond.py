@@ -1,0 +1,159 @@
+"""Which decay reaches the perplexity of the paper's own setting at the least cost: tables and figure."""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from measured import Measured, interval, percent
+
+EXPERIMENT = "beyond-0.58"
+NAME = re.compile(r"(?P<shape>[a-z-]+)_min_lr(?P<end>[^_]+)_alpha(?P<alpha>[0-9.]+)")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A decay (shape and end of its rate) and an alpha."""
+
+    variation: str
+    shape: str
+    end: float
+    alpha: float
+    cost: float
+
+
+class Sweep:
+    """All settings, judged by the mean of the versions' losses (so by the geometric mean of perplexities)."""
+
+    def __init__(self, measured: Measured) -> None:
+        self.measured = measured
+        self.versions = sorted({row.version for row in measured.rows})
+
+    @cached_property
+    def settings(self) -> list[Setting]:
+        """Every setting measured."""
+        found = {}
+        for row in self.measured.rows:
+            if match := NAME.fullmatch(row.variation):
+                alpha, end = float(match["alpha"]), float(match["end"])
+                found[row.variation] = Setting(row.variation, match["shape"], end, alpha, row.cost)
+        return list(found.values())
+
+    @property
+    def top(self) -> float:
+        """The end that the paper has: the highest of those tried."""
+        return max(setting.end for setting in self.settings)
+
+    @property
+    def reference(self) -> Setting:
+        """The paper's setting: cosine to a tenth of the maximum, alpha 0.6."""
+        return next(
+            one for one in self.settings if (one.shape, one.end, one.alpha) == ("cosine", self.top, 0.6)
+        )
+
+    def loss(self, setting: Setting) -> dict[int, float]:
+        """Mean loss of the versions, by seed; seeds that lack a version are left out."""
+        found = [self.measured.at(setting.variation, "ours", version) for version in self.versions]
+        seeds = set.intersection(*(set(values) for values in found))
+        return {seed: statistics.fmean(math.log(values[seed]) for values in found) for seed in sorted(seeds)}
+
+    def gaps(self, setting: Setting) -> list[float]:
+        """Perplexity over the reference's, minus 1, by seed."""
+        mine, other = self.loss(setting), self.loss(self.reference)
+        return [math.exp(mine[seed] - other[seed]) - 1 for seed in mine if seed in other]
+
+    def decays(self) -> list[tuple[str, float]]:
+        """Shapes with their ends."""
+        return list(dict.fromkeys((one.shape, one.end) for one in self.settings))
+
+    def line(self, shape: str, end: float) -> list[Setting]:
+        """One decay's settings, by alpha."""
+        mine = [one for one in self.settings if (one.shape, one.end) == (shape, end)]
+        return sorted(mine, key=lambda one: one.alpha)
+
+
+def end_said(sweep: Sweep, end: float) -> str:
+    """An end as a share of the maximum rate; the highest is a tenth."""
+    return f"{0.1 * end / sweep.top:g}·η_max" if end else "0"
+
+
+def shapes() -> str:
+    """The whole sweep: gaps to the paper's setting, a line for each decay, a column for each alpha."""
+    sweep = Sweep(Measured.load(EXPERIMENT))
+    if not sweep.settings:
+        return "Not measured yet.\n"
+    alphas = sorted({one.alpha for one in sweep.settings})
+    costs = {one.alpha: one.cost for one in sweep.settings}
+    rows = [["decay", "to", *(f"α={alpha:g} ({costs[alpha]:.2f})" for alpha in alphas)]]
+    rows.append(["---"] * len(rows[0]))
+    for shape, end in sweep.decays():
+        cells = {one.alpha: percent(sweep.gaps(one)) for one in sweep.line(shape, end)}
+        rows.append([shape, end_said(sweep, end), *(cells.get(alpha, "–") for alpha in alphas)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+
+
+def cheaper() -> str:
+    """For each decay the least alpha at which it is no worse than the paper's setting."""
+    sweep = Sweep(Measured.load(EXPERIMENT))
+    if not sweep.settings:
+        return "Not measured yet.\n"
+    rows = [
+        ["decay", "to", "least α no worse", "cost", "perplexity against the paper's setting", "beyond noise"]
+    ]
+    rows.append(["---"] * len(rows[0]))
+    found = []
+    for shape, end in sweep.decays():
+        good = [one for one in sweep.line(shape, end) if statistics.fmean(sweep.gaps(one) or [1.0]) <= 0]
+        if good:
+            found.append(good[0])
+    for one in sorted(found, key=lambda one: (one.cost, statistics.fmean(sweep.gaps(one)))):
+        gaps = sweep.gaps(one)
+        sure = "yes" if statistics.fmean(gaps) < -interval(gaps) else "no" if len(gaps) > 1 else "one seed"
+        rows.append(
+            [one.shape, end_said(sweep, one.end), f"{one.alpha:g}", f"{one.cost:.2f}", percent(gaps), sure]
+        )
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+
+
+def draw_figure(path: Path) -> None:
+    """Perplexity over cost, a line for each shape and end."""
+    sweep = Sweep(Measured.load(EXPERIMENT))
+    if not sweep.settings:
+        return
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    from megatron_lrpath.report.style import STYLE
+
+    colours = {"cosine": "#0072B2", "linear": "#E69F00", "minus-sqrt": "#009E73", "exponential": "#CC79A7"}
+    dashes = dict(zip(sorted({one.end for one in sweep.settings}), ("-", "--", ":"), strict=False))
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": EXPERIMENT}):
+        figure = Figure(figsize=(8, 4.6), layout="constrained")
+        axes = figure.add_subplot()
+        for shape, end in sweep.decays():
+            line = sweep.line(shape, end)
+            values = [math.exp(statistics.fmean(sweep.loss(one).values())) for one in line]
+            label = f"{shape}, to {end_said(sweep, end)}"
+            axes.plot(
+                [one.cost for one in line],
+                values,
+                dashes[end],
+                color=colours[shape],
+                marker="o",
+                ms=3,
+                label=label,
+            )
+        own = sweep.reference
+        axes.axhline(math.exp(statistics.fmean(sweep.loss(own).values())), color="#59636e", lw=0.8)
+        axes.annotate(
+            "the paper's setting", (own.cost, axes.get_ylim()[1]), ha="center", va="top", fontsize=9
+        )
+        axes.axvline(own.cost, color="#59636e", lw=0.8)
+        axes.set_xlabel("steps of all runs over those of pre-training from scratch")
+        axes.set_ylabel(f"perplexity (mean of {', '.join(sweep.versions)})")
+        axes.legend(ncols=2, fontsize=8)
+        figure.savefig(path, metadata={"Date": None})

@@ -1,0 +1,62 @@
+#!/usr/bin/env python3
+"""Write what experiments have measured so far into `results/`, a file each, and what it was measured on.
+
+collect.py examples/paper/small/tables-1-3.yaml examples/paper/small/table-2.yaml
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from megatron_lrpath.experiment.load import load_experiment
+from megatron_lrpath.experiment.table import make_table, table_csv
+from megatron_lrpath.files import atomic_write_json, atomic_write_text
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def cpu() -> str:
+    """The processor as the system names it."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown"
+    )
+
+
+def circumstances() -> dict[str, Any]:
+    """When and on what the results were collected."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
+    )
+    packages = {name: version(name) for name in ("torch", "megatron-core", "megatron-lrpath")}
+    return {
+        "date": datetime.date.today().isoformat(),
+        "commit": commit.stdout.strip(),
+        "cpu": cpu(),
+        "python": platform.python_version(),
+        "packages": packages,
+    }
+
+
+def main() -> None:
+    """Collect."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("experiments", nargs="+", type=Path, metavar="EXPERIMENT", help="experiment files")
+    for path in parser.parse_args().experiments:
+        table = make_table(load_experiment(path))
+        if table.known:
+            atomic_write_text(RESULTS / f"{path.stem}.csv", table_csv(table))
+            print(f"{path.stem}: {table.known} of {table.wanted} perplexities")
+    atomic_write_json(RESULTS / "machine.json", circumstances())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""The measured perplexities in `results/`, and statistics over seeds."""
+
+from __future__ import annotations
+
+import csv
+import math
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from scipy.stats import t as student
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One perplexity: of a version's model under a paradigm, trained with a seed."""
+
+    seed: int
+    variation: str
+    paradigm: str
+    cost: float
+    version: str
+    perplexity: float
+
+
+class Measured:
+    """The rows of one experiment."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self.rows = list(rows)
+        self._at = {(row.variation, row.paradigm, row.version, row.seed): row.perplexity for row in self.rows}
+
+    @classmethod
+    def load(cls, name: str) -> Measured:
+        """The experiment's file; empty where there is none."""
+        path = RESULTS / f"{name}.csv"
+        if not path.exists():
+            return cls([])
+        with path.open(encoding="utf-8", newline="") as stream:
+            return cls(
+                Row(
+                    seed=int(line["seed"]),
+                    variation=line["variation"],
+                    paradigm=line["paradigm"],
+                    cost=float(line["relative_cost"]),
+                    version=line["version"],
+                    perplexity=float(line["perplexity"]),
+                )
+                for line in csv.DictReader(stream)
+            )
+
+    def seeds(self) -> list[int]:
+        """Every seed that there is."""
+        return sorted({row.seed for row in self.rows})
+
+    def at(self, variation: str, paradigm: str, version: str) -> dict[int, float]:
+        """Perplexity by seed."""
+        values = {seed: self._at.get((variation, paradigm, version, seed)) for seed in self.seeds()}
+        return {seed: value for seed, value in values.items() if value is not None}
+
+    def paired(self, value: Callable[[int], float | None]) -> list[float]:
+        """`value(seed)` for every seed where it can be told."""
+        found = [value(seed) for seed in self.seeds()]
+        return [one for one in found if one is not None]
+
+    def ratio(self, seed: int, above: Sequence[str], below: Sequence[str]) -> float | None:
+        """Perplexity of one (variation, paradigm, version) over that of another, minus 1, with the same seed."""
+        one, other = self._at.get((*above, seed)), self._at.get((*below, seed))  # type: ignore[call-overload]
+        return None if one is None or other is None else one / other - 1
+
+
+def said(values: Sequence[float], places: int = 2) -> str:
+    """`12.34 ±0.05`: mean and standard deviation over seeds; the value alone where there is one."""
+    if not values:
+        return "–"
+    mean = f"{statistics.fmean(values):.{places}f}"
+    return f"{mean} ±{statistics.stdev(values):.{places}f}" if len(values) > 1 else mean
+
+
+def percent(values: Sequence[float]) -> str:
+    """The same for shares."""
+    if not values:
+        return "–"
+    mean = f"{100 * statistics.fmean(values):+.2f}%"
+    return f"{mean} ±{100 * statistics.stdev(values):.2f}" if len(values) > 1 else mean
+
+
+def interval(values: Sequence[float]) -> float:
+    """Half the width of the mean's 95% interval (Student's t); infinite for a single value."""
+    if len(values) < 2:
+        return math.inf
+    return float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))

@@ -1,0 +1,77 @@
+#!/usr/bin/env python3
+"""Make the second corpus: four data versions drawn without replacement from one mixture, as in the paper.
+
+Half of the tokens are novels (the first corpus, see novels.py), a quarter is documentation (botocore, the
+quickstart's text), a quarter Python source (sympy, BSD licence). The packages come from the package registry that
+pip is set up for. Called again, it does nothing when all is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import novels
+from corpus import DATA, ROOT, VALID_TOKENS, draw, pages, tokenize, train_tokenizer, write_texts
+
+FOLDER = DATA / "mixture"
+SHARES = {"novels": 0.5, "documentation": 0.25, "code": 0.25}
+TOKENS = 2_500_000
+"""Of each version."""
+WHEEL = "sympy-1.13.3-py3-none-any.whl"
+DIGEST = "54612cf55a62755ee71824ce692986f23c88ffa77207b30c1368eda4a7060f73"
+
+
+def documentation() -> Iterator[str]:
+    """The quickstart's text in pages."""
+    subprocess.run([sys.executable, str(ROOT / "examples/quickstart/prepare.py")], check=True)
+    for path in sorted(Path("data/quickstart/text").glob("*.jsonl")):
+        yield from pages(json.loads(line)["text"] for line in path.open(encoding="utf-8"))
+
+
+def code() -> Iterator[str]:
+    """Modules of sympy in pages."""
+    wheel = DATA / WHEEL
+    if not wheel.exists():
+        name, version = WHEEL.split("-")[:2]
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", f"--dest={DATA}"]
+        subprocess.run([*command, f"{name}=={version}"], check=True)
+    if hashlib.sha256(wheel.read_bytes()).hexdigest() != DIGEST:
+        sys.exit(f"error: {wheel} is not the release it should be; remove it and call again")
+    with zipfile.ZipFile(wheel) as archive:
+        for name in sorted(archive.namelist()):
+            if name.endswith(".py"):
+                yield from pages(archive.read(name).decode("utf-8").splitlines())
+
+
+def fiction() -> Iterator[str]:
+    """The novels of all periods."""
+    for path in novels.texts():
+        yield from (json.loads(line)["text"] for line in path.open(encoding="utf-8"))
+
+
+def main() -> None:
+    """Make text, tokenizer, datasets and slices in `data/reproduction/mixture`."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    makers = {"novels": fiction, "documentation": documentation, "code": code}
+    files = {domain: FOLDER / "text" / f"{domain}.jsonl" for domain in SHARES}
+    for domain, path in files.items():
+        if not path.exists():
+            write_texts(path, makers[domain]())
+    train_tokenizer(FOLDER, list(files.values()))
+    prefixes = {domain: tokenize(FOLDER, path) for domain, path in files.items()}
+    if not (FOLDER / "slices" / "valid.slice").exists():
+        sources = [f"{prefixes[domain]}:{share}:{domain}" for domain, share in SHARES.items()]
+        words = [word for source in sources for word in ("--source", source)]
+        words += ["--versions", "4", "--tokens-per-version", str(TOKENS), "--valid-tokens", str(VALID_TOKENS)]
+        draw(FOLDER, *words, "--seq-length", 128)
+
+
+if __name__ == "__main__":
+    main()

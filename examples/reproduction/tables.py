@@ -1,0 +1,127 @@
+#!/usr/bin/env python3
+"""Turn `results/` into the tables of docs/reproduction.md and docs/advise.md, in place, and its figure.
+
+A table stands between `<!-- measured: NAME -->` and `<!-- end -->`; nothing there is typed by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from beyond import cheaper, draw_figure, shapes
+from findings import findings
+from measured import RESULTS, Measured, percent, said
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+DOCUMENTS = ("reproduction.md", "advise.md")
+NAMES = {"ours": "Ours", "ptfs": "PTFS", "cpt": "CPT"}
+BLOCK = re.compile(r"(<!-- measured: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    rows = [header, ["---"] * len(header), *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+
+
+def perplexities(name: str) -> str:
+    """An experiment's table: variations and paradigms, mean ± deviation over the seeds."""
+    measured = Measured.load(name)
+    if not measured.rows:
+        return "Not measured yet.\n"
+    versions = sorted({row.version for row in measured.rows})
+    groups = dict.fromkeys((row.variation, row.paradigm, row.cost) for row in measured.rows)
+    lines = []
+    for variation, paradigm, cost in groups:
+        found = [list(measured.at(variation, paradigm, version).values()) for version in versions]
+        seeds = {len(values) for values in found if values}
+        count = "–".join(map(str, sorted({min(seeds), max(seeds)})))
+        lines.append([variation, NAMES[paradigm], f"{cost:.2f}", *map(said, found), count])
+    return markdown(["variation", "paradigm", "cost", *versions, "seeds"], lines)
+
+
+def all_findings() -> str:
+    """Every finding with its verdict."""
+    header = ["the paper finds", "measured here", "mean ± deviation", "seeds", "here"]
+    return markdown(header, [finding.cells() for finding in findings()])
+
+
+def merged() -> str:
+    """Branches previewed by merging, against the trained ones."""
+    path = RESULTS / "merged.json"
+    if not path.exists():
+        return "Not measured yet.\n"
+    rows = json.loads(path.read_text())
+    lines = []
+    for key in dict.fromkeys((row["decay"], row["alpha"], row["version"]) for row in rows):
+        mine = [row for row in rows if (row["decay"], row["alpha"], row["version"]) == key]
+        gaps = [row["merged"] / row["trained"] - 1 for row in mine if row["trained"]]
+        values = [[row[name] for row in mine if row[name]] for name in ("undecayed", "merged", "trained")]
+        lines.append([key[0], str(key[1]), key[2], *map(said, values), percent(gaps), str(len(mine))])
+    header = [
+        "decay",
+        "α",
+        "version",
+        "main path",
+        "merged",
+        "trained branch",
+        "merged / trained − 1",
+        "seeds",
+    ]
+    return markdown(header, lines)
+
+
+def held_out() -> str:
+    """What `lrpath advise --fit-on v1` predicted of the later versions' branches."""
+    lines = []
+    for path in sorted(RESULTS.glob("advise-*.json")):
+        said_here = json.loads(path.read_text())
+        for version in sorted({check["version"] for check in said_here["checks"]}):
+            errors = [check["error"] for check in said_here["checks"] if check["version"] == version]
+            lines.append([path.stem.removeprefix("advise-"), said_here["law"], version, *errors_said(errors)])
+        lines.append([path.stem.removeprefix("advise-"), said_here["law"], "all",
+                      *errors_said([check["error"] for check in said_here["checks"]])])  # fmt: skip
+    return markdown(["fit", "law", "version", "branches", "mean", "mean size", "worst"], lines)
+
+
+def errors_said(errors: Sequence[float]) -> list[str]:
+    """Number, mean, mean size and largest size of relative errors."""
+    sizes = [abs(error) for error in errors]
+    mean = f"{100 * statistics.fmean(errors):+.2f}%"
+    return [str(len(errors)), mean, f"{100 * statistics.fmean(sizes):.2f}%", f"{100 * max(sizes):.2f}%"]
+
+
+def machine() -> str:
+    """On what all of it was measured."""
+    facts = json.loads((RESULTS / "machine.json").read_text())
+    packages = ", ".join(f"{name} {number}" for name, number in facts["packages"].items())
+    return (
+        f"{facts['date']}, {facts['cpu']}, Python {facts['python']}, {packages}, commit {facts['commit']}.\n"
+    )
+
+
+MAKERS: dict[str, Callable[[], str]] = {
+    "findings": all_findings, "merged": merged, "held-out": held_out, "machine": machine,
+    "shapes": shapes, "cheaper": cheaper,
+}  # fmt: skip
+
+
+def main() -> None:
+    """Write the tables of the documents anew."""
+    for name in DOCUMENTS:
+        path = DOCS / name
+
+        def fresh(match: re.Match[str]) -> str:
+            maker = MAKERS.get(match[2], lambda: perplexities(match[2]))
+            return f"{match[1]}{maker()}{match[3]}"
+
+        path.write_text(BLOCK.sub(fresh, path.read_text(encoding="utf-8")), encoding="utf-8")
+    draw_figure(DOCS / "reproduction-beyond.svg")
+
+
+if __name__ == "__main__":
+    main()
