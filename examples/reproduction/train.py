@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -116,9 +117,13 @@ def report(job: Job) -> bool:
     return good
 
 
-def chosen(experiment: Experiment, seeds: Sequence[int]) -> Experiment:
-    """The experiment with these seeds alone."""
-    points = tuple(point for point in experiment.points if not seeds or point.plan.seed in seeds)
+def chosen(experiment: Experiment, seed: int | None, patterns: Sequence[str]) -> Experiment:
+    """The experiment with this seed (None: all) and the variations that match a pattern alone."""
+    points = tuple(
+        point
+        for point in experiment.points
+        if seed in (None, point.plan.seed) and any(fnmatchcase(point.group, pattern) for pattern in patterns)
+    )
     return replace(experiment, points=points)
 
 
@@ -132,15 +137,19 @@ def main() -> None:
         "--jobs", type=int, default=2, help="trainings side by side, a thread each (default: 2)"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[], help="only these seeds, in this order")
+    parser.add_argument(
+        "--variations", nargs="+", default=["*"], metavar="PATTERN", help="only these, as cosine*"
+    )
     args = parser.parse_args()
     experiments = load_together(args.experiments)
     for experiment in experiments:
         write_plans(experiment)
     CONTEXT.set_forkserver_preload(["megatron_lrpath.training.warm"])
+    seeds = args.seeds or [None]
     tasks = [
         task
-        for seed in args.seeds or [None]
-        for task in shared_tasks([chosen(one, [seed] if seed else []) for one in experiments])
+        for seed in seeds
+        for task in shared_tasks([chosen(one, seed, args.variations) for one in experiments])
     ]
     carry_out(tasks, args.jobs)
 
