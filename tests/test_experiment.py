@@ -83,6 +83,14 @@ def test_files_given_together_share_their_main_path_and_equal_branches() -> None
     assert not any("alpha0.6" in task.point for task in of_alphas)  # trained for the other table already
 
 
+def test_a_plans_own_further_branch_points_are_kept_beside_those_of_the_others(tmp_path: Path) -> None:
+    made = experiment(tmp_path, set={"also_branch_at": [199]}, vary={"alpha": [0.3, 0.5]}, paradigms=["ours"])
+    alone = {step for point in made.points for step in point.plan.run("ours", "main").keep_steps}
+    for point in made.points:
+        assert set(point.plan.run("ours", "main").keep_steps) == alone
+        assert 199 in alone
+
+
 def test_figure_5_trains_only_the_second_stages() -> None:
     tasks = experiment_tasks(load_experiment(PAPER / "figure-5.yaml"))
     assert sorted(task.run.name for task in tasks) == ["branch-v2"] * 5 + ["main"]

@@ -14,7 +14,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from megatron_lrpath.evaluate.targets import EVALUATION, needs_evaluation, read_json, version_runs
 from megatron_lrpath.experiment.load import load_experiment
+from megatron_lrpath.experiment.spec import Experiment
 from megatron_lrpath.experiment.table import make_table, table_csv
 from megatron_lrpath.files import atomic_write_json, atomic_write_text
 
@@ -44,6 +46,19 @@ def circumstances() -> dict[str, Any]:
     }
 
 
+def domains(experiment: Experiment) -> str:
+    """Perplexity by domain of the validation set as CSV, a line for each model and domain."""
+    lines = ["seed,variation,paradigm,version,domain,perplexity"]
+    for point in experiment.points:
+        for paradigm in experiment.paradigms:
+            for run in version_runs(point.plan, [paradigm]):
+                if run.version in experiment.show and not needs_evaluation(point.plan, run):
+                    found = (read_json(point.plan.folder(run) / EVALUATION) or {}).get("domains", {})
+                    facts = f"{point.plan.seed},{point.group},{paradigm},{run.version}"
+                    lines += [f"{facts},{domain},{entry['perplexity']}" for domain, entry in found.items()]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Collect."""
     parser = argparse.ArgumentParser(
@@ -51,8 +66,10 @@ def main() -> None:
     )
     parser.add_argument("experiments", nargs="+", type=Path, metavar="EXPERIMENT", help="experiment files")
     for path in parser.parse_args().experiments:
-        table = make_table(load_experiment(path))
+        experiment = load_experiment(path)
+        table = make_table(experiment)
         if table.known:
+            atomic_write_text(RESULTS / "domains" / f"{path.stem}.csv", domains(experiment))
             atomic_write_text(RESULTS / f"{path.stem}.csv", table_csv(table))
             print(f"{path.stem}: {table.known} of {table.wanted} perplexities")
     atomic_write_json(RESULTS / "machine.json", circumstances())

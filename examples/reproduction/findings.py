@@ -121,8 +121,8 @@ def cycles(first: Measured, second: Measured) -> Iterator[Finding]:
 def findings() -> list[Finding]:
     """All of them, as far as they are measured."""
     made = [
-        *paradigms(Measured.load("tables-1-3"), "novels, "),
-        *paradigms(Measured.load("mixture"), "mixture, "),
+        *paradigms(Measured.load("tables-1-3")),
+        *paradigms(Measured.load("novels"), "novels, "),
         *alphas(Measured.load("table-2")),
         *variants(Measured.load("table-10")),
         *cycles(Measured.load("figure-4"), Measured.load("figure-5")),

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Make the second corpus: four data versions drawn without replacement from one mixture, as in the paper.
+"""Make the first corpus: four data versions drawn without replacement from one mixture, as in the paper.
 
-Half of the tokens are novels (the first corpus, see novels.py), a quarter is documentation (botocore, the
+Half of the tokens are novels (see novels.py), a quarter is documentation (botocore, the
 quickstart's text), a quarter Python source (sympy, BSD licence). The packages come from the package registry that
 pip is set up for. Called again, it does nothing when all is there.
 """

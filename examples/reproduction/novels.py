@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Make the first corpus: English novels of four periods, one period a data version.
+"""Make the second corpus: English novels of four periods, one period a data version.
 
 The European Literary Text Collection (ELTeC-eng: texts in the public domain, markup CC BY 4.0) sorts its novels by
 year: T1 1840-59, T2 1860-79, T3 1880-99, T4 1900-20. They become the versions v1 to v4. The validation set is drawn

@@ -6,6 +6,7 @@ A table stands between `<!-- measured: NAME -->` and `<!-- end -->`; nothing the
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import statistics
@@ -18,7 +19,8 @@ from measured import RESULTS, Measured, percent, said
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 DOCUMENTS = ("reproduction.md", "advise.md")
-NAMES = {"ours": "Ours", "ptfs": "PTFS", "cpt": "CPT"}
+NAMES = {"ptfs": "PTFS", "cpt": "CPT", "ours": "Ours"}
+"""As in the tables, in their order."""
 BLOCK = re.compile(r"(<!-- measured: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -48,6 +50,25 @@ def all_findings() -> str:
     """Every finding with its verdict."""
     header = ["the paper finds", "measured here", "mean ± deviation", "seeds", "here"]
     return markdown(header, [finding.cells() for finding in findings()])
+
+
+def periods() -> str:
+    """Perplexity of the novels' models by period of the validation text."""
+    path = RESULTS / "domains" / "novels.csv"
+    if not path.exists():
+        return "Not measured yet.\n"
+    with path.open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    names = list(dict.fromkeys(row["domain"] for row in rows))
+    lines = []
+    order = list(NAMES)
+    for key in sorted(
+        {(row["version"], row["paradigm"]) for row in rows}, key=lambda key: (key[0], order.index(key[1]))
+    ):
+        mine = [row for row in rows if (row["version"], row["paradigm"]) == key]
+        found = [[float(row["perplexity"]) for row in mine if row["domain"] == name] for name in names]
+        lines.append([key[0], NAMES[key[1]], *map(said, found)])
+    return markdown(["model of", "paradigm", *(f"text of {name}" for name in names)], lines)
 
 
 def merged() -> str:
@@ -105,7 +126,7 @@ def machine() -> str:
 
 
 MAKERS: dict[str, Callable[[], str]] = {
-    "findings": all_findings, "merged": merged, "held-out": held_out, "machine": machine,
+    "findings": all_findings, "periods": periods, "merged": merged, "held-out": held_out, "machine": machine,
     "shapes": shapes, "cheaper": cheaper,
 }  # fmt: skip
 

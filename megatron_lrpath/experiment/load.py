@@ -161,7 +161,8 @@ def _sharing_main_paths(points: Sequence[Point]) -> tuple[Point, ...]:
         if not extra:
             made.append(point)
             continue
-        mapping = yaml.safe_load(point.text) | {"also_branch_at": extra}
+        mapping = yaml.safe_load(point.text)
+        mapping["also_branch_at"] = sorted({*mapping.get("also_branch_at", ()), *extra})
         output = Path(point.plan.path).parent.parent
         made.append(_made(point.plan.path, point.name, point.group, point.values, mapping, output))
     return tuple(made)
