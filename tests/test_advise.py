@@ -62,6 +62,20 @@ def test_later_versions_are_predicted_from_the_first(trained: Plan) -> None:
     )  # the versions' texts differ in level by up to 1.6%, which nothing tells beforehand
 
 
+def test_intervals_of_versions_to_come_widen_by_what_extrapolation_was_off_by(
+    trained: Plan, advice: Advice
+) -> None:
+    held = advise(trained, fit_on="v1")
+    own = next(one for one in held.own if one.alpha == trained.alpha)
+    widths = [one.high - one.low for one in own.versions if one]
+    assert widths[3] > widths[1] > 1.5 * widths[0]
+    assert held.model.doublings(1600) == 2
+    assert advice.model.doublings(1600) < 0.3  # the main path itself goes almost as far
+    for run, prediction in zip(trained.runs("ours")[1:], own.versions, strict=True):
+        assert prediction is not None
+        assert prediction.low <= true_losses(trained, run, Tissue(0.99), TISSUE)[-1] <= prediction.high
+
+
 def test_levels_are_found_only_where_there_are_some(trained: Plan, tmp_path: Path) -> None:
     alike = small_plan(tmp_path, name="alike")
     for run in alike.runs("ours"):

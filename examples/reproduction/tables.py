@@ -97,16 +97,21 @@ def merged() -> str:
 
 
 def held_out() -> str:
-    """What `lrpath advise --fit-on v1` predicted of the later versions' branches."""
+    """What the laws of `lrpath advise` predicted of branches that they had not seen, over all seeds."""
+    path = RESULTS / "advise.json"
+    if not path.exists():
+        return "Not measured yet.\n"
+    fits = json.loads(path.read_text())["fits"]
     lines = []
-    for path in sorted(RESULTS.glob("advise-*.json")):
-        said_here = json.loads(path.read_text())
-        for version in sorted({check["version"] for check in said_here["checks"]}):
-            errors = [check["error"] for check in said_here["checks"] if check["version"] == version]
-            lines.append([path.stem.removeprefix("advise-"), said_here["law"], version, *errors_said(errors)])
-        lines.append([path.stem.removeprefix("advise-"), said_here["law"], "all",
-                      *errors_said([check["error"] for check in said_here["checks"]])])  # fmt: skip
-    return markdown(["fit", "law", "version", "branches", "mean", "mean size", "worst"], lines)
+    for key in dict.fromkeys((fit["corpus"], fit["fit"]) for fit in fits):
+        mine = [fit for fit in fits if (fit["corpus"], fit["fit"]) == key]
+        every = [check for fit in mine for check in fit["checks"]]
+        for version in [*sorted({check["version"] for check in every}), "all"]:
+            errors = [check["error"] for check in every if version in (check["version"], "all")]
+            lines.append([*key, str(len(mine)), version, *errors_said(errors)])
+    return markdown(
+        ["corpus", "fitted to", "seeds", "version", "branches", "mean", "mean size", "worst"], lines
+    )
 
 
 def errors_said(errors: Sequence[float]) -> list[str]:

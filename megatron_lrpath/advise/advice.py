@@ -99,6 +99,7 @@ class Advice:
             "misfit": self.model.misfit,
             "end_error": self.model.end_error,
             "held_out": self.model.held_out,
+            "extrapolation": self.model.extrapolation,
             "judged_versions": [self.plan.versions[index].name for index in judged_versions(self.plan)],
             "candidates": [_candidate(self.plan, one) for one in self.candidates],
             "target": self.target,

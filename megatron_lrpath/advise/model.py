@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from megatron_lrpath.advise.areas import F64, Scale
-from megatron_lrpath.advise.curves import Curve
+from megatron_lrpath.advise.curves import FEWEST, Curve
 from megatron_lrpath.advise.fit import Data, Fit, bootstrap, fit_law, fit_tissue, gather, read_all
 from megatron_lrpath.advise.laws import MultiPower, Tissue
 from megatron_lrpath.errors import UserError
@@ -34,6 +34,7 @@ class Model:
     `samples`: the fits to resampled residuals. `misfit`: the relative deviation of the points from the law
     beyond their noise. `end_error`: the relative error of the loss at the end of a decay (root mean square);
     measured on decays that were held out one at a time where there are two or more (`held_out`).
+    `extrapolation`: the relative error of the main path's loss where it goes on to twice its steps.
     """
 
     fit: Fit
@@ -42,6 +43,11 @@ class Model:
     misfit: float
     end_error: float
     held_out: bool
+    extrapolation: float
+
+    def doublings(self, step: int) -> float:
+        """How often the steps that the main path has logged would have to double to come to `step`."""
+        return max(0.0, float(np.log2(step / self.data.sources[0].logged[-1])))
 
     @property
     def seen(self) -> int:
@@ -78,6 +84,7 @@ def build_model(curves: Sequence[Curve], scale: Scale, resampled: int = RESAMPLE
         misfit=left,
         end_error=_rms(errors) if len(errors) else max(left, _rms(end_errors(quiet, fits[0]))),
         held_out=len(errors) > 0,
+        extrapolation=extrapolation_error(curves[0], fits[0], scale),
     )
     _check_model(model)
     return replace(model, samples=tuple(bootstrap(fits, data, resampled)))
@@ -141,6 +148,18 @@ def end_error(curve: Curve, fit: Fit) -> float:
     predicted = fit.losses(curve.rates, steps, np.searchsorted(curve.ends, steps))
     error = float(predicted.mean() / curve.losses[curve.tail].mean() - 1)
     return float(np.sqrt(max(0.0, error**2 - curve.noise**2 / len(steps))))
+
+
+def extrapolation_error(main: Curve, fit: Fit, scale: Scale) -> float:
+    """How far a fit to the first half of the main path is off at its end, relative; 1 where a half is too short.
+
+    A few hundred steps hardly tell the floor of the loss from a small power, and a text that gets harder looks
+    like the floor: what the fit says of steps to come is less sure than its resampled residuals make it look.
+    """
+    half = main.upto(int(main.logged[-1]) // 2)
+    if len(half.logged) < FEWEST or len(half.points.logs) < FEWEST_POINTS:
+        return 1.0
+    return end_error(main, fit_law(fit.law, gather([half], scale), [fit.parameters]))
 
 
 def misfit(fit: Fit, data: Data) -> float:

@@ -106,7 +106,8 @@ def predict(
             if any(end is None for end in judged):
                 continue
             versions = tuple(
-                None if end is None else _interval(model, index, end) for index, end in enumerate(ends)
+                None if end is None else _interval(model, index, plan.timeline.ends[index], end)
+                for index, end in enumerate(ends)
             )
             mean = np.mean([end for end in judged if end is not None], axis=0)
             made.append(Candidate(alpha, decay, relative_cost(plan, alpha), versions, float(mean[0])))
@@ -147,14 +148,16 @@ def _branch(schedule: Schedule, steps: int) -> F64:
     return rates_of(LRPath(schedule, "branch", 0, steps), 0, steps, POSITIONS)
 
 
-def _interval(model: Model, index: int, losses: F64) -> Prediction:
+def _interval(model: Model, index: int, last: int, losses: F64) -> Prediction:
     """The fit's loss between the quantiles of the samples, widened by the law's own error at ends of decays.
 
-    A version without any loss yet has an unknown level, so the spread of the others' widens it, too.
+    A version without any loss yet has an unknown level, so the spread of the others' widens it, too; and steps
+    beyond those of the main path (up to the version's `last`) by the error that the law made in extrapolating it.
     """
     loss = float(losses[0])
     low, high = np.quantile(losses[1:], (0.025, 0.975)) if len(losses) > 1 else (loss, loss)
     unknown = model.level_spread if index >= model.seen else 0.0
-    own = CONFIDENT * np.hypot(model.end_error * loss, unknown)
+    beyond = model.extrapolation * model.doublings(last)
+    own = CONFIDENT * np.sqrt((model.end_error * loss) ** 2 + unknown**2 + (beyond * loss) ** 2)
     below, above = np.hypot(max(loss - low, 0.0), own), np.hypot(max(high - loss, 0.0), own)
     return Prediction(loss, loss - float(below), loss + float(above))

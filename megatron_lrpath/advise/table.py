@@ -60,11 +60,13 @@ def fitted(advice: Advice) -> str:
     name = f"{law.name}, λ={law.memory:g}" if isinstance(law, Tissue) else law.name
     curves = ", ".join(curve.name for curve in model.data.sources)
     how = "decays held out one at a time" if model.held_out else "one decay: in the fit itself"
+    far = model.doublings(advice.plan.timeline.ends[-1])
+    ahead = f" Extrapolated to twice the steps it was off by {model.extrapolation:.1%}." if far > 0.5 else ""
     levels = "; a level for each version's text" if len(model.fit.level) > 1 else ""
     return (
         f"Fitted: {name}, to {curves}{levels}. Off by {model.misfit:.2%} beyond the noise, by "
         f"{model.end_error:.2%} "
-        f"at the ends of decays ({how})."
+        f"at the ends of decays ({how}).{ahead}"
     )
 
 
