@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import multiprocessing
 import queue
+import secrets
 from collections.abc import Callable
+from multiprocessing.managers import SyncManager
 from typing import Any
 
 import torch
@@ -72,14 +75,23 @@ def flags(device: str, packed: bool = False) -> dict[str, Any]:
 
 
 def wrap_get_write_results_queue(original: Callable[..., Any]) -> Callable[..., Any]:
-    """A plain queue for synchronous saves; one of a forked process for those that another process writes."""
+    """A plain queue for synchronous saves; one of a forked process for those that another process writes.
+
+    That process listens at an abstract address: a socket in a temporary folder would outlive a killed training.
+    """
     local: queue.Queue[Any] = queue.Queue()
+
+    @functools.cache
+    def between_processes() -> Any:
+        manager = SyncManager(f"\0lrpath-{secrets.token_hex(16)}", ctx=multiprocessing.get_context("fork"))
+        manager.start()
+        return manager.Queue()
 
     @functools.wraps(original)
     def get_write_results_queue(mp_mode: str = "spawn") -> Any:
         from megatron.training import get_args
 
-        return original("fork") if get_args().async_save else local
+        return between_processes() if get_args().async_save else local
 
     return get_write_results_queue
 

@@ -260,6 +260,20 @@ SEAMS = (
         device="cpu",
     ),
     Seam(
+        "megatron.core.optimizer.distrib_optimizer:DistributedOptimizer.get_parameter_state_dp_zero",
+        "megatron_lrpath.training.checkpoints.in_place:wrap_parameter_state",
+        ("self", "use_gloo_comm", "empty_data", "return_on_all_ranks"),
+        "it copies all weights and moments four times before a save, which stops the training for it",
+        device="cpu",
+    ),
+    Seam(
+        "torch.distributed.checkpoint.default_planner:DefaultSavePlanner.resolve_data",
+        "megatron_lrpath.training.checkpoints.in_place:wrap_resolve_data",
+        ("self", "write_item"),
+        "Megatron's writer copies every tensor that is a part of a larger buffer, as all weights are",
+        device="cpu",
+    ),
+    Seam(
         "megatron.core.tensor_parallel:vocab_parallel_cross_entropy",
         "megatron_lrpath.backend.kernels:wrap_cross_entropy",
         ("vocab_parallel_logits", "target", "label_smoothing", "tp_group"),

@@ -28,6 +28,7 @@ from megatron_lrpath.training.checkpoints.manifest import FileSum, share_of, sum
 from megatron_lrpath.training.checkpoints.saves import SaveFailedError, current_saves
 from megatron_lrpath.training.history import sync_history
 
+WRITER_NICE = 10  # as Megatron's persistent writers
 SUMS = ".sums-"  # + rank: what each rank wrote, until the manifest takes it up
 
 
@@ -115,7 +116,9 @@ def with_commit(request: Any, aside: Path, final: Path) -> Any:
 
 
 def write_then_sum(write: Callable[..., None], aside: str, rank: int, world: int, *args: Any) -> None:
-    """What a writer process does: Megatron's writing, then the sums of what it wrote."""
+    """What a writer process does, behind the training: Megatron's writing, then the sums of what it wrote."""
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, max(WRITER_NICE, os.getpriority(os.PRIO_PROCESS, 0)))
     write(*args)
     write_sums(Path(aside), rank, world)
 

@@ -1,0 +1,79 @@
+"""On the CPU a checkpoint is written from, and loaded into, the very tensors that train: no copies on the way.
+
+Megatron gathers the optimizer's state of all data-parallel ranks in fresh buffers and copies every tensor that is a
+part of a larger buffer. That serves GPUs, whose memory has to be copied anyway. On the CPU it takes longer than
+writing, and an asynchronous save would stop the training for it, although its forked writers have the memory
+as it was without any copy.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+class Slices:
+    """A flat buffer that is there in parts only.
+
+    Args:
+        parts: one-dimensional tensors by the position at which they begin.
+    """
+
+    def __init__(self, parts: dict[int, torch.Tensor]) -> None:
+        self._parts = parts
+
+    def __getitem__(self, place: slice) -> torch.Tensor:
+        return self._parts[place.start]
+
+
+def wrap_parameter_state(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Weights and moments as they are, where one data-parallel rank has all of them.
+
+    The original returns flat buffers of [parameters]; of these only the slices of single parameters are used.
+    """
+
+    @functools.wraps(original)
+    def get_parameter_state_dp_zero(
+        self: Any, use_gloo_comm: bool = True, empty_data: bool = False, return_on_all_ranks: bool = False
+    ) -> Any:
+        if self.data_parallel_group.size() > 1:
+            return original(self, use_gloo_comm, empty_data, return_on_all_ranks)
+        state: dict[Any, Any] = {"buckets_coalesced": True}
+        for index, (buffer, ranges) in enumerate(zip(self.buffers, self.gbuf_ranges, strict=True)):
+            states = {
+                begin: self._get_main_param_and_optimizer_states(parameter)
+                for parameter, (begin, _, _) in buffer.param_index_map.items()
+            }
+            state[index] = {
+                dtype: {
+                    key: Slices({begin: one[key].detach().view(-1) for begin, one in states.items()})
+                    for key in ("param", *self.optimizer_state_keys)
+                }
+                for dtype in ranges
+            }
+        return state
+
+    return get_parameter_state_dp_zero
+
+
+def wrap_resolve_data(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Hand the writer tensors that it sees no need to copy."""
+
+    @functools.wraps(original)
+    def resolve_data(self: Any, write_item: Any) -> Any:
+        data = original(self, write_item)
+        return with_own_storage(data) if isinstance(data, torch.Tensor) else data
+
+    return resolve_data
+
+
+def with_own_storage(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory as a storage that ends where the tensor does; a tensor that has gaps stays as it is."""
+    whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    if whole or not tensor.numel() or not tensor.is_contiguous() or tensor.device.type != "cpu":
+        return tensor
+    memory = tensor.detach().view(-1).view(torch.uint8).numpy()
+    return torch.from_numpy(memory).view(tensor.dtype).view(tensor.shape)
