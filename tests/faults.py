@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -81,8 +82,10 @@ def fail(losses: Any) -> Any:
     raise ArithmeticError("something is broken")
 
 
-def kill_at(point: str) -> None:
-    """SIGKILL at a point of saving, loading or removing."""
+def kill_at(point: str, rank: str = "0") -> None:
+    """SIGKILL of a rank at a point of saving, loading or removing."""
+    if os.environ["RANK"] != rank:
+        return
     from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
     from megatron.training import training
 
@@ -100,6 +103,13 @@ def kill_at(point: str) -> None:
         "loaded": (training, "load_checkpoint"),
     }[point]
     after(owner, name, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def stop_early() -> None:
+    """SIGTERM before anything is loaded."""
+    from megatron_lrpath.training.checkpoints import start
+
+    after(start, "choose", lambda: os.kill(os.getpid(), signal.SIGTERM))
 
 
 def full_disk(first: str, last: str) -> None:
@@ -121,6 +131,11 @@ def roomy_disk() -> None:
     space.shortage = lambda folder, tensor_bytes: None
 
 
+def use_temporary(folder: str) -> None:
+    """Temporary files go to `folder`."""
+    tempfile.tempdir = folder
+
+
 def slow_steps(seconds: str) -> None:
     """Steps that take their time."""
     from megatron.training import training
@@ -135,8 +150,11 @@ FAULTS: dict[str, Callable[..., None]] = {
     "usr2": lambda step, rank="0": on_loss(step, rank, send(signal.SIGUSR2)),
     "die": lambda step, rank="0": on_loss(step, rank, send(signal.SIGKILL)),
     "bug": lambda step, rank="0": on_loss(step, rank, fail),
+    "early": stop_early,
     "kill": kill_at,
     "full": full_disk,
     "roomy": roomy_disk,
     "slow": slow_steps,
+    "tmp": use_temporary,
+    "session": os.setsid,
 }

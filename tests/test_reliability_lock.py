@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.locks import LOCK_NAME, FolderLock
+from megatron_lrpath.locks import LOCK_NAME, FolderLock, owner_of
 from megatron_lrpath.training.guards import runlock
 
 HOLD = (
@@ -80,6 +80,29 @@ def test_an_owner_on_another_machine_is_noticed_by_its_heartbeat(tmp_path: Path)
 def test_a_dead_owner_on_another_machine_holds_nothing(tmp_path: Path) -> None:
     write_elsewhere(tmp_path, 3)
     lock = runlock.hold(tmp_path)
+    assert lock.is_ours()
+    lock.close()
+
+
+def test_an_owner_that_was_overtaken_ends_before_it_writes_again(tmp_path: Path) -> None:
+    """It was away for longer than a successor waits; the file keeps the successor's name."""
+    command = [sys.executable, "-c", HOLD.replace("hold\n", "hold; from megatron_lrpath.training.guards "
+               "import runlock; runlock.BEAT = 0.1\n"), str(tmp_path)]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        owner.stdout.readline()
+        write_elsewhere(tmp_path, 9)
+        _, said = owner.communicate(timeout=60)
+        assert owner.returncode == 1
+    assert "process 4711 on elsewhere took this run over" in said
+    assert "Traceback" not in said
+    assert owner_of(tmp_path)["host"] == "elsewhere"
+
+
+def test_one_that_only_tries_is_told_that_the_lock_is_held(tmp_path: Path) -> None:
+    lock = runlock.hold(tmp_path)
+    write_elsewhere(tmp_path, 0)
+    lock.beat()
     assert lock.is_ours()
     lock.close()
 

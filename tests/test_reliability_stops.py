@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from megatron_lrpath.locks import is_held
 from megatron_lrpath.training.checkpoints.on_disk import complete_steps
 from megatron_lrpath.training.guards.signals import SAVED_AND_STOPPED
 from tests.faults import train_with
-from tests.training_fixtures import history, make_plan, run_words, train
+from tests.training_fixtures import Ranks, history, make_plan, run_words, train
 
 TP2 = ("--tensor-model-parallel-size", "2")
 
@@ -29,6 +32,7 @@ def checkpoints(folder: Path) -> Path:
 def one_error(output: str) -> str:
     """The one error message in a log, without a stack trace beside it."""
     assert "Traceback" not in output, output[-3000:]
+    assert "frame #0" not in output, output[-3000:]
     assert output.count("lrpath: error: ") == 1, output[-3000:]
     return output.partition("lrpath: error: ")[2].splitlines()[0]
 
@@ -43,6 +47,23 @@ def test_a_signal_saves_at_the_next_step_boundary_and_leaves_with_its_own_code(
     assert complete_steps(checkpoints(tmp_path)) == [3, 5]
     train(words).ok()
     assert [line["step"] for line in history(tmp_path / "runs/ours/main")] == list(range(1, 10))
+
+
+def test_a_signal_before_the_first_step_ends_at_once(tmp_path: Path) -> None:
+    words = main_words(tmp_path)
+    outcome = train_with(["early"], words)
+    assert outcome.status == [SAVED_AND_STOPPED]
+    assert "SIGTERM before the first step: nothing to save, stopped" in outcome.output
+    assert complete_steps(checkpoints(tmp_path)) == []
+
+
+def test_a_signal_during_an_asynchronous_save_waits_for_it(tmp_path: Path) -> None:
+    """Within the grace period: one step, one save."""
+    words = main_words(tmp_path, "--async-save", "--save-interval", "1")
+    outcome = train_with(["usr2:5"], words)
+    assert outcome.status == [SAVED_AND_STOPPED], outcome.output[-3000:]
+    assert complete_steps(checkpoints(tmp_path)) == [1, 2, 3, 4, 5]
+    assert time.time() - (tmp_path / "runs/ours/main/history.jsonl").stat().st_mtime < 60
 
 
 def test_a_signal_to_one_rank_stops_all_with_one_checkpoint(tmp_path: Path) -> None:
@@ -82,12 +103,48 @@ def test_the_check_of_numbers_can_be_turned_off(tmp_path: Path) -> None:
     assert outcome.status == [0]
 
 
-def test_a_dead_rank_ends_the_others_soon_and_is_named_once(tmp_path: Path) -> None:
-    begun = time.monotonic()
-    outcome = train_with(["die:5:1"], main_words(tmp_path, *TP2), 2)
-    assert time.monotonic() - begun < 60
-    assert outcome.status == [1, -9]
-    assert one_error(outcome.output).startswith("rank 1 died after step 4 (process ")
+@pytest.mark.parametrize("dead", [0, 1])
+def test_a_dead_rank_ends_the_others_soon_and_is_named_once(tmp_path: Path, dead: int) -> None:
+    outcome = train_with([f"die:5:{dead}"], main_words(tmp_path, *TP2), 2)
+    seconds = time.time() - (tmp_path / "runs/ours/main/history.jsonl").stat().st_mtime
+    print(f"from the step before the death to the end of all ranks: {seconds:.1f} s")
+    assert seconds < 60
+    assert outcome.status[dead] == -9
+    assert outcome.status[1 - dead] == 1
+    assert one_error(outcome.output).startswith(f"rank {dead} died after step 4 (process ")
+
+
+def test_a_complete_run_is_left_as_it_is_by_all_ranks(tmp_path: Path) -> None:
+    """Called again, with nothing to train and so without a process group."""
+    words = main_words(tmp_path, *TP2)
+    train(words, 2).ok()
+    (tmp_path / "runs/ours/main/result.json").unlink()  # killed before it was written
+    again = train(words, 2).ok()
+    assert "step 9 is reached already, nothing to train" in again.output
+    assert "lrpath: error" not in again.output
+    assert (tmp_path / "runs/ours/main/result.json").exists()
+
+
+def test_a_second_launch_of_the_same_run_is_refused(tmp_path: Path) -> None:
+    words = main_words(tmp_path)
+    first = Ranks.start("tests.faults:main", ["slow:5", "--", *words])
+    try:
+        wait_for(lambda: is_held(checkpoints(tmp_path)))
+        second = train(words)
+        assert second.status == [2]
+        owner = f"process {first.processes[0].pid} on {socket.gethostname()} is training this run already"
+        assert owner in one_error(second.output)
+    finally:
+        first.processes[0].kill()
+        first.outcome(timeout=10)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Wait until `condition` holds, a minute at most."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_rank_that_fails_shows_its_own_stack_trace_and_no_other(tmp_path: Path) -> None:

@@ -111,28 +111,46 @@ def launch(
     entry: str, words: Sequence[str], nproc: int = 1, probe: str | None = None, timeout: float = 240
 ) -> Outcome:
     """Call `module:function` with `words` on `nproc` ranks, each in a forked process of its own."""
-    port = free_port()
-    pipes = [CONTEXT.Pipe(duplex=False) for _ in range(nproc)]
-    log = Path(os.environ.get("TMPDIR", "/tmp")) / f"lrpath-test-{os.getpid()}-{port}.log"
-    processes = [
-        CONTEXT.Process(
-            target=rank_main, args=(entry, list(words), rank, nproc, port, probe, log, pipes[rank][1])
-        )
-        for rank in range(nproc)
-    ]
-    for process in processes:
-        process.start()
-    for _, sender in pipes:
-        sender.close()
-    probed = [receive(receiver) for receiver, _ in pipes]
-    for process in processes:
-        process.join(timeout)
-        if process.is_alive():
-            process.kill()
-            process.join()
-    output = log.read_text(errors="replace") if log.exists() else ""
-    log.unlink(missing_ok=True)
-    return Outcome([process.exitcode for process in processes], output, probed)
+    return Ranks.start(entry, words, nproc, probe).outcome(timeout)
+
+
+@dataclass
+class Ranks:
+    """The processes of a training that was started, what receives their probes' answers, and their output."""
+
+    processes: list[Any]
+    receivers: list[Any]
+    log: Path
+
+    @classmethod
+    def start(cls, entry: str, words: Sequence[str], nproc: int = 1, probe: str | None = None) -> Ranks:
+        """Start `nproc` ranks."""
+        port = free_port()
+        pipes = [CONTEXT.Pipe(duplex=False) for _ in range(nproc)]
+        log = Path(os.environ.get("TMPDIR", "/tmp")) / f"lrpath-test-{os.getpid()}-{port}.log"
+        processes = [
+            CONTEXT.Process(
+                target=rank_main, args=(entry, list(words), rank, nproc, port, probe, log, pipes[rank][1])
+            )
+            for rank in range(nproc)
+        ]
+        for process in processes:
+            process.start()
+        for _, sender in pipes:
+            sender.close()
+        return cls(processes, [receiver for receiver, _ in pipes], log)
+
+    def outcome(self, timeout: float) -> Outcome:
+        """Wait for their end; who takes longer than `timeout` seconds is killed."""
+        probed = [receive(receiver) for receiver in self.receivers]
+        for process in self.processes:
+            process.join(timeout)
+            if process.is_alive():
+                process.kill()
+                process.join()
+        output = self.log.read_text(errors="replace") if self.log.exists() else ""
+        self.log.unlink(missing_ok=True)
+        return Outcome([process.exitcode for process in self.processes], output, probed)
 
 
 def receive(receiver: Any) -> Any:

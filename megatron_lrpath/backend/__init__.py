@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 from megatron_lrpath.errors import UserError
+
+# Torch reads it when it is imported. Its warnings are C++ stack traces of every rank that misses another one.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 DEVICES = ("auto", "cpu", "cuda")
 

@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -179,4 +180,7 @@ def end() -> None:
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
+    elif watch is not None:
+        with suppress(RuntimeError):
+            watch.see_others_off()
     release_lock()

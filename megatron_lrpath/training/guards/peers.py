@@ -96,17 +96,21 @@ class Watch:
         """End this process. Where the store is rank 0's, that waits for the others (but not for the dead)."""
         with suppress(RuntimeError):
             self.leave()
-            if self.store is not None and self.ranks.rank == 0 and not self.ranks.store_is_launchers:
-                others = [rank for rank in range(1, self.ranks.world) if rank != dead]
-                self.store.wait([f"left/{rank}" for rank in others], LINGER)
+            self.see_others_off(dead)
         os._exit(status)
+
+    def see_others_off(self, dead: int | None = None) -> None:
+        """Where the store is this process's own: wait until the others need it no more (but not for the dead)."""
+        if self.store is not None and self.ranks.rank == 0 and not self.ranks.store_is_launchers:
+            others = [rank for rank in range(1, self.ranks.world) if rank != dead]
+            self.store.wait([f"left/{rank}" for rank in others], LINGER)
 
     def report_death(self, rank: int) -> NoReturn:
         """Say that `rank` is gone, unless somebody has, and end this process."""
         try:
             first = self.claim()
-        except RuntimeError:  # the store went with rank 0
-            first = True
+        except RuntimeError:
+            first = rank == 0  # the store went with it, and what ends for that is not to be reported
         if first:
             peer = self.peers[rank]
             say(
@@ -119,7 +123,7 @@ class Watch:
         """Say what ended this rank, unless another one's end is behind it, and end this process."""
         text = f"{type(error).__name__}: {error}"
         if self.store is not None and any(mark in text for mark in CONSEQUENCES):
-            time.sleep(SETTLE_SECONDS)
+            self._let_the_death_be_reported()
         try:
             first = self.claim()
         except RuntimeError:
@@ -151,9 +155,15 @@ class Watch:
                 if not self.store.check(["reports"]):
                     continue
             except RuntimeError as error:
+                if self.neighbour() == 0:
+                    self._let_the_death_be_reported()
                 self._lost_store(error)
             self._reporting.acquire()
             self.end(1)
+
+    def _let_the_death_be_reported(self) -> None:
+        """Give who watches the rank that died the time to say so; that may be this process's other thread."""
+        time.sleep(2 * SETTLE_SECONDS)
 
     def _lost_store(self, error: RuntimeError) -> None:
         """Rank 0's machine is gone: the first rank of each other machine says so."""

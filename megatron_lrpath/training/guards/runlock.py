@@ -3,7 +3,8 @@
 The lock is the kernel's (`flock`), which a dead owner never holds, whatever killed it; on NFS, and on Lustre
 with `-o flock`, it holds between machines too. Where a disk has locks on one machine only, or none, the
 owner's heartbeat in the lock file tells: a new owner that finds another machine's name there waits for two
-beats, and gives way if the file is written to.
+beats, and gives way if the file is written to. An owner that was away for longer (a suspended machine, a disk
+that hung) finds its successor's name and ends, before both write.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import socket
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.locks import LOCK_NAME, FolderLock, LockHeldError, describe_owner, owner_of
@@ -32,25 +33,39 @@ class RunLock:
         self.root = root
         self._lock = lock
         self._ended = threading.Event()
-        self._beats = 0
+        self._beats = 0  # 0: not sure of the lock yet
         self._record = {"pid": os.getpid(), "host": socket.gethostname(), "since": int(time.time())}
-        self.beat()
+        self.write()
         self._thread = threading.Thread(target=self._keep_beating, name="run lock", daemon=True)
 
-    def beat(self) -> None:
+    def write(self) -> None:
         """Write who holds the lock, with a number that grows."""
-        self._beats += 1
         record = {**self._record, "beat": self._beats}
         with (self.root / LOCK_NAME).open("r+b") as stream:
             stream.truncate(stream.write(json.dumps(record).encode()))
 
+    def beat(self) -> None:
+        """Give a sign of life, unless another process has taken the lock over meanwhile.
+
+        One that only tries to (its beat is 0) is told by this that the lock is held.
+
+        Raises:
+            LockLostError: it has.
+        """
+        found = owner_of(self.root)
+        if found.get("beat") and not self._is_me(found):
+            raise LockLostError(describe_owner(self.root))
+        self._beats += 1
+        self.write()
+
     def is_ours(self) -> bool:
         """Whether the file still says that this process holds the lock."""
-        found = owner_of(self.root)
-        return all(found.get(key) == value for key, value in self._record.items())
+        return self._is_me(owner_of(self.root))
 
     def start(self) -> None:
-        """Give signs of life from now on."""
+        """Be sure of the lock, and give signs of life from now on."""
+        self._beats = 1
+        self.write()
         self._thread.start()
 
     def close(self) -> None:
@@ -59,8 +74,15 @@ class RunLock:
         if self._thread.is_alive():
             self._thread.join()
         (self.root / LOCK_NAME).write_bytes(b"")
+        self.give_way()
+
+    def give_way(self) -> None:
+        """Let go of the kernel's lock alone: the name in the file is another's."""
         if self._lock is not None:
             self._lock.close()
+
+    def _is_me(self, found: dict[str, Any]) -> bool:
+        return all(found.get(key) == value for key, value in self._record.items())
 
     def _keep_beating(self) -> None:
         while not self._ended.wait(BEAT):
@@ -68,6 +90,25 @@ class RunLock:
                 self.beat()
             except OSError:
                 continue  # a disk that is gone for a while
+            except LockLostError as error:
+                end_run(self.root, str(error))
+
+
+class LockLostError(Exception):
+    """Another process trains the run now; the text names it."""
+
+
+def end_run(root: Path, owner: str) -> NoReturn:
+    """End this process, and with it the run's other ranks, before it writes into another's checkpoints."""
+    from megatron_lrpath.training.guards import peers
+
+    text = f"{root}: {owner} took this run over while this process gave no sign of life; this one ends."
+    watch = peers.current_watch()
+    if watch is None or watch.claim():
+        peers.say(f"lrpath: error: {text}")
+    if watch is not None:
+        watch.end(1)
+    os._exit(1)
 
 
 def hold(root: Path, patience: float = PATIENCE) -> RunLock:
@@ -90,6 +131,7 @@ def hold(root: Path, patience: float = PATIENCE) -> RunLock:
         certain = False
     run_lock = RunLock(root, lock)
     if (not certain or elsewhere(before)) and not undisturbed(run_lock):
+        run_lock.give_way()
         raise UserError(refusal(root, describe_owner(root)))
     run_lock.start()
     return run_lock
