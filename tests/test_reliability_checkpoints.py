@@ -8,11 +8,14 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from megatron_lrpath.training.checkpoints import on_disk as disk
 from megatron_lrpath.training.checkpoints.manifest import MANIFEST, read_manifest, sum_file
+from megatron_lrpath.training.checkpoints.saves import Saves
+from megatron_lrpath.training.options import from_plan
 from tests.faults import train_with
 from tests.training_fixtures import Outcome, history, make_plan, run_words, train
 
@@ -141,6 +144,17 @@ def test_a_branch_refuses_a_damaged_branch_point_and_leaves_it_where_it_is(folde
     assert disk.checkpoint_folder(root_of(folder), 3).is_dir()
 
 
+def test_a_branch_neither_waits_for_nor_reads_what_is_still_being_written(folder: Path) -> None:
+    """All of it is there but its name."""
+    point = disk.checkpoint_folder(root_of(folder), 3)
+    point.rename(disk.saving_folder(point))
+    outcome = train(run_words(folder / "plan.yaml", "ours", "branch-v1"))
+    assert outcome.status == [2]
+    assert "no checkpoint of step 3; it has steps 2, 4, 6" in outcome.output
+    disk.saving_folder(point).rename(point)
+    train(run_words(folder / "plan.yaml", "ours", "branch-v1")).ok()
+
+
 def test_a_branch_with_checkpoints_of_its_own_outlives_its_parents(folder: Path) -> None:
     words = run_words(folder / "plan.yaml", "ours", "branch-v1")
     train([*words, "--exit-interval", "4"]).ok()
@@ -178,6 +192,15 @@ def test_retention_leaves_two_newest_and_what_others_start_from(tmp_path: Path) 
     words = run_words(make_plan(tmp_path, (6, 6)), "ours", "main", "--save-interval", "1")
     train([*words, "--save-retain-interval", "8"]).ok()
     assert disk.complete_steps(root_of(tmp_path)) == [3, 6, 8, 9]
+
+
+def test_a_plan_that_says_nothing_saves_every_500_steps_and_keeps_the_newest_two(tmp_path: Path) -> None:
+    args = SimpleNamespace(save_interval=None, save_retain_interval=None, train_iters=1700)
+    args.tensor_model_parallel_size = 1
+    from_plan.apply_defaults(args, {})
+    assert args.save_interval == 500
+    saves = Saves(tmp_path, frozenset({700}), frozenset(), args.save_retain_interval, [])
+    assert [step for step in (500, 700, 1000, 1500) if saves.is_kept(step)] == [700]
 
 
 def test_a_full_disk_fails_the_save_and_not_the_training(tmp_path: Path) -> None:

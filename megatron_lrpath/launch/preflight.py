@@ -21,6 +21,7 @@ from typing import Any
 from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.models import parameter_count, resolve_model
 from megatron_lrpath.plan import Plan, Run
+from megatron_lrpath.training.checkpoints.on_disk import SAVE_INTERVAL
 
 TIMEOUT = timedelta(minutes=3)
 MEBIBYTES = {"cuda": 256, "cpu": 1}  # what the all-reduce is timed with
@@ -44,17 +45,18 @@ def checkpoint_bytes(plan: Plan, run: Run) -> int:
 
     A parameter takes 4 bytes in the optimizer's copy and 8 in Adam's moments, and 2 (bf16, fp16) or 4 in the
     model's. Counted are the steps that are kept for others, the last step, and those of --save-interval that
-    --save-retain-interval keeps.
+    --save-retain-interval keeps, with the newest two.
     """
     vocabulary = plan.tokenizer.vocab_size or USUAL_VOCABULARY
     size = parameter_count(resolve_model(plan.model), vocabulary)
     small = plan.megatron.get("bf16") or plan.megatron.get("fp16")
-    interval = int(plan.megatron.get("save_interval") or 0)
-    retained = int(plan.megatron.get("save_retain_interval") or interval)
+    said = int(plan.megatron.get("save_interval") or 0)
+    interval = said or SAVE_INTERVAL
+    retained = int(plan.megatron.get("save_retain_interval") or said or SAVE_INTERVAL * run.last_step)
     steps = {*run.keep_steps, run.last_step}
-    if interval:
-        steps |= set(range(retained * (run.first_step // retained + 1), run.last_step, retained))
-    newest = 1 if interval and retained > interval else 0
+    steps |= set(range(retained * (run.first_step // retained + 1), run.last_step, retained))
+    passing = (run.last_step - 1) // interval - run.first_step // interval
+    newest = min(2, passing) if retained > interval else 0
     return (len([step for step in steps if step > run.first_step]) + newest) * size * (14 if small else 16)
 
 

@@ -13,7 +13,7 @@ from megatron_lrpath.data.slice import Slice, open_slices
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.models import megatron_flags, resolve_model
 from megatron_lrpath.plan import SET_BY_PLAN, Plan, Run, is_neutral, load_plan
-from megatron_lrpath.training.checkpoints.on_disk import CHECKPOINTS
+from megatron_lrpath.training.checkpoints.on_disk import CHECKPOINTS, SAVE_INTERVAL
 from megatron_lrpath.training.context import ParentCheckpoint, RunContext
 from megatron_lrpath.training.options.arguments import explicit_arguments
 from megatron_lrpath.training.options.from_arguments import OWN, flag, results_arguments
@@ -151,7 +151,9 @@ def apply_defaults(args: Any, said: Mapping[str, Any]) -> None:
         # Megatron pads to a multiple of this times the tensor-parallel size; padding is part of the softmax.
         args.make_vocab_size_divisible_by = max(1, 128 // args.tensor_model_parallel_size)
     if not args.save_interval:
-        args.save_interval = max(1, args.train_iters)
+        args.save_interval = SAVE_INTERVAL
+        if not args.save_retain_interval:
+            args.save_retain_interval = SAVE_INTERVAL * max(1, args.train_iters)  # longer than the run
 
 
 def plan_context(plan: Plan, run: Run, said: Mapping[str, Any]) -> RunContext:
