@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.training_fixtures import launch, make_plan, run_words
+from tests.faults import train_with
+from tests.training_fixtures import launch, make_plan, run_words, train
 
 
 def print_samples(words: list[str]) -> None:
@@ -54,12 +57,12 @@ def test_the_printed_text_is_what_the_model_was_given(
     trained: Path, paradigm: str, run: str, step: int
 ) -> None:
     answer = printed(str(trained / "runs" / paradigm / run), "--step", str(step), "--json")
-    found = json.loads(answer[answer.index('{"step"') :].splitlines()[0])
-    assert [sample["sample"] for sample in found["samples"]] == list(range(4 * step - 4, 4 * step))
+    samples = samples_in(answer)
+    assert [sample["sample"] for sample in samples] == list(range(4 * step - 4, 4 * step))
     micro_batches = json.loads((trained / f"{run}.json").read_text())[2 * step - 2 : 2 * step]
     given = [tokens for batch in micro_batches for tokens in batch]
-    assert [list(map(int, sample["text"].split())) for sample in found["samples"]] == given
-    assert all(sum(place["tokens"] for place in sample["documents"]) == 17 for sample in found["samples"])
+    assert [list(map(int, sample["text"].split())) for sample in samples] == given
+    assert all(sum(place["tokens"] for place in sample["documents"]) == 17 for sample in samples)
 
 
 def test_documents_and_the_steps_facts_are_printed(trained: Path) -> None:
@@ -67,6 +70,38 @@ def test_documents_and_the_steps_facts_are_printed(trained: Path) -> None:
     assert "step 6: samples 20 to 23 (lr 0.01, loss " in text
     assert "sample 20, version v2" in text
     assert "v2_text_document document " in text
+
+
+def test_a_skipped_batch_is_printed_as_such(tmp_path: Path) -> None:
+    spikes = ("--loss-spike-window", "4", "--loss-spike-action", "skip")
+    words = run_words(make_plan(tmp_path, (8, 8)), "ours", "main", *spikes)
+    outcome = train_with(["large:6:1.5"], words).ok()
+    assert "step 6: loss spike" in outcome.output
+    text = printed(str(tmp_path / "runs/ours/main"), "--step", "6")
+    assert "step 6: samples 20 to 23 (lr 0.01, loss " in text
+    assert ", a loss spike, update skipped)" in text
+    assert "v1_text_document document " in text
+
+
+def test_after_a_version_was_appended_the_earlier_steps_have_the_samples_they_had(
+    trained: Path, tmp_path: Path
+) -> None:
+    """And the steps to come show what they will read."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "plan.yaml").unlink()
+    plan = make_plan(tmp_path, (4, 4, 4))
+    run = str(tmp_path / "runs/ours/main")
+    before = printed(str(trained / "runs/ours/main"), "--step", "6", "--json")
+    after = printed(run, "--step", "6", "--json", "--plan", str(plan))
+    texts = [[sample["text"] for sample in samples_in(answer)] for answer in (before, after)]
+    assert texts[0] == texts[1]
+    train(run_words(plan, "ours", "main")).ok()
+    assert "sample 36, version v3" in printed(run, "--step", "10")
+
+
+def samples_in(answer: str) -> list[dict[str, Any]]:
+    """The samples in the command's JSON."""
+    return list(json.loads(answer[answer.index('{"step"') :].splitlines()[0])["samples"])
 
 
 def test_a_step_that_the_run_does_not_have_is_refused(trained: Path) -> None:

@@ -155,6 +155,14 @@ def test_a_run_that_paradigms_share_is_listed_once(plan):
     assert len(names) == len(set(names)) == 9
 
 
+def test_skipped_updates_are_named(plan):
+    path = plan.folder(plan.run("ours", "main")) / "lineage.json"
+    skipped = [{"step": step, "samples": [0, 31], "loss": 9.0, "median": 3.0} for step in (7, 9)]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"skipped": skipped}))
+    notes = run_table(collect(plan)).notes
+    assert notes[1:] == ("ours/main: 2 updates skipped for a loss spike, step 7 and 9.",)
+
+
 def test_the_shared_run_is_found_without_its_link(plan):
     plan.folder(plan.run("cpt", "continual-v1")).unlink()
     assert gaps(collect(plan)) == []

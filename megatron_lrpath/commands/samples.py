@@ -10,6 +10,7 @@ from typing import Any
 HELP = "print the documents and the text of a step's batch"
 EXAMPLE = "lrpath samples runs/quickstart/ours/main --step 120"
 SHOWN = 300  # characters of a sample
+FACTS = ("lr", "loss", "grad_norm")  # of a step, from its history
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +55,7 @@ def named_run(folder: Path, plan: Path | None) -> tuple[Path, str, str]:
         raise UserError(f"{folder}: not the folder of a run that was started (it has no lineage.json)")
     known = [start["plan"] for start in lineage["starts"] if start.get("plan")]
     path = plan or (Path(known[-1]) if known else None)
-    if path is None or not path.exists():
+    if path is None or not path.is_file():
         raise UserError(f"{folder}: its plan{f' {path}' if path else ''} is not there; name it with --plan")
     resolved = folder.resolve()
     return path, resolved.parent.name, resolved.name
@@ -67,13 +68,10 @@ def heading(folder: Path, step: int, samples: list[dict[str, Any]]) -> str:
     path = folder / HISTORY
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     rows = [json.loads(line) for line in lines if is_step_up_to(line, step)]
-    facts = [
-        f"{name} {row[name]:.6g}"
-        for row in rows
-        if row["step"] == step
-        for name in ("lr", "loss", "grad_norm")
-        if isinstance(row.get(name), float)
-    ]
+    row = next((row for row in reversed(rows) if row["step"] == step), {})
+    facts = [f"{name} {row[name]:.6g}" for name in FACTS if isinstance(row.get(name), float)]
+    facts += ["a loss spike"] if row.get("spike") else []
+    facts += ["update skipped"] if row.get("skipped") else []
     first, last = samples[0]["sample"], samples[-1]["sample"]
     return f"step {step}: samples {first} to {last}" + (f" ({', '.join(facts)})" if facts else "")
 

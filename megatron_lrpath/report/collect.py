@@ -67,6 +67,14 @@ class RunRecord:
         return self.history.last_step or self.run.first_step
 
     @property
+    def skipped(self) -> list[int]:
+        """The steps whose update was skipped for a loss spike, as the lineage says."""
+        found = self.lineage.get("skipped")
+        records = found if isinstance(found, list) else []
+        steps = [one.get("step") for one in records if isinstance(one, dict)]
+        return [step for step in steps if isinstance(step, int)]
+
+    @property
     def state(self) -> str:
         """In words: complete, how far it is, or not started."""
         if self.complete:
@@ -158,7 +166,7 @@ def _read_json(path: Path, problems: list[str]) -> dict[str, Any] | None:
         return None
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         problems.append(f"{path.name} cannot be read ({error})")
         return None
     if not isinstance(value, dict):

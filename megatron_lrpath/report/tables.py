@@ -12,6 +12,7 @@ from megatron_lrpath.report.collect import PARADIGMS, RunRecord, RunTree, Score
 from megatron_lrpath.report.words import (
     MISSING,
     PARADIGM_NAMES,
+    count,
     decimals,
     duration,
     listing,
@@ -21,6 +22,7 @@ from megatron_lrpath.report.words import (
     signed_percent,
 )
 
+SKIPPED_SHOWN = 10  # steps of a run
 Scores = dict[tuple[str, str], float]
 """(paradigm, version) -> perplexity, for the models that have one."""
 
@@ -135,7 +137,20 @@ def run_table(tree: RunTree) -> Table:
     note = (
         "Time: of all recorded steps. Tokens/s: of the median step. Train loss: mean of the last ten steps."
     )
-    return Table(header, tuple(rows), left=2, notes=(note,))
+    return Table(header, tuple(rows), left=2, notes=(note, *_skipped_notes(tree)))
+
+
+def _skipped_notes(tree: RunTree) -> list[str]:
+    """Which updates were skipped for a loss spike, run by run (the first of many)."""
+    notes = []
+    for record in tree:
+        steps = [f"{step:,}" for step in record.skipped]
+        shown = listing(steps) if len(steps) <= SKIPPED_SHOWN else f"{', '.join(steps[:SKIPPED_SHOWN])}, …"
+        if steps:
+            notes.append(
+                f"{record.label}: {count(len(steps), 'update')} skipped for a loss spike, step {shown}."
+            )
+    return notes
 
 
 def result_in_words(tree: RunTree) -> str:

@@ -26,15 +26,21 @@ class History:
     """Appends to a run's history; a resumed run continues it, without the steps that it will do again.
 
     A line holds `step`, `consumed_samples` (after the step), `lr` (that stood in the optimizer during the
-    step), `loss` (of this step alone, nats a token), `grad_norm`, `seconds` (since the previous step), `mfu`
-    (where the devices' peak is known), and `skipped` where the update was skipped.
+    step), `loss` (of this step alone, nats a token), `grad_norm`, `seconds` (since the previous step ended; of
+    the first one after a start, since it began), `mfu` (where the devices' peak is known), and `skipped` where
+    the update was skipped.
+
+    Args:
+        path: the file.
+        first_step: the step that was loaded; later ones are dropped.
+        elapsed: seconds since the first step began.
     """
 
-    def __init__(self, path: Path, first_step: int) -> None:
+    def __init__(self, path: Path, first_step: int, elapsed: float = 0.0) -> None:
         self.path = path
+        self.last_time = time.perf_counter() - elapsed
         drop_steps_after(path, first_step)
         self.stream: TextIO = path.open("a", encoding="utf-8")
-        self.last_time = time.perf_counter()
 
     def append(self, record: dict[str, Any]) -> None:
         """Add a step; the line reaches the file at once, so that others can follow the run."""
@@ -98,7 +104,7 @@ def record_step(
     """Add the step to the run's history and to its curves, on the one rank that has the loss."""
     global _history
     import torch.distributed as dist
-    from megatron.training import get_args
+    from megatron.training import get_args, get_timers
 
     context = get_context()
     if context is None or dist.get_rank() != dist.get_world_size() - 1:
@@ -122,7 +128,8 @@ def record_step(
     if guard and guard.spike:
         record["spike"] = {"median": guard.spike.median, "limit": guard.spike.limit}
     if _history is None:
-        _history = History(context.folder / HISTORY, iteration - 1)
+        elapsed = get_timers()("interval-time", log_level=0).elapsed(reset=False)  # started with the loop
+        _history = History(context.folder / HISTORY, iteration - 1, elapsed)
     _history.append(record)
 
 
