@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import struct
 import tracemalloc
@@ -15,11 +16,16 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from megatron_lrpath.commands.samples import named_run
 from megatron_lrpath.data.indexed_check import HEADER_BYTES, read_header
 from megatron_lrpath.data.slice import Slice
 from megatron_lrpath.data.slice_codec import PREAMBLE
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import load_plan
+from megatron_lrpath.report.collect import collect
+from megatron_lrpath.report.facts import facts
+from megatron_lrpath.report.gaps import gaps
+from megatron_lrpath.report.tables import run_table
 from megatron_lrpath.training import history, lineage
 from megatron_lrpath.training.checkpoints import on_disk as disk
 from megatron_lrpath.training.checkpoints.manifest import (
@@ -29,6 +35,7 @@ from megatron_lrpath.training.checkpoints.manifest import (
     read_manifest,
     write_manifest,
 )
+from megatron_lrpath.training.checkpoints.unpickle import load_metadata
 from tests.data_fixtures import make_random_dataset, make_slice
 
 MAXIMUM_BYTES = 16 * 2**20
@@ -267,11 +274,67 @@ def test_histories(tmp_path: Path, lines: list[bytes]) -> None:
     assert history.losses_before(tmp_path, 5, 9)[0] == 4.5
 
 
+@FUZZ
+@given(edits=EDITS)
+def test_run_folders(tmp_path: Path, edits: list[Edit]) -> None:
+    """Whoever asks for a run's samples may name any folder."""
+    (tmp_path / lineage.LINEAGE).write_bytes(edited(json.dumps(LINEAGE).encode(), edits))
+    with clear_error_or_load(UserError):
+        named_run(tmp_path, None)
+
+
+@FUZZ
+@given(
+    name=st.sampled_from(["lineage.json", "result.json", "eval.json"]),
+    value=JSON | st.dictionaries(st.sampled_from(["step", "identity", "skipped", "starts", "domains"]), JSON),
+    edits=EDITS,
+)
+def test_reports(tmp_path: Path, name: str, value: Any, edits: list[Edit]) -> None:
+    """A damaged file in a run's folder is a line in the report."""
+    path = tmp_path / "plan.yaml"
+    path.write_text(PLAN.replace("output: runs", f"output: {tmp_path}/runs"))
+    plan = load_plan(path)
+    folder = plan.folder(plan.run("ours", "main"))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(json.dumps(value))
+    (folder / "history.jsonl").write_bytes(edited(b'{"step": 1, "loss": 4.5}\n' * 3, edits))
+    with clear_error_or_load(UserError):
+        tree = collect(plan)
+        gaps(tree), run_table(tree), facts(tree)
+
+
+@pytest.fixture(scope="module")
+def metadata_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The `.metadata` of a small checkpoint."""
+    import torch
+    import torch.distributed.checkpoint as dcp
+
+    folder = tmp_path_factory.mktemp("checkpoint")
+    dcp.save({"a": torch.ones(3), "b": torch.ones(2, 2)}, checkpoint_id=folder, no_dist=True)
+    return (folder / ".metadata").read_bytes()
+
+
+BOMBS = (
+    b"\x80\x04N\x72\xff\xff\xff\x7f.",
+    b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b".",
+)  # memo, bytearray
+
+
+@FUZZ
+@given(edits=EDITS, bomb=st.none() | st.sampled_from(BOMBS))
+def test_checkpoint_metadata(metadata_bytes: bytes, edits: list[Edit], bomb: bytes | None) -> None:
+    """Also of pickles that say how much memory to allocate."""
+    content = bomb or edited(metadata_bytes, edits)
+    with clear_error_or_load(UserError):
+        load_metadata(io.BytesIO(content), Path(".metadata"))
+
+
 FUZZERS: tuple[Callable[..., None], ...] = (
     test_plan_files, test_plan_values, test_slices, test_index_files, test_trackers, test_manifests,
-    test_manifest_values, test_lineage_files, test_lineage_values, test_histories,
+    test_manifest_values, test_lineage_files, test_lineage_values, test_histories, test_run_folders,
+    test_reports, test_checkpoint_metadata,
 )  # fmt: skip
 
 
 def test_there_are_thousands_of_inputs() -> None:
-    assert FUZZ.max_examples * len(FUZZERS) >= 3000
+    assert FUZZ.max_examples * len(FUZZERS) >= 3900

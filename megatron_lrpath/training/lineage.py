@@ -100,7 +100,8 @@ def check_form(lineage: Any) -> None:
         "slices": all(isinstance(one, str) for group in slices for one in group.values()),
         "arguments": isinstance(arguments, dict),
         "parent": parent is None or isinstance(parent["fingerprint"], str),
-        "starts": isinstance(lineage["starts"], list),
+        "starts": isinstance(lineage["starts"], list)
+        and all(isinstance(start.get("plan"), str | None) for start in lineage["starts"]),
         "skipped": isinstance(skipped, list) and all(isinstance(one["step"], int) for one in skipped),
     }
     wrong = [name for name, right in forms.items() if not right]

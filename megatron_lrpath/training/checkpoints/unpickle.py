@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import io
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,8 +34,21 @@ KNOWN = {
 }  # fmt: skip
 
 
-class MetadataUnpickler(pickle.Unpickler):
-    """Reads what a checkpoint's `.metadata` is made of, and refuses everything else."""
+class MetadataUnpickler(pickle._Unpickler):
+    """Reads what a checkpoint's `.metadata` is made of, and refuses everything else.
+
+    Of the two unpicklers of Python's this is the one in Python: the one in C allocates what a number in the
+    file says (a memo of 2^31 places) before it finds that the file has no more to say.
+
+    Args:
+        content: the file's.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(io.BytesIO(content))
+        # a bytearray is allocated by its number too, and metadata holds none
+        known = pickle._Unpickler.dispatch
+        self.dispatch = {code: known[code] for code in known if code != pickle.BYTEARRAY8[0]}
 
     def find_class(self, module: str, name: str) -> Any:
         """A class that metadata may hold.
@@ -42,7 +56,7 @@ class MetadataUnpickler(pickle.Unpickler):
         Raises:
             UnpicklingError: another name.
         """
-        if module == "torch" and (name == "Size" or isinstance(getattr(torch, name, None), torch.dtype)):
+        if module == "torch" and (name == "Size" or isinstance(vars(torch).get(name), torch.dtype)):
             return getattr(torch, name)
         if name in KNOWN.get(module, ()):
             return getattr(importlib.import_module(module), name)
@@ -72,7 +86,7 @@ def load_metadata(stream: Any, path: Path) -> Any:
     from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
     try:
-        metadata = MetadataUnpickler(stream).load()
+        metadata = MetadataUnpickler(stream.read()).load()
         if not isinstance(metadata, Metadata):
             raise TypeError(f"it holds {type(metadata).__name__}")
         for place in (metadata.storage_data or {}).values():
