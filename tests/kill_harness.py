@@ -1,16 +1,19 @@
 """Kills real trainings with SIGKILL at random moments until all runs of a plan are complete, and compares the ends.
 
 `python -m tests.kill_harness --kills 300 --seed 7 FOLDER` is the long mode. Two kinds of kill take turns: from
-outside at a random time, and from inside at a point of saving, committing, removing or loading.
+outside at a random time, and from inside at a point of saving, committing, removing or loading. One run has two
+ranks, of which one or both are killed.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import random
-import tempfile
+import re
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,12 +23,34 @@ import yaml
 from megatron_lrpath.training.checkpoints import on_disk as disk
 from megatron_lrpath.training.checkpoints.manifest import read_manifest, wrong_content, wrong_sizes
 from tests.states import states
-from tests.training_fixtures import CONTEXT, free_port, history, make_plan, rank_main, run_words, train
+from tests.training_fixtures import Ranks, history, make_plan, run_words, train
 
-RUNS = (("ours", "main"), ("ours", "branch-v2"), ("ptfs", "scratch-v1"), ("cpt", "continual-v2"))
-POINTS = ("written", "summed", "manifest", "renamed", "tracked", "removed", "chosen", "loaded")
+
+@dataclass(frozen=True)
+class Victim:
+    """A run that is killed: its paradigm and name, how many ranks it has, whether it starts from a parent."""
+
+    paradigm: str
+    name: str
+    ranks: int = 1
+    from_parent: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.paradigm}/{self.name}"
+
+
+VICTIMS = (
+    Victim("ours", "main"),
+    Victim("ours", "branch-v2", from_parent=True),
+    Victim("ptfs", "scratch-v1"),
+    Victim("cpt", "continual-v2", ranks=2, from_parent=True),
+)
+LOADING = ("chosen", "loaded")
+POINTS = ("written", "summed", "manifest", "renamed", "tracked", "removed", *LOADING)
+ON_EVERY_RANK = ("written", "summed", "loaded")
 SAVING = ("--save-interval", "2", "--save-retain-interval", "4")
 PATIENCE = 120.0  # seconds for one start
+LAUNCHER = 20.0  # seconds after which a launcher would end the ranks that a dead one leaves behind
 
 
 @dataclass
@@ -33,19 +58,21 @@ class Harness:
     """Kills the runs of one plan.
 
     Attributes:
-        folder: has the plan's data; `whole` is the undisturbed output, `killed` the other one.
+        folder: has the plan's data; `whole` is the undisturbed output, `killed1` and so on the others.
         counts: kills by what they hit.
-        span: seconds that an undisturbed start takes, the range of the random times.
+        spans: seconds that an undisturbed start of each run takes, the range of the random times.
     """
 
     folder: Path
     seed: int
     counts: Counter[str] = field(default_factory=Counter)
-    span: float = 3.0
+    spans: dict[Victim, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
         make_plan(self.folder, (8, 8))
+        self.temporary = self.folder / "tmp"
+        self.temporary.mkdir()
 
     def plan(self, name: str) -> Path:
         """The plan with the output folder `name`."""
@@ -54,60 +81,84 @@ class Harness:
         path.write_text(yaml.safe_dump(keys, sort_keys=False))
         return path
 
+    def words(self, output: str, victim: Victim) -> list[str]:
+        """The command line of a run."""
+        return run_words(self.plan(output), victim.paradigm, victim.name, *SAVING)
+
     def train_undisturbed(self) -> None:
         """What the others are compared with."""
-        plan = self.plan("whole")
-        for paradigm, run in RUNS:
+        for victim in VICTIMS:
             begun = time.monotonic()
-            train(run_words(plan, paradigm, run, *SAVING)).ok()
-            self.span = time.monotonic() - begun
+            train(self.words("whole", victim), victim.ranks).ok()
+            self.spans[victim] = time.monotonic() - begun
 
     def carry_out(self, kills: int) -> None:
         """Kill until there have been `kills`, in as many passes over the runs as that takes."""
         passes = 0
         while self.counts.total() < kills:
             passes += 1
-            for number, run in enumerate(RUNS):
-                share = -(-(kills - self.counts.total()) // (len(RUNS) - number))
-                self.finish_run(f"killed{passes}", run, share)
+            for number, victim in enumerate(VICTIMS):
+                share = -(-(kills - self.counts.total()) // (len(VICTIMS) - number))
+                self.finish_run(f"killed{passes}", victim, share)
             self.compare(f"killed{passes}")
         print(f"{self.counts.total()} kills in {passes} passes: {dict(self.counts)}", flush=True)
+        left = sorted(str(path.relative_to(self.temporary)) for path in self.temporary.rglob("*"))
+        assert not left, f"temporary files left behind: {left}"
 
-    def finish_run(self, name: str, run: tuple[str, str], kills: int) -> None:
-        """Start a run, kill it up to `kills` times, and let it end."""
-        words = run_words(self.plan(name), *run, *SAVING)
-        folder = self.folder / name / run[0] / run[1]
-        for _ in range(kills):
+    def finish_run(self, output: str, victim: Victim, kills: int) -> None:
+        """Start a run, kill it up to `kills` times, and let it end; the first load is hit for certain."""
+        folder = self.folder / output / victim.paradigm / victim.name
+        for number in range(kills):
             if (folder / "result.json").exists():
                 return
             extra = self.random.choice(((), ("--async-save",)))
-            self.start_and_kill([*words, *extra])
+            words = [*self.words(output, victim), *extra]
+            if victim.from_parent and number == 0:
+                self.kill_inside(words, victim, self.random.choice(LOADING), "first load from a parent: ")
+            elif self.random.random() < 0.5:
+                self.kill_inside(words, victim, self.random.choice(POINTS))
+            else:
+                self.kill_outside(words, victim)
             self.check_checkpoints(folder / "checkpoints")
-        train(words).ok()
+        train(self.words(output, victim), victim.ranks).ok()
 
-    def start_and_kill(self, words: list[str]) -> None:
-        """One start with one kill; counts it unless the run was over before."""
-        inside = self.random.random() < 0.5
-        point = self.random.choice(POINTS)
-        delay = self.random.uniform(0.2, self.span)
-        faults = [f"kill:{point}"] if inside else []
-        log = Path(tempfile.gettempdir()) / f"lrpath-kill-{free_port()}.log"
-        receiver, sender = CONTEXT.Pipe(duplex=False)
-        target = ("tests.faults:main", [*faults, "--", *words], 0, 1, free_port(), None, log, sender)
-        process = CONTEXT.Process(target=rank_main, args=target)
-        process.start()
-        sender.close()
-        process.join(PATIENCE if inside else delay)
-        helpers = psutil.Process(process.pid).children(recursive=True) if process.is_alive() else []
-        if process.is_alive():
-            process.kill()
-            process.join()
-        receiver.close()
-        output = log.read_text(errors="replace") if log.exists() else ""
-        log.unlink(missing_ok=True)
-        assert process.exitcode in (0, -9), f"{words}: exit {process.exitcode}\n{output[-4000:]}"
-        if process.exitcode == -9:
-            self.counts[point if inside else "random time"] += 1
+    def kill_inside(self, words: list[str], victim: Victim, point: str, label: str = "") -> None:
+        """One start in which a rank kills itself at `point`, if it comes there."""
+        rank = self.random.randrange(victim.ranks) if point in ON_EVERY_RANK else 0
+        ranks = self.start(words, victim, f"kill:{point}:{rank}")
+        ranks.processes[rank].join(PATIENCE)
+        self.bury(ranks, [rank], label + point)
+
+    def kill_outside(self, words: list[str], victim: Victim) -> None:
+        """One start that is killed after a random time: one of its ranks, or all at once."""
+        everybody = list(range(victim.ranks))
+        killed = self.random.choice([everybody, [self.random.choice(everybody)]])
+        ranks = self.start(words, victim)
+        ranks.processes[killed[0]].join(self.random.uniform(0.2, self.spans[victim]))
+        for rank in killed:
+            if ranks.processes[rank].is_alive():
+                ranks.processes[rank].kill()
+        self.bury(ranks, killed, "random time" if len(killed) == victim.ranks else "random time, one of two")
+
+    def start(self, words: list[str], victim: Victim, *faults: str) -> Ranks:
+        """Start a run with faults."""
+        faults = (*faults, f"tmp:{self.temporary}", "session")
+        return Ranks.start("tests.faults:main", [*faults, "--", *words], victim.ranks)
+
+    def bury(self, ranks: Ranks, killed: list[int], label: str) -> None:
+        """Wait for the end of all ranks and of the processes that they started; count the kill if there was one."""
+        deadline = time.monotonic() + LAUNCHER
+        for process in ranks.processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+        outcome = ranks.outcome(timeout=0.1)
+        allowed = (0, -9) if len(killed) == len(outcome.status) else (0, -9, 1)
+        assert all(status in allowed for status in outcome.status), (
+            f"{outcome.status}\n{outcome.output[-4000:]}"
+        )
+        assert outcome.output.count("Traceback (most") == 0, outcome.output[-4000:]
+        if any(outcome.status[rank] == -9 for rank in killed):
+            self.counts[label] += 1
+        helpers = [helper for process in ranks.processes for helper in in_session(process.pid)]
         _, alive = psutil.wait_procs(helpers, timeout=20)
         assert not alive, f"left behind: {alive}"
 
@@ -121,15 +172,26 @@ class Harness:
 
     def compare(self, name: str) -> None:
         """The ends, histories and files equal the undisturbed ones."""
-        for paradigm, run in RUNS:
-            whole, killed = (self.folder / output / paradigm / run for output in ("whole", name))
+        for victim in VICTIMS:
+            folders = [self.folder / output / victim.paradigm / victim.name for output in ("whole", name)]
+            whole, killed = folders
             last = disk.latest_step(whole / "checkpoints")
             assert last is not None
-            ends = states(*(disk.checkpoint_folder(one / "checkpoints", last) for one in (whole, killed)))
-            assert ends[0] == ends[1], f"{paradigm}/{run}: another end"
-            assert steps(whole) == steps(killed), f"{paradigm}/{run}: another history"
-            strays = files(killed) - files(whole)
-            assert not strays, f"{paradigm}/{run}: left behind {sorted(strays)}"
+            ends = states(*(disk.checkpoint_folder(one / "checkpoints", last) for one in folders))
+            assert ends[0] == ends[1], f"{victim}: another end"
+            assert steps(whole) == steps(killed), f"{victim}: another history"
+        strays = files(self.folder / name) - files(self.folder / "whole")
+        assert not strays, f"left behind {sorted(strays)}"
+
+
+def in_session(leader: int) -> list[psutil.Process]:
+    """The processes of the session that `leader` has opened, which may have ended by now."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(ProcessLookupError, PermissionError):
+            if os.getsid(process.pid) == leader:
+                found.append(process)
+    return found
 
 
 def steps(folder: Path) -> list[tuple[float, ...]]:
@@ -137,16 +199,13 @@ def steps(folder: Path) -> list[tuple[float, ...]]:
     return [tuple(line[key] for key in ("step", "lr", "loss", "grad_norm")) for line in history(folder)]
 
 
-def files(folder: Path) -> set[str]:
-    """The files of a run, but TensorBoard's (one a start) and checkpoints that only retention distinguishes."""
-    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+def files(output: Path) -> set[str]:
+    """All files of all runs, but TensorBoard's (one a start) and whole checkpoints that only retention tells apart."""
+    found = {path for path in output.rglob("*") if path.is_file()}
     return {
-        name
-        for name in found
-        if not name.startswith("tensorboard/")
-        and not (
-            name.startswith("checkpoints/iter_") and disk.SAVING not in name and disk.REMOVING not in name
-        )
+        str(path.relative_to(output))
+        for path in found
+        if "tensorboard" not in path.parts and not re.fullmatch(r"iter_\d{7}", path.parent.name)
     }
 
 
@@ -161,7 +220,9 @@ def main() -> None:
     print(f"seed {args.seed}", flush=True)
     harness = Harness(args.folder, args.seed)
     harness.train_undisturbed()
+    begun = time.monotonic()
     harness.carry_out(args.kills)
+    print(f"{time.monotonic() - begun:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
