@@ -68,7 +68,7 @@ def heading(folder: Path, step: int, samples: list[dict[str, Any]]) -> str:
     path = folder / HISTORY
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     rows = [json.loads(line) for line in lines if is_step_up_to(line, step)]
-    row = next((row for row in reversed(rows) if row["step"] == step), {})
+    row: dict[str, Any] = next((row for row in reversed(rows) if row["step"] == step), {})
     facts = [f"{name} {row[name]:.6g}" for name in FACTS if isinstance(row.get(name), float)]
     facts += ["a loss spike"] if row.get("spike") else []
     facts += ["update skipped"] if row.get("skipped") else []

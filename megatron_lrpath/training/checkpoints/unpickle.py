@@ -14,7 +14,7 @@ import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -44,11 +44,13 @@ class MetadataUnpickler(pickle._Unpickler):
         content: the file's.
     """
 
+    # A bytearray is allocated by its number too, and metadata holds none.
+    dispatch: ClassVar[dict[int, Any]] = {
+        code: load for code, load in pickle._Unpickler.dispatch.items() if code != pickle.BYTEARRAY8[0]
+    }
+
     def __init__(self, content: bytes) -> None:
         super().__init__(io.BytesIO(content))
-        # a bytearray is allocated by its number too, and metadata holds none
-        known = pickle._Unpickler.dispatch
-        self.dispatch = {code: known[code] for code in known if code != pickle.BYTEARRAY8[0]}
 
     def find_class(self, module: str, name: str) -> Any:
         """A class that metadata may hold.
