@@ -1,0 +1,370 @@
+#!/usr/bin/env python3
+"""Checkpoints on the CPU: what a save costs the training, synchronous beside asynchronous, and what loading costs
+beside reading the same bytes raw.
+
+  python benchmarks/checkpoints.py            # a 110M-parameter model in bf16, 1.5 GB a checkpoint
+  python benchmarks/checkpoints.py --quick    # fewer rounds
+
+Saving: one real training (`pretrain_gpt.py --plan …`) saves by turns synchronously and asynchronously. A save's *wait*
+is how long the training stands still for it (the call, and what is left to do when the writers are done); *slowed*
+is by how much the steps that follow are longer than undisturbed ones (the writers use the same cores and disk,
+and the first write to each page of memory that they still need copies it). The stall is both.
+
+Loading: real starts from the last checkpoint, with checksums (the default) and with sizes alone, each beside a plain
+sequential read of the same files; once with the files dropped from the page cache (as on a machine that did not write
+them), once with the files in it. *make* is the part of loading that makes the optimizer's state, which a training
+without a checkpoint makes in its first step. The ratios compare verifying and loading with the read, on the wall and
+in processor time (which other processes on the machine hardly change).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing as mp
+import os
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.step_time import Shape, write_plan  # noqa: E402
+
+SHAPE = Shape(hidden=768, ffn=2048, layers=12, heads=12, vocabulary=16384, sequence=128, batch=4)
+WARMUP_STEPS = 4
+GAP = 8  # steps from save to save
+KINDS = ("sync", "async")
+CHUNK = 4 * 2**20  # bytes of a raw read
+CONTEXT = mp.get_context("fork")  # Megatron is imported once, before any process is forked
+
+
+def in_child(act: Callable[..., Any], *args: Any) -> Any:
+    """Call `act` in a process of its own, whose output goes to a file; what it returns."""
+    receiver, sender = CONTEXT.Pipe(duplex=False)
+    with tempfile.NamedTemporaryFile("w+") as log:
+
+        def run() -> None:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+            sender.send(act(*args))
+
+        process = CONTEXT.Process(target=run)
+        process.start()
+        sender.close()
+        try:
+            return receiver.recv()
+        except EOFError:
+            raise SystemExit(f"a measurement ended early:\n{Path(log.name).read_text()[-4000:]}") from None
+        finally:
+            process.join()
+
+
+class Seconds(NamedTuple):
+    """A moment, or a duration: on the wall, and of this process's processor time."""
+
+    wall: float
+    processor: float
+
+    @classmethod
+    def now(cls) -> Seconds:
+        """This moment."""
+        return cls(time.perf_counter(), time.process_time())
+
+    def __add__(self, other: Seconds) -> Seconds:  # type: ignore[override]
+        return Seconds(self.wall + other.wall, self.processor + other.processor)
+
+    def __sub__(self, other: Seconds) -> Seconds:
+        return Seconds(self.wall - other.wall, self.processor - other.processor)
+
+
+class Timings:
+    """Times of the steps and saves of one training, taken at its seams."""
+
+    def __init__(self, rounds: int) -> None:
+        self.kinds = [kind for _ in range(rounds) for kind in KINDS]
+        self.steps: list[dict[str, Any]] = []
+        self.saves: list[dict[str, Any]] = []
+        self.finishing = Seconds(0.0, 0.0)
+        self.mark = time.perf_counter()
+        self.rest = 0  # steps to go after the last save
+
+    def install(self) -> None:
+        """Take the places between the loop and its saves."""
+        from megatron.training import get_args, training
+
+        from megatron_lrpath.training.checkpoints.saves import current_saves
+
+        finalize = training.maybe_finalize_async_save
+
+        def timed_finalize(*args: Any, **named: Any) -> None:
+            begun = Seconds.now()
+            finalize(*args, **named)
+            self.finishing += Seconds.now() - begun
+
+        def save_or_go_on(
+            model: Any, optimizer: Any, scheduler: Any, iteration: int, flops: Any, context: Any, data: Any
+        ) -> bool:
+            now, saves = time.perf_counter(), current_saves()
+            assert saves is not None
+            step = now - self.mark - self.finishing.wall
+            self.steps.append({"step": step, "finishing": self.finishing, "writing": bool(saves.under_way)})
+            if (iteration - WARMUP_STEPS) % GAP == 0 and iteration > WARMUP_STEPS and self.kinds:
+                kind = self.kinds.pop(0)
+                get_args().async_save = kind == "async"
+                begun = Seconds.now()
+                state = (iteration, model, optimizer, scheduler, flops)
+                training.save_checkpoint_and_time(*state, context, train_data_iterator=data)
+                self.saves.append({"kind": kind, "after": len(self.steps), "call": Seconds.now() - begun})
+                get_args().async_save = True
+                self.rest = GAP
+            self.finishing, self.mark = Seconds(0.0, 0.0), time.perf_counter()
+            self.rest -= not self.kinds
+            return not self.kinds and self.rest < 0
+
+        training.maybe_finalize_async_save = timed_finalize
+        training.checkpoint_and_decide_exit = save_or_go_on
+
+
+def train(plan: Path, rounds: int) -> dict[str, Any]:
+    """A training with saves by turns; the rows of `Timings`."""
+    from megatron_lrpath.training import pretrain
+
+    timings = Timings(rounds)
+    timings.install()
+    words = ["--plan", str(plan), "--paradigm", "ptfs", "--run", "scratch-v1", "--device", "cpu"]
+    with suppress(SystemExit):
+        pretrain.main([*words, "--async-save"])
+    return {"steps": timings.steps, "saves": timings.saves}
+
+
+def stalls(rows: dict[str, Any]) -> dict[str, Any]:
+    """Per kind of save: seconds of its wait and of the slowing of the steps until the next save.
+
+    Undisturbed are the steps during which nothing was being written, without the first after a save.
+    """
+    steps = rows["steps"]
+    firsts = {save["after"] for save in rows["saves"]}
+    quiet = [
+        row["step"]
+        for number, row in enumerate(steps)
+        if number >= WARMUP_STEPS
+        and number not in firsts
+        and not row["writing"]
+        and not steps[number - 1]["writing"]
+    ]
+    usual = statistics.median(quiet)
+    found: dict[str, Any] = {"step": usual, "quiet": len(quiet)}
+    for kind in KINDS:
+        waits, slowed = [], []
+        for save in rows["saves"]:
+            if save["kind"] == kind:
+                following = steps[save["after"] : save["after"] + GAP]
+                waits.append(sum((row["finishing"] for row in following), start=save["call"]))
+                slowed.append(sum(row["step"] - usual for row in following[: busy(following)]))
+        found[kind] = {
+            "wait": statistics.median(wait.wall for wait in waits),
+            "wait_processor": statistics.median(wait.processor for wait in waits),
+            "slowed": max(0.0, statistics.median(slowed)),
+        }
+    return found
+
+
+def busy(following: list[dict[str, Any]]) -> int:
+    """How many steps after a save may be longer for it: those with writers at work, and the one after them."""
+    return 1 + sum(1 for row in following if row["writing"])
+
+
+@contextmanager
+def until_training() -> Iterator[dict[str, Seconds]]:
+    """Time the verification and the load of a start, which ends where its first step would begin."""
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+    from megatron.training import training
+
+    from megatron_lrpath.training import setup
+
+    seconds: dict[str, Seconds] = {}
+
+    def timed(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **named: Any) -> Any:
+            begun = Seconds.now()
+            result = original(*args, **named)
+            seconds[name] = Seconds.now() - begun
+            return result
+
+        return call
+
+    make = "_init_optimizer_states_with_dummy_values"
+
+    def stop(*args: Any, **named: Any) -> None:
+        raise SystemExit
+
+    setup.agree_on_start = timed("verify", setup.agree_on_start)
+    training.load_checkpoint = timed("load", training.load_checkpoint)
+    setattr(DistributedOptimizer, make, timed("make", getattr(DistributedOptimizer, make)))
+    training.train = stop
+    yield seconds
+
+
+def start(plan: Path, check: str) -> dict[str, Seconds]:
+    """Seconds that a start spends on verifying and loading."""
+    from megatron_lrpath.training import pretrain
+
+    words = ["--plan", str(plan), "--paradigm", "ptfs", "--run", "scratch-v1", "--device", "cpu"]
+    with until_training() as seconds:
+        try:
+            pretrain.train([*words, "--checkpoint-check", check])
+        except SystemExit:
+            return seconds
+    raise AssertionError("it did not come to its training")
+
+
+def read_raw(folder: Path) -> Seconds:
+    """A sequential read of all files."""
+    buffer = bytearray(CHUNK)
+    begun = Seconds.now()
+    for path in sorted(folder.iterdir()):
+        with path.open("rb", buffering=0) as stream:
+            while stream.readinto(buffer):
+                pass
+    return Seconds.now() - begun
+
+
+def write_raw(folder: Path, size: int) -> float:
+    """Seconds of a sequential write of `size` bytes to a new file, synced."""
+    buffer = os.urandom(CHUNK)
+    path = folder / "raw"
+    begun = time.perf_counter()
+    with path.open("wb", buffering=0) as stream:
+        for _ in range(size // CHUNK):
+            stream.write(buffer)
+        os.fsync(stream.fileno())
+    seconds = time.perf_counter() - begun
+    path.unlink()
+    return seconds
+
+
+def drop_from_cache(folder: Path) -> None:
+    """Let the kernel forget the files' content (they are synced)."""
+    for path in folder.iterdir():
+        descriptor = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def loads(plan: Path, folder: Path, rounds: int) -> list[dict[str, Any]]:
+    """A row per round, cache state and way of loading: seconds raw, of verifying and of loading."""
+    rows = []
+    for number in range(rounds):
+        for cold in (True, False):
+            for check in ("checksums", "sizes") if number % 2 else ("sizes", "checksums"):
+                if cold:
+                    drop_from_cache(folder)
+                raw = in_child(read_raw, folder)
+                if cold:
+                    drop_from_cache(folder)
+                seconds = in_child(start, plan, check)
+                rows.append({"cold": cold, "check": check, "raw": raw, **seconds})
+    return rows
+
+
+def prepare(threads: int) -> None:
+    """Import Megatron for the processes to come."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from megatron_lrpath import backend
+
+    warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex|transformer-engine).*")
+    backend.activate("cpu")
+    import megatron.training  # noqa: F401
+
+    from megatron_lrpath.training import datasets, forward, layers, seams, setup  # noqa: F401
+
+    seams.apply("cpu")
+
+
+def measure(shape: Shape, folder: Path, rounds: int) -> dict[str, Any]:
+    """All figures."""
+    last = WARMUP_STEPS + 2 * rounds * GAP
+    plan = write_plan(shape, folder, "bf16", last + GAP + 1)
+    saving = stalls(in_child(train, plan, rounds))
+    checkpoint = folder / "bf16/ptfs/scratch-v1/checkpoints" / f"iter_{last:07d}"
+    size = sum(path.stat().st_size for path in checkpoint.iterdir())
+    saving["raw_write"] = statistics.median(write_raw(folder, size) for _ in range(rounds))
+    rows = loads(plan, checkpoint, rounds)
+    return {"parameters": shape.parameters, "bytes": size, "saving": saving, "loading": rows}
+
+
+def print_figures(found: dict[str, Any], threads: int, load: float) -> None:
+    """Two tables."""
+    from megatron_lrpath.training.checkpoints.on_disk import SAVE_INTERVAL
+
+    saving, size = found["saving"], found["bytes"]
+    print(f"{found['parameters'] / 1e6:.0f}M parameters, {size / 1e9:.2f} GB a checkpoint;", end=" ")
+    print(f"{threads} threads on {os.cpu_count()} cores, load average before: {load:.1f}")
+    print(f"undisturbed step {saving['step']:.2f} s (median of {saving['quiet']});", end=" ")
+    print(f"raw write with fsync {saving['raw_write']:.2f} s ({size / 1e6 / saving['raw_write']:.0f} MB/s)")
+    print(f"\n{'save':6} {'wait':>8} {'of sync':>8} {'processor':>10} {'of sync':>8} {'slowed':>8}", end="")
+    print(f"  stall at every {SAVE_INTERVAL} steps")
+    for kind in KINDS:
+        row, base = saving[kind], saving["sync"]
+        stall = row["wait"] + row["slowed"]
+        print(f"{kind:6} {row['wait']:7.2f}s {row['wait'] / base['wait']:8.1%}", end=" ")
+        print(f"{row['wait_processor']:9.2f}s {row['wait_processor'] / base['wait_processor']:8.1%}", end=" ")
+        print(f"{row['slowed']:7.2f}s  {stall / (SAVE_INTERVAL * saving['step'] + stall):.3%}")
+    print(f"\n{'files':6} {'check':10} {'raw':>7} {'verify':>8} {'load':>8} {'(make)':>8}", end="")
+    print(f" {'ratio':>8} {'without make':>13} {'processor':>10}")
+    for cold in (True, False):
+        for check in ("sizes", "checksums"):
+            rows = [row for row in found["loading"] if (row["cold"], row["check"]) == (cold, check)]
+            print(f"{'cold' if cold else 'cached':6} {check:10} {load_row(rows)}")
+
+
+def load_row(rows: list[dict[str, Any]]) -> str:
+    """Medians of seconds and of ratios to the raw read."""
+
+    def median(of: Callable[[dict[str, Any]], float]) -> float:
+        return statistics.median(of(row) for row in rows)
+
+    seconds = " ".join(
+        f"{median(lambda row, name=name: row[name].wall):7.2f}s" for name in ("raw", "verify", "load", "make")
+    )
+    ratio = median(lambda row: (row["verify"] + row["load"]).wall / row["raw"].wall)
+    without = median(lambda row: (row["verify"] + row["load"] - row["make"]).wall / row["raw"].wall)
+    processor = median(lambda row: (row["verify"] + row["load"]).processor / row["raw"].processor)
+    return f"{seconds} {ratio:7.2f}× {without:12.2f}× {processor:9.2f}×"
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="saves of each kind, loads of each kind")
+    parser.add_argument("--quick", action="store_true", help="2 rounds")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="OpenMP threads of the training")
+    parser.add_argument("--folder", type=Path, help="where to write (default: a temporary folder)")
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+    for name, value in asdict(SHAPE).items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    args = parser.parse_args()
+    shape = Shape(**{name: getattr(args, name) for name in asdict(SHAPE)})
+    load = os.getloadavg()[0]
+    prepare(args.threads)
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        found = measure(shape, Path(folder), 2 if args.quick else args.rounds)
+    if args.json:
+        return print(json.dumps({"load_before": load, **found}, indent=1))
+    print_figures(found, args.threads, load)
+
+
+if __name__ == "__main__":
+    main()
