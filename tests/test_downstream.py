@@ -16,7 +16,7 @@ import pytest
 
 from megatron_lrpath.cli import main
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.evaluate import harness, local_data
+from megatron_lrpath.evaluate import downstream, harness, local_data
 from megatron_lrpath.evaluate.benchmarks import PAPER, benchmarks, in_order
 from megatron_lrpath.evaluate.downstream import (
     RESULTS,
@@ -26,6 +26,7 @@ from megatron_lrpath.evaluate.downstream import (
     missing,
     results_of,
 )
+from megatron_lrpath.plan import load_plan
 from tests import benchmark_data, probes
 from tests.training_fixtures import Outcome, make_plan, receive, run_words, train
 
@@ -296,6 +297,27 @@ def test_results_belong_to_weights_and_settings(tmp_path: Path) -> None:
     assert results_of(folder_subject(tmp_path)) == {}
     (tmp_path / RESULTS).write_text("{broken")
     assert missing(subject, wanted, Settings()) == wanted
+
+
+def test_models_of_a_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sft = {"data": "chat.jsonl", "steps": 3, "max_lr": 0.001, "paradigms": ["ours"]}
+    plan = load_plan(make_plan(tmp_path, (4, 4), sft=sft))
+    monkeypatch.setattr(downstream, "is_trained", lambda plan, run: True)
+    monkeypatch.setattr(downstream, "run_subject", lambda plan, run: run.name)
+    bare, tuned = ["branch-v1", "branch-v2"], ["sft-v1", "sft-v2"]
+    assert downstream.plan_subjects(plan, ["ours"]) == [*bare, *tuned]
+    assert downstream.plan_subjects(plan, ["ours"], models="versions") == bare
+    assert downstream.plan_subjects(plan, ["ours"], models="fine-tuned") == tuned
+    assert downstream.plan_subjects(plan, ["ours"], "sft-v2") == tuned[1:]
+    for name, models in (("sft-v2", "versions"), ("main", "all")):
+        with pytest.raises(UserError, match=f"has no run '{name}'"):
+            downstream.plan_subjects(plan, ["ours"], name, models)
+
+
+def test_what_belongs_to_perplexities_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--nproc", "2"], ["--", "--bf16"]):
+        assert main(["eval", str(tmp_path), "--tasks", "paper", *words]) == 2
+        assert "--tasks asks the exported model" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

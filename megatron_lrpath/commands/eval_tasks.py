@@ -24,6 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--task-data", type=Path, metavar="DIR", help="read all benchmark data here, without a network"
     )
+    group.add_argument(
+        "--models",
+        choices=("all", "versions", "fine-tuned"),
+        default="all",
+        help="of a plan: versions as they are, fine-tuned ones (default: all)",
+    )
     group.add_argument("--limit", type=_count, metavar="N", help="only the first N samples of each subtask")
     group.add_argument(
         "--num-fewshot", type=_count_or_none, metavar="N", help="examples in the prompt (default: the task's)"
@@ -41,6 +47,7 @@ def execute(args: argparse.Namespace) -> int:
     from megatron_lrpath.plan import PARADIGMS, load_plan
 
     require_harness()
+    refuse_ignored(args)
     wanted = benchmarks(args.tasks)
     settings = Settings(args.limit, args.num_fewshot, args.chat)
     if args.plan.is_dir():
@@ -48,7 +55,7 @@ def execute(args: argparse.Namespace) -> int:
     else:
         plan = load_plan(args.plan)
         paradigms = PARADIGMS if args.paradigm == "all" else (args.paradigm,)
-        subjects, output = plan_subjects(plan, paradigms, args.run), Path(plan.output)
+        subjects, output = plan_subjects(plan, paradigms, args.run, args.models), Path(plan.output)
     left = subjects if args.force else [one for one in subjects if missing(one, wanted, settings)]
     if left:
         names = [one.name for one in left] if not args.plan.is_dir() else []
@@ -69,6 +76,16 @@ def require_harness() -> None:
 
     if find_spec("lm_eval") is None:
         raise UserError("--tasks needs lm-evaluation-harness: pip install 'megatron-lrpath[eval]'")
+
+
+def refuse_ignored(args: argparse.Namespace) -> None:
+    """Stop at options of the perplexities that mean nothing here."""
+    from megatron_lrpath.errors import UserError
+
+    if args.nproc != 1 or args.extra:
+        raise UserError(
+            "--nproc and Megatron's arguments are for perplexities: --tasks asks the exported model in one process"
+        )
 
 
 def run_worker(args: argparse.Namespace, names: list[str], log: Path) -> int:

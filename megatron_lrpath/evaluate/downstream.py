@@ -53,18 +53,20 @@ class Subject:
     run: Run | None = None
 
 
-def plan_subjects(plan: Plan, paradigms: Iterable[str], name: str | None = None) -> list[Subject]:
-    """The trained models of a plan, its versions' and their fine-tunings'; `name` chooses one run.
+def plan_subjects(
+    plan: Plan, paradigms: Iterable[str], name: str | None = None, models: str = "all"
+) -> list[Subject]:
+    """The trained models of a plan: `models` are all, versions or fine-tuned; `name` chooses one run.
 
     Raises:
         UserError: there is no such run, or nothing is trained.
     """
     runs = model_runs(plan, paradigms)
-    chosen = [run for run in runs if name in (None, run.name)]
+    tuned = {"all": (True, False), "versions": (False,), "fine-tuned": (True,)}[models]
+    chosen = [run for run in runs if name in (None, run.name) and (run.kind == "sft") in tuned]
     if not chosen:
-        raise UserError(
-            f"{plan.path} has no version's run {name!r}; it has {', '.join(r.name for r in runs)}."
-        )
+        wanted = f"run {name!r}" if name else f"{models} models"
+        raise UserError(f"{plan.path} has no {wanted}; it has {', '.join(run.name for run in runs)}.")
     trained = [run for run in chosen if is_trained(plan, run)]
     if not trained:
         raise UserError(f"no version is trained yet that could be measured: lrpath run {plan.path}")
