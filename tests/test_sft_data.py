@@ -234,6 +234,8 @@ def test_steps_follow_from_the_data_where_epochs_are_given(tmp_path: Path) -> No
         ({"paradigms": []}, "sft.paradigms: names none"),
         ({"global_batch_size": 5, "micro_batch_size": 2}, "sft.global_batch_size: "),
         ({"megatron": {"lr": 1.0}}, "sft.megatron.lr: cannot be set here"),
+        ({"megatron": {"num-layers": 3}}, "sft.megatron.num-layers: cannot be set here"),
+        ({"megatron": {"context_parallel_size": 2}}, "sft.megatron.context_parallel_size: cannot be set"),
         ({"rate": 1}, "sft.rate: unknown key"),
         ({"epochs": None, "steps": 3, "warmup_steps": 3}, "sft.warmup_steps: a warm-up of 3 steps fills"),
     ],

@@ -14,7 +14,11 @@ import torch
 import yaml
 
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.export.card import Origin, training
 from megatron_lrpath.launch.resources import check_fine_tuning
+from megatron_lrpath.launch.slurm.jobs import plan_jobs
+from megatron_lrpath.launch.slurm.settings import Settings
+from megatron_lrpath.launch.slurm.snapshot import Snapshot
 from megatron_lrpath.launch.tasks import build_tasks, with_ancestors
 from megatron_lrpath.launch.tuning import fine_tunings
 from megatron_lrpath.plan import load_plan
@@ -252,6 +256,41 @@ def test_fine_tunings_are_tasks_behind_their_versions(tmp_path: Path) -> None:
     assert [task.key for task in fine_tunings(plan, list(tasks.values()), None)] == ["cpt/sft-v2"]
     chain = with_ancestors(list(tasks.values()), plan, "sft-v2")
     assert [task.key for task in chain] == ["ours/main", "ours/branch-v2", "ours/sft-v2"]
+
+
+def test_jobs_of_fine_tunings_run_on_as_many_nodes_as_share_out_their_batch(tmp_path: Path) -> None:
+    section = {
+        "data": "chat.jsonl",
+        "steps": 5,
+        "max_lr": 1e-3,
+        "global_batch_size": 3,
+        "micro_batch_size": 1,
+    }
+    path = make_plan(tmp_path, (4, 4), sft=section)
+    settings = Settings(nodes=4, gpus_per_node=0)
+    with pytest.raises(UserError, match=f"--prepare --output {tmp_path}/runs"):
+        plan_jobs(Snapshot.of(path), ("ours",), settings)
+    (tmp_path / "runs/sft").mkdir(parents=True)
+    (tmp_path / "runs/sft/prepared.json").write_text('{"train": {"samples": 9}}')
+    jobs = {job.key: job for job in plan_jobs(Snapshot.of(path), ("ours",), settings)}
+    assert jobs["ours/main"].allocation.nodes == 4
+    assert jobs["ours/sft-v2"].allocation.nodes == 3
+    assert [wait.key for wait in jobs["ours/sft-v2"].waits] == ["ours/branch-v2"]
+    assert "eval/ours/sft-v2" in jobs
+
+
+def test_model_cards_tell_of_mix_and_fine_tuning(tmp_path: Path) -> None:
+    section = {"data": "chat.jsonl", "steps": 5, "max_lr": 1e-3}
+    plan = load_plan(make_plan(tmp_path, (4,), sft=section, branch_mix={"slices": {"curated": 0.25}}))
+    evaluation = {"answers": {"perplexity": 2.5, "tokens": 10}}
+    card = training(plan, plan.run("ours", "sft-v1"), Origin(5, evaluation=evaluation))
+    for said in (
+        "## Fine-tuning",
+        "weights of branch-v1, step 4",
+        "2.5000 (10 tokens)",
+        "2 of curated (25% curated)",
+    ):
+        assert said in card
 
 
 def test_processes_that_cannot_share_out_the_batch_are_refused_before_anything_is_trained(

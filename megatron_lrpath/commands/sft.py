@@ -17,6 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", metavar="NAME", help="only this fine-tuning, such as sft-v2")
     parser.add_argument("--prepare", action="store_true", help="tokenize the data and stop")
     parser.add_argument(
+        "--output", metavar="DIR", help="with --prepare: the output that the plan will be submitted with"
+    )
+    parser.add_argument(
         "--workers", type=_count, metavar="N", help="processes that tokenize (default: all cores)"
     )
     parser.add_argument("--nproc", type=_count, metavar="N", help="processes of each fine-tuning")
@@ -34,15 +37,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Prepare, fine-tune and evaluate; exit status as of `lrpath run`."""
+    from dataclasses import replace
+
+    from megatron_lrpath.errors import UserError
     from megatron_lrpath.launch.resources import cores
     from megatron_lrpath.plan import PARADIGMS, load_plan
     from megatron_lrpath.plan.sft import sft_folder
     from megatron_lrpath.sft.prepare import prepare, tell
 
     plan = load_plan(args.plan)
-    record = prepare(plan, args.workers or cores())
+    if args.output:
+        if not args.prepare:
+            raise UserError("--output goes with --prepare; else the plan's own `output` holds the runs")
+        plan = replace(plan, output=args.output)
+    if args.prepare or args.workers:  # else carry_out does it
+        tell(prepare(plan, args.workers or cores()), sft_folder(plan))
     if args.prepare:
-        tell(record, sft_folder(plan))
         return 0
     from megatron_lrpath.launch.local import Options, carry_out
 

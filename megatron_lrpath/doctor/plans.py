@@ -26,7 +26,7 @@ def plan_checks(path: Path) -> list[Check]:
     said = Check("plan", OK, f"{plan.name}: {len(plan.versions)} versions, {runs} runs")
     tokenizer, vocabulary = tokenizer_check(plan)
     memory, disk = memory_check(plan, vocabulary), plan_disk_check(plan, vocabulary)
-    return [said, tokenizer, *data_checks(plan), memory, disk]
+    return [said, tokenizer, *data_checks(plan), *chat_checks(plan), memory, disk]
 
 
 def tokenizer_check(plan: Plan) -> tuple[Check, int]:
@@ -94,6 +94,27 @@ def mix_checks(plan: Plan) -> list[Check]:
 
     mixed = [run for run in plan.runs("ours") if run.mix is not None]
     return [attempt(f"mix of {run.name}", partial(enough, run)) for run in mixed]
+
+
+def chat_checks(plan: Plan) -> list[Check]:
+    """Whether the fine-tuning's data are there and its template fits the tokenizer; nothing without a section."""
+    sft = plan.sft
+    if sft is None:
+        return []
+
+    def ready() -> str:
+        from megatron_lrpath.plan.sft import prepared_record
+        from megatron_lrpath.sft.encode import build_encoder
+        from megatron_lrpath.sft.prepare import input_prints
+
+        build_encoder(plan)
+        record = prepared_record(plan)
+        if record is not None:
+            train = record["train"]
+            return f"prepared: {train['examples']:,} examples, {train['samples']:,} packed samples an epoch"
+        return f"{len(input_prints(sft))} files, not prepared yet; the template {sft.template} fits the tokenizer"
+
+    return [attempt("fine-tuning", ready)]
 
 
 def memory_check(plan: Plan, vocabulary: int) -> Check:

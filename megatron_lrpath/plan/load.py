@@ -63,7 +63,7 @@ def plan_from(source: Source) -> Plan:
         versions=versions,
         output=_read_output(source, top, values["name"]),
         megatron=_read_megatron(source, top.get("megatron"), model),
-        sft=read_sft(source, top.get("sft"), values["seed"], batch, versions),
+        sft=read_sft(source, top.get("sft"), values["seed"], batch, versions, model),
         **values,
     )
     check_plan(source, plan)

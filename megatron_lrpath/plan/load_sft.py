@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from megatron_lrpath.models import ModelSpec, resolve_model
 from megatron_lrpath.plan.key import SHARE, TEXT, choice
 from megatron_lrpath.plan.neutral import SET_BY_PLAN
 from megatron_lrpath.plan.runs import PARADIGMS
@@ -18,9 +19,14 @@ _LISTS = ("data", "valid", "special_tokens", "versions", "paradigms", "megatron"
 
 
 def read_sft(
-    source: Source, entry: Entry | None, seed: int, batch: Batch, versions: tuple[Version, ...]
+    source: Source,
+    entry: Entry | None,
+    seed: int,
+    batch: Batch,
+    versions: tuple[Version, ...],
+    model: ModelSpec,
 ) -> Sft | None:
-    """The section, None where there is none; `seed` and `batch` are the plan's.
+    """The section, None where there is none; the others are the plan's.
 
     Raises PlanError like `load_plan`.
     """
@@ -43,7 +49,7 @@ def read_sft(
         versions=_names(source, section.get("versions"), tuple(version.name for version in versions)),
         paradigms=_names(source, section.get("paradigms"), PARADIGMS),
         seed=plain["seed"] or seed,
-        megatron=_megatron(source, section.get("megatron")),
+        megatron=_megatron(source, section.get("megatron"), model),
         place=f"{source.path}:{entry.line}: sft",
     )
 
@@ -117,11 +123,20 @@ def _batch(
     return own
 
 
-def _megatron(source: Source, entry: Entry | None) -> dict[str, Any]:
+def _megatron(source: Source, entry: Entry | None, model: ModelSpec) -> dict[str, Any]:
+    """Megatron arguments; none that the plan sets, that make another model, or that split packed samples."""
     arguments = read_arguments(source, entry)
+    if entry is None or not isinstance(entry.value, dict):
+        return arguments
+    written = {key.replace("-", "_"): child for key, child in entry.value.items()}
     for name in arguments:
-        if name in SET_BY_PLAN or name == "context_parallel_size":
-            written = {key.replace("-", "_"): child for key, child in entry.value.items()}  # type: ignore[union-attr]
-            instead = f"set `{SET_BY_PLAN[name]}`" if name in SET_BY_PLAN else "packed samples are not split"
-            raise source.error(written[name], f"cannot be set here; leave it out ({instead})")
+        if name in SET_BY_PLAN:
+            instead = f"follows from the plan and the keys of `sft` (`{SET_BY_PLAN[name]}` for versions)"
+        elif name in resolve_model(model):
+            instead = "the model is the version's"
+        elif name == "context_parallel_size":
+            instead = "packed samples are not split over ranks"
+        else:
+            continue
+        raise source.error(written[name], f"cannot be set here; leave it out: {instead}")
     return arguments

@@ -71,7 +71,7 @@ def plan_jobs(
     if plan.sft is not None and prepared_record(plan) is None:
         raise UserError(
             f"{plan.sft.place}: the data of the fine-tuning are not prepared yet; do it here, once: "
-            f"lrpath sft {plan.path} --prepare"
+            f"lrpath sft {plan.path} --prepare --output {plan.output}"
         )
     tasks = build_tasks(plan, paradigms)
     if run is not None:
