@@ -16,11 +16,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--paradigm", choices=("ours", "ptfs", "cpt", "all"), default="all")
     parser.add_argument("--run", metavar="NAME", help="only this run, and those it starts from")
     parser.add_argument(
-        "--nproc", type=_count, metavar="N", help="processes of each run (default: what the plan needs)"
+        "--nproc",
+        type=positive_count,
+        metavar="N",
+        help="processes of each run (default: what the plan needs)",
     )
     parser.add_argument(
         "--jobs",
-        type=_count_or_auto,
+        type=count_or_auto,
         metavar="N|auto",
         default="auto",
         help="runs side by side; the cores or GPUs are shared out among them (default: auto)",
@@ -56,12 +59,14 @@ def execute(args: argparse.Namespace) -> int:
     return carry_out(load_plan(args.plan), options)
 
 
-def _count(text: str) -> int:
+def positive_count(text: str) -> int:
+    """An option's whole number from 1 on."""
     number = int(text) if text.isdigit() else 0
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
     return number
 
 
-def _count_or_auto(text: str) -> int | str:
-    return text if text == "auto" else _count(text)
+def count_or_auto(text: str) -> int | str:
+    """The same, or `auto`."""
+    return text if text == "auto" else positive_count(text)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from megatron_lrpath.commands.run import positive_count
+
 HELP = "fine-tune the trained versions on chats or instructions, as the plan's section `sft` says"
 EXAMPLE = "lrpath sft plan.yaml --paradigm ours --run sft-v2   (--prepare: only make the data ready)"
 TAKES_EXTRA = True
@@ -20,11 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", metavar="DIR", help="with --prepare: the output that the plan will be submitted with"
     )
     parser.add_argument(
-        "--workers", type=_count, metavar="N", help="processes that tokenize (default: all cores)"
+        "--workers", type=positive_count, metavar="N", help="processes that tokenize (default: all cores)"
     )
-    parser.add_argument("--nproc", type=_count, metavar="N", help="processes of each fine-tuning")
+    parser.add_argument("--nproc", type=positive_count, metavar="N", help="processes of each fine-tuning")
     parser.add_argument(
-        "--jobs", type=_count, metavar="N", help="fine-tunings side by side (default: as fits)"
+        "--jobs", type=positive_count, metavar="N", help="fine-tunings side by side (default: as fits)"
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument(
@@ -67,10 +69,3 @@ def execute(args: argparse.Namespace) -> int:
         extra=tuple(getattr(args, "extra", ())),
     )
     return carry_out(plan, options)
-
-
-def _count(text: str) -> int:
-    number = int(text) if text.isdigit() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
-    return number

@@ -18,6 +18,7 @@ from megatron_lrpath.training.context import ParentCheckpoint, RunContext
 from megatron_lrpath.training.options.arguments import explicit_arguments
 from megatron_lrpath.training.options.from_arguments import OWN, flag, results_arguments
 from megatron_lrpath.training.options.from_sft import sft_context, sft_words
+from megatron_lrpath.training.options.words import output_words, tokenizer_words
 
 # What a run under a plan has unless the plan or the command line says otherwise.
 PLAN_DEFAULTS: dict[str, Any] = {
@@ -48,8 +49,7 @@ def plan_words(plan: Plan, run: Run) -> dict[str, list[str]]:
     """The Megatron arguments that a plan sets for a run, as command-line words by the plan's key."""
     if run.kind == "sft":
         return sft_words(plan, run)
-    folder = plan.folder(run)
-    batch, tokenizer = plan.batch, plan.tokenizer
+    batch = plan.batch
     words = {
         "model": megatron_flags(resolve_model(plan.model)),
         "megatron": megatron_flags(plan.megatron),
@@ -61,16 +61,9 @@ def plan_words(plan: Plan, run: Run) -> dict[str, list[str]]:
             *("--micro-batch-size", str(batch.micro_batch_size)),
             *("--seq-length", str(batch.seq_length)),
         ],
-        "tokenizer": ["--tokenizer-type", tokenizer.type],
-        "output": [
-            *("--save", str(folder / CHECKPOINTS)),
-            *("--tensorboard-dir", str(folder / "tensorboard")),
-        ],
+        "tokenizer": tokenizer_words(plan),
+        "output": output_words(plan, run),
     }
-    if tokenizer.model is not None:
-        words["tokenizer"] += ["--tokenizer-model", str(tokenizer.model)]
-    if tokenizer.vocab_size is not None:
-        words["tokenizer"] += ["--vocab-size", str(tokenizer.vocab_size)]
     if "max_position_embeddings" not in explicit_arguments(words["model"] + words["megatron"]):
         words["batch"] += ["--max-position-embeddings", str(batch.seq_length)]
     return words

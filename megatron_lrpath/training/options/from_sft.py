@@ -12,6 +12,7 @@ from megatron_lrpath.models import megatron_flags, resolve_model
 from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.training.checkpoints.on_disk import CHECKPOINTS
 from megatron_lrpath.training.context import ParentCheckpoint, RunContext
+from megatron_lrpath.training.options.words import output_words, tokenizer_words
 
 
 def sft_words(plan: Plan, run: Run) -> dict[str, list[str]]:
@@ -23,9 +24,9 @@ def sft_words(plan: Plan, run: Run) -> dict[str, list[str]]:
     Raises:
         UserError: the model has learned positions for fewer tokens than a sample has.
     """
-    sft, folder = plan.sft, plan.folder(run)
+    sft = plan.sft
     assert sft is not None
-    batch, schedule, tokenizer = sft.batch, sft.schedule, plan.tokenizer
+    batch, schedule = sft.batch, sft.schedule
     words = {
         "model": megatron_flags(resolve_model(plan.model)),
         "megatron": megatron_flags(plan.megatron | sft.megatron),
@@ -36,16 +37,9 @@ def sft_words(plan: Plan, run: Run) -> dict[str, list[str]]:
             *("--micro-batch-size", str(batch.micro_batch_size)),
             *("--seq-length", str(batch.seq_length), "--calculate-per-token-loss"),
         ],
-        "tokenizer": ["--tokenizer-type", tokenizer.type],
-        "output": [
-            *("--save", str(folder / CHECKPOINTS)),
-            *("--tensorboard-dir", str(folder / "tensorboard")),
-        ],
+        "tokenizer": tokenizer_words(plan),
+        "output": output_words(plan, run),
     }
-    if tokenizer.model is not None:
-        words["tokenizer"] += ["--tokenizer-model", str(tokenizer.model)]
-    if tokenizer.vocab_size is not None:
-        words["tokenizer"] += ["--vocab-size", str(tokenizer.vocab_size)]
     if (positions := max_positions(plan)) is not None:
         words["sft"] += ["--max-position-embeddings", str(positions)]
     return words
