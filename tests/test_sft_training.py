@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -177,15 +178,29 @@ def test_evaluation_tells_both_perplexities(trained: Path) -> None:
     words = ["--plan", str(trained / "plan.yaml"), "--device", "cpu", "--runs", "ours/sft-v1"]
     launch("megatron_lrpath.evaluate.worker:main", words).ok()
     found = json.loads((trained / "runs/ours/sft-v1/eval.json").read_text())
-    rows = json.loads((trained / "rows.json").read_text())
-    seen = examples_of(rows, trained)
-    held = [one for one in prepared_examples(trained) if one not in seen]
+    held = held_out(trained)
     assert len(held) == 8
     assert found["answers"]["tokens"] == sum(sum(mask[1:]) for _, mask in held)
     by_hand = mean_answer_loss(trained / "sft-v1-hf", held)
     assert found["answers"]["perplexity"] == pytest.approx(math.exp(by_hand), rel=1e-4)
     assert found["perplexity"] > 1
     assert set(found["domains"]) == {"prose", "code"}
+
+
+def held_out(trained: Path) -> list[tuple[list[int], list[int]]]:
+    """The examples that were not trained on."""
+    seen = examples_of(json.loads((trained / "rows.json").read_text()), trained)
+    return [one for one in prepared_examples(trained) if one not in seen]
+
+
+def test_megatrons_own_evaluation_looks_at_the_held_out_answers(trained: Path) -> None:
+    last = str(last_step(trained))
+    _, words = tuned_again(trained, "watched", "--eval-interval", last, "--eval-iters", "1")
+    output = train(words).ok().output
+    value = re.search(rf"validation loss at iteration {last} .*?lm loss value: (\S+)", output)
+    assert value
+    by_hand = mean_answer_loss(trained / "sft-v1-hf", held_out(trained))
+    assert float(value[1]) == pytest.approx(by_hand, rel=1e-4)
 
 
 def test_an_exported_model_can_be_talked_to(trained: Path) -> None:
