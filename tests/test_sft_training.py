@@ -23,6 +23,7 @@ from megatron_lrpath.launch.slurm.snapshot import Snapshot
 from megatron_lrpath.launch.tasks import build_tasks, with_ancestors
 from megatron_lrpath.launch.tuning import fine_tunings
 from megatron_lrpath.plan import load_plan
+from megatron_lrpath.plan.sft import sft_megatron
 from megatron_lrpath.training.lineage import read_lineage
 from tests.sft_fixtures import changed, conversations, sft_plan
 from tests.states import states
@@ -323,3 +324,15 @@ def test_processes_that_cannot_share_out_the_batch_are_refused_before_anything_i
     with pytest.raises(UserError, match="6 samples cannot be shared out among 2"):
         check_fine_tuning(plan, 2)
     check_fine_tuning(plan, 2, ["--tensor-model-parallel-size", "2"])
+
+
+def test_what_packed_samples_cannot_have_is_left_out(tmp_path: Path) -> None:
+    section = {"data": "chat.jsonl", "steps": 5, "max_lr": 1e-3, "megatron": {"adam_beta2": 0.9}}
+    megatron = {
+        "context_parallel_size": 2,
+        "transformer_impl": "transformer_engine",
+        "adam_beta2": 0.95,
+        "bf16": True,
+    }
+    plan = load_plan(make_plan(tmp_path, (4,), sft=section, megatron=megatron))
+    assert sft_megatron(plan) == {"adam_beta2": 0.9, "bf16": True}

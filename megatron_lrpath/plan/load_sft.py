@@ -8,7 +8,7 @@ from megatron_lrpath.models import ModelSpec, resolve_model
 from megatron_lrpath.plan.key import SHARE, TEXT, choice
 from megatron_lrpath.plan.neutral import SET_BY_PLAN
 from megatron_lrpath.plan.runs import PARADIGMS
-from megatron_lrpath.plan.sft import Sft
+from megatron_lrpath.plan.sft import DROPPED, Sft
 from megatron_lrpath.plan.sft_keys import SFT_KEYS
 from megatron_lrpath.plan.source import Entry, Source
 from megatron_lrpath.plan.spec import Batch, Version
@@ -134,8 +134,8 @@ def _megatron(source: Source, entry: Entry | None, model: ModelSpec) -> dict[str
             instead = f"follows from the plan and the keys of `sft` (`{SET_BY_PLAN[name]}` for versions)"
         elif name in resolve_model(model):
             instead = "the model is the version's"
-        elif name == "context_parallel_size":
-            instead = "packed samples are not split over ranks"
+        elif name in DROPPED:
+            instead = "packed samples have an attention of their own and are not split over ranks"
         else:
             continue
         raise source.error(written[name], f"cannot be set here; leave it out: {instead}")

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 FOLDER = "sft"  # in the plan's output: the prepared data
 PREPARED = "prepared.json"
 PREFIX = "sft-"  # of the runs' names
+# Of the plan's Megatron arguments, what packed samples cannot have: their attention is not Transformer Engine's.
+DROPPED = ("transformer_impl", "context_parallel_size")
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,13 @@ class Sft:
             "seq_length": self.batch.seq_length,
             "seed": self.seed,
         }
+
+
+def sft_megatron(plan: Plan) -> dict[str, Any]:
+    """The Megatron arguments of the plan's fine-tunings: the plan's, but for what they cannot have, then their own."""
+    assert plan.sft is not None
+    kept = {name: value for name, value in plan.megatron.items() if name not in DROPPED}
+    return kept | plan.sft.megatron
 
 
 def sft_folder(plan: Plan) -> Path:

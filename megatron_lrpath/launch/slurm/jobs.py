@@ -15,7 +15,7 @@ from megatron_lrpath.launch.slurm.settings import Settings
 from megatron_lrpath.launch.slurm.snapshot import Snapshot
 from megatron_lrpath.launch.tasks import Task, build_tasks, with_ancestors
 from megatron_lrpath.plan import Plan
-from megatron_lrpath.plan.sft import prepared_record
+from megatron_lrpath.plan.sft import prepared_record, sft_megatron
 
 REPORT = "report"
 
@@ -99,7 +99,8 @@ def task_jobs(
         jobs.append(Job(task.key, "train", place, snapshot, _waits(task, every), task))
     for snapshot, task in tasks:
         if task.run.kind != "main":
-            place = allocate_evaluation(snapshot.plan, settings.per_node, settings.device, extra)
+            sized = plan_of(snapshot.plan, task)
+            place = allocate_evaluation(sized, settings.per_node, settings.device, extra)
             jobs.append(Job(f"eval/{task.key}", "eval", place, snapshot, (Wait(task.key),), task))
     return jobs
 
@@ -112,13 +113,20 @@ def training_place(plan: Plan, task: Task, settings: Settings, extra: Sequence[s
     most = allocate(plan, settings.nodes, settings.per_node, settings.device, extra)
     if task.run.kind != "sft":
         return most
-    sized = replace(plan, batch=plan.batch_of(task.run))
+    sized = plan_of(plan, task)
     for nodes in range(most.nodes, 1, -1):
         try:
             return allocate(sized, nodes, settings.per_node, settings.device, extra)
         except UserError:
             continue
     return allocate(sized, 1, settings.per_node, settings.device, extra)
+
+
+def plan_of(plan: Plan, task: Task) -> Plan:
+    """The plan with the batch and the Megatron arguments that this training has."""
+    if task.run.kind != "sft":
+        return plan
+    return replace(plan, batch=plan.batch_of(task.run), megatron=sft_megatron(plan))
 
 
 def report_job(jobs: Sequence[Job], page: Path, subject: Path) -> Job:

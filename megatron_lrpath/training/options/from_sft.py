@@ -10,6 +10,7 @@ from megatron_lrpath.data.index_cache import local_rank
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.models import megatron_flags, resolve_model
 from megatron_lrpath.plan import Plan, Run
+from megatron_lrpath.plan.sft import sft_megatron
 from megatron_lrpath.training.checkpoints.on_disk import CHECKPOINTS
 from megatron_lrpath.training.context import ParentCheckpoint, RunContext
 from megatron_lrpath.training.options.words import output_words, tokenizer_words
@@ -29,7 +30,7 @@ def sft_words(plan: Plan, run: Run) -> dict[str, list[str]]:
     batch, schedule = sft.batch, sft.schedule
     words = {
         "model": megatron_flags(resolve_model(plan.model)),
-        "megatron": megatron_flags(plan.megatron | sft.megatron),
+        "megatron": megatron_flags(sft_megatron(plan)),
         "sft": [
             *("--seed", str(sft.seed), "--train-iters", str(run.last_step)),
             *("--lr", repr(schedule.max_lr), "--min-lr", repr(schedule.min_lr)),
