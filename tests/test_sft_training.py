@@ -196,7 +196,7 @@ def held_out(trained: Path) -> list[tuple[list[int], list[int]]]:
 
 def test_megatrons_own_evaluation_looks_at_the_held_out_answers(trained: Path) -> None:
     last = str(last_step(trained))
-    _, words = tuned_again(trained, "watched", "--eval-interval", last, "--eval-iters", "1")
+    _, words = tuned_again(trained, "watched", "--eval-interval", last, "--eval-iters", "2")  # all
     output = train(words).ok().output
     value = re.search(rf"validation loss at iteration {last} .*?lm loss value: (\S+)", output)
     assert value
