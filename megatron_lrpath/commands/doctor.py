@@ -31,12 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> int:
     """Check and tell; 0, or 1 where something failed."""
     import json
-    import logging
-    import warnings
     from dataclasses import asdict
 
-    warnings.filterwarnings("ignore")  # the imports tell of everything that is not installed
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    from megatron_lrpath.quiet import quiet
+
+    quiet()
     from megatron_lrpath.doctor import machine_checks, plan_checks, worst
 
     machine = machine_checks(Path.cwd())

@@ -66,11 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Export, and say what was written; 0."""
-    import logging
-    import warnings
+    from megatron_lrpath.quiet import quiet
 
-    warnings.filterwarnings("ignore")  # Megatron's import tells of everything that is not installed
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    quiet()
     from megatron_lrpath.export.folder import Wishes
 
     wishes = Wishes(args.dtype, args.max_shard_size, args.tokenizer, args.vocab_size, args.force)

@@ -28,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Print the batch; 0."""
+    from megatron_lrpath.quiet import quiet
+
+    quiet()
     from megatron_lrpath.training.batches import open_batches
 
     batches = open_batches(*named_run(args.run, args.plan))

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import shutil
 import sys
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +21,7 @@ from megatron_lrpath.evaluate.downstream import (
 )
 from megatron_lrpath.files import atomic_write_text
 from megatron_lrpath.plan import Plan, load_plan
+from megatron_lrpath.quiet import quiet
 
 if TYPE_CHECKING:
     from megatron_lrpath.evaluate.harness import Harness
@@ -49,8 +48,7 @@ def parse(words: list[str]) -> argparse.Namespace:
 
 def main(words: list[str] | None = None) -> None:
     """Measure; a user's error is one message and exit code 2."""
-    warnings.filterwarnings("ignore")
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    quiet()
     said = parse(sys.argv[1:] if words is None else words)
     if said.task_data is not None:  # what is to be read is there; nobody is asked for it
         os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
