@@ -127,6 +127,14 @@ def chosen(experiment: Experiment, seed: int | None, patterns: Sequence[str]) ->
     return replace(experiment, points=points)
 
 
+def wanted(experiments: Sequence[Experiment], seed: int | None, patterns: Sequence[str]) -> list[PointTask]:
+    """The trainings that the chosen variations need, wherever the sharing of all of them puts them."""
+    some = shared_tasks([chosen(one, seed, patterns) for one in experiments])
+    folders = {folder for task in some for folder in (task.folder, *task.aliases)}
+    every = shared_tasks([chosen(one, seed, ["*"]) for one in experiments])
+    return [task for task in every if folders & {task.folder, *task.aliases}]
+
+
 def main() -> None:
     """Train what is left of the experiments."""
     parser = argparse.ArgumentParser(
@@ -145,12 +153,7 @@ def main() -> None:
     for experiment in experiments:
         write_plans(experiment)
     CONTEXT.set_forkserver_preload(["megatron_lrpath.training.warm"])
-    seeds = args.seeds or [None]
-    tasks = [
-        task
-        for seed in seeds
-        for task in shared_tasks([chosen(one, seed, args.variations) for one in experiments])
-    ]
+    tasks = [task for seed in args.seeds or [None] for task in wanted(experiments, seed, args.variations)]
     carry_out(tasks, args.jobs)
 
 
