@@ -89,13 +89,19 @@ def variants(measured: Measured) -> Iterator[Finding]:
     for schedule in SCHEDULES:
         reset, rewarm, keep = (f"{schedule}_{variant}" for variant in VARIANTS)
 
-        def gap(over: str, under: str) -> list[float]:
+        def gap(over: str, under: str, version: str) -> list[float]:
             return measured.paired(
-                lambda seed: measured.ratio(seed, (over, "cpt", "v4"), (under, "cpt", "v4"))
+                lambda seed: measured.ratio(seed, (over, "cpt", version), (under, "cpt", version))
             )
 
-        yield Finding("KeepMin is the worst", f"{schedule}, v4: KeepMin / ResetMax − 1", gap(keep, reset))
-        yield Finding("ResetMax is the best", f"{schedule}, v4: RewarmMax / ResetMax − 1", gap(rewarm, reset))
+        for version in LATER:
+            name = f"{schedule}, {version}"
+            yield Finding(
+                "KeepMin is the worst", f"{name}: KeepMin / ResetMax − 1", gap(keep, reset, version)
+            )
+            yield Finding(
+                "ResetMax is the best", f"{name}: RewarmMax / ResetMax − 1", gap(rewarm, reset, version)
+            )
 
 
 def cycles(first: Measured, second: Measured) -> Iterator[Finding]:

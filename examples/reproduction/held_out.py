@@ -7,13 +7,14 @@ Reads the runs of the experiments and writes `results/advise.json`. Two fits for
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from collect import RESULTS
 
-from megatron_lrpath.advise.advice import all_curves, check, upto_version
+from megatron_lrpath.advise.advice import Check, all_curves, check, upto_version
 from megatron_lrpath.advise.curves import Curve, scale_of
 from megatron_lrpath.advise.model import build_model
 from megatron_lrpath.errors import UserError
@@ -24,14 +25,25 @@ from megatron_lrpath.plan import Plan, load_plan
 PLANS = Path(__file__).parents[1] / "paper" / "small"
 CORPORA = {"mixture": ("tables-1-3", "table-2", "beyond-0.58"), "novels": ("novels",)}
 SEEN = ("main", "branch-v1")
+ALPHA = re.compile(r"alpha([0-9.]+)")
 
 
 def checks(plan: Plan, curves: Sequence[Curve], used: Sequence[Curve]) -> list[dict[str, Any]]:
     """Every complete branch that was not used, predicted and measured."""
     model = build_model(used, scale_of(plan), resampled=1)
     found = [check(curve, model) for curve in curves if curve.kind == "branch" and curve.complete]
-    rest = [one for one in found if one.run != SEEN[1]]
-    return [{"run": one.run, "version": one.run.rpartition("-")[2], "error": one.error} for one in rest]
+    return [facts(plan, one) for one in found if one.run != SEEN[1]]
+
+
+def facts(plan: Plan, one: Check) -> dict[str, Any]:
+    """A prediction with its alpha: that of its variation's name, or else the plan's own."""
+    alpha = ALPHA.search(one.run)
+    return {
+        "run": one.run,
+        "version": one.run.rpartition("-")[2],
+        "alpha": float(alpha[1]) if alpha else plan.alpha,
+        "error": one.error,
+    }
 
 
 def held_out(corpus: str, names: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -44,11 +56,11 @@ def held_out(corpus: str, names: Sequence[str]) -> Iterator[dict[str, Any]]:
         seen = [curve for curve in curves if curve.name in SEEN]
         fits = {"version 1": upto_version(point.plan, seen, "v1"), "main path, decay of version 1": seen}
         for name, used in fits.items() if len(seen) == len(SEEN) else ():
-            facts = {"corpus": corpus, "seed": point.plan.seed, "fit": name}
+            what = {"corpus": corpus, "seed": point.plan.seed, "fit": name}
             try:
-                yield facts | {"checks": checks(point.plan, curves, used)}
+                yield what | {"checks": checks(point.plan, curves, used)}
             except UserError as error:
-                print(f"{facts}: {error}")
+                print(f"{what}: {error}")
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 import statistics
 from collections.abc import Callable, Sequence
@@ -82,7 +83,13 @@ def merged() -> str:
         mine = [row for row in rows if (row["decay"], row["alpha"], row["version"]) == key]
         gaps = [row["merged"] / row["trained"] - 1 for row in mine if row["trained"]]
         values = [[row[name] for row in mine if row[name]] for name in ("undecayed", "merged", "trained")]
-        lines.append([key[0], str(key[1]), key[2], *map(said, values), percent(gaps), str(len(mine))])
+        gains = [
+            math.log(row["undecayed"] / row["merged"]) / math.log(row["undecayed"] / row["trained"])
+            for row in mine
+            if row["trained"]
+        ]
+        share = f"{100 * statistics.fmean(gains):.0f}%" if gains else "–"
+        lines.append([key[0], str(key[1]), key[2], *map(said, values), percent(gaps), share, str(len(mine))])
     header = [
         "decay",
         "α",
@@ -91,6 +98,7 @@ def merged() -> str:
         "merged",
         "trained branch",
         "merged / trained − 1",
+        "share of the decay's gain",
         "seeds",
     ]
     return markdown(header, lines)
@@ -109,9 +117,10 @@ def held_out() -> str:
         for version in [*sorted({check["version"] for check in every}), "all"]:
             errors = [check["error"] for check in every if version in (check["version"], "all")]
             lines.append([*key, str(len(mine)), version, *errors_said(errors)])
-    return markdown(
-        ["corpus", "fitted to", "seeds", "version", "branches", "mean", "mean size", "worst"], lines
-    )
+        for alpha in sorted({check["alpha"] for check in every}):
+            errors = [check["error"] for check in every if check["alpha"] == alpha]
+            lines.append([*key, str(len(mine)), f"all, α={alpha:g}", *errors_said(errors)])
+    return markdown(["corpus", "fitted to", "seeds", "of", "branches", "mean", "mean size", "worst"], lines)
 
 
 def errors_said(errors: Sequence[float]) -> list[str]:
