@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+from megatron_lrpath.cli import main
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.export.card import Origin, training
 from megatron_lrpath.launch.resources import check_fine_tuning
@@ -25,6 +26,7 @@ from megatron_lrpath.launch.tuning import fine_tunings
 from megatron_lrpath.plan import load_plan
 from megatron_lrpath.plan.sft import sft_megatron
 from megatron_lrpath.training.lineage import read_lineage
+from tests import benchmark_data
 from tests.sft_fixtures import changed, conversations, sft_plan
 from tests.states import states
 from tests.test_training_branch import digests
@@ -220,6 +222,21 @@ def test_an_exported_model_can_be_talked_to(trained: Path) -> None:
     ids = tokenizer.apply_chat_template([{"role": "user", "content": "x"}], add_generation_prompt=True)
     text = tokenizer.decode(ids["input_ids"] if isinstance(ids, dict) else ids, skip_special_tokens=True)
     assert "<|im_start|>" not in text
+
+
+@pytest.mark.slow
+def test_one_command_goes_from_the_plan_to_the_benchmarks_of_the_fine_tuned_model(
+    trained: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    benchmark_data.write_own(trained / "tasks")
+    words = ["run", str(trained / "plan.yaml"), "--paradigm", "ours", "--run", "sft-v1", "--no-evaluate"]
+    words += ["--tasks", "GAOKAO", "--task-data", str(trained / "tasks"), "--device", "cpu", "--chat"]
+    assert main(words) == 0, (trained / "runs/logs/downstream.log").read_text()[-3000:]
+    assert "ours/sft-v1 GAOKAO: " in capfd.readouterr().out
+    stored = json.loads((trained / "runs/ours/sft-v1/downstream.json").read_text())
+    assert stored["step"] == last_step(trained)
+    assert stored["results"]["lrpath_gaokao"]["settings"]["chat"] is True
+    assert main([*words[: words.index("--tasks") + 1], "no-such-task"]) == 2  # before anything is trained
 
 
 def refusal(words: list[str]) -> str:

@@ -28,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="evaluate again what has been evaluated")
     parser.add_argument("--nproc", type=int, default=1, metavar="N", help="processes (default: 1)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    eval_tasks.add_arguments(parser)
+    about = "instead of perplexity, PLAN may be a Hugging Face folder; pip install 'megatron-lrpath[eval]'"
+    eval_tasks.add_arguments(parser, about)
 
 
 def execute(args: argparse.Namespace) -> int:

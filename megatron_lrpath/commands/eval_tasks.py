@@ -9,17 +9,15 @@ import sys
 from pathlib import Path
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that belong to --tasks."""
-    group = parser.add_argument_group(
-        "downstream benchmarks", "instead of perplexity; pip install 'megatron-lrpath[eval]'"
-    )
+def add_arguments(parser: argparse.ArgumentParser, about: str) -> None:
+    """The options that belong to --tasks; `about` says what they mean for the command."""
+    group = parser.add_argument_group("downstream benchmarks", about)
     group.add_argument(
         "--tasks",
         nargs="+",
         metavar="TASK",
         help="`paper` (C3, GSM8K, MMLU, CSL, C-EVAL, BBH, CMMLU, GAOKAO, AGIEval), some of these, or any task "
-        "or group of lm-evaluation-harness; PLAN may be a Hugging Face folder",
+        "or group of lm-evaluation-harness",
     )
     group.add_argument(
         "--task-data", type=Path, metavar="DIR", help="read all benchmark data here, without a network"
@@ -66,6 +64,18 @@ def execute(args: argparse.Namespace) -> int:
         print("nothing to measure: all of it has been")
     show([one.name for one in subjects], [one.folder for one in subjects])
     return 0
+
+
+def check(args: argparse.Namespace) -> None:
+    """Stop at what could not be measured after a plan has been carried out."""
+    from megatron_lrpath.errors import UserError
+    from megatron_lrpath.evaluate.benchmarks import benchmarks
+    from megatron_lrpath.experiment.load import is_experiment
+
+    require_harness()
+    benchmarks(args.tasks)
+    if is_experiment(args.plan):
+        raise UserError(f"{args.plan}: an experiment; call `lrpath eval … --tasks` on its points' plans")
 
 
 def require_harness() -> None:

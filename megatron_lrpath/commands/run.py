@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from megatron_lrpath.commands import eval_tasks
+
 HELP = "train a plan here, in dependency order; called again it goes on where it was"
 EXAMPLE = "lrpath run plan.yaml --jobs 2 -- --log-interval 5   (after --: Megatron arguments for every run)"
 TAKES_EXTRA = True  # what follows `--` on the command line arrives as `args.extra`
@@ -35,10 +37,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=True,
         help="evaluate the trained versions at the end (default: yes)",
     )
+    eval_tasks.add_arguments(parser, "at the end; pip install 'megatron-lrpath[eval]'")
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Train and evaluate; 0 when complete, 1 when a run failed, 130 after Ctrl-C."""
+    """Train, evaluate, and measure `--tasks`; 0 when complete, 1 when a run failed, 130 after Ctrl-C."""
+    if not args.tasks:
+        return train(args)
+    eval_tasks.check(args)  # now, not after the training
+    return train(args) or eval_tasks.execute(
+        argparse.Namespace(**vars(args) | {"nproc": 1, "extra": (), "force": False})
+    )
+
+
+def train(args: argparse.Namespace) -> int:
+    """Train and evaluate perplexities; the exit status."""
     from megatron_lrpath.experiment.load import is_experiment, load_experiment
     from megatron_lrpath.launch.local import Options, carry_out
     from megatron_lrpath.plan import PARADIGMS, load_plan
