@@ -15,10 +15,14 @@ from typing import Any
 from megatron_lrpath import backend
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.training import pretrain as own
+from megatron_lrpath.training.checkpoints import ahead
 from megatron_lrpath.training.guards import signals
+from megatron_lrpath.training.options import early
 
 with own.told():
-    _device = backend.choose_device(own.device_of(sys.argv))
+    _said = early.read(sys.argv[1:])
+    ahead.begin(_said)
+    _device = backend.choose_device(_said.device)
     backend.activate(_device)  # the CPU's must stand before Megatron is imported
 
 import torch

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import struct
 import tracemalloc
@@ -326,7 +325,7 @@ def test_checkpoint_metadata(metadata_bytes: bytes, edits: list[Edit], bomb: byt
     """Also of pickles that say how much memory to allocate."""
     content = bomb or edited(metadata_bytes, edits)
     with clear_error_or_load(UserError):
-        load_metadata(io.BytesIO(content), Path(".metadata"))
+        load_metadata(content, Path(".metadata"))
 
 
 FUZZERS: tuple[Callable[..., None], ...] = (

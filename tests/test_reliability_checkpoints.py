@@ -12,10 +12,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from megatron_lrpath.training.checkpoints import ahead
 from megatron_lrpath.training.checkpoints import on_disk as disk
 from megatron_lrpath.training.checkpoints.manifest import MANIFEST, read_manifest, sum_file
 from megatron_lrpath.training.checkpoints.saves import Saves
-from megatron_lrpath.training.options import from_plan
+from megatron_lrpath.training.options import early, from_plan
 from tests.faults import train_with
 from tests.training_fixtures import Outcome, history, make_plan, run_words, train
 
@@ -105,6 +106,30 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_used(folder
     assert first_step(folder) == 4
     assert disk.complete_steps(root_of(folder)) == [2, 3, 4, 5]
     assert [line["step"] for line in history(folder / "runs/ours/main")] == [1, 2, 3, 4, 5]
+
+
+def test_a_start_reads_ahead_while_it_imports_and_confirms_what_is_whole(folder: Path) -> None:
+    def confirmed(run: str, checkpoint: Path) -> tuple[set[str], set[str]]:
+        ahead.begin(early.read(run_words(folder / "plan.yaml", "ours", run)))
+        sums = read_manifest(checkpoint)
+        return ahead.confirmed(checkpoint, sums, sums), set(sums)
+
+    newest = disk.checkpoint_folder(root_of(folder), 6)
+    found, every = confirmed("main", newest)
+    assert found == every
+    flip(weights(folder, 6))
+    found, every = confirmed("main", newest)
+    assert found == every - {weights(folder, 6).name}
+    found, every = confirmed("branch-v1", disk.checkpoint_folder(root_of(folder), 3))
+    assert found == every, "a branch's first start reads its parent's checkpoint"
+    assert ahead.confirmed(disk.checkpoint_folder(root_of(folder), 4), {}, ["a file"]) == set()
+
+
+@pytest.mark.parametrize(
+    "words", [["--plan"], ["--plan", "missing.yaml", "--paradigm", "ours", "--run", "main"], []]
+)
+def test_what_is_wrong_is_not_said_by_who_reads_ahead(words: list[str]) -> None:
+    ahead.begin(early.read(words))
 
 
 def test_all_ranks_go_back_to_the_same_checkpoint(folder: Path) -> None:

@@ -43,7 +43,7 @@ class CheckpointReader:
             )
         self.reader = FileSystemReader(folder)
         with (folder / ".metadata").open("rb") as stream:
-            self.metadata: Metadata = load_metadata(stream, folder / ".metadata")
+            self.metadata: Metadata = load_metadata(stream.read(), folder / ".metadata")
         self.reader.set_up_storage_reader(self.metadata, is_coordinator=True)
 
     @cached_property

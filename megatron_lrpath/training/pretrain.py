@@ -14,7 +14,9 @@ from typing import Any
 from megatron_lrpath import backend
 from megatron_lrpath.errors import TrainingStoppedError, UserError
 from megatron_lrpath.files import atomic_write_json
+from megatron_lrpath.training.checkpoints import ahead
 from megatron_lrpath.training.guards import signals
+from megatron_lrpath.training.options import early
 
 
 def main(words: list[str] | None = None) -> None:
@@ -64,21 +66,12 @@ def leave(error: Exception, status: int) -> None:
     watch.end(status)
 
 
-def device_of(words: list[str]) -> str:
-    """The --device among `words`, read before Megatron is imported (its backend must stand by then)."""
-    device = "auto"
-    for index, word in enumerate(words):
-        if word == "--device" and index + 1 < len(words):
-            device = words[index + 1]
-        elif word.startswith("--device="):
-            device = word.partition("=")[2]
-    return device
-
-
 def train(words: list[str]) -> None:
     """Set Megatron up for the run and hand over to its `pretrain`."""
     start = time.time()
-    device = backend.choose_device(device_of(words))
+    said = early.read(words)
+    ahead.begin(said)
+    device = backend.choose_device(said.device)
     backend.activate(device)
     set_single_process_environment()
 

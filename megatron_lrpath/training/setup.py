@@ -109,7 +109,7 @@ def check_lineage(context: RunContext) -> None:
     assert context.run is not None
     if latest_step(context.folder / CHECKPOINTS) is None:
         branch.require_checkpoint(context.parent)
-    parent = from_plan.parent_run(context.plan, context.run)
+    parent = context.plan.parent_of(context.run)
     own = {name: context.identity[name] for name in ("slices", "tokenizer_model", "arguments")}
     if context.kind == "sft":  # its arguments are its own
         recorded = lineage.read_lineage(context.plan.folder(parent)) or {"identity": {}}

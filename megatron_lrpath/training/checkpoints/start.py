@@ -10,6 +10,7 @@ from typing import Any
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.training.branch import require_checkpoint
+from megatron_lrpath.training.checkpoints import ahead
 from megatron_lrpath.training.checkpoints import on_disk as disk
 from megatron_lrpath.training.checkpoints.manifest import (
     MANIFEST,
@@ -173,7 +174,8 @@ def content_problems(folder: Path, ranks: Ranks) -> Problems:
         sums = read_manifest(folder)
     except ManifestError as error:
         return [f"rank {ranks.rank}: {error}"]
-    return wrong_content(folder, sums, share_of(ranks.rank, ranks.world, sums))
+    share = share_of(ranks.rank, ranks.world, sums)
+    return wrong_content(folder, sums, sorted(set(share) - ahead.confirmed(folder, sums, share)))
 
 
 def warn(text: Any) -> None:

@@ -7,12 +7,14 @@ second by torch's weights-only unpickler with the classes that Megatron register
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
 import io
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -72,15 +74,18 @@ def wrap_read_metadata(original: Callable[..., Any]) -> Callable[..., Any]:
     def read_metadata(self: Any, *args: Any, **kwargs: Any) -> Any:
         path = self._get_metadata_path(kwargs.get("rank"))
         with self.fs.create_stream(path, "rb") as stream:
-            metadata = load_metadata(stream, Path(path))
-        metadata.storage_meta.load_id = self.load_id
-        return metadata
+            metadata = load_metadata(stream.read(), Path(path))
+        # Of its own for each caller, down to what is ever replaced.
+        owner = copy.copy(metadata.storage_meta)
+        owner.load_id = self.load_id
+        return replace(metadata, storage_meta=owner, state_dict_metadata=dict(metadata.state_dict_metadata))
 
     return read_metadata
 
 
-def load_metadata(stream: Any, path: Path) -> Any:
-    """A checkpoint's metadata.
+@functools.lru_cache(maxsize=1)  # a start asks for the same three times
+def load_metadata(content: bytes, path: Path) -> Any:
+    """A checkpoint's metadata from the file's content.
 
     Raises:
         UserError: the file is damaged, or holds what metadata never does.
@@ -88,7 +93,7 @@ def load_metadata(stream: Any, path: Path) -> Any:
     from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
     try:
-        metadata = MetadataUnpickler(stream.read()).load()
+        metadata = MetadataUnpickler(content).load()
         if not isinstance(metadata, Metadata):
             raise TypeError(f"it holds {type(metadata).__name__}")
         for place in (metadata.storage_data or {}).values():

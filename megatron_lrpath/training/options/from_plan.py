@@ -81,8 +81,7 @@ def load_run(said: Mapping[str, Any]) -> tuple[Plan, Run]:
         raise UserError(
             f"--plan {said['plan']}: {' and '.join(missing)} must be given too; `lrpath plan` lists the runs."
         )
-    run = plan.run(said["paradigm"], said["run"])
-    return plan, plan.run(*run.same_as) if run.same_as else run
+    return plan, plan.carried_out(said["paradigm"], said["run"])
 
 
 def command_line(words: list[str]) -> list[str]:
@@ -153,10 +152,10 @@ def plan_context(plan: Plan, run: Run, said: Mapping[str, Any]) -> RunContext:
     """The context of a run of a plan; `said` are the explicit command-line arguments."""
     if run.kind == "sft":
         facts = trainer_facts(plan, run, said)
-        return sft_context(plan, run, plan.folder(parent_run(plan, run)), facts)
+        return sft_context(plan, run, plan.folder(plan.parent_of(run)), facts)
     parent = None
     if run.parent is not None:
-        parent = ParentCheckpoint(plan.folder(parent_run(plan, run)) / CHECKPOINTS, run.parent.step)
+        parent = ParentCheckpoint(plan.folder(plan.parent_of(run)) / CHECKPOINTS, run.parent.step)
     slices = open_slices(plan.data, versions_read(plan, run), verify=local_rank() == 0)
     mix = open_mix(plan.data, run.mix, verify=local_rank() == 0) if run.mix else []
     return RunContext(
@@ -209,10 +208,3 @@ def file_digest(path: Path) -> str | None:
         return None
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def parent_run(plan: Plan, run: Run) -> Run:
-    """The run that `run` starts from, as it is carried out (continual-v1 is scratch-v1)."""
-    assert run.parent is not None
-    parent = plan.run(run.paradigm, run.parent.run)
-    return plan.run(*parent.same_as) if parent.same_as else parent
