@@ -10,11 +10,10 @@ is how long the training stands still for it (the call, and what is left to do w
 is by how much the steps that follow are longer than undisturbed ones (the writers use the same cores and disk,
 and the first write to each page of memory that they still need copies it). The stall is both.
 
-Loading: real starts from the last checkpoint, with checksums (the default) and with sizes alone, each beside a plain
-sequential read of the same files; once with the files dropped from the page cache (as on a machine that did not write
-them), once with the files in it. *make* is the part of loading that makes the optimizer's state, which a training
-without a checkpoint makes in its first step. The ratios compare verifying and loading with the read, on the wall and
-in processor time (which other processes on the machine hardly change).
+Loading: real starts of `pretrain_gpt.py` until their first step is done, without a checkpoint and from the last one,
+by turns, with checksums (the default) and with sizes alone. By how much the second takes longer is what verifying and
+loading cost whoever waits for it; it stands beside a plain sequential read of the same files. Once with the files
+dropped from the page cache (as on a machine that did not write them), once with the files in it.
 """
 
 from __future__ import annotations
@@ -23,13 +22,16 @@ import argparse
 import json
 import multiprocessing as mp
 import os
+import shutil
+import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -183,59 +185,55 @@ def busy(following: list[dict[str, Any]]) -> int:
     return 1 + sum(1 for row in following if row["writing"])
 
 
-@contextmanager
-def until_training() -> Iterator[dict[str, Seconds]]:
-    """Time the verification and the load of a start, which ends where its first step would begin."""
-    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-    from megatron.training import training
-
-    from megatron_lrpath.training import setup
-
-    seconds: dict[str, Seconds] = {}
-
-    def timed(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **named: Any) -> Any:
-            begun = Seconds.now()
-            result = original(*args, **named)
-            seconds[name] = Seconds.now() - begun
-            return result
-
-        return call
-
-    make = "_init_optimizer_states_with_dummy_values"
-
-    def stop(*args: Any, **named: Any) -> None:
-        raise SystemExit
-
-    setup.agree_on_start = timed("verify", setup.agree_on_start)
-    training.load_checkpoint = timed("load", training.load_checkpoint)
-    setattr(DistributedOptimizer, make, timed("make", getattr(DistributedOptimizer, make)))
-    training.train = stop
-    yield seconds
-
-
-def start(plan: Path, check: str) -> dict[str, Seconds]:
-    """Seconds that a start spends on verifying and loading."""
-    from megatron_lrpath.training import pretrain
-
-    words = ["--plan", str(plan), "--paradigm", "ptfs", "--run", "scratch-v1", "--device", "cpu"]
-    with until_training() as seconds:
+def seconds_to_first_step(plan: Path, check: str) -> float:
+    """Of a real start by the command line, from its first moment until a step is done; then it is killed."""
+    history = run_folder(plan) / "history.jsonl"
+    before = history.stat().st_mtime_ns if history.exists() else 0
+    words = ["--plan", plan, "--paradigm", "ptfs", "--run", "scratch-v1", "--device", "cpu"]
+    command = [sys.executable, ROOT / "pretrain_gpt.py", *words, "--checkpoint-check", check]
+    with tempfile.TemporaryFile("w+") as log:
+        begun = time.perf_counter()
+        process = subprocess.Popen([*map(str, command)], stdout=log, stderr=log, start_new_session=True)
         try:
-            pretrain.train([*words, "--checkpoint-check", check])
-        except SystemExit:
-            return seconds
-    raise AssertionError("it did not come to its training")
+            while not stepped(history, before):
+                if process.poll() is not None:
+                    log.seek(0)
+                    raise SystemExit(f"a start ended early:\n{log.read()[-4000:]}")
+                time.sleep(0.005)
+            return time.perf_counter() - begun
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
-def read_raw(folder: Path) -> Seconds:
-    """A sequential read of all files."""
+def stepped(history: Path, before: int) -> bool:
+    """Whether a step was written to the history since `before`; a start itself empties or shortens it."""
+    with suppress(FileNotFoundError, IndexError, ValueError):
+        if history.stat().st_mtime_ns > before:
+            last = json.loads(history.read_text().splitlines()[-1])
+            return bool(last["step"] == first_step(history.parent) + 1)
+    return False
+
+
+def first_step(folder: Path) -> int:
+    """The step that a run's last start began at."""
+    return int(json.loads((folder / "lineage.json").read_text())["starts"][-1]["step"])
+
+
+def run_folder(plan: Path) -> Path:
+    """The folder of the one run that is measured."""
+    return plan.with_suffix("") / "ptfs/scratch-v1"
+
+
+def read_raw(folder: Path) -> float:
+    """Seconds of a sequential read of all files."""
     buffer = bytearray(CHUNK)
-    begun = Seconds.now()
+    begun = time.perf_counter()
     for path in sorted(folder.iterdir()):
         with path.open("rb", buffering=0) as stream:
             while stream.readinto(buffer):
                 pass
-    return Seconds.now() - begun
+    return time.perf_counter() - begun
 
 
 def write_raw(folder: Path, size: int) -> float:
@@ -260,19 +258,33 @@ def drop_from_cache(folder: Path) -> None:
         os.close(descriptor)
 
 
-def loads(plan: Path, folder: Path, rounds: int) -> list[dict[str, Any]]:
-    """A row per round, cache state and way of loading: seconds raw, of verifying and of loading."""
+def loads(plan: Path, without: Path, folder: Path, rounds: int) -> list[dict[str, Any]]:
+    """A row per round, cache state and check: seconds of a raw read, of a start without a checkpoint and with it.
+
+    Args:
+        plan: of the run whose newest checkpoint is in `folder`.
+        without: the same plan with an output folder of its own.
+    """
     rows = []
     for number in range(rounds):
         for cold in (True, False):
             for check in ("checksums", "sizes") if number % 2 else ("sizes", "checksums"):
+                shutil.rmtree(without.with_suffix(""), ignore_errors=True)
+                bare = seconds_to_first_step(without, check)
                 if cold:
                     drop_from_cache(folder)
-                raw = in_child(read_raw, folder)
+                raw = read_raw(folder)
                 if cold:
                     drop_from_cache(folder)
-                seconds = in_child(start, plan, check)
-                rows.append({"cold": cold, "check": check, "raw": raw, **seconds})
+                rows.append(
+                    {
+                        "cold": cold,
+                        "check": check,
+                        "raw": raw,
+                        "without": bare,
+                        "with": seconds_to_first_step(plan, check),
+                    }
+                )
     return rows
 
 
@@ -299,7 +311,9 @@ def measure(shape: Shape, folder: Path, rounds: int) -> dict[str, Any]:
     checkpoint = folder / "bf16/ptfs/scratch-v1/checkpoints" / f"iter_{last:07d}"
     size = sum(path.stat().st_size for path in checkpoint.iterdir())
     saving["raw_write"] = statistics.median(write_raw(folder, size) for _ in range(rounds))
-    rows = loads(plan, checkpoint, rounds)
+    without = plan.with_name("without.yaml")
+    without.write_text(plan.read_text().replace(str(plan.with_suffix("")), str(without.with_suffix(""))))
+    rows = loads(plan, without, checkpoint, rounds)
     return {"parameters": shape.parameters, "bytes": size, "saving": saving, "loading": rows}
 
 
@@ -320,8 +334,7 @@ def print_figures(found: dict[str, Any], threads: int, load: float) -> None:
         print(f"{kind:6} {row['wait']:7.2f}s {row['wait'] / base['wait']:8.1%}", end=" ")
         print(f"{row['wait_processor']:9.2f}s {row['wait_processor'] / base['wait_processor']:8.1%}", end=" ")
         print(f"{row['slowed']:7.2f}s  {stall / (SAVE_INTERVAL * saving['step'] + stall):.3%}")
-    print(f"\n{'files':6} {'check':10} {'raw':>7} {'verify':>8} {'load':>8} {'(make)':>8}", end="")
-    print(f" {'ratio':>8} {'without make':>13} {'processor':>10}")
+    print(f"\n{'files':6} {'check':10} {'raw':>7} {'without':>8} {'with':>7} {'more':>7} {'ratio':>7}")
     for cold in (True, False):
         for check in ("sizes", "checksums"):
             rows = [row for row in found["loading"] if (row["cold"], row["check"]) == (cold, check)]
@@ -329,18 +342,12 @@ def print_figures(found: dict[str, Any], threads: int, load: float) -> None:
 
 
 def load_row(rows: list[dict[str, Any]]) -> str:
-    """Medians of seconds and of ratios to the raw read."""
-
-    def median(of: Callable[[dict[str, Any]], float]) -> float:
-        return statistics.median(of(row) for row in rows)
-
-    seconds = " ".join(
-        f"{median(lambda row, name=name: row[name].wall):7.2f}s" for name in ("raw", "verify", "load", "make")
+    """Medians of the seconds, by how much the starts differ, and that over the raw read."""
+    raw, without, with_it = (
+        statistics.median(row[name] for row in rows) for name in ("raw", "without", "with")
     )
-    ratio = median(lambda row: (row["verify"] + row["load"]).wall / row["raw"].wall)
-    without = median(lambda row: (row["verify"] + row["load"] - row["make"]).wall / row["raw"].wall)
-    processor = median(lambda row: (row["verify"] + row["load"]).processor / row["raw"].processor)
-    return f"{seconds} {ratio:7.2f}× {without:12.2f}× {processor:9.2f}×"
+    more = with_it - without
+    return f"{raw:6.2f}s {without:7.2f}s {with_it:6.2f}s {more:6.2f}s {more / raw:6.2f}×"
 
 
 def main() -> None:
