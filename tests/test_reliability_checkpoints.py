@@ -219,6 +219,14 @@ def test_retention_leaves_two_newest_and_what_others_start_from(tmp_path: Path) 
     assert disk.complete_steps(root_of(tmp_path)) == [3, 6, 8, 9]
 
 
+def test_what_an_earlier_start_was_told_to_keep_stays(tmp_path: Path) -> None:
+    """Called again without the --save-interval of the first start, the run falls under the default."""
+    words = run_words(make_plan(tmp_path, (6, 6)), "ours", "main")
+    train([*words, *EVERY_TWO, "--exit-interval", "5"]).ok()
+    train(words).ok()
+    assert disk.complete_steps(root_of(tmp_path)) == [2, 3, 4, 5, 6, 9]
+
+
 def test_a_plan_that_says_nothing_saves_every_500_steps_and_keeps_the_newest_two(tmp_path: Path) -> None:
     args = SimpleNamespace(save_interval=None, save_retain_interval=None, train_iters=1700)
     args.tensor_model_parallel_size = 1

@@ -101,7 +101,11 @@ def check_form(lineage: Any) -> None:
         "arguments": isinstance(arguments, dict),
         "parent": parent is None or isinstance(parent["fingerprint"], str),
         "starts": isinstance(lineage["starts"], list)
-        and all(isinstance(start.get("plan"), str | None) for start in lineage["starts"]),
+        and all(
+            isinstance(start.get("plan"), str | None)
+            and isinstance(start.get("save_retain_interval"), int | None)
+            for start in lineage["starts"]
+        ),
         "skipped": isinstance(skipped, list) and all(isinstance(one["step"], int) for one in skipped),
     }
     wrong = [name for name, right in forms.items() if not right]
@@ -192,15 +196,17 @@ def write_lineage(
     parent: dict[str, Any] | None,
     first_step: int,
     world_size: int,
+    retain_interval: int | None,
     plan: str | None = None,
 ) -> None:
-    """Record a start: the identity (as of this start) and who, when and with what."""
+    """Record a start: the identity (as of this start) and who, when and with what; what it keeps of its saves."""
     earlier = read_lineage(folder)
     start = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "step": first_step,
         "host": platform.node(),
         "world_size": world_size,
+        "save_retain_interval": retain_interval,
         "packages": package_versions(),
         "git_commit": git_commit(),
         "command": sys.argv,
@@ -215,6 +221,13 @@ def write_lineage(
         "skipped": [one for one in (earlier or {}).get("skipped", []) if one["step"] <= first_step],
     }
     atomic_write_json(folder / LINEAGE, lineage)
+
+
+def retain_intervals(folder: Path) -> list[int | None]:
+    """The --save-retain-interval of a run's starts so far, None for one that kept all checkpoints."""
+    recorded = read_lineage(folder)
+    key = "save_retain_interval"
+    return [start[key] for start in recorded["starts"] if key in start] if recorded else []
 
 
 def add_skipped(folder: Path, record: dict[str, Any]) -> None:

@@ -138,11 +138,13 @@ def begin(args: Any, context: RunContext, device: str) -> tuple[int, dist.Store 
         pretrained.check_pretrained(args)
     if context.prepared is not None:  # stored in every checkpoint: an export knows how to talk to the model
         args.lrpath_chat = context.prepared.chat
+    retain_interval = args.save_retain_interval
     safeguards.install(args, context, start, ranks, device)
     if context.folder is not None and args.rank == 0:
         plan = str(context.plan.path.resolve()) if context.plan else None
         parent = parent_record(context)
-        lineage.write_lineage(context.folder, context.identity, parent, start.step, args.world_size, plan)
+        facts = (start.step, args.world_size, retain_interval)
+        lineage.write_lineage(context.folder, context.identity, parent, *facts, plan)
     return start.step, ranks.store
 
 

@@ -31,6 +31,7 @@ class Saves:
         branch_points: those of them that other runs start from.
         retain_interval: of the others, besides the newest two, only multiples of this are kept; None: all.
         existing: steps whose checkpoints were there at the start.
+        earlier: the `retain_interval` of earlier starts; what one of them kept is not removed now.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Saves:
         branch_points: frozenset[int],
         retain_interval: int | None,
         existing: Iterable[int],
+        earlier: Iterable[int | None] = (),
     ) -> None:
         self.root = root
         self.keep = keep
@@ -48,7 +50,9 @@ class Saves:
         self.steps = sorted(existing)
         self.under_way: list[int] = []
         self.failed_last = False
-        self._removable = self.steps[-FALLBACKS:]
+        told = list(earlier)
+        left = [step for step in self.steps if not any(retained(step, interval) for interval in told)]
+        self._removable = left[-FALLBACKS:]
 
     def begin(self, step: int) -> bool:
         """Note that a save begins; False where that step is saved already or is just being saved."""
@@ -71,7 +75,7 @@ class Saves:
 
     def is_kept(self, step: int) -> bool:
         """Whether retention leaves `step` alone for ever."""
-        return step in self.keep or not self.retain_interval or step % self.retain_interval == 0
+        return step in self.keep or retained(step, self.retain_interval)
 
     def failed(self, step: int, reason: str) -> None:
         """Say that the checkpoint of `step` could not be saved, and go on.
@@ -107,6 +111,11 @@ class Saves:
                 disk.remove(self.root, step)
             except OSError as error:
                 print(f"lrpath: WARNING: {self.root}: step {step}: {error}", file=sys.stderr, flush=True)
+
+
+def retained(step: int, interval: int | None) -> bool:
+    """Whether `--save-retain-interval` keeps a step; None or 0: it was not given, all are kept."""
+    return not interval or step % interval == 0
 
 
 _current: Saves | None = None

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.training import lineage
 from megatron_lrpath.training.checkpoints import saves
 from megatron_lrpath.training.checkpoints.start import Start
 from megatron_lrpath.training.context import RunContext
@@ -40,8 +41,11 @@ def before_validation(args: Any) -> None:
 def install(args: Any, context: RunContext, start: Start, ranks: Ranks, device: str) -> None:
     """Take saving, retention and the check of numbers over from Megatron."""
     retain_interval, args.save_retain_interval = args.save_retain_interval, None
-    root, existing = Path(args.save), start.existing
-    saves.set_saves(saves.Saves(root, context.keep_steps, branch_points(context), retain_interval, existing))
+    earlier = lineage.retain_intervals(context.folder) if context.folder is not None else []
+    points = branch_points(context)
+    saves.set_saves(
+        saves.Saves(Path(args.save), context.keep_steps, points, retain_interval, start.existing, earlier)
+    )
     set_forkserver_preload([orphans.__name__])
     if device == "cpu":
         # The persistent worker would write tensors while the training changes them (it shares their memory);
