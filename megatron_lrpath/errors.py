@@ -21,5 +21,9 @@ class PlanError(UserError):
     """A plan file that cannot be used; the message begins with `FILE:LINE:`."""
 
 
+class NotMetError(Exception):
+    """Ranks that do not come; each that waited for them prints it, and exits with 1."""
+
+
 class TrainingStoppedError(Exception):
     """A training that cannot go on, through no fault of the command line; the trainer prints it and exits with 1."""

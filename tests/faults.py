@@ -12,6 +12,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 from tests.training_fixtures import Outcome, launch
@@ -105,6 +106,15 @@ def kill_at(point: str, rank: str = "0") -> None:
     after(owner, name, lambda: os.kill(os.getpid(), signal.SIGKILL))
 
 
+def absent(rank: str, patience: str) -> None:
+    """SIGKILL of a rank before it has met the others, who wait for `patience` seconds."""
+    from megatron_lrpath.training.guards import ranks
+
+    ranks.MEETING = timedelta(seconds=float(patience))
+    if os.environ["RANK"] == rank:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def stop_early() -> None:
     """SIGTERM before anything is loaded."""
     from megatron_lrpath.training.checkpoints import start
@@ -150,6 +160,7 @@ FAULTS: dict[str, Callable[..., None]] = {
     "usr2": lambda step, rank="0": on_loss(step, rank, send(signal.SIGUSR2)),
     "die": lambda step, rank="0": on_loss(step, rank, send(signal.SIGKILL)),
     "bug": lambda step, rank="0": on_loss(step, rank, fail),
+    "absent": absent,
     "early": stop_early,
     "kill": kill_at,
     "full": full_disk,

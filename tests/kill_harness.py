@@ -150,6 +150,8 @@ class Harness:
         deadline = time.monotonic() + LAUNCHER
         for process in ranks.processes:
             process.join(max(0.0, deadline - time.monotonic()))
+            if process.is_alive():  # one that died before they met leaves the others to the launcher
+                process.kill()
         outcome = ranks.outcome(timeout=0.1)
         allowed = (0, -9) if len(killed) == len(outcome.status) else (0, -9, 1)
         assert all(status in allowed for status in outcome.status), (

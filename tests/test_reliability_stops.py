@@ -114,6 +114,17 @@ def test_a_dead_rank_ends_the_others_soon_and_is_named_once(tmp_path: Path, dead
     assert one_error(outcome.output).startswith(f"rank {dead} died after step 4 (process ")
 
 
+@pytest.mark.parametrize("dead", [0, 1])
+def test_ranks_that_wait_in_vain_for_another_one_say_where(tmp_path: Path, dead: int) -> None:
+    """It died before they met, where no launcher ends the others."""
+    outcome = train_with([f"absent:{dead}:3"], main_words(tmp_path, *TP2), 2)
+    assert outcome.status[dead] == -9
+    assert outcome.status[1 - dead] == 1
+    said = f"lrpath: error: rank {1 - dead}: not all 2 ranks have come to 127.0.0.1:"
+    assert outcome.output.count(said) == outcome.output.count("lrpath: error: ") == 1
+    assert "Traceback" not in outcome.output
+
+
 def test_a_complete_run_is_left_as_it_is_by_all_ranks(tmp_path: Path) -> None:
     """Called again, with nothing to train and so without a process group."""
     words = main_words(tmp_path, *TP2)

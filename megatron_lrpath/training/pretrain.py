@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lrpath import backend
-from megatron_lrpath.errors import TrainingStoppedError, UserError
+from megatron_lrpath.errors import NotMetError, TrainingStoppedError, UserError
 from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.training.checkpoints import ahead
 from megatron_lrpath.training.guards import signals
@@ -43,6 +43,11 @@ def told() -> Iterator[None]:
         leave(error, 2)
     except TrainingStoppedError as error:
         leave(error, 1)
+    except NotMetError as error:
+        from megatron_lrpath.training.guards import peers
+
+        peers.say(f"lrpath: error: {error}")
+        os._exit(1)
     except Exception as error:
         from megatron_lrpath.training.guards import peers
 

@@ -7,8 +7,11 @@ import os
 from datetime import timedelta
 from typing import Any
 
-from torch.distributed import PrefixStore, Store, rendezvous
+from torch.distributed import DistError, PrefixStore, Store, rendezvous
 
+from megatron_lrpath.errors import NotMetError
+
+MEETING = timedelta(minutes=10)  # from the first rank's arrival to the last one's
 PATIENCE = timedelta(hours=1)  # rank 0 may read a large checkpoint before it answers
 
 
@@ -31,10 +34,30 @@ class Ranks:
 
     @classmethod
     def from_environment(cls) -> Ranks:
-        """Meet the other ranks at the address that torchrun or srun gave in the environment."""
+        """Meet the other ranks at the address that torchrun or srun gave in the environment.
+
+        Raises:
+            NotMetError: some of them do not come within ten minutes.
+        """
         rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        store = next(rendezvous("env://"))[0] if world > 1 else None
-        return cls(rank, world, store)
+        if world == 1:
+            return cls(rank, world, None)
+        try:
+            ranks = cls(rank, world, next(rendezvous("env://", timeout=MEETING))[0])
+            ranks._wait_for_all()
+        except DistError as error:
+            address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            raise NotMetError(
+                f"rank {rank}: not all {world} ranks have come to {address} within "
+                f"{MEETING.total_seconds() / 60:g} minutes: one has ended before, or cannot reach that address. "
+                f"Look at the other ranks' output, then call again. ({str(error).splitlines()[0]})"
+            ) from None
+        return ranks
+
+    def _wait_for_all(self) -> None:
+        assert self._ours is not None
+        self._ours.set(f"here/{self.rank}", "1")
+        self._ours.wait([f"here/{rank}" for rank in range(self.world)], MEETING)
 
     def beside(self, name: str) -> Store | None:
         """A part of the store under a name of its own; None for a single process."""
