@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """Write what experiments have measured so far into `results/`, a file each, and what it was measured on.
 
+What lies there of the same experiments from other calls or machines stays.
+
 collect.py examples/paper/small/tables-1-3.yaml examples/paper/small/table-2.yaml
 """
 
@@ -14,11 +16,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from accumulate import add_csv, same_setting
+
 from megatron_lrpath.evaluate.targets import EVALUATION, needs_evaluation, read_json, version_runs
 from megatron_lrpath.experiment.load import load_experiment
 from megatron_lrpath.experiment.spec import Experiment
 from megatron_lrpath.experiment.table import make_table, table_csv
-from megatron_lrpath.files import atomic_write_json, atomic_write_text
+from megatron_lrpath.files import atomic_write_json
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -69,8 +73,9 @@ def main() -> None:
         experiment = load_experiment(path)
         table = make_table(experiment)
         if table.known:
-            atomic_write_text(RESULTS / "domains" / f"{path.stem}.csv", domains(experiment))
-            atomic_write_text(RESULTS / f"{path.stem}.csv", table_csv(table))
+            keep = same_setting(RESULTS, path.stem, path)
+            add_csv(RESULTS / "domains" / f"{path.stem}.csv", domains(experiment), "perplexity", keep)
+            add_csv(RESULTS / f"{path.stem}.csv", table_csv(table), "perplexity", keep)
             print(f"{path.stem}: {table.known} of {table.wanted} perplexities")
     atomic_write_json(RESULTS / "machine.json", circumstances())
 

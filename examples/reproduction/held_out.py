@@ -7,11 +7,13 @@ Reads the runs of the experiments and writes `results/advise.json`. Two fits for
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from accumulate import add_records, same_setting
 from collect import RESULTS
 
 from megatron_lrpath.advise.advice import Check, all_curves, check, upto_version
@@ -66,7 +68,10 @@ def held_out(corpus: str, names: Sequence[str]) -> Iterator[dict[str, Any]]:
 def main() -> None:
     """Fit and compare."""
     made = [one for corpus, names in CORPORA.items() for one in held_out(corpus, names)]
-    atomic_write_json(RESULTS / "advise.json", {"fits": made})
+    path = RESULTS / "advise.json"
+    kept = same_setting(RESULTS, path.name, PLANS / "tables-1-3.yaml") and path.exists()
+    old = json.loads(path.read_text(encoding="utf-8"))["fits"] if kept else []
+    atomic_write_json(path, {"fits": add_records(old, made, ("corpus", "seed", "fit"))})
     print(f"{len(made)} fits, {sum(len(one['checks']) for one in made)} predictions")
 
 

@@ -10,10 +10,12 @@ merge, and of the branch that was trained with that decay. Called again it goes 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from accumulate import add_records, same_setting
 from beyond import NAME
 from collect import RESULTS
 from train import CONTEXT, EVALUATE, call
@@ -84,7 +86,10 @@ def main() -> None:
     points = [point for point in load_experiment(args.experiment).points if point.plan.seed in args.seeds]
     chosen = [point for point in points if point.group.startswith(tuple(args.decays))]
     made = [row for point in chosen for row in rows(point, args.versions)]
-    atomic_write_json(RESULTS / "merged.json", made)
+    path = RESULTS / "merged.json"
+    kept = same_setting(RESULTS, path.name, args.experiment) and path.exists()
+    old = json.loads(path.read_text(encoding="utf-8")) if kept else []
+    atomic_write_json(path, add_records(old, made, ("seed", "decay", "alpha", "version")))
 
 
 if __name__ == "__main__":

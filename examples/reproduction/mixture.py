@@ -50,16 +50,18 @@ def code() -> Iterator[str]:
                 yield from pages(archive.read(name).decode("utf-8").splitlines())
 
 
-def fiction() -> Iterator[str]:
+def fiction(source: str) -> Iterator[str]:
     """The novels of all periods."""
-    for path in novels.texts():
+    for path in novels.texts(source):
         yield from (json.loads(line)["text"] for line in path.open(encoding="utf-8"))
 
 
 def main() -> None:
     """Make text, tokenizer, datasets and slices in `data/reproduction/mixture`."""
-    argparse.ArgumentParser(description=__doc__).parse_args()
-    makers = {"novels": fiction, "documentation": documentation, "code": code}
+    parser = argparse.ArgumentParser(description=__doc__)
+    novels.add_source(parser)
+    source = parser.parse_args().source
+    makers = {"novels": lambda: fiction(source), "documentation": documentation, "code": code}
     files = {domain: FOLDER / "text" / f"{domain}.jsonl" for domain in SHARES}
     for domain, path in files.items():
         if not path.exists():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,12 +30,22 @@ ELTEC = "{http://distantreading.net/eltec/ns}"
 def fetch(source: str) -> Path:
     """The folder of the novels at the commit, cloned from `source` (an address or another clone)."""
     clone = DATA / "ELTeC-eng"
-    if not (clone / ".git").exists():
-        command = ["git", "clone", "--quiet", "--no-checkout", "--filter=blob:none", source, str(clone)]
-        subprocess.run(command, check=True)
     novels = ["level1", f":(exclude){LEFT_OUT}"]
-    subprocess.run(["git", "-C", str(clone), "checkout", "--quiet", COMMIT, "--", *novels], check=True)
+    try:
+        if not (clone / ".git").exists():
+            git("clone", "--quiet", "--no-checkout", "--filter=blob:none", source, str(clone))
+        git("-C", str(clone), "checkout", "--quiet", COMMIT, "--", *novels)
+    except subprocess.CalledProcessError:
+        sys.exit(
+            f"error: the novels cannot be had from {source}: git says why above. Without a way there, clone "
+            "https://github.com/COST-ELTeC/ELTeC-eng elsewhere and name that folder: --source FOLDER"
+        )
     return clone / "level1"
+
+
+def git(*words: str) -> None:
+    """Call git; raises CalledProcessError."""
+    subprocess.run(["git", *words], check=True, stdout=subprocess.DEVNULL)
 
 
 def paragraphs(novel: ElementTree.Element) -> Iterator[str]:
@@ -65,10 +76,15 @@ def texts(source: str = COLLECTION) -> list[Path]:
     return files
 
 
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """The argument that says where the novels come from."""
+    parser.add_argument("--source", default=COLLECTION, help="where git clones the novels from")
+
+
 def main() -> None:
     """Make text, tokenizer, datasets and slices in `data/reproduction/novels`."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--source", default=COLLECTION, help="where git clones the collection from")
+    add_source(parser)
     files = texts(parser.parse_args().source)
     train_tokenizer(FOLDER, files[:1])  # all that a team has when it begins
     sources = {path.stem: f"{tokenize(FOLDER, path)}::{path.stem}" for path in files}

@@ -1,0 +1,59 @@
+"""Results of several calls and machines in one file, as long as what is measured stays the same experiment."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megatron_lrpath.files import atomic_write_json, atomic_write_text
+
+SETTINGS = "settings.json"
+FREE = ("name", "about", "seed", "seeds", "output", "vary", "points", "show", "paper")
+"""Keys that change which results there are, not what they are."""
+
+
+def setting(experiment: Path) -> str:
+    """A digest of what all results of an experiment depend on: its plan and what it sets for all variations."""
+    keys = yaml.safe_load(experiment.read_text(encoding="utf-8"))
+    plan = yaml.safe_load((experiment.parent / keys["plan"]).read_text(encoding="utf-8"))
+    kept = [{name: value for name, value in part.items() if name not in FREE} for part in (plan, keys)]
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def same_setting(results: Path, name: str, experiment: Path) -> bool:
+    """Whether the results `name` that lie in the folder are of this setting; from now on they are."""
+    path = results / SETTINGS
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    digest = setting(experiment)
+    before = settings.get(name)
+    atomic_write_json(path, dict(sorted({**settings, name: digest}.items())))
+    return bool(before == digest)
+
+
+def add_csv(path: Path, text: str, value: str, keep: bool) -> None:
+    """Write CSV; with `keep` the lines stay of which nothing new is known. Columns before `value` tell lines apart."""
+    old = read_lines(path.read_text(encoding="utf-8")) if keep and path.exists() else [[]]
+    header, *new = read_lines(text)
+    width = header.index(value)
+    lines = {tuple(line[:width]): line for line in [*old[1:], *new]}
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows([header, *lines.values()])
+    atomic_write_text(path, stream.getvalue())
+
+
+def read_lines(text: str) -> list[list[str]]:
+    """The cells of CSV, the header first."""
+    return list(csv.reader(io.StringIO(text)))
+
+
+def add_records(old: Sequence[Any], new: Sequence[Any], keys: Sequence[str]) -> list[Any]:
+    """Records of which the new ones take the place of those with equal `keys`."""
+    records = {tuple(one[key] for key in keys): one for one in [*old, *new]}
+    return list(records.values())
