@@ -15,8 +15,17 @@ from megatron_lrpath.advise.model import build_model
 from megatron_lrpath.advise.predict import own_decay, relative_cost
 from megatron_lrpath.cli import main
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.evaluate.targets import EVALUATION
 from megatron_lrpath.plan import Plan
-from tests.advise_fixtures import MULTI_POWER, TISSUE, small_plan, true_losses, write_history, write_losses
+from tests.advise_fixtures import (
+    LEVELS,
+    MULTI_POWER,
+    TISSUE,
+    small_plan,
+    true_losses,
+    write_history,
+    write_losses,
+)
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +77,53 @@ def test_intervals_of_versions_to_come_widen_by_what_extrapolation_was_off_by(
     held = advise(trained, fit_on="v1")
     own = next(one for one in held.own if one.alpha == trained.alpha)
     widths = [one.high - one.low for one in own.versions if one]
-    assert widths[3] > widths[1] > 1.5 * widths[0]
+    assert widths == sorted(widths)
+    assert widths[3] > 2 * widths[0]
     assert held.model.doublings(1600) == 2
     assert advice.model.doublings(1600) < 0.3  # the main path itself goes almost as far
     for run, prediction in zip(trained.runs("ours")[1:], own.versions, strict=True):
         assert prediction is not None
         assert prediction.low <= true_losses(trained, run, Tissue(0.99), TISSUE)[-1] <= prediction.high
+
+
+def test_validation_losses_are_predicted_once_a_branch_was_evaluated(tmp_path: Path) -> None:
+    """The validation text has a level of its own, and knows none of the levels of the versions' texts."""
+    plan = small_plan(tmp_path)
+    write_losses(plan)
+    truth = {}
+    for run in plan.runs("ours")[1:]:
+        level = np.resize(LEVELS, len(plan.versions))[run.version_index - 1]
+        truth[run.name] = float(true_losses(plan, run, Tissue(0.99), TISSUE)[-1] - level + 0.08)
+        evaluation = {
+            "step": run.last_step,
+            "loss": truth[run.name],
+            "perplexity": float(np.exp(truth[run.name])),
+        }
+        (plan.folder(run) / EVALUATION).write_text(json.dumps(evaluation))
+    held = advise(plan, fit_on="v1")
+    assert held.to_dict()["losses_of"] == "validation"
+    assert {one.run: one.measured for one in held.checks} == {
+        name: value for name, value in truth.items() if name != "branch-v1"
+    }
+    assert max(abs(one.error) for one in held.checks) < 0.015
+    own = next(one for one in held.own if one.alpha == plan.alpha)
+    for prediction, value in zip(own.versions, truth.values(), strict=True):
+        assert prediction is not None
+        assert prediction.low <= value <= prediction.high
+
+
+def test_an_evaluation_that_is_of_no_use_is_left_aside(tmp_path: Path) -> None:
+    plan = small_plan(tmp_path)
+    write_losses(plan)
+    for content in (
+        "",
+        "[]",
+        '{"step": 400, "loss": "low"}',
+        '{"step": 400, "loss": NaN}',
+        '{"step": 3, "loss": 3}',
+    ):
+        (plan.folder(plan.run("ours", "branch-v1")) / EVALUATION).write_text(content)
+        assert not any(curve.validation for curve in read_curves(plan)), content
 
 
 def test_levels_are_found_only_where_there_are_some(trained: Plan, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from megatron_lrpath.advise.curves import Curve, read_curves, scale_of
 from megatron_lrpath.advise.laws import Tissue
-from megatron_lrpath.advise.model import Model, build_model
+from megatron_lrpath.advise.model import Model, build_model, end_of
 from megatron_lrpath.advise.predict import (
     ALPHAS,
     DECAYS,
@@ -32,7 +32,10 @@ DOUBTFUL = 0.01
 
 @dataclass(frozen=True)
 class Check:
-    """One finished branch that the fit has not seen: predicted and measured mean loss of its last steps."""
+    """One finished branch that the fit has not seen: its loss predicted and measured.
+
+    On the validation set where that is known of it and of a fitted branch; else in the mean of its last steps.
+    """
 
     run: str
     predicted: float
@@ -97,6 +100,7 @@ class Advice:
             },
             "curves": [curve.name for curve in self.model.data.sources],
             "misfit": self.model.misfit,
+            "losses_of": "validation" if self.model.evaluated else "training",
             "end_error": self.model.end_error,
             "held_out": self.model.held_out,
             "extrapolation": self.model.extrapolation,
@@ -193,7 +197,9 @@ def choose(
 
 
 def check(curve: Curve, model: Model) -> Check:
-    """Predicted against measured mean loss of a finished branch's last steps."""
+    """Predicted against measured loss of a finished branch."""
+    if curve.validation is not None and model.evaluated:
+        return Check(curve.name, end_of(curve, model.fit) + model.offset(model.fit), curve.validation)
     steps = curve.logged[curve.tail]
     predicted = model.fit.losses(curve.rates, steps, np.searchsorted(curve.ends, steps))
     return Check(curve.name, float(predicted.mean()), float(curve.losses[curve.tail].mean()))

@@ -10,6 +10,7 @@ import numpy as np
 
 from megatron_lrpath.advise.areas import F64, I64, Scale, rates_of
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.evaluate.targets import EVALUATION, read_json
 from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.report.history import read_history
 
@@ -41,6 +42,7 @@ class Curve:
 
     `rates` [last step]: the rate of every step, ancestors' first. `logged`, `losses` [rows]: the run's own
     steps and their losses (nats a token), ascending, finite. `ends` [versions]: each version's last step.
+    `validation`: the loss on the validation set at the run's end (nats a token), None where it was not evaluated.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Curve:
     logged: I64
     losses: F64
     ends: I64
+    validation: float | None = None
 
     @cached_property
     def points(self) -> Points:
@@ -145,7 +148,17 @@ def read_curve(plan: Plan, run: Run) -> Curve | None:
         logged=history.steps[usable],
         losses=losses[usable],
         ends=version_ends(plan),
+        validation=read_validation(plan, run) if last == run.last_step else None,
     )
+
+
+def read_validation(plan: Plan, run: Run) -> float | None:
+    """The validation loss that `lrpath eval` has measured of a run's model; None where it has not, or of no use."""
+    found = read_json(plan.folder(run) / EVALUATION) or {}
+    loss = found.get("loss")
+    if found.get("step") != run.last_step or not isinstance(loss, int | float) or not 0 < loss < np.inf:
+        return None
+    return float(loss)
 
 
 def _check_losses(plan: Plan, run: Run, steps: I64, losses: F64) -> None:

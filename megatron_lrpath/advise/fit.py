@@ -11,7 +11,7 @@ from scipy.optimize import minimize
 
 from megatron_lrpath.advise.areas import F64, I64, Scale
 from megatron_lrpath.advise.curves import Curve
-from megatron_lrpath.advise.laws import MEMORIES, Law, Tissue
+from megatron_lrpath.advise.laws import MEMORIES, POWER, POWER_SPREAD, Law, Tissue
 
 HUBER = 1e-3
 """Log residuals are squared up to here (Tissue et al.); where the noise is larger, up to 1.345 of its
@@ -31,7 +31,8 @@ class Data:
     `logs`: ln of the mean loss; `weights`: steps behind a point over their mean; `versions`: index from 0.
     `noise` is the deviation of a point with weight 1, from what neighbouring steps differ by. `levels`: of
     how
-    many versions the fit has a level beside the first's (0: all versions are alike).
+    many versions the fit has a level beside the first's (0: all versions are alike). `power`: what the law's
+    power is expected to be, None for no expectation.
     """
 
     sources: tuple[Curve, ...]
@@ -41,6 +42,7 @@ class Data:
     versions: I64
     noise: float
     levels: int
+    power: float | None = POWER
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,8 @@ def bootstrap(fits: Sequence[Fit], data: Data, count: int, seed: int = 0) -> lis
     for _ in range(count):
         begins = rng.integers(0, max(1, len(scaled) - BLOCK + 1), size=len(scaled) // BLOCK + 1)
         drawn = (begins[:, None] + np.arange(BLOCK)).ravel()[: len(scaled)] % len(scaled)
-        other = replace(data, logs=smooth + scaled[drawn] / np.sqrt(data.weights))
+        power = POWER * np.exp(rng.normal(0.0, POWER_SPREAD))  # as unknown as the losses
+        other = replace(data, logs=smooth + scaled[drawn] / np.sqrt(data.weights), power=power)
         tried = [fit_law(fit.law, other, [fit.start], read) for fit, read in zip(fits, reads, strict=True)]
         samples.append(min(tried, key=lambda fit: fit.cost))
     return samples
@@ -151,8 +154,14 @@ def _descend(law: Law, read: Any, data: Data, begin: F64) -> tuple[F64, float]:
         pull = -data.weights * np.clip(errors, -bend, bend) / safe
         far = bend * (np.abs(errors) - 0.5 * bend)
         total = data.weights * np.where(np.abs(errors) <= bend, 0.5 * errors**2, far)
-        gradient = np.concatenate([pull @ slopes, [pull[mask].sum() for mask in later]])
-        return float(total.sum()) / bend**2, gradient / bend**2
+        gradient = np.concatenate([pull @ slopes, [pull[mask].sum() for mask in later]]) / bend**2
+        surprise = 0.0
+        if data.power is not None:
+            surprise = np.log(values[2] / data.power) / POWER_SPREAD
+            gradient[2] += surprise / (
+                POWER_SPREAD * values[2]
+            )  # the power is the third parameter of both laws
+        return float(total.sum()) / bend**2 + 0.5 * surprise**2, gradient
 
     bounds = np.array([*law.bounds, *[(-5.0, 5.0)] * free])
     padded = np.concatenate([begin, np.zeros(max(0, len(bounds) - len(begin)))])[: len(bounds)]

@@ -14,6 +14,13 @@ from megatron_lrpath.advise.areas import F64, I64, Areas, Drops, Scale, read_are
 MEMORIES = (0.9, 0.97, 0.99, 0.997, 0.999, 0.9997)
 """Values of λ that are tried: 0.999 is the authors', for runs of tens of thousands of steps."""
 
+POWER = 0.5
+"""What the power a of both laws is expected to be, before any losses are seen, ..."""
+POWER_SPREAD = 0.15
+"""... and the relative deviation from it that is not surprising. The losses of a first version hardly tell the power
+from the floor, and left alone fits run to a small power without a floor, which predicts later versions far too low; the
+many losses of later versions outweigh this."""
+
 Bounds = tuple[tuple[float, float], ...]
 
 

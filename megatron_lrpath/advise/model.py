@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -49,6 +51,26 @@ class Model:
         """How often the steps that the main path has logged would have to double to come to `step`."""
         return max(0.0, float(np.log2(step / self.data.sources[0].logged[-1])))
 
+    @cached_property
+    def evaluated(self) -> tuple[Curve, ...]:
+        """The fitted branches whose validation loss is known; where there are any, validation losses are predicted."""
+        return tuple(curve for curve in self.data.sources if curve.validation is not None)
+
+    def ends_at(self, fit: Fit, read: Any, index: int) -> float:
+        """The final loss (nats a token) of a branch of version `index` by a fit, where its law has read the curve.
+
+        Of validation where that is known of a branch: the text is the same for all versions, so they have no level
+        of their own, and the law is right but for a constant that the evaluated branches tell.
+        """
+        if not self.evaluated:
+            return float(fit.losses_of(read, np.array([index]))[0])
+        return float(fit.losses_of(read, np.array([0]))[0]) + self.offset(fit)
+
+    def offset(self, fit: Fit) -> float:
+        """By how much (nats) the validation loss lies above a fit's, in the mean over the evaluated branches."""
+        found = [curve.validation - end_of(curve, fit) for curve in self.evaluated if curve.validation]
+        return float(np.mean(found))
+
     @property
     def seen(self) -> int:
         """How many versions there are losses of."""
@@ -57,7 +79,7 @@ class Model:
     @property
     def level_spread(self) -> float:
         """How much the versions' levels differ (nats): what is not known of one without losses."""
-        return float(np.std(self.fit.level))
+        return 0.0 if self.evaluated else float(np.std(self.fit.level))
 
 
 def build_model(curves: Sequence[Curve], scale: Scale, resampled: int = RESAMPLED) -> Model:
@@ -150,16 +172,23 @@ def end_error(curve: Curve, fit: Fit) -> float:
     return float(np.sqrt(max(0.0, error**2 - curve.noise**2 / len(steps))))
 
 
+def end_of(curve: Curve, fit: Fit) -> float:
+    """A fit's loss in the last step of a curve, on the text of the first version."""
+    return float(fit.losses(curve.rates, np.array([len(curve.rates)]), np.array([0]))[0])
+
+
 def extrapolation_error(main: Curve, fit: Fit, scale: Scale) -> float:
     """How far a fit to the first half of the main path is off at its end, relative; 1 where a half is too short.
 
     A few hundred steps hardly tell the floor of the loss from a small power, and a text that gets harder looks
-    like the floor: what the fit says of steps to come is less sure than its resampled residuals make it look.
+    like the floor: what the fit says of steps to come is less sure than its resampled residuals make it look. Here
+    the losses speak alone, without what is expected of the power.
     """
     half = main.upto(int(main.logged[-1]) // 2)
     if len(half.logged) < FEWEST or len(half.points.logs) < FEWEST_POINTS:
         return 1.0
-    return end_error(main, fit_law(fit.law, gather([half], scale), [fit.parameters]))
+    alone = replace(gather([half], scale), power=None)
+    return end_error(main, fit_law(fit.law, alone, [fit.parameters]))
 
 
 def misfit(fit: Fit, data: Data) -> float:

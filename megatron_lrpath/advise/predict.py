@@ -39,7 +39,7 @@ class Decay:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The loss (nats a token) that one version's branch ends at, with its 95% interval."""
+    """The loss (nats a token) that one version's branch ends at, see `Model.ends_at`, with its 95% interval."""
 
     loss: float
     low: float
@@ -136,10 +136,9 @@ def _ends_at(plan: Plan, model: Model, decay: Decay, alpha: float, index: int) -
     if steps < 1 or point < max(1, plan.schedule.warmup):
         return None
     rates = np.concatenate([main_rates(plan, point), _branch(decay.schedule(plan), steps)])
-    at, version = np.array([last]), np.array([index])
     fits = (model.fit, *model.samples)
-    reads = {law: law.read(rates, at, model.fit.scale) for law in {fit.law for fit in fits}}
-    return np.array([fit.losses_of(reads[fit.law], version)[0] for fit in fits])
+    reads = {law: law.read(rates, np.array([last]), model.fit.scale) for law in {fit.law for fit in fits}}
+    return np.array([model.ends_at(fit, reads[fit.law], index) for fit in fits])
 
 
 @lru_cache(maxsize=256)

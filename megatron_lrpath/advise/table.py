@@ -27,11 +27,16 @@ def show(advice: Advice, console: Console) -> None:
         console.print()
         console.print(table)
     console.print()
+    text = "the validation set" if advice.model.evaluated else "the version's own text"
     console.print(
         Text(
-            "Losses: nats a token on the version's own text at its branch's end; ±: half of the widest 95% "
-            "interval; "
-            "gap: mean loss of the compared versions above the best. The validation loss differs in level.",
+            f"Losses: nats a token on {text} at the branch's end; ±: half of the widest 95% interval; gap: mean "
+            "loss of the compared versions above the best."
+            + (
+                ""
+                if advice.model.evaluated
+                else " `lrpath eval PLAN` first, and validation losses are predicted."
+            ),
             style="dim",
         )
     )
