@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import tempfile
@@ -48,6 +49,12 @@ def atomic_write_text(path: Path | str, text: str) -> None:
 def atomic_write_json(path: Path | str, value: Any) -> None:
     """Write `value` to `path` as indented JSON, atomically."""
     atomic_write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def sweep_unfinished(path: Path) -> None:
+    """Remove what killed processes left of `atomic_open(path)`. Only for who alone writes that file."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        left.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -206,11 +206,19 @@ def test_what_a_killed_save_left_is_swept_and_never_loaded(folder: Path) -> None
     shutil.copytree(root / "iter_0000006", root / "iter_0000008.saving")
     shutil.copytree(root / "iter_0000006", root / "iter_0000002.removing")
     (root / "iter_0000008").mkdir()
+    run = root.parent
+    unfinished = [root / f".{disk.TRACKER}.abcdefgh.tmp"]
+    unfinished += [run / f".{name}.abcdefgh.tmp" for name in ("lineage.json", "history.jsonl", "result.json")]
+    others = run / ".eval.json.abcdefgh.tmp"  # an evaluation may be writing it
+    for path in (*unfinished, others):
+        path.touch()
     again(folder, *EVERY_TWO).ok()
     assert first_step(folder) == 6
     assert sorted(os.listdir(root)) == sorted(
         [".lock", disk.TRACKER, *(f"iter_000000{step}" for step in (2, 3, 4, 6, 7))]
     )
+    assert not any(path.exists() for path in unfinished)
+    assert others.exists()
 
 
 def test_retention_leaves_two_newest_and_what_others_start_from(tmp_path: Path) -> None:

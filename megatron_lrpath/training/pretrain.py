@@ -13,6 +13,7 @@ from typing import Any
 
 from megatron_lrpath import backend
 from megatron_lrpath.errors import NotMetError, TrainingStoppedError, UserError
+from megatron_lrpath.evaluate.targets import RESULT
 from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.training.checkpoints import ahead
 from megatron_lrpath.training.guards import signals
@@ -178,7 +179,7 @@ def finish(args: Any, context: Any) -> None:
             "step": args.train_iters,
             "loss": last_loss(context.folder),
         }
-        atomic_write_json(context.folder / "result.json", result)
+        atomic_write_json(context.folder / RESULT, result)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,15 @@ from typing import Any
 import torch.distributed as dist
 
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.evaluate.targets import RESULT
+from megatron_lrpath.files import sweep_unfinished
 from megatron_lrpath.training import branch, environment, lineage, packed, pretrained, watching
 from megatron_lrpath.training.checkpoints.on_disk import CHECKPOINTS, latest_step
 from megatron_lrpath.training.checkpoints.start import agree_on_start, release_lock
 from megatron_lrpath.training.context import RunContext, set_context
 from megatron_lrpath.training.guards import peers, safeguards
 from megatron_lrpath.training.guards.ranks import Ranks
+from megatron_lrpath.training.history import HISTORY
 from megatron_lrpath.training.options import from_arguments, from_plan
 from megatron_lrpath.training.options.arguments import add_all_own_arguments, explicit_arguments
 
@@ -141,6 +144,8 @@ def begin(args: Any, context: RunContext, device: str) -> tuple[int, dist.Store 
     retain_interval = args.save_retain_interval
     safeguards.install(args, context, start, ranks, device)
     if context.folder is not None and args.rank == 0:
+        for name in (lineage.LINEAGE, HISTORY, RESULT):
+            sweep_unfinished(context.folder / name)
         plan = str(context.plan.path.resolve()) if context.plan else None
         parent = parent_record(context)
         facts = (start.step, args.world_size, retain_interval)

@@ -13,7 +13,7 @@ import re
 import shutil
 from pathlib import Path
 
-from megatron_lrpath.files import atomic_write_text, sync_folder
+from megatron_lrpath.files import atomic_write_text, sweep_unfinished, sync_folder
 from megatron_lrpath.training.checkpoints.manifest import MANIFEST
 
 CHECKPOINTS = "checkpoints"  # in a run's folder
@@ -104,10 +104,9 @@ def sweep(root: Path) -> None:
     for name in _names(root):
         if _LEFTOVER.fullmatch(name):
             shutil.rmtree(root / name, ignore_errors=True)
-        elif name.startswith(f".{TRACKER}.") and name.endswith(".tmp"):
-            (root / name).unlink(missing_ok=True)
         elif _STEP_FOLDER.fullmatch(name) and _is_empty(root / name):
             (root / name).rmdir()
+    sweep_unfinished(root / TRACKER)
 
 
 def remove(root: Path, step: int) -> None:
