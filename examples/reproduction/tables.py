@@ -13,6 +13,7 @@ import re
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from beyond import cheaper, draw_figure, shapes
 from findings import findings
@@ -109,25 +110,46 @@ def held_out() -> str:
     path = RESULTS / "advise.json"
     if not path.exists():
         return "Not measured yet.\n"
-    fits = json.loads(path.read_text())["fits"]
+    fits = [fit | {"checks": with_gaps(fit["checks"])} for fit in json.loads(path.read_text())["fits"]]
     lines = []
     for key in dict.fromkeys((fit["corpus"], fit["fit"]) for fit in fits):
         mine = [fit for fit in fits if (fit["corpus"], fit["fit"]) == key]
         every = [check for fit in mine for check in fit["checks"]]
         for version in [*sorted({check["version"] for check in every}), "all"]:
-            errors = [check["error"] for check in every if version in (check["version"], "all")]
-            lines.append([*key, str(len(mine)), version, *errors_said(errors)])
+            lines.append([*key, str(len(mine)), version, *errors_said(every, {"version": version})])
         for alpha in sorted({check["alpha"] for check in every}):
-            errors = [check["error"] for check in every if check["alpha"] == alpha]
-            lines.append([*key, str(len(mine)), f"all, α={alpha:g}", *errors_said(errors)])
-    return markdown(["corpus", "fitted to", "seeds", "of", "branches", "mean", "mean size", "worst"], lines)
+            lines.append([*key, str(len(mine)), f"all, α={alpha:g}", *errors_said(every, {"alpha": alpha})])
+    errors = ["mean", "mean size", "worst"]
+    gaps = ["gap to the plan's α: mean size", "worst"]
+    return markdown(["corpus", "fitted to", "seeds", "of", "branches", *errors, *gaps], lines)
 
 
-def errors_said(errors: Sequence[float]) -> list[str]:
-    """Number, mean, mean size and largest size of relative errors."""
+def with_gaps(checks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each prediction with the error of its ratio to that of the version's branch in the plan itself."""
+    own = {check["version"]: check["error"] for check in checks if "/" not in check["run"]}
+    return [
+        check
+        | {"gap": (1 + check["error"]) / (1 + own[check["version"]]) - 1 if "/" in check["run"] else None}
+        for check in checks
+    ]
+
+
+def errors_said(checks: Sequence[dict[str, Any]], wanted: dict[str, Any]) -> list[str]:
+    """Of the checks wanted: their number, mean, mean size and largest size of errors, the same sizes of gaps."""
+    mine = [one for one in checks if all(value in (one[name], "all") for name, value in wanted.items())]
+    errors = [one["error"] for one in mine]
+    return [
+        str(len(errors)),
+        f"{100 * statistics.fmean(errors):+.2f}%",
+        *sizes_said(errors),
+        *sizes_said([one["gap"] for one in mine if one["gap"] is not None]),
+    ]
+
+
+def sizes_said(errors: Sequence[float]) -> list[str]:
+    """Mean size and largest size."""
     sizes = [abs(error) for error in errors]
-    mean = f"{100 * statistics.fmean(errors):+.2f}%"
-    return [str(len(errors)), mean, f"{100 * statistics.fmean(sizes):.2f}%", f"{100 * max(sizes):.2f}%"]
+    return [f"{100 * statistics.fmean(sizes):.2f}%", f"{100 * max(sizes):.2f}%"] if sizes else ["–", "–"]
 
 
 def machine() -> str:
