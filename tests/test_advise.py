@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from megatron_lrpath.cli import main
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.evaluate.targets import EVALUATION
 from megatron_lrpath.plan import Plan
+from megatron_lrpath.report.advice import read_advice
 from tests.advise_fixtures import (
     LEVELS,
     MULTI_POWER,
@@ -270,6 +272,24 @@ def test_the_command_prints_json_and_draws(
         "cosine", "linear", "minus-sqrt", "exponential", "multi-step",
     }  # fmt: skip
     assert figure.read_text().startswith("<?xml")
+
+
+def test_the_advice_stands_in_the_report(tmp_path: Path) -> None:
+    plan = small_plan(tmp_path)
+    write_losses(plan)
+    assert main(["advise", str(plan.path), "--fit-on", "v1"]) == 0
+    assert read_advice(plan) is None, "a test of the law is no advice"
+    assert main(["advise", str(plan.path)]) == 0
+    assert main(["report", str(plan.path)]) == 0
+    folder = Path(plan.output) / "report"
+    for text in ((folder / "index.html").read_text(), (folder / "report.md").read_text()):
+        assert "Which alpha" in text
+        assert re.search("Advice .*: alpha=0", text)
+    assert len((folder / "data/advice.csv").read_text().splitlines()) > 50
+    assert (folder / "advice.png").read_bytes().startswith(b"\x89PNG")
+    (Path(plan.output) / "advice/advice.json").write_text('{"sentences": 3}')
+    assert main(["report", str(plan.path)]) == 0
+    assert "Which alpha" not in (folder / "index.html").read_text()
 
 
 def test_the_command_says_when_no_alpha_meets_the_target(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,18 @@ from matplotlib.figure import Figure
 
 from megatron_lrpath.advise.advice import Advice
 from megatron_lrpath.advise.predict import own_decay
+from megatron_lrpath.advise.table import fitted, sentences
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_bytes
+from megatron_lrpath.report.advice import NAME, SavedAdvice
+from megatron_lrpath.report.csvdata import csv_text
 from megatron_lrpath.report.style import (
     COLOURS,
     INK,
     SOFT,
     WIDTH,
     drawing_style,
+    finished,
     mark_versions,
     version_shade,
 )
@@ -39,6 +44,24 @@ def write_figure(advice: Advice, path: Path) -> None:
         atomic_write_bytes(path, stream.getvalue())
     except OSError as error:
         raise UserError(f"--figure {path}: cannot be written: {error.strerror}") from None
+
+
+def for_report(advice: Advice, now: datetime) -> SavedAdvice:
+    """The advice as the report shows it."""
+    caption = (
+        f"{fitted(advice)} Losses are nats a token; predicted ones are of the "
+        f"{'validation' if advice.model.evaluated else 'training'} text at the branches' ends."
+    )
+    header = ("decay", "min_lr_share", "alpha", "relative_cost", "loss", "gap", "gap_low", "gap_high")
+    rows = [
+        (one.decay.shape, one.decay.floor, one.alpha, one.cost, one.loss, one.gap, one.gap_low, one.gap_high)
+        for one in advice.candidates
+        if one.possible
+    ]
+    with drawing_style():
+        drawing = finished(draw(advice), NAME, "Which alpha", caption, csv_text(header, rows))
+    words = [*sentences(advice), *([advice.doubt] if advice.doubt else [])]
+    return SavedAdvice(now.strftime("%Y-%m-%d %H:%M %Z").strip(), tuple(words), drawing)
 
 
 def draw(advice: Advice) -> Figure:

@@ -6,6 +6,10 @@ import argparse
 import json
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from megatron_lrpath.advise.advice import Advice
 
 HELP = "predict the loss for every alpha and decay from the runs so far, the cost beside it"
 EXAMPLE = "lrpath advise plan.yaml --within 0.5%   or   lrpath advise plan.yaml --budget 0.5"
@@ -58,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Print the advice; 0, or 1 where no alpha meets the target."""
+    """Print the advice and leave it for the report; 0, or 1 where no alpha meets the target."""
     from megatron_lrpath.advise.advice import advise
     from megatron_lrpath.plan import load_plan
 
@@ -75,6 +79,8 @@ def execute(args: argparse.Namespace) -> int:
         from megatron_lrpath.advise.figure import write_figure
 
         write_figure(advice, args.figure)
+    if args.fit_on is None:  # else it is a test of the law, and no advice
+        save(advice)
     if args.json:
         print(json.dumps(advice.to_dict(), indent=2, ensure_ascii=False, allow_nan=False))
     else:
@@ -86,6 +92,16 @@ def execute(args: argparse.Namespace) -> int:
         if args.figure:
             print(f"Figure: {args.figure}")
     return 0 if advice.chosen else 1
+
+
+def save(advice: Advice) -> None:
+    """Leave the advice beside the plan's runs, where the report finds it."""
+    from datetime import datetime
+
+    from megatron_lrpath.advise.figure import for_report
+    from megatron_lrpath.report.advice import save_advice
+
+    save_advice(advice.plan, for_report(advice, datetime.now().astimezone()), advice.to_dict())
 
 
 def _number(text: str) -> float:

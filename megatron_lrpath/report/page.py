@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from megatron_lrpath.files import atomic_write_bytes, atomic_write_text
 from megatron_lrpath.plan import Plan
+from megatron_lrpath.report.advice import SavedAdvice, read_advice
 from megatron_lrpath.report.collect import RunTree, collect
 from megatron_lrpath.report.csvdata import perplexity_csv
 from megatron_lrpath.report.downstream import downstream_csv, downstream_table
@@ -46,6 +47,7 @@ class Report:
     rates: Drawing
     cost: Drawing | None
     losses: Drawing | None
+    advice: SavedAdvice | None
     tuned: Table | None
     runs: Table
     facts: list[Fact]
@@ -56,7 +58,8 @@ class Report:
     @property
     def drawings(self) -> list[Drawing]:
         """The figures that there is something to draw for."""
-        return [drawing for drawing in (self.rates, self.cost, self.losses) if drawing is not None]
+        advice = self.advice.drawing if self.advice else None
+        return [drawing for drawing in (self.rates, self.cost, self.losses, advice) if drawing is not None]
 
 
 def make_report(plan: Plan, now: datetime) -> Report:
@@ -75,6 +78,7 @@ def make_report(plan: Plan, now: datetime) -> Report:
         rates=draw_rates(tree),
         cost=draw_cost(tree),
         losses=draw_losses(tree),
+        advice=read_advice(plan),
         tuned=fine_tuning_table(tree),
         runs=run_table(tree),
         facts=facts(tree),
