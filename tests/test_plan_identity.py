@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from megatron_lrpath.plan import NEUTRAL, PARADIGMS, SET_BY_PLAN, differences, is_neutral
-from tests.plan_text import plan_with, versions
+from megatron_lrpath.plan import NEUTRAL, PARADIGMS, SET_BY_PLAN, differences, is_neutral, load_plan
+from tests.plan_text import SOUND, plan_with, versions
 
 
 def identities(folder: Path, **changes: Any) -> dict[str, dict[str, Any]]:
@@ -37,6 +38,17 @@ def test_appending_a_version_keeps_every_identity(tmp_path: Path, style: str, va
             }
         else:
             assert after[name] == identity
+
+
+@pytest.mark.parametrize("rate", [1e-2, 3e-3, 6e-4, 3e-4, 8e-4, 1.5e-3])
+def test_the_default_of_min_lr_is_what_would_be_written(tmp_path: Path, rate: float) -> None:
+    """A tenth by division is another number: 3e-4 / 10 is 2.9999999999999997e-05."""
+    content = yaml.safe_load(SOUND)
+    content["schedule"] |= {"max_lr": rate}
+    del content["schedule"]["min_lr"]
+    path = tmp_path / "without.yaml"
+    path.write_text(yaml.safe_dump(content))
+    assert load_plan(path).schedule.min_lr == float(f"{rate / 10:.3e}")
 
 
 def test_the_last_versions_alpha_does_not_matter_to_the_main_path(tmp_path: Path) -> None:

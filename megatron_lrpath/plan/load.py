@@ -32,7 +32,7 @@ from megatron_lrpath.plan.values import (
     read_section,
     read_value,
 )
-from megatron_lrpath.schedule import Schedule
+from megatron_lrpath.schedule import Schedule, tenth
 
 _NESTED = ("cycle_steps", "branch_mix")  # read by functions of their own
 _PLAIN = ("name", "seed", "alpha", "cpt_variant", "also_branch_at")
@@ -79,7 +79,7 @@ def _read_schedule(source: Source, entry: Entry) -> Schedule:
     fields = _read_fields(source, entry, SCHEDULE_KEYS)
     section = read_section(source, entry, SCHEDULE_KEYS)
     if fields["min_lr"] is None:
-        fields["min_lr"] = fields["max_lr"] / 10
+        fields["min_lr"] = tenth(fields["max_lr"])
     if fields["min_lr"] > fields["max_lr"]:
         raise source.error(
             section["min_lr"],

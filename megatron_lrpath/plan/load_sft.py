@@ -13,7 +13,7 @@ from megatron_lrpath.plan.sft_keys import SFT_KEYS
 from megatron_lrpath.plan.source import Entry, Source
 from megatron_lrpath.plan.spec import Batch, Version
 from megatron_lrpath.plan.values import read_arguments, read_key, read_list, read_section, read_value
-from megatron_lrpath.schedule import STYLES, Schedule
+from megatron_lrpath.schedule import STYLES, Schedule, tenth
 
 _LISTS = ("data", "valid", "special_tokens", "versions", "paradigms", "megatron", "style")
 
@@ -94,7 +94,7 @@ def _schedule(source: Source, section: dict[str, Entry], plain: dict[str, Any]) 
         style = read_value(source, section["style"], choice(*STYLES))
     highest, lowest = plain["max_lr"], plain["min_lr"]
     if lowest is None:
-        lowest = highest / 10
+        lowest = tenth(highest)
     if lowest > highest:
         raise source.error(section["min_lr"], f"{lowest} is above max_lr {highest}; a decay goes downwards")
     if plain["steps"] is not None and plain["warmup_steps"] >= plain["steps"]:

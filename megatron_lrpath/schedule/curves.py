@@ -78,6 +78,11 @@ def exact_decimal(value: float) -> Fraction:
     return Fraction(repr(float(value)))
 
 
+def tenth(rate: float) -> float:
+    """A tenth of a rate as it would be written: 3e-5 of 3e-4, where dividing gives 2.9999999999999997e-05."""
+    return float(exact_decimal(rate) / 10)
+
+
 def _held_rate(schedule: Schedule, t: Exact, length: int, held: Exact, shape: str) -> float:
     """max for the share `held` of the length, then the decay shape down to min at the end."""
     begin = held * length
