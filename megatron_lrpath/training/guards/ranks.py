@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from torch.distributed import DistError, PrefixStore, Store, rendezvous
+from torch.distributed.constants import default_pg_timeout
 
 from megatron_lrpath.errors import NotMetError
 
@@ -43,8 +44,10 @@ class Ranks:
         if world == 1:
             return cls(rank, world, None)
         try:
-            ranks = cls(rank, world, next(rendezvous("env://", timeout=MEETING))[0])
+            store = next(rendezvous("env://", timeout=MEETING))[0]
+            ranks = cls(rank, world, store)
             ranks._wait_for_all()
+            store.set_timeout(default_pg_timeout)  # as torch would have made it
         except DistError as error:
             address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             raise NotMetError(
