@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_lrpath.advise.areas import F64, rates_of
+from megatron_lrpath.advise.areas import F64, rates_of, read_drops
 from megatron_lrpath.advise.curves import main_rates, scale_of, version_ends
-from megatron_lrpath.advise.laws import Law, Tissue
+from megatron_lrpath.advise.law import loss_and_slopes
 from megatron_lrpath.plan import Plan, Run
 from tests.plan_text import plan_with, versions
 
 LEVELS = (0.0, 0.02, -0.03, 0.04)
-TISSUE = np.array([np.log(2.6), np.log(0.6), 0.5, 0.3])
-MULTI_POWER = np.array([np.log(2.6), np.log(0.6), 0.5, np.log(0.25), 2.0, -0.7, 0.4])
+TRUTH = np.array([np.log(2.6), np.log(0.6), np.log(0.5), np.log(0.2), 3.0, -0.8, 0.4, 0.15])
+"""Parameters of the law in the units of `small_plan`, as far from those expected as another model's may be."""
 
 
 def small_plan(
@@ -35,30 +35,24 @@ def full_rates(plan: Plan, run: Run) -> F64:
     return np.concatenate([begin, rates_of(run.path, run.first_step, run.last_step)])
 
 
-def true_losses(plan: Plan, run: Run, law: Law, parameters: F64) -> F64:
+def true_losses(plan: Plan, run: Run, parameters: F64 = TRUTH) -> F64:
     """The losses of the run's own steps by the law, a level for each version on top."""
     steps = np.arange(run.first_step + 1, run.last_step + 1)
-    read = law.read(full_rates(plan, run), np.maximum(steps, 2), scale_of(plan))  # step 1 has the rate 0
+    read = read_drops(full_rates(plan, run), np.maximum(steps, 2), scale_of(plan))  # step 1 has the rate 0
     levels = np.resize(LEVELS, len(plan.versions))
-    return law.value(parameters, read)[0] + levels[np.searchsorted(version_ends(plan), steps)]
+    return loss_and_slopes(parameters, read)[0] + levels[np.searchsorted(version_ends(plan), steps)]
 
 
 def write_losses(
-    plan: Plan,
-    law: Law | None = None,
-    parameters: F64 = TISSUE,
-    noise: float = 0.005,
-    shared: float = 0.02,
-    seed: int = 0,
+    plan: Plan, parameters: F64 = TRUTH, noise: float = 0.005, shared: float = 0.02, seed: int = 0
 ) -> None:
     """Histories of the main path and every branch; `shared` is the noise of batches that they all see."""
     rng = np.random.default_rng(seed)
     batches = rng.normal(0, shared, plan.timeline.ends[-1] + 1)
     for run in plan.runs("ours"):
-        losses = true_losses(plan, run, law or Tissue(0.99), parameters)
         steps = np.arange(run.first_step + 1, run.last_step + 1)
-        noisy = losses * np.exp(batches[steps] + rng.normal(0, noise, len(steps)))
-        write_history(plan, run, noisy)
+        noisy = np.exp(batches[steps] + rng.normal(0, noise, len(steps)))
+        write_history(plan, run, true_losses(plan, run, parameters) * noisy)
 
 
 def write_history(plan: Plan, run: Run, losses: F64) -> None:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Hold the laws of `lrpath advise` to what was trained: fitted to little, they predict the other branches.
+"""Hold the law of `lrpath advise` to what was trained: fitted to little, it predicts the other branches.
 
 Reads the runs of the experiments and writes `results/advise.json`. Two fits for each seed: on version 1 alone
 (the main path and one decay), and on the same decay with the whole main path, which is there when a branch begins.
@@ -18,7 +18,8 @@ from collect import RESULTS
 
 from megatron_lrpath.advise.advice import Check, all_curves, check, upto_version
 from megatron_lrpath.advise.curves import Curve, scale_of
-from megatron_lrpath.advise.model import build_model
+from megatron_lrpath.advise.model import Model, build_model
+from megatron_lrpath.advise.predict import DECAYS, gap_intervals
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.experiment.load import load_together
 from megatron_lrpath.files import atomic_write_json
@@ -28,24 +29,40 @@ PLANS = Path(__file__).parents[1] / "paper" / "small"
 CORPORA = {"mixture": ("tables-1-3", "table-2", "beyond-0.58"), "novels": ("novels",)}
 SEEN = ("main", "branch-v1")
 ALPHA = re.compile(r"alpha([0-9.]+)")
+DECAY = re.compile("|".join((*DECAYS, "knee", "multi-step")))
 
 
-def checks(plan: Plan, curves: Sequence[Curve], used: Sequence[Curve]) -> list[dict[str, Any]]:
-    """Every complete branch that was not used, predicted and measured."""
-    model = build_model(used, scale_of(plan), resampled=1)
-    found = [check(curve, model) for curve in curves if curve.kind == "branch" and curve.complete]
-    return [facts(plan, one) for one in found if one.run != SEEN[1]]
+def checks(plan: Plan, curves: Sequence[Curve], used: Sequence[Curve]) -> Iterator[dict[str, Any]]:
+    """Every complete branch that was not used, predicted and measured, and so its gap to the plan's own branch."""
+    model = build_model(used, scale_of(plan))
+    branches = [curve for curve in curves if curve.kind == "branch" and curve.complete]
+    own = {curve.version: curve for curve in branches if "/" not in curve.name}
+    for curve in branches:
+        if curve.name != SEEN[1]:
+            yield facts(plan, check(curve, model)) | gap(model, curve, own.get(curve.version))
 
 
 def facts(plan: Plan, one: Check) -> dict[str, Any]:
-    """A prediction with its alpha: that of its variation's name, or else the plan's own."""
-    alpha = ALPHA.search(one.run)
+    """A prediction with its alpha and decay: those of its variation's name, or else the plan's own."""
+    alpha, decay = ALPHA.search(one.run), DECAY.search(one.run)
     return {
         "run": one.run,
         "version": one.run.rpartition("-")[2],
         "alpha": float(alpha[1]) if alpha else plan.alpha,
+        "decay": decay[0] if decay else plan.schedule.style,
         "error": one.error,
+        "inside": one.inside,
     }
+
+
+def gap(model: Model, curve: Curve, own: Curve | None) -> dict[str, Any]:
+    """The error of the ratio to the plan's own branch, and whether the interval has it; empty for that itself."""
+    if own is None or own is curve or not (curve.validation and own.validation):
+        return {}
+    predicted = model.ends_of(curve) / model.ends_of(own) - 1
+    low, high = gap_intervals(model, predicted[None, :])
+    measured = curve.validation / own.validation - 1
+    return {"gap_error": float(predicted[0] - measured), "gap_inside": bool(low[0] <= measured <= high[0])}
 
 
 def held_out(corpus: str, names: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -60,7 +77,7 @@ def held_out(corpus: str, names: Sequence[str]) -> Iterator[dict[str, Any]]:
         for name, used in fits.items() if len(seen) == len(SEEN) else ():
             what = {"corpus": corpus, "seed": point.plan.seed, "fit": name}
             try:
-                yield what | {"checks": checks(point.plan, curves, used)}
+                yield what | {"checks": list(checks(point.plan, curves, used))}
             except UserError as error:
                 print(f"{what}: {error}")
 

@@ -106,50 +106,69 @@ def merged() -> str:
 
 
 def held_out() -> str:
-    """What the laws of `lrpath advise` predicted of branches that they had not seen, over all seeds."""
+    """What the law of `lrpath advise` predicted of branches that it had not seen, over all seeds."""
     path = RESULTS / "advise.json"
     if not path.exists():
         return "Not measured yet.\n"
-    fits = [fit | {"checks": with_gaps(fit["checks"])} for fit in json.loads(path.read_text())["fits"]]
+    fits = json.loads(path.read_text())["fits"]
     lines = []
     for key in dict.fromkeys((fit["corpus"], fit["fit"]) for fit in fits):
         mine = [fit for fit in fits if (fit["corpus"], fit["fit"]) == key]
         every = [check for fit in mine for check in fit["checks"]]
-        for version in [*sorted({check["version"] for check in every}), "all"]:
-            lines.append([*key, str(len(mine)), version, *errors_said(every, {"version": version})])
-        for alpha in sorted({check["alpha"] for check in every}):
-            lines.append([*key, str(len(mine)), f"all, α={alpha:g}", *errors_said(every, {"alpha": alpha})])
-    errors = ["mean", "mean size", "worst"]
-    gaps = ["gap to the plan's α: mean size", "worst"]
+        groups = {"all": every}
+        for name, said_so in (("version", "{}"), ("alpha", "α={:g}"), ("decay", "{}")):
+            values = sorted({check[name] for check in every})
+            for value in values if len(values) > 1 else []:
+                groups[said_so.format(value)] = [check for check in every if check[name] == value]
+        lines += [[*key, str(len(mine)), name, *errors_said(checks)] for name, checks in groups.items()]
+    errors = ["mean", "mean size", "worst", "in the interval"]
+    gaps = ["gap to the plan's branch: mean size", "worst", "in the interval"]
     return markdown(["corpus", "fitted to", "seeds", "of", "branches", *errors, *gaps], lines)
 
 
-def with_gaps(checks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each prediction with the error of its ratio to that of the version's branch in the plan itself."""
-    own = {check["version"]: check["error"] for check in checks if "/" not in check["run"]}
-    return [
-        check
-        | {"gap": (1 + check["error"]) / (1 + own[check["version"]]) - 1 if "/" in check["run"] else None}
-        for check in checks
-    ]
-
-
-def errors_said(checks: Sequence[dict[str, Any]], wanted: dict[str, Any]) -> list[str]:
-    """Of the checks wanted: their number, mean, mean size and largest size of errors, the same sizes of gaps."""
-    mine = [one for one in checks if all(value in (one[name], "all") for name, value in wanted.items())]
-    errors = [one["error"] for one in mine]
+def errors_said(checks: Sequence[dict[str, Any]]) -> list[str]:
+    """Their number; mean, mean size and largest size of the errors, and how many the intervals had; of gaps, too."""
+    errors = [one["error"] for one in checks]
+    gaps = [one for one in checks if "gap_error" in one]
     return [
         str(len(errors)),
         f"{100 * statistics.fmean(errors):+.2f}%",
         *sizes_said(errors),
-        *sizes_said([one["gap"] for one in mine if one["gap"] is not None]),
+        share_said([one["inside"] for one in checks]),
+        *sizes_said([one["gap_error"] for one in gaps]),
+        share_said([one["gap_inside"] for one in gaps]),
     ]
+
+
+def share_said(inside: Sequence[bool]) -> str:
+    """How many of them are true."""
+    return f"{100 * statistics.fmean(inside):.0f}%" if inside else "–"
 
 
 def sizes_said(errors: Sequence[float]) -> list[str]:
     """Mean size and largest size."""
     sizes = [abs(error) for error in errors]
     return [f"{100 * statistics.fmean(sizes):.2f}%", f"{100 * max(sizes):.2f}%"] if sizes else ["–", "–"]
+
+
+def published_parameters() -> str:
+    """The law fitted to other people's curves."""
+    path = RESULTS / "published.json"
+    if not path.exists():
+        return "Not measured yet.\n"
+    rows = json.loads(path.read_text())["parameters"]
+    lines = [[name, *(f"{value:.3f}" for value in row.values())] for name, row in rows.items()]
+    return markdown(["model", *next(iter(rows.values()))], lines)
+
+
+def published_errors() -> str:
+    """What the law made of other people's curves that it had not seen."""
+    path = RESULTS / "published.json"
+    if not path.exists():
+        return "Not measured yet.\n"
+    rows = json.loads(path.read_text())["errors"]
+    lines = [[name, *(f"{100 * value:+.2f}%" for value in row.values())] for name, row in rows.items()]
+    return markdown(["curve", *next(iter(rows.values()))], lines)
 
 
 def machine() -> str:
@@ -164,6 +183,7 @@ def machine() -> str:
 MAKERS: dict[str, Callable[[], str]] = {
     "findings": all_findings, "periods": periods, "merged": merged, "held-out": held_out, "machine": machine,
     "shapes": shapes, "cheaper": cheaper,
+    "published-parameters": published_parameters, "published-errors": published_errors,
 }  # fmt: skip
 
 

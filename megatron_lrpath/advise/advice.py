@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 
+from megatron_lrpath.advise.areas import read_drops
 from megatron_lrpath.advise.curves import Curve, read_curves, scale_of
-from megatron_lrpath.advise.laws import Tissue
-from megatron_lrpath.advise.model import Model, build_model, end_of
+from megatron_lrpath.advise.law import NAME, PARAMETERS
+from megatron_lrpath.advise.model import Model, build_model
 from megatron_lrpath.advise.predict import (
     ALPHAS,
     DECAYS,
     Candidate,
     Decay,
+    interval,
     judged_versions,
     own_decay,
     predict,
@@ -39,6 +41,8 @@ class Check:
 
     run: str
     predicted: float
+    low: float
+    high: float
     measured: float
 
     @property
@@ -46,13 +50,17 @@ class Check:
         """Predicted over measured, minus 1."""
         return self.predicted / self.measured - 1
 
+    @property
+    def inside(self) -> bool:
+        """Whether the measured loss lies in the predicted interval."""
+        return self.low <= self.measured <= self.high
+
 
 @dataclass(frozen=True)
 class Advice:
     """What `lrpath advise` has to say.
 
-    `candidates`: every alpha with every decay. `choices`: those to choose from. `chosen`: the one to take,
-    None
+    `candidates`: every alpha with every decay. `choices`: those to choose from. `chosen`: the one to take, None
     where none meets the target; `target` says in words what it was chosen by. `checks`: branches held out.
     """
 
@@ -82,8 +90,7 @@ class Advice:
             return None
         return (
             f"The losses so far hardly tell the alphas apart: that gap lies between {one.gap_low:.1%} and "
-            f"{one.gap_high:.1%} in 95% of the fits to resampled losses. A branch at another alpha, or of "
-            f"another "
+            f"{one.gap_high:.1%} in 95% of the fits to resampled losses. A branch at another alpha, or of another "
             "version, would tell most."
         )
 
@@ -93,9 +100,8 @@ class Advice:
         return {
             "plan": self.plan.name,
             "law": {
-                "name": fit.law.name,
-                "memory": fit.law.memory if isinstance(fit.law, Tissue) else None,
-                "parameters": dict(zip(fit.law.parameters, fit.parameters.tolist(), strict=True)),
+                "name": NAME,
+                "parameters": dict(zip(PARAMETERS, fit.parameters.tolist(), strict=True)),
                 "levels": fit.level.tolist(),
             },
             "curves": [curve.name for curve in self.model.data.sources],
@@ -103,13 +109,14 @@ class Advice:
             "losses_of": "validation" if self.model.evaluated else "training",
             "end_error": self.model.end_error,
             "held_out": self.model.held_out,
-            "extrapolation": self.model.extrapolation,
             "judged_versions": [self.plan.versions[index].name for index in judged_versions(self.plan)],
             "candidates": [_candidate(self.plan, one) for one in self.candidates],
             "target": self.target,
             "doubt": self.doubt,
             "chosen": _candidate(self.plan, self.chosen) if self.chosen else None,
-            "checks": [asdict(check) | {"error": check.error} for check in self.checks],
+            "checks": [
+                asdict(check) | {"error": check.error, "inside": check.inside} for check in self.checks
+            ],
         }
 
 
@@ -130,9 +137,8 @@ def advise(
         within: choose the least cost whose mean loss is at most this share above the best.
         budget: choose the lowest loss whose relative cost is at most this.
         floors: further ends of decays, as shares of max_lr, beside the plan's own.
-        any_decay: choose among all decays, not only alphas with the plan's own. A law that has seen one
-        shape is
-            less sure of another.
+        any_decay: choose among all decays, not only alphas with the plan's own. A law that has seen one shape
+            is less sure of another.
         fit_on: fit only what had been trained when this version ended; the rest is predicted and compared.
 
     Raises:
@@ -199,10 +205,15 @@ def choose(
 def check(curve: Curve, model: Model) -> Check:
     """Predicted against measured loss of a finished branch."""
     if curve.validation is not None and model.evaluated:
-        return Check(curve.name, end_of(curve, model.fit) + model.offset(model.fit), curve.validation)
-    steps = curve.logged[curve.tail]
-    predicted = model.fit.losses(curve.rates, steps, np.searchsorted(curve.ends, steps))
-    return Check(curve.name, float(predicted.mean()), float(curve.losses[curve.tail].mean()))
+        measured, found = curve.validation, model.ends_of(curve)
+    else:
+        steps = curve.logged[curve.tail]
+        measured = float(curve.losses[curve.tail].mean())
+        read = read_drops(curve.rates, steps, model.fit.scale)
+        versions = np.searchsorted(curve.ends, steps)
+        found = np.array([fit.losses_of(read, versions).mean() for fit in model.fits])
+    predicted = interval(model, curve.version, found)
+    return Check(curve.name, predicted.loss, predicted.low, predicted.high, measured)
 
 
 def _candidate(plan: Plan, one: Candidate) -> dict[str, Any]:
@@ -229,8 +240,7 @@ def _check_same_main(plan: Plan, other: Plan) -> None:
     found = differences(shorter, longer)
     if found:
         raise UserError(
-            f"{other.path}: its main path is not that of {plan.path}: {'; '.join(found)}. Only branches off "
-            f"one "
+            f"{other.path}: its main path is not that of {plan.path}: {'; '.join(found)}. Only branches off one "
             "main path can be fitted together."
         )
 

@@ -1,21 +1,21 @@
-"""What a loss law reads off a learning-rate curve: its area, how far it was annealed, its single drops."""
+"""What the law of the loss reads off a learning-rate curve: its area, and its single drops."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.signal import lfilter
 
 from megatron_lrpath.schedule import LRPath
 
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
-DROPS = 48
-"""Groups of neighbouring drops of a curve that the multi-power law sums over, at most."""
+GROUPS = 48
+"""Groups of neighbouring drops of a curve that the law sums over, at most."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,10 @@ class Scale:
     area: float
     warmup: int
 
-
-@dataclass(frozen=True)
-class Areas:
-    """One curve read at some of its steps, all of shape [n], in units of `Scale.area`."""
-
-    forward: F64
-    annealed: F64
+    @property
+    def steps(self) -> float:
+        """The steps at the highest rate that make up `area`."""
+        return self.area / self.max_lr
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,8 @@ class Drops:
     """The drops of one curve that lie before each of the steps it is read at, flat.
 
     `row` [m] is the index of the step in [0, n), `size` [m] the drop over max_lr, `rate` [m] the rate after
-    it over max_lr, `since` [m] the area from the drop to the step; `forward` [n] is the whole area.
+    it over max_lr, `since` [m] the area from the drop to the step; `forward` [n] is the whole area. Areas are in
+    units of `Scale.area`.
     """
 
     forward: F64
@@ -65,28 +63,11 @@ def rates_of(path: LRPath, first: int, last: int, most: int | None = None) -> F6
     return rates if stride == 1 else np.interp(np.arange(first, last), places, rates)
 
 
-def drops_of(rates: F64, warmup: int) -> F64:
-    """How much the rate fell before each step, 0 up to the end of the warm-up; a later rise is negative."""
-    drops = -np.diff(rates, prepend=rates[:1])
-    drops[: warmup + 1] = 0.0
-    return drops
-
-
-def read_areas(rates: F64, steps: I64, scale: Scale, memory: float) -> Areas:
-    """S1 and S2 of Tissue et al. (arXiv 2408.11029, eq. 1) at some steps (counted from 1).
-
-    S1 = Σ η; S2 = Σ m_i with m_i = memory·m_{i−1} + (η_{i−1} − η_i), a linear filter of the drops.
-    """
-    momentum = lfilter([1.0], [1.0, -memory], drops_of(rates, scale.warmup))
-    index = steps - 1
-    return Areas(np.cumsum(rates)[index] / scale.area, np.cumsum(momentum)[index] / scale.area)
-
-
 def read_drops(rates: F64, steps: I64, scale: Scale) -> Drops:
-    """The drops that the multi-power law (arXiv 2503.12811) sums over, neighbours taken together."""
+    """The drops of a curve (the rate of every step) before some of its steps (from 1), neighbours taken together."""
     area = np.cumsum(rates) / scale.area
     before = area - rates / scale.area  # the area up to, not including, each step
-    drops = drops_of(rates, scale.warmup)
+    drops = _drops_of(rates, scale.warmup)
     index = steps - 1
     groups = _groups(drops)
     if not groups:
@@ -102,13 +83,34 @@ def read_drops(rates: F64, steps: I64, scale: Scale) -> Drops:
     return Drops(area[index], row, size[column], rate[column], since)
 
 
+def join_drops(parts: Sequence[Drops]) -> Drops:
+    """Several curves' drops as those of one."""
+    none = np.zeros(0)
+    parts = [Drops(none, np.zeros(0, dtype=np.int64), none, none, none), *parts]
+    rows = np.cumsum([0, *(len(part.forward) for part in parts[:-1])])
+    return Drops(
+        forward=np.concatenate([part.forward for part in parts]),
+        row=np.concatenate([part.row + start for part, start in zip(parts, rows, strict=True)]),
+        size=np.concatenate([part.size for part in parts]),
+        rate=np.concatenate([part.rate for part in parts]),
+        since=np.concatenate([part.since for part in parts]),
+    )
+
+
+def _drops_of(rates: F64, warmup: int) -> F64:
+    """How much the rate fell before each step, 0 up to the end of the warm-up; a later rise is negative."""
+    drops = -np.diff(rates, prepend=rates[:1])
+    drops[: warmup + 1] = 0.0
+    return drops
+
+
 def _groups(drops: F64) -> list[I64]:
-    """The steps with a drop, in at most `DROPS` stretches with about the same sum each."""
+    """The steps with a drop, in at most `GROUPS` stretches with about the same sum each."""
     steps = np.flatnonzero(drops)
     if not len(steps):
         return []
     share = np.abs(drops[steps]).cumsum()
-    number = np.minimum((share / share[-1] * DROPS).astype(np.int64), DROPS - 1)
+    number = np.minimum((share / share[-1] * GROUPS).astype(np.int64), GROUPS - 1)
     return np.split(steps, np.flatnonzero(np.diff(number)) + 1)
 
 

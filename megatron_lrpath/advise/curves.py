@@ -28,11 +28,11 @@ FEWEST = 3 * SHORTEST
 
 @dataclass(frozen=True)
 class Points:
-    """Of shape [n] each: middle step, ln of the mean loss, steps behind it, version (from 0)."""
+    """Of shape [n] each: middle step, ln of the mean loss, its deviation from noise alone, version (from 0)."""
 
     steps: I64
     logs: F64
-    counts: F64
+    deviations: F64
     versions: I64
 
 
@@ -43,6 +43,8 @@ class Curve:
     `rates` [last step]: the rate of every step, ancestors' first. `logged`, `losses` [rows]: the run's own
     steps and their losses (nats a token), ascending, finite. `ends` [versions]: each version's last step.
     `validation`: the loss on the validation set at the run's end (nats a token), None where it was not evaluated.
+    `main`: of a branch, the main path where it has logged the same steps, so on the same batches. Then the curve is
+    read as its losses over the main path's: a batch that is hard for one model is hard for the other.
     """
 
     name: str
@@ -53,10 +55,18 @@ class Curve:
     losses: F64
     ends: I64
     validation: float | None = None
+    main: Curve | None = None
+
+    @cached_property
+    def baseline(self) -> F64:
+        """What the losses are read over [rows]: the main path's in the same steps, or 1."""
+        if self.main is None:
+            return np.ones(len(self.losses))
+        return self.main.losses[np.searchsorted(self.main.logged, self.logged)]
 
     @cached_property
     def points(self) -> Points:
-        """Means over stretches of steps, none of them over two versions."""
+        """Means over stretches of steps, none of them over two versions; relative to the main path's, see `main`."""
         versions = np.searchsorted(self.ends, self.logged)
         groups = []
         for version in np.unique(versions):
@@ -64,15 +74,15 @@ class Curve:
             groups += np.array_split(rows, max(1, min(POINTS, len(rows) // SHORTEST)))
         return Points(
             steps=np.array([self.logged[rows[len(rows) // 2]] for rows in groups], dtype=np.int64),
-            logs=np.log([self.losses[rows].mean() for rows in groups]),
-            counts=np.array([float(len(rows)) for rows in groups]),
+            logs=np.log([self.losses[rows].mean() / self.baseline[rows].mean() for rows in groups]),
+            deviations=self.noise / np.sqrt([len(rows) for rows in groups]),
             versions=np.array([versions[rows[0]] for rows in groups], dtype=np.int64),
         )
 
     @cached_property
     def noise(self) -> float:
-        """The deviation of one step's ln loss, from what neighbouring steps differ by."""
-        return float(np.std(np.diff(np.log(self.losses))) / np.sqrt(2))
+        """The deviation of one step's ln loss (see `main`), from what neighbouring steps differ by."""
+        return float(np.std(np.diff(np.log(self.losses / self.baseline))) / np.sqrt(2))
 
     @property
     def decays(self) -> bool:
@@ -88,6 +98,13 @@ class Curve:
     def tail(self) -> slice:
         """The rows of the last tenth of the run's steps, at least five: its final loss is their mean."""
         return slice(-max(5, len(self.logged) // 10), None)
+
+    def beside(self, main: Curve) -> Curve:
+        """The branch read over the main path, where that has logged all of its steps and leaves less noise."""
+        if not np.isin(self.logged, main.logged).all():
+            return self
+        relative = replace(self, main=main)
+        return relative if relative.noise < self.noise else self
 
     def upto(self, last: int) -> Curve:
         """The curve as it was at step `last`."""
@@ -165,9 +182,8 @@ def _check_losses(plan: Plan, run: Run, steps: I64, losses: F64) -> None:
     bad = steps[~(np.isfinite(losses) & (losses > 0))]
     if len(bad) > 0.02 * len(steps):
         raise UserError(
-            f"{plan.folder(run) / 'history.jsonl'}: {len(bad)} of {len(steps)} steps have no finite loss "
-            f"(the first "
-            f"is step {bad[0]}). A law of the loss cannot be fitted to a run that diverged; lower the rate."
+            f"{plan.folder(run) / 'history.jsonl'}: {len(bad)} of {len(steps)} steps have no finite loss (the "
+            f"first is step {bad[0]}). A law of the loss cannot be fitted to a run that diverged; lower the rate."
         )
 
 
@@ -176,8 +192,7 @@ def _check_rates(plan: Plan, run: Run, logged: F64, planned: F64) -> None:
     off = np.abs(logged - planned)[known] > 1e-3 * plan.schedule.max_lr
     if off.any():
         raise UserError(
-            f"{plan.folder(run)}: trained at other learning rates than those of {plan.path}, in "
-            f"{int(off.sum())} of "
-            f"{int(known.sum())} logged steps. Use the plan that it was trained with (`lrpath report` "
-            f"compares them)."
+            f"{plan.folder(run)}: trained at other learning rates than those of {plan.path}, in {int(off.sum())} "
+            f"of {int(known.sum())} logged steps. Use the plan that it was trained with (`lrpath report` compares "
+            "them)."
         )

@@ -79,7 +79,9 @@ def _curves(axes: Axes, advice: Advice) -> None:
     count = len(advice.plan.versions)
     for curve in data.sources:
         colour = SOFT if curve.kind == "main" else version_shade("ours", curve.version + 1, count)
-        axes.plot(curve.points.steps, np.exp(curve.points.logs), ".", color=colour, markersize=4, alpha=0.6)
+        points = curve.points
+        over = fit.losses(curve.main.rates, points.steps, points.versions) if curve.main else 1.0
+        axes.plot(points.steps, np.exp(points.logs) * over, ".", color=colour, markersize=4, alpha=0.6)
         steps = np.unique(np.linspace(curve.logged[0], len(curve.rates), 300).astype(np.int64))
         losses = fit.losses(curve.rates, steps, np.searchsorted(curve.ends, steps))
         axes.plot(steps, losses, color=colour, linewidth=1.6, label=curve.name)

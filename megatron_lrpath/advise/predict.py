@@ -8,17 +8,21 @@ from functools import lru_cache
 
 import numpy as np
 
-from megatron_lrpath.advise.areas import F64, rates_of
+from megatron_lrpath.advise.areas import F64, rates_of, read_drops
 from megatron_lrpath.advise.curves import main_rates
 from megatron_lrpath.advise.model import Model
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.schedule import LRPath, Schedule
 
 ALPHAS = tuple(round(0.05 * number, 2) for number in range(2, 21))
-DECAYS = ("cosine", "linear", "minus-sqrt", "exponential", "multi-step")
+DECAYS = ("cosine", "linear", "minus-sqrt", "exponential")
+"""Shapes that are predicted beside the plan's own: fitted to one of them, the law knows the others. It does not know
+multi-step's long stretches at a low rate, and makes their loss too good by over a percent (`docs/advise.md`)."""
 POSITIONS = 1000
 """Places that a decay's rates are read at; longer ones are drawn straight in between."""
 CONFIDENT = 1.96
+VALIDATION = 0.15
+"""Share of a gap in training losses, as a standard deviation, that the one in validation losses may differ by."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +55,8 @@ class Candidate:
     """One alpha for all versions with one decay.
 
     `versions`: a prediction for each, None where its branch would leave the main path in its warm-up. `cost`:
-    steps of all runs over those of pre-training from scratch. `gap`: mean loss of the judged versions over
-    that
-    of the best that may be chosen, minus 1; its interval is that of the resampled fits.
+    steps of all runs over those of pre-training from scratch. `gap`: mean loss of the judged versions over that
+    of the best that may be chosen, minus 1; its interval is that of the resampled fits, see `VALIDATION`.
     """
 
     alpha: float
@@ -106,27 +109,35 @@ def predict(
             if any(end is None for end in judged):
                 continue
             versions = tuple(
-                None if end is None else _interval(model, index, plan.timeline.ends[index], end)
-                for index, end in enumerate(ends)
+                None if end is None else interval(model, index, end) for index, end in enumerate(ends)
             )
             mean = np.mean([end for end in judged if end is not None], axis=0)
             made.append(Candidate(alpha, decay, relative_cost(plan, alpha), versions, float(mean[0])))
             draws.append(mean)
-    return _compared(made, np.array(draws), [one.possible and eligible(one.decay) for one in made])
+    return _compared(model, made, np.array(draws), [one.possible and eligible(one.decay) for one in made])
 
 
-def _compared(candidates: list[Candidate], losses: F64, eligible: list[bool]) -> list[Candidate]:
-    """The candidates with their gaps to the best of the eligible ones, in the fit and in each sample."""
+def _compared(
+    model: Model, candidates: list[Candidate], losses: F64, eligible: list[bool]
+) -> list[Candidate]:
+    """The candidates with their gaps to the best of the eligible ones."""
     rows = np.flatnonzero(eligible)
     if not len(rows):
         return []
-    best = rows[int(np.argmin(losses[rows, 0]))]
-    gaps = losses / losses[best] - 1
-    low, high = np.quantile(gaps[:, 1:], (0.025, 0.975), axis=1) if gaps.shape[1] > 1 else (gaps[:, 0],) * 2
+    gaps = losses / losses[rows[int(np.argmin(losses[rows, 0]))]] - 1
+    low, high = gap_intervals(model, gaps)
     return [
-        replace(one, gap=float(gap[0]), gap_low=float(least), gap_high=float(most))
-        for one, gap, least, most in zip(candidates, gaps, low, high, strict=True)
+        replace(one, gap=float(gap), gap_low=float(least), gap_high=float(most))
+        for one, gap, least, most in zip(candidates, gaps[:, 0], low, high, strict=True)
     ]
+
+
+def gap_intervals(model: Model, gaps: F64) -> tuple[F64, F64]:
+    """The 95% intervals of gaps [n, 1 + samples]: the samples' quantiles, widened by what `VALIDATION` says."""
+    middle, samples = gaps[:, 0], gaps[:, 1:]
+    low, high = np.quantile(samples, (0.025, 0.975), axis=1) if samples.size else (middle, middle)
+    own = CONFIDENT * (VALIDATION if model.evaluated else 0.0) * middle
+    return middle - np.hypot(middle - low, own), middle + np.hypot(high - middle, own)
 
 
 def _ends_at(plan: Plan, model: Model, decay: Decay, alpha: float, index: int) -> F64 | None:
@@ -136,9 +147,8 @@ def _ends_at(plan: Plan, model: Model, decay: Decay, alpha: float, index: int) -
     if steps < 1 or point < max(1, plan.schedule.warmup):
         return None
     rates = np.concatenate([main_rates(plan, point), _branch(decay.schedule(plan), steps)])
-    fits = (model.fit, *model.samples)
-    reads = {law: law.read(rates, np.array([last]), model.fit.scale) for law in {fit.law for fit in fits}}
-    return np.array([model.ends_at(fit, reads[fit.law], index) for fit in fits])
+    read = read_drops(rates, np.array([last]), model.fit.scale)
+    return model.ends_at(read, index)
 
 
 @lru_cache(maxsize=256)
@@ -147,16 +157,10 @@ def _branch(schedule: Schedule, steps: int) -> F64:
     return rates_of(LRPath(schedule, "branch", 0, steps), 0, steps, POSITIONS)
 
 
-def _interval(model: Model, index: int, last: int, losses: F64) -> Prediction:
-    """The fit's loss between the quantiles of the samples, widened by the law's own error at ends of decays.
-
-    A version without any loss yet has an unknown level, so the spread of the others' widens it, too; and steps
-    beyond those of the main path (up to the version's `last`) by the error that the law made in extrapolating it.
-    """
+def interval(model: Model, index: int, losses: F64) -> Prediction:
+    """The fit's loss between the quantiles of the samples, widened by the law's own error and what it cannot know."""
     loss = float(losses[0])
     low, high = np.quantile(losses[1:], (0.025, 0.975)) if len(losses) > 1 else (loss, loss)
-    unknown = model.level_spread if index >= model.seen else 0.0
-    beyond = model.extrapolation * model.doublings(last)
-    own = CONFIDENT * np.sqrt((model.end_error * loss) ** 2 + unknown**2 + (beyond * loss) ** 2)
+    own = CONFIDENT * loss * np.hypot(model.end_error, model.unknown(index))
     below, above = np.hypot(max(loss - low, 0.0), own), np.hypot(max(high - loss, 0.0), own)
     return Prediction(loss, loss - float(below), loss + float(above))

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from megatron_lrpath.advise.advice import WITHIN, Advice
-from megatron_lrpath.advise.laws import Tissue
+from megatron_lrpath.advise.law import NAME
 from megatron_lrpath.advise.predict import Candidate, Decay, own_decay
 
 MISSING = "–"
@@ -61,17 +61,13 @@ def sentences(advice: Advice) -> list[str]:
 
 def fitted(advice: Advice) -> str:
     """What was fitted, and how well, in a line."""
-    model, law = advice.model, advice.model.fit.law
-    name = f"{law.name}, λ={law.memory:g}" if isinstance(law, Tissue) else law.name
+    model = advice.model
     curves = ", ".join(curve.name for curve in model.data.sources)
     how = "decays held out one at a time" if model.held_out else "one decay: in the fit itself"
-    far = model.doublings(advice.plan.timeline.ends[-1])
-    ahead = f" Extrapolated to twice the steps it was off by {model.extrapolation:.1%}." if far > 0.5 else ""
     levels = "; a level for each version's text" if len(model.fit.level) > 1 else ""
     return (
-        f"Fitted: {name}, to {curves}{levels}. Off by {model.misfit:.2%} beyond the noise, by "
-        f"{model.end_error:.2%} "
-        f"at the ends of decays ({how}).{ahead}"
+        f"Fitted: {NAME}, to {curves}{levels}. Off by {model.misfit:.2%} beyond the noise, by "
+        f"{model.end_error:.2%} at the ends of decays ({how})."
     )
 
 
@@ -104,9 +100,11 @@ def decays_table(advice: Advice) -> Table:
 
 def checks_table(advice: Advice) -> Table:
     """Branches that the fit had not seen."""
-    table = _table(["held out", "predicted", "measured", "error"], left=1)
+    table = _table(["held out", "predicted", "95% of it", "measured", "error"], left=1)
     for check in advice.checks:
-        table.add_row(check.run, f"{check.predicted:.4f}", f"{check.measured:.4f}", f"{check.error:+.2%}")
+        interval = f"{check.low:.3f} … {check.high:.3f}"
+        cells = f"{check.predicted:.4f}", interval, f"{check.measured:.4f}", f"{check.error:+.2%}"
+        table.add_row(check.run, *cells)
     errors = [abs(check.error) for check in advice.checks]
     table.caption = f"mean error {sum(errors) / len(errors):.2%}, worst {max(errors):.2%}"
     return table
