@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,9 @@ from megatron_lrpath.plan import load_plan
 
 def evaluated(preview: Preview) -> float:
     """The perplexity of a preview, merged and evaluated unless it has been."""
-    path = preview.folder / "plan.yaml"
     result = preview.folder / "runs" / "ours" / preview.run.name / EVALUATION
     if not result.exists():
+        shutil.rmtree(preview.folder, ignore_errors=True)  # what an interrupted call has left
         path = write_preview(preview)
         words = ["--plan", str(path), "--device", "cpu", "--runs", f"ours/{preview.run.name}"]
         process = CONTEXT.Process(target=call, args=(EVALUATE, words, preview.folder / "eval.log"))

@@ -151,24 +151,14 @@ def sizes_said(errors: Sequence[float]) -> list[str]:
     return [f"{100 * statistics.fmean(sizes):.2f}%", f"{100 * max(sizes):.2f}%"] if sizes else ["–", "–"]
 
 
-def published_parameters() -> str:
-    """The law fitted to other people's curves."""
+def published(part: str, first: str, form: Callable[[float], str]) -> str:
+    """What `published.py` has found: a part of it, its rows' names in the column `first`."""
     path = RESULTS / "published.json"
     if not path.exists():
         return "Not measured yet.\n"
-    rows = json.loads(path.read_text())["parameters"]
-    lines = [[name, *(f"{value:.3f}" for value in row.values())] for name, row in rows.items()]
-    return markdown(["model", *next(iter(rows.values()))], lines)
-
-
-def published_errors() -> str:
-    """What the law made of other people's curves that it had not seen."""
-    path = RESULTS / "published.json"
-    if not path.exists():
-        return "Not measured yet.\n"
-    rows = json.loads(path.read_text())["errors"]
-    lines = [[name, *(f"{100 * value:+.2f}%" for value in row.values())] for name, row in rows.items()]
-    return markdown(["curve", *next(iter(rows.values()))], lines)
+    rows = json.loads(path.read_text())[part]
+    lines = [[name, *map(form, row.values())] for name, row in rows.items()]
+    return markdown([first, *next(iter(rows.values()))], lines)
 
 
 def machine() -> str:
@@ -183,7 +173,8 @@ def machine() -> str:
 MAKERS: dict[str, Callable[[], str]] = {
     "findings": all_findings, "periods": periods, "merged": merged, "held-out": held_out, "machine": machine,
     "shapes": shapes, "cheaper": cheaper,
-    "published-parameters": published_parameters, "published-errors": published_errors,
+    "published-parameters": lambda: published("parameters", "model", "{:.3f}".format),
+    "published-errors": lambda: published("errors", "curve", "{:+.2%}".format),
 }  # fmt: skip
 
 

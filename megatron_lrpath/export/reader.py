@@ -38,8 +38,7 @@ class CheckpointReader:
         if not (folder / ".metadata").is_file() or not (folder / "metadata.json").is_file():
             raise UserError(
                 f"{folder}: not a whole torch_dist checkpoint (it has no .metadata or metadata.json). Name "
-                "the folder of "
-                "one step, or train with --ckpt-format torch_dist."
+                "the folder of one step, or train with --ckpt-format torch_dist."
             )
         self.reader = FileSystemReader(folder)
         with (folder / ".metadata").open("rb") as stream:
@@ -126,8 +125,7 @@ class CheckpointReader:
         if not enough or size[1:] != tuple(wanted)[1:] or (size[0] > wanted[0] and not open_ended):
             raise UserError(
                 f"{self.folder}: {name} has the shape {list(size)}, which does not hold {list(wanted)}: is "
-                "it of another "
-                "model, or the tokenizer of another vocabulary?"
+                "it of another model, or the tokenizer of another vocabulary?"
             )
 
 

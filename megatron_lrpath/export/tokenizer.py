@@ -63,8 +63,7 @@ def find_tokenizer(kind: str, model: str | None, args: Any, vocab_size: int | No
         if not model or not path.exists():
             raise UserError(
                 f"the tokenizer {model!r} is not here: give its place with --tokenizer, or call from the "
-                "folder that the "
-                "run was started in."
+                "folder that the run was started in."
             )
         return sentencepiece_tokenizer(kind, path) if kind in SENTENCEPIECE else hugging_face_tokenizer(path)
     size = vocab_size or getattr(args, "lrpath_vocab_size", None) or getattr(args, "vocab_size", None)
@@ -160,6 +159,5 @@ def write_sentencepiece(tokenizer: TokenizerFiles, folder: Path, max_positions: 
         return []
     return [
         f"tokenizer.json differs from SentencePiece on {different[:60]!r}; tokenizer.model is the one that "
-        "the model was "
-        "trained with."
+        "the model was trained with."
     ]

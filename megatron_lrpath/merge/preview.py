@@ -54,8 +54,7 @@ def plan_preview(
             raise UserError(
                 f"{root}: a merge for {version} needs the main path's checkpoint of step {wanted}; there are "
                 f"{', '.join(map(str, complete_steps(root))) or 'none'}. The main path passes the end of a "
-                "version "
-                "once the next one is in the plan; a smaller `save_interval` under `megatron` keeps more."
+                "version once the next one is in the plan; a smaller `save_interval` under `megatron` keeps more."
             )
     if len(steps) < 2:
         raise UserError(f"{root}: a decay from step {begin} to {run.last_step} has no checkpoints to merge")
