@@ -134,7 +134,7 @@ def cheaper() -> str:
 
 
 def draw_figure(path: Path) -> None:
-    """Perplexity over cost, a line for each shape and end."""
+    """Perplexity over cost, a line for each shape and end; differences are those within a seed."""
     sweep = load_sweep()
     if not sweep.settings:
         return
@@ -148,9 +148,11 @@ def draw_figure(path: Path) -> None:
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": EXPERIMENT}):
         figure = Figure(figsize=(8, 4.6), layout="constrained")
         axes = figure.add_subplot()
+        own = sweep.reference
+        reference = math.exp(statistics.fmean(sweep.loss(own).values()))
         for shape, end in sweep.decays():
             line = sweep.line(shape, end)
-            values = [math.exp(statistics.fmean(sweep.loss(one).values())) for one in line]
+            values = [reference * (1 + statistics.fmean(sweep.gaps(one))) for one in line]
             label = f"{shape}, to {end_said(sweep, end)}"
             axes.plot(
                 [one.cost for one in line],
@@ -161,8 +163,7 @@ def draw_figure(path: Path) -> None:
                 ms=3,
                 label=label,
             )
-        own = sweep.reference
-        axes.axhline(math.exp(statistics.fmean(sweep.loss(own).values())), color="#59636e", lw=0.8)
+        axes.axhline(reference, color="#59636e", lw=0.8)
         axes.annotate(
             "the paper's setting", (own.cost, axes.get_ylim()[1]), ha="center", va="top", fontsize=9
         )
