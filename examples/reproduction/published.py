@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from collect import RESULTS
+from measured import RESULTS
 
 from megatron_lrpath.advise.areas import F64, Scale
 from megatron_lrpath.advise.curves import Curve

@@ -90,8 +90,7 @@ class Advice:
             return None
         return (
             f"The losses so far hardly tell the alphas apart: that gap lies between {one.gap_low:.1%} and "
-            f"{one.gap_high:.1%} in 95% of the fits to resampled losses. A branch at another alpha, or of another "
-            "version, would tell most."
+            f"{one.gap_high:.1%}, with 95%. A branch at another alpha, or of another version, would tell most."
         )
 
     def to_dict(self) -> dict[str, Any]:

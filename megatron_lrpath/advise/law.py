@@ -3,8 +3,8 @@
 L = L0 + A·S^(−a) − B·S^(−d)·Σ_k (η_{k−1}−η_k)·G(η_k^(−g)·S_k),  G(x) = 1 − (C·x+1)^(−b)
 
 S is the sum of all rates so far, the warm-up's too, S_k that since drop k. With d = 0 it is the multi-power law
-(arXiv 2503.12811): there a drop of the rate gains as much late in a path as early. In its authors' own curves,
-and in ours, it gains less the longer the path; d is for that.
+(arXiv 2503.12811): there a drop of the rate gains as much late in a path as early. In its authors' own
+curves it gains less the longer the path (`docs/advise.md`); d is for that.
 """
 
 from __future__ import annotations
