@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from megatron_lrpath import __version__
 from megatron_lrpath.commands import COMMANDS
-from megatron_lrpath.errors import UserError
+from megatron_lrpath.errors import UserError, refusal
 
 BAD_INPUT, INTERRUPTED, PIPE_CLOSED = 2, 130, 141
 
@@ -43,13 +43,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"lrpath: error: {error}", file=sys.stderr)
         return BAD_INPUT
-    except KeyboardInterrupt:
-        print("lrpath: interrupted", file=sys.stderr)
-        return INTERRUPTED
     except BrokenPipeError:
         # The reader (`| head`) has gone; without this the interpreter complains once more at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
+    except OSError as error:
+        if (refused := refusal(error)) is None:
+            raise
+        print(f"lrpath: error: {refused}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("lrpath: interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,5 +1,16 @@
 """Errors that are the user's to mend: one clear message, no stack trace. And those that only follow from another."""
 
+import errno
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+REMEDIES = {
+    errno.ENOSPC: "Make room and call again.",
+    errno.EDQUOT: "The quota is used up; make room and call again.",
+    errno.EACCES: "You have no right to it.",
+    errno.EPERM: "You have no right to it.",
+    errno.EROFS: "Use a disk that may be written.",
+}
+
 CONSEQUENCES = (
     "Connection closed by peer",
     "Connection reset by peer",
@@ -27,3 +38,9 @@ class NotMetError(Exception):
 
 class TrainingStoppedError(Exception):
     """A training that cannot go on, through no fault of the command line; the trainer prints it and exits with 1."""
+
+
+def refusal(error: OSError) -> str | None:
+    """What a full or forbidden disk refuses, and how to go on; None for an error of another kind."""
+    remedy = REMEDIES.get(error.errno or 0)
+    return f"{error.filename or 'a file'}: {error.strerror}. {remedy}" if remedy else None

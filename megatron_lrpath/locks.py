@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from megatron_lrpath.files import naming
+
 LOCK_NAME = ".lock"
 
 
@@ -43,9 +45,10 @@ class FolderLock:
                 os.close(descriptor)
                 raise LockHeldError(describe_owner(folder))
             time.sleep(0.05)
-        os.ftruncate(descriptor, 0)
         owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": int(time.time())}
-        os.pwrite(descriptor, json.dumps(owner).encode(), 0)
+        with naming(folder / LOCK_NAME):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(owner).encode(), 0)
         return cls(folder, descriptor)
 
     def fileno(self) -> int:

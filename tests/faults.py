@@ -12,10 +12,14 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from tests.training_fixtures import Outcome, launch
+
+BALLAST = "ballast"
 
 
 def train_with(faults: list[str], words: list[str], nproc: int = 1, **named: Any) -> Outcome:
@@ -134,6 +138,40 @@ def full_disk(first: str, last: str) -> None:
     space.free_bytes = free_bytes
 
 
+def fill(folder: str) -> None:
+    """Leave not a byte on the disk of `folder`."""
+    with (Path(folder) / BALLAST).open("ab", buffering=0) as stream:
+        for size in (2**20, 2**12, 1):
+            with suppress(OSError):
+                while True:
+                    stream.write(bytes(size))
+
+
+def brimful(first: str, last: str, folder: str) -> None:
+    """A disk without a byte left from the end of step `first` until the end of step `last`."""
+    from megatron.training import training
+
+    steps = iter(range(1, 10**6))
+
+    def act() -> None:
+        step = next(steps)
+        if step in (int(first), int(last)):  # a save ends on the disk that it began on
+            training.maybe_finalize_async_save(blocking=True)
+        if int(first) <= step < int(last):
+            fill(folder)
+        elif step == int(last):
+            (Path(folder) / BALLAST).unlink()
+
+    after(training, "train_step", act)
+
+
+def log_into(path: str) -> None:
+    """What is printed goes to `path`."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+
+
 def roomy_disk() -> None:
     """The look at the free space always finds enough."""
     from megatron_lrpath.training.checkpoints import space
@@ -164,6 +202,8 @@ FAULTS: dict[str, Callable[..., None]] = {
     "early": stop_early,
     "kill": kill_at,
     "full": full_disk,
+    "brimful": brimful,
+    "log": log_into,
     "roomy": roomy_disk,
     "slow": slow_steps,
     "tmp": use_temporary,

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from megatron_lrpath.files import atomic_write_text
 from megatron_lrpath.training import watching
 from megatron_lrpath.training.context import get_context
+from megatron_lrpath.training.full_disk import PatientFile
 from megatron_lrpath.training.guards.guard import current_guard
 from megatron_lrpath.training.guards.peers import current_watch
 from megatron_lrpath.training.lineage import add_skipped
+from megatron_lrpath.training.messages import warn
 from megatron_lrpath.training.scheduler import current_scheduler
 
 HISTORY = "history.jsonl"
@@ -40,19 +40,22 @@ class History:
         self.path = path
         self.last_time = time.perf_counter() - elapsed
         drop_steps_after(path, first_step)
-        self.stream: TextIO = path.open("a", encoding="utf-8")
+        self._file = PatientFile(path, "The history of the steps")
 
     def append(self, record: dict[str, Any]) -> None:
-        """Add a step; the line reaches the file at once, so that others can follow the run."""
+        """Add a step; the line reaches the file at once, or when the disk has room, so that others can follow."""
         now = time.perf_counter()
         record["seconds"] = round(now - self.last_time, 6)
         self.last_time = now
-        self.stream.write(json.dumps(record) + "\n")
-        self.stream.flush()
+        self._file.write(json.dumps(record).encode() + b"\n")
 
     def sync(self) -> None:
-        """Let what was written survive a power cut: a checkpoint is about to stand for it."""
-        os.fsync(self.stream.fileno())
+        """Let the lines survive a power cut: a checkpoint is about to stand for them.
+
+        Raises:
+            OSError: the disk has no room for all of them.
+        """
+        self._file.sync()
 
 
 def drop_steps_after(path: Path, step: int) -> None:
@@ -149,17 +152,33 @@ def report_spike(iteration: int) -> None:
     last = args.consumed_train_samples - 1
     first = last + 1 - args.global_batch_size
     spike, action = guard.spike, "update skipped" if guard.skipped else "update made"
-    print(
-        f"lrpath: WARNING: step {iteration}: loss spike: {spike.loss:.4f} over a running median of "
-        f"{spike.median:.4f} (limit {spike.limit:.4f}); samples {first} to {last}; {action}",
-        file=sys.stderr,
-        flush=True,
+    warn(
+        f"step {iteration}: loss spike: {spike.loss:.4f} over a running median of {spike.median:.4f} (limit "
+        f"{spike.limit:.4f}); samples {first} to {last}; {action}"
     )
     if guard.skipped and context is not None and context.folder is not None:
-        add_skipped(
-            context.folder,
-            {"step": iteration, "samples": [first, last], "loss": spike.loss, "median": spike.median},
-        )
+        record = {"step": iteration, "samples": [first, last], "loss": spike.loss, "median": spike.median}
+        _unrecorded.append(record)
+        try:
+            record_skips()
+        except OSError as error:
+            warn(
+                f"{context.folder}: {error.strerror}; lineage.json learns of step {iteration} at the next save."
+            )
+
+
+_unrecorded: list[dict[str, Any]] = []
+"""Skipped updates that `lineage.json` does not hold yet."""
+
+
+def record_skips() -> None:
+    """Enter skipped updates in the lineage; raises OSError where the disk has no room. On rank 0."""
+    while _unrecorded:
+        context = get_context()
+        assert context is not None
+        assert context.folder is not None
+        add_skipped(context.folder, _unrecorded[0])
+        del _unrecorded[0]
 
 
 def wrap_training_log(original: Callable[..., bool]) -> Callable[..., bool]:

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lrpath import backend
-from megatron_lrpath.errors import NotMetError, TrainingStoppedError, UserError
+from megatron_lrpath.errors import NotMetError, TrainingStoppedError, UserError, refusal
 from megatron_lrpath.evaluate.targets import RESULT
 from megatron_lrpath.files import atomic_write_json
+from megatron_lrpath.training import full_disk
 from megatron_lrpath.training.checkpoints import ahead
 from megatron_lrpath.training.guards import signals
+from megatron_lrpath.training.messages import say_error
 from megatron_lrpath.training.options import early
 
 
@@ -31,6 +33,7 @@ def main(words: list[str] | None = None) -> None:
     # Said on every start where they are not installed; `environment.flags` has drawn the consequences.
     warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex|transformer-engine).*")
     signals.watch()
+    full_disk.keep_printing()
     with told():
         train(sys.argv[1:] if words is None else words)
 
@@ -44,18 +47,25 @@ def told() -> Iterator[None]:
         leave(error, 2)
     except TrainingStoppedError as error:
         leave(error, 1)
+    except OSError as error:
+        if (refused := refusal(error)) is None:
+            report(error)
+        leave(TrainingStoppedError(refused), 1)
     except NotMetError as error:
-        from megatron_lrpath.training.guards import peers
-
-        peers.say(f"lrpath: error: {error}")
+        say_error(error)
         os._exit(1)
     except Exception as error:
-        from megatron_lrpath.training.guards import peers
+        report(error)
 
-        watch = peers.current_watch()
-        if watch is None:
-            raise
-        watch.report_error(error)
+
+def report(error: Exception) -> None:
+    """Raise what nobody expected, or where ranks have met, say which one it ended and let the others end."""
+    from megatron_lrpath.training.guards import peers
+
+    watch = peers.current_watch()
+    if watch is None:
+        raise error
+    watch.report_error(error)
 
 
 def leave(error: Exception, status: int) -> None:
@@ -65,10 +75,10 @@ def leave(error: Exception, status: int) -> None:
     watch = peers.current_watch()
     if watch is None:
         if int(os.environ.get("RANK", "0")) == 0:
-            peers.say(f"lrpath: error: {error}")
+            say_error(error)
         os._exit(status)
     if watch.claim():
-        peers.say(f"lrpath: error: {error}")
+        say_error(error)
     watch.end(status)
 
 

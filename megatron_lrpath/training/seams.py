@@ -1,4 +1,4 @@
-"""Every name of Megatron (and of the torch code it calls) that this project replaces: what, why, since when.
+"""Every name of Megatron (and of torch and TensorBoard below it) that this project replaces: what, why, since when.
 
 Nothing else in the project assigns to a name of `megatron`. A row holds the parameters that the replaced
 function had when the row was written; `apply` refuses to go on when they have changed, and a test says so
@@ -155,6 +155,12 @@ SEAMS = (
         "megatron_lrpath.training.checkpoints.saves:wrap_wandb_save",
         ("checkpoint_path", "tracker_filename", "save_dir", "iteration"),
         "it uploads the tracker, whose name the row above hides",
+    ),
+    Seam(
+        "tensorboard.summary.writer.event_file_writer:RecordWriter",
+        "megatron_lrpath.training.full_disk:wrap_record_writer",
+        ("writer",),
+        "its thread ends at a full disk, and with the next value it is given the training",
     ),
     Seam(
         "torch.distributed.checkpoint.filesystem:FileSystemReader.read_metadata",

@@ -26,7 +26,7 @@ from megatron_lrpath.training.checkpoints import on_disk as disk
 from megatron_lrpath.training.checkpoints import space
 from megatron_lrpath.training.checkpoints.manifest import FileSum, share_of, sum_file, write_manifest
 from megatron_lrpath.training.checkpoints.saves import SaveFailedError, current_saves
-from megatron_lrpath.training.history import sync_history
+from megatron_lrpath.training.history import record_skips, sync_history
 
 WRITER_NICE = 10  # as Megatron's persistent writers
 SUMS = ".sums-"  # + rank: what each rank wrote, until the manifest takes it up
@@ -97,7 +97,7 @@ def make_room(aside: Path, tensor_bytes: int) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
 
-    on_rank_0(prepare)
+    on_rank(0, prepare)
 
 
 def with_commit(request: Any, aside: Path, final: Path) -> Any:
@@ -137,9 +137,9 @@ def commit(aside: Path, final: Path) -> None:
     Raises:
         SaveFailedError: on all ranks; what was written is gone.
     """
-    sync_history()
     dist.barrier()
-    on_rank_0(lambda: publish(aside, final))
+    on_rank(dist.get_world_size() - 1, sync_history)
+    on_rank(0, lambda: publish(aside, final))
     saves = current_saves()
     assert saves is not None
     saves.committed(step_of(final))
@@ -147,6 +147,7 @@ def commit(aside: Path, final: Path) -> None:
 
 def publish(aside: Path, final: Path) -> None:
     """Write the manifest, sync, rename, and move the tracker on."""
+    record_skips()
     step = step_of(final)
     write_manifest(aside, step, collect_sums(aside))
     if final.exists():
@@ -175,21 +176,21 @@ def collect_sums(aside: Path) -> dict[str, FileSum]:
     return sums
 
 
-def on_rank_0(act: Callable[[], None]) -> None:
-    """Act on rank 0 while the others wait.
+def on_rank(rank: int, act: Callable[[], None]) -> None:
+    """Act on one rank while the others wait.
 
     Raises:
         SaveFailedError: on all ranks, where acting met a full or broken disk.
     """
     outcome: list[str | None] = [None]
-    if dist.get_rank() == 0:
+    if dist.get_rank() == rank:
         try:
             act()
         except SaveFailedError as error:
             outcome = [str(error)]
         except OSError as error:
-            outcome = [f"{error.strerror or error}: {error.filename}"]
-    dist.broadcast_object_list(outcome, src=0)
+            outcome = [f"{error.strerror or error}: {error.filename}" if error.filename else str(error)]
+    dist.broadcast_object_list(outcome, src=rank)
     if outcome[0] is not None:
         raise SaveFailedError(outcome[0])
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import shutil
-import sys
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from megatron_lrpath.errors import TrainingStoppedError
 from megatron_lrpath.training.checkpoints import on_disk as disk
+from megatron_lrpath.training.messages import warn
 from megatron_lrpath.training.pretrained import is_pretrained
 
 FALLBACKS = 2  # newest checkpoints that retention leaves: one more than is needed while all is well
@@ -95,8 +95,7 @@ class Saves:
                 "and call again."
             )
         if on_rank_0():
-            text = f"lrpath: WARNING: {message} The training goes on and tries again at its next save."
-            print(text, file=sys.stderr, flush=True)
+            warn(f"{message} The training goes on and tries again at its next save.")
 
     def discard(self, step: int) -> None:
         """Remove what a failed save has written, and the empty folder that Megatron made for it."""
@@ -110,7 +109,7 @@ class Saves:
             try:
                 disk.remove(self.root, step)
             except OSError as error:
-                print(f"lrpath: WARNING: {self.root}: step {step}: {error}", file=sys.stderr, flush=True)
+                warn(f"{self.root}: step {step}: {error}")
 
 
 def retained(step: int, interval: int | None) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from megatron_lrpath.training.checkpoints.manifest import (
 from megatron_lrpath.training.context import ParentCheckpoint
 from megatron_lrpath.training.guards.ranks import Ranks
 from megatron_lrpath.training.guards.runlock import RunLock, hold
+from megatron_lrpath.training.messages import warn
 
 CHECKS = ("checksums", "sizes")
 Problems = list[str]
@@ -176,8 +176,3 @@ def content_problems(folder: Path, ranks: Ranks) -> Problems:
         return [f"rank {ranks.rank}: {error}"]
     share = share_of(ranks.rank, ranks.world, sums)
     return wrong_content(folder, sums, sorted(set(share) - ahead.confirmed(folder, sums, share)))
-
-
-def warn(text: Any) -> None:
-    """A message that stands out in a log."""
-    print(f"lrpath: WARNING: {text}", file=sys.stderr, flush=True)

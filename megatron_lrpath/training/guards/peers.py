@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import select
 import socket
-import sys
 import threading
 import time
 import traceback
@@ -21,6 +20,7 @@ from typing import Any, NoReturn
 
 from megatron_lrpath.errors import CONSEQUENCES
 from megatron_lrpath.training.guards.ranks import Ranks
+from megatron_lrpath.training.messages import say, say_error
 
 LOOK_SECONDS = 2.0  # between looks at the store
 SETTLE_SECONDS = 2.0  # for what lies behind a broken connection to be reported
@@ -113,8 +113,8 @@ class Watch:
             first = rank == 0  # the store went with it, and what ends for that is not to be reported
         if first:
             peer = self.peers[rank]
-            say(
-                f"lrpath: error: rank {rank} died {self.where} (process {peer.pid} on {peer.host}: killed or "
+            say_error(
+                f"rank {rank} died {self.where} (process {peer.pid} on {peer.host}: killed or "
                 f"crashed without a message, often for want of memory). {HOW_TO_GO_ON}"
             )
         self.end(1, dead=rank)
@@ -130,7 +130,7 @@ class Watch:
             first = False
         if first:
             say("".join(traceback.format_exception(error)).rstrip())
-            say(f"lrpath: error: rank {self.ranks.rank} ended {self.where}: {text}. {HOW_TO_GO_ON}")
+            say_error(f"rank {self.ranks.rank} ended {self.where}: {text}. {HOW_TO_GO_ON}")
         self.end(1)
 
     def _wait_for(self, rank: int, process: int) -> None:
@@ -170,17 +170,12 @@ class Watch:
         mine = self.peers[self.ranks.rank].space
         first = next(rank for rank, peer in enumerate(self.peers) if peer.space == mine)
         if first == self.ranks.rank and mine != self.peers[0].space and not self._leaving.is_set():
-            say(f"lrpath: error: rank 0 on {self.peers[0].host} cannot be reached ({error}). All ranks end.")
+            say_error(f"rank 0 on {self.peers[0].host} cannot be reached ({error}). All ranks end.")
 
 
 def as_peer(value: dict[str, Any]) -> Peer:
     """The peer in a JSON value."""
     return Peer(**value)
-
-
-def say(text: str) -> None:
-    """Print on the error stream, at once."""
-    print(text, file=sys.stderr, flush=True)
 
 
 _current: Watch | None = None

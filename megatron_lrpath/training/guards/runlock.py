@@ -18,8 +18,9 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
-from megatron_lrpath.errors import UserError
+from megatron_lrpath.errors import FULL, UserError
 from megatron_lrpath.locks import LOCK_NAME, FolderLock, LockHeldError, describe_owner, owner_of
+from megatron_lrpath.training.messages import say_error
 
 PATIENCE = 10.0  # seconds for a process that is ending, or its writers, to be gone
 BEAT = 5.0  # seconds between signs of life
@@ -105,7 +106,7 @@ def end_run(root: Path, owner: str) -> NoReturn:
     text = f"{root}: {owner} took this run over while this process gave no sign of life; this one ends."
     watch = peers.current_watch()
     if watch is None or watch.claim():
-        peers.say(f"lrpath: error: {text}")
+        say_error(text)
     if watch is not None:
         watch.end(1)
     os._exit(1)
@@ -126,6 +127,8 @@ def hold(root: Path, patience: float = PATIENCE) -> RunLock:
     except LockHeldError as error:
         raise UserError(refusal(root, str(error))) from None
     except OSError as error:
+        if error.errno in FULL:
+            raise
         if error.errno not in NO_LOCKS:
             raise UserError(f"{root}: cannot be locked ({error.strerror}).") from None
         certain = False

@@ -1,0 +1,154 @@
+"""A full disk stops no training: saves fail and are tried again, records wait for room, nothing is torn or lost."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from megatron_lrpath import cli
+from megatron_lrpath.training import watching
+from megatron_lrpath.training.checkpoints import on_disk as disk
+from megatron_lrpath.training.checkpoints.manifest import read_manifest, sum_file
+from megatron_lrpath.training.full_disk import PatientFile
+from tests.faults import BALLAST, fill, train_with
+from tests.test_watching import curves
+from tests.training_fixtures import history, make_plan, run_words, train
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real disk of 20 MB, at `runs`, where a plan in `tmp_path` has its output."""
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("no right to mount here")
+    yield folder
+    for _ in range(50):  # a process that is ending may still have a file open
+        if subprocess.run(["umount", str(folder)], check=False, capture_output=True).returncode == 0:
+            return
+        time.sleep(0.2)
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def root_of(folder: Path) -> Path:
+    """The main path's checkpoints."""
+    return folder / "runs/ours/main/checkpoints"
+
+
+def test_a_full_disk_fails_the_save_and_not_the_training(tmp_path: Path) -> None:
+    """Both numbers are said at each attempt, the older checkpoints stay, and a later save succeeds."""
+    words = run_words(make_plan(tmp_path, (6, 6)), "ours", "main", "--save-interval", "2")
+    outcome = train_with(["full:3:4"], words).ok()
+    assert disk.complete_steps(root_of(tmp_path)) == [2, 3, 8, 9]
+    warnings = [line for line in outcome.output.splitlines() if "lrpath: WARNING" in line]
+    assert [step for step in range(1, 10) for line in warnings if f"of step {step} could not" in line] == [
+        4,
+        6,
+    ]
+    assert all("MB and 1.0 kB are free" in line for line in warnings)
+    assert [line["step"] for line in history(tmp_path / "runs/ours/main")] == list(range(1, 10))
+    assert not [name for name in os.listdir(root_of(tmp_path)) if disk.SAVING in name]
+
+
+def test_a_full_disk_at_a_branch_point_stops_the_run(tmp_path: Path) -> None:
+    words = run_words(make_plan(tmp_path, (6, 6)), "ours", "main")
+    outcome = train_with(["full:1:1"], words)
+    assert outcome.status == [1]
+    assert "Other runs start from step 3" in outcome.output
+    train(words).ok()
+    assert disk.complete_steps(root_of(tmp_path)) == [3, 6, 9]
+
+
+@pytest.mark.parametrize("extra", [(), ("--async-save",)], ids=["sync", "async"])
+def test_a_disk_that_is_full_for_a_while_costs_the_saves_of_that_while_alone(
+    tmp_path: Path, small_disk: Path, extra: tuple[str]
+) -> None:
+    """Writing itself fails, not the look at the space: of checkpoints, history, TensorBoard, lineage and log."""
+    spikes = ("--loss-spike-window", "8", "--loss-spike-action", "skip")
+    words = run_words(make_plan(tmp_path, (180,)), "ours", "main", "--save-interval", "10", *spikes, *extra)
+    faults = ["roomy", f"brimful:15:54:{small_disk}", "large:30:100", f"log:{small_disk / 'log'}"]
+    train_with(faults, words).ok()
+    run = small_disk / "ours/main"
+    assert [step for step in disk.complete_steps(root_of(tmp_path)) if step < 54] == [10]
+    assert set(disk.complete_steps(root_of(tmp_path))) >= {60, 70, 80, 90}
+    for step in disk.complete_steps(root_of(tmp_path)):
+        checkpoint = disk.checkpoint_folder(root_of(tmp_path), step)
+        sums = {name: sum_file(checkpoint / name) for name in read_manifest(checkpoint)}
+        assert sums == read_manifest(checkpoint)
+    assert not [name for name in os.listdir(root_of(tmp_path)) if disk.SAVING in name]
+    steps = list(range(1, 91))
+    assert [line["step"] for line in history(run)] == steps
+    assert list(curves(run)[watching.LOSS]) == [step * 4 * 16 for step in steps]
+    assert list(curves(run)["lm loss"]) == steps
+    lineage = json.loads((run / "lineage.json").read_text())
+    assert 30 in [skip["step"] for skip in lineage["skipped"]]
+    log = (small_disk / "log").read_text()
+    assert log.count("could not be saved") == 4
+    for name in ("history.jsonl", "tfevents"):
+        lines = [line for line in log.splitlines() if name in line]
+        assert [("waits in memory" in line, "nothing is missing" in line) for line in lines] == [
+            (True, False),
+            (False, True),
+        ]
+
+
+def test_a_part_that_was_written_is_not_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A disk takes three bytes of a line and refuses the rest, twice; a sync that misses lines fails."""
+    file = PatientFile(tmp_path / "lines", "The lines")
+    file.write(b"first\n")
+    original, room = os.write, [3]
+
+    def write(descriptor: int, data: bytes) -> int:
+        if room[0] == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written = original(descriptor, bytes(data)[: room[0]])
+        room[0] -= written
+        return written
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", write)
+        file.write(b"second\n")
+        room[0] = 2
+        file.write(b"third\n")
+        with pytest.raises(OSError, match="No space left") as refusal:
+            file.sync()
+    assert refusal.value.filename == str(tmp_path / "lines")
+    assert (tmp_path / "lines").read_bytes() == b"first\nsecon"
+    file.sync()
+    file.write(b"fourth\n")
+    file.close()
+    assert (tmp_path / "lines").read_bytes() == b"first\nsecond\nthird\nfourth\n"
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2
+    assert "lines: No space left on device. The lines cannot be written and waits in memory" in said[0]
+    assert said[1].endswith("lines: written again, nothing is missing.")
+
+
+def test_a_start_on_a_full_disk_says_so(
+    tmp_path: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One message, of the training as of the commands, and the same words go on when there is room."""
+    plan = make_plan(tmp_path, (6,))
+    words = run_words(plan, "ours", "main")
+    fill(str(small_disk))
+    for command in ("run", "report"):
+        assert cli.main([command, str(plan)]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"lrpath: error: {small_disk}")
+        assert said.endswith(": No space left on device. Make room and call again.\n")
+    outcome = train(words)
+    assert outcome.status == [1], outcome.output
+    assert "Traceback" not in outcome.output
+    assert "No space left on device. Make room and call again." in outcome.output
+    (small_disk / BALLAST).unlink()
+    train(words).ok()
