@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write what experiments have measured so far into `results/`, a file each, and what it was measured on.
+"""Write what experiments have measured so far into `results/`, a file each, and what they were measured on.
 
 What lies there of the same experiments from other calls or machines stays.
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import json
 import platform
 import subprocess
 from importlib.metadata import version
@@ -36,7 +37,7 @@ def cpu() -> str:
 
 
 def circumstances() -> dict[str, Any]:
-    """When and on what the results were collected."""
+    """When and on what results were collected."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
     )
@@ -48,6 +49,15 @@ def circumstances() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": packages,
     }
+
+
+def add_machine(name: str, keep: bool) -> None:
+    """Note on what the results of an experiment were measured, beside what those that are kept were measured on."""
+    path = RESULTS / "machines.json"
+    machines = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    here = circumstances()
+    others = [one for one in machines.get(name, []) if keep and one["cpu"] != here["cpu"]]
+    atomic_write_json(path, dict(sorted({**machines, name: [*others, here]}.items())))
 
 
 def domains(experiment: Experiment) -> str:
@@ -76,8 +86,8 @@ def main() -> None:
             keep = same_setting(RESULTS, path.stem, path)
             add_csv(RESULTS / "domains" / f"{path.stem}.csv", domains(experiment), "perplexity", keep)
             add_csv(RESULTS / f"{path.stem}.csv", table_csv(table), "perplexity", keep)
+            add_machine(path.stem, keep)
             print(f"{path.stem}: {table.known} of {table.wanted} perplexities")
-    atomic_write_json(RESULTS / "machine.json", circumstances())
 
 
 if __name__ == "__main__":

@@ -71,6 +71,10 @@ class Measured:
         one, other = self._at.get((*above, seed)), self._at.get((*below, seed))  # type: ignore[call-overload]
         return None if one is None or other is None else one / other - 1
 
+    def ratios(self, above: Sequence[str], below: Sequence[str]) -> list[float]:
+        """That for every seed that has both."""
+        return self.paired(lambda seed: self.ratio(seed, above, below))
+
 
 def said(values: Sequence[float], places: int = 2) -> str:
     """`12.34 ±0.05`: mean and standard deviation over seeds; the value alone where there is one."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from beyond import cheaper, draw_figure, shapes
-from findings import findings
+from findings import LATER, at_rates, findings
 from measured import RESULTS, Measured, percent, said
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -161,18 +161,34 @@ def published(part: str, first: str, form: Callable[[float], str]) -> str:
     return markdown([first, *next(iter(rows.values()))], lines)
 
 
-def machine() -> str:
+def machines() -> str:
     """On what all of it was measured."""
-    facts = json.loads((RESULTS / "machine.json").read_text())
-    packages = ", ".join(f"{name} {number}" for name, number in facts["packages"].items())
-    return (
-        f"{facts['date']}, {facts['cpu']}, Python {facts['python']}, {packages}, commit {facts['commit']}.\n"
-    )
+    experiments: dict[str, list[str]] = {}
+    for name, measured_on in json.loads((RESULTS / "machines.json").read_text()).items():
+        for facts in measured_on:
+            packages = ", ".join(f"{package} {number}" for package, number in facts["packages"].items())
+            said_so = f"{facts['date']}, {facts['cpu']}, Python {facts['python']}, {packages}, commit {facts['commit']}"
+            experiments.setdefault(said_so, []).append(name)
+    return "".join(f"- {said_so}: {', '.join(names)}\n" for said_so, names in experiments.items())
+
+
+def rates() -> str:
+    """Table 8: how far the paradigms lie apart at each maximal rate."""
+    measured = at_rates()
+    lines = []
+    for variation in dict.fromkeys(row.variation for row in measured.rows):
+        for over, under in (("ptfs", "ours"), ("cpt", "ours"), ("cpt", "ptfs")):
+            found = [measured.ratios((variation, over, v), (variation, under, v)) for v in LATER]
+            rate = variation.removeprefix("max_lr")
+            lines.append(
+                [rate, f"{NAMES[over]} / {NAMES[under]} − 1", *map(percent, found), str(len(found[-1]))]
+            )
+    return markdown(["η_max", "perplexities of", *LATER, "seeds"], lines)
 
 
 MAKERS: dict[str, Callable[[], str]] = {
-    "findings": all_findings, "periods": periods, "merged": merged, "held-out": held_out, "machine": machine,
-    "shapes": shapes, "cheaper": cheaper,
+    "findings": all_findings, "periods": periods, "merged": merged, "held-out": held_out, "machines": machines,
+    "rates": rates, "shapes": shapes, "cheaper": cheaper,
     "published-parameters": lambda: published("parameters", "model", "{:.3f}".format),
     "published-errors": lambda: published("errors", "curve", "{:+.2%}".format),
 }  # fmt: skip
