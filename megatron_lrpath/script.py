@@ -14,6 +14,7 @@ from typing import Any
 
 from megatron_lrpath import backend
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.training import full_disk
 from megatron_lrpath.training import pretrain as own
 from megatron_lrpath.training.checkpoints import ahead
 from megatron_lrpath.training.guards import signals
@@ -59,6 +60,7 @@ def parse_and_validate_args(
                 arguments.add_all_own_arguments, ignore_unknown_args, defaults
             )
         signals.watch()
+        full_disk.keep_printing()
         args, context = setup.arguments(words, _device, defaults)
         if context is None:
             signals.let_go()

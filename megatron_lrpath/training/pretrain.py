@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from megatron_lrpath import backend
 from megatron_lrpath.errors import NotMetError, TrainingStoppedError, UserError, refusal
@@ -58,7 +58,7 @@ def told() -> Iterator[None]:
         report(error)
 
 
-def report(error: Exception) -> None:
+def report(error: Exception) -> NoReturn:
     """Raise what nobody expected, or where ranks have met, say which one it ended and let the others end."""
     from megatron_lrpath.training.guards import peers
 
