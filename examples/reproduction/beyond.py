@@ -15,6 +15,8 @@ EXPERIMENT = "beyond-0.58"
 SAME = "table-2"
 """Has the cosine to a tenth of the maximum, trained under the style of that name: the same rates in every step."""
 TENTH = "0.0003"
+COLOURS = {"cosine": "#0072B2", "linear": "#E69F00", "exponential": "#CC79A7", "minus-sqrt": "#009E73"}
+"""By shape, in the order of tables and legend."""
 NAME = re.compile(r"(?P<shape>[a-z-]+)_min_lr(?P<end>[^_]+)_alpha(?P<alpha>[0-9.]+)")
 
 
@@ -58,20 +60,27 @@ class Sweep:
             one for one in self.settings if (one.shape, one.end, one.alpha) == ("cosine", self.top, 0.6)
         )
 
-    def loss(self, setting: Setting) -> dict[int, float]:
-        """Mean loss of the versions, by seed; seeds that lack a version are left out."""
-        found = [self.measured.at(setting.variation, "ours", version) for version in self.versions]
-        seeds = set.intersection(*(set(values) for values in found))
-        return {seed: statistics.fmean(math.log(values[seed]) for values in found) for seed in sorted(seeds)}
+    def perplexity(self, setting: Setting) -> float:
+        """Geometric mean of the versions', over the seeds."""
+        found = [self.measured.at(setting.variation, "ours", version).values() for version in self.versions]
+        return statistics.geometric_mean(value for values in found for value in values)
+
+    def gap(self, setting: Setting, seed: int) -> float | None:
+        """Perplexity over the reference's, minus 1; None for a seed that lacks a version."""
+        mine, other = setting.variation, self.reference.variation
+        found = [self.measured.ratio(seed, (mine, "ours", v), (other, "ours", v)) for v in self.versions]
+        ratios = [ratio for ratio in found if ratio is not None]
+        whole = len(ratios) == len(found)
+        return math.expm1(statistics.fmean(map(math.log1p, ratios))) if whole else None
 
     def gaps(self, setting: Setting) -> list[float]:
-        """Perplexity over the reference's, minus 1, by seed."""
-        mine, other = self.loss(setting), self.loss(self.reference)
-        return [math.exp(mine[seed] - other[seed]) - 1 for seed in mine if seed in other]
+        """That for every seed where it can be told."""
+        return self.measured.paired(lambda seed: self.gap(setting, seed))
 
     def decays(self) -> list[tuple[str, float]]:
-        """Shapes with their ends."""
-        return list(dict.fromkeys((one.shape, one.end) for one in self.settings))
+        """Shapes with their ends, the highest first."""
+        found = {(one.shape, one.end) for one in self.settings}
+        return sorted(found, key=lambda decay: (list(COLOURS).index(decay[0]), -decay[1]))
 
     def line(self, shape: str, end: float) -> list[Setting]:
         """One decay's settings, by alpha."""
@@ -82,11 +91,12 @@ class Sweep:
 def load_sweep() -> Sweep:
     """The experiment's rows, and Table 2's for the settings that are the same."""
     rows = Measured.load(EXPERIMENT).rows
-    known, versions = {row.variation for row in rows}, {row.version for row in rows}
+    known, versions = {replace(row, perplexity=0.0) for row in rows}, {row.version for row in rows}
     for row in Measured.load(SAME).rows:
-        variation = row.variation.replace("cosine_alpha", f"cosine_min_lr{TENTH}_alpha")
-        if NAME.fullmatch(variation) and variation not in known and row.version in versions:
-            rows.append(replace(row, variation=variation))
+        same = replace(row, variation=row.variation.replace("cosine_alpha", f"cosine_min_lr{TENTH}_alpha"))
+        new = replace(same, perplexity=0.0) not in known
+        if NAME.fullmatch(same.variation) and new and row.version in versions:
+            rows.append(same)
     return Sweep(Measured(rows))
 
 
@@ -143,13 +153,12 @@ def draw_figure(path: Path) -> None:
 
     from megatron_lrpath.report.style import STYLE
 
-    colours = {"cosine": "#0072B2", "linear": "#E69F00", "minus-sqrt": "#009E73", "exponential": "#CC79A7"}
     dashes = dict(zip(sorted({one.end for one in sweep.settings}), ("-", "--", ":"), strict=False))
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": EXPERIMENT}):
         figure = Figure(figsize=(8, 4.6), layout="constrained")
         axes = figure.add_subplot()
         own = sweep.reference
-        reference = math.exp(statistics.fmean(sweep.loss(own).values()))
+        reference = sweep.perplexity(own)
         for shape, end in sweep.decays():
             line = sweep.line(shape, end)
             values = [reference * (1 + statistics.fmean(sweep.gaps(one))) for one in line]
@@ -158,7 +167,7 @@ def draw_figure(path: Path) -> None:
                 [one.cost for one in line],
                 values,
                 dashes[end],
-                color=colours[shape],
+                color=COLOURS[shape],
                 marker="o",
                 ms=3,
                 label=label,

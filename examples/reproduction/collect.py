@@ -60,6 +60,13 @@ def add_machine(name: str, keep: bool) -> None:
     atomic_write_json(path, dict(sorted({**machines, name: [*others, here]}.items())))
 
 
+def add_measured_here(path: Path, text: str, keep: bool) -> None:
+    """Add CSV to a file of results, with a first column for the processor."""
+    header, *lines = text.splitlines()
+    marked = [f"cpu,{header}", *(f"{cpu()},{line}" for line in lines)]
+    add_csv(path, "\n".join(marked) + "\n", "perplexity", keep)
+
+
 def domains(experiment: Experiment) -> str:
     """Perplexity by domain of the validation set as CSV, a line for each model and domain."""
     lines = ["seed,variation,paradigm,version,domain,perplexity"]
@@ -84,8 +91,8 @@ def main() -> None:
         table = make_table(experiment)
         if table.known:
             keep = same_setting(RESULTS, path.stem, path)
-            add_csv(RESULTS / "domains" / f"{path.stem}.csv", domains(experiment), "perplexity", keep)
-            add_csv(RESULTS / f"{path.stem}.csv", table_csv(table), "perplexity", keep)
+            add_measured_here(RESULTS / "domains" / f"{path.stem}.csv", domains(experiment), keep)
+            add_measured_here(RESULTS / f"{path.stem}.csv", table_csv(table), keep)
             add_machine(path.stem, keep)
             print(f"{path.stem}: {table.known} of {table.wanted} perplexities")
 

@@ -1,10 +1,15 @@
-"""The measured perplexities in `results/`, and statistics over seeds."""
+"""The measured perplexities in `results/`, and statistics over seeds.
+
+Two models are compared with the same seed and on the same kind of processor alone: processors round differently, which
+after some hundred steps is a training of its own (0.3% here), and branches of two machines come off two main paths.
+"""
 
 from __future__ import annotations
 
 import csv
 import math
 import statistics
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +21,9 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Row:
-    """One perplexity: of a version's model under a paradigm, trained with a seed."""
+    """One perplexity: of a version's model under a paradigm, trained with a seed on a processor."""
 
+    cpu: str
     seed: int
     variation: str
     paradigm: str
@@ -31,7 +37,9 @@ class Measured:
 
     def __init__(self, rows: Iterable[Row]) -> None:
         self.rows = list(rows)
-        self._at = {(row.variation, row.paradigm, row.version, row.seed): row.perplexity for row in self.rows}
+        self._at: dict[tuple[str, str, str, int], dict[str, float]] = defaultdict(dict)
+        for row in self.rows:
+            self._at[row.variation, row.paradigm, row.version, row.seed][row.cpu] = row.perplexity
 
     @classmethod
     def load(cls, name: str) -> Measured:
@@ -42,6 +50,7 @@ class Measured:
         with path.open(encoding="utf-8", newline="") as stream:
             return cls(
                 Row(
+                    cpu=line["cpu"],
                     seed=int(line["seed"]),
                     variation=line["variation"],
                     paradigm=line["paradigm"],
@@ -57,9 +66,9 @@ class Measured:
         return sorted({row.seed for row in self.rows})
 
     def at(self, variation: str, paradigm: str, version: str) -> dict[int, float]:
-        """Perplexity by seed."""
-        values = {seed: self._at.get((variation, paradigm, version, seed)) for seed in self.seeds()}
-        return {seed: value for seed, value in values.items() if value is not None}
+        """Perplexity by seed, the mean of its processors."""
+        found = {seed: self._at.get((variation, paradigm, version, seed)) for seed in self.seeds()}
+        return {seed: statistics.fmean(values.values()) for seed, values in found.items() if values}
 
     def paired(self, value: Callable[[int], float | None]) -> list[float]:
         """`value(seed)` for every seed where it can be told."""
@@ -67,9 +76,13 @@ class Measured:
         return [one for one in found if one is not None]
 
     def ratio(self, seed: int, above: Sequence[str], below: Sequence[str]) -> float | None:
-        """Perplexity of one (variation, paradigm, version) over that of another, minus 1, with the same seed."""
-        one, other = self._at.get((*above, seed)), self._at.get((*below, seed))  # type: ignore[call-overload]
-        return None if one is None or other is None else one / other - 1
+        """Perplexity of one (variation, paradigm, version) over that of another, minus 1, with the same seed.
+
+        The mean of the processors that have both; None where none has.
+        """
+        one, other = (self._at.get((*model, seed), {}) for model in (above, below))  # type: ignore[call-overload]
+        found = [one[cpu] / other[cpu] - 1 for cpu in one if cpu in other]
+        return statistics.fmean(found) if found else None
 
     def ratios(self, above: Sequence[str], below: Sequence[str]) -> list[float]:
         """That for every seed that has both."""

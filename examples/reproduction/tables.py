@@ -32,15 +32,22 @@ def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 
+def natural(name: str) -> tuple[str | float, ...]:
+    """A key that sorts numbers within names by their value."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", name)
+    return tuple(float(part) if index % 2 else part for index, part in enumerate(parts))
+
+
 def perplexities(name: str) -> str:
     """An experiment's table: variations and paradigms, mean ± deviation over the seeds."""
     measured = Measured.load(name)
     if not measured.rows:
         return "Not measured yet.\n"
     versions = sorted({row.version for row in measured.rows})
-    groups = dict.fromkeys((row.variation, row.paradigm, row.cost) for row in measured.rows)
+    groups = {(natural(row.variation), list(NAMES).index(row.paradigm)): row for row in measured.rows}
     lines = []
-    for variation, paradigm, cost in groups:
+    for _, row in sorted(groups.items()):
+        variation, paradigm, cost = row.variation, row.paradigm, row.cost
         found = [list(measured.at(variation, paradigm, version).values()) for version in versions]
         seeds = {len(values) for values in found if values}
         count = "–".join(map(str, sorted({min(seeds), max(seeds)})))
