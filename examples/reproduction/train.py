@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Train experiments on this machine's CPU, in processes forked from one that has imported torch and Megatron.
+"""Train experiments on this machine: several files share what they have in common.
 
-Like `lrpath run`, with two differences for hundreds of short trainings: a training starts in two seconds instead of
-fifteen, and several experiment files share what they have in common. Called again it goes on where it was.
+Like `lrpath run`, for hundreds of short trainings: on the CPU processes are forked from one that has imported torch
+and Megatron, so that one starts in two seconds instead of fifteen; on a GPU they share it, and a model is evaluated
+while others train. Called again it goes on where it was.
 
   train.py --jobs 2 --seeds 1 examples/paper/small/tables-1-3.yaml examples/paper/small/table-2.yaml
 """
@@ -19,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from multiprocessing.connection import wait
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from megatron_lrpath.evaluate.targets import EVALUATION
@@ -30,7 +31,8 @@ from megatron_lrpath.launch.process import new_log
 from megatron_lrpath.launch.records import is_done, parent_available
 from megatron_lrpath.launch.tasks import link_aliases
 
-CONTEXT = multiprocessing.get_context("forkserver")
+# Of a process that has opened a GPU, none that uses one can be forked; with the CPU backend, all can.
+CONTEXTS = {"cpu": multiprocessing.get_context("forkserver"), "cuda": multiprocessing.get_context("spawn")}
 TRAIN, EVALUATE = "megatron_lrpath.training.pretrain", "megatron_lrpath.evaluate.worker"
 
 
@@ -39,7 +41,7 @@ class Job:
     """A process at work on a task, with its log."""
 
     task: PointTask
-    process: ForkServerProcess
+    process: BaseProcess
     log: Path
     started: float
 
@@ -47,6 +49,7 @@ class Job:
 def call(module: str, words: Sequence[str], log: Path) -> None:
     """In a forked process: `module.main(words)`, its output in `log`."""
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    multiprocessing.set_start_method("fork", force=True)  # as in a training of its own: data loaders are forked
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -54,15 +57,15 @@ def call(module: str, words: Sequence[str], log: Path) -> None:
     importlib.import_module(module).main(list(words))
 
 
-def start(task: PointTask) -> Job:
+def start(task: PointTask, device: str) -> Job:
     """Begin what the task needs next: its training, or the evaluation of what it has trained."""
-    plan = ["--plan", str(task.plan_path), "--device", "cpu"]
+    plan = ["--plan", str(task.plan_path), "--device", device]
     if is_done(task):
         module, words = EVALUATE, [*plan, "--runs", f"{task.run.paradigm}/{task.run.name}"]
     else:
         module, words = TRAIN, [*plan, "--paradigm", task.run.paradigm, "--run", task.run.name]
     log = new_log(task.folder)
-    process = CONTEXT.Process(target=call, args=(module, words, log))
+    process = CONTEXTS[device].Process(target=call, args=(module, words, log))
     process.start()
     return Job(task, process, log, time.monotonic())
 
@@ -72,7 +75,7 @@ def finished(task: PointTask) -> bool:
     return is_done(task) and (task.run.kind == "main" or (task.folder / EVALUATION).exists())
 
 
-def carry_out(tasks: Sequence[PointTask], jobs: int) -> None:
+def carry_out(tasks: Sequence[PointTask], jobs: int, device: str) -> None:
     """Train and evaluate, `jobs` processes at a time, the tasks in their order as far as parents allow.
 
     Raises SystemExit at the first failure, when the others have ended.
@@ -95,7 +98,7 @@ def carry_out(tasks: Sequence[PointTask], jobs: int) -> None:
             )  # fmt: skip
             if (task := next(ready, None)) is None:
                 break
-            active.append(start(task))
+            active.append(start(task, device))
         if not active:
             break
         wait([job.process.sentinel for job in active], timeout=5)
@@ -144,6 +147,7 @@ def main() -> None:
     parser.add_argument(
         "--jobs", type=int, default=2, help="trainings side by side, a thread each (default: 2)"
     )
+    parser.add_argument("--device", choices=sorted(CONTEXTS), default="cpu", help="default: cpu")
     parser.add_argument("--seeds", type=int, nargs="+", default=[], help="only these seeds, in this order")
     parser.add_argument(
         "--variations", nargs="+", default=["*"], metavar="PATTERN", help="only these, as cosine*"
@@ -152,9 +156,9 @@ def main() -> None:
     experiments = load_together(args.experiments)
     for experiment in experiments:
         write_plans(experiment)
-    CONTEXT.set_forkserver_preload(["megatron_lrpath.training.warm"])
+    CONTEXTS["cpu"].set_forkserver_preload(["megatron_lrpath.training.warm"])
     tasks = [task for seed in args.seeds or [None] for task in wanted(experiments, seed, args.variations)]
-    carry_out(tasks, args.jobs)
+    carry_out(tasks, args.jobs, args.device)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,9 @@ CPU = torch.device("cpu")
 class CpuStream:
     """A stream with nothing to wait for: the CPU executes in order."""
 
+    def __init__(self, *_: Any, **__: Any) -> None:
+        """A class and no function: annotations say `torch.cuda.Stream | None`."""
+
     def wait_stream(self, stream: Any) -> None:
         """Nothing is pending on another stream."""
 
@@ -122,7 +125,7 @@ TORCH_CUDA: dict[str, Any] = {
     "set_device": nothing,
     "synchronize": nothing,
     "empty_cache": nothing,
-    "Stream": lambda *_, **__: STREAM,
+    "Stream": CpuStream,
     "Event": CpuEvent,
     "current_stream": lambda *_, **__: STREAM,
     "default_stream": lambda *_, **__: STREAM,
