@@ -3,10 +3,11 @@
 
 Existing slices of the output folder are read, never changed, and never drawn from again.
 
-  slice_versions.py --source data/web:0.7:web --source data/books:0.3:books \\
+  slice_versions.py --source data/web_text_document:0.7:web --source data/books_text_document:0.3:books \\
       --versions 4 --tokens-per-version 10.5e9 --valid-tokens 20e6 --seed 1234 --output data/slices
-  slice_versions.py --source data/web-2025 --append --output data/slices           # all that is new, as v5
-  slice_versions.py --documents v1=data/web:0-50000 --documents valid=data/web:50000- --output data/slices
+  slice_versions.py --source data/web-2025_text_document --append --output data/slices    # all that is new, as v5
+  slice_versions.py --documents v1=data/web_text_document:0-50000 \\
+      --documents valid=data/web_text_document:50000- --output data/slices
 """
 
 from __future__ import annotations

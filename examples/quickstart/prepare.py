@@ -9,6 +9,7 @@ the tools in `tools/`.
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import hashlib
 import html
@@ -270,4 +271,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     sys.exit(main())

@@ -7,6 +7,7 @@ Reads the runs of the experiments and writes `results/advise.json`. Two fits for
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -84,6 +85,9 @@ def held_out(corpus: str, names: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     """Fit and compare."""
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     made = [one for corpus, names in CORPORA.items() for one in held_out(corpus, names)]
     path = RESULTS / "advise.json"
     kept = same_setting(RESULTS, path.name, PLANS / "tables-1-3.yaml") and path.exists()

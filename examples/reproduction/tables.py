@@ -6,6 +6,7 @@ A table stands between `<!-- measured: NAME -->` and `<!-- end -->`; nothing the
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import math
@@ -203,6 +204,9 @@ MAKERS: dict[str, Callable[[], str]] = {
 
 def main() -> None:
     """Write the tables of the documents anew."""
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     for name in DOCUMENTS:
         path = DOCS / name
 

@@ -13,6 +13,7 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_json, atomic_write_text
 from megatron_lrpath.launch.records import has_begun
 from megatron_lrpath.launch.slurm import commands
+from megatron_lrpath.launch.slurm.another_plan import check_output
 from megatron_lrpath.launch.slurm.jobs import Job, Wait, is_finished, plan_jobs
 from megatron_lrpath.launch.slurm.ledger import MARK, Entry, Ledger
 from megatron_lrpath.launch.slurm.script import Prepared, prepare
@@ -95,7 +96,7 @@ class Submission:
         queued = self.queue[entry.number]
         if queued.state != "PENDING":
             return False
-        if queued.reason == "DependencyNeverSatisfied" or queued.comment.startswith(MARK):
+        if never_starts(queued):
             return True
         for wait in job.waits:
             decision = decisions.get(wait.key)
@@ -111,20 +112,44 @@ class Submission:
         return checkpoint_complete(job.task.checkpoints, wait.step)
 
     def look(self) -> list[Decision]:
-        """Read the queue, where anything was ever submitted, and decide."""
+        """Read the queue, where anything was ever submitted, and decide. UserError as of `check_outputs`."""
         self.queue = commands.queue() if self.ledger.entries() else {}
+        self.check_outputs()
         return self.decide()
 
+    @property
+    def snapshots(self) -> list[Snapshot]:
+        """The plans, each once."""
+        return list({str(job.snapshot.latest): job.snapshot for job in self.jobs}.values())
+
+    def check_outputs(self) -> None:
+        """Raises UserError where the output, or that of one of an experiment's plans, is another plan's."""
+        queued = [entry.key for entry in self.ledger.newest().values() if self._may_start(entry)]
+        keys = dict.fromkeys(key.removeprefix("eval/") for key in queued)
+        for snapshot in self.snapshots:
+            place = Path(snapshot.plan.output).relative_to(self.output).as_posix()
+            start = "" if place == "." else f"{place}/"
+            own = [key.removeprefix(start) for key in keys if key.startswith(start)]
+            check_output(snapshot, [key for key in own if key.count("/") == 1])
+
+    def _may_start(self, entry: Entry) -> bool:
+        queued = self.queue.get(entry.number)
+        return queued is not None and not (queued.state == "PENDING" and never_starts(queued))
+
     def carry_out(self) -> list[tuple[Decision, int | None]]:
-        """Submit what is missing; each job with its number (None: nothing in the queue)."""
+        """Submit what is missing; each job with its number (None: nothing in the queue).
+
+        Raises UserError, before anything is written, where data are missing or the output is another plan's.
+        """
         check_data(self.jobs)
         with only_one(self.ledger.folder):
-            for snapshot in {str(job.snapshot.latest): job.snapshot for job in self.jobs}.values():
+            self.queue = commands.queue()
+            self.check_outputs()
+            for snapshot in self.snapshots:
                 snapshot.write()
             for job in self.jobs:
                 if job.task:
                     link_aliases(job.task)
-            self.queue = commands.queue()
             self._end_unrecorded()
             decisions = self.decide()
             commands.cancel([one.old for one in decisions if one.action == REPLACE and one.old])
@@ -194,6 +219,11 @@ class Dependency:
     def words(self) -> list[str]:
         """As an option of sbatch."""
         return [f"--dependency={self.kind}:{':'.join(map(str, self.numbers))}"] if self.numbers else []
+
+
+def never_starts(queued: commands.QueuedJob) -> bool:
+    """Whether a waiting job waits for what is gone, or was held for a reason."""
+    return queued.reason == "DependencyNeverSatisfied" or queued.comment.startswith(MARK)
 
 
 def check_data(jobs: Sequence[Job]) -> None:
