@@ -9,11 +9,7 @@ collect.py examples/paper/small/tables-1-3.yaml examples/paper/small/table-2.yam
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import platform
-import subprocess
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +20,7 @@ from megatron_lrpath.experiment.load import load_experiment
 from megatron_lrpath.experiment.spec import Experiment
 from megatron_lrpath.experiment.table import make_table, table_csv
 from megatron_lrpath.files import atomic_write_json
+from megatron_lrpath.training.lineage import LINEAGE
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -36,34 +33,39 @@ def cpu() -> str:
     )
 
 
-def circumstances() -> dict[str, Any]:
-    """When and on what results were collected."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-    )
-    packages = {name: version(name) for name in ("torch", "megatron-core", "megatron-lrpath")}
+def circumstances(experiment: Experiment, processor: str) -> dict[str, Any]:
+    """When, from what code and with what packages the newest start of its runs was made, as its lineage has it."""
+    folders = [
+        point.plan.folder(run)
+        for point in experiment.points
+        for paradigm in experiment.paradigms
+        for run in point.plan.runs(paradigm)
+    ]
+    starts = [start for folder in folders for start in (read_json(folder / LINEAGE) or {}).get("starts", [])]
+    newest = max(starts, key=lambda start: str(start["time"]))
+    packages = {name: newest["packages"][name] for name in ("torch", "megatron-core", "megatron-lrpath")}
     return {
-        "date": datetime.date.today().isoformat(),
-        "commit": commit.stdout.strip(),
-        "cpu": cpu(),
-        "python": platform.python_version(),
+        "date": newest["time"][:10],
+        "commit": newest["git_commit"][:7],
+        "processor": processor,
+        "python": newest["packages"]["python"],
         "packages": packages,
     }
 
 
-def add_machine(name: str, keep: bool) -> None:
+def add_machine(experiment: Experiment, name: str, processor: str, keep: bool) -> None:
     """Note on what the results of an experiment were measured, beside what those that are kept were measured on."""
     path = RESULTS / "machines.json"
     machines = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    here = circumstances()
-    others = [one for one in machines.get(name, []) if keep and one["cpu"] != here["cpu"]]
+    here = circumstances(experiment, processor)
+    others = [one for one in machines.get(name, []) if keep and one["processor"] != processor]
     atomic_write_json(path, dict(sorted({**machines, name: [*others, here]}.items())))
 
 
-def add_measured_here(path: Path, text: str, keep: bool) -> None:
+def add_measured(path: Path, text: str, processor: str, keep: bool) -> None:
     """Add CSV to a file of results, with a first column for the processor."""
     header, *lines = text.splitlines()
-    marked = [f"cpu,{header}", *(f"{cpu()},{line}" for line in lines)]
+    marked = [f"processor,{header}", *(f"{processor},{line}" for line in lines)]
     add_csv(path, "\n".join(marked) + "\n", "perplexity", keep)
 
 
@@ -86,14 +88,20 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("experiments", nargs="+", type=Path, metavar="EXPERIMENT", help="experiment files")
-    for path in parser.parse_args().experiments:
+    parser.add_argument(
+        "--processor",
+        default=cpu(),
+        help="what they were trained on, as 'NVIDIA H200' (default: this machine's CPU)",
+    )
+    said = parser.parse_args()
+    for path in said.experiments:
         experiment = load_experiment(path)
         table = make_table(experiment)
         if table.known:
             keep = same_setting(RESULTS, path.stem, path)
-            add_measured_here(RESULTS / "domains" / f"{path.stem}.csv", domains(experiment), keep)
-            add_measured_here(RESULTS / f"{path.stem}.csv", table_csv(table), keep)
-            add_machine(path.stem, keep)
+            add_measured(RESULTS / "domains" / f"{path.stem}.csv", domains(experiment), said.processor, keep)
+            add_measured(RESULTS / f"{path.stem}.csv", table_csv(table), said.processor, keep)
+            add_machine(experiment, path.stem, said.processor, keep)
             print(f"{path.stem}: {table.known} of {table.wanted} perplexities")
 
 

@@ -59,8 +59,8 @@ def tokenize(folder: Path, text: Path) -> Path:
 
 
 def draw(folder: Path, *words: object) -> None:
-    """Draw version slices into `slices`; the seed is the same for all."""
-    tool("slice_versions", *words, "--seed", SEED, "--output", folder / "slices")
+    """Draw version slices into `folder`; the seed is the same for all."""
+    tool("slice_versions", *words, "--seed", SEED, "--output", folder)
 
 
 def tool(name: str, *words: object) -> None:

@@ -145,6 +145,7 @@ def findings() -> list[Finding]:
     made = [
         *paradigms(Measured.load("tables-1-3")),
         *paradigms(Measured.load("novels"), "novels, "),
+        *paradigms(Measured.load("gpu-paradigms"), "33M, "),
         *alphas(Measured.load("table-2")),
         *variants(Measured.load("table-10")),
         *rates(at_rates()),

@@ -24,7 +24,7 @@ RESULTS = Path(__file__).parent / "results"
 class Row:
     """One perplexity: of a version's model under a paradigm, trained with a seed on a processor."""
 
-    cpu: str
+    processor: str
     seed: int
     variation: str
     paradigm: str
@@ -40,7 +40,7 @@ class Measured:
         self.rows = list(rows)
         self._at: dict[tuple[str, str, str, int], dict[str, float]] = defaultdict(dict)
         for row in self.rows:
-            self._at[row.variation, row.paradigm, row.version, row.seed][row.cpu] = row.perplexity
+            self._at[row.variation, row.paradigm, row.version, row.seed][row.processor] = row.perplexity
 
     @classmethod
     def load(cls, name: str) -> Measured:
@@ -51,7 +51,7 @@ class Measured:
         with path.open(encoding="utf-8", newline="") as stream:
             return cls(
                 Row(
-                    cpu=line["cpu"],
+                    processor=line["processor"],
                     seed=int(line["seed"]),
                     variation=line["variation"],
                     paradigm=line["paradigm"],
@@ -82,7 +82,7 @@ class Measured:
         The mean of the processors that have both; None where none has.
         """
         one, other = (self._at.get((*model, seed), {}) for model in (above, below))  # type: ignore[call-overload]
-        found = [one[cpu] / other[cpu] - 1 for cpu in one if cpu in other]
+        found = [one[name] / other[name] - 1 for name in one if name in other]
         return statistics.fmean(found) if found else None
 
     def ratios(self, above: Sequence[str], below: Sequence[str]) -> list[float]:

@@ -22,8 +22,8 @@ from corpus import DATA, ROOT, VALID_TOKENS, draw, pages, tokenize, train_tokeni
 
 FOLDER = DATA / "mixture"
 SHARES = {"novels": 0.5, "documentation": 0.25, "code": 0.25}
-TOKENS = 2_500_000
-"""Of each version."""
+DRAWS = {"slices": (2_500_000, 128), "slices-large": (8_300_000, 256)}
+"""Tokens of each version and of a sample: for the CPU's experiments and for a GPU's."""
 WHEEL = "sympy-1.13.3-py3-none-any.whl"
 DIGEST = "54612cf55a62755ee71824ce692986f23c88ffa77207b30c1368eda4a7060f73"
 
@@ -68,11 +68,19 @@ def main() -> None:
             write_texts(path, makers[domain]())
     train_tokenizer(FOLDER, list(files.values()))
     prefixes = {domain: tokenize(FOLDER, path) for domain, path in files.items()}
-    if not (FOLDER / "slices" / "valid.slice").exists():
-        sources = [f"{prefixes[domain]}:{share}:{domain}" for domain, share in SHARES.items()]
-        words = [word for source in sources for word in ("--source", source)]
-        words += ["--versions", "4", "--tokens-per-version", str(TOKENS), "--valid-tokens", str(VALID_TOKENS)]
-        draw(FOLDER, *words, "--seq-length", 128)
+    sources = [f"{prefixes[domain]}:{share}:{domain}" for domain, share in SHARES.items()]
+    for name, (tokens, length) in DRAWS.items():
+        if not (FOLDER / name / "valid.slice").exists():
+            words = [word for source in sources for word in ("--source", source)]
+            words += [
+                "--versions",
+                "4",
+                "--tokens-per-version",
+                str(tokens),
+                "--valid-tokens",
+                str(VALID_TOKENS),
+            ]
+            draw(FOLDER / name, *words, "--seq-length", length)
 
 
 if __name__ == "__main__":

@@ -90,10 +90,10 @@ def main() -> None:
     sources = {path.stem: f"{tokenize(FOLDER, path)}::{path.stem}" for path in files}
     if not (FOLDER / "slices" / "valid.slice").exists():
         every = [word for source in sources.values() for word in ("--source", source)]
-        draw(FOLDER, *every, "--valid-tokens", VALID_TOKENS)
+        draw(FOLDER / "slices", *every, "--valid-tokens", VALID_TOKENS)
     for version, source in sources.items():
         if not (FOLDER / "slices" / f"{version}.slice").exists():
-            draw(FOLDER, "--source", source, "--append")
+            draw(FOLDER / "slices", "--source", source, "--append")
 
 
 if __name__ == "__main__":

@@ -175,7 +175,8 @@ def machines() -> str:
     for name, measured_on in json.loads((RESULTS / "machines.json").read_text()).items():
         for facts in measured_on:
             packages = ", ".join(f"{package} {number}" for package, number in facts["packages"].items())
-            said_so = f"{facts['date']}, {facts['cpu']}, Python {facts['python']}, {packages}, commit {facts['commit']}"
+            said_so = f"{facts['date']}, {facts['processor']}, Python {facts['python']}, {packages}"
+            said_so += f", commit {facts['commit']}"
             experiments.setdefault(said_so, []).append(name)
     return "".join(f"- {said_so}: {', '.join(names)}\n" for said_so, names in experiments.items())
 

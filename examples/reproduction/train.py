@@ -49,7 +49,8 @@ class Job:
 def call(module: str, words: Sequence[str], log: Path) -> None:
     """In a forked process: `module.main(words)`, its output in `log`."""
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    multiprocessing.set_start_method("fork", force=True)  # as in a training of its own: data loaders are forked
+    # As in a process started by itself: Megatron's data loaders can only be forked.
+    multiprocessing.set_start_method("fork", force=True)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
