@@ -41,6 +41,11 @@ class TrainingStoppedError(Exception):
 
 
 def refusal(error: OSError) -> str | None:
-    """What a full or forbidden disk refuses, and how to go on; None for an error of another kind."""
+    """What a full or forbidden disk refuses, and how to go on; None for an error of another kind.
+
+    A right that is missing for something without a name was not missing for a file of the user's.
+    """
     remedy = REMEDIES.get(error.errno or 0)
+    if error.filename is None and error.errno not in FULL:
+        return None
     return f"{error.filename or 'a file'}: {error.strerror}. {remedy}" if remedy else None

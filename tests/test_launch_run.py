@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -18,7 +19,7 @@ from rich.console import Console
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.launch.display import PlainDisplay
 from megatron_lrpath.launch.local import Options, carry_out, chosen_tasks, evaluation_command, only_one
-from megatron_lrpath.launch.process import torchrun_command
+from megatron_lrpath.launch.process import RunProcess, torchrun_command
 from megatron_lrpath.launch.resources import Share
 from megatron_lrpath.launch.tasks import build_tasks
 from megatron_lrpath.locks import is_held
@@ -307,3 +308,29 @@ def test_the_evaluations_exit_status_is_the_commands(tmp_path, monkeypatch):
     failing = [sys.executable, "-c", "raise SystemExit(7)"]
     monkeypatch.setattr("megatron_lrpath.launch.local.evaluation_command", lambda *arguments: failing)
     assert run(plan, evaluate=True)[0] == 7
+
+
+def test_an_output_on_a_full_disk_ends_no_run(tmp_path):
+    plan = write_plan(tmp_path, versions=2)
+    options = Options(jobs=2, device="cpu", evaluate=False, grace=3.0)
+    # Unbuffered, so that every line meets the full disk, and nothing is left to fail when the file is closed.
+    with io.TextIOWrapper(open("/dev/full", "wb", buffering=0), write_through=True) as full:
+        display = PlainDisplay(Console(file=full, width=200))
+        assert carry_out(plan, options, fake_command(plan, 0.005), display) == 0
+
+
+def test_a_run_that_a_full_disk_keeps_from_starting_waits_for_room(tmp_path, monkeypatch):
+    plan = write_plan(tmp_path, versions=2)
+    start_process, refused = RunProcess.start.__func__, []
+
+    def refuse_the_second_once(cls, task, *words, **options):
+        if (plan.path.parent / "out/ours/main/started").exists() and not refused:
+            refused.append(task.key)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(task.folder / "logs"))
+        return start_process(cls, task, *words, **options)
+
+    monkeypatch.setattr(RunProcess, "start", classmethod(refuse_the_second_once))
+    status, text = run(plan, pace=0.05)
+    assert status == 0, text
+    assert f"{refused[0]}: waits for room on the disk" in text
+    assert f"{refused[0]}: complete" in text

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from megatron_lrpath import cli
-from megatron_lrpath.training import watching
+from megatron_lrpath.errors import refusal
+from megatron_lrpath.training import history as histories
+from megatron_lrpath.training import pretrain, watching
 from megatron_lrpath.training.checkpoints import on_disk as disk
 from megatron_lrpath.training.checkpoints.manifest import read_manifest, sum_file
 from megatron_lrpath.training.full_disk import PatientFile
@@ -152,3 +154,41 @@ def test_a_start_on_a_full_disk_says_so(
     assert "No space left on device. Make room and call again." in outcome.output
     (small_disk / BALLAST).unlink()
     train(words).ok()
+
+
+def test_a_history_is_cut_where_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No new file is written, for which a full disk would have no room; and nothing, where nothing is to be cut."""
+
+    def no_room(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(histories, "atomic_write_text", no_room)
+    path = tmp_path / histories.HISTORY
+    lines = [f'{{"step": {step}, "loss": 4.5}}\n' for step in range(1, 9)]
+    path.write_text("".join(lines) + '{"step": 9, "lo')
+    before = path.stat().st_ino
+    histories.drop_steps_after(path, 6)
+    assert path.read_text() == "".join(lines[:6])
+    os.utime(path, ns=(1, 1))
+    histories.drop_steps_after(path, 6)
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before, 1)
+
+
+def test_what_a_disk_refuses_one_rank_is_said_by_that_rank(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before ranks have met nobody else can know of it."""
+
+    def end(status: int) -> None:
+        raise SystemExit(status)
+
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(os, "_exit", end)
+    with pytest.raises(SystemExit), pretrain.told():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/runs")
+    assert "/data/runs: No space left on device. Make room and call again." in capsys.readouterr().err
+
+
+def test_a_missing_right_without_a_name_is_no_users_mistake() -> None:
+    assert refusal(PermissionError(errno.EPERM, os.strerror(errno.EPERM))) is None
+    assert refusal(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) is not None

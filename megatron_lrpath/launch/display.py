@@ -14,6 +14,8 @@ from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from megatron_lrpath.errors import FULL
+
 PLAIN_SECONDS = 10.0  # between plain lines at the beginning; a hundredth of the time left later on
 PLAIN_SECONDS_MOST = 600.0
 
@@ -126,7 +128,7 @@ class PlainDisplay:
 
     def event(self, text: str) -> None:
         """Print a line."""
-        self._console.out(text)
+        self._print(text)
 
     def update(self, snapshot: Snapshot) -> None:
         """Print a line if the last one is long enough ago."""
@@ -134,7 +136,15 @@ class PlainDisplay:
         if now < self._next:
             return
         self._next = now + min(PLAIN_SECONDS_MOST, max(PLAIN_SECONDS, (snapshot.seconds_left or 0.0) / 100))
-        self._console.out(plain_line(snapshot))
+        self._print(plain_line(snapshot))
+
+    def _print(self, text: str) -> None:
+        """Print, unless the output is a file on a full disk: trainings do not end for their progress line."""
+        try:
+            self._console.out(text)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
 
 
 def plain_line(snapshot: Snapshot) -> str:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from megatron_lrpath.errors import FULL, refusal
 from megatron_lrpath.launch.cause import find_cause
 from megatron_lrpath.launch.display import Display, RunLine, Snapshot, clock
 from megatron_lrpath.launch.graph import Advance, next_task, seconds_left
@@ -55,6 +56,7 @@ class Runner:
     _done: set[str] = field(default_factory=set)
     _pace: dict[str, float] = field(default_factory=dict)
     _startups: list[float] = field(default_factory=list)
+    _refused: set[str] = field(default_factory=set)
     _finish: float = 0.0
     _left_until: float = 0.0
 
@@ -76,8 +78,11 @@ class Runner:
                 time.sleep(POLL_SECONDS)
         finally:
             if self._active:
-                self.display.event(f"ending {', '.join(self._active)}")
-                stop_all([active.process for active in self._active.values()], self.grace)
+                ending = f"ending {', '.join(self._active)}"
+                try:
+                    self.display.event(ending)
+                finally:  # also where nothing can be printed
+                    stop_all([active.process for active in self._active.values()], self.grace)
         return [task for task in self.tasks if task.key not in before]
 
     def snapshot(self) -> Snapshot:
@@ -116,9 +121,21 @@ class Runner:
             task = next_task(self.tasks, self._advances(), self._available)
             if task is None:
                 break
-            self._start(task)
+            try:
+                self._start(task)
+            except OSError as error:
+                if error.errno not in FULL or not self._active:
+                    raise
+                self._say_full(task, error)
+                break
         if not self._active and len(self._done) < len(self.tasks):
             raise RunFailedError(self._why_stuck())
+
+    def _say_full(self, task: Task, error: OSError) -> None:
+        """A full disk keeps a run from starting, and those that train go on: say so once."""
+        if task.key not in self._refused:
+            self._refused.add(task.key)
+            self.display.event(f"{task.key}: waits for room on the disk ({refusal(error)})")
 
     def _start(self, task: Task) -> None:
         if is_held(task.folder):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -63,12 +64,26 @@ def drop_steps_after(path: Path, step: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         return
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = path.read_bytes().splitlines(keepends=True)
     kept = [line for line in lines if is_step_up_to(line, step)]
-    atomic_write_text(path, "".join(line + "\n" for line in kept))
+    ends_a_line = not kept or kept[-1].endswith(b"\n")
+    if (
+        kept != lines[: len(kept)] or not ends_a_line
+    ):  # damaged before good lines, or cut short of a line's end
+        text = b"".join(line.rstrip(b"\r\n") + b"\n" for line in kept)
+        atomic_write_text(path, text.decode("utf-8", errors="replace"))
+    elif len(kept) < len(lines):
+        shorten(path, sum(map(len, kept)))
 
 
-def is_step_up_to(line: str, step: int) -> bool:
+def shorten(path: Path, size: int) -> None:
+    """Cut a file to `size` bytes, for good; a full disk allows that, and would not allow a new file."""
+    with path.open("r+b") as file:
+        file.truncate(size)
+        os.fsync(file.fileno())
+
+
+def is_step_up_to(line: str | bytes, step: int) -> bool:
     """Whether `line` is a whole record of a step not after `step`."""
     try:
         return int(json.loads(line)["step"]) <= step

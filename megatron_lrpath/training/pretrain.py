@@ -50,7 +50,7 @@ def told() -> Iterator[None]:
     except OSError as error:
         if (refused := refusal(error)) is None:
             report(error)
-        leave(TrainingStoppedError(refused), 1)
+        leave(TrainingStoppedError(refused), 1, of_one_rank=True)
     except NotMetError as error:
         say_error(error)
         os._exit(1)
@@ -68,13 +68,16 @@ def report(error: Exception) -> NoReturn:
     watch.report_error(error)
 
 
-def leave(error: Exception, status: int) -> None:
-    """Say what was wrong, once for all ranks, and leave at once: other ranks may wait in a collective."""
+def leave(error: Exception, status: int, of_one_rank: bool = False) -> None:
+    """Say what was wrong, once for all ranks, and leave at once: other ranks may wait in a collective.
+
+    Before ranks have met, rank 0 speaks for all, unless it may know nothing of what befell `of_one_rank`.
+    """
     from megatron_lrpath.training.guards import peers
 
     watch = peers.current_watch()
     if watch is None:
-        if int(os.environ.get("RANK", "0")) == 0:
+        if of_one_rank or int(os.environ.get("RANK", "0")) == 0:
             say_error(error)
         os._exit(status)
     if watch.claim():
