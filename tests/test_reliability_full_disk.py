@@ -29,7 +29,26 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A real disk of 20 MB, at `runs`, where a plan in `tmp_path` has its output."""
     folder = tmp_path / "runs"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(folder)]
+    yield from mounted(folder, ["-t", "tmpfs", "-o", "size=20m", "tmpfs"])
+
+
+@pytest.fixture
+def small_ext4(tmp_path: Path) -> Iterator[Path]:
+    """The same as ext4, where a folder, too, takes room."""
+    folder, image = tmp_path / "runs", tmp_path / "image"
+    folder.mkdir()
+    with image.open("wb") as file:
+        file.truncate(40 * 2**20)
+    try:
+        subprocess.run(["mkfs.ext4", "-q", "-m", "0", str(image)], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no ext4 can be made here")
+    yield from mounted(folder, ["-o", "loop", str(image)])
+
+
+def mounted(folder: Path, options: list[str]) -> Iterator[Path]:
+    """`folder` while a disk is mounted there."""
+    mount = ["mount", *options, str(folder)]
     if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode:
         pytest.skip("no right to mount here")
     yield folder
@@ -100,6 +119,15 @@ def test_a_disk_that_is_full_for_a_while_costs_the_saves_of_that_while_alone(
             (True, False),
             (False, True),
         ]
+
+
+def test_a_disk_without_room_for_a_folder_costs_the_saves_alone(tmp_path: Path, small_ext4: Path) -> None:
+    words = run_words(make_plan(tmp_path, (40,)), "ours", "main", "--save-interval", "5")
+    train_with([f"brimful:6:14:{small_ext4}"], words).ok()
+    kept = disk.complete_steps(root_of(tmp_path))
+    assert 10 not in kept
+    assert {15, 20} <= set(kept)
+    assert [line["step"] for line in history(small_ext4 / "ours/main")] == list(range(1, 21))
 
 
 def test_a_part_that_was_written_is_not_written_again(

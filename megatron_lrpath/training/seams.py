@@ -145,6 +145,13 @@ SEAMS = (
         "it writes in place, so that a killed save leaves what looks like a checkpoint",
     ),
     Seam(
+        "megatron.training.checkpointing:ensure_directory_exists",
+        "megatron_lrpath.training.checkpoints.saves:wrap_ensure_directory",
+        ("filename", "check_parent"),
+        "it makes the checkpoint's final folder before writing: on a full disk that ends the training, "
+        "and a killed save leaves it behind",
+    ),
+    Seam(
         "megatron.training.checkpointing:get_checkpoint_tracker_filename",
         "megatron_lrpath.training.checkpoints.saves:wrap_tracker_filename",
         ("checkpoints_path",),

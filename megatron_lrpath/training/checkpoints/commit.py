@@ -151,7 +151,7 @@ def publish(aside: Path, final: Path) -> None:
     step = step_of(final)
     write_manifest(aside, step, collect_sums(aside))
     if final.exists():
-        # Megatron made it, empty; what is in it can only be unfinished, whole ones are never written again.
+        # What is in it can only be unfinished (whole ones are never written again), or nothing.
         if any(final.iterdir()):
             disk.set_aside(final.parent, step)
         else:

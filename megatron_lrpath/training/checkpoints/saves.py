@@ -169,6 +169,17 @@ def wrap_maybe_finalize_async_save(original: Callable[..., None]) -> Callable[..
     return maybe_finalize_async_save
 
 
+def wrap_ensure_directory(original: Callable[..., None]) -> Callable[..., None]:
+    """Leave the folder of a checkpoint to its commit, which gives it its name when all of it is written."""
+
+    @functools.wraps(original)
+    def ensure_directory_exists(filename: str, check_parent: bool = True) -> None:
+        if check_parent or current_saves() is None:  # the folder itself is a distributed checkpoint's
+            original(filename, check_parent)
+
+    return ensure_directory_exists
+
+
 def wrap_tracker_filename(original: Callable[[str], str]) -> Callable[[str], str]:
     """Let Megatron neither write the tracker (in place) nor read it: the manifests say what is newest.
 
