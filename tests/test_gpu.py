@@ -13,7 +13,7 @@ import pytest
 from megatron_lrpath.evaluate.targets import EVALUATION
 from megatron_lrpath.launch.resources import visible_gpus
 from megatron_lrpath.plan import load_plan
-from tests.states import VOLATILE, states
+from tests.states import states
 from tests.training_fixtures import free_port, history, make_plan
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,7 +64,7 @@ def test_a_stopped_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
             train(plan, "main", *(["--exit-interval", stop] if stop else []))
         folders.append(plan.parent / "runs/ours/main/checkpoints/iter_0000012")
     whole, stopped = states(*folders)
-    assert {key for key in whole if whole[key] != stopped.get(key) and not key.startswith(VOLATILE)} == set()
+    assert whole == stopped
 
 
 @pytest.mark.parametrize("options", [{}, {"async_save": True}], ids=["synchronous", "asynchronous"])
@@ -79,4 +79,5 @@ def test_a_whole_plan_is_trained_evaluated_and_reported(tmp_path: Path, options:
 
 
 def test_the_doctor_names_the_gpu() -> None:
-    assert "GPU" in call("-m", "megatron_lrpath.cli", "doctor")
+    name = call("-c", "import torch; print(torch.cuda.get_device_name())").splitlines()[-1]
+    assert f"{name}" in call("-m", "megatron_lrpath.cli", "doctor")

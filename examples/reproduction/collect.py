@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from megatron_lrpath.experiment.load import load_experiment
 from megatron_lrpath.experiment.spec import Experiment
 from megatron_lrpath.experiment.table import make_table, table_csv
 from megatron_lrpath.files import atomic_write_json
-from megatron_lrpath.training.lineage import LINEAGE
+from megatron_lrpath.training.lineage import read_lineage
 
 RESULTS = Path(__file__).parent / "results"
+SHORT = re.compile(r"([0-9a-f]{7})[0-9a-f]{33}")
+"""A commit's name, behind which a lineage has `-dirty` where the code was changed."""
 
 
 def cpu() -> str:
@@ -41,12 +44,12 @@ def circumstances(experiment: Experiment, processor: str) -> dict[str, Any]:
         for paradigm in experiment.paradigms
         for run in point.plan.runs(paradigm)
     ]
-    starts = [start for folder in folders for start in (read_json(folder / LINEAGE) or {}).get("starts", [])]
+    starts = [start for folder in folders for start in (read_lineage(folder) or {}).get("starts", [])]
     newest = max(starts, key=lambda start: str(start["time"]))
     packages = {name: newest["packages"][name] for name in ("torch", "megatron-core", "megatron-lrpath")}
     return {
         "date": newest["time"][:10],
-        "commit": newest["git_commit"][:7],
+        "commit": SHORT.sub(r"\1", newest["git_commit"] or "unknown"),
         "processor": processor,
         "python": newest["packages"]["python"],
         "packages": packages,

@@ -71,15 +71,8 @@ def main() -> None:
     sources = [f"{prefixes[domain]}:{share}:{domain}" for domain, share in SHARES.items()]
     for name, (tokens, length) in DRAWS.items():
         if not (FOLDER / name / "valid.slice").exists():
-            words = [word for source in sources for word in ("--source", source)]
-            words += [
-                "--versions",
-                "4",
-                "--tokens-per-version",
-                str(tokens),
-                "--valid-tokens",
-                str(VALID_TOKENS),
-            ]
+            words: list[object] = [word for source in sources for word in ("--source", source)]
+            words += ["--versions", 4, "--tokens-per-version", tokens, "--valid-tokens", VALID_TOKENS]
             draw(FOLDER / name, *words, "--seq-length", length)
 
 

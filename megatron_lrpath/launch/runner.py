@@ -78,9 +78,8 @@ class Runner:
                 time.sleep(POLL_SECONDS)
         finally:
             if self._active:
-                ending = f"ending {', '.join(self._active)}"
                 try:
-                    self.display.event(ending)
+                    self.display.event(f"ending {', '.join(self._active)}")
                 finally:  # also where nothing can be printed
                     stop_all([active.process for active in self._active.values()], self.grace)
         return [task for task in self.tasks if task.key not in before]

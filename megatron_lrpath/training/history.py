@@ -66,10 +66,9 @@ def drop_steps_after(path: Path, step: int) -> None:
         return
     lines = path.read_bytes().splitlines(keepends=True)
     kept = [line for line in lines if is_step_up_to(line, step)]
-    ends_a_line = not kept or kept[-1].endswith(b"\n")
-    if (
-        kept != lines[: len(kept)] or not ends_a_line
-    ):  # damaged before good lines, or cut short of a line's end
+    damaged_before_good = kept != lines[: len(kept)]
+    lacks_its_end = bool(kept) and not kept[-1].endswith(b"\n")
+    if damaged_before_good or lacks_its_end:
         text = b"".join(line.rstrip(b"\r\n") + b"\n" for line in kept)
         atomic_write_text(path, text.decode("utf-8", errors="replace"))
     elif len(kept) < len(lines):
