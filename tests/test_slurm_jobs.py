@@ -26,27 +26,27 @@ def site(tmp_path: Path):
 
 def test_a_plan_is_carried_out_once_and_grows(tmp_path):
     site = fake_site(tmp_path, ODD, processes=2)
-    site.write_plan(10, 300, 10)
-    jobs = site.submit(FAKE_PACE="0.03")
+    site.write_plan(10, 60, 10)
+    jobs = site.submit(FAKE_main="hold:20")
     assert [job["action"] for job in jobs.values()] == ["submit"] * 8
+    # the first branch is trained while the main path is under way, each on nodes of its own
+    site.finish(jobs["ours/branch-v1"]["job"])
+    site.go_on("ours/main")
     site.finish(jobs["report"]["job"], 90)
     folder = site.folder / "runs"
     assert (folder / "report/index.html").is_file()
     assert all((folder / f"ours/branch-v{number}/eval.json").is_file() for number in (1, 2, 3))
-    # the first branch was trained while the main path went on, each on nodes of its own
-    first, main = (folder / "ours" / run / "result.json" for run in ("branch-v1", "main"))
-    assert first.stat().st_mtime < main.stat().st_mtime
     check_ranks(site)
     assert not list(tmp_path.rglob("pwned")), "a name was run as code"
 
     assert {job["action"] for job in site.submit().values()} == {"done"}
-    site.write_plan(10, 300, 10, 10)
+    site.write_plan(10, 60, 10, 10)
     again = site.submit()
     new = {key for key, job in again.items() if job["action"] == "submit"}
     assert new == {"ours/main", "ours/branch-v4", "eval/ours/branch-v4", "report"}
     site.finish(again["report"]["job"])
-    assert site.steps("ours/main") == list(range(1, 326))
-    assert [start["step"] for start in site.starts("ours/main") if start["rank"] == 0] == [0, 315]
+    assert site.steps("ours/main") == list(range(1, 86))
+    assert [start["step"] for start in site.starts("ours/main") if start["rank"] == 0] == [0, 75]
 
 
 def check_ranks(site: Site) -> None:
@@ -75,29 +75,31 @@ def test_a_killed_rank_is_started_again_and_goes_on(site):
 
 
 def test_before_the_time_limit_it_saves_requeues_itself_and_goes_on(site):
-    site.write_plan(400)
-    main = site.submit(FAKE_PACE="0.05")["ours/main"]["job"]
+    site.write_plan(80)
+    main = site.submit(FAKE_main="hold:24,30")["ours/main"]["job"]
     site.cluster.until(lambda: len(site.steps("ours/main")) > 20)
     site.cluster.call("scancel", "--batch", "--signal=USR2", str(main))  # as Slurm does before the limit
     site.cluster.until(lambda: len(site.starts("ours/main")) == 4, 60)
     first, again = (start["step"] for start in site.starts("ours/main") if start["rank"] == 0)
     assert first == 0
-    assert again > 20
+    assert again == 24
     status = site.status()["ours/main"]
     assert (status["state"], status["job"]["number"], status["job"]["starts"]) == ("running", main, 2)
+    site.go_on("ours/main")
     site.finish(main)
-    assert site.steps("ours/main") == list(range(1, 201))
+    assert site.steps("ours/main") == list(range(1, 41))
 
 
 def test_a_node_that_dies_does_not_end_the_run(site):
-    site.write_plan(400, interval=10)
-    main = site.submit(FAKE_PACE="0.05")["ours/main"]["job"]
+    site.write_plan(80, interval=10)
+    main = site.submit(FAKE_main="hold:24")["ours/main"]["job"]
     site.cluster.until(lambda: len(site.steps("ours/main")) > 20)
     site.cluster.call("scontrol", "update", "nodename=n2", "state=down", "reason=test")
     site.cluster.until(lambda: len(site.starts("ours/main")) >= 4, 60)
+    site.go_on("ours/main")
     site.finish(main)
     assert site.cluster.job(main)["Restarts"] == "1"
-    assert site.steps("ours/main")[-1] == 200
+    assert site.steps("ours/main") == list(range(1, 41))
 
 
 def test_the_same_step_failing_twice_stops_the_chain_and_says_why(site):
@@ -142,14 +144,14 @@ def test_a_branch_with_bad_data_harms_nothing_but_itself(site):
 
 
 def test_a_main_path_cancelled_behind_our_back_leaves_no_branch_stuck(site):
-    site.write_plan(10, 400, 10)
-    jobs = site.submit(FAKE_PACE="0.05")
+    site.write_plan(10, 80, 10)
+    jobs = site.submit(FAKE_main="hold:24")
     site.cluster.until(lambda: len(site.steps("ours/main")) > 20)
     site.cluster.call("scancel", str(jobs["ours/main"]["job"]))
     site.finish(jobs["eval/ours/branch-v1"]["job"])
     branch = jobs["ours/branch-v2"]["job"]
     site.cluster.until(lambda: site.cluster.job(branch)["Priority"] == "0")
-    assert "ended without its checkpoint of step 210" in site.status()["ours/branch-v2"]["cause"]
+    assert "ended without its checkpoint of step 50" in site.status()["ours/branch-v2"]["cause"]
     again = site.submit()
     assert again["ours/main"]["action"] == "submit"
     assert again["ours/branch-v2"]["action"] == again["ours/branch-v3"]["action"] == "replace"
@@ -157,17 +159,18 @@ def test_a_main_path_cancelled_behind_our_back_leaves_no_branch_stuck(site):
 
 
 def test_a_version_appended_while_the_main_path_runs_continues_it(site):
-    site.write_plan(10, 200)
-    first = site.submit(FAKE_PACE="0.05")
+    site.write_plan(10, 40)
+    first = site.submit(FAKE_main="hold:20")
     site.cluster.until(lambda: site.steps("ours/main"))
-    site.write_plan(10, 200, 10)
+    site.write_plan(10, 40, 10)
     second = site.submit()
+    site.go_on("ours/main")
     assert second["ours/main"]["action"] == "extend"
     assert {second[key]["action"] for key in ("ours/branch-v1", "ours/branch-v2")} <= {"queued", "done"}
     site.finish(second["ours/branch-v3"]["job"])
     assert site.cluster.job(first["ours/main"]["job"])["JobState"] == "COMPLETED"
-    assert [start["step"] for start in site.starts("ours/main") if start["rank"] == 0] == [0, 110]
-    assert site.steps("ours/main") == list(range(1, 216))
+    assert [start["step"] for start in site.starts("ours/main") if start["rank"] == 0] == [0, 30]
+    assert site.steps("ours/main") == list(range(1, 56))
     # a branch that was waiting reads the plan that was submitted last, as its parent does
     words = site.starts("ours/branch-v3")[0]["words"]
     assert len(load_plan(words[words.index("--plan") + 1]).versions) == 3
@@ -188,8 +191,8 @@ def test_continual_pretraining_is_a_chain(site):
 
 
 def test_cancel_lets_a_running_training_save_and_ends_the_rest(site):
-    site.write_plan(10, 800)
-    jobs = site.submit(FAKE_PACE="0.05")
+    site.write_plan(10, 80)
+    jobs = site.submit(FAKE_main="hold:24")
     site.cluster.until(lambda: len(site.steps("ours/main")) > 20)
     answer = site.lrpath("cancel", "plan.yaml")
     assert f"ours/main (job {jobs['ours/main']['job']}): saves and ends" in answer.stdout
@@ -201,11 +204,11 @@ def test_cancel_lets_a_running_training_save_and_ends_the_rest(site):
 
 
 def test_a_submission_that_was_killed_is_taken_up_without_doubles(site):
-    site.write_plan(400)
-    jobs = site.submit(FAKE_PACE="0.05")
+    site.write_plan(40)
+    jobs = site.submit(FAKE_main="hold:10")
     ledger = site.folder / "runs/slurm/jobs.json"
     ledger.unlink()  # as if it had died right after sbatch
-    again = site.submit(FAKE_PACE="0.05")
+    again = site.submit(FAKE_main="hold:10")
     assert again["ours/main"]["job"] != jobs["ours/main"]["job"]
     site.cluster.wait(jobs["ours/main"]["job"], "CANCELLED")
 

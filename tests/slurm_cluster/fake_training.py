@@ -1,8 +1,9 @@
 """A stand-in for training and evaluation on a cluster: same files and signals, no torch. See `fake_python`.
 
 `FAKE_<run>` (with _ for -) makes a run misbehave at a step: `fail:N` an exception, `once:N` the same but only
-at the first start, `kill:N` SIGKILL, once, `error:N` a message of ours and status 2. `FAKE_PACE` is the time
-of a step in seconds.
+at the first start, `kill:N` SIGKILL, once, `error:N` a message of ours and status 2, `hold:N,M` all ranks
+wait at each of these steps until they are asked to stop or the run's folder has a file `go-on`. `FAKE_PACE` is
+the time of a step in seconds.
 """
 
 from __future__ import annotations
@@ -82,9 +83,15 @@ def train(plan: Plan, run: Run) -> None:
 
 
 def misbehave(folder: Path, run: Run, step: int) -> None:
-    """Do what `FAKE_<run>` asks for, on the first rank."""
+    """Do what `FAKE_<run>` asks for: on the first rank, but for waiting."""
     mode, _, at = os.environ.get(f"FAKE_{run.name.replace('-', '_')}", ":").partition(":")
-    if not mode or step != int(at) or RANK != 0:
+    if not mode or step not in map(int, at.split(",")):
+        return
+    if mode == "hold":
+        while not (stop or (folder / "go-on").exists()):
+            time.sleep(0.05)
+        return
+    if RANK != 0:
         return
     mark = folder / "misbehaved"
     if mode in ("once", "kill") and mark.exists():

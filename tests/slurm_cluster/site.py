@@ -90,6 +90,10 @@ class Site:
         """The starts of a run by the stand-in, an entry a rank."""
         return read_lines(self.run_folder(key) / "starts")
 
+    def go_on(self, key: str) -> None:
+        """Let a stand-in go on that was told to hold."""
+        (self.run_folder(key) / "go-on").touch()
+
     def finish(self, number: int, seconds: float = 90) -> dict[str, str]:
         """Wait until the job is completed."""
         return self.cluster.wait(number, "COMPLETED", seconds=seconds)
