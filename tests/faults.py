@@ -6,12 +6,13 @@ kills itself when a checkpoint has been renamed.
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import signal
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -172,6 +173,29 @@ def log_into(path: str) -> None:
     os.dup2(descriptor, 2)
 
 
+def no_room_for_metadata(*saves: str) -> None:
+    """A disk that has room for the weights, but not for what rank 0 writes about them, at these saves.
+
+    At the first of them it refuses `.metadata`, at the second `metadata.json`, and so on in turn.
+    """
+    from megatron.core.dist_checkpointing import core
+    from torch.distributed.checkpoint.filesystem import _FileSystemWriter
+
+    def refuse(owner: Any, name: str, at: Sequence[str]) -> None:
+        original, calls = getattr(owner, name), iter(range(1, 1000))
+
+        def write(*args: Any) -> Any:
+            if str(next(calls)) in at:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return original(*args)
+
+        setattr(owner, name, write)
+
+    # what Megatron calls while it writes the one file and the other
+    refuse(_FileSystemWriter, "finish", saves[::2])
+    refuse(core, "asdict", saves[1::2])
+
+
 def roomy_disk() -> None:
     """The look at the free space always finds enough."""
     from megatron_lrpath.training.checkpoints import space
@@ -204,6 +228,7 @@ FAULTS: dict[str, Callable[..., None]] = {
     "full": full_disk,
     "brimful": brimful,
     "log": log_into,
+    "metadata": no_room_for_metadata,
     "roomy": roomy_disk,
     "slow": slow_steps,
     "tmp": use_temporary,

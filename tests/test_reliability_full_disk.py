@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from megatron_lrpath.training import history as histories
 from megatron_lrpath.training import pretrain, watching
 from megatron_lrpath.training.checkpoints import on_disk as disk
 from megatron_lrpath.training.checkpoints.manifest import read_manifest, sum_file
-from megatron_lrpath.training.full_disk import PatientFile
+from megatron_lrpath.training.full_disk import PatientFile, keep_printing
 from tests.faults import BALLAST, fill, train_with
 from tests.test_watching import curves
 from tests.training_fixtures import history, make_plan, run_words, train
@@ -121,6 +122,17 @@ def test_a_disk_that_is_full_for_a_while_costs_the_saves_of_that_while_alone(
         ]
 
 
+@pytest.mark.parametrize("extra", [(), ("--async-save",)], ids=["sync", "async"])
+def test_a_disk_that_refuses_the_metadata_costs_the_saves_alone(tmp_path: Path, extra: tuple[str]) -> None:
+    """The first rank writes it while the other waits; both go on."""
+    words = run_words(make_plan(tmp_path, (20,)), "ours", "main", "--save-interval", "2", *extra)
+    outcome = train_with(["metadata:2:4"], words, nproc=2).ok()
+    assert disk.complete_steps(root_of(tmp_path)) == [2, 6, 10]
+    assert outcome.output.count("could not be saved: No space left on device") == 2
+    assert [line["step"] for line in history(tmp_path / "runs/ours/main")] == list(range(1, 11))
+    assert not [name for name in os.listdir(root_of(tmp_path)) if disk.SAVING in name]
+
+
 def test_a_disk_without_room_for_a_folder_costs_the_saves_alone(tmp_path: Path, small_ext4: Path) -> None:
     words = run_words(make_plan(tmp_path, (40,)), "ours", "main", "--save-interval", "5")
     train_with([f"brimful:6:14:{small_ext4}"], words).ok()
@@ -162,6 +174,54 @@ def test_a_part_that_was_written_is_not_written_again(
     assert len(said) == 2
     assert "lines: No space left on device. The lines cannot be written and waits in memory" in said[0]
     assert said[1].endswith("lines: written again, nothing is missing.")
+
+
+def test_what_a_sync_loses_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk (a network's, a quota's) takes lines, and at the sync has no room for them."""
+    path = tmp_path / "lines"
+    path.write_bytes(b"of an earlier start\n")
+    file = PatientFile(path, "The lines", synced=True)
+    file.write(b"first\n")
+    file.sync()
+    file.write(b"second\n")
+
+    def lose(descriptor: int) -> None:
+        os.ftruncate(descriptor, os.fstat(descriptor).st_size - 4)
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lose)
+        with pytest.raises(OSError, match="quota"):
+            file.sync()
+    file.write(b"third\n")
+    file.sync()
+    file.close()
+    assert path.read_bytes() == b"of an earlier start\nfirst\nsecond\nthird\n"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_a_log_keeps_the_order_of_what_is_printed_and_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Output and errors go to one file, whose disk takes nothing for a while."""
+    original, room = os.write, [True]
+
+    def write(descriptor: int, data: bytes) -> int:
+        if not room[0]:
+            raise OSError(number, os.strerror(number))
+        return original(descriptor, data)
+
+    monkeypatch.setattr(os, "write", write)
+    with (tmp_path / "log").open("a") as one, (tmp_path / "log").open("a") as other:
+        monkeypatch.setattr(sys, "stdout", one)
+        monkeypatch.setattr(sys, "stderr", other)
+        keep_printing()
+        for step, free in enumerate((True, False, False, True)):
+            room[0] = free
+            print(f"step {step}")
+            print(f"warning {step}", file=sys.stderr)
+    lines = [f"{what} {step}" for step in range(4) for what in ("step", "warning")]
+    assert (tmp_path / "log").read_text().splitlines() == lines
 
 
 def test_a_start_on_a_full_disk_says_so(

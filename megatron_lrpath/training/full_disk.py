@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import io
 import os
 import stat
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from megatron_lrpath.errors import FULL
 from megatron_lrpath.files import naming
 from megatron_lrpath.training.messages import say, warn
 
 
-def write_waiting(descriptor: int, waiting: bytearray) -> None:
-    """Write what waits, and forget of it what is written.
+def write_waiting(descriptor: int, waiting: bytearray) -> Iterator[bytes]:
+    """Write what waits, forget of it what is written, and give that back part by part.
 
     Raises:
         OSError: a part is not. It follows what is written at the next call, so that no line is torn for good.
     """
     while waiting:
-        del waiting[: os.write(descriptor, waiting)]
+        written = bytes(waiting[: os.write(descriptor, waiting)])
+        del waiting[: len(written)]
+        yield written
 
 
 class PatientFile:
@@ -36,12 +39,15 @@ class PatientFile:
     Args:
         path: the file; it is made with the first bytes.
         what: what it holds, for the messages.
+        synced: it will be synced: what was not yet is kept, for a disk may take bytes and lose them at the sync.
     """
 
-    def __init__(self, path: Path, what: str) -> None:
+    def __init__(self, path: Path, what: str, synced: bool = False) -> None:
         self.path = path
         self.what = what
         self._waiting = bytearray()
+        self._unsynced: bytearray | None = bytearray() if synced else None
+        self._safe = 0  # bytes of the file that were there when it was opened, or are synced
         self._refused = False
         self._descriptor: int | None = None
         self._lock = threading.Lock()
@@ -71,7 +77,12 @@ class PatientFile:
         with self._lock, naming(self.path):
             self._drain()
             if self._descriptor is not None:
-                os.fsync(self._descriptor)
+                try:
+                    os.fsync(self._descriptor)
+                except OSError:
+                    self._take_back()
+                    raise
+                self._note_safe()
 
     def close(self) -> None:
         """Try once more, then close the file."""
@@ -80,6 +91,18 @@ class PatientFile:
             if self._descriptor is not None:
                 os.close(self._descriptor)
                 self._descriptor = None
+
+    def _note_safe(self) -> None:
+        if self._unsynced is not None:
+            self._safe += len(self._unsynced)
+            self._unsynced.clear()
+
+    def _take_back(self) -> None:
+        """Let what a sync has not saved wait again: the next sync would not tell that it is lost."""
+        if self._unsynced and self._descriptor is not None:
+            os.ftruncate(self._descriptor, self._safe)
+            self._waiting[:0] = self._unsynced
+            self._unsynced.clear()
 
     def _try(self) -> None:
         try:
@@ -95,8 +118,11 @@ class PatientFile:
     def _drain(self) -> None:
         if self._waiting and self._descriptor is None:
             self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            self._safe = os.fstat(self._descriptor).st_size
         if self._descriptor is not None:
-            write_waiting(self._descriptor, self._waiting)
+            for written in write_waiting(self._descriptor, self._waiting):
+                if self._unsynced is not None:
+                    self._unsynced += written
         if self._refused:
             say(f"lrpath: {self.path}: written again, nothing is missing.")
         self._refused = False
@@ -116,30 +142,41 @@ def wrap_record_writer(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return record_writer
 
 
-class PatientLog(io.RawIOBase):
-    """Where a log goes; what a full disk refuses waits in memory."""
+@dataclass
+class LogFile:
+    """The file behind one or more streams of this process, and what the disk has refused of it, in order."""
 
-    def __init__(self, descriptor: int) -> None:
+    descriptor: int
+    waiting: bytearray = field(default_factory=bytearray)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def write(self, data: Any) -> None:
+        """Write, now or when there is room. No error of the disk ends a process for what it prints."""
+        with self.lock, suppress(OSError):
+            self.waiting += data
+            for _ in write_waiting(self.descriptor, self.waiting):
+                pass
+
+
+class PatientLog(io.RawIOBase):
+    """A stream into a log file."""
+
+    def __init__(self, file: LogFile, descriptor: int) -> None:
         super().__init__()
+        self._file = file
         self._descriptor = descriptor
-        self._waiting = bytearray()
 
     def writable(self) -> bool:
         """Yes."""
         return True
 
     def fileno(self) -> int:
-        """The file's descriptor."""
+        """The stream's own descriptor."""
         return self._descriptor
 
     def write(self, data: Any) -> int:
         """Write, now or when there is room."""
-        self._waiting += data
-        try:
-            write_waiting(self._descriptor, self._waiting)
-        except OSError as error:
-            if error.errno not in FULL:
-                raise
+        self._file.write(data)
         return len(data)
 
 
@@ -150,19 +187,26 @@ _replaced: list[TextIO] = []
 def keep_printing() -> None:
     """Let a print into a file on a full disk wait, not end the process; terminals and pipes stay as they are."""
     _replaced.extend((sys.stdout, sys.stderr))
-    sys.stdout, sys.stderr = patient_log(sys.stdout), patient_log(sys.stderr)
+    files: dict[tuple[int, int], LogFile] = {}
+    sys.stdout, sys.stderr = patient_log(sys.stdout, files), patient_log(sys.stderr, files)
+    for file in files.values():
+        atexit.register(file.write, b"")
 
 
-def patient_log(stream: TextIO) -> TextIO:
-    """The stream, or where it goes to a file another one to the same file that bears a full disk."""
+def patient_log(stream: TextIO, files: dict[tuple[int, int], LogFile]) -> TextIO:
+    """The stream, or where it goes to a file another one to the same file that bears a full disk.
+
+    Streams to one file, by device and inode in `files`, keep their lines in order.
+    """
     try:
         descriptor = stream.fileno()
-        is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        status = os.fstat(descriptor)
     except (OSError, ValueError):
         return stream
-    if not is_file:
+    if not stat.S_ISREG(status.st_mode):
         return stream
     with suppress(OSError):
         stream.flush()
-    buffer = io.BufferedWriter(PatientLog(descriptor))
+    file = files.setdefault((status.st_dev, status.st_ino), LogFile(descriptor))
+    buffer = io.BufferedWriter(PatientLog(file, descriptor))
     return io.TextIOWrapper(buffer, encoding=stream.encoding, errors=stream.errors, line_buffering=True)

@@ -41,7 +41,7 @@ class History:
         self.path = path
         self.last_time = time.perf_counter() - elapsed
         drop_steps_after(path, first_step)
-        self._file = PatientFile(path, "The history of the steps")
+        self._file = PatientFile(path, "The history of the steps", synced=True)
 
     def append(self, record: dict[str, Any]) -> None:
         """Add a step; the line reaches the file at once, or when the disk has room, so that others can follow."""

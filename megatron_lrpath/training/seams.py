@@ -145,6 +145,18 @@ SEAMS = (
         "it writes in place, so that a killed save leaves what looks like a checkpoint",
     ),
     Seam(
+        "megatron.core.dist_checkpointing.strategies.filesystem_async:FileSystemWriterAsync.finish",
+        "megatron_lrpath.training.checkpoints.commit:wrap_first_rank_write",
+        ("self", "metadata", "results"),
+        "rank 0 writes the metadata while the others wait: on a full disk it raises alone, which ends the training",
+    ),
+    Seam(
+        "megatron.core.dist_checkpointing.serialization:save_config",
+        "megatron_lrpath.training.checkpoints.commit:wrap_first_rank_write",
+        ("config", "checkpoint_dir"),
+        "the same for the file that says how the checkpoint is stored",
+    ),
+    Seam(
         "megatron.training.checkpointing:ensure_directory_exists",
         "megatron_lrpath.training.checkpoints.saves:wrap_ensure_directory",
         ("filename", "check_parent"),

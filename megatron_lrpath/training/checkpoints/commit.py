@@ -76,6 +76,25 @@ def write_failures(aside: Path) -> Iterator[None]:
         raise SaveFailedError(f"writing failed: {error.strerror}{left_on(aside)}") from None
 
 
+_refused: list[OSError] = []
+"""What the disk refused rank 0 of the checkpoint that is being written."""
+
+
+def wrap_first_rank_write(original: Callable[..., None]) -> Callable[..., None]:
+    """Of a file that rank 0 writes while others wait for it: what the disk refuses is told to all at the commit."""
+
+    @functools.wraps(original)
+    def write(*args: Any, **named: Any) -> None:
+        try:
+            original(*args, **named)
+        except OSError as error:
+            if current_saves() is None:
+                raise
+            _refused.append(error)
+
+    return write
+
+
 def left_on(aside: Path) -> str:
     """How much room there is, for a message."""
     return f", with {space.in_words(space.free_bytes(aside.parent))} free on the disk of {aside.parent}"
@@ -146,7 +165,15 @@ def commit(aside: Path, final: Path) -> None:
 
 
 def publish(aside: Path, final: Path) -> None:
-    """Write the manifest, sync, rename, and move the tracker on."""
+    """Write the manifest, sync, rename, and move the tracker on.
+
+    Raises:
+        OSError: the disk refuses that, or has refused something of the checkpoint before.
+    """
+    if _refused:
+        error = _refused[0]
+        _refused.clear()
+        raise error
     record_skips()
     step = step_of(final)
     write_manifest(aside, step, collect_sums(aside))
@@ -189,7 +216,8 @@ def on_rank(rank: int, act: Callable[[], None]) -> None:
         except SaveFailedError as error:
             outcome = [str(error)]
         except OSError as error:
-            outcome = [f"{error.strerror or error}: {error.filename}" if error.filename else str(error)]
+            what = error.strerror or str(error)
+            outcome = [f"{what}: {error.filename}" if error.filename else what]
     dist.broadcast_object_list(outcome, src=rank)
     if outcome[0] is not None:
         raise SaveFailedError(outcome[0])
