@@ -105,7 +105,7 @@ def ours(shape: Shape, folder: Path, precision: str, total: int, begins: Callabl
         begins()
         return original(*args)
 
-    forward.forward_step = forward_step
+    forward.forward_step = forward_step  # type: ignore[assignment]
     pretrain.main(["--plan", str(plan), "--paradigm", "ptfs", "--run", "scratch-v1", "--device", "cpu"])
 
 

@@ -19,6 +19,9 @@ from scipy.stats import t as student
 
 RESULTS = Path(__file__).parent / "results"
 
+Model = tuple[str, str, str]
+"""Variation, paradigm and version."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -76,16 +79,16 @@ class Measured:
         found = [value(seed) for seed in self.seeds()]
         return [one for one in found if one is not None]
 
-    def ratio(self, seed: int, above: Sequence[str], below: Sequence[str]) -> float | None:
-        """Perplexity of one (variation, paradigm, version) over that of another, minus 1, with the same seed.
+    def ratio(self, seed: int, above: Model, below: Model) -> float | None:
+        """Perplexity of one model over that of another, minus 1, with the same seed.
 
         The mean of the processors that have both; None where none has.
         """
-        one, other = (self._at.get((*model, seed), {}) for model in (above, below))  # type: ignore[call-overload]
+        one, other = (self._at.get((*model, seed), {}) for model in (above, below))
         found = [one[name] / other[name] - 1 for name in one if name in other]
         return statistics.fmean(found) if found else None
 
-    def ratios(self, above: Sequence[str], below: Sequence[str]) -> list[float]:
+    def ratios(self, above: Model, below: Model) -> list[float]:
         """That for every seed that has both."""
         return self.paired(lambda seed: self.ratio(seed, above, below))
 

@@ -19,7 +19,7 @@ from typing import Any
 from accumulate import add_records, same_setting
 from beyond import NAME
 from collect import RESULTS
-from train import CONTEXT, EVALUATE, call
+from train import CONTEXTS, EVALUATE, call
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.evaluate.targets import EVALUATION, read_json
@@ -37,7 +37,7 @@ def evaluated(preview: Preview) -> float:
         shutil.rmtree(preview.folder, ignore_errors=True)  # what an interrupted call has left
         path = write_preview(preview)
         words = ["--plan", str(path), "--device", "cpu", "--runs", f"ours/{preview.run.name}"]
-        process = CONTEXT.Process(target=call, args=(EVALUATE, words, preview.folder / "eval.log"))
+        process = CONTEXTS["cpu"].Process(target=call, args=(EVALUATE, words, preview.folder / "eval.log"))
         process.start()
         process.join()
     return float((read_json(result) or {})["perplexity"])
@@ -83,7 +83,7 @@ def main() -> None:
     )
     parser.add_argument("--versions", nargs="+", default=["v2", "v3", "v4"])
     args = parser.parse_args()
-    CONTEXT.set_forkserver_preload(["megatron_lrpath.training.warm"])
+    CONTEXTS["cpu"].set_forkserver_preload(["megatron_lrpath.training.warm"])
     points = [point for point in load_experiment(args.experiment).points if point.plan.seed in args.seeds]
     chosen = [point for point in points if point.group.startswith(tuple(args.decays))]
     made = [row for point in chosen for row in rows(point, args.versions)]

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -32,7 +33,10 @@ from megatron_lrpath.launch.records import is_done, parent_available
 from megatron_lrpath.launch.tasks import link_aliases
 
 # Of a process that has opened a GPU, none that uses one can be forked; with the CPU backend, all can.
-CONTEXTS = {"cpu": multiprocessing.get_context("forkserver"), "cuda": multiprocessing.get_context("spawn")}
+CONTEXTS: dict[str, ForkServerContext | SpawnContext] = {
+    "cpu": multiprocessing.get_context("forkserver"),
+    "cuda": multiprocessing.get_context("spawn"),
+}
 TRAIN, EVALUATE = "megatron_lrpath.training.pretrain", "megatron_lrpath.evaluate.worker"
 
 
@@ -97,9 +101,10 @@ def carry_out(tasks: Sequence[PointTask], jobs: int, device: str) -> None:
                 task for task in todo
                 if task.key not in busy and parent_available(task, folders.get(task.parent or ""))
             )  # fmt: skip
-            if (task := next(ready, None)) is None:
+            following = next(ready, None)
+            if following is None:
                 break
-            active.append(start(task, device))
+            active.append(start(following, device))
         if not active:
             break
         wait([job.process.sentinel for job in active], timeout=5)
