@@ -10,11 +10,14 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from megatron_lrpath.advise.areas import F64, I64, Drops, Scale, join_drops, read_drops
-from megatron_lrpath.advise.curves import Curve
+from megatron_lrpath.advise.curves import Curve, Points
 from megatron_lrpath.advise.law import BOUNDS, Expectation, expected, loss_and_slopes, starts
 
 EXACT = 1e-3
-"""Relative deviation that even losses without noise have from the law."""
+"""Relative deviation that even losses without noise have from the law, besides `OFF`."""
+OFF = 2e-3
+"""What the law is off by all along a curve, relative: as it was, in the mean, on the published curves that were held
+out (`docs/advise.md`). All points of a version on a curve share it, so that together they tell no more than that."""
 ROBUST = 1.345
 """Deviations up to which a residual is squared: keeps 95% of the least squares' precision (Huber 1964)."""
 LEVEL_SPREAD = 0.1
@@ -31,7 +34,8 @@ class Data:
     """The points of all curves, one after the other, each of shape [n], and what is expected of the law.
 
     `logs`: ln of the mean loss, of a branch over that of the main path in the same steps; `over`: which points are
-    so; `main`: the main path read where they are. `deviations`: what noise alone makes a point deviate by.
+    so; `main`: the main path read where they are. `deviations`: what noise alone makes a point deviate by; `sigmas`:
+    what noise and the law's own error do, see `OFF`.
     `versions`: index from 0. `levels`: of how many versions the fit has a level beside the first's (0: all are alike).
     """
 
@@ -42,6 +46,7 @@ class Data:
     over: BOOL
     logs: F64
     deviations: F64
+    sigmas: F64
     versions: I64
     levels: int
     expectation: Expectation
@@ -92,10 +97,17 @@ def gather(
         over=over,
         logs=np.concatenate([part.logs for part in points]),
         deviations=np.concatenate([part.deviations for part in points]),
+        sigmas=np.concatenate([_sigmas(part) for part in points]),
         versions=np.concatenate([part.versions for part in points]),
         levels=levels,
         expectation=expected(scale) if expectation is None else expectation,
     )
+
+
+def _sigmas(points: Points) -> F64:
+    """The deviation of each point that gives a stretch of n the weight of one error `OFF`, beside their noise."""
+    count = np.bincount(points.versions)[points.versions]
+    return np.sqrt(np.maximum(points.deviations, EXACT) ** 2 + count * OFF**2)
 
 
 def fit_law(data: Data, begins: Sequence[F64] | None = None) -> Fit:
@@ -144,16 +156,17 @@ def _predict(data: Data, values: F64) -> tuple[F64, F64]:
 
 def _descend(data: Data, begin: F64) -> tuple[F64, float]:
     """Where SciPy's least squares come to from a start, and the cost there."""
-    sigma = np.maximum(data.deviations, EXACT)
     mean = np.append(data.expectation.mean, np.zeros(data.levels))
     spread = np.append(data.expectation.spread, np.full(data.levels, LEVEL_SPREAD))
     bounds = np.vstack([BOUNDS, np.tile((-5.0, 5.0), (data.levels, 1))]).T
 
     def residuals(values: F64) -> F64:
-        return np.concatenate([(_predict(data, values)[0] - data.logs) / sigma, (values - mean) / spread])
+        return np.concatenate(
+            [(_predict(data, values)[0] - data.logs) / data.sigmas, (values - mean) / spread]
+        )
 
     def slopes(values: F64) -> F64:
-        return np.vstack([_predict(data, values)[1] / sigma[:, None], np.diag(1 / spread)])
+        return np.vstack([_predict(data, values)[1] / data.sigmas[:, None], np.diag(1 / spread)])
 
     padded = np.append(begin, np.zeros(max(0, len(mean) - len(begin))))[: len(mean)]
     found = least_squares(

@@ -25,7 +25,7 @@ BOUNDS = np.array(
 )
 """Beyond these a fit has nothing to do with a loss; numbers stay finite within them."""
 
-PUBLISHED = {"ln a": -0.77, "ln B": -1.88, "ln C": -3.74, "ln b": -0.93, "g": 0.47, "d": 0.132}
+PUBLISHED = {"ln a": -0.77, "ln B": -1.86, "ln C": -3.70, "ln b": -0.98, "g": 0.476, "d": 0.139}
 """Means of the law fitted to the curves of three models (25M to 400M parameters, up to 72,000 steps) that the
 multi-power law's authors have published (`examples/reproduction/published.py`); C is for S in steps at their rate."""
 PUBLISHED_LR = 3e-4

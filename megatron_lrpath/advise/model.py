@@ -11,7 +11,7 @@ import numpy as np
 
 from megatron_lrpath.advise.areas import F64, Drops, Scale, read_drops
 from megatron_lrpath.advise.curves import Curve
-from megatron_lrpath.advise.fit import EXACT, Data, Fit, bootstrap, fit_law, gather
+from megatron_lrpath.advise.fit import EXACT, OFF, Data, Fit, bootstrap, fit_law, gather
 from megatron_lrpath.advise.law import gains
 from megatron_lrpath.errors import UserError
 
@@ -19,7 +19,7 @@ RESAMPLED = 100
 """Fits to resampled residuals: enough for the 2.5% and 97.5% quantiles."""
 LARGEST_MISFIT = 0.02
 """Relative misfit beyond the noise above which nothing is predicted: alpha is about tenths of a percent."""
-SMALLEST_GAIN = 0.001
+SMALLEST_GAIN = 2 * OFF
 """Relative gain of a decay below which the fit cannot tell alphas apart."""
 DRIFT = 0.005
 """Relative error of a loss, per doubling of the steps, from what no law of the learning rate knows: the text of
