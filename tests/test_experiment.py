@@ -135,6 +135,12 @@ def test_keys_reach_into_lists_and_none_takes_away() -> None:
         ({"paradigms": ["our"]}, "'our' is none of ours"),
         ({"paper": {"nothing": {"ours": [1]}}}, "no such variation"),
         ({"paper": {"plan": {"ours": [1, 2]}}}, "give 1 numbers"),
+        ({"paper": {"plan": {"ours": ["low"]}}}, "paper.plan.ours: must be a list of numbers"),
+        ({"seeds": 3}, "experiment.yaml:[0-9]+: seeds: must be a list, not"),
+        ({"seeds": []}, "seeds: give at least one seed"),
+        ({"seeds": [1, "two"]}, r"seeds\[1\]: must be a whole number"),
+        ({"set": 5}, "experiment.yaml:[0-9]+: set: must be a mapping"),
+        ({"set": None}, "set: must be a mapping"),
         ({"plan": "other.yaml"}, "no such plan file"),
         ({"wary": {}}, "unknown key .did you mean 'vary'"),
         ({"vary": {"alpha": [0.3, 0.4, 0.5]}, "seeds": list(range(1, 200))}, "more than the 500"),
@@ -238,3 +244,11 @@ def test_the_commands_take_an_experiment(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["report", str(made.path)]) == 0
     assert "0 of 2 perplexities have been measured" in capsys.readouterr().out
     assert (tmp_path / "out" / "report" / "table.md").is_file()
+    for command in ("run", "submit"):
+        assert main([command, str(made.path), "--paradigm", "cpt"]) == 2
+        assert "the experiment is of ours alone; it has no cpt" in capsys.readouterr().err
+    for command in ("plan", "advise", "eval"):
+        assert main([command, str(made.path)]) == 2
+        said = capsys.readouterr().err
+        assert "experiment.yaml:2: plan: this is an experiment" in said
+        assert "--write` writes its plans" in said

@@ -117,7 +117,7 @@ def _number(text: str) -> float:
 def _share(text: str) -> float:
     if text.endswith("%"):
         return _number(text[:-1]) / 100
-    raise argparse.ArgumentTypeError(f"{text!r}: write a percentage, like 0.5%%")
+    raise argparse.ArgumentTypeError(f"{text!r}: write a percentage, like 0.5%")
 
 
 def _cost(text: str) -> float:

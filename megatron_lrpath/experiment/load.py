@@ -16,10 +16,10 @@ from megatron_lrpath.experiment.sharing import main_points
 from megatron_lrpath.experiment.spec import Experiment, Point
 from megatron_lrpath.experiment.vary import change, variations
 from megatron_lrpath.plan import PARADIGMS
-from megatron_lrpath.plan.key import NAME, REQUIRED, TEXT, Key
+from megatron_lrpath.plan.key import NAME, REQUIRED, SEED, TEXT, Key
 from megatron_lrpath.plan.load import plan_from
 from megatron_lrpath.plan.source import Entry, Source, parse_source, plain, read_source
-from megatron_lrpath.plan.values import read_key, read_list, read_mapping, read_section
+from megatron_lrpath.plan.values import read_key, read_list, read_mapping, read_section, read_value
 
 KEYS = (
     Key("name", NAME, REQUIRED, "name of the experiment"),
@@ -45,8 +45,7 @@ MOST = 500
 
 def is_experiment(path: Path) -> bool:
     """Whether the file says which plan it varies (a plan file does not)."""
-    root = read_source(path).root.value
-    return isinstance(root, dict) and "plan" in root and "versions" not in root
+    return read_source(path).is_experiment
 
 
 def load_experiment(path: Path) -> Experiment:
@@ -96,18 +95,26 @@ def _points(
             raise source.error(source.find(f"vary.{name}", "vary"), "must be a list of values")
     if not all(isinstance(point, dict) for point in listed):
         raise source.error(top["points"], "must be a list of mappings, like `- {model: 203m}`")
-    seeds = plain(top["seeds"]) if "seeds" in top else [None]
+    seeds = _seeds(source, top["seeds"]) if "seeds" in top else [None]
     bases: dict[Path, dict[str, Any]] = {}
     cases = [(*case, seed) for case in variations(listed, vary) for seed in seeds]
     if len(cases) > MOST:
         raise source.error(source.root, f"{len(cases)} variations are more than the {MOST} that there may be")
-    fixed = plain(top["set"]) if "set" in top else {}
+    fixed = plain(top["set"]) if "set" in top and read_mapping(source, top["set"]) else {}
     made = [_point(source, texts, output, bases, fixed, *case) for case in cases]
     names = [point.name for point in made]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise source.error(source.root, f"two variations are called {twice!r}; give points a `name`")
     return _sharing_main_paths(made)
+
+
+def _seeds(source: Source, entry: Entry) -> list[int]:
+    """The seeds, at least one."""
+    seeds = [read_value(source, item, SEED) for item in read_list(source, entry)]
+    if not seeds:
+        raise source.error(entry, "give at least one seed, or leave the key out: then it is the plan's own")
+    return seeds
 
 
 def _point(
@@ -194,5 +201,7 @@ def _paper(
                 raise source.error(numbers, f"the experiment has no paradigm {paradigm!r}")
             if not isinstance(values, list) or len(values) != len(experiment.show):
                 raise source.error(numbers, f"give {len(experiment.show)} numbers, for {experiment.show}")
-            paper.setdefault(group, {})[paradigm] = tuple(float(value) for value in values)
+            if not all(type(value) in (int, float) for value in values):
+                raise source.error(numbers, "must be a list of numbers, the paper's perplexities")
+            paper.setdefault(group, {})[paradigm] = tuple(map(float, values))
     return paper

@@ -40,7 +40,14 @@ def experiment_tasks(experiment: Experiment, paradigms: Sequence[str] = ()) -> l
     The first point that needs a training carries it out in its own folder; in the others' folders it is an
     alias (a relative link, once `launch.tasks.link_aliases` has been called). Every task's `command` is that
     of its own point's plan, `plan_path`. Plans must have been written (`write_plans`) before one is started.
+
+    Raises UserError where the experiment has none of the paradigms (none given: all that it has).
     """
+    if paradigms and not set(paradigms) & set(experiment.paradigms):
+        raise UserError(
+            f"{experiment.path}: the experiment is of {', '.join(experiment.paradigms)} alone; it has no "
+            f"{' or '.join(paradigms)}"
+        )
     return shared_tasks([experiment], paradigms)
 
 

@@ -38,6 +38,7 @@ TEXT = {"type": "string", "minLength": 1, "maxLength": 4096}
 NAME = {"type": "string", "pattern": f"^{SAFE_NAME}$"}
 ALPHA = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
 SHARE = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
+SEED = whole(1, 2**31 - 1)
 STEPS = whole(1, 10**9)
 RATE = {"type": "number", "exclusiveMinimum": 0, "maximum": 1000}
 MIN_RATE = {"type": "number", "minimum": 0, "maximum": 1000}

@@ -11,6 +11,7 @@ from megatron_lrpath.plan.key import (
     NAME,
     RATE,
     REQUIRED,
+    SEED,
     SHARE,
     STEPS,
     TEXT,
@@ -62,7 +63,7 @@ MIX_KEYS = (
         REQUIRED,
         "share of a branch's samples by slice: a name in the slices' folder, or a path, without `.slice`",
     ),
-    Key("seed", whole(1, 2**31 - 1), None, "places the samples in the batches; default: the plan's seed"),
+    Key("seed", SEED, None, "places the samples in the batches; default: the plan's seed"),
 )
 
 SCHEDULE_KEYS = (
@@ -127,7 +128,7 @@ VERSION_KEYS = (
 )
 PLAN_KEYS = (
     Key("name", NAME, REQUIRED, "name of the plan; jobs and the report are named after it"),
-    Key("seed", whole(1, 2**31 - 1), 1234, "seed of the weights and of every shuffle"),
+    Key("seed", SEED, 1234, "seed of the weights and of every shuffle"),
     Key("model", MODEL, REQUIRED, "a recipe, or Megatron's arguments, on top of `recipe:` if that is given"),
     Key("schedule", {"type": "object"}, REQUIRED, "learning-rate schedule, the same for all runs"),
     Key("alpha", ALPHA, 0.6, "share of a version's steps that its branch lasts: round(alpha · steps)"),

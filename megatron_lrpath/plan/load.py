@@ -43,7 +43,14 @@ def load_plan(path: Path | str) -> Plan:
 
     Raises PlanError, `FILE:LINE: key: what is wrong; how to go on`, for the first thing that is wrong.
     """
-    return plan_from(read_source(path))
+    source = read_source(path)
+    if source.is_experiment:
+        raise source.error(
+            source.find("plan"),
+            "this is an experiment, which varies a plan, and a plan is wanted here; `lrpath experiment FILE "
+            "--write` writes its plans into OUTPUT/plans",
+        )
+    return plan_from(source)
 
 
 def plan_from(source: Source) -> Plan:

@@ -47,6 +47,15 @@ class Source:
         key = f"{entry.key}: " if entry.key else ""
         return PlanError(f"{self.path}:{entry.line}: {key}{message}")
 
+    @property
+    def is_experiment(self) -> bool:
+        """Whether the file says which plan it varies, as an experiment does and a plan does not."""
+        return (
+            isinstance(self.root.value, dict)
+            and "plan" in self.root.value
+            and "versions" not in self.root.value
+        )
+
     def find(self, *keys: str) -> Entry:
         """The first of these keys that stands in the file, else the whole file (for checks across keys)."""
         return next((self._entries[key] for key in keys if key in self._entries), self.root)
