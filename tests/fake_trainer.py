@@ -1,7 +1,8 @@
 """A stand-in for the training entry: same files, no training. Behaves as the variable `FAKE_<run>` says.
 
 `fail:N` ends with an exception at step N, `die:N` with SIGKILL, `hang:N` stops logging there (`deaf:N`: and
-ignores SIGTERM), `early:N` exits with 0 there, `error:N` prints a message of ours and exits with 2.
+ignores SIGTERM), `early:N` exits with 0 there, `error:N` prints a message of ours and exits with 2. Before step N it
+waits for the file of `FAKE_UNTIL_<run>`, `N:FILE`, a minute at most.
 """
 
 from __future__ import annotations
@@ -14,13 +15,18 @@ import sys
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.waiting import until
+
 
 def main() -> None:
     """Arguments: folder, first and last step, save interval, kept steps, pace, parent checkpoint."""
     folder, kept, pace, parent = Path(sys.argv[1]), sys.argv[5], float(sys.argv[6]), sys.argv[7:]
     first, last, interval = map(int, sys.argv[2:5])
     keep = {int(step) for step in kept.split(",") if step}
-    mode, _, at = os.environ.get(f"FAKE_{folder.name.replace('-', '_')}", ":").partition(":")
+    name = folder.name.replace("-", "_")
+    mode, _, at = os.environ.get(f"FAKE_{name}", ":").partition(":")
+    waits_at, _, awaited = os.environ.get(f"FAKE_UNTIL_{name}", ":").partition(":")
     (folder / "started").open("a").write(f"{time.time()} {json.dumps(dict(os.environ))}\n")
     if parent and not (Path(parent[0]) / "metadata.json").is_file():
         sys.exit(f"lrpath: error: no checkpoint {parent[0]}")
@@ -29,6 +35,8 @@ def main() -> None:
     step = int(tracker.read_text()) if tracker.is_file() else first
     while step < last:
         step += 1
+        if waits_at and step == int(waits_at):
+            until(Path(awaited).exists, 60)
         if mode and step == int(at):
             misbehave(mode, folder)
         time.sleep(pace)

@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -25,6 +24,7 @@ from megatron_lrpath.launch.tasks import build_tasks
 from megatron_lrpath.locks import is_held
 from megatron_lrpath.plan import PARADIGMS, Plan
 from tests.launch_fixtures import fake_command, write_plan
+from tests.waiting import until
 
 SCRIPT = Path(__file__).with_name("launch_fixtures.py")
 
@@ -59,13 +59,6 @@ def steps(plan: Plan, key: str) -> list[int]:
     return [json.loads(row)["step"] for row in rows]
 
 
-def until(condition, seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.02)
-
-
 def gone(pids: list[int]) -> bool:
     return all(not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie" for pid in pids)
 
@@ -97,11 +90,11 @@ def test_nothing_left_to_do_is_said_and_starts_nothing(tmp_path, capsys):
     assert len(starts(plan, "ours/main")) == 1
 
 
-def test_a_branch_starts_while_the_main_path_trains_on(tmp_path):
-    plan = write_plan(tmp_path, 3, steps=20)
-    assert run(plan, pace=0.08, paradigms=("ours",))[0] == 0
+def test_a_branch_starts_while_the_main_path_trains_on(tmp_path, monkeypatch):
+    plan = write_plan(tmp_path, 3)
+    monkeypatch.setenv("FAKE_UNTIL_main", f"20:{plan.output}/ours/branch-v1/result.json")
+    assert run(plan, paradigms=("ours",))[0] == 0
     main_done = (Path(plan.output) / "ours/main/result.json").stat().st_mtime
-    assert starts(plan, "ours/branch-v1")[0][0] < main_done - 0.5
     assert starts(plan, "ours/branch-v3")[0][0] > main_done  # its branch point is where the main path ends
 
 
@@ -157,8 +150,9 @@ def test_a_call_after_a_failure_goes_on_from_the_last_checkpoint(tmp_path, monke
 def test_a_failure_ends_the_other_runs_and_their_workers(tmp_path, monkeypatch):
     plan = write_plan(tmp_path, 1)
     monkeypatch.setenv("FAKE_main", "hang:3")
-    monkeypatch.setenv("FAKE_scratch_v1", "fail:10")
-    status, shown = run(plan, pace=0.1)
+    monkeypatch.setenv("FAKE_UNTIL_scratch_v1", f"3:{plan.output}/ours/main/pids")
+    monkeypatch.setenv("FAKE_scratch_v1", "fail:4")
+    status, shown = run(plan)
     assert status == 1
     assert "ending ours/main" in shown
     assert gone(hanging(plan, "ours/main"))
@@ -167,8 +161,9 @@ def test_a_failure_ends_the_other_runs_and_their_workers(tmp_path, monkeypatch):
 def test_a_run_that_ignores_sigterm_is_killed_after_the_grace_period(tmp_path, monkeypatch):
     plan = write_plan(tmp_path, 1)
     monkeypatch.setenv("FAKE_main", "deaf:3")
-    monkeypatch.setenv("FAKE_scratch_v1", "fail:10")
-    assert run(plan, pace=0.1, grace=0.5)[0] == 1
+    monkeypatch.setenv("FAKE_UNTIL_scratch_v1", f"3:{plan.output}/ours/main/pids")
+    monkeypatch.setenv("FAKE_scratch_v1", "fail:4")
+    assert run(plan, grace=0.5)[0] == 1
     assert gone(hanging(plan, "ours/main"))
 
 

@@ -24,6 +24,7 @@ from tests.preprocess_fixtures import (
     preprocess,
     write_lines,
 )
+from tests.waiting import until
 
 ENDINGS = (".idx", ".bin")
 
@@ -86,10 +87,7 @@ def test_killed_at_random_moments_then_called_again(large: Path, tmp_path: Path)
         process.wait()
         if folder.exists():
             nothing_passes_for_a_dataset(folder, whole)
-        until = time.monotonic() + 5
-        while not all(map(gone, workers)) and time.monotonic() < until:
-            time.sleep(0.02)
-        assert all(map(gone, workers)), "workers outlive a killed run"
+        until(lambda workers=workers: all(map(gone, workers)), 5, lambda: "workers outlive a killed run")
         for ending in ENDINGS:
             (folder / f"out_text_document{ending}").unlink(missing_ok=True)
     assert start(large, folder / "out").wait() == 0
@@ -153,9 +151,7 @@ def test_killed_at_every_step_of_publishing(overwrite: bool, tmp_path: Path) -> 
 @pytest.mark.slow
 def test_a_worker_that_dies_ends_the_run(large: Path, tmp_path: Path) -> None:
     process = start(large, tmp_path / "out")
-    until = time.monotonic() + 20
-    while not children(process.pid) and time.monotonic() < until:
-        time.sleep(0.005)
+    until(lambda: children(process.pid), pause=0.005)
     os.kill(children(process.pid)[0], signal.SIGKILL)
     _, answer = process.communicate(timeout=60)
     assert process.returncode == 2
@@ -180,9 +176,7 @@ def test_interrupted_by_the_user(large: Path, tmp_path: Path) -> None:
     process = start("-", tmp_path / "out", start_new_session=True, stdin=subprocess.PIPE)
     process.stdin.write(large.read_bytes())
     process.stdin.flush()  # and no end of it: the interrupt cannot come too late
-    until = time.monotonic() + 20
-    while not list(tmp_path.glob("out*.partial")) and time.monotonic() < until:
-        time.sleep(0.005)
+    until(lambda: list(tmp_path.glob("out*.partial")), pause=0.005)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to all of them
     _, answer = process.communicate(timeout=60)
     assert process.returncode == 130, answer
@@ -192,9 +186,7 @@ def test_interrupted_by_the_user(large: Path, tmp_path: Path) -> None:
 
 def test_two_runs_of_one_output_do_not_mix(large: Path, tmp_path: Path) -> None:
     first = start(large, tmp_path / "out")
-    until = time.monotonic() + 20
-    while not list(tmp_path.glob("out*.bin.partial")) and time.monotonic() < until:
-        time.sleep(0.002)
+    until(lambda: list(tmp_path.glob("out*.bin.partial")), pause=0.002)
     small = write_lines(tmp_path / "small.jsonl", ["a"])
     second = start(small, tmp_path / "out")
     _, answer = second.communicate(timeout=60)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from megatron_lrpath.training.checkpoints.on_disk import complete_steps
 from megatron_lrpath.training.guards.signals import SAVED_AND_STOPPED
 from tests.faults import train_with
 from tests.training_fixtures import Ranks, history, make_plan, run_words, train
+from tests.waiting import until
 
 TP2 = ("--tensor-model-parallel-size", "2")
 
@@ -140,7 +140,7 @@ def test_a_second_launch_of_the_same_run_is_refused(tmp_path: Path) -> None:
     words = main_words(tmp_path)
     first = Ranks.start("tests.faults:main", ["slow:5", "--", *words])
     try:
-        wait_for(lambda: is_held(checkpoints(tmp_path)))
+        until(lambda: is_held(checkpoints(tmp_path)), 60)
         second = train(words)
         assert second.status == [2]
         owner = f"process {first.processes[0].pid} on {socket.gethostname()} is training this run already"
@@ -148,14 +148,6 @@ def test_a_second_launch_of_the_same_run_is_refused(tmp_path: Path) -> None:
     finally:
         first.processes[0].kill()
         first.outcome(timeout=10)
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    """Wait until `condition` holds, a minute at most."""
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_a_rank_that_fails_shows_its_own_stack_trace_and_no_other(tmp_path: Path) -> None:

@@ -16,10 +16,11 @@ import socket
 import stat
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from tests.waiting import until
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged")
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
@@ -65,10 +66,7 @@ class Cluster:
         self, true: Callable[[], object], seconds: float = 60, about: Callable[[], str] = lambda: ""
     ) -> None:
         """Wait until `true()` is; an assertion with `about()` after `seconds`."""
-        deadline = time.monotonic() + seconds
-        while not true():
-            assert time.monotonic() < deadline, f"still not so after {seconds} s: {about() or self.queue()}"
-            time.sleep(0.2)
+        until(true, seconds, lambda: about() or self.queue(), pause=0.2)
 
     def queue(self) -> str:
         """The queue as `squeue` prints it."""
