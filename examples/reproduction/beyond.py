@@ -12,6 +12,8 @@ from pathlib import Path
 from measured import Measured, interval, percent
 
 EXPERIMENT = "beyond-0.58"
+FINE = "beyond-0.58-fine"
+"""Further alphas of the best decay."""
 SAME = "table-2"
 """Has the cosine to a tenth of the maximum, trained under the style of that name: the same rates in every step."""
 TENTH = "0.0003"
@@ -89,8 +91,8 @@ class Sweep:
 
 
 def load_sweep() -> Sweep:
-    """The experiment's rows, and Table 2's for the settings that are the same."""
-    rows = Measured.load(EXPERIMENT).rows
+    """The experiments' rows, and Table 2's for the settings that are the same."""
+    rows = [*Measured.load(EXPERIMENT).rows, *Measured.load(FINE).rows]
     known, versions = {replace(row, perplexity=0.0) for row in rows}, {row.version for row in rows}
     for row in Measured.load(SAME).rows:
         same = replace(row, variation=row.variation.replace("cosine_alpha", f"cosine_min_lr{TENTH}_alpha"))

@@ -27,7 +27,7 @@ from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.plan import Plan, load_plan
 
 PLANS = Path(__file__).parents[1] / "paper" / "small"
-CORPORA = {"mixture": ("tables-1-3", "table-2", "beyond-0.58"), "novels": ("novels",)}
+CORPORA = {"mixture": ("tables-1-3", "table-2", "beyond-0.58", "beyond-0.58-fine"), "novels": ("novels",)}
 SEEN = ("main", "branch-v1")
 ALPHA = re.compile(r"alpha([0-9.]+)")
 DECAY = re.compile("|".join((*DECAYS, "knee", "multi-step")))

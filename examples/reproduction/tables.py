@@ -20,7 +20,11 @@ from beyond import cheaper, draw_figure, shapes
 from findings import LATER, at_rates, findings
 from measured import RESULTS, Measured, percent, said
 
+from megatron_lrpath.experiment.load import is_experiment, load_experiment
+from megatron_lrpath.experiment.tasks import experiment_tasks
+
 DOCS = Path(__file__).resolve().parents[2] / "docs"
+SMALL = Path(__file__).resolve().parents[1] / "paper" / "small"
 DOCUMENTS = ("reproduction.md", "advise.md")
 NAMES = {"ptfs": "PTFS", "cpt": "CPT", "ours": "Ours"}
 """As in the tables, in their order."""
@@ -45,6 +49,7 @@ def perplexities(name: str) -> str:
     if not measured.rows:
         return "Not measured yet.\n"
     versions = sorted({row.version for row in measured.rows})
+    paper = load_experiment(SMALL / f"{name}.yaml").paper
     groups = {(natural(row.variation), list(NAMES).index(row.paradigm)): row for row in measured.rows}
     lines = []
     for _, row in sorted(groups.items()):
@@ -52,8 +57,22 @@ def perplexities(name: str) -> str:
         found = [list(measured.at(variation, paradigm, version).values()) for version in versions]
         seeds = {len(values) for values in found if values}
         count = "–".join(map(str, sorted({min(seeds), max(seeds)})))
-        lines.append([variation, NAMES[paradigm], f"{cost:.2f}", *map(said, found), count])
-    return markdown(["variation", "paradigm", "cost", *versions, "seeds"], lines)
+        line = [variation, NAMES[paradigm], f"{cost:.2f}", *map(said, found), count]
+        numbers = paper.get(variation, {}).get(paradigm, ())
+        lines.append([*line, " ".join(f"{value:.2f}" for value in numbers)] if paper else line)
+    header = ["variation", "paradigm", "cost", *versions, "seeds"]
+    return markdown([*header, f"the paper: {' '.join(versions)}"] if paper else header, lines)
+
+
+def effort() -> str:
+    """What each experiment takes by itself; files given to `train.py` together share trainings."""
+    lines = []
+    for path in sorted(SMALL.glob("*.yaml"), key=lambda path: natural(path.stem)):
+        if is_experiment(path):
+            tasks = experiment_tasks(load_experiment(path))
+            steps = sum(task.run.steps for task in tasks)
+            lines.append([f"`{path.name}`", str(len(tasks)), f"{steps:,}"])
+    return markdown(["file", "trainings", "steps"], lines)
 
 
 def all_findings() -> str:
@@ -197,7 +216,7 @@ def rates() -> str:
 
 MAKERS: dict[str, Callable[[], str]] = {
     "findings": all_findings, "periods": periods, "merged": merged, "held-out": held_out, "machines": machines,
-    "rates": rates, "shapes": shapes, "cheaper": cheaper,
+    "rates": rates, "effort": effort, "shapes": shapes, "cheaper": cheaper,
     "published-parameters": lambda: published("parameters", "model", "{:.3f}".format),
     "published-errors": lambda: published("errors", "curve", "{:+.2%}".format),
 }  # fmt: skip
