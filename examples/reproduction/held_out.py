@@ -34,9 +34,9 @@ DECAY = re.compile("|".join((*DECAYS, "knee", "multi-step")))
 
 
 def checks(plan: Plan, curves: Sequence[Curve], used: Sequence[Curve]) -> Iterator[dict[str, Any]]:
-    """Every complete branch that was not used, predicted and measured, and so its gap to the plan's own branch."""
+    """Every evaluated branch that was not used, predicted and measured, and so its gap to the plan's own branch."""
     model = build_model(used, scale_of(plan))
-    branches = [curve for curve in curves if curve.kind == "branch" and curve.complete]
+    branches = [curve for curve in curves if curve.kind == "branch" and curve.validation]
     own = {curve.version: curve for curve in branches if "/" not in curve.name}
     for curve in branches:
         if curve.name != SEEN[1]:
@@ -58,7 +58,7 @@ def facts(plan: Plan, one: Check) -> dict[str, Any]:
 
 def gap(model: Model, curve: Curve, own: Curve | None) -> dict[str, Any]:
     """The error of the ratio to the plan's own branch, and whether the interval has it; empty for that itself."""
-    if own is None or own is curve or not (curve.validation and own.validation):
+    if own is None or own is curve or not curve.validation or not own.validation:
         return {}
     predicted = model.ends_of(curve) / model.ends_of(own) - 1
     low, high = gap_intervals(model, predicted[None, :])
