@@ -38,7 +38,7 @@ def make_indexed_dataset(prefix: Path, documents: Sequence[Sequence[int]], dtype
 def make_random_dataset(prefix: Path, lengths: Sequence[int], seed: int = 0, first: int = 1) -> Path:
     """Documents of these lengths, in which token ids count up from `first` (so that each is found again)."""
     ids = np.arange(first, first + sum(lengths)) % 65000
-    return make_indexed_dataset(prefix, np.split(ids, np.cumsum(lengths)[:-1]))
+    return make_indexed_dataset(prefix, [part.tolist() for part in np.split(ids, np.cumsum(lengths)[:-1])])
 
 
 def make_lengths_dataset(prefix: Path, lengths: Sequence[int], mark: int = 0) -> Path:

@@ -113,6 +113,7 @@ def make_room(aside: Path, tensor_bytes: int) -> None:
         shortage = space.shortage(aside.parent, int(total.item()))
         if shortage:
             raise SaveFailedError(shortage)
+        _refused.clear()  # of a save that failed before its commit came to it
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
 
