@@ -58,7 +58,7 @@ def facts(plan: Plan, one: Check) -> dict[str, Any]:
 
 def gap(model: Model, curve: Curve, own: Curve | None) -> dict[str, Any]:
     """The error of the ratio to the plan's own branch, and whether the interval has it; empty for that itself."""
-    if own is None or own is curve or not curve.validation or not own.validation:
+    if own is None or own is curve or not (curve.validation and own.validation):
         return {}
     predicted = model.ends_of(curve) / model.ends_of(own) - 1
     low, high = gap_intervals(model, predicted[None, :])
