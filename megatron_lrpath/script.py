@@ -34,6 +34,7 @@ from megatron_lrpath.training import datasets, seams, setup
 from megatron_lrpath.training.checkpoints import unpickle
 from megatron_lrpath.training.context import RunContext, get_context
 from megatron_lrpath.training.guards.guard import current_guard
+from megatron_lrpath.training.guards.ranks import own_store
 from megatron_lrpath.training.options import arguments, from_arguments
 
 _start: tuple[int, torch.distributed.Store | None] = (0, None)
@@ -114,7 +115,7 @@ def pretrain(
         megatron_training.pretrain(cfg_container, provider, *rest, store=store, **options)
 
     if context is None:
-        return train(train_valid_test_dataset_provider, forward_step_func, store)
+        return train(train_valid_test_dataset_provider, forward_step_func, store or own_store())
     with own.told():
         args = setup_layers(cfg_container, model_provider)
         first_step, store = _start

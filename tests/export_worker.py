@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import shutil
 from pathlib import Path
@@ -39,11 +40,12 @@ def saved_model(words: list[str]) -> Any:
     from megatron.training.checkpointing import save_checkpoint
 
     from megatron_lrpath.training import seams, setup
+    from megatron_lrpath.training.guards.ranks import own_store
 
     seams.apply("cpu")
     args, _ = setup.arguments(words, "cpu")
     args.skip_train, args.load, args.no_save_optim, args.no_save_rng = True, None, True, True
-    training.initialize_megatron()
+    training.initialize_megatron(store=own_store())
     groups = ProcessGroupCollection.use_mpu_process_groups()
     model, _, _ = training.setup_model_and_optimizer(
         ModelType.encoder_or_decoder, cfg_container=setup.configuration(args), pg_collection=groups
@@ -102,6 +104,7 @@ def peak_growth(words: list[str]) -> None:
     from megatron_lrpath.export.importer import import_folder
 
     source, target, back = (Path(word) for word in words)
+    give_back_freed_memory()
     import transformers  # noqa: F401 - not part of what is measured
 
     growth = []
@@ -116,6 +119,12 @@ def peak_growth(words: list[str]) -> None:
         work()
         growth.append(memory("VmHWM") - before)
     (target.parent / "growth.json").write_text(json.dumps(growth))
+
+
+def give_back_freed_memory() -> None:
+    """Let freed tensors leave this process at once: the C library keeps some for later, now more, now less."""
+    threshold = -3  # M_MMAP_THRESHOLD of glibc's mallopt; setting it also ends its own adjustments
+    assert ctypes.CDLL(None).mallopt(threshold, 64 * 1024) == 1
 
 
 def memory(name: str) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.training_fixtures import MODEL, history, launch, make_plan, run_words, train
+from tests.training_fixtures import MODEL, begin_process_group, history, launch, make_plan, run_words, train
 
 # heads, query groups, type, layer number, further settings of the configuration
 CASES: list[dict[str, Any]] = [
@@ -53,7 +53,7 @@ def compare(words: list[str]) -> None:
 
     from megatron_lrpath.training.attention import SDPACoreAttention
 
-    torch.distributed.init_process_group("gloo")
+    begin_process_group()
     world = torch.distributed.get_world_size()
     parallel_state.initialize_model_parallel(tensor_model_parallel_size=world)
     tensor_parallel.model_parallel_cuda_manual_seed(1)
@@ -96,7 +96,7 @@ def refuse(words: list[str]) -> None:
     from megatron_lrpath.errors import UserError
     from megatron_lrpath.training.attention import SDPACoreAttention
 
-    torch.distributed.init_process_group("gloo")
+    begin_process_group()
     parallel_state.initialize_model_parallel()
     for name, case in json.loads(words[0]).items():
         with pytest.raises(UserError) as refusal:

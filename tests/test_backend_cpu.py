@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from megatron_lrpath import backend
 from megatron_lrpath.backend import kernels
 from megatron_lrpath.errors import UserError
-from tests.training_fixtures import launch
+from tests.training_fixtures import begin_process_group, launch
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -206,7 +206,7 @@ def against_megatron(words: list[str]) -> None:
 
     from megatron_lrpath.training import seams
 
-    torch.distributed.init_process_group("gloo")
+    begin_process_group()
     parallel_state.initialize_model_parallel()
     functions = {
         row.target.rpartition(":")[2]: (row.original(), row.original().__wrapped__)

@@ -14,7 +14,7 @@ from megatron_lrpath.evaluate.targets import EVALUATION
 from megatron_lrpath.launch.resources import visible_gpus
 from megatron_lrpath.plan import load_plan
 from tests.states import states
-from tests.training_fixtures import free_port, history, make_plan
+from tests.training_fixtures import history, make_plan
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = [
@@ -27,7 +27,7 @@ BF16 = {"bf16": True, "use_distributed_optimizer": True, "dist_ckpt_optim_fully_
 def call(*words: object) -> str:
     """Run a Python command from the repository's root; its output."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"MASTER_PORT": str(free_port()), "PYTHONPATH": os.pathsep.join(paths)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     answer = subprocess.run(
         [sys.executable, *map(str, words)], cwd=ROOT, env=environment, capture_output=True, text=True
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import multiprocessing as mp
 import os
-import socket
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from typing import Any
 
 import numpy as np
 import yaml
+
+from tests.ports import free_ports
 
 CONTEXT = mp.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["megatron_lrpath.training.warm"])
@@ -125,7 +126,7 @@ class Ranks:
     @classmethod
     def start(cls, entry: str, words: Sequence[str], nproc: int = 1, probe: str | None = None) -> Ranks:
         """Start `nproc` ranks."""
-        port = free_port()
+        port = free_ports(1)[0]
         pipes = [CONTEXT.Pipe(duplex=False) for _ in range(nproc)]
         log = Path(os.environ.get("TMPDIR", "/tmp")) / f"lrpath-test-{os.getpid()}-{port}.log"
         processes = [
@@ -172,9 +173,9 @@ def rank_main(
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(world),
         "LOCAL_WORLD_SIZE": str(world),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
     }
+    if world > 1:  # one alone needs no port, and takes none
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -192,11 +193,14 @@ def rank_main(
             sys.stdout.flush()
 
 
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+def begin_process_group() -> None:
+    """Meet the other ranks of a `launch`, where the entry is not one that does it."""
+    import torch
+
+    from megatron_lrpath.training.guards.ranks import own_store
+
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=world, store=own_store())
 
 
 def history(folder: Path) -> list[dict[str, Any]]:

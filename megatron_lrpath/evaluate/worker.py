@@ -105,9 +105,10 @@ def build(plan: Plan, args: Any, configuration: Any) -> tuple[list[Any], Sets]:
     from megatron_lrpath.sft.dataset import build_packed_validation
     from megatron_lrpath.training.context import get_context
     from megatron_lrpath.training.datasets import dataset_config
+    from megatron_lrpath.training.guards.ranks import own_store
 
     args.skip_train, args.load, args.no_load_rng = True, None, True
-    training.initialize_megatron()
+    training.initialize_megatron(store=own_store())
     model, _, _ = training.setup_model_and_optimizer(
         ModelType.encoder_or_decoder,
         cfg_container=configuration(args),

@@ -97,13 +97,14 @@ def train(words: list[str]) -> None:
     from megatron.training import set_startup_timestamps
 
     from megatron_lrpath.training import seams, setup
+    from megatron_lrpath.training.guards.ranks import own_store
 
     seams.apply(device)
     args, context = setup.arguments(words, device)
     set_startup_timestamps(program_start=start, main_entry=time.time())
     if context is None:
         signals.let_go()
-        return loop(args, None)
+        return loop(args, own_store())
     first_step, store = setup.begin(args, context, device)
     carry_out(args, context, first_step, lambda: loop(args, store))
 
@@ -160,11 +161,7 @@ def stop_status() -> int:
 def set_single_process_environment() -> None:
     """Let `python pretrain_gpt.py …` work without a launcher, as one process."""
     if "RANK" not in os.environ:
-        from torch.distributed.elastic.utils.distributed import get_free_port
-
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        os.environ.setdefault("MASTER_PORT", str(get_free_port()))
 
 
 def finish(args: Any, context: Any) -> None:

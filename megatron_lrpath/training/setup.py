@@ -21,7 +21,7 @@ from megatron_lrpath.training.checkpoints.on_disk import CHECKPOINTS, latest_ste
 from megatron_lrpath.training.checkpoints.start import agree_on_start, release_lock
 from megatron_lrpath.training.context import RunContext, set_context
 from megatron_lrpath.training.guards import peers, safeguards
-from megatron_lrpath.training.guards.ranks import Ranks
+from megatron_lrpath.training.guards.ranks import Ranks, own_store
 from megatron_lrpath.training.history import HISTORY
 from megatron_lrpath.training.options import from_arguments, from_plan
 from megatron_lrpath.training.options.arguments import add_all_own_arguments, explicit_arguments
@@ -125,7 +125,7 @@ def begin(args: Any, context: RunContext, device: str) -> tuple[int, dist.Store 
     """Choose the checkpoint to start from and record the start.
 
     Returns:
-        The step the run starts at, and the store in which its ranks have met (None for one process).
+        The step the run starts at, and the store in which its ranks have met.
     """
     own = Path(args.save)
     branch.refuse_own_parent(own, context.parent)
@@ -150,7 +150,7 @@ def begin(args: Any, context: RunContext, device: str) -> tuple[int, dist.Store 
         parent = parent_record(context)
         facts = (start.step, args.world_size, retain_interval)
         lineage.write_lineage(context.folder, context.identity, parent, *facts, plan)
-    return start.step, ranks.store
+    return start.step, ranks.store or own_store()
 
 
 def parent_record(context: RunContext) -> dict[str, Any] | None:

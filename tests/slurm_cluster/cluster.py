@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.ports import free_ports
 from tests.waiting import until
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged")
@@ -165,15 +166,6 @@ class Cluster:
         names = " ".join(f"n{number}" for number in range(1, self.nodes + 1))
         hosts = Path("/etc/hosts").read_text().rstrip("\n")
         (self.home / "hosts").write_text(f"{hosts}\n127.0.0.1 {names}\n")
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 def install() -> None:

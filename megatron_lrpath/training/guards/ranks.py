@@ -7,13 +7,18 @@ import os
 from datetime import timedelta
 from typing import Any
 
-from torch.distributed import DistError, PrefixStore, Store, rendezvous
+from torch.distributed import DistError, HashStore, PrefixStore, Store, rendezvous
 from torch.distributed.constants import default_pg_timeout
 
 from megatron_lrpath.errors import NotMetError
 
 MEETING = timedelta(minutes=10)  # from the first rank's arrival to the last one's
 PATIENCE = timedelta(hours=1)  # rank 0 may read a large checkpoint before it answers
+
+
+def own_store() -> Store | None:
+    """For `init_process_group`: a single process meets itself in its memory, at no port; None where there are more."""
+    return HashStore() if os.environ["WORLD_SIZE"] == "1" else None
 
 
 class Ranks:
