@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from megatron_lrpath.advise.areas import F64, rates_of, read_drops
-from megatron_lrpath.advise.curves import main_rates, scale_of, version_ends
 from megatron_lrpath.advise.law import loss_and_slopes
+from megatron_lrpath.advise.read import main_rates, scale_of, version_ends
 from megatron_lrpath.plan import Plan, Run
 from tests.plan_text import plan_with, versions
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +12,16 @@ import numpy as np
 import pytest
 
 from megatron_lrpath.advise.advice import Advice, advise, all_curves, choose
-from megatron_lrpath.advise.curves import read_curves, scale_of
+from megatron_lrpath.advise.curves import JITTER
 from megatron_lrpath.advise.law import PARAMETERS
 from megatron_lrpath.advise.model import DRIFT, build_model
-from megatron_lrpath.advise.predict import VALIDATION, gap_intervals, own_decay, relative_cost
+from megatron_lrpath.advise.predict import gap_intervals, own_decay, relative_cost
+from megatron_lrpath.advise.read import read_curves, scale_of
+from megatron_lrpath.advise.table import fitted
+from megatron_lrpath.advise.validation import GAIN_SPREAD
 from megatron_lrpath.cli import main
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.evaluate.targets import EVALUATION
+from megatron_lrpath.evaluate.targets import ALONG, EVALUATION
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.report.advice import read_advice
 from tests.advise_fixtures import (
@@ -123,6 +127,93 @@ def test_validation_losses_are_predicted_once_a_branch_was_evaluated(tmp_path: P
         assert prediction.low <= value <= prediction.high
 
 
+STEPS = tuple(range(80, 1361, 80))
+STRONG = np.where(np.arange(len(TRUTH)) == GAIN, np.log(0.5), TRUTH)
+"""The law with decays that gain more than the steps at a lower rate lose."""
+
+
+def evaluate_main_path(
+    plan: Plan, steps: Sequence[int] = STEPS, share: float = 1.0, lower: float = 0.0
+) -> None:
+    """Evaluations of the main path and of all branches, which gain only `share` of what they gain in training.
+
+    The validation text is 0.08 nats harder, and falls by `lower` nats more per doubling of the steps.
+    """
+
+    def text(step: int) -> float:
+        return 0.08 - lower * float(np.log2(step / 400))
+
+    main_run, ends = plan.run("ours", "main"), plan.timeline.ends
+    full = true_losses(plan, replace(main_run, last_step=ends[-1]), STRONG)
+    full -= np.array(LEVELS)[np.searchsorted(ends, np.arange(1, ends[-1] + 1))]
+    jitter = np.exp(np.random.default_rng(5).normal(0, JITTER, ends[-1]))
+    found = {step: {"loss": float(full[step - 1] * jitter[step - 1]) + text(step)} for step in steps}
+    (plan.folder(main_run) / ALONG).write_text(json.dumps(found))
+    for run in plan.runs("ours")[1:]:
+        end = true_losses(plan, run, STRONG)[-1] - LEVELS[run.version_index - 1]
+        gain = full[run.last_step - 1] - end
+        loss = float(end + (1 - share) * gain + text(run.last_step))
+        (plan.folder(run) / EVALUATION).write_text(json.dumps({"step": run.last_step, "loss": loss}))
+
+
+def errors(advice: Advice) -> list[float]:
+    """Those of the branches that were held out."""
+    assert len(advice.checks) == 3
+    assert all(check.inside for check in advice.checks)
+    return [abs(check.error) for check in advice.checks]
+
+
+def test_the_evaluated_main_path_tells_the_level_and_the_share_of_the_gain(tmp_path: Path) -> None:
+    """Validation that gains less by a decay, and falls further along the path, than training."""
+    plan = small_plan(tmp_path)
+    write_losses(plan, STRONG)
+    evaluate_main_path(plan, share=0.85, lower=0.02)
+    found = advise(plan, fit_on="v1").model
+    assert found.validation is not None
+    assert found.validation.share[0] == pytest.approx(0.85, abs=0.07)
+    with_path = errors(advise(plan, fit_on="v1"))
+    (plan.folder(plan.run("ours", "main")) / ALONG).unlink()
+    without = errors(advise(plan, fit_on="v1"))
+    assert max(with_path) < 0.01
+    assert sum(with_path) < 0.5 * sum(without)
+
+
+def test_few_evaluated_checkpoints_change_nothing(tmp_path: Path) -> None:
+    plan = small_plan(tmp_path)
+    write_losses(plan, STRONG)
+    evaluate_main_path(plan, steps=())
+    without = advise(plan).to_dict()
+    assert without["main_path_evaluated"] is False
+    for steps in ((160, 240, 400), (1000, 1120, 1200, 1360)):
+        evaluate_main_path(plan, steps=steps)
+        assert advise(plan).to_dict() == without
+    evaluate_main_path(plan, steps=(200, 240, 320, 400))
+    assert advise(plan).to_dict()["main_path_evaluated"] is True
+    assert "the level of validation to 4 checkpoints of the main path" in fitted(advise(plan))
+
+
+def test_checkpoints_after_the_version_are_not_seen_by_a_fit_on_it(tmp_path: Path) -> None:
+    plan = small_plan(tmp_path)
+    write_losses(plan, STRONG)
+    evaluate_main_path(plan)
+    before = advise(plan, fit_on="v1").to_dict()
+    evaluate_main_path(plan, steps=[step for step in STEPS if step <= 400])
+    assert advise(plan, fit_on="v1").to_dict() == before
+
+
+def test_evaluations_of_no_use_along_the_main_path_are_left_aside(tmp_path: Path) -> None:
+    plan = small_plan(tmp_path)
+    write_losses(plan, STRONG)
+    path = plan.folder(plan.run("ours", "main")) / ALONG
+    for content in (
+        "",
+        "[]",
+        '{"200": 3, "x": {"loss": 3}, "300": {"loss": NaN}, "9999": {"loss": 3}, "20": {"loss": 3}}',
+    ):
+        path.write_text(content)
+        assert read_curves(plan)[0].checkpoints is None, content
+
+
 def test_validation_that_drifts_away_widens_the_intervals_of_versions_to_come(tmp_path: Path) -> None:
     plan = small_plan(tmp_path)
     write_losses(plan)
@@ -143,7 +234,7 @@ def test_gaps_in_validation_are_less_sure_than_gaps_in_training(trained: Plan) -
     evaluated = replace(model.data.sources[1], validation=3.0)
     model = replace(model, data=replace(model.data, sources=(model.data.sources[0], evaluated)))
     low, high = gap_intervals(model, gaps)
-    assert (high - low)[0] > 3.92 * VALIDATION * 0.02
+    assert (high - low)[0] > 3.92 * GAIN_SPREAD * 0.02
     assert (high - low)[1] == 0, "the best alpha's gap to itself"
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from megatron_lrpath.advise.areas import Scale, join_drops, read_drops
-from megatron_lrpath.advise.curves import read_curves, scale_of
 from megatron_lrpath.advise.fit import EXACT, OFF, fit_law, gather
 from megatron_lrpath.advise.law import NOTHING, PUBLISHED, SPEED, expected, loss_and_slopes
+from megatron_lrpath.advise.read import read_curves, scale_of
 from tests.advise_fixtures import LEVELS, TRUTH, small_plan, write_losses
 
 UNIT = Scale(max_lr=1.0, area=1.0, warmup=0)

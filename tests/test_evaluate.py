@@ -18,6 +18,7 @@ import yaml
 
 from megatron_lrpath.cli import main as lrpath
 from megatron_lrpath.data.slice import Slice
+from megatron_lrpath.training.checkpoints.on_disk import complete_steps
 from tests.training_fixtures import MODEL, Outcome, launch, make_plan, run_words, train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -269,3 +270,38 @@ def test_the_command_names_the_cause_and_the_log_of_a_failure(copy: Path) -> Non
     assert "no checkpoint of step 6" in answer.stderr
     assert f"log: {copy / 'runs/logs/eval.log'}" in answer.stderr
     assert "Traceback" not in answer.stderr
+
+
+def test_the_main_paths_checkpoints_are_evaluated_each_once(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan, folder = copy / "plan.yaml", copy / "runs/ours/main"
+    steps = complete_steps(folder / "checkpoints")
+    answer = command(str(plan), "--main-path", "--device", "cpu")
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    found = json.loads((folder / "evals.json").read_text())
+    assert [int(step) for step in found] == steps
+    for step in steps:
+        assert_equal(found[str(step)], independent(copy, "ours/main", step))
+        assert f"ours/main@{step}" in answer.stdout
+    assert not (folder / "eval.json").exists()
+    assert lrpath(["eval", str(plan), "--main-path"]) == 0
+    assert "all checkpoints of the main path are evaluated" in capsys.readouterr().out
+    (folder / "evals.json").write_text(json.dumps({"1": found[str(steps[0])]}))
+    evaluate(copy, [f"ours/main@{steps[-1]}"]).ok()
+    assert json.loads((folder / "evals.json").read_text()) == {
+        "1": found[str(steps[0])],
+        str(steps[-1]): found[str(steps[-1])],
+    }
+
+
+def test_the_main_path_is_evaluated_alone_and_once_it_has_checkpoints(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = str(copy / "plan.yaml")
+    for words in (["--run", "main"], ["--paradigm", "ptfs"], ["--tasks", "paper"]):
+        assert lrpath(["eval", plan, "--main-path", *words]) == 2
+        assert "leave out --tasks, --run and --paradigm" in capsys.readouterr().err
+    shutil.rmtree(copy / "runs/ours/main/checkpoints")
+    assert lrpath(["eval", plan, "--main-path"]) == 2
+    assert "the main path has no checkpoint yet" in capsys.readouterr().err

@@ -2,7 +2,8 @@
 """Hold the law of `lrpath advise` to what was trained: fitted to little, it predicts the other branches.
 
 Reads the runs of the experiments and writes `results/advise.json`. Two fits for each seed: on version 1 alone
-(the main path and one decay), and on the same decay with the whole main path, which is there when a branch begins.
+(the main path and one decay), and on the same decay with the whole main path, which is there when a branch begins;
+each of them once more with the main path's evaluated checkpoints (`lrpath eval PLAN --main-path`) where there are any.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import json
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,10 @@ from accumulate import add_records, same_setting
 from collect import RESULTS
 
 from megatron_lrpath.advise.advice import Check, all_curves, check, upto_version
-from megatron_lrpath.advise.curves import Curve, scale_of
+from megatron_lrpath.advise.curves import Curve
 from megatron_lrpath.advise.model import Model, build_model
 from megatron_lrpath.advise.predict import DECAYS, gap_intervals
+from megatron_lrpath.advise.read import scale_of
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.experiment.load import load_together
 from megatron_lrpath.files import atomic_write_json
@@ -29,6 +32,7 @@ from megatron_lrpath.plan import Plan, load_plan
 PLANS = Path(__file__).parents[1] / "paper" / "small"
 CORPORA = {"mixture": ("tables-1-3", "table-2", "beyond-0.58", "beyond-0.58-fine"), "novels": ("novels",)}
 SEEN = ("main", "branch-v1")
+EVALUATED = "; main path evaluated"
 ALPHA = re.compile(r"alpha([0-9.]+)")
 DECAY = re.compile("|".join((*DECAYS, "knee", "multi-step")))
 
@@ -74,13 +78,24 @@ def held_out(corpus: str, names: Sequence[str]) -> Iterator[dict[str, Any]]:
         trained = [load_plan(one.plan.path) for one in mine if one is not point and one.plan.path.exists()]
         curves = all_curves(point.plan, trained)
         seen = [curve for curve in curves if curve.name in SEEN]
-        fits = {"version 1": upto_version(point.plan, seen, "v1"), "main path, decay of version 1": seen}
-        for name, used in fits.items() if len(seen) == len(SEEN) else ():
+        if len(seen) != len(SEEN):
+            continue
+        for name, used in fits(point.plan, seen).items():
             what = {"corpus": corpus, "seed": point.plan.seed, "fit": name}
             try:
                 yield what | {"checks": list(checks(point.plan, curves, used))}
             except UserError as error:
                 print(f"{what}: {error}")
+
+
+def fits(plan: Plan, seen: Sequence[Curve]) -> dict[str, list[Curve]]:
+    """What the law is fitted to, by name; the main path is the first of `seen`."""
+    plain = [replace(seen[0], checkpoints=None), *seen[1:]]
+    found = {"version 1": upto_version(plan, plain, "v1"), "main path, decay of version 1": plain}
+    if seen[0].checkpoints:
+        found[f"version 1{EVALUATED}"] = upto_version(plan, seen, "v1")
+        found[f"main path, decay of version 1{EVALUATED}"] = list(seen)
+    return found
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from megatron_lrpath.advise.areas import read_drops
-from megatron_lrpath.advise.curves import Curve, read_curves, scale_of
+from megatron_lrpath.advise.curves import Curve
 from megatron_lrpath.advise.law import NAME, PARAMETERS
 from megatron_lrpath.advise.model import Model, build_model
 from megatron_lrpath.advise.predict import (
@@ -22,6 +22,7 @@ from megatron_lrpath.advise.predict import (
     own_decay,
     predict,
 )
+from megatron_lrpath.advise.read import read_curves, scale_of
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import Plan, differences
 
@@ -106,6 +107,7 @@ class Advice:
             "curves": [curve.name for curve in self.model.data.sources],
             "misfit": self.model.misfit,
             "losses_of": "validation" if self.model.evaluated else "training",
+            "main_path_evaluated": bool(self.model.path),
             "end_error": self.model.end_error,
             "held_out": self.model.held_out,
             "judged_versions": [self.plan.versions[index].name for index in judged_versions(self.plan)],

@@ -1,29 +1,27 @@
-"""The loss curves that a plan's runs have left behind, thinned to points that a law can be fitted to."""
+"""Loss curves, thinned to points that a law can be fitted to."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
-from megatron_lrpath.advise.areas import F64, I64, Scale, rates_of
-from megatron_lrpath.errors import UserError
-from megatron_lrpath.evaluate.targets import EVALUATION, read_json
-from megatron_lrpath.plan import Plan, Run
-from megatron_lrpath.report.history import read_history
+from megatron_lrpath.advise.areas import F64, I64, Drops, Scale, read_drops
 
 POINTS = 60
 """Points that a version's steps become at most, on each curve."""
 SHORTEST = 4
 """Steps that a point is the mean of at least: a single batch's loss says little."""
-SKIPPED = 0.1
-"""Share of the first version that is left out at the beginning (or the warm-up twice): there no law holds."""
 DECAYED = 0.5
 """A branch tells what a decay does once its rate is down to this share of the maximum."""
-FEWEST = 3 * SHORTEST
-"""Steps of its own that a curve needs to be read at all."""
+
+JITTER = 3e-3
+"""Relative deviation of a model at the maximum rate from one checkpoint to the next: what the evaluated ones of
+`docs/reproduction.md` deviate from their law by."""
+FEWEST_CHECKPOINTS = 4
+"""Evaluated checkpoints of the main path, the last of at least twice the steps of the first, below which they are left
+aside: its law alone has three parameters."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,7 @@ class Curve:
     `validation`: the loss on the validation set at the run's end (nats a token), None where it was not evaluated.
     `main`: of a branch, the main path where it has logged the same steps, so on the same batches. Then the curve is
     read as its losses over the main path's: a batch that is hard for one model is hard for the other.
+    `checkpoints`: of the main path, the validation losses at its evaluated checkpoints as a curve of their own.
     """
 
     name: str
@@ -56,6 +55,7 @@ class Curve:
     ends: I64
     validation: float | None = None
     main: Curve | None = None
+    checkpoints: Checkpoints | None = None
 
     @cached_property
     def baseline(self) -> F64:
@@ -99,6 +99,10 @@ class Curve:
         """The rows of the last tenth of the run's steps, at least five: its final loss is their mean."""
         return slice(-max(5, len(self.logged) // 10), None)
 
+    def end(self, scale: Scale) -> Drops:
+        """The curve read at its last step."""
+        return read_drops(self.rates, np.array([len(self.rates)]), scale)
+
     def beside(self, main: Curve) -> Curve:
         """The branch read over the main path, where that has logged all of its steps and leaves less noise."""
         if not np.isin(self.logged, main.logged).all():
@@ -109,90 +113,26 @@ class Curve:
     def upto(self, last: int) -> Curve:
         """The curve as it was at step `last`."""
         inside = self.logged <= last
+        cut = replace(self, rates=self.rates[:last], logged=self.logged[inside], losses=self.losses[inside])
+        return replace(cut, checkpoints=self.checkpoints.upto(last)) if self.checkpoints else cut
+
+
+class Checkpoints(Curve):
+    """Validation losses of a run's checkpoints: each is a point, and all are of one text."""
+
+    @cached_property
+    def points(self) -> Points:
+        """The checkpoints."""
+        count = len(self.logged)
+        alike = np.zeros(count, dtype=np.int64)
+        return Points(self.logged, np.log(self.losses), np.full(count, JITTER), alike)
+
+    @property
+    def tell(self) -> bool:
+        """Whether a law can be fitted to them."""
+        return len(self.logged) >= FEWEST_CHECKPOINTS and bool(self.logged[-1] >= 2 * self.logged[0])
+
+    def upto(self, last: int) -> Checkpoints:
+        """Those of the steps up to `last`."""
+        inside = self.logged <= last
         return replace(self, rates=self.rates[:last], logged=self.logged[inside], losses=self.losses[inside])
-
-
-def version_ends(plan: Plan) -> I64:
-    """The last step of each version."""
-    return np.array(plan.timeline.ends, dtype=np.int64)
-
-
-def scale_of(plan: Plan) -> Scale:
-    """The units of a fit to this plan's runs."""
-    schedule, first = plan.schedule, plan.timeline.ends[0]
-    return Scale(schedule.max_lr, schedule.max_lr * (first - schedule.warmup / 2), schedule.warmup)
-
-
-def main_rates(plan: Plan, last: int) -> F64:
-    """The main path's rate in the steps 1 to `last`, wherever the plan ends it."""
-    path = plan.run("ours", "main").path
-    rates = np.full(last, plan.schedule.max_lr)
-    warm = min(last, path.warmup)
-    rates[:warm] = rates_of(path, 0, warm)
-    return rates
-
-
-def read_curves(plan: Plan) -> list[Curve]:
-    """The main path and the branches that have been trained, in that order, as far as each has come.
-
-    Raises UserError for runs whose logged rates are not the plan's.
-    """
-    found = [read_curve(plan, run) for run in plan.runs("ours")]
-    return [curve for curve in found if curve is not None]
-
-
-def read_curve(plan: Plan, run: Run) -> Curve | None:
-    """One run's curve; None before it has logged enough steps beyond the beginning."""
-    history = read_history(Path(plan.folder(run)) / "history.jsonl")
-    losses = history["loss"]
-    begin = max(2 * plan.schedule.warmup, round(SKIPPED * plan.timeline.ends[0]), run.first_step)
-    usable = np.isfinite(losses) & (losses > 0) & (history.steps > begin)
-    _check_losses(plan, run, history.steps, losses)
-    if int(usable.sum()) < FEWEST:
-        return None
-    last = int(history.steps[-1])
-    rates = np.concatenate([main_rates(plan, run.first_step), rates_of(run.path, run.first_step, last)])
-    if run.kind == "main":
-        rates = main_rates(plan, last)
-    _check_rates(plan, run, history["lr"], rates[history.steps - 1])
-    if run.kind == "branch" and last < run.last_step:
-        rates = np.concatenate([rates, rates_of(run.path, last, run.last_step)])
-    return Curve(
-        name=run.name,
-        kind=run.kind,
-        version=run.version_index - 1,
-        rates=rates,
-        logged=history.steps[usable],
-        losses=losses[usable],
-        ends=version_ends(plan),
-        validation=read_validation(plan, run) if last == run.last_step else None,
-    )
-
-
-def read_validation(plan: Plan, run: Run) -> float | None:
-    """The validation loss that `lrpath eval` has measured of a run's model; None where it has not, or of no use."""
-    found = read_json(plan.folder(run) / EVALUATION) or {}
-    loss = found.get("loss")
-    if found.get("step") != run.last_step or not isinstance(loss, int | float) or not 0 < loss < np.inf:
-        return None
-    return float(loss)
-
-
-def _check_losses(plan: Plan, run: Run, steps: I64, losses: F64) -> None:
-    bad = steps[~(np.isfinite(losses) & (losses > 0))]
-    if len(bad) > 0.02 * len(steps):
-        raise UserError(
-            f"{plan.folder(run) / 'history.jsonl'}: {len(bad)} of {len(steps)} steps have no finite loss (the "
-            f"first is step {bad[0]}). A law of the loss cannot be fitted to a run that diverged; lower the rate."
-        )
-
-
-def _check_rates(plan: Plan, run: Run, logged: F64, planned: F64) -> None:
-    known = np.isfinite(logged)
-    off = np.abs(logged - planned)[known] > 1e-3 * plan.schedule.max_lr
-    if off.any():
-        raise UserError(
-            f"{plan.folder(run)}: trained at other learning rates than those of {plan.path}, in {int(off.sum())} "
-            f"of {int(known.sum())} logged steps. Use the plan that it was trained with (`lrpath report` compares "
-            "them)."
-        )

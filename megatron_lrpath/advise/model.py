@@ -9,10 +9,11 @@ from itertools import pairwise
 
 import numpy as np
 
-from megatron_lrpath.advise.areas import F64, Drops, Scale, read_drops
+from megatron_lrpath.advise.areas import F64, Drops, Scale
 from megatron_lrpath.advise.curves import Curve
 from megatron_lrpath.advise.fit import EXACT, OFF, Data, Fit, bootstrap, fit_law, gather
 from megatron_lrpath.advise.law import gains
+from megatron_lrpath.advise.validation import Validation, fit_path
 from megatron_lrpath.errors import UserError
 
 RESAMPLED = 100
@@ -35,6 +36,8 @@ class Model:
     `samples`: the fits to resampled residuals. `misfit`: the relative deviation of the points from the law
     beyond their noise. `end_error`: the relative error of the loss at the end of a decay (root mean square);
     measured on decays that were held out one at a time where there are two or more (`held_out`).
+    `path`: the law of the validation losses along the main path, for each of `fits`; empty where too few checkpoints
+    were evaluated.
     """
 
     fit: Fit
@@ -43,6 +46,7 @@ class Model:
     misfit: float
     end_error: float
     held_out: bool
+    path: tuple[Fit, ...] = ()
 
     @cached_property
     def evaluated(self) -> tuple[Curve, ...]:
@@ -54,45 +58,41 @@ class Model:
         """The fit and its samples."""
         return (self.fit, *self.samples)
 
+    @cached_property
+    def validation(self) -> Validation | None:
+        """What tells validation losses, None where no fitted branch was evaluated."""
+        if not self.evaluated:
+            return None
+        return Validation(self.fits, self.evaluated, self.data.sources[0], self.path)
+
     def ends_at(self, read: Drops, index: int) -> F64:
         """The final loss (nats a token) of a branch of version `index` by every fit, [1 + samples].
 
-        Of validation where that is known of a branch: the text is the same for all versions, so they have no level
-        of their own, and the law is right but for what the evaluated branches tell.
+        Of validation where that is known of a branch; else of training, on the version's own text.
         """
-        level = np.array([0 if self.evaluated else index])
-        losses = np.array([fit.losses_of(read, level)[0] for fit in self.fits])
-        return losses + self.offsets[self.nearest(index)] if self.evaluated else losses
+        if self.validation:
+            return self.validation.ends_at(read, index, self.nearest(index))
+        return np.array([fit.losses_of(read, np.array([index]))[0] for fit in self.fits])
 
     def ends_of(self, curve: Curve) -> F64:
         """The final loss of a branch by every fit, [1 + samples], as `ends_at`."""
-        return self.ends_at(read_end(curve, self.fit.scale), curve.version)
-
-    @cached_property
-    def offsets(self) -> dict[int, F64]:
-        """By version with evaluated branches: how much (nats) validation lies above every fit, [1 + samples].
-
-        The training loss falls faster than validation, so each version's own branches tell, see `nearest`.
-        """
-        found: dict[int, list[F64]] = {}
-        for curve in self.evaluated:
-            read = read_end(curve, self.fit.scale)
-            ends = np.array([fit.losses_of(read, np.array([0]))[0] for fit in self.fits])
-            found.setdefault(curve.version, []).append((curve.validation or 0.0) - ends)
-        return {version: np.mean(offsets, axis=0) for version, offsets in found.items()}
+        return self.ends_at(curve.end(self.fit.scale), curve.version)
 
     def nearest(self, index: int) -> int:
         """The version nearest to `index`, the later of two, that something tells the level of the losses of."""
-        told = set(self.offsets) or set(self.data.versions.tolist())
+        told = set(self.validation.offsets if self.validation else self.data.versions.tolist())
         return min(told, key=lambda version: (abs(version - index), -version))
 
     @cached_property
     def drift(self) -> float:
         """`DRIFT`, or what validation has drifted by between evaluated versions where that is more."""
+        if self.validation is None:
+            return DRIFT
         losses = [curve.validation for curve in self.evaluated if curve.validation]
+        offsets = self.validation.offsets
         drifts = [
-            abs(float(self.offsets[one][0] - self.offsets[other][0])) / self._doublings(one, other)
-            for one, other in pairwise(sorted(self.offsets))
+            abs(float(offsets[one][0] - offsets[other][0])) / self._doublings(one, other)
+            for one, other in pairwise(sorted(offsets))
         ]
         return max([DRIFT, *(drift / float(np.mean(losses)) for drift in drifts)])
 
@@ -125,7 +125,9 @@ def build_model(curves: Sequence[Curve], scale: Scale, resampled: int = RESAMPLE
         held_out=len(errors) > 0,
     )
     _check_model(model)
-    return replace(model, samples=tuple(bootstrap(fit, data, resampled)))
+    checkpoints = curves[0].checkpoints
+    path = fit_path(checkpoints, scale, resampled) if checkpoints and checkpoints.tell else ()
+    return replace(model, samples=tuple(bootstrap(fit, data, resampled)), path=path)
 
 
 def fit_with_levels(data: Data) -> tuple[Fit, Data]:
@@ -172,11 +174,6 @@ def end_error(curve: Curve, fit: Fit) -> float:
     measured = curve.losses[curve.tail].mean() / curve.baseline[curve.tail].mean()
     error = float(predicted / measured - 1)
     return float(np.sqrt(max(0.0, error**2 - curve.noise**2 / len(steps))))
-
-
-def read_end(curve: Curve, scale: Scale) -> Drops:
-    """The curve read at its last step."""
-    return read_drops(curve.rates, np.array([len(curve.rates)]), scale)
 
 
 def misfit(fit: Fit, data: Data) -> float:

@@ -9,8 +9,9 @@ from functools import lru_cache
 import numpy as np
 
 from megatron_lrpath.advise.areas import F64, rates_of, read_drops
-from megatron_lrpath.advise.curves import main_rates
 from megatron_lrpath.advise.model import Model
+from megatron_lrpath.advise.read import main_rates
+from megatron_lrpath.advise.validation import GAIN_SPREAD
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.schedule import LRPath, Schedule
 
@@ -21,8 +22,6 @@ multi-step's long stretches at a low rate, and makes their loss too good by over
 POSITIONS = 1000
 """Places that a decay's rates are read at; longer ones are drawn straight in between."""
 CONFIDENT = 1.96
-VALIDATION = 0.15
-"""Share of a gap in training losses, as a standard deviation, that the one in validation losses may differ by."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Candidate:
 
     `versions`: a prediction for each, None where its branch would leave the main path in its warm-up. `cost`:
     steps of all runs over those of pre-training from scratch. `gap`: mean loss of the judged versions over that
-    of the best that may be chosen, minus 1; its interval is that of the resampled fits, see `VALIDATION`.
+    of the best that may be chosen, minus 1; its interval is that of the resampled fits, see `GAIN_SPREAD`.
     """
 
     alpha: float
@@ -133,10 +132,10 @@ def _compared(
 
 
 def gap_intervals(model: Model, gaps: F64) -> tuple[F64, F64]:
-    """The 95% intervals of gaps [n, 1 + samples]: the samples' quantiles, widened by what `VALIDATION` says."""
+    """The 95% intervals of gaps [n, 1 + samples]: the samples' quantiles, widened by what `GAIN_SPREAD` says."""
     middle, samples = gaps[:, 0], gaps[:, 1:]
     low, high = np.quantile(samples, (0.025, 0.975), axis=1) if samples.size else (middle, middle)
-    own = CONFIDENT * (VALIDATION if model.evaluated else 0.0) * middle
+    own = CONFIDENT * (GAIN_SPREAD if model.evaluated else 0.0) * middle
     return middle - np.hypot(middle - low, own), middle + np.hypot(high - middle, own)
 
 

@@ -31,12 +31,7 @@ def show(advice: Advice, console: Console) -> None:
     console.print(
         Text(
             f"Losses: nats a token on {text} at the branch's end; ±: half of the widest 95% interval; gap: mean "
-            "loss of the compared versions above the best."
-            + (
-                ""
-                if advice.model.evaluated
-                else " `lrpath eval PLAN` first, and validation losses are predicted."
-            ),
+            "loss of the compared versions above the best." + hint(advice),
             style="dim",
         )
     )
@@ -65,10 +60,21 @@ def fitted(advice: Advice) -> str:
     curves = ", ".join(curve.name for curve in model.data.sources)
     how = "decays held out one at a time" if model.held_out else "one decay: in the fit itself"
     levels = "; a level for each version's text" if len(model.fit.level) > 1 else ""
+    if model.path and (checkpoints := model.data.sources[0].checkpoints):
+        levels += f"; the level of validation to {len(checkpoints.logged)} checkpoints of the main path"
     return (
         f"Fitted: {NAME}, to {curves}{levels}. Off by {model.misfit:.2%} beyond the noise, by "
         f"{model.end_error:.2%} at the ends of decays ({how})."
     )
+
+
+def hint(advice: Advice) -> str:
+    """What would make the predictions better that nothing has to be trained for; empty where there is nothing."""
+    if not advice.model.evaluated:
+        return " `lrpath eval PLAN` first, and validation losses are predicted."
+    if not advice.model.path:
+        return " `lrpath eval PLAN --main-path`, and their level is surer."
+    return ""
 
 
 def alphas_table(advice: Advice) -> Table:

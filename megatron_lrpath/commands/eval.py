@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 from megatron_lrpath.commands import eval_tasks
 
 if TYPE_CHECKING:
+    from megatron_lrpath.evaluate.targets import Target
     from megatron_lrpath.plan import Plan, Run
 
 HELP = "perplexity of every trained version on the validation set; with --tasks, scores on benchmarks"
 EXAMPLE = """lrpath eval examples/quickstart/plan.yaml --paradigm ours
+  lrpath eval plan.yaml --main-path
   lrpath eval plan.yaml --tasks paper --task-data data/benchmarks"""
 TAKES_EXTRA = True
 
@@ -25,6 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("plan", type=Path, metavar="PLAN", help="the plan file")
     parser.add_argument("--paradigm", choices=("ours", "ptfs", "cpt", "all"), default="all")
     parser.add_argument("--run", metavar="NAME", help="only this run of the paradigm")
+    parser.add_argument(
+        "--main-path",
+        action="store_true",
+        help="instead of the versions the main path's checkpoints, which tell `lrpath advise` the level of the losses",
+    )
     parser.add_argument("--force", action="store_true", help="evaluate again what has been evaluated")
     parser.add_argument("--nproc", type=int, default=1, metavar="N", help="processes (default: 1)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -34,12 +41,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Evaluate what is trained and not evaluated yet; 0, or 1 where the evaluation failed."""
-    from megatron_lrpath.evaluate.targets import is_trained, model_runs, needs_evaluation
+    from megatron_lrpath.errors import UserError
+    from megatron_lrpath.evaluate.targets import (
+        Target,
+        is_trained,
+        main_path_targets,
+        model_runs,
+        needs_evaluation,
+    )
     from megatron_lrpath.plan import PARADIGMS, load_plan
 
+    if args.main_path and (args.tasks or args.run or args.paradigm not in ("all", "ours")):
+        raise UserError(
+            "--main-path evaluates the main path's checkpoints; leave out --tasks, --run and --paradigm."
+        )
     if args.tasks:
         return eval_tasks.execute(args)
     plan = load_plan(args.plan)
+    if args.main_path:
+        targets = main_path_targets(plan, args.force)
+        if not targets:
+            print("nothing to evaluate: all checkpoints of the main path are evaluated")
+        return evaluate(plan, targets, args) if targets else 0
     paradigms = PARADIGMS if args.paradigm == "all" else (args.paradigm,)
     runs = model_runs(plan, paradigms)
     if args.run:
@@ -51,7 +74,7 @@ def execute(args: argparse.Namespace) -> int:
         print("nothing to evaluate: " + (done if trained else "no version is trained yet (lrpath run PLAN)"))
         return 0
     kinds = ([run for run in wanted if run.kind != "sft"], [run for run in wanted if run.kind == "sft"])
-    return max(evaluate(plan, runs, args) for runs in kinds if runs)
+    return max(evaluate(plan, [Target(run) for run in runs], args) for runs in kinds if runs)
 
 
 def named(plan: Plan, runs: list[Run], name: str) -> list[Run]:
@@ -66,14 +89,12 @@ def named(plan: Plan, runs: list[Run], name: str) -> list[Run]:
     return found
 
 
-def evaluate(plan: Plan, runs: list[Run], args: argparse.Namespace) -> int:
+def evaluate(plan: Plan, targets: list[Target], args: argparse.Namespace) -> int:
     """Run the worker under torchrun, its log in OUTPUT/logs/eval.log, its results on the console."""
-    from megatron_lrpath.evaluate.targets import EVALUATION, read_json
-
-    fine_tuned = runs[0].kind == "sft"
+    fine_tuned = targets[0].run.kind == "sft"
     log = Path(plan.output) / "logs" / ("eval-sft.log" if fine_tuned else "eval.log")
     log.parent.mkdir(parents=True, exist_ok=True)
-    names = [f"{run.paradigm}/{run.name}" for run in runs]
+    names = [target.name for target in targets]
     launcher = [
         sys.executable,
         "-m",
@@ -87,7 +108,7 @@ def evaluate(plan: Plan, runs: list[Run], args: argparse.Namespace) -> int:
     threads = str(max(1, (os.cpu_count() or 1) // args.nproc))
     # Threads that spin at barriers crawl on a machine that others use too.
     environment = {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"} | os.environ
-    print(f"evaluating {len(runs)} models on {plan.data.valid} …", flush=True)
+    print(f"evaluating {len(targets)} models on {plan.data.valid} …", flush=True)
     with log.open("w", encoding="utf-8") as stream:
         status = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=environment).returncode
     if status:
@@ -95,9 +116,9 @@ def evaluate(plan: Plan, runs: list[Run], args: argparse.Namespace) -> int:
 
         print(f"lrpath: error: the evaluation failed: {find_cause(log)}\n  log: {log}", file=sys.stderr)
         return 1
-    for run, name in zip(runs, names, strict=True):
-        evaluation = read_json(plan.folder(run) / EVALUATION) or {}
+    for target in targets:
+        evaluation = target.read(plan)
         answers = evaluation.get("answers")
         held = f", of held-out answers {answers['perplexity']:.3f}" if answers else ""
-        print(f"  {name:24} perplexity {evaluation['perplexity']:.3f}{held}")
+        print(f"  {target.name:24} perplexity {evaluation['perplexity']:.3f}{held}")
     return 0

@@ -12,9 +12,9 @@ from typing import Any
 
 from megatron_lrpath import backend
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.evaluate.targets import EVALUATION
+from megatron_lrpath.evaluate.targets import ALONG, EVALUATION, Target, along
 from megatron_lrpath.files import atomic_write_json
-from megatron_lrpath.plan import Plan, Run, load_plan
+from megatron_lrpath.plan import Plan, load_plan
 
 
 @dataclass
@@ -50,7 +50,7 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Our words, and the Megatron arguments that may follow."""
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__)
     parser.add_argument("--plan", type=Path, required=True)
-    parser.add_argument("--runs", nargs="+", required=True, metavar="PARADIGM/RUN")
+    parser.add_argument("--runs", nargs="+", required=True, metavar="PARADIGM/RUN[@STEP]")
     parser.add_argument("--device", default="auto", choices=backend.DEVICES)
     return parser.parse_known_args(words)
 
@@ -62,21 +62,15 @@ def main(words: list[str] | None = None) -> None:
     said, extra = parse(sys.argv[1:] if words is None else words)
     try:
         plan = load_plan(said.plan)
-        evaluate_runs(plan, [named_run(plan, name) for name in said.runs], said.device, extra)
+        evaluate_targets(plan, [Target.named(plan, name) for name in said.runs], said.device, extra)
     except UserError as error:
         if int(os.environ.get("RANK", "0")) == 0:
             print(f"lrpath: error: {error}", file=sys.stderr, flush=True)
         os._exit(2)
 
 
-def named_run(plan: Plan, name: str) -> Run:
-    """The run that `paradigm/run` names."""
-    paradigm, _, run = name.partition("/")
-    return plan.run(paradigm, run)
-
-
-def evaluate_runs(plan: Plan, runs: list[Run], device: str, extra: list[str]) -> None:
-    """Evaluate each run's last checkpoint and write its `eval.json`."""
+def evaluate_targets(plan: Plan, targets: list[Target], device: str, extra: list[str]) -> None:
+    """Evaluate each checkpoint and write what it is found to be, see `write_evaluation`."""
     device = backend.choose_device(device)
     backend.activate(device)
     from megatron_lrpath.training import seams, setup
@@ -84,13 +78,13 @@ def evaluate_runs(plan: Plan, runs: list[Run], device: str, extra: list[str]) ->
 
     set_single_process_environment()
     seams.apply(device)
-    words = ["--plan", str(plan.path), "--paradigm", runs[0].paradigm, "--run", runs[0].name]
+    words = ["--plan", str(plan.path), "--paradigm", targets[0].run.paradigm, "--run", targets[0].run.name]
     words += ["--tensorboard-dir", "", *extra]  # an evaluation adds nothing to the training's records
     args, _ = setup.arguments(words, device)
     model, sets = build(plan, args, setup.configuration)
-    for run in runs:
-        load_weights(plan, run, args, model)
-        write_evaluation(plan, run, model, sets)
+    for target in targets:
+        load_weights(plan, target, args, model)
+        write_evaluation(plan, target, model, sets)
     setup.end()
 
 
@@ -122,8 +116,8 @@ def build(plan: Plan, args: Any, configuration: Any) -> tuple[list[Any], Sets]:
     return model, sets
 
 
-def load_weights(plan: Plan, run: Run, args: Any, model: list[Any]) -> None:
-    """Load the weights of the run's last step.
+def load_weights(plan: Plan, target: Target, args: Any, model: list[Any]) -> None:
+    """Load the checkpoint's weights.
 
     Raises:
         UserError: that checkpoint is missing, damaged or of another model.
@@ -134,15 +128,15 @@ def load_weights(plan: Plan, run: Run, args: Any, model: list[Any]) -> None:
     from megatron_lrpath.training.checkpoints.on_disk import CHECKPOINTS
     from megatron_lrpath.training.context import ParentCheckpoint
 
-    folder = plan.folder(run) / CHECKPOINTS
-    branch.require_checkpoint(ParentCheckpoint(folder, run.last_step))
-    if problems := damage(folder, run.last_step):
+    folder, step = plan.folder(target.run) / CHECKPOINTS, target.step
+    branch.require_checkpoint(ParentCheckpoint(folder, step))
+    if problems := damage(folder, step):
         raise UserError(
-            f"{folder}: the checkpoint of step {run.last_step} is damaged: {'; '.join(problems)}. Restore it from "
+            f"{folder}: the checkpoint of step {step} is damaged: {'; '.join(problems)}. Restore it from "
             "a backup, or train the run anew."
         )
-    branch.check_model(args, folder, run.last_step, weights_only=run.kind == "sft")
-    args.load, args.ckpt_step = str(folder), run.last_step
+    branch.check_model(args, folder, step, weights_only=target.run.kind == "sft")
+    args.load, args.ckpt_step = str(folder), step
     args.no_load_optim, args.no_load_rng, args.exit_on_missing_checkpoint = True, True, True
     load_checkpoint(model, None, None)
 
@@ -165,12 +159,16 @@ def damage(folder: Path, step: int) -> list[str]:
     return sorted({problem for part in found for problem in part})
 
 
-def write_evaluation(plan: Plan, run: Run, model: list[Any], sets: Sets) -> None:
-    """Evaluate the loaded weights; rank 0 writes the file and says so."""
-    evaluation = {"step": run.last_step, **sets.evaluate(model)}
+def write_evaluation(plan: Plan, target: Target, model: list[Any], sets: Sets) -> None:
+    """Evaluate the loaded weights; rank 0 writes the file, along the main path one of all steps."""
+    evaluation = {"step": target.step, **sets.evaluate(model)}
     if int(os.environ["RANK"]) == 0:
-        atomic_write_json(plan.folder(run) / EVALUATION, evaluation)
-        print(f"evaluated {run.paradigm}/{run.name} {evaluation['perplexity']:.4f}", flush=True)
+        folder = plan.folder(target.run)
+        if target.at is None:
+            atomic_write_json(folder / EVALUATION, evaluation)
+        else:
+            atomic_write_json(folder / ALONG, along(folder) | {target.at: evaluation})
+        print(f"evaluated {target.name} {evaluation['perplexity']:.4f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
+from megatron_lrpath.evaluate.targets import along, loss_of
 from megatron_lrpath.report.collect import PARADIGMS, RunRecord, RunTree
 from megatron_lrpath.report.csvdata import csv_text
 from megatron_lrpath.report.figures import finish_step_axis, panel_titles, run_colour, version_ends
@@ -100,10 +101,13 @@ def loss_limits(tree: RunTree) -> tuple[float, float]:
 
 
 def validation_losses(record: RunRecord) -> dict[int, float]:
-    """Step -> loss on validation text: those measured during the training, and the final evaluation's."""
+    """Step -> loss on validation text: measured during the training, of the main path's checkpoints, of the end."""
     steps, valid = record.history.steps, record.history["valid_loss"]
     measured = np.isfinite(valid)
     found = dict(zip(steps[measured].tolist(), valid[measured].tolist(), strict=True))
+    if record.run.kind == "main":
+        along_path = {step: loss_of(one) for step, one in along(record.folder).items()}
+        found |= {step: loss for step, loss in along_path.items() if loss}
     if record.evaluation:
         found[record.evaluation.step] = record.evaluation.score.loss
     return found

@@ -1,0 +1,122 @@
+"""Reads the loss curves and evaluations that a plan's runs have left behind."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from megatron_lrpath.advise.areas import F64, I64, Scale, rates_of
+from megatron_lrpath.advise.curves import SHORTEST, Checkpoints, Curve
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.evaluate.targets import EVALUATION, along, loss_of, read_json
+from megatron_lrpath.plan import Plan, Run
+from megatron_lrpath.report.history import read_history
+
+SKIPPED = 0.1
+"""Share of the first version that is left out at the beginning (or the warm-up twice): there no law holds."""
+FEWEST = 3 * SHORTEST
+"""Steps of its own that a curve needs to be read at all."""
+
+
+def version_ends(plan: Plan) -> I64:
+    """The last step of each version."""
+    return np.array(plan.timeline.ends, dtype=np.int64)
+
+
+def scale_of(plan: Plan) -> Scale:
+    """The units of a fit to this plan's runs."""
+    schedule, first = plan.schedule, plan.timeline.ends[0]
+    return Scale(schedule.max_lr, schedule.max_lr * (first - schedule.warmup / 2), schedule.warmup)
+
+
+def main_rates(plan: Plan, last: int) -> F64:
+    """The main path's rate in the steps 1 to `last`, wherever the plan ends it."""
+    path = plan.run("ours", "main").path
+    rates = np.full(last, plan.schedule.max_lr)
+    warm = min(last, path.warmup)
+    rates[:warm] = rates_of(path, 0, warm)
+    return rates
+
+
+def read_curves(plan: Plan) -> list[Curve]:
+    """The main path and the branches that have been trained, in that order, as far as each has come.
+
+    Raises UserError for runs whose logged rates are not the plan's.
+    """
+    found = [read_curve(plan, run) for run in plan.runs("ours")]
+    return [curve for curve in found if curve is not None]
+
+
+def read_curve(plan: Plan, run: Run) -> Curve | None:
+    """One run's curve; None before it has logged enough steps beyond the beginning."""
+    history = read_history(Path(plan.folder(run)) / "history.jsonl")
+    losses = history["loss"]
+    begin = max(2 * plan.schedule.warmup, round(SKIPPED * plan.timeline.ends[0]), run.first_step)
+    usable = np.isfinite(losses) & (losses > 0) & (history.steps > begin)
+    _check_losses(plan, run, history.steps, losses)
+    if int(usable.sum()) < FEWEST:
+        return None
+    last = int(history.steps[-1])
+    rates = np.concatenate([main_rates(plan, run.first_step), rates_of(run.path, run.first_step, last)])
+    if run.kind == "main":
+        rates = main_rates(plan, last)
+    _check_rates(plan, run, history["lr"], rates[history.steps - 1])
+    if run.kind == "branch" and last < run.last_step:
+        rates = np.concatenate([rates, rates_of(run.path, last, run.last_step)])
+    curve = Curve(
+        name=run.name,
+        kind=run.kind,
+        version=run.version_index - 1,
+        rates=rates,
+        logged=history.steps[usable],
+        losses=losses[usable],
+        ends=version_ends(plan),
+    )
+    if run.kind == "main":
+        return replace(curve, checkpoints=read_checkpoints(plan, curve, begin))
+    return replace(curve, validation=read_validation(plan, run) if last == run.last_step else None)
+
+
+def read_checkpoints(plan: Plan, main: Curve, begin: int) -> Checkpoints | None:
+    """The main path's evaluated checkpoints (`lrpath eval --main-path`) after the step `begin`; None without any."""
+    found = {step: loss_of(one) for step, one in along(plan.folder(plan.run("ours", "main"))).items()}
+    losses = {step: loss for step, loss in found.items() if loss and begin < step <= len(main.rates)}
+    if not losses:
+        return None
+    return Checkpoints(
+        name=f"{main.name}, evaluated",
+        kind=main.kind,
+        version=main.version,
+        rates=main.rates,
+        logged=np.array(list(losses), dtype=np.int64),
+        losses=np.array(list(losses.values()), dtype=np.float64),
+        ends=main.ends,
+    )
+
+
+def read_validation(plan: Plan, run: Run) -> float | None:
+    """The validation loss that `lrpath eval` has measured of a run's model; None where it has not, or of no use."""
+    found = read_json(plan.folder(run) / EVALUATION) or {}
+    return loss_of(found) if found.get("step") == run.last_step else None
+
+
+def _check_losses(plan: Plan, run: Run, steps: I64, losses: F64) -> None:
+    bad = steps[~(np.isfinite(losses) & (losses > 0))]
+    if len(bad) > 0.02 * len(steps):
+        raise UserError(
+            f"{plan.folder(run) / 'history.jsonl'}: {len(bad)} of {len(steps)} steps have no finite loss (the "
+            f"first is step {bad[0]}). A law of the loss cannot be fitted to a run that diverged; lower the rate."
+        )
+
+
+def _check_rates(plan: Plan, run: Run, logged: F64, planned: F64) -> None:
+    known = np.isfinite(logged)
+    off = np.abs(logged - planned)[known] > 1e-3 * plan.schedule.max_lr
+    if off.any():
+        raise UserError(
+            f"{plan.folder(run)}: trained at other learning rates than those of {plan.path}, in {int(off.sum())} "
+            f"of {int(known.sum())} logged steps. Use the plan that it was trained with (`lrpath report` compares "
+            "them)."
+        )

@@ -1,0 +1,107 @@
+"""From the law of the training loss to losses on the validation set, by what has been evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from megatron_lrpath.advise.areas import F64, Drops, Scale, read_drops
+from megatron_lrpath.advise.curves import JITTER, Checkpoints, Curve
+from megatron_lrpath.advise.fit import OFF, Fit, fit_law, gather
+
+GAIN_SPREAD = 0.15
+"""Share of a decay's gain in training, as a standard deviation, that its gain in validation may differ by."""
+
+FIRST_TEXT = np.array([0])
+"""The validation text is the same for all versions: the law is read without the levels of their own texts."""
+
+
+def fit_path(path: Checkpoints, scale: Scale, samples: int, seed: int = 0) -> tuple[Fit, ...]:
+    """The law fitted to the main path's validation losses, and `samples` times to others that might have been."""
+    data = gather([path], scale)
+    fit = fit_law(data)
+    rng = np.random.default_rng(seed)
+    fits = [fit]
+    for _ in range(samples):
+        logs = data.logs + rng.normal(0, JITTER, len(data.logs))
+        fits.append(fit_law(replace(data, logs=logs, expectation=data.expectation.drawn(rng)), [fit.start]))
+    return tuple(fits)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What turns a law of the training loss into validation losses.
+
+    `fits`: the law and its samples. `branches`: those that have been evaluated, at least one. `main`: the main path.
+    `path`: the law of its validation losses and as many samples; empty where too few checkpoints were evaluated.
+    With it a branch ends at the main path's validation loss minus `share` of what the decay gains in training.
+    Without it the branch ends at its training loss. What the evaluated branches lie above that is added, see
+    `offsets`.
+    """
+
+    fits: tuple[Fit, ...]
+    branches: tuple[Curve, ...]
+    main: Curve
+    path: tuple[Fit, ...] = ()
+
+    @cached_property
+    def offsets(self) -> dict[int, F64]:
+        """By version with evaluated branches: how much (nats) they lie above what is made of every fit, [1 + samples].
+
+        The training loss falls faster than validation, so each version's own branches tell.
+        """
+        found: dict[int, list[F64]] = {}
+        for curve in self.branches:
+            found.setdefault(curve.version, []).append(
+                (curve.validation or 0.0) - self._bare(curve.end(self._scale), curve.version)
+            )
+        return {version: np.mean(offsets, axis=0) for version, offsets in found.items()}
+
+    def ends_at(self, read: Drops, index: int, told: int) -> F64:
+        """The validation loss (nats a token) at the end of a branch of version `index` by every fit, [1 + samples].
+
+        `told`: the version whose evaluated branches tell the level.
+        """
+        return self._bare(read, index) + self.offsets[told]
+
+    @cached_property
+    def share(self) -> F64:
+        """The share of a decay's gain in training that it gains in validation by every fit, [1 + samples].
+
+        The mean of what the evaluated branches tell, as unsurely as the main path is known (`OFF`), and of 1, as
+        unsurely as `GAIN_SPREAD` says. A decay that gains nothing tells nothing.
+        """
+        numbers, weights = [np.ones(len(self.fits))], [np.full(len(self.fits), GAIN_SPREAD**-2)]
+        for curve in self.branches:
+            main, read = self._main(curve.version), curve.end(self._scale)
+            level, gain = _losses(self.path, main), _losses(self.fits, main) - _losses(self.fits, read)
+            gain = np.maximum(gain, 1e-6 * level)
+            numbers.append((level - (curve.validation or 0.0)) / gain)
+            weights.append((gain / (OFF * level)) ** 2)
+        return np.average(numbers, axis=0, weights=weights)
+
+    def _bare(self, read: Drops, index: int) -> F64:
+        """`ends_at` before the evaluated branches have told the level."""
+        ends = _losses(self.fits, read)
+        if not self.path:
+            return ends
+        main = self._main(index)
+        return _losses(self.path, main) - self.share * (_losses(self.fits, main) - ends)
+
+    def _main(self, index: int) -> Drops:
+        """The main path read at the end of a version, which it may not have reached."""
+        last = int(self.main.ends[index])
+        more = np.full(max(0, last - len(self.main.rates)), self._scale.max_lr)
+        return read_drops(np.concatenate([self.main.rates, more]), np.array([last]), self._scale)
+
+    @property
+    def _scale(self) -> Scale:
+        return self.fits[0].scale
+
+
+def _losses(fits: Sequence[Fit], read: Drops) -> F64:
+    """The losses of every fit, [fits], on the validation text but for its level."""
+    return np.array([fit.losses_of(read, FIRST_TEXT)[0] for fit in fits])
