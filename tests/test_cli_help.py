@@ -48,7 +48,7 @@ def completions(line: str, cwd: Path) -> set[str]:
         "COMP_POINT": str(len(line)),
     }
     command = [sys.executable, "-m", "megatron_lrpath.cli"]
-    subprocess.run(command, env=environment, cwd=cwd, check=False, timeout=60, capture_output=True)
+    subprocess.run(command, env=environment, cwd=cwd, check=False, timeout=240, capture_output=True)
     return {word.strip() for word in answer.read_text().split("\n")}
 
 
@@ -72,7 +72,7 @@ def test_the_code_for_a_shell(shell: str, capsys: pytest.CaptureFixture[str]) ->
     code = capsys.readouterr().out
     assert "_ARGCOMPLETE" in code
     if shell == "bash":
-        subprocess.run(["bash", "-n"], input=code, text=True, check=True, timeout=20)
+        subprocess.run(["bash", "-n"], input=code, text=True, check=True, timeout=240)
 
 
 def test_completing_is_light(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ cli.main(["plan", "--schema"])
 print(*[name for name in {HEAVY!r} if name in sys.modules and name != "yaml"], file=sys.stderr)
 """
     answer = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=240
     )
     assert answer.stderr.strip() == ""
 
@@ -99,7 +99,7 @@ def schema() -> dict[str, object]:
         cwd=ROOT,
         capture_output=True,
         check=True,
-        timeout=60,
+        timeout=240,
     )
     schema: dict[str, object] = json.loads(answer.stdout)
     jsonschema.Draft202012Validator.check_schema(schema)

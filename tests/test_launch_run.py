@@ -177,7 +177,7 @@ def test_a_signal_ends_everything_and_the_next_call_goes_on(tmp_path, number):
         signal.signal(number, before)
     pids = hanging(plan, "ours/main") + hanging(plan, "ptfs/scratch-v1")
     process.send_signal(number)
-    shown, _ = process.communicate(timeout=30)
+    shown, _ = process.communicate(timeout=240)
     assert process.returncode == 128 + number, shown
     assert "Traceback" not in shown
     assert gone(pids)
@@ -194,7 +194,7 @@ def test_a_background_job_is_ended_by_sigint_although_its_shell_ignores_it(tmp_p
         signal.signal(signal.SIGINT, before)
     pids = hanging(plan, "ours/main")
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
+    process.communicate(timeout=240)
     assert process.returncode == 130
     assert gone(pids)
 
@@ -215,7 +215,7 @@ def test_nothing_outlives_a_killed_supervisor(tmp_path):
     process = start(plan, FAKE_main="hang:5", FAKE_scratch_v1="hang:5")
     pids, others = hanging(plan, "ours/main"), hanging(plan, "ptfs/scratch-v1")
     psutil.Process(pids[0]).parent().kill()
-    shown, _ = process.communicate(timeout=30)
+    shown, _ = process.communicate(timeout=240)
     assert process.returncode == 1
     assert "ours/main failed at step 4 of 5: its supervising process was killed by signal 9" in shown
     assert gone(pids[:1] + others)

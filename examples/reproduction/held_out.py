@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accumulate import add_records, same_setting
 from collect import RESULTS
 
@@ -37,14 +38,21 @@ ALPHA = re.compile(r"alpha([0-9.]+)")
 DECAY = re.compile("|".join((*DECAYS, "knee", "multi-step")))
 
 
-def checks(plan: Plan, curves: Sequence[Curve], used: Sequence[Curve]) -> Iterator[dict[str, Any]]:
-    """Every evaluated branch that was not used, predicted and measured, and so its gap to the plan's own branch."""
-    model = build_model(used, scale_of(plan))
+def checks(plan: Plan, curves: Sequence[Curve], model: Model) -> Iterator[dict[str, Any]]:
+    """Every evaluated branch that was not fitted, predicted and measured, and so its gap to the plan's own branch."""
     branches = [curve for curve in curves if curve.kind == "branch" and curve.validation]
     own = {curve.version: curve for curve in branches if "/" not in curve.name}
     for curve in branches:
         if curve.name != SEEN[1]:
             yield facts(plan, check(curve, model)) | gap(model, curve, own.get(curve.version))
+
+
+def along_the_path(model: Model) -> dict[str, float]:
+    """What the main path's evaluations told: their deviation from their law, and the share of a decay's gain."""
+    if not model.path or model.validation is None:
+        return {}
+    jitter = float(np.sqrt(np.mean(model.path[0].residuals ** 2)))
+    return {"jitter": jitter, "share": float(model.validation.share[0])}
 
 
 def facts(plan: Plan, one: Check) -> dict[str, Any]:
@@ -83,7 +91,8 @@ def held_out(corpus: str, names: Sequence[str]) -> Iterator[dict[str, Any]]:
         for name, used in fits(point.plan, seen).items():
             what = {"corpus": corpus, "seed": point.plan.seed, "fit": name}
             try:
-                yield what | {"checks": list(checks(point.plan, curves, used))}
+                model = build_model(used, scale_of(point.plan))
+                yield what | along_the_path(model) | {"checks": list(checks(point.plan, curves, model))}
             except UserError as error:
                 print(f"{what}: {error}")
 

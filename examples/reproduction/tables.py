@@ -13,6 +13,7 @@ import math
 import re
 import statistics
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,8 +133,11 @@ def merged() -> str:
     return markdown(header, lines)
 
 
-def held_out() -> str:
-    """What the law of `lrpath advise` predicted of branches that it had not seen, over all seeds."""
+def held_out(details: bool) -> str:
+    """What the law of `lrpath advise` predicted of branches that it had not seen, over all seeds.
+
+    By version for every fit; with `details` by alpha and decay, of the fits that saw the main path evaluated.
+    """
     path = RESULTS / "advise.json"
     if not path.exists():
         return "Not measured yet.\n"
@@ -142,15 +146,24 @@ def held_out() -> str:
     for key in dict.fromkeys((fit["corpus"], fit["fit"]) for fit in fits):
         mine = [fit for fit in fits if (fit["corpus"], fit["fit"]) == key]
         every = [check for fit in mine for check in fit["checks"]]
-        groups = {"all": every}
-        for name, said_so in (("version", "{}"), ("alpha", "α={:g}"), ("decay", "{}")):
-            values = sorted({check[name] for check in every})
-            for value in values if len(values) > 1 else []:
-                groups[said_so.format(value)] = [check for check in every if check[name] == value]
-        lines += [[*key, str(len(mine)), name, *errors_said(checks)] for name, checks in groups.items()]
+        groups = (
+            grouped(every, ("alpha", "decay")) if details else {"all": every} | grouped(every, ("version",))
+        )
+        if not details or key[1].endswith("evaluated"):
+            lines += [[*key, str(len(mine)), name, *errors_said(checks)] for name, checks in groups.items()]
     errors = ["mean", "mean size", "worst", "in the interval"]
     gaps = ["gap to the plan's branch: mean size", "worst", "in the interval"]
     return markdown(["corpus", "fitted to", "seeds", "of", "branches", *errors, *gaps], lines)
+
+
+def grouped(checks: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """The branches that have the same alpha, decay or version, by what that is."""
+    groups = {}
+    for name in names:
+        for value in sorted({check[name] for check in checks}):
+            said_so = f"α={value:g}" if name == "alpha" else str(value)
+            groups[said_so] = [check for check in checks if check[name] == value]
+    return groups
 
 
 def errors_said(checks: Sequence[dict[str, Any]]) -> list[str]:
@@ -215,7 +228,8 @@ def rates() -> str:
 
 
 MAKERS: dict[str, Callable[[], str]] = {
-    "findings": all_findings, "periods": periods, "merged": merged, "held-out": held_out, "machines": machines,
+    "findings": all_findings, "periods": periods, "merged": merged, "machines": machines,
+    "held-out": partial(held_out, details=False), "held-out-by": partial(held_out, details=True),
     "rates": rates, "effort": effort, "shapes": shapes, "cheaper": cheaper,
     "published-parameters": lambda: published("parameters", "model", "{:.3f}".format),
     "published-errors": lambda: published("errors", "curve", "{:+.2%}".format),

@@ -48,7 +48,7 @@ class Cluster:
 
     def call(self, *words: str, check: bool = True) -> str:
         """The output of one of Slurm's commands."""
-        answer = subprocess.run(words, env=self.environment, capture_output=True, text=True, timeout=60)
+        answer = subprocess.run(words, env=self.environment, capture_output=True, text=True, timeout=240)
         assert answer.returncode == 0 or not check, f"{words}: {answer.stderr}"
         return answer.stdout
 

@@ -63,7 +63,7 @@ class Site:
         environment = self.cluster.environment | {"PYTHONPATH": str(ROOT)} | self.variables | variables
         command = [sys.executable, "-m", "megatron_lrpath.cli", *words]
         return subprocess.run(
-            command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=120
+            command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=240
         )
 
     def submit(self, *words: str, **variables: str) -> dict[str, dict[str, Any]]:
