@@ -39,7 +39,7 @@ def lrpath(*words: object) -> subprocess.CompletedProcess[str]:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
 
@@ -176,7 +176,7 @@ def test_a_reader_that_goes_away_is_no_error(plan_file: Path, form: str, status:
         cwd=ROOT,
         stdout=writer,
         stderr=subprocess.PIPE,
-        timeout=60,
+        timeout=240,
         check=False,
     )
     os.close(writer)
@@ -200,7 +200,7 @@ def test_every_command_has_its_help(name: str, capsys: pytest.CaptureFixture[str
 def test_finding_the_commands_imports_nothing_heavy() -> None:
     code = "import sys; from megatron_lrpath.cli import build_parser; build_parser(); print(*sys.modules)"
     loaded = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=240
     ).stdout.split()
     assert [name for name in HEAVY if name in loaded] == []
 
@@ -223,7 +223,7 @@ def test_an_output_without_unicode_is_no_error(plan_file: Path) -> None:
         cwd=ROOT,
         env=environment,
         capture_output=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
     assert process.returncode == 0

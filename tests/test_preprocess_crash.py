@@ -153,7 +153,7 @@ def test_a_worker_that_dies_ends_the_run(large: Path, tmp_path: Path) -> None:
     process = start(large, tmp_path / "out")
     until(lambda: children(process.pid), pause=0.005)
     os.kill(children(process.pid)[0], signal.SIGKILL)
-    _, answer = process.communicate(timeout=60)
+    _, answer = process.communicate(timeout=240)
     assert process.returncode == 2
     assert b"a worker process died" in answer
     assert b"Traceback" not in answer
@@ -164,7 +164,7 @@ def test_a_worker_that_dies_ends_the_run(large: Path, tmp_path: Path) -> None:
 def test_a_full_disk_ends_the_run(large: Path, tmp_path: Path) -> None:
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))  # noqa: E731
     process = start(large, tmp_path / "out", preexec_fn=limit)
-    _, answer = process.communicate(timeout=60)
+    _, answer = process.communicate(timeout=240)
     assert process.returncode == 2
     assert b"error: " in answer
     assert b"Traceback" not in answer
@@ -178,7 +178,7 @@ def test_interrupted_by_the_user(large: Path, tmp_path: Path) -> None:
     process.stdin.flush()  # and no end of it: the interrupt cannot come too late
     until(lambda: list(tmp_path.glob("out*.partial")), pause=0.005)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to all of them
-    _, answer = process.communicate(timeout=60)
+    _, answer = process.communicate(timeout=240)
     assert process.returncode == 130, answer
     assert b"Traceback" not in answer
     assert list(tmp_path.glob("out*")) == []
@@ -189,8 +189,8 @@ def test_two_runs_of_one_output_do_not_mix(large: Path, tmp_path: Path) -> None:
     until(lambda: list(tmp_path.glob("out*.bin.partial")), pause=0.002)
     small = write_lines(tmp_path / "small.jsonl", ["a"])
     second = start(small, tmp_path / "out")
-    _, answer = second.communicate(timeout=60)
-    assert first.wait(timeout=60) == 0
+    _, answer = second.communicate(timeout=240)
+    assert first.wait(timeout=240) == 0
     assert second.returncode == 2
     assert b"another process is writing" in answer or b"exists already" in answer, answer
     assert check_pair(str(tmp_path / "out_text_document")).header.documents == 6000

@@ -91,7 +91,7 @@ def test_an_owner_that_was_overtaken_ends_before_it_writes_again(tmp_path: Path)
         assert owner.stdout is not None
         owner.stdout.readline()
         write_elsewhere(tmp_path, 9)
-        _, said = owner.communicate(timeout=60)
+        _, said = owner.communicate(timeout=240)
         assert owner.returncode == 1
     assert "process 4711 on elsewhere took this run over" in said
     assert "Traceback" not in said

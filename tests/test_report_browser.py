@@ -70,7 +70,7 @@ def browse(*words: str, cwd: Path) -> str:
     shared = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
     profile = f"--user-data-dir={cwd / 'profile'}"
     command = [BROWSER, *shared, profile, "--virtual-time-budget=10000", *words]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=True).stdout
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240, check=True).stdout
 
 
 def seen_at(width: int, folder: Path) -> dict[str, Any]:

@@ -231,7 +231,7 @@ LRPATH_OUTPUT='{root}/results of mine'
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = site.cluster.environment | site.variables | {"PATH": path, "PYTHONPATH": str(ROOT)}
     command = ["sbatch", "--wait", "--output=recipe.log", "--partition=test", "slurm/ours_203m.sh"]
-    subprocess.run(command, cwd=root, env=environment, check=True, capture_output=True, timeout=60)
+    subprocess.run(command, cwd=root, env=environment, check=True, capture_output=True, timeout=240)
     said = (root / "recipe.log").read_text()
     assert "ours/branch-v2" in said, said
     evaluation = root / "results of mine/ours/branch-v2/eval.json"

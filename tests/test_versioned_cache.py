@@ -117,7 +117,7 @@ def test_jobs_that_start_together_do_not_disturb_each_other(tmp_path: Path) -> N
     for job in jobs:
         job.start()
     start.set()
-    assert [results.get(timeout=60) for _ in jobs] == [0, 0, 0]
+    assert [results.get(timeout=240) for _ in jobs] == [0, 0, 0]
     for job in jobs:
         job.join()
     assert not [path for path in (tmp_path / "c").iterdir() if path.suffix != ".npy"]
@@ -151,5 +151,5 @@ def test_one_rank_builds_and_without_a_shared_disk_one_of_each_node(tmp_path: Pa
         environment = {**os.environ, "LOCAL_RANK": local, "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)}
         command = [sys.executable, "-c", RANK, str(tmp_path / "meet"), str(rank), str(folder)]
         ranks.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
-    outputs = [rank.communicate(timeout=120)[0].strip() for rank in ranks]
+    outputs = [rank.communicate(timeout=240)[0].strip() for rank in ranks]
     assert outputs == ["[1, 4950]", "[0, 4950]" if shared else "[1, 4950]"]
