@@ -194,6 +194,17 @@ def test_a_report_without_evaluations_draws_rates_and_losses(tmp_path):
     assert "5 trained models without a perplexity" in page
 
 
+def test_the_main_paths_evaluated_checkpoints_stand_in_the_loss_curves(tmp_path):
+    plan = write_plan(tmp_path, versions=2)
+    write_tree(plan)
+    found = {"30": {"loss": 3.25}, "31": {"loss": "low"}, "x": {"loss": 3.0}, "32": 3.0}
+    (plan.folder(plan.run("ours", "main")) / "evals.json").write_text(json.dumps(found))
+    written(plan)
+    with (Path(plan.output) / "report" / "data" / "loss-curves.csv").open() as stream:
+        rows = [row for row in csv.DictReader(stream) if row["run"] == "ours/main"]
+    assert {row["step"]: row["valid_loss"] for row in rows if row["valid_loss"]} == {"30": "3.25"}
+
+
 def test_what_users_name_is_escaped(tmp_path):
     plan = write_plan(tmp_path, versions=2)
     write_tree(plan)
