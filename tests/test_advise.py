@@ -17,13 +17,16 @@ from megatron_lrpath.advise.law import PARAMETERS
 from megatron_lrpath.advise.model import DRIFT, build_model
 from megatron_lrpath.advise.predict import gap_intervals, own_decay, relative_cost
 from megatron_lrpath.advise.read import read_curves, scale_of
-from megatron_lrpath.advise.table import fitted
+from megatron_lrpath.advise.table import fitted, hint
 from megatron_lrpath.advise.validation import GAIN_SPREAD
 from megatron_lrpath.cli import main
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.evaluate.targets import ALONG, EVALUATION
+from megatron_lrpath.evaluate.along import ALONG
+from megatron_lrpath.evaluate.targets import EVALUATION
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.report.advice import read_advice
+from megatron_lrpath.training.checkpoints.manifest import MANIFEST
+from megatron_lrpath.training.checkpoints.on_disk import complete_steps
 from tests.advise_fixtures import (
     LEVELS,
     TRUTH,
@@ -192,6 +195,69 @@ def test_few_evaluated_checkpoints_change_nothing(tmp_path: Path) -> None:
     assert "the level of validation to 4 checkpoints of the main path" in fitted(advise(plan))
 
 
+def test_a_main_path_evaluated_only_early_hardly_tells_the_share(tmp_path: Path) -> None:
+    """Far beyond its last evaluated checkpoint the law of the main path is a guess; gaps stay what they were."""
+    plan = small_plan(tmp_path)
+    write_losses(plan, STRONG)
+    evaluate_main_path(plan, steps=())
+    without = advise(plan)
+    evaluate_main_path(plan, steps=(100, 150, 200, 300, 400))
+    early = advise(plan)
+    assert early.model.path
+    for one, other in zip(early.own, without.own, strict=True):
+        assert one.gap == pytest.approx(other.gap, abs=0.002)
+
+
+def test_a_main_path_evaluated_on_another_text_is_left_aside(tmp_path: Path) -> None:
+    plan = small_plan(tmp_path)
+    write_losses(plan, STRONG)
+    evaluate_main_path(plan)
+    main_path = plan.folder(plan.run("ours", "main")) / ALONG
+    branch = plan.folder(plan.run("ours", "branch-v2")) / EVALUATION
+    for path, text in ((main_path, "one"), (branch, "one"), (branch, "another")):
+        found = json.loads(path.read_text())
+        for row in found.values() if path == main_path else [found]:
+            row["validation"] = text
+        path.write_text(json.dumps(found))
+        assert bool(read_curves(plan)[0].checkpoints) == (text == "one")
+
+
+def test_a_main_path_without_an_evaluated_branch_predicts_training_losses(tmp_path: Path) -> None:
+    plan = small_plan(tmp_path)
+    write_losses(plan, STRONG)
+    evaluate_main_path(plan)
+    for run in plan.runs("ours")[1:]:
+        (plan.folder(run) / EVALUATION).unlink()
+    said = advise(plan).to_dict()
+    assert (said["losses_of"], said["main_path_evaluated"]) == ("training", False)
+
+
+def test_what_would_make_the_level_surer_is_said(tmp_path: Path) -> None:
+    plan = small_plan(tmp_path)
+    write_losses(plan, STRONG)
+    assert "`lrpath eval PLAN` first" in hint(advise(plan))
+    evaluate_main_path(plan, steps=())
+    assert "(save_interval, save_retain_interval) evaluated" in hint(advise(plan))
+    root = plan.folder(plan.run("ours", "main")) / "checkpoints"
+    for step in (200, 240, 320, 400):
+        (root / f"iter_{step:07}").mkdir(parents=True)
+        (root / f"iter_{step:07}" / MANIFEST).write_text("{}")
+    assert complete_steps(root) == [200, 240, 320, 400]
+    assert "`lrpath eval PLAN --main-path`" in hint(advise(plan))
+    evaluate_main_path(plan, steps=(200, 240, 320))
+    assert "`lrpath eval PLAN --main-path`" in hint(advise(plan))
+    evaluate_main_path(plan, steps=(200, 240, 320, 400))
+    assert hint(advise(plan)) == ""
+
+
+def test_advice_on_a_plan_with_fewer_versions_than_another_is_refused(tmp_path: Path) -> None:
+    plan, longer = small_plan(tmp_path, count=2), small_plan(tmp_path, name="longer")
+    write_losses(plan)
+    write_losses(longer)
+    with pytest.raises(UserError, match="has more versions than"):
+        all_curves(plan, [longer])
+
+
 def test_checkpoints_after_the_version_are_not_seen_by_a_fit_on_it(tmp_path: Path) -> None:
     plan = small_plan(tmp_path)
     write_losses(plan, STRONG)
@@ -205,13 +271,12 @@ def test_evaluations_of_no_use_along_the_main_path_are_left_aside(tmp_path: Path
     plan = small_plan(tmp_path)
     write_losses(plan, STRONG)
     path = plan.folder(plan.run("ours", "main")) / ALONG
-    for content in (
-        "",
-        "[]",
-        '{"200": 3, "x": {"loss": 3}, "300": {"loss": NaN}, "9999": {"loss": 3}, "20": {"loss": 3}}',
-    ):
+    losses = ("3.0", '{"loss": "low"}', '{"loss": true}', '{"loss": NaN}', f'{{"loss": {"9" * 400}}}', "{}")
+    rows = [f'"{200 + number}": {loss}' for number, loss in enumerate(losses)]
+    rows += [f'"{step}": {{"loss": 3.0}}' for step in ("x", "20", "9999", "9" * 5000)]
+    for content in ("", "[]", "[" * 100_000, "{" + ", ".join(rows) + "}"):
         path.write_text(content)
-        assert read_curves(plan)[0].checkpoints is None, content
+        assert read_curves(plan)[0].checkpoints is None, content[:200]
 
 
 def test_validation_that_drifts_away_widens_the_intervals_of_versions_to_come(tmp_path: Path) -> None:

@@ -288,7 +288,9 @@ def test_the_main_paths_checkpoints_are_evaluated_each_once(
     assert lrpath(["eval", str(plan), "--main-path"]) == 0
     assert "all checkpoints of the main path are evaluated" in capsys.readouterr().out
     (folder / "evals.json").write_text(json.dumps({"1": found[str(steps[0])]}))
-    evaluate(copy, [f"ours/main@{steps[-1]}"]).ok()
+    outcome = evaluate(copy, ["ours/main@5", f"ours/main@{steps[-1]}"], nproc=2)  # step 5 has been removed
+    outcome.ok()
+    assert "evaluated ours/main@5" not in outcome.output
     assert json.loads((folder / "evals.json").read_text()) == {
         "1": found[str(steps[0])],
         str(steps[-1]): found[str(steps[-1])],
@@ -302,6 +304,9 @@ def test_the_main_path_is_evaluated_alone_and_once_it_has_checkpoints(
     for words in (["--run", "main"], ["--paradigm", "ptfs"], ["--tasks", "paper"]):
         assert lrpath(["eval", plan, "--main-path", *words]) == 2
         assert "leave out --tasks, --run and --paradigm" in capsys.readouterr().err
+    (copy / "runs/ours/main/evals.json").write_text('{"2":')
+    assert lrpath(["eval", plan, "--main-path"]) == 2
+    assert "evals.json: cannot be read; restore it, or remove it" in capsys.readouterr().err
     shutil.rmtree(copy / "runs/ours/main/checkpoints")
     assert lrpath(["eval", plan, "--main-path"]) == 2
     assert "the main path has no checkpoint yet" in capsys.readouterr().err

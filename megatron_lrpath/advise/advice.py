@@ -236,6 +236,10 @@ def _candidate(plan: Plan, one: Candidate) -> dict[str, Any]:
 
 
 def _check_same_main(plan: Plan, other: Plan) -> None:
+    if len(other.versions) > len(plan.versions):
+        raise UserError(
+            f"{other.path}: has more versions than {plan.path}. Ask for advice on it, and name the other --with."
+        )
     ours, theirs = (one.identity(one.run("ours", "main")) for one in (plan, other))
     shorter, longer = sorted((ours, theirs), key=lambda identity: len(identity["versions"]))
     found = differences(shorter, longer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -130,9 +131,14 @@ class Checkpoints(Curve):
     @property
     def tell(self) -> bool:
         """Whether a law can be fitted to them."""
-        return len(self.logged) >= FEWEST_CHECKPOINTS and bool(self.logged[-1] >= 2 * self.logged[0])
+        return enough(self.logged.tolist())
 
     def upto(self, last: int) -> Checkpoints:
         """Those of the steps up to `last`."""
         inside = self.logged <= last
         return replace(self, rates=self.rates[:last], logged=self.logged[inside], losses=self.losses[inside])
+
+
+def enough(steps: Sequence[int]) -> bool:
+    """Whether evaluated checkpoints of these steps are enough for a law, see `FEWEST_CHECKPOINTS`."""
+    return len(set(steps)) >= FEWEST_CHECKPOINTS and max(steps) >= 2 * min(steps)

@@ -126,7 +126,8 @@ def build_model(curves: Sequence[Curve], scale: Scale, resampled: int = RESAMPLE
     )
     _check_model(model)
     checkpoints = curves[0].checkpoints
-    path = fit_path(checkpoints, scale, resampled) if checkpoints and checkpoints.tell else ()
+    known = checkpoints is not None and checkpoints.tell and bool(model.evaluated)
+    path = fit_path(checkpoints, scale, resampled) if checkpoints and known else ()
     return replace(model, samples=tuple(bootstrap(fit, data, resampled)), path=path)
 
 

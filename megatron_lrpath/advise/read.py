@@ -10,7 +10,8 @@ import numpy as np
 from megatron_lrpath.advise.areas import F64, I64, Scale, rates_of
 from megatron_lrpath.advise.curves import SHORTEST, Checkpoints, Curve
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.evaluate.targets import EVALUATION, along, loss_of, read_json
+from megatron_lrpath.evaluate.along import along
+from megatron_lrpath.evaluate.targets import EVALUATION, loss_of, read_json
 from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.report.history import read_history
 
@@ -53,7 +54,7 @@ def read_curve(plan: Plan, run: Run) -> Curve | None:
     """One run's curve; None before it has logged enough steps beyond the beginning."""
     history = read_history(Path(plan.folder(run)) / "history.jsonl")
     losses = history["loss"]
-    begin = max(2 * plan.schedule.warmup, round(SKIPPED * plan.timeline.ends[0]), run.first_step)
+    begin = max(beginning(plan), run.first_step)
     usable = np.isfinite(losses) & (losses > 0) & (history.steps > begin)
     _check_losses(plan, run, history.steps, losses)
     if int(usable.sum()) < FEWEST:
@@ -75,14 +76,28 @@ def read_curve(plan: Plan, run: Run) -> Curve | None:
         ends=version_ends(plan),
     )
     if run.kind == "main":
-        return replace(curve, checkpoints=read_checkpoints(plan, curve, begin))
+        return replace(curve, checkpoints=read_checkpoints(plan, curve))
     return replace(curve, validation=read_validation(plan, run) if last == run.last_step else None)
 
 
-def read_checkpoints(plan: Plan, main: Curve, begin: int) -> Checkpoints | None:
-    """The main path's evaluated checkpoints (`lrpath eval --main-path`) after the step `begin`; None without any."""
-    found = {step: loss_of(one) for step, one in along(plan.folder(plan.run("ours", "main"))).items()}
-    losses = {step: loss for step, loss in found.items() if loss and begin < step <= len(main.rates)}
+def beginning(plan: Plan) -> int:
+    """The steps that are left out of every curve, see `SKIPPED`."""
+    return max(2 * plan.schedule.warmup, round(SKIPPED * plan.timeline.ends[0]))
+
+
+def read_checkpoints(plan: Plan, main: Curve) -> Checkpoints | None:
+    """The main path's evaluated checkpoints (`lrpath eval --main-path`) after the beginning; None without any.
+
+    Those that were evaluated on another validation set than the branches are left aside.
+    """
+    branches = [read_json(plan.folder(run) / EVALUATION) or {} for run in plan.runs("ours")]
+    texts = {one["validation"] for one in branches if "validation" in one}
+    losses = {
+        step: one["loss"]
+        for step, one in along(plan.folder(plan.run("ours", "main"))).items()
+        if beginning(plan) < step <= len(main.rates)
+        and (not texts or one.get("validation") in {None, *texts})
+    }
     if not losses:
         return None
     return Checkpoints(

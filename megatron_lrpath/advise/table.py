@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from megatron_lrpath.advise.advice import WITHIN, Advice
+from megatron_lrpath.advise.curves import enough
 from megatron_lrpath.advise.law import NAME
 from megatron_lrpath.advise.predict import Candidate, Decay, own_decay
+from megatron_lrpath.advise.read import beginning
+from megatron_lrpath.evaluate.along import along
+from megatron_lrpath.training.checkpoints.on_disk import CHECKPOINTS, complete_steps
 
 MISSING = "–"
 
@@ -72,8 +77,15 @@ def hint(advice: Advice) -> str:
     """What would make the predictions better that nothing has to be trained for; empty where there is nothing."""
     if not advice.model.evaluated:
         return " `lrpath eval PLAN` first, and validation losses are predicted."
-    if not advice.model.path:
+    folder = Path(advice.plan.folder(advice.plan.run("ours", "main")))
+    kept = [step for step in complete_steps(folder / CHECKPOINTS) if step > beginning(advice.plan)]
+    if set(kept) - set(along(folder)) and enough([*kept, *along(folder)]):
         return " `lrpath eval PLAN --main-path`, and their level is surer."
+    if not advice.model.path:
+        return (
+            " Their level would be surer with more of the main path's checkpoints (save_interval, "
+            "save_retain_interval) evaluated."
+        )
     return ""
 
 

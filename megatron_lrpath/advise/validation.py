@@ -71,17 +71,19 @@ class Validation:
     def share(self) -> F64:
         """The share of a decay's gain in training that it gains in validation by every fit, [1 + samples].
 
-        The mean of what the evaluated branches tell, as unsurely as the main path is known (`OFF`), and of 1, as
-        unsurely as `GAIN_SPREAD` says. A decay that gains nothing tells nothing.
+        Between what the evaluated branches tell, in the mean, and 1, which is as sure as `GAIN_SPREAD` says. A branch
+        is as sure as the main path is known at its end (`OFF`, and what its samples differ by), and all together are
+        no surer than the surest: the main path is the same. A decay that gains nothing tells nothing.
         """
-        numbers, weights = [np.ones(len(self.fits))], [np.full(len(self.fits), GAIN_SPREAD**-2)]
+        shares, weights = [], []
         for curve in self.branches:
             main, read = self._main(curve.version), curve.end(self._scale)
             level, gain = _losses(self.path, main), _losses(self.fits, main) - _losses(self.fits, read)
             gain = np.maximum(gain, 1e-6 * level)
-            numbers.append((level - (curve.validation or 0.0)) / gain)
-            weights.append((gain / (OFF * level)) ** 2)
-        return np.average(numbers, axis=0, weights=weights)
+            shares.append((level - (curve.validation or 0.0)) / gain)
+            weights.append(gain**2 / ((OFF * level) ** 2 + np.var(level)))
+        told, sure = np.average(shares, axis=0, weights=weights), np.max(weights, axis=0)
+        return (sure * told + GAIN_SPREAD**-2) / (sure + GAIN_SPREAD**-2)
 
     def _bare(self, read: Drops, index: int) -> F64:
         """`ends_at` before the evaluated branches have told the level."""

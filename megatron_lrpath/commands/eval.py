@@ -41,11 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Evaluate what is trained and not evaluated yet; 0, or 1 where the evaluation failed."""
+    from megatron_lrpath.data.slice import open_validation
     from megatron_lrpath.errors import UserError
+    from megatron_lrpath.evaluate.along import main_path_targets
     from megatron_lrpath.evaluate.targets import (
         Target,
         is_trained,
-        main_path_targets,
         model_runs,
         needs_evaluation,
     )
@@ -59,7 +60,7 @@ def execute(args: argparse.Namespace) -> int:
         return eval_tasks.execute(args)
     plan = load_plan(args.plan)
     if args.main_path:
-        targets = main_path_targets(plan, args.force)
+        targets = main_path_targets(plan, open_validation(plan.data).fingerprint, args.force)
         if not targets:
             print("nothing to evaluate: all checkpoints of the main path are evaluated")
         return evaluate(plan, targets, args) if targets else 0
@@ -91,8 +92,11 @@ def named(plan: Plan, runs: list[Run], name: str) -> list[Run]:
 
 def evaluate(plan: Plan, targets: list[Target], args: argparse.Namespace) -> int:
     """Run the worker under torchrun, its log in OUTPUT/logs/eval.log, its results on the console."""
-    fine_tuned = targets[0].run.kind == "sft"
-    log = Path(plan.output) / "logs" / ("eval-sft.log" if fine_tuned else "eval.log")
+    from megatron_lrpath.evaluate.along import along
+    from megatron_lrpath.evaluate.targets import EVALUATION, read_json
+
+    kind = "-main-path" if targets[0].at is not None else "-sft" if targets[0].run.kind == "sft" else ""
+    log = Path(plan.output) / "logs" / f"eval{kind}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     names = [target.name for target in targets]
     launcher = [
@@ -117,7 +121,11 @@ def evaluate(plan: Plan, targets: list[Target], args: argparse.Namespace) -> int
         print(f"lrpath: error: the evaluation failed: {find_cause(log)}\n  log: {log}", file=sys.stderr)
         return 1
     for target in targets:
-        evaluation = target.read(plan)
+        folder = plan.folder(target.run)
+        evaluation = along(folder).get(target.at) if target.at is not None else read_json(folder / EVALUATION)
+        if not evaluation:
+            print(f"  {target.name:24} removed by the training meanwhile")
+            continue
         answers = evaluation.get("answers")
         held = f", of held-out answers {answers['perplexity']:.3f}" if answers else ""
         print(f"  {target.name:24} perplexity {evaluation['perplexity']:.3f}{held}")

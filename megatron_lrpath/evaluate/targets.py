@@ -9,13 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import Plan, Run
-from megatron_lrpath.training.checkpoints.on_disk import CHECKPOINTS, complete_steps
 
 EVALUATION = "eval.json"
-ALONG = "evals.json"
-"""In the main path's folder: by step what `EVALUATION` says of a version."""
 RESULT = "result.json"
 
 
@@ -43,12 +39,6 @@ class Target:
         paradigm, _, rest = name.partition("/")
         run, _, step = rest.partition("@")
         return cls(plan.run(paradigm, run), int(step) if step else None)
-
-    def read(self, plan: Plan) -> dict[str, Any]:
-        """What its evaluation has found; empty where there is none."""
-        if self.at is not None:
-            return along(plan.folder(self.run)).get(self.at, {})
-        return read_json(plan.folder(self.run) / EVALUATION) or {}
 
 
 def version_runs(plan: Plan, paradigms: Iterable[str]) -> list[Run]:
@@ -89,41 +79,16 @@ def needs_evaluation(plan: Plan, run: Run) -> bool:
     return is_trained(plan, run) and not fresh
 
 
-def main_path_targets(plan: Plan, again: bool = False) -> list[Target]:
-    """The main path's complete checkpoints that no evaluation is there of, or all.
-
-    Raises:
-        UserError: it has no checkpoint.
-    """
-    run = plan.run("ours", "main")
-    folder = plan.folder(run)
-    steps = complete_steps(folder / CHECKPOINTS)
-    if not steps:
-        raise UserError(
-            f"{folder / CHECKPOINTS}: the main path has no checkpoint yet; train it first "
-            "(lrpath run PLAN --paradigm ours --run main)."
-        )
-    known = {} if again else along(folder)
-    return [Target(run, step) for step in steps if step not in known]
-
-
-def along(folder: Path | str) -> dict[int, dict[str, Any]]:
-    """What is known of the checkpoints of the main path in `folder`, by step, ascending."""
-    found = read_json(Path(folder) / ALONG) or {}
-    known = {int(step): one for step, one in found.items() if step.isdecimal() and isinstance(one, dict)}
-    return dict(sorted(known.items()))
-
-
 def loss_of(evaluation: Any) -> float | None:
     """The loss (nats a token) that an evaluation says, None where it says none that is of use."""
     loss = evaluation.get("loss") if isinstance(evaluation, dict) else None
-    return float(loss) if isinstance(loss, int | float) and 0 < loss < math.inf else None
+    return loss if isinstance(loss, float) and 0 < loss < math.inf else None
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object from a file; None where there is none or it cannot be read."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

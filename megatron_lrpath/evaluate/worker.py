@@ -12,7 +12,8 @@ from typing import Any
 
 from megatron_lrpath import backend
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.evaluate.targets import ALONG, EVALUATION, Target, along
+from megatron_lrpath.evaluate.along import add_along
+from megatron_lrpath.evaluate.targets import EVALUATION, Target
 from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.plan import Plan, load_plan
 
@@ -21,11 +22,13 @@ from megatron_lrpath.plan import Plan, load_plan
 class Sets:
     """The plan's fixed validation set; for fine-tunings the held-out answers, too, where there are any.
 
-    `answers_length` is their samples' length; `args` are Megatron's arguments, which carry the length in use.
+    `fingerprint` is that of the validation slice; `answers_length` is the answers' length; `args` are Megatron's
+    arguments, which carry the length in use.
     """
 
     args: Any
     validation: Any
+    fingerprint: str
     answers: Any = None
     answers_length: int = 0
 
@@ -35,7 +38,7 @@ class Sets:
         from megatron_lrpath.training.packed import set_packed
 
         set_packed(False)
-        found = evaluate_model(model, self.validation)
+        found = evaluate_model(model, self.validation) | {"validation": self.fingerprint}
         if self.answers is None:
             return found
         usual, self.args.seq_length = self.args.seq_length, self.answers_length
@@ -83,8 +86,8 @@ def evaluate_targets(plan: Plan, targets: list[Target], device: str, extra: list
     args, _ = setup.arguments(words, device)
     model, sets = build(plan, args, setup.configuration)
     for target in targets:
-        load_weights(plan, target, args, model)
-        write_evaluation(plan, target, model, sets)
+        if load_weights(plan, target, args, model):
+            write_evaluation(plan, target, model, sets)
     setup.end()
 
 
@@ -109,15 +112,17 @@ def build(plan: Plan, args: Any, configuration: Any) -> tuple[list[Any], Sets]:
         pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
     )
     seq_length, args.seq_length = args.seq_length, plan.batch.seq_length
-    sets = Sets(args, build_validation(open_validation(plan.data), dataset_config(args, versioned=True)))
+    held_out = open_validation(plan.data)
+    dataset = build_validation(held_out, dataset_config(args, versioned=True))
+    sets = Sets(args, dataset, held_out.fingerprint)
     context = get_context()
     if context is not None and context.prepared is not None:
         sets.answers, sets.answers_length = build_packed_validation(context.prepared), seq_length
     return model, sets
 
 
-def load_weights(plan: Plan, target: Target, args: Any, model: list[Any]) -> None:
-    """Load the checkpoint's weights.
+def load_weights(plan: Plan, target: Target, args: Any, model: list[Any]) -> bool:
+    """Load the checkpoint's weights; False where it is one along the main path that the training has since removed.
 
     Raises:
         UserError: that checkpoint is missing, damaged or of another model.
@@ -129,8 +134,12 @@ def load_weights(plan: Plan, target: Target, args: Any, model: list[Any]) -> Non
     from megatron_lrpath.training.context import ParentCheckpoint
 
     folder, step = plan.folder(target.run) / CHECKPOINTS, target.step
+    if target.at is not None and removed(folder, step):
+        return False
     branch.require_checkpoint(ParentCheckpoint(folder, step))
     if problems := damage(folder, step):
+        if target.at is not None and removed(folder, step):
+            return False
         raise UserError(
             f"{folder}: the checkpoint of step {step} is damaged: {'; '.join(problems)}. Restore it from "
             "a backup, or train the run anew."
@@ -139,6 +148,18 @@ def load_weights(plan: Plan, target: Target, args: Any, model: list[Any]) -> Non
     args.load, args.ckpt_step = str(folder), step
     args.no_load_optim, args.no_load_rng, args.exit_on_missing_checkpoint = True, True, True
     load_checkpoint(model, None, None)
+    return True
+
+
+def removed(folder: Path, step: int) -> bool:
+    """Whether a checkpoint is not there any more, as rank 0 sees it."""
+    import torch.distributed as dist
+
+    from megatron_lrpath.training.checkpoints.on_disk import checkpoint_folder
+
+    found = [not checkpoint_folder(folder, step).exists()]
+    dist.broadcast_object_list(found, src=0)
+    return found[0]
 
 
 def damage(folder: Path, step: int) -> list[str]:
@@ -167,7 +188,7 @@ def write_evaluation(plan: Plan, target: Target, model: list[Any], sets: Sets) -
         if target.at is None:
             atomic_write_json(folder / EVALUATION, evaluation)
         else:
-            atomic_write_json(folder / ALONG, along(folder) | {target.at: evaluation})
+            add_along(folder, evaluation)
         print(f"evaluated {target.name} {evaluation['perplexity']:.4f}", flush=True)
 
 

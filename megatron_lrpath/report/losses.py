@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from megatron_lrpath.evaluate.targets import along, loss_of
+from megatron_lrpath.evaluate.along import along
 from megatron_lrpath.report.collect import PARADIGMS, RunRecord, RunTree
 from megatron_lrpath.report.csvdata import csv_text
 from megatron_lrpath.report.figures import finish_step_axis, panel_titles, run_colour, version_ends
@@ -106,8 +106,7 @@ def validation_losses(record: RunRecord) -> dict[int, float]:
     measured = np.isfinite(valid)
     found = dict(zip(steps[measured].tolist(), valid[measured].tolist(), strict=True))
     if record.run.kind == "main":
-        along_path = {step: loss_of(one) for step, one in along(record.folder).items()}
-        found |= {step: loss for step, loss in along_path.items() if loss}
+        found |= {step: one["loss"] for step, one in along(record.folder).items()}
     if record.evaluation:
         found[record.evaluation.step] = record.evaluation.score.loss
     return found

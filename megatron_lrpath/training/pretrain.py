@@ -161,7 +161,11 @@ def stop_status() -> int:
 def set_single_process_environment() -> None:
     """Let `python pretrain_gpt.py …` work without a launcher, as one process."""
     if "RANK" not in os.environ:
+        from torch.distributed.elastic.utils.distributed import get_free_port
+
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")  # an in-process restart asks for them
+        os.environ.setdefault("MASTER_PORT", str(get_free_port()))
 
 
 def finish(args: Any, context: Any) -> None:

@@ -18,7 +18,7 @@ PATIENCE = timedelta(hours=1)  # rank 0 may read a large checkpoint before it an
 
 def own_store() -> Store | None:
     """For `init_process_group`: a single process meets itself in its memory, at no port; None where there are more."""
-    return HashStore() if os.environ["WORLD_SIZE"] == "1" else None
+    return HashStore() if os.environ.get("WORLD_SIZE", "1") == "1" else None
 
 
 class Ranks:
