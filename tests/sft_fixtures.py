@@ -101,6 +101,7 @@ def packed_against_alone(words: list[str]) -> None:
     from megatron.core import mpu  # noqa: F401
 
     from megatron_lrpath.evaluate import worker
+    from megatron_lrpath.evaluate.targets import Target
     from megatron_lrpath.plan import load_plan
     from megatron_lrpath.sft.dataset import build_packed
     from megatron_lrpath.sft.prepared import open_prepared
@@ -114,7 +115,7 @@ def packed_against_alone(words: list[str]) -> None:
         ["--plan", words[1], "--paradigm", "ours", "--run", "sft-v1", "--device", "cpu"], "cpu"
     )
     model, _ = worker.build(plan, args, setup.configuration)
-    worker.load_weights(plan, run, args, model)
+    assert worker.load_weights(plan, Target(run), args, model)
     model[0].eval()
     row = {name: value[None] for name, value in build_packed(open_prepared(plan, True), 8)[0].items()}
 

@@ -77,9 +77,8 @@ class Validation:
         """
         shares, weights = [], []
         for curve in self.branches:
-            main, read = self._main(curve.version), curve.end(self._scale)
-            level, gain = _losses(self.path, main), _losses(self.fits, main) - _losses(self.fits, read)
-            gain = np.maximum(gain, 1e-6 * level)
+            level, trained = self._main_ends[curve.version]
+            gain = np.maximum(trained - _losses(self.fits, curve.end(self._scale)), 1e-6 * level)
             shares.append((level - (curve.validation or 0.0)) / gain)
             weights.append(gain**2 / ((OFF * level) ** 2 + np.var(level)))
         told, sure = np.average(shares, axis=0, weights=weights), np.max(weights, axis=0)
@@ -90,14 +89,16 @@ class Validation:
         ends = _losses(self.fits, read)
         if not self.path:
             return ends
-        main = self._main(index)
-        return _losses(self.path, main) - self.share * (_losses(self.fits, main) - ends)
+        level, trained = self._main_ends[index]
+        return level - self.share * (trained - ends)
 
-    def _main(self, index: int) -> Drops:
-        """The main path read at the end of a version, which it may not have reached."""
-        last = int(self.main.ends[index])
-        more = np.full(max(0, last - len(self.main.rates)), self._scale.max_lr)
-        return read_drops(np.concatenate([self.main.rates, more]), np.array([last]), self._scale)
+    @cached_property
+    def _main_ends(self) -> list[tuple[F64, F64]]:
+        """Validation and training loss by every fit of the main path at each version's end, reached or not."""
+        more = np.full(max(0, int(self.main.ends[-1]) - len(self.main.rates)), self._scale.max_lr)
+        rates = np.concatenate([self.main.rates, more])
+        reads = [read_drops(rates, np.array([last]), self._scale) for last in self.main.ends]
+        return [(_losses(self.path, read), _losses(self.fits, read)) for read in reads]
 
     @property
     def _scale(self) -> Scale:
