@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import yaml
 
 from megatron_lrpath.cli import main as lrpath
 from megatron_lrpath.data.slice import Slice
+from megatron_lrpath.evaluate.along import add_along, along
 from megatron_lrpath.training.checkpoints.on_disk import complete_steps
 from tests.training_fixtures import MODEL, Outcome, launch, make_plan, run_words, train
 
@@ -295,6 +297,47 @@ def test_the_main_paths_checkpoints_are_evaluated_each_once(
         "1": found[str(steps[0])],
         str(steps[-1]): found[str(steps[-1])],
     }
+
+
+def test_evaluations_side_by_side_lose_nothing_of_each_other(tmp_path: Path) -> None:
+    def add(step: int) -> None:
+        add_along(tmp_path, {"step": step, "loss": float(step)})
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(add, range(1, 65)))
+    assert {step: one["loss"] for step, one in along(tmp_path).items()} == {n: float(n) for n in range(1, 65)}
+
+
+def test_a_checkpoint_that_vanishes_while_it_is_checked_is_skipped(copy: Path) -> None:
+    step = complete_steps(copy / "runs/ours/main/checkpoints")[-1]
+    words = [
+        "--plan",
+        str(copy / "plan.yaml"),
+        "--device",
+        "cpu",
+        "--runs",
+        f"ours/main@{step}",
+        "ours/branch-v1",
+    ]
+    outcome = launch("tests.test_evaluate:main_path_removed_meanwhile", words, 2)
+    outcome.ok()
+    assert "evaluated ours/main" not in outcome.output
+    assert evaluation(copy, "ours/branch-v1")["step"] == 6
+
+
+def main_path_removed_meanwhile(words: list[str]) -> None:
+    """The worker, under which the main path's checkpoint goes once it is found to be there; in a process of its own."""
+    from megatron_lrpath.evaluate import worker
+
+    check = worker.damage
+
+    def damage(folder: Path, step: int) -> list[str]:
+        if "main" in folder.parts:
+            shutil.rmtree(folder, ignore_errors=True)
+        return check(folder, step)
+
+    worker.damage = damage
+    worker.main(words)
 
 
 def test_the_main_path_is_evaluated_alone_and_once_it_has_checkpoints(

@@ -44,12 +44,7 @@ def execute(args: argparse.Namespace) -> int:
     from megatron_lrpath.data.slice import open_validation
     from megatron_lrpath.errors import UserError
     from megatron_lrpath.evaluate.along import main_path_targets
-    from megatron_lrpath.evaluate.targets import (
-        Target,
-        is_trained,
-        model_runs,
-        needs_evaluation,
-    )
+    from megatron_lrpath.evaluate.targets import Target, is_trained, model_runs, needs_evaluation
     from megatron_lrpath.plan import PARADIGMS, load_plan
 
     if args.main_path and (args.tasks or args.run or args.paradigm not in ("all", "ours")):
@@ -91,7 +86,7 @@ def named(plan: Plan, runs: list[Run], name: str) -> list[Run]:
 
 
 def evaluate(plan: Plan, targets: list[Target], args: argparse.Namespace) -> int:
-    """Run the worker under torchrun, its log in OUTPUT/logs/eval.log, its results on the console."""
+    """Run the worker under torchrun, its log in OUTPUT/logs, its results on the console."""
     from megatron_lrpath.evaluate.along import along
     from megatron_lrpath.evaluate.targets import EVALUATION, read_json
 
@@ -124,7 +119,7 @@ def evaluate(plan: Plan, targets: list[Target], args: argparse.Namespace) -> int
         folder = plan.folder(target.run)
         evaluation = along(folder).get(target.at) if target.at is not None else read_json(folder / EVALUATION)
         if not evaluation:
-            print(f"  {target.name:24} removed by the training meanwhile")
+            print(f"  {target.name:24} no evaluation: removed by the training, or its loss is not finite")
             continue
         answers = evaluation.get("answers")
         held = f", of held-out answers {answers['perplexity']:.3f}" if answers else ""

@@ -134,9 +134,10 @@ def load_weights(plan: Plan, target: Target, args: Any, model: list[Any]) -> boo
     from megatron_lrpath.training.context import ParentCheckpoint
 
     folder, step = plan.folder(target.run) / CHECKPOINTS, target.step
-    if target.at is not None and removed(folder, step):
+    if target.at is None:
+        branch.require_checkpoint(ParentCheckpoint(folder, step))
+    elif removed(folder, step):
         return False
-    branch.require_checkpoint(ParentCheckpoint(folder, step))
     if problems := damage(folder, step):
         if target.at is not None and removed(folder, step):
             return False
