@@ -292,13 +292,13 @@ def prepare(threads: int) -> None:
     """Import Megatron for the processes to come."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from megatron_lrpath import backend
+    from megatron_lrpath.training import device as backend
 
     warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex|transformer-engine).*")
     backend.activate("cpu")
     import megatron.training  # noqa: F401
 
-    from megatron_lrpath.training import datasets, forward, layers, seams, setup  # noqa: F401
+    from megatron_lrpath.training import seams
 
     seams.apply("cpu")
 
@@ -319,7 +319,7 @@ def measure(shape: Shape, folder: Path, rounds: int) -> dict[str, Any]:
 
 def print_figures(found: dict[str, Any], threads: int, load: float) -> None:
     """Two tables."""
-    from megatron_lrpath.training.checkpoints.on_disk import SAVE_INTERVAL
+    from megatron_lrpath.runs.checkpoints import SAVE_INTERVAL
 
     saving, size = found["saving"], found["bytes"]
     print(f"{found['parameters'] / 1e6:.0f}M parameters, {size / 1e9:.2f} GB a checkpoint;", end=" ")

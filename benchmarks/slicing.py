@@ -76,7 +76,7 @@ def open_for_training(path: Path, seq_length: int) -> dict[str, float]:
     from megatron_lrpath.data.versioned import build_chained
 
     sys.path.insert(0, str(ROOT))
-    from tests.data_fixtures import dataset_config
+    from tests.support.data_fixtures import dataset_config
 
     config = dataset_config(seq_length)
     anonymous, peak = memory("RssAnon"), memory("VmHWM")

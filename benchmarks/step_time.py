@@ -93,7 +93,7 @@ def contender(name: str, shape: Shape, folder: Path, steps: int, total: int, con
 
 def ours(shape: Shape, folder: Path, precision: str, total: int, begins: Callable[[], None]) -> None:
     """Train the plan's run by the real entry."""
-    from megatron_lrpath import backend
+    from megatron_lrpath.training import device as backend
 
     backend.activate("cpu")
     plan = write_plan(shape, folder, precision, total)

@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _print_what_the_terminal_can()
     parser = build_parser()
     if "_ARGCOMPLETE" in os.environ:
-        from megatron_lrpath.completion import complete
+        from megatron_lrpath.commands.completion import complete
 
         complete(parser)
     words = list(sys.argv[1:] if argv is None else argv)

@@ -12,13 +12,13 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from megatron_lrpath import backend
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.training import device as backend
 from megatron_lrpath.training import full_disk
 from megatron_lrpath.training import pretrain as own
 from megatron_lrpath.training.checkpoints import ahead
 from megatron_lrpath.training.guards import signals
-from megatron_lrpath.training.options import early
+from megatron_lrpath.training.options import arguments as early
 
 with own.told():
     _said = early.read(sys.argv[1:])
@@ -34,7 +34,7 @@ from megatron_lrpath.training import datasets, seams, setup
 from megatron_lrpath.training.checkpoints import unpickle
 from megatron_lrpath.training.context import RunContext, get_context
 from megatron_lrpath.training.guards.guard import current_guard
-from megatron_lrpath.training.guards.ranks import own_store
+from megatron_lrpath.training.guards.peers import own_store
 from megatron_lrpath.training.options import arguments, from_arguments
 
 _start: tuple[int, torch.distributed.Store | None] = (0, None)

@@ -64,7 +64,7 @@ def check(args: argparse.Namespace) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the tool."""
     args = build_parser().parse_args(arguments)
-    from megatron_lrpath.data.preprocess.script import run_script
+    from megatron_lrpath.console import run_script
 
     return run_script(lambda: check(args))
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the tool; 0, or 2 for bad input."""
     from megatron_lrpath.commands import export
-    from megatron_lrpath.data.preprocess.script import run_script
+    from megatron_lrpath.console import run_script
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

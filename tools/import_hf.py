@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the tool; 0, or 2 for bad input."""
     args = build_parser().parse_args(arguments)
-    from megatron_lrpath.data.preprocess.script import run_script
+    from megatron_lrpath.console import run_script
 
     return run_script(lambda: run(args))
 

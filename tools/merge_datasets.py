@@ -28,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def merge(args: argparse.Namespace) -> int:
     """Merge and report."""
-    from megatron_lrpath.data.preprocess.merging import merge_datasets
+    from megatron_lrpath.data.preprocess.writer import merge_datasets
 
     pair = merge_datasets(args.input, args.output_prefix, args.overwrite)
     print(
@@ -42,7 +42,7 @@ def merge(args: argparse.Namespace) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the tool."""
     args = build_parser().parse_args(arguments)
-    from megatron_lrpath.data.preprocess.script import run_script
+    from megatron_lrpath.console import run_script
 
     return run_script(lambda: merge(args))
 

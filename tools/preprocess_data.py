@@ -139,8 +139,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the tool."""
     args = build_parser().parse_args(arguments)
+    from megatron_lrpath.console import run_script
     from megatron_lrpath.data.preprocess.pipeline import preprocess
-    from megatron_lrpath.data.preprocess.script import run_script
 
     def run() -> int:
         preprocess(args)

@@ -71,8 +71,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Run the tool; 0, or 2 for bad input."""
     args = build_parser().parse_args()
+    from megatron_lrpath.console import run_script
     from megatron_lrpath.data.draw_command import slice_versions
-    from megatron_lrpath.data.preprocess.script import run_script
 
     return run_script(lambda: slice_versions(args))
 

@@ -70,8 +70,8 @@ def build_parser() -> argparse.ArgumentParser:
 def train(args: argparse.Namespace) -> int:
     """Draw, train, write, report."""
     from megatron_lrpath.data.preprocess.readers import expand_inputs
-    from megatron_lrpath.data.tokenizer_training import TrainingOptions, draw_sample, train_model, write_model
     from megatron_lrpath.errors import UserError
+    from megatron_lrpath.tokenizers.training import TrainingOptions, draw_sample, train_model, write_model
 
     started = time.monotonic()
     target = Path(f"{args.output_prefix}.model")
@@ -105,7 +105,7 @@ def train(args: argparse.Namespace) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the tool."""
     args = build_parser().parse_args(arguments)
-    from megatron_lrpath.data.preprocess.script import run_script
+    from megatron_lrpath.console import run_script
 
     return run_script(lambda: train(args))
 

@@ -16,12 +16,11 @@ from typing import Any
 
 from accumulate import add_csv, same_setting
 
-from megatron_lrpath.evaluate.targets import EVALUATION, needs_evaluation, read_json, version_runs
-from megatron_lrpath.experiment.load import load_experiment
-from megatron_lrpath.experiment.spec import Experiment
+from megatron_lrpath.experiment.load import Experiment, load_experiment
 from megatron_lrpath.experiment.table import make_table, table_csv
 from megatron_lrpath.files import atomic_write_json
-from megatron_lrpath.training.lineage import read_lineage
+from megatron_lrpath.runs.lineage import read_lineage
+from megatron_lrpath.runs.results import EVALUATION, needs_evaluation, read_json, version_runs
 
 RESULTS = Path(__file__).parent / "results"
 SHORT = re.compile(r"([0-9a-f]{7})[0-9a-f]{33}")

@@ -22,12 +22,11 @@ from collect import RESULTS
 from train import CONTEXTS, EVALUATE, call
 
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.evaluate.targets import EVALUATION, read_json
-from megatron_lrpath.experiment.load import load_experiment
-from megatron_lrpath.experiment.spec import Point
+from megatron_lrpath.experiment.load import Point, load_experiment
 from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.merge.preview import Preview, plan_preview, write_preview
 from megatron_lrpath.plan import load_plan
+from megatron_lrpath.runs.results import EVALUATION, read_json
 
 
 def evaluated(preview: Preview) -> float:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Fit the law of `lrpath advise` to the curves that the multi-power law's authors published, 25M to 400M parameters.
 
-Writes `results/published.json`: the parameters that `megatron_lrpath.advise.law` expects, and how well one constant
+Writes `results/published.json`: the parameters that `megatron_lrpath.advise.fit` expects, and how well one constant
 curve and one decay predict the others, with what is expected taken from the other two models.
 
   git clone https://github.com/thu-yao-01-luo/MultiPowerLaw
@@ -16,10 +16,18 @@ from pathlib import Path
 import numpy as np
 from measured import RESULTS
 
-from megatron_lrpath.advise.areas import F64, Scale
-from megatron_lrpath.advise.curves import Curve
-from megatron_lrpath.advise.fit import Fit, fit_law, gather
-from megatron_lrpath.advise.law import NOTHING, PARAMETERS, PUBLISHED_LR, SPEED, SPREAD, Expectation
+from megatron_lrpath.advise.curves import F64, Curve, Scale
+from megatron_lrpath.advise.fit import (
+    NOTHING,
+    PARAMETERS,
+    PUBLISHED_LR,
+    SPEED,
+    SPREAD,
+    Expectation,
+    Fit,
+    fit_law,
+    gather,
+)
 from megatron_lrpath.files import atomic_write_json
 
 MODELS = ("25", "100", "400")

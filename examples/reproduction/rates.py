@@ -12,8 +12,8 @@ from pathlib import Path
 from tables import markdown
 
 from megatron_lrpath.experiment.load import load_experiment
-from megatron_lrpath.experiment.tasks import experiment_tasks
-from megatron_lrpath.report.history import read_history
+from megatron_lrpath.experiment.run import experiment_tasks
+from megatron_lrpath.runs.history import read_history
 
 LAST = 50
 

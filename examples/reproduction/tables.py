@@ -22,7 +22,7 @@ from findings import LATER, at_rates, findings
 from measured import RESULTS, Measured, percent, said
 
 from megatron_lrpath.experiment.load import is_experiment, load_experiment
-from megatron_lrpath.experiment.tasks import experiment_tasks
+from megatron_lrpath.experiment.run import experiment_tasks
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 SMALL = Path(__file__).resolve().parents[1] / "paper" / "small"

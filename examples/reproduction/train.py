@@ -24,13 +24,12 @@ from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from megatron_lrpath.evaluate.targets import EVALUATION
-from megatron_lrpath.experiment.load import load_together
-from megatron_lrpath.experiment.spec import Experiment
-from megatron_lrpath.experiment.tasks import PointTask, shared_tasks, write_plans
+from megatron_lrpath.experiment.load import Experiment, load_together
+from megatron_lrpath.experiment.run import PointTask, shared_tasks, write_plans
 from megatron_lrpath.launch.process import new_log
-from megatron_lrpath.launch.records import is_done, parent_available
-from megatron_lrpath.launch.tasks import link_aliases
+from megatron_lrpath.runs.results import EVALUATION
+from megatron_lrpath.runs.state import is_done, parent_available
+from megatron_lrpath.runs.tasks import link_aliases
 
 # Of a process that has opened a GPU, none that uses one can be forked; with the CPU backend, all can.
 CONTEXTS: dict[str, ForkServerContext | SpawnContext] = {

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from megatron_lrpath.advise.areas import read_drops
-from megatron_lrpath.advise.curves import Curve
-from megatron_lrpath.advise.law import NAME, PARAMETERS
+from megatron_lrpath.advise.curves import Curve, read_drops
+from megatron_lrpath.advise.fit import NAME, PARAMETERS
 from megatron_lrpath.advise.model import Model, build_model
 from megatron_lrpath.advise.predict import (
     ALPHAS,

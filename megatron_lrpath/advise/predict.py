@@ -8,10 +8,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from megatron_lrpath.advise.areas import F64, rates_of, read_drops
-from megatron_lrpath.advise.model import Model
+from megatron_lrpath.advise.curves import F64, rates_of, read_drops
+from megatron_lrpath.advise.model import GAIN_SPREAD, Model
 from megatron_lrpath.advise.read import main_rates
-from megatron_lrpath.advise.validation import GAIN_SPREAD
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.schedule import LRPath, Schedule
 

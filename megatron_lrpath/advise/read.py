@@ -7,13 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_lrpath.advise.areas import F64, I64, Scale, rates_of
-from megatron_lrpath.advise.curves import SHORTEST, Checkpoints, Curve
+from megatron_lrpath.advise.curves import F64, I64, SHORTEST, Checkpoints, Curve, Scale, rates_of
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.evaluate.along import along
-from megatron_lrpath.evaluate.targets import EVALUATION, loss_of, read_json
 from megatron_lrpath.plan import Plan, Run
-from megatron_lrpath.report.history import read_history
+from megatron_lrpath.runs.history import read_history
+from megatron_lrpath.runs.results import EVALUATION, along, loss_of, read_json
 
 SKIPPED = 0.1
 """Share of the first version that is left out at the beginning (or the warm-up twice): there no law holds."""

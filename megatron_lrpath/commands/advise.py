@@ -76,7 +76,7 @@ def execute(args: argparse.Namespace) -> int:
         fit_on=args.fit_on,
     )
     if args.figure:
-        from megatron_lrpath.advise.figure import write_figure
+        from megatron_lrpath.advise.show import write_figure
 
         write_figure(advice, args.figure)
     if args.fit_on is None:  # else it is a test of the law, and no advice
@@ -86,7 +86,7 @@ def execute(args: argparse.Namespace) -> int:
     else:
         from rich.console import Console
 
-        from megatron_lrpath.advise.table import show
+        from megatron_lrpath.advise.show import show
 
         show(advice, Console())
         if args.figure:
@@ -98,7 +98,7 @@ def save(advice: Advice) -> None:
     """Leave the advice beside the plan's runs, where the report finds it."""
     from datetime import datetime
 
-    from megatron_lrpath.advise.figure import for_report
+    from megatron_lrpath.advise.show import for_report
     from megatron_lrpath.report.advice import save_advice
 
     save_advice(advice.plan, for_report(advice, datetime.now().astimezone()), advice.to_dict())

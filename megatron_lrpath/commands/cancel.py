@@ -20,13 +20,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> int:
     """End the jobs and say which; 0."""
     from megatron_lrpath.experiment.load import is_experiment, load_experiment
-    from megatron_lrpath.launch.slurm.cancel import cancel, plan_keys
     from megatron_lrpath.launch.slurm.ledger import Ledger
+    from megatron_lrpath.launch.slurm.submit import cancel, plan_keys
     from megatron_lrpath.plan import PARADIGMS, load_plan
 
     paradigms = PARADIGMS if args.paradigm == "all" else (args.paradigm,)
     if is_experiment(args.plan):
-        from megatron_lrpath.experiment.tasks import chosen_keys
+        from megatron_lrpath.experiment.run import chosen_keys
 
         experiment = load_experiment(args.plan)
         output, keys = str(experiment.output), chosen_keys(experiment, paradigms, args.run)

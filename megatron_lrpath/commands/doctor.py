@@ -33,7 +33,7 @@ def execute(args: argparse.Namespace) -> int:
     import json
     from dataclasses import asdict
 
-    from megatron_lrpath.quiet import quiet
+    from megatron_lrpath.console import quiet
 
     quiet()
     from megatron_lrpath.doctor import machine_checks, plan_checks, worst

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from megatron_lrpath.experiment.spec import Experiment
+    from megatron_lrpath.experiment.load import Experiment
 
 HELP = "check an experiment file and show its plans, and what they share"
 EXAMPLE = (
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> int:
     """Print the experiment; 0."""
     from megatron_lrpath.experiment.load import load_experiment
-    from megatron_lrpath.experiment.tasks import write_plans
+    from megatron_lrpath.experiment.run import write_plans
 
     experiment = load_experiment(args.experiment)
     if args.write:
@@ -41,7 +41,7 @@ def execute(args: argparse.Namespace) -> int:
 
 def as_json(experiment: Experiment) -> dict[str, Any]:
     """The points, the trainings that are carried out, and what sharing saves."""
-    from megatron_lrpath.experiment.tasks import experiment_tasks, point_tasks
+    from megatron_lrpath.experiment.run import experiment_tasks, point_tasks
 
     tasks = experiment_tasks(experiment)
     alone = [

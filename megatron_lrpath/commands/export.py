@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Export, and say what was written; 0."""
-    from megatron_lrpath.quiet import quiet
+    from megatron_lrpath.console import quiet
 
     quiet()
     from megatron_lrpath.export.folder import Wishes
@@ -87,7 +87,7 @@ def execute(args: argparse.Namespace) -> int:
 def chosen(plan: Plan, args: argparse.Namespace) -> list[Run]:
     """The run that is named, or all trained versions' runs."""
     from megatron_lrpath.errors import UserError
-    from megatron_lrpath.evaluate.targets import is_trained, model_runs
+    from megatron_lrpath.runs.results import is_trained, model_runs
 
     if args.run:
         run = plan.run(args.paradigm, args.run)
@@ -105,7 +105,7 @@ def chosen(plan: Plan, args: argparse.Namespace) -> list[Run]:
 def export_run(plan: Plan, run: Run, args: argparse.Namespace, wishes: Wishes) -> Exported:
     """Export one run of a plan: the step asked for, its last one, or the newest there is."""
     from megatron_lrpath.export.card import origin_of
-    from megatron_lrpath.training.checkpoints.on_disk import CHECKPOINTS
+    from megatron_lrpath.runs.checkpoints import CHECKPOINTS
 
     folder = plan.folder(run) / CHECKPOINTS
     step, checkpoint = find_checkpoint(folder, args.step)
@@ -140,8 +140,8 @@ def write(checkpoint: Path, target: Path, origin: Origin, wishes: Wishes) -> Exp
 def find_checkpoint(folder: Path, step: int | None) -> tuple[int, Path]:
     """Step and folder of a whole checkpoint: as asked for, else the newest; an imported model is step 0."""
     from megatron_lrpath.errors import UserError
-    from megatron_lrpath.training.branch import require_checkpoint
-    from megatron_lrpath.training.checkpoints.on_disk import checkpoint_folder, latest_step
+    from megatron_lrpath.runs.checkpoints import checkpoint_folder, latest_step
+    from megatron_lrpath.training.checkpoints.parent import require_checkpoint
     from megatron_lrpath.training.context import ParentCheckpoint
 
     if step is not None:

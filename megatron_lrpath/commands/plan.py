@@ -41,7 +41,7 @@ def execute(args: argparse.Namespace) -> int:
     plan = load_plan(args.plan)
     paradigms = (args.paradigm,) if args.paradigm else PARADIGMS
     if Path(plan.data.slices).is_dir():  # a plan may be looked at before its data are there
-        from megatron_lrpath.data.mix_slices import check_mixes
+        from megatron_lrpath.data.slice_check import check_mixes
 
         check_mixes(plan, plan.runs("ours"))
     if args.png:

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 from megatron_lrpath.commands.plan_view import curve_points
 from megatron_lrpath.plan import Plan, Run
+from megatron_lrpath.plan.wording import PARADIGM_LONG_NAMES, paradigm_name
 from megatron_lrpath.report.style import (
     COLOURS,
     SOFT,
@@ -16,7 +17,6 @@ from megatron_lrpath.report.style import (
     to_png,
     version_shade,
 )
-from megatron_lrpath.report.words import PARADIGM_LONG_NAMES, paradigm_name
 
 POINTS = 1000
 

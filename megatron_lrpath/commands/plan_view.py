@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from megatron_lrpath.plan import PARADIGMS, Plan, Run
-from megatron_lrpath.report.words import (
+from megatron_lrpath.plan.wording import (
     PARADIGM_LONG_NAMES,
     mix_text,
     paradigm_name,

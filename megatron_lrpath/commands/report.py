@@ -25,8 +25,7 @@ def execute(args: argparse.Namespace) -> int:
 
     from megatron_lrpath.experiment.load import is_experiment
     from megatron_lrpath.plan import load_plan
-    from megatron_lrpath.report.page import make_report, write_report
-    from megatron_lrpath.report.terminal import show
+    from megatron_lrpath.report.page import make_report, show, write_report
 
     if is_experiment(args.plan):
         return compare(args)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from megatron_lrpath.commands import eval_tasks
+from megatron_lrpath.commands import eval as eval_tasks
 
 HELP = "train a plan here, in dependency order; called again it goes on where it was"
 EXAMPLE = "lrpath run plan.yaml --jobs 2 -- --log-interval 5   (after --: Megatron arguments for every run)"
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=True,
         help="evaluate the trained versions at the end (default: yes)",
     )
-    eval_tasks.add_arguments(parser, "at the end; pip install 'megatron-lrpath[eval]'")
+    eval_tasks.add_task_arguments(parser, "at the end; pip install 'megatron-lrpath[eval]'")
 
 
 def execute(args: argparse.Namespace) -> int:
@@ -45,7 +45,7 @@ def execute(args: argparse.Namespace) -> int:
     if not args.tasks:
         return train(args)
     eval_tasks.check(args)  # now, not after the training
-    return train(args) or eval_tasks.execute(
+    return train(args) or eval_tasks.execute_tasks(
         argparse.Namespace(**vars(args) | {"nproc": 1, "extra": (), "force": False})
     )
 

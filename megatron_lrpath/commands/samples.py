@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Print the batch; 0."""
-    from megatron_lrpath.quiet import quiet
+    from megatron_lrpath.console import quiet
 
     quiet()
     from megatron_lrpath.training.batches import open_batches
@@ -51,7 +51,7 @@ def named_run(folder: Path, plan: Path | None) -> tuple[Path, str, str]:
         UserError: the folder is no run's, or its plan is not known.
     """
     from megatron_lrpath.errors import UserError
-    from megatron_lrpath.training.lineage import read_lineage
+    from megatron_lrpath.runs.lineage import read_lineage
 
     lineage = read_lineage(folder)
     if lineage is None:

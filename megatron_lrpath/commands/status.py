@@ -1,20 +1,25 @@
-"""`lrpath status`: how far each run of a plan has come, read from its files."""
+"""`lrpath status`: how far each run of a plan has come, read from its files; once, or watched."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.live import Live
 
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
-    from megatron_lrpath.launch.tasks import Task
+    from megatron_lrpath.runs.tasks import Task
 
 HELP = "show what is done, running, interrupted or waiting"
 EXAMPLE = "lrpath status examples/quickstart/plan.yaml --watch"
@@ -46,8 +51,6 @@ def execute(args: argparse.Namespace) -> int:
     if not console.is_terminal:
         console.width = 160  # nobody's line to fit into
     if args.watch is not None:
-        from megatron_lrpath.commands.status_watch import watch
-
         with suppress(KeyboardInterrupt):
             watch(console, lambda: collect(args.plan, args.paradigm), args.watch, as_json=args.json)
     elif args.json:
@@ -74,12 +77,12 @@ def collect(path: Path, paradigm: str = "all") -> dict[str, Any]:
     `unprepared` says what keeps a plan's fine-tunings from having steps; null where nothing does.
     """
     from megatron_lrpath.experiment.load import is_experiment, load_experiment
-    from megatron_lrpath.launch.tasks import build_tasks
     from megatron_lrpath.plan import PARADIGMS, load_plan
+    from megatron_lrpath.runs.tasks import build_tasks
 
     paradigms = PARADIGMS if paradigm == "all" else (paradigm,)
     if is_experiment(path):
-        from megatron_lrpath.experiment.tasks import experiment_tasks
+        from megatron_lrpath.experiment.run import experiment_tasks
 
         experiment = load_experiment(path)
         tasks = experiment_tasks(experiment, paradigms)
@@ -100,8 +103,8 @@ def states(name: str, output: str, tasks: Sequence[Task]) -> dict[str, Any]:
     where the log names one). A plan that was submitted to Slurm has `job` too, see `launch.slurm.status`.
     What is not known is null.
     """
-    from megatron_lrpath.launch.records import read_state
-    from megatron_lrpath.launch.slurm.status import add_jobs
+    from megatron_lrpath.launch.slurm.submit import add_jobs
+    from megatron_lrpath.runs.state import read_state
 
     by_key = {task.key: task for task in tasks}
     rows: list[dict[str, Any]] = []
@@ -147,8 +150,8 @@ def table(status: dict[str, Any]) -> Table:
     from rich.text import Text
 
     from megatron_lrpath.launch.display import clock
-    from megatron_lrpath.launch.slurm.status import job_text
-    from megatron_lrpath.report.words import short_number
+    from megatron_lrpath.launch.slurm.submit import job_text
+    from megatron_lrpath.plan.wording import short_number
 
     drawn = Table(box=None, pad_edge=False, header_style="bold")
     submitted = any("job" in row for row in status["runs"])
@@ -192,3 +195,46 @@ def _seconds(text: str) -> float:
     if not 0.1 <= value <= 86_400:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0.1 on")
     return value
+
+
+Status = dict[str, Any]
+
+
+def watch(console: Console, collect: Callable[[], Status], seconds: float, as_json: bool = False) -> None:
+    """Show what `collect` gives every `seconds` until all runs are done; Ctrl-C ends it, too.
+
+    Where the output is no terminal, or as JSON (a line each), only what has changed is printed.
+    """
+    if as_json or not console.is_terminal:
+        before = None
+        for status in statuses(collect, seconds):
+            if told(status) != before:
+                print_one(console, status, as_json)
+            before = told(status)
+        return
+    with Live(console=console, auto_refresh=False) as live:
+        for status in statuses(collect, seconds):
+            live.update(view(status), refresh=True)
+
+
+def statuses(collect: Callable[[], Status], seconds: float) -> Iterator[Status]:
+    """The status now and every `seconds`, the last one when all is done."""
+    while True:
+        status = collect()
+        yield status
+        if all(row["state"] == "done" for row in status["runs"]):
+            return
+        time.sleep(seconds)
+
+
+def told(status: Status) -> list[tuple[object, ...]]:
+    """What makes a status worth another print: states and steps, not paces."""
+    return [(row["key"], row["state"], row["step"]) for row in status["runs"]]
+
+
+def print_one(console: Console, status: Status, as_json: bool) -> None:
+    """Print a status whole."""
+    if as_json:
+        print(json.dumps(status, allow_nan=False), flush=True)
+    else:
+        console.print(view(status), soft_wrap=True)

@@ -51,8 +51,8 @@ def execute(args: argparse.Namespace) -> int:
 def submission_of(args: argparse.Namespace) -> tuple[Submission, Path]:
     """What is to be submitted, and the file to ask for its status: the copy where the output is another."""
     from megatron_lrpath.experiment.load import is_experiment, load_experiment
+    from megatron_lrpath.launch.slurm.ledger import Snapshot
     from megatron_lrpath.launch.slurm.settings import read_settings, within_job
-    from megatron_lrpath.launch.slurm.snapshot import Snapshot
     from megatron_lrpath.launch.slurm.submit import Submission
     from megatron_lrpath.plan import PARADIGMS
 
@@ -60,7 +60,7 @@ def submission_of(args: argparse.Namespace) -> tuple[Submission, Path]:
     paradigms = PARADIGMS if args.paradigm == "all" else (args.paradigm,)
     extra = tuple(getattr(args, "extra", ()))
     if is_experiment(args.plan):
-        from megatron_lrpath.experiment.submit import experiment_submission
+        from megatron_lrpath.experiment.run import experiment_submission
 
         experiment = load_experiment(args.plan)
         return experiment_submission(experiment, settings, paradigms, args.run, extra), args.plan

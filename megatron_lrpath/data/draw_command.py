@@ -1,14 +1,18 @@
-"""The work of tools/slice_versions.py, given its parsed options."""
+"""The work of tools/slice_versions.py: options to a request, the drawing, and its result as tables and JSON."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
 
 from megatron_lrpath.data.draw import ShortageError, draw, existing_slices, write_slices
-from megatron_lrpath.data.draw_report import describe, shortage_table, tokens_table, wide_console
 from megatron_lrpath.data.draw_request import (
     DrawRequest,
     parse_range,
@@ -19,6 +23,79 @@ from megatron_lrpath.data.draw_request import (
 from megatron_lrpath.data.slice import Slice
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.locks import FolderLock, LockHeldError
+
+
+def wide_console(stderr: bool = False) -> Console:
+    """A console that does not cram tables into 80 columns where its output goes into a file."""
+    console = Console(stderr=stderr)
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(stderr=stderr, width=160)
+
+
+def tokens_table(slices: Sequence[Slice], left: dict[str, int] | None = None) -> Table:
+    """Tokens and shares by domain (rows) and version (columns); `left` are tokens in no slice, by domain."""
+    domains = list(dict.fromkeys(domain for one in slices for domain in one.tokens_by_domain))
+    domains += [domain for domain in left or {} if domain not in domains]
+    table = Table(title="tokens by domain and version", title_justify="left")
+    table.add_column("domain")
+    for one in slices:
+        table.add_column(one.name, justify="right", no_wrap=True)
+    if left is not None:
+        table.add_column("not drawn", justify="right", no_wrap=True)
+    for domain in domains:
+        cells = [_amount(one.tokens_by_domain.get(domain, 0), one.tokens) for one in slices]
+        table.add_row(domain, *cells, *([_amount(left.get(domain, 0))] if left is not None else []))
+    table.add_section()
+    rest = [_amount(sum(left.values()))] if left is not None else []
+    table.add_row("tokens", *[_amount(one.tokens) for one in slices], *rest)
+    table.add_row("documents", *[_amount(one.documents) for one in slices])
+    return table
+
+
+def shortage_table(error: ShortageError) -> Table:
+    """What is asked of every source and what it has."""
+    table = Table(title="too few tokens", title_justify="left")
+    table.add_column("source", overflow="fold")
+    table.add_column("domain")
+    for heading in ("free documents", "free tokens", "asked for", "missing"):
+        table.add_column(heading, justify="right")
+        table.columns[-1].no_wrap = heading != "free documents"
+    for row in error.table:
+        cells = (f"{number:,}" for number in (row.free_documents, row.free_tokens, row.asked, row.missing))
+        table.add_row(str(row.prefix), row.domain, *cells, style="bold" if row.missing else None)
+    return table
+
+
+def describe(one: Slice) -> dict[str, Any]:
+    """A slice as JSON-able values."""
+    return {
+        "name": one.name,
+        "path": None if one.path is None else str(one.path),
+        "seed": one.seed,
+        "fingerprint": one.fingerprint,
+        "documents": one.documents,
+        "tokens": one.tokens,
+        "tokens_by_domain": one.tokens_by_domain,
+        "sources": [
+            {
+                "prefix": str(source.prefix),
+                "domain": source.domain,
+                "fingerprint": source.fingerprint,
+                "documents": len(source.documents),
+                "tokens": source.tokens,
+            }
+            for source in one.sources
+        ],
+    }
+
+
+def _amount(number: int, whole: int | None = None) -> str:
+    """`9,999,999`, `10.500B`; with `whole` also the share of it: `1,234 12.3%`."""
+    text = f"{number:,}"
+    for limit, unit in ((10**12, "T"), (10**9, "B"), (10**6, "M")):
+        if number >= max(limit, 10**7):
+            text = f"{number / limit:,.3f}{unit}"
+            break
+    return text if whole is None or not number else f"{text} {number / whole:6.1%}"
 
 
 def slice_versions(args: argparse.Namespace) -> int:

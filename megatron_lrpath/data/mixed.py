@@ -11,8 +11,8 @@ from megatron.core.datasets.utils import Split
 
 from megatron_lrpath.data.draw_random import random_words
 from megatron_lrpath.data.index_cache import Arrays, Entry
-from megatron_lrpath.data.mix_slices import require_mix_samples
 from megatron_lrpath.data.slice import Slice
+from megatron_lrpath.data.slice_check import require_mix_samples
 from megatron_lrpath.data.versioned import (
     Location,
     SourceDataset,

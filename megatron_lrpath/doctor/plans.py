@@ -5,8 +5,17 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from megatron_lrpath.doctor.check import FAILED, INFO, OK, WARNING, Check, attempt, gigabytes
-from megatron_lrpath.doctor.machine import disk_check, gpu_list
+from megatron_lrpath.doctor.machine import (
+    FAILED,
+    INFO,
+    OK,
+    WARNING,
+    Check,
+    attempt,
+    disk_check,
+    gigabytes,
+    gpu_list,
+)
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.launch.resources import model_parallel_size
 from megatron_lrpath.models import parameter_count, resolve_model
@@ -47,7 +56,7 @@ def tokens_of(kind: str, model: str | None) -> int | None:
     Raises:
         UserError: the files are missing or not a tokenizer's.
     """
-    from megatron_lrpath.export.tokenizer import hugging_face_tokenizer, sentencepiece_tokenizer
+    from megatron_lrpath.tokenizers.files import hugging_face_tokenizer, sentencepiece_tokenizer
 
     if kind not in (*SENTENCEPIECE, "HuggingFaceTokenizer"):
         return None
@@ -86,7 +95,7 @@ def data_checks(plan: Plan) -> list[Check]:
 
 def mix_checks(plan: Plan) -> list[Check]:
     """Whether the slices of every branch's mix are there and long enough."""
-    from megatron_lrpath.data.mix_slices import check_mixes
+    from megatron_lrpath.data.slice_check import check_mixes
 
     def enough(run: Run) -> str:
         check_mixes(plan, [run])
@@ -156,8 +165,8 @@ def plan_disk_check(plan: Plan, vocabulary: int) -> Check:
     """Free space for the checkpoints of all runs that are not trained yet."""
     from dataclasses import replace
 
-    from megatron_lrpath.evaluate.targets import is_trained
     from megatron_lrpath.launch.preflight import checkpoint_bytes
+    from megatron_lrpath.runs.results import is_trained
 
     runs = [run for paradigm in PARADIGMS for run in plan.runs(paradigm) if run.same_as is None]
     sized = replace(plan, tokenizer=replace(plan.tokenizer, vocab_size=vocabulary))

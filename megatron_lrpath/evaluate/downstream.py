@@ -1,4 +1,4 @@
-"""Which models are to be measured on which benchmarks, and what has been: `downstream.json` in each run's folder."""
+"""Downstream benchmarks: their names, which models are to be measured, and what has been (`downstream.json`)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,56 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.evaluate.benchmarks import Benchmark
-from megatron_lrpath.evaluate.targets import is_trained, model_runs, read_json
 from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.plan import Plan, Run
+from megatron_lrpath.runs.results import is_trained, model_runs, read_json
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A column of the table.
+
+    Attributes:
+        label: its heading.
+        task: the task or group of lm-evaluation-harness (or of `evaluate/tasks`) that measures it.
+        metric: which of the task's metrics counts, as `metric,filter`; empty for the task's first one.
+    """
+
+    label: str
+    task: str
+    metric: str = ""
+
+
+PAPER: tuple[Benchmark, ...] = (
+    Benchmark("C3", "lrpath_c3", "acc_norm,none"),
+    Benchmark("GSM8K", "gsm8k", "exact_match,flexible-extract"),
+    Benchmark("MMLU", "mmlu", "acc,none"),
+    Benchmark("CSL", "lrpath_csl", "acc_norm,none"),
+    Benchmark("C-EVAL", "ceval-valid", "acc,none"),
+    Benchmark("BBH", "bbh_fewshot", "exact_match,none"),
+    Benchmark("CMMLU", "cmmlu", "acc,none"),
+    Benchmark("GAOKAO", "lrpath_gaokao", "acc,none"),
+    Benchmark("AGIEval", "agieval", "acc,none"),
+)
+GROUPS = {"paper": PAPER}
+
+
+def benchmarks(words: Iterable[str]) -> list[Benchmark]:
+    """The benchmarks that `words` name, each once: `paper`, a heading of it in any case, or a task's own name."""
+    headings = {one.label.casefold(): one for one in PAPER}
+    by_task = {one.task: one for one in PAPER}
+    found: list[Benchmark] = []
+    for word in words:
+        one = headings.get(word.casefold()) or by_task.get(word) or Benchmark(word, word)
+        found += [new for new in GROUPS.get(word.casefold(), (one,)) if new not in found]
+    return found
+
+
+def in_order(tasks: Iterable[str]) -> list[Benchmark]:
+    """The benchmarks of these tasks: the paper's in the paper's order, then the others by name."""
+    named = benchmarks(sorted(tasks))
+    return sorted(named, key=lambda one: (PAPER.index(one) if one in PAPER else len(PAPER), one.label))
+
 
 RESULTS = "downstream.json"
 
@@ -75,10 +121,10 @@ def plan_subjects(
 
 def run_subject(plan: Plan, run: Run) -> Subject:
     """The model at the end of a run."""
-    from megatron_lrpath.training.branch import require_checkpoint
-    from megatron_lrpath.training.checkpoints.on_disk import CHECKPOINTS, checkpoint_folder
+    from megatron_lrpath.runs.checkpoints import CHECKPOINTS, checkpoint_folder
+    from megatron_lrpath.runs.lineage import checkpoint_fingerprint
+    from megatron_lrpath.training.checkpoints.parent import require_checkpoint
     from megatron_lrpath.training.context import ParentCheckpoint
-    from megatron_lrpath.training.lineage import checkpoint_fingerprint
 
     folder = plan.folder(run)
     checkpoints = folder / CHECKPOINTS

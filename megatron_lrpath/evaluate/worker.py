@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_lrpath import backend
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.evaluate.along import add_along
-from megatron_lrpath.evaluate.targets import EVALUATION, Target
 from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.plan import Plan, load_plan
+from megatron_lrpath.runs.results import EVALUATION, Target, add_along
+from megatron_lrpath.training import device as backend
 
 
 @dataclass
@@ -35,7 +34,7 @@ class Sets:
     def evaluate(self, model: list[Any]) -> dict[str, Any]:
         """What `eval.json` says beside the step; held-out answers under `answers`."""
         from megatron_lrpath.evaluate.perplexity import evaluate_model
-        from megatron_lrpath.training.packed import set_packed
+        from megatron_lrpath.training.forward import set_packed
 
         set_packed(False)
         found = evaluate_model(model, self.validation) | {"validation": self.fingerprint}
@@ -102,7 +101,7 @@ def build(plan: Plan, args: Any, configuration: Any) -> tuple[list[Any], Sets]:
     from megatron_lrpath.sft.dataset import build_packed_validation
     from megatron_lrpath.training.context import get_context
     from megatron_lrpath.training.datasets import dataset_config
-    from megatron_lrpath.training.guards.ranks import own_store
+    from megatron_lrpath.training.guards.peers import own_store
 
     args.skip_train, args.load, args.no_load_rng = True, None, True
     training.initialize_megatron(store=own_store())
@@ -129,8 +128,8 @@ def load_weights(plan: Plan, target: Target, args: Any, model: list[Any]) -> boo
     """
     from megatron.training.checkpointing import load_checkpoint
 
-    from megatron_lrpath.training import branch
-    from megatron_lrpath.training.checkpoints.on_disk import CHECKPOINTS
+    from megatron_lrpath.runs.checkpoints import CHECKPOINTS
+    from megatron_lrpath.training.checkpoints import parent as branch
     from megatron_lrpath.training.context import ParentCheckpoint
 
     folder, step = plan.folder(target.run) / CHECKPOINTS, target.step
@@ -156,7 +155,7 @@ def removed(folder: Path, step: int) -> bool:
     """Whether a checkpoint is not there any more, as rank 0 sees it."""
     import torch.distributed as dist
 
-    from megatron_lrpath.training.checkpoints.on_disk import checkpoint_folder
+    from megatron_lrpath.runs.checkpoints import checkpoint_folder
 
     found = [not checkpoint_folder(folder, step).exists()]
     dist.broadcast_object_list(found, src=0)
@@ -167,10 +166,9 @@ def damage(folder: Path, step: int) -> list[str]:
     """What is wrong with a checkpoint's files, in words; every rank reads its share and learns what all found."""
     import torch.distributed as dist
 
+    from megatron_lrpath.runs.checkpoints import MANIFEST, checkpoint_folder
     from megatron_lrpath.training.checkpoints import start
-    from megatron_lrpath.training.checkpoints.manifest import MANIFEST
-    from megatron_lrpath.training.checkpoints.on_disk import checkpoint_folder
-    from megatron_lrpath.training.guards.ranks import Ranks
+    from megatron_lrpath.training.guards.peers import Ranks
 
     ranks = Ranks(dist.get_rank(), dist.get_world_size(), store=None)
     mine = start.damage(folder, step, "sizes", ranks)

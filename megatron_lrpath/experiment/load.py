@@ -1,10 +1,13 @@
-"""From an experiment file to its plans, checked like plan files."""
+"""An experiment file: the plans that it stands for, checked like plan files, and what they share."""
 
 from __future__ import annotations
 
 import copy
+import itertools
+import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,14 +15,140 @@ from typing import Any
 import yaml
 
 from megatron_lrpath.errors import PlanError, UserError
-from megatron_lrpath.experiment.sharing import main_points
-from megatron_lrpath.experiment.spec import Experiment, Point
-from megatron_lrpath.experiment.vary import change, variations
-from megatron_lrpath.plan import PARADIGMS
-from megatron_lrpath.plan.key import NAME, REQUIRED, SEED, TEXT, Key
-from megatron_lrpath.plan.load import plan_from
-from megatron_lrpath.plan.source import Entry, Source, parse_source, plain, read_source
-from megatron_lrpath.plan.values import read_key, read_list, read_mapping, read_section, read_value
+from megatron_lrpath.plan import PARADIGMS, Plan, Run
+from megatron_lrpath.plan.file.keys import NAME, REQUIRED, SEED, TEXT, Key
+from megatron_lrpath.plan.file.load import plan_from
+from megatron_lrpath.plan.file.source import Entry, Source, parse_source, plain, read_source
+from megatron_lrpath.plan.file.values import read_key, read_list, read_mapping, read_section, read_value
+
+
+@dataclass(frozen=True)
+class Point:
+    """One variation with one seed: a plan of its own.
+
+    `group` is the variation without its seed, `text` the plan file that it becomes, `values` what was varied
+    by its key.
+    """
+
+    name: str
+    group: str
+    values: dict[str, Any]
+    plan: Plan
+    text: str
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A checked experiment file.
+
+    `paradigms` are those to carry out; `only` the runs to carry out with their ancestors (empty: all); `show`
+    the versions that the table has. `paper` holds the paper's perplexities by group and paradigm, in the
+    order of `show`.
+    """
+
+    path: Path
+    name: str
+    about: str
+    output: Path
+    paradigms: tuple[str, ...]
+    only: tuple[str, ...]
+    show: tuple[str, ...]
+    points: tuple[Point, ...]
+    paper: dict[str, dict[str, tuple[float, ...]]] = field(default_factory=dict)
+
+    @property
+    def groups(self) -> list[str]:
+        """The variations, each once, in order."""
+        return list(dict.fromkeys(point.group for point in self.points))
+
+    def of(self, group: str) -> list[Point]:
+        """The points of a variation, one for each seed."""
+        return [point for point in self.points if point.group == group]
+
+
+_PART = re.compile(r"([A-Za-z_][A-Za-z0-9_-]*)(?:\[([0-9]+)\])?")
+_UNSAFE = re.compile(r"[^A-Za-z0-9.-]+")
+
+
+def change(plan: dict[str, Any], key: str, value: Any) -> None:
+    """Set `schedule.max_lr`, `versions[0].cycle_steps.scratch`, `versions.steps` (every version's) …
+
+    None takes the key away, so that its default holds. Raises ValueError for a key that cannot be followed.
+    """
+    *way, last = key.split(".")
+    places: list[dict[str, Any]] = [plan]
+    for part in way:
+        places = [found for place in places for found in _descend(place, part, key)]
+    for place in places:
+        if value is None:
+            place.pop(last, None)
+        else:
+            place[last] = value
+
+
+def variations(
+    points: Sequence[Mapping[str, Any]], vary: Mapping[str, Sequence[Any]]
+) -> list[tuple[str, dict[str, Any]]]:
+    """Every point with every combination of the varied values, each with its name."""
+    made = []
+    for point in points or [{}]:
+        given = dict(point)
+        name = given.pop("name", None)
+        for values in itertools.product(*vary.values()):
+            varied = dict(zip(vary, values, strict=True))
+            words = [str(name)] if name is not None else [_word(key, value) for key, value in given.items()]
+            words += [_word(key, value) for key, value in varied.items()]
+            made.append(("_".join(words) or "plan", given | varied))
+    return made
+
+
+def _word(key: str, value: Any) -> str:
+    """A value as part of a folder's name: words as they are, numbers with the last part of their key."""
+    text = str(value).rsplit("/", 1)[-1].removesuffix(".yaml") if key == "plan" else str(value)
+    text = _UNSAFE.sub("-", text).strip("-.")
+    is_word = isinstance(value, str) and value != "inf" and not value[:1].isdigit()
+    return text if is_word or key in ("plan", "model") else key.rsplit(".", 1)[-1] + text
+
+
+def _descend(place: dict[str, Any], part: str, key: str) -> list[dict[str, Any]]:
+    match = _PART.fullmatch(part)
+    if not match:
+        raise ValueError(f"{key!r} is no key; write it like schedule.max_lr or versions[0].steps")
+    found = place.setdefault(match[1], {})
+    if isinstance(found, list):
+        chosen = found if match[2] is None else found[int(match[2]) : int(match[2]) + 1]
+        if not chosen:
+            raise ValueError(f"{key}: {match[1]} has only {len(found)} entries")
+        return chosen
+    if not isinstance(found, dict):
+        raise ValueError(f"{key}: {match[1]!r} is {found!r} there, not a mapping")
+    return [found]
+
+
+Steps = tuple[int, ...]
+
+
+def training_key(plan: Plan, run: Run) -> str:
+    """Equal for two runs exactly where they are the same training: identity and data.
+
+    A main path has no end of its own, so how far it goes does not count.
+    """
+    facts = plan.identity(run) | {"slices": plan.data.slices}
+    if run.mix is not None:
+        facts["mix_slices"] = [part.slice for part in run.mix.parts]
+    if run.kind == "main":
+        facts["versions"] = [(version.name, version.steps) for version in plan.versions]
+    return json.dumps(facts, sort_keys=True)
+
+
+def main_points(plans: Sequence[Plan]) -> list[Steps]:
+    """For each plan the steps at which some plan's branches leave a main path that is the same training."""
+    keys = [training_key(plan, plan.run("ours", "main")) for plan in plans]
+    steps: dict[str, set[int]] = {}
+    for plan, key in zip(plans, keys, strict=True):
+        steps.setdefault(key, set()).update(plan.run("ours", "main").keep_steps)
+    return [tuple(sorted(steps[key])) for key in keys]
+
 
 KEYS = (
     Key("name", NAME, REQUIRED, "name of the experiment"),

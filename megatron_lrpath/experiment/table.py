@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from megatron_lrpath.evaluate.targets import EVALUATION, needs_evaluation, read_json, version_runs
-from megatron_lrpath.experiment.spec import Experiment, Point
+from megatron_lrpath.experiment.load import Experiment, Point
 from megatron_lrpath.files import atomic_write_text
 from megatron_lrpath.plan import PARADIGMS
-from megatron_lrpath.report.words import MISSING, decimals, paradigm_name
+from megatron_lrpath.plan.wording import MISSING, decimals, paradigm_name
+from megatron_lrpath.runs.results import EVALUATION, needs_evaluation, read_json, version_runs
 
 ORDER = ("ptfs", "cpt", "ours")
 """The paradigms as in the paper's tables."""

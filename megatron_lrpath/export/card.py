@@ -9,7 +9,7 @@ from typing import Any
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.export.architecture import CLASSES, Architecture
 from megatron_lrpath.plan import Plan, Run
-from megatron_lrpath.report.words import mix_text
+from megatron_lrpath.plan.wording import mix_text
 
 KINDS = {
     "main": "the main path of learning-rate path switching (constant rate after the warm-up; not decayed)",
@@ -34,8 +34,8 @@ class Origin:
 
 def origin_of(plan: Plan, run: Run, step: int) -> Origin:
     """What the plan, the run's folder and its slices say of the run."""
-    from megatron_lrpath.evaluate.targets import EVALUATION, read_json
-    from megatron_lrpath.training.lineage import LINEAGE
+    from megatron_lrpath.runs.lineage import LINEAGE
+    from megatron_lrpath.runs.results import EVALUATION, read_json
 
     folder = plan.folder(run)
     evaluation = read_json(folder / EVALUATION)

@@ -15,14 +15,14 @@ from torch import Tensor
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.export import architecture
 from megatron_lrpath.export.architecture import Architecture
+from megatron_lrpath.export.checkpoint import Slot, write_checkpoint
 from megatron_lrpath.export.folder import IMPORTED_VOCABULARY, appearing_folder
-from megatron_lrpath.export.mapping import OUTPUT, Source, sources
 from megatron_lrpath.export.safetensors_files import SafetensorsFolder
-from megatron_lrpath.export.tokenizer import HUGGING_FACE, MODEL_FILE, NO_TOKENIZER, ORIGIN, copy_files
-from megatron_lrpath.export.writer import Slot, write_checkpoint
+from megatron_lrpath.export.weights import OUTPUT, Source, sources
 from megatron_lrpath.files import atomic_write_text
-from megatron_lrpath.training.checkpoints.on_disk import TRACKER
-from megatron_lrpath.training.pretrained import RELEASE
+from megatron_lrpath.runs.checkpoints import TRACKER
+from megatron_lrpath.tokenizers.files import HUGGING_FACE, MODEL_FILE, NO_TOKENIZER, ORIGIN, copy_files
+from megatron_lrpath.training.checkpoints.parent import RELEASE
 
 SNIPPET = "plan.yaml"
 TOKENIZER = "tokenizer"

@@ -1,7 +1,9 @@
-"""Streams a checkpoint's weights into safetensors files, one Megatron tensor in memory at a time."""
+"""Streams a checkpoint's weights into safetensors files: which Megatron tensor each tensor is cut from."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -9,9 +11,110 @@ from torch import Tensor
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.export.architecture import Architecture
-from megatron_lrpath.export.mapping import EMBEDDING, Piece, Source, sources
-from megatron_lrpath.export.reader import CheckpointReader
+from megatron_lrpath.export.checkpoint import CheckpointReader
 from megatron_lrpath.export.safetensors_files import Entry, into_shards, write_shards
+
+EMBEDDING, OUTPUT = "embedding.word_embeddings.weight", "output_layer.weight"
+FINAL_NORM = "decoder.final_layernorm.weight"
+
+Cut = Callable[[Tensor], Tensor]
+Join = Callable[[list[Tensor]], Tensor]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One Hugging Face tensor: name, shape, and how it is cut from the Megatron tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+    cut: Cut
+
+
+@dataclass(frozen=True)
+class Source:
+    """One Megatron tensor (of one layer, where `layer` is not None) and the Hugging Face tensors in it.
+
+    `key` is its name in the checkpoint, the layers' keys without a number; `shape` is that of the part that
+    stands for something: of the embeddings without padded rows. `join` puts the pieces together again.
+    """
+
+    key: str
+    layer: int | None
+    shape: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+    join: Join
+
+
+def sources(model: Architecture) -> Iterator[Source]:
+    """Every tensor of the model, in the order of its computation."""
+    table = (model.vocab_size, model.hidden)
+    yield whole(EMBEDDING, None, table, "model.embed_tokens.weight")
+    for layer in range(model.layers):
+        yield from layer_sources(model, layer)
+    yield whole(FINAL_NORM, None, (model.hidden,), "model.norm.weight")
+    if not model.tied:
+        yield whole(OUTPUT, None, table, "lm_head.weight")
+
+
+def layer_sources(model: Architecture, layer: int) -> Iterator[Source]:
+    """The tensors of one layer."""
+    ours, theirs = "decoder.layers.", f"model.layers.{layer}."
+    attention, mlp = f"{ours}self_attention.", f"{ours}mlp."
+    hidden, context = model.hidden, model.heads * model.head_dim
+    norm = (hidden,)
+    yield whole(f"{attention}linear_qkv.layer_norm_weight", layer, norm, f"{theirs}input_layernorm.weight")
+    yield qkv(model, layer, f"{attention}linear_qkv.weight", f"{theirs}self_attn.", "weight")
+    if model.qkv_bias:
+        yield qkv(model, layer, f"{attention}linear_qkv.bias", f"{theirs}self_attn.", "bias")
+    proj = (f"{attention}linear_proj", f"{theirs}self_attn.o_proj")
+    yield whole(f"{proj[0]}.weight", layer, (hidden, context), f"{proj[1]}.weight")
+    if model.linear_bias:
+        yield whole(f"{proj[0]}.bias", layer, norm, f"{proj[1]}.bias")
+    yield whole(f"{mlp}linear_fc1.layer_norm_weight", layer, norm, f"{theirs}post_attention_layernorm.weight")
+    yield gated(model, layer, f"{mlp}linear_fc1.weight", f"{theirs}mlp.", "weight")
+    if model.linear_bias:
+        yield gated(model, layer, f"{mlp}linear_fc1.bias", f"{theirs}mlp.", "bias")
+    yield whole(f"{mlp}linear_fc2.weight", layer, (hidden, model.ffn), f"{theirs}mlp.down_proj.weight")
+    if model.linear_bias:
+        yield whole(f"{mlp}linear_fc2.bias", layer, norm, f"{theirs}mlp.down_proj.bias")
+
+
+def whole(key: str, layer: int | None, shape: tuple[int, ...], name: str) -> Source:
+    """A tensor that is the same on both sides."""
+    return Source(key, layer, shape, (Piece(name, shape, lambda tensor: tensor),), lambda pieces: pieces[0])
+
+
+def qkv(model: Architecture, layer: int, key: str, owner: str, what: str) -> Source:
+    """Queries, keys, values: Megatron keeps each group's queries, then its key, then its value together."""
+    groups, width = model.groups, model.head_dim
+    queries = model.heads // groups
+    tail = (model.hidden,) if what == "weight" else ()
+    rows = {"q_proj": model.heads * width, "k_proj": groups * width, "v_proj": groups * width}
+    parts = {
+        "q_proj": slice(0, queries),
+        "k_proj": slice(queries, queries + 1),
+        "v_proj": slice(queries + 1, None),
+    }
+
+    def cut(part: slice) -> Cut:
+        return lambda tensor: tensor.view(groups, queries + 2, width, *tail)[:, part].reshape(-1, *tail)
+
+    def join(pieces: list[Tensor]) -> Tensor:
+        return torch.cat([piece.view(groups, -1, width, *tail) for piece in pieces], dim=1).reshape(-1, *tail)
+
+    pieces = tuple(Piece(f"{owner}{name}.{what}", (rows[name], *tail), cut(parts[name])) for name in rows)
+    return Source(key, layer, (sum(rows.values()), *tail), pieces, join)
+
+
+def gated(model: Architecture, layer: int, key: str, owner: str, what: str) -> Source:
+    """The gate (what goes through SiLU) and what it is multiplied with, one above the other."""
+    tail = (model.hidden,) if what == "weight" else ()
+    half = model.ffn
+    names = (f"{owner}gate_proj.{what}", f"{owner}up_proj.{what}")
+    gate = Piece(names[0], (half, *tail), lambda tensor: tensor[:half])
+    up = Piece(names[1], (half, *tail), lambda tensor: tensor[half:])
+    return Source(key, layer, (2 * half, *tail), (gate, up), torch.cat)
+
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

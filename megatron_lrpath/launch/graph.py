@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from megatron_lrpath.launch.tasks import Task
+from megatron_lrpath.runs.tasks import Task
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from typing import Any
 from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.models import parameter_count, resolve_model
 from megatron_lrpath.plan import Plan, Run
-from megatron_lrpath.training.checkpoints.on_disk import SAVE_INTERVAL
+from megatron_lrpath.runs.checkpoints import SAVE_INTERVAL
 
 TIMEOUT = timedelta(minutes=3)
 MEBIBYTES = {"cuda": 256, "cpu": 1}  # what the all-reduce is timed with
@@ -123,7 +123,7 @@ def facts(folders: Sequence[Path], device: str, token: Path) -> Facts:
     """What this rank sees."""
     import torch
 
-    from megatron_lrpath.training.lineage import package_versions
+    from megatron_lrpath.runs.lineage import package_versions
 
     versions = package_versions() | {"cuda": str(torch.version.cuda)}
     gpus: list[str] = []

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from megatron_lrpath.launch.supervisor import LEFTOVER_SECONDS
-from megatron_lrpath.launch.tasks import Task
 from megatron_lrpath.locks import FolderLock
+from megatron_lrpath.runs.tasks import Task
 
 ENTRY_MODULE = "megatron_lrpath.training.pretrain"
 

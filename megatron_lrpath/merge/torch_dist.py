@@ -19,12 +19,7 @@ from torch.distributed.checkpoint.planner import ReadItem, WriteItem, WriteItemT
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_text, current_umask
-from megatron_lrpath.training.checkpoints.on_disk import (
-    TRACKER,
-    checkpoint_complete,
-    checkpoint_folder,
-    complete_steps,
-)
+from megatron_lrpath.runs.checkpoints import TRACKER, checkpoint_complete, checkpoint_folder, complete_steps
 
 LEFT_OUT = ("optimizer", "rng_state")
 """Keys that begin so are not merged: a merged model is evaluated or exported, not trained on."""

@@ -1,9 +1,9 @@
 """Plan files: versions, runs, learning-rate paths and costs, without torch."""
 
 from megatron_lrpath.models import ModelSpec
+from megatron_lrpath.plan.file.keys import json_schema
+from megatron_lrpath.plan.file.load import load_plan
 from megatron_lrpath.plan.identity import differences
-from megatron_lrpath.plan.keys import json_schema
-from megatron_lrpath.plan.load import load_plan
 from megatron_lrpath.plan.neutral import NEUTRAL, SET_BY_PLAN, is_neutral
 from megatron_lrpath.plan.plan import Cost, Plan
 from megatron_lrpath.plan.runs import PARADIGMS, Run

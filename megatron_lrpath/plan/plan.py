@@ -9,12 +9,12 @@ from typing import Any
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.models import ModelSpec
+from megatron_lrpath.plan.file.values import nearest
 from megatron_lrpath.plan.identity import identity
 from megatron_lrpath.plan.runs import PARADIGMS, Run, Timeline
 from megatron_lrpath.plan.sft import PREFIX as SFT_PREFIX
 from megatron_lrpath.plan.sft import Sft, find_sft_run, sft_runs
 from megatron_lrpath.plan.spec import Batch, Data, Tokenizer, Version
-from megatron_lrpath.plan.values import nearest
 from megatron_lrpath.schedule import Schedule
 
 

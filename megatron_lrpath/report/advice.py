@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_lrpath.evaluate.targets import read_json
 from megatron_lrpath.files import atomic_write_bytes, atomic_write_json, atomic_write_text
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.report.style import Drawing
+from megatron_lrpath.runs.results import read_json
 
 NAME = "advice"  # of the folder in the plan's output, and of the files in it
 

@@ -1,4 +1,4 @@
-"""Reads the folders that a plan's runs left behind; nothing missing is filled in."""
+"""Reads the folders that a plan's runs left behind, and lists what is missing; nothing is filled in."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import Plan, Run, differences
-from megatron_lrpath.report.history import History, read_history
+from megatron_lrpath.plan.wording import count, listing
+from megatron_lrpath.runs.history import History, read_history
 
 PARADIGMS = ("ptfs", "cpt", "ours")
 """In the order of the paper's tables."""
@@ -205,3 +206,34 @@ def _evaluation(path: Path, run: Run, problems: list[str]) -> Evaluation | None:
 
 def _score(value: dict[str, Any]) -> Score:
     return Score(float(value["loss"]), float(value["perplexity"]), int(value["tokens"]))
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Something missing in words, and the command that goes on (empty where none does)."""
+
+    text: str
+    command: str = ""
+
+
+def gaps(tree: RunTree) -> list[Gap]:
+    """Everything that is missing or damaged; nothing where the report is whole."""
+    found = []
+    unfinished, unevaluated = tree.unfinished(), tree.unevaluated()
+    if unfinished:
+        states = listing([f"{record.label} ({record.state})" for record in unfinished])
+        text = f"{count(len(unfinished), 'run')} not finished: {states}."
+        found.append(Gap(text, f"lrpath run {tree.plan.path}"))
+    if unevaluated:
+        names = listing([record.label for record in unevaluated])
+        text = f"{count(len(unevaluated), 'trained model')} without a perplexity: {names}."
+        found.append(Gap(text, f"lrpath eval {tree.plan.path}"))
+    sizes = sorted({record.evaluation.score.tokens for record in tree if record.evaluation})
+    if len(sizes) > 1:
+        text = (
+            "The perplexities cannot be compared: they were measured on different numbers of validation "
+            f"tokens ({listing([f'{size:,}' for size in sizes])}). Evaluate every model again on one set."
+        )
+        found.append(Gap(text))
+    found.extend(Gap(f"{record.label}: {problem}.") for record in tree for problem in record.problems)
+    return found

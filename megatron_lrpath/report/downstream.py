@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_lrpath.evaluate.benchmarks import Benchmark, in_order
-from megatron_lrpath.evaluate.downstream import RESULTS
-from megatron_lrpath.evaluate.targets import read_json
+from megatron_lrpath.evaluate.downstream import RESULTS, Benchmark, in_order
+from megatron_lrpath.plan.wording import MISSING, paradigm_name
 from megatron_lrpath.report.collect import PARADIGMS, RunTree
-from megatron_lrpath.report.csvdata import csv_text
-from megatron_lrpath.report.tables import Cell, Table
-from megatron_lrpath.report.words import MISSING, paradigm_name
+from megatron_lrpath.report.tables import Cell, Table, csv_text
+from megatron_lrpath.runs.results import read_json
 
 Results = dict[str, dict[str, Any]]
 

@@ -12,9 +12,7 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.models import parameter_count, resolve_model
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.plan.mix import MixPart
-from megatron_lrpath.report.collect import RunTree
-from megatron_lrpath.report.tables import Cell, Table
-from megatron_lrpath.report.words import (
+from megatron_lrpath.plan.wording import (
     MISSING,
     VARIANT_NAMES,
     count,
@@ -24,6 +22,8 @@ from megatron_lrpath.report.words import (
     sft_text,
     short_number,
 )
+from megatron_lrpath.report.collect import RunTree
+from megatron_lrpath.report.tables import Cell, Table
 
 
 @dataclass(frozen=True)

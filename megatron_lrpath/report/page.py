@@ -1,4 +1,4 @@
-"""Puts the report together and writes it: one HTML page, the same as Markdown, the figures and their data."""
+"""Puts the report together and writes it: one HTML page, the same as Markdown, the figures, and the terminal."""
 
 from __future__ import annotations
 
@@ -11,21 +11,28 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
 
 from megatron_lrpath.files import atomic_write_bytes, atomic_write_text
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.report.advice import SavedAdvice, read_advice
-from megatron_lrpath.report.collect import RunTree, collect
-from megatron_lrpath.report.csvdata import perplexity_csv
+from megatron_lrpath.report.collect import Gap, RunTree, collect, gaps
 from megatron_lrpath.report.downstream import downstream_csv, downstream_table
 from megatron_lrpath.report.facts import Fact, data_table, facts, subtitle
-from megatron_lrpath.report.figures import draw_cost, draw_rates
-from megatron_lrpath.report.fine_tuning import fine_tuning_table
-from megatron_lrpath.report.gaps import Gap, gaps
-from megatron_lrpath.report.losses import draw_losses
+from megatron_lrpath.report.figures import draw_cost, draw_losses, draw_rates
 from megatron_lrpath.report.rates import Verdict, check_rates, judge
 from megatron_lrpath.report.style import Drawing
-from megatron_lrpath.report.tables import Table, domain_table, main_table, result_in_words, run_table
+from megatron_lrpath.report.tables import (
+    Table,
+    domain_table,
+    fine_tuning_table,
+    main_table,
+    perplexity_csv,
+    result_in_words,
+    run_table,
+)
 
 EMBEDDED_BYTES = 1_000_000
 """Data up to this size stand in the page itself, too; beyond it only in the file beside it."""
@@ -133,3 +140,35 @@ def markdown_text(text: str) -> str:
     """`text` so that Markdown shows it as it is, on one line."""
     flat = " ".join(str(text).split())
     return re.sub(r"([\\`*_{}\[\]<>#|~$&!])", r"\\\1", flat)
+
+
+COLOURS = {"good": "green", "bad": "bold red", "none": "yellow"}
+
+
+def show(report: Report, page: Path, console: Console) -> None:
+    """Print the main table, the check of the learning rates, what is missing and where the page lies."""
+    console.print(rich_table(report.results))
+    for note in report.results.notes[1:]:
+        console.print(Text(note, style="dim"))
+    if report.downstream:
+        console.print(rich_table(report.downstream))
+    if report.result:
+        console.print(Text(report.result))
+    check = report.rate_check
+    console.print(Text(check.headline, style=COLOURS[check.level]))
+    if check.level == "bad":
+        for line in check.details:
+            console.print(Text(line, style="red"))
+    for gap in report.gaps:
+        console.print(Text(gap.text + (f" Next: {gap.command}" if gap.command else ""), style="yellow"))
+    console.print(Text(f"Report: {page}"), soft_wrap=True)
+
+
+def rich_table(table: Table) -> RichTable:
+    """The table for a terminal; cells are plain text, never markup."""
+    drawn = RichTable(header_style="bold", pad_edge=False)
+    for index, title in enumerate(table.header):
+        drawn.add_column(Text(title), justify="left" if index < table.left else "right")
+    for row in table.rows:
+        drawn.add_row(*(Text(cell.text, style="bold" if cell.best else "") for cell in row))
+    return drawn

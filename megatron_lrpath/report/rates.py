@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_lrpath.plan import Run
+from megatron_lrpath.plan.wording import count
 from megatron_lrpath.report.collect import RunRecord, RunTree
-from megatron_lrpath.report.words import count
 
 ROUNDING = 1e-12
 """A deviation up to this fraction of the largest rate is floating-point rounding, not another rate."""

@@ -1,15 +1,17 @@
-"""The report's tables as data: one form that the page, the Markdown and the terminal draw alike."""
+"""The report's tables as data (one form for the page, the Markdown and the terminal), and as CSV."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import csv
+import io
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
-from megatron_lrpath.report.collect import PARADIGMS, RunRecord, RunTree, Score
-from megatron_lrpath.report.words import (
+from megatron_lrpath.plan.wording import (
     MISSING,
     PARADIGM_NAMES,
     count,
@@ -21,6 +23,7 @@ from megatron_lrpath.report.words import (
     short_number,
     signed_percent,
 )
+from megatron_lrpath.report.collect import PARADIGMS, RunRecord, RunTree, Score
 
 SKIPPED_SHOWN = 10  # steps of a run
 Scores = dict[tuple[str, str], float]
@@ -223,3 +226,71 @@ def _last_loss(record: RunRecord) -> str:
 
 def _span(versions: list[str]) -> str:
     return f"{versions[0]} to {versions[-1]}" if len(versions) > 2 else listing(versions)
+
+
+def fine_tuning_table(tree: RunTree) -> Table | None:
+    """A row for every version and paradigm that is fine-tuned; None where the plan fine-tunes nothing."""
+    sft = tree.plan.sft
+    if sft is None or not tree.tuned:
+        return None
+    order = [version.name for version in tree.plan.versions]
+    records = sorted(tree.tuned, key=lambda record: order.index(record.run.version))
+    rows, before = [], ""
+    for record in records:
+        run = record.run
+        rows.append(
+            (
+                Cell(run.version if run.version != before else "", opens=run.version != before),
+                Cell(paradigm_name(tree.plan, run.paradigm), paradigm=run.paradigm),
+                Cell(f"{run.steps:,}"),
+                Cell(record.state),
+                _answers_cell(record.evaluation.answers if record.evaluation else None),
+                _answers_cell(record.evaluation.score if record.evaluation else None),
+                _answers_cell(_before(tree, record)),
+            )
+        )
+        before = run.version
+    header = ("Version", "Paradigm", "Steps", "State", "Held-out answers", "Validation set", "… before")
+    note = (
+        "Perplexities, lower is better: on the held-out answers of the chat data, and on the fixed validation set "
+        "after and before the fine-tuning."
+    )
+    return Table(header, tuple(rows), left=2, notes=(note,))
+
+
+def _before(tree: RunTree, record: RunRecord) -> Score | None:
+    base = tree.model_of(record.run.paradigm, record.run.version)
+    return base.evaluation.score if base is not None and base.evaluation is not None else None
+
+
+def _answers_cell(score: Score | None) -> Cell:
+    return Cell(MISSING if score is None else f"{score.perplexity:.{decimals([score.perplexity])}f}")
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Rows as CSV; None and NaN become empty fields, floats keep every digit."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([["" if _absent(value) else value for value in row] for row in rows])
+    return stream.getvalue()
+
+
+def perplexity_csv(tree: RunTree) -> str:
+    """Every evaluation: one row for the whole validation set (domain empty) and one for each domain."""
+    rows: list[tuple[object, ...]] = []
+    for paradigm in PARADIGMS:
+        for version in tree.plan.versions:
+            record = tree.model_of(paradigm, version.name)
+            if record is None or record.evaluation is None:
+                continue
+            scores = {"": record.evaluation.score, **record.evaluation.domains}
+            for domain, score in scores.items():
+                values = (domain, score.perplexity, score.loss, score.tokens)
+                rows.append((paradigm, version.name, record.label, *values))
+    header = ("paradigm", "version", "run", "domain", "perplexity", "loss", "tokens")
+    return csv_text(header, rows)
+
+
+def _absent(value: object) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))

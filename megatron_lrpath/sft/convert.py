@@ -10,17 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_lrpath.data.preprocess.interrupt import Interruption
-from megatron_lrpath.data.preprocess.pipeline import in_order
-from megatron_lrpath.data.preprocess.progress import Progress
+from megatron_lrpath.data.preprocess.pipeline import Interruption, Progress, in_order
 from megatron_lrpath.data.preprocess.readers import Chunk, expand_inputs, read_chunks, total_bytes
-from megatron_lrpath.data.preprocess.rejects import RejectLog
+from megatron_lrpath.data.preprocess.worker import RejectLog
 from megatron_lrpath.data.preprocess.writer import PairWriter, optimal_dtype, publish_all, remove_left_overs
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan.sft import Sft
 from megatron_lrpath.sft.encode import ChatEncoder, Example
 from megatron_lrpath.sft.prepared import ANSWERS, TOKENS
-from megatron_lrpath.sft.records import RejectedLineError, messages_of
+from megatron_lrpath.sft.template import RejectedLineError, messages_of
 
 
 @dataclass

@@ -13,8 +13,7 @@ import numpy.typing as npt
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import Plan
-from megatron_lrpath.sft.records import Message, RejectedLineError
-from megatron_lrpath.sft.template import TRIAL, ChatTemplate, Span, load_template
+from megatron_lrpath.sft.template import TRIAL, ChatTemplate, Message, RejectedLineError, Span, load_template
 
 SENTENCEPIECE = ("SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer")
 HUGGING_FACE = "HuggingFaceTokenizer"
@@ -136,7 +135,7 @@ def load_tokenizer(plan: Plan) -> tuple[Any, dict[str, str], str | None]:
     if kind in SENTENCEPIECE:
         return sentencepiece(model)
     if kind == HUGGING_FACE:
-        from megatron_lrpath.export.tokenizer import load_tokenizer as load
+        from megatron_lrpath.tokenizers.files import load_tokenizer as load
 
         loaded = load(model)
         if not getattr(loaded, "is_fast", False):
@@ -150,7 +149,7 @@ def load_tokenizer(plan: Plan) -> tuple[Any, dict[str, str], str | None]:
 
 def sentencepiece(path: Path) -> tuple[Any, dict[str, str], None]:
     """A SentencePiece model as the tokenizer that its export has."""
-    from megatron_lrpath.export.sentencepiece_fast import fast_tokenizer, read_model
+    from megatron_lrpath.tokenizers.sentencepiece_fast import fast_tokenizer, read_model
 
     if not path.is_file():
         raise UserError(f"{path}: there is no such tokenizer; train one with tools/train_tokenizer.py")

@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from megatron_lrpath.data.preprocess.interrupt import Interruption
+from megatron_lrpath.data.preprocess.pipeline import Interruption
 from megatron_lrpath.data.preprocess.readers import expand_inputs
 from megatron_lrpath.data.slice_source import fingerprint_source, open_source
 from megatron_lrpath.errors import UserError
@@ -18,8 +18,8 @@ from megatron_lrpath.locks import FolderLock, LockHeldError
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.plan.sft import PREPARED, Sft, prepared_record, sft_folder
 from megatron_lrpath.sft.convert import convert
+from megatron_lrpath.sft.dataset import held_out, pack
 from megatron_lrpath.sft.encode import ChatEncoder, build_encoder
-from megatron_lrpath.sft.packing import held_out, pack
 from megatron_lrpath.sft.prepared import ANSWERS, TOKENS, TRAIN, VALID
 
 FORMAT = 1

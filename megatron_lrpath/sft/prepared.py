@@ -13,7 +13,7 @@ from megatron_lrpath.data.slice_source import fingerprint_source
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.plan.sft import PREPARED, Sft, prepared_record, sft_folder
-from megatron_lrpath.sft.packing import held_out
+from megatron_lrpath.sft.dataset import held_out
 
 TRAIN, VALID, TOKENS, ANSWERS = "train", "valid", "tokens", "answers"
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_lrpath import backend
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import Plan, Run
+from megatron_lrpath.training import device as backend
 
 
 @dataclass(frozen=True)

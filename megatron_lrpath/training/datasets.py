@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import random
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import torch
 from megatron.core import mpu
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, MockGPTDataset
@@ -18,6 +23,25 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.sft.dataset import build_packed, build_packed_validation
 from megatron_lrpath.sft.prepared import Prepared
 from megatron_lrpath.training.context import RunContext, get_context
+
+
+def wrap_build_data_iterators(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Build the data iterators without moving the random states, which have been loaded by then.
+
+    Torch's loader draws a seed for its workers from the default generator. An uninterrupted run draws it once,
+    a resumed one again; on the CPU dropout uses that generator too, and the two would part.
+    """
+
+    @functools.wraps(original)
+    def build_train_valid_test_data_iterators(build_train_valid_test_datasets_provider: Any) -> Any:
+        states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        iterators = original(build_train_valid_test_datasets_provider)
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        return iterators
+
+    return build_train_valid_test_data_iterators
 
 
 def dataset_config(args: Any, versioned: bool) -> GPTDatasetConfig:

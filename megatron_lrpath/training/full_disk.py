@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from megatron_lrpath.console import say, warn
 from megatron_lrpath.files import naming
-from megatron_lrpath.training.messages import say, warn
 
 
 def write_waiting(descriptor: int, waiting: bytearray) -> Iterator[bytes]:

@@ -10,14 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from megatron_lrpath.console import warn
 from megatron_lrpath.files import atomic_write_text
+from megatron_lrpath.runs.lineage import add_skipped
 from megatron_lrpath.training import watching
 from megatron_lrpath.training.context import get_context
 from megatron_lrpath.training.full_disk import PatientFile
 from megatron_lrpath.training.guards.guard import current_guard
 from megatron_lrpath.training.guards.peers import current_watch
-from megatron_lrpath.training.lineage import add_skipped
-from megatron_lrpath.training.messages import warn
 from megatron_lrpath.training.scheduler import current_scheduler
 
 HISTORY = "history.jsonl"

@@ -1,19 +1,130 @@
-"""The layers of models without Transformer Engine: torch's attention and a norm that knows its ranks."""
+"""The layers of models without Transformer Engine: torch's attention, and a norm for sequence parallelism."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from megatron.core import tensor_parallel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
 
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.training.attention import SDPACoreAttention
 from megatron_lrpath.training.environment import has_apex_norm
+
+SHORT = 512
+"""Tokens up to which torch's fused attention on the CPU takes less time in fp32 than in bf16 (backwards, half)."""
+
+
+class SDPACoreAttention(MegatronModule):
+    """Causal attention on this tensor-parallel rank's heads, without a mask or an s×s matrix in memory.
+
+    A mask that is given ([b, 1, s, s], True where a query may not attend) is applied as it stands: packed samples
+    bring one, a byte for every pair of positions, which keeps their examples apart. Rotary positions run on over
+    the whole sample; attention depends on their differences alone, so an example gets what it would get by itself.
+
+    Takes the place of Megatron's `DotProductAttention` in a layer spec; grouped queries are left to torch
+    (`enable_gqa`). What this does not compute is refused at construction, never ignored.
+
+    Raises:
+        UserError: sliding windows, attention sinks or context parallelism are asked for.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        attention_dropout: float | None = None,
+        softmax_scale: float | None = None,
+        cp_comm_type: str | None = None,
+        pg_collection: ProcessGroupCollection | None = None,
+    ) -> None:
+        super().__init__(config=config)
+        refuse_unsupported(config, attn_mask_type)
+        groups = pg_collection or ProcessGroupCollection.use_mpu_process_groups(required_pgs=["tp"])
+        self.hidden_per_rank = config.kv_channels * config.num_attention_heads // groups.tp.size()
+        self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
+        self.scale = softmax_scale if softmax_scale is not None else 1.0 / math.sqrt(config.kv_channels)
+        # --apply-query-key-layer-scaling divides the scores by the layer number before the softmax and multiplies
+        # them by it in the softmax, against overflow in fp16: here the scores are in fp32 anyway.
+        self.grouped = config.num_query_groups not in (None, config.num_attention_heads)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        attn_mask_type: AttnMaskType | None = None,
+        attention_bias: Tensor | None = None,
+        packed_seq_params: Any = None,
+    ) -> Tensor:
+        """Attend; query [s, b, heads, d], key and value [s, b, groups, d] -> context [s, b, heads·d]."""
+        if packed_seq_params is not None or attention_bias is not None:
+            raise UserError(
+                "packed sequences and attention biases need Transformer Engine's attention: install "
+                "`megatron-lrpath[gpu]`, or train without them."
+            )
+        dropout = self.dropout if self.training else 0.0
+        if dropout and not self.config.sequence_parallel:
+            with tensor_parallel.get_cuda_rng_tracker().fork():
+                context = self.attend(query, key, value, dropout, attention_mask)
+        else:
+            context = self.attend(query, key, value, dropout, attention_mask)
+        return context.permute(2, 0, 1, 3).reshape(query.size(0), query.size(1), self.hidden_per_rank)
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, dropout: float, mask: Tensor | None = None
+    ) -> Tensor:
+        """[s, b, heads, d] -> [b, heads, s, d]."""
+        if (
+            mask is not None and self.grouped
+        ):  # with a mask torch's fused kernels want as many keys as queries
+            repeats = query.size(2) // key.size(2)
+            key, value = (states.repeat_interleave(repeats, dim=2) for states in (key, value))
+        kind = query.dtype
+        if kind == torch.bfloat16 and query.device.type == "cpu" and query.size(0) <= SHORT:
+            query, key, value = query.float(), key.float(), value.float()
+        context = F.scaled_dot_product_attention(
+            query.permute(1, 2, 0, 3),
+            key.permute(1, 2, 0, 3),
+            value.permute(1, 2, 0, 3),
+            attn_mask=None if mask is None else ~mask,
+            dropout_p=dropout,
+            is_causal=mask is None,
+            scale=self.scale,
+            enable_gqa=self.grouped and mask is None,
+        )
+        return context.to(kind)
+
+
+def refuse_unsupported(config: TransformerConfig, attn_mask_type: AttnMaskType) -> None:
+    """Stop where the configuration asks for attention that this module does not compute."""
+    unsupported = {
+        "--context-parallel-size": config.context_parallel_size != 1,
+        "--window-size": config.window_size is not None,
+        "--softmax-type": config.softmax_type != "vanilla",
+        "--qk-clip": config.qk_clip,
+        "--log-max-attention-logit": config.log_max_attention_logit,
+        f"an attention mask of type {attn_mask_type.name}": attn_mask_type != AttnMaskType.causal,
+    }
+    found = [name for name, wrong in unsupported.items() if wrong]
+    if found:
+        raise UserError(
+            f"{', '.join(found)}: not supported without Transformer Engine (the core attention is torch's "
+            "causal scaled_dot_product_attention). Install `megatron-lrpath[gpu]` or drop the option."
+        )
 
 
 class ParallelTorchNorm:

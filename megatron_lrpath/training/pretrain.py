@@ -11,15 +11,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from megatron_lrpath import backend
+from megatron_lrpath.console import say_error
 from megatron_lrpath.errors import NotMetError, TrainingStoppedError, UserError, refusal
-from megatron_lrpath.evaluate.targets import RESULT
 from megatron_lrpath.files import atomic_write_json
+from megatron_lrpath.runs.results import RESULT
+from megatron_lrpath.training import device as backend
 from megatron_lrpath.training import full_disk
 from megatron_lrpath.training.checkpoints import ahead
 from megatron_lrpath.training.guards import signals
-from megatron_lrpath.training.messages import say_error
-from megatron_lrpath.training.options import early
+from megatron_lrpath.training.options import arguments as early
 
 
 def main(words: list[str] | None = None) -> None:
@@ -97,7 +97,7 @@ def train(words: list[str]) -> None:
     from megatron.training import set_startup_timestamps
 
     from megatron_lrpath.training import seams, setup
-    from megatron_lrpath.training.guards.ranks import own_store
+    from megatron_lrpath.training.guards.peers import own_store
 
     seams.apply(device)
     args, context = setup.arguments(words, device)
@@ -174,7 +174,7 @@ def finish(args: Any, context: Any) -> None:
     Raises:
         TrainingStoppedError: it does not.
     """
-    from megatron_lrpath.training.checkpoints.on_disk import latest_step
+    from megatron_lrpath.runs.checkpoints import latest_step
     from megatron_lrpath.training.history import last_loss
 
     if int(os.environ["RANK"]) != 0:

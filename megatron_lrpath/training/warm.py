@@ -4,7 +4,7 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
-from megatron_lrpath import backend
+from megatron_lrpath.training import device as backend
 
 backend.activate("cpu")
 
@@ -13,8 +13,7 @@ import megatron.training  # noqa: F401
 import torch
 import torch.distributed.checkpoint
 
-from megatron_lrpath.evaluate import perplexity  # noqa: F401
-from megatron_lrpath.training import datasets, forward, layers, seams, setup  # noqa: F401
+from megatron_lrpath.training import seams
 from megatron_lrpath.training.options import arguments
 
 seams.apply("cpu")

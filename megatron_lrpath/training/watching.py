@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from megatron_lrpath.models.devices import peak_flops
+from megatron_lrpath.devices import peak_flops
 from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.training.context import RunContext
 

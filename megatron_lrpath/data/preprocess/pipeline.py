@@ -1,9 +1,12 @@
-"""One run of preprocessing: chunks to workers and back in order, rejects counted, output published whole."""
+"""One run of preprocessing: chunks to workers and back in order, progress shown, output published whole."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import sys
+import threading
 import time
 from argparse import Namespace
 from collections import deque
@@ -13,13 +16,12 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
 
 from megatron_lrpath.data.preprocess import worker as work
-from megatron_lrpath.data.preprocess.encoders import Encoder, build_encoder
-from megatron_lrpath.data.preprocess.interrupt import Interruption
-from megatron_lrpath.data.preprocess.progress import Progress
 from megatron_lrpath.data.preprocess.readers import Chunk, expand_inputs, read_chunks, total_bytes
-from megatron_lrpath.data.preprocess.rejects import RejectLog
+from megatron_lrpath.data.preprocess.worker import RejectLog
 from megatron_lrpath.data.preprocess.writer import (
     PairWriter,
     concatenate,
@@ -29,6 +31,119 @@ from megatron_lrpath.data.preprocess.writer import (
     remove_left_overs,
 )
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.tokenizers.encoders import Encoder, build_encoder
+
+
+class Interruption:
+    """While entered, the first Ctrl-C is only noted; `check` raises `KeyboardInterrupt` for it.
+
+    A second Ctrl-C acts at once, as always. In other threads than the main one this does nothing, since
+    Python delivers signals only there.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._previous: Any = None
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def check(self) -> None:
+        """Raise `KeyboardInterrupt` if it was asked for."""
+        if self.asked:
+            raise KeyboardInterrupt
+
+
+LINE_SECONDS = 10.0
+
+
+class Progress:
+    """Shows how far a run is, on standard error.
+
+    `total`: bytes of input, None when unknown; `log_interval`: documents between two lines where standard
+    error is no terminal (and at most one line in ten seconds).
+    """
+
+    def __init__(self, total: int | None, log_interval: int) -> None:
+        self.total = total
+        self.log_interval = log_interval
+        self.started = time.monotonic()
+        self._last_line = self.started
+        self._last_documents = 0
+        self._bar: Any = _terminal_bar(total) if sys.stderr.isatty() else None
+
+    def note(self, text: str) -> None:
+        """Say something that the user should know."""
+        if self._bar:
+            self._bar.console.print(text, style="yellow")
+        else:
+            print(text, file=sys.stderr)
+
+    def update(self, position: int, documents: int, tokens: int) -> None:
+        """`position`: bytes of input done; `documents` and `tokens` so far."""
+        if self._bar:
+            self._bar.update(self._bar.task_ids[0], completed=position, tokens=f"{tokens:,} tokens")
+            return
+        now = time.monotonic()
+        if now - self._last_line < LINE_SECONDS or documents - self._last_documents < self.log_interval:
+            return
+        self._last_line, self._last_documents = now, documents
+        elapsed = now - self.started
+        left = ""
+        if self.total and position:
+            left = (
+                f", {100 * position / self.total:.0f} %, {elapsed * (self.total / position - 1):.0f} s left"
+            )
+        rate = position / elapsed / 1e6
+        print(f"{documents:,} documents, {tokens:,} tokens, {rate:.1f} MB/s{left}", file=sys.stderr)
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        if self._bar:
+            self._bar.stop()
+            self._bar = None
+
+    def finish(self, documents: int, tokens: int, text_bytes: int, rejected: int) -> None:
+        """The closing figures."""
+        self.stop()
+        seconds = time.monotonic() - self.started
+        print(
+            f"{documents:,} documents, {tokens:,} tokens, {text_bytes / max(tokens, 1):.2f} bytes per token, "
+            f"{text_bytes / 1e6 / max(seconds, 1e-9):.1f} MB/s, {seconds:.1f} s"
+            + (f"; {rejected:,} rejected" if rejected else ""),
+            file=sys.stderr,
+        )
+
+
+def _terminal_bar(total: int | None) -> Any:
+    from rich import progress
+    from rich.console import Console
+
+    bar = progress.Progress(
+        progress.BarColumn(),
+        progress.DownloadColumn(),
+        progress.TransferSpeedColumn(),
+        progress.TimeRemainingColumn(),
+        progress.TextColumn("{task.fields[tokens]}"),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    bar.add_task("", total=total, tokens="")
+    bar.start()
+    return bar
+
 
 CHUNKS_IN_FLIGHT = 3  # per worker: one being worked on, one waiting for it, one being written
 

@@ -1,14 +1,18 @@
-"""What was submitted for a plan: `OUTPUT/slurm/jobs.json`, and the files beside it."""
+"""The files under OUTPUT/slurm: submitted jobs, the copies of the plan that they read, how their starts ended."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import yaml
+
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.files import atomic_write_json
+from megatron_lrpath.files import atomic_write_bytes, atomic_write_json
+from megatron_lrpath.plan import Data, Plan, Tokenizer, load_plan
 
 FOLDER = "slurm"
 MARK = "lrpath: "  # begins the comment of a job that was held or stopped for a reason
@@ -91,3 +95,180 @@ def dependents(entries: Sequence[Entry], number: int) -> Iterator[Entry]:
         if seen.intersection(entry.depends):
             seen.add(entry.number)
             yield entry
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A plan as submitted: `text` of its copy, `plan` what it says (its `path` is still the user's file)."""
+
+    plan: Plan
+    text: bytes
+
+    @classmethod
+    def of(cls, path: Path, data: str | None = None, output: str | None = None) -> Snapshot:
+        """The plan in `path`, with its data and its output elsewhere if they are given.
+
+        `data` is a folder with `tokenizer.model` (where the plan has a file for it) and `slices/`.
+        """
+        plan, text = load_plan(path), path.read_bytes()
+        if data is None and output is None:
+            return cls(plan, text)
+        changes: dict[tuple[str, ...], str] = {("output",): output} if output is not None else {}
+        if data is not None:
+            slices = Path(data) / "slices"
+            changes |= {
+                ("data", "slices"): str(slices),
+                ("data", "valid"): str(slices / Path(plan.data.valid).name),
+            }
+            if plan.tokenizer.model and (Path(data) / Path(plan.tokenizer.model).name).exists():
+                changes["tokenizer", "model"] = str(Path(data) / Path(plan.tokenizer.model).name)
+        return cls(_changed(plan, changes), with_values(text, changes))
+
+    @property
+    def path(self) -> Path:
+        """Where the copy lies: a file for every text, so that all ranks of a start read the same."""
+        return pinned(self.latest, self.text)
+
+    @property
+    def latest(self) -> Path:
+        """The copy of the last submission under a name that stays."""
+        return Path(self.plan.output) / FOLDER / "plan.yaml"
+
+    def write(self) -> None:
+        """Write both files."""
+        for path in (self.path, self.latest):
+            atomic_write_bytes(path, self.text)
+
+
+def pinned(latest: Path, text: bytes) -> Path:
+    """The file that holds this text for good, beside the latest plan."""
+    return latest.parent / "plans" / f"{hashlib.sha256(text).hexdigest()[:12]}.yaml"
+
+
+def current(latest: Path) -> Path:
+    """The copy of the plan that was submitted last.
+
+    A job reads it when it starts, not when it was submitted: a main path that knows a later version already
+    would be another plan's to a branch that does not.
+    """
+    return pinned(latest, latest.read_bytes())
+
+
+def _changed(plan: Plan, changes: dict[tuple[str, ...], str]) -> Plan:
+    """The plan with these values."""
+    slices, valid = changes.get(("data", "slices")), changes.get(("data", "valid"))
+    data = Data(slices or plan.data.slices, valid or plan.data.valid)
+    model = changes.get(("tokenizer", "model"), plan.tokenizer.model)
+    tokenizer: Tokenizer = replace(plan.tokenizer, model=model)
+    return replace(plan, data=data, tokenizer=tokenizer, output=changes.get(("output",), plan.output))
+
+
+def with_values(text: bytes, changes: dict[tuple[str, ...], str]) -> bytes:
+    """A YAML text with these values at these keys, all other scalars as they were written."""
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    assert isinstance(root, yaml.MappingNode)  # the plan has been loaded
+    for keys, value in changes.items():
+        _set(root, keys, value)
+    serialized = yaml.serialize(root, Dumper=yaml.SafeDumper, allow_unicode=True, encoding="utf-8")
+    assert isinstance(serialized, bytes)
+    return serialized
+
+
+def _set(node: yaml.MappingNode, keys: tuple[str, ...], value: str) -> None:
+    first, *rest = keys
+    pairs = {key.value: number for number, (key, _) in enumerate(node.value)}
+    if first not in pairs:
+        pairs[first] = len(node.value)
+        held = yaml.MappingNode("tag:yaml.org,2002:map", []) if rest else _scalar(value)
+        node.value.append((_scalar(first), held))
+    key, held = node.value[pairs[first]]
+    if rest:
+        _set(held, tuple(rest), value)
+    else:
+        node.value[pairs[first]] = (key, _scalar(value))
+
+
+def _scalar(text: str) -> yaml.ScalarNode:
+    return yaml.ScalarNode("tag:yaml.org,2002:str", text, style='"')
+
+
+SAME_CHECKPOINT = 3  # starts from one checkpoint without a newer one, after which we give up
+
+COMPLETE, SAVED, FAILED = "complete", "saved", "failed"
+REQUEUE, STOP = "requeue", "stop"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of a job.
+
+    `start` is the step it started from, `step` the last one it logged, `checkpoint` the newest complete one at
+    its end. `ending`: complete, saved (asked to stop, has saved) or failed; `cause` is a sentence.
+    `hopeless` is a failure that another start cannot mend, as bad data.
+    """
+
+    start: int
+    step: int
+    checkpoint: int
+    ending: str
+    cause: str | None = None
+    hopeless: bool = False
+    time: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is to be done: complete, requeue, or stop; `reason` says why it stops."""
+
+    action: str
+    reason: str = ""
+
+
+def judge(attempt: Attempt, earlier: Sequence[Attempt]) -> Verdict:
+    """What follows from the last attempt and those before it.
+
+    A failure is tried once more, for it may have been the machine's. The same step failing twice stops, and so
+    do three starts in a row from one checkpoint that do not get to the next: whatever the reasons, they would
+    go on for ever.
+    """
+    if attempt.ending == COMPLETE:
+        return Verdict(COMPLETE)
+    cause = attempt.cause or "no cause found"
+    if attempt.hopeless:
+        return Verdict(STOP, cause)
+    failures = [one for one in earlier if one.ending == FAILED]
+    if attempt.ending == FAILED and any(one.step == attempt.step for one in failures):
+        return Verdict(STOP, f"failed twice at step {attempt.step + 1}: {cause}")
+    stuck = 0
+    for one in reversed([*earlier, attempt]):
+        if one.start != attempt.start or one.checkpoint > one.start:
+            break
+        stuck += 1
+    if stuck >= SAME_CHECKPOINT:
+        said = f"; the last time: {cause}" if attempt.ending == FAILED else ": the time limit is too short"
+        return Verdict(
+            STOP, f"started {stuck} times from step {attempt.start} without a new checkpoint{said}"
+        )
+    return Verdict(REQUEUE)
+
+
+def read_attempts(path: Path) -> list[Attempt]:
+    """The attempts noted in a file, oldest first; a line that was cut off is left out."""
+    found = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        try:
+            found.append(Attempt(**json.loads(line)))
+        except (ValueError, TypeError):
+            continue
+    return found
+
+
+def note_attempt(path: Path, attempt: Attempt) -> None:
+    """Append an attempt."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(asdict(attempt)) + "\n")

@@ -1,27 +1,90 @@
-"""`lrpath submit` without its command line: compare graph, results and queue, and submit what is missing."""
+"""Submits a plan's jobs, cancels them and tells their state: graph, results, ledger and queue compared."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
-from megatron_lrpath.errors import UserError
+from megatron_lrpath.errors import PlanError, UserError
 from megatron_lrpath.files import atomic_write_json, atomic_write_text
-from megatron_lrpath.launch.records import has_begun
-from megatron_lrpath.launch.slurm import commands
-from megatron_lrpath.launch.slurm.another_plan import check_output
-from megatron_lrpath.launch.slurm.jobs import Job, Wait, is_finished, plan_jobs
-from megatron_lrpath.launch.slurm.ledger import MARK, Entry, Ledger
-from megatron_lrpath.launch.slurm.script import Prepared, prepare
+from megatron_lrpath.launch.slurm import queue as commands
+from megatron_lrpath.launch.slurm.jobs import Job, Prepared, Wait, is_finished, plan_jobs, prepare
+from megatron_lrpath.launch.slurm.ledger import MARK, Entry, Ledger, Snapshot, dependents, read_attempts
 from megatron_lrpath.launch.slurm.settings import Settings
-from megatron_lrpath.launch.slurm.snapshot import Snapshot
-from megatron_lrpath.launch.tasks import link_aliases
 from megatron_lrpath.locks import FolderLock, LockHeldError
-from megatron_lrpath.training.checkpoints.on_disk import checkpoint_complete
+from megatron_lrpath.plan import PARADIGMS, Plan, Run, differences, load_plan
+from megatron_lrpath.runs.checkpoints import checkpoint_complete
+from megatron_lrpath.runs.lineage import read_lineage
+from megatron_lrpath.runs.state import has_begun
+from megatron_lrpath.runs.tasks import build_tasks, identity, link_aliases
+
+SHOWN = 3  # differences that the message names
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """A training of another plan: its key, what there is of it, and what differs."""
+
+    key: str
+    state: str
+    changes: list[str]
+
+
+def check_output(snapshot: Snapshot, alive: Collection[str]) -> None:
+    """Raises UserError where a training in the plan's output would not be this plan's.
+
+    `alive` are the trainings (`paradigm/run`) that have a job waiting or running, an evaluation's too. A plan
+    with more versions, in other folders or with another layout is the same (see `plan.identity`); a changed one
+    is taken as long as nothing of what was changed has begun or is in the queue.
+    """
+    found = next(chain(_begun(snapshot.plan), _queued(snapshot, alive)), None)
+    if found is None:
+        return
+    more = f"; and {len(found.changes) - SHOWN} more" if len(found.changes) > SHOWN else ""
+    end = f", or end its jobs first (lrpath cancel {snapshot.latest})" if found.state != "was trained" else ""
+    raise UserError(
+        f"{snapshot.plan.output} is another plan's output: {found.key} {found.state} there under other settings "
+        f"({'; '.join(found.changes[:SHOWN])}{more}). Nothing was submitted. Give {snapshot.plan.path} an output of "
+        f"its own (--output, LRPATH_OUTPUT, or `output` in the plan){end}."
+    )
+
+
+def _begun(plan: Plan) -> Iterator[Conflict]:
+    """Trainings in the output that were started under another plan; they would refuse to go on."""
+    for paradigm in PARADIGMS:
+        for run in (*plan.runs(paradigm), *plan.sft_runs(paradigm)):
+            lineage = read_lineage(plan.folder(run)) if run.same_as is None else None
+            if lineage and (changes := differences(lineage["identity"], plan.identity(run))):
+                yield Conflict(f"{paradigm}/{run.name}", "was trained", changes)
+
+
+def _queued(snapshot: Snapshot, alive: Collection[str]) -> Iterator[Conflict]:
+    """Trainings with a job that would be others under this plan than under the one submitted last."""
+    try:
+        before = load_plan(snapshot.latest) if alive and snapshot.latest.is_file() else None
+    except PlanError:
+        return  # nothing that a job could read
+    if before is None:
+        return
+    # a path alone, which --data may have moved; where a training has begun it counts
+    tokenizer = replace(snapshot.plan.tokenizer, model=before.tokenizer.model)
+    plan = replace(snapshot.plan, tokenizer=tokenizer)
+    for key in alive:
+        paradigm, name = key.split("/")
+        try:
+            old, new = (one.identity(one.run(paradigm, name)) for one in (before, plan))
+            changes = differences(old, new)
+        except UserError as error:  # one of them has no such run
+            changes = [str(error)]
+        if changes:
+            yield Conflict(key, "has a job", changes)
+
 
 DONE, QUEUED, SUBMIT, REPLACE, EXTEND = "done", "queued", "submit", "replace", "extend"
 
@@ -258,3 +321,91 @@ def only_one(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.close()
+
+
+def cancel(ledger: Ledger, keys: Collection[str], now: bool) -> list[tuple[Entry, str]]:
+    """End the jobs of the trainings `keys`, with their evaluations and what waits for them, and say how.
+
+    With all jobs the report's goes too. Raises UserError where Slurm's commands fail.
+    """
+    entries = ledger.entries()
+    queue = commands.queue() if entries else {}
+    chosen = [entry for entry in entries if entry.key.removeprefix("eval/") in keys]
+    waiting = [other for entry in chosen for other in dependents(entries, entry.number)]
+    numbers = {entry.number for entry in [*chosen, *waiting] if entry.number in queue}
+    alive = [entry for entry in entries if entry.number in numbers]
+    for entry in alive:  # before anything ends: a job that ends by itself must not come back
+        mark = ledger.cancel_mark(entry.number)
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    trains = {entry.number for entry in alive if entry.target and queue[entry.number].state == "RUNNING"}
+    saving = set() if now else trains
+    commands.cancel([entry.number for entry in alive if entry.number not in saving])
+    for number in saving:
+        commands.ask_to_save(number)
+    return [(entry, "saves and ends" if entry.number in saving else "ended") for entry in alive]
+
+
+def plan_keys(plan: Plan, paradigms: Sequence[str], run: str | None) -> set[str]:
+    """The trainings of a plan's paradigms, or of one run. Raises UserError for an unknown run."""
+    if run is None:
+        return {task.key for task in build_tasks(plan, paradigms)}
+    runs = [plan.run(paradigms[0], run)] if len(paradigms) == 1 else found(plan, paradigms, run)
+    return {"/".join(identity(one)) for one in runs}
+
+
+def found(plan: Plan, paradigms: Sequence[str], name: str) -> list[Run]:
+    """The runs of that name in any of the paradigms."""
+    runs = [one for paradigm in paradigms for one in plan.runs(paradigm) if one.name == name]
+    if not runs:
+        raise UserError(f"--run {name}: there is no such run; `lrpath plan {plan.path}` lists them")
+    return runs
+
+
+def add_jobs(output: str, rows: list[dict[str, Any]]) -> None:
+    """Give each row of a run its `job`: None, or number, state, reason, time_used, nodes, starts, comment.
+
+    `output` is the folder of the plan's (or experiment's) results. What was never submitted is left as it is.
+    Where squeue does not answer, the state is `unknown`. A run whose job is running is running, whatever its
+    lock file says here: locks may not reach other nodes.
+    """
+    ledger = Ledger.of(output)
+    newest = ledger.newest()
+    if not newest:
+        return
+    try:
+        queue: dict[int, commands.QueuedJob] | None = commands.queue()
+    except UserError:
+        queue = None
+    for row in rows:
+        entry = newest.get(row["key"])
+        row["job"] = None
+        if entry is None:
+            continue
+        job = (queue or {}).get(entry.number)
+        starts = len(read_attempts(ledger.attempts_file(entry.number)))
+        row["job"] = {
+            "number": entry.number,
+            "state": job.state.lower() if job else ("unknown" if queue is None else "ended"),
+            "reason": job.reason if job and job.state == "PENDING" else "",
+            "comment": job.comment.removeprefix(MARK) if job and job.comment.startswith(MARK) else "",
+            "time_used": job.time_used if job else "",
+            "nodes": job.nodes if job else "",
+            "starts": starts + bool(job and job.state == "RUNNING"),
+        }
+        if job and job.state == "RUNNING":
+            row["state"], row["waiting_for"], row["cause"] = "running", None, None
+            pace = row["seconds_per_step"]
+            row["seconds_left"] = (row["last_step"] - row["step"]) * pace if pace else None
+        elif row["job"]["comment"] and not row["cause"]:
+            row["cause"] = row["job"]["comment"]
+
+
+def job_text(job: dict[str, Any] | None) -> str:
+    """The job for a table: `4711 running 1:02:03`, `4712 pending (Dependency)`, `4713 running, start 3`."""
+    if job is None or job["state"] == "ended":
+        return ""
+    reason = f" ({job['reason']})" if job["reason"] and job["reason"] != "None" else ""
+    again = f", start {job['starts']}" if job["starts"] > 1 else ""
+    used = f" {job['time_used']}" if job["state"] == "running" else ""
+    return f"{job['number']} {job['state']}{used}{reason}{again}"

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import load_plan
-from megatron_lrpath.training.checkpoints import on_disk as disk
-from megatron_lrpath.training.checkpoints.manifest import (
+from megatron_lrpath.runs import checkpoints as disk
+from megatron_lrpath.runs.checkpoints import (
     FileSum,
     ManifestError,
     read_manifest,

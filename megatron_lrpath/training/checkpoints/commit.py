@@ -22,11 +22,55 @@ import torch.distributed as dist
 from torch.distributed.checkpoint import CheckpointException
 
 from megatron_lrpath.files import atomic_write_text, sync_folder
-from megatron_lrpath.training.checkpoints import on_disk as disk
-from megatron_lrpath.training.checkpoints import space
-from megatron_lrpath.training.checkpoints.manifest import FileSum, share_of, sum_file, write_manifest
+from megatron_lrpath.runs import checkpoints as disk
+from megatron_lrpath.runs.checkpoints import FileSum, share_of, sum_file, write_manifest
 from megatron_lrpath.training.checkpoints.saves import SaveFailedError, current_saves
 from megatron_lrpath.training.history import record_skips, sync_history
+
+SPARE_SHARE = 0.02  # of the checkpoint, for what is beside the tensors
+SPARE_BYTES = 2**20
+
+
+def free_bytes(folder: Path) -> int:
+    """What a user may still write on the disk of `folder` (a quota is not visible here)."""
+    about = os.statvfs(folder)
+    return about.f_bavail * about.f_frsize
+
+
+def local_bytes(sharded_state_dict: Any) -> int:
+    """How many bytes of tensors this rank adds to a checkpoint."""
+    from megatron.core.dist_checkpointing.dict_utils import nested_values
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory, is_main_replica
+
+    total = 0
+    for value in nested_values(sharded_state_dict):
+        if isinstance(value, ShardedTensor | ShardedTensorFactory) and is_main_replica(value.replica_id):
+            data = value.data
+            total += 0 if data is None else data.numel() * data.element_size()
+    return total
+
+
+def needed_bytes(tensor_bytes: int) -> int:
+    """What a checkpoint with so many bytes of tensors takes."""
+    return int(tensor_bytes * (1 + SPARE_SHARE)) + SPARE_BYTES
+
+
+def shortage(folder: Path, tensor_bytes: int) -> str | None:
+    """Why a checkpoint does not fit on the disk of `folder`, None if it does."""
+    needed, free = needed_bytes(tensor_bytes), free_bytes(folder)
+    if free >= needed:
+        return None
+    return f"it needs {in_words(needed)} and {in_words(free)} are free on the disk of {folder}"
+
+
+def in_words(size: float) -> str:
+    """A size for people: `1.3 GB`."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
 
 WRITER_NICE = 10  # as Megatron's persistent writers
 SUMS = ".sums-"  # + rank: what each rank wrote, until the manifest takes it up
@@ -50,7 +94,7 @@ def wrap_dist_save(original: Callable[..., Any]) -> Callable[..., Any]:
         if current_saves() is None:
             return original(sharded_state_dict, checkpoint_dir, *words, **named)
         aside = disk.saving_folder(final)
-        make_room(aside, space.local_bytes(sharded_state_dict))
+        make_room(aside, local_bytes(sharded_state_dict))
         with write_failures(aside):
             request = original(sharded_state_dict, str(aside), *words, **named)
         if request is not None:
@@ -97,7 +141,7 @@ def wrap_first_rank_write(original: Callable[..., None]) -> Callable[..., None]:
 
 def left_on(aside: Path) -> str:
     """How much room there is, for a message."""
-    return f", with {space.in_words(space.free_bytes(aside.parent))} free on the disk of {aside.parent}"
+    return f", with {in_words(free_bytes(aside.parent))} free on the disk of {aside.parent}"
 
 
 def make_room(aside: Path, tensor_bytes: int) -> None:
@@ -110,9 +154,9 @@ def make_room(aside: Path, tensor_bytes: int) -> None:
     dist.all_reduce(total)
 
     def prepare() -> None:
-        shortage = space.shortage(aside.parent, int(total.item()))
-        if shortage:
-            raise SaveFailedError(shortage)
+        lacking = shortage(aside.parent, int(total.item()))
+        if lacking:
+            raise SaveFailedError(lacking)
         _refused.clear()  # of a save that failed before its commit came to it
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)

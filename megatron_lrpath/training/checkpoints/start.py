@@ -1,4 +1,4 @@
-"""Which checkpoint a run starts from: the newest that is whole, found by rank 0 and verified by all ranks."""
+"""Which checkpoint a run starts from: the newest complete one, found by rank 0 and verified by all ranks."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from megatron_lrpath.console import warn
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.training.branch import require_checkpoint
-from megatron_lrpath.training.checkpoints import ahead
-from megatron_lrpath.training.checkpoints import on_disk as disk
-from megatron_lrpath.training.checkpoints.manifest import (
+from megatron_lrpath.runs import checkpoints as disk
+from megatron_lrpath.runs.checkpoints import (
     MANIFEST,
     ManifestError,
     read_manifest,
@@ -19,10 +18,11 @@ from megatron_lrpath.training.checkpoints.manifest import (
     wrong_content,
     wrong_sizes,
 )
+from megatron_lrpath.training.checkpoints import ahead
+from megatron_lrpath.training.checkpoints.parent import require_checkpoint
 from megatron_lrpath.training.context import ParentCheckpoint
-from megatron_lrpath.training.guards.ranks import Ranks
+from megatron_lrpath.training.guards.peers import Ranks
 from megatron_lrpath.training.guards.runlock import RunLock, hold
-from megatron_lrpath.training.messages import warn
 
 CHECKS = ("checksums", "sizes")
 Problems = list[str]

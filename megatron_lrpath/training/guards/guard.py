@@ -1,4 +1,4 @@
-"""Between the gradients and the update, in every step: is the loss finite, a spike, is anybody told to stop?
+"""Between the gradients and the update, in every step: is the loss finite, a spike, did a signal ask to stop?
 
 One small all-reduce a step answers all three on all ranks alike, so that all stop, skip or go on together.
 """
@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+import statistics
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,10 +18,110 @@ import torch.distributed as dist
 from megatron.core import mpu
 from megatron.training import get_args
 
-from megatron_lrpath.training.branch import expect_iteration
+from megatron_lrpath.errors import TrainingStoppedError
+from megatron_lrpath.training.checkpoints.parent import expect_iteration
+from megatron_lrpath.training.checkpoints.saves import current_saves
 from megatron_lrpath.training.guards import signals
-from megatron_lrpath.training.guards.finite import stop_for_numbers
-from megatron_lrpath.training.guards.spikes import Spike, SpikeDetector
+
+MINIMUM = 16  # losses before anything counts as a spike
+TO_DEVIATION = 1.4826  # median absolute deviation -> standard deviation of a normal distribution
+SMALLEST_SCALE = 0.01  # nats: a loss that hardly moves has no scale of its own
+
+
+@dataclass(frozen=True)
+class Spike:
+    """A step's loss, the running median, and the limit it passed (nats a token)."""
+
+    loss: float
+    median: float
+    limit: float
+
+
+class SpikeDetector:
+    """Compares each loss with the `window` losses before it.
+
+    A loss is a spike above `median + threshold · 1.4826 · MAD`, where MAD is the median absolute deviation
+    from the median (at least 0.01 nats in place of 1.4826 · MAD). Every loss, spikes included, enters the
+    window, so that a lasting change is a spike for half a window at most.
+
+    Args:
+        threshold: in standard deviations.
+        window: in steps.
+        earlier: losses of the steps before the first one judged.
+    """
+
+    def __init__(self, threshold: float, window: int, earlier: Iterable[float] = ()) -> None:
+        self.threshold = threshold
+        self.losses: deque[float] = deque(earlier, maxlen=window)
+
+    def judge(self, loss: float) -> Spike | None:
+        """Whether `loss` is a spike; it enters the window either way."""
+        spike = None
+        if len(self.losses) >= min(MINIMUM, self.losses.maxlen or MINIMUM):
+            median = statistics.median(self.losses)
+            deviation = statistics.median(abs(other - median) for other in self.losses)
+            limit = median + self.threshold * max(TO_DEVIATION * deviation, SMALLEST_SCALE)
+            spike = Spike(loss, median, limit) if loss > limit else None
+        self.losses.append(loss)
+        return spike
+
+
+def stop_for_numbers(loss: float, norm: float, micro_batches: list[float]) -> None:
+    """Stop before the update. All ranks call this in the same step.
+
+    Args:
+        loss: of the whole batch.
+        norm: of the gradient, as far as this rank knows.
+        micro_batches: the losses of this rank's micro-batches, in their order; empty on ranks without a loss.
+
+    Raises:
+        TrainingStoppedError: always.
+    """
+    import torch.distributed as dist
+    from megatron.training import get_args
+    from megatron.training.async_utils import maybe_finalize_async_save
+
+    args = get_args()
+    bad = [index for index, value in enumerate(micro_batches) if not math.isfinite(value)]
+    ours = (own_samples(args, bad), [micro_batches[index] for index in bad], norm)
+    everybody: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everybody, ours)
+    maybe_finalize_async_save(blocking=True)
+    raise TrainingStoppedError(message(args, loss, everybody))
+
+
+def message(args: Any, loss: float, everybody: list[tuple[list[str], list[float], float]]) -> str:
+    """What happened, where the batch can be seen, and how to go on."""
+    step = args.curr_iteration + 1
+    culprits = [
+        f"{value} on rank {rank} in {samples}"
+        for rank, (places, values, _) in enumerate(everybody)
+        for samples, value in zip(places, values, strict=True)
+    ]
+    if culprits:
+        what = f"the loss is not finite: {'; '.join(culprits)}"
+    else:
+        ranks = [rank for rank, (_, _, norm) in enumerate(everybody) if not math.isfinite(norm)]
+        where = "on every rank" if len(ranks) == len(everybody) else f"on ranks {', '.join(map(str, ranks))}"
+        what = f"the gradient norm is {everybody[ranks[0]][2]} {where}, the loss {loss:.4f}"
+    first = args.consumed_train_samples
+    saves = current_saves()
+    newest = f"step {saves.steps[-1]} in {saves.root}" if saves and saves.steps else "none"
+    return (
+        f"step {step}: {what}. Stopped before the update; the batch is samples {first} to "
+        f"{first + args.global_batch_size - 1} (`lrpath samples RUN --step {step}` prints them). Last good "
+        f"checkpoint: {newest}; called again, the training goes on from there."
+    )
+
+
+def own_samples(args: Any, micro_batches: list[int]) -> list[str]:
+    """The samples of this rank's micro-batches, which Megatron deals to the data-parallel ranks in turn."""
+    from megatron.core import mpu
+
+    size, ranks = args.micro_batch_size, mpu.get_data_parallel_world_size()
+    begin = args.consumed_train_samples + mpu.get_data_parallel_rank() * size
+    firsts = [begin + index * size * ranks for index in micro_batches]
+    return [f"samples {first} to {first + size - 1}" if size > 1 else f"sample {first}" for first in firsts]
 
 
 @dataclass

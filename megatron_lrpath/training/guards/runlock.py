@@ -18,9 +18,9 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
+from megatron_lrpath.console import say_error
 from megatron_lrpath.errors import FULL, UserError
 from megatron_lrpath.locks import LOCK_NAME, FolderLock, LockHeldError, describe_owner, owner_of
-from megatron_lrpath.training.messages import say_error
 
 PATIENCE = 10.0  # seconds for a process that is ending, or its writers, to be gone
 BEAT = 5.0  # seconds between signs of life

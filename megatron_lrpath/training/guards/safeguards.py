@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.training import lineage
+from megatron_lrpath.runs import lineage
 from megatron_lrpath.training.checkpoints import saves
 from megatron_lrpath.training.checkpoints.start import Start
 from megatron_lrpath.training.context import RunContext
 from megatron_lrpath.training.environment import importable
 from megatron_lrpath.training.guards import guard, orphans
-from megatron_lrpath.training.guards.ranks import Ranks
-from megatron_lrpath.training.guards.spikes import SpikeDetector
+from megatron_lrpath.training.guards.guard import SpikeDetector
+from megatron_lrpath.training.guards.peers import Ranks
 from megatron_lrpath.training.history import losses_before
 
 

@@ -4,13 +4,34 @@ from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.schedule import STYLES, WSD_DECAY_SHAPES
-from megatron_lrpath.training.guards.spikes import add_spike_arguments
+
+
+class SilentParser(argparse.ArgumentParser):
+    """Leaves complaints to the parser that knows all arguments."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ValueError."""
+        raise ValueError(message)
+
+
+def read(words: Sequence[str]) -> argparse.Namespace:
+    """`device`, and `plan`, `paradigm` and `run` (None where they are not given); nothing is checked yet."""
+    parser = SilentParser(allow_abbrev=False, add_help=False)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--plan", type=Path)
+    parser.add_argument("--paradigm")
+    parser.add_argument("--run", "--run-name", dest="run")
+    try:
+        return parser.parse_known_args(words)[0]
+    except ValueError:
+        return parser.parse_args([])
+
 
 KINDS = ("main", "branch", "scratch", "continual")
 CPT_VARIANTS = ("reset-max", "rewarm-max", "keep-min")
@@ -123,6 +144,34 @@ def add_lrpath_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentPa
     )
     add_spike_arguments(parser)
     return parser
+
+
+def add_spike_arguments(parser: argparse.ArgumentParser) -> None:
+    """The argument group "loss spikes"."""
+    group = parser.add_argument_group("loss spikes")
+    group.add_argument(
+        "--loss-spike-action",
+        choices=("log", "skip", "off"),
+        default="log",
+        help="at a loss spike: log it with its samples, skip the update too, or do not look for spikes",
+    )
+    group.add_argument(
+        "--loss-spike-threshold",
+        type=float,
+        default=10.0,
+        metavar="DEVIATIONS",
+        help="how far above the running median a spike is, in robust standard deviations",
+    )
+    group.add_argument(
+        "--loss-spike-window", type=int, default=128, metavar="STEPS", help="steps of the running median"
+    )
+    group.add_argument(
+        "--loss-spike-max-skips",
+        type=int,
+        default=3,
+        metavar="STEPS",
+        help="updates skipped in a row at most: after that the loss has changed for good",
+    )
 
 
 class TolerantFormatter(argparse.HelpFormatter):

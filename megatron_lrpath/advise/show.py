@@ -1,0 +1,267 @@
+"""The advice in the terminal and as a figure."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from megatron_lrpath.advise.advice import WITHIN, Advice
+from megatron_lrpath.advise.curves import enough
+from megatron_lrpath.advise.fit import NAME as LAW
+from megatron_lrpath.advise.predict import Candidate, Decay, own_decay
+from megatron_lrpath.advise.read import beginning
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.files import atomic_write_bytes
+from megatron_lrpath.report.advice import NAME, SavedAdvice
+from megatron_lrpath.report.style import (
+    COLOURS,
+    INK,
+    SOFT,
+    WIDTH,
+    drawing_style,
+    finished,
+    mark_versions,
+    version_shade,
+)
+from megatron_lrpath.report.tables import csv_text
+from megatron_lrpath.runs.checkpoints import CHECKPOINTS, complete_steps
+from megatron_lrpath.runs.results import along
+
+MISSING = "–"
+
+
+def show(advice: Advice, console: Console) -> None:
+    """Print the advice."""
+    for line in sentences(advice):
+        console.print(Text(line))
+    if advice.doubt:
+        console.print(Text(advice.doubt, style="yellow"))
+    console.print(Text(fitted(advice), style="dim"))
+    tables = [alphas_table(advice), decays_table(advice), *([checks_table(advice)] if advice.checks else [])]
+    for table in tables:
+        console.print()
+        console.print(table)
+    console.print()
+    text = "the validation set" if advice.model.evaluated else "the version's own text"
+    console.print(
+        Text(
+            f"Losses: nats a token on {text} at the branch's end; ±: half of the widest 95% interval; gap: mean "
+            "loss of the compared versions above the best." + hint(advice),
+            style="dim",
+        )
+    )
+
+
+def sentences(advice: Advice) -> list[str]:
+    """What to choose, the plan's own alpha beside it, and the best of all."""
+    lines = []
+    if advice.chosen:
+        lines.append(f"Advice ({advice.target}): {_said(advice, advice.chosen)}.")
+    else:
+        lines.append(
+            f"No alpha gives {advice.target.removeprefix('the least cost for ')}; the table has what is near."
+        )
+    own = next((one for one in advice.own if one.alpha == advice.plan.alpha), None)
+    if own and own != advice.chosen:
+        lines.append(f"The plan: {_said(advice, own)}.")
+    if advice.best != advice.chosen:
+        lines.append(f"The best: {_said(advice, advice.best)}.")
+    return lines
+
+
+def fitted(advice: Advice) -> str:
+    """What was fitted, and how well, in a line."""
+    model = advice.model
+    curves = ", ".join(curve.name for curve in model.data.sources)
+    how = "decays held out one at a time" if model.held_out else "one decay: in the fit itself"
+    levels = "; a level for each version's text" if len(model.fit.level) > 1 else ""
+    if model.path and (checkpoints := model.data.sources[0].checkpoints):
+        levels += f"; the level of validation to {len(checkpoints.logged)} checkpoints of the main path"
+    return (
+        f"Fitted: {LAW}, to {curves}{levels}. Off by {model.misfit:.2%} beyond the noise, by "
+        f"{model.end_error:.2%} at the ends of decays ({how})."
+    )
+
+
+def hint(advice: Advice) -> str:
+    """What would make the predictions better that nothing has to be trained for; empty where there is nothing."""
+    if not advice.model.evaluated:
+        return " `lrpath eval PLAN` first, and validation losses are predicted."
+    folder = Path(advice.plan.folder(advice.plan.run("ours", "main")))
+    kept = [step for step in complete_steps(folder / CHECKPOINTS) if step > beginning(advice.plan)]
+    if set(kept) - set(along(folder)) and enough([*kept, *along(folder)]):
+        return " `lrpath eval PLAN --main-path`, and their level is surer."
+    if not advice.model.path:
+        return (
+            " Their level would be surer with more of the main path's checkpoints (save_interval, "
+            "save_retain_interval) evaluated."
+        )
+    return ""
+
+
+def alphas_table(advice: Advice) -> Table:
+    """Every tenth alpha, the plan's and the chosen one, with the plan's own decay."""
+    names = [version.name for version in advice.plan.versions]
+    table = _table(["alpha", "cost", *names, "±", "gap", "95% of the gap"], left=0)
+    table.title = f"{_decay(own_decay(advice.plan))}"
+    for one in advice.own:
+        tenth = abs(one.alpha * 10 - round(one.alpha * 10)) < 1e-9
+        if tenth or one in (advice.chosen, advice.best) or one.alpha == advice.plan.alpha:
+            style = "bold" if one == advice.chosen else "" if one.possible else "dim"
+            table.add_row(*_row(one), style=style)
+    return table
+
+
+def decays_table(advice: Advice) -> Table:
+    """For each decay the alpha with the lowest loss, and the cheapest one near the best."""
+    near_enough = f"{WITHIN:.1%}"
+    table = _table(["decay", "best alpha", "cost", "gap", f"within {near_enough}", "cost"], left=1)
+    for decay in dict.fromkeys(one.decay for one in advice.candidates):
+        mine = [one for one in advice.candidates if one.decay == decay and one.possible]
+        best = min(mine, key=lambda one: one.loss, default=None)
+        near = min((one for one in mine if one.gap <= WITHIN), key=lambda one: one.cost, default=None)
+        cells = [f"{best.alpha:g}", f"{best.cost:.2f}", f"{best.gap:.2%}"] if best else [MISSING] * 3
+        cells += [f"{near.alpha:g}", f"{near.cost:.2f}"] if near else [MISSING] * 2
+        table.add_row(_decay(decay), *cells)
+    return table
+
+
+def checks_table(advice: Advice) -> Table:
+    """Branches that the fit had not seen."""
+    table = _table(["held out", "predicted", "95% of it", "measured", "error"], left=1)
+    for check in advice.checks:
+        interval = f"{check.low:.3f} … {check.high:.3f}"
+        cells = f"{check.predicted:.4f}", interval, f"{check.measured:.4f}", f"{check.error:+.2%}"
+        table.add_row(check.run, *cells)
+    errors = [abs(check.error) for check in advice.checks]
+    table.caption = f"mean error {sum(errors) / len(errors):.2%}, worst {max(errors):.2%}"
+    return table
+
+
+def _said(advice: Advice, one: Candidate) -> str:
+    decay = "" if one.decay == own_decay(advice.plan) else f" with {_decay(one.decay)} decay"
+    gap = (
+        "the lowest predicted loss" if one == advice.best else f"predicted loss {one.gap:.2%} above the best"
+    )
+    return f"alpha={one.alpha:g}{decay} costs {one.cost:.2f} of PTFS, {gap} ({one.loss:.4f})"
+
+
+def _decay(decay: Decay) -> str:
+    return f"{decay.shape} to {decay.floor:.3g}·max_lr" if decay.floor else f"{decay.shape} to 0"
+
+
+def _row(one: Candidate) -> Iterable[str]:
+    yield f"{one.alpha:g}"
+    yield f"{one.cost:.2f}"
+    for version in one.versions:
+        yield f"{version.loss:.3f}" if version else MISSING
+    yield f"{max(version.high - version.low for version in one.versions if version) / 2:.3f}"
+    yield f"{one.gap:.2%}"
+    yield f"{one.gap_low:.2%} … {one.gap_high:.2%}" if one.possible else "in the warm-up"
+
+
+def _table(titles: list[str], left: int) -> Table:
+    table = Table(
+        box=None, padding=(0, 2, 0, 0), header_style="bold", title_justify="left", caption_justify="left"
+    )
+    for index, title in enumerate(titles):
+        table.add_column(Text(title), justify="left" if index < left else "right", no_wrap=True)
+    return table
+
+
+LINES = ("#009E73", "#0072B2", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9")
+"""Okabe and Ito's colours, for the decays."""
+
+
+def write_figure(advice: Advice, path: Path) -> None:
+    """Write the figure as PNG or SVG, by the file's ending. Raises UserError where that cannot be done."""
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in ("png", "svg"):
+        raise UserError(f"--figure {path}: the name must end in .png or .svg")
+    stream = io.BytesIO()
+    with drawing_style():
+        draw(advice).savefig(stream, format=kind, dpi=160)
+    try:
+        atomic_write_bytes(path, stream.getvalue())
+    except OSError as error:
+        raise UserError(f"--figure {path}: cannot be written: {error.strerror}") from None
+
+
+def for_report(advice: Advice, now: datetime) -> SavedAdvice:
+    """The advice as the report shows it."""
+    caption = (
+        f"{fitted(advice)} Losses are nats a token; predicted ones are of the "
+        f"{'validation' if advice.model.evaluated else 'training'} text at the branches' ends."
+    )
+    header = ("decay", "min_lr_share", "alpha", "relative_cost", "loss", "gap", "gap_low", "gap_high")
+    rows = [
+        (one.decay.shape, one.decay.floor, one.alpha, one.cost, one.loss, one.gap, one.gap_low, one.gap_high)
+        for one in advice.candidates
+        if one.possible
+    ]
+    with drawing_style():
+        drawing = finished(draw(advice), NAME, "Which alpha", caption, csv_text(header, rows))
+    words = [*sentences(advice), *([advice.doubt] if advice.doubt else [])]
+    return SavedAdvice(now.strftime("%Y-%m-%d %H:%M %Z").strip(), tuple(words), drawing)
+
+
+def draw(advice: Advice) -> Figure:
+    """Both panels, one over the other."""
+    figure = Figure(figsize=(WIDTH, 8.0), layout="constrained")
+    upper, lower = figure.subplots(2, 1)
+    _curves(upper, advice)
+    _costs(lower, advice)
+    return figure
+
+
+def _curves(axes: Axes, advice: Advice) -> None:
+    """The points of every curve and the law through them; a held-out branch has its points alone."""
+    data, fit = advice.model.data, advice.model.fit
+    count = len(advice.plan.versions)
+    for curve in data.sources:
+        colour = SOFT if curve.kind == "main" else version_shade("ours", curve.version + 1, count)
+        points = curve.points
+        over = fit.losses(curve.main.rates, points.steps, points.versions) if curve.main else 1.0
+        axes.plot(points.steps, np.exp(points.logs) * over, ".", color=colour, markersize=4, alpha=0.6)
+        steps = np.unique(np.linspace(curve.logged[0], len(curve.rates), 300).astype(np.int64))
+        losses = fit.losses(curve.rates, steps, np.searchsorted(curve.ends, steps))
+        axes.plot(steps, losses, color=colour, linewidth=1.6, label=curve.name)
+    mark_versions(axes, [int(end) for end in advice.plan.timeline.ends])
+    axes.set_title("Losses (points) and the fitted law (lines)")
+    axes.set_xlabel("training step")
+    axes.set_ylabel("loss (nats per token)")
+    axes.legend(ncols=2)
+
+
+def _costs(axes: Axes, advice: Advice) -> None:
+    """The mean predicted loss of the compared versions over the cost, a line for each decay."""
+    own = own_decay(advice.plan)
+    decays = list(dict.fromkeys(one.decay for one in advice.candidates))
+    for index, decay in enumerate(decays):
+        mine = [one for one in advice.candidates if one.decay == decay and one.possible]
+        colour = LINES[index % len(LINES)]
+        label = f"{decay.shape} to {decay.floor:.3g} of the maximum"
+        costs, losses = [one.cost for one in mine], [one.loss for one in mine]
+        style = "-" if index < len(LINES) else "--"
+        axes.plot(costs, losses, style, color=colour, linewidth=2.2 if decay == own else 1.2, label=label)
+    if advice.chosen:
+        axes.plot(advice.chosen.cost, advice.chosen.loss, "o", color=COLOURS["ours"], markeredgecolor=INK)
+        axes.annotate(
+            f"alpha={advice.chosen.alpha:g}",
+            (advice.chosen.cost, advice.chosen.loss),
+            xytext=(8, 8),
+            textcoords="offset points",
+        )
+    axes.set_title("Predicted loss over cost")
+    axes.set_xlabel("relative cost (training steps over those of PTFS)")
+    axes.set_ylabel("mean predicted loss (nats per token)")
+    axes.legend()

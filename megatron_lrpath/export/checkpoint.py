@@ -1,0 +1,254 @@
+"""Megatron's `torch_dist` checkpoints read and written tensor by tensor, in one process and without a model."""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter, SavePlan, save
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import LoadPlan, ReadItem, TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.files import atomic_write_json
+from megatron_lrpath.training.checkpoints.unpickle import load_metadata
+
+# The model's own tensors; optimizer and random state are not read.
+MODEL_PREFIXES = ("embedding.", "decoder.", "output_layer.", "mtp.")
+LAYERS = "decoder.layers."
+# Megatron pads these to a round number of rows.
+PADDED = ("embedding.word_embeddings.weight", "output_layer.weight")
+
+
+class CheckpointReader:
+    """One `torch_dist` checkpoint folder (`…/iter_0000100`), whatever parallel layout saved it.
+
+    Raises:
+        UserError: there is no readable `torch_dist` checkpoint.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        if not (folder / ".metadata").is_file() or not (folder / "metadata.json").is_file():
+            raise UserError(
+                f"{folder}: not a whole torch_dist checkpoint (it has no .metadata or metadata.json). Name "
+                "the folder of one step, or train with --ckpt-format torch_dist."
+            )
+        self.reader = FileSystemReader(folder)
+        with (folder / ".metadata").open("rb") as stream:
+            self.metadata: Metadata = load_metadata(stream.read(), folder / ".metadata")
+        self.reader.set_up_storage_reader(self.metadata, is_coordinator=True)
+
+    @cached_property
+    def args(self) -> Any:
+        """The Megatron arguments that the checkpoint was saved under."""
+        from megatron.core import dist_checkpointing
+
+        return self.common(dist_checkpointing)["args"]
+
+    def common(self, dist_checkpointing: Any) -> dict[str, Any]:
+        """What the checkpoint holds besides tensors."""
+        try:
+            return dict(dist_checkpointing.load_common_state_dict(str(self.folder)))
+        except Exception as error:
+            raise UserError(
+                f"{self.folder}: the checkpoint's arguments cannot be read ({error}); restore it or take "
+                "another step."
+            ) from None
+
+    def model_keys(self) -> set[str]:
+        """The names of the model's tensors, layers' numbers left out."""
+        names = (
+            name
+            for name, entry in self.metadata.state_dict_metadata.items()
+            if isinstance(entry, TensorStorageMetadata) and name.startswith(MODEL_PREFIXES)
+        )
+        return {unnumbered(name) for name in names}
+
+    def dtype(self, key: str) -> torch.dtype:
+        """The type in which a tensor is stored."""
+        return self.find(key, 0)[1].properties.dtype
+
+    def rows(self, key: str) -> int:
+        """The first dimension of a tensor outside of the layers."""
+        return int(self.find(key, None)[1].size[0])
+
+    def find(self, key: str, layer: int | None) -> tuple[str, TensorStorageMetadata]:
+        """A tensor's name and entry: layers are stacked under one name, or have a number in theirs."""
+        entries = self.metadata.state_dict_metadata
+        numbered = f"{LAYERS}{layer}.{key.removeprefix(LAYERS)}" if key.startswith(LAYERS) else key
+        for name in (key, numbered):
+            entry = entries.get(name)
+            if isinstance(entry, TensorStorageMetadata):
+                return name, entry
+        raise UserError(f"{self.folder}: the checkpoint has no tensor {key}; it is of another model.")
+
+    def read(self, key: str, layer: int | None, shape: Sequence[int]) -> Tensor:
+        """A tensor, of one layer where `layer` is given; of the first dimension the first `shape[0]` rows.
+
+        Raises:
+            UserError: the tensor is missing, smaller or of another shape, or its file is damaged.
+        """
+        name, entry = self.find(key, layer)
+        stacked = layer is not None and name == key
+        lead = (layer,) if stacked and layer is not None else ()
+        wanted = torch.Size((*(1 for _ in lead), *shape))
+        offsets = torch.Size((*lead, *(0 for _ in shape)))
+        self.check_fits(name, entry, offsets, wanted, stacked)
+        items = create_read_items_for_chunk_list(name, entry, [ChunkStorageMetadata(offsets, wanted)])
+        if sum(math.prod(item.lengths) for item in items) != math.prod(wanted):
+            raise UserError(
+                f"{self.folder}: the checkpoint holds only parts of {name}; restore it or take another step."
+            )
+        target = torch.empty(wanted, dtype=entry.properties.dtype)
+        try:
+            self.reader.read_data(LoadPlan(items), _Into(target))  # type: ignore[arg-type]
+        except (OSError, RuntimeError, EOFError, AssertionError, pickle.UnpicklingError) as error:
+            raise UserError(
+                f"{self.folder}: {name} cannot be read ({error}); restore the checkpoint or take another "
+                "step."
+            ) from None
+        return target.view(tuple(shape))
+
+    def check_fits(
+        self, name: str, entry: TensorStorageMetadata, offsets: torch.Size, wanted: torch.Size, stacked: bool
+    ) -> None:
+        """Stop where the tensor has another shape; further rows of the embeddings are padding."""
+        size, open_ended = tuple(entry.size), name in PADDED or stacked
+        enough = len(size) == len(wanted) and size[0] >= offsets[0] + wanted[0]
+        if not enough or size[1:] != tuple(wanted)[1:] or (size[0] > wanted[0] and not open_ended):
+            raise UserError(
+                f"{self.folder}: {name} has the shape {list(size)}, which does not hold {list(wanted)}: is "
+                "it of another model, or the tokenizer of another vocabulary?"
+            )
+
+
+class _Into:
+    """The part of a load planner that a storage reader calls: where each piece of a tensor goes."""
+
+    def __init__(self, target: Tensor) -> None:
+        self.target = target
+
+    def resolve_tensor(self, item: ReadItem) -> Tensor:
+        """The part of the target that the piece fills."""
+        part = self.target
+        for dimension, (start, length) in enumerate(zip(item.dest_offsets, item.lengths, strict=True)):
+            part = part.narrow(dimension, start, length)
+        return part
+
+    def commit_tensor(self, item: ReadItem, tensor: Tensor) -> None:
+        """Nothing is left to do: the part is a view."""
+
+
+def unnumbered(name: str) -> str:
+    """`decoder.layers.3.mlp.…` -> `decoder.layers.mlp.…`."""
+    if not name.startswith(LAYERS):
+        return name
+    first, _, rest = name.removeprefix(LAYERS).partition(".")
+    return LAYERS + rest if first.isdigit() else name
+
+
+BACKEND = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
+COMMON = "common_state/shard_0_1"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A tensor to write, whole or the share of one layer in a tensor of all layers.
+
+    Attributes:
+        key: its name in the checkpoint.
+        shape: of what is written, without the layers' axis.
+        dtype: its type.
+        layer, layers: its place on the layers' axis and the axis's length; None for a tensor outside of the
+        layers.
+    """
+
+    key: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    layer: int | None
+    layers: int
+
+    def write_item(self) -> WriteItem:
+        """The plan's entry for it."""
+        stacked = self.layer is not None
+        offsets = torch.Size(((self.layer or 0,) if stacked else ()) + (0,) * len(self.shape))
+        sizes = torch.Size(((1,) if stacked else ()) + self.shape)
+        data = TensorWriteData(
+            chunk=ChunkStorageMetadata(offsets=offsets, sizes=sizes),
+            properties=TensorProperties(dtype=self.dtype),
+            size=torch.Size(((self.layers,) if stacked else ()) + self.shape),
+        )
+        return WriteItem(MetadataIndex(self.key, offsets), WriteItemType.SHARD, tensor_data=data)
+
+
+class StreamingPlanner(DefaultSavePlanner):
+    """Asks for each tensor when it is its turn to be written, so that one is in memory at a time."""
+
+    def __init__(self, slots: Sequence[Slot], value: Callable[[Slot], Tensor]) -> None:
+        super().__init__(flatten_state_dict=False)
+        self.slots = {slot.write_item().index: slot for slot in slots}
+        self.value = value
+
+    def create_local_plan(self) -> SavePlan:
+        """Entries of the tensors, and of what the state dict itself holds."""
+        plan = super().create_local_plan()
+        self.plan = SavePlan([*(slot.write_item() for slot in self.slots.values()), *plan.items])
+        return self.plan
+
+    def resolve_data(self, write_item: WriteItem) -> Tensor | io.BytesIO:
+        """A tensor, made now; or an object of the state dict."""
+        slot = self.slots.get(write_item.index)
+        if slot is None:
+            return super().resolve_data(write_item)
+        tensor = self.value(slot).to(slot.dtype)
+        assert write_item.tensor_data is not None
+        return tensor.reshape(write_item.tensor_data.chunk.sizes).contiguous()
+
+
+def write_checkpoint(
+    folder: Path,
+    slots: Sequence[Slot],
+    value: Callable[[Slot], Tensor],
+    common: dict[str, Any],
+    objects: list[str],
+) -> None:
+    """Write a checkpoint that Megatron loads at any parallel layout.
+
+    Args:
+        folder: of the one step; made if missing.
+        slots: every tensor.
+        value: makes the tensor of a slot; called once for each.
+        common: what the checkpoint holds besides tensors: arguments, iteration.
+        objects: names of the modules' empty extra states, which Megatron looks for.
+    """
+    state: dict[str, Any] = {name: [None] for name in objects} | {COMMON: [common]}
+    folder.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch announces that no process group is in use
+        save(
+            state,
+            storage_writer=FileSystemWriter(folder, single_file_per_rank=True, thread_count=1),
+            planner=StreamingPlanner(slots, value),
+            no_dist=True,
+        )
+    # Last, as Megatron does: it shows that the rest is whole.
+    atomic_write_json(folder / "metadata.json", BACKEND)

@@ -1,0 +1,1 @@
+"""The plan file: YAML text read, checked and turned into a Plan."""

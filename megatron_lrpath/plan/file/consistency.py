@@ -1,0 +1,146 @@
+"""What has to hold between the keys of a plan: orders, warm-ups, branch points, cycles."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from megatron_lrpath.plan.file.source import Entry, Source
+from megatron_lrpath.plan.plan import Plan
+from megatron_lrpath.plan.spec import Version
+
+
+def check_plan(source: Source, plan: Plan) -> None:
+    """Raise PlanError for the first thing in the plan that does not fit together."""
+    _check_batch(source, plan)
+    _check_names(source, plan)
+    _check_warmup(source, plan)
+    _check_branches(source, plan)
+    _check_cycles(source, plan)
+    _check_mixes(source, plan)
+
+
+def _check_batch(source: Source, plan: Plan) -> None:
+    batch = plan.batch
+    if batch.global_batch_size % batch.micro_batch_size:
+        raise source.error(
+            source.find("batch.global_batch_size"),
+            f"{batch.global_batch_size} is not a multiple of micro_batch_size {batch.micro_batch_size}; "
+            "every step needs whole micro batches",
+        )
+
+
+def _check_names(source: Source, plan: Plan) -> None:
+    seen: dict[str, str] = {}
+    newest: dict[tuple[str, ...], Version] = {}
+    validation = os.path.normpath(plan.data.valid)
+    for index, version in enumerate(plan.versions):
+        place = source.find(f"versions[{index}].name")
+        same = seen.setdefault(version.name.casefold(), f"version {index + 1}")
+        if same != f"version {index + 1}":
+            raise source.error(place, f"{version.name!r} is the name of {same} already; choose another")
+        words, numbers = _parts(version.name)
+        before = newest.get(words)
+        if before and _parts(before.name)[1] >= numbers:
+            raise source.error(
+                place,
+                f"{version.name!r} comes after {before.name!r}: versions out of order; list the oldest first",
+            )
+        newest[words] = version
+        if os.path.normpath(Path(plan.data.slices) / version.name) == validation:
+            raise source.error(place, f"{version.name!r} is the validation slice; choose another name")
+
+
+def _parts(name: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """A name's words and its numbers: ("v", "-b"), (2, 10) for v2-b10."""
+    parts = re.split(r"([0-9]+)", name)
+    return tuple(parts[::2]), tuple(int(number) for number in parts[1::2])
+
+
+def _check_warmup(source: Source, plan: Plan) -> None:
+    warmup = plan.schedule.warmup
+    repeated = plan.cpt_variant == "rewarm-max"
+    for index, version in enumerate(plan.versions if repeated else plan.versions[:1]):
+        if version.steps <= warmup:
+            run = "continual" if index else "scratch"
+            raise source.error(
+                source.find("schedule.warmup_steps"),
+                f"a warm-up of {warmup} steps fills all {version.steps} steps of {run}-{version.name}; "
+                "a run needs steps after its warm-up",
+            )
+
+
+def _check_branches(source: Source, plan: Plan) -> None:
+    line = plan.timeline
+    for number, step in enumerate(plan.also_branch_at):
+        if step > line.ends[-1]:
+            raise source.error(
+                source.find(f"also_branch_at[{number}]"),
+                f"step {step} lies beyond the last version's end, step {line.ends[-1]}; give an earlier one",
+            )
+    for index, version in enumerate(plan.versions):
+        place = source.find(f"versions[{index}].alpha", "alpha", f"versions[{index}].steps")
+        alpha = version.alpha or plan.alpha
+        steps, point = line.branch_steps[index], line.branch_points[index]
+        if steps < 1:
+            raise source.error(
+                place,
+                f"branch-{version.name} would last round({alpha} · {version.steps}) = 0 steps; "
+                "give a larger alpha or more steps",
+            )
+        if point < plan.schedule.warmup:
+            raise source.error(
+                place,
+                f"branch-{version.name} would leave the main path at step {point}, inside its warm-up of "
+                f"{plan.schedule.warmup} steps; give a smaller alpha, more steps or a shorter warm-up",
+            )
+        if point < 1:
+            raise source.error(
+                place,
+                f"branch-{version.name} would leave the main path at step 0, where there is no checkpoint; "
+                "give a smaller alpha",
+            )
+
+
+def _check_cycles(source: Source, plan: Plan) -> None:
+    line = plan.timeline
+    for index, version in enumerate(plan.versions):
+        lengths = {"scratch": line.ends[index], "branch": line.branch_steps[index]}
+        if plan.cpt_variant != "keep-min" and index:
+            lengths["continual"] = version.steps
+        for kind, length in lengths.items():
+            cycle = version.cycle_steps.get(kind)
+            if cycle is not None and cycle < length:
+                raise source.error(
+                    _cycle_entry(source, index, kind),
+                    f"a cycle of {cycle} steps is shorter than {kind}-{version.name} with its {length}; "
+                    f"give at least {length}, or `{{{kind}: …}}` for one kind of run alone",
+                )
+    first = source.find("versions[0].cycle_steps.continual")
+    if first is not source.root:
+        raise source.error(first, "the first continual run is the first scratch run; give `scratch`")
+
+
+def _check_mixes(source: Source, plan: Plan) -> None:
+    for index, (version, steps) in enumerate(zip(plan.versions, plan.timeline.branch_steps, strict=True)):
+        if version.mix is None:
+            continue
+        for part in version.mix.parts:
+            if part.share * steps * plan.batch.global_batch_size >= 1:
+                continue
+            own = f"versions[{index}].branch_mix.slices.{part.slice}"
+            raise source.error(
+                source.find(own, f"branch_mix.slices.{part.slice}"),
+                f"{float(part.share):g} of branch-{version.name}'s {steps} steps of "
+                f"{plan.batch.global_batch_size} samples is less than one sample; give a larger share",
+            )
+
+
+def _cycle_entry(source: Source, index: int, kind: str) -> Entry:
+    """Where the cycle of a version's runs of this kind was given: with the version or the schedule."""
+    for key in (f"versions[{index}].cycle_steps", "schedule.cycle_steps"):
+        entry = source.find(f"{key}.{kind}", key)
+        if entry is not source.root and not isinstance(entry.value, dict):
+            return entry
+    return source.root

@@ -1,0 +1,274 @@
+"""The keys of a plan file as data: type, range, default and meaning, for the checks, the schema and the docs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_lrpath.models import RECIPES
+from megatron_lrpath.schedule import STYLES, WSD_DECAY_SHAPES
+
+SAFE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+REQUIRED = object()
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key: `schema` is its JSON schema; `default` is what is taken when it is left out, or REQUIRED."""
+
+    name: str
+    schema: dict[str, Any]
+    default: Any
+    about: str
+
+    @property
+    def required(self) -> bool:
+        """Whether a plan without this key is refused."""
+        return self.default is REQUIRED
+
+
+def whole(minimum: int, maximum: int) -> dict[str, Any]:
+    """The schema of a whole number from `minimum` to `maximum`."""
+    return {"type": "integer", "minimum": minimum, "maximum": maximum}
+
+
+def choice(*values: str) -> dict[str, Any]:
+    """The schema of one of some words."""
+    return {"type": "string", "enum": list(values)}
+
+
+TEXT = {"type": "string", "minLength": 1, "maxLength": 4096}
+NAME = {"type": "string", "pattern": f"^{SAFE_NAME}$"}
+ALPHA = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
+SHARE = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
+SEED = whole(1, 2**31 - 1)
+STEPS = whole(1, 10**9)
+RATE = {"type": "number", "exclusiveMinimum": 0, "maximum": 1000}
+MIN_RATE = {"type": "number", "minimum": 0, "maximum": 1000}
+
+
+TEMPLATES = ("plain", "chatml", "tokenizer")
+TOO_LONG = ("reject", "cut")
+_PATHS = {"anyOf": [TEXT, {"type": "array", "items": TEXT, "minItems": 1, "maxItems": 10_000}]}
+_WORDS = {"type": "array", "items": TEXT, "maxItems": 1000}
+
+SFT_KEYS = (
+    Key("data", _PATHS, REQUIRED, "JSON lines to learn from: a file, a pattern, or a list of them"),
+    Key(
+        "valid",
+        {"anyOf": [SHARE, *_PATHS["anyOf"]]},
+        None,
+        "a share of the examples that is held out, or files of their own",
+    ),
+    Key("max_lr", RATE, REQUIRED, "the maximum learning rate"),
+    Key("min_lr", MIN_RATE, None, "where the rate ends; default: a tenth of max_lr"),
+    Key("style", {"type": "string"}, "cosine", "shape of the rate, one of the schedule's styles"),
+    Key("warmup_steps", whole(0, 10**9), 0, "steps of linear warm-up from 0 to max_lr"),
+    Key("epochs", whole(1, 10_000), None, "how often every example is seen; this or `steps`"),
+    Key("steps", STEPS, None, "how many steps; this or `epochs`"),
+    Key("global_batch_size", whole(1, 10**7), None, "packed samples of a step; default: the plan's"),
+    Key("micro_batch_size", whole(1, 10**7), None, "packed samples at once; default: the plan's"),
+    Key("seq_length", whole(2, 10**8), None, "positions of a packed sample; default: the plan's"),
+    Key(
+        "chat_template",
+        TEXT,
+        "plain",
+        "`plain`, `chatml`, `tokenizer` (its own) or a file with a Jinja template",
+    ),
+    Key("special_tokens", _WORDS, (), "control tokens that the template needs and the tokenizer lacks"),
+    Key(
+        "too_long",
+        choice(*TOO_LONG),
+        "reject",
+        "an example longer than a sample is rejected, or cut at its end",
+    ),
+    Key("max_rejects", whole(0, 10**12), 0, "how many unusable lines are accepted"),
+    Key("versions", _WORDS, None, "names of the versions that are fine-tuned; default: all"),
+    Key("paradigms", _WORDS, None, "of which paradigms; default: all three"),
+    Key(
+        "seed",
+        whole(1, 2**31 - 1),
+        None,
+        "of the order, the packing and what is held out; default: the plan's",
+    ),
+    Key(
+        "megatron",
+        {"type": "object"},
+        {},
+        "Megatron arguments of the fine-tuning alone, on top of the plan's",
+    ),
+)
+
+
+CPT_VARIANTS = ("reset-max", "rewarm-max", "keep-min")
+RUN_KINDS_WITH_CYCLE = ("scratch", "continual", "branch")
+TOKENIZERS = (
+    "BertWordPieceLowerCase",
+    "BertWordPieceCase",
+    "GPT2BPETokenizer",
+    "SentencePieceTokenizer",
+    "GPTSentencePieceTokenizer",
+    "HuggingFaceTokenizer",
+    "Llama2Tokenizer",
+    "TikTokenizer",
+    "MultimodalTokenizer",
+    "NullTokenizer",
+    "NullMultimodalTokenizer",
+    "SFTTokenizer",
+)
+CYCLE_LENGTH = {"anyOf": [STEPS, {"enum": ["inf"]}]}
+CYCLE = {
+    "anyOf": [
+        *CYCLE_LENGTH["anyOf"],
+        {
+            "type": "object",
+            "properties": dict.fromkeys(RUN_KINDS_WITH_CYCLE, CYCLE_LENGTH),
+            "additionalProperties": False,
+        },
+    ]
+}
+_SCALAR = {"type": ["boolean", "number", "string"]}
+ARGUMENTS = {
+    "type": "object",
+    "additionalProperties": {"anyOf": [_SCALAR, {"type": "array", "items": _SCALAR}]},
+}
+_RECIPE = choice(*RECIPES)
+MODEL = {"anyOf": [_RECIPE, ARGUMENTS | {"properties": {"recipe": _RECIPE}}]}
+MIX_KEYS = (
+    Key(
+        "slices",
+        {"type": "object", "additionalProperties": SHARE},
+        REQUIRED,
+        "share of a branch's samples by slice: a name in the slices' folder, or a path, without `.slice`",
+    ),
+    Key("seed", SEED, None, "places the samples in the batches; default: the plan's seed"),
+)
+
+SCHEDULE_KEYS = (
+    Key("style", choice(*STYLES), REQUIRED, "shape of the learning-rate schedule"),
+    Key("max_lr", RATE, REQUIRED, "the maximum learning rate, the rate of the main path"),
+    Key("min_lr", MIN_RATE, None, "where a decay ends; default: a tenth of max_lr"),
+    Key("warmup_steps", whole(0, 10**9), 0, "steps of linear warm-up from 0 to max_lr"),
+    Key(
+        "cycle_steps",
+        CYCLE,
+        None,
+        "length of the decay cycle in steps, counted from the start of a run with its warm-up; at least as "
+        "long as the run; `inf`: never decays; a mapping gives it for `scratch`, `continual` or `branch` "
+        "runs alone; default: the length of the run",
+    ),
+    Key(
+        "knee_explore",
+        {"type": "number", "minimum": 0, "exclusiveMaximum": 1},
+        0.5,
+        "knee: share of the schedule after the warm-up that stays at max_lr",
+    ),
+    Key(
+        "multi_step_fractions",
+        {
+            "type": "array",
+            "items": {"type": "number", "minimum": 0, "maximum": 1},
+            "minItems": 2,
+            "maxItems": 2,
+        },
+        (0.8, 0.9),
+        "multi-step: shares of the schedule after the warm-up at which the rate goes to √(max_lr·min_lr) "
+        "and to min_lr",
+    ),
+    Key(
+        "wsd_decay_fraction",
+        {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+        0.1,
+        "wsd: the last share of the schedule after the warm-up, in which it decays",
+    ),
+    Key("wsd_decay_shape", choice(*WSD_DECAY_SHAPES), "linear", "wsd: how it decays there, and in a branch"),
+)
+BATCH_KEYS = (
+    Key("global_batch_size", whole(1, 10**7), REQUIRED, "samples of a step, over all processes"),
+    Key("micro_batch_size", whole(1, 10**7), REQUIRED, "samples that go through the model at once"),
+    Key("seq_length", whole(1, 10**8), REQUIRED, "tokens of a sample"),
+)
+TOKENIZER_KEYS = (
+    Key("type", choice(*TOKENIZERS), REQUIRED, "Megatron's --tokenizer-type"),
+    Key("model", TEXT, None, "Megatron's --tokenizer-model: a file, a folder or a Hugging Face name"),
+    Key("vocab_size", whole(1, 10**8), None, "tokens before padding; NullTokenizer needs it"),
+)
+DATA_KEYS = (
+    Key("slices", TEXT, REQUIRED, "folder with one `<version>.slice` for each version"),
+    Key("valid", TEXT, None, "the validation slice, without `.slice`; default: `valid` in that folder"),
+)
+VERSION_KEYS = (
+    Key("name", NAME, REQUIRED, "letters, digits, `.`, `_` and `-`; runs and slices are named after it"),
+    Key("steps", STEPS, REQUIRED, "T_i, the steps that its new data last"),
+    Key("alpha", ALPHA, None, "alpha of this version alone"),
+    Key("cycle_steps", CYCLE, None, "cycle_steps of this version's runs alone"),
+    Key("branch_mix", {"type": "object"}, None, "branch_mix of this version's branch alone"),
+)
+PLAN_KEYS = (
+    Key("name", NAME, REQUIRED, "name of the plan; jobs and the report are named after it"),
+    Key("seed", SEED, 1234, "seed of the weights and of every shuffle"),
+    Key("model", MODEL, REQUIRED, "a recipe, or Megatron's arguments, on top of `recipe:` if that is given"),
+    Key("schedule", {"type": "object"}, REQUIRED, "learning-rate schedule, the same for all runs"),
+    Key("alpha", ALPHA, 0.6, "share of a version's steps that its branch lasts: round(alpha · steps)"),
+    Key("cpt_variant", choice(*CPT_VARIANTS), "reset-max", "how continual pre-training sets its rate"),
+    Key("batch", {"type": "object"}, REQUIRED, "batch and sequence"),
+    Key("tokenizer", {"type": "object"}, REQUIRED, "tokenizer"),
+    Key("data", {"type": "object"}, REQUIRED, "version slices"),
+    Key(
+        "also_branch_at",
+        {"type": "array", "items": STEPS, "minItems": 1, "maxItems": 10_000},
+        (),
+        "further steps at which the main path keeps a checkpoint, for branches of other plans off it; it "
+        "goes on to the last of them",
+    ),
+    Key("versions", {"type": "array", "minItems": 1, "maxItems": 1000}, REQUIRED, "versions in order"),
+    Key("branch_mix", {"type": "object"}, None, "other data in the branches, beside the main path's"),
+    Key("sft", {"type": "object"}, None, "fine-tuning of the versions' models on chats or instructions"),
+    Key("output", TEXT, None, "folder of all runs, `OUTPUT/<paradigm>/<run>`; default: `runs/NAME`"),
+    Key(
+        "megatron", ARGUMENTS, {}, "any other Megatron arguments, with `-` or `_`, without the dashes before"
+    ),
+)
+SECTIONS = {
+    "schedule": SCHEDULE_KEYS,
+    "batch": BATCH_KEYS,
+    "tokenizer": TOKENIZER_KEYS,
+    "data": DATA_KEYS,
+    "branch_mix": MIX_KEYS,
+    "sft": SFT_KEYS,
+}
+
+
+def json_schema() -> dict[str, Any]:
+    """The plan file's JSON schema (draft 2020-12), for editors; `load_plan` checks more, across keys."""
+    properties = {}
+    for key in PLAN_KEYS:
+        schema = _section_schema(SECTIONS[key.name]) if key.name in SECTIONS else _key_schema(key)
+        properties[key.name] = schema | {"description": key.about}
+    version = _section_schema(VERSION_KEYS)
+    version["properties"]["branch_mix"] |= _section_schema(MIX_KEYS)
+    properties["versions"]["items"] = version
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Plan of version updates",
+    } | _object_schema(PLAN_KEYS, properties)
+
+
+def _section_schema(keys: tuple[Key, ...]) -> dict[str, Any]:
+    return _object_schema(keys, {key.name: _key_schema(key) for key in keys})
+
+
+def _object_schema(keys: tuple[Key, ...], properties: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": [key.name for key in keys if key.required],
+        "additionalProperties": False,
+    }
+
+
+def _key_schema(key: Key) -> dict[str, Any]:
+    extra: dict[str, Any] = {"description": key.about}
+    if not key.required and key.default is not None:
+        extra["default"] = list(key.default) if isinstance(key.default, tuple) else key.default
+    return key.schema | extra

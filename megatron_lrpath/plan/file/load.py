@@ -1,0 +1,361 @@
+"""From a plan file to a `Plan`: every key is read and checked, then what only holds across keys."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.models import RECIPES, ModelSpec, resolve_model
+from megatron_lrpath.plan.file.consistency import check_plan
+from megatron_lrpath.plan.file.keys import (
+    BATCH_KEYS,
+    DATA_KEYS,
+    MIX_KEYS,
+    PLAN_KEYS,
+    SAFE_NAME,
+    SCHEDULE_KEYS,
+    SFT_KEYS,
+    SHARE,
+    TEXT,
+    TOKENIZER_KEYS,
+    VERSION_KEYS,
+    Key,
+    choice,
+)
+from megatron_lrpath.plan.file.source import Entry, Source, read_source
+from megatron_lrpath.plan.file.values import (
+    nearest,
+    read_arguments,
+    read_cycle,
+    read_key,
+    read_list,
+    read_mapping,
+    read_section,
+    read_value,
+)
+from megatron_lrpath.plan.mix import Mix, MixPart
+from megatron_lrpath.plan.neutral import SET_BY_PLAN
+from megatron_lrpath.plan.plan import Plan
+from megatron_lrpath.plan.runs import PARADIGMS
+from megatron_lrpath.plan.sft import DROPPED, Sft
+from megatron_lrpath.plan.spec import Batch, Data, Tokenizer, Version
+from megatron_lrpath.schedule import STYLES, Schedule, tenth
+
+
+def read_mix(source: Source, entry: Entry | None, seed: int) -> Mix | None:
+    """The mix of an entry (a plan's or a version's); None where there is none or it names no slice.
+
+    Raises PlanError for shares outside (0, 1), shares that leave nothing to the main path, and a slice named twice.
+    """
+    if entry is None or entry.value is None:
+        return None
+    section = read_section(source, entry, MIX_KEYS)
+    named = read_mapping(source, section["slices"])
+    if not named:
+        if entry.key.startswith("versions"):
+            return None  # takes the plan's mix away from this version
+        raise source.error(section["slices"], "names no slice; write them like `curated: 0.2`")
+    parts = [_part(source, name, child) for name, child in named.items()]
+    _check_names(source, parts, named)
+    total = sum(part.share for part in parts)
+    if total >= 1:
+        raise source.error(
+            section["slices"],
+            f"the shares add up to {float(total):g}, which leaves nothing to the main path's data; they must "
+            "add up to less than 1",
+        )
+    own = next(key for key in MIX_KEYS if key.name == "seed")
+    return Mix(tuple(parts), read_key(source, section, own) or seed)
+
+
+def _part(source: Source, name: str, entry: Entry) -> MixPart:
+    share = Fraction(repr(read_value(source, entry, SHARE)))  # 0.1 is a tenth
+    return MixPart(name, share, f"{source.path}:{entry.line}: {entry.key}")
+
+
+def _check_names(source: Source, parts: list[MixPart], named: dict[str, Entry]) -> None:
+    seen: dict[str, str] = {}
+    for part, entry in zip(parts, named.values(), strict=True):
+        if not re.fullmatch(SAFE_NAME, part.name):
+            raise source.error(entry, f"{part.slice!r} does not name a slice; give its name or its path")
+        if part.name in seen:
+            raise source.error(
+                entry, f"{part.slice!r} has the name of {seen[part.name]!r}; two slices need two names"
+            )
+        seen[part.name] = part.slice
+
+
+_LISTS = ("data", "valid", "special_tokens", "versions", "paradigms", "megatron", "style")
+
+
+def read_sft(
+    source: Source,
+    entry: Entry | None,
+    seed: int,
+    batch: Batch,
+    versions: tuple[Version, ...],
+    model: ModelSpec,
+) -> Sft | None:
+    """The section, None where there is none; the others are the plan's.
+
+    Raises PlanError like `load_plan`.
+    """
+    if entry is None or entry.value is None:
+        return None
+    section = read_section(source, entry, SFT_KEYS)
+    plain = {key.name: read_key(source, section, key) for key in SFT_KEYS if key.name not in _LISTS}
+    _check_length(source, entry, section)
+    return Sft(
+        data=_texts(source, section["data"]),
+        valid=_valid(source, section.get("valid")),
+        schedule=_schedule(source, section, plain),
+        epochs=plain["epochs"],
+        steps=plain["steps"],
+        batch=_batch(source, entry, section, plain, batch),
+        template=plain["chat_template"],
+        special_tokens=_texts(source, section.get("special_tokens")),
+        too_long=plain["too_long"],
+        max_rejects=plain["max_rejects"],
+        versions=_names(source, section.get("versions"), tuple(version.name for version in versions)),
+        paradigms=_names(source, section.get("paradigms"), PARADIGMS),
+        seed=plain["seed"] or seed,
+        megatron=_megatron(source, section.get("megatron"), model),
+        place=f"{source.path}:{entry.line}: sft",
+    )
+
+
+def _check_length(source: Source, entry: Entry, section: dict[str, Entry]) -> None:
+    given = [name for name in ("epochs", "steps") if name in section and section[name].value is not None]
+    if len(given) != 1:
+        place = section[given[1]] if given else entry
+        raise source.error(place, "give either `epochs` or `steps`" + (", not both" if given else ""))
+
+
+def _texts(source: Source, entry: Entry | None) -> tuple[str, ...]:
+    """A text or a list of texts."""
+    if entry is None or entry.value is None:
+        return ()
+    items = read_list(source, entry) if isinstance(entry.value, list) else [entry]
+    return tuple(read_value(source, item, TEXT) for item in items)
+
+
+def _valid(source: Source, entry: Entry | None) -> float | tuple[str, ...] | None:
+    if entry is None or entry.value is None:
+        return None
+    if isinstance(entry.value, int | float):
+        return float(read_value(source, entry, SHARE))
+    return _texts(source, entry)
+
+
+def _names(source: Source, entry: Entry | None, known: tuple[str, ...]) -> tuple[str, ...]:
+    """Some of the known names, in their order; all where none are given."""
+    if entry is None or entry.value is None:
+        return known
+    items = read_list(source, entry)
+    if not items:
+        raise source.error(entry, f"names none; give some of {', '.join(known)}, or leave it out for all")
+    chosen = {read_value(source, item, choice(*known)) for item in items}
+    return tuple(name for name in known if name in chosen)
+
+
+def _schedule(source: Source, section: dict[str, Entry], plain: dict[str, Any]) -> Schedule:
+    style = "cosine"
+    if "style" in section:
+        style = read_value(source, section["style"], choice(*STYLES))
+    highest, lowest = plain["max_lr"], plain["min_lr"]
+    if lowest is None:
+        lowest = tenth(highest)
+    if lowest > highest:
+        raise source.error(section["min_lr"], f"{lowest} is above max_lr {highest}; a decay goes downwards")
+    if plain["steps"] is not None and plain["warmup_steps"] >= plain["steps"]:
+        raise source.error(
+            section["warmup_steps"],
+            f"a warm-up of {plain['warmup_steps']} steps fills all {plain['steps']} steps; give a shorter one",
+        )
+    return Schedule(style=style, max_lr=highest, min_lr=lowest, warmup=plain["warmup_steps"])
+
+
+def _batch(
+    source: Source, entry: Entry, section: dict[str, Entry], plain: dict[str, Any], batch: Batch
+) -> Batch:
+    own = Batch(
+        plain["global_batch_size"] or batch.global_batch_size,
+        plain["micro_batch_size"] or batch.micro_batch_size,
+        plain["seq_length"] or batch.seq_length,
+    )
+    if own.global_batch_size % own.micro_batch_size:
+        place = section.get("global_batch_size") or section.get("micro_batch_size") or entry
+        raise source.error(
+            place,
+            f"a global_batch_size of {own.global_batch_size} is not a multiple of the micro_batch_size "
+            f"{own.micro_batch_size}; every step needs whole micro batches",
+        )
+    return own
+
+
+def _megatron(source: Source, entry: Entry | None, model: ModelSpec) -> dict[str, Any]:
+    """Megatron arguments; none that the plan sets, that make another model, or that split packed samples."""
+    arguments = read_arguments(source, entry)
+    if entry is None or not isinstance(entry.value, dict):
+        return arguments
+    written = {key.replace("-", "_"): child for key, child in entry.value.items()}
+    for name in arguments:
+        if name in SET_BY_PLAN:
+            instead = f"follows from the plan and the keys of `sft` (`{SET_BY_PLAN[name]}` for versions)"
+        elif name in resolve_model(model):
+            instead = "the model is the version's"
+        elif name in DROPPED:
+            instead = "packed samples have an attention of their own and are not split over ranks"
+        else:
+            continue
+        raise source.error(written[name], f"cannot be set here; leave it out: {instead}")
+    return arguments
+
+
+_NESTED = ("cycle_steps", "branch_mix")  # read by functions of their own
+_PLAIN = ("name", "seed", "alpha", "cpt_variant", "also_branch_at")
+
+
+def load_plan(path: Path | str) -> Plan:
+    """Read and check a plan file.
+
+    Raises PlanError, `FILE:LINE: key: what is wrong; how to go on`, for the first thing that is wrong.
+    """
+    source = read_source(path)
+    if source.is_experiment:
+        raise source.error(
+            source.find("plan"),
+            "this is an experiment, which varies a plan, and a plan is wanted here; `lrpath experiment FILE "
+            "--write` writes its plans into OUTPUT/plans",
+        )
+    return plan_from(source)
+
+
+def plan_from(source: Source) -> Plan:
+    """The plan that a file's text says; raises PlanError like `load_plan`."""
+    top = read_section(source, source.root, PLAN_KEYS)
+    values = {key.name: read_key(source, top, key) for key in PLAN_KEYS if key.name in _PLAIN}
+    model = _read_model(source, top["model"])
+    batch = Batch(**_read_fields(source, top["batch"], BATCH_KEYS))
+    versions = _read_versions(source, top, values["seed"])
+    plan = Plan(
+        path=source.path,
+        model=model,
+        schedule=_read_schedule(source, top["schedule"]),
+        batch=batch,
+        tokenizer=_read_tokenizer(source, top["tokenizer"]),
+        data=_read_data(source, top["data"]),
+        versions=versions,
+        output=_read_output(source, top, values["name"]),
+        megatron=_read_megatron(source, top.get("megatron"), model),
+        sft=read_sft(source, top.get("sft"), values["seed"], batch, versions, model),
+        **values,
+    )
+    check_plan(source, plan)
+    return plan
+
+
+def _read_fields(source: Source, entry: Entry, keys: tuple[Key, ...]) -> dict[str, Any]:
+    section = read_section(source, entry, keys)
+    return {key.name: read_key(source, section, key) for key in keys if key.name not in _NESTED}
+
+
+def _read_schedule(source: Source, entry: Entry) -> Schedule:
+    fields = _read_fields(source, entry, SCHEDULE_KEYS)
+    section = read_section(source, entry, SCHEDULE_KEYS)
+    if fields["min_lr"] is None:
+        fields["min_lr"] = tenth(fields["max_lr"])
+    if fields["min_lr"] > fields["max_lr"]:
+        raise source.error(
+            section["min_lr"],
+            f"{fields['min_lr']} is above max_lr {fields['max_lr']}; a decay goes downwards",
+        )
+    first, second = fields["multi_step_fractions"]
+    if first > second:
+        raise source.error(section["multi_step_fractions"], f"{first} and {second} must ascend")
+    return Schedule(warmup=fields.pop("warmup_steps"), **fields)
+
+
+def _read_tokenizer(source: Source, entry: Entry) -> Tokenizer:
+    tokenizer = Tokenizer(**_read_fields(source, entry, TOKENIZER_KEYS))
+    if tokenizer.type.startswith("Null"):
+        if tokenizer.vocab_size is None:
+            raise source.error(entry, f"{tokenizer.type} has no vocabulary of its own; give vocab_size")
+    elif tokenizer.model is None:
+        raise source.error(entry, f"{tokenizer.type} needs its model; give model")
+    return tokenizer
+
+
+def _read_data(source: Source, entry: Entry) -> Data:
+    fields = _read_fields(source, entry, DATA_KEYS)
+    return Data(fields["slices"], fields["valid"] or str(Path(fields["slices"]) / "valid"))
+
+
+def _read_versions(source: Source, top: dict[str, Entry], seed: int) -> tuple[Version, ...]:
+    entry, schedule = top["versions"], top["schedule"]
+    items = read_list(source, entry)
+    if not items:
+        raise source.error(entry, "a plan needs at least one version, like `- {name: v1, steps: 100}`")
+    limit = next(key.schema["maxItems"] for key in PLAN_KEYS if key.name == "versions")
+    if len(items) > limit:
+        raise source.error(entry, f"{len(items)} versions are more than the {limit} that a plan may have")
+    default = read_cycle(source, read_section(source, schedule, SCHEDULE_KEYS).get("cycle_steps"))
+    mix = read_mix(source, top.get("branch_mix"), seed)
+    versions = []
+    for item in items:
+        fields, section = _read_fields(source, item, VERSION_KEYS), read_section(source, item, VERSION_KEYS)
+        own = read_cycle(source, section.get("cycle_steps"))
+        mixed = read_mix(source, section.get("branch_mix"), seed) if "branch_mix" in section else mix
+        versions.append(Version(**fields, cycle_steps=default | own, mix=mixed))
+    return tuple(versions)
+
+
+def _read_model(source: Source, entry: Entry) -> ModelSpec:
+    if isinstance(entry.value, dict):
+        overrides = read_arguments(source, entry)
+        recipe = overrides.pop("recipe", None)
+        place = entry.value.get("recipe", entry)
+    else:
+        overrides, recipe, place = {}, read_value(source, entry, TEXT), entry
+    if recipe is not None and recipe not in RECIPES:
+        hint = nearest(str(recipe), RECIPES)
+        raise source.error(place, f"{recipe!r} is no recipe{hint}; there are {', '.join(RECIPES)}")
+    spec = ModelSpec(recipe, overrides)
+    _refuse_set_by_plan(source, entry, overrides)
+    try:
+        resolve_model(spec)
+    except UserError as error:
+        raise source.error(entry, str(error)) from None
+    return spec
+
+
+def _read_output(source: Source, top: dict[str, Entry], name: str) -> str:
+    if "output" not in top or top["output"].value is None:
+        return f"runs/{name}"
+    return str(read_value(source, top["output"], TEXT))
+
+
+def _read_megatron(source: Source, entry: Entry | None, model: ModelSpec) -> dict[str, Any]:
+    arguments = read_arguments(source, entry)
+    if entry is not None:
+        _refuse_set_by_plan(source, entry, arguments)
+        for name, child in _by_argument(entry).items():
+            if name in resolve_model(model):
+                raise source.error(child, "an argument of the model; set it under `model:`")
+    return arguments
+
+
+def _refuse_set_by_plan(source: Source, entry: Entry, arguments: dict[str, Any]) -> None:
+    for name in arguments:
+        if name in SET_BY_PLAN:
+            child = _by_argument(entry)[name]
+            raise source.error(child, f"follows from the plan; leave it out and set `{SET_BY_PLAN[name]}`")
+
+
+def _by_argument(entry: Entry) -> dict[str, Entry]:
+    """The entries of a mapping of Megatron arguments, by their names with underscores."""
+    children = entry.value if isinstance(entry.value, dict) else {}
+    return {name.replace("-", "_"): child for name, child in children.items()}

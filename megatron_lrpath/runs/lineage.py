@@ -1,0 +1,238 @@
+"""Where a run comes from: `lineage.json` in its folder, written at the first start, checked at later ones."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from megatron_lrpath import __version__
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.files import atomic_write_json
+from megatron_lrpath.plan import differences as plan_differences
+from megatron_lrpath.runs.checkpoints import checkpoint_folder
+
+LINEAGE = "lineage.json"
+BLOCK = 64 * 1024  # bytes
+PACKAGES = ("megatron-core", "torch", "numpy", "transformer-engine", "apex", "sentencepiece", "transformers")
+
+
+def checkpoint_fingerprint(folder: Path, step: int) -> str:
+    """A digest of a checkpoint: every file's name and size, and sixteen blocks of 64 KiB spread over it.
+
+    Small files are read whole. A checkpoint of other weights differs in every block, so it does not pass; a
+    single flipped bit may (that is what checksums are for).
+    """
+    digest = hashlib.sha256()
+    for path in sorted(checkpoint_folder(folder, step).iterdir()):
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}\n".encode())
+        with path.open("rb") as stream:
+            for number in range(16):
+                stream.seek(size * number // 16)
+                digest.update(stream.read(BLOCK))
+    return digest.hexdigest()
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that a result depends on, where they are installed."""
+    found = {"python": platform.python_version(), "megatron-lrpath": __version__}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit that the code runs from, `-dirty` where it was changed; None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def launch_record() -> dict[str, Any] | None:
+    """What a launcher found out about the machines of this start (in the file LRPATH_LAUNCH), None without one."""
+    try:
+        record = json.loads(Path(os.environ["LRPATH_LAUNCH"]).read_text(encoding="utf-8"))
+    except (KeyError, OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def read_lineage(folder: Path) -> dict[str, Any] | None:
+    """The lineage in a run's folder, None before its first start.
+
+    Raises:
+        UserError: the file is there and cannot be read.
+    """
+    path = folder / LINEAGE
+    if not path.exists():
+        return None
+    try:
+        lineage = json.loads(path.read_text(encoding="utf-8"))
+        check_form(lineage)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{path}: not a lineage file ({error}). Restore it from a backup, or move the run's folder away "
+            "to start the run anew."
+        ) from None
+    return lineage
+
+
+def check_form(lineage: Any) -> None:
+    """Check what the file must hold; raises ValueError, KeyError, TypeError or AttributeError."""
+    identity, parent, skipped = lineage["identity"], lineage["parent"], lineage.get("skipped", [])
+    slices = [identity.get(group, {}) for group in ("slices", "mix_slices")]
+    arguments = identity.get("arguments", {})
+    forms = {
+        "identity": lineage["identity_hash"] == identity_hash(identity),
+        "slices": all(isinstance(one, str) for group in slices for one in group.values()),
+        "arguments": isinstance(arguments, dict),
+        "parent": parent is None or isinstance(parent["fingerprint"], str),
+        "starts": isinstance(lineage["starts"], list)
+        and all(
+            isinstance(start.get("plan"), str | None)
+            and isinstance(start.get("save_retain_interval"), int | None)
+            for start in lineage["starts"]
+        ),
+        "skipped": isinstance(skipped, list) and all(isinstance(one["step"], int) for one in skipped),
+    }
+    wrong = [name for name, right in forms.items() if not right]
+    if wrong:
+        raise ValueError(f"damaged: {', '.join(wrong)}")
+
+
+def identity_hash(identity: dict[str, Any]) -> str:
+    """The digest of an identity (JSON values)."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
+    """What differs between two identities of a run, in words: plan, data, tokenizer file, further arguments.
+
+    A main path may know more versions now than when it was stored.
+    """
+    found = plan_differences(stored, current)
+    for group in ("slices", "mix_slices"):
+        old_slices, new_slices = stored.get(group, {}), current.get(group, {})
+        found += [
+            f"slice {name} holds other documents (fingerprint {old_slices[name][:12]}, now "
+            f"{new_slices[name][:12]})"
+            for name in old_slices
+            if name in new_slices and old_slices[name] != new_slices[name]
+        ]
+    if stored.get("tokenizer_model") != current.get("tokenizer_model"):
+        found.append("the tokenizer's model file is another")
+    if stored.get("sft_data") != current.get("sft_data"):
+        found.append("the prepared chat data are others")
+    old, new = stored.get("arguments", {}), current.get("arguments", {})
+    found += [
+        f"argument {name}: was {old.get(name, 'not given')}, is {new.get(name, 'not given')}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
+    return found
+
+
+def check_same_run(folder: Path, identity: dict[str, Any]) -> None:
+    """Refuse to continue a run under a plan, data or arguments that would give another result.
+
+    Raises:
+        UserError: what differs, and how to go on.
+    """
+    lineage = read_lineage(folder)
+    if lineage is None:
+        return
+    found = differences(lineage["identity"], identity)
+    if found:
+        raise UserError(
+            f"{folder}: this run was started under other settings: "
+            + "; ".join(found)
+            + ". Go back to the settings it was started with, or give the plan another `output` (or move "
+            "this folder away) to train anew."
+        )
+
+
+def check_parent(folder: Path, parent: Path, step: int, parent_identity: dict[str, Any]) -> None:
+    """Refuse a parent that was trained under another plan, or that changed since this run left it.
+
+    Args:
+        folder: this run's folder.
+        parent: the parent's run folder; its checkpoints lie in `parent/checkpoints`.
+        step: the step at which this run leaves the parent.
+        parent_identity: what the parent's result should depend on according to the present plan.
+    """
+    lineage = read_lineage(parent)
+    if lineage is not None and (found := differences(lineage["identity"], parent_identity)):
+        raise UserError(
+            f"{parent}: the parent was trained under another plan: "
+            + "; ".join(found)
+            + ". Use the plan it was trained with, or train the parent anew under another `output`."
+        )
+    own = read_lineage(folder)
+    if own is None or not own["parent"] or not checkpoint_folder(parent / "checkpoints", step).is_dir():
+        return  # a run that has checkpoints of its own outlives its parent's
+    if own["parent"]["fingerprint"] != checkpoint_fingerprint(parent / "checkpoints", step):
+        raise UserError(
+            f"{parent / 'checkpoints'}: the checkpoint of step {step} is not the one that {folder.name} was "
+            "started from. Restore it, or move this run's folder away to branch off anew."
+        )
+
+
+def write_lineage(
+    folder: Path,
+    identity: dict[str, Any],
+    parent: dict[str, Any] | None,
+    first_step: int,
+    world_size: int,
+    retain_interval: int | None,
+    plan: str | None = None,
+) -> None:
+    """Record a start: the identity (as of this start) and who, when and with what; what it keeps of its saves."""
+    earlier = read_lineage(folder)
+    start = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "step": first_step,
+        "host": platform.node(),
+        "world_size": world_size,
+        "save_retain_interval": retain_interval,
+        "packages": package_versions(),
+        "git_commit": git_commit(),
+        "command": sys.argv,
+        "plan": plan,
+        "launch": launch_record(),
+    }
+    lineage = {
+        "identity": identity,
+        "identity_hash": identity_hash(identity),
+        "parent": earlier["parent"] if earlier else parent,
+        "starts": [*(earlier["starts"] if earlier else []), start],
+        "skipped": [one for one in (earlier or {}).get("skipped", []) if one["step"] <= first_step],
+    }
+    atomic_write_json(folder / LINEAGE, lineage)
+
+
+def retain_intervals(folder: Path) -> list[int | None]:
+    """The --save-retain-interval of a run's starts so far, None for one that kept all checkpoints."""
+    recorded = read_lineage(folder)
+    key = "save_retain_interval"
+    return [start[key] for start in recorded["starts"] if key in start] if recorded else []
+
+
+def add_skipped(folder: Path, record: dict[str, Any]) -> None:
+    """Record a batch whose update was skipped for a loss spike: `step`, `samples` (first, last), losses."""
+    lineage = read_lineage(folder)
+    if lineage is not None:
+        lineage["skipped"] = [*lineage.get("skipped", []), record]
+        atomic_write_json(folder / LINEAGE, lineage)

@@ -1,0 +1,1 @@
+"""Tokenizers: applied to text, trained, and written for Hugging Face."""

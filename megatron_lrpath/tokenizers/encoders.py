@@ -1,0 +1,365 @@
+"""Tokenizers as Megatron-LM's preprocessing applies them, by a faster library where the ids are proved equal."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.tokenizers.fast_bpe import Merges, NotExactError, common_character, trial_texts
+
+type Ids = npt.NDArray[np.integer[Any]]
+
+SENTENCEPIECE_TYPES = ("SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer")
+SPOT_CHECK_EVERY = 1024  # texts of the fast path of which the beginning of one is encoded again exactly
+SPOT_CHECK_CHARACTERS = 1 << 16
+
+
+class TextError(ValueError):
+    """A text that the tokenizer cannot take; the document is rejected with this reason."""
+
+
+class Encoder:
+    """Turns texts into token ids. `eod` is None where the tokenizer has no end-of-document token."""
+
+    vocab_size: int
+    eod: int | None
+    notice: str = ""
+
+    def encode(self, text: str) -> Ids:
+        """Token ids of one text. Raises `TextError`."""
+        raise TextError("this tokenizer takes no text")
+
+    def encode_many(self, texts: Sequence[str]) -> list[Ids | TextError]:
+        """Token ids of each text, or why there are none."""
+        return [self.attempt(text) for text in texts]
+
+    def attempt(self, text: str) -> Ids | TextError:
+        """Token ids of one text, or why there are none."""
+        try:
+            return self.encode(text)
+        except TextError as error:
+            return error
+        except (RuntimeError, TypeError, UnicodeError):  # which of them depends on the library
+            if is_unicode(text):
+                raise
+            return TextError("half a surrogate pair: the text is not valid Unicode")
+
+
+class FastPath(Protocol):
+    """A faster way to the same ids, proved on trial texts when it was made."""
+
+    def encode(self, texts: Sequence[str]) -> list[Ids]:
+        """Token ids of each text."""
+
+    def agrees(self, text: str) -> bool:
+        """Whether the slow way gives the same."""
+
+
+class QuickEncoder(Encoder):
+    """An encoder that may have a fast path, of which a sample of every run is compared again."""
+
+    fast: FastPath | None = None
+    _encoded = 0
+
+    def take_fast_path(self, name: str, exact_only: bool, make: Callable[[], FastPath]) -> None:
+        """Use the fast path if it can be made; otherwise `notice` says why `name` itself is used."""
+        if exact_only:
+            self.notice = f"tokenizing with {name} itself, as asked"
+            return
+        try:
+            self.fast = make()
+        except NotExactError as error:
+            self.notice = f"tokenizing with {name} itself, which is slower: {error}"
+
+    def encode(self, text: str) -> Ids:
+        """Token ids of one text."""
+        return self.encode_exactly(text) if self.fast is None else self.fast.encode([text])[0]
+
+    def encode_many(self, texts: Sequence[str]) -> list[Ids | TextError]:
+        """Token ids of each text, or why there are none."""
+        if self.fast is None:
+            return self.encode_many_exactly(texts)
+        try:
+            found: list[Ids | TextError] = list(self.fast.encode(texts))
+        except (RuntimeError, TypeError, UnicodeError):
+            found = super().encode_many(texts)  # one of them is no valid text
+        for at in range(-self._encoded % SPOT_CHECK_EVERY, len(texts), SPOT_CHECK_EVERY):
+            if not isinstance(found[at], TextError):
+                self._compare(self.fast, texts[at][:SPOT_CHECK_CHARACTERS])
+        self._encoded += len(texts)
+        return found
+
+    def _compare(self, fast: FastPath, text: str) -> None:
+        if not fast.agrees(text):
+            raise UserError(
+                f"the fast tokenizer disagrees with the exact one on a text that begins {text[:60]!r}; "
+                f"run again with --exact-tokenizer"
+            )
+
+    def encode_many_exactly(self, texts: Sequence[str]) -> list[Ids | TextError]:
+        """As `encode_many`, by the library that Megatron-LM uses."""
+        return super().encode_many(texts)
+
+    def encode_exactly(self, text: str) -> Ids:
+        """Token ids by the library that Megatron-LM uses."""
+        raise TextError("this tokenizer takes no text")
+
+
+class SentencePieceEncoder(QuickEncoder):
+    """A SentencePiece model: by the fast path where it is exact, by the library itself elsewhere."""
+
+    def __init__(self, path: str, exact_only: bool) -> None:
+        import sentencepiece
+
+        from megatron_lrpath.tokenizers.fast_bpe import FastBpe
+
+        model = _read_model(path)
+        self._exact = sentencepiece.SentencePieceProcessor()
+        try:
+            self._exact.LoadFromSerializedProto(model)
+        except RuntimeError:
+            raise UserError(f"--tokenizer-model {path}: not a SentencePiece model") from None
+        self.vocab_size = self._exact.get_piece_size()
+        eod = self._exact.eos_id()
+        self.eod = eod if eod >= 0 else None
+        self.take_fast_path("SentencePiece", exact_only, lambda: FastBpe(model, self._exact))
+
+    def encode_exactly(self, text: str) -> Ids:
+        """Token ids by SentencePiece itself."""
+        return np.array(self._exact.encode_as_ids(text), dtype=np.int32)
+
+
+class NullEncoder(Encoder):
+    """Texts that are token ids already, separated by single spaces."""
+
+    def __init__(self, args: Namespace) -> None:
+        if not args.vocab_size:
+            raise UserError("--tokenizer-type NullTokenizer needs --vocab-size")
+        self.vocab_size = args.vocab_size
+        eod = args.null_tokenizer_eod_id
+        self.eod = self.vocab_size - 1 if eod is None else eod
+
+    def encode(self, text: str) -> Ids:
+        """The numbers that `text` spells."""
+        try:
+            ids = np.array(list(map(int, text.split(" "))), dtype=np.int64)
+        except (ValueError, OverflowError):
+            raise TextError("NullTokenizer takes whole numbers separated by single spaces") from None
+        if ids.size and (ids.min() < 0 or ids.max() >= self.vocab_size):
+            outside = ids.min() if ids.min() < 0 else ids.max()
+            raise TextError(f"token id {outside} is outside the vocabulary of {self.vocab_size}")
+        return ids
+
+
+class MegatronEncoder(Encoder):
+    """Any other tokenizer of Megatron's, by Megatron's own code (which imports torch)."""
+
+    def __init__(self, args: Namespace) -> None:
+        try:
+            from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer
+        except ImportError as error:
+            raise UserError(f"--tokenizer-type {args.tokenizer_type} needs megatron-core: {error}") from None
+        settings = Namespace(
+            **vars(args),
+            rank=1,
+            make_vocab_size_divisible_by=128,
+            tensor_model_parallel_size=1,
+            pad_vocab_size=False,
+        )
+        try:
+            self._tokenizer = build_tokenizer(settings)
+        except (ValueError, OSError, AssertionError, ImportError) as error:
+            raise UserError(f"--tokenizer-type {args.tokenizer_type}: {error}") from None
+        self.vocab_size = self._tokenizer.vocab_size
+        self.eod = self._tokenizer.eod
+
+    def encode(self, text: str) -> Ids:
+        """Token ids of one text."""
+        try:
+            return np.array(self._tokenizer.tokenize(text), dtype=np.int64)
+        except (ValueError, TypeError) as error:
+            raise TextError(f"the tokenizer refuses the text: {error}") from None
+
+
+def build_encoder(args: Namespace) -> Encoder:
+    """The encoder that the tokenizer arguments describe.
+
+    Raises:
+        UserError: the model is missing or damaged, or the arguments contradict each other.
+    """
+    kind = args.tokenizer_type
+    plain = not args.tokenizer_sentencepiece_legacy and args.tokenizer_sentencepiece_ignore_extra_whitespaces
+    if kind in SENTENCEPIECE_TYPES and plain and not args.special_tokens and not args.metadata_path:
+        return SentencePieceEncoder(_needed(args), args.exact_tokenizer)
+    if kind == "HuggingFaceTokenizer" and not args.metadata_path:
+        _needed(args)
+        return HuggingFaceEncoder(args)
+    if kind == "NullTokenizer":
+        return NullEncoder(args)
+    return MegatronEncoder(args)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a string can be written as UTF-8; JSON's escapes can spell one that cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _needed(args: Namespace) -> str:
+    if not args.tokenizer_model:
+        raise UserError(f"--tokenizer-type {args.tokenizer_type} needs --tokenizer-model")
+    return str(args.tokenizer_model)
+
+
+def _read_model(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"--tokenizer-model {path}: {error.strerror}") from None
+
+
+class HuggingFaceEncoder(QuickEncoder):
+    """`AutoTokenizer`. Special tokens spelled out in a text stay text unless `--parse-special-tokens`."""
+
+    def __init__(self, args: Namespace) -> None:
+        self._tokenizer = load_tokenizer(args)
+        self._with_specials = not args.tokenizer_hf_no_include_special_tokens
+        self._parse = args.parse_special_tokens
+        name_special_tokens(self._tokenizer, args.special_tokens or [])
+        added = self._tokenizer.added_tokens_decoder.values()
+        self.added = sorted({token.content for token in added})
+        self._specials = sorted({token.content for token in added if token.special})
+        self.vocab_size = len(self._tokenizer)
+        self.eod = self._tokenizer.eos_token_id
+        self.take_fast_path("Hugging Face's library", args.exact_tokenizer, self._make_fast)
+
+    def _make_fast(self) -> FastHuggingFace:
+        if not self._with_specials or not self._tokenizer.is_fast:
+            raise NotExactError("it is only replaced where it is fast itself and adds its special tokens")
+        return FastHuggingFace(self, self._tokenizer)
+
+    def encode_exactly(self, text: str) -> Ids:
+        """Token ids of one text by the library itself."""
+        spelled = not self._parse and any(special in text for special in self._specials)
+        options = {"split_special_tokens": True} if spelled else {}
+        if self._with_specials:
+            ids = self._tokenizer(text, **options).input_ids
+        else:
+            ids = self._tokenizer.convert_tokens_to_ids(self._tokenizer.tokenize(text, **options))
+        return np.array(ids, dtype=np.int64)
+
+    def encode_many_exactly(self, texts: Sequence[str]) -> list[Ids | TextError]:
+        """Token ids of each text; those that spell no special token go as one batch."""
+        plain = [not any(special in text for special in self._specials) for text in texts]
+        if not self._with_specials or not any(plain):
+            return super().encode_many_exactly(texts)
+        try:
+            batch = self._tokenizer([text for text, alone in zip(texts, plain, strict=True) if alone])
+        except (UnicodeEncodeError, TypeError):
+            return super().encode_many_exactly(texts)
+        encoded = iter(batch.input_ids)
+        return [
+            np.array(next(encoded), dtype=np.int64) if alone else self.attempt(text)
+            for text, alone in zip(texts, plain, strict=True)
+        ]
+
+
+class FastHuggingFace:
+    """The same ids by gigatoken, with the special tokens that the tokenizer puts around every text.
+
+    Texts that spell out an added token of any kind are left to the library.
+
+    Raises:
+        NotExactError: gigatoken does not support the tokenizer or disagrees with it.
+    """
+
+    def __init__(self, encoder: HuggingFaceEncoder, tokenizer: Any) -> None:
+        self._encoder = encoder
+        self._added = encoder.added
+        self._hint = common_character(self._added) if self._added else "\x00"  # looked for first
+        backend = tokenizer.backend_tokenizer
+        if backend.normalizer is not None and any(
+            token.normalized for token in tokenizer.added_tokens_decoder.values()
+        ):
+            raise NotExactError("the tokenizer looks for added tokens in normalized text")
+        around = tokenizer("a").input_ids
+        alone = tokenizer("a", add_special_tokens=False).input_ids
+        starts = [i for i in range(len(around)) if around[i : i + len(alone)] == alone]
+        if not alone or not starts:
+            raise NotExactError("the tokenizer changes a text when it adds special tokens")
+        self._before = np.array(around[: starts[0]], dtype=np.uint32)
+        self._after = np.array(around[starts[0] + len(alone) :], dtype=np.uint32)
+        self._merges = Merges(backend.to_str())
+        self._prove(tokenizer)
+
+    def _prove(self, tokenizer: Any) -> None:
+        pieces = [tokenizer.convert_tokens_to_string([piece]) for piece in list(tokenizer.get_vocab())[:8000]]
+        for text in trial_texts(pieces, self._added[:256]):
+            if not self.agrees(text):
+                raise NotExactError(f"gigatoken disagrees with it on {text[:60]!r}")
+
+    def encode(self, texts: Sequence[str]) -> list[Ids]:
+        """Token ids of each text."""
+        merge = self._merges.encoder(sum(map(len, texts)))
+        around = bool(self._before.size or self._after.size)
+        ids: list[Ids] = []
+        for text in texts:
+            if self._hint in text and any(token in text for token in self._added):
+                ids.append(self._encoder.encode_exactly(text))
+            elif around:
+                ids.append(np.concatenate([self._before, merge(text), self._after]))
+            else:
+                ids.append(merge(text))
+        return ids
+
+    def agrees(self, text: str) -> bool:
+        """Whether the library itself gives the same ids for `text`."""
+        return bool(np.array_equal(self.encode([text])[0], self._encoder.encode_exactly(text)))
+
+
+def load_tokenizer(args: Namespace) -> Any:
+    """The tokenizer, with the options of Megatron-LM's wrapper.
+
+    Raises:
+        UserError: it cannot be found or read.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the workers are the parallelism
+    from transformers import AutoTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    files = {"vocab_file": args.vocab_file, "merges_file": args.merge_file if args.vocab_file else None}
+    try:
+        return AutoTokenizer.from_pretrained(
+            args.tokenizer_model,
+            use_fast=not args.tokenizer_hf_no_use_fast,
+            trust_remote_code=args.trust_remote_code,
+            **{name: value for name, value in files.items() if value},
+        )
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"--tokenizer-model {args.tokenizer_model}: {reason}") from None
+
+
+def name_special_tokens(tokenizer: Any, additional: list[str]) -> None:
+    """Fill in missing special tokens as Megatron-LM's wrapper does; new ones enlarge the vocabulary."""
+    names = {}
+    if tokenizer.sep_token is None and tokenizer.eos_token:
+        names["sep_token"] = tokenizer.eos_token
+    elif tokenizer.eos_token is None and tokenizer.sep_token:
+        names["eos_token"] = tokenizer.sep_token
+    if tokenizer.bos_token is None and tokenizer.cls_token:
+        names["bos_token"] = tokenizer.cls_token
+    elif tokenizer.cls_token is None and tokenizer.bos_token:
+        names["cls_token"] = tokenizer.bos_token
+    tokenizer.add_special_tokens({**names, "additional_special_tokens": additional})

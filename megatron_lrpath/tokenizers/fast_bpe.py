@@ -1,0 +1,302 @@
+"""SentencePiece BPE at ten times its speed, token for token the same, in bounded memory."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+CACHE_BYTES = 256 << 20  # growth of the process after which gigatoken's cache of words is dropped
+CHECK_EVERY = 8 << 20  # characters between two looks at that
+TRIALS = 400
+AWKWARD = [
+    *"\x00\ufeff\u2581\n\t\x1f\x7f\x85\u00a0\u3000\u200b\u2028\ufffd\u0300\ufb01\u2460\u2167\U0001f600\u0130\u00df",
+    *"\uac00\u1100\uff9e\ufdfa\U0010ffff\ue000<>1aZ.'\"\\_-",
+    *("\r\n", "e\u0301", "\u4e2d\u6587", "\uff71\uff9e", "\u1100\u1161", "</", "<unk", "<0x41", "2024"),
+    "\U0001f468\u200d\U0001f469\u200d\U0001f467",
+]
+
+
+class NotExactError(Exception):
+    """The fast tokenizer cannot stand in for this model; the text says why."""
+
+
+class Merges:
+    """A tokenizer loaded into gigatoken: from a SentencePiece model's bytes, or from a `tokenizer.json`.
+
+    Raises:
+        NotExactError: gigatoken is not there or does not know this kind.
+    """
+
+    def __init__(self, source: bytes | str) -> None:
+        self._source = source
+        self.load()
+
+    def load(self) -> None:
+        """Load anew, with an empty cache; the second time from the converted form, if there is one."""
+        try:
+            import gigatoken
+        except ImportError:
+            raise NotExactError("the package gigatoken is not installed") from None
+        kinds = gigatoken.Tokenizer
+        try:
+            read = kinds.from_sentencepiece if isinstance(self._source, bytes) else kinds.from_json
+            self._tokenizer: Any = read(self._source)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic of the library is no Exception
+            raise NotExactError(f"gigatoken: {str(error).splitlines()[0]}") from None
+        self._source = getattr(self._tokenizer, "_hf_json", None) or self._source
+        self._seen, self._floor = 0, resident_bytes()
+
+    def encoder(self, characters: int) -> Callable[[str | bytes], npt.NDArray[np.uint32]]:
+        """The function that gives the ids of a text, for texts of so many `characters` together.
+
+        Now and then the cache, which grows with every new word, is dropped here.
+        """
+        self._seen += characters
+        if self._seen > CHECK_EVERY:
+            self._seen = 0
+            if resident_bytes() - self._floor > CACHE_BYTES:
+                del self._tokenizer
+                self.load()
+        function: Callable[[str | bytes], npt.NDArray[np.uint32]] = self._tokenizer.backend.encode
+        return function
+
+
+def resident_bytes() -> int:
+    """Memory that this process occupies; 0 where the system does not say."""
+    try:
+        with open("/proc/self/statm") as stream:
+            return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+def trial_texts(pieces: list[str], symbols: list[str]) -> list[str]:
+    """Texts that try a model where tokenizers differ: runs of its own pieces, odd characters, its symbols."""
+    rng = random.Random(20)
+    pieces = rng.sample(pieces, min(len(pieces), 4000)) or ["a"]
+    texts = ["", " ", "  a  b ", "\n", "\x00", *AWKWARD, *symbols, *(f"a {s} b{s}{s}" for s in symbols[:64])]
+    texts += [first + second for first, second in pairwise(AWKWARD)]
+    for number in range(TRIALS):
+        source = (pieces, AWKWARD, pieces + AWKWARD * 20, [*pieces[:50], "  ", " "])[number % 4]
+        texts.append("".join(rng.choices(source, k=rng.choice((2, 5, 20, 80)))))
+        texts.append(" ".join(rng.choices(pieces, k=rng.choice((2, 5, 20)))))
+    return texts
+
+
+SPACE = "\u2581"  # SentencePiece's visible space
+USER_DEFINED = 4  # the piece type in SentencePiece's model file
+
+
+@dataclass(frozen=True)
+class AsciiRules:
+    """How a model normalizes plain ASCII: a byte table, bytes to drop, and what happens to spaces."""
+
+    table: bytes
+    dropped: bytes
+    prefix: bytes
+    squeeze: bool
+
+    @cached_property
+    def changes(self) -> bool:
+        """Whether any character becomes another or is dropped."""
+        return bool(self.dropped) or self.table != bytes(range(256))
+
+    def apply(self, text: bytes) -> bytes:
+        """`text` normalized, with plain spaces where SentencePiece has its visible ones."""
+        normal = text.translate(self.table, self.dropped) if self.changes else text
+        if self.squeeze:
+            normal = normal.strip(b" ")
+            if b"  " in normal:
+                normal = re.sub(b" {2,}", b" ", normal)
+            if not normal:
+                return b""
+        return self.prefix + normal if text else b""
+
+
+class FastBpe:
+    """Encodes like the SentencePiece model `model` (its bytes), which `exact` has loaded.
+
+    Raises:
+        NotExactError: gigatoken is missing, does not support the model, or disagrees with it.
+    """
+
+    def __init__(self, model: bytes, exact: Any) -> None:
+        self._exact = exact
+        self._merges = Merges(without_normalizer(model))
+        self._symbols = reserved_symbols(exact)
+        self._symbols_ascii = [symbol.encode() for symbol in self._symbols]
+        self._hint = common_character(self._symbols)  # looked for first
+        self._hint_ascii = self._hint.encode()
+        self._ascii = read_ascii_rules(model, exact)
+        self._lossless = is_lossless(model)
+        self.prove(trial_texts(plain_pieces(exact), self._symbols))
+
+    def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.integer[Any]]]:
+        """Token ids of each text."""
+        merge = self._merges.encoder(sum(map(len, texts)))
+        ids: list[npt.NDArray[np.integer[Any]]] = []
+        for text in texts:
+            if self._ascii is not None and (self._lossless or text.isascii()):
+                plain = self._ascii.apply(text.encode())
+                spelled = self._hint_ascii in plain and any(symbol in plain for symbol in self._symbols_ascii)
+                ids.append(self._exactly(text) if spelled else merge(plain))
+            else:
+                normal = self._exact.normalize(text)
+                spelled = self._hint in normal and any(symbol in normal for symbol in self._symbols)
+                ids.append(self._exactly(text) if spelled else merge(normal))
+        return ids
+
+    def _exactly(self, text: str) -> npt.NDArray[np.integer[Any]]:
+        return np.array(self._exact.encode_as_ids(text), dtype=np.int32)
+
+    def agrees(self, text: str) -> bool:
+        """Whether SentencePiece itself gives the same ids for `text`."""
+        return self.encode([text])[0].tolist() == self._exact.encode_as_ids(text)
+
+    def prove(self, texts: list[str]) -> None:
+        """Raise `NotExactError` when one of `texts` comes out differently."""
+        for text in texts:
+            if not self.agrees(text):
+                raise NotExactError(f"gigatoken disagrees with SentencePiece on {text[:60]!r}")
+
+
+def without_normalizer(model: bytes) -> bytes:
+    """The model with a normalizer that does nothing: in a protobuf message the later field wins."""
+    no_prefix, no_squeeze = b"\x18\x00", b"\x20\x00"  # add_dummy_prefix (3), remove_extra_whitespaces (4)
+    return model + b"\x1a\x04" + no_prefix + no_squeeze  # normalizer_spec is field 3
+
+
+def reserved_symbols(exact: Any) -> list[str]:
+    """Spellings that text may contain but that must never become the token of that name."""
+    size = exact.get_piece_size()
+    pieces = [exact.id_to_piece(i) for i in range(size) if exact.is_control(i) or exact.is_unknown(i)]
+    symbols = [piece.replace(SPACE, " ") for piece in pieces] + pieces + ["<0x"]
+    return sorted({symbol for symbol in symbols if symbol})
+
+
+def common_character(symbols: list[str]) -> str:
+    """A character that all of `symbols` hold, most often `<`; "" when there is none."""
+    return min(set(symbols[0]).intersection(*symbols[1:]), default="")
+
+
+def read_ascii_rules(model: bytes, exact: Any) -> AsciiRules | None:
+    """How the model normalizes ASCII, or None when that is more than a byte table can say."""
+    spec = normalizer_spec(model)
+    squeeze, prefixed, escaped = (bool(spec.get(field, 1)) for field in (4, 3, 5))
+    charsmap = spec.get(2, b"")
+    if not escaped or not isinstance(charsmap, bytes) or has_ascii_sequences(charsmap):
+        return None
+    table, dropped = bytearray(range(256)), bytearray()
+    for code in range(128):
+        # between two letters, so that neither the prefix nor the squeezing of spaces touches it
+        normal = exact.normalize(f"a{chr(code)}a").removeprefix(SPACE if prefixed else "")
+        middle = normal[1:-1].replace(SPACE, " ")
+        if normal[:1] != "a" or normal[-1:] != "a" or len(middle) > 1 or not middle.isascii():
+            return None
+        if middle:
+            table[code] = ord(middle)
+        else:
+            dropped.append(code)
+    rules = AsciiRules(bytes(table), bytes(dropped), b"", False)
+    kept_whole = [piece for piece in user_defined(model) if piece.isascii()]  # the normalizer passes them by
+    if any(" " in piece or rules.apply(piece.encode()) != piece.encode() for piece in kept_whole):
+        return None
+    return AsciiRules(bytes(table), bytes(dropped), b" " if prefixed else b"", squeeze)
+
+
+def is_lossless(model: bytes) -> bool:
+    """Whether the model leaves text as it is but for the spaces' sign: then its ASCII rules hold for any text."""
+    spec = normalizer_spec(model)
+    return not spec.get(2) and not spec.get(4, 1)
+
+
+def normalizer_spec(model: bytes) -> dict[int, int | bytes]:
+    """The fields of the model's NormalizerSpec by their number."""
+    spec: dict[int, int | bytes] = {}
+    for field, value in protobuf_fields(model):
+        if field == 3 and isinstance(value, bytes):
+            spec.update(protobuf_fields(value))
+    return spec
+
+
+def user_defined(model: bytes) -> list[str]:
+    """The pieces that the model's user defined, as they stand in text."""
+    messages = (value for field, value in protobuf_fields(model) if field == 1 and isinstance(value, bytes))
+    found = [
+        piece.get(1) for piece in map(dict, map(protobuf_fields, messages)) if piece.get(3) == USER_DEFINED
+    ]
+    return [text.decode().replace(SPACE, " ") for text in found if isinstance(text, bytes)]
+
+
+def protobuf_fields(message: bytes) -> list[tuple[int, int | bytes]]:
+    """(number, value) of each field of a protobuf message; sub-messages and fixed-width numbers as bytes."""
+    fields: list[tuple[int, int | bytes]] = []
+    at = 0
+    while at < len(message):
+        key, at = _varint(message, at)
+        kind = key & 7
+        if kind == 0:
+            number, at = _varint(message, at)
+            fields.append((key >> 3, number))
+            continue
+        if kind == 2:
+            size, at = _varint(message, at)
+        elif kind in (1, 5):
+            size = 8 if kind == 1 else 4
+        else:
+            raise NotExactError("not a SentencePiece model")
+        fields.append((key >> 3, message[at : at + size]))
+        at += size
+    return fields
+
+
+def _varint(message: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while at < len(message):
+        byte = message[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+        shift += 7
+    raise NotExactError("not a SentencePiece model")
+
+
+def has_ascii_sequences(charsmap: bytes) -> bool:
+    """Whether a normalization rule begins with two ASCII characters.
+
+    The rules are a double-array trie of 32-bit units after its size in bytes (SentencePiece's
+    `precompiled_charsmap`, the trie in darts-clone's layout).
+    """
+    if not charsmap:
+        return False
+    (size,) = struct.unpack_from("<I", charsmap)
+    units = np.frombuffer(charsmap, dtype="<u4", count=size // 4, offset=4).tolist()
+
+    def child(position: int, label: int) -> int | None:
+        unit = units[position]
+        following = position ^ ((unit >> 10) << ((unit & (1 << 9)) >> 6)) ^ label
+        found = following < len(units) and units[following] & 0x800000FF == label
+        return following if found else None
+
+    firsts = [child(0, code) for code in range(1, 128)]
+    return any(child(at, code) is not None for at in firsts if at is not None for code in range(1, 128))
+
+
+def plain_pieces(exact: Any) -> list[str]:
+    """The model's pieces as text, without control, unknown and byte pieces."""
+    ids = range(exact.get_piece_size())
+    special = (exact.is_control, exact.is_byte, exact.is_unknown)
+    return [exact.id_to_piece(i).replace(SPACE, " ") for i in ids if not any(test(i) for test in special)]

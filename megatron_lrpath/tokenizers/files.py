@@ -1,0 +1,163 @@
+"""The tokenizer of a run, written into a Hugging Face folder so that transformers loads it offline."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.files import atomic_write_json
+from megatron_lrpath.tokenizers import sentencepiece_fast
+
+SENTENCEPIECE = ("SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer")
+HUGGING_FACE = "HuggingFaceTokenizer"
+NO_TOKENIZER = "NullTokenizer"
+# Names a tokenizer's folder may hold; nothing else is copied, code least of all.
+FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+MODEL_FILE = "tokenizer.model"
+ORIGIN = "megatron_tokenizer_type"  # in tokenizer_config.json: what the import gives back to Megatron
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """A run's tokenizer.
+
+    Attributes:
+        kind: Megatron's name of its type.
+        vocab_size: number of tokens.
+        tokens: bos_token_id, eos_token_id, pad_token_id where there are such tokens.
+        path: the model file or folder; None where there is nothing to write (test tokenizers).
+        notes: what the user should know about the exported tokenizer.
+    """
+
+    kind: str
+    vocab_size: int
+    tokens: dict[str, int]
+    path: Path | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def find_tokenizer(kind: str, model: str | None, args: Any, vocab_size: int | None) -> TokenizerFiles:
+    """The tokenizer that a checkpoint was trained with.
+
+    Args:
+        kind: Megatron's type of tokenizer.
+        model: its file or folder, relative to the working directory.
+        args: the checkpoint's stored arguments.
+        vocab_size: the user's word for tokenizers that are not written.
+
+    Raises:
+        UserError: it is not where it was, or of a type whose size is not known.
+    """
+    if getattr(args, "special_tokens", None):
+        raise UserError(
+            "the run has --special-tokens beside its tokenizer, which are not exported: train them in."
+        )
+    if kind in SENTENCEPIECE or kind == HUGGING_FACE:
+        path = Path(model or "")
+        if not model or not path.exists():
+            raise UserError(
+                f"the tokenizer {model!r} is not here: give its place with --tokenizer, or call from the "
+                "folder that the run was started in."
+            )
+        return sentencepiece_tokenizer(kind, path) if kind in SENTENCEPIECE else hugging_face_tokenizer(path)
+    size = vocab_size or getattr(args, "lrpath_vocab_size", None) or getattr(args, "vocab_size", None)
+    if not size:
+        raise UserError(
+            f"a {kind} has no files that are exported here: give the number of its tokens, --vocab-size N."
+        )
+    note = f"{kind}: no tokenizer files are written; the model takes token ids below {size}."
+    end = getattr(args, "null_tokenizer_eod_id", None)
+    ends = {"eos_token_id": int(size) - 1 if end is None else int(end)} if kind == NO_TOKENIZER else {}
+    return TokenizerFiles(kind, int(size), ends, None, [note])
+
+
+def sentencepiece_tokenizer(kind: str, path: Path) -> TokenizerFiles:
+    """A SentencePiece model's size and special tokens."""
+    import sentencepiece
+
+    try:
+        model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{path}: not a SentencePiece model ({error}).") from None
+    ids = {"bos_token_id": model.bos_id(), "eos_token_id": model.eos_id(), "pad_token_id": model.pad_id()}
+    known = {name: number for name, number in ids.items() if number >= 0}
+    return TokenizerFiles(kind, model.get_piece_size(), known, path)
+
+
+def hugging_face_tokenizer(path: Path) -> TokenizerFiles:
+    """A Hugging Face tokenizer's size and special tokens; its folder alone is read, no code of its own."""
+    tokenizer = load_tokenizer(path)
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    known = {name: number for name, number in ids.items() if number is not None}
+    return TokenizerFiles(HUGGING_FACE, len(tokenizer), known, path)
+
+
+def load_tokenizer(path: Path) -> Any:
+    """The tokenizer in a folder, as transformers loads it offline.
+
+    Raises:
+        UserError: transformers cannot load it without code from the folder.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        raise UserError(f"{path}: not a tokenizer that transformers loads by itself ({error}).") from None
+
+
+def write_tokenizer(tokenizer: TokenizerFiles, folder: Path, max_positions: int) -> list[str]:
+    """Write the files; returns notes for the user."""
+    if tokenizer.path is None:
+        return tokenizer.notes
+    if tokenizer.kind == HUGGING_FACE:
+        copy_files(tokenizer.path, folder)
+        return tokenizer.notes
+    return [*tokenizer.notes, *write_sentencepiece(tokenizer, folder, max_positions)]
+
+
+def copy_files(source: Path, folder: Path) -> None:
+    """Copy a Hugging Face tokenizer's files as they are."""
+    found = [source] if source.is_file() else [source / name for name in FILES if (source / name).is_file()]
+    for path in found:
+        shutil.copyfile(path, folder / path.name)
+
+
+def write_sentencepiece(tokenizer: TokenizerFiles, folder: Path, max_positions: int) -> list[str]:
+    """The model file itself, and a `tokenizer.json` with the same ids; a note where the two differ."""
+    path = tokenizer.path
+    assert path is not None
+    model = sentencepiece_fast.read_model(path)
+    fast = sentencepiece_fast.fast_tokenizer(model)
+    shutil.copyfile(path, folder / MODEL_FILE)
+    fast.save(str(folder / "tokenizer.json"))
+    pieces = {name: model.pieces[number].piece for name, number in tokenizer.tokens.items()}
+    special = {name.removesuffix("_id"): piece for name, piece in pieces.items()}
+    special["unk_token"] = model.trainer_spec.unk_piece
+    atomic_write_json(folder / "special_tokens_map.json", special)
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **special,
+        "add_bos_token": False,
+        "add_eos_token": False,
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "model_max_length": max_positions,
+        # Symbols spelled out in a text are text, as they were in training.
+        "split_special_tokens": True,
+        ORIGIN: tokenizer.kind,
+    }
+    atomic_write_json(folder / "tokenizer_config.json", config)
+    different = sentencepiece_fast.first_difference(path, fast, sentencepiece_fast.NASTY)
+    if different is None:
+        return []
+    return [
+        f"tokenizer.json differs from SentencePiece on {different[:60]!r}; tokenizer.model is the one that "
+        "the model was trained with."
+    ]

@@ -1,0 +1,177 @@
+"""Where a run's first step comes from: a parent's checkpoint or given weights, and what may not come from there."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.runs.checkpoints import TRACKER, checkpoint_complete, checkpoint_folder, complete_steps
+from megatron_lrpath.training.context import ParentCheckpoint
+
+# Arguments that make a model: a checkpoint of another one cannot be continued.
+MODEL_ARGUMENTS = (
+    "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "kv_channels",
+    "seq_length", "position_embedding_type", "rotary_base", "rotary_percent", "normalization", "swiglu",
+    "add_bias_linear", "add_qkv_bias", "untie_embeddings_and_output_weights", "vocab_size",
+    "global_batch_size",
+)  # fmt: skip
+
+
+def refuse_own_parent(own: Path, parent: ParentCheckpoint | None) -> None:
+    """Refuse to save into the parent's folder, which a run only reads.
+
+    Raises:
+        UserError: a run would save into its parent.
+    """
+    if parent is not None and own.resolve() == parent.folder.resolve():
+        raise UserError(
+            f"--save {own} is the parent's own checkpoint folder: a run never writes into its parent."
+        )
+
+
+def require_checkpoint(parent: ParentCheckpoint) -> None:
+    """Stop, with the steps that exist, where the parent's checkpoint is missing."""
+    if checkpoint_complete(parent.folder, parent.step):
+        return
+    steps = complete_steps(parent.folder)
+    have = f"it has steps {', '.join(map(str, steps))}" if steps else "it has no complete checkpoint yet"
+    raise UserError(
+        f"{parent.folder}: no checkpoint of step {parent.step}; {have}. Run the parent up to step "
+        f"{parent.step} (it saves its branch points whatever its save interval), or restore that checkpoint."
+    )
+
+
+def check_model(args: Any, folder: Path, step: int, weights_only: bool = False) -> None:
+    """Refuse a checkpoint of another model before any weight is read; weights alone fit any batch and length.
+
+    Raises:
+        UserError: which arguments differ.
+    """
+    stored = stored_arguments(folder, step)
+    free = ("seq_length", "global_batch_size") if weights_only else ()
+    wrong = [
+        f"{name} is {getattr(stored, name)} there and {getattr(args, name)} here"
+        for name in MODEL_ARGUMENTS
+        if name not in free and hasattr(stored, name) and getattr(args, name, None) != getattr(stored, name)
+    ]
+    if query_groups(stored) != query_groups(args):
+        wrong.append(f"it has {query_groups(stored)} query groups, this run {query_groups(args)}")
+    if wrong:
+        raise UserError(
+            f"{folder}: the checkpoint of step {step} belongs to another model: {'; '.join(wrong)}. "
+            "Use the model settings it was trained with."
+        )
+    if not weights_only and bool(stored.use_distributed_optimizer) != bool(args.use_distributed_optimizer):
+        words = ("with", "without") if stored.use_distributed_optimizer else ("without", "with")
+        raise UserError(
+            f"{folder}: the checkpoint of step {step} was saved {words[0]} --use-distributed-optimizer and "
+            f"this run is {words[1]}: the two keep the optimizer's state in different formats. Use the same "
+            "for both."
+        )
+
+
+def query_groups(args: Any) -> int:
+    """Groups of heads that share keys and values; Megatron's argument means it only with grouped queries."""
+    return int(args.num_query_groups if args.group_query_attention else args.num_attention_heads)
+
+
+def declare_rates(args: Any, folder: Path, step: int) -> None:
+    """Let Megatron's optimizers load a checkpoint that was saved under another maximal or minimal rate."""
+    from megatron_lrpath.training import optimizer
+
+    stored = stored_arguments(folder, step)
+    optimizer.declare_rates((stored.lr, stored.min_lr), (args.lr, args.min_lr))
+
+
+@functools.lru_cache(maxsize=1)
+def stored_arguments(folder: Path, step: int) -> Any:
+    """The Megatron arguments that a checkpoint was saved under.
+
+    Raises:
+        UserError: it cannot be read, or holds more than data.
+    """
+    from megatron.core import dist_checkpointing
+
+    from megatron_lrpath.runs.checkpoints import checkpoint_folder
+    from megatron_lrpath.training.checkpoints.unpickle import load_failures
+
+    with load_failures(folder):
+        return dist_checkpointing.load_common_state_dict(str(checkpoint_folder(folder, step)))["args"]
+
+
+def expect_iteration(args: Any, first_step: int) -> None:
+    """Check, after loading, that training really goes on at `first_step` with the samples that belong to it.
+
+    Raises:
+        UserError: Megatron loaded something else.
+    """
+    samples = first_step * args.global_batch_size
+    if (args.iteration, args.consumed_train_samples) != (first_step, samples):
+        raise UserError(
+            f"{args.load or 'random weights'}: loaded step {args.iteration} with "
+            f"{args.consumed_train_samples} consumed samples, expected step {first_step} with {samples}. "
+            "Was it trained with another --global-batch-size?"
+        )
+
+
+# What a training decides for itself, whatever the weights were trained with.
+FREE = ("seq_length", "global_batch_size", "vocab_size")
+RELEASE = "release"
+
+
+def weights_folder(root: Path) -> Path:
+    """The folder of the checkpoint that the tracker file in `root` names, as Megatron finds it.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        word = (root / TRACKER).read_text(encoding="ascii").strip()
+        folder = root / RELEASE if word == RELEASE else checkpoint_folder(root, int(word))
+    except (OSError, ValueError):
+        raise UserError(
+            f"{root}: not a folder of Megatron checkpoints ({TRACKER} is missing or unreadable); "
+            "tools/import_hf.py writes one from a Hugging Face folder."
+        ) from None
+    if not (folder / ".metadata").is_file():
+        raise UserError(f"{folder}: the checkpoint that {root / TRACKER} names is not there.")
+    return folder
+
+
+def is_pretrained(root: str) -> bool:
+    """Whether `root` is the folder of the weights that this process's run starts from."""
+    from megatron.training import get_args
+
+    given = get_args().pretrained_checkpoint
+    return given is not None and Path(given) == Path(root)
+
+
+def check_pretrained(args: Any) -> None:
+    """Refuse weights of another model, before they are read, and to write into their folder.
+
+    Raises:
+        UserError: which arguments differ, or that the folders are one.
+    """
+    from megatron.core import dist_checkpointing
+
+    if args.save and Path(args.save).resolve() == Path(args.pretrained_checkpoint).resolve():
+        raise UserError(
+            f"--save {args.save} is the folder of the weights to start from, which a run only reads."
+        )
+    folder = weights_folder(Path(args.pretrained_checkpoint))
+    stored = dist_checkpointing.load_common_state_dict(str(folder))["args"]
+    wrong = [
+        f"{name} is {getattr(stored, name)} there and {getattr(args, name)} here"
+        for name in (*MODEL_ARGUMENTS, "layernorm_epsilon", "use_rope_scaling")
+        if name not in FREE and hasattr(stored, name) and getattr(args, name, None) != getattr(stored, name)
+    ]
+    if query_groups(stored) != query_groups(args):
+        wrong.append(f"it has {query_groups(stored)} query groups, this run {query_groups(args)}")
+    if wrong:
+        raise UserError(
+            f"{folder}: the weights to start from belong to another model: {'; '.join(wrong)}. Take over the "
+            "`model` settings that were written beside them (plan.yaml), or leave --pretrained-checkpoint "
+            "out."
+        )

@@ -1,0 +1,1 @@
+"""Megatron on the CPU: names that expect a GPU, kernels, and saving without copies."""

@@ -1,0 +1,39 @@
+"""Where training runs: CUDA as Megatron has it, or the CPU through a backend of our own."""
+
+from __future__ import annotations
+
+import os
+
+from megatron_lrpath.errors import UserError
+
+# Torch reads it when it is imported. Its warnings are C++ stack traces of every rank that misses another one.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def choose_device(wanted: str = "auto") -> str:
+    """The device to train on: `wanted`, or for `auto` the GPU where there is one and the CPU elsewhere.
+
+    Raises:
+        UserError: `cuda` was asked for and torch sees no GPU.
+    """
+    import torch
+
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise UserError(
+            "--device cuda: torch sees no GPU here. Check `nvidia-smi` and CUDA_VISIBLE_DEVICES, "
+            "or train on the CPU with --device cpu."
+        )
+    if wanted == "auto":
+        return "cuda" if available else "cpu"
+    return wanted
+
+
+def activate(device: str) -> None:
+    """Prepare the process for `device`; the CPU backend is imported for the CPU alone."""
+    if device == "cpu":
+        from megatron_lrpath.training.cpu import backend as cpu
+
+        cpu.install()

@@ -1,0 +1,94 @@
+"""`lrpath status --watch` on a terminal and elsewhere: it follows the files and ends when all is done."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from megatron_lrpath.cli import main
+from megatron_lrpath.plan import Plan
+from tests.commands.test_status import trained
+from tests.support.launch_fixtures import write_plan
+
+
+def finish_soon(folder: Path, step: int, seconds: float = 0.7) -> threading.Thread:
+    """Mark a run complete a moment later."""
+
+    def finish() -> None:
+        time.sleep(seconds)
+        (folder / "result.json").write_text(json.dumps({"step": step}))
+
+    thread = threading.Thread(target=finish)
+    thread.start()
+    return thread
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    """A plan of one version whose branch is complete and whose main path is all but complete."""
+    plan = write_plan(tmp_path, 1)
+    main, branch = plan.run("ours", "main"), plan.run("ours", "branch-v1")
+    trained(plan, "ours/main", 0, main.last_step, mfu=0.412)
+    folder = trained(plan, "ours/branch-v1", branch.first_step, branch.last_step)
+    (folder / "result.json").write_text(json.dumps({"step": branch.last_step}))
+    return plan
+
+
+def test_without_a_terminal_only_changes_are_printed(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+    thread = finish_soon(Path(plan.output) / "ours/main", plan.run("ours", "main").last_step)
+    assert main(["status", str(plan.path), "--paradigm", "ours", "--watch", "0.1"]) == 0
+    thread.join()
+    shown = capsys.readouterr().out
+    assert shown.count("tokens/s") == 2  # the table's heading: before the change and after it
+    assert "41.2%" in shown
+
+
+def test_as_json_a_line_for_each_change(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+    thread = finish_soon(Path(plan.output) / "ours/main", plan.run("ours", "main").last_step)
+    assert main(["status", str(plan.path), "--paradigm", "ours", "--watch", "0.1", "--json"]) == 0
+    thread.join()
+    first, last = map(json.loads, capsys.readouterr().out.splitlines())
+    assert {row["state"] for row in last["runs"]} == {"done"}
+    row = first["runs"][0]
+    assert row["state"] in ("running", "interrupted")
+    assert row["tokens_per_second"] == pytest.approx(plan.batch.tokens / 2.0)
+    assert row["mfu"] == 0.412
+
+
+def test_a_terminal_is_redrawn_in_place_until_all_is_done(plan: Plan) -> None:
+    ours, theirs = pty.openpty()
+    words = ["status", plan.path, "--paradigm", "ours", "--watch", "0.1"]
+    command = [sys.executable, "-m", "megatron_lrpath.cli", *map(str, words)]
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "150", "LINES": "30"}
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    shown, thread = b"", None
+    try:
+        while part := os.read(ours, 65536):
+            shown += part
+            if thread is None and b"branch-v1" in shown:
+                thread = finish_soon(Path(plan.output) / "ours/main", plan.run("ours", "main").last_step)
+    except OSError:  # the terminal is closed when the command ends
+        pass
+    assert thread
+    thread.join()
+    os.close(ours)
+    assert process.wait(timeout=240) == 0
+    assert shown.count(b"branch-v1") > 3
+    assert b"\x1b[1A" in shown  # goes up to draw over what stands there
+    assert shown.rstrip().count(b"interrupted") + shown.count(b"running") > 1
+
+
+@pytest.mark.parametrize("word", ["0", "x", "-1"])
+def test_seconds_that_make_no_sense(plan: Plan, word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["status", str(plan.path), f"--watch={word}"])
+    assert "not a number of seconds" in capsys.readouterr().err

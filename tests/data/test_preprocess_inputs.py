@@ -1,0 +1,179 @@
+"""Every input format gives the same pair; what cannot be read is refused by name."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron_lrpath.data.preprocess import readers
+from megatron_lrpath.data.preprocess.readers import read_chunks
+from tests.golden.make import texts
+from tests.support.preprocess_fixtures import (
+    GOLDEN,
+    NULL,
+    SP,
+    command,
+    documents,
+    environment,
+    pair,
+    preprocess,
+    write_lines,
+)
+
+TEXTS = texts()
+LINES = (GOLDEN / "texts.jsonl").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes]:
+    """The pair of the golden texts."""
+    folder = tmp_path_factory.mktemp("expected")
+    assert preprocess(GOLDEN / "texts.jsonl", folder / "out", *SP) == 0
+    return pair(folder / "out_text_document")
+
+
+def packed(kind: str, folder: Path) -> Path:
+    """The golden texts in another format, under a name that does not tell."""
+    path = folder / "input"
+    half = len(LINES) // 2
+    if kind == "gzip":
+        path.write_bytes(gzip.compress(LINES))
+    elif kind == "gzip members":
+        path.write_bytes(gzip.compress(LINES[:half]) + gzip.compress(LINES[half:]))
+    elif kind == "zstd":
+        path.write_bytes(zstandard.compress(LINES))
+    elif kind == "zstd frames":
+        path.write_bytes(zstandard.compress(LINES[:half]) + zstandard.compress(LINES[half:]))
+    elif kind == "bom":
+        path.write_bytes(b"\xef\xbb\xbf" + LINES)
+    elif kind == "windows":
+        path.write_bytes(LINES.replace(b"\n", b"\r\n"))
+    elif kind == "no end of line":
+        path.write_bytes(LINES.rstrip(b"\n"))
+    else:
+        types = {"parquet": pyarrow.string(), "parquet large": pyarrow.large_string()}
+        column = pyarrow.array(TEXTS, types.get(kind, pyarrow.binary()) if kind != "parquet words" else None)
+        column = column.dictionary_encode() if kind == "parquet words" else column
+        table = pyarrow.table({"id": range(len(TEXTS)), "text": column})
+        pyarrow.parquet.write_table(table, path, row_group_size=10)
+    return path
+
+
+KINDS = [
+    "gzip", "gzip members", "zstd", "zstd frames", "bom", "windows", "no end of line",
+    "parquet", "parquet large", "parquet bytes", "parquet words",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_format_gives_the_same_pair(kind: str, tmp_path: Path, expected: tuple[bytes, bytes]) -> None:
+    assert preprocess(packed(kind, tmp_path), tmp_path / "out", *SP) == 0
+    assert pair(tmp_path / "out_text_document") == expected
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress, zstandard.compress])
+def test_standard_input(compress: object, tmp_path: Path, expected: tuple[bytes, bytes]) -> None:
+    line = command("preprocess_data", "--input", "-", *SP, "--output-prefix", tmp_path / "out")
+    data = compress(LINES)  # type: ignore[operator]
+    answer = subprocess.run(line, input=data, env=environment(), capture_output=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+    assert pair(tmp_path / "out_text_document") == expected
+
+
+def test_several_inputs_and_patterns_in_order(tmp_path: Path) -> None:
+    for number in (3, 1, 2):
+        write_lines(tmp_path / f"part{number}.jsonl", [f"{number} 0", f"{number} 1"])
+    last = write_lines(tmp_path / "last.jsonl", ["9"])
+    assert preprocess([tmp_path / "part*.jsonl", last], tmp_path / "out", *NULL) == 0
+    found = documents(tmp_path / "out_text_document")
+    assert found == [[1, 0], [1, 1], [2, 0], [2, 1], [3, 0], [3, 1], [9]]
+
+
+def test_no_chunk_is_cut_inside_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "CHUNK_BYTES", 300)
+    monkeypatch.setattr(readers, "READ_BYTES", 64)
+    source = write_lines(tmp_path / "in.jsonl", ["x" * (i * 37 % 900) for i in range(200)])
+    chunks = list(read_chunks([str(source), str(source)], ["text"]))
+    assert b"".join(chunk.lines for chunk in chunks) == source.read_bytes() * 2
+    assert all(chunk.lines.endswith(b"\n") for chunk in chunks)
+    assert [chunk.first for chunk in chunks if chunk.index in (0, 200)] == [1, 1]
+    assert sum(chunk.count for chunk in chunks) == 400
+    assert all(len(chunk.lines) < 300 + 64 + 1000 for chunk in chunks)
+    assert chunks[-1].position == 2 * source.stat().st_size
+
+
+@given(st.lists(st.binary(max_size=12), max_size=8))
+def test_lines_are_put_together_from_any_blocks(blocks: list[bytes]) -> None:
+    size, readers.CHUNK_BYTES = readers.CHUNK_BYTES, 5
+    try:
+        pieces = list(readers._whole_lines(iter([block for block in blocks if block])))
+    finally:
+        readers.CHUNK_BYTES = size
+    assert b"".join(pieces) == b"".join(blocks)
+    assert all(piece.endswith(b"\n") for piece in pieces[:-1])
+
+
+def refusal(capsys: pytest.CaptureFixture[str], source: Path | str, prefix: Path, *more: str) -> str:
+    """What the tool says when it refuses, with status 2 and nothing written."""
+    assert preprocess(source, prefix, *more) == 2
+    assert not list(prefix.parent.glob(f"{prefix.name}*document*"))
+    answer = capsys.readouterr().err
+    assert "Traceback" not in answer
+    return answer
+
+
+@pytest.mark.parametrize("kind", ["gzip", "zstd", "parquet"])
+def test_a_truncated_file_is_refused(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = packed(kind, tmp_path)
+    path.write_bytes(path.read_bytes()[:-100])
+    assert str(path) in refusal(capsys, path, tmp_path / "out", *SP, "--max-rejects", "1000000")
+
+
+@pytest.mark.parametrize("kind", ["gzip", "zstd"])
+def test_a_damaged_file_is_refused(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = packed(kind, tmp_path)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 64] = bytes(64)
+    path.write_bytes(data)
+    answer = refusal(capsys, path, tmp_path / "out", *SP)
+    assert "error" in answer
+
+
+def test_missing_inputs_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "nothing.jsonl: no such file" in refusal(
+        capsys, tmp_path / "nothing.jsonl", tmp_path / "out", *NULL
+    )
+    assert "no file matches" in refusal(capsys, tmp_path / "*.jsonl", tmp_path / "out", *NULL)
+    empty = write_lines(tmp_path / "empty", [])
+    assert "no documents" in refusal(capsys, empty, tmp_path / "out", *NULL)
+
+
+def test_a_missing_column_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = packed("parquet", tmp_path)
+    answer = refusal(capsys, path, tmp_path / "out", *SP, "--json-keys", "body")
+    assert "no column 'body'; it has id, text" in answer
+
+
+def test_a_file_of_another_kind_does_not_pass_for_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "photo"
+    path.write_bytes(bytes(range(256)) * 20)
+    assert "rejected" in refusal(capsys, path, tmp_path / "out", *NULL)
+
+
+def test_duplicate_keys_and_escapes_as_python_reads_them(tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"text": "1", "text": "2 3"}\n{"x": NaN, "text": "\\u0034"}\n')
+    assert preprocess(source, tmp_path / "out", *NULL) == 0
+    assert documents(tmp_path / "out_text_document") == [[2, 3], [4]]
+    assert json.loads('"\\u0034"') == "4"

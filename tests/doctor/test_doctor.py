@@ -1,0 +1,99 @@
+"""The doctor finds what is there and says what is missing, with an exit status that scripts can use."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_lrpath.cli import main
+from megatron_lrpath.doctor import Check, plan_checks, worst
+from megatron_lrpath.doctor import machine as machine_module
+from megatron_lrpath.doctor.machine import disk_check, gpu_check, megatron_check, within
+from tests.support.training_fixtures import make_plan
+
+
+def statuses(checks: list[Check]) -> dict[str, str]:
+    return {check.name: check.status for check in checks}
+
+
+def test_a_sound_plan_passes_and_json_says_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = make_plan(tmp_path)
+    found = statuses(plan_checks(plan))
+    assert (found["plan"], found["data"], found["tokens of v3"], found["disk"]) == ("ok", "ok", "ok", "ok")
+    assert main(["doctor", str(plan), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["ok"] is True
+    assert {check["name"]: check["status"] for check in answer["plan"]} == found
+    assert {"Python", "megatron-core", "GPUs", "Transformer Engine", "Apex", "NCCL", "disk"} <= {
+        check["name"] for check in answer["machine"]
+    }
+
+
+def test_what_a_plan_lacks_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = make_plan(tmp_path, tokenizer={"type": "SentencePieceTokenizer", "model": str(tmp_path / "gone")})
+    (tmp_path / "data/slices/v2.slice").unlink()
+    found = {check.name: check for check in plan_checks(plan)}
+    assert found["tokenizer"].status == "failed"
+    assert "gone" in found["tokenizer"].found
+    assert found["data"].status == "failed"
+    assert "v2.slice" in found["data"].found
+    assert main(["doctor", str(plan)]) == 1
+    assert "FAILED" in capsys.readouterr().out
+
+
+def test_too_few_tokens_fail_for_that_version_alone(tmp_path: Path) -> None:
+    make_plan(tmp_path, versions=(6, 6))
+    content = (tmp_path / "plan.yaml").read_text()
+    (tmp_path / "plan.yaml").write_text(content.replace("name: v2\n  steps: 6", "name: v2\n  steps: 60"))
+    found = statuses(plan_checks(tmp_path / "plan.yaml"))
+    assert (found["tokens of v1"], found["tokens of v2"]) == ("ok", "failed")
+
+
+def test_a_broken_plan_is_one_finding(tmp_path: Path) -> None:
+    (tmp_path / "plan.yaml").write_text("name: [")
+    checks = plan_checks(tmp_path / "plan.yaml")
+    assert statuses(checks) == {"plan": "failed"}
+    assert "plan.yaml:1" in checks[0].found
+
+
+def test_megatron_must_be_in_the_supported_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert within("0.19.2rc1", ">=0.19,<0.20")
+    assert not within("0.20.0", ">=0.19,<0.20")
+    assert not within("0.18.9", ">=0.19,<0.20")
+    for found, status in ((None, "failed"), ("0.20.1", "failed"), ("0.19.0", "ok")):
+        monkeypatch.setattr(machine_module, "version", lambda name, found=found: found)
+        assert megatron_check(">=0.19,<0.20").status == status
+
+
+def test_gpus_that_torch_cannot_use_are_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(machine_module, "driver_gpus", lambda: 8)
+    found = gpu_check(torch, [])
+    assert (found.status, "8" in found.found) == ("failed", True)
+    monkeypatch.setattr(machine_module, "driver_gpus", lambda: 0)
+    assert gpu_check(torch, []).status == "info"
+    assert gpu_check(torch, [("H100", 80 * 10**9)]).status == "ok"
+
+
+def test_a_full_disk_fails_by_what_the_checkpoints_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Usage:
+        free = 50e9
+
+    monkeypatch.setattr(machine_module.shutil, "disk_usage", lambda folder: Usage)
+    folder: Any = tmp_path / "not/there/yet"
+    assert disk_check(folder, 60e9).status == "failed"
+    assert disk_check(folder, 40e9).status == "ok"
+
+
+def test_the_worst_finding_counts() -> None:
+    checks = [Check("a", status, "") for status in ("ok", "warning", "info")]
+    assert worst(checks) == "warning"
+    assert worst([]) == "ok"

@@ -1,0 +1,207 @@
+"""What decides about jobs, without a cluster: verdicts, causes, rendezvous, pre-flight."""
+
+from __future__ import annotations
+
+import pytest
+
+from megatron_lrpath.launch import preflight
+from megatron_lrpath.launch.preflight import Facts, find_problems
+from megatron_lrpath.launch.slurm.jobs import Spec
+from megatron_lrpath.launch.slurm.ledger import (
+    COMPLETE,
+    FAILED,
+    SAVED,
+    Attempt,
+    Entry,
+    dependents,
+    judge,
+    note_attempt,
+    read_attempts,
+)
+from megatron_lrpath.launch.slurm.queue import clock_seconds
+from megatron_lrpath.launch.slurm.rank import torch_variables
+from megatron_lrpath.launch.slurm.steps import Place, Steps, first_exits, why
+from megatron_lrpath.plan import load_plan
+from tests.support import ROOT
+from tests.support.launch_fixtures import write_plan
+
+
+def failed(start: int, step: int, checkpoint: int | None = None) -> Attempt:
+    return Attempt(start, step, start if checkpoint is None else checkpoint, FAILED, "boom")
+
+
+def saved(start: int, checkpoint: int) -> Attempt:
+    return Attempt(start, checkpoint, checkpoint, SAVED)
+
+
+@pytest.mark.parametrize(
+    ("attempts", "action", "said"),
+    [
+        ([Attempt(0, 9, 9, COMPLETE)], "complete", ""),
+        ([failed(0, 5)], "requeue", ""),
+        ([failed(0, 5), failed(4, 5)], "stop", "failed twice at step 6: boom"),
+        ([failed(0, 5, 4), saved(4, 5), failed(5, 5)], "stop", "failed twice at step 6"),
+        ([failed(0, 5, 4), failed(4, 9, 8), failed(8, 11, 8)], "requeue", ""),
+        (
+            [failed(0, 5), failed(0, 6), failed(0, 7)],
+            "stop",
+            "started 3 times from step 0 without a new checkpoint",
+        ),
+        ([saved(0, 5), saved(5, 9), saved(9, 14)], "requeue", ""),
+        ([saved(0, 0), saved(0, 0)], "requeue", ""),
+        ([saved(0, 0), saved(0, 0), saved(0, 0)], "stop", "the time limit is too short"),
+        ([Attempt(0, 5, 0, FAILED, "bad data", hopeless=True)], "stop", "bad data"),
+    ],
+)
+def test_a_failure_is_tried_again_but_not_for_ever(attempts, action, said):
+    verdict = judge(attempts[-1], attempts[:-1])
+    assert verdict.action == action
+    assert said in verdict.reason
+
+
+def test_attempts_survive_a_line_that_was_cut_off(tmp_path):
+    file = tmp_path / "a" / "1.jsonl"
+    note_attempt(file, failed(0, 5))
+    note_attempt(file, saved(0, 8))
+    with file.open("a") as stream:
+        stream.write('{"start": 8, "st')
+    assert read_attempts(file) == [failed(0, 5), saved(0, 8)]
+
+
+def test_ranks_are_slurms_also_where_nodes_have_different_numbers_of_tasks():
+    variables = {
+        "SLURM_STEP_TASKS_PER_NODE": "8(x2),4",
+        "SLURM_STEP_NUM_TASKS": "20",
+        "SLURM_PROCID": "17",
+        "SLURM_LOCALID": "1",
+        "SLURM_NODEID": "2",
+    }
+    found = torch_variables(variables)
+    assert found == {"RANK": "17", "WORLD_SIZE": "20", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+
+
+def test_neighbouring_jobs_and_the_starts_of_one_have_ports_of_their_own():
+    ports = [Place(number, start, "n1").port for number in range(10_000, 10_200) for start in range(5)]
+    assert len(set(ports)) == len(ports)
+    assert 1024 < min(ports) <= max(ports) < 32768
+
+
+def test_what_srun_says_of_its_tasks_is_read():
+    text = "srun: error: n2: task 3: Killed\nsrun: error: n1: tasks 0-1: Exited with exit code 1\n"
+    assert first_exits(text) == [(3, "Killed"), (0, "Exited with exit code 1")]
+
+
+@pytest.mark.parametrize(
+    ("said", "logs", "cause", "hopeless"),
+    [
+        (
+            "srun: error: n1: task 0: Exited with exit code 2\n",
+            {0: "lrpath: error: the slice is damaged"},
+            "the slice is damaged",
+            True,
+        ),
+        (
+            "srun: error: n2: task 1: Killed\nsrun: error: n1: task 0: Exited with exit code 1\n",
+            {0: "lrpath: error: rank 0 ended after step 41: RuntimeError: Connection reset by peer", 1: ""},
+            "rank 1 ended by a signal: Killed",
+            False,
+        ),
+        ("", {0: "lrpath: error: the loss is not finite"}, "the loss is not finite", False),
+        (
+            "srun: error: n1: task 0: Exited with exit code 1\nsrun: error: n2: task 1: Exited with exit code 1\n",
+            {
+                0: "Traceback (most recent call last):\nRuntimeError: Connection closed by peer [1]",
+                1: "Traceback (most recent call last):\nValueError: bad luck",
+            },
+            "rank 1: ValueError: bad luck",
+            False,
+        ),
+        (
+            "srun: error: n2: task 1: Killed\n",
+            {
+                0: "Traceback (most recent call last):\nRuntimeError: Connection closed by peer",
+                1: "fine so far",
+            },
+            "rank 1 ended by a signal: Killed",
+            False,
+        ),
+        (
+            "slurmstepd: error: no such image\n",
+            {},
+            "srun ended with status 9: slurmstepd: error: no such image",
+            False,
+        ),
+    ],
+)
+def test_the_cause_is_that_of_the_rank_at_fault(tmp_path, said, logs, cause, hopeless):
+    spec = Spec("ours/main", "train", "p", "ours", "main", str(tmp_path), "cpu", (), (), (), False)
+    steps = Steps(spec, Place(1, 0, "n1"), tmp_path / "x.log")
+    steps.log.write_text(said)
+    steps.ranks.mkdir()
+    for rank, text in logs.items():
+        (steps.ranks / f"rank-{rank}.log").write_text(text)
+    assert (why(steps, 9).text, why(steps, 9).hopeless) == (cause, hopeless)
+
+
+def test_what_waits_for_a_job_is_found_through_others():
+    entries = [
+        Entry("ours/main", 1, "s"),
+        Entry("ours/branch-v1", 2, "s", (1,)),
+        Entry("ours/branch-v2", 3, "s"),
+        Entry("eval/ours/branch-v1", 4, "s", (2,)),
+        Entry("report", 5, "s", (4, 3)),
+    ]
+    assert [entry.number for entry in dependents(entries, 1)] == [2, 4, 5]
+    assert [entry.number for entry in dependents(entries, 3)] == [5]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("00:01:30", 90), ("2-03:00:00", 183600), ("UNLIMITED", None), ("", None)]
+)
+def test_slurms_clock_is_read(text, seconds):
+    assert clock_seconds(text) == seconds
+
+
+def fact(rank: int, host: str, **changes: object) -> Facts:
+    values: dict[str, object] = {
+        "gpus": ["H100", "H100"],
+        "versions": {"torch": "2.9"},
+        "files": {"/d": ["a 1"]},
+    }
+    return Facts(rank=rank, host=host, local_ranks=2, **{**values, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, None),
+        ({"gpus": ["H100"]}, None),  # bound to its own GPU by Slurm
+        ({"gpus": []}, "n2 shows 0 GPUs to 2 processes"),
+        ({"gpus": ["A100", "A100"]}, "n2 has A100, n1 has H100"),
+        ({"versions": {"torch": "2.8"}}, "torch is 2.8 on n2 and 2.9 on n1"),
+        ({"files": {"/d": None}}, "/d is not the same folder on n2"),
+        ({"files": {"/d": ["a 2"]}}, "/d holds other files on n2 than on n1"),
+    ],
+)
+def test_the_preflight_names_the_node_and_what_is_wrong_there(changes, said):
+    ranks = [fact(0, "n1"), fact(1, "n1"), fact(2, "n2", **changes), fact(3, "n2", **changes)]
+    problems = find_problems(ranks, "cuda")
+    assert [said is not None and said in problem for problem in problems] == ([True] if said else [])
+
+
+def test_too_little_disk_is_said_with_figures(tmp_path):
+    assert preflight.disk_problem(tmp_path, 1) == []
+    (said,) = preflight.disk_problem(tmp_path, 2**60)
+    assert "the checkpoints to come take about 1,073,741,824 GiB" in said
+
+
+def test_checkpoints_are_counted_as_retention_leaves_them(tmp_path):
+    plan = load_plan(ROOT / "examples/paper/3.1b.yaml")
+    size = 3_094_022_144 * 14
+    main = preflight.checkpoint_bytes(plan, plan.run("ours", "main"))
+    # branch points 4, 14, 24, 34 thousand, ends 10, 20, 30 thousand, and the newest two
+    assert main == pytest.approx(9 * size, rel=0.01)
+    small = write_plan(tmp_path)
+    assert preflight.checkpoint_bytes(small, small.run("ours", "branch-v1")) > 0
+    del plan.megatron["save_interval"], plan.megatron["save_retain_interval"]  # the same by default
+    assert preflight.checkpoint_bytes(plan, plan.run("ours", "main")) == main

@@ -1,0 +1,236 @@
+"""Trainings with faults: an entry point for `training_fixtures.launch` that puts faults in place.
+
+`main(["nan:3:1", "kill:renamed", "--", *words])` trains with the loss of step 3 not a number on rank 1, and
+kills itself when a checkpoint has been renamed.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from tests.support.training_fixtures import Outcome, launch
+
+BALLAST = "ballast"
+
+
+def train_with(faults: list[str], words: list[str], nproc: int = 1, **named: Any) -> Outcome:
+    """Run the entry point under `faults`."""
+    return launch("tests.support.faults:main", [*faults, "--", *words], nproc, **named)
+
+
+def main(words: list[str]) -> None:
+    """Put the faults in place and train."""
+    from megatron_lrpath.training import pretrain
+
+    split = words.index("--")
+    for fault in words[:split]:
+        name, *values = fault.split(":")
+        FAULTS[name](*values)
+    pretrain.main(words[split + 1 :])
+
+
+def after(owner: Any, name: str, act: Callable[[], None]) -> None:
+    """Call `act` whenever `owner.name` has returned."""
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def then_act(*args: Any, **named: Any) -> Any:
+        result = original(*args, **named)
+        act()
+        return result
+
+    setattr(owner, name, then_act)
+
+
+def on_loss(step: str, rank: str, change: Callable[[Any], Any]) -> None:
+    """Change the loss of each micro-batch of a step on a rank."""
+    from megatron.training import get_args
+
+    from megatron_lrpath.training import forward
+
+    original = forward.loss_function
+
+    def loss_function(mask: Any, losses: Any) -> Any:
+        if get_args().curr_iteration + 1 == int(step) and os.environ["RANK"] == rank:
+            losses = change(losses)
+        return original(mask, losses)
+
+    forward.loss_function = loss_function
+
+
+def times(step: str, rank: str, factor: float) -> None:
+    """Multiply the loss."""
+    on_loss(step, rank, lambda losses: losses * factor)
+
+
+def send(number: signal.Signals) -> Callable[[Any], Any]:
+    """Send this process a signal in the middle of a step."""
+
+    def act(losses: Any) -> Any:
+        os.kill(os.getpid(), number)
+        return losses
+
+    return act
+
+
+def fail(losses: Any) -> Any:
+    """An ordinary bug."""
+    raise ArithmeticError("something is broken")
+
+
+def kill_at(point: str, rank: str = "0") -> None:
+    """SIGKILL of a rank at a point of saving, loading or removing."""
+    if os.environ["RANK"] != rank:
+        return
+    from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+    from megatron.training import training
+
+    from megatron_lrpath.runs import checkpoints as disk
+    from megatron_lrpath.training.checkpoints import commit, start
+
+    owner, name = {
+        "written": (FileSystemWriterAsync, "finish"),
+        "summed": (commit, "write_sums"),
+        "manifest": (commit, "write_manifest"),
+        "renamed": (commit, "sync_folder"),
+        "tracked": (disk, "write_tracker"),
+        "removed": (disk, "remove"),
+        "chosen": (start, "choose"),
+        "loaded": (training, "load_checkpoint"),
+    }[point]
+    after(owner, name, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def absent(rank: str, patience: str) -> None:
+    """SIGKILL of a rank before it has met the others, who wait for `patience` seconds."""
+    from megatron_lrpath.training.guards import peers as ranks
+
+    ranks.MEETING = timedelta(seconds=float(patience))
+    if os.environ["RANK"] == rank:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stop_early() -> None:
+    """SIGTERM before anything is loaded."""
+    from megatron_lrpath.training.checkpoints import start
+
+    after(start, "choose", lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+
+def full_disk(first: str, last: str) -> None:
+    """A disk with 1000 bytes left while the saves number `first` to `last` of this process are made."""
+    from megatron_lrpath.training.checkpoints import commit as space
+
+    original, calls = space.free_bytes, iter(range(1, 1000))
+
+    def free_bytes(folder: Any) -> int:
+        return 1000 if int(first) <= next(calls) <= int(last) else original(folder)
+
+    space.free_bytes = free_bytes
+
+
+def fill(folder: str) -> None:
+    """Leave not a byte on the disk of `folder`."""
+    with (Path(folder) / BALLAST).open("ab", buffering=0) as stream:
+        for size in (2**20, 2**12, 1):
+            with suppress(OSError):
+                while True:
+                    stream.write(bytes(size))
+
+
+def brimful(first: str, last: str, folder: str) -> None:
+    """A disk without a byte left from the end of step `first` until the end of step `last`."""
+    from megatron.training import training
+
+    steps = iter(range(1, 10**6))
+
+    def act() -> None:
+        step = next(steps)
+        if step in (int(first), int(last)):  # a save ends on the disk that it began on
+            training.maybe_finalize_async_save(blocking=True)
+        if int(first) <= step < int(last):
+            fill(folder)
+        elif step == int(last):
+            (Path(folder) / BALLAST).unlink()
+
+    after(training, "train_step", act)
+
+
+def log_into(path: str) -> None:
+    """What is printed goes to `path`."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+
+
+def no_room_for_metadata(*saves: str) -> None:
+    """A disk that has room for the weights, but not for what rank 0 writes about them, at these saves.
+
+    At the first of them it refuses `.metadata`, at the second `metadata.json`, and so on in turn.
+    """
+    from megatron.core.dist_checkpointing import core
+    from torch.distributed.checkpoint.filesystem import _FileSystemWriter
+
+    def refuse(owner: Any, name: str, at: Sequence[str]) -> None:
+        original, calls = getattr(owner, name), iter(range(1, 1000))
+
+        def write(*args: Any) -> Any:
+            if str(next(calls)) in at:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return original(*args)
+
+        setattr(owner, name, write)
+
+    # what Megatron calls while it writes the one file and the other
+    refuse(_FileSystemWriter, "finish", saves[::2])
+    refuse(core, "asdict", saves[1::2])
+
+
+def roomy_disk() -> None:
+    """The look at the free space always finds enough."""
+    from megatron_lrpath.training.checkpoints import commit as space
+
+    space.shortage = lambda folder, tensor_bytes: None
+
+
+def use_temporary(folder: str) -> None:
+    """Temporary files go to `folder`."""
+    tempfile.tempdir = folder
+
+
+def slow_steps(seconds: str) -> None:
+    """Steps that take their time."""
+    from megatron.training import training
+
+    after(training, "train_step", lambda: time.sleep(float(seconds)))
+
+
+FAULTS: dict[str, Callable[..., None]] = {
+    "nan": lambda step, rank="0": times(step, rank, float("nan")),
+    "large": lambda step, factor, rank="0": times(step, rank, float(factor)),
+    "term": lambda step, rank="0": on_loss(step, rank, send(signal.SIGTERM)),
+    "usr2": lambda step, rank="0": on_loss(step, rank, send(signal.SIGUSR2)),
+    "die": lambda step, rank="0": on_loss(step, rank, send(signal.SIGKILL)),
+    "bug": lambda step, rank="0": on_loss(step, rank, fail),
+    "absent": absent,
+    "early": stop_early,
+    "kill": kill_at,
+    "full": full_disk,
+    "brimful": brimful,
+    "log": log_into,
+    "metadata": no_room_for_metadata,
+    "roomy": roomy_disk,
+    "slow": slow_steps,
+    "tmp": use_temporary,
+    "session": os.setsid,
+}

@@ -1,0 +1,126 @@
+"""A user of the cluster: a folder with a plan, and `lrpath` called in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.slurm_cluster.cluster import Cluster, NoSlurmError, running_cluster
+
+ROOT = Path(__file__).resolve().parents[3]
+FAKE = Path(__file__).with_name("fake_python")
+PLAN = """\
+name: small
+seed: 1
+model: tiny
+schedule: {{style: cosine, max_lr: 1.0e-3, min_lr: 1.0e-4, warmup_steps: 2}}
+alpha: 0.5
+batch: {{global_batch_size: 8, micro_batch_size: 2, seq_length: 32}}
+tokenizer: {{type: NullTokenizer, vocab_size: 100}}
+data: {{slices: data/slices, valid: data/slices/valid}}
+versions: {versions}
+output: {output}
+megatron: {{save-interval: {interval}}}
+"""
+
+
+@dataclass
+class Site:
+    """Where the plan lies. `variables` go into every job's environment; `options` to every submission."""
+
+    cluster: Cluster
+    folder: Path
+    variables: dict[str, str] = field(default_factory=dict)
+    options: tuple[str, ...] = ()
+
+    @property
+    def plan(self) -> Path:
+        """The plan file."""
+        return self.folder / "plan.yaml"
+
+    def write_plan(self, *steps: int, output: str = "runs", interval: int = 1000) -> None:
+        """A plan with versions of these steps and the files that stand for their slices."""
+        versions = ", ".join(
+            f"{{name: v{number}, steps: {count}}}" for number, count in enumerate(steps, start=1)
+        )
+        text = PLAN.format(versions=f"[{versions}]", output=json.dumps(output), interval=interval)
+        self.plan.write_text(text)
+        for name in [*(f"v{number}" for number in range(1, len(steps) + 1)), "valid"]:
+            file = self.folder / "data" / "slices" / f"{name}.slice"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+
+    def lrpath(self, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Call the command in the folder."""
+        environment = self.cluster.environment | {"PYTHONPATH": str(ROOT)} | self.variables | variables
+        command = [sys.executable, "-m", "megatron_lrpath.cli", *words]
+        return subprocess.run(
+            command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=240
+        )
+
+    def submit(self, *words: str, **variables: str) -> dict[str, dict[str, Any]]:
+        """`lrpath submit`: its jobs by key."""
+        answer = self.lrpath("submit", "plan.yaml", "--json", *self.options, *words, **variables)
+        assert answer.returncode == 0, answer.stderr
+        return {job["key"]: job for job in json.loads(answer.stdout)["jobs"]}
+
+    def status(self) -> dict[str, dict[str, Any]]:
+        """`lrpath status`: the rows by `paradigm/run`."""
+        answer = self.lrpath("status", "plan.yaml", "--json")
+        assert answer.returncode == 0, answer.stderr
+        return {f"{row['paradigm']}/{row['run']}": row for row in json.loads(answer.stdout)["runs"]}
+
+    def run_folder(self, key: str) -> Path:
+        """The folder of `paradigm/run`."""
+        return self.folder / "runs" / key
+
+    def steps(self, key: str) -> list[int]:
+        """The steps in the run's history."""
+        return [row["step"] for row in read_lines(self.run_folder(key) / "history.jsonl")]
+
+    def starts(self, key: str) -> list[dict[str, Any]]:
+        """The starts of a run by the stand-in, an entry a rank."""
+        return read_lines(self.run_folder(key) / "starts")
+
+    def go_on(self, key: str) -> None:
+        """Let a stand-in go on that was told to hold."""
+        (self.run_folder(key) / "go-on").touch()
+
+    def finish(self, number: int, seconds: float = 90) -> dict[str, str]:
+        """Wait until the job is completed."""
+        return self.cluster.wait(number, "COMPLETED", seconds=seconds)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """JSON objects, one a line; none where the file is not there yet."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def cluster_or_skip() -> Cluster:
+    """The cluster, or a skip with the reason."""
+    try:
+        return running_cluster()
+    except NoSlurmError as error:
+        pytest.skip(str(error))
+
+
+def fake_site(folder: Path, name: str = "work", processes: int = 1) -> Site:
+    """A site whose trainings only pretend to train, on two nodes with `processes` each."""
+    cluster = cluster_or_skip()
+    home = folder / name
+    if home.exists():
+        shutil.rmtree(home)
+    home.mkdir(parents=True)
+    options = ["--gpus-per-node", "0", "--tasks-per-node", str(processes), "--nodes", "2"]
+    options += ["--cpus-per-task", "1", "--preflight", "no", "--python", str(FAKE), "--paradigm", "ours"]
+    variables = {"FAKE_PYTHON": sys.executable, "PATH": os.environ["PATH"]}
+    return Site(cluster, home, variables, tuple(options))

@@ -1,0 +1,257 @@
+"""The argument group "learning-rate path switching" without a plan, its refusals, and plain Megatron beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from megatron_lrpath.plan import load_plan
+from megatron_lrpath.runs.checkpoints import complete_steps
+from megatron_lrpath.schedule import LRPath, Schedule
+from tests.support.training_fixtures import make_plan, run_words, train
+from tests.training.test_training_branch import refusal
+from tests.training.test_training_rates import words_without_plan
+
+RATES = ("--lr", "0.01", "--min-lr", "0.001")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data and a plan file, of which only the model and the data are used."""
+    folder = tmp_path_factory.mktemp("arguments")
+    make_plan(folder, (12,))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def words(folder: Path) -> list[str]:
+    """What a launch script says of model, data, batch and optimizer."""
+    return words_without_plan(folder / "plan.yaml", folder)
+
+
+@pytest.fixture(scope="module")
+def main(folder: Path, words: list[str]) -> Path:
+    """Checkpoints of a main path of 8 steps without a plan, that keeps steps 4 and 6."""
+    own = folder / "main"
+    path = ["--lr-path", "main", "--lr-warmup-iters", "2", "--train-iters", "8"]
+    outcome = train(
+        [*words, *RATES, *path, "--lr-path-keep-steps", "4", "6", "--save", str(own)], probe="rates"
+    )
+    rates = [groups[0] for groups in outcome.ok().probed[0]]
+    assert rates == expected(LRPath(schedule("cosine", 2), "plateau", 0, 8, warmup=2))
+    assert complete_steps(own) == [4, 6, 8]
+    return own
+
+
+def schedule(style: str, warmup: int = 0, **knobs: object) -> Schedule:
+    """A schedule between the rates of these tests."""
+    return Schedule(style=style, max_lr=0.01, min_lr=0.001, warmup=warmup, **knobs)  # type: ignore[arg-type]
+
+
+def expected(path: LRPath) -> list[float]:
+    """The rate of every step of a path in steps."""
+    return [path.lr_at(step) for step in range(path.start, path.end)]
+
+
+def used(words: Sequence[str]) -> list[float]:
+    """The rates that a training really used."""
+    return [groups[0] for groups in train(words, probe="rates").ok().probed[0]]
+
+
+@pytest.mark.parametrize(
+    ("extra", "path"),
+    [
+        (["--lr-path-decay-iters", "5"], LRPath(schedule("cosine"), "branch", 4, 9)),
+        (["--train-iters", "9"], LRPath(schedule("cosine"), "branch", 4, 9)),
+        (["--train-iters", "9", "--lr-path-decay-iters", "5"], LRPath(schedule("cosine"), "branch", 4, 9)),
+        (
+            ["--lr-path-decay-iters", "4", "--lr-path-style", "multi-step"],
+            LRPath(schedule("multi-step"), "branch", 4, 8),
+        ),
+        (
+            [
+                "--lr-path-decay-iters",
+                "4",
+                "--lr-path-style",
+                "wsd",
+                "--lr-path-wsd-decay-shape",
+                "minus-sqrt",
+            ],
+            LRPath(schedule("wsd", wsd_decay_shape="minus-sqrt"), "branch", 4, 8),
+        ),
+        (
+            ["--lr-path-decay-iters", "4", "--lr-path-cycle-iters", "8"],
+            LRPath(schedule("cosine"), "branch", 4, 8, cycle=8),
+        ),
+    ],
+)
+def test_a_branch_without_a_plan(
+    words: list[str], main: Path, tmp_path: Path, extra: list[str], path: LRPath
+) -> None:
+    parent = ["--lr-path", "branch", "--lr-path-parent", str(main), "--lr-path-parent-step", "4"]
+    rates = used([*words, *RATES, *parent, *extra, "--save", str(tmp_path / "own")])
+    assert rates == expected(path)
+    assert complete_steps(tmp_path / "own") == [path.end]
+    assert complete_steps(main) == [4, 6, 8]
+
+
+@pytest.mark.parametrize(
+    ("variant", "path"),
+    [
+        ("reset-max", LRPath(schedule("knee", knee_explore=0.25), "whole", 6, 10)),
+        ("rewarm-max", LRPath(schedule("knee", 1, knee_explore=0.25), "whole", 6, 10, warmup=1)),
+        ("keep-min", LRPath(schedule("knee"), "floor", 6, 10)),
+    ],
+)
+def test_a_continual_run_without_a_plan(
+    words: list[str], main: Path, tmp_path: Path, variant: str, path: LRPath
+) -> None:
+    parent = ["--lr-path", "continual", "--lr-path-parent", str(main), "--lr-path-parent-step", "6"]
+    kind = ["--lr-path-cpt-variant", variant, "--lr-path-style", "knee", "--lr-path-knee-explore", "0.25"]
+    length = ["--lr-path-decay-iters", "4", "--lr-warmup-iters", "1", "--save", str(tmp_path / "own")]
+    assert used([*words, *RATES, *parent, *kind, *length]) == expected(path)
+
+
+@pytest.mark.parametrize(
+    ("extra", "path"),
+    [
+        ([], LRPath(schedule("cosine", 2), "whole", 0, 6, warmup=2)),
+        (["--lr-path-cycle-iters", "inf"], LRPath(schedule("cosine", 2), "whole", 0, 6, 2, float("inf"))),
+        (
+            ["--lr-path-style", "multi-step", "--lr-path-multi-step-fractions", "0.25", "0.5"],
+            LRPath(schedule("multi-step", 2, multi_step_fractions=(0.25, 0.5)), "whole", 0, 6, warmup=2),
+        ),
+        (
+            ["--lr-path-style", "wsd", "--lr-path-wsd-decay-fraction", "0.5"],
+            LRPath(schedule("wsd", 2, wsd_decay_fraction=0.5), "whole", 0, 6, warmup=2),
+        ),
+    ],
+)
+def test_a_run_from_scratch_without_a_plan(
+    words: list[str], tmp_path: Path, extra: list[str], path: LRPath
+) -> None:
+    kind = ["--lr-path", "scratch", "--lr-warmup-iters", "2", "--train-iters", "6", *extra]
+    assert used([*words, *RATES, *kind, "--save", str(tmp_path / "own")]) == expected(path)
+
+
+def test_a_branch_without_a_plan_is_resumed_at_its_second_start(
+    words: list[str], main: Path, tmp_path: Path
+) -> None:
+    parent = ["--lr-path", "branch", "--lr-path-parent", str(main), "--lr-path-parent-step", "4"]
+    own = ["--lr-path-decay-iters", "4", "--save", str(tmp_path / "own"), "--load", str(tmp_path / "own")]
+    start = [*words, *RATES, *parent, *own]
+    rates = used([*start, "--exit-interval", "6"]) + used(start)
+    assert rates == expected(LRPath(schedule("cosine"), "branch", 4, 8))
+
+
+BRANCH = ["--lr-path", "branch", "--lr-path-parent", "MAIN", "--lr-path-parent-step", "4"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        (["--lr-path", "branch"], "--lr-path branch needs --lr-path-parent"),
+        (["--lr-path", "branch", "--lr-path-parent", "MAIN"], "--lr-path-parent-step (the step"),
+        (["--lr-path", "main", "--lr-path-parent", "MAIN"], "starts from random weights"),
+        (["--lr-path", "main"], "must end after step 0: give --train-iters or --lr-path-decay-iters"),
+        ([*BRANCH, "--train-iters", "4"], "must end after step 4"),
+        (
+            [*BRANCH, "--train-iters", "9", "--lr-path-decay-iters", "4"],
+            "ends the run at step 8, --train-iters at 9",
+        ),
+        ([*BRANCH, "--train-samples", "64"], "--lr-path counts in steps"),
+        ([*BRANCH, "--lr-path-decay-iters", "4", "--save", "MAIN"], "never writes into its parent"),
+        (
+            [
+                "--lr-path",
+                "branch",
+                "--lr-path-parent",
+                "MAIN",
+                "--lr-path-parent-step",
+                "5",
+                "--train-iters",
+                "9",
+            ],
+            "no checkpoint of step 5; it has steps 4, 6, 8",
+        ),
+        ([*BRANCH, "--lr-path-decay-iters", "4", "--num-layers", "3"], "num_layers is 2 there and 3 here"),
+        ([*BRANCH, "--lr-path-decay-iters", "4", "--lr-path-cycle-iters", "2"], "cycle"),
+        ([*BRANCH, "--lr-path-decay-iters", "4", "--load", "ELSEWHERE"], "leave --load out"),
+        (
+            [*BRANCH, "--lr-path-decay-iters", "4", "--lr-decay-style", "cosine"],
+            "in its place: --lr-path-style",
+        ),
+        ([*BRANCH, "--lr-path-decay-iters", "4", "--finetune"], "--finetune cannot be given with --lr-path"),
+        (["--lr-path", "scratch", "--train-iters", "4", "--lr-warmup-iters", "4"], "warm"),
+        (
+            ["--lr-path", "scratch", "--train-iters", "4", "--lr-path-multi-step-fractions", "0.9", "0.8"],
+            "--lr-path scratch: ",
+        ),
+        (["--lr-path-style", "knee", "--train-iters", "4"], "--lr-path-style says nothing without --lr-path"),
+        (
+            ["--paradigm", "ours", "--train-iters", "4"],
+            "--paradigm ours names a run of a plan: give --plan too",
+        ),
+        (["--lr-path", "sideways"], "invalid choice: 'sideways'"),
+        (["--no-such-argument"], "unrecognized arguments: --no-such-argument"),
+        (["--device", "cuda", "--train-iters", "4"], "--device cuda: torch sees no GPU here"),
+    ],
+)
+def test_what_is_missing_or_contradictory_is_refused(
+    words: list[str], main: Path, tmp_path: Path, extra: list[str], said: str
+) -> None:
+    own = [] if "--save" in extra else ["--save", str(tmp_path / "own")]
+    given = [{"MAIN": str(main), "ELSEWHERE": str(tmp_path)}.get(word, word) for word in extra]
+    message = refusal([*words, *RATES, *own, *given])
+    assert said in message
+    assert message.count("\n") == 1, "one line"
+    assert not (tmp_path / "own").exists() or not complete_steps(tmp_path / "own")
+
+
+def test_the_maximal_rate_and_a_place_to_save_are_needed(words: list[str], tmp_path: Path) -> None:
+    path = ["--lr-path", "main", "--train-iters", "4"]
+    assert "--lr-path needs --lr" in refusal([*words, *path, "--save", str(tmp_path / "own")])
+    assert "--lr-path needs --save" in refusal([*words, *RATES, *path])
+
+
+def test_a_plan_needs_a_paradigm_and_a_run_that_exists(folder: Path) -> None:
+    plan = folder / "plan.yaml"
+    message = refusal(["--plan", str(plan), "--device", "cpu"])
+    assert "--paradigm and --run must be given too; `lrpath plan` lists the runs" in message
+    assert "has no run 'branch-v7'" in refusal(run_words(plan, "ours", "branch-v7"))
+    assert str(folder / "nowhere.yaml") in refusal(run_words(folder / "nowhere.yaml", "ours", "main"))
+
+
+def test_help_shows_the_group_beside_megatrons_arguments() -> None:
+    outcome = train(["--help"]).ok()
+    group = outcome.output.partition("learning-rate path switching:")[2]
+    for option in ("--plan", "--paradigm", "--run", "--device", "--lr-path ", "--lr-path-parent-step"):
+        assert option in group
+    assert "--tensor-model-parallel-size" in outcome.output
+
+
+def test_without_plan_and_path_it_is_plain_megatron(words: list[str], tmp_path: Path) -> None:
+    """Megatron's own scheduler, its own saving and resuming, nothing of ours beside the checkpoints."""
+    own = ["--save", str(tmp_path / "own"), "--load", str(tmp_path / "own")]
+    plain = ["--train-iters", "8", "--lr-decay-style", "linear", "--lr-warmup-iters", "2", *RATES, *own]
+    first = used([*words, *plain, "--exit-interval", "5"])
+    rates = first + used([*words, *plain])
+    assert len(first) == 5
+    assert rates == pytest.approx([0.0, 0.005, *(0.01 - 0.009 * step / 6 for step in range(6))])
+    assert complete_steps(tmp_path / "own") == [5, 8]
+    assert not list(tmp_path.rglob("lineage.json"))
+    assert not list(tmp_path.rglob("history.jsonl"))
+
+
+def test_the_plans_words_are_megatrons_arguments(folder: Path) -> None:
+    """Every argument that a plan sets is one that the parser knows."""
+    from megatron_lrpath.training.options.arguments import explicit_arguments
+    from megatron_lrpath.training.options.from_plan import plan_words
+
+    plan = load_plan(folder / "plan.yaml")
+    said = explicit_arguments(
+        [word for part in plan_words(plan, plan.run("ours", "main")).values() for word in part]
+    )
+    assert (said["train_iters"], said["lr"], said["global_batch_size"]) == (6, 0.01, 4)

@@ -1,0 +1,204 @@
+"""A branch starts as its parent stood at the branch point, leaves the parent alone, and refuses what does not fit."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from megatron_lrpath.runs.checkpoints import complete_steps
+from tests.support.training_fixtures import history, make_plan, run_words, train
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a plan and its main path trained (branch points at steps 3, 9, 15)."""
+    folder = tmp_path_factory.mktemp("trained")
+    train(run_words(make_plan(folder), "ours", "main")).ok()
+    return folder
+
+
+@pytest.fixture
+def copy(trained: Path, tmp_path: Path) -> Path:
+    """The trained folder's plan and runs, to be changed at will; the data stay where they are."""
+    shutil.copytree(trained / "runs", tmp_path / "runs")
+    plan = yaml.safe_load((trained / "plan.yaml").read_text())
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan | {"output": str(tmp_path / "runs")}))
+    return tmp_path
+
+
+def change(folder: Path, **keys: object) -> Path:
+    """The plan file in `folder` with other keys."""
+    path = folder / "plan.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | keys, sort_keys=False))
+    return path
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Every file below `folder` with the digest of its bytes."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_the_main_path_keeps_branch_points_and_version_ends_whatever_the_retention(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, megatron={"save_interval": 2, "save_retain_interval": 1000})
+    train(run_words(plan, "ours", "main")).ok()
+    kept = complete_steps(tmp_path / "runs/ours/main/checkpoints")
+    assert set(kept) >= {3, 6, 9, 12, 15}
+    assert not {2, 4, 8, 10} & set(kept)
+
+
+def test_a_branch_starts_with_the_parents_state_bit_for_bit(copy: Path) -> None:
+    """The main path, stopped at the branch point and started again, stands exactly where the branch starts."""
+    plan = copy / "plan.yaml"
+    branch = train(run_words(plan, "ours", "branch-v2"), probe="state_at_start").ok().probed[0]
+    assert (branch["iteration"], branch["consumed_train_samples"]) == (9, 36)
+    for folder in ("iter_0000012", "iter_0000015"):
+        shutil.rmtree(copy / "runs/ours/main/checkpoints" / folder)
+    (copy / "runs/ours/main/checkpoints/latest_checkpointed_iteration.txt").write_text("9")
+    parent = train(run_words(plan, "ours", "main"), probe="state_at_start").ok().probed[0]
+    assert branch == parent
+
+
+def test_the_parent_is_never_written_to(copy: Path) -> None:
+    before = digests(copy / "runs/ours/main")
+    train(run_words(copy / "plan.yaml", "ours", "branch-v2")).ok()
+    assert digests(copy / "runs/ours/main") == before
+
+
+@pytest.mark.parametrize(
+    ("nproc", "layout"),
+    [
+        (2, ["--tensor-model-parallel-size", "2"]),
+        (2, ["--pipeline-model-parallel-size", "2"]),
+        (2, ["--use-distributed-optimizer"]),
+    ],
+    ids=["tp2", "pp2", "dp2-distributed-optimizer"],
+)
+def test_a_branch_at_another_layout_holds_the_parents_tensors(
+    copy: Path, nproc: int, layout: list[str]
+) -> None:
+    """Resharded on load, saved at once without a step, gathered: every tensor equals the parent's."""
+    words = run_words(copy / "plan.yaml", "ours", "branch-v2", *layout)
+    train(words, nproc=nproc, probe="save_at_start").ok()
+    parent = tensors(copy / "runs/ours/main/checkpoints/iter_0000009")
+    branch = tensors(copy / "runs/ours/branch-v2/checkpoints/iter_0000009")
+    assert parent
+    assert branch == parent
+
+
+def tensors(checkpoint: Path) -> dict[str, str]:
+    """Weights and Adam moments in a checkpoint, gathered to whole tensors, by name, as digests."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
+    from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
+
+    from tests.support.probes import digest
+
+    found: dict[str, object] = {}
+    reader = dcp.FileSystemReader(checkpoint)
+    _load_state_dict(found, storage_reader=reader, planner=_EmptyStateDictLoadPlanner(), no_dist=True)
+    return dict(flat(found, digest))
+
+
+def flat(value: object, digest: object, name: str = "") -> list[tuple[str, str]]:
+    """Leaves that are weights or moments, their names joined with dots."""
+    if isinstance(value, dict):
+        return [
+            leaf
+            for key, item in value.items()
+            for leaf in flat(item, digest, f"{name}.{key}" if name else key)
+        ]
+    wanted = (
+        hasattr(value, "shape") and "rng" not in name and "rerun" not in name and "extra_state" not in name
+    )
+    return [(name, digest(value))] if wanted else []  # type: ignore[operator]
+
+
+def test_a_second_start_resumes_the_branch(copy: Path) -> None:
+    plan = copy / "plan.yaml"
+    train(run_words(plan, "ours", "branch-v2", "--exit-interval", "10")).ok()
+    assert [line["step"] for line in history(copy / "runs/ours/branch-v2")] == [10]
+    train(run_words(plan, "ours", "branch-v2")).ok()
+    assert [line["step"] for line in history(copy / "runs/ours/branch-v2")] == [10, 11, 12]
+    third = train(run_words(plan, "ours", "branch-v2")).ok()
+    assert "nothing to train" in third.output
+
+
+def refusal(words: list[str], nproc: int = 1) -> str:
+    """The one message of a start that is refused: exit code 2, no stack trace."""
+    outcome = train(words, nproc)
+    assert outcome.status == [2] * nproc, outcome.output[-3000:]
+    assert "Traceback" not in outcome.output
+    return outcome.output.partition("lrpath: error: ")[2]
+
+
+def test_a_missing_branch_point_is_refused_with_the_steps_that_exist(copy: Path) -> None:
+    shutil.rmtree(copy / "runs/ours/main/checkpoints/iter_0000009")
+    message = refusal(run_words(copy / "plan.yaml", "ours", "branch-v2"))
+    assert "no checkpoint of step 9" in message
+    assert "3, 6, 12, 15" in message
+
+
+def test_a_parent_of_another_model_is_refused(copy: Path, tmp_path: Path) -> None:
+    model = yaml.safe_load((copy / "plan.yaml").read_text())["model"]
+    plan = change(copy, model=model | {"num_layers": 3})
+    message = refusal(run_words(plan, "ours", "branch-v2"))
+    assert "num_layers" in message
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"seed": 8}, "seed: was 7, is 8"),
+        ({"schedule": {"style": "cosine", "max_lr": 0.02, "min_lr": 0.001, "warmup_steps": 2}}, "max_lr"),
+        ({"megatron": {"adam_beta2": 0.9}}, "adam_beta2"),
+    ],
+)
+def test_a_parent_of_another_plan_is_refused(copy: Path, keys: dict[str, object], said: str) -> None:
+    message = refusal(run_words(change(copy, **keys), "ours", "branch-v2"))
+    assert said in message
+    assert not (copy / "runs/ours/branch-v2").exists()
+
+
+def test_a_parent_changed_after_the_branch_left_it_is_refused(copy: Path) -> None:
+    plan = copy / "plan.yaml"
+    train(run_words(plan, "ours", "branch-v2", "--exit-interval", "10")).ok()
+    weights = next((copy / "runs/ours/main/checkpoints/iter_0000009").glob("*.distcp"))
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    assert "is not the one that branch-v2 was started from" in refusal(run_words(plan, "ours", "branch-v2"))
+
+
+def test_a_moved_slice_is_refused(copy: Path, trained: Path) -> None:
+    shutil.copytree(trained / "data", copy / "data")
+    data = {"slices": str(copy / "data/slices"), "valid": str(copy / "data/slices/valid")}
+    (copy / "data/slices/v3.slice").rename(copy / "data/slices/v2.slice")
+    assert "slice" in refusal(run_words(change(copy, data=data), "ours", "branch-v2"))
+
+
+def test_an_argument_that_contradicts_the_plan_is_refused(copy: Path) -> None:
+    plan = copy / "plan.yaml"
+    for words, said in (
+        (["--lr", "0.5"], "--lr 0.5 contradicts"),
+        (["--train-iters", "99"], "--train-iters 99 contradicts"),
+        (["--num-layers", "7"], "--num-layers 7 contradicts"),
+        (["--lr-warmup-iters", "3"], "schedule.warmup_steps"),
+        (["--data-path", "elsewhere"], "--data-path"),
+        (["--no-load-optim"], "--no-load-optim"),
+        (["--lr-path", "main"], "the plan says which path"),
+    ):
+        assert said in refusal(run_words(plan, "ours", "branch-v2", *words))
+    assert "has no run 'branch-v9'" in refusal(run_words(plan, "ours", "branch-v9"))
+
+
+def test_what_leaves_the_result_alone_may_be_overridden(copy: Path) -> None:
+    words = run_words(
+        copy / "plan.yaml", "ours", "branch-v2", "--micro-batch-size", "1", "--save-interval", "1"
+    )
+    train(words).ok()
+    assert complete_steps(copy / "runs/ours/branch-v2/checkpoints") == [10, 11, 12]

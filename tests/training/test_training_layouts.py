@@ -1,0 +1,138 @@
+"""Training at every parallel layout: losses are the single process's, a resumed run is the uninterrupted one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_lrpath.runs.checkpoints import complete_steps
+from tests.support.training_fixtures import Outcome, history, make_plan, run_words, train
+
+pytestmark = pytest.mark.slow
+
+TP2 = ("--tensor-model-parallel-size", "2")
+PP2 = ("--pipeline-model-parallel-size", "2")
+LAYOUTS = {
+    "tp2": (2, TP2),
+    "pp2": (2, PP2),
+    "tp2-pp2": (4, (*TP2, *PP2)),
+    "dp2": (2, ()),
+    "tp2-sp": (2, (*TP2, "--sequence-parallel")),
+}
+EVALUATION = ("--eval-iters", "1", "--eval-interval", "3")
+STOP = 3  # the first branch point, of the 9 steps of the main path of two versions
+
+
+def plan_in(folder: Path, **changes: Any) -> Path:
+    """A plan of two versions; Megatron logs validation losses in it."""
+    return make_plan(folder, (6, 6), **changes)
+
+
+def steps(folder: Path) -> list[tuple[float, float]]:
+    """(loss, gradient norm) of every step of the main path below a plan's folder."""
+    lines = history(folder / "runs/ours/main")
+    assert [line["step"] for line in lines] == list(range(1, 10))
+    return [(line["loss"], line["grad_norm"]) for line in lines]
+
+
+def validation_losses(output: str) -> list[float]:
+    """The validation losses in Megatron's log."""
+    lines = [line for line in output.splitlines() if "validation loss at iteration" in line]
+    return [float(line.split("lm loss value: ")[1].split(" ")[0]) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plan's folder, the main path trained and evaluated by one process; its log in `log`."""
+    folder = tmp_path_factory.mktemp("single")
+    outcome = train(run_words(plan_in(folder), "ours", "main", *EVALUATION)).ok()
+    (folder / "log").write_text(outcome.output)
+    return folder
+
+
+def assert_same(ours: list[tuple[float, float]], alone: list[tuple[float, float]]) -> None:
+    """Losses and gradient norms agree to rounding, which adds up from step to step."""
+    assert len(ours) == len(alone)
+    for (loss, norm), (loss_alone, norm_alone) in zip(ours, alone, strict=True):
+        assert loss == pytest.approx(loss_alone, rel=1e-5)
+        assert norm == pytest.approx(norm_alone, rel=1e-3)
+
+
+def rewind(folder: Path) -> None:
+    """Take the main path below a plan's folder back to its first branch point, as if killed later on."""
+    checkpoints = folder / "runs/ours/main/checkpoints"
+    for step in complete_steps(checkpoints):
+        if step > STOP:
+            shutil.rmtree(checkpoints / f"iter_{step:07}")
+    (checkpoints / "latest_checkpointed_iteration.txt").write_text(str(STOP))
+
+
+def resume(folder: Path, words: list[str], nproc: int) -> Outcome:
+    """Train on from the first branch point."""
+    rewind(folder)
+    outcome = train(words, nproc).ok()
+    lineage = json.loads((folder / "runs/ours/main/lineage.json").read_text())
+    assert lineage["starts"][-1]["step"] == STOP
+    return outcome
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_layout_trains_evaluates_saves_and_resumes_exactly(
+    tmp_path: Path, single: Path, layout: str
+) -> None:
+    nproc, flags = LAYOUTS[layout]
+    words = run_words(plan_in(tmp_path), "ours", "main", *flags, *EVALUATION)
+    outcome = train(words, nproc).ok()
+    evaluated = validation_losses(outcome.output)
+    assert len(evaluated) == len(validation_losses((single / "log").read_text()))
+    if "pp2" not in layout:  # Megatron draws the first weights of each pipeline stage from a seed of its own
+        assert_same(steps(tmp_path), steps(single))
+        assert evaluated == pytest.approx(validation_losses((single / "log").read_text()), rel=1e-5)
+    uninterrupted = steps(tmp_path)
+    resume(tmp_path, words, nproc)
+    assert steps(tmp_path) == uninterrupted
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_layout_goes_on_from_one_processs_checkpoint_as_that_process_does(
+    tmp_path: Path, single: Path, layout: str
+) -> None:
+    nproc, flags = LAYOUTS[layout]
+    plan = plan_in(tmp_path)
+    shutil.copytree(single / "runs", tmp_path / "runs")
+    outcome = resume(tmp_path, run_words(plan, "ours", "main", *flags, *EVALUATION), nproc)
+    assert_same(steps(tmp_path), steps(single))
+    alone = validation_losses((single / "log").read_text())
+    evaluated = validation_losses(outcome.output)
+    assert evaluated == pytest.approx(alone[-len(evaluated) :], rel=1e-5)
+
+
+@pytest.mark.parametrize(("before", "after"), [("tp2-pp2", "dp2"), ("dp2", "tp2-sp")])
+def test_a_run_goes_on_at_another_layout(tmp_path: Path, before: str, after: str) -> None:
+    """Killed and started at another layout, it has the losses of the run that stayed at its layout."""
+    words = run_words(plan_in(tmp_path), "ours", "main")
+    nproc, flags = LAYOUTS[before]
+    train([*words, *flags], nproc).ok()
+    stayed = steps(tmp_path)
+    nproc, flags = LAYOUTS[after]
+    resume(tmp_path, [*words, *flags], nproc)
+    assert steps(tmp_path)[:STOP] == stayed[:STOP]
+    assert_same(steps(tmp_path), stayed)
+
+
+@pytest.mark.parametrize("layout", ["single", "tp2", "dp2"])
+def test_bfloat16_trains_and_resumes_exactly(tmp_path: Path, single: Path, layout: str) -> None:
+    nproc, flags = LAYOUTS.get(layout, (1, ()))
+    words = run_words(plan_in(tmp_path, megatron={"bf16": True}), "ours", "main", *flags)
+    train(words, nproc).ok()
+    losses = [loss for loss, _ in steps(tmp_path)]
+    alone = [loss for loss, _ in steps(single)]
+    assert losses == pytest.approx(alone, rel=5e-3)
+    assert losses != alone
+    uninterrupted = steps(tmp_path)
+    resume(tmp_path, words, nproc)
+    assert steps(tmp_path) == uninterrupted

@@ -1,0 +1,112 @@
+"""The rate that stands in the optimizer at every step of every run is the pure function's, after every kind of load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from megatron_lrpath.plan import load_plan
+from tests.support.training_fixtures import history, make_plan, run_words, train
+
+OPTIMIZER = ["--use-distributed-optimizer", "--dist-ckpt-optim-fully-reshardable"]
+STYLES = ("cosine", "knee", "multi-step", "wsd")
+
+
+def planned(plan_path: Path, paradigm: str, name: str) -> list[float]:
+    """The pure function's rate of every step of a run."""
+    run = load_plan(plan_path).run(paradigm, name)
+    return [run.path.lr_at(step - 1) for step in range(run.first_step + 1, run.last_step + 1)]
+
+
+def used(plan_path: Path, paradigm: str, name: str, *extra: str) -> list[float]:
+    """The rate of every update that a start of the run really made; all parameter groups agree."""
+    outcome = train(run_words(plan_path, paradigm, name, *extra), probe="rates").ok()
+    assert all(len(set(groups)) == 1 for groups in outcome.probed[0])
+    return [groups[0] for groups in outcome.probed[0]]
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_every_run_of_ours_uses_the_planned_rates(tmp_path: Path, style: str) -> None:
+    schedule = {"style": style, "max_lr": 0.01, "min_lr": 0.001, "warmup_steps": 2}
+    plan = make_plan(tmp_path, (6, 8), schedule=schedule)
+    for name in ("main", "branch-v1", "branch-v2"):
+        assert used(plan, "ours", name) == planned(plan, "ours", name), name
+
+
+@pytest.mark.parametrize("variant", ["reset-max", "rewarm-max", "keep-min"])
+def test_a_cpt_chain_uses_the_planned_rates(tmp_path: Path, variant: str) -> None:
+    plan = make_plan(tmp_path, (6, 6), cpt_variant=variant)
+    for name in ("continual-v1", "continual-v2"):
+        assert used(plan, "cpt", name) == planned(plan, "cpt", name), name
+
+
+def test_a_run_from_scratch_uses_the_planned_rates_also_when_it_ends_part_way_down(tmp_path: Path) -> None:
+    schedule = {"style": "cosine", "max_lr": 0.01, "min_lr": 0.0, "warmup_steps": 2, "cycle_steps": 40}
+    plan = make_plan(tmp_path, (6, 6), schedule=schedule)
+    rates = used(plan, "ptfs", "scratch-v2")
+    assert rates == planned(plan, "ptfs", "scratch-v2")
+    assert rates[-1] > 0.005
+
+
+@pytest.mark.parametrize(("paradigm", "name", "stop"), [("ours", "main", 5), ("ours", "branch-v2", 10)])
+def test_a_resumed_run_goes_on_at_the_planned_rates(
+    tmp_path: Path, paradigm: str, name: str, stop: int
+) -> None:
+    plan = make_plan(tmp_path, (6, 6))
+    if name != "main":
+        train(run_words(plan, "ours", "main")).ok()
+    first = used(plan, paradigm, name, "--exit-interval", str(stop))
+    second = used(plan, paradigm, name)
+    assert len(first) > 0
+    assert len(second) > 0
+    assert first + second == planned(plan, paradigm, name)
+
+
+def test_the_history_holds_the_rates_and_losses_of_each_step_once(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, (6, 6))
+    train(run_words(plan, "ours", "main", "--exit-interval", "4")).ok()
+    train(run_words(plan, "ours", "main")).ok()
+    lines = history(tmp_path / "runs/ours/main")
+    assert [line["step"] for line in lines] == list(range(1, 10))
+    assert [line["lr"] for line in lines] == planned(plan, "ours", "main")
+    assert [line["consumed_samples"] for line in lines] == [4 * step for step in range(1, 10)]
+    undisturbed = make_plan(tmp_path / "again", (6, 6))
+    train(run_words(undisturbed, "ours", "main")).ok()
+    again = history(tmp_path / "again/runs/ours/main")
+    assert [line["loss"] for line in again] == [line["loss"] for line in lines]
+
+
+def test_another_maximal_rate_than_the_checkpoints_is_used(tmp_path: Path) -> None:
+    """Megatron 0.19 leaves the checkpoint's max_lr in the parameter groups, and its scheduler reads it first."""
+    plan = make_plan(tmp_path, (6, 6))
+    train(run_words(plan, "ours", "main")).ok()
+    model = words_without_plan(plan, tmp_path)
+    words = ["--lr-path", "branch", "--lr-path-parent", str(tmp_path / "runs/ours/main/checkpoints")]
+    words += ["--lr-path-parent-step", "9", "--lr-path-decay-iters", "4", "--lr", "0.5", "--min-lr", "0.25"]
+    words += ["--lr-path-style", "linear", "--save", str(tmp_path / "own"), *model]
+    outcome = train(words, probe="rates").ok()
+    assert [groups[0] for groups in outcome.probed[0]] == [0.5, 0.4375, 0.375, 0.3125]
+
+
+def words_without_plan(plan_path: Path, folder: Path) -> list[str]:
+    """The Megatron arguments of a plan's model and batch, on Megatron's own dataset."""
+    from megatron_lrpath.training.options.from_plan import plan_words
+
+    plan = load_plan(plan_path)
+    parts = plan_words(plan, plan.run("ours", "main"))
+    words = [word for key in ("model", "batch", "tokenizer", "seed") for word in parts[key]]
+    data = ["--data-path", str(folder / "data/v1_text_document"), "--split", "1,0,0"]
+    return [
+        *words,
+        *data,
+        "--eval-iters",
+        "0",
+        "--eval-interval",
+        "100",
+        "--save-interval",
+        "100",
+        "--device",
+        "cpu",
+        *OPTIMIZER,
+    ]
