@@ -70,8 +70,8 @@ def build_parser() -> argparse.ArgumentParser:
 def train(args: argparse.Namespace) -> int:
     """Draw, train, write, report."""
     from megatron_lrpath.data.preprocess.readers import expand_inputs
+    from megatron_lrpath.data.tokenizer_training import TrainingOptions, draw_sample, train_model, write_model
     from megatron_lrpath.errors import UserError
-    from megatron_lrpath.tokenizers.training import TrainingOptions, draw_sample, train_model, write_model
 
     started = time.monotonic()
     target = Path(f"{args.output_prefix}.model")

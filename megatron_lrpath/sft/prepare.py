@@ -18,9 +18,8 @@ from megatron_lrpath.locks import FolderLock, LockHeldError
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.plan.sft import PREPARED, Sft, prepared_record, sft_folder
 from megatron_lrpath.sft.convert import convert
-from megatron_lrpath.sft.dataset import held_out, pack
 from megatron_lrpath.sft.encode import ChatEncoder, build_encoder
-from megatron_lrpath.sft.prepared import ANSWERS, TOKENS, TRAIN, VALID
+from megatron_lrpath.sft.prepared import ANSWERS, TOKENS, TRAIN, VALID, held_out, pack
 
 FORMAT = 1
 SAMPLED_BYTES, SAMPLES = 64 * 1024, 64
