@@ -12,9 +12,9 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from megatron_lrpath import full_disk
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.training import device as backend
-from megatron_lrpath.training import full_disk
 from megatron_lrpath.training import pretrain as own
 from megatron_lrpath.training.checkpoints import ahead
 from megatron_lrpath.training.guards import signals

@@ -66,7 +66,7 @@ def named_run(folder: Path, plan: Path | None) -> tuple[Path, str, str]:
 
 def heading(folder: Path, step: int, samples: list[dict[str, Any]]) -> str:
     """The step, its samples, and what the history says of it."""
-    from megatron_lrpath.training.history import HISTORY, is_step_up_to
+    from megatron_lrpath.runs.history import HISTORY, is_step_up_to
 
     path = folder / HISTORY
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []

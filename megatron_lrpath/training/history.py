@@ -3,116 +3,19 @@
 from __future__ import annotations
 
 import functools
-import json
-import os
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.console import warn
-from megatron_lrpath.files import atomic_write_text
+from megatron_lrpath.runs.history import HISTORY, HistoryWriter
 from megatron_lrpath.runs.lineage import add_skipped
 from megatron_lrpath.training import watching
 from megatron_lrpath.training.context import get_context
-from megatron_lrpath.training.full_disk import PatientFile
 from megatron_lrpath.training.guards.guard import current_guard
 from megatron_lrpath.training.guards.peers import current_watch
 from megatron_lrpath.training.scheduler import current_scheduler
 
-HISTORY = "history.jsonl"
-
-
-class History:
-    """Appends to a run's history; a resumed run continues it, without the steps that it will do again.
-
-    A line holds `step`, `consumed_samples` (after the step), `lr` (that stood in the optimizer during the
-    step), `loss` (of this step alone, nats a token), `grad_norm`, `seconds` (since the previous step ended; of
-    the first one after a start, since it began), `mfu` (where the devices' peak is known), and `skipped` where
-    the update was skipped.
-
-    Args:
-        path: the file.
-        first_step: the step that was loaded; later ones are dropped.
-        elapsed: seconds since the first step began.
-    """
-
-    def __init__(self, path: Path, first_step: int, elapsed: float = 0.0) -> None:
-        self.path = path
-        self.last_time = time.perf_counter() - elapsed
-        drop_steps_after(path, first_step)
-        self._file = PatientFile(path, "The history of the steps", synced=True)
-
-    def append(self, record: dict[str, Any]) -> None:
-        """Add a step; the line reaches the file at once, or when the disk has room, so that others can follow."""
-        now = time.perf_counter()
-        record["seconds"] = round(now - self.last_time, 6)
-        self.last_time = now
-        self._file.write(json.dumps(record).encode() + b"\n")
-
-    def sync(self) -> None:
-        """Let the lines survive a power cut: a checkpoint is about to stand for them.
-
-        Raises:
-            OSError: the disk has no room for all of them.
-        """
-        self._file.sync()
-
-
-def drop_steps_after(path: Path, step: int) -> None:
-    """Cut a history back to `step`: what a killed run did after its last checkpoint, and a torn last line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        return
-    lines = path.read_bytes().splitlines(keepends=True)
-    kept = [line for line in lines if is_step_up_to(line, step)]
-    damaged_before_good = kept != lines[: len(kept)]
-    lacks_its_end = bool(kept) and not kept[-1].endswith(b"\n")
-    if damaged_before_good or lacks_its_end:
-        text = b"".join(line.rstrip(b"\r\n") + b"\n" for line in kept)
-        atomic_write_text(path, text.decode("utf-8", errors="replace"))
-    elif len(kept) < len(lines):
-        shorten(path, sum(map(len, kept)))
-
-
-def shorten(path: Path, size: int) -> None:
-    """Cut a file to `size` bytes, for good; a full disk allows that, and would not allow a new file."""
-    with path.open("r+b") as file:
-        file.truncate(size)
-        os.fsync(file.fileno())
-
-
-def is_step_up_to(line: str | bytes, step: int) -> bool:
-    """Whether `line` is a whole record of a step not after `step`."""
-    try:
-        return int(json.loads(line)["step"]) <= step
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return False
-
-
-def losses_before(folder: Path, step: int, count: int) -> list[float]:
-    """The losses of the last `count` steps up to `step` in a run's history, as far as it holds them."""
-    path = folder / HISTORY
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    rows = [json.loads(line) for line in lines if is_step_up_to(line, step)]
-    return [row["loss"] for row in rows if isinstance(row.get("loss"), float)][-count:]
-
-
-def row_of_step(path: Path, step: int) -> dict[str, Any] | None:
-    """A step's line of a history, None where it has none."""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    rows = (json.loads(line) for line in reversed(lines) if is_step_up_to(line, step))
-    row = next(rows, None)
-    return row if row is not None and row["step"] == step else None
-
-
-def last_loss(folder: Path) -> float | None:
-    """The loss of the last step in a run's history (nats a token)."""
-    lines = (folder / HISTORY).read_text(encoding="utf-8").splitlines() if (folder / HISTORY).exists() else []
-    return json.loads(lines[-1]).get("loss") if lines else None
-
-
-_history: History | None = None
+_history: HistoryWriter | None = None
 
 
 def record_step(
@@ -146,7 +49,7 @@ def record_step(
         record["spike"] = {"median": guard.spike.median, "limit": guard.spike.limit}
     if _history is None:
         elapsed = get_timers()("interval-time", log_level=0).elapsed(reset=False)  # started with the loop
-        _history = History(context.folder / HISTORY, iteration - 1, elapsed)
+        _history = HistoryWriter(context.folder / HISTORY, iteration - 1, elapsed)
     _history.append(record)
 
 

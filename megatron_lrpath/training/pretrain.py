@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from megatron_lrpath import full_disk
 from megatron_lrpath.console import say_error
 from megatron_lrpath.errors import NotMetError, TrainingStoppedError, UserError, refusal
 from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.runs.results import RESULT
 from megatron_lrpath.training import device as backend
-from megatron_lrpath.training import full_disk
 from megatron_lrpath.training.checkpoints import ahead
 from megatron_lrpath.training.guards import signals
 from megatron_lrpath.training.options import arguments as early
@@ -175,7 +175,7 @@ def finish(args: Any, context: Any) -> None:
         TrainingStoppedError: it does not.
     """
     from megatron_lrpath.runs.checkpoints import latest_step
-    from megatron_lrpath.training.history import last_loss
+    from megatron_lrpath.runs.history import last_loss
 
     if int(os.environ["RANK"]) != 0:
         return

@@ -177,7 +177,7 @@ SEAMS = (
     ),
     Seam(
         "tensorboard.summary.writer.event_file_writer:RecordWriter",
-        "megatron_lrpath.training.full_disk:wrap_record_writer",
+        "megatron_lrpath.full_disk:wrap_record_writer",
         ("writer",),
         "its thread ends at a full disk, and with the next value it is given the training",
     ),

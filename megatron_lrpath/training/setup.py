@@ -17,6 +17,7 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import sweep_unfinished
 from megatron_lrpath.runs import lineage
 from megatron_lrpath.runs.checkpoints import CHECKPOINTS, latest_step
+from megatron_lrpath.runs.history import HISTORY
 from megatron_lrpath.runs.results import RESULT
 from megatron_lrpath.training import environment, watching
 from megatron_lrpath.training import forward as packed
@@ -26,7 +27,6 @@ from megatron_lrpath.training.checkpoints.start import agree_on_start, release_l
 from megatron_lrpath.training.context import RunContext, set_context
 from megatron_lrpath.training.guards import peers, safeguards
 from megatron_lrpath.training.guards.peers import Ranks, own_store
-from megatron_lrpath.training.history import HISTORY
 from megatron_lrpath.training.options import from_arguments, from_plan
 from megatron_lrpath.training.options.arguments import add_all_own_arguments, explicit_arguments
 

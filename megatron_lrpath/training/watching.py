@@ -125,7 +125,7 @@ def parent_row(context: RunContext) -> dict[str, Any] | None:
 
     A fine-tuning counts its own tokens, so that its parent has no point on its axis.
     """
-    from megatron_lrpath.training.history import HISTORY, row_of_step
+    from megatron_lrpath.runs.history import HISTORY, row_of_step
 
     if context.plan is None or context.run is None or context.run.parent is None or context.parent is None:
         return None

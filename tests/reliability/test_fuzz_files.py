@@ -25,9 +25,8 @@ from megatron_lrpath.report.collect import collect, gaps
 from megatron_lrpath.report.facts import facts
 from megatron_lrpath.report.tables import run_table
 from megatron_lrpath.runs import checkpoints as disk
-from megatron_lrpath.runs import lineage
+from megatron_lrpath.runs import history, lineage
 from megatron_lrpath.runs.checkpoints import MANIFEST, FileSum, ManifestError, read_manifest, write_manifest
-from megatron_lrpath.training import history
 from megatron_lrpath.training.checkpoints.unpickle import load_metadata
 from tests.support.data_fixtures import make_random_dataset, make_slice
 

@@ -15,11 +15,11 @@ import pytest
 
 from megatron_lrpath import cli
 from megatron_lrpath.errors import refusal
+from megatron_lrpath.full_disk import PatientFile, keep_printing
 from megatron_lrpath.runs import checkpoints as disk
+from megatron_lrpath.runs import history as histories
 from megatron_lrpath.runs.checkpoints import read_manifest, sum_file
-from megatron_lrpath.training import history as histories
 from megatron_lrpath.training import pretrain, watching
-from megatron_lrpath.training.full_disk import PatientFile, keep_printing
 from tests.support.faults import BALLAST, fill, train_with
 from tests.support.training_fixtures import history, make_plan, run_words, train
 from tests.training.test_watching import curves

@@ -13,9 +13,9 @@ from megatron_lrpath.cli import main as lrpath
 from megatron_lrpath.errors import PlanError, UserError
 from megatron_lrpath.plan import load_plan
 from megatron_lrpath.plan.sft import prepared_record, sft_folder
-from megatron_lrpath.sft.prepared import held_out, pack
 from megatron_lrpath.sft.encode import ChatEncoder, build_encoder
 from megatron_lrpath.sft.prepare import prepare
+from megatron_lrpath.sft.prepared import held_out, pack
 from megatron_lrpath.sft.template import ChatTemplate, RejectedLineError, messages_of
 from tests.support.plan_text import plan_with
 from tests.support.sft_fixtures import GOLDEN, TOKENIZER, conversations, sft_plan, write_lines

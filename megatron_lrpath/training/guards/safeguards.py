@@ -8,6 +8,7 @@ from typing import Any
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.runs import lineage
+from megatron_lrpath.runs.history import losses_before
 from megatron_lrpath.training.checkpoints import saves
 from megatron_lrpath.training.checkpoints.start import Start
 from megatron_lrpath.training.context import RunContext
@@ -15,7 +16,6 @@ from megatron_lrpath.training.environment import importable
 from megatron_lrpath.training.guards import guard, orphans
 from megatron_lrpath.training.guards.guard import SpikeDetector
 from megatron_lrpath.training.guards.peers import Ranks
-from megatron_lrpath.training.history import losses_before
 
 
 def before_validation(args: Any) -> None:
