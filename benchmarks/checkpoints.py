@@ -34,12 +34,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.step_time import Shape, write_plan  # noqa: E402
+
+if TYPE_CHECKING:
+    from megatron_lrpath.training.checkpoints.saves import Saves
 
 SHAPE = Shape(hidden=768, ffn=2048, layers=12, heads=12, vocabulary=16384, sequence=128, batch=4)
 WARMUP_STEPS = 4
@@ -99,11 +102,9 @@ class Timings:
         self.mark = time.perf_counter()
         self.rest = 0  # steps to go after the last save
 
-    def install(self) -> None:
+    def install(self, saves: Saves) -> None:
         """Take the places between the loop and its saves."""
         from megatron.training import get_args, training
-
-        from megatron_lrpath.training.checkpoints.saves import current_saves
 
         finalize = training.maybe_finalize_async_save
 
@@ -115,8 +116,7 @@ class Timings:
         def save_or_go_on(
             model: Any, optimizer: Any, scheduler: Any, iteration: int, flops: Any, context: Any, data: Any
         ) -> bool:
-            now, saves = time.perf_counter(), current_saves()
-            assert saves is not None
+            now = time.perf_counter()
             step = now - self.mark - self.finishing.wall
             self.steps.append({"step": step, "finishing": self.finishing, "writing": bool(saves.under_way)})
             if (iteration - WARMUP_STEPS) % GAP == 0 and iteration > WARMUP_STEPS and self.kinds:
@@ -138,13 +138,30 @@ class Timings:
 
 def train(plan: Path, rounds: int) -> dict[str, Any]:
     """A training with saves by turns; the rows of `Timings`."""
-    from megatron_lrpath.training import pretrain
+    from megatron_lrpath.training import pretrain, seams, setup
+    from megatron_lrpath.training.exits import Exits
+    from megatron_lrpath.training.guards.signals import Signals
 
+    argv = [
+        "--plan",
+        str(plan),
+        "--paradigm",
+        "ptfs",
+        "--run",
+        "scratch-v1",
+        "--device",
+        "cpu",
+        "--async-save",
+    ]
+    session = pretrain.open_session(argv, Exits(), Signals())
+    seams.apply(session)
+    args = setup.arguments(session, argv)
+    setup.begin(session, args)
     timings = Timings(rounds)
-    timings.install()
-    words = ["--plan", str(plan), "--paradigm", "ptfs", "--run", "scratch-v1", "--device", "cpu"]
+    assert session.saves is not None
+    timings.install(session.saves)
     with suppress(SystemExit):
-        pretrain.main([*words, "--async-save"])
+        pretrain.carry_out(session, args, lambda: pretrain.loop(session, args))
     return {"steps": timings.steps, "saves": timings.saves}
 
 
@@ -300,7 +317,7 @@ def prepare(threads: int) -> None:
 
     from megatron_lrpath.training import seams
 
-    seams.apply("cpu")
+    seams.import_rows("cpu")
 
 
 def measure(shape: Shape, folder: Path, rounds: int) -> dict[str, Any]:

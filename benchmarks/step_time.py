@@ -99,13 +99,13 @@ def ours(shape: Shape, folder: Path, precision: str, total: int, begins: Callabl
     plan = write_plan(shape, folder, precision, total)
     from megatron_lrpath.training import forward, pretrain
 
-    original = forward.forward_step
+    original = forward.ForwardStep.__call__
 
     def forward_step(*args: Any) -> Any:
         begins()
         return original(*args)
 
-    forward.forward_step = forward_step  # type: ignore[assignment]
+    forward.ForwardStep.__call__ = forward_step  # type: ignore[method-assign,assignment]
     pretrain.main(["--plan", str(plan), "--paradigm", "ptfs", "--run", "scratch-v1", "--device", "cpu"])
 
 

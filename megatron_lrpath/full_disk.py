@@ -159,12 +159,12 @@ class LogFile:
 
 
 class PatientLog(io.RawIOBase):
-    """A stream into a log file."""
+    """Takes the place of `stream`, which goes to the log file; held, since it would close its descriptor."""
 
-    def __init__(self, file: LogFile, descriptor: int) -> None:
+    def __init__(self, file: LogFile, stream: TextIO) -> None:
         super().__init__()
         self._file = file
-        self._descriptor = descriptor
+        self._stream = stream
 
     def writable(self) -> bool:
         """Yes."""
@@ -172,7 +172,7 @@ class PatientLog(io.RawIOBase):
 
     def fileno(self) -> int:
         """The stream's own descriptor."""
-        return self._descriptor
+        return self._stream.fileno()
 
     def write(self, data: Any) -> int:
         """Write, now or when there is room."""
@@ -180,13 +180,8 @@ class PatientLog(io.RawIOBase):
         return len(data)
 
 
-_replaced: list[TextIO] = []
-"""Streams that would close their descriptors if nobody held them."""
-
-
 def keep_printing() -> None:
     """Let a print into a file on a full disk wait, not end the process; terminals and pipes stay as they are."""
-    _replaced.extend((sys.stdout, sys.stderr))
     files: dict[tuple[int, int], LogFile] = {}
     sys.stdout, sys.stderr = patient_log(sys.stdout, files), patient_log(sys.stderr, files)
     for file in files.values():
@@ -208,5 +203,5 @@ def patient_log(stream: TextIO, files: dict[tuple[int, int], LogFile]) -> TextIO
     with suppress(OSError):
         stream.flush()
     file = files.setdefault((status.st_dev, status.st_ino), LogFile(descriptor))
-    buffer = io.BufferedWriter(PatientLog(file, descriptor))
+    buffer = io.BufferedWriter(PatientLog(file, stream))
     return io.TextIOWrapper(buffer, encoding=stream.encoding, errors=stream.errors, line_buffering=True)

@@ -82,7 +82,7 @@ def main() -> None:
     )
     parser.add_argument("--versions", nargs="+", default=["v2", "v3", "v4"])
     args = parser.parse_args()
-    CONTEXTS["cpu"].set_forkserver_preload(["megatron_lrpath.training.warm"])
+    CONTEXTS["cpu"].set_forkserver_preload(["preload"])
     points = [point for point in load_experiment(args.experiment).points if point.plan.seed in args.seeds]
     chosen = [point for point in points if point.group.startswith(tuple(args.decays))]
     made = [row for point in chosen for row in rows(point, args.versions)]

@@ -161,7 +161,7 @@ def main() -> None:
     experiments = load_together(args.experiments)
     for experiment in experiments:
         write_plans(experiment)
-    CONTEXTS["cpu"].set_forkserver_preload(["megatron_lrpath.training.warm"])
+    CONTEXTS["cpu"].set_forkserver_preload(["preload"])
     tasks = [task for seed in args.seeds or [None] for task in wanted(experiments, seed, args.variations)]
     carry_out(tasks, args.jobs, args.device)
 

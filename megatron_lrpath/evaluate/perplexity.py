@@ -13,7 +13,7 @@ from megatron.core.rerun_state_machine import RerunMode, get_rerun_state_machine
 from megatron.training import get_args
 from torch.utils.data import default_collate
 
-from megatron_lrpath.training.forward import forward_step
+from megatron_lrpath.training.forward import ForwardStep
 
 # Micro-batches that one call of the pipeline schedule carries.
 CHUNK = 64
@@ -32,13 +32,16 @@ def micro_batches(dataset: Any, samples: Sequence[int], size: int) -> Iterator[d
 
 
 @torch.no_grad()
-def mean_loss(model: list[Any], dataset: Any, samples: Sequence[int]) -> tuple[float, int]:
+def mean_loss(
+    model: list[Any], dataset: Any, samples: Sequence[int], forward_step: ForwardStep
+) -> tuple[float, int]:
     """Mean cross-entropy (nats a token) and the number of tokens over `samples`; equal on all ranks.
 
     Args:
         model: Megatron's list of model chunks.
         dataset: the validation set.
         samples: positions in it.
+        forward_step: of the batches that the set consists of.
     """
     args = get_args()
     size = args.micro_batch_size
@@ -75,10 +78,11 @@ def reduced(total: torch.Tensor) -> tuple[float, int]:
     return loss / max(tokens, 1.0), int(tokens)
 
 
-def evaluate_model(model: list[Any], dataset: Any) -> dict[str, Any]:
+def evaluate_model(model: list[Any], dataset: Any, packed: bool = False) -> dict[str, Any]:
     """Loss (nats a token), perplexity and tokens of the whole validation set and of each domain.
 
-    The whole is exp of the mean over all tokens, not a mean of the domains' perplexities.
+    The whole is exp of the mean over all tokens, not a mean of the domains' perplexities. `packed`: the set
+    consists of packed samples.
     """
     for chunk in model:
         chunk.eval()
@@ -89,7 +93,7 @@ def evaluate_model(model: list[Any], dataset: Any) -> dict[str, Any]:
         by_domain[dataset.domain_of(sample)].append(sample)
     domains: dict[str, dict[str, Any]] = {}
     for domain, samples in by_domain.items():
-        loss, tokens = mean_loss(model, dataset, samples)
+        loss, tokens = mean_loss(model, dataset, samples, ForwardStep(packed=packed))
         domains[domain] = {"loss": loss, "perplexity": math.exp(loss), "tokens": tokens}
     tokens = sum(entry["tokens"] for entry in domains.values())
     loss = sum(entry["loss"] * entry["tokens"] for entry in domains.values()) / max(tokens, 1)

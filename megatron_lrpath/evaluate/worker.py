@@ -8,13 +8,16 @@ import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.plan import Plan, load_plan
 from megatron_lrpath.runs.results import EVALUATION, Target, add_along
-from megatron_lrpath.training import device as backend
+from megatron_lrpath.training import device as devices
+
+if TYPE_CHECKING:
+    from megatron_lrpath.training.session import Session
 
 
 @dataclass
@@ -34,16 +37,12 @@ class Sets:
     def evaluate(self, model: list[Any]) -> dict[str, Any]:
         """What `eval.json` says beside the step; held-out answers under `answers`."""
         from megatron_lrpath.evaluate.perplexity import evaluate_model
-        from megatron_lrpath.training.forward import set_packed
 
-        set_packed(False)
         found = evaluate_model(model, self.validation) | {"validation": self.fingerprint}
         if self.answers is None:
             return found
         usual, self.args.seq_length = self.args.seq_length, self.answers_length
-        set_packed(True)
-        answers = evaluate_model(model, self.answers)
-        set_packed(False)
+        answers = evaluate_model(model, self.answers, packed=True)
         self.args.seq_length = usual
         return found | {"answers": {name: answers[name] for name in ("loss", "perplexity", "tokens")}}
 
@@ -53,7 +52,7 @@ def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__)
     parser.add_argument("--plan", type=Path, required=True)
     parser.add_argument("--runs", nargs="+", required=True, metavar="PARADIGM/RUN[@STEP]")
-    parser.add_argument("--device", default="auto", choices=backend.DEVICES)
+    parser.add_argument("--device", default="auto", choices=devices.DEVICES)
     return parser.parse_known_args(words)
 
 
@@ -73,24 +72,26 @@ def main(words: list[str] | None = None) -> None:
 
 def evaluate_targets(plan: Plan, targets: list[Target], device: str, extra: list[str]) -> None:
     """Evaluate each checkpoint and write what it is found to be, see `write_evaluation`."""
-    device = backend.choose_device(device)
-    backend.activate(device)
-    from megatron_lrpath.training import seams, setup
+    device = devices.choose_device(device)
+    devices.activate(device)
+    from megatron_lrpath.training import seams, setup  # Megatron is imported after the device is chosen
     from megatron_lrpath.training.pretrain import set_single_process_environment
+    from megatron_lrpath.training.session import Session
 
+    session = Session(device)
     set_single_process_environment()
-    seams.apply(device)
+    seams.apply(session)
     words = ["--plan", str(plan.path), "--paradigm", targets[0].run.paradigm, "--run", targets[0].run.name]
     words += ["--tensorboard-dir", "", *extra]  # an evaluation adds nothing to the training's records
-    args, _ = setup.arguments(words, device)
-    model, sets = build(plan, args, setup.configuration)
+    args = setup.arguments(session, words)
+    model, sets = build(session, plan, args)
     for target in targets:
         if load_weights(plan, target, args, model):
             write_evaluation(plan, target, model, sets)
-    setup.end()
+    setup.end(session)
 
 
-def build(plan: Plan, args: Any, configuration: Any) -> tuple[list[Any], Sets]:
+def build(session: Session, plan: Plan, args: Any) -> tuple[list[Any], Sets]:
     """The model with random weights, and what it is evaluated on."""
     from megatron.core.enums import ModelType
     from megatron.core.process_groups_config import ProcessGroupCollection
@@ -99,7 +100,7 @@ def build(plan: Plan, args: Any, configuration: Any) -> tuple[list[Any], Sets]:
     from megatron_lrpath.data.slice import open_validation
     from megatron_lrpath.data.versioned import build_validation
     from megatron_lrpath.sft.dataset import build_packed_validation
-    from megatron_lrpath.training.context import get_context
+    from megatron_lrpath.training import setup
     from megatron_lrpath.training.datasets import dataset_config
     from megatron_lrpath.training.guards.peers import own_store
 
@@ -107,14 +108,14 @@ def build(plan: Plan, args: Any, configuration: Any) -> tuple[list[Any], Sets]:
     training.initialize_megatron(store=own_store())
     model, _, _ = training.setup_model_and_optimizer(
         ModelType.encoder_or_decoder,
-        cfg_container=configuration(args),
+        cfg_container=setup.configuration(args),
         pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
     )
     seq_length, args.seq_length = args.seq_length, plan.batch.seq_length
     held_out = open_validation(plan.data)
     dataset = build_validation(held_out, dataset_config(args, versioned=True))
     sets = Sets(args, dataset, held_out.fingerprint)
-    context = get_context()
+    context = session.context
     if context is not None and context.prepared is not None:
         sets.answers, sets.answers_length = build_packed_validation(context.prepared), seq_length
     return model, sets
@@ -168,12 +169,13 @@ def damage(folder: Path, step: int) -> list[str]:
 
     from megatron_lrpath.runs.checkpoints import MANIFEST, checkpoint_folder
     from megatron_lrpath.training.checkpoints import start
+    from megatron_lrpath.training.checkpoints.ahead import ReadAhead
     from megatron_lrpath.training.guards.peers import Ranks
 
     ranks = Ranks(dist.get_rank(), dist.get_world_size(), store=None)
-    mine = start.damage(folder, step, "sizes", ranks)
+    mine = start.damage(folder, step, "sizes", ranks, ReadAhead())
     if not mine and (checkpoint_folder(folder, step) / MANIFEST).exists():
-        mine = start.content_problems(checkpoint_folder(folder, step), ranks)
+        mine = start.content_problems(checkpoint_folder(folder, step), ranks, ReadAhead())
     found: list[list[str]] = [[]] * ranks.world
     dist.all_gather_object(found, mine)
     return sorted({problem for part in found for problem in part})

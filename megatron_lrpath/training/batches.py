@@ -10,7 +10,10 @@ from typing import Any
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import Plan, Run
-from megatron_lrpath.training import device as backend
+from megatron_lrpath.sft.dataset import build_packed
+from megatron_lrpath.sft.encode import build_encoder
+from megatron_lrpath.sft.prepared import open_prepared
+from megatron_lrpath.training import device
 
 
 @dataclass(frozen=True)
@@ -94,26 +97,25 @@ def open_batches(path: Path, paradigm: str, name: str) -> Batches:
     Raises:
         UserError: there is no such run, or its data are gone or others.
     """
-    backend.activate("cpu")
+    device.activate("cpu")
     os.environ.setdefault("RANK", "0")
     os.environ.setdefault("WORLD_SIZE", "1")
     from megatron.training.arguments import parse_args
 
+    # Megatron is imported after the device is chosen.
     from megatron_lrpath.training.datasets import dataset_config, training_set
-    from megatron_lrpath.training.options import from_plan
-    from megatron_lrpath.training.options.arguments import add_lrpath_arguments, explicit_arguments
+    from megatron_lrpath.training.options.arguments import arguments_provider
+    from megatron_lrpath.training.options.from_plan import PlannedRun, apply_defaults
 
-    words = ["--plan", str(path), "--paradigm", paradigm, "--run", name]
-    said = explicit_arguments(words)
-    sys.argv[1:] = from_plan.command_line(words)
-    args = parse_args(add_lrpath_arguments)
-    from_plan.apply_defaults(args, explicit_arguments(sys.argv[1:]))
-    plan, run = from_plan.load_run(said)
-    if run.kind == "sft":
-        return open_packed(plan, run)
+    planned = PlannedRun.read({"plan": path, "paradigm": paradigm, "run": name})
+    sys.argv[1:] = planned.flags
+    args = parse_args(arguments_provider())
+    apply_defaults(args, planned.explicit)
+    if planned.run.kind == "sft":
+        return open_packed(planned.plan, planned.run)
     config = dataset_config(args, versioned=True)
-    dataset = training_set(from_plan.plan_context(plan, run, said), config)
-    return Batches(plan, run, dataset, config.tokenizer)
+    dataset = training_set(planned.context(), config)
+    return Batches(planned.plan, planned.run, dataset, config.tokenizer)
 
 
 def open_packed(plan: Plan, run: Run) -> Batches:
@@ -122,10 +124,6 @@ def open_packed(plan: Plan, run: Run) -> Batches:
     Raises:
         UserError: they are gone or others.
     """
-    from megatron_lrpath.sft.dataset import build_packed
-    from megatron_lrpath.sft.encode import build_encoder
-    from megatron_lrpath.sft.prepared import open_prepared
-
     samples = run.last_step * plan.batch_of(run).global_batch_size
     dataset = build_packed(open_prepared(plan, verify=True), samples)
     return Batches(plan, run, dataset, build_encoder(plan).tokenizer)

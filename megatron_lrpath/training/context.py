@@ -57,17 +57,3 @@ class RunContext:
     slices: tuple[Slice, ...] = ()
     mix: tuple[Slice, ...] = ()
     prepared: Prepared | None = None
-
-
-_current: RunContext | None = None
-
-
-def set_context(context: RunContext | None) -> None:
-    """Make `context` the process's run; None is plain Megatron."""
-    global _current
-    _current = context
-
-
-def get_context() -> RunContext | None:
-    """The process's run, None where Megatron trains on its own terms."""
-    return _current

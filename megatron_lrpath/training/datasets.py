@@ -22,7 +22,7 @@ from megatron_lrpath.data.slice import open_validation
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.sft.dataset import build_packed, build_packed_validation
 from megatron_lrpath.sft.prepared import Prepared
-from megatron_lrpath.training.context import RunContext, get_context
+from megatron_lrpath.training.context import RunContext
 
 
 def wrap_build_data_iterators(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -33,9 +33,9 @@ def wrap_build_data_iterators(original: Callable[..., Any]) -> Callable[..., Any
     """
 
     @functools.wraps(original)
-    def build_train_valid_test_data_iterators(build_train_valid_test_datasets_provider: Any) -> Any:
+    def build_train_valid_test_data_iterators(*args: Any, **named: Any) -> Any:
         states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        iterators = original(build_train_valid_test_datasets_provider)
+        iterators = original(*args, **named)
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
@@ -71,23 +71,32 @@ def needs_data(vp_stage: int | None = None) -> bool:
     return mpu.get_tensor_model_parallel_rank() == 0 and is_first_or_last_pipeline_stage(vp_stage)
 
 
-def provide_datasets(
-    samples: tuple[int, int | None, int], vp_stage: int | None = None
-) -> tuple[Any, Any, Any]:
-    """Megatron's dataset provider: training, validation and test sets of at least `samples` samples.
+class DatasetProvider:
+    """Megatron's dataset provider: training, validation and test sets.
 
     Called on every rank; under a plan all take part in building the indices (one builds, the others wait).
+
+    Args:
+        context: the run; without a plan in it the data are Megatron's own blends.
     """
-    context = get_context()
-    if context is not None and context.plan is not None:
-        return plan_datasets(context, samples)
-    args = get_args()
-    config = dataset_config(args, versioned=False)
-    kind = MockGPTDataset if args.mock_data else GPTDataset
-    return BlendedMegatronDatasetBuilder(kind, list(samples), lambda: needs_data(vp_stage), config).build()
 
+    is_distributed = True
 
-provide_datasets.is_distributed = True  # type: ignore[attr-defined]
+    def __init__(self, context: RunContext | None) -> None:
+        self.context = context
+
+    def __call__(
+        self, samples: tuple[int, int | None, int], vp_stage: int | None = None
+    ) -> tuple[Any, Any, Any]:
+        """The sets, with at least `samples` samples."""
+        if self.context is not None and self.context.plan is not None:
+            return plan_datasets(self.context, samples)
+        args = get_args()
+        config = dataset_config(args, versioned=False)
+        kind = MockGPTDataset if args.mock_data else GPTDataset
+        return BlendedMegatronDatasetBuilder(
+            kind, list(samples), lambda: needs_data(vp_stage), config
+        ).build()
 
 
 def plan_datasets(context: RunContext, samples: tuple[int, int | None, int]) -> tuple[Any, Any, None]:

@@ -11,8 +11,6 @@ from collections.abc import Callable
 from multiprocessing.managers import SyncManager
 from typing import Any
 
-import torch
-
 
 @functools.cache
 def has_transformer_engine() -> bool:
@@ -88,7 +86,7 @@ def wrap_get_write_results_queue(original: Callable[..., Any]) -> Callable[..., 
         return manager.Queue()
 
     @functools.wraps(original)
-    def get_write_results_queue(mp_mode: str = "spawn") -> Any:
+    def get_write_results_queue(*_: Any, **__: Any) -> Any:
         from megatron.training import get_args
 
         return between_processes() if get_args().async_save else local
@@ -96,12 +94,12 @@ def wrap_get_write_results_queue(original: Callable[..., Any]) -> Callable[..., 
     return get_write_results_queue
 
 
-def wrap_compile_helpers(original: Callable[[], None]) -> Callable[[], None]:
+def wrap_compile_helpers(original: Callable[..., None]) -> Callable[..., None]:
     """Compile Megatron's dataset helpers only where they are not compiled yet."""
 
-    def compile_helpers() -> None:
+    def compile_helpers(*args: Any, **named: Any) -> None:
         if not importable("megatron.core.datasets.helpers_cpp"):
-            original()
+            original(*args, **named)
 
     return compile_helpers
 
@@ -119,25 +117,7 @@ def wrap_initialize_megatron(original: Callable[..., Any]) -> Callable[..., Any]
 def wrap_set_jit_fusion_options(original: Callable[..., None]) -> Callable[..., None]:
     """No kernels to warm up."""
 
-    def set_jit_fusion_options(tp_size: int = 1) -> None:
+    def set_jit_fusion_options(*_: Any, **__: Any) -> None:
         """Fusions are off on the CPU."""
 
     return set_jit_fusion_options
-
-
-def wrap_get_cuda_rng_state(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """The device's generator is the CPU's."""
-
-    def get_rng_state(device: Any = "cuda", clone: bool = False, graph_safe: bool = False) -> torch.Tensor:
-        return torch.get_rng_state()
-
-    return get_rng_state
-
-
-def wrap_set_cuda_rng_state(original: Callable[..., None]) -> Callable[..., None]:
-    """The device's generator is the CPU's."""
-
-    def set_rng_state(new_state: torch.Tensor, device: Any = -1, graph_safe: bool = False) -> None:
-        torch.set_rng_state(new_state)
-
-    return set_rng_state

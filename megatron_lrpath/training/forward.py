@@ -14,20 +14,7 @@ from megatron.training import get_args, get_timers
 from torch import Tensor
 
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.training.guards.guard import current_guard
-
-_packed = False
-
-
-def set_packed(packed: bool) -> None:
-    """Say whether this process's batches are packed samples."""
-    global _packed
-    _packed = packed
-
-
-def is_packed() -> bool:
-    """Whether batches are packed samples."""
-    return _packed
+from megatron_lrpath.training.guards.guard import Guard
 
 
 def refuse_unsupported(args: Any) -> None:
@@ -75,11 +62,8 @@ KEYS = ("tokens", "labels", "loss_mask", "position_ids", "attention_mask")
 def get_batch(data_iterator: Iterator[dict[str, Tensor]] | None, vp_stage: int | None) -> Batch:
     """The next micro-batch on this rank: [micro_batch, seq / context_parallel_size] tensors.
 
-    Tensor-parallel rank 0 reads it and broadcasts it; a stage in the middle of the pipeline needs none. Packed
-    samples are read by every rank.
+    Tensor-parallel rank 0 reads it and broadcasts it; a stage in the middle of the pipeline needs none.
     """
-    if is_packed():
-        return packed_batch(data_iterator)
     args = get_args()
     first, last = is_first_stage(vp_stage), is_last_stage(vp_stage)
     if not (first or last):
@@ -127,24 +111,6 @@ def is_last_stage(vp_stage: int | None) -> bool:
     return mpu.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
 
 
-def loss_function(loss_mask: Tensor, losses: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Sum of the unmasked token losses, their number, and both for the log.
-
-    Args:
-        loss_mask: [micro_batch, seq], 1 where a token counts.
-        losses: [micro_batch, seq] cross-entropies in nats.
-    """
-    mask = loss_mask.view(-1).float()
-    loss = torch.sum(losses.view(-1).float() * mask)
-    tokens = mask.sum().detach().to(torch.int)
-    if get_args().check_for_nan_in_loss_and_grad:
-        check_finite(loss)
-    if (guard := current_guard()) is not None:
-        guard.note(loss, tokens)
-    report = {"lm loss": torch.cat([loss.detach().view(1), tokens.view(1)])}
-    return loss, tokens, report
-
-
 def check_finite(loss: Tensor) -> None:
     """Hand the loss to Megatron's rerun machine, which stops the run on NaN or infinity before the update."""
     machine = get_rerun_state_machine()
@@ -158,18 +124,50 @@ def check_finite(loss: Tensor) -> None:
         )
 
 
-def forward_step(data_iterator: Iterator[dict[str, Tensor]] | None, model: Any) -> tuple[Tensor, Any]:
-    """Megatron's forward-step function for language modelling."""
-    timers = get_timers()
-    timers("batch-generator", log_level=2).start()
-    batch = get_batch(data_iterator, get_attr_wrapped_model(model, "vp_stage"))
-    timers("batch-generator").stop()
-    output = model(
-        batch["tokens"],
-        batch["position_ids"],
-        batch["attention_mask"],
-        labels=batch["labels"],
-        loss_mask=batch["loss_mask"],
-    )
-    # Only the last pipeline stage calls it, and that stage has a mask.
-    return output, partial(loss_function, cast(Tensor, batch["loss_mask"]))
+class ForwardStep:
+    """Megatron's forward-step function for language modelling.
+
+    Args:
+        guard: notes the loss of each micro-batch; None where nobody judges it (evaluations).
+        packed: whether batches are packed samples.
+    """
+
+    def __init__(self, guard: Guard | None = None, packed: bool = False) -> None:
+        self.guard = guard
+        self.packed = packed
+
+    def __call__(self, data_iterator: Iterator[dict[str, Tensor]] | None, model: Any) -> tuple[Tensor, Any]:
+        """The model's output for the next micro-batch, and the function that makes a loss of it."""
+        timers = get_timers()
+        timers("batch-generator", log_level=2).start()
+        if self.packed:
+            batch = packed_batch(data_iterator)
+        else:
+            batch = get_batch(data_iterator, get_attr_wrapped_model(model, "vp_stage"))
+        timers("batch-generator").stop()
+        output = model(
+            batch["tokens"],
+            batch["position_ids"],
+            batch["attention_mask"],
+            labels=batch["labels"],
+            loss_mask=batch["loss_mask"],
+        )
+        # Only the last pipeline stage calls it, and that stage has a mask.
+        return output, partial(self.loss, cast(Tensor, batch["loss_mask"]))
+
+    def loss(self, loss_mask: Tensor, losses: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Sum of the unmasked token losses, their number, and both for the log.
+
+        Args:
+            loss_mask: [micro_batch, seq], 1 where a token counts.
+            losses: [micro_batch, seq] cross-entropies in nats.
+        """
+        mask = loss_mask.view(-1).float()
+        loss = torch.sum(losses.view(-1).float() * mask)
+        tokens = mask.sum().detach().to(torch.int)
+        if get_args().check_for_nan_in_loss_and_grad:
+            check_finite(loss)
+        if self.guard is not None:
+            self.guard.note(loss, tokens)
+        report = {"lm loss": torch.cat([loss.detach().view(1), tokens.view(1)])}
+        return loss, tokens, report

@@ -6,128 +6,98 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from megatron_lrpath import full_disk
-from megatron_lrpath.console import say_error
-from megatron_lrpath.errors import NotMetError, TrainingStoppedError, UserError, refusal
+from megatron_lrpath.errors import TrainingStoppedError
+from megatron_lrpath.exits import FAILED, SAVED_AND_STOPPED
 from megatron_lrpath.files import atomic_write_json
+from megatron_lrpath.runs.checkpoints import latest_step
+from megatron_lrpath.runs.history import last_loss
 from megatron_lrpath.runs.results import RESULT
-from megatron_lrpath.training import device as backend
-from megatron_lrpath.training.checkpoints import ahead
-from megatron_lrpath.training.guards import signals
-from megatron_lrpath.training.options import arguments as early
+from megatron_lrpath.training import device as devices
+from megatron_lrpath.training.checkpoints.ahead import ReadAhead
+from megatron_lrpath.training.exits import Exits
+from megatron_lrpath.training.guards.signals import Signals
+from megatron_lrpath.training.options.arguments import read_early
+
+if TYPE_CHECKING:
+    from megatron_lrpath.training.session import Session
 
 
-def main(words: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Train the run that the command line describes.
 
-    A user's error is one message and exit code 2, a training that cannot go on one message and 1; one that
-    saved and stopped for a signal leaves with `signals.SAVED_AND_STOPPED`.
+    A user's error is one message and exit status 2, a training that cannot go on one message and 1; one that
+    saved and stopped for a signal leaves with `SAVED_AND_STOPPED`.
     """
     for category in (DeprecationWarning, FutureWarning, SyntaxWarning):
         warnings.filterwarnings("ignore", category=category)
-    # Said on every start where they are not installed; `environment.flags` has drawn the consequences.
+    # Printed on every start where they are not installed; `environment.flags` has drawn the consequences.
     warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex|transformer-engine).*")
+    exits, signals = Exits(), Signals()
     signals.watch()
     full_disk.keep_printing()
-    with told():
-        train(sys.argv[1:] if words is None else words)
+    with exits.reported():
+        train(sys.argv[1:] if argv is None else argv, exits, signals)
 
 
-@contextmanager
-def told() -> Iterator[None]:
-    """Turn what ends a run into one message and an exit code, see `main`."""
-    try:
-        yield
-    except UserError as error:
-        leave(error, 2)
-    except TrainingStoppedError as error:
-        leave(error, 1)
-    except OSError as error:
-        if (refused := refusal(error)) is None:
-            report(error)
-        leave(TrainingStoppedError(refused), 1, of_one_rank=True)
-    except NotMetError as error:
-        say_error(error)
-        os._exit(1)
-    except Exception as error:
-        report(error)
+def open_session(argv: list[str], exits: Exits, signals: Signals) -> Session:
+    """The session of this process: reads ahead, chooses the device, and prepares the process for it."""
+    early = read_early(argv)
+    ahead = ReadAhead()
+    ahead.begin(early)
+    device = devices.choose_device(early.device)
+    devices.activate(device)
+    set_single_process_environment()
+    from megatron_lrpath.training.session import Session  # imports Megatron, which the device must precede
+
+    return Session(device, exits, signals, ahead)
 
 
-def report(error: Exception) -> NoReturn:
-    """Raise what nobody expected, or where ranks have met, say which one it ended and let the others end."""
-    from megatron_lrpath.training.guards import peers
-
-    watch = peers.current_watch()
-    if watch is None:
-        raise error
-    watch.report_error(error)
-
-
-def leave(error: Exception, status: int, of_one_rank: bool = False) -> None:
-    """Say what was wrong, once for all ranks, and leave at once: other ranks may wait in a collective.
-
-    Before ranks have met, rank 0 speaks for all, unless it may know nothing of what befell `of_one_rank`.
-    """
-    from megatron_lrpath.training.guards import peers
-
-    watch = peers.current_watch()
-    if watch is None:
-        if of_one_rank or int(os.environ.get("RANK", "0")) == 0:
-            say_error(error)
-        os._exit(status)
-    if watch.claim():
-        say_error(error)
-    watch.end(status)
-
-
-def train(words: list[str]) -> None:
+def train(argv: list[str], exits: Exits, signals: Signals) -> None:
     """Set Megatron up for the run and hand over to its `pretrain`."""
     start = time.time()
-    said = early.read(words)
-    ahead.begin(said)
-    device = backend.choose_device(said.device)
-    backend.activate(device)
-    set_single_process_environment()
-
+    session = open_session(argv, exits, signals)
     from megatron.training import set_startup_timestamps
 
-    from megatron_lrpath.training import seams, setup
+    from megatron_lrpath.training import seams, setup  # import Megatron, which the device must precede
     from megatron_lrpath.training.guards.peers import own_store
 
-    seams.apply(device)
-    args, context = setup.arguments(words, device)
+    seams.apply(session)
+    args = setup.arguments(session, argv)
     set_startup_timestamps(program_start=start, main_entry=time.time())
-    if context is None:
+    if session.context is None:
         signals.let_go()
-        return loop(args, own_store())
-    first_step, store = setup.begin(args, context, device)
-    carry_out(args, context, first_step, lambda: loop(args, store))
+        session.store = own_store()
+        return loop(session, args)
+    setup.begin(session, args)
+    carry_out(session, args, lambda: loop(session, args))
 
 
-def carry_out(args: Any, context: Any, first_step: int, train: Callable[[], None]) -> None:
-    """Train from `first_step` to the run's end with `train`, unless that is reached; then mark it complete."""
-    from megatron_lrpath.training import setup
+def carry_out(session: Session, args: Any, train: Callable[[], None]) -> None:
+    """Train from the session's first step to the run's end, unless that is reached; then mark it complete."""
+    from megatron_lrpath.training import setup  # imported by now
 
-    if first_step < args.train_iters:
+    if session.first_step < args.train_iters:
         try:
             train()
         except SystemExit:
-            setup.end()
-            if signals.stopping():
-                sys.exit(stop_status())
+            setup.end(session)
+            if session.signals.stopping:
+                saves = session.saves
+                sys.exit(FAILED if saves is None or saves.failed_last else SAVED_AND_STOPPED)
             raise
     else:
-        print(f"{context.kind}: step {args.train_iters} is reached already, nothing to train", flush=True)
-    finish(args, context)
-    setup.end()
+        kind = session.context.kind if session.context else "run"
+        print(f"{kind}: step {args.train_iters} is reached already, nothing to train", flush=True)
+    finish(session, args)
+    setup.end(session)
 
 
-def loop(args: Any, store: Any) -> None:
+def loop(session: Session, args: Any) -> None:
     """Hand over to Megatron's `pretrain`.
 
     Raises:
@@ -137,25 +107,19 @@ def loop(args: Any, store: Any) -> None:
     from megatron.core.enums import ModelType
     from megatron.training import pretrain
 
-    from megatron_lrpath.training import datasets, forward, setup
+    from megatron_lrpath.training import setup  # import Megatron, which the device must precede
     from megatron_lrpath.training.checkpoints import unpickle
+    from megatron_lrpath.training.datasets import DatasetProvider
+    from megatron_lrpath.training.forward import ForwardStep
 
     with unpickle.load_failures(args.load):
         pretrain(
             setup.configuration(args),
-            datasets.provide_datasets,
+            DatasetProvider(session.context),
             ModelType.encoder_or_decoder,
-            forward.forward_step,
-            store=store,
+            ForwardStep(session.guard, session.is_packed),
+            store=session.store,
         )
-
-
-def stop_status() -> int:
-    """The exit code of a run that a signal ended."""
-    from megatron_lrpath.training.checkpoints.saves import current_saves
-
-    saves = current_saves()
-    return 1 if saves is None or saves.failed_last else signals.SAVED_AND_STOPPED
 
 
 def set_single_process_environment() -> None:
@@ -168,15 +132,12 @@ def set_single_process_environment() -> None:
         os.environ.setdefault("MASTER_PORT", str(get_free_port()))
 
 
-def finish(args: Any, context: Any) -> None:
-    """Mark the run complete with `result.json`, once its last checkpoint stands.
+def finish(session: Session, args: Any) -> None:
+    """Mark the run complete with `result.json`, once its last checkpoint is there.
 
     Raises:
-        TrainingStoppedError: it does not.
+        TrainingStoppedError: it is not.
     """
-    from megatron_lrpath.runs.checkpoints import latest_step
-    from megatron_lrpath.runs.history import last_loss
-
     if int(os.environ["RANK"]) != 0:
         return
     last = latest_step(Path(args.save)) or 0
@@ -185,7 +146,8 @@ def finish(args: Any, context: Any) -> None:
             f"{args.save}: trained to step {args.train_iters}, but the newest checkpoint is of step {last}. "
             "Call again to go on from there."
         )
-    if context.folder is not None:
+    context = session.context
+    if context is not None and context.folder is not None and context.run is not None:
         result = {
             "run": context.run.name,
             "paradigm": context.run.paradigm,

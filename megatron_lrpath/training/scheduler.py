@@ -10,7 +10,6 @@ from typing import Any
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_lrpath.schedule import LRPath
-from megatron_lrpath.training.context import get_context
 
 
 class LRPathScheduler(OptimizerParamScheduler):
@@ -64,6 +63,19 @@ class LRPathScheduler(OptimizerParamScheduler):
             wd_incr_style=wd_incr_style,
         )
 
+    @classmethod
+    def of(cls, optimizer: Any, path: LRPath, args: Any) -> LRPathScheduler:
+        """The scheduler of a run with Megatron's arguments `args`, which hold the sample counter of the loop."""
+        return cls(
+            optimizer,
+            path=path,
+            consumed_samples=lambda: args.consumed_train_samples,
+            start_wd=args.start_weight_decay,
+            end_wd=args.end_weight_decay,
+            wd_incr_steps=args.train_iters * args.global_batch_size,
+            wd_incr_style=args.weight_decay_incr_style,
+        )
+
     def get_lr(self, param_group: dict[str, Any]) -> float:
         """The rate of `param_group` at the current position; groups with own rates follow the same shape."""
         max_lr = param_group.get("max_lr")
@@ -78,6 +90,12 @@ class LRPathScheduler(OptimizerParamScheduler):
         self.used_lr = canonical_lr(self.optimizer.param_groups)
         self.num_steps = self.consumed_samples()
         super().step(increment)
+
+    def step_ended(self, skipped: bool) -> float:
+        """The rate that the step used; after a skipped update move on as well, which Megatron does not do."""
+        if skipped:
+            self.step(0)  # the rate belongs to the consumed samples
+        return self.used_lr
 
     def state_dict(self) -> dict[str, Any]:
         """Position (samples) and path; the path is stored for the reader, loading does not take it over."""
@@ -100,36 +118,3 @@ def canonical_lr(param_groups: list[dict[str, Any]]) -> float:
     """The rate that stands in the first parameter group with the default settings."""
     groups = [group for group in param_groups if group.get("default_config", False)] or param_groups
     return float(groups[0].get("lr") or 0.0) if groups else 0.0
-
-
-_current: LRPathScheduler | None = None
-
-
-def current_scheduler() -> LRPathScheduler | None:
-    """The process's path scheduler, None where Megatron's own is in use."""
-    return _current
-
-
-def wrap_scheduler_builder(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Megatron's builder, or ours where the run has a learning-rate path."""
-
-    @functools.wraps(original)
-    def get_optimizer_param_scheduler(optimizer: Any) -> Any:
-        from megatron.training import get_args
-
-        global _current
-        args, context = get_args(), get_context()
-        if context is None:
-            return original(optimizer)
-        _current = LRPathScheduler(
-            optimizer,
-            path=context.path,
-            consumed_samples=lambda: args.consumed_train_samples,
-            start_wd=args.start_weight_decay,
-            end_wd=args.end_weight_decay,
-            wd_incr_steps=args.train_iters * args.global_batch_size,
-            wd_incr_style=args.weight_decay_incr_style,
-        )
-        return _current
-
-    return get_optimizer_param_scheduler

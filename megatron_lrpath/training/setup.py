@@ -1,65 +1,121 @@
-"""Everything between the command line and Megatron's loop: arguments, context, lineage, configuration."""
+"""Between the command line and Megatron's loop: arguments, context, lineage, and the parts of the session."""
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
+from multiprocessing import set_forkserver_preload
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
+from megatron.training.arguments import parse_args, validate_args
+from megatron.training.global_vars import set_global_variables
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import sweep_unfinished
 from megatron_lrpath.runs import lineage
 from megatron_lrpath.runs.checkpoints import CHECKPOINTS, latest_step
-from megatron_lrpath.runs.history import HISTORY
+from megatron_lrpath.runs.history import HISTORY, losses_before
 from megatron_lrpath.runs.results import RESULT
-from megatron_lrpath.training import environment, watching
-from megatron_lrpath.training import forward as packed
-from megatron_lrpath.training.checkpoints import parent as branch
-from megatron_lrpath.training.checkpoints import parent as pretrained
-from megatron_lrpath.training.checkpoints.start import agree_on_start, release_lock
-from megatron_lrpath.training.context import RunContext, set_context
-from megatron_lrpath.training.guards import peers, safeguards
-from megatron_lrpath.training.guards.peers import Ranks, own_store
-from megatron_lrpath.training.options import from_arguments, from_plan
-from megatron_lrpath.training.options.arguments import add_all_own_arguments, explicit_arguments
+from megatron_lrpath.training import environment
+from megatron_lrpath.training.checkpoints import parent as parents
+from megatron_lrpath.training.checkpoints.commit import Commits
+from megatron_lrpath.training.checkpoints.saves import Saves
+from megatron_lrpath.training.checkpoints.start import Start, agree_on_start
+from megatron_lrpath.training.context import RunContext
+from megatron_lrpath.training.forward import refuse_unsupported
+from megatron_lrpath.training.guards import orphans
+from megatron_lrpath.training.guards.guard import Guard, SpikeDetector
+from megatron_lrpath.training.guards.peers import PeerWatch, Ranks, own_store
+from megatron_lrpath.training.guards.runlock import hold
+from megatron_lrpath.training.layers import local_layers
+from megatron_lrpath.training.optimizer import RateChange
+from megatron_lrpath.training.options.arguments import arguments_provider, explicit_arguments
+from megatron_lrpath.training.options.from_arguments import argument_context, flag
+from megatron_lrpath.training.options.from_plan import PlannedRun, apply_defaults
+from megatron_lrpath.training.session import Session
+from megatron_lrpath.training.steps import StepRecorder, set_wandb_defaults
 
 
-def arguments(
-    words: list[str], device: str, defaults: Mapping[str, Any] | None = None
-) -> tuple[Any, RunContext | None]:
-    """Megatron's validated arguments and the run's context (None for plain Megatron).
+def arguments(session: Session, argv: list[str], defaults: Mapping[str, Any] | None = None) -> Any:
+    """Megatron's validated arguments; `session.context` becomes the run (None for plain Megatron).
 
-    `defaults` are those of a script of its own, for what neither the plan nor the command line says.
+    `defaults` are those of a script of its own, for what neither the plan nor the command line sets.
 
     Raises:
-        UserError: the words contradict the plan or each other.
+        UserError: arguments contradict the plan or each other.
     """
-    from megatron.training.arguments import parse_args, validate_args
-    from megatron.training.global_vars import set_global_variables
-
-    said = explicit_arguments(words)
-    sys.argv[1:] = from_plan.command_line(words)
-    args = parse_args(add_all_own_arguments)
-    context = make_context(args, said)
-    set_context(context)
-    packed.set_packed(context is not None and context.kind == "sft")
-    set_environment_flags(args, explicit_arguments(sys.argv[1:]), device)
-    if context is not None:
-        safeguards.before_validation(args)
-    if packed.is_packed():
-        packed.refuse_unsupported(args)
-    validate(args, functools.partial(validate_args, defaults=dict(defaults or {})))
-    if context is not None and context.folder is not None:
-        check_lineage(context)
+    given = explicit_arguments(argv, session.own_arguments)
+    planned = PlannedRun.read(given) if "plan" in given else None
+    sys.argv[1:] = [*planned.flags, *argv] if planned else argv
+    args = parse_args(arguments_provider(session.own_arguments))
+    session.context = make_context(args, given, planned)
+    set_environment_flags(args, planned.explicit if planned else given, session)
+    if session.context is not None:
+        take_over_saving(args)
+    if session.is_packed:
+        refuse_unsupported(args)
+    validate(args, partial(validate_args, defaults=dict(defaults or {})))
+    if session.context is not None and session.context.folder is not None:
+        check_lineage(session.context)
     set_global_variables(args)
-    return args, context
+    return args
+
+
+def make_context(args: Any, given: Mapping[str, Any], planned: PlannedRun | None) -> RunContext | None:
+    """The run's context: from the plan, from --lr-path, or none; `given` are the explicit arguments."""
+    if planned is None:
+        return argument_context(args, given)
+    apply_defaults(args, planned.explicit)
+    set_wandb_defaults(args, planned.plan, planned.run)
+    return planned.context()
+
+
+def set_environment_flags(args: Any, explicit: Mapping[str, Any], session: Session) -> None:
+    """Set what follows from the device and the installed libraries.
+
+    Raises:
+        UserError: an argument asks for what is not installed.
+    """
+    for name, value in environment.flags(session.device, session.is_packed).items():
+        if explicit.get(name, value) != value:
+            raise UserError(
+                f"{flag(name)} {explicit[name]}: not available here (device {session.device}, Transformer "
+                f"Engine {'found' if environment.has_transformer_engine() else 'not installed'}); leave the "
+                "argument out."
+            )
+        setattr(args, name, value)
+    if args.tensor_model_parallel_size > 1 or args.context_parallel_size > 1:
+        # Megatron asserts it, for the overlap of communication and computation.
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    if session.device == "cpu" and "num_workers" not in explicit:
+        args.num_workers = 0  # reading memory-mapped tokens needs no process of its own
+
+
+def take_over_saving(args: Any) -> None:
+    """Choose how checkpoints are written and signals answered, before Megatron validates its arguments.
+
+    Megatron turns --async-save off without its persistent worker; see `protect` for the CPU.
+
+    Raises:
+        UserError: checkpoints of another kind are asked for.
+    """
+    if args.non_persistent_ckpt_type or args.non_persistent_save_interval:
+        raise UserError(
+            "--non-persistent-save-interval, --non-persistent-ckpt-type: a run with a learning-rate path has "
+            "one kind of checkpoint. Use a shorter --save-interval with --save-retain-interval."
+        )
+    args.exit_signal_handler = False  # ours answers
+    if args.async_save:
+        args.use_persistent_ckpt_worker = True
+        if not environment.importable("nvidia_resiliency_ext"):
+            args.async_strategy = "mcore"
 
 
 def validate(args: Any, validate_args: Callable[[Any], Any]) -> None:
@@ -75,37 +131,6 @@ def validate(args: Any, validate_args: Callable[[Any], Any]) -> None:
         raise UserError(f"Megatron refuses these arguments: {error or where.line}") from None
 
 
-def set_environment_flags(args: Any, said: dict[str, Any], device: str) -> None:
-    """Set what follows from the device and the installed libraries.
-
-    Raises:
-        UserError: an argument asks for what is not installed.
-    """
-    for name, value in environment.flags(device, packed.is_packed()).items():
-        if said.get(name, value) != value:
-            raise UserError(
-                f"{from_arguments.flag(name)} {said[name]}: not available here (device {device}, Transformer "
-                f"Engine {'found' if environment.has_transformer_engine() else 'not installed'}); leave the "
-                "argument out."
-            )
-        setattr(args, name, value)
-    if args.tensor_model_parallel_size > 1 or args.context_parallel_size > 1:
-        # Megatron asserts it, for the overlap of communication and computation.
-        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
-    if device == "cpu" and "num_workers" not in said:
-        args.num_workers = 0  # reading memory-mapped tokens needs no process of its own
-
-
-def make_context(args: Any, said: dict[str, Any]) -> RunContext | None:
-    """The run's context: from the plan, from --lr-path, or none; `said` are the user's explicit arguments."""
-    if "plan" not in said:
-        return from_arguments.argument_context(args, said)
-    plan, run = from_plan.load_run(said)
-    from_plan.apply_defaults(args, explicit_arguments(sys.argv[1:]))
-    watching.set_wandb_defaults(args, plan, run)
-    return from_plan.plan_context(plan, run, said)
-
-
 def check_lineage(context: RunContext) -> None:
     """Refuse, before anything is written, to continue another run or to leave another parent."""
     assert context.folder is not None
@@ -115,7 +140,7 @@ def check_lineage(context: RunContext) -> None:
     assert context.plan is not None
     assert context.run is not None
     if latest_step(context.folder / CHECKPOINTS) is None:
-        branch.require_checkpoint(context.parent)
+        parents.require_checkpoint(context.parent)
     parent = context.plan.parent_of(context.run)
     own = {name: context.identity[name] for name in ("slices", "tokenizer_model", "arguments")}
     if context.kind == "sft":  # its arguments are its own
@@ -125,36 +150,102 @@ def check_lineage(context: RunContext) -> None:
     lineage.check_parent(context.folder, context.plan.folder(parent), context.parent.step, identity)
 
 
-def begin(args: Any, context: RunContext, device: str) -> tuple[int, dist.Store | None]:
-    """Choose the checkpoint to start from and record the start.
+def begin(session: Session, args: Any) -> None:
+    """Choose the checkpoint to start from, put the run's parts in place and record the start.
 
-    Returns:
-        The step the run starts at, and the store in which its ranks have met.
+    Raises:
+        UserError: the run cannot start from there, or another process trains it.
     """
+    context = session.context
+    assert context is not None
     own = Path(args.save)
-    branch.refuse_own_parent(own, context.parent)
+    parents.refuse_own_parent(own, context.parent)
     ranks = Ranks.from_environment()
-    peers.begin_watch(ranks)
-    start = agree_on_start(own, context.parent, ranks, args.checkpoint_check)
+    session.peers = session.exits.peers = PeerWatch(ranks)
+    session.peers.start()
+
+    def take_lock() -> None:
+        session.lock = hold(own, partial(session.exits.lost_lock, own))
+
+    start = agree_on_start(own, context.parent, ranks, session.ahead, take_lock, args.checkpoint_check)
     start.apply(args)
     if start.folder is not None:
-        branch.check_model(args, Path(start.folder), start.loaded, start.weights_of is not None)
-        branch.declare_rates(args, Path(start.folder), start.loaded)
+        stored = parents.check_model(args, Path(start.folder), start.loaded, start.weights_of is not None)
+        session.rate_change = RateChange((stored.lr, stored.min_lr), (args.lr, args.min_lr))
         args.pretrained_checkpoint = None  # Megatron, not seeing the tracker, would take it
     elif args.pretrained_checkpoint:
-        pretrained.check_pretrained(args)
+        parents.check_pretrained(args)
     if context.prepared is not None:  # stored in every checkpoint: an export knows how to talk to the model
         args.lrpath_chat = context.prepared.chat
     retain_interval = args.save_retain_interval
-    safeguards.install(args, context, start, ranks, device)
+    protect(session, args, start, ranks)
     if context.folder is not None and args.rank == 0:
-        for name in (lineage.LINEAGE, HISTORY, RESULT):
-            sweep_unfinished(context.folder / name)
-        plan = str(context.plan.path.resolve()) if context.plan else None
-        parent = parent_record(context)
-        facts = (start.step, args.world_size, retain_interval)
-        lineage.write_lineage(context.folder, context.identity, parent, *facts, plan)
-    return start.step, ranks.store or own_store()
+        record_start(context, context.folder, start.step, args.world_size, retain_interval)
+    session.first_step, session.store = start.step, ranks.store or own_store()
+
+
+def protect(session: Session, args: Any, start: Start, ranks: Ranks) -> None:
+    """Take saving, retention and the check of numbers over from Megatron."""
+    context = session.context
+    assert context is not None
+    retain_interval, args.save_retain_interval = args.save_retain_interval, None
+    earlier = lineage.retain_intervals(context.folder) if context.folder is not None else []
+    points = branch_points(context)
+    saves = Saves(Path(args.save), context.keep_steps, points, retain_interval, start.existing, earlier)
+    set_forkserver_preload([orphans.__name__])
+    if session.device == "cpu":
+        # The persistent worker would write tensors while the training changes them (it shares their memory);
+        # a forked writer has the memory as it was.
+        args.use_persistent_ckpt_worker = False
+    check, args.check_for_nan_in_loss_and_grad = args.check_for_nan_in_loss_and_grad, False
+    session.guard = Guard(
+        session.signals,
+        saves,
+        check=check,
+        detector=spike_detector(args, context, start, ranks),
+        skip=args.loss_spike_action == "skip",
+        max_skips=args.loss_spike_max_skips,
+        first_step=start.step,
+    )
+    session.saves, session.recorder = saves, StepRecorder(context, session.guard, args)
+    session.commits = Commits(saves, session.recorder.sync_history, session.recorder.record_skips)
+
+
+def record_start(
+    context: RunContext, folder: Path, step: int, world_size: int, retain_interval: int | None
+) -> None:
+    """Write the start into the run's lineage, behind a killed process that left files half-written."""
+    for name in (lineage.LINEAGE, HISTORY, RESULT):
+        sweep_unfinished(folder / name)
+    plan = str(context.plan.path.resolve()) if context.plan else None
+    parent = parent_record(context)
+    lineage.write_lineage(folder, context.identity, parent, step, world_size, retain_interval, plan)
+
+
+def branch_points(context: RunContext) -> frozenset[int]:
+    """The steps that other runs start from: all that are kept, but on a plan's main path the version ends."""
+    plan, run = context.plan, context.run
+    if plan is None or run is None or run.kind != "main":
+        return context.keep_steps
+    parents = [other.parent for other in plan.runs(run.paradigm) if other.parent is not None]
+    return frozenset(parent.step for parent in parents if parent.run == run.name)
+
+
+def spike_detector(args: Any, context: RunContext, start: Start, ranks: Ranks) -> SpikeDetector | None:
+    """The detector that the arguments describe, which knows the losses before this start.
+
+    Raises:
+        UserError: spikes are to be skipped in a run without a folder, which would not remember.
+    """
+    if args.loss_spike_action == "off":
+        return None
+    if args.loss_spike_action == "skip" and context.folder is None:
+        raise UserError(
+            "--loss-spike-action skip needs --plan: a skipped batch is recorded in the run's folder."
+        )
+    window = args.loss_spike_window
+    earlier = losses_before(context.folder, start.step, window) if context.folder and not ranks.rank else []
+    return SpikeDetector(args.loss_spike_threshold, window, ranks.share(earlier))
 
 
 def parent_record(context: RunContext) -> dict[str, Any] | None:
@@ -173,25 +264,21 @@ def parent_record(context: RunContext) -> dict[str, Any] | None:
 
 def configuration(args: Any) -> Any:
     """Megatron's configuration container with the model; layers without Transformer Engine are ours."""
-    from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
-
     model = gpt_config_from_args(args)
     if args.transformer_impl == "local" and args.spec is None:
-        from megatron_lrpath.training.layers import local_layers
-
         model.transformer_layer_spec = local_layers
     return pretrain_cfg_container_from_args(args, model)
 
 
-def end() -> None:
+def end(session: Session) -> None:
     """Leave the process group and the run's lock, so that no rank complains at exit."""
-    watch = peers.current_watch()
-    if watch is not None:
-        watch.leave()
+    if session.peers is not None:
+        session.peers.leave()
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
-    elif watch is not None:
+    elif session.peers is not None:
         with suppress(RuntimeError):
-            watch.see_others_off()
-    release_lock()
+            session.peers.see_others_off()
+    if session.lock is not None:
+        session.lock.close()

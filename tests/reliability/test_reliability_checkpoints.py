@@ -13,10 +13,10 @@ import pytest
 
 from megatron_lrpath.runs import checkpoints as disk
 from megatron_lrpath.runs.checkpoints import MANIFEST, read_manifest, sum_file
-from megatron_lrpath.training.checkpoints import ahead
+from megatron_lrpath.training.checkpoints.ahead import ReadAhead
 from megatron_lrpath.training.checkpoints.saves import Saves
-from megatron_lrpath.training.options import arguments as early
 from megatron_lrpath.training.options import from_plan
+from megatron_lrpath.training.options.arguments import read_early
 from tests.support.training_fixtures import Outcome, history, make_plan, run_words, train
 
 EVERY_TWO = ("--save-interval", "2")
@@ -108,8 +108,10 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_used(folder
 
 
 def test_a_start_reads_ahead_while_it_imports_and_confirms_what_is_whole(folder: Path) -> None:
+    ahead = ReadAhead()
+
     def confirmed(run: str, checkpoint: Path) -> tuple[set[str], set[str]]:
-        ahead.begin(early.read(run_words(folder / "plan.yaml", "ours", run)))
+        ahead.begin(read_early(run_words(folder / "plan.yaml", "ours", run)))
         sums = read_manifest(checkpoint)
         return ahead.confirmed(checkpoint, sums, sums), set(sums)
 
@@ -128,7 +130,7 @@ def test_a_start_reads_ahead_while_it_imports_and_confirms_what_is_whole(folder:
     "words", [["--plan"], ["--plan", "missing.yaml", "--paradigm", "ours", "--run", "main"], []]
 )
 def test_what_is_wrong_is_not_said_by_who_reads_ahead(words: list[str]) -> None:
-    ahead.begin(early.read(words))
+    ReadAhead().begin(read_early(words))
 
 
 def test_all_ranks_go_back_to_the_same_checkpoint(folder: Path) -> None:

@@ -19,7 +19,8 @@ from megatron_lrpath.full_disk import PatientFile, keep_printing
 from megatron_lrpath.runs import checkpoints as disk
 from megatron_lrpath.runs import history as histories
 from megatron_lrpath.runs.checkpoints import read_manifest, sum_file
-from megatron_lrpath.training import pretrain, watching
+from megatron_lrpath.training import steps as watching
+from megatron_lrpath.training.exits import Exits
 from tests.support.faults import BALLAST, fill, train_with
 from tests.support.training_fixtures import history, make_plan, run_words, train
 from tests.training.test_watching import curves
@@ -272,7 +273,7 @@ def test_what_a_disk_refuses_one_rank_is_said_by_that_rank(
 
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(os, "_exit", end)
-    with pytest.raises(SystemExit), pretrain.told():
+    with pytest.raises(SystemExit), Exits().reported():
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/runs")
     assert "/data/runs: No space left on device. Make room and call again." in capsys.readouterr().err
 

@@ -18,9 +18,16 @@ from megatron_lrpath.locks import LOCK_NAME, FolderLock, owner_of
 from megatron_lrpath.training.guards import runlock
 
 HOLD = (
-    "import sys, time; from pathlib import Path; from megatron_lrpath.training.guards.runlock import hold\n"
-    "lock = hold(Path(sys.argv[1])); print('held', flush=True); time.sleep(600)"
+    "import sys, time; from functools import partial; from pathlib import Path\n"
+    "from megatron_lrpath.training.exits import Exits; from megatron_lrpath.training.guards import runlock\n"
+    "runlock.BEAT = 0.1; root = Path(sys.argv[1])\n"
+    "lock = runlock.hold(root, partial(Exits().lost_lock, root)); print('held', flush=True); time.sleep(600)"
 )
+
+
+def hold(root: Path, patience: float = runlock.PATIENCE) -> runlock.RunLock:
+    """The lock on a folder, which nobody takes over here."""
+    return runlock.hold(root, lambda owner: pytest.fail(f"{owner} took it over"), patience)
 
 
 @pytest.fixture(autouse=True)
@@ -36,17 +43,17 @@ def test_a_second_launch_is_refused_and_names_the_first(tmp_path: Path) -> None:
         assert owner.stdout is not None
         owner.stdout.readline()
         with pytest.raises(UserError, match=f"process {owner.pid} on {socket.gethostname()} is training"):
-            runlock.hold(tmp_path, patience=0.2)
+            hold(tmp_path, patience=0.2)
         owner.kill()
         owner.wait()
-    runlock.hold(tmp_path, patience=0).close()
+    hold(tmp_path, patience=0).close()
 
 
 def test_a_lock_that_was_let_go_of_is_taken_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runlock.hold(tmp_path).close()
+    hold(tmp_path).close()
     assert (tmp_path / LOCK_NAME).read_bytes() == b""
     monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it waits"))
-    runlock.hold(tmp_path).close()
+    hold(tmp_path).close()
 
 
 def write_elsewhere(root: Path, beat: int) -> None:
@@ -70,7 +77,7 @@ def test_an_owner_on_another_machine_is_noticed_by_its_heartbeat(tmp_path: Path)
     thread.start()
     try:
         with pytest.raises(UserError, match="process 4711 on elsewhere is training this run already"):
-            runlock.hold(tmp_path)
+            hold(tmp_path)
     finally:
         stop.set()
         thread.join()
@@ -78,15 +85,14 @@ def test_an_owner_on_another_machine_is_noticed_by_its_heartbeat(tmp_path: Path)
 
 def test_a_dead_owner_on_another_machine_holds_nothing(tmp_path: Path) -> None:
     write_elsewhere(tmp_path, 3)
-    lock = runlock.hold(tmp_path)
+    lock = hold(tmp_path)
     assert lock.is_ours()
     lock.close()
 
 
 def test_an_owner_that_was_overtaken_ends_before_it_writes_again(tmp_path: Path) -> None:
     """It was away for longer than a successor waits; the file keeps the successor's name."""
-    command = [sys.executable, "-c", HOLD.replace("hold\n", "hold; from megatron_lrpath.training.guards "
-               "import runlock; runlock.BEAT = 0.1\n"), str(tmp_path)]  # fmt: skip
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as owner:
         assert owner.stdout is not None
         owner.stdout.readline()
@@ -99,7 +105,7 @@ def test_an_owner_that_was_overtaken_ends_before_it_writes_again(tmp_path: Path)
 
 
 def test_one_that_only_tries_is_told_that_the_lock_is_held(tmp_path: Path) -> None:
-    lock = runlock.hold(tmp_path)
+    lock = hold(tmp_path)
     write_elsewhere(tmp_path, 0)
     lock.beat()
     assert lock.is_ours()
@@ -114,7 +120,7 @@ def test_a_disk_without_locks_is_guarded_by_the_heartbeat(
         raise OSError(95, os.strerror(95))
 
     monkeypatch.setattr(FolderLock, "acquire", unsupported)
-    first = runlock.hold(tmp_path)
+    first = hold(tmp_path)
     with pytest.raises(UserError, match="is training this run already"):
         second_of_two(tmp_path, first)
     first.close()
@@ -125,7 +131,7 @@ def second_of_two(root: Path, first: runlock.RunLock) -> None:
     original = socket.gethostname
     socket.gethostname = lambda: "elsewhere"  # type: ignore[assignment]
     try:
-        runlock.hold(root)
+        hold(root)
     finally:
         socket.gethostname = original
         assert first.root == root

@@ -41,9 +41,11 @@ def saved_model(words: list[str]) -> Any:
 
     from megatron_lrpath.training import seams, setup
     from megatron_lrpath.training.guards.peers import own_store
+    from megatron_lrpath.training.session import Session
 
-    seams.apply("cpu")
-    args, _ = setup.arguments(words, "cpu")
+    session = Session("cpu")
+    seams.apply(session)
+    args = setup.arguments(session, words)
     args.skip_train, args.load, args.no_save_optim, args.no_save_rng = True, None, True, True
     training.initialize_megatron(store=own_store())
     groups = ProcessGroupCollection.use_mpu_process_groups()

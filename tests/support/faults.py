@@ -58,14 +58,14 @@ def on_loss(step: str, rank: str, change: Callable[[Any], Any]) -> None:
 
     from megatron_lrpath.training import forward
 
-    original = forward.loss_function
+    original = forward.ForwardStep.loss
 
-    def loss_function(mask: Any, losses: Any) -> Any:
+    def loss(self: Any, mask: Any, losses: Any) -> Any:
         if get_args().curr_iteration + 1 == int(step) and os.environ["RANK"] == rank:
             losses = change(losses)
-        return original(mask, losses)
+        return original(self, mask, losses)
 
-    forward.loss_function = loss_function
+    forward.ForwardStep.loss = loss
 
 
 def times(step: str, rank: str, factor: float) -> None:

@@ -107,14 +107,15 @@ def packed_against_alone(words: list[str]) -> None:
     from megatron_lrpath.sft.prepared import open_prepared
     from megatron_lrpath.training import seams, setup
     from megatron_lrpath.training.forward import apart
+    from megatron_lrpath.training.session import Session
 
-    seams.apply("cpu")
+    session = Session("cpu")
+    seams.apply(session)
     plan = load_plan(words[1])
     run = plan.run("ours", "sft-v1")
-    args, _ = setup.arguments(
-        ["--plan", words[1], "--paradigm", "ours", "--run", "sft-v1", "--device", "cpu"], "cpu"
-    )
-    model, _ = worker.build(plan, args, setup.configuration)
+    argv = ["--plan", words[1], "--paradigm", "ours", "--run", "sft-v1", "--device", "cpu"]
+    args = setup.arguments(session, argv)
+    model, _ = worker.build(session, plan, args)
     assert worker.load_weights(plan, Target(run), args, model)
     model[0].eval()
     row = {name: value[None] for name, value in build_packed(open_prepared(plan, True), 8)[0].items()}

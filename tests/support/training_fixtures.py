@@ -21,7 +21,7 @@ import yaml
 from tests.support.ports import free_ports
 
 CONTEXT = mp.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["megatron_lrpath.training.warm"])
+CONTEXT.set_forkserver_preload(["tests.support.warm"])
 
 MODEL = {
     "num_layers": 2,

@@ -203,13 +203,15 @@ def against_megatron(words: list[str]) -> None:
     from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 
     from megatron_lrpath.training import seams
+    from megatron_lrpath.training.session import Session
 
+    seams.apply(Session("cpu"))
     begin_process_group()
     parallel_state.initialize_model_parallel()
     functions = {
         row.target.rpartition(":")[2]: (row.original(), row.original().__wrapped__)
         for row in seams.SEAMS
-        if "backend.kernels" in row.replacement
+        if "cpu.kernels" in row.replacement
     }
     tensor_parallel = parallel_state.get_tensor_model_parallel_group()
     config = SimpleNamespace(

@@ -10,13 +10,16 @@ import inspect
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.training import seams
+from megatron_lrpath.training.session import Session
 from tests.support import ROOT
 
 PACKAGE = ROOT / "megatron_lrpath"
@@ -32,7 +35,7 @@ def test_the_original_has_the_parameters_that_the_row_was_written_for(seam: seam
 @pytest.mark.parametrize("seam", seams.SEAMS, ids=NAMES)
 def test_the_replacement_takes_every_call_that_the_original_took(seam: seams.Seam) -> None:
     original = seam.original()
-    made = seams.resolve(seam.replacement)(original)
+    made = seam.made(Session("cpu"))
     ours = inspect.signature(getattr(made, "__func__", made), follow_wrapped=False)
     names = list(inspect.signature(original).parameters)
     positional = ["self"] if "self" in names else []
@@ -53,7 +56,7 @@ def test_rows_say_why_and_are_unique() -> None:
     [
         ("megatron.training.training:no_such_function", "is gone"),
         ("megatron.no_such_module:function", "is gone"),
-        ("megatron.training.training:training_log", "expected ('another',)"),
+        ("megatron.training.training:training_log", "expected ('another',) first"),
     ],
 )
 def test_another_megatron_is_refused_before_anything_is_replaced(
@@ -62,31 +65,63 @@ def test_another_megatron_is_refused_before_anything_is_replaced(
     before = [seam.original() for seam in seams.SEAMS]
     changed = replace(seams.SEAMS[0], target=target, parameters=("another",))
     monkeypatch.setattr(seams, "SEAMS", (*seams.SEAMS, changed))
-    monkeypatch.setattr(seams, "_applied", set())
     with pytest.raises(UserError) as refusal:
-        seams.apply("cpu")
+        seams.apply(Session("cpu"))
     assert said in str(refusal.value)
     assert target in str(refusal.value)
     assert seams.MEGATRON in str(refusal.value)
     assert [seam.original() for seam in seams.SEAMS[:-1]] == before
 
 
+def extended(original: Callable[..., Any]) -> Callable[..., Any]:
+    """`original` as a later Megatron might have it: with an optional parameter more."""
+
+    def later(*args: Any, **named: Any) -> Any:
+        return original(*args, **named)
+
+    signature = inspect.signature(original)
+    kinds = inspect.Parameter
+    more = kinds("brand_new", kinds.KEYWORD_ONLY, default=None)
+    others = [one for one in signature.parameters.values() if one.kind != kinds.VAR_KEYWORD]
+    later.__signature__ = signature.replace(parameters=[*others, more])  # type: ignore[attr-defined]
+    return later
+
+
+@pytest.mark.parametrize("seam", seams.SEAMS, ids=NAMES)
+def test_a_parameter_more_upstream_changes_nothing(seam: seams.Seam, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seams.Seam, "original", lambda self: extended(seams.resolve(self.target)))
+    assert seams.check(seam) is None
+
+
+def test_a_row_that_only_saves_time_steps_aside_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = next(seam for seam in seams.SEAMS if seam.speed)
+    monkeypatch.setattr(seams, "SEAMS", (replace(row, parameters=("another",)),))
+    before = row.original()
+    seams.apply(Session("cpu"))
+    assert row.original() is before
+    assert f"{row.target} takes" in capsys.readouterr().err
+
+
 APPLIED = """
 import json, sys
-from megatron_lrpath import backend
+from megatron_lrpath.training import device as devices
 device = sys.argv[1]
-backend.activate(device)
+devices.activate(device)
 from megatron_lrpath.training import seams
+from megatron_lrpath.training.session import Session
+session = Session(device)
 before = [seam.original() for seam in seams.SEAMS]
-seams.apply(device)
+seams.apply(session)
 once = [seam.original() for seam in seams.SEAMS]
-seams.apply(device)
+seams.apply(session)
 twice = [seam.original() for seam in seams.SEAMS]
 import megatron_lrpath.training.pretrain, megatron_lrpath.training.setup
 print(json.dumps({
     "replaced": [a is not b for a, b in zip(before, once)],
     "again": [a is not b for a, b in zip(once, twice)],
-    "backend": sorted(name for name in sys.modules if name.startswith("megatron_lrpath.training.device.")),
+    "backend": sorted(name for name in sys.modules if name.startswith("megatron_lrpath.training.cpu.")),
 }))
 """
 
@@ -102,11 +137,8 @@ def test_apply_replaces_what_the_device_needs_once_and_cuda_never_imports_the_cp
     found = json.loads(answer.stdout.splitlines()[-1])
     assert found["replaced"] == [seam.device in ("any", device) for seam in seams.SEAMS]
     assert not any(found["again"])
-    wanted = (
-        ["megatron_lrpath.training.cpu.backend", "megatron_lrpath.training.cpu.kernels"]
-        if device == "cpu"
-        else []
-    )
+    modules = [f"megatron_lrpath.training.cpu.{name}" for name in ("backend", "in_place", "kernels")]
+    wanted = modules if device == "cpu" else []
     assert found["backend"] == wanted
 
 
@@ -184,7 +216,7 @@ def test_nothing_but_the_cpu_backend_assigns_to_a_name_of_torch() -> None:
         for path in python_files()
         if assignments(path.read_text(encoding="utf-8"), "torch")
     }
-    assert found == {"backend/cpu.py"}
+    assert found == {"training/cpu/backend.py"}
 
 
 def table() -> str:
@@ -193,6 +225,7 @@ def table() -> str:
     for seam in seams.SEAMS:
         target, ours = (path.replace(":", ".") for path in (seam.target, seam.replacement))
         where = "everywhere" if seam.device == "any" else "CPU only"
+        where += ", only saves time" if seam.speed else ""
         lines.append(f"| `{target}` | `{ours}` | {seam.why} | {where} | {seam.since} |")
     return "\n".join(lines) + "\n"
 

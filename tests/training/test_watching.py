@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from megatron_lrpath.devices import peak_flops
 from megatron_lrpath.plan import differences, load_plan
-from megatron_lrpath.training import watching
+from megatron_lrpath.training import steps as watching
 from tests.support.training_fixtures import history, make_plan, run_words, train
 
 BATCH_TOKENS = 4 * 16

@@ -25,29 +25,53 @@ from megatron_lrpath.runs.checkpoints import (
     wrong_sizes,
 )
 
-Sums = dict[Path, "Future[FileSum]"]
-_sums: Sums = {}
 
+class ReadAhead:
+    """The files that this rank reads before they are needed, each with the sum that its thread works out."""
 
-def begin(said: argparse.Namespace) -> None:
-    """Read this rank's share of the checkpoint that the run `said` names will probably start from, if there is one.
+    def __init__(self) -> None:
+        self._sums: dict[Path, Future[FileSum]] = {}
 
-    Whatever is wrong, with the plan or the checkpoint, is left to those who say so later.
-    """
-    if None in (said.plan, said.paradigm, said.run):
-        return
-    try:
-        folder = likely_start(said.plan, said.paradigm, said.run)
-        sums = read_manifest(folder) if folder is not None else {}
-    except (UserError, ManifestError, OSError):
-        return
-    if folder is None or wrong_sizes(folder, sums):
-        return
-    rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
-    mine: Sums = {folder / name: Future() for name in share_of(rank, world, sums)}
-    _sums.update(mine)
-    # No reason to keep a process that ends for another reason alive.
-    threading.Thread(target=read, args=(mine,), name="read ahead", daemon=True).start()
+    def begin(self, args: argparse.Namespace) -> None:
+        """Read this rank's share of the checkpoint that the run `args` names will probably start from.
+
+        Errors of the plan or the checkpoint are ignored here; the normal start reports them.
+        """
+        if None in (args.plan, args.paradigm, args.run):
+            return
+        try:
+            folder = likely_start(args.plan, args.paradigm, args.run)
+            sums = read_manifest(folder) if folder is not None else {}
+        except (UserError, ManifestError, OSError):
+            return
+        if folder is None or wrong_sizes(folder, sums):
+            return
+        rank, world = (
+            int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1))
+        )
+        self._sums = {folder / name: Future() for name in share_of(rank, world, sums)}
+        # A daemon: no reason to keep a process that ends for another reason alive.
+        threading.Thread(target=self._read, name="read ahead", daemon=True).start()
+
+    def _read(self) -> None:
+        """Read and sum the files in their order."""
+        for path, future in self._sums.items():
+            try:
+                future.set_result(sum_file(path))
+            except Exception as error:  # of any kind: the start waits for the future
+                future.set_exception(error)
+
+    def confirmed(self, folder: Path, expected: Mapping[str, FileSum], names: Iterable[str]) -> set[str]:
+        """Those of `names` that were read ahead and are as expected; waits for what is still being read.
+
+        The others may have been replaced since, and are left to the caller.
+        """
+        futures = {name: self._sums[folder / name] for name in names if folder / name in self._sums}
+        return {
+            name
+            for name, future in futures.items()
+            if not future.exception() and future.result() == expected[name]
+        }
 
 
 def likely_start(path: Path, paradigm: str, name: str) -> Path | None:
@@ -63,25 +87,3 @@ def likely_start(path: Path, paradigm: str, name: str) -> Path | None:
     if step is None and run.parent is not None:
         root, step = plan.folder(plan.parent_of(run)) / disk.CHECKPOINTS, run.parent.step
     return None if step is None else disk.checkpoint_folder(root, step)
-
-
-def read(sums: Sums) -> None:
-    """Read and sum the files in their order."""
-    for path, future in sums.items():
-        try:
-            future.set_result(sum_file(path))
-        except Exception as error:  # of any kind: somebody waits for the future
-            future.set_exception(error)
-
-
-def confirmed(folder: Path, expected: Mapping[str, FileSum], names: Iterable[str]) -> set[str]:
-    """Those of `names` that were read ahead and are as expected; waits for what is still being read.
-
-    About the others nothing is said: they may have been replaced since.
-    """
-    futures = {name: _sums[folder / name] for name in names if folder / name in _sums}
-    return {
-        name
-        for name, future in futures.items()
-        if not future.exception() and future.result() == expected[name]
-    }

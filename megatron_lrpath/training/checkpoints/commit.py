@@ -24,8 +24,7 @@ from torch.distributed.checkpoint import CheckpointException
 from megatron_lrpath.files import atomic_write_text, sync_folder
 from megatron_lrpath.runs import checkpoints as disk
 from megatron_lrpath.runs.checkpoints import FileSum, share_of, sum_file, write_manifest
-from megatron_lrpath.training.checkpoints.saves import SaveFailedError, current_saves
-from megatron_lrpath.training.history import record_skips, sync_history
+from megatron_lrpath.training.checkpoints.saves import SaveFailedError, Saves
 
 SPARE_SHARE = 0.02  # of the checkpoint, for what is beside the tensors
 SPARE_BYTES = 2**20
@@ -76,34 +75,112 @@ WRITER_NICE = 10  # as Megatron's persistent writers
 SUMS = ".sums-"  # + rank: what each rank wrote, until the manifest takes it up
 
 
-def wrap_dist_save(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Write a distributed checkpoint aside; commit it now, or when the asynchronous writers are done."""
+class Commits:
+    """Writes the distributed checkpoints of a run aside and lets them count.
 
-    @functools.wraps(original)
+    Args:
+        saves: what the run has saved; told of each commit.
+        sync_history: syncs the run's history, called on the last rank before a commit.
+        record_skips: enters skipped updates into the lineage, called on rank 0 before a commit.
+    """
+
+    def __init__(
+        self, saves: Saves, sync_history: Callable[[], None], record_skips: Callable[[], None]
+    ) -> None:
+        self.saves = saves
+        self.sync_history = sync_history
+        self.record_skips = record_skips
+        self._refused: list[
+            OSError
+        ] = []  # what the disk refused rank 0 of the checkpoint that is being written
+
     def save(
-        sharded_state_dict: Any,
-        checkpoint_dir: str,
-        sharded_strategy: Any = None,
-        validate_access_integrity: bool = True,
-        async_sharded_save: bool = False,
-        *rest: Any,
-        **named: Any,
+        self, write: Callable[..., Any], state: Any, checkpoint_dir: str, *rest: Any, **named: Any
     ) -> Any:
+        """Write `state` aside with Megatron's `write`; commit it now, or when the asynchronous writers are done."""
         final = Path(checkpoint_dir)
-        words = (sharded_strategy, validate_access_integrity, async_sharded_save, *rest)
-        if current_saves() is None:
-            return original(sharded_state_dict, checkpoint_dir, *words, **named)
         aside = disk.saving_folder(final)
-        make_room(aside, local_bytes(sharded_state_dict))
+        self._make_room(aside, local_bytes(state))
         with write_failures(aside):
-            request = original(sharded_state_dict, str(aside), *words, **named)
+            request = write(state, str(aside), *rest, **named)
         if request is not None:
-            return with_commit(request, aside, final)
+            return self._with_commit(request, aside, final)
         write_sums(aside, dist.get_rank(), dist.get_world_size())
-        commit(aside, final)
+        self._commit(aside, final)
         return None
 
-    return save
+    def defer(self, error: OSError) -> None:
+        """Keep an error that rank 0 meets while the others wait for it; all ranks raise it at the commit."""
+        self._refused.append(error)
+
+    def _make_room(self, aside: Path, tensor_bytes: int) -> None:
+        """Make the folder to write in, if what all ranks write fits on the disk.
+
+        Raises:
+            SaveFailedError: it does not fit; the message has both numbers.
+        """
+        total = torch.tensor([tensor_bytes], dtype=torch.int64, device="cuda")
+        dist.all_reduce(total)
+
+        def prepare() -> None:
+            lacking = shortage(aside.parent, int(total.item()))
+            if lacking:
+                raise SaveFailedError(lacking)
+            self._refused.clear()  # of a save that failed before its commit
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+
+        on_rank(0, prepare)
+
+    def _with_commit(self, request: Any, aside: Path, final: Path) -> Any:
+        """An asynchronous request whose writers sum what they write, and that ends with the commit."""
+
+        def finish() -> None:
+            with write_failures(aside):
+                for step in request.finalize_fns:
+                    step()
+            self._commit(aside, final)
+
+        write = request.async_fn
+        if write is not None:
+            write = functools.partial(
+                write_then_sum, write, str(aside), dist.get_rank(), dist.get_world_size()
+            )
+        return request._replace(async_fn=write, finalize_fns=[finish])
+
+    def _commit(self, aside: Path, final: Path) -> None:
+        """Let the checkpoint written in `aside` count, under the name `final`. All ranks have written by now.
+
+        Raises:
+            SaveFailedError: on all ranks; what was written is gone.
+        """
+        dist.barrier()
+        on_rank(dist.get_world_size() - 1, self.sync_history)
+        on_rank(0, lambda: self._publish(aside, final))
+        self.saves.committed(step_of(final))
+
+    def _publish(self, aside: Path, final: Path) -> None:
+        """Write the manifest, sync, rename, and move the tracker on.
+
+        Raises:
+            OSError: the disk refuses that, or has refused a part of the checkpoint before.
+        """
+        if self._refused:
+            error = self._refused[0]
+            self._refused.clear()
+            raise error
+        self.record_skips()
+        step = step_of(final)
+        write_manifest(aside, step, collect_sums(aside))
+        if final.exists():
+            # What is in it can only be unfinished (complete ones are never written again), or nothing.
+            if any(final.iterdir()):
+                disk.set_aside(final.parent, step)
+            else:
+                final.rmdir()
+        aside.rename(final)
+        sync_folder(final.parent)
+        disk.write_tracker(final.parent, step)
 
 
 @contextmanager
@@ -120,63 +197,9 @@ def write_failures(aside: Path) -> Iterator[None]:
         raise SaveFailedError(f"writing failed: {error.strerror}{left_on(aside)}") from None
 
 
-_refused: list[OSError] = []
-"""What the disk refused rank 0 of the checkpoint that is being written."""
-
-
-def wrap_first_rank_write(original: Callable[..., None]) -> Callable[..., None]:
-    """Of a file that rank 0 writes while others wait for it: what the disk refuses is told to all at the commit."""
-
-    @functools.wraps(original)
-    def write(*args: Any, **named: Any) -> None:
-        try:
-            original(*args, **named)
-        except OSError as error:
-            if current_saves() is None:
-                raise
-            _refused.append(error)
-
-    return write
-
-
 def left_on(aside: Path) -> str:
     """How much room there is, for a message."""
     return f", with {in_words(free_bytes(aside.parent))} free on the disk of {aside.parent}"
-
-
-def make_room(aside: Path, tensor_bytes: int) -> None:
-    """Make the folder to write in, if what all ranks write fits on the disk.
-
-    Raises:
-        SaveFailedError: it does not fit; both numbers are said.
-    """
-    total = torch.tensor([tensor_bytes], dtype=torch.int64, device="cuda")
-    dist.all_reduce(total)
-
-    def prepare() -> None:
-        lacking = shortage(aside.parent, int(total.item()))
-        if lacking:
-            raise SaveFailedError(lacking)
-        _refused.clear()  # of a save that failed before its commit came to it
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-
-    on_rank(0, prepare)
-
-
-def with_commit(request: Any, aside: Path, final: Path) -> Any:
-    """An asynchronous request whose writers sum what they write, and that ends with the commit."""
-
-    def finish() -> None:
-        with write_failures(aside):
-            for step in request.finalize_fns:
-                step()
-        commit(aside, final)
-
-    write = request.async_fn
-    if write is not None:
-        write = functools.partial(write_then_sum, write, str(aside), dist.get_rank(), dist.get_world_size())
-    return request._replace(async_fn=write, finalize_fns=[finish])
 
 
 def write_then_sum(write: Callable[..., None], aside: str, rank: int, world: int, *args: Any) -> None:
@@ -188,49 +211,11 @@ def write_then_sum(write: Callable[..., None], aside: str, rank: int, world: int
 
 
 def write_sums(aside: Path, rank: int, world: int) -> None:
-    """Sum the files that `rank` wrote, into a file for rank 0 (which sums what it finds no sum of)."""
+    """Write the checksums of this rank's files for rank 0, which computes missing ones itself."""
     with suppress(OSError):
         names = [path.name for path in aside.iterdir() if path.suffix == ".distcp"]
         sums = {name: asdict(sum_file(aside / name)) for name in share_of(rank, world, names)}
         atomic_write_text(aside / f"{SUMS}{rank}", json.dumps(sums))
-
-
-def commit(aside: Path, final: Path) -> None:
-    """Let the checkpoint written in `aside` count, under the name `final`. All ranks have written by now.
-
-    Raises:
-        SaveFailedError: on all ranks; what was written is gone.
-    """
-    dist.barrier()
-    on_rank(dist.get_world_size() - 1, sync_history)
-    on_rank(0, lambda: publish(aside, final))
-    saves = current_saves()
-    assert saves is not None
-    saves.committed(step_of(final))
-
-
-def publish(aside: Path, final: Path) -> None:
-    """Write the manifest, sync, rename, and move the tracker on.
-
-    Raises:
-        OSError: the disk refuses that, or has refused something of the checkpoint before.
-    """
-    if _refused:
-        error = _refused[0]
-        _refused.clear()
-        raise error
-    record_skips()
-    step = step_of(final)
-    write_manifest(aside, step, collect_sums(aside))
-    if final.exists():
-        # What is in it can only be unfinished (whole ones are never written again), or nothing.
-        if any(final.iterdir()):
-            disk.set_aside(final.parent, step)
-        else:
-            final.rmdir()
-    aside.rename(final)
-    sync_folder(final.parent)
-    disk.write_tracker(final.parent, step)
 
 
 def collect_sums(aside: Path) -> dict[str, FileSum]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.runs.checkpoints import TRACKER, checkpoint_complete, checkpoint_folder, complete_steps
+from megatron_lrpath.training.checkpoints.unpickle import load_failures
 from megatron_lrpath.training.context import ParentCheckpoint
 
 # Arguments that make a model: a checkpoint of another one cannot be continued.
@@ -43,8 +43,11 @@ def require_checkpoint(parent: ParentCheckpoint) -> None:
     )
 
 
-def check_model(args: Any, folder: Path, step: int, weights_only: bool = False) -> None:
+def check_model(args: Any, folder: Path, step: int, weights_only: bool = False) -> Any:
     """Refuse a checkpoint of another model before any weight is read; weights alone fit any batch and length.
+
+    Returns:
+        The Megatron arguments that the checkpoint was saved under.
 
     Raises:
         UserError: which arguments differ.
@@ -64,12 +67,13 @@ def check_model(args: Any, folder: Path, step: int, weights_only: bool = False) 
             "Use the model settings it was trained with."
         )
     if not weights_only and bool(stored.use_distributed_optimizer) != bool(args.use_distributed_optimizer):
-        words = ("with", "without") if stored.use_distributed_optimizer else ("without", "with")
+        how = ("with", "without") if stored.use_distributed_optimizer else ("without", "with")
         raise UserError(
-            f"{folder}: the checkpoint of step {step} was saved {words[0]} --use-distributed-optimizer and "
-            f"this run is {words[1]}: the two keep the optimizer's state in different formats. Use the same "
+            f"{folder}: the checkpoint of step {step} was saved {how[0]} --use-distributed-optimizer and "
+            f"this run is {how[1]}: the two keep the optimizer's state in different formats. Use the same "
             "for both."
         )
+    return stored
 
 
 def query_groups(args: Any) -> int:
@@ -77,15 +81,6 @@ def query_groups(args: Any) -> int:
     return int(args.num_query_groups if args.group_query_attention else args.num_attention_heads)
 
 
-def declare_rates(args: Any, folder: Path, step: int) -> None:
-    """Let Megatron's optimizers load a checkpoint that was saved under another maximal or minimal rate."""
-    from megatron_lrpath.training import optimizer
-
-    stored = stored_arguments(folder, step)
-    optimizer.declare_rates((stored.lr, stored.min_lr), (args.lr, args.min_lr))
-
-
-@functools.lru_cache(maxsize=1)
 def stored_arguments(folder: Path, step: int) -> Any:
     """The Megatron arguments that a checkpoint was saved under.
 
@@ -93,9 +88,6 @@ def stored_arguments(folder: Path, step: int) -> Any:
         UserError: it cannot be read, or holds more than data.
     """
     from megatron.core import dist_checkpointing
-
-    from megatron_lrpath.runs.checkpoints import checkpoint_folder
-    from megatron_lrpath.training.checkpoints.unpickle import load_failures
 
     with load_failures(folder):
         return dist_checkpointing.load_common_state_dict(str(checkpoint_folder(folder, step)))["args"]

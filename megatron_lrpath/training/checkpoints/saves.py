@@ -2,76 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from megatron_lrpath.console import warn
 from megatron_lrpath.errors import TrainingStoppedError
 from megatron_lrpath.runs import checkpoints as disk
-from megatron_lrpath.training.checkpoints.parent import is_pretrained
-from megatron_lrpath.training.context import get_context
-from megatron_lrpath.training.guards import signals
-
-
-def keep_steps() -> frozenset[int]:
-    """Steps whose checkpoints this run must leave behind (branch points, version ends)."""
-    context = get_context()
-    return context.keep_steps if context else frozenset()
-
-
-def must_save(args: Any, iteration: int) -> bool:
-    """Whether `iteration` is to be kept and nothing else of Megatron saves it.
-
-    Megatron itself saves at multiples of the interval and at the last step.
-    """
-    regular = args.save_interval and iteration % args.save_interval == 0
-    return bool(args.save) and iteration in keep_steps() and not regular and iteration < args.train_iters
-
-
-def wrap_checkpoint_and_decide_exit(original: Callable[..., bool]) -> Callable[..., bool]:
-    """Save at the steps to keep, decide as Megatron does, save and stop where a signal asks for it."""
-
-    @functools.wraps(original)
-    def checkpoint_and_decide_exit(
-        model: Any,
-        optimizer: Any,
-        opt_param_scheduler: Any,
-        iteration: int,
-        num_floating_point_operations_so_far: Any,
-        checkpointing_context: Any,
-        train_data_iterator: Any,
-    ) -> bool:
-        from megatron.training import get_args
-        from megatron.training.training import save_checkpoint_and_time
-
-        state = (iteration, model, optimizer, opt_param_scheduler, num_floating_point_operations_so_far)
-
-        def save() -> None:
-            save_checkpoint_and_time(*state, checkpointing_context, train_data_iterator=train_data_iterator)
-
-        if must_save(get_args(), iteration):
-            save()
-        if original(
-            model,
-            optimizer,
-            opt_param_scheduler,
-            iteration,
-            num_floating_point_operations_so_far,
-            checkpointing_context,
-            train_data_iterator,
-        ):
-            return True
-        if signals.stopping():
-            save()
-        return signals.stopping()
-
-    return checkpoint_and_decide_exit
-
 
 FALLBACKS = 2  # newest checkpoints that retention leaves: one more than is needed while all is well
 
@@ -108,9 +47,14 @@ class Saves:
         self.steps = sorted(existing)
         self.under_way: list[int] = []
         self.failed_last = False
-        told = list(earlier)
-        left = [step for step in self.steps if not any(retained(step, interval) for interval in told)]
+        intervals = list(earlier)
+        left = [step for step in self.steps if not any(retained(step, interval) for interval in intervals)]
         self._removable = left[-FALLBACKS:]
+
+    def is_due(self, step: int, interval: int | None, last_step: int) -> bool:
+        """Whether `step` must be saved and Megatron does not: it saves multiples of its interval and the last step."""
+        regular = interval and step % interval == 0
+        return step in self.keep and not regular and step < last_step
 
     def begin(self, step: int) -> bool:
         """Note that a save begins; False where that step is saved already or is just being saved."""
@@ -175,91 +119,6 @@ def retained(step: int, interval: int | None) -> bool:
     return not interval or step % interval == 0
 
 
-_current: Saves | None = None
-
-
-def current_saves() -> Saves | None:
-    """The process's run's saves, None where Megatron saves on its own terms."""
-    return _current
-
-
-def set_saves(saves: Saves | None) -> None:
-    """Make `saves` the process's."""
-    global _current
-    _current = saves
-
-
 def on_rank_0() -> bool:
     """Whether this is rank 0."""
     return int(os.environ.get("RANK", "0")) == 0
-
-
-def wrap_save_checkpoint(original: Callable[..., None]) -> Callable[..., None]:
-    """Save a step once; a save that fails is a warning, and the training goes on."""
-
-    @functools.wraps(original)
-    def save_checkpoint(iteration: int, *args: Any, **named: Any) -> None:
-        saves = current_saves()
-        if saves is None:
-            return original(iteration, *args, **named)
-        if saves.begin(iteration):
-            try:
-                original(iteration, *args, **named)
-            except SaveFailedError as error:
-                saves.failed(iteration, str(error))
-
-    return save_checkpoint
-
-
-def wrap_maybe_finalize_async_save(original: Callable[..., None]) -> Callable[..., None]:
-    """Finish asynchronous saves; one that failed is a warning, and the training goes on."""
-
-    @functools.wraps(original)
-    def maybe_finalize_async_save(blocking: bool = False, terminate: bool = False) -> None:
-        saves = current_saves()
-        while True:
-            try:
-                return original(blocking=blocking, terminate=terminate)
-            except SaveFailedError as error:
-                assert saves is not None
-                saves.failed(saves.under_way[0], str(error))
-
-    return maybe_finalize_async_save
-
-
-def wrap_ensure_directory(original: Callable[..., None]) -> Callable[..., None]:
-    """Leave the folder of a checkpoint to its commit, which gives it its name when all of it is written."""
-
-    @functools.wraps(original)
-    def ensure_directory_exists(filename: str, check_parent: bool = True) -> None:
-        if check_parent or current_saves() is None:  # the folder itself is a distributed checkpoint's
-            original(filename, check_parent)
-
-    return ensure_directory_exists
-
-
-def wrap_tracker_filename(original: Callable[[str], str]) -> Callable[[str], str]:
-    """Let Megatron neither write the tracker (in place) nor read it: the manifests say what is newest.
-
-    Of weights to start from, which a run only reads, the tracker names the checkpoint.
-    """
-
-    @functools.wraps(original)
-    def get_checkpoint_tracker_filename(checkpoints_path: str) -> str:
-        given = current_saves() is None or is_pretrained(checkpoints_path)
-        return original(checkpoints_path) if given else os.devnull
-
-    return get_checkpoint_tracker_filename
-
-
-def wrap_wandb_save(original: Callable[..., None]) -> Callable[..., None]:
-    """Weights & Biases gets the real tracker's name."""
-
-    @functools.wraps(original)
-    def on_save_checkpoint_success(
-        checkpoint_path: str, tracker_filename: str, save_dir: str, iteration: int
-    ) -> None:
-        tracker = tracker_filename if current_saves() is None else str(Path(save_dir) / disk.TRACKER)
-        original(checkpoint_path, tracker, save_dir, iteration)
-
-    return on_save_checkpoint_success

@@ -18,11 +18,10 @@ from megatron_lrpath.runs.checkpoints import (
     wrong_content,
     wrong_sizes,
 )
-from megatron_lrpath.training.checkpoints import ahead
+from megatron_lrpath.training.checkpoints.ahead import ReadAhead
 from megatron_lrpath.training.checkpoints.parent import require_checkpoint
 from megatron_lrpath.training.context import ParentCheckpoint
 from megatron_lrpath.training.guards.peers import Ranks
-from megatron_lrpath.training.guards.runlock import RunLock, hold
 
 CHECKS = ("checksums", "sizes")
 Problems = list[str]
@@ -58,13 +57,20 @@ class Start:
 
 
 def agree_on_start(
-    own: Path, parent: ParentCheckpoint | None, ranks: Ranks, check: str = "checksums"
+    own: Path,
+    parent: ParentCheckpoint | None,
+    ranks: Ranks,
+    ahead: ReadAhead,
+    take_lock: Callable[[], None],
+    check: str = "checksums",
 ) -> Start:
     """The run's start, the same on all ranks; rank 0 locks the run and tidies up behind a killed process.
 
     Args:
         own: the run's checkpoint folder.
         parent: where a branch or continual run begins.
+        ahead: what this rank has read of the checkpoint already.
+        take_lock: takes the run's lock; called on rank 0.
         check: `checksums` reads every file before it is loaded, `sizes` only looks at their sizes.
 
     Raises:
@@ -72,11 +78,11 @@ def agree_on_start(
             damaged.
     """
     if ranks.rank:
-        return follow(ranks)
+        return follow(ranks, ahead)
     try:
-        hold_lock(own)
+        take_lock()
         disk.sweep(own)
-        start = choose(own, parent, lambda root, step: damage(root, step, check, ranks))
+        start = choose(own, parent, lambda root, step: damage(root, step, check, ranks, ahead))
     except UserError as error:
         ranks.share({"refused": str(error)})
         raise
@@ -84,35 +90,20 @@ def agree_on_start(
     return start
 
 
-_lock: RunLock | None = None
-
-
-def hold_lock(own: Path) -> None:
-    """Take the run's lock, for as long as this process lives."""
-    global _lock
-    _lock = hold(own)
-
-
-def release_lock() -> None:
-    """Let go of the run's lock, where this process has it."""
-    if _lock is not None:
-        _lock.close()
-
-
-def follow(ranks: Ranks) -> Start:
+def follow(ranks: Ranks, ahead: ReadAhead) -> Start:
     """What the other ranks do meanwhile: read their share of each candidate, until rank 0 has chosen.
 
     Raises:
         UserError: rank 0 found nothing to start from.
     """
     while True:
-        word = ranks.share()
-        if "refused" in word:
-            raise UserError(word["refused"])
-        if "start" in word:
-            return Start(**word["start"])
-        folder = Path(word["read"])
-        ranks.collect(content_problems(folder, ranks))
+        order = ranks.share()
+        if "refused" in order:
+            raise UserError(order["refused"])
+        if "start" in order:
+            return Start(**order["start"])
+        folder = Path(order["read"])
+        ranks.collect(content_problems(folder, ranks, ahead))
 
 
 def choose(own: Path, parent: ParentCheckpoint | None, damage_of: Callable[[Path, int], Problems]) -> Start:
@@ -148,7 +139,7 @@ def choose(own: Path, parent: ParentCheckpoint | None, damage_of: Callable[[Path
     return Start(str(parent.folder), parent.step)
 
 
-def damage(root: Path, step: int, check: str, ranks: Ranks) -> Problems:
+def damage(root: Path, step: int, check: str, ranks: Ranks, ahead: ReadAhead) -> Problems:
     """What is wrong with a checkpoint, in words; with checksums all ranks read their share of it.
 
     One without a manifest (plain Megatron wrote it) is only looked at for being finished.
@@ -164,11 +155,11 @@ def damage(root: Path, step: int, check: str, ranks: Ranks) -> Problems:
     if problems or check != "checksums":
         return problems
     ranks.share({"read": str(folder)})
-    answers = ranks.collect(content_problems(folder, ranks))
+    answers = ranks.collect(content_problems(folder, ranks, ahead))
     return [problem for answer in answers for problem in answer]
 
 
-def content_problems(folder: Path, ranks: Ranks) -> Problems:
+def content_problems(folder: Path, ranks: Ranks, ahead: ReadAhead) -> Problems:
     """What is wrong with this rank's share of a checkpoint's files."""
     try:
         sums = read_manifest(folder)

@@ -112,7 +112,7 @@ def wrap_load_bytes(original: Callable[..., None]) -> Callable[..., None]:
     """Load an object of a checkpoint by torch's weights-only unpickler (torch's own way is left unused)."""
 
     @functools.wraps(original)
-    def load_bytes(self: Any, read_item: Any, value: Any) -> None:
+    def load_bytes(self: Any, read_item: Any, value: Any, *_: Any, **__: Any) -> None:
         from torch.distributed.checkpoint._traverse import set_element
 
         name = read_item.dest_index.fqn

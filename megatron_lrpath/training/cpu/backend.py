@@ -68,6 +68,13 @@ class CpuEvent:
         return (end.moment - self.moment) * 1e3
 
 
+class CpuGenerators:
+    """`torch.cuda.default_generators`: the CPU's generator for every device."""
+
+    def __getitem__(self, device: Any) -> torch.Generator:
+        return torch.default_generator
+
+
 STREAM = CpuStream()
 
 
@@ -145,7 +152,11 @@ TORCH_CUDA: dict[str, Any] = {
     "get_device_properties": device_properties,
     "get_device_capability": lambda device=None: (0, 0),
     "get_device_name": lambda device=None: "CPU",
+    "_lazy_call": lambda call, **_: call(),  # what waits for CUDA's initialization elsewhere
 }
+
+# torch.cuda.random.NAME -> the same.
+TORCH_CUDA_RANDOM: dict[str, Any] = {"get_rng_state": get_rng_state, "set_rng_state": set_rng_state}
 
 # torch.NAME(..., device="cuda") makes a CPU tensor.
 FACTORIES = (
@@ -241,6 +252,9 @@ def install() -> None:
         setattr(torch.cuda, name, distinct(answer, name))
     for name in FACTORIES:
         setattr(torch, name, on_cpu(getattr(torch, name)) if name != "Generator" else _CpuGenerator)
+    for name, answer in TORCH_CUDA_RANDOM.items():
+        setattr(torch.cuda.random, name, answer)
+    torch.cuda.default_generators = CpuGenerators()  # type: ignore[assignment]
     torch.Tensor.cuda = stay  # type: ignore[method-assign,assignment]
     torch.nn.Module.cuda = stay  # type: ignore[method-assign,assignment]
     torch.Tensor.type = with_cuda_type_name(torch.Tensor.type)  # type: ignore[method-assign]

@@ -63,8 +63,8 @@ def wrap_resolve_data(original: Callable[..., Any]) -> Callable[..., Any]:
     """Hand the writer tensors that it sees no need to copy."""
 
     @functools.wraps(original)
-    def resolve_data(self: Any, write_item: Any) -> Any:
-        data = original(self, write_item)
+    def resolve_data(self: Any, write_item: Any, *args: Any, **named: Any) -> Any:
+        data = original(self, write_item, *args, **named)
         return with_own_storage(data) if isinstance(data, torch.Tensor) else data
 
     return resolve_data

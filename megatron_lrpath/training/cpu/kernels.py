@@ -102,10 +102,14 @@ def wrap_cross_entropy(original: Callable[..., Tensor]) -> Callable[..., Tensor]
 
     @functools.wraps(original)
     def vocab_parallel_cross_entropy(
-        vocab_parallel_logits: Tensor, target: Tensor, label_smoothing: float = 0.0, tp_group: Any = None
+        vocab_parallel_logits: Tensor,
+        target: Tensor,
+        label_smoothing: float = 0.0,
+        tp_group: Any = None,
+        **unknown: Any,
     ) -> Tensor:
-        if tp_group is None or tp_group.size() > 1 or label_smoothing:
-            return original(vocab_parallel_logits, target, label_smoothing, tp_group)
+        if tp_group is None or tp_group.size() > 1 or label_smoothing or unknown:
+            return original(vocab_parallel_logits, target, label_smoothing, tp_group, **unknown)
         losses = CrossEntropy.apply(vocab_parallel_logits.flatten(0, -2), target.flatten())
         return losses.view(target.shape)
 
@@ -116,11 +120,9 @@ def wrap_swiglu(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Ours without a bias, Megatron's with one."""
 
     @functools.wraps(original)
-    def bias_swiglu_impl(
-        input: Tensor, bias: Tensor | None, fp8_input_store: bool = False, cpu_offload_input: bool = False
-    ) -> Tensor:
-        if bias is not None or fp8_input_store or cpu_offload_input:
-            return original(input, bias, fp8_input_store, cpu_offload_input)
+    def bias_swiglu_impl(input: Tensor, bias: Tensor | None, *options: Any, **named: Any) -> Tensor:
+        if bias is not None or any(options) or any(named.values()):
+            return original(input, bias, *options, **named)
         return SwiGLU.apply(input)
 
     return bias_swiglu_impl
@@ -137,11 +139,14 @@ def wrap_rotary(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
         cu_seqlens: Tensor | None = None,
         mscale: float = 1.0,
         cp_group: Any = None,
-        mla_rotary_interleaved: bool = False,
+        *options: Any,
+        **named: Any,
     ) -> Tensor:
-        interleaved = config.rotary_interleaved or config.multi_latent_attention or mla_rotary_interleaved
-        if cu_seqlens is not None or interleaved or freqs.size(-1) != t.size(-1):
-            return original(t, freqs, config, cu_seqlens, mscale, cp_group, mla_rotary_interleaved)
+        special = (
+            config.rotary_interleaved or config.multi_latent_attention or any(options) or any(named.values())
+        )
+        if cu_seqlens is not None or special or freqs.size(-1) != t.size(-1):
+            return original(t, freqs, config, cu_seqlens, mscale, cp_group, *options, **named)
         angles = freqs[..., : freqs.size(-1) // 2]
         cos, sin = ((wave(angles) * mscale).to(t.dtype) for wave in (torch.cos, torch.sin))
         return Rotary.apply(t, cos, sin)
@@ -154,11 +159,11 @@ def wrap_all_gather(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def all_gather(
-        output_tensor: Tensor, input_tensor: Tensor, group: Any = None, async_op: bool = False
+        output_tensor: Tensor, input_tensor: Tensor, group: Any = None, async_op: bool = False, **named: Any
     ) -> Any:
         if not async_op and group is not None and group.size() == 1 and same(output_tensor, input_tensor):
             return None
-        return original(output_tensor, input_tensor, group=group, async_op=async_op)
+        return original(output_tensor, input_tensor, group=group, async_op=async_op, **named)
 
     return all_gather
 
@@ -168,11 +173,16 @@ def wrap_reduce_scatter(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def reduce_scatter(
-        output: Tensor, input: Tensor, op: Any = dist.ReduceOp.SUM, group: Any = None, async_op: bool = False
+        output: Tensor,
+        input: Tensor,
+        op: Any = dist.ReduceOp.SUM,
+        group: Any = None,
+        async_op: bool = False,
+        **named: Any,
     ) -> Any:
         if not async_op and group is not None and group.size() == 1 and same(output, input):
             return None
-        return original(output, input, op=op, group=group, async_op=async_op)
+        return original(output, input, op=op, group=group, async_op=async_op, **named)
 
     return reduce_scatter
 

@@ -5,11 +5,10 @@ One small all-reduce a step answers all three on all ranks alike, so that all st
 
 from __future__ import annotations
 
-import functools
 import math
 import statistics
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +19,8 @@ from megatron.training import get_args
 
 from megatron_lrpath.errors import TrainingStoppedError
 from megatron_lrpath.training.checkpoints.parent import expect_iteration
-from megatron_lrpath.training.checkpoints.saves import current_saves
-from megatron_lrpath.training.guards import signals
+from megatron_lrpath.training.checkpoints.saves import Saves
+from megatron_lrpath.training.guards.signals import Signals
 
 MINIMUM = 16  # losses before anything counts as a spike
 TO_DEVIATION = 1.4826  # median absolute deviation -> standard deviation of a normal distribution
@@ -66,13 +65,14 @@ class SpikeDetector:
         return spike
 
 
-def stop_for_numbers(loss: float, norm: float, micro_batches: list[float]) -> None:
+def stop_for_numbers(loss: float, norm: float, micro_batches: list[float], saves: Saves) -> None:
     """Stop before the update. All ranks call this in the same step.
 
     Args:
         loss: of the whole batch.
         norm: of the gradient, as far as this rank knows.
         micro_batches: the losses of this rank's micro-batches, in their order; empty on ranks without a loss.
+        saves: what the run has saved, for the message.
 
     Raises:
         TrainingStoppedError: always.
@@ -87,10 +87,12 @@ def stop_for_numbers(loss: float, norm: float, micro_batches: list[float]) -> No
     everybody: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everybody, ours)
     maybe_finalize_async_save(blocking=True)
-    raise TrainingStoppedError(message(args, loss, everybody))
+    raise TrainingStoppedError(message(args, loss, everybody, saves))
 
 
-def message(args: Any, loss: float, everybody: list[tuple[list[str], list[float], float]]) -> str:
+def message(
+    args: Any, loss: float, everybody: list[tuple[list[str], list[float], float]], saves: Saves
+) -> str:
     """What happened, where the batch can be seen, and how to go on."""
     step = args.curr_iteration + 1
     culprits = [
@@ -105,8 +107,7 @@ def message(args: Any, loss: float, everybody: list[tuple[list[str], list[float]
         where = "on every rank" if len(ranks) == len(everybody) else f"on ranks {', '.join(map(str, ranks))}"
         what = f"the gradient norm is {everybody[ranks[0]][2]} {where}, the loss {loss:.4f}"
     first = args.consumed_train_samples
-    saves = current_saves()
-    newest = f"step {saves.steps[-1]} in {saves.root}" if saves and saves.steps else "none"
+    newest = f"step {saves.steps[-1]} in {saves.root}" if saves.steps else "none"
     return (
         f"step {step}: {what}. Stopped before the update; the batch is samples {first} to "
         f"{first + args.global_batch_size - 1} (`lrpath samples RUN --step {step}` prints them). Last good "
@@ -129,6 +130,8 @@ class Guard:
     """Watches the steps of this process's run.
 
     Attributes:
+        signals: whether a signal asked this rank, or any, to stop.
+        saves: what the run has saved.
         check: whether numbers that are not finite stop the run (--no-check-for-nan-in-loss-and-grad: no).
         detector: judges the loss of each step; None looks for no spikes.
         skip: whether the update of a spike is skipped.
@@ -140,6 +143,8 @@ class Guard:
         first_step: the step that must have been loaded, until that has been checked.
     """
 
+    signals: Signals
+    saves: Saves
     check: bool = True
     detector: SpikeDetector | None = None
     skip: bool = False
@@ -164,71 +169,32 @@ class Guard:
             TrainingStoppedError: the loss or the gradient norm is not finite.
             UserError: the first step is not the one that belongs to the loaded checkpoint.
         """
+        self.signals.training = True
         if self.first_step is not None:
             expect_iteration(get_args(), self.first_step)
             self.first_step = None
         losses, self._losses = self._losses, []
-        total, tokens, wrong, told = self._agree(losses)
-        if told:
-            signals.agree_to_stop()
+        total, tokens, wrong, asked = self._agree(losses)
+        if asked:
+            self.signals.stopping = True
         self.loss = total / tokens if tokens else math.nan
         if self.check and (wrong or not math.isfinite(self.loss)):
-            stop_for_numbers(self.loss, self.norm, [one[0].item() for one in losses])
+            stop_for_numbers(self.loss, self.norm, [one[0].item() for one in losses], self.saves)
         self.spike = self.detector.judge(self.loss) if self.detector else None
         self.skipped = self.spike is not None and self.skip and self._skips < self.max_skips
         self._skips = self._skips + 1 if self.skipped else 0
         return not self.skipped
 
     def step_ended(self) -> None:
-        """Forget the step (one with an overflow has not come to its update)."""
+        """Reset per-step state (a step with an overflow skips the update)."""
         self._losses.clear()
         self.loss, self.spike, self.skipped = None, None, False
 
     def _agree(self, losses: list[torch.Tensor]) -> list[float]:
-        """Sums over the ranks: losses, tokens, norms that are not finite, ranks that were told to stop."""
+        """Sums over the ranks: losses, tokens, norms that are not finite, ranks that were asked to stop."""
         ours = torch.zeros(4, dtype=torch.float64, device="cuda")
         if losses and mpu.get_tensor_model_parallel_rank() == 0:
             ours[:2] = torch.stack(losses).sum(dim=0)
-        ours[2:] = torch.tensor([not math.isfinite(self.norm), signals.received()], dtype=torch.float64)
+        ours[2:] = torch.tensor([not math.isfinite(self.norm), self.signals.received], dtype=torch.float64)
         dist.all_reduce(ours)
         return ours.tolist()
-
-
-_current: Guard | None = None
-
-
-def current_guard() -> Guard | None:
-    """The process's guard, None where Megatron trains on its own terms."""
-    return _current
-
-
-def set_guard(guard: Guard | None) -> None:
-    """Make `guard` the process's."""
-    global _current
-    _current = guard
-
-
-def wrap_get_grad_norm(original: Callable[[Any], float]) -> Callable[[Any], float]:
-    """Keep the norm for the guard (Megatron computes it before every update)."""
-
-    @functools.wraps(original)
-    def get_grad_norm(self: Any) -> float:
-        norm = original(self)
-        if _current is not None:
-            _current.norm = norm
-        return norm
-
-    return get_grad_norm
-
-
-def wrap_step_with_ready_grads(original: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    """Ask the guard first; a skipped update counts as Megatron counts one with an overflow."""
-
-    @functools.wraps(original)
-    def step_with_ready_grads(self: Any) -> bool:
-        if _current is None:
-            return original(self)
-        signals.training_begins()
-        return original(self) if _current.before_update() else False
-
-    return step_with_ready_grads

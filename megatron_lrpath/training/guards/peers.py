@@ -24,6 +24,7 @@ from torch.distributed.constants import default_pg_timeout
 
 from megatron_lrpath.console import say, say_error
 from megatron_lrpath.errors import CONSEQUENCES, NotMetError
+from megatron_lrpath.exits import FAILED, leave_at_once
 
 MEETING = timedelta(minutes=10)  # from the first rank's arrival to the last one's
 PATIENCE = timedelta(hours=1)  # rank 0 may read a large checkpoint before it answers
@@ -133,7 +134,7 @@ class Peer:
         return cls(os.getpid(), socket.gethostname(), f"{socket.gethostname()} {space}")
 
 
-class Watch:
+class PeerWatch:
     """Watches the other ranks of this process's run until `leave`."""
 
     def __init__(self, ranks: Ranks) -> None:
@@ -184,7 +185,7 @@ class Watch:
         with suppress(RuntimeError):
             self.leave()
             self.see_others_off(dead)
-        os._exit(status)
+        leave_at_once(status)
 
     def see_others_off(self, dead: int | None = None) -> None:
         """Where the store is this process's own: wait until the others need it no more (but not for the dead)."""
@@ -197,14 +198,14 @@ class Watch:
         try:
             first = self.claim()
         except RuntimeError:
-            first = rank == 0  # the store went with it, and what ends for that is not to be reported
+            first = rank == 0  # the store dies with rank 0; errors that follow from that are not reported
         if first:
             peer = self.peers[rank]
             say_error(
                 f"rank {rank} died {self.where} (process {peer.pid} on {peer.host}: killed or "
                 f"crashed without a message, often for want of memory). {HOW_TO_GO_ON}"
             )
-        self.end(1, dead=rank)
+        self.end(FAILED, dead=rank)
 
     def report_error(self, error: BaseException) -> NoReturn:
         """Say what ended this rank, unless another one's end is behind it, and end this process."""
@@ -218,7 +219,7 @@ class Watch:
         if first:
             say("".join(traceback.format_exception(error)).rstrip())
             say_error(f"rank {self.ranks.rank} ended {self.where}: {text}. {HOW_TO_GO_ON}")
-        self.end(1)
+        self.end(FAILED)
 
     def _wait_for(self, rank: int, process: int) -> None:
         poll = select.poll()
@@ -246,7 +247,7 @@ class Watch:
                     self._let_the_death_be_reported()
                 self._lost_store(error)
             self._reporting.acquire()
-            self.end(1)
+            self.end(FAILED)
 
     def _let_the_death_be_reported(self) -> None:
         """Give who watches the rank that died the time to say so; that may be this process's other thread."""
@@ -263,18 +264,3 @@ class Watch:
 def as_peer(value: dict[str, Any]) -> Peer:
     """The peer in a JSON value."""
     return Peer(**value)
-
-
-_current: Watch | None = None
-
-
-def current_watch() -> Watch | None:
-    """The process's watch, None before the ranks have met."""
-    return _current
-
-
-def begin_watch(ranks: Ranks) -> None:
-    """Watch the other ranks from now on."""
-    global _current
-    _current = Watch(ranks)
-    _current.start()

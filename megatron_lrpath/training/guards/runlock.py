@@ -15,10 +15,10 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from megatron_lrpath.console import say_error
 from megatron_lrpath.errors import FULL, UserError
 from megatron_lrpath.locks import LOCK_NAME, FolderLock, LockHeldError, describe_owner, owner_of
 
@@ -28,11 +28,18 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 class RunLock:
-    """The lock on `root`, held until `close` or the end of the process."""
+    """The lock on `root`, held until `close` or the end of the process.
 
-    def __init__(self, root: Path, lock: FolderLock | None) -> None:
+    Args:
+        root: the checkpoint folder.
+        lock: the kernel's lock, None where the file system has none.
+        lost: ends the process; called with the new owner's name when another process has taken the lock over.
+    """
+
+    def __init__(self, root: Path, lock: FolderLock | None, lost: Callable[[str], NoReturn]) -> None:
         self.root = root
         self._lock = lock
+        self._lost = lost
         self._ended = threading.Event()
         self._beats = 0  # 0: not sure of the lock yet
         self._record = {"pid": os.getpid(), "host": socket.gethostname(), "since": int(time.time())}
@@ -92,27 +99,14 @@ class RunLock:
             except OSError:
                 continue  # a disk that is gone for a while
             except LockLostError as error:
-                end_run(self.root, str(error))
+                self._lost(str(error))
 
 
 class LockLostError(Exception):
     """Another process trains the run now; the text names it."""
 
 
-def end_run(root: Path, owner: str) -> NoReturn:
-    """End this process, and with it the run's other ranks, before it writes into another's checkpoints."""
-    from megatron_lrpath.training.guards import peers
-
-    text = f"{root}: {owner} took this run over while this process gave no sign of life; this one ends."
-    watch = peers.current_watch()
-    if watch is None or watch.claim():
-        say_error(text)
-    if watch is not None:
-        watch.end(1)
-    os._exit(1)
-
-
-def hold(root: Path, patience: float = PATIENCE) -> RunLock:
+def hold(root: Path, lost: Callable[[str], NoReturn], patience: float = PATIENCE) -> RunLock:
     """Take the lock on the checkpoint folder `root` (made where it is missing).
 
     Raises:
@@ -132,7 +126,7 @@ def hold(root: Path, patience: float = PATIENCE) -> RunLock:
         if error.errno not in NO_LOCKS:
             raise UserError(f"{root}: cannot be locked ({error.strerror}).") from None
         certain = False
-    run_lock = RunLock(root, lock)
+    run_lock = RunLock(root, lock, lost)
     if (not certain or elsewhere(before)) and not undisturbed(run_lock):
         run_lock.give_way()
         raise UserError(refusal(root, describe_owner(root)))

@@ -13,14 +13,14 @@ from megatron_lrpath.schedule import STYLES, WSD_DECAY_SHAPES
 
 
 class SilentParser(argparse.ArgumentParser):
-    """Leaves complaints to the parser that knows all arguments."""
+    """Leaves errors to the parser that knows all arguments."""
 
     def error(self, message: str) -> NoReturn:
         """Raise ValueError."""
         raise ValueError(message)
 
 
-def read(words: Sequence[str]) -> argparse.Namespace:
+def read_early(argv: Sequence[str]) -> argparse.Namespace:
     """`device`, and `plan`, `paradigm` and `run` (None where they are not given); nothing is checked yet."""
     parser = SilentParser(allow_abbrev=False, add_help=False)
     parser.add_argument("--device", default="auto")
@@ -28,7 +28,7 @@ def read(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--paradigm")
     parser.add_argument("--run", "--run-name", dest="run")
     try:
-        return parser.parse_known_args(words)[0]
+        return parser.parse_known_args(argv)[0]
     except ValueError:
         return parser.parse_args([])
 
@@ -193,38 +193,43 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 ArgumentsProvider = Callable[[argparse.ArgumentParser], argparse.ArgumentParser]
-_own_provider: ArgumentsProvider | None = None
 
 
-def use_own_arguments(provider: ArgumentsProvider | None) -> None:
-    """Let a script's own arguments (its `extra_args_provider`) stand beside Megatron's and ours."""
-    global _own_provider
-    _own_provider = provider
-    full_parser.cache_clear()
+def arguments_provider(own: ArgumentsProvider | None = None) -> ArgumentsProvider:
+    """Megatron's `extra_args_provider`: our group, and a script's own arguments (its provider) behind it."""
+
+    def add(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        add_lrpath_arguments(parser)
+        return own(parser) if own else parser
+
+    return add
 
 
-def add_all_own_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Add our group and the script's own arguments to Megatron's parser."""
-    add_lrpath_arguments(parser)
-    return _own_provider(parser) if _own_provider else parser
+@functools.cache  # building Megatron's parser takes a while, and a start reads several command lines
+def full_parser(
+    own: ArgumentsProvider | None = None, suppress_defaults: bool = False
+) -> argparse.ArgumentParser:
+    """Megatron's parser with our group and a script's own arguments.
 
-
-@functools.cache
-def full_parser(suppress_defaults: bool = False) -> argparse.ArgumentParser:
-    """Megatron's parser with our group; with `suppress_defaults` it returns only what is said explicitly."""
-    from megatron.training.arguments import add_megatron_arguments
+    With `suppress_defaults` it returns only the arguments that are given explicitly.
+    """
+    from megatron.training.arguments import add_megatron_arguments  # must follow the choice of the device
 
     parser = OneLineParser(allow_abbrev=False, prog="pretrain_gpt.py", formatter_class=TolerantFormatter)
-    add_all_own_arguments(add_megatron_arguments(parser))
+    arguments_provider(own)(add_megatron_arguments(parser))
     if suppress_defaults:
         for action in parser._actions:
             action.default = argparse.SUPPRESS
     return parser
 
 
-def explicit_arguments(words: list[str]) -> dict[str, Any]:
-    """What `words` set, by Megatron's destination names; exits with argparse's message on a bad word."""
-    if "--help" in words or "-h" in words:
-        full_parser().print_help()
+def explicit_arguments(argv: list[str], own: ArgumentsProvider | None = None) -> dict[str, Any]:
+    """The arguments that `argv` sets, by Megatron's destination names; prints the help for --help.
+
+    Raises:
+        UserError: an unknown argument or a bad value.
+    """
+    if "--help" in argv or "-h" in argv:
+        full_parser(own).print_help()
         raise SystemExit(0)
-    return vars(full_parser(suppress_defaults=True).parse_args(words))
+    return vars(full_parser(own, suppress_defaults=True).parse_args(argv))

@@ -39,26 +39,26 @@ def flag(destination: str) -> str:
     return "--" + destination.replace("_", "-")
 
 
-def results_arguments(said: Mapping[str, Any]) -> dict[str, Any]:
+def results_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
     """The explicit arguments that a run's result depends on, as JSON values."""
-    kept = {name: said[name] for name in sorted(said) if not is_neutral(name) and name not in OWN}
-    if said.get("loss_spike_action", "log") != "skip":
+    kept = {name: given[name] for name in sorted(given) if not is_neutral(name) and name not in OWN}
+    if given.get("loss_spike_action", "log") != "skip":
         kept = {name: kept[name] for name in kept if not name.startswith("loss_spike_")}
     return dict(json.loads(json.dumps(kept, default=str)))
 
 
-def argument_context(args: Any, said: Mapping[str, Any]) -> RunContext | None:
+def argument_context(args: Any, given: Mapping[str, Any]) -> RunContext | None:
     """The context of a run described by --lr-path and its companions; None without --lr-path.
 
     Raises:
         UserError: companions that are missing or contradict each other.
     """
     if args.lr_path is None:
-        refuse_companions(said)
+        refuse_companions(given)
         return None
     if not args.save:
         raise UserError("--lr-path needs --save, the folder of this run's own checkpoints.")
-    refuse_replaced(said)
+    refuse_replaced(given)
     parent = parent_of(args)
     first = parent.step if parent else 0
     last = last_step(args, first)
@@ -70,29 +70,29 @@ def argument_context(args: Any, said: Mapping[str, Any]) -> RunContext | None:
         path=path.scaled(args.global_batch_size),
         keep_steps=frozenset(args.lr_path_keep_steps),
         parent=parent,
-        identity={"arguments": results_arguments(said)},
+        identity={"arguments": results_arguments(given)},
     )
 
 
-def refuse_companions(said: Mapping[str, Any]) -> None:
+def refuse_companions(given: Mapping[str, Any]) -> None:
     """Stop at arguments that mean nothing without --plan or --lr-path."""
-    for name in said:
+    for name in given:
         if name in ("paradigm", "run"):
             raise UserError(
-                f"{flag(name)} {said[name]} names a run of a plan: give --plan too, or leave it out."
+                f"{flag(name)} {given[name]} names a run of a plan: give --plan too, or leave it out."
             )
         if name.startswith("lr_path_"):
             raise UserError(f"{flag(name)} says nothing without --lr-path: give that too, or leave it out.")
 
 
-def refuse_replaced(said: Mapping[str, Any]) -> None:
+def refuse_replaced(given: Mapping[str, Any]) -> None:
     """Stop at arguments whose place --lr-path and its companions take."""
     for name, instead in REPLACED.items():
-        if name in said:
+        if name in given:
             raise UserError(f"{flag(name)} cannot be given with --lr-path; in its place: {instead}.")
-    if said.get("load", said.get("save")) != said.get("save"):
+    if given.get("load", given.get("save")) != given.get("save"):
         raise UserError(
-            f"--load {said['load']}: with --lr-path a run resumes from its --save, and starts from "
+            f"--load {given['load']}: with --lr-path a run resumes from its --save, and starts from "
             "--lr-path-parent; leave --load out."
         )
 

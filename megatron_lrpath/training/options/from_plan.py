@@ -4,41 +4,43 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.data.index_cache import local_rank
-from megatron_lrpath.data.slice import Slice, open_slices
+from megatron_lrpath.data.slice import open_slices
 from megatron_lrpath.data.slice_check import open_mix
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.models import megatron_flags, resolve_model
 from megatron_lrpath.plan import SET_BY_PLAN, Plan, Run, is_neutral, load_plan
 from megatron_lrpath.plan.sft import sft_megatron
 from megatron_lrpath.runs.checkpoints import CHECKPOINTS, SAVE_INTERVAL
+from megatron_lrpath.sft.prepared import open_prepared
 from megatron_lrpath.training.context import ParentCheckpoint, RunContext
 from megatron_lrpath.training.options.arguments import explicit_arguments
 from megatron_lrpath.training.options.from_arguments import OWN, flag, results_arguments
 
 
-def tokenizer_words(plan: Plan) -> list[str]:
+def tokenizer_flags(plan: Plan) -> list[str]:
     """Megatron's arguments of the plan's tokenizer, the same for every run."""
     tokenizer = plan.tokenizer
-    words = ["--tokenizer-type", tokenizer.type]
+    flags = ["--tokenizer-type", tokenizer.type]
     if tokenizer.model is not None:
-        words += ["--tokenizer-model", str(tokenizer.model)]
+        flags += ["--tokenizer-model", str(tokenizer.model)]
     if tokenizer.vocab_size is not None:
-        words += ["--vocab-size", str(tokenizer.vocab_size)]
-    return words
+        flags += ["--vocab-size", str(tokenizer.vocab_size)]
+    return flags
 
 
-def output_words(plan: Plan, run: Run) -> list[str]:
+def output_flags(plan: Plan, run: Run) -> list[str]:
     """Where Megatron writes: checkpoints and TensorBoard's files in the run's folder."""
     folder = plan.folder(run)
     return ["--save", str(folder / CHECKPOINTS), "--tensorboard-dir", str(folder / "tensorboard")]
 
 
-def sft_words(plan: Plan, run: Run) -> dict[str, list[str]]:
-    """The Megatron arguments of a fine-tuning, as command-line words by the plan's key.
+def sft_flags(plan: Plan, run: Run) -> dict[str, list[str]]:
+    """The Megatron arguments of a fine-tuning, by the plan's key.
 
     The loss is the mean over the answer tokens of the whole batch, however they are spread over micro-batches
     and ranks.
@@ -49,7 +51,7 @@ def sft_words(plan: Plan, run: Run) -> dict[str, list[str]]:
     sft = plan.sft
     assert sft is not None
     batch, schedule = sft.batch, sft.schedule
-    words = {
+    flags = {
         "model": megatron_flags(resolve_model(plan.model)),
         "megatron": megatron_flags(sft_megatron(plan)),
         "sft": [
@@ -59,12 +61,12 @@ def sft_words(plan: Plan, run: Run) -> dict[str, list[str]]:
             *("--micro-batch-size", str(batch.micro_batch_size)),
             *("--seq-length", str(batch.seq_length), "--calculate-per-token-loss"),
         ],
-        "tokenizer": tokenizer_words(plan),
-        "output": output_words(plan, run),
+        "tokenizer": tokenizer_flags(plan),
+        "output": output_flags(plan, run),
     }
     if (positions := max_positions(plan)) is not None:
-        words["sft"] += ["--max-position-embeddings", str(positions)]
-    return words
+        flags["sft"] += ["--max-position-embeddings", str(positions)]
+    return flags
 
 
 def max_positions(plan: Plan) -> int | None:
@@ -84,38 +86,6 @@ def max_positions(plan: Plan) -> int | None:
             f"{plan.sft.place}.seq_length: {wanted} positions, and the model has {known}; give at most that many"
         )
     return None if given else max(known, wanted)
-
-
-def sft_context(
-    plan: Plan, run: Run, parent_folder: Path, facts: Mapping[str, Any], verify: bool | None = None
-) -> RunContext:
-    """The context of a fine-tuning.
-
-    Args:
-        plan, run: the plan and the run in it.
-        parent_folder: the folder of the run whose last weights are fine-tuned.
-        facts: what of its identity is not the plan's: tokenizer, further arguments.
-        verify: whether to compare the data with their fingerprints; None: in one process of a node.
-
-    Raises:
-        UserError: the data are not prepared, or others.
-    """
-    from megatron_lrpath.sft.prepared import open_prepared
-
-    assert plan.sft is not None
-    assert run.parent is not None
-    prepared = open_prepared(plan, verify=local_rank() == 0 if verify is None else verify)
-    return RunContext(
-        kind=run.kind,
-        path=run.path.scaled(plan.sft.batch.global_batch_size),
-        keep_steps=frozenset(run.keep_steps),
-        parent=ParentCheckpoint(parent_folder / CHECKPOINTS, run.parent.step, weights_only=True),
-        identity={**plan.identity(run), **facts, "slices": {}, "sft_data": prepared.identity},
-        folder=plan.folder(run),
-        plan=plan,
-        run=run,
-        prepared=prepared,
-    )
 
 
 # What a run under a plan has unless the plan or the command line says otherwise.
@@ -143,12 +113,12 @@ REFUSED = {
 }
 
 
-def plan_words(plan: Plan, run: Run) -> dict[str, list[str]]:
-    """The Megatron arguments that a plan sets for a run, as command-line words by the plan's key."""
+def plan_flags(plan: Plan, run: Run) -> dict[str, list[str]]:
+    """The Megatron arguments that a plan sets for a run, by the plan's key."""
     if run.kind == "sft":
-        return sft_words(plan, run)
+        return sft_flags(plan, run)
     batch = plan.batch
-    words = {
+    flags = {
         "model": megatron_flags(resolve_model(plan.model)),
         "megatron": megatron_flags(plan.megatron),
         "seed": ["--seed", str(plan.seed)],
@@ -159,60 +129,143 @@ def plan_words(plan: Plan, run: Run) -> dict[str, list[str]]:
             *("--micro-batch-size", str(batch.micro_batch_size)),
             *("--seq-length", str(batch.seq_length)),
         ],
-        "tokenizer": tokenizer_words(plan),
-        "output": output_words(plan, run),
+        "tokenizer": tokenizer_flags(plan),
+        "output": output_flags(plan, run),
     }
-    if "max_position_embeddings" not in explicit_arguments(words["model"] + words["megatron"]):
-        words["batch"] += ["--max-position-embeddings", str(batch.seq_length)]
-    return words
+    if "max_position_embeddings" not in explicit_arguments(flags["model"] + flags["megatron"]):
+        flags["batch"] += ["--max-position-embeddings", str(batch.seq_length)]
+    return flags
 
 
-def load_run(said: Mapping[str, Any]) -> tuple[Plan, Run]:
-    """The plan and the run that the command line names.
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run of a plan that a command line names, and the Megatron arguments that follow.
+
+    Attributes:
+        plan, run: the plan and the run in it.
+        given: the explicit arguments of the command line, by destination.
+        planned: the arguments that the plan sets, by destination.
+        flags: the same as they precede the command line.
+    """
+
+    plan: Plan
+    run: Run
+    given: Mapping[str, Any]
+    planned: Mapping[str, Any]
+    flags: list[str]
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> PlannedRun:
+        """The run that the explicit arguments `given` name, --plan among them.
+
+        The command line may override what leaves the result alone (layout, logging, saving), nothing else.
+
+        Raises:
+            UserError: an argument contradicts the plan, or would change what the plan alone decides; --paradigm or
+                --run is missing; the plan has no such run.
+        """
+        plan, run = load_run(given)
+        flags: list[str] = []
+        planned: dict[str, Any] = {}
+        for key, part in plan_flags(plan, run).items():
+            values = explicit_arguments(part)
+            if key in ("model", "megatron"):
+                refuse(values, plan, where=f"{plan.path}: {key}: ")
+            refuse_contradictions(given, values, f"{plan.path}, whose `{key}`")
+            planned |= values
+            flags += part
+        refuse({name: value for name, value in given.items() if name not in planned}, plan, where="")
+        return cls(plan, run, given, planned, flags)
+
+    @property
+    def explicit(self) -> dict[str, Any]:
+        """The arguments that the plan or the command line sets."""
+        return {**self.planned, **self.given}
+
+    def context(self, verify: bool | None = None) -> RunContext:
+        """The run's context.
+
+        Args:
+            verify: whether to compare the data with their fingerprints; None: in one process of a node.
+
+        Raises:
+            UserError: the data are missing, changed or not prepared.
+        """
+        plan, run = self.plan, self.run
+        verify = local_rank() == 0 if verify is None else verify
+        if run.kind == "sft":
+            return self._sft_context(verify)
+        parent = None
+        if run.parent is not None:
+            parent = ParentCheckpoint(plan.folder(plan.parent_of(run)) / CHECKPOINTS, run.parent.step)
+        # A position counts from the first sample of all, so the versions before the run's own are opened, too.
+        names = tuple(version.name for version in plan.versions[: run.version_index])
+        slices = open_slices(plan.data, names, verify=verify)
+        mix = open_mix(plan.data, run.mix, verify=verify) if run.mix else []
+        data: dict[str, Any] = {"mix_slices": {one.name: one.fingerprint for one in mix}} if mix else {}
+        data["slices"] = {one.name: one.fingerprint for one in slices}
+        return RunContext(
+            kind=run.kind,
+            path=run.path.scaled(plan.batch.global_batch_size),
+            keep_steps=frozenset(run.keep_steps),
+            parent=parent,
+            identity={**plan.identity(run), **data, **self._trainer_facts()},
+            folder=plan.folder(run),
+            plan=plan,
+            run=run,
+            slices=tuple(slices),
+            mix=tuple(mix),
+        )
+
+    def _sft_context(self, verify: bool) -> RunContext:
+        plan, run = self.plan, self.run
+        assert plan.sft is not None
+        assert run.parent is not None
+        prepared = open_prepared(plan, verify=verify)
+        folder = plan.folder(plan.parent_of(run))
+        data = {"slices": {}, "sft_data": prepared.identity}
+        return RunContext(
+            kind=run.kind,
+            path=run.path.scaled(plan.sft.batch.global_batch_size),
+            keep_steps=frozenset(run.keep_steps),
+            parent=ParentCheckpoint(folder / CHECKPOINTS, run.parent.step, weights_only=True),
+            identity={**plan.identity(run), **self._trainer_facts(), **data},
+            folder=plan.folder(run),
+            plan=plan,
+            run=run,
+            prepared=prepared,
+        )
+
+    def _trainer_facts(self) -> dict[str, Any]:
+        """What of the run's identity only the trainer knows: the tokenizer's file, the arguments beside the plan's."""
+        model = self.plan.tokenizer.model
+        beside = {
+            name: value for name, value in results_arguments(self.given).items() if name not in self.planned
+        }
+        return {"tokenizer_model": file_digest(Path(model)) if model else None, "arguments": beside}
+
+
+def load_run(given: Mapping[str, Any]) -> tuple[Plan, Run]:
+    """The plan and the run that the explicit arguments `given` name.
 
     Raises:
         UserError: --plan without --paradigm or --run, or names that the plan does not have.
     """
-    plan = load_plan(said["plan"])
-    missing = [f"--{name}" for name in ("paradigm", "run") if name not in said]
+    plan = load_plan(given["plan"])
+    missing = [f"--{name}" for name in ("paradigm", "run") if name not in given]
     if missing:
         raise UserError(
-            f"--plan {said['plan']}: {' and '.join(missing)} must be given too; `lrpath plan` lists the runs."
+            f"--plan {given['plan']}: {' and '.join(missing)} must be given too; `lrpath plan` lists the runs."
         )
-    return plan, plan.carried_out(said["paradigm"], said["run"])
+    return plan, plan.carried_out(given["paradigm"], given["run"])
 
 
-def command_line(words: list[str]) -> list[str]:
-    """`words` preceded by what the plan sets; unchanged without --plan.
-
-    The command line may override what leaves the result alone (layout, logging, saving), nothing else.
-
-    Raises:
-        UserError: an argument contradicts the plan, or would change what the plan alone decides.
-    """
-    said = explicit_arguments(words)
-    if "plan" not in said:
-        return words
-    plan, run = load_run(said)
-    ahead: list[str] = []
-    planned: dict[str, Any] = {}
-    for key, part in plan_words(plan, run).items():
-        values = explicit_arguments(part)
-        if key in ("model", "megatron"):
-            refuse(values, plan, where=f"{plan.path}: {key}: ")
-        refuse_contradictions(said, values, f"{plan.path}, whose `{key}`")
-        planned |= values
-        ahead += part
-    refuse({name: value for name, value in said.items() if name not in planned}, plan, where="")
-    return ahead + words
-
-
-def refuse_contradictions(said: Mapping[str, Any], planned: Mapping[str, Any], where: str) -> None:
+def refuse_contradictions(given: Mapping[str, Any], planned: Mapping[str, Any], where: str) -> None:
     """Stop at an argument of the command line that the plan sets otherwise."""
     for name, value in planned.items():
-        if name in said and said[name] != value and not is_neutral(name):
+        if name in given and given[name] != value and not is_neutral(name):
             raise UserError(
-                f"{flag(name)} {said[name]} contradicts {where} makes it {value}. "
+                f"{flag(name)} {given[name]} contradicts {where} makes it {value}. "
                 "Change the plan (and its `output`), or leave the argument out."
             )
 
@@ -232,72 +285,18 @@ def refuse(given: Mapping[str, Any], plan: Plan, where: str) -> None:
             raise UserError(f"{where}{flag(name)} cannot be given with a plan ({plan.path}): {reason}.")
 
 
-def apply_defaults(args: Any, said: Mapping[str, Any]) -> None:
+def apply_defaults(args: Any, given: Mapping[str, Any]) -> None:
     """Set a planned run's defaults, where neither the plan nor the command line says otherwise."""
     for name, value in PLAN_DEFAULTS.items():
-        if name not in said:
+        if name not in given:
             setattr(args, name, value)
-    if "make_vocab_size_divisible_by" not in said:
+    if "make_vocab_size_divisible_by" not in given:
         # Megatron pads to a multiple of this times the tensor-parallel size; padding is part of the softmax.
         args.make_vocab_size_divisible_by = max(1, 128 // args.tensor_model_parallel_size)
     if not args.save_interval:
         args.save_interval = SAVE_INTERVAL
         if not args.save_retain_interval:
             args.save_retain_interval = SAVE_INTERVAL * max(1, args.train_iters)  # longer than the run
-
-
-def plan_context(plan: Plan, run: Run, said: Mapping[str, Any]) -> RunContext:
-    """The context of a run of a plan; `said` are the explicit command-line arguments."""
-    if run.kind == "sft":
-        facts = trainer_facts(plan, run, said)
-        return sft_context(plan, run, plan.folder(plan.parent_of(run)), facts)
-    parent = None
-    if run.parent is not None:
-        parent = ParentCheckpoint(plan.folder(plan.parent_of(run)) / CHECKPOINTS, run.parent.step)
-    slices = open_slices(plan.data, versions_read(plan, run), verify=local_rank() == 0)
-    mix = open_mix(plan.data, run.mix, verify=local_rank() == 0) if run.mix else []
-    return RunContext(
-        kind=run.kind,
-        path=run.path.scaled(plan.batch.global_batch_size),
-        keep_steps=frozenset(run.keep_steps),
-        parent=parent,
-        identity=full_identity(plan, run, slices, mix, said),
-        folder=plan.folder(run),
-        plan=plan,
-        run=run,
-        slices=tuple(slices),
-        mix=tuple(mix),
-    )
-
-
-def versions_read(plan: Plan, run: Run) -> tuple[str, ...]:
-    """The versions from the first to the run's own: a position counts from the first sample of all."""
-    return tuple(version.name for version in plan.versions[: run.version_index])
-
-
-def full_identity(
-    plan: Plan, run: Run, slices: list[Slice], mix: list[Slice], said: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The plan's identity of the run and what only the trainer knows: data, tokenizer, further arguments."""
-    mixed = {"mix_slices": {one.name: one.fingerprint for one in mix}} if mix else {}
-    return (
-        plan.identity(run)
-        | mixed
-        | {
-            "slices": {one.name: one.fingerprint for one in slices},
-            **trainer_facts(plan, run, said),
-        }
-    )
-
-
-def trainer_facts(plan: Plan, run: Run, said: Mapping[str, Any]) -> dict[str, Any]:
-    """The tokenizer's file and the explicit arguments beside the plan's."""
-    planned = set().union(*(explicit_arguments(part) for part in plan_words(plan, run).values()))
-    model = plan.tokenizer.model
-    return {
-        "tokenizer_model": file_digest(Path(model)) if model else None,
-        "arguments": {name: value for name, value in results_arguments(said).items() if name not in planned},
-    }
 
 
 def file_digest(path: Path) -> str | None:

@@ -1,4 +1,4 @@
-"""What TensorBoard and W&B show of a run beside Megatron's own curves: everything over tokens, all runs alike.
+"""What every step used and gave: a line in the run's history, and its curves over tokens in TensorBoard and W&B.
 
 Tokens are counted from the first one of the run's oldest ancestor, so that the runs of a plan share one axis and
 a branch begins where it leaves the main path, at the main path's last point before it.
@@ -13,9 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from megatron_lrpath.console import warn
 from megatron_lrpath.devices import peak_flops
 from megatron_lrpath.plan import Plan, Run
+from megatron_lrpath.runs.history import HISTORY, HistoryWriter, row_of_step
+from megatron_lrpath.runs.lineage import add_skipped
 from megatron_lrpath.training.context import RunContext
+from megatron_lrpath.training.guards.guard import Guard
 
 GROUP = "by tokens"
 LOSS, RATE, PLANNED = f"{GROUP}/loss", f"{GROUP}/learning rate", f"{GROUP}/learning rate as planned"
@@ -125,8 +129,6 @@ def parent_row(context: RunContext) -> dict[str, Any] | None:
 
     A fine-tuning counts its own tokens, so that its parent has no point on its axis.
     """
-    from megatron_lrpath.runs.history import HISTORY, row_of_step
-
     if context.plan is None or context.run is None or context.run.parent is None or context.parent is None:
         return None
     if context.parent.weights_only:
@@ -137,7 +139,7 @@ def parent_row(context: RunContext) -> dict[str, Any] | None:
 def set_wandb_defaults(args: Any, plan: Plan, run: Run) -> None:
     """One project, a group for the plan, and one W&B run for each run however often it is started.
 
-    What the user says (arguments, or W&B's own environment variables) stands above.
+    Arguments and W&B's own environment variables override these defaults.
     """
     if not getattr(args, "wandb_project", ""):
         return
@@ -153,25 +155,94 @@ def set_wandb_defaults(args: Any, plan: Plan, run: Run) -> None:
         os.environ.setdefault(name, value)
 
 
-_watcher: Watcher | None = None
-_pace: Pace | None = None
+class StepRecorder:
+    """Records the steps of a run: history and curves on the rank that has the loss, loss spikes on rank 0.
 
+    Args:
+        context: the run.
+        guard: what it found in the current step.
+        args: Megatron's arguments; `consumed_train_samples` is the counter of the loop.
+    """
 
-def show_step(record: dict[str, Any]) -> float | None:
-    """Add a step, as the history records it, to the run's curves; its MFU, None where that is not known."""
-    global _watcher, _pace
-    from megatron.training import get_args
-    from megatron.training.global_vars import get_tensorboard_writer, get_wandb_writer
+    def __init__(self, context: RunContext, guard: Guard, args: Any) -> None:
+        self.context, self.guard, self.args = context, guard, args
+        self._history: HistoryWriter | None = None
+        self._watcher: Watcher | None = None
+        self._pace = Pace(args)
+        self._unrecorded: list[dict[str, Any]] = []  # skipped updates that the lineage does not hold yet
 
-    from megatron_lrpath.training.context import get_context
+    def record(self, step: int, lr: float, loss: Any, grad_norm: Any, skipped: bool) -> None:
+        """Add a step (1-based): the rate it used, its loss (nats a token), the gradient's norm, an update skipped.
 
-    args, context = get_args(), get_context()
-    assert context is not None
-    if _watcher is None or _pace is None:
-        _watcher = Watcher(args, context, get_tensorboard_writer(), get_wandb_writer())
-        _pace = Pace(args)
-    pace, mfu = _pace.step_ended()
-    if record["step"] % args.tensorboard_log_interval == 0:
-        seen = {LOSS: record["loss"], RATE: record["lr"], NORM: record["grad_norm"], PACE: pace, MFU: mfu}
-        _watcher.log(record["step"], seen)
-    return mfu
+        Only the last rank has the loss; the others do nothing.
+        """
+        if self.args.rank != self.args.world_size - 1:
+            return
+        loss = self.guard.loss if self.guard.loss is not None else loss
+        row: dict[str, Any] = {
+            "step": step,
+            "consumed_samples": self.args.consumed_train_samples,
+            "lr": lr,
+            "loss": None if loss is None else float(loss),
+            "grad_norm": None if grad_norm is None else float(grad_norm),
+        }
+        mfu = self._show(row)
+        if self.context.folder is None:
+            return
+        if mfu is not None:
+            row["mfu"] = round(mfu, 5)
+        if skipped:
+            row["skipped"] = True
+        if self.guard.spike:
+            row["spike"] = {"median": self.guard.spike.median, "limit": self.guard.spike.limit}
+        if self._history is None:
+            from megatron.training import get_timers  # Megatron comes after the backend is chosen
+
+            elapsed = get_timers()("interval-time", log_level=0).elapsed(reset=False)  # started with the loop
+            self._history = HistoryWriter(self.context.folder / HISTORY, step - 1, elapsed)
+        self._history.append(row)
+
+    def _show(self, row: dict[str, Any]) -> float | None:
+        """Add a step's row to the curves; its MFU, None where that is not known."""
+        from megatron.training.global_vars import get_tensorboard_writer, get_wandb_writer
+
+        if self._watcher is None:
+            self._watcher = Watcher(self.args, self.context, get_tensorboard_writer(), get_wandb_writer())
+        pace, mfu = self._pace.step_ended()
+        if row["step"] % self.args.tensorboard_log_interval == 0:
+            values = {LOSS: row["loss"], RATE: row["lr"], NORM: row["grad_norm"], PACE: pace, MFU: mfu}
+            self._watcher.log(row["step"], values)
+        return mfu
+
+    def report_spike(self, step: int) -> None:
+        """Warn of a loss spike in this step, with its samples; a skipped update enters the lineage. On rank 0."""
+        guard, args = self.guard, self.args
+        if guard.spike is None or args.rank != 0:
+            return
+        last = args.consumed_train_samples - 1
+        first = last + 1 - args.global_batch_size
+        spike, action = guard.spike, "update skipped" if guard.skipped else "update made"
+        warn(
+            f"step {step}: loss spike: {spike.loss:.4f} over a running median of {spike.median:.4f} (limit "
+            f"{spike.limit:.4f}); samples {first} to {last}; {action}"
+        )
+        if guard.skipped and self.context.folder is not None:
+            skip = {"step": step, "samples": [first, last], "loss": spike.loss, "median": spike.median}
+            self._unrecorded.append(skip)
+            try:
+                self.record_skips()
+            except OSError as error:
+                folder = self.context.folder
+                warn(f"{folder}: {error.strerror}; lineage.json learns of step {step} at the next save.")
+
+    def record_skips(self) -> None:
+        """Enter skipped updates in the lineage; raises OSError where the disk has no room. On rank 0."""
+        while self._unrecorded:
+            assert self.context.folder is not None
+            add_skipped(self.context.folder, self._unrecorded[0])
+            del self._unrecorded[0]
+
+    def sync_history(self) -> None:
+        """Sync the history; raises OSError where the disk has no room. Nothing where no step was recorded."""
+        if self._history is not None:
+            self._history.sync()

@@ -1,0 +1,17 @@
+"""The exit statuses of every process of this project, and the one way to leave a process at once."""
+
+from __future__ import annotations
+
+import os
+from typing import NoReturn
+
+FAILED = 1  # calling again may help
+BAD_INPUT = 2  # the user has to change something first
+SAVED_AND_STOPPED = 75  # sysexits.h EX_TEMPFAIL: saved after a signal, call again
+INTERRUPTED = 130
+PIPE_CLOSED = 141
+
+
+def leave_at_once(status: int) -> NoReturn:
+    """End this process without cleaning up: other threads or ranks may wait for ever in a collective."""
+    os._exit(status)

@@ -1,0 +1,83 @@
+"""The owner of a run in this process: everything that its parts share while it trains or is evaluated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch.distributed import Store
+
+from megatron_lrpath.training.checkpoints.ahead import ReadAhead
+from megatron_lrpath.training.checkpoints.commit import Commits
+from megatron_lrpath.training.checkpoints.saves import Saves
+from megatron_lrpath.training.context import RunContext
+from megatron_lrpath.training.exits import Exits
+from megatron_lrpath.training.guards.guard import Guard
+from megatron_lrpath.training.guards.peers import PeerWatch
+from megatron_lrpath.training.guards.runlock import RunLock
+from megatron_lrpath.training.guards.signals import Signals
+from megatron_lrpath.training.optimizer import RateChange
+from megatron_lrpath.training.options.arguments import ArgumentsProvider
+from megatron_lrpath.training.scheduler import LRPathScheduler
+from megatron_lrpath.training.steps import StepRecorder
+
+
+@dataclass
+class Session:
+    """One run in one process. Parts that a process does not need stay None.
+
+    Attributes:
+        device: cpu or cuda.
+        exits, signals, ahead: exist before Megatron is imported.
+        own_arguments: adds the arguments of a script of the user's own to the parser.
+        context: the run; None for plain Megatron.
+        peers: the watch over the other ranks, from the moment they have met.
+        lock: the run's lock, on rank 0 of a training.
+        saves, commits, guard, recorder: in a training of a run.
+        scheduler: the learning-rate path in Megatron's loop, once Megatron has built its optimizer.
+        rate_change: the rates of the checkpoint that is loaded, and this run's.
+        first_step: the step that the training starts at.
+        store: where the ranks have met, for `init_process_group`.
+    """
+
+    device: str
+    exits: Exits = field(default_factory=Exits)
+    signals: Signals = field(default_factory=Signals)
+    ahead: ReadAhead = field(default_factory=ReadAhead)
+    own_arguments: ArgumentsProvider | None = None
+    context: RunContext | None = None
+    peers: PeerWatch | None = None
+    lock: RunLock | None = None
+    saves: Saves | None = None
+    commits: Commits | None = None
+    guard: Guard | None = None
+    recorder: StepRecorder | None = None
+    scheduler: LRPathScheduler | None = None
+    rate_change: RateChange | None = None
+    first_step: int = 0
+    store: Store | None = None
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether the run's batches are packed samples of a fine-tuning."""
+        return self.context is not None and self.context.kind == "sft"
+
+    def step_ended(self, step: int, loss: Any, grad_norm: float | None, skipped: bool) -> float:
+        """Record a step of the training that has just ended; the learning rate that it used.
+
+        Args:
+            step: counted from 1.
+            loss: of the step (nats a token), where this rank has one.
+            grad_norm: the gradient's norm, where it is known.
+            skipped: whether the update was skipped.
+        """
+        assert self.scheduler is not None
+        rate = self.scheduler.step_ended(skipped)
+        if self.recorder is not None:
+            self.recorder.record(step, rate, loss, grad_norm, skipped)
+            self.recorder.report_spike(step)
+        if self.guard is not None:
+            self.guard.step_ended()
+        if self.peers is not None:
+            self.peers.where = f"after step {step}"
+        return rate
