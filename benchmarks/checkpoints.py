@@ -138,7 +138,7 @@ class Timings:
 
 def train(plan: Path, rounds: int) -> dict[str, Any]:
     """A training with saves by turns; the rows of `Timings`."""
-    from megatron_lrpath.training import pretrain, seams, setup
+    from megatron_lrpath.training import loop, pretrain, seams, setup
     from megatron_lrpath.training.exits import Exits
     from megatron_lrpath.training.guards.signals import Signals
 
@@ -161,7 +161,7 @@ def train(plan: Path, rounds: int) -> dict[str, Any]:
     assert session.saves is not None
     timings.install(session.saves)
     with suppress(SystemExit):
-        pretrain.carry_out(session, args, lambda: pretrain.loop(session, args))
+        loop.carry_out(session, args, lambda: loop.loop(session, args))
     return {"steps": timings.steps, "saves": timings.saves}
 
 

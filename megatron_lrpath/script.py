@@ -1,184 +1,43 @@
 """Path switching in a pretrain script of your own: Megatron's `parse_and_validate_args` and `pretrain`, extended.
 
-A script built like Megatron-LM's `pretrain_gpt.py` takes these two names from `begin()` instead of from
-`megatron.training`, above its other imports of Megatron (see docs/coming-from-megatron.md). It then knows --plan
-and --lr-path with their companions; without them it is the script it was.
+A script built like Megatron-LM's `pretrain_gpt.py` imports these two names from here instead of from
+`megatron.training`, above its other imports of Megatron (see docs/coming-from-megatron.md), which calls `begin()`.
+It then knows --plan and --lr-path with their companions; without them it is the script it was.
 """
 
 from __future__ import annotations
 
-import functools
 import sys
-from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from megatron_lrpath import full_disk
-from megatron_lrpath.errors import UserError
-from megatron_lrpath.training import pretrain as own
 from megatron_lrpath.training.exits import Exits
 from megatron_lrpath.training.guards.signals import Signals
-from megatron_lrpath.training.options import arguments, from_arguments
+from megatron_lrpath.training.pretrain import open_session
 
 if TYPE_CHECKING:
-    from megatron_lrpath.training.guards.guard import Guard
-    from megatron_lrpath.training.session import Session
+    from megatron_lrpath.training.own_script import Script
 
 
 def begin(argv: list[str] | None = None) -> Script:
     """Prepare this process for its device and return the two functions of the script.
 
-    Call it before the first import of Megatron: the CPU's backend must be in place by then. Bad input ends the
-    process with one message and status 2. `parse_and_validate_args, pretrain = begin()` works as well.
+    Call it before the first import of Megatron, as in `parse_and_validate_args, pretrain = begin()`: the CPU's
+    backend must be in place by then. Bad input ends the process with one message and status 2.
     """
     exits = Exits()
     with exits.reported():
-        return Script(own.open_session(sys.argv[1:] if argv is None else argv, exits, Signals()))
+        session = open_session(sys.argv[1:] if argv is None else argv, exits, Signals())
+        from megatron_lrpath.training.own_script import (
+            Script,  # imports Megatron, which the device must precede
+        )
 
-
-class Script:
-    """Megatron's two functions for one script, bound to the session of its process."""
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-
-    def __iter__(self) -> Any:
-        return iter((self.parse_and_validate_args, self.pretrain))
-
-    def parse_and_validate_args(
-        self,
-        extra_args_provider: arguments.ArgumentsProvider | None = None,
-        ignore_unknown_args: bool = False,
-        args_defaults: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """Megatron's arguments, read and validated, with the group "learning-rate path switching" among them.
-
-        For a run with a path this is also where its checkpoint to start from is chosen and its lineage written;
-        bad input ends the process with one message and status 2.
-        """
-        from megatron.training import arguments as megatron_arguments
-
-        from megatron_lrpath.training import seams, setup  # Megatron is imported after `begin`
-
-        session = self.session
-        with session.exits.reported():
-            seams.apply(session)
-            session.own_arguments = extra_args_provider
-            argv, defaults = sys.argv[1:], dict(args_defaults or {})
-            if is_plain(argv) and session.device != "cpu":
-                provider = arguments.arguments_provider(extra_args_provider)
-                return megatron_arguments.parse_and_validate_args(provider, ignore_unknown_args, defaults)
-            session.signals.watch()
-            full_disk.keep_printing()
-            args = setup.arguments(session, argv, defaults)
-            if session.context is None:
-                session.signals.let_go()
-            else:
-                refuse_unsupported(args)
-                setup.begin(session, args)
-            return args
-
-    def pretrain(
-        self,
-        cfg_container: Any,
-        train_valid_test_dataset_provider: Callable[..., Any],
-        model_type: Any,
-        forward_step_func: Callable[..., Any],
-        model_provider: Any = None,
-        *positional: Any,
-        store: Any = None,
-        **options: Any,
-    ) -> None:
-        """Megatron's `pretrain` on the run's path; under a plan the datasets are the plan's version slices."""
-        from megatron.training import training as megatron_training
-
-        from megatron_lrpath.training.checkpoints import unpickle  # Megatron is imported after `begin`
-        from megatron_lrpath.training.datasets import DatasetProvider
-        from megatron_lrpath.training.guards.peers import own_store
-
-        session = self.session
-
-        def train(provider: Any, forward_step: Any, store: Any) -> None:
-            rest = (model_type, forward_step, model_provider, *positional)
-            megatron_training.pretrain(cfg_container, provider, *rest, store=store, **options)
-
-        if session.context is None:
-            return train(train_valid_test_dataset_provider, forward_step_func, store or own_store())
-        with session.exits.reported():
-            args = setup_layers(cfg_container, model_provider)
-            planned = session.context.plan is not None
-            provider = DatasetProvider(session.context) if planned else train_valid_test_dataset_provider
-
-            def loop() -> None:
-                with unpickle.load_failures(args.load):
-                    train(provider, watched(forward_step_func, session.guard), session.store)
-
-            own.carry_out(session, args, loop)
+        return Script(session)
 
 
 def __getattr__(name: str) -> Any:
-    """The two names themselves, for scripts that import them instead of calling `begin`."""
+    """The two functions, when a script imports their names: the first import calls `begin`."""
     if name not in ("parse_and_validate_args", "pretrain"):
         raise AttributeError(name)
     parse, pretrain = begin()
     globals().update(parse_and_validate_args=parse, pretrain=pretrain)  # both of one session
     return globals()[name]
-
-
-def is_plain(argv: list[str]) -> bool:
-    """Whether the command line is for Megatron alone.
-
-    Raises:
-        UserError: it has companions of --plan or --lr-path without them.
-    """
-    named = {word.partition("=")[0] for word in argv}
-    if named & {"--plan", "--lr-path"}:
-        return False
-    group = arguments.add_lrpath_arguments(arguments.OneLineParser(allow_abbrev=False, add_help=False))
-    known = {option: action.dest for action in group._actions for option in action.option_strings}
-    from_arguments.refuse_companions({known[name]: "" for name in known if name in named})
-    return True
-
-
-def refuse_unsupported(args: Any) -> None:
-    """Stop at what restarts or configures a run behind its lineage's back."""
-    for name in ("inprocess_restart", "yaml_cfg", "use_checkpoint_args"):
-        if getattr(args, name, None):
-            raise UserError(
-                f"{from_arguments.flag(name)} cannot be given with --plan or --lr-path: a run's arguments and "
-                "starts are recorded and compared. Leave it out."
-            )
-
-
-def setup_layers(cfg_container: Any, model_provider: Any) -> Any:
-    """Give the model layers for where Transformer Engine is missing, unless the script has its own; the arguments."""
-    from megatron.training import get_args
-
-    args, model = get_args(), cfg_container.model
-    own_layers = model_provider is not None or getattr(model, "transformer_layer_spec", args) is not None
-    if args.transformer_impl == "local" and not own_layers:
-        from megatron_lrpath.training.layers import local_layers
-
-        model.transformer_layer_spec = local_layers
-    return args
-
-
-def watched(forward_step: Callable[..., Any], guard: Guard | None) -> Callable[..., Any]:
-    """The script's forward step, whose losses the guard hears of (it stops at NaN and at spikes)."""
-
-    import torch  # imported by now
-
-    @functools.wraps(forward_step)
-    def step(*args: Any, **kwargs: Any) -> Any:
-        output, loss_function = forward_step(*args, **kwargs)
-
-        def loss(*values: Any, **options: Any) -> Any:
-            result = loss_function(*values, **options)
-            # (sum, tokens, report), or (mean, report) of older scripts
-            if guard is not None and len(result) in (2, 3):
-                count = result[1] if len(result) == 3 else torch.ones_like(result[0])
-                guard.note(result[0], count)
-            return result
-
-        return output, loss
-
-    return step

@@ -31,6 +31,9 @@ def execute(args: argparse.Namespace) -> int:
     from megatron_lrpath.console import quiet
 
     quiet()
+    from megatron_lrpath.training import device
+
+    device.activate("cpu")
     from megatron_lrpath.training.batches import open_batches
 
     batches = open_batches(*named_run(args.run, args.plan))

@@ -1,4 +1,7 @@
-"""The samples of any step of a run, read again from the data: documents and text, without training."""
+"""The samples of any step of a run, read again from the data: documents and text, without training.
+
+Imports Megatron: activate the device first.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron.training.arguments import parse_args
+
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.sft.dataset import build_packed
 from megatron_lrpath.sft.encode import build_encoder
 from megatron_lrpath.sft.prepared import open_prepared
-from megatron_lrpath.training import device
+from megatron_lrpath.training.datasets import dataset_config, training_set
+from megatron_lrpath.training.options.arguments import arguments_provider
+from megatron_lrpath.training.options.from_plan import PlannedRun, apply_defaults
 
 
 @dataclass(frozen=True)
@@ -97,16 +104,8 @@ def open_batches(path: Path, paradigm: str, name: str) -> Batches:
     Raises:
         UserError: there is no such run, or its data are gone or others.
     """
-    device.activate("cpu")
     os.environ.setdefault("RANK", "0")
     os.environ.setdefault("WORLD_SIZE", "1")
-    from megatron.training.arguments import parse_args
-
-    # Megatron is imported after the device is chosen.
-    from megatron_lrpath.training.datasets import dataset_config, training_set
-    from megatron_lrpath.training.options.arguments import arguments_provider
-    from megatron_lrpath.training.options.from_plan import PlannedRun, apply_defaults
-
     planned = PlannedRun.read({"plan": path, "paradigm": paradigm, "run": name})
     sys.argv[1:] = planned.flags
     args = parse_args(arguments_provider())

@@ -1,0 +1,100 @@
+"""From a session to the end of its run: Megatron's loop, and the mark that the run is complete."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from megatron.core.enums import ModelType
+from megatron.training import pretrain, set_startup_timestamps
+
+from megatron_lrpath.errors import TrainingStoppedError
+from megatron_lrpath.exits import FAILED, SAVED_AND_STOPPED
+from megatron_lrpath.files import atomic_write_json
+from megatron_lrpath.runs.checkpoints import latest_step
+from megatron_lrpath.runs.history import last_loss
+from megatron_lrpath.runs.results import RESULT
+from megatron_lrpath.training import seams, setup
+from megatron_lrpath.training.checkpoints.unpickle import load_failures
+from megatron_lrpath.training.datasets import DatasetProvider
+from megatron_lrpath.training.forward import ForwardStep
+from megatron_lrpath.training.guards.peers import own_store
+from megatron_lrpath.training.session import Session
+
+
+def train(session: Session, argv: list[str], start: float) -> None:
+    """Set Megatron up for the run that `argv` names and train it; `start` is when the process began (Unix time)."""
+    seams.apply(session)
+    args = setup.arguments(session, argv)
+    set_startup_timestamps(program_start=start, main_entry=time.time())
+    if session.context is None:
+        session.signals.let_go()
+        session.store = own_store()
+        return loop(session, args)
+    setup.begin(session, args)
+    carry_out(session, args, lambda: loop(session, args))
+
+
+def loop(session: Session, args: Any) -> None:
+    """Hand over to Megatron's `pretrain`.
+
+    Raises:
+        UserError: the checkpoint cannot be loaded.
+        SystemExit: Megatron ends before the last step (a signal, --exit-interval and its kind).
+    """
+    with load_failures(args.load):
+        pretrain(
+            setup.configuration(args),
+            DatasetProvider(session.context),
+            ModelType.encoder_or_decoder,
+            ForwardStep(session.guard, session.is_packed),
+            store=session.store,
+        )
+
+
+def carry_out(session: Session, args: Any, run_loop: Callable[[], None]) -> None:
+    """Train from the session's first step to the run's end, unless that is reached; then mark it complete."""
+    if session.first_step < args.train_iters:
+        try:
+            run_loop()
+        except SystemExit:
+            setup.end(session)
+            if session.signals.stopping:
+                saves = session.saves
+                sys.exit(FAILED if saves is None or saves.failed_last else SAVED_AND_STOPPED)
+            raise
+    else:
+        kind = session.context.kind if session.context else "run"
+        print(f"{kind}: step {args.train_iters} is reached already, nothing to train", flush=True)
+    finish(session, args)
+    setup.end(session)
+
+
+def finish(session: Session, args: Any) -> None:
+    """Mark the run complete with `result.json`, once its last checkpoint is there.
+
+    Raises:
+        TrainingStoppedError: it is not.
+    """
+    if int(os.environ["RANK"]) != 0:
+        return
+    last = latest_step(Path(args.save)) or 0
+    if last < args.train_iters:
+        raise TrainingStoppedError(
+            f"{args.save}: trained to step {args.train_iters}, but the newest checkpoint is of step {last}. "
+            "Call again to go on from there."
+        )
+    context = session.context
+    if context is not None and context.folder is not None and context.run is not None:
+        result = {
+            "run": context.run.name,
+            "paradigm": context.run.paradigm,
+            "version": context.run.version,
+            "step": args.train_iters,
+            "loss": last_loss(context.folder),
+        }
+        atomic_write_json(context.folder / RESULT, result)
