@@ -248,10 +248,10 @@ def test_without_plan_and_path_it_is_plain_megatron(words: list[str], tmp_path: 
 def test_the_plans_words_are_megatrons_arguments(folder: Path) -> None:
     """Every argument that a plan sets is one that the parser knows."""
     from megatron_lrpath.training.options.arguments import explicit_arguments
-    from megatron_lrpath.training.options.from_plan import plan_words
+    from megatron_lrpath.training.options.from_plan import plan_flags
 
     plan = load_plan(folder / "plan.yaml")
     said = explicit_arguments(
-        [word for part in plan_words(plan, plan.run("ours", "main")).values() for word in part]
+        [word for part in plan_flags(plan, plan.run("ours", "main")).values() for word in part]
     )
     assert (said["train_iters"], said["lr"], said["global_batch_size"]) == (6, 0.01, 4)

@@ -91,10 +91,10 @@ def test_another_maximal_rate_than_the_checkpoints_is_used(tmp_path: Path) -> No
 
 def words_without_plan(plan_path: Path, folder: Path) -> list[str]:
     """The Megatron arguments of a plan's model and batch, on Megatron's own dataset."""
-    from megatron_lrpath.training.options.from_plan import plan_words
+    from megatron_lrpath.training.options.from_plan import plan_flags
 
     plan = load_plan(plan_path)
-    parts = plan_words(plan, plan.run("ours", "main"))
+    parts = plan_flags(plan, plan.run("ours", "main"))
     words = [word for key in ("model", "batch", "tokenizer", "seed") for word in parts[key]]
     data = ["--data-path", str(folder / "data/v1_text_document"), "--split", "1,0,0"]
     return [
