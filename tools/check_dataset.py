@@ -41,7 +41,7 @@ def vocabulary(args: argparse.Namespace) -> int | None:
 
 def check(args: argparse.Namespace) -> int:
     """Check every dataset, report all that is wrong; 2 if anything is."""
-    from megatron_lrpath.data.indexed_check import check_pair, figures, strip_ending
+    from megatron_lrpath.data.indexed import check_pair, figures, strip_ending
     from megatron_lrpath.errors import UserError
 
     size, reports, failed = vocabulary(args), [], 0

@@ -24,7 +24,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     args = parser.parse_args()
     from megatron_lrpath.console import run_script
-    from megatron_lrpath.data.slice_check import check_slices
+    from megatron_lrpath.data.slice_tools import check_slices
 
     return run_script(lambda: check_slices(args))
 

@@ -72,7 +72,7 @@ def main() -> int:
     """Run the tool; 0, or 2 for bad input."""
     args = build_parser().parse_args()
     from megatron_lrpath.console import run_script
-    from megatron_lrpath.data.draw_command import slice_versions
+    from megatron_lrpath.data.slice_tools import slice_versions
 
     return run_script(lambda: slice_versions(args))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.data.preprocess.readers import read_chunks
-from megatron_lrpath.data.preprocess.worker import Rejected, Task, texts_of
+from megatron_lrpath.data.preprocess.worker import DocumentOptions, Rejected, texts_of
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_bytes
 
@@ -55,12 +55,14 @@ def draw_sample(names: Sequence[str], keys: Sequence[str], limit: int, seed: int
     Each text gets a random number by its position; those with the smallest numbers stay. Memory is bounded
     by the sample.
     """
-    task = Task(tuple(keys), append_eod=False, keep_empty=False, sentence_lists=True, partitions=1)
+    options = DocumentOptions(
+        tuple(keys), append_eod=False, keep_empty=False, sentence_lists=True, partitions=1
+    )
     rng = random.Random(seed)
     heap: list[tuple[float, int, str, int]] = []  # the largest random number first
     held = documents = total = unusable = 0
     for chunk in read_chunks(names, keys):
-        for document in texts_of(chunk, task):
+        for document in texts_of(chunk, options):
             if isinstance(document, Rejected):
                 unusable += 1
                 continue

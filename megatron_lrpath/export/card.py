@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from megatron_lrpath.data.slice import open_slices
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.export.architecture import CLASSES, Architecture
 from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.plan.wording import mix_text
+from megatron_lrpath.runs.lineage import LINEAGE
+from megatron_lrpath.runs.results import EVALUATION, read_json
 
 KINDS = {
     "main": "the main path of learning-rate path switching (constant rate after the warm-up; not decayed)",
@@ -34,9 +37,6 @@ class Origin:
 
 def origin_of(plan: Plan, run: Run, step: int) -> Origin:
     """What the plan, the run's folder and its slices say of the run."""
-    from megatron_lrpath.runs.lineage import LINEAGE
-    from megatron_lrpath.runs.results import EVALUATION, read_json
-
     folder = plan.folder(run)
     evaluation = read_json(folder / EVALUATION)
     if evaluation is not None and evaluation.get("step") != step:
@@ -46,8 +46,6 @@ def origin_of(plan: Plan, run: Run, step: int) -> Origin:
 
 def data_of(plan: Plan, run: Run) -> dict[str, dict[str, int]]:
     """Tokens of each domain in the slices of the versions up to the run's own; none where slices are gone."""
-    from megatron_lrpath.data.slice import open_slices
-
     names = [version.name for version in plan.versions[: run.version_index]]
     try:
         return {one.name: one.tokens_by_domain for one in open_slices(plan.data, names, verify=False)}

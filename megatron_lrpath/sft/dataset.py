@@ -12,7 +12,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 from megatron.core.datasets.utils import Split
 
 from megatron_lrpath.data.index_cache import Arrays, IndexCache
-from megatron_lrpath.data.slice_source import open_source
+from megatron_lrpath.data.indexed import document_lengths
 from megatron_lrpath.sft.prepared import ANSWERS, TOKENS, TRAIN, VALID, Prepared, epoch_entry, in_order_entry
 
 
@@ -128,7 +128,7 @@ def build_packed(prepared: Prepared, samples: int, cache: str | None = None) -> 
     """The training samples of a run of `samples` samples. Every rank must call it (one builds the indices)."""
     sft = prepared.sft
     prefix, examples = prepared.examples(TRAIN)
-    lengths = np.asarray(open_source(f"{prefix}_{TOKENS}").lengths[examples]) - 1
+    lengths = np.asarray(document_lengths(f"{prefix}_{TOKENS}")[examples]) - 1
     epochs = -(-samples // int(prepared.record[TRAIN]["samples"]))
     digest, capacity = prepared.digest(TRAIN), sft.batch.seq_length
     entries = [epoch_entry(digest, examples, lengths, capacity, (sft.seed, epoch)) for epoch in range(epochs)]
@@ -143,7 +143,7 @@ def build_packed_validation(
     if VALID not in prepared.record:
         return None
     prefix, examples = prepared.examples(VALID)
-    lengths = np.asarray(open_source(f"{prefix}_{TOKENS}").lengths[examples]) - 1
+    lengths = np.asarray(document_lengths(f"{prefix}_{TOKENS}")[examples]) - 1
     entry = in_order_entry(prepared.digest(VALID), examples, lengths, prepared.sft.batch.seq_length)
     [order] = IndexCache(cache or prepared.folder / ".cache").prepare([entry])
     return PackedValidation(PackedExamples(prefix, prepared.sft.batch.seq_length), order, multiple_of)

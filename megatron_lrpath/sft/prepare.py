@@ -9,9 +9,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from megatron_lrpath.data.indexed import document_lengths, fingerprint_source, spread_blocks
 from megatron_lrpath.data.preprocess.pipeline import Interruption
 from megatron_lrpath.data.preprocess.readers import expand_inputs
-from megatron_lrpath.data.slice_source import fingerprint_source, open_source
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.locks import FolderLock, LockHeldError
@@ -68,8 +68,15 @@ def build(
     (folder / PREPARED).unlink(missing_ok=True)
     record: dict[str, Any] = {"format": FORMAT, "settings": wanted, "inputs": input_prints(sft)}
     for name, patterns in inputs(sft).items():
-        part = convert(patterns, folder / name, encoder, sft, workers, interruption)
-        record[name] = vars(part) | {"fingerprints": fingerprints(folder / name)}
+        figures = convert(patterns, folder / name, encoder, sft, workers, interruption)
+        record[name] = {
+            "examples": figures.documents,
+            "tokens": figures.tokens,
+            "answer_tokens": figures.answer_tokens,
+            "text_bytes": figures.text_bytes,
+            "rejected": figures.rejected,
+            "fingerprints": [fingerprint_source(f"{folder / name}_{kind}") for kind in (TOKENS, ANSWERS)],
+        }
     record |= {
         "control_tokens": encoder.added,
         "chat_template": encoder.template.source,
@@ -119,28 +126,19 @@ def difference(found: dict[str, Any], wanted: dict[str, Any], sft: Sft) -> str |
 
 def input_prints(sft: Sft) -> dict[str, str]:
     """A digest of every input file: its size and 64 blocks of 64 KiB spread over it."""
-    names = [name for patterns in inputs(sft).values() for name in expand_inputs(patterns)]
-    found = {}
-    for name in names:
-        digest = hashlib.sha256()
+    digests = {}
+    for name in (name for patterns in inputs(sft).values() for name in expand_inputs(patterns)):
         with open(name, "rb") as stream:
-            size = stream.seek(0, os.SEEK_END)
-            digest.update(f"{size}\n".encode())
-            for number in range(SAMPLES):
-                stream.seek(max(size - SAMPLED_BYTES, 0) * number // (SAMPLES - 1))
-                digest.update(stream.read(SAMPLED_BYTES))
-        found[name] = digest.hexdigest()
-    return found
-
-
-def fingerprints(prefix: Path) -> list[str]:
-    """The fingerprints of a part's two datasets."""
-    return [fingerprint_source(f"{prefix}_{kind}") for kind in (TOKENS, ANSWERS)]
+            digest = hashlib.sha256(f"{os.fstat(stream.fileno()).st_size}\n".encode())
+            for block in spread_blocks(stream, SAMPLES, SAMPLED_BYTES):
+                digest.update(block)
+        digests[name] = digest.hexdigest()
+    return digests
 
 
 def count_samples(record: dict[str, Any], folder: Path, sft: Sft) -> None:
     """Add how many packed samples an epoch and the validation set have."""
-    lengths = open_source(folder / f"{TRAIN}_{TOKENS}").lengths - 1
+    lengths = document_lengths(folder / f"{TRAIN}_{TOKENS}") - 1
     if isinstance(sft.valid, float):
         if len(lengths) < 2:
             raise UserError(f"{sft.place}.valid: a share needs at least two examples, there is one")
@@ -148,7 +146,7 @@ def count_samples(record: dict[str, Any], folder: Path, sft: Sft) -> None:
         record[VALID] = {"examples": len(valid), "samples": len(pack(lengths[valid], sft.batch.seq_length))}
         lengths = lengths[train]
     elif VALID in record:
-        other = open_source(folder / f"{VALID}_{TOKENS}").lengths - 1
+        other = document_lengths(folder / f"{VALID}_{TOKENS}") - 1
         record[VALID]["samples"] = len(pack(other, sft.batch.seq_length))
     samples = pack(lengths, sft.batch.seq_length)
     record[TRAIN]["samples"] = len(samples)
@@ -161,8 +159,8 @@ def begun_runs(plan: Plan) -> list[Path]:
     return sorted(path.parent for path in found)
 
 
-def tell(record: dict[str, Any], folder: Path) -> None:
-    """The prepared data in a line."""
+def print_summary(record: dict[str, Any], folder: Path) -> None:
+    """Print the prepared data's figures in a line."""
     train = record[TRAIN]
     valid = f", {record[VALID]['samples']:,} for validation" if VALID in record else ""
     print(

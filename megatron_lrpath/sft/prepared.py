@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_lrpath.data.draw_random import permutation
-from megatron_lrpath.data.index_cache import Arrays, Entry
-from megatron_lrpath.data.slice_source import fingerprint_source
+from megatron_lrpath.data.index_cache import Arrays, CacheEntry
+from megatron_lrpath.data.indexed import fingerprint_source
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.plan.sft import PREPARED, Sft, prepared_record, sft_folder
@@ -53,7 +53,7 @@ def pack(lengths: Lengths, capacity: int) -> list[list[int]]:
 
 def epoch_entry(
     digest: str, examples: npt.NDArray[np.uint32], lengths: Lengths, capacity: int, key: tuple[int, int]
-) -> Entry:
+) -> CacheEntry:
     """The cache entry of an epoch's samples: `examples` in order, and `bounds` of the samples in them.
 
     Args:
@@ -70,17 +70,19 @@ def epoch_entry(
         bins = [bins[number] for number in permutation(len(bins), "sft-samples", *key).tolist()]
         return {"examples": examples[order[np.concatenate(bins)]], "bounds": bounds_of(bins)}
 
-    return Entry(["sft", FORMAT, digest, capacity, *key], ("examples", "bounds"), build)
+    return CacheEntry(["sft", FORMAT, digest, capacity, *key], ("examples", "bounds"), build)
 
 
-def in_order_entry(digest: str, examples: npt.NDArray[np.uint32], lengths: Lengths, capacity: int) -> Entry:
+def in_order_entry(
+    digest: str, examples: npt.NDArray[np.uint32], lengths: Lengths, capacity: int
+) -> CacheEntry:
     """The same without a shuffle, for validation."""
 
     def build() -> Arrays:
         bins = pack(lengths, capacity)
         return {"examples": examples[np.concatenate(bins)], "bounds": bounds_of(bins)}
 
-    return Entry(["sft-valid", FORMAT, digest, capacity], ("examples", "bounds"), build)
+    return CacheEntry(["sft-valid", FORMAT, digest, capacity], ("examples", "bounds"), build)
 
 
 def bounds_of(bins: Sequence[Sequence[int]]) -> npt.NDArray[np.int64]:

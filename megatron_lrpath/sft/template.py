@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from megatron_lrpath.data.preprocess.worker import Rejected
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan.file.keys import TEMPLATES
 
@@ -19,10 +20,6 @@ ROLES = ("system", "user", "assistant", "tool")
 FORMS = "`messages`, `prompt` and `completion`, or `instruction` and `output` (and perhaps `input`)"
 
 
-class RejectedLineError(Exception):
-    """A line that cannot be used; the text is the reason."""
-
-
 def messages_of(line: bytes) -> list[Message]:
     """The conversation of a line: messages with `role` and `content`, at least one of them an answer.
 
@@ -30,19 +27,19 @@ def messages_of(line: bytes) -> list[Message]:
     completion or an output the assistant's.
 
     Raises:
-        RejectedLineError: the line is none of the forms, or holds nothing to learn.
+        Rejected: the line is none of the forms, or holds nothing to learn.
     """
     try:
         record = json.loads(line)
     except UnicodeDecodeError:
-        raise RejectedLineError("not UTF-8") from None
+        raise Rejected("not UTF-8") from None
     except (ValueError, RecursionError) as error:
-        raise RejectedLineError(f"not JSON: {error}") from None
+        raise Rejected(f"not JSON: {error}") from None
     if not isinstance(record, dict):
-        raise RejectedLineError(f"not a JSON object, but {type(record).__name__}")
+        raise Rejected(f"not a JSON object, but {type(record).__name__}")
     messages = [checked(message, number) for number, message in enumerate(conversation(record), start=1)]
     if not messages or messages[-1]["role"] != "assistant":
-        raise RejectedLineError("the last message is not the assistant's: nothing to learn from it")
+        raise Rejected("the last message is not the assistant's: nothing to learn from it")
     return messages
 
 
@@ -50,7 +47,7 @@ def conversation(record: dict[str, Any]) -> list[Any]:
     """The messages of a record, whichever of the forms it has."""
     if "messages" in record:
         if not isinstance(record["messages"], list):
-            raise RejectedLineError("`messages` is not a list")
+            raise Rejected("`messages` is not a list")
         return list(record["messages"])
     if "prompt" in record and "completion" in record:
         return [*side(record["prompt"], "user"), *side(record["completion"], "assistant")]
@@ -58,10 +55,10 @@ def conversation(record: dict[str, Any]) -> list[Any]:
         asked = record["instruction"]
         if record.get("input"):
             if not isinstance(asked, str) or not isinstance(record["input"], str):
-                raise RejectedLineError("`instruction` and `input` must be text")
+                raise Rejected("`instruction` and `input` must be text")
             asked = f"{asked}\n\n{record['input']}"
         return [*side(asked, "user"), *side(record["output"], "assistant")]
-    raise RejectedLineError(f"has none of the forms {FORMS}")
+    raise Rejected(f"has none of the forms {FORMS}")
 
 
 def side(value: Any, role: str) -> list[Any]:
@@ -72,18 +69,18 @@ def side(value: Any, role: str) -> list[Any]:
 def checked(message: Any, number: int) -> Message:
     """A message with a known role and text that is not empty."""
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-        raise RejectedLineError(f"message {number} is no object with a `role`")
+        raise Rejected(f"message {number} is no object with a `role`")
     role, content = message["role"], message.get("content")
     if role not in ROLES:
-        raise RejectedLineError(f"message {number} has the role {role[:40]!r}; known are {', '.join(ROLES)}")
+        raise Rejected(f"message {number} has the role {role[:40]!r}; known are {', '.join(ROLES)}")
     if not isinstance(content, str):
-        raise RejectedLineError(f"message {number} ({role}) has no text as `content`")
+        raise Rejected(f"message {number} ({role}) has no text as `content`")
     if not content.strip() and role != "system":
-        raise RejectedLineError(f"message {number} ({role}) is empty")
+        raise Rejected(f"message {number} ({role}) is empty")
     try:
         content.encode("utf-8")
     except UnicodeEncodeError:
-        raise RejectedLineError(f"message {number} ({role}) holds half a surrogate pair") from None
+        raise Rejected(f"message {number} ({role}) holds half a surrogate pair") from None
     return {"role": role, "content": content}
 
 
@@ -106,16 +103,16 @@ class ChatTemplate:
         the text before it with the generation prompt.
 
         Raises:
-            RejectedLineError: the template refuses the conversation, or changes earlier text later on.
+            Rejected: the template refuses the conversation, or changes earlier text later on.
         """
         try:
             if GENERATION.search(self.source):
                 return self._marked(messages)
             return self._compared(messages)
-        except RejectedLineError:
+        except Rejected:
             raise
         except Exception as error:  # whatever a template raises
-            raise RejectedLineError(f"the chat template refuses it: {error}") from None
+            raise Rejected(f"the chat template refuses it: {error}") from None
 
     def _marked(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
         from transformers.utils.chat_template_utils import render_jinja_template
@@ -135,14 +132,14 @@ class ChatTemplate:
                 continue
             asked, answered = self._plain(messages[:number], True), self._plain(messages[: number + 1], False)
             if not answered.startswith(asked):
-                raise RejectedLineError(
+                raise Rejected(
                     "the chat template does not put an answer behind its generation prompt; mark the answers in "
                     "it by {% generation %} … {% endgeneration %}"
                 )
             spans.append((len(asked), len(answered)))
         text = self._plain(messages, False)
         if not text.startswith(answered):
-            raise RejectedLineError("the chat template changes earlier messages when later ones follow")
+            raise Rejected("the chat template changes earlier messages when later ones follow")
         return text, spans
 
     def _plain(self, messages: Sequence[Message], prompt: bool) -> str:
@@ -196,7 +193,7 @@ def try_out(template: ChatTemplate, name: str) -> None:
         )
     try:
         text, spans = template.render(TRIAL)
-    except RejectedLineError as error:
+    except Rejected as error:
         raise UserError(f"sft.chat_template: {name}: {error}") from None
     if not spans or "answer" not in text[spans[0][0] : spans[0][1]]:
         raise UserError(f"sft.chat_template: {name} does not show what is the answer in a conversation")

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_lrpath.data import indexed_check
-from megatron_lrpath.data.indexed_check import check_pair
+from megatron_lrpath.data import indexed
+from megatron_lrpath.data.indexed import check_pair
 from megatron_lrpath.data.preprocess.writer import PairWriter, merge_datasets, optimal_dtype, publish_all
 from megatron_lrpath.errors import UserError
 from tests.support.preprocess_fixtures import GOLDEN, call, documents, pair
@@ -77,14 +77,12 @@ def test_what_is_written_is_what_megatron_reads(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[list[int]], dtype: str, block: int
 ) -> None:
     """Against the format's description, in blocks of any size."""
-    from megatron_lrpath.data.preprocess import writer
-
-    old, writer.BLOCK, indexed_check.BLOCK = writer.BLOCK, block, block
+    indexed.BLOCK = block
     try:
         prefix = make(tmp_path_factory.mktemp("p") / "d", lengths, dtype)
         check_pair(str(prefix))
     finally:
-        writer.BLOCK, indexed_check.BLOCK = old, 1 << 20
+        indexed.BLOCK = 1 << 20
     flat = [length for document in lengths for length in document]
     size = np.dtype(dtype).itemsize
     index = struct.pack("<9sQBQQ", b"MMIDIDX", 1, 8 if dtype == "uint16" else 4, len(flat), len(lengths) + 1)

@@ -100,7 +100,7 @@ def packed_against_alone(words: list[str]) -> None:
     import torch
     from megatron.core import mpu  # noqa: F401
 
-    from megatron_lrpath.evaluate import worker
+    from megatron_lrpath.evaluate import perplexity
     from megatron_lrpath.plan import load_plan
     from megatron_lrpath.runs.results import Target
     from megatron_lrpath.sft.dataset import build_packed
@@ -114,8 +114,8 @@ def packed_against_alone(words: list[str]) -> None:
     args, _ = setup.arguments(
         ["--plan", words[1], "--paradigm", "ours", "--run", "sft-v1", "--device", "cpu"], "cpu"
     )
-    model, _ = worker.build(plan, args, setup.configuration)
-    assert worker.load_weights(plan, Target(run), args, model)
+    model, _ = perplexity.build(plan, args, setup.configuration)
+    assert perplexity.load_weights(plan, Target(run), args, model)
     model[0].eval()
     row = {name: value[None] for name, value in build_packed(open_prepared(plan, True), 8)[0].items()}
 
