@@ -12,6 +12,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_lrpath.console import run_tool
+from megatron_lrpath.errors import UserError
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The arguments."""
@@ -71,7 +74,6 @@ def train(args: argparse.Namespace) -> int:
     """Draw, train, write, report."""
     from megatron_lrpath.data.preprocess.readers import expand_inputs
     from megatron_lrpath.data.tokenizer_training import TrainingOptions, draw_sample, train_model, write_model
-    from megatron_lrpath.errors import UserError
 
     started = time.monotonic()
     target = Path(f"{args.output_prefix}.model")
@@ -102,12 +104,9 @@ def train(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the tool."""
-    args = build_parser().parse_args(arguments)
-    from megatron_lrpath.console import run_script
-
-    return run_script(lambda: train(args))
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool; 0, or 2 for bad input."""
+    return run_tool(build_parser(), train, argv)
 
 
 if __name__ == "__main__":

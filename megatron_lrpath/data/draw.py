@@ -12,13 +12,11 @@ import numpy as np
 
 from megatron_lrpath.data.draw_random import permutation
 from megatron_lrpath.data.draw_request import VALIDATION, DrawRequest, SourceRequest, default_domain
-from megatron_lrpath.data.indexed import document_lengths, fingerprint_source
+from megatron_lrpath.data.indexed import blocks, document_lengths, fingerprint_source
 from megatron_lrpath.data.slice import ENDING, Slice, SliceSource, slice_path
 from megatron_lrpath.data.slice_codec import Documents
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_bytes
-
-BLOCK = 1 << 22
 
 
 class SourcePool:
@@ -33,9 +31,9 @@ class SourcePool:
         self.fingerprint = fingerprint_source(prefix)
         self.free = np.empty(len(self.lengths), dtype=bool)
         self.free_tokens = 0
-        for start in range(0, len(self.lengths), BLOCK):
-            self.free[start : start + BLOCK] = self.lengths[start : start + BLOCK] > 0
-            self.free_tokens += int(self.lengths[start : start + BLOCK].sum(dtype=np.int64))
+        for start, block in blocks(self.lengths):
+            self.free[start : start + len(block)] = block > 0
+            self.free_tokens += int(block.sum(dtype=np.int64))
         for one in existing:
             self._keep_out(one)
 

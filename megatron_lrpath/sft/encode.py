@@ -166,12 +166,12 @@ def add_tokens(tokenizer: Any, wanted: Iterable[str], vocab_size: int) -> dict[s
     """Add control tokens that the tokenizer lacks; their ids, which follow the vocabulary in order."""
     from tokenizers import AddedToken
 
-    missing = [word for word in dict.fromkeys(wanted) if tokenizer.token_to_id(word) is None]
-    known = [word for word in dict.fromkeys(wanted) if word not in missing]
+    missing = [token for token in dict.fromkeys(wanted) if tokenizer.token_to_id(token) is None]
+    known = [token for token in dict.fromkeys(wanted) if token not in missing]
     tokenizer.add_special_tokens(
-        [AddedToken(word, special=True, normalized=False) for word in [*known, *missing]]
+        [AddedToken(token, special=True, normalized=False) for token in [*known, *missing]]
     )
-    added = {word: int(tokenizer.token_to_id(word)) for word in missing}
+    added = {token: int(tokenizer.token_to_id(token)) for token in missing}
     if list(added.values()) != list(range(vocab_size, vocab_size + len(added))):
         raise UserError(
             "sft.special_tokens: the tokenizer's ids have gaps, so that new control tokens would fall between them; "
@@ -200,5 +200,5 @@ def refuse_unknown(plan: Plan, template: ChatTemplate, control: Sequence[str]) -
     if unknown:
         raise UserError(
             f"{plan.sft.place}.chat_template: {', '.join(unknown)} would be plain text to the tokenizer; write "
-            f"special_tokens: [{', '.join(repr(word) for word in unknown)}], or name another template"
+            f"special_tokens: [{', '.join(repr(token) for token in unknown)}], or name another template"
         )

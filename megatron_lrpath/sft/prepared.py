@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,43 +50,35 @@ def pack(lengths: Lengths, capacity: int) -> list[list[int]]:
     return bins
 
 
-def epoch_entry(
-    digest: str, examples: npt.NDArray[np.uint32], lengths: Lengths, capacity: int, key: tuple[int, int]
+def packed_entry(
+    digest: str,
+    examples: npt.NDArray[np.uint32],
+    lengths: Lengths,
+    capacity: int,
+    epoch: tuple[int, int] | None = None,
 ) -> CacheEntry:
-    """The cache entry of an epoch's samples: `examples` in order, and `bounds` of the samples in them.
+    """The cache entry of packed samples: `examples` in order, and `bounds` of the samples in them.
 
     Args:
         digest: of the prepared data and of what of them is used.
         examples: numbers of the examples that are used.
         lengths: their lengths (positions).
         capacity: positions of a sample.
-        key: (seed, epoch).
+        epoch: (seed, epoch), by which examples and samples are shuffled; None (validation) keeps their order.
     """
 
     def build() -> Arrays:
-        order = permutation(len(examples), "sft-examples", *key)
+        order = (
+            np.arange(len(examples)) if epoch is None else permutation(len(examples), "sft-examples", *epoch)
+        )
         bins = pack(lengths[order], capacity)
-        bins = [bins[number] for number in permutation(len(bins), "sft-samples", *key).tolist()]
-        return {"examples": examples[order[np.concatenate(bins)]], "bounds": bounds_of(bins)}
+        if epoch is not None:
+            bins = [bins[number] for number in permutation(len(bins), "sft-samples", *epoch).tolist()]
+        bounds = np.cumsum([0, *map(len, bins)], dtype=np.int64)
+        return {"examples": examples[order[np.concatenate(bins)]], "bounds": bounds}
 
-    return CacheEntry(["sft", FORMAT, digest, capacity, *key], ("examples", "bounds"), build)
-
-
-def in_order_entry(
-    digest: str, examples: npt.NDArray[np.uint32], lengths: Lengths, capacity: int
-) -> CacheEntry:
-    """The same without a shuffle, for validation."""
-
-    def build() -> Arrays:
-        bins = pack(lengths, capacity)
-        return {"examples": examples[np.concatenate(bins)], "bounds": bounds_of(bins)}
-
-    return CacheEntry(["sft-valid", FORMAT, digest, capacity], ("examples", "bounds"), build)
-
-
-def bounds_of(bins: Sequence[Sequence[int]]) -> npt.NDArray[np.int64]:
-    """Where each bin begins in their concatenation, and the end."""
-    return np.concatenate([[0], np.cumsum([len(one) for one in bins])]).astype(np.int64)
+    key = ["sft-valid"] if epoch is None else ["sft"]
+    return CacheEntry([*key, FORMAT, digest, capacity, *(epoch or ())], ("examples", "bounds"), build)
 
 
 def held_out(examples: int, share: float, seed: int) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:

@@ -91,10 +91,10 @@ GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A Jinja template as transformers' tokenizers have them, and the words it may use (`eos_token`, …)."""
+    """A Jinja template as transformers' tokenizers have them, and the special tokens it may name (`eos_token`, …)."""
 
     source: str
-    words: Mapping[str, str] = field(default_factory=dict)
+    special: Mapping[str, str] = field(default_factory=dict)
 
     def render(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
         """The text, and where in it (characters) the answers stand that are to be learned, in order.
@@ -106,56 +106,44 @@ class ChatTemplate:
             Rejected: the template refuses the conversation, or changes earlier text later on.
         """
         try:
-            if GENERATION.search(self.source):
-                return self._marked(messages)
-            return self._compared(messages)
+            if not GENERATION.search(self.source):
+                return self._compared(messages)
+            text, spans = self._render(messages, return_assistant_tokens_mask=True)
+            return text, [(int(start), int(end)) for start, end in spans]
         except Rejected:
             raise
         except Exception as error:  # whatever a template raises
             raise Rejected(f"the chat template refuses it: {error}") from None
 
-    def _marked(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
+    def _render(self, messages: Sequence[Message], **options: bool) -> tuple[str, list[Any]]:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         texts, spans = render_jinja_template(
-            conversations=[list(messages)],
-            chat_template=self.source,
-            return_assistant_tokens_mask=True,
-            **self.words,
+            [list(messages)], chat_template=self.source, **options, **self.special
         )
-        return texts[0], [(int(start), int(end)) for start, end in spans[0]]
+        return str(texts[0]), spans[0] if spans else []
 
     def _compared(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
         spans = []
         for number, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            asked, answered = self._plain(messages[:number], True), self._plain(messages[: number + 1], False)
+            asked, _ = self._render(messages[:number], add_generation_prompt=True)
+            answered, _ = self._render(messages[: number + 1])
             if not answered.startswith(asked):
                 raise Rejected(
                     "the chat template does not put an answer behind its generation prompt; mark the answers in "
                     "it by {% generation %} … {% endgeneration %}"
                 )
             spans.append((len(asked), len(answered)))
-        text = self._plain(messages, False)
+        text, _ = self._render(messages)
         if not text.startswith(answered):
             raise Rejected("the chat template changes earlier messages when later ones follow")
         return text, spans
 
-    def _plain(self, messages: Sequence[Message], prompt: bool) -> str:
-        from transformers.utils.chat_template_utils import render_jinja_template
 
-        texts, _ = render_jinja_template(
-            conversations=[list(messages)],
-            chat_template=self.source,
-            add_generation_prompt=prompt,
-            **self.words,
-        )
-        return str(texts[0])
-
-
-def load_template(name: str, own: str | None, words: Mapping[str, str]) -> ChatTemplate:
-    """The template that the plan names; `own` is the tokenizer's, `words` its special tokens by their names.
+def load_template(name: str, own: str | None, special: Mapping[str, str]) -> ChatTemplate:
+    """The template that the plan names; `own` is the tokenizer's, `special` its special tokens by their names.
 
     Raises:
         UserError: there is none, or it is no template.
@@ -175,7 +163,7 @@ def load_template(name: str, own: str | None, words: Mapping[str, str]) -> ChatT
             raise UserError(
                 f"sft.chat_template: {name} is none of {', '.join(TEMPLATES)} and cannot be read as a file ({error})"
             ) from None
-    template = ChatTemplate(source, dict(words))
+    template = ChatTemplate(source, dict(special))
     try_out(template, name)
     return template
 
@@ -186,7 +174,7 @@ def try_out(template: ChatTemplate, name: str) -> None:
     Raises:
         UserError: the template fails on it, leaves the answer out, or needs a token that the tokenizer lacks.
     """
-    if "eos_token" in template.source and "eos_token" not in template.words:
+    if "eos_token" in template.source and "eos_token" not in template.special:
         raise UserError(
             f"sft.chat_template: {name} ends answers with the tokenizer's eos_token, and this tokenizer has none; "
             "use another template, such as chatml with special_tokens"

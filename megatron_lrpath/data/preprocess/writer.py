@@ -122,11 +122,10 @@ class PairWriter:
         offset = 0
         for block in self.blocks(self._lengths):
             ends = offset + np.cumsum(block, dtype=np.int64) * self.dtype.itemsize
-            starts = np.concatenate([np.array([offset], dtype=np.int64), ends[:-1]])
-            index.write(starts.tobytes())
+            index.write((ends - block * np.int64(self.dtype.itemsize)).tobytes())
             offset = int(ends[-1])
-        index.write(np.zeros(1, dtype=np.int64).tobytes())
         first = 0
+        index.write(np.int64(first).tobytes())
         for block in self.blocks(self._counts):
             ends = first + np.cumsum(block, dtype=np.int64)
             index.write(ends.tobytes())
