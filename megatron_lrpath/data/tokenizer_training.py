@@ -21,24 +21,6 @@ SPECIAL = {"unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": 3}  # <unk> <s> </s>
 
 
 @dataclass(frozen=True)
-class TrainingOptions:
-    """How to train. `sample_bytes`: UTF-8 bytes of text to train on; `control`, `user_defined`: extra pieces.
-
-    Without `lossless` the text is normalized (NFKC, single spaces), and decoding does not give it back.
-    """
-
-    vocab_size: int = 100_000
-    model_type: str = "bpe"
-    byte_fallback: bool = True
-    character_coverage: float = 0.9995
-    sample_bytes: int = 256_000_000
-    seed: int = 1234
-    lossless: bool = True
-    control: tuple[str, ...] = ()
-    user_defined: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class Sample:
     """The texts that were drawn, in input order; what they were drawn from; and how many were unusable."""
 
@@ -99,8 +81,10 @@ def _character_start(line: bytes, at: int) -> int:
     return at
 
 
-def train_model(texts: Iterable[str], options: TrainingOptions) -> bytes:
-    """Train and return the model file's bytes.
+def train_model(texts: Iterable[str], seed: int, lossless: bool, **options: Any) -> bytes:
+    """Train and return the model file's bytes; `options` are SentencePiece's own.
+
+    Without `lossless` the text is normalized (NFKC, single spaces), and decoding does not give it back.
 
     Raises:
         UserError: SentencePiece refuses, most often because the text is too small for the vocabulary.
@@ -109,25 +93,20 @@ def train_model(texts: Iterable[str], options: TrainingOptions) -> bytes:
 
     model = io.BytesIO()
     settings: dict[str, Any] = dict(SPECIAL)
-    if options.lossless:
+    if lossless:
         settings |= {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
-    sentencepiece.set_random_generator_seed(options.seed)
+    sentencepiece.set_random_generator_seed(seed)
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=sentences(texts),
             model_writer=model,
-            model_type=options.model_type,
-            vocab_size=options.vocab_size,
-            byte_fallback=options.byte_fallback,
-            character_coverage=options.character_coverage,
-            control_symbols=list(options.control),
-            user_defined_symbols=list(options.user_defined),
-            allow_whitespace_only_pieces=options.lossless,
-            split_digits=options.lossless,
+            allow_whitespace_only_pieces=lossless,
+            split_digits=lossless,
             num_threads=TRAINER_THREADS,
             max_sentence_length=2 * LINE_BYTES,
             minloglevel=2,
             **settings,
+            **options,
         )
     except (RuntimeError, OSError) as error:
         reason = str(error).split("] ")[-1].strip()

@@ -94,10 +94,6 @@ class CheckpointReader:
         """The type in which a tensor is stored."""
         return self.find(key, 0)[1].properties.dtype
 
-    def rows(self, key: str) -> int:
-        """The first dimension of a tensor outside of the layers."""
-        return int(self.find(key, None)[1].size[0])
-
     def find(self, key: str, layer: int | None) -> tuple[str, TensorStorageMetadata]:
         """A tensor's name and entry: layers are stacked under one name, or have a number in theirs."""
         numbered = f"{LAYERS}{layer}.{key.removeprefix(LAYERS)}" if key.startswith(LAYERS) else key

@@ -93,27 +93,19 @@ def merge_checkpoints(
 
 def _wanted(readers: Sequence[CheckpointReader], root: Path, steps: Sequence[int]) -> dict[str, Any]:
     """What is written: tensors without data, and a stand-in for everything else."""
-    tables = [_model_entries(reader) for reader in readers]
-    for table, step in zip(tables, steps, strict=True):
-        if _sizes(table) != _sizes(tables[-1]):
+
+    def tensors(reader: CheckpointReader) -> dict[str, Any]:
+        return {
+            name: (entry.size, entry.properties.dtype)
+            for name, entry in reader.entries.items()
+            if isinstance(entry, TensorStorageMetadata) and not name.startswith(LEFT_OUT)
+        }
+
+    wanted = tensors(readers[-1])
+    for reader, step in zip(readers, steps, strict=True):
+        if tensors(reader) != wanted:
             raise UserError(
                 f"{root}: the checkpoint of step {step} is of another model than that of {steps[-1]}"
             )
-    return {
-        key: torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
-        if isinstance(entry, TensorStorageMetadata)
-        else key
-        for key, entry in tables[-1].items()
-    }
-
-
-def _model_entries(reader: CheckpointReader) -> dict[str, Any]:
-    return {name: entry for name, entry in reader.entries.items() if not name.startswith(LEFT_OUT)}
-
-
-def _sizes(entries: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: (entry.size, entry.properties.dtype)
-        for name, entry in entries.items()
-        if isinstance(entry, TensorStorageMetadata)
-    }
+    empty = {name: torch.empty(size, dtype=dtype, device="meta") for name, (size, dtype) in wanted.items()}
+    return {name: empty.get(name, name) for name in readers[-1].entries if not name.startswith(LEFT_OUT)}

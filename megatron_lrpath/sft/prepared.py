@@ -105,7 +105,8 @@ class Prepared:
     @property
     def identity(self) -> dict[str, list[str]]:
         """The fingerprints of the datasets, by part."""
-        return {name: self.record[name]["fingerprints"] for name in (TRAIN, VALID) if self._own(name)}
+        parts = {name: self.record.get(name, {}) for name in (TRAIN, VALID)}
+        return {name: part["fingerprints"] for name, part in parts.items() if "fingerprints" in part}
 
     @property
     def chat(self) -> dict[str, Any]:
@@ -140,9 +141,6 @@ class Prepared:
     def digest(self, part: str) -> str:
         """Decides, with a seed, the samples that are made of a part."""
         return hashlib.sha256(repr((self.identity, part, self.sft.valid, self.sft.seed)).encode()).hexdigest()
-
-    def _own(self, part: str) -> bool:
-        return "fingerprints" in self.record.get(part, {})
 
 
 def open_prepared(plan: Plan, verify: bool) -> Prepared:

@@ -52,9 +52,11 @@ class Encoder:
         except TextError as error:
             return error
         except (RuntimeError, TypeError, UnicodeError):  # which of them depends on the library
-            if is_unicode(text):
-                raise
-            return TextError("half a surrogate pair: the text is not valid Unicode")
+            try:
+                text.encode()  # JSON's escapes can spell a string that cannot be written as UTF-8
+            except UnicodeEncodeError:
+                return TextError("half a surrogate pair: the text is not valid Unicode")
+            raise
 
 
 class QuickEncoder(Encoder):
@@ -192,15 +194,6 @@ def build_encoder(args: Namespace) -> Encoder:
     if kind == NO_TOKENIZER:
         return NullEncoder(args)
     return MegatronEncoder(args)
-
-
-def is_unicode(text: str) -> bool:
-    """Whether a string can be written as UTF-8; JSON's escapes can spell one that cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 class HuggingFaceEncoder(QuickEncoder):

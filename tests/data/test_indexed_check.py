@@ -174,7 +174,7 @@ def test_damage_inside_the_index(whole: Path) -> None:
     path = Path(f"{whole}.idx")
     good = path.read_bytes()
     for offset, data, word in [
-        (HEADER + 4, struct.pack("<i", -1), "sequence 1 has length -1"),
+        (HEADER + 4, struct.pack("<i", -1), "sequence 1 has negative length -1"),
         (HEADER + 4, struct.pack("<i", 3), "sequence 2 should begin at byte 12"),
         (HEADER + 16 + 8, struct.pack("<q", 7), "sequence 1 should begin at byte 6"),
         (HEADER + 48, struct.pack("<q", 1), "documents run from sequence 1"),
