@@ -115,8 +115,8 @@ def write_plan(shape: Shape, folder: Path, precision: str, total: int) -> Path:
     import torch
     from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
+    from megatron_lrpath.data.indexed import fingerprint_source
     from megatron_lrpath.data.slice import Slice, SliceSource
-    from megatron_lrpath.data.slice_source import fingerprint_source
 
     prefix, tokens = folder / "tokens", total * shape.batch * shape.sequence + 1
     builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.uint16)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Callable
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Sequence
 
 from megatron_lrpath.errors import UserError
 
@@ -45,3 +46,9 @@ def run_script(main: Callable[[], int]) -> int:
     except OSError as error:
         print(f"error: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
         return 2
+
+
+def run_tool(parser: ArgumentParser, action: Callable[[Namespace], int], argv: Sequence[str] | None) -> int:
+    """The exit status of `action` with the arguments `argv` (None: the command line's), see `run_script`."""
+    args = parser.parse_args(argv)
+    return run_script(lambda: action(args))

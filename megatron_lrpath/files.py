@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,6 +67,22 @@ def sweep_unfinished(path: Path) -> None:
     """Remove what killed processes left of `atomic_open(path)`. Only for who alone writes that file."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         left.unlink(missing_ok=True)
+
+
+@contextmanager
+def appearing_folder(target: Path) -> Iterator[Path]:
+    """A new folder beside `target` that takes its place once the block ends without an error."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    try:
+        yield folder
+        folder.chmod(0o777 & ~current_umask())
+        if target.exists():
+            shutil.rmtree(target)
+        folder.rename(target)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def sync_folder(folder: Path) -> None:

@@ -11,6 +11,9 @@ import json
 import sys
 from collections.abc import Sequence
 
+from megatron_lrpath.console import run_tool
+from megatron_lrpath.errors import UserError
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The arguments."""
@@ -27,22 +30,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 def vocabulary(args: argparse.Namespace) -> int | None:
     """The size to hold ids against, if one was given."""
-    from megatron_lrpath.errors import UserError
-
     if not args.tokenizer_model:
         return args.vocab_size
-    import sentencepiece
+    from megatron_lrpath.tokenizers.sentencepiece_model import open_model
 
-    try:
-        return sentencepiece.SentencePieceProcessor(model_file=args.tokenizer_model).get_piece_size()
-    except (OSError, RuntimeError):
-        raise UserError(f"--tokenizer-model {args.tokenizer_model}: not a SentencePiece model") from None
+    return open_model(args.tokenizer_model, "--tokenizer-model")[1].get_piece_size()
 
 
 def check(args: argparse.Namespace) -> int:
     """Check every dataset, report all that is wrong; 2 if anything is."""
-    from megatron_lrpath.data.indexed_check import check_pair, figures, strip_ending
-    from megatron_lrpath.errors import UserError
+    from megatron_lrpath.data.indexed import check_pair, figures, strip_ending
 
     size, reports, failed = vocabulary(args), [], 0
     for prefix in map(strip_ending, args.prefix):
@@ -61,12 +58,9 @@ def check(args: argparse.Namespace) -> int:
     return failed
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the tool."""
-    args = build_parser().parse_args(arguments)
-    from megatron_lrpath.console import run_script
-
-    return run_script(lambda: check(args))
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool; 0, or 2 for bad input."""
+    return run_tool(build_parser(), check, argv)
 
 
 if __name__ == "__main__":

@@ -13,18 +13,17 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from megatron_lrpath.commands import export
+from megatron_lrpath.console import run_tool
 
-def main(arguments: Sequence[str] | None = None) -> int:
+
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; 0, or 2 for bad input."""
-    from megatron_lrpath.commands import export
-    from megatron_lrpath.console import run_script
-
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     export.add_arguments(parser)
-    args = parser.parse_args(arguments)
-    return run_script(lambda: export.execute(args))
+    return run_tool(parser, export.execute, argv)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,8 @@
   import_hf.py models/Qwen2-1.5B --output imported/qwen2
 
 Writes imported/qwen2 (weights for any parallel layout, tokenizer) and imported/qwen2/plan.yaml, the lines
-for a plan
-whose runs without a parent (main path, PTFS, the first CPT version) are to start from these weights. Only
-safetensors
-and JSON are read; code in the folder is never run.
+for a plan whose runs without a parent (main path, PTFS, the first CPT version) are to start from these
+weights. Only safetensors and JSON are read; code in the folder is never run.
 """
 
 from __future__ import annotations
@@ -16,6 +14,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from megatron_lrpath.console import run_tool
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -44,12 +44,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; 0, or 2 for bad input."""
-    args = build_parser().parse_args(arguments)
-    from megatron_lrpath.console import run_script
-
-    return run_script(lambda: run(args))
+    return run_tool(build_parser(), run, argv)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_lrpath.console import run_tool
+from megatron_lrpath.errors import UserError
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The arguments."""
@@ -29,7 +32,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 def merge(args: argparse.Namespace) -> int:
     """Merge and report."""
-    from megatron_lrpath.errors import UserError
     from megatron_lrpath.merge.torch_dist import merge_checkpoints
 
     weights = args.weights or [1 / len(args.steps)] * len(args.steps)
@@ -40,15 +42,9 @@ def merge(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Run the tool; 2 for a user's error."""
-    from megatron_lrpath.errors import UserError
-
-    try:
-        return merge(build_parser().parse_args(words))
-    except UserError as error:
-        print(f"merge_checkpoints: error: {error}", file=sys.stderr)
-        return 2
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool; 0, or 2 for bad input."""
+    return run_tool(build_parser(), merge, argv)
 
 
 if __name__ == "__main__":

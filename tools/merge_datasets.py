@@ -10,6 +10,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from megatron_lrpath.console import run_tool
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The arguments."""
@@ -39,12 +41,9 @@ def merge(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the tool."""
-    args = build_parser().parse_args(arguments)
-    from megatron_lrpath.console import run_script
-
-    return run_script(lambda: merge(args))
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool; 0, or 2 for bad input."""
+    return run_tool(build_parser(), merge, argv)
 
 
 if __name__ == "__main__":

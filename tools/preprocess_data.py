@@ -10,20 +10,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-TOKENIZERS = [
-    "SentencePieceTokenizer",
-    "GPTSentencePieceTokenizer",
-    "Llama2Tokenizer",
-    "HuggingFaceTokenizer",
-    "NullTokenizer",
-    "TikTokenizer",
-    "GPT2BPETokenizer",
-    "BertWordPieceLowerCase",
-    "BertWordPieceCase",
-    "MultimodalTokenizer",
-    "NullMultimodalTokenizer",
-    "SFTTokenizer",
-]
+from megatron_lrpath.console import run_tool
+from megatron_lrpath.plan.file.keys import TOKENIZERS
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -136,17 +124,17 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the tool."""
-    args = build_parser().parse_args(arguments)
-    from megatron_lrpath.console import run_script
+def run(args: argparse.Namespace) -> int:
+    """Tokenize."""
     from megatron_lrpath.data.preprocess.pipeline import preprocess
 
-    def run() -> int:
-        preprocess(args)
-        return 0
+    preprocess(args)
+    return 0
 
-    return run_script(run)
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool; 0, or 2 for bad input."""
+    return run_tool(build_parser(), run, argv)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_lrpath.console import run_tool
+from megatron_lrpath.errors import UserError
+
+TRAINER_OPTIONS = (
+    "vocab_size", "model_type", "byte_fallback", "character_coverage", "control_symbols", "user_defined_symbols",
+)  # fmt: skip
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The arguments."""
@@ -70,8 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
 def train(args: argparse.Namespace) -> int:
     """Draw, train, write, report."""
     from megatron_lrpath.data.preprocess.readers import expand_inputs
-    from megatron_lrpath.data.tokenizer_training import TrainingOptions, draw_sample, train_model, write_model
-    from megatron_lrpath.errors import UserError
+    from megatron_lrpath.data.tokenizer_training import draw_sample, train_model, write_model
 
     started = time.monotonic()
     target = Path(f"{args.output_prefix}.model")
@@ -80,18 +86,8 @@ def train(args: argparse.Namespace) -> int:
     sample = draw_sample(expand_inputs(args.input), args.json_keys, int(args.sample_bytes), args.seed)
     if not sample.texts:
         raise UserError(f"no usable documents in {', '.join(args.input)}")
-    options = TrainingOptions(
-        args.vocab_size,
-        args.model_type,
-        args.byte_fallback,
-        args.character_coverage,
-        int(args.sample_bytes),
-        args.seed,
-        not args.normalize,
-        tuple(args.control_symbols),
-        tuple(args.user_defined_symbols),
-    )
-    write_model(args.output_prefix, train_model(sample.texts, options))
+    options = {name: getattr(args, name) for name in TRAINER_OPTIONS}
+    write_model(args.output_prefix, train_model(sample.texts, args.seed, not args.normalize, **options))
     unusable = f"; {sample.unusable:,} documents were unusable" if sample.unusable else ""
     print(
         f"{target}: {args.vocab_size:,} pieces from {sample.drawn_bytes / 1e6:,.1f} of "
@@ -102,12 +98,9 @@ def train(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the tool."""
-    args = build_parser().parse_args(arguments)
-    from megatron_lrpath.console import run_script
-
-    return run_script(lambda: train(args))
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the tool; 0, or 2 for bad input."""
+    return run_tool(build_parser(), train, argv)
 
 
 if __name__ == "__main__":

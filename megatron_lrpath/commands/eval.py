@@ -46,7 +46,7 @@ def add_task_arguments(parser: argparse.ArgumentParser, about: str) -> None:
 def execute_tasks(args: argparse.Namespace) -> int:
     """Measure what is missing, print the table; 0, or the worker's status where it failed."""
     from megatron_lrpath.evaluate.downstream import (
-        Settings,
+        TaskSettings,
         benchmarks,
         folder_subject,
         missing,
@@ -57,7 +57,7 @@ def execute_tasks(args: argparse.Namespace) -> int:
     require_harness()
     refuse_ignored(args)
     wanted = benchmarks(args.tasks)
-    settings = Settings(args.limit, args.num_fewshot, args.chat)
+    settings = TaskSettings(args.limit, args.num_fewshot, args.chat)
     if args.plan.is_dir():
         subjects, output = [folder_subject(args.plan)], args.plan
     else:

@@ -45,7 +45,7 @@ def execute(args: argparse.Namespace) -> int:
     from megatron_lrpath.launch.resources import cores
     from megatron_lrpath.plan import PARADIGMS, load_plan
     from megatron_lrpath.plan.sft import sft_folder
-    from megatron_lrpath.sft.prepare import prepare, tell
+    from megatron_lrpath.sft.prepare import prepare, print_summary
 
     plan = load_plan(args.plan)
     if args.output:
@@ -53,7 +53,7 @@ def execute(args: argparse.Namespace) -> int:
             raise UserError("--output goes with --prepare; else the plan's own `output` holds the runs")
         plan = replace(plan, output=args.output)
     if args.prepare or args.workers:  # else carry_out does it
-        tell(prepare(plan, args.workers or cores()), sft_folder(plan))
+        print_summary(prepare(plan, args.workers or cores()), sft_folder(plan))
     if args.prepare:
         return 0
     from megatron_lrpath.launch.local import Options, carry_out

@@ -12,13 +12,11 @@ import numpy as np
 
 from megatron_lrpath.data.draw_random import permutation
 from megatron_lrpath.data.draw_request import VALIDATION, DrawRequest, SourceRequest, default_domain
+from megatron_lrpath.data.indexed import blocks, document_lengths, fingerprint_source
 from megatron_lrpath.data.slice import ENDING, Slice, SliceSource, slice_path
 from megatron_lrpath.data.slice_codec import Documents
-from megatron_lrpath.data.slice_source import fingerprint_source, open_source
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_bytes
-
-BLOCK = 1 << 22
 
 
 class SourcePool:
@@ -29,13 +27,13 @@ class SourcePool:
 
     def __init__(self, prefix: Path, domain: str, weight: Fraction | None, existing: Sequence[Slice]) -> None:
         self.prefix, self.domain, self.weight = prefix, domain, weight
-        self.lengths = open_source(prefix).lengths
+        self.lengths = document_lengths(prefix)
         self.fingerprint = fingerprint_source(prefix)
         self.free = np.empty(len(self.lengths), dtype=bool)
         self.free_tokens = 0
-        for start in range(0, len(self.lengths), BLOCK):
-            self.free[start : start + BLOCK] = self.lengths[start : start + BLOCK] > 0
-            self.free_tokens += int(self.lengths[start : start + BLOCK].sum(dtype=np.int64))
+        for start, block in blocks(self.lengths):
+            self.free[start : start + len(block)] = block > 0
+            self.free_tokens += int(block.sum(dtype=np.int64))
         for one in existing:
             self._keep_out(one)
 
@@ -180,7 +178,13 @@ def draw(
         ShortageError: there are too few tokens.
     """
     request.check()
-    _check_names(request, existing)
+    there = {one.name: one for one in existing}
+    for name in (name for name in request.names if name in there):
+        raise UserError(
+            f"{there[name].path or name}: is there already, and slices are never changed; --append goes on "
+            f"behind the last version, --names gives other names (if an interrupted draw left it, remove it "
+            f"and draw again: the same seed draws the same)"
+        )
     pools = _open_pools(request, existing, note)
     chosen = _take_ranges(request, pools)
     mixture = pools[: len(request.sources)]
@@ -191,14 +195,21 @@ def draw(
         _check_enough(request, mixture, targets)
         for pool, asked in zip(mixture, targets, strict=True):
             note(f"drawing from {pool.prefix}")
-            for name, documents in zip(names, pool.draw(asked, request.seed), strict=True):
-                pool.take(documents)
-                chosen[name][pool.prefix] = documents
-    drawn = set(names)
-    slices = [
-        _as_slice(name, request.seed if name in drawn else None, pools, chosen[name])
-        for name in request.names
-    ]
+            for name, drawn in zip(names, pool.draw(asked, request.seed), strict=True):
+                pool.take(drawn)
+                chosen[name][pool.prefix] = drawn
+    slices = []
+    for name in request.names:
+        documents = chosen[name]
+        sources = tuple(
+            pool.source(documents[pool.prefix]) for pool in pools if len(documents.get(pool.prefix, ()))
+        )
+        if not sources:
+            what = "validation" if name == VALIDATION else f"version {name}"
+            raise UserError(
+                f"nothing is left for {what}: every document of the sources is in a slice already"
+            )
+        slices.append(Slice(name, request.seed if name in names else None, sources))
     left: dict[str, int] = {}
     for pool in pools:
         left[pool.domain] = left.get(pool.domain, 0) + pool.free_tokens
@@ -232,18 +243,6 @@ def write_slices(slices: Sequence[Slice], folder: Path | str) -> list[Path]:
     return paths
 
 
-def _check_names(request: DrawRequest, existing: Sequence[Slice]) -> None:
-    """Refuse names of slices that exist."""
-    taken = {one.name: one for one in existing}
-    for name in request.names:
-        if name in taken:
-            raise UserError(
-                f"{taken[name].path or name}: is there already, and slices are never changed; --append "
-                f"goes on behind the last version, --names gives other names (if an interrupted draw left "
-                f"it, remove it and draw again: the same seed draws the same)"
-            )
-
-
 def _open_pools(
     request: DrawRequest, existing: Sequence[Slice], note: Callable[[str], None]
 ) -> list[SourcePool]:
@@ -275,13 +274,8 @@ def _take_ranges(request: DrawRequest, pools: Sequence[SourcePool]) -> dict[str,
         pool = by_path[part.prefix.resolve()]
         documents = pool.take_range(part.first, part.end, part.version)
         held = chosen.setdefault(part.version, {})
-        held[pool.prefix] = _merged(held.get(pool.prefix), documents)
+        held[pool.prefix] = np.sort(np.concatenate([held.get(pool.prefix, documents[:0]), documents]))
     return chosen
-
-
-def _merged(one: Documents | None, other: Documents) -> Documents:
-    """Two disjoint sets of documents as one, sorted."""
-    return other if one is None else np.sort(np.concatenate([one, other]))
 
 
 def _targets(request: DrawRequest, pools: Sequence[SourcePool]) -> list[list[int | None]]:
@@ -304,15 +298,12 @@ def _targets_of(request: DrawRequest, pool: SourcePool, share: Fraction) -> list
         return [*map(math.ceil, valid), *[rest // count] * (count - 1), None]
     exact = [Fraction(tokens or 0) * share for _, tokens in request.versions]
     if request.seq_length:
-        exact = [_whole_samples(tokens, request.seq_length) for tokens in exact]
+        # the least tokens that yield ceil(tokens / seq_length) samples: the last label takes one more
+        length = request.seq_length
+        exact = [tokens and Fraction(math.ceil(tokens / length) * length + 1) for tokens in exact]
     wanted = [*valid, *exact]
     up = sum(map(math.ceil, wanted)) <= pool.free_tokens or sum(wanted) > pool.free_tokens
     return [math.ceil(tokens) if up else math.floor(tokens) for tokens in wanted]
-
-
-def _whole_samples(tokens: Fraction, seq_length: int) -> Fraction:
-    """The least tokens that yield ceil(tokens / seq_length) samples: the last label takes one more."""
-    return Fraction(math.ceil(tokens / seq_length) * seq_length + 1) if tokens else tokens
 
 
 def _check_enough(request: DrawRequest, pools: Sequence[SourcePool], targets: list[list[int | None]]) -> None:
@@ -327,18 +318,3 @@ def _check_enough(request: DrawRequest, pools: Sequence[SourcePool], targets: li
             for pool, tokens in zip(pools, asked, strict=True)
         ],
     )
-
-
-def _as_slice(
-    name: str, seed: int | None, pools: Sequence[SourcePool], chosen: dict[Path, Documents]
-) -> Slice:
-    """The slice of the documents chosen for `name`; sources that gave none are left out.
-
-    Raises:
-        UserError: nothing was left for it.
-    """
-    sources = [pool.source(chosen[pool.prefix]) for pool in pools if len(chosen.get(pool.prefix, ()))]
-    if not sources:
-        what = "validation" if name == VALIDATION else f"version {name}"
-        raise UserError(f"nothing is left for {what}: every document of the sources is in a slice already")
-    return Slice(name, seed, tuple(sources))

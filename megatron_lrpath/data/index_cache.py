@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ PATIENCE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
-class Entry:
+class CacheEntry:
     """Some named arrays: `build` makes them, from nothing but what `key` (JSON-able) says."""
 
     key: object
@@ -40,6 +41,16 @@ class Entry:
         """The entry's name in the cache."""
         return hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()[:32]
 
+    def file(self, folder: Path, name: str) -> Path:
+        """The file of one array."""
+        return folder / f"{self.identity}-{name}.npy"
+
+    def write(self, folder: Path, arrays: Arrays) -> None:
+        """Write all arrays, each file atomically."""
+        for name in self.names:
+            with atomic_open(self.file(folder, name)) as stream:
+                np.lib.format.write_array(stream, arrays[name], allow_pickle=False)
+
 
 class IndexCache:
     """A folder of entries; where it cannot be written, a private folder for temporary files stands in."""
@@ -47,16 +58,19 @@ class IndexCache:
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
 
-    def load(self, entry: Entry) -> Arrays | None:
+    def load(self, entry: CacheEntry) -> Arrays | None:
         """The entry's arrays, mapped read-only, or None where they are not all there and whole."""
         for folder in (self.folder, private_folder()):
             try:
-                return {name: _map(_file(folder, entry, name)) for name in entry.names}
-            except (OSError, ValueError, EOFError):
+                return {
+                    name: np.load(entry.file(folder, name), mmap_mode="r", allow_pickle=False)
+                    for name in entry.names
+                }
+            except (OSError, ValueError, EOFError):  # missing, cut short, or of Python objects
                 continue
         return None
 
-    def build(self, entry: Entry) -> None:
+    def build(self, entry: CacheEntry) -> None:
         """Build the entry and write it.
 
         Raises:
@@ -64,11 +78,11 @@ class IndexCache:
         """
         arrays = entry.build()
         try:
-            _write(self.folder, entry, arrays)
+            entry.write(self.folder, arrays)
         except OSError as refusal:
             folder = private_folder(create=True)
             try:
-                _write(folder, entry, arrays)
+                entry.write(folder, arrays)
             except OSError as error:
                 raise UserError(
                     f"cannot write the index of the data, neither to {self.folder} ({refusal.strerror}) "
@@ -76,28 +90,23 @@ class IndexCache:
                     f"with --data-cache-path"
                 ) from None
 
-    def prepare(self, entries: Iterable[Entry]) -> list[Arrays]:
+    def prepare(self, entries: Iterable[CacheEntry]) -> list[Arrays]:
         """All entries' arrays, building what is missing; under torch.distributed every rank must call this.
 
         Rank 0 builds while the others wait. Where its files cannot be seen (a disk that the nodes do not
         share), one process of each node builds them once more.
         """
         wanted = list(entries)
-        if _rank() == 0:
-            self._complete(wanted)
-        _barrier()
-        if local_rank() == 0:
-            self._complete(wanted)
-        _barrier()
+        ranks = _distributed()
+        for builds in (ranks is None or ranks.get_rank() == 0, local_rank() == 0):
+            for entry in wanted if builds else ():
+                if self.load(entry) is None:
+                    self.build(entry)
+            if ranks is not None:
+                ranks.barrier()
         return [self._load_surely(entry) for entry in wanted]
 
-    def _complete(self, entries: list[Entry]) -> None:
-        """Build the entries that are missing."""
-        for entry in entries:
-            if self.load(entry) is None:
-                self.build(entry)
-
-    def _load_surely(self, entry: Entry) -> Arrays:
+    def _load_surely(self, entry: CacheEntry) -> Arrays:
         """Load what somebody has built. A network disk may show it late; in the end it is built here."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while (arrays := self.load(entry)) is None and time.monotonic() < deadline:
@@ -124,46 +133,15 @@ def private_folder(create: bool = False) -> Path:
     return folder
 
 
-def _file(folder: Path, entry: Entry, name: str) -> Path:
-    """The file of one array."""
-    return folder / f"{entry.identity}-{name}.npy"
-
-
-def _write(folder: Path, entry: Entry, arrays: Arrays) -> None:
-    """Write all arrays of an entry, each file atomically."""
-    for name in entry.names:
-        with atomic_open(_file(folder, entry, name)) as stream:
-            np.lib.format.write_array(stream, arrays[name], allow_pickle=False)
-
-
-def _map(path: Path) -> np.ndarray:
-    """Map one array; raises OSError or ValueError where it is missing, cut short or of Python objects."""
-    return np.load(path, mmap_mode="r", allow_pickle=False)
-
-
-def _distributed() -> bool:
-    """Whether this is one of several ranks; asks torch only where somebody else has imported it."""
+def _distributed() -> Any:
+    """torch.distributed where this is one of several ranks; torch is not imported for it."""
     torch = sys.modules.get("torch")
-    return torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def _rank() -> int:
-    """The global rank, 0 without torch.distributed."""
-    if not _distributed():
-        return 0
-    import torch
-
-    return torch.distributed.get_rank()
+    if torch is None or not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return None
+    return torch.distributed
 
 
 def local_rank() -> int:
     """The rank within this node; unknown counts as 0, which only costs a second build."""
-    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))) if _distributed() else 0
-
-
-def _barrier() -> None:
-    """Wait for all ranks."""
-    if _distributed():
-        import torch
-
-        torch.distributed.barrier()
+    ranked = _distributed() is not None
+    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))) if ranked else 0

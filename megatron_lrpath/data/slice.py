@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from megatron_lrpath.data.indexed import fingerprint_source
 from megatron_lrpath.data.slice_codec import DamagedError, Documents, decode, encode, read_slice_bytes
-from megatron_lrpath.data.slice_source import fingerprint_source
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_bytes
 
@@ -142,27 +142,7 @@ class Slice:
         Raises:
             UserError: a dataset is missing or another.
         """
-        for source in self.sources:
-            _verify_source(self, source, {})
-
-
-def _verify_source(owner: Slice, source: SliceSource, known: dict[Path, str]) -> None:
-    """Compare one source's fingerprint, through the fingerprints already taken."""
-    where = owner.path or owner.name
-    if source.prefix not in known:
-        try:
-            known[source.prefix] = fingerprint_source(source.prefix)
-        except UserError as error:
-            raise UserError(
-                f"{where}: names the indexed dataset {error}; put it (or a link) back, or move slices "
-                f"and data together"
-            ) from None
-    if known[source.prefix] != source.fingerprint:
-        raise UserError(
-            f"{where}: the indexed dataset {source.prefix} is not the one this slice was drawn from "
-            f"(fingerprint {known[source.prefix][:12]}, not {source.fingerprint[:12]}); bring the old one "
-            f"back, or give new data a name of its own"
-        )
+        verify_slices([self])
 
 
 def _from_header(header: dict[str, Any], lists: list[Documents], path: Path) -> Slice:
@@ -235,8 +215,22 @@ def verify_slices(slices: Iterable[Slice]) -> None:
     """`verify_sources` for all, each dataset read once."""
     known: dict[Path, str] = {}
     for one in slices:
+        where = one.path or one.name
         for source in one.sources:
-            _verify_source(one, source, known)
+            try:
+                if source.prefix not in known:
+                    known[source.prefix] = fingerprint_source(source.prefix)
+            except UserError as error:
+                raise UserError(
+                    f"{where}: names the indexed dataset {error}; put it (or a link) back, or move slices "
+                    f"and data together"
+                ) from None
+            if known[source.prefix] != source.fingerprint:
+                raise UserError(
+                    f"{where}: the indexed dataset {source.prefix} is not the one this slice was drawn from "
+                    f"(fingerprint {known[source.prefix][:12]}, not {source.fingerprint[:12]}); bring the "
+                    f"old one back, or give new data a name of its own"
+                )
 
 
 def check_disjoint(slices: Sequence[Slice]) -> None:

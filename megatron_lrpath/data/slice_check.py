@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_lrpath.data.draw_command import describe, tokens_table, wide_console
+from megatron_lrpath.data.indexed import document_lengths
 from megatron_lrpath.data.slice import (
-    ENDING,
     DataSpec,
     Slice,
     SliceSource,
@@ -24,12 +21,9 @@ from megatron_lrpath.data.slice import (
     validation_path,
     verify_slices,
 )
-from megatron_lrpath.data.slice_source import open_source
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.plan.mix import Mix
-
-FAILED = 1
 
 
 @dataclass(frozen=True)
@@ -38,46 +32,6 @@ class CheckedSlices:
 
     slices: list[Slice]
     failures: list[str]
-
-
-def check_slices(args: argparse.Namespace) -> int:
-    """Check what the options name and say what was found; 0 if all holds, else 1.
-
-    Raises:
-        UserError: there is nothing to check.
-    """
-    found = check_files(slice_files(args.slices))
-    if args.json:
-        slices = [describe(one) for one in found.slices]
-        print(json.dumps({"ok": not found.failures, "failures": found.failures, "slices": slices}, indent=2))
-        return FAILED if found.failures else 0
-    wide_console().print(tokens_table(found.slices))
-    for failure in found.failures:
-        print(f"FAILED: {failure}")
-    if not found.failures:
-        print(f"{len(found.slices)} slices: whole, disjoint, and their sources are there and unchanged")
-    return FAILED if found.failures else 0
-
-
-def slice_files(paths: list[Path]) -> list[Path]:
-    """The slice files that are named, or lie in a folder that is named; endings may be left out.
-
-    Raises:
-        UserError: there are none.
-    """
-    files: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            inside = sorted(path.glob(f"*{ENDING}"))
-            if not inside:
-                raise UserError(f"{path}: there is no slice in this folder")
-            files += inside
-        else:
-            files.append(path if path.name.endswith(ENDING) else path.with_name(path.name + ENDING))
-    for path in files:
-        if not path.is_file():
-            raise UserError(f"{path}: there is no such slice")
-    return list(dict.fromkeys(path.resolve() for path in files))
 
 
 def check_files(files: list[Path]) -> CheckedSlices:
@@ -107,7 +61,7 @@ def check_counts(one: Slice, source: SliceSource) -> None:
     Raises:
         UserError: they do not.
     """
-    lengths = open_source(source.prefix).lengths
+    lengths = document_lengths(source.prefix)
     where = f"{one.path or one.name}: {source.prefix}"
     if len(source.documents) and int(source.documents[-1]) >= len(lengths):
         raise UserError(

@@ -18,6 +18,7 @@ import hashlib
 import json
 import struct
 import zlib
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -117,20 +118,11 @@ def decode(data: bytes) -> tuple[dict[str, Any], list[Documents]]:
         lists = [[(int(n), int(size)) for n, size in source["blocks"]] for source in header["sources"]]
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"its header cannot be read ({error!r})") from None
-    return header, _read_lists(body[length:], lists)
-
-
-def _read_lists(payload: memoryview, lists: list[list[tuple[int, int]]]) -> list[Documents]:
-    """Unpack the sources' blocks, after checking that their sizes fill the payload exactly."""
+    payload = body[length:]
     sizes = [size for blocks in lists for _, size in blocks]
     if any(size < 0 for size in sizes) or sum(sizes) != len(payload):
         raise DamagedError("the sizes in its header do not add up")
-    position = 0
-    result = []
-    for blocks in lists:
-        cut = []
-        for count, size in blocks:
-            cut.append((count, bytes(payload[position : position + size])))
-            position += size
-        result.append(unpack_documents(cut))
-    return result
+    stream = BytesIO(payload)
+    return header, [
+        unpack_documents([(count, stream.read(size)) for count, size in blocks]) for blocks in lists
+    ]

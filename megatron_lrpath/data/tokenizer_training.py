@@ -11,31 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.data.preprocess.readers import read_chunks
-from megatron_lrpath.data.preprocess.worker import Rejected, Task, texts_of
+from megatron_lrpath.data.preprocess.worker import DocumentOptions, Rejected, texts_of
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_bytes
 
 LINE_BYTES = 4096  # SentencePiece passes over longer lines
 TRAINER_THREADS = 4  # stands in the model, so it must not depend on the machine
 SPECIAL = {"unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": 3}  # <unk> <s> </s> <pad>; </s> ends a document
-
-
-@dataclass(frozen=True)
-class TrainingOptions:
-    """How to train. `sample_bytes`: UTF-8 bytes of text to train on; `control`, `user_defined`: extra pieces.
-
-    Without `lossless` the text is normalized (NFKC, single spaces), and decoding does not give it back.
-    """
-
-    vocab_size: int = 100_000
-    model_type: str = "bpe"
-    byte_fallback: bool = True
-    character_coverage: float = 0.9995
-    sample_bytes: int = 256_000_000
-    seed: int = 1234
-    lossless: bool = True
-    control: tuple[str, ...] = ()
-    user_defined: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,12 +37,14 @@ def draw_sample(names: Sequence[str], keys: Sequence[str], limit: int, seed: int
     Each text gets a random number by its position; those with the smallest numbers stay. Memory is bounded
     by the sample.
     """
-    task = Task(tuple(keys), append_eod=False, keep_empty=False, sentence_lists=True, partitions=1)
+    options = DocumentOptions(
+        tuple(keys), append_eod=False, keep_empty=False, sentence_lists=True, partitions=1
+    )
     rng = random.Random(seed)
     heap: list[tuple[float, int, str, int]] = []  # the largest random number first
     held = documents = total = unusable = 0
     for chunk in read_chunks(names, keys):
-        for document in texts_of(chunk, task):
+        for document in texts_of(chunk, options):
             if isinstance(document, Rejected):
                 unusable += 1
                 continue
@@ -97,8 +81,10 @@ def _character_start(line: bytes, at: int) -> int:
     return at
 
 
-def train_model(texts: Iterable[str], options: TrainingOptions) -> bytes:
-    """Train and return the model file's bytes.
+def train_model(texts: Iterable[str], seed: int, lossless: bool, **options: Any) -> bytes:
+    """Train and return the model file's bytes; `options` are SentencePiece's own.
+
+    Without `lossless` the text is normalized (NFKC, single spaces), and decoding does not give it back.
 
     Raises:
         UserError: SentencePiece refuses, most often because the text is too small for the vocabulary.
@@ -107,25 +93,20 @@ def train_model(texts: Iterable[str], options: TrainingOptions) -> bytes:
 
     model = io.BytesIO()
     settings: dict[str, Any] = dict(SPECIAL)
-    if options.lossless:
+    if lossless:
         settings |= {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
-    sentencepiece.set_random_generator_seed(options.seed)
+    sentencepiece.set_random_generator_seed(seed)
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=sentences(texts),
             model_writer=model,
-            model_type=options.model_type,
-            vocab_size=options.vocab_size,
-            byte_fallback=options.byte_fallback,
-            character_coverage=options.character_coverage,
-            control_symbols=list(options.control),
-            user_defined_symbols=list(options.user_defined),
-            allow_whitespace_only_pieces=options.lossless,
-            split_digits=options.lossless,
+            allow_whitespace_only_pieces=lossless,
+            split_digits=lossless,
             num_threads=TRAINER_THREADS,
             max_sentence_length=2 * LINE_BYTES,
             minloglevel=2,
             **settings,
+            **options,
         )
     except (RuntimeError, OSError) as error:
         reason = str(error).split("] ")[-1].strip()

@@ -1,4 +1,4 @@
-"""The datasets that Megatron's loop reads: version slices chained, shuffled together, or for validation."""
+"""The datasets that Megatron's loop reads: version slices chained, shuffled together, mixed, or for validation."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 from megatron.core.datasets.utils import Split
 
-from megatron_lrpath.data.index_cache import Arrays, Entry, IndexCache, private_folder
+from megatron_lrpath.data.index_cache import Arrays, CacheEntry, IndexCache, private_folder
 from megatron_lrpath.data.slice import Slice, SliceSource, require_samples
-from megatron_lrpath.data.versioned_index import interleave_entry, mixture_entry, source_entry
+from megatron_lrpath.data.slice_check import require_mix_samples
+from megatron_lrpath.data.versioned_index import interleave_entry, mix_entry, mixture_entry, source_entry
+from megatron_lrpath.plan.mix import Mix
 
 NO_PADDING_ID = -1
 
@@ -90,11 +92,44 @@ class VersionSamples:
         return self._sources[int(self._order["source"][sample])], int(self._order["sample"][sample])
 
 
-class VersionedDataset(torch.utils.data.Dataset):
-    """Versions one after the other, or with `order` (a permutation of all their samples) shuffled together.
+class PlacedSamples(torch.utils.data.Dataset):
+    """A dataset that only knows where its samples are: `_place` finds them, the source builds the tensors.
 
     Items are GPTDataset's: `tokens`, `labels`, `loss_mask`, `position_ids` (each [seq_length]) and, if the
-    configuration asks for it, `attention_mask` ([1, seq_length, seq_length]). No sample occurs twice.
+    configuration asks for it, `attention_mask` ([1, seq_length, seq_length]).
+    """
+
+    def __getitem__(self, sample: int | None) -> dict[str, torch.Tensor]:
+        """The sample at this position (None: one that only fills up a batch, masked out)."""
+        if sample is None or self._fills(sample):
+            return self._any_source()[None]
+        _, dataset, number = self._place(sample)
+        return dataset[number]
+
+    def locate(self, sample: int) -> list[Location]:
+        """The documents that the sample at this position is made of, in their order; none where it fills up."""
+        if self._fills(sample):
+            return []
+        version, dataset, number = self._place(sample)
+        return dataset.locate(number, version)
+
+    def _place(self, sample: int) -> tuple[str, SourceDataset, int]:
+        """(version, source, number in it) of the sample at this position."""
+        raise NotImplementedError
+
+    def _any_source(self) -> SourceDataset:
+        """The source whose masked-out samples fill up a batch."""
+        raise NotImplementedError
+
+    def _fills(self, sample: int) -> bool:
+        """Whether this position only fills up a batch."""
+        return False
+
+
+class VersionedDataset(PlacedSamples):
+    """Versions one after the other, or with `order` (a permutation of all their samples) shuffled together.
+
+    No sample occurs twice.
     """
 
     index_split = Split.train
@@ -108,24 +143,14 @@ class VersionedDataset(torch.utils.data.Dataset):
         """Samples of all versions."""
         return self._ends[-1]
 
-    def __getitem__(self, sample: int | None) -> dict[str, torch.Tensor]:
-        """The sample at this position of the run (None: one that fills up a batch, masked out)."""
-        if sample is None:
-            return self._versions[0].place(0)[0][None]
-        _, dataset, number = self._place(sample)
-        return dataset[number]
-
     def version_of(self, sample: int) -> str:
         """The name of the version that the sample at this position comes from."""
         return self._place(sample)[0]
 
-    def locate(self, sample: int) -> list[Location]:
-        """The documents that the sample at this position is made of, in their order."""
-        version, dataset, number = self._place(sample)
-        return dataset.locate(number, version)
+    def _any_source(self) -> SourceDataset:
+        return self._versions[0].place(0)[0]
 
     def _place(self, sample: int) -> tuple[str, SourceDataset, int]:
-        """(version, source, number in it) of the sample at this position."""
         if not 0 <= sample < len(self):
             raise IndexError(f"sample {sample} of {len(self)}")
         number = sample if self._order is None else int(self._order[sample])
@@ -134,7 +159,31 @@ class VersionedDataset(torch.utils.data.Dataset):
         return version.name, *version.place(number - self._ends[which] + version.samples)
 
 
-class ValidationDataset(torch.utils.data.Dataset):
+class MixedDataset(VersionedDataset):
+    """The main path's samples at their own positions, but for those that the mix takes.
+
+    `taken["source"][p]` says whose sample stands at position `first` + p: 0 the main path's own, j the j-th
+    slice's, which is number `taken["sample"][p]` of that slice.
+    """
+
+    def __init__(
+        self, main: VersionedDataset, first: int, taken: Arrays, parts: Sequence[VersionSamples]
+    ) -> None:
+        super().__init__(main._versions, main._order)
+        self._first = first
+        self._taken = taken
+        self._parts = parts
+
+    def _place(self, sample: int) -> tuple[str, SourceDataset, int]:
+        position = sample - self._first
+        source = int(self._taken["source"][position]) if 0 <= position < len(self._taken["source"]) else 0
+        if not source:
+            return super()._place(sample)
+        part = self._parts[source - 1]
+        return part.name, *part.place(int(self._taken["sample"][position]))
+
+
+class ValidationDataset(PlacedSamples):
     """All of a slice, in fixed order, domain after domain.
 
     Every token is predicted exactly once (but the first of each source, which nothing comes before). The last
@@ -153,13 +202,6 @@ class ValidationDataset(torch.utils.data.Dataset):
         """Samples, those that only fill up included."""
         return self._length
 
-    def __getitem__(self, sample: int | None) -> dict[str, torch.Tensor]:
-        """The sample at this position (None, or one appended to fill up: masked out)."""
-        if sample is None or self._ends[-1] <= sample < self._length:
-            return self._sources[-1][1][None]
-        _, dataset, number = self._place(sample)
-        return dataset[number]
-
     @property
     def domains(self) -> list[str]:
         """The domains, in the order of their samples."""
@@ -167,22 +209,20 @@ class ValidationDataset(torch.utils.data.Dataset):
 
     def domain_of(self, sample: int) -> str:
         """The domain of a sample; the last one's for samples that only fill up (they weigh nothing)."""
-        return self._place(min(sample, self._ends[-1] - 1))[0]
+        return self._sources[bisect_right(self._ends, min(sample, self._ends[-1] - 1))][0]
 
-    def locate(self, sample: int) -> list[Location]:
-        """The documents that a sample is made of, in their order; none for one that only fills up."""
-        if self._ends[-1] <= sample < self._length:
-            return []
-        _, dataset, number = self._place(sample)
-        return dataset.locate(number, self._name)
+    def _any_source(self) -> SourceDataset:
+        return self._sources[-1][1]
+
+    def _fills(self, sample: int) -> bool:
+        return self._ends[-1] <= sample < self._length
 
     def _place(self, sample: int) -> tuple[str, SourceDataset, int]:
-        """(domain, source, number in it) of a sample."""
         if not 0 <= sample < self._ends[-1]:
             raise IndexError(f"sample {sample} of {self._length}")
         which = bisect_right(self._ends, sample)
-        domain, dataset = self._sources[which]
-        return domain, dataset, sample - self._ends[which] + len(dataset)
+        dataset = self._sources[which][1]
+        return self._name, dataset, sample - self._ends[which] + len(dataset)
 
 
 def build_chained(
@@ -237,12 +277,12 @@ def build_validation(one: Slice, config: GPTDatasetConfig, multiple_of: int = 1)
 
 
 def open_versions(
-    slices: Sequence[Slice], samples: Sequence[int], config: Any, seed: int, more: list[Entry]
+    slices: Sequence[Slice], samples: Sequence[int], config: Any, seed: int, more: list[CacheEntry]
 ) -> tuple[list[VersionSamples], list[Arrays]]:
     """Each version's samples, and the arrays of all entries, those of `more` last."""
     seq_length, extra = config.sequence_length, int(config.add_extra_token_to_sequence)
     used: list[tuple[Slice, list[SliceSource]]] = []
-    entries: list[Entry] = []
+    entries: list[CacheEntry] = []
     for one, count in zip(slices, samples, strict=True):
         require_samples(one, count, seq_length)
         sources = [source for source in one.sources if source.tokens >= seq_length + 1]
@@ -271,3 +311,24 @@ def cache_of(one: Slice, config: Any) -> IndexCache:
     if config.path_to_cache:
         return IndexCache(config.path_to_cache)
     return IndexCache(one.path.parent / ".cache" if one.path else private_folder(create=True))
+
+
+def build_mixed(
+    main: VersionedDataset,
+    slices: Sequence[Slice],
+    mix: Mix,
+    branch: tuple[str, int, int, int],
+    config: GPTDatasetConfig,
+) -> MixedDataset:
+    """The branch's samples; `branch` is (version, first position, batch in samples, steps).
+
+    `slices` are the mix's, in its order. Every rank must call it (one builds the index, the others wait).
+
+    Raises:
+        UserError: a slice yields fewer samples than its share needs.
+    """
+    version, first, batch, steps = branch
+    needed = require_mix_samples(slices, mix, batch, steps, config.sequence_length)
+    parts, _ = open_versions(slices, needed, config, mix.seed, [])
+    [taken] = cache_of(slices[0], config).prepare([mix_entry(mix, batch, steps, version)])
+    return MixedDataset(main, first, taken, parts)

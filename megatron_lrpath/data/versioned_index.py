@@ -10,12 +10,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from megatron_lrpath.data.draw_random import permutation, uniforms
-from megatron_lrpath.data.index_cache import Arrays, Entry
+from megatron_lrpath.data.draw_random import permutation, random_words, uniforms
+from megatron_lrpath.data.index_cache import Arrays, CacheEntry
+from megatron_lrpath.data.indexed import Lengths, document_lengths
 from megatron_lrpath.data.slice import SliceSource
 from megatron_lrpath.data.slice_codec import Documents
-from megatron_lrpath.data.slice_source import Lengths, open_source
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.plan.mix import Mix, quotas
 
 FORMAT = 1  # part of every key: raise it when any of these arrays changes its meaning
 
@@ -38,7 +39,9 @@ def sample_bounds(lengths: Lengths, seq_length: int, extra: int, keep_partial: b
     return np.stack([document, offset], axis=1).astype(np.int32)
 
 
-def source_entry(source: SliceSource, seq_length: int, extra: int, order: tuple[int, str] | None) -> Entry:
+def source_entry(
+    source: SliceSource, seq_length: int, extra: int, order: tuple[int, str] | None
+) -> CacheEntry:
     """The cache entry of one source's index: its documents in order, its samples' bounds and their order.
 
     `order` is (seed, version), which shuffle documents and samples, and what fills no sample is left over.
@@ -59,7 +62,7 @@ def source_entry(source: SliceSource, seq_length: int, extra: int, order: tuple[
         return {"documents": documents, "samples": bounds, "shuffle": shuffle}
 
     key = ["source", FORMAT, source.digest, seq_length, extra, order]
-    return Entry(key, ("documents", "samples", "shuffle"), build)
+    return CacheEntry(key, ("documents", "samples", "shuffle"), build)
 
 
 def _lengths_of(source: SliceSource, documents: Documents) -> Lengths:
@@ -68,9 +71,9 @@ def _lengths_of(source: SliceSource, documents: Documents) -> Lengths:
     Raises:
         UserError: they are not what the slice counted, so the dataset is another.
     """
-    index = open_source(source.prefix)
-    beyond = len(documents) and int(documents.max()) >= index.documents
-    lengths = None if beyond else index.lengths[documents]
+    every = document_lengths(source.prefix)
+    beyond = len(documents) and int(documents.max()) >= len(every)
+    lengths = None if beyond else every[documents]
     if lengths is None or int(lengths.sum(dtype=np.int64)) != source.tokens:
         raise UserError(
             f"{source.prefix}: is not the indexed dataset that the slice was drawn from (its documents do "
@@ -79,10 +82,10 @@ def _lengths_of(source: SliceSource, documents: Documents) -> Lengths:
     return lengths
 
 
-def interleave_entry(counts: Sequence[int], seed: int, version: str) -> Entry:
+def interleave_entry(counts: Sequence[int], seed: int, version: str) -> CacheEntry:
     """The cache entry of the order in which a version's sources take turns; see `interleave`."""
     key = ["interleave", FORMAT, list(counts), seed, version]
-    return Entry(key, ("source", "sample"), lambda: interleave(counts, "interleave", seed, version))
+    return CacheEntry(key, ("source", "sample"), lambda: interleave(counts, "interleave", seed, version))
 
 
 def interleave(counts: Sequence[int], *key: object) -> Arrays:
@@ -106,11 +109,39 @@ def interleave(counts: Sequence[int], *key: object) -> Arrays:
     }
 
 
-def mixture_entry(samples: Sequence[int], seed: int) -> Entry:
+def mixture_entry(samples: Sequence[int], seed: int) -> CacheEntry:
     """The cache entry of the order of versions shuffled together: a permutation of all their samples.
 
     `samples` of each version, oldest first. The order depends on the seed and on how many versions there are.
     """
     total = sum(samples)
     key = ["mixture", FORMAT, list(samples), seed]
-    return Entry(key, ("order",), lambda: {"order": permutation(total, "mixture", seed, len(samples))})
+    return CacheEntry(key, ("order",), lambda: {"order": permutation(total, "mixture", seed, len(samples))})
+
+
+def mix_entry(mix: Mix, batch: int, steps: int, version: str) -> CacheEntry:
+    """The cache entry of the positions that a mix takes in a branch of `steps` steps of `batch` samples."""
+    shares = [str(share) for share in mix.shares]
+    key = ["mix", FORMAT, shares, mix.seed, batch, steps, version]
+    return CacheEntry(key, ("source", "sample"), lambda: places(mix, batch, steps, version))
+
+
+def places(mix: Mix, batch: int, steps: int, version: str) -> Arrays:
+    """Whose sample stands at each position: `source` (uint16, 0: the main path) and `sample` (uint32).
+
+    Every step holds as many samples of a slice as `quotas` says, at places that (seed, version) decide, and a
+    slice's samples come in its own order, each once.
+    """
+    table = np.zeros((steps, batch), dtype=np.uint16)
+    order = np.argsort(
+        random_words(steps * batch, "mix", mix.seed, version).reshape(steps, batch), axis=1, kind="stable"
+    )
+    for step, counts in enumerate(quotas(mix.shares, batch, steps)):
+        numbers = np.repeat(np.arange(1, len(counts) + 1, dtype=np.uint16), counts)
+        table[step, order[step, : len(numbers)]] = numbers
+    source = table.reshape(-1)
+    sample = np.zeros(len(source), dtype=np.uint32)
+    for number in range(1, len(mix.parts) + 1):
+        here = source == number
+        sample[here] = np.arange(np.count_nonzero(here), dtype=np.uint32)
+    return {"source": source, "sample": sample}

@@ -20,8 +20,9 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.launch.resources import model_parallel_size
 from megatron_lrpath.models import parameter_count, resolve_model
 from megatron_lrpath.plan import PARADIGMS, Plan, Run, load_plan
+from megatron_lrpath.tokenizers.files import HUGGING_FACE, hugging_face_tokenizer, sentencepiece_tokenizer
+from megatron_lrpath.tokenizers.sentencepiece_model import SENTENCEPIECE
 
-SENTENCEPIECE = ("SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer")
 USUAL_VOCABULARY = 100_000  # where the tokenizer does not say
 
 
@@ -56,9 +57,7 @@ def tokens_of(kind: str, model: str | None) -> int | None:
     Raises:
         UserError: the files are missing or not a tokenizer's.
     """
-    from megatron_lrpath.tokenizers.files import hugging_face_tokenizer, sentencepiece_tokenizer
-
-    if kind not in (*SENTENCEPIECE, "HuggingFaceTokenizer"):
+    if kind not in (*SENTENCEPIECE, HUGGING_FACE):
         return None
     path = Path(model or "")
     if kind in SENTENCEPIECE:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +10,11 @@ from typing import Any
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.plan import Plan, Run
+from megatron_lrpath.runs.checkpoints import CHECKPOINTS, checkpoint_folder
+from megatron_lrpath.runs.lineage import checkpoint_fingerprint, files_fingerprint
 from megatron_lrpath.runs.results import is_trained, model_runs, read_json
+from megatron_lrpath.training.checkpoints.parent import require_checkpoint
+from megatron_lrpath.training.context import ParentCheckpoint
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,14 @@ PAPER: tuple[Benchmark, ...] = (
 GROUPS = {"paper": PAPER}
 
 
-def benchmarks(words: Iterable[str]) -> list[Benchmark]:
-    """The benchmarks that `words` name, each once: `paper`, a heading of it in any case, or a task's own name."""
+def benchmarks(names: Iterable[str]) -> list[Benchmark]:
+    """The benchmarks of these names, each once: `paper`, a heading of it in any case, or a task's own name."""
     headings = {one.label.casefold(): one for one in PAPER}
     by_task = {one.task: one for one in PAPER}
     found: list[Benchmark] = []
-    for word in words:
-        one = headings.get(word.casefold()) or by_task.get(word) or Benchmark(word, word)
-        found += [new for new in GROUPS.get(word.casefold(), (one,)) if new not in found]
+    for name in names:
+        one = headings.get(name.casefold()) or by_task.get(name) or Benchmark(name, name)
+        found += [new for new in GROUPS.get(name.casefold(), (one,)) if new not in found]
     return found
 
 
@@ -64,7 +67,7 @@ RESULTS = "downstream.json"
 
 
 @dataclass(frozen=True)
-class Settings:
+class TaskSettings:
     """What a score depends on beside model and task.
 
     Attributes:
@@ -121,11 +124,6 @@ def plan_subjects(
 
 def run_subject(plan: Plan, run: Run) -> Subject:
     """The model at the end of a run."""
-    from megatron_lrpath.runs.checkpoints import CHECKPOINTS, checkpoint_folder
-    from megatron_lrpath.runs.lineage import checkpoint_fingerprint
-    from megatron_lrpath.training.checkpoints.parent import require_checkpoint
-    from megatron_lrpath.training.context import ParentCheckpoint
-
     folder = plan.folder(run)
     checkpoints = folder / CHECKPOINTS
     require_checkpoint(ParentCheckpoint(checkpoints, run.last_step))
@@ -135,7 +133,7 @@ def run_subject(plan: Plan, run: Run) -> Subject:
 
 
 def folder_subject(folder: Path) -> Subject:
-    """The model in a Hugging Face folder, known by the names, sizes and first bytes of its weights.
+    """The model in a Hugging Face folder, known by the names, sizes and sampled bytes of its weights.
 
     Raises:
         UserError: there is no such model.
@@ -143,15 +141,7 @@ def folder_subject(folder: Path) -> Subject:
     weights = sorted(folder.glob("*.safetensors"))
     if not (folder / "config.json").is_file() or not weights:
         raise UserError(f"{folder}: neither a plan nor a Hugging Face folder (config.json and safetensors)")
-    digest = hashlib.sha256()
-    for path in weights:
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size}\n".encode())
-        with path.open("rb") as stream:
-            for number in range(16):
-                stream.seek(size * number // 16)
-                digest.update(stream.read(65536))
-    return Subject(folder.resolve().name, folder, None, None, digest.hexdigest())
+    return Subject(folder.resolve().name, folder, None, None, files_fingerprint(weights))
 
 
 def results_of(subject: Subject) -> dict[str, Any]:
@@ -160,10 +150,10 @@ def results_of(subject: Subject) -> dict[str, Any]:
     return dict(stored.get("results", {})) if stored.get("checkpoint") == subject.fingerprint else {}
 
 
-def missing(subject: Subject, wanted: Sequence[Benchmark], settings: Settings) -> list[Benchmark]:
+def missing(subject: Subject, wanted: Sequence[Benchmark], settings: TaskSettings) -> list[Benchmark]:
     """The benchmarks that this model has not been measured on with these settings."""
-    known, said = results_of(subject), asdict(settings)
-    return [one for one in wanted if known.get(one.task, {}).get("settings") != said]
+    known, current = results_of(subject), asdict(settings)
+    return [one for one in wanted if known.get(one.task, {}).get("settings") != current]
 
 
 def add_result(subject: Subject, benchmark: Benchmark, result: dict[str, Any]) -> None:

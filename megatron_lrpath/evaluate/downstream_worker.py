@@ -19,8 +19,8 @@ from megatron_lrpath.console import quiet
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.evaluate.downstream import (
     Benchmark,
-    Settings,
     Subject,
+    TaskSettings,
     add_result,
     benchmarks,
     folder_subject,
@@ -28,6 +28,7 @@ from megatron_lrpath.evaluate.downstream import (
     run_subject,
 )
 from megatron_lrpath.evaluate.local_data import local_datasets
+from megatron_lrpath.export.card import origin_of
 from megatron_lrpath.files import atomic_write_text
 from megatron_lrpath.plan import Plan, load_plan
 
@@ -45,7 +46,7 @@ def task_manager() -> Any:
 class Harness:
     """The harness's tasks and this project's, loaded once and asked of one model after the other."""
 
-    def __init__(self, wanted: list[Benchmark], data: Path | None, settings: Settings) -> None:
+    def __init__(self, wanted: list[Benchmark], data: Path | None, settings: TaskSettings) -> None:
         self.settings, self.data = settings, data
         self.manager = task_manager()
         unknown = [one.task for one in wanted if one.task not in self.manager.all_tasks]
@@ -96,7 +97,7 @@ class Harness:
         return self._loaded[1]
 
 
-def result(benchmark: Benchmark, answers: dict[str, Any], settings: Settings) -> dict[str, Any]:
+def result(benchmark: Benchmark, answers: dict[str, Any], settings: TaskSettings) -> dict[str, Any]:
     """What is recorded of the harness's answer: score (0 to 1), samples, versions, and the subtasks' scores."""
     measured = answers["results"][benchmark.task]
     metric = benchmark.metric or first_metric(measured)
@@ -132,17 +133,12 @@ def version() -> str:
     return importlib.metadata.version("lm_eval")
 
 
-def quiet_harness() -> None:
-    """Leave the harness's own talk to its log: warnings and errors."""
-    logging.getLogger("lm_eval").setLevel(logging.WARNING)
-
-
 CACHE = "downstream"
 """The folder in a run's folder that holds the exported model and its answers until all is measured."""
 
 
-def parse(words: list[str]) -> argparse.Namespace:
-    """Our words; `lrpath eval --tasks` writes them."""
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The worker's arguments, as `lrpath eval --tasks` writes them."""
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__)
     parser.add_argument("source", type=Path)
     parser.add_argument("--runs", nargs="*", default=[], metavar="PARADIGM/RUN")
@@ -154,39 +150,39 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--batch-size", default="auto")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--force", action="store_true")
-    return parser.parse_args(words)
+    return parser.parse_args(argv)
 
 
-def main(words: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Measure; a user's error is one message and exit code 2."""
     quiet()
-    said = parse(sys.argv[1:] if words is None else words)
-    if said.task_data is not None:  # what is to be read is there; nobody is asked for it
+    args = parse(sys.argv[1:] if argv is None else argv)
+    if args.task_data is not None:  # what is to be read is there; nobody is asked for it
         os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     try:
-        measure(said)
+        measure(args)
     except UserError as error:
         print(f"lrpath: error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
 
 
-def measure(said: argparse.Namespace) -> None:
+def measure(args: argparse.Namespace) -> None:
     """Measure every subject on every benchmark that is missing; a line for each result."""
     import torch
 
-    quiet_harness()
-    device = said.device
+    logging.getLogger("lm_eval").setLevel(logging.WARNING)  # the harness's own talk stays in its log
+    device = args.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    settings = Settings(said.limit, said.num_fewshot, said.chat)
-    wanted = benchmarks(said.tasks)
-    harness = Harness(wanted, said.task_data, settings)
-    batch_size = "8" if said.batch_size == "auto" and device == "cpu" else said.batch_size
-    plan = None if said.source.is_dir() else load_plan(said.source)
-    for subject in subjects(said, plan):
-        if said.force:
+    settings = TaskSettings(args.limit, args.num_fewshot, args.chat)
+    wanted = benchmarks(args.tasks)
+    harness = Harness(wanted, args.task_data, settings)
+    batch_size = "8" if args.batch_size == "auto" and device == "cpu" else args.batch_size
+    plan = None if args.source.is_dir() else load_plan(args.source)
+    for subject in subjects(args, plan):
+        if args.force:
             shutil.rmtree(subject.folder / CACHE, ignore_errors=True)
-        left = wanted if said.force else missing(subject, wanted, settings)
+        left = wanted if args.force else missing(subject, wanted, settings)
         if left:
             model = model_folder(subject, plan)
             for benchmark in left:
@@ -194,11 +190,11 @@ def measure(said: argparse.Namespace) -> None:
         shutil.rmtree(subject.folder / CACHE, ignore_errors=True)
 
 
-def subjects(said: argparse.Namespace, plan: Plan | None) -> list[Subject]:
-    """The models that the words name."""
+def subjects(args: argparse.Namespace, plan: Plan | None) -> list[Subject]:
+    """The models that the arguments name."""
     if plan is None:
-        return [folder_subject(said.source)]
-    names = (name.partition("/") for name in said.runs)
+        return [folder_subject(args.source)]
+    names = (name.partition("/") for name in args.runs)
     return [run_subject(plan, plan.run(paradigm, run)) for paradigm, _, run in names]
 
 
@@ -224,8 +220,7 @@ def model_folder(subject: Subject, plan: Plan | None) -> Path:
     """
     if subject.checkpoint is None or plan is None or subject.run is None or subject.step is None:
         return subject.folder
-    from megatron_lrpath.export.card import origin_of
-    from megatron_lrpath.export.folder import Wishes, export_checkpoint
+    from megatron_lrpath.export.folder import Wishes, export_checkpoint  # imports torch and its checkpoints
 
     target = subject.folder / CACHE / "model"
     note = target.with_name("model.checkpoint")

@@ -82,41 +82,24 @@ def by_split(folder: Path) -> dict[str, list[Path]]:
 
 
 def read_rows(files: list[Path]) -> Rows:
-    """The rows of files of one split; every value of a CSV is text."""
-    return [row for path in files for row in READERS[path.suffix](path)]
+    """The rows of files of one split."""
+    return [row for path in files for row in read_file(path)]
 
 
-def read_parquet(path: Path) -> Rows:
-    """Rows of a Parquet file."""
-    import pyarrow.parquet
+def read_file(path: Path) -> Rows:
+    """The rows of a file; every value of a CSV is text. A `.json` holds a list, or JSON lines."""
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
 
-    rows: Rows = pyarrow.parquet.read_table(path).to_pylist()
-    return rows
-
-
-def read_jsonl(path: Path) -> Rows:
-    """Rows of JSON lines."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-
-
-def read_json_file(path: Path) -> Rows:
-    """Rows of a JSON list, or of JSON lines under that ending."""
+        rows: Rows = pyarrow.parquet.read_table(path).to_pylist()
+        return rows
+    if path.suffix == ".csv":
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            return list(csv.DictReader(stream))
     text = path.read_text(encoding="utf-8")
-    return list(json.loads(text)) if text.lstrip().startswith("[") else read_jsonl(path)
-
-
-def read_csv(path: Path) -> Rows:
-    """Rows of a CSV file."""
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        return list(csv.DictReader(stream))
-
-
-READERS: dict[str, Callable[[Path], Rows]] = {
-    ".parquet": read_parquet,
-    ".jsonl": read_jsonl,
-    ".json": read_json_file,
-    ".csv": read_csv,
-}
+    if path.suffix == ".json" and text.lstrip().startswith("["):
+        return list(json.loads(text))
+    return [json.loads(line) for line in text.splitlines() if line.strip()]
 
 
 def own_folder(folder: Path | None, dataset: str) -> Path:

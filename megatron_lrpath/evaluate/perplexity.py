@@ -1,22 +1,158 @@
-"""The mean token loss of a model over the whole validation set, each token once, for every domain too."""
+"""Perplexities of a plan's checkpoints, in one process group: the mean token loss over the whole validation set."""
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.core import mpu
+from megatron.core.enums import ModelType
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.rerun_state_machine import RerunMode, get_rerun_state_machine
-from megatron.training import get_args
+from megatron.training import get_args, training
+from megatron.training.checkpointing import load_checkpoint
 from torch.utils.data import default_collate
 
+from megatron_lrpath.data.slice import open_validation
+from megatron_lrpath.data.versioned import build_validation
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.files import atomic_write_json
+from megatron_lrpath.plan import Plan
+from megatron_lrpath.runs.checkpoints import CHECKPOINTS, MANIFEST, checkpoint_folder
+from megatron_lrpath.runs.results import EVALUATION, Target, add_along
+from megatron_lrpath.sft.dataset import build_packed_validation
+from megatron_lrpath.training import seams, setup
+from megatron_lrpath.training.checkpoints import parent, start
+from megatron_lrpath.training.checkpoints.ahead import ReadAhead
+from megatron_lrpath.training.context import ParentCheckpoint
+from megatron_lrpath.training.datasets import dataset_config
 from megatron_lrpath.training.forward import ForwardStep
+from megatron_lrpath.training.guards.peers import Ranks, own_store
+from megatron_lrpath.training.pretrain import set_single_process_environment
+from megatron_lrpath.training.session import Session
 
 # Micro-batches that one call of the pipeline schedule carries.
 CHUNK = 64
+
+
+@dataclass
+class ValidationSets:
+    """The plan's fixed validation set; for fine-tunings the held-out answers, too, where there are any.
+
+    `fingerprint` is that of the validation slice; `answers_length` is the answers' length; `args` are Megatron's
+    arguments, which carry the length in use.
+    """
+
+    args: Any
+    validation: Any
+    fingerprint: str
+    answers: Any = None
+    answers_length: int = 0
+
+    def evaluate(self, model: list[Any]) -> dict[str, Any]:
+        """The content of `eval.json` but for the step; held-out answers under `answers`."""
+        found = evaluate_model(model, self.validation) | {"validation": self.fingerprint}
+        if self.answers is None:
+            return found
+        usual, self.args.seq_length = self.args.seq_length, self.answers_length
+        answers = evaluate_model(model, self.answers, packed=True)
+        self.args.seq_length = usual
+        return found | {"answers": {name: answers[name] for name in ("loss", "perplexity", "tokens")}}
+
+
+def evaluate_targets(plan: Plan, targets: list[Target], device: str, extra: list[str]) -> None:
+    """Evaluate each checkpoint and write its evaluation, see `write_evaluation`; `device` is activated already."""
+    session = Session(device)
+    set_single_process_environment()
+    seams.apply(session)
+    argv = ["--plan", str(plan.path), "--paradigm", targets[0].run.paradigm, "--run", targets[0].run.name]
+    argv += ["--tensorboard-dir", "", *extra]  # an evaluation adds nothing to the training's records
+    args = setup.arguments(session, argv)
+    model, sets = build(session, plan, args)
+    for target in targets:
+        if load_weights(plan, target, args, model):
+            write_evaluation(plan, target, model, sets)
+    setup.end(session)
+
+
+def build(session: Session, plan: Plan, args: Any) -> tuple[list[Any], ValidationSets]:
+    """The model with random weights, and what it is evaluated on."""
+    args.skip_train, args.load, args.no_load_rng = True, None, True
+    training.initialize_megatron(store=own_store())
+    model, _, _ = training.setup_model_and_optimizer(
+        ModelType.encoder_or_decoder,
+        cfg_container=setup.configuration(args),
+        pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
+    )
+    seq_length, args.seq_length = args.seq_length, plan.batch.seq_length
+    held_out = open_validation(plan.data)
+    dataset = build_validation(held_out, dataset_config(args, versioned=True))
+    sets = ValidationSets(args, dataset, held_out.fingerprint)
+    context = session.context
+    if context is not None and context.prepared is not None:
+        sets.answers, sets.answers_length = build_packed_validation(context.prepared), seq_length
+    return model, sets
+
+
+def load_weights(plan: Plan, target: Target, args: Any, model: list[Any]) -> bool:
+    """Load the checkpoint's weights; False where it is one along the main path that the training has since removed.
+
+    Raises:
+        UserError: that checkpoint is missing, damaged or of another model.
+    """
+    folder, step = plan.folder(target.run) / CHECKPOINTS, target.step
+    if target.at is None:
+        parent.require_checkpoint(ParentCheckpoint(folder, step))
+    elif removed(folder, step):
+        return False
+    if problems := damage(folder, step):
+        if target.at is not None and removed(folder, step):
+            return False
+        raise UserError(
+            f"{folder}: the checkpoint of step {step} is damaged: {'; '.join(problems)}. Restore it from "
+            "a backup, or train the run anew."
+        )
+    parent.check_model(args, folder, step, weights_only=target.run.kind == "sft")
+    args.load, args.ckpt_step = str(folder), step
+    args.no_load_optim, args.no_load_rng, args.exit_on_missing_checkpoint = True, True, True
+    load_checkpoint(model, None, None)
+    return True
+
+
+def removed(folder: Path, step: int) -> bool:
+    """Whether a checkpoint is not there any more, as rank 0 sees it."""
+    found = [not checkpoint_folder(folder, step).exists()]
+    torch.distributed.broadcast_object_list(found, src=0)
+    return found[0]
+
+
+def damage(folder: Path, step: int) -> list[str]:
+    """What is wrong with a checkpoint's files, in words; every rank reads its share and learns what all found."""
+    ranks = Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), store=None)
+    mine = start.damage(folder, step, "sizes", ranks, ReadAhead())
+    if not mine and (checkpoint_folder(folder, step) / MANIFEST).exists():
+        mine = start.content_problems(checkpoint_folder(folder, step), ranks, ReadAhead())
+    found: list[list[str]] = [[]] * ranks.world
+    torch.distributed.all_gather_object(found, mine)
+    return sorted({problem for part in found for problem in part})
+
+
+def write_evaluation(plan: Plan, target: Target, model: list[Any], sets: ValidationSets) -> None:
+    """Evaluate the loaded weights; rank 0 writes the file, along the main path one of all steps."""
+    evaluation = {"step": target.step, **sets.evaluate(model)}
+    if int(os.environ["RANK"]) == 0:
+        folder = plan.folder(target.run)
+        if target.at is None:
+            atomic_write_json(folder / EVALUATION, evaluation)
+        else:
+            add_along(folder, evaluation)
+        print(f"evaluated {target.name} {evaluation['perplexity']:.4f}", flush=True)
 
 
 def micro_batches(dataset: Any, samples: Sequence[int], size: int) -> Iterator[dict[str, Any]]:
@@ -26,8 +162,8 @@ def micro_batches(dataset: Any, samples: Sequence[int], size: int) -> Iterator[d
     """
     rank, world = mpu.get_data_parallel_rank(), mpu.get_data_parallel_world_size()
     stride = size * world
-    for start in range(0, len(samples), stride):
-        mine = range(start + rank * size, start + (rank + 1) * size)
+    for first in range(0, len(samples), stride):
+        mine = range(first + rank * size, first + (rank + 1) * size)
         yield default_collate([dataset[samples[i] if i < len(samples) else None] for i in mine])
 
 
@@ -81,8 +217,8 @@ def reduced(total: torch.Tensor) -> tuple[float, int]:
 def evaluate_model(model: list[Any], dataset: Any, packed: bool = False) -> dict[str, Any]:
     """Loss (nats a token), perplexity and tokens of the whole validation set and of each domain.
 
-    The whole is exp of the mean over all tokens, not a mean of the domains' perplexities. `packed`: the set
-    consists of packed samples.
+    The whole is exp of the mean over all tokens, not a mean of the domains' perplexities. With `packed`
+    the set consists of packed samples.
     """
     for chunk in model:
         chunk.eval()

@@ -159,7 +159,9 @@ def to_config(model: Architecture, dtype: str, tokens: dict[str, int]) -> dict[s
         "rms_norm_eps": model.norm_epsilon,
         # Both spellings: transformers 4 reads rope_theta and rope_scaling, 5 takes them over.
         "rope_theta": model.rope_theta,
-        "rope_scaling": rope_scaling(model),
+        "rope_scaling": None
+        if model.rope_factor is None
+        else {"rope_type": "llama3", "factor": model.rope_factor, **ROPE_STRETCH},
         "attention_dropout": 0.0,
         "tie_word_embeddings": model.tied,
         "use_cache": True,
@@ -173,13 +175,6 @@ def to_config(model: Architecture, dtype: str, tokens: dict[str, int]) -> dict[s
         "attention_bias": model.linear_bias,
         "mlp_bias": model.linear_bias,
     }
-
-
-def rope_scaling(model: Architecture) -> dict[str, Any] | None:
-    """LLaMA 3's stretching in `config.json`'s words."""
-    if model.rope_factor is None:
-        return None
-    return {"rope_type": "llama3", "factor": model.rope_factor, **ROPE_STRETCH}
 
 
 def from_config(config: dict[str, Any]) -> Architecture:

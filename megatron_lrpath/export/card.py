@@ -6,10 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from megatron_lrpath.data.slice import open_slices
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.export.architecture import CLASSES, Architecture
 from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.plan.wording import mix_text
+from megatron_lrpath.runs.lineage import LINEAGE
+from megatron_lrpath.runs.results import EVALUATION, read_json
+from megatron_lrpath.schedule import Schedule
 
 KINDS = {
     "main": "the main path of learning-rate path switching (constant rate after the warm-up; not decayed)",
@@ -34,9 +38,6 @@ class Origin:
 
 def origin_of(plan: Plan, run: Run, step: int) -> Origin:
     """What the plan, the run's folder and its slices say of the run."""
-    from megatron_lrpath.runs.lineage import LINEAGE
-    from megatron_lrpath.runs.results import EVALUATION, read_json
-
     folder = plan.folder(run)
     evaluation = read_json(folder / EVALUATION)
     if evaluation is not None and evaluation.get("step") != step:
@@ -46,8 +47,6 @@ def origin_of(plan: Plan, run: Run, step: int) -> Origin:
 
 def data_of(plan: Plan, run: Run) -> dict[str, dict[str, int]]:
     """Tokens of each domain in the slices of the versions up to the run's own; none where slices are gone."""
-    from megatron_lrpath.data.slice import open_slices
-
     names = [version.name for version in plan.versions[: run.version_index]]
     try:
         return {one.name: one.tokens_by_domain for one in open_slices(plan.data, names, verify=False)}
@@ -88,23 +87,23 @@ def architecture_table(model: Architecture, dtype: str) -> str:
     return table(("model", ""), rows)
 
 
+def rates(schedule: Schedule) -> str:
+    """A schedule in a few words."""
+    return f"{schedule.style}, {schedule.max_lr:g} to {schedule.min_lr:g}, warm-up {schedule.warmup:,} steps"
+
+
 def fine_tuning(plan: Plan, run: Run, origin: Origin) -> str:
     """The fine-tuning: data, schedule and steps; the table of the version's own training follows it."""
     sft = plan.sft
     assert sft is not None
     assert run.parent is not None
-    rate, batch = sft.schedule, sft.batch
+    batch = sft.batch
     rows = [
         ("run", f"{run.name}: {KINDS[run.kind]}"),
         ("starts from", f"the weights of {run.parent.run}, step {run.parent.step:,}"),
-        (
-            "steps",
-            f"{origin.step:,} of {run.last_step:,}, {sft.epochs} epochs"
-            if sft.epochs
-            else f"{origin.step:,}",
-        ),
+        ("steps", f"{origin.step:,}" + (f" of {run.last_step:,}, {sft.epochs} epochs" if sft.epochs else "")),
         ("a step", f"{batch.global_batch_size:,} packed samples of {batch.seq_length:,} positions"),
-        ("schedule", f"{rate.style}, {rate.max_lr:g} to {rate.min_lr:g}, warm-up {rate.warmup:,} steps"),
+        ("schedule", rates(sft.schedule)),
         ("data", ", ".join(sft.data)),
         ("chat template", sft.template),
         ("seed", sft.seed),
@@ -123,7 +122,6 @@ def training(plan: Plan, run: Run, origin: Origin) -> str:
     """Plan, version, paradigm, schedule and steps."""
     if run.kind == "sft":
         return fine_tuning(plan, run, origin)
-    schedule = plan.schedule
     version = plan.versions[run.version_index - 1]
     rows = [
         ("plan", plan.name),
@@ -133,11 +131,7 @@ def training(plan: Plan, run: Run, origin: Origin) -> str:
         ("steps", f"{run.first_step:,} to {origin.step:,} of {run.last_step:,}"),
         ("tokens a step", f"{plan.batch.tokens:,}"),
         ("tokens seen", f"{plan.tokens(origin.step):,}"),
-        (
-            "schedule",
-            f"{schedule.style}, {schedule.max_lr:g} to {schedule.min_lr:g}, warm-up {schedule.warmup:,} "
-            "steps",
-        ),
+        ("schedule", rates(plan.schedule)),
         ("seed", plan.seed),
     ]
     if run.paradigm == "ours":
@@ -182,7 +176,7 @@ def provenance(origin: Origin) -> str:
     if not origin.lineage or not origin.lineage.get("starts"):
         return ""
     last = origin.lineage["starts"][-1]
-    rows = [(name, version) for name, version in last.get("packages", {}).items()]
+    rows = list(last.get("packages", {}).items())
     rows += [("git commit", last["git_commit"])] if last.get("git_commit") else []
     rows += [("identity of the run", origin.lineage.get("identity_hash", ""))]
     slices = origin.lineage.get("identity", {}).get("slices", {})

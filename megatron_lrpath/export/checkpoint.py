@@ -23,7 +23,14 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import LoadPlan, ReadItem, TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.planner import (
+    LoadItemType,
+    LoadPlan,
+    ReadItem,
+    TensorWriteData,
+    WriteItem,
+    WriteItemType,
+)
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from megatron_lrpath.errors import UserError
@@ -56,17 +63,18 @@ class CheckpointReader:
             self.metadata: Metadata = load_metadata(stream.read(), folder / ".metadata")
         self.reader.set_up_storage_reader(self.metadata, is_coordinator=True)
 
+    @property
+    def entries(self) -> dict[str, Any]:
+        """What the checkpoint's metadata say of each tensor and object, by name."""
+        return self.metadata.state_dict_metadata
+
     @cached_property
     def args(self) -> Any:
         """The Megatron arguments that the checkpoint was saved under."""
         from megatron.core import dist_checkpointing
 
-        return self.common(dist_checkpointing)["args"]
-
-    def common(self, dist_checkpointing: Any) -> dict[str, Any]:
-        """What the checkpoint holds besides tensors."""
         try:
-            return dict(dist_checkpointing.load_common_state_dict(str(self.folder)))
+            return dist_checkpointing.load_common_state_dict(str(self.folder))["args"]
         except Exception as error:
             raise UserError(
                 f"{self.folder}: the checkpoint's arguments cannot be read ({error}); restore it or take "
@@ -77,7 +85,7 @@ class CheckpointReader:
         """The names of the model's tensors, layers' numbers left out."""
         names = (
             name
-            for name, entry in self.metadata.state_dict_metadata.items()
+            for name, entry in self.entries.items()
             if isinstance(entry, TensorStorageMetadata) and name.startswith(MODEL_PREFIXES)
         )
         return {unnumbered(name) for name in names}
@@ -86,16 +94,11 @@ class CheckpointReader:
         """The type in which a tensor is stored."""
         return self.find(key, 0)[1].properties.dtype
 
-    def rows(self, key: str) -> int:
-        """The first dimension of a tensor outside of the layers."""
-        return int(self.find(key, None)[1].size[0])
-
     def find(self, key: str, layer: int | None) -> tuple[str, TensorStorageMetadata]:
         """A tensor's name and entry: layers are stacked under one name, or have a number in theirs."""
-        entries = self.metadata.state_dict_metadata
         numbered = f"{LAYERS}{layer}.{key.removeprefix(LAYERS)}" if key.startswith(LAYERS) else key
         for name in (key, numbered):
-            entry = entries.get(name)
+            entry = self.entries.get(name)
             if isinstance(entry, TensorStorageMetadata):
                 return name, entry
         raise UserError(f"{self.folder}: the checkpoint has no tensor {key}; it is of another model.")
@@ -112,20 +115,40 @@ class CheckpointReader:
         wanted = torch.Size((*(1 for _ in lead), *shape))
         offsets = torch.Size((*lead, *(0 for _ in shape)))
         self.check_fits(name, entry, offsets, wanted, stacked)
-        items = create_read_items_for_chunk_list(name, entry, [ChunkStorageMetadata(offsets, wanted)])
-        if sum(math.prod(item.lengths) for item in items) != math.prod(wanted):
+        return self._stretch(name, entry, ChunkStorageMetadata(offsets, wanted)).view(tuple(shape))
+
+    def tensor(self, name: str) -> Tensor:
+        """A whole tensor by its name in the checkpoint; raises as `read`."""
+        entry = self.entries[name]
+        return self._stretch(name, entry, ChunkStorageMetadata(torch.Size([0] * len(entry.size)), entry.size))
+
+    def raw(self, name: str) -> bytes:
+        """The bytes of an entry that is no tensor, as they are."""
+        index, nowhere = MetadataIndex(name), torch.Size([0])
+        item = ReadItem(LoadItemType.BYTE_IO, index, nowhere, index, nowhere, nowhere)
+        into = _Into(torch.empty(0))
+        self._read_items(name, [item], into)
+        return into.raw
+
+    def _stretch(self, name: str, entry: TensorStorageMetadata, stretch: ChunkStorageMetadata) -> Tensor:
+        """A stretch of a tensor, put together from the pieces that were saved."""
+        items = create_read_items_for_chunk_list(name, entry, [stretch])
+        if sum(math.prod(item.lengths) for item in items) != math.prod(stretch.sizes):
             raise UserError(
                 f"{self.folder}: the checkpoint holds only parts of {name}; restore it or take another step."
             )
-        target = torch.empty(wanted, dtype=entry.properties.dtype)
+        into = _Into(torch.empty(stretch.sizes, dtype=entry.properties.dtype))
+        self._read_items(name, items, into)
+        return into.target
+
+    def _read_items(self, name: str, items: list[ReadItem], into: _Into) -> None:
         try:
-            self.reader.read_data(LoadPlan(items), _Into(target))  # type: ignore[arg-type]
+            self.reader.read_data(LoadPlan(items), into)  # type: ignore[arg-type]
         except (OSError, RuntimeError, EOFError, AssertionError, pickle.UnpicklingError) as error:
             raise UserError(
                 f"{self.folder}: {name} cannot be read ({error}); restore the checkpoint or take another "
                 "step."
             ) from None
-        return target.view(tuple(shape))
 
     def check_fits(
         self, name: str, entry: TensorStorageMetadata, offsets: torch.Size, wanted: torch.Size, stacked: bool
@@ -141,10 +164,11 @@ class CheckpointReader:
 
 
 class _Into:
-    """The part of a load planner that a storage reader calls: where each piece of a tensor goes."""
+    """The part of a load planner that a storage reader calls: where each piece of a tensor, or an object, goes."""
 
     def __init__(self, target: Tensor) -> None:
         self.target = target
+        self.raw = b""
 
     def resolve_tensor(self, item: ReadItem) -> Tensor:
         """The part of the target that the piece fills."""
@@ -155,6 +179,10 @@ class _Into:
 
     def commit_tensor(self, item: ReadItem, tensor: Tensor) -> None:
         """Nothing is left to do: the part is a view."""
+
+    def load_bytes(self, item: ReadItem, value: io.BytesIO) -> None:
+        """Keep an object's bytes without unpickling them."""
+        self.raw = value.getvalue()
 
 
 def unnumbered(name: str) -> str:
@@ -170,15 +198,14 @@ COMMON = "common_state/shard_0_1"
 
 
 @dataclass(frozen=True)
-class Slot:
+class CheckpointTensor:
     """A tensor to write, whole or the share of one layer in a tensor of all layers.
 
     Attributes:
         key: its name in the checkpoint.
         shape: of what is written, without the layers' axis.
         dtype: its type.
-        layer, layers: its place on the layers' axis and the axis's length; None for a tensor outside of the
-        layers.
+        layer, layers: its place on the layers' axis (None outside of the layers) and the axis's length.
     """
 
     key: str
@@ -203,31 +230,33 @@ class Slot:
 class StreamingPlanner(DefaultSavePlanner):
     """Asks for each tensor when it is its turn to be written, so that one is in memory at a time."""
 
-    def __init__(self, slots: Sequence[Slot], value: Callable[[Slot], Tensor]) -> None:
+    def __init__(
+        self, tensors: Sequence[CheckpointTensor], value: Callable[[CheckpointTensor], Tensor]
+    ) -> None:
         super().__init__(flatten_state_dict=False)
-        self.slots = {slot.write_item().index: slot for slot in slots}
+        self.tensors = {tensor.write_item().index: tensor for tensor in tensors}
         self.value = value
 
     def create_local_plan(self) -> SavePlan:
         """Entries of the tensors, and of what the state dict itself holds."""
         plan = super().create_local_plan()
-        self.plan = SavePlan([*(slot.write_item() for slot in self.slots.values()), *plan.items])
+        self.plan = SavePlan([*(tensor.write_item() for tensor in self.tensors.values()), *plan.items])
         return self.plan
 
     def resolve_data(self, write_item: WriteItem) -> Tensor | io.BytesIO:
         """A tensor, made now; or an object of the state dict."""
-        slot = self.slots.get(write_item.index)
-        if slot is None:
+        announced = self.tensors.get(write_item.index)
+        if announced is None:
             return super().resolve_data(write_item)
-        tensor = self.value(slot).to(slot.dtype)
         assert write_item.tensor_data is not None
-        return tensor.reshape(write_item.tensor_data.chunk.sizes).contiguous()
+        sizes = write_item.tensor_data.chunk.sizes
+        return self.value(announced).to(announced.dtype).reshape(sizes).contiguous()
 
 
 def write_checkpoint(
     folder: Path,
-    slots: Sequence[Slot],
-    value: Callable[[Slot], Tensor],
+    tensors: Sequence[CheckpointTensor],
+    value: Callable[[CheckpointTensor], Tensor],
     common: dict[str, Any],
     objects: list[str],
 ) -> None:
@@ -235,8 +264,8 @@ def write_checkpoint(
 
     Args:
         folder: of the one step; made if missing.
-        slots: every tensor.
-        value: makes the tensor of a slot; called once for each.
+        tensors: every tensor.
+        value: makes a tensor's values; called once for each.
         common: what the checkpoint holds besides tensors: arguments, iteration.
         objects: names of the modules' empty extra states, which Megatron looks for.
     """
@@ -247,7 +276,7 @@ def write_checkpoint(
         save(
             state,
             storage_writer=FileSystemWriter(folder, single_file_per_rank=True, thread_count=1),
-            planner=StreamingPlanner(slots, value),
+            planner=StreamingPlanner(tensors, value),
             no_dist=True,
         )
     # Last, as Megatron does: it shows that the rest is whole.

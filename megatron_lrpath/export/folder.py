@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +12,7 @@ from megatron_lrpath.export import architecture
 from megatron_lrpath.export.card import Origin, model_card
 from megatron_lrpath.export.checkpoint import CheckpointReader
 from megatron_lrpath.export.weights import stored_dtype, write_weights
-from megatron_lrpath.files import atomic_write_json, atomic_write_text, current_umask
+from megatron_lrpath.files import appearing_folder, atomic_write_json, atomic_write_text
 from megatron_lrpath.tokenizers.files import TokenizerFiles, find_tokenizer, write_tokenizer
 
 STORED = "lrpath_chat"  # among the arguments of a fine-tuned checkpoint
@@ -84,9 +80,9 @@ def add_control_tokens(chat: Chat, path: Path) -> None:
     if not chat.control_tokens:
         return
     tokenizer = Tokenizer.from_file(str(path))
-    words = sorted(chat.control_tokens, key=lambda word: chat.control_tokens[word])
-    tokenizer.add_special_tokens([AddedToken(word, special=True, normalized=False) for word in words])
-    got = {word: tokenizer.token_to_id(word) for word in words}
+    tokens = sorted(chat.control_tokens, key=lambda token: chat.control_tokens[token])
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens])
+    got = {token: tokenizer.token_to_id(token) for token in tokens}
     if got != chat.control_tokens:
         raise UserError(
             f"the tokenizer gives the control tokens the ids {got}, the training had {chat.control_tokens}: is it "
@@ -131,22 +127,21 @@ class Exported:
 def export_checkpoint(checkpoint: Path, target: Path, origin: Origin, wishes: Wishes) -> Exported:
     """Write the model of one `torch_dist` checkpoint as a Hugging Face folder.
 
-    Args:
-        checkpoint: the folder of one step.
-        target: the folder to write; its name is the model's name in the card.
-        origin: what is known of the model, for the card.
-        wishes: the user's choices.
+    `checkpoint` is the folder of one step; the name of `target` is the model's name in the card, which says
+    what `origin` knows of it.
 
     Raises:
         UserError: the checkpoint, its tokenizer or the target cannot be used; nothing is left behind then.
     """
     refuse_target(target, wishes.force)
     reader = CheckpointReader(checkpoint)
-    tokenizer, chat = run_tokenizer(reader.args, wishes), stored_chat(reader.args)
+    args, chat = reader.args, stored_chat(reader.args)
+    place = wishes.tokenizer or args.tokenizer_model
+    tokenizer = find_tokenizer(args.tokenizer_type, place, args, wishes.vocab_size)
     # An imported model may have more rows than its tokenizer has tokens.
-    rows = wishes.vocab_size or getattr(reader.args, IMPORTED_VOCABULARY, None) or tokenizer.vocab_size
+    rows = wishes.vocab_size or getattr(args, IMPORTED_VOCABULARY, None) or tokenizer.vocab_size
     rows = max(rows, chat.rows if chat else 0)
-    model = architecture.from_megatron(reader.args, rows)
+    model = architecture.from_megatron(args, rows)
     dtype = wishes.dtype or stored_dtype(reader)
     with appearing_folder(target) as folder:
         weights = write_weights(reader, model, folder, wishes.dtype, wishes.shard_bytes)
@@ -156,13 +151,6 @@ def export_checkpoint(checkpoint: Path, target: Path, origin: Origin, wishes: Wi
         atomic_write_json(folder / "generation_config.json", generation_config(tokenizer, chat))
         atomic_write_text(folder / "README.md", model_card(target.name, model, dtype, origin, notes))
     return Exported(target, architecture.CLASSES[model.kind], weights, notes)
-
-
-def run_tokenizer(args: Any, wishes: Wishes) -> TokenizerFiles:
-    """The tokenizer that the checkpoint's arguments name, at the user's place for it."""
-    return find_tokenizer(
-        args.tokenizer_type, wishes.tokenizer or args.tokenizer_model, args, wishes.vocab_size
-    )
 
 
 def generation_config(tokenizer: TokenizerFiles, chat: Chat | None) -> dict[str, Any]:
@@ -184,19 +172,3 @@ def refuse_target(target: Path, force: bool) -> None:
         raise UserError(f"{target}: exists and is not an exported model; name another --output.")
     if not force:
         raise UserError(f"{target}: there is an exported model already; --force replaces it.")
-
-
-@contextmanager
-def appearing_folder(target: Path) -> Iterator[Path]:
-    """A new folder beside `target` that takes its place once the block ends without an error."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
-    try:
-        yield folder
-        folder.chmod(0o777 & ~current_umask())
-        if target.exists():
-            shutil.rmtree(target)
-        folder.rename(target)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise

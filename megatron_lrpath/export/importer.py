@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ from torch import Tensor
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.export import architecture
 from megatron_lrpath.export.architecture import Architecture
-from megatron_lrpath.export.checkpoint import Slot, write_checkpoint
-from megatron_lrpath.export.folder import IMPORTED_VOCABULARY, appearing_folder
+from megatron_lrpath.export.checkpoint import CheckpointTensor, write_checkpoint
+from megatron_lrpath.export.folder import IMPORTED_VOCABULARY
 from megatron_lrpath.export.safetensors_files import SafetensorsFolder
-from megatron_lrpath.export.weights import OUTPUT, Source, sources
-from megatron_lrpath.files import atomic_write_text
+from megatron_lrpath.export.weights import OUTPUT, TensorMapping, tensor_mappings
+from megatron_lrpath.files import appearing_folder, atomic_write_text
 from megatron_lrpath.runs.checkpoints import TRACKER
 from megatron_lrpath.tokenizers.files import HUGGING_FACE, MODEL_FILE, NO_TOKENIZER, ORIGIN, copy_files
 from megatron_lrpath.training.checkpoints.parent import RELEASE
@@ -36,8 +36,7 @@ def import_folder(source: Path, target: Path, dtype: torch.dtype | None = None) 
     """Write `target` as a folder of Megatron checkpoints holding the model of `source`.
 
     Beside the weights there are the tokenizer's files and `plan.yaml`, the lines that a plan needs. Only
-    JSON and
-    safetensors are read; code in the folder is never run.
+    JSON and safetensors are read; code in the folder is never run.
 
     Args:
         source: a LLaMA or Qwen2 folder.
@@ -49,41 +48,31 @@ def import_folder(source: Path, target: Path, dtype: torch.dtype | None = None) 
     """
     if target.exists() and any(target.iterdir()):
         raise UserError(f"{target}: exists and is not empty; name another --output.")
-    model = architecture.from_config(read_json(source / "config.json"))
+    model = architecture.from_config(read_object(source / "config.json"))
     with SafetensorsFolder(source) as weights, appearing_folder(target) as folder:
         check_weights(model, weights)
-        by_slot = dict(slots(model, weights, dtype))
+        mappings: dict[CheckpointTensor, TensorMapping] = {}
+        for mapping in tensor_mappings(model):
+            stored = dtype or weights.dtype(mapping.pieces[0].name)
+            tensor = CheckpointTensor(mapping.key, mapping.shape, stored, mapping.layer, model.layers)
+            mappings[tensor] = mapping
         tokenizer = import_tokenizer(source, folder, target)
-        common = common_state(model, next(iter(by_slot)).dtype, tokenizer)
-        write_checkpoint(
-            folder / RELEASE,
-            list(by_slot),
-            lambda slot: joined(by_slot[slot], weights),
-            common,
-            extra_states(model.layers),
-        )
-        atomic_write_text(folder / SNIPPET, plan_lines(model, tokenizer, target, by_slot))
+
+        def joined(tensor: CheckpointTensor) -> Tensor:
+            """The tensor from its pieces."""
+            mapping = mappings[tensor]
+            return mapping.join([weights.read(piece.name) for piece in mapping.pieces])
+
+        common = common_state(model, next(iter(mappings)).dtype, tokenizer)
+        write_checkpoint(folder / RELEASE, list(mappings), joined, common, extra_states(model.layers))
+        atomic_write_text(folder / SNIPPET, plan_lines(model, tokenizer, target, list(mappings)))
         atomic_write_text(folder / TRACKER, RELEASE)
     return model
 
 
-def slots(
-    model: Architecture, weights: SafetensorsFolder, dtype: torch.dtype | None
-) -> Iterator[tuple[Slot, Source]]:
-    """Every tensor of the checkpoint and what it is put together from."""
-    for source in sources(model):
-        stored = dtype or weights.dtype(source.pieces[0].name)
-        yield Slot(source.key, source.shape, stored, source.layer, model.layers), source
-
-
-def joined(source: Source, weights: SafetensorsFolder) -> Tensor:
-    """One Megatron tensor from its pieces."""
-    return source.join([weights.read(piece.name) for piece in source.pieces])
-
-
 def check_weights(model: Architecture, weights: SafetensorsFolder) -> None:
     """Stop where the folder's tensors are not the model's: missing, unknown or of another shape."""
-    pieces = {piece.name: piece.shape for source in sources(model) for piece in source.pieces}
+    pieces = {piece.name: piece.shape for source in tensor_mappings(model) for piece in source.pieces}
     optional = {"lm_head.weight"} if model.tied else set()
     unknown = [name for name in weights.places if name not in pieces and name not in optional]
     wrong = [f"{name} is not there" for name in pieces if name not in weights.places]
@@ -100,12 +89,9 @@ def check_weights(model: Architecture, weights: SafetensorsFolder) -> None:
 def common_state(model: Architecture, dtype: torch.dtype, tokenizer: dict[str, str] | None) -> dict[str, Any]:
     """What Megatron and this package read of a checkpoint besides its tensors."""
     arguments = architecture.to_megatron(model)
+    renamed = ("disable_bias_linear", "norm_epsilon")
     args = argparse.Namespace(
-        **{
-            name: value
-            for name, value in arguments.items()
-            if name not in ("disable_bias_linear", "norm_epsilon")
-        },
+        **{name: value for name, value in arguments.items() if name not in renamed},
         layernorm_epsilon=model.norm_epsilon,
         add_bias_linear=model.linear_bias,
         add_position_embedding=True,
@@ -121,12 +107,13 @@ def common_state(model: Architecture, dtype: torch.dtype, tokenizer: dict[str, s
         special_tokens=None,
         **{IMPORTED_VOCABULARY: model.vocab_size},
     )
-    for name in (
+    switches = (
         "add_qkv_bias",
         "group_query_attention",
         "untie_embeddings_and_output_weights",
         "use_rope_scaling",
-    ):
+    )
+    for name in switches:
         setattr(args, name, bool(getattr(args, name, False)))
     args.num_query_groups = model.groups
     return {"args": args, "checkpoint_version": 3.0, "iteration": 0, "content_metadata": {}}
@@ -144,7 +131,9 @@ def import_tokenizer(source: Path, folder: Path, target: Path) -> dict[str, str]
     place = folder / TOKENIZER
     place.mkdir()
     copy_files(source, place)
-    config = read_json(place / "tokenizer_config.json") if (place / "tokenizer_config.json").is_file() else {}
+    config = (
+        read_object(place / "tokenizer_config.json") if (place / "tokenizer_config.json").is_file() else {}
+    )
     own = config.get(ORIGIN)
     if own and (place / MODEL_FILE).is_file():
         return {"type": str(own), "model": str(target / TOKENIZER / MODEL_FILE)}
@@ -155,7 +144,7 @@ def import_tokenizer(source: Path, folder: Path, target: Path) -> dict[str, str]
 
 
 def plan_lines(
-    model: Architecture, tokenizer: dict[str, str] | None, target: Path, by_slot: dict[Slot, Source]
+    model: Architecture, tokenizer: dict[str, str] | None, target: Path, tensors: Sequence[CheckpointTensor]
 ) -> str:
     """The lines of a plan that starts from the imported model, as YAML."""
     import yaml
@@ -164,13 +153,13 @@ def plan_lines(
     if tokenizer:
         sections["tokenizer"] = tokenizer
     sections["megatron"] = {"pretrained_checkpoint": str(target)}
-    if any(slot.key == OUTPUT and slot.dtype == torch.bfloat16 for slot in by_slot):
+    if any(tensor.key == OUTPUT and tensor.dtype == torch.bfloat16 for tensor in tensors):
         sections["megatron"]["bf16"] = True
     note = "# Lines for a plan whose runs without a parent start from this imported model.\n"
     return note + yaml.safe_dump(sections, sort_keys=False)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """A JSON object.
 
     Raises:

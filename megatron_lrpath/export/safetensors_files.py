@@ -7,7 +7,6 @@ import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
 import torch
@@ -22,7 +21,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
-class Entry:
+class FileTensor:
     """A tensor to write: its shape and type are known before its values are."""
 
     name: str
@@ -35,9 +34,9 @@ class Entry:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
-def into_shards(entries: Iterable[Entry], limit: int) -> list[list[Entry]]:
+def into_shards(entries: Iterable[FileTensor], limit: int) -> list[list[FileTensor]]:
     """Split in order, each shard at most `limit` bytes unless a single tensor is larger."""
-    shards: list[list[Entry]] = []
+    shards: list[list[FileTensor]] = []
     size = 0
     for entry in entries:
         if not shards or size + entry.nbytes > limit:
@@ -49,7 +48,7 @@ def into_shards(entries: Iterable[Entry], limit: int) -> list[list[Entry]]:
 
 
 def write_shards(
-    folder: Path, shards: Sequence[Sequence[Entry]], value: Callable[[str], Tensor]
+    folder: Path, shards: Sequence[Sequence[FileTensor]], value: Callable[[str], Tensor]
 ) -> list[str]:
     """Write the shards and, for more than one, their index; returns the files' names.
 
@@ -72,7 +71,7 @@ def write_shards(
     return names
 
 
-def write_one(stream: BinaryIO, entries: Sequence[Entry], value: Callable[[str], Tensor]) -> None:
+def write_one(stream: BinaryIO, entries: Sequence[FileTensor], value: Callable[[str], Tensor]) -> None:
     """One file: length of the header, header (padded to 8 bytes), values."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
@@ -144,12 +143,10 @@ class SafetensorsFolder:
     def dtype(self, name: str) -> torch.dtype:
         """The type of a tensor."""
         stored = self.file(self.places[name]).get_slice(name).get_dtype()
-        for dtype, spelled in TYPES.items():
-            if spelled == stored:
-                return dtype
-        raise UserError(
-            f"{self.folder}: {name} is of type {stored}; imported are {', '.join(TYPES.values())}."
-        )
+        known = {spelled: dtype for dtype, spelled in TYPES.items()}
+        if stored not in known:
+            raise UserError(f"{self.folder}: {name} is of type {stored}; imported are {', '.join(known)}.")
+        return known[stored]
 
     def read(self, name: str) -> Tensor:
         """A tensor, in memory of its own: the mapped file, whose pages would stay in memory, is let go of."""
@@ -161,7 +158,5 @@ class SafetensorsFolder:
     def __enter__(self) -> SafetensorsFolder:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.open_files.clear()

@@ -12,7 +12,7 @@ from torch import Tensor
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.export.architecture import Architecture
 from megatron_lrpath.export.checkpoint import CheckpointReader
-from megatron_lrpath.export.safetensors_files import Entry, into_shards, write_shards
+from megatron_lrpath.export.safetensors_files import FileTensor, into_shards, write_shards
 
 EMBEDDING, OUTPUT = "embedding.word_embeddings.weight", "output_layer.weight"
 FINAL_NORM = "decoder.final_layernorm.weight"
@@ -31,7 +31,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Source:
+class TensorMapping:
     """One Megatron tensor (of one layer, where `layer` is not None) and the Hugging Face tensors in it.
 
     `key` is its name in the checkpoint, the layers' keys without a number; `shape` is that of the part that
@@ -45,18 +45,18 @@ class Source:
     join: Join
 
 
-def sources(model: Architecture) -> Iterator[Source]:
+def tensor_mappings(model: Architecture) -> Iterator[TensorMapping]:
     """Every tensor of the model, in the order of its computation."""
     table = (model.vocab_size, model.hidden)
     yield whole(EMBEDDING, None, table, "model.embed_tokens.weight")
     for layer in range(model.layers):
-        yield from layer_sources(model, layer)
+        yield from layer_mappings(model, layer)
     yield whole(FINAL_NORM, None, (model.hidden,), "model.norm.weight")
     if not model.tied:
         yield whole(OUTPUT, None, table, "lm_head.weight")
 
 
-def layer_sources(model: Architecture, layer: int) -> Iterator[Source]:
+def layer_mappings(model: Architecture, layer: int) -> Iterator[TensorMapping]:
     """The tensors of one layer."""
     ours, theirs = "decoder.layers.", f"model.layers.{layer}."
     attention, mlp = f"{ours}self_attention.", f"{ours}mlp."
@@ -79,12 +79,14 @@ def layer_sources(model: Architecture, layer: int) -> Iterator[Source]:
         yield whole(f"{mlp}linear_fc2.bias", layer, norm, f"{theirs}mlp.down_proj.bias")
 
 
-def whole(key: str, layer: int | None, shape: tuple[int, ...], name: str) -> Source:
+def whole(key: str, layer: int | None, shape: tuple[int, ...], name: str) -> TensorMapping:
     """A tensor that is the same on both sides."""
-    return Source(key, layer, shape, (Piece(name, shape, lambda tensor: tensor),), lambda pieces: pieces[0])
+    return TensorMapping(
+        key, layer, shape, (Piece(name, shape, lambda tensor: tensor),), lambda pieces: pieces[0]
+    )
 
 
-def qkv(model: Architecture, layer: int, key: str, owner: str, what: str) -> Source:
+def qkv(model: Architecture, layer: int, key: str, owner: str, what: str) -> TensorMapping:
     """Queries, keys, values: Megatron keeps each group's queries, then its key, then its value together."""
     groups, width = model.groups, model.head_dim
     queries = model.heads // groups
@@ -103,17 +105,17 @@ def qkv(model: Architecture, layer: int, key: str, owner: str, what: str) -> Sou
         return torch.cat([piece.view(groups, -1, width, *tail) for piece in pieces], dim=1).reshape(-1, *tail)
 
     pieces = tuple(Piece(f"{owner}{name}.{what}", (rows[name], *tail), cut(parts[name])) for name in rows)
-    return Source(key, layer, (sum(rows.values()), *tail), pieces, join)
+    return TensorMapping(key, layer, (sum(rows.values()), *tail), pieces, join)
 
 
-def gated(model: Architecture, layer: int, key: str, owner: str, what: str) -> Source:
+def gated(model: Architecture, layer: int, key: str, owner: str, what: str) -> TensorMapping:
     """The gate (what goes through SiLU) and what it is multiplied with, one above the other."""
     tail = (model.hidden,) if what == "weight" else ()
     half = model.ffn
     names = (f"{owner}gate_proj.{what}", f"{owner}up_proj.{what}")
     gate = Piece(names[0], (half, *tail), lambda tensor: tensor[:half])
     up = Piece(names[1], (half, *tail), lambda tensor: tensor[half:])
-    return Source(key, layer, (2 * half, *tail), (gate, up), torch.cat)
+    return TensorMapping(key, layer, (2 * half, *tail), (gate, up), torch.cat)
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -124,18 +126,18 @@ class Cutter:
 
     def __init__(self, reader: CheckpointReader, model: Architecture) -> None:
         self.reader = reader
-        self.places: dict[str, tuple[Source, Piece]] = {
-            piece.name: (source, piece) for source in sources(model) for piece in source.pieces
+        self.places: dict[str, tuple[TensorMapping, Piece]] = {
+            piece.name: (mapping, piece) for mapping in tensor_mappings(model) for piece in mapping.pieces
         }
         self.held: tuple[tuple[str, int | None], Tensor] | None = None
 
     def __call__(self, name: str) -> Tensor:
         """The tensor of that name."""
-        source, piece = self.places[name]
-        key = (source.key, source.layer)
+        mapping, piece = self.places[name]
+        key = (mapping.key, mapping.layer)
         if self.held is None or self.held[0] != key:
             self.held = None  # frees the last one before the next is read
-            self.held = (key, self.reader.read(source.key, source.layer, source.shape))
+            self.held = (key, self.reader.read(mapping.key, mapping.layer, mapping.shape))
         return piece.cut(self.held[1])
 
 
@@ -144,12 +146,7 @@ def write_weights(
 ) -> list[str]:
     """Write `folder`'s safetensors; returns their names.
 
-    Args:
-        reader: the checkpoint.
-        model: its architecture.
-        folder: where to.
-        dtype: type to convert to, None for the stored one.
-        shard_bytes: the most bytes of one file.
+    `dtype` is the type to convert to, None for the stored one; `shard_bytes` are the most bytes of one file.
 
     Raises:
         UserError: the checkpoint lacks tensors, or has some that the architecture has no place for.
@@ -157,8 +154,8 @@ def write_weights(
     check_keys(reader, model)
     cutter = Cutter(reader, model)
     entries = [
-        Entry(name, piece.shape, DTYPES[dtype] if dtype else reader.dtype(source.key))
-        for name, (source, piece) in cutter.places.items()
+        FileTensor(name, piece.shape, DTYPES[dtype] if dtype else reader.dtype(mapping.key))
+        for name, (mapping, piece) in cutter.places.items()
     ]
     return write_shards(folder, into_shards(entries, shard_bytes), cutter)
 
@@ -170,13 +167,13 @@ def stored_dtype(reader: CheckpointReader) -> str:
 
 def check_keys(reader: CheckpointReader, model: Architecture) -> None:
     """Stop where the checkpoint's tensors are not exactly the architecture's."""
-    expected = {source.key for source in sources(model)}
+    expected = {mapping.key for mapping in tensor_mappings(model)}
     there = reader.model_keys()
     extra, missing = sorted(there - expected), sorted(expected - there)
     if extra or missing:
-        words = [f"{name} is not there" for name in missing] + [f"{name} has no place" for name in extra]
+        problems = [f"{name} is not there" for name in missing] + [f"{name} has no place" for name in extra]
         raise UserError(
             f"{reader.folder}: not the tensors of a {'tied' if model.tied else 'untied'} {model.kind} model: "
-            + "; ".join(words[:6])
-            + (f" and {len(words) - 6} more." if len(words) > 6 else ".")
+            + "; ".join(problems[:6])
+            + (f" and {len(problems) - 6} more." if len(problems) > 6 else ".")
         )

@@ -35,9 +35,9 @@ def prepare_chats(plan: Plan, paradigms: Sequence[str], name: str | None) -> Non
     """
     wanted = plan.sft is not None and set(plan.sft.paradigms) & set(paradigms)
     if wanted and (name is None or name.startswith(SFT_PREFIX)):
-        from megatron_lrpath.sft.prepare import prepare, tell
+        from megatron_lrpath.sft.prepare import prepare, print_summary
 
-        tell(prepare(plan, cores()), sft_folder(plan))
+        print_summary(prepare(plan, cores()), sft_folder(plan))
 
 
 def fine_tunings(plan: Plan, tasks: Sequence[Task], name: str | None) -> list[Task]:

@@ -98,7 +98,9 @@ def plan_preview(
 
 def write_preview(preview: Preview) -> Path:
     """Merge, and write a plan beside it that `lrpath eval` takes; returns the plan's path."""
-    from megatron_lrpath.merge.torch_dist import merge_checkpoints
+    from megatron_lrpath.merge.torch_dist import (
+        merge_checkpoints,  # imports torch, which a refusal does not need
+    )
 
     mapping = plain(read_source(preview.plan.path).root)
     mapping |= {"name": f"{preview.plan.name}-{preview.name}"[:100], "output": str(preview.folder / "runs")}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import shutil
-import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +12,13 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
-from torch.distributed.checkpoint.planner import ReadItem, WriteItem, WriteItemType
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.planner import WriteItem, WriteItemType
 
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.files import atomic_write_text, current_umask
+from megatron_lrpath.export.checkpoint import CheckpointReader
+from megatron_lrpath.files import appearing_folder, atomic_write_text
 from megatron_lrpath.runs.checkpoints import TRACKER, checkpoint_complete, checkpoint_folder, complete_steps
 
 LEFT_OUT = ("optimizer", "rng_state")
@@ -27,46 +27,10 @@ FILES = ("common.pt", "metadata.json")
 """Files beside the tensors that Megatron reads; the last is what makes a checkpoint complete."""
 
 
-class Reader(dcp.FileSystemReader):
-    """Reads the metadata of a checkpoint once."""
-
-    _known: Metadata | None = None
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        if self._known is None:
-            self._known = super().read_metadata(*args, **kwargs)
-        return self._known
-
-    def tensor(self, key: str) -> torch.Tensor:
-        """One whole tensor."""
-        entry = self.read_metadata().state_dict_metadata[key]
-        assert isinstance(entry, TensorStorageMetadata)
-        state = {key: torch.empty(entry.size, dtype=entry.properties.dtype)}
-        dcp.load(state, storage_reader=self, no_dist=True)
-        return state[key]
-
-    def raw(self, key: str) -> bytes:
-        """The bytes of an entry that is no tensor, as they are."""
-        planner = _RawLoader()
-        dcp.load({key: io.BytesIO()}, storage_reader=self, planner=planner, no_dist=True)
-        return planner.found[key]
-
-
-class _RawLoader(DefaultLoadPlanner):
-    """Keeps bytes without unpickling them."""
-
-    def __init__(self) -> None:
-        super().__init__(flatten_state_dict=False)
-        self.found: dict[str, bytes] = {}
-
-    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        self.found[read_item.dest_index.fqn] = value.getvalue()
-
-
 class _MergingPlanner(DefaultSavePlanner):
     """Makes each tensor when it is about to be written; entries that are no tensors come from the last."""
 
-    def __init__(self, readers: Sequence[Reader], weights: Sequence[float]) -> None:
+    def __init__(self, readers: Sequence[CheckpointReader], weights: Sequence[float]) -> None:
         super().__init__(flatten_state_dict=False)
         self.readers, self.weights = readers, weights
 
@@ -77,7 +41,7 @@ class _MergingPlanner(DefaultSavePlanner):
         return merged_tensor([(reader, key) for reader in self.readers], self.weights)
 
 
-def merged_tensor(places: Sequence[tuple[Reader, str]], weights: Sequence[float]) -> torch.Tensor:
+def merged_tensor(places: Sequence[tuple[CheckpointReader, str]], weights: Sequence[float]) -> torch.Tensor:
     """Σ weight·tensor, summed in double precision (single for 16-bit tensors), in the tensors' own type."""
     total, dtype = None, torch.float32
     for (reader, key), weight in zip(places, weights, strict=True):
@@ -110,54 +74,38 @@ def merge_checkpoints(
     folder = checkpoint_folder(target, step)
     if folder.exists():
         raise UserError(f"{folder}: there is a checkpoint already; remove it or choose another place")
-    readers = [Reader(checkpoint_folder(root, one)) for one in steps]
+    readers = [CheckpointReader(checkpoint_folder(root, one)) for one in steps]
     state = _wanted(readers, root, steps)
-    target.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=target))
     try:
-        planner = _MergingPlanner(readers, weights)
-        with warnings.catch_warnings():
+        with appearing_folder(folder) as partial, warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # that is meant
+            planner = _MergingPlanner(readers, weights)
             dcp.save(state, storage_writer=dcp.FileSystemWriter(partial), planner=planner, no_dist=True)
-        for name in FILES:
-            if (source := checkpoint_folder(root, steps[-1]) / name).is_file():
-                shutil.copyfile(source, partial / name)
-        partial.chmod(0o777 & ~current_umask())
-        partial.rename(folder)
-    except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, CheckpointException):
-            reason = next(iter(error.failures.values()))[0]
-            raise UserError(f"{root}: the checkpoints could not be merged: {reason}") from None
-        raise
+            for name in FILES:
+                if (source := readers[-1].folder / name).is_file():
+                    shutil.copyfile(source, partial / name)
+    except CheckpointException as error:
+        reason = next(iter(error.failures.values()))[0]
+        raise UserError(f"{root}: the checkpoints could not be merged: {reason}") from None
     atomic_write_text(target / TRACKER, str(step))
     return folder
 
 
-def _wanted(readers: Sequence[Reader], root: Path, steps: Sequence[int]) -> dict[str, Any]:
+def _wanted(readers: Sequence[CheckpointReader], root: Path, steps: Sequence[int]) -> dict[str, Any]:
     """What is written: tensors without data, and a stand-in for everything else."""
-    tables = [_model_entries(reader) for reader in readers]
-    for table, step in zip(tables, steps, strict=True):
-        if _sizes(table) != _sizes(tables[-1]):
+
+    def tensors(reader: CheckpointReader) -> dict[str, Any]:
+        return {
+            name: (entry.size, entry.properties.dtype)
+            for name, entry in reader.entries.items()
+            if isinstance(entry, TensorStorageMetadata) and not name.startswith(LEFT_OUT)
+        }
+
+    wanted = tensors(readers[-1])
+    for reader, step in zip(readers, steps, strict=True):
+        if tensors(reader) != wanted:
             raise UserError(
                 f"{root}: the checkpoint of step {step} is of another model than that of {steps[-1]}"
             )
-    return {
-        key: torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
-        if isinstance(entry, TensorStorageMetadata)
-        else key
-        for key, entry in tables[-1].items()
-    }
-
-
-def _model_entries(reader: Reader) -> dict[str, Any]:
-    entries = reader.read_metadata().state_dict_metadata
-    return {key: entry for key, entry in entries.items() if not key.startswith(LEFT_OUT)}
-
-
-def _sizes(entries: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: (entry.size, entry.properties.dtype)
-        for key, entry in entries.items()
-        if isinstance(entry, TensorStorageMetadata)
-    }
+    empty = {name: torch.empty(size, dtype=dtype, device="meta") for name, (size, dtype) in wanted.items()}
+    return {name: empty.get(name, name) for name in readers[-1].entries if not name.startswith(LEFT_OUT)}

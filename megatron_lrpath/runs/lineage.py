@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -30,8 +31,13 @@ def checkpoint_fingerprint(folder: Path, step: int) -> str:
     Small files are read whole. A checkpoint of other weights differs in every block, so it does not pass; a
     single flipped bit may (that is what checksums are for).
     """
+    return files_fingerprint(sorted(checkpoint_folder(folder, step).iterdir()))
+
+
+def files_fingerprint(paths: Iterable[Path]) -> str:
+    """A digest of files in this order: each one's name and size, and sixteen blocks of 64 KiB spread over it."""
     digest = hashlib.sha256()
-    for path in sorted(checkpoint_folder(folder, step).iterdir()):
+    for path in paths:
         size = path.stat().st_size
         digest.update(f"{path.name}:{size}\n".encode())
         with path.open("rb") as stream:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,8 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 from megatron.core.datasets.utils import Split
 
 from megatron_lrpath.data.index_cache import Arrays, IndexCache
-from megatron_lrpath.data.slice_source import open_source
-from megatron_lrpath.sft.prepared import ANSWERS, TOKENS, TRAIN, VALID, Prepared, epoch_entry, in_order_entry
+from megatron_lrpath.data.indexed import document_lengths
+from megatron_lrpath.sft.prepared import ANSWERS, TOKENS, TRAIN, VALID, Prepared, packed_entry
 
 
 class PackedExamples:
@@ -53,21 +52,23 @@ class PackedExamples:
         row["position_ids"][start:] = torch.arange(self.seq_length - start)
         return row
 
-    def nothing(self) -> dict[str, torch.Tensor]:
-        """A sample that only fills up a batch."""
-        return self.sample(np.empty(0, dtype=np.uint32))
-
 
 class PackedDataset(torch.utils.data.Dataset):
-    """Epoch after epoch, each packed and shuffled anew by (seed, epoch); a position is a consumed sample."""
+    """Epoch after epoch, each packed and shuffled anew by (seed, epoch); a position is a consumed sample.
+
+    `samples` are those of the whole run; up to `length` follow samples that only fill up and are masked out.
+    """
 
     index_split = Split.train
 
-    def __init__(self, source: PackedExamples, epochs: list[Arrays], samples: int) -> None:
+    def __init__(
+        self, source: PackedExamples, epochs: list[Arrays], samples: int, length: int | None = None
+    ) -> None:
         self._source = source
         self._epochs = epochs
         self._ends = list(np.cumsum([len(epoch["bounds"]) - 1 for epoch in epochs]))
         self._samples = samples
+        self._length = samples if length is None else length
 
     @property
     def name(self) -> str:
@@ -75,12 +76,14 @@ class PackedDataset(torch.utils.data.Dataset):
         return self._source.name
 
     def __len__(self) -> int:
-        """Samples of the whole run."""
-        return self._samples
+        """Samples, those that only fill up included."""
+        return self._length
 
     def __getitem__(self, sample: int | None) -> dict[str, torch.Tensor]:
-        """The sample at this position of the run (None: one that fills up a batch, masked out)."""
-        return self._source.nothing() if sample is None else self._source.sample(self.examples(sample))
+        """The sample at this position (None: one that fills up a batch, masked out)."""
+        if sample is None or self._samples <= sample < self._length:
+            return self._source.sample(np.empty(0, dtype=np.uint32))
+        return self._source.sample(self.examples(sample))
 
     def examples(self, sample: int) -> np.ndarray:
         """The numbers of the examples in a sample."""
@@ -92,32 +95,15 @@ class PackedDataset(torch.utils.data.Dataset):
         return np.asarray(epoch["examples"][epoch["bounds"][number] : epoch["bounds"][number + 1]])
 
 
-class PackedValidation(torch.utils.data.Dataset):
+class PackedValidation(PackedDataset):
     """Every held-out example once, in a fixed order; `multiple_of` appends samples that are masked out."""
 
     index_split = Split.valid
+    domains = ("answers",)
 
     def __init__(self, source: PackedExamples, order: Arrays, multiple_of: int = 1) -> None:
-        self._source = source
-        self._order = order
-        self._samples = len(order["bounds"]) - 1
-        self._length = -(-self._samples // multiple_of) * multiple_of
-
-    def __len__(self) -> int:
-        """Samples, those that only fill up included."""
-        return self._length
-
-    def __getitem__(self, sample: int | None) -> dict[str, torch.Tensor]:
-        """The sample at this position."""
-        if sample is None or self._samples <= sample < self._length:
-            return self._source.nothing()
-        begin, end = self._order["bounds"][sample : sample + 2].tolist()
-        return self._source.sample(np.asarray(self._order["examples"][begin:end]))
-
-    @cached_property
-    def domains(self) -> list[str]:
-        """One, as `evaluate_model` wants to know."""
-        return ["answers"]
+        samples = len(order["bounds"]) - 1
+        super().__init__(source, [order], samples, -(-samples // multiple_of) * multiple_of)
 
     def domain_of(self, sample: int) -> str:
         """The only one."""
@@ -128,10 +114,12 @@ def build_packed(prepared: Prepared, samples: int, cache: str | None = None) -> 
     """The training samples of a run of `samples` samples. Every rank must call it (one builds the indices)."""
     sft = prepared.sft
     prefix, examples = prepared.examples(TRAIN)
-    lengths = np.asarray(open_source(f"{prefix}_{TOKENS}").lengths[examples]) - 1
+    lengths = np.asarray(document_lengths(f"{prefix}_{TOKENS}")[examples]) - 1
     epochs = -(-samples // int(prepared.record[TRAIN]["samples"]))
     digest, capacity = prepared.digest(TRAIN), sft.batch.seq_length
-    entries = [epoch_entry(digest, examples, lengths, capacity, (sft.seed, epoch)) for epoch in range(epochs)]
+    entries = [
+        packed_entry(digest, examples, lengths, capacity, (sft.seed, epoch)) for epoch in range(epochs)
+    ]
     arrays = IndexCache(cache or prepared.folder / ".cache").prepare(entries)
     return PackedDataset(PackedExamples(prefix, capacity), arrays, samples)
 
@@ -143,7 +131,7 @@ def build_packed_validation(
     if VALID not in prepared.record:
         return None
     prefix, examples = prepared.examples(VALID)
-    lengths = np.asarray(open_source(f"{prefix}_{TOKENS}").lengths[examples]) - 1
-    entry = in_order_entry(prepared.digest(VALID), examples, lengths, prepared.sft.batch.seq_length)
+    lengths = np.asarray(document_lengths(f"{prefix}_{TOKENS}")[examples]) - 1
+    entry = packed_entry(prepared.digest(VALID), examples, lengths, prepared.sft.batch.seq_length)
     [order] = IndexCache(cache or prepared.folder / ".cache").prepare([entry])
     return PackedValidation(PackedExamples(prefix, prepared.sft.batch.seq_length), order, multiple_of)

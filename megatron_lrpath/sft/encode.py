@@ -11,12 +11,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from megatron_lrpath.data.preprocess.worker import Rejected
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import Plan
-from megatron_lrpath.sft.template import TRIAL, ChatTemplate, Message, RejectedLineError, Span, load_template
-
-SENTENCEPIECE = ("SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer")
-HUGGING_FACE = "HuggingFaceTokenizer"
+from megatron_lrpath.sft.template import TRIAL, ChatTemplate, Message, Span, load_template
+from megatron_lrpath.tokenizers.files import HUGGING_FACE, load_tokenizer
+from megatron_lrpath.tokenizers.sentencepiece_model import (
+    SENTENCEPIECE,
+    fast_tokenizer,
+    open_model,
+    parse_model,
+)
 
 
 @dataclass(frozen=True)
@@ -44,13 +49,13 @@ class ChatEncoder:
         """The tokens of a conversation.
 
         Raises:
-            RejectedLineError: the template refuses it, or a message spells out a control token, which the
+            Rejected: the template refuses it, or a message spells out a control token, which the
                 tokenizer would read as one.
         """
         for number, message in enumerate(messages, start=1):
-            spelled = next((word for word in self.control if word in message["content"]), None)
+            spelled = next((token for token in self.control if token in message["content"]), None)
             if spelled:
-                raise RejectedLineError(f"message {number} spells out the control token {spelled}")
+                raise Rejected(f"message {number} spells out the control token {spelled}")
         text, spans = self.template.render(messages)
         pieces = self._pieces(text, spans)
         tokens = np.concatenate([ids for ids, _ in pieces]).astype(np.int32)
@@ -102,9 +107,9 @@ def build_encoder(plan: Plan) -> ChatEncoder:
         UserError: the tokenizer or the template cannot be used, or the control tokens do not fit the model.
     """
     assert plan.sft is not None
-    tokenizer, words, own = load_tokenizer(plan)
+    tokenizer, named, own = plan_tokenizer(plan)
     vocab_size = int(tokenizer.get_vocab_size(with_added_tokens=True))
-    template = load_template(plan.sft.template, own, words)
+    template = load_template(plan.sft.template, own, named)
     added = add_tokens(tokenizer, plan.sft.special_tokens, vocab_size)
     room = padded_size(plan, vocab_size) - vocab_size
     if len(added) > room:
@@ -125,7 +130,7 @@ def build_encoder(plan: Plan) -> ChatEncoder:
     return encoder
 
 
-def load_tokenizer(plan: Plan) -> tuple[Any, dict[str, str], str | None]:
+def plan_tokenizer(plan: Plan) -> tuple[Any, dict[str, str], str | None]:
     """The plan's tokenizer as a fast one, its special tokens by their names, and its own chat template.
 
     Raises:
@@ -135,13 +140,11 @@ def load_tokenizer(plan: Plan) -> tuple[Any, dict[str, str], str | None]:
     if kind in SENTENCEPIECE:
         return sentencepiece(model)
     if kind == HUGGING_FACE:
-        from megatron_lrpath.tokenizers.files import load_tokenizer as load
-
-        loaded = load(model)
+        loaded = load_tokenizer(model)
         if not getattr(loaded, "is_fast", False):
             raise UserError(f"{model}: has no fast tokenizer (tokenizer.json), which fine-tuning needs")
-        words = {name: str(word) for name, word in loaded.special_tokens_map.items() if isinstance(word, str)}
-        return loaded.backend_tokenizer, words, getattr(loaded, "chat_template", None)
+        named = {name: token for name, token in loaded.special_tokens_map.items() if isinstance(token, str)}
+        return loaded.backend_tokenizer, named, getattr(loaded, "chat_template", None)
     raise UserError(
         f"tokenizer.type: fine-tuning needs a SentencePiece or Hugging Face tokenizer, not {kind}"
     )
@@ -149,31 +152,26 @@ def load_tokenizer(plan: Plan) -> tuple[Any, dict[str, str], str | None]:
 
 def sentencepiece(path: Path) -> tuple[Any, dict[str, str], None]:
     """A SentencePiece model as the tokenizer that its export has."""
-    from megatron_lrpath.tokenizers.sentencepiece_fast import fast_tokenizer, read_model
-
     if not path.is_file():
         raise UserError(f"{path}: there is no such tokenizer; train one with tools/train_tokenizer.py")
-    model = read_model(path)
-    spec, pieces = model.trainer_spec, [piece.piece for piece in model.pieces]
+    model = parse_model(open_model(path)[0])
     ids = {
-        "bos_token": spec.bos_id,
-        "eos_token": spec.eos_id,
-        "pad_token": spec.pad_id,
-        "unk_token": spec.unk_id,
+        f"{name}_token": getattr(model.trainer_spec, f"{name}_id") for name in ("bos", "eos", "pad", "unk")
     }
-    return fast_tokenizer(model), {name: pieces[number] for name, number in ids.items() if number >= 0}, None
+    named = {name: model.pieces[number].piece for name, number in ids.items() if number >= 0}
+    return fast_tokenizer(model), named, None
 
 
 def add_tokens(tokenizer: Any, wanted: Iterable[str], vocab_size: int) -> dict[str, int]:
     """Add control tokens that the tokenizer lacks; their ids, which follow the vocabulary in order."""
     from tokenizers import AddedToken
 
-    missing = [word for word in dict.fromkeys(wanted) if tokenizer.token_to_id(word) is None]
-    known = [word for word in dict.fromkeys(wanted) if word not in missing]
+    missing = [token for token in dict.fromkeys(wanted) if tokenizer.token_to_id(token) is None]
+    known = [token for token in dict.fromkeys(wanted) if token not in missing]
     tokenizer.add_special_tokens(
-        [AddedToken(word, special=True, normalized=False) for word in [*known, *missing]]
+        [AddedToken(token, special=True, normalized=False) for token in [*known, *missing]]
     )
-    added = {word: int(tokenizer.token_to_id(word)) for word in missing}
+    added = {token: int(tokenizer.token_to_id(token)) for token in missing}
     if list(added.values()) != list(range(vocab_size, vocab_size + len(added))):
         raise UserError(
             "sft.special_tokens: the tokenizer's ids have gaps, so that new control tokens would fall between them; "
@@ -202,5 +200,5 @@ def refuse_unknown(plan: Plan, template: ChatTemplate, control: Sequence[str]) -
     if unknown:
         raise UserError(
             f"{plan.sft.place}.chat_template: {', '.join(unknown)} would be plain text to the tokenizer; write "
-            f"special_tokens: [{', '.join(repr(word) for word in unknown)}], or name another template"
+            f"special_tokens: [{', '.join(repr(token) for token in unknown)}], or name another template"
         )

@@ -1,25 +1,31 @@
-"""Chat data to indexed datasets, once: tokens and a mask of the answers side by side, and `prepared.json`."""
+"""Chat data to indexed datasets, once: tokens and a mask of the answers in parallel, and `prepared.json`."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from megatron_lrpath.data.preprocess.pipeline import Interruption
-from megatron_lrpath.data.preprocess.readers import expand_inputs
-from megatron_lrpath.data.slice_source import fingerprint_source, open_source
+import numpy as np
+
+from megatron_lrpath.data.indexed import document_lengths, fingerprint_source, spread_blocks
+from megatron_lrpath.data.preprocess.pipeline import Conversion, ConversionProgress, Interruption
+from megatron_lrpath.data.preprocess.readers import PARQUET_MAGIC, Chunk, expand_inputs, total_bytes
+from megatron_lrpath.data.preprocess.worker import ChunkResult, Figures, Packed, Rejected
+from megatron_lrpath.data.preprocess.writer import RejectLog, optimal_dtype, publish_all, remove_left_overs
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.locks import FolderLock, LockHeldError
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.plan.sft import PREPARED, Sft, prepared_record, sft_folder
-from megatron_lrpath.sft.convert import convert
-from megatron_lrpath.sft.encode import ChatEncoder, build_encoder
+from megatron_lrpath.sft.encode import ChatEncoder, Example, build_encoder
 from megatron_lrpath.sft.prepared import ANSWERS, TOKENS, TRAIN, VALID, held_out, pack
+from megatron_lrpath.sft.template import messages_of
 
 FORMAT = 1
 SAMPLED_BYTES, SAMPLES = 64 * 1024, 64
@@ -38,10 +44,10 @@ def prepare(plan: Plan, workers: int = 1) -> dict[str, Any]:
     folder = sft_folder(plan)
     encoder = build_encoder(plan)
     wanted = settings(plan, sft, encoder)
-    found = prepared_record(plan)
-    changed = None if found is None else difference(found, wanted, sft)
-    if found is not None and changed is None:
-        return found
+    record = prepared_record(plan)
+    changed = None if record is None else difference(record, wanted, sft)
+    if record is not None and changed is None:
+        return record
     if changed and (begun := begun_runs(plan)):
         raise UserError(
             f"{folder / PREPARED}: {changed} since {begun[0]} was begun with these data. Bring the old ones back, "
@@ -68,8 +74,15 @@ def build(
     (folder / PREPARED).unlink(missing_ok=True)
     record: dict[str, Any] = {"format": FORMAT, "settings": wanted, "inputs": input_prints(sft)}
     for name, patterns in inputs(sft).items():
-        part = convert(patterns, folder / name, encoder, sft, workers, interruption)
-        record[name] = vars(part) | {"fingerprints": fingerprints(folder / name)}
+        figures = convert(patterns, folder / name, encoder, sft, workers, interruption)
+        record[name] = {
+            "examples": figures.documents,
+            "tokens": figures.tokens,
+            "answer_tokens": figures.answer_tokens,
+            "text_bytes": figures.text_bytes,
+            "rejected": figures.rejected,
+            "fingerprints": [fingerprint_source(f"{folder / name}_{kind}") for kind in (TOKENS, ANSWERS)],
+        }
     record |= {
         "control_tokens": encoder.added,
         "chat_template": encoder.template.source,
@@ -78,6 +91,80 @@ def build(
     count_samples(record, folder, sft)
     atomic_write_json(folder / PREPARED, record)
     return record
+
+
+def convert(
+    patterns: Sequence[str],
+    prefix: Path,
+    encoder: ChatEncoder,
+    sft: Sft,
+    workers: int,
+    interruption: Interruption,
+) -> Figures:
+    """One part: `PREFIX_tokens` and `PREFIX_answers`, parallel indexed datasets, and `PREFIX.rejects`."""
+    names = expand_inputs(patterns)
+    for name in names:
+        with open(name, "rb") as stream:
+            if stream.read(4) == PARQUET_MAGIC:
+                raise UserError(
+                    f"{name}: is Parquet; fine-tuning reads JSON lines (plain, gzip or zstandard)"
+                )
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the workers are processes already
+    vocab_size = encoder.vocab_size + len(encoder.added)
+    outputs = {
+        f"{prefix}_{TOKENS}": optimal_dtype(vocab_size),
+        f"{prefix}_{ANSWERS}": np.dtype(np.uint8),
+    }
+    with closing(RejectLog(Path(f"{prefix}.rejects"), sft.max_rejects, "sft.max_rejects")) as rejects:
+        remove_left_overs(list(outputs))
+        progress = ConversionProgress(total_bytes(names), 1000)
+        with closing(Conversion(vocab_size, 1, rejects, progress)) as conversion:
+            conversion.open(list(outputs.items()))
+            process = partial(encode_chunk, encoder, sft)
+            figures = conversion.carry_out(names, (), workers, process, interruption)
+            publish_all(conversion.finished(), prefix.parent / f".{prefix.name}.publishing")
+    progress.finish(figures)
+    return figures
+
+
+def encode_chunk(encoder: ChatEncoder, sft: Sft, chunk: Chunk) -> ChunkResult:
+    """The examples of a chunk of lines."""
+    result = ChunkResult(chunk.name, chunk.position)
+    examples: list[Example] = []
+    for number, line in enumerate(chunk.lines.split(b"\n")[: chunk.count], start=chunk.first):
+        try:
+            if not line.strip():
+                raise Rejected("a blank line")
+            examples.append(fitted(encoder.encode(messages_of(line)), sft.batch.seq_length, sft.too_long))
+        except Rejected as reason:
+            result.rejects.append((number, str(reason)))
+    tokens = np.concatenate([np.empty(0, np.int32), *(example.tokens for example in examples)])
+    answers = np.concatenate([np.empty(0, np.uint8), *(example.answers for example in examples)])
+    lengths = np.array([len(example.tokens) for example in examples], dtype=np.int32)
+    counts = np.ones(len(examples), dtype=np.int32)
+    result.packed = [[Packed(tokens, lengths, counts)], [Packed(answers, lengths, counts)]]
+    learned = int(answers.sum(dtype=np.int64))
+    result.figures = Figures(len(examples), len(tokens), learned, len(chunk.lines), len(result.rejects))
+    return result
+
+
+def fitted(example: Example, seq_length: int, too_long: str) -> Example:
+    """The example, cut where it is longer than a sample and may be cut.
+
+    A sample of n positions holds n+1 tokens: the last one is only predicted.
+
+    Raises:
+        Rejected: it is too long, or nothing of an answer is left.
+    """
+    if len(example.tokens) > seq_length + 1:
+        if too_long == "reject":
+            raise Rejected(
+                f"has {len(example.tokens):,} tokens, a sample holds {seq_length + 1:,} (too_long: cut takes the first)"
+            )
+        example = Example(example.tokens[: seq_length + 1], example.answers[: seq_length + 1])
+    if not example.answers[1:].any():
+        raise Rejected("no token of an answer is left within a sample")
+    return example
 
 
 def inputs(sft: Sft) -> dict[str, tuple[str, ...]]:
@@ -102,16 +189,16 @@ def settings(plan: Plan, sft: Sft, encoder: ChatEncoder) -> dict[str, Any]:
     }
 
 
-def difference(found: dict[str, Any], wanted: dict[str, Any], sft: Sft) -> str | None:
-    """What has changed since the data were prepared, in words; files that are gone are not missed."""
-    if found.get("format") != FORMAT:
+def difference(record: dict[str, Any], wanted: dict[str, Any], sft: Sft) -> str | None:
+    """What has changed since the data were prepared, for a message; files that are gone are not missed."""
+    if record.get("format") != FORMAT:
         return "the form of prepared data has changed"
-    old = found.get("settings", {})
+    old = record.get("settings", {})
     names = [name for name in wanted if old.get(name) != wanted[name]]
     if names:
         return f"{', '.join(names)} changed"
     try:
-        same = found.get("inputs") == input_prints(sft)
+        same = record.get("inputs") == input_prints(sft)
     except UserError:
         return None
     return None if same else "the content of the data files changed"
@@ -119,28 +206,19 @@ def difference(found: dict[str, Any], wanted: dict[str, Any], sft: Sft) -> str |
 
 def input_prints(sft: Sft) -> dict[str, str]:
     """A digest of every input file: its size and 64 blocks of 64 KiB spread over it."""
-    names = [name for patterns in inputs(sft).values() for name in expand_inputs(patterns)]
-    found = {}
-    for name in names:
-        digest = hashlib.sha256()
+    digests = {}
+    for name in (name for patterns in inputs(sft).values() for name in expand_inputs(patterns)):
         with open(name, "rb") as stream:
-            size = stream.seek(0, os.SEEK_END)
-            digest.update(f"{size}\n".encode())
-            for number in range(SAMPLES):
-                stream.seek(max(size - SAMPLED_BYTES, 0) * number // (SAMPLES - 1))
-                digest.update(stream.read(SAMPLED_BYTES))
-        found[name] = digest.hexdigest()
-    return found
-
-
-def fingerprints(prefix: Path) -> list[str]:
-    """The fingerprints of a part's two datasets."""
-    return [fingerprint_source(f"{prefix}_{kind}") for kind in (TOKENS, ANSWERS)]
+            digest = hashlib.sha256(f"{os.fstat(stream.fileno()).st_size}\n".encode())
+            for block in spread_blocks(stream, SAMPLES, SAMPLED_BYTES):
+                digest.update(block)
+        digests[name] = digest.hexdigest()
+    return digests
 
 
 def count_samples(record: dict[str, Any], folder: Path, sft: Sft) -> None:
     """Add how many packed samples an epoch and the validation set have."""
-    lengths = open_source(folder / f"{TRAIN}_{TOKENS}").lengths - 1
+    lengths = document_lengths(folder / f"{TRAIN}_{TOKENS}") - 1
     if isinstance(sft.valid, float):
         if len(lengths) < 2:
             raise UserError(f"{sft.place}.valid: a share needs at least two examples, there is one")
@@ -148,7 +226,7 @@ def count_samples(record: dict[str, Any], folder: Path, sft: Sft) -> None:
         record[VALID] = {"examples": len(valid), "samples": len(pack(lengths[valid], sft.batch.seq_length))}
         lengths = lengths[train]
     elif VALID in record:
-        other = open_source(folder / f"{VALID}_{TOKENS}").lengths - 1
+        other = document_lengths(folder / f"{VALID}_{TOKENS}") - 1
         record[VALID]["samples"] = len(pack(other, sft.batch.seq_length))
     samples = pack(lengths, sft.batch.seq_length)
     record[TRAIN]["samples"] = len(samples)
@@ -157,12 +235,11 @@ def count_samples(record: dict[str, Any], folder: Path, sft: Sft) -> None:
 
 def begun_runs(plan: Plan) -> list[Path]:
     """The folders of fine-tunings that were begun."""
-    found = Path(plan.output).glob("*/sft-*/lineage.json")
-    return sorted(path.parent for path in found)
+    return sorted(path.parent for path in Path(plan.output).glob("*/sft-*/lineage.json"))
 
 
-def tell(record: dict[str, Any], folder: Path) -> None:
-    """The prepared data in a line."""
+def print_summary(record: dict[str, Any], folder: Path) -> None:
+    """Print the prepared data's figures in a line."""
     train = record[TRAIN]
     valid = f", {record[VALID]['samples']:,} for validation" if VALID in record else ""
     print(

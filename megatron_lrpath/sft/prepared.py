@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_lrpath.data.draw_random import permutation
-from megatron_lrpath.data.index_cache import Arrays, Entry
-from megatron_lrpath.data.slice_source import fingerprint_source
+from megatron_lrpath.data.index_cache import Arrays, CacheEntry
+from megatron_lrpath.data.indexed import fingerprint_source
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.plan.sft import PREPARED, Sft, prepared_record, sft_folder
@@ -51,41 +50,35 @@ def pack(lengths: Lengths, capacity: int) -> list[list[int]]:
     return bins
 
 
-def epoch_entry(
-    digest: str, examples: npt.NDArray[np.uint32], lengths: Lengths, capacity: int, key: tuple[int, int]
-) -> Entry:
-    """The cache entry of an epoch's samples: `examples` in order, and `bounds` of the samples in them.
+def packed_entry(
+    digest: str,
+    examples: npt.NDArray[np.uint32],
+    lengths: Lengths,
+    capacity: int,
+    epoch: tuple[int, int] | None = None,
+) -> CacheEntry:
+    """The cache entry of packed samples: `examples` in order, and `bounds` of the samples in them.
 
     Args:
         digest: of the prepared data and of what of them is used.
         examples: numbers of the examples that are used.
         lengths: their lengths (positions).
         capacity: positions of a sample.
-        key: (seed, epoch).
+        epoch: (seed, epoch), by which examples and samples are shuffled; None (validation) keeps their order.
     """
 
     def build() -> Arrays:
-        order = permutation(len(examples), "sft-examples", *key)
+        order = (
+            np.arange(len(examples)) if epoch is None else permutation(len(examples), "sft-examples", *epoch)
+        )
         bins = pack(lengths[order], capacity)
-        bins = [bins[number] for number in permutation(len(bins), "sft-samples", *key).tolist()]
-        return {"examples": examples[order[np.concatenate(bins)]], "bounds": bounds_of(bins)}
+        if epoch is not None:
+            bins = [bins[number] for number in permutation(len(bins), "sft-samples", *epoch).tolist()]
+        bounds = np.cumsum([0, *map(len, bins)], dtype=np.int64)
+        return {"examples": examples[order[np.concatenate(bins)]], "bounds": bounds}
 
-    return Entry(["sft", FORMAT, digest, capacity, *key], ("examples", "bounds"), build)
-
-
-def in_order_entry(digest: str, examples: npt.NDArray[np.uint32], lengths: Lengths, capacity: int) -> Entry:
-    """The same without a shuffle, for validation."""
-
-    def build() -> Arrays:
-        bins = pack(lengths, capacity)
-        return {"examples": examples[np.concatenate(bins)], "bounds": bounds_of(bins)}
-
-    return Entry(["sft-valid", FORMAT, digest, capacity], ("examples", "bounds"), build)
-
-
-def bounds_of(bins: Sequence[Sequence[int]]) -> npt.NDArray[np.int64]:
-    """Where each bin begins in their concatenation, and the end."""
-    return np.concatenate([[0], np.cumsum([len(one) for one in bins])]).astype(np.int64)
+    key = ["sft-valid"] if epoch is None else ["sft"]
+    return CacheEntry([*key, FORMAT, digest, capacity, *(epoch or ())], ("examples", "bounds"), build)
 
 
 def held_out(examples: int, share: float, seed: int) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
@@ -112,7 +105,8 @@ class Prepared:
     @property
     def identity(self) -> dict[str, list[str]]:
         """The fingerprints of the datasets, by part."""
-        return {name: self.record[name]["fingerprints"] for name in (TRAIN, VALID) if self._own(name)}
+        parts = {name: self.record.get(name, {}) for name in (TRAIN, VALID)}
+        return {name: part["fingerprints"] for name, part in parts.items() if "fingerprints" in part}
 
     @property
     def chat(self) -> dict[str, Any]:
@@ -147,9 +141,6 @@ class Prepared:
     def digest(self, part: str) -> str:
         """Decides, with a seed, the samples that are made of a part."""
         return hashlib.sha256(repr((self.identity, part, self.sft.valid, self.sft.seed)).encode()).hexdigest()
-
-    def _own(self, part: str) -> bool:
-        return "fingerprints" in self.record.get(part, {})
 
 
 def open_prepared(plan: Plan, verify: bool) -> Prepared:

@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from megatron_lrpath.data.preprocess.worker import Rejected
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan.file.keys import TEMPLATES
 
@@ -19,10 +20,6 @@ ROLES = ("system", "user", "assistant", "tool")
 FORMS = "`messages`, `prompt` and `completion`, or `instruction` and `output` (and perhaps `input`)"
 
 
-class RejectedLineError(Exception):
-    """A line that cannot be used; the text is the reason."""
-
-
 def messages_of(line: bytes) -> list[Message]:
     """The conversation of a line: messages with `role` and `content`, at least one of them an answer.
 
@@ -30,19 +27,19 @@ def messages_of(line: bytes) -> list[Message]:
     completion or an output the assistant's.
 
     Raises:
-        RejectedLineError: the line is none of the forms, or holds nothing to learn.
+        Rejected: the line is none of the forms, or holds nothing to learn.
     """
     try:
         record = json.loads(line)
     except UnicodeDecodeError:
-        raise RejectedLineError("not UTF-8") from None
+        raise Rejected("not UTF-8") from None
     except (ValueError, RecursionError) as error:
-        raise RejectedLineError(f"not JSON: {error}") from None
+        raise Rejected(f"not JSON: {error}") from None
     if not isinstance(record, dict):
-        raise RejectedLineError(f"not a JSON object, but {type(record).__name__}")
+        raise Rejected(f"not a JSON object, but {type(record).__name__}")
     messages = [checked(message, number) for number, message in enumerate(conversation(record), start=1)]
     if not messages or messages[-1]["role"] != "assistant":
-        raise RejectedLineError("the last message is not the assistant's: nothing to learn from it")
+        raise Rejected("the last message is not the assistant's: nothing to learn from it")
     return messages
 
 
@@ -50,7 +47,7 @@ def conversation(record: dict[str, Any]) -> list[Any]:
     """The messages of a record, whichever of the forms it has."""
     if "messages" in record:
         if not isinstance(record["messages"], list):
-            raise RejectedLineError("`messages` is not a list")
+            raise Rejected("`messages` is not a list")
         return list(record["messages"])
     if "prompt" in record and "completion" in record:
         return [*side(record["prompt"], "user"), *side(record["completion"], "assistant")]
@@ -58,10 +55,10 @@ def conversation(record: dict[str, Any]) -> list[Any]:
         asked = record["instruction"]
         if record.get("input"):
             if not isinstance(asked, str) or not isinstance(record["input"], str):
-                raise RejectedLineError("`instruction` and `input` must be text")
+                raise Rejected("`instruction` and `input` must be text")
             asked = f"{asked}\n\n{record['input']}"
         return [*side(asked, "user"), *side(record["output"], "assistant")]
-    raise RejectedLineError(f"has none of the forms {FORMS}")
+    raise Rejected(f"has none of the forms {FORMS}")
 
 
 def side(value: Any, role: str) -> list[Any]:
@@ -72,18 +69,18 @@ def side(value: Any, role: str) -> list[Any]:
 def checked(message: Any, number: int) -> Message:
     """A message with a known role and text that is not empty."""
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-        raise RejectedLineError(f"message {number} is no object with a `role`")
+        raise Rejected(f"message {number} is no object with a `role`")
     role, content = message["role"], message.get("content")
     if role not in ROLES:
-        raise RejectedLineError(f"message {number} has the role {role[:40]!r}; known are {', '.join(ROLES)}")
+        raise Rejected(f"message {number} has the role {role[:40]!r}; known are {', '.join(ROLES)}")
     if not isinstance(content, str):
-        raise RejectedLineError(f"message {number} ({role}) has no text as `content`")
+        raise Rejected(f"message {number} ({role}) has no text as `content`")
     if not content.strip() and role != "system":
-        raise RejectedLineError(f"message {number} ({role}) is empty")
+        raise Rejected(f"message {number} ({role}) is empty")
     try:
         content.encode("utf-8")
     except UnicodeEncodeError:
-        raise RejectedLineError(f"message {number} ({role}) holds half a surrogate pair") from None
+        raise Rejected(f"message {number} ({role}) holds half a surrogate pair") from None
     return {"role": role, "content": content}
 
 
@@ -94,10 +91,10 @@ GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A Jinja template as transformers' tokenizers have them, and the words it may use (`eos_token`, …)."""
+    """A Jinja template as transformers' tokenizers have them, and the special tokens it may name (`eos_token`, …)."""
 
     source: str
-    words: Mapping[str, str] = field(default_factory=dict)
+    special: Mapping[str, str] = field(default_factory=dict)
 
     def render(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
         """The text, and where in it (characters) the answers stand that are to be learned, in order.
@@ -106,59 +103,47 @@ class ChatTemplate:
         the text before it with the generation prompt.
 
         Raises:
-            RejectedLineError: the template refuses the conversation, or changes earlier text later on.
+            Rejected: the template refuses the conversation, or changes earlier text later on.
         """
         try:
-            if GENERATION.search(self.source):
-                return self._marked(messages)
-            return self._compared(messages)
-        except RejectedLineError:
+            if not GENERATION.search(self.source):
+                return self._compared(messages)
+            text, spans = self._render(messages, return_assistant_tokens_mask=True)
+            return text, [(int(start), int(end)) for start, end in spans]
+        except Rejected:
             raise
         except Exception as error:  # whatever a template raises
-            raise RejectedLineError(f"the chat template refuses it: {error}") from None
+            raise Rejected(f"the chat template refuses it: {error}") from None
 
-    def _marked(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
+    def _render(self, messages: Sequence[Message], **options: bool) -> tuple[str, list[Any]]:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         texts, spans = render_jinja_template(
-            conversations=[list(messages)],
-            chat_template=self.source,
-            return_assistant_tokens_mask=True,
-            **self.words,
+            [list(messages)], chat_template=self.source, **options, **self.special
         )
-        return texts[0], [(int(start), int(end)) for start, end in spans[0]]
+        return str(texts[0]), spans[0] if spans else []
 
     def _compared(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
         spans = []
         for number, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            asked, answered = self._plain(messages[:number], True), self._plain(messages[: number + 1], False)
+            asked, _ = self._render(messages[:number], add_generation_prompt=True)
+            answered, _ = self._render(messages[: number + 1])
             if not answered.startswith(asked):
-                raise RejectedLineError(
+                raise Rejected(
                     "the chat template does not put an answer behind its generation prompt; mark the answers in "
                     "it by {% generation %} … {% endgeneration %}"
                 )
             spans.append((len(asked), len(answered)))
-        text = self._plain(messages, False)
+        text, _ = self._render(messages)
         if not text.startswith(answered):
-            raise RejectedLineError("the chat template changes earlier messages when later ones follow")
+            raise Rejected("the chat template changes earlier messages when later ones follow")
         return text, spans
 
-    def _plain(self, messages: Sequence[Message], prompt: bool) -> str:
-        from transformers.utils.chat_template_utils import render_jinja_template
 
-        texts, _ = render_jinja_template(
-            conversations=[list(messages)],
-            chat_template=self.source,
-            add_generation_prompt=prompt,
-            **self.words,
-        )
-        return str(texts[0])
-
-
-def load_template(name: str, own: str | None, words: Mapping[str, str]) -> ChatTemplate:
-    """The template that the plan names; `own` is the tokenizer's, `words` its special tokens by their names.
+def load_template(name: str, own: str | None, special: Mapping[str, str]) -> ChatTemplate:
+    """The template that the plan names; `own` is the tokenizer's, `special` its special tokens by their names.
 
     Raises:
         UserError: there is none, or it is no template.
@@ -178,7 +163,7 @@ def load_template(name: str, own: str | None, words: Mapping[str, str]) -> ChatT
             raise UserError(
                 f"sft.chat_template: {name} is none of {', '.join(TEMPLATES)} and cannot be read as a file ({error})"
             ) from None
-    template = ChatTemplate(source, dict(words))
+    template = ChatTemplate(source, dict(special))
     try_out(template, name)
     return template
 
@@ -189,14 +174,14 @@ def try_out(template: ChatTemplate, name: str) -> None:
     Raises:
         UserError: the template fails on it, leaves the answer out, or needs a token that the tokenizer lacks.
     """
-    if "eos_token" in template.source and "eos_token" not in template.words:
+    if "eos_token" in template.source and "eos_token" not in template.special:
         raise UserError(
             f"sft.chat_template: {name} ends answers with the tokenizer's eos_token, and this tokenizer has none; "
             "use another template, such as chatml with special_tokens"
         )
     try:
         text, spans = template.render(TRIAL)
-    except RejectedLineError as error:
+    except Rejected as error:
         raise UserError(f"sft.chat_template: {name}: {error}") from None
     if not spans or "answer" not in text[spans[0][0] : spans[0][1]]:
         raise UserError(f"sft.chat_template: {name} does not show what is the answer in a conversation")

@@ -5,18 +5,23 @@ from __future__ import annotations
 import os
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.tokenizers.fast_bpe import Merges, NotExactError, common_character, trial_texts
+from megatron_lrpath.tokenizers.fast_bpe import (
+    FastBpe,
+    FastPath,
+    Ids,
+    Merges,
+    NotExactError,
+    common_character,
+    trial_texts,
+)
+from megatron_lrpath.tokenizers.files import HUGGING_FACE, NO_TOKENIZER, open_hugging_face
+from megatron_lrpath.tokenizers.sentencepiece_model import SENTENCEPIECE, open_model
 
-type Ids = npt.NDArray[np.integer[Any]]
-
-SENTENCEPIECE_TYPES = ("SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer")
 SPOT_CHECK_EVERY = 1024  # texts of the fast path of which the beginning of one is encoded again exactly
 SPOT_CHECK_CHARACTERS = 1 << 16
 
@@ -47,19 +52,11 @@ class Encoder:
         except TextError as error:
             return error
         except (RuntimeError, TypeError, UnicodeError):  # which of them depends on the library
-            if is_unicode(text):
-                raise
-            return TextError("half a surrogate pair: the text is not valid Unicode")
-
-
-class FastPath(Protocol):
-    """A faster way to the same ids, proved on trial texts when it was made."""
-
-    def encode(self, texts: Sequence[str]) -> list[Ids]:
-        """Token ids of each text."""
-
-    def agrees(self, text: str) -> bool:
-        """Whether the slow way gives the same."""
+            try:
+                text.encode()  # JSON's escapes can spell a string that cannot be written as UTF-8
+            except UnicodeEncodeError:
+                return TextError("half a surrogate pair: the text is not valid Unicode")
+            raise
 
 
 class QuickEncoder(Encoder):
@@ -92,16 +89,14 @@ class QuickEncoder(Encoder):
             found = super().encode_many(texts)  # one of them is no valid text
         for at in range(-self._encoded % SPOT_CHECK_EVERY, len(texts), SPOT_CHECK_EVERY):
             if not isinstance(found[at], TextError):
-                self._compare(self.fast, texts[at][:SPOT_CHECK_CHARACTERS])
+                text = texts[at][:SPOT_CHECK_CHARACTERS]
+                if not self.fast.agrees(text):
+                    raise UserError(
+                        f"the fast tokenizer disagrees with the exact one on a text that begins {text[:60]!r}; "
+                        f"run again with --exact-tokenizer"
+                    )
         self._encoded += len(texts)
         return found
-
-    def _compare(self, fast: FastPath, text: str) -> None:
-        if not fast.agrees(text):
-            raise UserError(
-                f"the fast tokenizer disagrees with the exact one on a text that begins {text[:60]!r}; "
-                f"run again with --exact-tokenizer"
-            )
 
     def encode_many_exactly(self, texts: Sequence[str]) -> list[Ids | TextError]:
         """As `encode_many`, by the library that Megatron-LM uses."""
@@ -116,16 +111,7 @@ class SentencePieceEncoder(QuickEncoder):
     """A SentencePiece model: by the fast path where it is exact, by the library itself elsewhere."""
 
     def __init__(self, path: str, exact_only: bool) -> None:
-        import sentencepiece
-
-        from megatron_lrpath.tokenizers.fast_bpe import FastBpe
-
-        model = _read_model(path)
-        self._exact = sentencepiece.SentencePieceProcessor()
-        try:
-            self._exact.LoadFromSerializedProto(model)
-        except RuntimeError:
-            raise UserError(f"--tokenizer-model {path}: not a SentencePiece model") from None
+        model, self._exact = open_model(path, "--tokenizer-model")
         self.vocab_size = self._exact.get_piece_size()
         eod = self._exact.eos_id()
         self.eod = eod if eod >= 0 else None
@@ -196,43 +182,25 @@ def build_encoder(args: Namespace) -> Encoder:
     """
     kind = args.tokenizer_type
     plain = not args.tokenizer_sentencepiece_legacy and args.tokenizer_sentencepiece_ignore_extra_whitespaces
-    if kind in SENTENCEPIECE_TYPES and plain and not args.special_tokens and not args.metadata_path:
-        return SentencePieceEncoder(_needed(args), args.exact_tokenizer)
-    if kind == "HuggingFaceTokenizer" and not args.metadata_path:
-        _needed(args)
-        return HuggingFaceEncoder(args)
-    if kind == "NullTokenizer":
+    fast = kind in SENTENCEPIECE and plain and not args.special_tokens and not args.metadata_path
+    if fast or (kind == HUGGING_FACE and not args.metadata_path):
+        if not args.tokenizer_model:
+            raise UserError(f"--tokenizer-type {kind} needs --tokenizer-model")
+        return (
+            SentencePieceEncoder(args.tokenizer_model, args.exact_tokenizer)
+            if fast
+            else HuggingFaceEncoder(args)
+        )
+    if kind == NO_TOKENIZER:
         return NullEncoder(args)
     return MegatronEncoder(args)
-
-
-def is_unicode(text: str) -> bool:
-    """Whether a string can be written as UTF-8; JSON's escapes can spell one that cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _needed(args: Namespace) -> str:
-    if not args.tokenizer_model:
-        raise UserError(f"--tokenizer-type {args.tokenizer_type} needs --tokenizer-model")
-    return str(args.tokenizer_model)
-
-
-def _read_model(path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"--tokenizer-model {path}: {error.strerror}") from None
 
 
 class HuggingFaceEncoder(QuickEncoder):
     """`AutoTokenizer`. Special tokens spelled out in a text stay text unless `--parse-special-tokens`."""
 
     def __init__(self, args: Namespace) -> None:
-        self._tokenizer = load_tokenizer(args)
+        self._tokenizer = load_with_options(args)
         self._with_specials = not args.tokenizer_hf_no_include_special_tokens
         self._parse = args.parse_special_tokens
         name_special_tokens(self._tokenizer, args.special_tokens or [])
@@ -274,7 +242,7 @@ class HuggingFaceEncoder(QuickEncoder):
         ]
 
 
-class FastHuggingFace:
+class FastHuggingFace(FastPath):
     """The same ids by gigatoken, with the special tokens that the tokenizer puts around every text.
 
     Texts that spell out an added token of any kind are left to the library.
@@ -282,6 +250,8 @@ class FastHuggingFace:
     Raises:
         NotExactError: gigatoken does not support the tokenizer or disagrees with it.
     """
+
+    library = "Hugging Face's"
 
     def __init__(self, encoder: HuggingFaceEncoder, tokenizer: Any) -> None:
         self._encoder = encoder
@@ -300,13 +270,8 @@ class FastHuggingFace:
         self._before = np.array(around[: starts[0]], dtype=np.uint32)
         self._after = np.array(around[starts[0] + len(alone) :], dtype=np.uint32)
         self._merges = Merges(backend.to_str())
-        self._prove(tokenizer)
-
-    def _prove(self, tokenizer: Any) -> None:
         pieces = [tokenizer.convert_tokens_to_string([piece]) for piece in list(tokenizer.get_vocab())[:8000]]
-        for text in trial_texts(pieces, self._added[:256]):
-            if not self.agrees(text):
-                raise NotExactError(f"gigatoken disagrees with it on {text[:60]!r}")
+        self.prove(trial_texts(pieces, self._added[:256]))
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
         """Token ids of each text."""
@@ -322,33 +287,25 @@ class FastHuggingFace:
                 ids.append(merge(text))
         return ids
 
-    def agrees(self, text: str) -> bool:
-        """Whether the library itself gives the same ids for `text`."""
-        return bool(np.array_equal(self.encode([text])[0], self._encoder.encode_exactly(text)))
+    def encode_exactly(self, text: str) -> Ids:
+        """Token ids of one text by the library itself."""
+        return self._encoder.encode_exactly(text)
 
 
-def load_tokenizer(args: Namespace) -> Any:
+def load_with_options(args: Namespace) -> Any:
     """The tokenizer, with the options of Megatron-LM's wrapper.
 
     Raises:
         UserError: it cannot be found or read.
     """
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the workers are the parallelism
-    from transformers import AutoTokenizer
     from transformers.utils import logging
 
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the workers are the parallelism
     logging.set_verbosity_error()
+    options = {"use_fast": not args.tokenizer_hf_no_use_fast, "trust_remote_code": args.trust_remote_code}
     files = {"vocab_file": args.vocab_file, "merges_file": args.merge_file if args.vocab_file else None}
-    try:
-        return AutoTokenizer.from_pretrained(
-            args.tokenizer_model,
-            use_fast=not args.tokenizer_hf_no_use_fast,
-            trust_remote_code=args.trust_remote_code,
-            **{name: value for name, value in files.items() if value},
-        )
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"--tokenizer-model {args.tokenizer_model}: {reason}") from None
+    options |= {name: value for name, value in files.items() if value}
+    return open_hugging_face(args.tokenizer_model, "--tokenizer-model", **options)
 
 
 def name_special_tokens(tokenizer: Any, additional: list[str]) -> None:

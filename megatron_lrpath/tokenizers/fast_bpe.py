@@ -15,6 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from megatron_lrpath.tokenizers.sentencepiece_model import SPACE, USER_DEFINED, parse_model
+
+type Ids = npt.NDArray[np.integer[Any]]
+
 CACHE_BYTES = 256 << 20  # growth of the process after which gigatoken's cache of words is dropped
 CHECK_EVERY = 8 << 20  # characters between two looks at that
 TRIALS = 400
@@ -28,6 +32,30 @@ AWKWARD = [
 
 class NotExactError(Exception):
     """The fast tokenizer cannot stand in for this model; the text says why."""
+
+
+class FastPath:
+    """A faster way to the ids of `library`, proved on trial texts when it is made."""
+
+    library: str
+
+    def encode(self, texts: Sequence[str]) -> list[Ids]:
+        """Token ids of each text."""
+        raise NotImplementedError
+
+    def encode_exactly(self, text: str) -> Ids:
+        """Token ids of one text by the library itself."""
+        raise NotImplementedError
+
+    def agrees(self, text: str) -> bool:
+        """Whether both ways give the same ids for `text`."""
+        return bool(np.array_equal(self.encode([text])[0], self.encode_exactly(text)))
+
+    def prove(self, texts: list[str]) -> None:
+        """Raise `NotExactError` when one of `texts` comes out differently."""
+        for text in texts:
+            if not self.agrees(text):
+                raise NotExactError(f"gigatoken disagrees with {self.library} on {text[:60]!r}")
 
 
 class Merges:
@@ -95,10 +123,6 @@ def trial_texts(pieces: list[str], symbols: list[str]) -> list[str]:
     return texts
 
 
-SPACE = "\u2581"  # SentencePiece's visible space
-USER_DEFINED = 4  # the piece type in SentencePiece's model file
-
-
 @dataclass(frozen=True)
 class AsciiRules:
     """How a model normalizes plain ASCII: a byte table, bytes to drop, and what happens to spaces."""
@@ -125,12 +149,14 @@ class AsciiRules:
         return self.prefix + normal if text else b""
 
 
-class FastBpe:
+class FastBpe(FastPath):
     """Encodes like the SentencePiece model `model` (its bytes), which `exact` has loaded.
 
     Raises:
         NotExactError: gigatoken is missing, does not support the model, or disagrees with it.
     """
+
+    library = "SentencePiece"
 
     def __init__(self, model: bytes, exact: Any) -> None:
         self._exact = exact
@@ -139,37 +165,31 @@ class FastBpe:
         self._symbols_ascii = [symbol.encode() for symbol in self._symbols]
         self._hint = common_character(self._symbols)  # looked for first
         self._hint_ascii = self._hint.encode()
-        self._ascii = read_ascii_rules(model, exact)
-        self._lossless = is_lossless(model)
+        parsed = parse_model(model)
+        self._ascii = read_ascii_rules(parsed, exact)
+        # Such a model changes nothing but the spaces' sign, so that its rules for ASCII hold for any text.
+        spec = parsed.normalizer_spec
+        self._lossless = not spec.precompiled_charsmap and not spec.remove_extra_whitespaces
         self.prove(trial_texts(plain_pieces(exact), self._symbols))
 
-    def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.integer[Any]]]:
+    def encode(self, texts: Sequence[str]) -> list[Ids]:
         """Token ids of each text."""
         merge = self._merges.encoder(sum(map(len, texts)))
-        ids: list[npt.NDArray[np.integer[Any]]] = []
+        ids: list[Ids] = []
         for text in texts:
             if self._ascii is not None and (self._lossless or text.isascii()):
                 plain = self._ascii.apply(text.encode())
                 spelled = self._hint_ascii in plain and any(symbol in plain for symbol in self._symbols_ascii)
-                ids.append(self._exactly(text) if spelled else merge(plain))
+                ids.append(self.encode_exactly(text) if spelled else merge(plain))
             else:
                 normal = self._exact.normalize(text)
                 spelled = self._hint in normal and any(symbol in normal for symbol in self._symbols)
-                ids.append(self._exactly(text) if spelled else merge(normal))
+                ids.append(self.encode_exactly(text) if spelled else merge(normal))
         return ids
 
-    def _exactly(self, text: str) -> npt.NDArray[np.integer[Any]]:
+    def encode_exactly(self, text: str) -> Ids:
+        """Token ids of one text by SentencePiece itself."""
         return np.array(self._exact.encode_as_ids(text), dtype=np.int32)
-
-    def agrees(self, text: str) -> bool:
-        """Whether SentencePiece itself gives the same ids for `text`."""
-        return self.encode([text])[0].tolist() == self._exact.encode_as_ids(text)
-
-    def prove(self, texts: list[str]) -> None:
-        """Raise `NotExactError` when one of `texts` comes out differently."""
-        for text in texts:
-            if not self.agrees(text):
-                raise NotExactError(f"gigatoken disagrees with SentencePiece on {text[:60]!r}")
 
 
 def without_normalizer(model: bytes) -> bytes:
@@ -191,13 +211,12 @@ def common_character(symbols: list[str]) -> str:
     return min(set(symbols[0]).intersection(*symbols[1:]), default="")
 
 
-def read_ascii_rules(model: bytes, exact: Any) -> AsciiRules | None:
-    """How the model normalizes ASCII, or None when that is more than a byte table can say."""
-    spec = normalizer_spec(model)
-    squeeze, prefixed, escaped = (bool(spec.get(field, 1)) for field in (4, 3, 5))
-    charsmap = spec.get(2, b"")
-    if not escaped or not isinstance(charsmap, bytes) or has_ascii_sequences(charsmap):
+def read_ascii_rules(model: Any, exact: Any) -> AsciiRules | None:
+    """How the parsed model normalizes ASCII, or None when that is more than a byte table can say."""
+    spec = model.normalizer_spec
+    if not spec.escape_whitespaces or has_ascii_sequences(spec.precompiled_charsmap):
         return None
+    prefixed = spec.add_dummy_prefix
     table, dropped = bytearray(range(256)), bytearray()
     for code in range(128):
         # between two letters, so that neither the prefix nor the squeezing of spaces touches it
@@ -210,68 +229,11 @@ def read_ascii_rules(model: bytes, exact: Any) -> AsciiRules | None:
         else:
             dropped.append(code)
     rules = AsciiRules(bytes(table), bytes(dropped), b"", False)
-    kept_whole = [piece for piece in user_defined(model) if piece.isascii()]  # the normalizer passes them by
+    user_defined = (piece.piece.replace(SPACE, " ") for piece in model.pieces if piece.type == USER_DEFINED)
+    kept_whole = [piece for piece in user_defined if piece.isascii()]  # the normalizer passes them by
     if any(" " in piece or rules.apply(piece.encode()) != piece.encode() for piece in kept_whole):
         return None
-    return AsciiRules(bytes(table), bytes(dropped), b" " if prefixed else b"", squeeze)
-
-
-def is_lossless(model: bytes) -> bool:
-    """Whether the model leaves text as it is but for the spaces' sign: then its ASCII rules hold for any text."""
-    spec = normalizer_spec(model)
-    return not spec.get(2) and not spec.get(4, 1)
-
-
-def normalizer_spec(model: bytes) -> dict[int, int | bytes]:
-    """The fields of the model's NormalizerSpec by their number."""
-    spec: dict[int, int | bytes] = {}
-    for field, value in protobuf_fields(model):
-        if field == 3 and isinstance(value, bytes):
-            spec.update(protobuf_fields(value))
-    return spec
-
-
-def user_defined(model: bytes) -> list[str]:
-    """The pieces that the model's user defined, as they stand in text."""
-    messages = (value for field, value in protobuf_fields(model) if field == 1 and isinstance(value, bytes))
-    found = [
-        piece.get(1) for piece in map(dict, map(protobuf_fields, messages)) if piece.get(3) == USER_DEFINED
-    ]
-    return [text.decode().replace(SPACE, " ") for text in found if isinstance(text, bytes)]
-
-
-def protobuf_fields(message: bytes) -> list[tuple[int, int | bytes]]:
-    """(number, value) of each field of a protobuf message; sub-messages and fixed-width numbers as bytes."""
-    fields: list[tuple[int, int | bytes]] = []
-    at = 0
-    while at < len(message):
-        key, at = _varint(message, at)
-        kind = key & 7
-        if kind == 0:
-            number, at = _varint(message, at)
-            fields.append((key >> 3, number))
-            continue
-        if kind == 2:
-            size, at = _varint(message, at)
-        elif kind in (1, 5):
-            size = 8 if kind == 1 else 4
-        else:
-            raise NotExactError("not a SentencePiece model")
-        fields.append((key >> 3, message[at : at + size]))
-        at += size
-    return fields
-
-
-def _varint(message: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while at < len(message):
-        byte = message[at]
-        at += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, at
-        shift += 7
-    raise NotExactError("not a SentencePiece model")
+    return AsciiRules(bytes(table), bytes(dropped), b" " if prefixed else b"", spec.remove_extra_whitespaces)
 
 
 def has_ascii_sequences(charsmap: bytes) -> bool:

@@ -9,9 +9,9 @@ from typing import Any
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_json
-from megatron_lrpath.tokenizers import sentencepiece_fast
+from megatron_lrpath.tokenizers import sentencepiece_model
+from megatron_lrpath.tokenizers.sentencepiece_model import SENTENCEPIECE
 
-SENTENCEPIECE = ("SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer")
 HUGGING_FACE = "HuggingFaceTokenizer"
 NO_TOKENIZER = "NullTokenizer"
 # Names a tokenizer's folder may hold; nothing else is copied, code least of all.
@@ -49,7 +49,7 @@ def find_tokenizer(kind: str, model: str | None, args: Any, vocab_size: int | No
         kind: Megatron's type of tokenizer.
         model: its file or folder, relative to the working directory.
         args: the checkpoint's stored arguments.
-        vocab_size: the user's word for tokenizers that are not written.
+        vocab_size: number of tokens given by the user, for tokenizers that are not written.
 
     Raises:
         UserError: it is not where it was, or of a type whose size is not known.
@@ -79,12 +79,7 @@ def find_tokenizer(kind: str, model: str | None, args: Any, vocab_size: int | No
 
 def sentencepiece_tokenizer(kind: str, path: Path) -> TokenizerFiles:
     """A SentencePiece model's size and special tokens."""
-    import sentencepiece
-
-    try:
-        model = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"{path}: not a SentencePiece model ({error}).") from None
+    _, model = sentencepiece_model.open_model(path)
     ids = {"bos_token_id": model.bos_id(), "eos_token_id": model.eos_id(), "pad_token_id": model.pad_id()}
     known = {name: number for name, number in ids.items() if number >= 0}
     return TokenizerFiles(kind, model.get_piece_size(), known, path)
@@ -99,17 +94,24 @@ def hugging_face_tokenizer(path: Path) -> TokenizerFiles:
 
 
 def load_tokenizer(path: Path) -> Any:
-    """The tokenizer in a folder, as transformers loads it offline.
+    """The tokenizer in a folder, offline and without code from the folder; raises UserError."""
+    return open_hugging_face(path, local_files_only=True, trust_remote_code=False)
+
+
+def open_hugging_face(name: Path | str, option: str = "", **options: Any) -> Any:
+    """The tokenizer of that name or folder, by transformers' AutoTokenizer.
 
     Raises:
-        UserError: transformers cannot load it without code from the folder.
+        UserError: transformers cannot load it; the message begins with `option`, if that named the tokenizer.
     """
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
-    except Exception as error:
-        raise UserError(f"{path}: not a tokenizer that transformers loads by itself ({error}).") from None
+        return AutoTokenizer.from_pretrained(str(name), **options)
+    except Exception as error:  # whatever a tokenizer's files make transformers raise
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        place = f"{option} {name}".lstrip()
+        raise UserError(f"{place}: not a tokenizer that transformers loads: {reason}") from None
 
 
 def write_tokenizer(tokenizer: TokenizerFiles, folder: Path, max_positions: int) -> list[str]:
@@ -133,8 +135,9 @@ def write_sentencepiece(tokenizer: TokenizerFiles, folder: Path, max_positions: 
     """The model file itself, and a `tokenizer.json` with the same ids; a note where the two differ."""
     path = tokenizer.path
     assert path is not None
-    model = sentencepiece_fast.read_model(path)
-    fast = sentencepiece_fast.fast_tokenizer(model)
+    data, processor = sentencepiece_model.open_model(path)
+    model = sentencepiece_model.parse_model(data)
+    fast = sentencepiece_model.fast_tokenizer(model)
     shutil.copyfile(path, folder / MODEL_FILE)
     fast.save(str(folder / "tokenizer.json"))
     pieces = {name: model.pieces[number].piece for name, number in tokenizer.tokens.items()}
@@ -154,7 +157,7 @@ def write_sentencepiece(tokenizer: TokenizerFiles, folder: Path, max_positions: 
         ORIGIN: tokenizer.kind,
     }
     atomic_write_json(folder / "tokenizer_config.json", config)
-    different = sentencepiece_fast.first_difference(path, fast, sentencepiece_fast.NASTY)
+    different = sentencepiece_model.first_difference(processor, fast, sentencepiece_model.NASTY)
     if different is None:
         return []
     return [

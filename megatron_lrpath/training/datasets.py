@@ -17,7 +17,7 @@ from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer
 from megatron.training import get_args
 from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_last_pipeline_stage
 
-from megatron_lrpath.data import mixed, versioned
+from megatron_lrpath.data import versioned
 from megatron_lrpath.data.slice import open_validation
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.sft.dataset import build_packed, build_packed_validation
@@ -156,7 +156,7 @@ def training_set(context: RunContext, config: GPTDatasetConfig) -> Any:
         return dataset
     batch = plan.batch.global_batch_size
     branch = (run.version, run.first_step * batch, batch, run.steps)
-    return mixed.build_mixed(dataset, context.mix, run.mix, branch, config)
+    return versioned.build_mixed(dataset, context.mix, run.mix, branch, config)
 
 
 class Repeated:

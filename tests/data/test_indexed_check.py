@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_lrpath.data import indexed_check
-from megatron_lrpath.data.indexed_check import check_pair
+from megatron_lrpath.data import indexed
+from megatron_lrpath.data.indexed import check_pair
 from megatron_lrpath.data.preprocess.writer import PairWriter, merge_datasets, optimal_dtype, publish_all
 from megatron_lrpath.errors import UserError
 from tests.support.preprocess_fixtures import GOLDEN, call, documents, pair
@@ -77,14 +77,12 @@ def test_what_is_written_is_what_megatron_reads(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[list[int]], dtype: str, block: int
 ) -> None:
     """Against the format's description, in blocks of any size."""
-    from megatron_lrpath.data.preprocess import writer
-
-    old, writer.BLOCK, indexed_check.BLOCK = writer.BLOCK, block, block
+    indexed.BLOCK = block
     try:
         prefix = make(tmp_path_factory.mktemp("p") / "d", lengths, dtype)
         check_pair(str(prefix))
     finally:
-        writer.BLOCK, indexed_check.BLOCK = old, 1 << 20
+        indexed.BLOCK = 1 << 20
     flat = [length for document in lengths for length in document]
     size = np.dtype(dtype).itemsize
     index = struct.pack("<9sQBQQ", b"MMIDIDX", 1, 8 if dtype == "uint16" else 4, len(flat), len(lengths) + 1)
@@ -176,7 +174,7 @@ def test_damage_inside_the_index(whole: Path) -> None:
     path = Path(f"{whole}.idx")
     good = path.read_bytes()
     for offset, data, word in [
-        (HEADER + 4, struct.pack("<i", -1), "sequence 1 has length -1"),
+        (HEADER + 4, struct.pack("<i", -1), "sequence 1 has negative length -1"),
         (HEADER + 4, struct.pack("<i", 3), "sequence 2 should begin at byte 12"),
         (HEADER + 16 + 8, struct.pack("<q", 7), "sequence 1 should begin at byte 6"),
         (HEADER + 48, struct.pack("<q", 1), "documents run from sequence 1"),

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from megatron_lrpath.data.indexed_check import check_pair
+from megatron_lrpath.data.indexed import check_pair
 from tests.support.preprocess_fixtures import (
     NULL,
     SP,

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from megatron_lrpath.data import slice_codec
 from megatron_lrpath.data.draw_random import permutation, uniforms
+from megatron_lrpath.data.indexed import document_lengths, fingerprint_source
 from megatron_lrpath.data.slice import (
     Slice,
     SliceSource,
@@ -24,7 +25,6 @@ from megatron_lrpath.data.slice import (
     open_slices,
     require_samples,
 )
-from megatron_lrpath.data.slice_source import fingerprint_source, open_source
 from megatron_lrpath.errors import UserError
 from tests.support.data_fixtures import make_indexed_dataset, make_random_dataset, make_slice
 
@@ -210,7 +210,7 @@ def test_an_index_is_read_like_megatron_reads_it(tmp_path: Path) -> None:
     from megatron.core.datasets.indexed_dataset import IndexedDataset
 
     prefix = make_random_dataset(tmp_path / "d", [3, 1, 4, 1, 5])
-    assert open_source(prefix).lengths.tolist() == IndexedDataset(str(prefix)).sequence_lengths.tolist()
+    assert document_lengths(prefix).tolist() == IndexedDataset(str(prefix)).sequence_lengths.tolist()
 
 
 def rewrite(path: Path, position: int, data: bytes) -> None:
@@ -237,7 +237,7 @@ def test_bad_indexed_datasets_are_named_as_such(tmp_path: Path) -> None:
         idx.write_bytes(whole)
         damage()
         with pytest.raises(UserError, match=message):
-            open_source(prefix)
+            document_lengths(prefix)
 
 
 def test_documents_of_several_sequences_are_refused(tmp_path: Path) -> None:
@@ -248,12 +248,12 @@ def test_documents_of_several_sequences_are_refused(tmp_path: Path) -> None:
     builder.add_document(torch.arange(6), [2, 4])
     builder.finalize(str(tmp_path / "d.idx"))
     with pytest.raises(UserError, match="documents of several sequences"):
-        open_source(tmp_path / "d")
+        document_lengths(tmp_path / "d")
 
 
 def test_empty_documents_do_no_harm(tmp_path: Path) -> None:
     prefix = make_indexed_dataset(tmp_path / "d", [[1, 2], [], [3]])
-    assert open_source(prefix).lengths.tolist() == [2, 0, 1]
+    assert document_lengths(prefix).tolist() == [2, 0, 1]
 
 
 def test_the_fingerprint_of_a_dataset_does_not_depend_on_its_place(tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ from megatron_lrpath.data.draw_request import (
     parse_tokens,
     version_requests,
 )
+from megatron_lrpath.data.indexed import document_lengths
 from megatron_lrpath.data.slice import Slice, available_samples, check_disjoint
-from megatron_lrpath.data.slice_source import open_source
 from megatron_lrpath.errors import UserError
 from tests.support.data_fixtures import make_lengths_dataset
 
@@ -137,7 +137,7 @@ def test_more_versions_leave_the_first_ones_alone_and_appending_goes_on_where_th
 def test_what_is_there_can_be_used_up_to_the_last_token(tmp_path: Path) -> None:
     rng = np.random.RandomState(3)
     prefixes = [make_lengths_dataset(tmp_path / f"s{i}", rng.randint(1, 99, 200), i + 1) for i in range(3)]
-    total = sum(int(open_source(p).lengths.sum()) for p in prefixes)
+    total = sum(int(document_lengths(p).sum()) for p in prefixes)
     drawn = draw(request(prefixes, [total // 4] * 4), [])
     assert sum(one.tokens for one in drawn.slices) >= total // 4 * 4 - 3
     assert all(abs(one.tokens - total / 4) < 3 * 99 for one in drawn.slices)

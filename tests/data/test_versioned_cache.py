@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megatron_lrpath.data.index_cache import Entry, IndexCache, private_folder
+from megatron_lrpath.data.index_cache import CacheEntry, IndexCache, private_folder
 from megatron_lrpath.errors import UserError
 
 
-def numbers(count: int, built: list[int] | None = None) -> Entry:
+def numbers(count: int, built: list[int] | None = None) -> CacheEntry:
     """An entry of two arrays; every build is noted in `built`."""
 
     def build() -> dict[str, np.ndarray]:
@@ -25,7 +25,7 @@ def numbers(count: int, built: list[int] | None = None) -> Entry:
             built.append(count)
         return {"up": np.arange(count), "down": np.arange(count)[::-1].copy()}
 
-    return Entry(["numbers", count], ("up", "down"), build)
+    return CacheEntry(["numbers", count], ("up", "down"), build)
 
 
 @pytest.fixture(autouse=True)
@@ -127,13 +127,13 @@ RANK = """
 import json, sys
 import numpy as np
 import torch.distributed as dist
-from megatron_lrpath.data.index_cache import Entry, IndexCache
+from megatron_lrpath.data.index_cache import CacheEntry, IndexCache
 dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=int(sys.argv[2]), world_size=2)
 built = []
 def build():
     built.append(1)
     return {"up": np.arange(100)}
-(arrays,) = IndexCache(sys.argv[3]).prepare([Entry(["ranks"], ("up",), build)])
+(arrays,) = IndexCache(sys.argv[3]).prepare([CacheEntry(["ranks"], ("up",), build)])
 print(json.dumps([len(built), int(arrays["up"].sum())]))
 dist.barrier()
 """

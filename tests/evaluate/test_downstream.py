@@ -21,7 +21,7 @@ from megatron_lrpath.evaluate import downstream_worker as harness
 from megatron_lrpath.evaluate.downstream import (
     PAPER,
     RESULTS,
-    Settings,
+    TaskSettings,
     add_result,
     benchmarks,
     folder_subject,
@@ -290,16 +290,16 @@ def test_results_belong_to_weights_and_settings(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"one")
     wanted = benchmarks(["GSM8K", "C3"])
     subject = folder_subject(tmp_path)
-    assert missing(subject, wanted, Settings()) == wanted
+    assert missing(subject, wanted, TaskSettings()) == wanted
     add_result(
         subject, wanted[0], {"score": 0.5, "settings": {"limit": None, "num_fewshot": None, "chat": False}}
     )
-    assert missing(subject, wanted, Settings()) == wanted[1:]
-    assert missing(subject, wanted, Settings(limit=3)) == wanted
+    assert missing(subject, wanted, TaskSettings()) == wanted[1:]
+    assert missing(subject, wanted, TaskSettings(limit=3)) == wanted
     (tmp_path / "model.safetensors").write_bytes(b"two")
     assert results_of(folder_subject(tmp_path)) == {}
     (tmp_path / RESULTS).write_text("{broken")
-    assert missing(subject, wanted, Settings()) == wanted
+    assert missing(subject, wanted, TaskSettings()) == wanted
 
 
 def test_models_of_a_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -327,16 +327,16 @@ def test_a_checkpoint_that_vanishes_while_it_is_checked_is_skipped(copy: Path) -
 
 def main_path_removed_meanwhile(words: list[str]) -> None:
     """The worker, under which the main path's checkpoint goes once it is found to be there; in a process of its own."""
-    from megatron_lrpath.evaluate import worker
+    from megatron_lrpath.evaluate import perplexity, worker
 
-    check = worker.damage
+    check = perplexity.damage
 
     def damage(folder: Path, step: int) -> list[str]:
         if "main" in folder.parts:
             shutil.rmtree(folder, ignore_errors=True)
         return check(folder, step)
 
-    worker.damage = damage
+    perplexity.damage = damage
     worker.main(words)
 
 

@@ -15,11 +15,12 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.export import architecture
 from megatron_lrpath.export.architecture import Architecture
 from megatron_lrpath.export.card import origin_of
-from megatron_lrpath.export.checkpoint import CheckpointReader, Slot, write_checkpoint
-from megatron_lrpath.export.folder import appearing_folder, refuse_target
+from megatron_lrpath.export.checkpoint import CheckpointReader, CheckpointTensor, write_checkpoint
+from megatron_lrpath.export.folder import refuse_target
 from megatron_lrpath.export.importer import common_state, extra_states
-from megatron_lrpath.export.safetensors_files import Entry, into_shards
-from megatron_lrpath.export.weights import sources, write_weights
+from megatron_lrpath.export.safetensors_files import FileTensor, into_shards
+from megatron_lrpath.export.weights import tensor_mappings, write_weights
+from megatron_lrpath.files import appearing_folder
 from megatron_lrpath.plan import load_plan
 from tests.support.export_worker import transformers_model, weights
 from tests.support.training_fixtures import MODEL, launch, make_plan, run_words, train
@@ -37,12 +38,12 @@ def save_model(
 ) -> Path:
     """A checkpoint of random values, written without Megatron; its step's folder."""
     slots = []
-    for source in sources(model):
+    for source in tensor_mappings(model):
         padded = source.layer is None and len(source.shape) == 2
         shape = (source.shape[0] + padding, *source.shape[1:]) if padded else source.shape
-        slots.append(Slot(source.key, shape, dtype, source.layer, model.layers))
+        slots.append(CheckpointTensor(source.key, shape, dtype, source.layer, model.layers))
 
-    def value(slot: Slot) -> torch.Tensor:
+    def value(slot: CheckpointTensor) -> torch.Tensor:
         generator = torch.Generator().manual_seed(len(slot.key) * 100 + (slot.layer or 0))
         return torch.randn(slot.shape, generator=generator)
 
@@ -109,11 +110,11 @@ def test_padded_rows_and_numbered_layers_are_read(tmp_path: Path) -> None:
     numbered = tmp_path / "numbered"
     reader = CheckpointReader(stacked)
     slots, values = [], {}
-    for source in sources(SMALL):
+    for source in tensor_mappings(SMALL):
         key = source.key
         if source.layer is not None:
             key = key.replace("layers.", f"layers.{source.layer}.")
-        slots.append(Slot(key, source.shape, torch.float32, None, 0))
+        slots.append(CheckpointTensor(key, source.shape, torch.float32, None, 0))
         values[key] = reader.read(source.key, source.layer, source.shape)
     write_checkpoint(
         numbered, slots, lambda slot: values[slot.key], common_state(SMALL, torch.float32, None), []
@@ -122,7 +123,7 @@ def test_padded_rows_and_numbered_layers_are_read(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         write_weights(CheckpointReader(step), SMALL, tmp_path / name, None, 10**9)
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
-    assert reader.rows("output_layer.weight") == 128
+    assert reader.find("output_layer.weight", None)[1].size[0] == 128
     assert values["output_layer.weight"].shape == (101, 32)
 
 
@@ -141,7 +142,7 @@ def test_types_are_kept_or_converted_and_files_split_by_size(tmp_path: Path) -> 
 
 
 def test_shards_hold_every_tensor_once_in_order() -> None:
-    entries = [Entry(str(number), (number,), torch.float32) for number in (1, 2, 100, 3, 4)]
+    entries = [FileTensor(str(number), (number,), torch.float32) for number in (1, 2, 100, 3, 4)]
     shards = into_shards(entries, 12)
     assert [[entry.name for entry in shard] for shard in shards] == [["1", "2"], ["100"], ["3"], ["4"]]
 

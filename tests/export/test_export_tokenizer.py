@@ -20,7 +20,7 @@ from megatron_lrpath.tokenizers.files import (
     sentencepiece_tokenizer,
     write_tokenizer,
 )
-from megatron_lrpath.tokenizers.sentencepiece_fast import NASTY
+from megatron_lrpath.tokenizers.sentencepiece_model import NASTY
 from tests.support import ROOT
 
 LINES = [

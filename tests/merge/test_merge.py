@@ -12,8 +12,9 @@ import torch.distributed.checkpoint as dcp
 
 from megatron_lrpath.cli import main
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.export.checkpoint import CheckpointReader
 from megatron_lrpath.merge.preview import decay_shares, merge_weights
-from megatron_lrpath.merge.torch_dist import Reader, merge_checkpoints
+from megatron_lrpath.merge.torch_dist import merge_checkpoints
 from megatron_lrpath.plan import load_plan
 from megatron_lrpath.runs.checkpoints import checkpoint_folder, latest_step
 from megatron_lrpath.schedule import LRPath, Schedule
@@ -66,14 +67,14 @@ def test_every_tensor_is_the_exact_weighted_sum(tmp_path: Path) -> None:
     made = [write_checkpoint(tmp_path, step) for step in (10, 20, 30)]
     weights = [0.2, 0.3, 0.5]
     folder = merge_checkpoints(tmp_path, [10, 20, 30], weights, tmp_path / "merged", 30)
-    reader = Reader(folder)
-    keys = set(reader.read_metadata().state_dict_metadata)
+    reader = CheckpointReader(folder)
+    keys = set(reader.entries)
     assert keys == {"weight", "half", "step_of"}  # no optimizer state
     want = sum(weight * one["weight"] for weight, one in zip(weights, made, strict=True))
     assert torch.allclose(reader.tensor("weight"), want, rtol=1e-15, atol=1e-15)
     half = sum(weight * one["half"].float() for weight, one in zip(weights, made, strict=True))
     assert torch.equal(reader.tensor("half"), half.bfloat16())
-    assert reader.raw("step_of") == Reader(checkpoint_folder(tmp_path, 30)).raw("step_of")
+    assert reader.raw("step_of") == CheckpointReader(checkpoint_folder(tmp_path, 30)).raw("step_of")
     assert latest_step(tmp_path / "merged") == 30
 
 
@@ -93,10 +94,10 @@ def test_what_cannot_be_merged_is_refused_and_leaves_nothing(tmp_path: Path) -> 
 def test_a_failure_on_the_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_checkpoint(tmp_path, 10)
 
-    def broken(self: Reader, key: str) -> torch.Tensor:
+    def broken(self: CheckpointReader, key: str) -> torch.Tensor:
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr(Reader, "tensor", broken)
+    monkeypatch.setattr(CheckpointReader, "tensor", broken)
     with pytest.raises(UserError, match="the disk is gone"):
         merge_checkpoints(tmp_path, [10, 10], [0.5, 0.5], tmp_path / "merged", 10)
     assert list((tmp_path / "merged").iterdir()) == []

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from megatron_lrpath.commands.samples import named_run
-from megatron_lrpath.data.indexed_check import HEADER_BYTES, read_header
+from megatron_lrpath.data.indexed import HEADER_BYTES, read_header
 from megatron_lrpath.data.slice import Slice
 from megatron_lrpath.data.slice_codec import PREAMBLE
 from megatron_lrpath.errors import UserError

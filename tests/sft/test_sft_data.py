@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from megatron_lrpath.cli import main as lrpath
+from megatron_lrpath.data.preprocess.worker import Rejected
 from megatron_lrpath.errors import PlanError, UserError
 from megatron_lrpath.plan import load_plan
 from megatron_lrpath.plan.sft import prepared_record, sft_folder
 from megatron_lrpath.sft.encode import ChatEncoder, build_encoder
 from megatron_lrpath.sft.prepare import prepare
 from megatron_lrpath.sft.prepared import held_out, pack
-from megatron_lrpath.sft.template import ChatTemplate, RejectedLineError, messages_of
+from megatron_lrpath.sft.template import ChatTemplate, messages_of
 from tests.support.plan_text import plan_with
 from tests.support.sft_fixtures import GOLDEN, TOKENIZER, conversations, sft_plan, write_lines
 
@@ -75,7 +76,7 @@ def test_three_forms_are_read(line: dict[str, Any], messages: list[dict[str, str
     ],
 )
 def test_what_cannot_be_used_is_rejected_with_its_reason(line: bytes, reason: str) -> None:
-    with pytest.raises(RejectedLineError, match=reason):
+    with pytest.raises(Rejected, match=reason):
         messages_of(line)
 
 
@@ -128,7 +129,7 @@ def test_no_token_reaches_across_the_border_of_an_answer(tmp_path: Path) -> None
 
 
 def test_a_message_that_spells_out_a_control_token_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(RejectedLineError, match="message 1 spells out the control token </s>"):
+    with pytest.raises(Rejected, match="message 1 spells out the control token </s>"):
         encoder(tmp_path).encode([{"role": "user", "content": "a </s> b"}, ANSWER])
 
 
@@ -148,7 +149,7 @@ def test_a_template_that_does_not_fit_is_refused(tmp_path: Path, sft: dict[str, 
 
 def test_a_template_that_fails_rejects_the_line() -> None:
     template = ChatTemplate("{{ raise_exception('no systems here') }}")
-    with pytest.raises(RejectedLineError, match="no systems here"):
+    with pytest.raises(Rejected, match="no systems here"):
         template.render([USER, ANSWER])
 
 

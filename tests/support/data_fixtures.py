@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from megatron_lrpath.data.indexed import document_lengths, fingerprint_source
 from megatron_lrpath.data.slice import Slice, SliceSource
-from megatron_lrpath.data.slice_source import fingerprint_source, open_source
 
 
 class StubTokenizer:
@@ -66,7 +66,7 @@ def make_slice(
     parts = []
     for prefix, documents, domain in sources:
         chosen = np.array(sorted(documents), dtype=np.int32)
-        tokens = int(open_source(prefix).lengths[chosen].sum())
+        tokens = int(document_lengths(prefix)[chosen].sum())
         parts.append(SliceSource(prefix, fingerprint_source(prefix), domain, chosen, tokens))
     made = Slice(path.name.removesuffix(".slice"), seed, tuple(parts), path)
     if save:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_lrpath.data.indexed_check import check_pair, map_bounds, map_lengths
+from megatron_lrpath.data.indexed import check_pair, map_bounds, map_lengths
 from tests.support import GOLDEN, ROOT
 from tools import preprocess_data
 

@@ -100,7 +100,7 @@ def packed_against_alone(words: list[str]) -> None:
     import torch
     from megatron.core import mpu  # noqa: F401
 
-    from megatron_lrpath.evaluate import worker
+    from megatron_lrpath.evaluate import perplexity
     from megatron_lrpath.plan import load_plan
     from megatron_lrpath.runs.results import Target
     from megatron_lrpath.sft.dataset import build_packed
@@ -115,8 +115,8 @@ def packed_against_alone(words: list[str]) -> None:
     run = plan.run("ours", "sft-v1")
     argv = ["--plan", words[1], "--paradigm", "ours", "--run", "sft-v1", "--device", "cpu"]
     args = setup.arguments(session, argv)
-    model, _ = worker.build(session, plan, args)
-    assert worker.load_weights(plan, Target(run), args, model)
+    model, _ = perplexity.build(session, plan, args)
+    assert perplexity.load_weights(plan, Target(run), args, model)
     model[0].eval()
     row = {name: value[None] for name, value in build_packed(open_prepared(plan, True), 8)[0].items()}
 

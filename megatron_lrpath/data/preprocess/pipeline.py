@@ -10,20 +10,28 @@ import threading
 import time
 from argparse import Namespace
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
-from megatron_lrpath.data.preprocess import worker as work
+import numpy as np
+
 from megatron_lrpath.data.preprocess.readers import Chunk, expand_inputs, read_chunks, total_bytes
-from megatron_lrpath.data.preprocess.worker import RejectLog
+from megatron_lrpath.data.preprocess.worker import (
+    ChunkResult,
+    DocumentOptions,
+    Figures,
+    Worker,
+    process_chunk,
+    start_process,
+)
 from megatron_lrpath.data.preprocess.writer import (
     PairWriter,
+    RejectLog,
     concatenate,
     optimal_dtype,
     publish_all,
@@ -31,7 +39,7 @@ from megatron_lrpath.data.preprocess.writer import (
     remove_left_overs,
 )
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.tokenizers.encoders import Encoder, build_encoder
+from megatron_lrpath.tokenizers.encoders import build_encoder
 
 
 class Interruption:
@@ -50,9 +58,7 @@ class Interruption:
             self._previous = signal.signal(signal.SIGINT, self._note)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._previous is not None:
             signal.signal(signal.SIGINT, self._previous)
 
@@ -69,7 +75,7 @@ class Interruption:
 LINE_SECONDS = 10.0
 
 
-class Progress:
+class ConversionProgress:
     """Shows how far a run is, on standard error.
 
     `total`: bytes of input, None when unknown; `log_interval`: documents between two lines where standard
@@ -115,14 +121,15 @@ class Progress:
             self._bar.stop()
             self._bar = None
 
-    def finish(self, documents: int, tokens: int, text_bytes: int, rejected: int) -> None:
-        """The closing figures."""
+    def finish(self, figures: Figures) -> None:
+        """Print the closing figures."""
         self.stop()
         seconds = time.monotonic() - self.started
         print(
-            f"{documents:,} documents, {tokens:,} tokens, {text_bytes / max(tokens, 1):.2f} bytes per token, "
-            f"{text_bytes / 1e6 / max(seconds, 1e-9):.1f} MB/s, {seconds:.1f} s"
-            + (f"; {rejected:,} rejected" if rejected else ""),
+            f"{figures.documents:,} documents, {figures.tokens:,} tokens, "
+            f"{figures.text_bytes / max(figures.tokens, 1):.2f} bytes per token, "
+            f"{figures.text_bytes / 1e6 / max(seconds, 1e-9):.1f} MB/s, {seconds:.1f} s"
+            + (f"; {figures.rejected:,} rejected" if figures.rejected else ""),
             file=sys.stderr,
         )
 
@@ -148,48 +155,42 @@ def _terminal_bar(total: int | None) -> Any:
 CHUNKS_IN_FLIGHT = 3  # per worker: one being worked on, one waiting for it, one being written
 
 
-@dataclass
-class Figures:
-    """What a run did: documents, tokens of all keys, bytes of their text (UTF-8), rejects, seconds."""
-
-    documents: int = 0
-    tokens: int = 0
-    text_bytes: int = 0
-    rejected: int = 0
-    seconds: float = 0.0
-
-
-def preprocess(args: Namespace) -> Figures:
+def preprocess(args: Namespace) -> None:
     """Turn `args.input` into one indexed dataset per JSON key.
 
     Raises:
         UserError: inputs, tokenizer or output cannot be used, or too many documents were rejected; then
             nothing appears under the final names.
     """
-    started = time.monotonic()
     _check_arguments(args)
     names = expand_inputs(args.input)
     prefix = Path(args.output_prefix)
     outputs = [f"{prefix}_{key}_document" for key in args.json_keys]
     marker = prefix.parent / f".{prefix.name}.publishing"
-    with closing(
-        RejectLog(Path(f"{prefix}.rejects"), args.max_rejects)
-    ) as rejects:  # from here on, ours alone
+    # from here on, the output is locked
+    with closing(RejectLog(Path(f"{prefix}.rejects"), args.max_rejects)) as rejects:
         remove_left_overs(outputs)
         refuse_existing(outputs, marker, args.overwrite)
         encoder = build_encoder(args)
         if args.append_eod and encoder.eod is None:
             raise UserError("--append-eod: this tokenizer has no end-of-document token")
-        progress = Progress(total_bytes(names), args.log_interval)
+        progress = ConversionProgress(total_bytes(names), args.log_interval)
         if encoder.notice:
             progress.note(encoder.notice)
-        with Interruption() as interruption, closing(_Run(args, encoder, rejects, progress)) as run:
-            run.open(outputs)
-            figures = run.carry_out(names, interruption)
-            publish_all(run.finished(), marker)
-    figures.seconds = time.monotonic() - started
-    progress.finish(figures.documents, figures.tokens, figures.text_bytes, figures.rejected)
-    return figures
+        options = DocumentOptions(
+            tuple(args.json_keys),
+            args.append_eod,
+            args.keep_empty,
+            args.sentence_lists,
+            1 if args.keep_sequential_samples else args.partitions,
+        )
+        conversion = Conversion(encoder.vocab_size, options.partitions, rejects, progress)
+        with Interruption() as interruption, closing(conversion):
+            conversion.open([(output, optimal_dtype(encoder.vocab_size)) for output in outputs])
+            process = Worker(options, encoder).process
+            figures = conversion.carry_out(names, args.json_keys, args.workers, process, interruption)
+            publish_all(conversion.finished(), marker)
+    progress.finish(figures)
 
 
 def _check_arguments(args: Namespace) -> None:
@@ -207,44 +208,44 @@ def _check_arguments(args: Namespace) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1")
 
 
-class _Run:
-    """The open files of one run."""
+class Conversion:
+    """One run's output: a pair of files for each dataset (or partition of one), and the list of rejects."""
 
-    def __init__(self, args: Namespace, encoder: Encoder, rejects: RejectLog, progress: Progress) -> None:
-        self.args, self.encoder, self.rejects, self.progress = args, encoder, rejects, progress
-        partitions = 1 if args.keep_sequential_samples else args.partitions
-        self.task = work.Task(
-            tuple(args.json_keys), args.append_eod, args.keep_empty, args.sentence_lists, partitions
-        )
+    def __init__(
+        self, vocab_size: int, partitions: int, rejects: RejectLog, progress: ConversionProgress
+    ) -> None:
+        self.vocab_size, self.partitions = vocab_size, partitions
+        self.rejects, self.progress = rejects, progress
         self.targets: list[PairWriter] = []
         self.parts: list[list[PairWriter]] = []
 
-    def open(self, outputs: list[str]) -> None:
-        """Open all outputs under temporary names."""
-        dtype = optimal_dtype(self.encoder.vocab_size)
-        for output in outputs:
+    def open(self, outputs: Sequence[tuple[str, np.dtype[Any]]]) -> None:
+        """Open all outputs (prefix and type of the tokens) under temporary names."""
+        for output, dtype in outputs:
             self.targets.append(PairWriter(output, dtype))
             self.parts.append([])
-            for number in range(self.task.partitions if self.task.partitions > 1 else 0):
+            for number in range(self.partitions if self.partitions > 1 else 0):
                 self.parts[-1].append(PairWriter(f"{output}.part{number}", dtype))
 
-    def carry_out(self, names: list[str], interruption: Interruption) -> Figures:
-        """Read, tokenize and write everything; what it came to."""
+    def carry_out(
+        self,
+        names: Sequence[str],
+        keys: Sequence[str],
+        workers: int,
+        process: Callable[[Chunk], ChunkResult],
+        interruption: Interruption,
+    ) -> Figures:
+        """Read, `process` in worker processes, and write everything; what it came to.
+
+        Raises:
+            UserError: an input cannot be read, too many documents were rejected, or none is left.
+        """
         figures = Figures()
-        work.install(work.Worker(self.task, self.encoder))
-        chunks = read_chunks(names, self.task.keys)
-        for result in in_order(chunks, self.args.workers, work.process):
-            for target, parts, packed in zip(self.targets, self.parts, result.packed, strict=True):
-                for part, documents in zip(parts or [target], packed, strict=True):
-                    self._append(part, documents)
-                    figures.tokens += len(documents.tokens)
-            for line, reason in result.rejects:
-                self.rejects.add(result.name, line, reason)
-            figures.documents += result.documents
-            figures.text_bytes += result.text_bytes
+        for result in in_order(read_chunks(names, keys), workers, process):
+            self._write(result)
+            figures.add(result.figures)
             self.progress.update(result.position, figures.documents, figures.tokens)
             interruption.check()
-        figures.rejected = self.rejects.count
         if not figures.documents and not figures.rejected:
             raise UserError(f"no documents in {', '.join(names)}")
         self.rejects.publish()
@@ -253,12 +254,16 @@ class _Run:
             raise UserError(f"no usable documents in {', '.join(names)}; see {self.rejects.path}")
         return figures
 
-    def _append(self, part: PairWriter, documents: work.Packed) -> None:
-        try:
-            part.append(documents.tokens, documents.lengths, documents.counts)
-        except OverflowError as error:
-            size = self.encoder.vocab_size
-            raise UserError(f"{error}, though the tokenizer names {size} entries") from None
+    def _write(self, result: ChunkResult) -> None:
+        for target, parts, packed in zip(self.targets, self.parts, result.packed, strict=True):
+            for part, documents in zip(parts or [target], packed, strict=True):
+                try:
+                    part.append(documents.tokens, documents.lengths, documents.counts)
+                except OverflowError as error:
+                    size = self.vocab_size
+                    raise UserError(f"{error}, though the tokenizer names {size} entries") from None
+        for line, reason in result.rejects:
+            self.rejects.add(result.name, line, reason)
 
     def finished(self) -> list[PairWriter]:
         """The pairs to publish, partitions put together in Megatron-LM's order."""
@@ -275,7 +280,9 @@ class _Run:
             pair.discard()
 
 
-def in_order[Done](chunks: Iterable[Chunk], workers: int, process: Callable[[Chunk], Done]) -> Iterator[Done]:
+def in_order(
+    chunks: Iterable[Chunk], workers: int, process: Callable[[Chunk], ChunkResult]
+) -> Iterator[ChunkResult]:
     """`process` of every chunk in worker processes: results in their order, only so many in memory at a time.
 
     Raises:
@@ -283,13 +290,13 @@ def in_order[Done](chunks: Iterable[Chunk], workers: int, process: Callable[[Chu
     """
     context = multiprocessing.get_context("fork")
     executor = ProcessPoolExecutor(
-        workers, mp_context=context, initializer=work.start_process, initargs=(os.getpid(),)
+        workers, mp_context=context, initializer=start_process, initargs=(os.getpid(), process)
     )
-    waiting: deque[Future[Done]] = deque()
+    waiting: deque[Future[ChunkResult]] = deque()
     try:
         executor.submit(int)  # forks all processes at once, before a reader starts a thread
         for chunk in chunks:
-            waiting.append(executor.submit(process, chunk))
+            waiting.append(executor.submit(process_chunk, chunk))
             while waiting and (len(waiting) >= CHUNKS_IN_FLIGHT * workers or waiting[0].done()):
                 yield waiting.popleft().result()
         while waiting:

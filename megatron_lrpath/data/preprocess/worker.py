@@ -1,4 +1,4 @@
-"""What a worker does with a chunk: parse, check, tokenize, pack; documents that are rejected are listed."""
+"""What a worker does with a chunk: parse, check, tokenize, pack; or say why a document is rejected."""
 
 from __future__ import annotations
 
@@ -7,71 +7,15 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from megatron_lrpath.data.preprocess.readers import Chunk
-from megatron_lrpath.data.preprocess.writer import open_locked
-from megatron_lrpath.errors import UserError
-from megatron_lrpath.files import atomic_open
 from megatron_lrpath.tokenizers.encoders import Encoder, TextError
-
-
-class RejectLog:
-    """The list of rejected documents of one run, written beside the output when there are any.
-
-    Until `close`, no other run can have the same output.
-    """
-
-    def __init__(self, path: Path, limit: int, option: str = "--max-rejects") -> None:
-        self.path = path
-        self.limit = limit
-        self.option = option
-        self.count = 0
-        self.first = ""
-        self._aside = Path(f"{path}.partial")
-        self._aside.parent.mkdir(parents=True, exist_ok=True)
-        self._stream = open_locked(str(self._aside), str(path.with_suffix("")))
-
-    def add(self, name: str, line: int, reason: str) -> None:
-        """Note one document: the input file, its line or row (from 1) and what is wrong with it."""
-        entry = f"{'<stdin>' if name == '-' else name}:{line}: {reason}"
-        self.first = self.first or entry
-        self.count += 1
-        self._stream.write((entry + "\n").encode("utf-8", "backslashreplace"))
-
-    def publish(self) -> None:
-        """Give the list its final name, or remove the one of an earlier run when nothing was rejected."""
-        self._stream.flush()
-        if self.count:
-            with atomic_open(self.path) as target, open(self._aside, "rb") as source:
-                while block := source.read(1 << 20):
-                    target.write(block)
-        else:
-            self.path.unlink(missing_ok=True)
-
-    def close(self) -> None:
-        """Remove what is temporary and let other runs have the output."""
-        if self._stream.closed:
-            return
-        self._aside.unlink(missing_ok=True)
-        self._stream.close()
-
-    def verdict(self, documents: int) -> None:
-        """Raise `UserError` when more were rejected than the option allows."""
-        if self.count > self.limit:
-            raise UserError(
-                f"{self.count:,} of {self.count + documents:,} documents were rejected, {self.option} allows "
-                f"{self.limit:,}; nothing was written. They are listed in {self.path}, the first is\n"
-                f"  {self.first}\n"
-                f"Mend them, or allow them with {self.option} {self.count}"
-            )
-
 
 type Texts = list[str]  # one document of one key: its text, or its sentences
 PR_SET_PDEATHSIG = 1
@@ -79,8 +23,8 @@ decoder = json.JSONDecoder()
 
 
 @dataclass(frozen=True)
-class Task:
-    """What every chunk is treated with; the same for a whole run."""
+class DocumentOptions:
+    """How documents are read and put together; the same for a whole run."""
 
     keys: tuple[str, ...]
     append_eod: bool
@@ -99,13 +43,28 @@ class Packed:
 
 
 @dataclass
-class Result:
-    """What became of a chunk. `packed[key][partition]`; `rejects` are (line or row, reason)."""
+class Figures:
+    """Documents, tokens of all keys, tokens of answers (of chats alone), bytes of text (UTF-8), rejects."""
+
+    documents: int = 0
+    tokens: int = 0
+    answer_tokens: int = 0
+    text_bytes: int = 0
+    rejected: int = 0
+
+    def add(self, other: Figures) -> None:
+        """Add those of another part."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
+
+@dataclass
+class ChunkResult:
+    """What became of a chunk. `packed[output][partition]`; `rejects` are (line or row, reason)."""
 
     name: str
     position: int
-    documents: int = 0
-    text_bytes: int = 0
+    figures: Figures = field(default_factory=Figures)
     packed: list[list[Packed]] = field(default_factory=list)
     rejects: list[tuple[int, str]] = field(default_factory=list)
 
@@ -117,16 +76,16 @@ class Rejected(Exception):
 class Worker:
     """Lives in each worker process, made before the fork so that the tokenizer is loaded once."""
 
-    def __init__(self, task: Task, encoder: Encoder) -> None:
-        self.task = task
+    def __init__(self, options: DocumentOptions, encoder: Encoder) -> None:
+        self.options = options
         self.encoder = encoder
 
-    def process(self, chunk: Chunk) -> Result:
+    def process(self, chunk: Chunk) -> ChunkResult:
         """Encode all documents of a chunk: column by column, without those that fail in any."""
-        result = Result(chunk.name, chunk.position)
+        result = ChunkResult(chunk.name, chunk.position)
         numbers: list[int] = []
-        columns: list[list[Texts]] = [[] for _ in self.task.keys]
-        for number, document in enumerate(texts_of(chunk, self.task)):
+        columns: list[list[Texts]] = [[] for _ in self.options.keys]
+        for number, document in enumerate(texts_of(chunk, self.options)):
             if isinstance(document, Rejected):
                 result.rejects.append((chunk.first + number, str(document)))
                 continue
@@ -135,7 +94,7 @@ class Worker:
                 column.append(texts)
         encoded = [self._encode(column) for column in columns]
         failed: dict[int, str] = {}
-        for key, column in zip(self.task.keys, encoded, strict=True):
+        for key, column in zip(self.options.keys, encoded, strict=True):
             failed = self._problems(key, column) | failed
         result.rejects += [(chunk.first + numbers[at], reason) for at, reason in failed.items()]
         result.rejects.sort()
@@ -159,13 +118,13 @@ class Worker:
                     found[at] = f"{key!r}: {ids}"
                     break
             else:
-                if not any(map(len, sentences)) and not self.task.keep_empty:
+                if not any(map(len, sentences)) and not self.options.keep_empty:
                     found[at] = f"{key!r} is empty: the tokenizer makes no token of it"
         return found
 
     def _fill(
         self,
-        result: Result,
+        result: ChunkResult,
         numbers: list[int],
         columns: list[list[Texts]],
         encoded: list[list[list[Any]]],
@@ -173,24 +132,28 @@ class Worker:
     ) -> None:
         """Pack the good documents, each into the partition that its number over all files decides."""
         kept = [at for at in range(len(numbers)) if at not in failed]
-        groups: list[list[int]] = [[] for _ in range(self.task.partitions)]
+        groups: list[list[int]] = [[] for _ in range(self.options.partitions)]
         for at in kept:
-            groups[numbers[at] % self.task.partitions].append(at)
+            groups[numbers[at] % self.options.partitions].append(at)
         result.packed = [[self._pack([column[at] for at in group]) for group in groups] for column in encoded]
-        result.documents = len(kept)
         texts = (text for column in columns for at in kept for text in column[at])
-        result.text_bytes = sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
+        result.figures = Figures(
+            documents=len(kept),
+            tokens=sum(len(part.tokens) for parts in result.packed for part in parts),
+            text_bytes=sum(len(text) if text.isascii() else len(text.encode()) for text in texts),
+            rejected=len(result.rejects),
+        )
 
     def _pack(self, documents: list[list[Any]]) -> Packed:
         """Join documents; sentences without a token leave no trace, as in Megatron-LM."""
         pieces: list[Any] = []
         lengths: list[int] = []
         counts: list[int] = []
-        eod = np.array([self.encoder.eod if self.task.append_eod else 0], dtype=np.int64)
+        eod = np.array([self.encoder.eod if self.options.append_eod else 0], dtype=np.int64)
         for sentences in documents:
             sizes = [len(ids) for ids in sentences if len(ids)]
             pieces += sentences
-            if sizes and self.task.append_eod:
+            if sizes and self.options.append_eod:
                 pieces.append(eod)
                 sizes[-1] += 1
             lengths += sizes
@@ -199,9 +162,10 @@ class Worker:
         return Packed(tokens, np.array(lengths, dtype=np.int32), np.array(counts, dtype=np.int32))
 
 
-def texts_of(chunk: Chunk, task: Task) -> Iterator[list[Texts] | Rejected]:
+def texts_of(chunk: Chunk, options: DocumentOptions) -> Iterator[list[Texts] | Rejected]:
     """The texts of each key of each document of a chunk, or why it is turned away."""
-    for value in _json_values(chunk.lines, task.keys) if chunk.rows is None else _row_values(chunk.rows):
+    rows = map(list, zip(*chunk.rows, strict=True)) if chunk.rows is not None else None
+    for value in _json_values(chunk.lines, options.keys) if rows is None else rows:
         if isinstance(value, Rejected):
             yield value
             continue
@@ -209,22 +173,22 @@ def texts_of(chunk: Chunk, task: Task) -> Iterator[list[Texts] | Rejected]:
             yield [value]  # the usual case, without the checks
             continue
         try:
-            yield [_texts(key, text, task) for key, text in zip(task.keys, value, strict=True)]
+            yield [_texts(key, text, options) for key, text in zip(options.keys, value, strict=True)]
         except Rejected as reason:
             yield reason
 
 
-def _texts(key: str, value: Any, task: Task) -> Texts:
+def _texts(key: str, value: Any, options: DocumentOptions) -> Texts:
     if isinstance(value, str) and value:
         return [value]
     if isinstance(value, bytes) and value:
         return [_decode(value)]
-    if isinstance(value, list) and task.sentence_lists and all(isinstance(x, str) for x in value):
-        if any(value) or task.keep_empty:
+    if isinstance(value, list) and options.sentence_lists and all(isinstance(x, str) for x in value):
+        if any(value) or options.keep_empty:
             return value
         raise Rejected(f"{key!r} is empty")
     if value in ("", b""):
-        if task.keep_empty:
+        if options.keep_empty:
             return [""]
         raise Rejected(f"{key!r} is empty")
     hint = " (--sentence-lists takes lists of sentences)" if isinstance(value, list) else ""
@@ -266,11 +230,6 @@ def _pick(document: Any, keys: Sequence[str]) -> list[Any]:
     return [document[key] for key in keys]
 
 
-def _row_values(rows: list[list[Any]]) -> Iterator[list[Any]]:
-    for values in zip(*rows, strict=True):
-        yield list(values)
-
-
 def _decode(data: bytes) -> str:
     try:
         return data.decode("utf-8")
@@ -283,17 +242,16 @@ def _json_type(value: Any) -> str:
     return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
 
 
-_worker: Worker | None = None
+_process: Callable[[Chunk], Any] | None = None  # set in each worker process
 
 
-def install(worker: Worker) -> None:
-    """Make `worker` this process's own; called before the fork and inherited by it."""
-    global _worker
-    _worker = worker
+def start_process(parent: int, process: Callable[[Chunk], Any]) -> None:
+    """First thing in a worker process: end with the parent (even a killed one), leave Ctrl-C to it.
 
-
-def start_process(parent: int) -> None:
-    """First thing in a worker process: end with the parent (even a killed one), leave Ctrl-C to it."""
+    `process` is inherited by the fork, with the tokenizer that it holds: nothing of it is pickled.
+    """
+    global _process
+    _process = process
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -301,7 +259,7 @@ def start_process(parent: int) -> None:
         os._exit(1)
 
 
-def process(chunk: Chunk) -> Result:
-    """Run the installed worker on a chunk."""
-    assert _worker is not None
-    return _worker.process(chunk)
+def process_chunk(chunk: Chunk) -> Any:
+    """What this process was started for, on a chunk."""
+    assert _process is not None
+    return _process(chunk)

@@ -1,4 +1,4 @@
-"""Writing `.bin`/`.idx` pairs in bounded memory, from documents or by merging datasets; temporary names until whole."""
+"""Writes `.bin`/`.idx` pairs and lists of rejects in bounded memory, under temporary names until they are whole."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from megatron_lrpath.data.indexed_check import (
-    BLOCK,
+from megatron_lrpath.data.indexed import (
     DTYPE_CODES,
     INDEX_MAGIC,
     INDEX_VERSION,
     PairReport,
+    blocks,
     check_pair,
     find_pairs,
     map_bounds,
@@ -27,7 +27,7 @@ from megatron_lrpath.data.indexed_check import (
     strip_ending,
 )
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.files import sync_folder
+from megatron_lrpath.files import atomic_open, sync_folder
 
 IntArray = npt.NDArray[np.integer[Any]]
 
@@ -122,11 +122,10 @@ class PairWriter:
         offset = 0
         for block in self.blocks(self._lengths):
             ends = offset + np.cumsum(block, dtype=np.int64) * self.dtype.itemsize
-            starts = np.concatenate([np.array([offset], dtype=np.int64), ends[:-1]])
-            index.write(starts.tobytes())
+            index.write((ends - block * np.int64(self.dtype.itemsize)).tobytes())
             offset = int(ends[-1])
-        index.write(np.zeros(1, dtype=np.int64).tobytes())
         first = 0
+        index.write(np.int64(first).tobytes())
         for block in self.blocks(self._counts):
             ends = first + np.cumsum(block, dtype=np.int64)
             index.write(ends.tobytes())
@@ -217,6 +216,57 @@ def open_locked(path: str, output: str) -> BinaryIO:
     return stream
 
 
+class RejectLog:
+    """The list of rejected documents of one run, written beside the output when there are any.
+
+    Until `close`, no other run can have the same output.
+    """
+
+    def __init__(self, path: Path, limit: int, option: str = "--max-rejects") -> None:
+        self.path = path
+        self.limit = limit
+        self.option = option
+        self.count = 0
+        self.first = ""
+        self._aside = Path(f"{path}.partial")
+        self._aside.parent.mkdir(parents=True, exist_ok=True)
+        self._stream = open_locked(str(self._aside), str(path.with_suffix("")))
+
+    def add(self, name: str, line: int, reason: str) -> None:
+        """Note one document: the input file, its line or row (from 1) and what is wrong with it."""
+        entry = f"{'<stdin>' if name == '-' else name}:{line}: {reason}"
+        self.first = self.first or entry
+        self.count += 1
+        self._stream.write((entry + "\n").encode("utf-8", "backslashreplace"))
+
+    def publish(self) -> None:
+        """Give the list its final name, or remove the one of an earlier run when nothing was rejected."""
+        self._stream.flush()
+        if self.count:
+            with atomic_open(self.path) as target, open(self._aside, "rb") as source:
+                while block := source.read(1 << 20):
+                    target.write(block)
+        else:
+            self.path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Remove what is temporary and let other runs have the output."""
+        if self._stream.closed:
+            return
+        self._aside.unlink(missing_ok=True)
+        self._stream.close()
+
+    def verdict(self, documents: int) -> None:
+        """Raise `UserError` when more were rejected than the option allows."""
+        if self.count > self.limit:
+            raise UserError(
+                f"{self.count:,} of {self.count + documents:,} documents were rejected, {self.option} allows "
+                f"{self.limit:,}; nothing was written. They are listed in {self.path}, the first is\n"
+                f"  {self.first}\n"
+                f"Mend them, or allow them with {self.option} {self.count}"
+            )
+
+
 def _checked_cast(tokens: IntArray, dtype: np.dtype[Any]) -> IntArray:
     if tokens.size:
         limits = np.iinfo(dtype)
@@ -246,7 +296,11 @@ def merge_datasets(inputs: Sequence[str], output: str, overwrite: bool = False) 
         refuse_existing([output], marker, overwrite)
         for report in reports:
             pair.append_file(f"{report.header.prefix}.bin")
-            pair.append_index(_lengths(report), _counts(report))
+            bounds = blocks(map_bounds(report.header), overlap=1)
+            pair.append_index(
+                (lengths for _, lengths in blocks(map_lengths(report.header))),
+                (np.diff(block) for _, block in bounds),  # sequences per document
+            )
         publish_all([pair], marker)
     finally:
         pair.discard()
@@ -277,16 +331,3 @@ def _check_types(reports: Sequence[PairReport]) -> None:
             )
         if header.modes:
             raise UserError(f"{header.prefix} is multimodal; Megatron-LM's own tool merges those")
-
-
-def _lengths(report: PairReport) -> Iterator[IntArray]:
-    lengths = map_lengths(report.header)
-    for start in range(0, len(lengths), BLOCK):
-        yield lengths[start : start + BLOCK]
-
-
-def _counts(report: PairReport) -> Iterator[IntArray]:
-    """Sequences per document."""
-    bounds: Any = map_bounds(report.header)
-    for start in range(0, len(bounds) - 1, BLOCK):
-        yield np.diff(bounds[start : start + BLOCK + 1])

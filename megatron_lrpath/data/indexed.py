@@ -1,19 +1,21 @@
-"""Checks Megatron's indexed datasets: header, lengths, offsets, documents, size of `.bin`, ids."""
+"""Megatron's indexed datasets read without Megatron: header, document lengths, fingerprint; every check of a pair."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
 
 from megatron_lrpath.errors import UserError
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
+type Lengths = np.ndarray[tuple[int], np.dtype[np.int32]]
 
 INDEX_MAGIC = b"MMIDIDX\x00\x00"
 INDEX_VERSION = 1
@@ -29,6 +31,7 @@ DTYPE_CODES = {
     "uint16": 8,
 }
 BLOCK = 1 << 20  # entries looked at at a time
+SAMPLED_BLOCKS, SAMPLED_BYTES = 64, 4096
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ def _foreign(prefix: str, head: bytes) -> str:
     return "not an index of a Megatron dataset: it does not begin with MMIDIDX"
 
 
-def map_lengths(header: IndexHeader) -> npt.NDArray[np.int32]:
+def map_lengths(header: IndexHeader) -> Lengths:
     """Tokens per sequence, int32 (sequences,), mapped from the file."""
     return _mapped(header, "int32", header.sequences, 0)
 
@@ -128,8 +131,6 @@ def map_bounds(header: IndexHeader) -> npt.NDArray[np.int64]:
 
 
 def _mapped(header: IndexHeader, dtype: str, count: int, skip: int) -> Any:
-    import numpy as np
-
     if not count:
         return np.zeros(0, dtype=dtype)
     path = f"{header.prefix}.idx"
@@ -153,20 +154,86 @@ def check_pair(prefix: str, vocab_size: int | None = None, ids: bool = True) -> 
     header = read_header(prefix)
     tokens, shortest, longest = _check_lengths(header)
     _check_bin_size(header, tokens)
-    empty = _check_bounds(header)
+    empty, _ = _check_bounds(header)
     smallest, largest = _check_ids(header, tokens, vocab_size) if ids and tokens else (0, 0)
     return PairReport(header, tokens, shortest, longest, empty, smallest, largest)
 
 
+def document_lengths(prefix: Path | str) -> Lengths:
+    """Tokens of each document, mapped from the file: what is drawn from needs one sequence per document.
+
+    Documents are counted as Megatron's GPT datasets do, by sequences: what has no tokens at all is none.
+
+    Raises:
+        UserError: a file is missing, foreign, of the wrong size, or a document is made of several sequences.
+    """
+    header = read_header(str(prefix))
+    if not header.sequences:
+        raise UserError(f"{prefix}.idx: holds no document")
+    if header.sequences >= 2**31:
+        raise UserError(
+            f"{prefix}.idx: {header.sequences:,} documents, and Megatron counts to 2**31 - 1; split it"
+        )
+    _, most = _check_bounds(header)
+    if header.modes or most > 1:
+        raise UserError(
+            f"{prefix}.idx: has documents of several sequences ({header.sequences:,} sequences, "
+            f"{header.documents:,} documents); versions are drawn from text with one sequence per "
+            f"document, as preprocess_data.py writes it without sentence splitting"
+        )
+    lengths = map_lengths(header)
+    tokens = 0
+    for start, block in blocks(lengths):
+        _refuse_negative(header, start, block)
+        tokens += int(block.sum(dtype=np.int64))
+    _check_bin_size(header, tokens)
+    return lengths
+
+
+def fingerprint_source(prefix: Path | str) -> str:
+    """A fingerprint (hex SHA-256) of the indexed dataset at `prefix`, wherever it lies.
+
+    It covers the size of PREFIX.bin, all of PREFIX.idx (so the number and length of every document), and 64
+    blocks of 4 KiB spread evenly over PREFIX.bin, its first and last bytes among them. Tokens changed in
+    place between those blocks go unnoticed; that is the price of an answer in seconds for terabytes.
+
+    Raises:
+        UserError: a file is missing.
+    """
+    digest = hashlib.sha256()
+    try:
+        with open(f"{prefix}.bin", "rb") as stream:
+            digest.update(struct.pack("<Q", os.fstat(stream.fileno()).st_size))
+            for block in spread_blocks(stream, SAMPLED_BLOCKS, SAMPLED_BYTES):
+                digest.update(block)
+        with open(f"{prefix}.idx", "rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    except FileNotFoundError as error:
+        raise UserError(f"{prefix}: {error.filename} is missing") from None
+    return digest.hexdigest()
+
+
+def spread_blocks(stream: BinaryIO, count: int, length: int) -> Iterator[bytes]:
+    """`count` blocks of `length` bytes spread evenly over a file, its first and last bytes among them."""
+    last = max(stream.seek(0, os.SEEK_END) - length, 0)
+    for number in range(count):
+        stream.seek(last * number // (count - 1))
+        yield stream.read(length)
+
+
+def _refuse_negative(header: IndexHeader, start: int, lengths: Lengths) -> None:
+    """Raise for a negative length; `start` is the number of the first sequence."""
+    if (low := int(lengths.min())) < 0:
+        at = start + int(lengths.argmin())
+        raise UserError(f"{header.prefix}.idx: damaged: sequence {at} has negative length {low}")
+
+
 def _check_lengths(header: IndexHeader) -> tuple[int, int, int]:
     """(tokens, shortest, longest); each offset must be where the sequences before it end."""
-    import numpy as np
-
     path, offsets = f"{header.prefix}.idx", map_offsets(header)
     tokens, shortest, longest = 0, 1 << 31, 0
     for start, lengths in blocks(map_lengths(header)):
-        if (low := int(lengths.min())) < 0:
-            raise UserError(f"{path}: damaged: sequence {start + int(lengths.argmin())} has length {low}")
+        _refuse_negative(header, start, lengths)
         ends = tokens + np.cumsum(lengths, dtype=np.int64)
         starts = np.concatenate([np.array([tokens], dtype=np.int64), ends[:-1]]) * header.itemsize
         wrong = np.flatnonzero(starts != offsets[start : start + BLOCK])
@@ -177,7 +244,7 @@ def _check_lengths(header: IndexHeader) -> tuple[int, int, int]:
                 f".bin, its offset says {int(offsets[start + at]):,}"
             )
         tokens = int(ends[-1])
-        shortest, longest = min(shortest, low), max(longest, int(lengths.max()))
+        shortest, longest = min(shortest, int(lengths.min())), max(longest, int(lengths.max()))
     return tokens, shortest if header.sequences else 0, longest
 
 
@@ -187,15 +254,15 @@ def _check_bin_size(header: IndexHeader, tokens: int) -> None:
         verb = "truncated" if size < expected else "too long, or of another dataset"
         raise UserError(
             f"{path}: {verb}: the index describes {tokens:,} tokens of {header.itemsize} bytes, "
-            f"{expected:,} bytes, but the file has {size:,}"
+            f"{expected:,} bytes, but the file has {size:,}; the two files do not belong together or one is "
+            f"not whole, build the dataset again"
         )
 
 
-def _check_bounds(header: IndexHeader) -> int:
-    """The number of documents without a sequence; bounds must go from 0 to `sequences`, never back."""
-    import numpy as np
-
-    path, bounds, empty = f"{header.prefix}.idx", map_bounds(header), 0
+def _check_bounds(header: IndexHeader) -> tuple[int, int]:
+    """(documents without a sequence, most sequences of one); bounds go from 0 to `sequences`, never back."""
+    path, bounds = f"{header.prefix}.idx", map_bounds(header)
+    empty = most = 0
     if int(bounds[0]) != 0 or int(bounds[-1]) != header.sequences:
         raise UserError(
             f"{path}: damaged: documents run from sequence {int(bounds[0])} to {int(bounds[-1])}, "
@@ -206,13 +273,12 @@ def _check_bounds(header: IndexHeader) -> int:
         if steps.size and int(steps.min()) < 0:
             raise UserError(f"{path}: damaged: document {start + int(steps.argmin())} ends before it begins")
         empty += int((steps == 0).sum())
-    return empty
+        most = max(most, int(steps.max(initial=0)))
+    return empty, most
 
 
 def _check_ids(header: IndexHeader, tokens: int, vocab_size: int | None) -> tuple[int, int]:
     """(smallest, largest) token id."""
-    import numpy as np
-
     path = f"{header.prefix}.bin"
     data = np.memmap(path, dtype=header.dtype, mode="r", shape=(tokens,))
     smallest, largest = 1 << 62, -(1 << 62)

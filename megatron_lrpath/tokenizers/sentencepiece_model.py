@@ -1,4 +1,4 @@
-"""A SentencePiece model as a `tokenizer.json` that gives the same ids, and the comparison that shows it."""
+"""SentencePiece models: opened, parsed, and converted to a `tokenizer.json` that gives the same ids."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from megatron_lrpath.errors import UserError
 
+SENTENCEPIECE = ("SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer")  # Megatron's types
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # sentencepiece_model.proto
 UNIGRAM, BPE = 1, 2
 SPACE = "▁"
@@ -27,37 +28,45 @@ NASTY = (
 )  # fmt: skip
 
 
-def read_model(path: Path) -> Any:
-    """The parsed model file.
+def open_model(path: Path | str, option: str = "") -> tuple[bytes, Any]:
+    """The bytes of a model file, and SentencePiece's processor with that model.
 
     Raises:
-        UserError: it is not one.
+        UserError: it cannot be read or is no model; the message begins with `option`, if that named the file.
     """
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    import sentencepiece
+
+    place = f"{option} {path}".lstrip()
+    processor = sentencepiece.SentencePieceProcessor()
+    try:
+        model = Path(path).read_bytes()
+        processor.LoadFromSerializedProto(model)
+    except OSError as error:
+        raise UserError(f"{place}: {error.strerror}") from None
+    except RuntimeError:
+        raise UserError(f"{place}: not a SentencePiece model") from None
+    return model, processor
+
+
+def parse_model(model: bytes) -> Any:
+    """The `ModelProto` of a model that SentencePiece has loaded."""
     from sentencepiece import sentencepiece_model_pb2
 
-    model = sentencepiece_model_pb2.ModelProto()
-    try:
-        model.ParseFromString(path.read_bytes())
-    except (OSError, DecodeError) as error:
-        raise UserError(f"{path}: not a SentencePiece model ({error}).") from None
-    return model
+    return sentencepiece_model_pb2.ModelProto.FromString(model)
 
 
 def fast_tokenizer(model: Any) -> Any:
     """The `tokenizers.Tokenizer` of a parsed SentencePiece model (BPE or Unigram).
 
     Control symbols are special tokens; spelled out in a text they are text, as in SentencePiece, as long as
-    the
-    tokenizer splits special tokens (`split_special_tokens` in its configuration). Two cases differ from
-    SentencePiece:
-    a control symbol spelled out alone between two user-defined ones, and, with a character map such as NFKC,
-    combining marks (the tokenizers library maps whole graphemes).
+    the tokenizer splits special tokens (`split_special_tokens` in its configuration). Two cases differ from
+    SentencePiece: a control symbol spelled out alone between two user-defined ones, and, with a character map
+    such as NFKC, combining marks (the tokenizers library maps whole graphemes).
 
     Raises:
         UserError: a model of another type, or with spaces as suffixes.
     """
-    from tokenizers import AddedToken, Tokenizer, pre_tokenizers
+    from tokenizers import AddedToken, Regex, Tokenizer, pre_tokenizers
 
     if model.trainer_spec.model_type not in (UNIGRAM, BPE) or model.trainer_spec.treat_whitespace_as_suffix:
         raise UserError(
@@ -70,38 +79,27 @@ def fast_tokenizer(model: Any) -> Any:
     tokenizer.normalizer = normalizer(model.normalizer_spec)
     if symbols:
         # Longest first, as SentencePiece matches them; each is one token and nothing merges across it.
-        words = sorted(
-            (symbol.replace(" ", SPACE) for symbol in symbols), key=lambda word: (-len(word), word)
+        spelled = sorted(
+            (symbol.replace(" ", SPACE) for symbol in symbols), key=lambda text: (-len(text), text)
         )
-        pattern = "|".join(re.escape(word) for word in words)
-        tokenizer.pre_tokenizer = pre_tokenizers.Split(regex(pattern), behavior="isolated")
+        pattern = Regex("|".join(map(re.escape, spelled)))
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(pattern, behavior="isolated")
     tokenizer.decoder = decoder(model.normalizer_spec)
     special = [piece.piece for piece in model.pieces if piece.type in (CONTROL, UNKNOWN)]
-    tokenizer.add_special_tokens([AddedToken(word, special=True, normalized=False) for word in special])
+    tokenizer.add_special_tokens([AddedToken(piece, special=True, normalized=False) for piece in special])
     tokenizer.encode_special_tokens = True
     return tokenizer
-
-
-def regex(pattern: str) -> Any:
-    """A regular expression for the tokenizers library."""
-    from tokenizers import Regex
-
-    return Regex(pattern)
 
 
 def bpe_model(model: Any, whole_words: bool) -> Any:
     """Byte-pair encoding: SentencePiece joins the neighbours whose joint piece has the best score.
 
-    Args:
-        model: the parsed model.
-        whole_words: whether a word that is a piece is that piece at once (for symbols that nothing merges
-        into).
+    With `whole_words` a word that is a piece is that piece at once (for symbols that nothing merges into).
     """
     from tokenizers import models
 
-    vocabulary = {piece.piece: number for number, piece in enumerate(model.pieces)}
     return models.BPE(
-        vocab=vocabulary,
+        vocab={piece.piece: number for number, piece in enumerate(model.pieces)},
         merges=list(merges(model)),
         unk_token=model.trainer_spec.unk_piece,
         fuse_unk=True,
@@ -138,24 +136,20 @@ def unigram_model(model: Any) -> Any:
 
 def normalizer(spec: Any) -> Any:
     """What SentencePiece does to a text first: character map, extra spaces, leading space, spaces as ▁."""
-    from tokenizers import normalizers
+    from tokenizers import Regex, normalizers
 
     steps: list[Any] = []
     if spec.precompiled_charsmap:
         steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
     if spec.remove_extra_whitespaces:
-        steps += [
-            normalizers.Replace(regex(r"\A +"), ""),
-            normalizers.Replace(regex(" {2,}"), " "),
-        ]
+        steps += [normalizers.Replace(Regex(r"\A +"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     if spec.add_dummy_prefix:
         steps.append(normalizers.Prepend(SPACE))
     if spec.escape_whitespaces:
         steps.append(normalizers.Replace(" ", SPACE))
     if spec.remove_extra_whitespaces:  # at the end only now: there SentencePiece removes a ▁ of the text too
-        steps.append(
-            normalizers.Replace(regex(f"[ {SPACE}]+\\z" if spec.escape_whitespaces else r" +\z"), "")
-        )
+        trailing = f"[ {SPACE}]+\\z" if spec.escape_whitespaces else r" +\z"
+        steps.append(normalizers.Replace(Regex(trailing), ""))
     return normalizers.Sequence(steps)
 
 
@@ -169,12 +163,9 @@ def decoder(spec: Any) -> Any:
     return decoders.Sequence(steps)
 
 
-def first_difference(path: Path, tokenizer: Any, texts: Iterable[str]) -> str | None:
-    """The first text that the two tokenize differently, None where they agree on all."""
-    import sentencepiece
-
-    original = sentencepiece.SentencePieceProcessor(model_file=str(path))
+def first_difference(processor: Any, tokenizer: Any, texts: Iterable[str]) -> str | None:
+    """The first text that SentencePiece and the conversion tokenize differently, None where they agree on all."""
     for text in texts:
-        if original.encode(text) != tokenizer.encode(text, add_special_tokens=False).ids:
+        if processor.encode(text) != tokenizer.encode(text, add_special_tokens=False).ids:
             return text
     return None

@@ -1,4 +1,4 @@
-"""The work of tools/slice_versions.py: options to a request, the drawing, and its result as tables and JSON."""
+"""The work of tools/slice_versions.py and tools/check_slices.py: options, and results as tables and JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from megatron_lrpath.data.draw_request import (
     parse_tokens,
     version_requests,
 )
-from megatron_lrpath.data.slice import Slice
+from megatron_lrpath.data.slice import ENDING, Slice
+from megatron_lrpath.data.slice_check import check_files
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.locks import FolderLock, LockHeldError
 
@@ -105,7 +106,12 @@ def slice_versions(args: argparse.Namespace) -> int:
         UserError: nothing was written.
     """
     console = wide_console(stderr=True)
-    lock = _lock(args.output)
+    try:
+        lock = FolderLock.acquire(args.output)
+    except LockHeldError as owner:  # this draw could not know what that one takes
+        raise UserError(
+            f"{args.output}: {owner} is drawing slices there now; try again when it is done"
+        ) from None
     try:
         existing = existing_slices(args.output)
         request = request_of(args, [one.name for one in existing])
@@ -136,7 +142,7 @@ def request_of(args: argparse.Namespace, taken: Sequence[str]) -> DrawRequest:
     """
     if args.seq_length is not None and args.seq_length < 1:
         raise UserError(f"--seq-length {args.seq_length}: must be at least 1")
-    tokens = [text for word in args.tokens_per_version for text in word.split(",")]
+    tokens = [text for argument in args.tokens_per_version for text in argument.split(",")]
     names = args.names.split(",") if args.names else None
     at_random = tokens or args.versions is not None or names or (args.append and not args.documents)
     return DrawRequest(
@@ -149,9 +155,43 @@ def request_of(args: argparse.Namespace, taken: Sequence[str]) -> DrawRequest:
     )
 
 
-def _lock(folder: Path) -> FolderLock:
-    """Keep a second draw into the same folder out: it could not know what this one takes."""
-    try:
-        return FolderLock.acquire(folder)
-    except LockHeldError as owner:
-        raise UserError(f"{folder}: {owner} is drawing slices there now; try again when it is done") from None
+def check_slices(args: argparse.Namespace) -> int:
+    """Check what the options name and print the result; 0 if all holds, else 1.
+
+    Raises:
+        UserError: there is nothing to check.
+    """
+    checked = check_files(slice_files(args.slices))
+    if args.json:
+        slices = [describe(one) for one in checked.slices]
+        print(
+            json.dumps({"ok": not checked.failures, "failures": checked.failures, "slices": slices}, indent=2)
+        )
+        return int(bool(checked.failures))
+    wide_console().print(tokens_table(checked.slices))
+    for failure in checked.failures:
+        print(f"FAILED: {failure}")
+    if not checked.failures:
+        print(f"{len(checked.slices)} slices: whole, disjoint, and their sources are there and unchanged")
+    return int(bool(checked.failures))
+
+
+def slice_files(paths: list[Path]) -> list[Path]:
+    """The slice files that are named, or lie in a folder that is named; endings may be left out.
+
+    Raises:
+        UserError: there are none.
+    """
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(path.glob(f"*{ENDING}"))
+            if not inside:
+                raise UserError(f"{path}: there is no slice in this folder")
+            files += inside
+        else:
+            files.append(path if path.name.endswith(ENDING) else path.with_name(path.name + ENDING))
+    for path in files:
+        if not path.is_file():
+            raise UserError(f"{path}: there is no such slice")
+    return list(dict.fromkeys(path.resolve() for path in files))
