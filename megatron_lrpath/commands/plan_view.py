@@ -10,14 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from megatron_lrpath.plan import PARADIGMS, Plan, Run
-from megatron_lrpath.plan.wording import (
-    PARADIGM_LONG_NAMES,
-    mix_text,
-    paradigm_name,
-    schedule_name,
-    sft_text,
-    short_number,
-)
+from megatron_lrpath.plan.wording import PARADIGM_LONG_NAMES, mix_text, paradigm_name, schedule_name, sft_text
+from megatron_lrpath.wording import short_number
 
 COLOURS = ("cyan", "green", "yellow", "magenta", "blue", "red")
 MAIN_COLOUR = "white"

@@ -149,9 +149,8 @@ def table(status: dict[str, Any]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from megatron_lrpath.launch.display import clock
     from megatron_lrpath.launch.slurm.submit import job_text
-    from megatron_lrpath.plan.wording import short_number
+    from megatron_lrpath.wording import clock, short_number
 
     drawn = Table(box=None, pad_edge=False, header_style="bold")
     submitted = any("job" in row for row in status["runs"])

@@ -13,13 +13,13 @@ from megatron_lrpath.doctor.machine import (
     Check,
     attempt,
     disk_check,
-    gigabytes,
     gpu_list,
 )
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.launch.resources import model_parallel_size
 from megatron_lrpath.models import parameter_count, resolve_model
 from megatron_lrpath.plan import PARADIGMS, Plan, Run, load_plan
+from megatron_lrpath.wording import byte_size
 
 SENTENCEPIECE = ("SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer")
 USUAL_VOCABULARY = 100_000  # where the tokenizer does not say
@@ -150,7 +150,7 @@ def memory_check(plan: Plan, vocabulary: int) -> Check:
     if plan.megatron.get("recompute_granularity") == "full":
         layers = int(model["num_layers"]) * int(model["hidden_size"]) * tokens * (2 if small else 4)
     needed = (parameters * (18 if small else 16) + layers + logits) / parts
-    found = f"{parameters / 1e6:,.1f}M parameters; a GPU alone would hold about {gigabytes(needed)}"
+    found = f"{parameters / 1e6:,.1f}M parameters; a GPU alone would hold about {byte_size(needed)}"
     gpus = gpu_list(torch)
     least = min((memory for _, memory in gpus), default=None)
     if least is None or needed < 0.9 * least:
@@ -158,7 +158,7 @@ def memory_check(plan: Plan, vocabulary: int) -> Check:
     advice = (
         "Data parallelism shares the optimizer's part; else a smaller micro_batch_size or tensor parallelism."
     )
-    return Check("memory", WARNING, f"{found}, it has {gigabytes(least)}", advice)
+    return Check("memory", WARNING, f"{found}, it has {byte_size(least)}", advice)
 
 
 def plan_disk_check(plan: Plan, vocabulary: int) -> Check:

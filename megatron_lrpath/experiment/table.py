@@ -16,8 +16,9 @@ from rich.text import Text
 from megatron_lrpath.experiment.load import Experiment, Point
 from megatron_lrpath.files import atomic_write_text
 from megatron_lrpath.plan import PARADIGMS
-from megatron_lrpath.plan.wording import MISSING, decimals, paradigm_name
+from megatron_lrpath.plan.wording import paradigm_name
 from megatron_lrpath.runs.results import EVALUATION, needs_evaluation, read_json, version_runs
+from megatron_lrpath.wording import MISSING, decimals
 
 ORDER = ("ptfs", "cpt", "ours")
 """The paradigms as in the paper's tables."""

@@ -13,7 +13,7 @@ from types import FrameType
 
 from megatron_lrpath.data.slice_check import check_mixes
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.launch.display import Display, clock, open_display
+from megatron_lrpath.launch.display import Display, open_display
 from megatron_lrpath.launch.graph import width
 from megatron_lrpath.launch.process import supervised, torchrun_command
 from megatron_lrpath.launch.resources import Share, check_fine_tuning, cores, share_out
@@ -25,6 +25,7 @@ from megatron_lrpath.plan.sft import sft_folder
 from megatron_lrpath.runs.results import needs_evaluation
 from megatron_lrpath.runs.state import is_done
 from megatron_lrpath.runs.tasks import Task, build_tasks, with_ancestors
+from megatron_lrpath.wording import clock, plural
 
 
 def prepare_chats(plan: Plan, paradigms: Sequence[str], name: str | None) -> None:
@@ -107,7 +108,7 @@ def carry_out(
             if evaluation:
                 return call(evaluation, options.grace)
             if not trained:
-                print(f"nothing to do: {count(tasks)} of {plan.path} complete in {plan.output}")
+                print(f"nothing to do: {plural(len(tasks), 'run')} of {plan.path} complete in {plan.output}")
     except RunFailedError as error:
         print(f"lrpath: error: {error}", file=sys.stderr)
         return 1
@@ -134,7 +135,9 @@ def train(
         command_for = command_for or default_command(plan, options, share)
         Runner(plan.name, tasks, share, command_for, display, options.grace).run()
         if todo:
-            display.event(f"{plan.name}: trained {count(todo)} in {clock(time.monotonic() - started)}")
+            display.event(
+                f"{plan.name}: trained {plural(len(todo), 'run')} in {clock(time.monotonic() - started)}"
+            )
     return todo
 
 
@@ -187,19 +190,9 @@ def announcement(plan: Plan, tasks: Sequence[Task], todo: Sequence[Task], share:
     side = f"{share.jobs} at a time" if share.jobs > 1 else "one at a time"
     size = f"{plural(share.nproc, 'process', 'es')} each, {plural(share.threads, 'thread')}"
     return (
-        f"{plan.name}: {count(todo)}, {steps} steps{done}; {side}, {size}, {share.device}\n"
+        f"{plan.name}: {plural(len(todo), 'run')}, {steps} steps{done}; {side}, {size}, {share.device}\n"
         f"  full output of each run: {plan.output}/<paradigm>/<run>/logs"
     )
-
-
-def count(tasks: Sequence[Task]) -> str:
-    """`1 run`, `7 runs`."""
-    return plural(len(tasks), "run")
-
-
-def plural(number: int, word: str, ending: str = "s") -> str:
-    """The number with its word."""
-    return f"{number} {word}{ending if number != 1 else ''}"
 
 
 @contextmanager

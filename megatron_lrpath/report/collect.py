@@ -10,8 +10,8 @@ from typing import Any
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import Plan, Run, differences
-from megatron_lrpath.plan.wording import count, listing
 from megatron_lrpath.runs.history import History, read_history
+from megatron_lrpath.wording import listing, plural
 
 PARADIGMS = ("ptfs", "cpt", "ours")
 """In the order of the paper's tables."""
@@ -222,11 +222,11 @@ def gaps(tree: RunTree) -> list[Gap]:
     unfinished, unevaluated = tree.unfinished(), tree.unevaluated()
     if unfinished:
         states = listing([f"{record.label} ({record.state})" for record in unfinished])
-        text = f"{count(len(unfinished), 'run')} not finished: {states}."
+        text = f"{plural(len(unfinished), 'run')} not finished: {states}."
         found.append(Gap(text, f"lrpath run {tree.plan.path}"))
     if unevaluated:
         names = listing([record.label for record in unevaluated])
-        text = f"{count(len(unevaluated), 'trained model')} without a perplexity: {names}."
+        text = f"{plural(len(unevaluated), 'trained model')} without a perplexity: {names}."
         found.append(Gap(text, f"lrpath eval {tree.plan.path}"))
     sizes = sorted({record.evaluation.score.tokens for record in tree if record.evaluation})
     if len(sizes) > 1:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.evaluate.downstream import RESULTS, Benchmark, in_order
-from megatron_lrpath.plan.wording import MISSING, paradigm_name
+from megatron_lrpath.plan.wording import paradigm_name
 from megatron_lrpath.report.collect import PARADIGMS, RunTree
 from megatron_lrpath.report.tables import Cell, Table, csv_text
 from megatron_lrpath.runs.results import read_json
+from megatron_lrpath.wording import MISSING
 
 Results = dict[str, dict[str, Any]]
 

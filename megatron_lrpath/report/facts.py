@@ -12,18 +12,10 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.models import parameter_count, resolve_model
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.plan.mix import MixPart
-from megatron_lrpath.plan.wording import (
-    MISSING,
-    VARIANT_NAMES,
-    count,
-    listing,
-    mix_text,
-    schedule_name,
-    sft_text,
-    short_number,
-)
+from megatron_lrpath.plan.wording import VARIANT_NAMES, mix_text, schedule_name, sft_text
 from megatron_lrpath.report.collect import RunTree
 from megatron_lrpath.report.tables import Cell, Table
+from megatron_lrpath.wording import MISSING, listing, plural, short_number
 
 
 @dataclass(frozen=True)
@@ -68,7 +60,7 @@ def subtitle(tree: RunTree) -> str:
         plan.model.recipe or "own model",
         f"{schedule_name(plan)} schedule",
         f"α {plan.alpha:g}",
-        f"{count(len(plan.versions), 'version')} of {' to '.join(sizes)} tokens",
+        f"{plural(len(plan.versions), 'version')} of {' to '.join(sizes)} tokens",
         f"seed {plan.seed}",
     ]
     return " · ".join(parts)

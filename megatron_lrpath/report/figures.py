@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from megatron_lrpath.plan.wording import PARADIGM_LONG_NAMES, decimals, paradigm_name
+from megatron_lrpath.plan.wording import PARADIGM_LONG_NAMES, paradigm_name
 from megatron_lrpath.report.collect import PARADIGMS, RunRecord, RunTree
 from megatron_lrpath.report.rates import planned_rates
 from megatron_lrpath.report.style import (
@@ -29,6 +29,7 @@ from megatron_lrpath.report.style import (
 )
 from megatron_lrpath.report.tables import csv_text, mean_perplexity, overall, perplexities
 from megatron_lrpath.runs.results import along
+from megatron_lrpath.wording import decimals
 
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 MARKERS = 100
@@ -38,11 +39,6 @@ MARKERS = 100
 def panel_titles(tree: RunTree) -> dict[str, str]:
     """`PTFS: pre-training from scratch` and so on."""
     return {p: f"{paradigm_name(tree.plan, p)}: {PARADIGM_LONG_NAMES[p]}" for p in PARADIGMS}
-
-
-def version_ends(tree: RunTree) -> list[int]:
-    """The step at which each version's data end, counted from the first version's first."""
-    return [int(end) for end in np.cumsum([version.steps for version in tree.plan.versions])]
 
 
 def run_colour(tree: RunTree, record: RunRecord) -> str:
@@ -110,14 +106,14 @@ def _rate_panel(axes: Axes, tree: RunTree, paradigm: str, unit: float) -> None:
         steps = np.arange(run.first_step + 1, run.last_step + 1)
         planned = planned_rates(run, steps) / unit
         axes.plot(steps, planned, color=colour, alpha=0.28, linewidth=5, zorder=2, solid_capstyle="butt")
-        recorded, every = history["lr"] / unit, max(1, version_ends(tree)[-1] // MARKERS)
+        recorded, every = history["lr"] / unit, max(1, tree.plan.timeline.ends[-1] // MARKERS)
         axes.plot(history.steps, recorded, color=colour, linewidth=1.2, zorder=3)
         axes.plot(history.steps[::every], recorded[::every], ".", color=colour, markersize=3.5, zorder=3)
         if run.kind == "main":
             _label(axes, "main path", (float(steps.mean()), float(planned.max())), colour, above=True)
         else:
             _label(axes, run.version, (float(steps[-1]), float(planned[-1])), colour, above=goes_on)
-    mark_versions(axes, version_ends(tree))
+    mark_versions(axes, tree.plan.timeline.ends)
     axes.set_ylim(0, plan.schedule.max_lr / unit * 1.16)
 
 
@@ -139,7 +135,7 @@ def _label(axes: Axes, text: str, place: tuple[float, float], colour: str, above
 
 
 def finish_step_axis(axes: Axes, tree: RunTree) -> None:
-    end = version_ends(tree)[-1]
+    end = tree.plan.timeline.ends[-1]
     axes.set_xlim(0, end * 1.06)
     axes.set_xlabel(f"training step (each of {tree.plan.batch.tokens:,} tokens)")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
@@ -201,7 +197,7 @@ def draw_losses(tree: RunTree) -> Drawing | None:
         for axes, paradigm in zip(panels, PARADIGMS, strict=True):
             for record in tree.records[paradigm]:
                 _draw_run(axes, record, run_colour(tree, record), window_of(tree), raw_alpha)
-            mark_versions(axes, version_ends(tree))
+            mark_versions(axes, tree.plan.timeline.ends)
             axes.set_title(panel_titles(tree)[paradigm], color=darker(COLOURS[paradigm]))
             axes.set_ylabel("loss (nats per token)")
         panels[-1].set_ylim(*loss_limits(tree))
@@ -214,7 +210,7 @@ def draw_losses(tree: RunTree) -> Drawing | None:
 
 def window_of(tree: RunTree) -> int:
     """The steps that a running mean reads in any run: 2% of all versions' steps, odd, at least 5."""
-    return 2 * max(2, version_ends(tree)[-1] // 100) + 1
+    return 2 * max(2, tree.plan.timeline.ends[-1] // 100) + 1
 
 
 def smoothed(values: Column, window: int) -> Column:

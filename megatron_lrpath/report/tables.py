@@ -11,19 +11,9 @@ from functools import partial
 
 import numpy as np
 
-from megatron_lrpath.plan.wording import (
-    MISSING,
-    PARADIGM_NAMES,
-    count,
-    decimals,
-    duration,
-    listing,
-    paradigm_name,
-    schedule_name,
-    short_number,
-    signed_percent,
-)
+from megatron_lrpath.plan.wording import PARADIGM_NAMES, paradigm_name, schedule_name
 from megatron_lrpath.report.collect import PARADIGMS, RunRecord, RunTree, Score
+from megatron_lrpath.wording import MISSING, decimals, duration, listing, plural, short_number, signed_percent
 
 SKIPPED_SHOWN = 10  # steps of a run
 Scores = dict[tuple[str, str], float]
@@ -151,7 +141,7 @@ def _skipped_notes(tree: RunTree) -> list[str]:
         shown = listing(steps) if len(steps) <= SKIPPED_SHOWN else f"{', '.join(steps[:SKIPPED_SHOWN])}, …"
         if steps:
             notes.append(
-                f"{record.label}: {count(len(steps), 'update')} skipped for a loss spike, step {shown}."
+                f"{record.label}: {plural(len(steps), 'update')} skipped for a loss spike, step {shown}."
             )
     return notes
 
