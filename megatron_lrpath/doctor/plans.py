@@ -18,6 +18,7 @@ from megatron_lrpath.doctor.machine import (
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.launch.resources import model_parallel_size
 from megatron_lrpath.models import parameter_count, resolve_model
+from megatron_lrpath.paradigms import OURS
 from megatron_lrpath.plan import PARADIGMS, Plan, Run, load_plan
 from megatron_lrpath.wording import byte_size
 
@@ -101,7 +102,7 @@ def mix_checks(plan: Plan) -> list[Check]:
         check_mixes(plan, [run])
         return "its slices are there, long enough, and apart from the validation set"
 
-    mixed = [run for run in plan.runs("ours") if run.mix is not None]
+    mixed = [run for run in plan.runs(OURS.name) if run.mix is not None]
     return [attempt(f"mix of {run.name}", partial(enough, run)) for run in mixed]
 
 
@@ -112,12 +113,11 @@ def chat_checks(plan: Plan) -> list[Check]:
         return []
 
     def ready() -> str:
-        from megatron_lrpath.plan.sft import prepared_record
         from megatron_lrpath.sft.encode import build_encoder
         from megatron_lrpath.sft.prepare import input_prints
 
         build_encoder(plan)
-        record = prepared_record(plan)
+        record = plan.prepared_record()
         if record is not None:
             train = record["train"]
             return f"prepared: {train['examples']:,} examples, {train['samples']:,} packed samples an epoch"

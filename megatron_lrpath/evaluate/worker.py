@@ -144,7 +144,7 @@ def load_weights(plan: Plan, target: Target, args: Any, model: list[Any]) -> boo
             f"{folder}: the checkpoint of step {step} is damaged: {'; '.join(problems)}. Restore it from "
             "a backup, or train the run anew."
         )
-    branch.check_model(args, folder, step, weights_only=target.run.kind == "sft")
+    branch.check_model(args, folder, step, weights_only=target.run.is_sft)
     args.load, args.ckpt_step = str(folder), step
     args.no_load_optim, args.no_load_rng, args.exit_on_missing_checkpoint = True, True, True
     load_checkpoint(model, None, None)

@@ -19,9 +19,8 @@ from megatron_lrpath.launch.process import supervised, torchrun_command
 from megatron_lrpath.launch.resources import Share, check_fine_tuning, cores, share_out
 from megatron_lrpath.launch.runner import GRACE_SECONDS, RunFailedError, Runner
 from megatron_lrpath.locks import FolderLock, LockHeldError
+from megatron_lrpath.paradigms import SFT
 from megatron_lrpath.plan import PARADIGMS, Plan
-from megatron_lrpath.plan.sft import PREFIX as SFT_PREFIX
-from megatron_lrpath.plan.sft import sft_folder
 from megatron_lrpath.runs.results import needs_evaluation
 from megatron_lrpath.runs.state import is_done
 from megatron_lrpath.runs.tasks import Task, build_tasks, with_ancestors
@@ -35,10 +34,10 @@ def prepare_chats(plan: Plan, paradigms: Sequence[str], name: str | None) -> Non
     a fine-tuning has.
     """
     wanted = plan.sft is not None and set(plan.sft.paradigms) & set(paradigms)
-    if wanted and (name is None or name.startswith(SFT_PREFIX)):
+    if wanted and (name is None or name.startswith(SFT.prefix)):
         from megatron_lrpath.sft.prepare import prepare, tell
 
-        tell(prepare(plan, cores()), sft_folder(plan))
+        tell(prepare(plan, cores()), plan.sft_folder)
 
 
 def fine_tunings(plan: Plan, tasks: Sequence[Task], name: str | None) -> list[Task]:
@@ -48,7 +47,7 @@ def fine_tunings(plan: Plan, tasks: Sequence[Task], name: str | None) -> list[Ta
         UserError: there are none.
     """
     by_key = {task.key: task for task in tasks}
-    found = [task for task in tasks if task.run.kind == "sft" and name in (None, task.run.name)]
+    found = [task for task in tasks if task.run.is_sft and name in (None, task.run.name)]
     if not found:
         raise UserError(
             f"{plan.path}: there is no fine-tuning{f' {name}' if name else ''} here; see its `sft`"
@@ -143,7 +142,7 @@ def train(
 
 def evaluation_command(plan: Plan, tasks: Sequence[Task], share: Share, options: Options) -> list[str] | None:
     """The `lrpath eval` for the versions trained and not evaluated since; None where there are none."""
-    runs = [task.run for task in tasks if task.run.kind != "main"]
+    runs = [task.run for task in tasks if task.run.makes_version]
     if not any(needs_evaluation(plan, run) for run in runs):
         return None
     paradigm = options.paradigms[0] if len(options.paradigms) == 1 else "all"

@@ -37,7 +37,7 @@ class Batches:
 
     def sample(self, position: int) -> dict[str, Any]:
         """The sample at a position of the run (consumed samples before it)."""
-        if self.run.kind == "sft":
+        if self.run.is_sft:
             return self.packed(position)
         places = self.dataset.locate(position)
         return {
@@ -109,7 +109,7 @@ def open_batches(path: Path, paradigm: str, name: str) -> Batches:
     args = parse_args(add_lrpath_arguments)
     from_plan.apply_defaults(args, explicit_arguments(sys.argv[1:]))
     plan, run = from_plan.load_run(said)
-    if run.kind == "sft":
+    if run.is_sft:
         return open_packed(plan, run)
     config = dataset_config(args, versioned=True)
     dataset = training_set(from_plan.plan_context(plan, run, said), config)

@@ -15,6 +15,8 @@ import torch.distributed as dist
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import sweep_unfinished
+from megatron_lrpath.paradigms import SFT
+from megatron_lrpath.plan import run_identity
 from megatron_lrpath.runs import lineage
 from megatron_lrpath.runs.checkpoints import CHECKPOINTS, latest_step
 from megatron_lrpath.runs.history import HISTORY
@@ -49,7 +51,7 @@ def arguments(
     args = parse_args(add_all_own_arguments)
     context = make_context(args, said)
     set_context(context)
-    packed.set_packed(context is not None and context.kind == "sft")
+    packed.set_packed(context is not None and context.kind == SFT.name)
     set_environment_flags(args, explicit_arguments(sys.argv[1:]), device)
     if context is not None:
         safeguards.before_validation(args)
@@ -118,10 +120,10 @@ def check_lineage(context: RunContext) -> None:
         branch.require_checkpoint(context.parent)
     parent = context.plan.parent_of(context.run)
     own = {name: context.identity[name] for name in ("slices", "tokenizer_model", "arguments")}
-    if context.kind == "sft":  # its arguments are its own
+    if context.kind == SFT.name:  # its arguments are its own
         recorded = lineage.read_lineage(context.plan.folder(parent)) or {"identity": {}}
         own["arguments"] = recorded["identity"].get("arguments", {})
-    identity = context.plan.identity(parent) | own
+    identity = run_identity(context.plan, parent) | own
     lineage.check_parent(context.folder, context.plan.folder(parent), context.parent.step, identity)
 
 

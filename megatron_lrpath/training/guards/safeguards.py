@@ -66,7 +66,7 @@ def install(args: Any, context: RunContext, start: Start, ranks: Ranks, device: 
 def branch_points(context: RunContext) -> frozenset[int]:
     """The steps that other runs start from: all that are kept, but on a plan's main path the version ends."""
     plan, run = context.plan, context.run
-    if plan is None or run is None or run.kind != "main":
+    if plan is None or run is None or run.makes_version:
         return context.keep_steps
     parents = [other.parent for other in plan.runs(run.paradigm) if other.parent is not None]
     return frozenset(parent.step for parent in parents if parent.run == run.name)

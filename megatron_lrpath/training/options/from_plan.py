@@ -12,8 +12,7 @@ from megatron_lrpath.data.slice import Slice, open_slices
 from megatron_lrpath.data.slice_check import open_mix
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.models import megatron_flags, resolve_model
-from megatron_lrpath.plan import SET_BY_PLAN, Plan, Run, is_neutral, load_plan
-from megatron_lrpath.plan.sft import sft_megatron
+from megatron_lrpath.plan import SET_BY_PLAN, Plan, Run, is_neutral, load_plan, run_identity
 from megatron_lrpath.runs.checkpoints import CHECKPOINTS, SAVE_INTERVAL
 from megatron_lrpath.training.context import ParentCheckpoint, RunContext
 from megatron_lrpath.training.options.arguments import explicit_arguments
@@ -51,7 +50,7 @@ def sft_words(plan: Plan, run: Run) -> dict[str, list[str]]:
     batch, schedule = sft.batch, sft.schedule
     words = {
         "model": megatron_flags(resolve_model(plan.model)),
-        "megatron": megatron_flags(sft_megatron(plan)),
+        "megatron": megatron_flags(plan.sft_megatron),
         "sft": [
             *("--seed", str(sft.seed), "--train-iters", str(run.last_step)),
             *("--lr", repr(schedule.max_lr), "--min-lr", repr(schedule.min_lr)),
@@ -110,7 +109,7 @@ def sft_context(
         path=run.path.scaled(plan.sft.batch.global_batch_size),
         keep_steps=frozenset(run.keep_steps),
         parent=ParentCheckpoint(parent_folder / CHECKPOINTS, run.parent.step, weights_only=True),
-        identity={**plan.identity(run), **facts, "slices": {}, "sft_data": prepared.identity},
+        identity={**run_identity(plan, run), **facts, "slices": {}, "sft_data": prepared.identity},
         folder=plan.folder(run),
         plan=plan,
         run=run,
@@ -145,7 +144,7 @@ REFUSED = {
 
 def plan_words(plan: Plan, run: Run) -> dict[str, list[str]]:
     """The Megatron arguments that a plan sets for a run, as command-line words by the plan's key."""
-    if run.kind == "sft":
+    if run.is_sft:
         return sft_words(plan, run)
     batch = plan.batch
     words = {
@@ -248,7 +247,7 @@ def apply_defaults(args: Any, said: Mapping[str, Any]) -> None:
 
 def plan_context(plan: Plan, run: Run, said: Mapping[str, Any]) -> RunContext:
     """The context of a run of a plan; `said` are the explicit command-line arguments."""
-    if run.kind == "sft":
+    if run.is_sft:
         facts = trainer_facts(plan, run, said)
         return sft_context(plan, run, plan.folder(plan.parent_of(run)), facts)
     parent = None
@@ -281,7 +280,7 @@ def full_identity(
     """The plan's identity of the run and what only the trainer knows: data, tokenizer, further arguments."""
     mixed = {"mix_slices": {one.name: one.fingerprint for one in mix}} if mix else {}
     return (
-        plan.identity(run)
+        run_identity(plan, run)
         | mixed
         | {
             "slices": {one.name: one.fingerprint for one in slices},
