@@ -23,7 +23,7 @@ from megatron_lrpath.advise.predict import (
 )
 from megatron_lrpath.advise.read import read_curves, scale_of
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.plan import Plan, differences
+from megatron_lrpath.plan import Plan, differences, run_identity
 
 WITHIN = 0.003
 """How near to the best loss is near enough, unless the user says."""
@@ -239,7 +239,7 @@ def _check_same_main(plan: Plan, other: Plan) -> None:
         raise UserError(
             f"{other.path}: has more versions than {plan.path}. Ask for advice on it, and name the other --with."
         )
-    ours, theirs = (one.identity(one.run("ours", "main")) for one in (plan, other))
+    ours, theirs = (run_identity(one, one.main) for one in (plan, other))
     shorter, longer = sorted((ours, theirs), key=lambda identity: len(identity["versions"]))
     found = differences(shorter, longer)
     if found:

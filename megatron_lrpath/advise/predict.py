@@ -12,7 +12,7 @@ from megatron_lrpath.advise.curves import F64, rates_of, read_drops
 from megatron_lrpath.advise.model import GAIN_SPREAD, Model
 from megatron_lrpath.advise.read import main_rates
 from megatron_lrpath.plan import Plan
-from megatron_lrpath.schedule import LRPath, Schedule
+from megatron_lrpath.schedule import STYLES, LRPath, Schedule, with_branch_shape
 
 ALPHAS = tuple(round(0.05 * number, 2) for number in range(2, 21))
 DECAYS = ("cosine", "linear", "minus-sqrt", "exponential")
@@ -32,11 +32,8 @@ class Decay:
 
     def schedule(self, plan: Plan) -> Schedule:
         """The plan's schedule with this decay."""
-        style = self.shape if self.shape in ("cosine", "multi-step") else "wsd"
-        shape = self.shape if style == "wsd" else plan.schedule.wsd_decay_shape
-        return replace(
-            plan.schedule, style=style, wsd_decay_shape=shape, min_lr=self.floor * plan.schedule.max_lr
-        )
+        schedule = with_branch_shape(plan.schedule, self.shape)
+        return replace(schedule, min_lr=self.floor * schedule.max_lr)
 
 
 @dataclass(frozen=True)
@@ -75,8 +72,8 @@ class Candidate:
 def own_decay(plan: Plan) -> Decay:
     """How the plan's branches decay."""
     schedule = plan.schedule
-    shape = {"cosine": "cosine", "multi-step": "multi-step", "wsd": schedule.wsd_decay_shape}
-    return Decay(shape.get(schedule.style, "linear"), schedule.min_lr / schedule.max_lr)
+    shape = STYLES[schedule.style].branch_shape(schedule)
+    return Decay(shape.name, schedule.min_lr / schedule.max_lr)
 
 
 def judged_versions(plan: Plan) -> list[int]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from megatron_lrpath.advise.curves import F64, I64, SHORTEST, Checkpoints, Curve, Scale, rates_of
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.paradigms import BRANCH, OURS
 from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.runs.history import read_history
 from megatron_lrpath.runs.results import EVALUATION, along, loss_of, read_json
@@ -19,11 +20,6 @@ FEWEST = 3 * SHORTEST
 """Steps of its own that a curve needs to be read at all."""
 
 
-def version_ends(plan: Plan) -> I64:
-    """The last step of each version."""
-    return np.array(plan.timeline.ends, dtype=np.int64)
-
-
 def scale_of(plan: Plan) -> Scale:
     """The units of a fit to this plan's runs."""
     schedule, first = plan.schedule, plan.timeline.ends[0]
@@ -32,7 +28,7 @@ def scale_of(plan: Plan) -> Scale:
 
 def main_rates(plan: Plan, last: int) -> F64:
     """The main path's rate in the steps 1 to `last`, wherever the plan ends it."""
-    path = plan.run("ours", "main").path
+    path = plan.main.path
     rates = np.full(last, plan.schedule.max_lr)
     warm = min(last, path.warmup)
     rates[:warm] = rates_of(path, 0, warm)
@@ -44,7 +40,7 @@ def read_curves(plan: Plan) -> list[Curve]:
 
     Raises UserError for runs whose logged rates are not the plan's.
     """
-    found = [read_curve(plan, run) for run in plan.runs("ours")]
+    found = [read_curve(plan, run) for run in plan.runs(OURS.name)]
     return [curve for curve in found if curve is not None]
 
 
@@ -59,10 +55,10 @@ def read_curve(plan: Plan, run: Run) -> Curve | None:
         return None
     last = int(history.steps[-1])
     rates = np.concatenate([main_rates(plan, run.first_step), rates_of(run.path, run.first_step, last)])
-    if run.kind == "main":
+    if not run.makes_version:
         rates = main_rates(plan, last)
     _check_rates(plan, run, history["lr"], rates[history.steps - 1])
-    if run.kind == "branch" and last < run.last_step:
+    if run.kind == BRANCH.name and last < run.last_step:
         rates = np.concatenate([rates, rates_of(run.path, last, run.last_step)])
     curve = Curve(
         name=run.name,
@@ -71,9 +67,9 @@ def read_curve(plan: Plan, run: Run) -> Curve | None:
         rates=rates,
         logged=history.steps[usable],
         losses=losses[usable],
-        ends=version_ends(plan),
+        ends=np.array(plan.timeline.ends, dtype=np.int64),
     )
-    if run.kind == "main":
+    if not run.makes_version:
         return replace(curve, checkpoints=read_checkpoints(plan, curve))
     return replace(curve, validation=read_validation(plan, run) if last == run.last_step else None)
 
@@ -88,11 +84,11 @@ def read_checkpoints(plan: Plan, main: Curve) -> Checkpoints | None:
 
     Those that were evaluated on another validation set than the branches are left aside.
     """
-    branches = [read_json(plan.folder(run) / EVALUATION) or {} for run in plan.runs("ours")]
+    branches = [read_json(plan.folder(run) / EVALUATION) or {} for run in plan.runs(OURS.name)]
     texts = {one["validation"] for one in branches if "validation" in one}
     losses = {
         step: one["loss"]
-        for step, one in along(plan.folder(plan.run("ours", "main"))).items()
+        for step, one in along(plan.folder(plan.main)).items()
         if beginning(plan) < step <= len(main.rates)
         and (not texts or one.get("validation") in {None, *texts})
     }

@@ -21,6 +21,7 @@ from megatron_lrpath.advise.predict import Candidate, Decay, own_decay
 from megatron_lrpath.advise.read import beginning
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_bytes
+from megatron_lrpath.paradigms import MAIN, OURS
 from megatron_lrpath.report.advice import NAME, SavedAdvice
 from megatron_lrpath.report.style import (
     COLOURS,
@@ -96,7 +97,7 @@ def hint(advice: Advice) -> str:
     """What would make the predictions better that nothing has to be trained for; empty where there is nothing."""
     if not advice.model.evaluated:
         return " `lrpath eval PLAN` first, and validation losses are predicted."
-    folder = Path(advice.plan.folder(advice.plan.run("ours", "main")))
+    folder = Path(advice.plan.folder(advice.plan.main))
     kept = [step for step in complete_steps(folder / CHECKPOINTS) if step > beginning(advice.plan)]
     if set(kept) - set(along(folder)) and enough([*kept, *along(folder)]):
         return " `lrpath eval PLAN --main-path`, and their level is surer."
@@ -228,7 +229,7 @@ def _curves(axes: Axes, advice: Advice) -> None:
     data, fit = advice.model.data, advice.model.fit
     count = len(advice.plan.versions)
     for curve in data.sources:
-        colour = SOFT if curve.kind == "main" else version_shade("ours", curve.version + 1, count)
+        colour = SOFT if curve.kind == MAIN.name else version_shade(OURS.name, curve.version + 1, count)
         points = curve.points
         over = fit.losses(curve.main.rates, points.steps, points.versions) if curve.main else 1.0
         axes.plot(points.steps, np.exp(points.logs) * over, ".", color=colour, markersize=4, alpha=0.6)
@@ -254,7 +255,7 @@ def _costs(axes: Axes, advice: Advice) -> None:
         style = "-" if index < len(LINES) else "--"
         axes.plot(costs, losses, style, color=colour, linewidth=2.2 if decay == own else 1.2, label=label)
     if advice.chosen:
-        axes.plot(advice.chosen.cost, advice.chosen.loss, "o", color=COLOURS["ours"], markeredgecolor=INK)
+        axes.plot(advice.chosen.cost, advice.chosen.loss, "o", color=COLOURS[OURS.name], markeredgecolor=INK)
         axes.annotate(
             f"alpha={advice.chosen.alpha:g}",
             (advice.chosen.cost, advice.chosen.loss),

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_lrpath.paradigms import OURS, PARADIGMS
+
 if TYPE_CHECKING:
     from megatron_lrpath.plan import Plan, Run
     from megatron_lrpath.runs.results import Target
@@ -52,7 +54,7 @@ def execute_tasks(args: argparse.Namespace) -> int:
         missing,
         plan_subjects,
     )
-    from megatron_lrpath.plan import PARADIGMS, load_plan
+    from megatron_lrpath.plan import load_plan
 
     require_harness()
     refuse_ignored(args)
@@ -178,7 +180,7 @@ TAKES_EXTRA = True
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The plan, what of it, and where to run."""
     parser.add_argument("plan", type=Path, metavar="PLAN", help="the plan file")
-    parser.add_argument("--paradigm", choices=("ours", "ptfs", "cpt", "all"), default="all")
+    parser.add_argument("--paradigm", choices=(*PARADIGMS, "all"), default="all")
     parser.add_argument("--run", metavar="NAME", help="only this run of the paradigm")
     parser.add_argument(
         "--main-path",
@@ -196,7 +198,7 @@ def execute(args: argparse.Namespace) -> int:
     """Evaluate what is trained and not evaluated yet; 0, or 1 where the evaluation failed."""
     from megatron_lrpath.data.slice import open_validation
     from megatron_lrpath.errors import UserError
-    from megatron_lrpath.plan import PARADIGMS, load_plan
+    from megatron_lrpath.plan import load_plan
     from megatron_lrpath.runs.results import (
         Target,
         is_trained,
@@ -205,7 +207,7 @@ def execute(args: argparse.Namespace) -> int:
         needs_evaluation,
     )
 
-    if args.main_path and (args.tasks or args.run or args.paradigm not in ("all", "ours")):
+    if args.main_path and (args.tasks or args.run or args.paradigm not in ("all", OURS.name)):
         raise UserError(
             "--main-path evaluates the main path's checkpoints; leave out --tasks, --run and --paradigm."
         )
@@ -227,7 +229,7 @@ def execute(args: argparse.Namespace) -> int:
         done = f"{len(trained)} of {len(runs)} versions are trained, all of them evaluated"
         print("nothing to evaluate: " + (done if trained else "no version is trained yet (lrpath run PLAN)"))
         return 0
-    kinds = ([run for run in wanted if run.kind != "sft"], [run for run in wanted if run.kind == "sft"])
+    kinds = ([run for run in wanted if not run.is_sft], [run for run in wanted if run.is_sft])
     return max(evaluate(plan, [Target(run) for run in runs], args) for runs in kinds if runs)
 
 
@@ -247,7 +249,7 @@ def evaluate(plan: Plan, targets: list[Target], args: argparse.Namespace) -> int
     """Run the worker under torchrun, its log in OUTPUT/logs, its results on the console."""
     from megatron_lrpath.runs.results import EVALUATION, along, read_json
 
-    kind = "-main-path" if targets[0].at is not None else "-sft" if targets[0].run.kind == "sft" else ""
+    kind = "-main-path" if targets[0].at is not None else "-sft" if targets[0].run.is_sft else ""
     log = Path(plan.output) / "logs" / f"eval{kind}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     names = [target.name for target in targets]

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_lrpath.paradigms import PARADIGMS
+
 if TYPE_CHECKING:
     from megatron_lrpath.plan import Run
 
@@ -18,9 +20,7 @@ ROWS = 24
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The plan, the run, and in which form."""
     parser.add_argument("plan", type=Path, metavar="PLAN", help="the plan file")
-    parser.add_argument(
-        "--paradigm", choices=("ours", "ptfs", "cpt"), required=True, help="the run's paradigm"
-    )
+    parser.add_argument("--paradigm", choices=PARADIGMS, required=True, help="the run's paradigm")
     parser.add_argument(
         "--run", required=True, metavar="NAME", help="the run: main, branch-v2, scratch-v2, …"
     )

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_lrpath.paradigms import OURS, PARADIGMS
+
 if TYPE_CHECKING:
     from megatron_lrpath.plan import Plan, Run
 
@@ -17,9 +19,7 @@ EXAMPLE = "lrpath plan examples/quickstart/plan.yaml --paradigm ours --png curve
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The plan, which part of it, and in which form."""
     parser.add_argument("plan", type=Path, metavar="PLAN", nargs="?", help="the plan file")
-    parser.add_argument(
-        "--paradigm", choices=("ours", "ptfs", "cpt"), help="only this one (default: all three)"
-    )
+    parser.add_argument("--paradigm", choices=PARADIGMS, help="only this one (default: all three)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables and curves")
     parser.add_argument("--no-curves", action="store_true", help="leave the curves out")
     parser.add_argument("--png", type=Path, metavar="FILE", help="draw the curves into a PNG file, too")
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> int:
     """Print the plan; 0."""
     from megatron_lrpath.errors import UserError
-    from megatron_lrpath.plan import PARADIGMS, json_schema, load_plan
+    from megatron_lrpath.plan import json_schema, load_plan
 
     if args.schema:
         print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
@@ -43,7 +43,7 @@ def execute(args: argparse.Namespace) -> int:
     if Path(plan.data.slices).is_dir():  # a plan may be looked at before its data are there
         from megatron_lrpath.data.slice_check import check_mixes
 
-        check_mixes(plan, plan.runs("ours"))
+        check_mixes(plan, plan.runs(OURS.name))
     if args.png:
         _write_png(plan, paradigms, args.png)
     if args.json:

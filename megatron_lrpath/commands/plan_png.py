@@ -6,8 +6,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from megatron_lrpath.commands.plan_view import curve_points
+from megatron_lrpath.paradigms import PARADIGM_ROWS
 from megatron_lrpath.plan import Plan, Run
-from megatron_lrpath.plan.wording import PARADIGM_LONG_NAMES, paradigm_name
+from megatron_lrpath.plan.wording import paradigm_name
 from megatron_lrpath.report.style import (
     COLOURS,
     SOFT,
@@ -37,13 +38,13 @@ def _draw_panel(axes: Axes, plan: Plan, paradigm: str) -> None:
     for run in plan.runs(paradigm):
         steps, rates = zip(*curve_points(run, POINTS), strict=True)
         colour = (
-            SOFT if run.kind == "main" else version_shade(paradigm, run.version_index, len(plan.versions))
+            SOFT if not run.makes_version else version_shade(paradigm, run.version_index, len(plan.versions))
         )
         axes.plot(steps, rates, color=colour, linewidth=1.6)
         _name_curve(axes, run, colour)
     mark_versions(axes, plan.timeline.ends)
     axes.set_title(
-        f"{paradigm_name(plan, paradigm)}: {PARADIGM_LONG_NAMES[paradigm]}", color=COLOURS[paradigm]
+        f"{paradigm_name(plan, paradigm)}: {PARADIGM_ROWS[paradigm].long_name}", color=COLOURS[paradigm]
     )
     axes.set_ylabel("learning rate")
     axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
@@ -53,7 +54,7 @@ def _draw_panel(axes: Axes, plan: Plan, paradigm: str) -> None:
 
 def _name_curve(axes: Axes, run: Run, colour: str) -> None:
     """The version's name at the end of its curve; the main path's above its middle."""
-    main = run.kind == "main"
+    main = not run.makes_version
     place = run.last_step / 2 if main else run.last_step
     axes.annotate(
         "main path" if main else run.version,

@@ -9,15 +9,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from megatron_lrpath.paradigms import CPT, PARADIGM_ROWS
 from megatron_lrpath.plan import PARADIGMS, Plan, Run
-from megatron_lrpath.plan.wording import (
-    PARADIGM_LONG_NAMES,
-    mix_text,
-    paradigm_name,
-    schedule_name,
-    sft_text,
-    short_number,
-)
+from megatron_lrpath.plan.wording import mix_text, paradigm_name, schedule_name, sft_text
+from megatron_lrpath.wording import short_number
 
 COLOURS = ("cyan", "green", "yellow", "magenta", "blue", "red")
 MAIN_COLOUR = "white"
@@ -92,11 +87,11 @@ def costs_table(plan: Plan, paradigms: tuple[str, ...]) -> Table:
 
 def notes(plan: Plan, paradigms: tuple[str, ...]) -> list[str]:
     """What the costs do not say: the run that two paradigms share."""
-    if "cpt" not in paradigms:
+    if CPT.name not in paradigms:
         return []
-    shared = plan.runs("cpt")[0]
+    shared = plan.runs(CPT.name)[0]
     twin = "/".join(shared.same_as or ())
-    text = f"cpt/{shared.name} and {twin} are one and the same training, carried out once"
+    text = f"{CPT.name}/{shared.name} and {twin} are one and the same training, carried out once"
     if set(paradigms) == set(PARADIGMS):
         every = sum(plan.cost(paradigm).steps for paradigm in PARADIGMS) - shared.steps
         text += f"; all three paradigms together: {every:,} steps"
@@ -139,7 +134,7 @@ def curve_points(run: Run, count: int) -> list[tuple[float, float]]:
 
 def run_colour(run: Run) -> str:
     """A colour for each version; the main path stands apart."""
-    return MAIN_COLOUR if run.kind == "main" else COLOURS[(run.version_index - 1) % len(COLOURS)]
+    return MAIN_COLOUR if not run.makes_version else COLOURS[(run.version_index - 1) % len(COLOURS)]
 
 
 def _step_axis(ends: list[int], columns: int) -> str:
@@ -166,7 +161,7 @@ def _headline(plan: Plan) -> str:
 
 
 def _title(plan: Plan, paradigm: str) -> str:
-    return f"{paradigm_name(plan, paradigm)}: {PARADIGM_LONG_NAMES[paradigm]}"
+    return f"{paradigm_name(plan, paradigm)}: {PARADIGM_ROWS[paradigm].long_name}"
 
 
 def _slices_text(run: Run) -> str:

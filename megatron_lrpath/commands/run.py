@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from megatron_lrpath.commands import eval as eval_tasks
+from megatron_lrpath.paradigms import PARADIGMS
 
 HELP = "train a plan here, in dependency order; called again it goes on where it was"
 EXAMPLE = "lrpath run plan.yaml --jobs 2 -- --log-interval 5   (after --: Megatron arguments for every run)"
@@ -15,7 +16,7 @@ TAKES_EXTRA = True  # what follows `--` on the command line arrives as `args.ext
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The plan, what of it, and how the machine is shared."""
     parser.add_argument("plan", type=Path, metavar="PLAN", help="the plan (or experiment) file")
-    parser.add_argument("--paradigm", choices=("ours", "ptfs", "cpt", "all"), default="all")
+    parser.add_argument("--paradigm", choices=(*PARADIGMS, "all"), default="all")
     parser.add_argument("--run", metavar="NAME", help="only this run, and those it starts from")
     parser.add_argument(
         "--nproc",
@@ -54,7 +55,7 @@ def train(args: argparse.Namespace) -> int:
     """Train and evaluate perplexities; the exit status."""
     from megatron_lrpath.experiment.load import is_experiment, load_experiment
     from megatron_lrpath.launch.local import Options, carry_out
-    from megatron_lrpath.plan import PARADIGMS, load_plan
+    from megatron_lrpath.plan import load_plan
 
     options = Options(
         paradigms=PARADIGMS if args.paradigm == "all" else (args.paradigm,),

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from megatron_lrpath.commands.run import positive_count
+from megatron_lrpath.paradigms import PARADIGMS
 
 HELP = "fine-tune the trained versions on chats or instructions, as the plan's section `sft` says"
 EXAMPLE = "lrpath sft plan.yaml --paradigm ours --run sft-v2   (--prepare: only make the data ready)"
@@ -15,7 +16,7 @@ TAKES_EXTRA = True
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The plan, what of it, and how the machine is shared."""
     parser.add_argument("plan", type=Path, metavar="PLAN", help="the plan file")
-    parser.add_argument("--paradigm", choices=("ours", "ptfs", "cpt", "all"), default="all")
+    parser.add_argument("--paradigm", choices=(*PARADIGMS, "all"), default="all")
     parser.add_argument("--run", metavar="NAME", help="only this fine-tuning, such as sft-v2")
     parser.add_argument("--prepare", action="store_true", help="tokenize the data and stop")
     parser.add_argument(
@@ -43,8 +44,7 @@ def execute(args: argparse.Namespace) -> int:
 
     from megatron_lrpath.errors import UserError
     from megatron_lrpath.launch.resources import cores
-    from megatron_lrpath.plan import PARADIGMS, load_plan
-    from megatron_lrpath.plan.sft import sft_folder
+    from megatron_lrpath.plan import load_plan
     from megatron_lrpath.sft.prepare import prepare, print_summary
 
     plan = load_plan(args.plan)
@@ -53,7 +53,7 @@ def execute(args: argparse.Namespace) -> int:
             raise UserError("--output goes with --prepare; else the plan's own `output` holds the runs")
         plan = replace(plan, output=args.output)
     if args.prepare or args.workers:  # else carry_out does it
-        print_summary(prepare(plan, args.workers or cores()), sft_folder(plan))
+        print_summary(prepare(plan, args.workers or cores()), plan.sft_folder)
     if args.prepare:
         return 0
     from megatron_lrpath.launch.local import Options, carry_out

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.live import Live
 
+from megatron_lrpath.paradigms import PARADIGMS
+
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
@@ -29,7 +31,7 @@ _STYLES = {"done": "green", "running": "cyan", "interrupted": "red", "extended":
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The plan and the form of the answer."""
     parser.add_argument("plan", type=Path, metavar="PLAN", help="the plan (or experiment) file")
-    parser.add_argument("--paradigm", choices=("ours", "ptfs", "cpt", "all"), default="all")
+    parser.add_argument("--paradigm", choices=(*PARADIGMS, "all"), default="all")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument(
         "--watch",
@@ -77,7 +79,7 @@ def collect(path: Path, paradigm: str = "all") -> dict[str, Any]:
     `unprepared` says what keeps a plan's fine-tunings from having steps; null where nothing does.
     """
     from megatron_lrpath.experiment.load import is_experiment, load_experiment
-    from megatron_lrpath.plan import PARADIGMS, load_plan
+    from megatron_lrpath.plan import load_plan
     from megatron_lrpath.runs.tasks import build_tasks
 
     paradigms = PARADIGMS if paradigm == "all" else (paradigm,)
@@ -149,9 +151,8 @@ def table(status: dict[str, Any]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from megatron_lrpath.launch.display import clock
     from megatron_lrpath.launch.slurm.submit import job_text
-    from megatron_lrpath.plan.wording import short_number
+    from megatron_lrpath.wording import clock, short_number
 
     drawn = Table(box=None, pad_edge=False, header_style="bold")
     submitted = any("job" in row for row in status["runs"])

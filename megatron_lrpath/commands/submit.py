@@ -8,6 +8,8 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_lrpath.paradigms import PARADIGMS
+
 if TYPE_CHECKING:
     from rich.tree import Tree
 
@@ -23,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from megatron_lrpath.launch.slurm.settings import SETTINGS
 
     parser.add_argument("plan", type=Path, metavar="PLAN", help="the plan (or experiment) file")
-    parser.add_argument("--paradigm", choices=("ours", "ptfs", "cpt", "all"), default="all")
+    parser.add_argument("--paradigm", choices=(*PARADIGMS, "all"), default="all")
     parser.add_argument("--run", metavar="NAME", help="only this run, and those it starts from")
     parser.add_argument("--dry-run", action="store_true", help="print jobs, graph and scripts, no more")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
@@ -54,7 +56,6 @@ def submission_of(args: argparse.Namespace) -> tuple[Submission, Path]:
     from megatron_lrpath.launch.slurm.ledger import Snapshot
     from megatron_lrpath.launch.slurm.settings import read_settings, within_job
     from megatron_lrpath.launch.slurm.submit import Submission
-    from megatron_lrpath.plan import PARADIGMS
 
     settings = within_job(read_settings(args.settings, vars(args)), os.environ)
     paradigms = PARADIGMS if args.paradigm == "all" else (args.paradigm,)

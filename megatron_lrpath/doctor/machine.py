@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.wording import byte_size
 
 OK, INFO, WARNING, FAILED = "ok", "info", "warning", "failed"
 ORDER = (OK, INFO, WARNING, FAILED)
@@ -41,11 +42,6 @@ def attempt(name: str, proof: Callable[[], str]) -> Check:
         return Check(name, OK, proof())
     except UserError as error:
         return Check(name, FAILED, str(error))
-
-
-def gigabytes(number: float) -> str:
-    """Bytes for people."""
-    return f"{number / 1e9:,.1f} GB" if number >= 1e8 else f"{number / 1e6:,.1f} MB"
 
 
 PYTHON = (3, 12)
@@ -132,7 +128,7 @@ def gpu_list(torch: Any) -> list[tuple[str, int]]:
 def gpu_check(torch: Any, gpus: list[tuple[str, int]]) -> Check:
     """GPUs, and the CUDA that torch was built for."""
     if gpus:
-        names = ", ".join(f"{name} ({gigabytes(memory)})" for name, memory in gpus)
+        names = ", ".join(f"{name} ({byte_size(memory)})" for name, memory in gpus)
         return Check("GPUs", OK, f"{len(gpus)}: {names}; torch is built for CUDA {torch.version.cuda}")
     listed = driver_gpus()
     if listed:
@@ -222,7 +218,7 @@ def resources_check() -> Check:
     from megatron_lrpath.launch.resources import cores
 
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Check("CPU", OK, f"{cores()} cores, {gigabytes(memory)} of memory")
+    return Check("CPU", OK, f"{cores()} cores, {byte_size(memory)} of memory")
 
 
 def disk_check(folder: Path, needed: float) -> Check:
@@ -231,9 +227,9 @@ def disk_check(folder: Path, needed: float) -> Check:
     while not there.exists():
         there = there.parent
     free = shutil.disk_usage(there).free
-    found = f"{gigabytes(free)} free at {folder}"
+    found = f"{byte_size(free)} free at {folder}"
     if needed:
-        found += f", the checkpoints take about {gigabytes(needed)}"
+        found += f", the checkpoints take about {byte_size(needed)}"
     if free < needed:
         return Check("disk", FAILED, found, "Free space, or give the plan another `output`.")
     advice = "Checkpoints and caches need room." if free < LITTLE_DISK else ""

@@ -13,15 +13,16 @@ from megatron_lrpath.doctor.machine import (
     Check,
     attempt,
     disk_check,
-    gigabytes,
     gpu_list,
 )
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.launch.resources import model_parallel_size
 from megatron_lrpath.models import parameter_count, resolve_model
+from megatron_lrpath.paradigms import OURS
 from megatron_lrpath.plan import PARADIGMS, Plan, Run, load_plan
 from megatron_lrpath.tokenizers.files import HUGGING_FACE, hugging_face_tokenizer, sentencepiece_tokenizer
 from megatron_lrpath.tokenizers.sentencepiece_model import SENTENCEPIECE
+from megatron_lrpath.wording import byte_size
 
 USUAL_VOCABULARY = 100_000  # where the tokenizer does not say
 
@@ -100,7 +101,7 @@ def mix_checks(plan: Plan) -> list[Check]:
         check_mixes(plan, [run])
         return "its slices are there, long enough, and apart from the validation set"
 
-    mixed = [run for run in plan.runs("ours") if run.mix is not None]
+    mixed = [run for run in plan.runs(OURS.name) if run.mix is not None]
     return [attempt(f"mix of {run.name}", partial(enough, run)) for run in mixed]
 
 
@@ -111,12 +112,11 @@ def chat_checks(plan: Plan) -> list[Check]:
         return []
 
     def ready() -> str:
-        from megatron_lrpath.plan.sft import prepared_record
         from megatron_lrpath.sft.encode import build_encoder
         from megatron_lrpath.sft.prepare import input_prints
 
         build_encoder(plan)
-        record = prepared_record(plan)
+        record = plan.prepared_record()
         if record is not None:
             train = record["train"]
             return f"prepared: {train['examples']:,} examples, {train['samples']:,} packed samples an epoch"
@@ -149,7 +149,7 @@ def memory_check(plan: Plan, vocabulary: int) -> Check:
     if plan.megatron.get("recompute_granularity") == "full":
         layers = int(model["num_layers"]) * int(model["hidden_size"]) * tokens * (2 if small else 4)
     needed = (parameters * (18 if small else 16) + layers + logits) / parts
-    found = f"{parameters / 1e6:,.1f}M parameters; a GPU alone would hold about {gigabytes(needed)}"
+    found = f"{parameters / 1e6:,.1f}M parameters; a GPU alone would hold about {byte_size(needed)}"
     gpus = gpu_list(torch)
     least = min((memory for _, memory in gpus), default=None)
     if least is None or needed < 0.9 * least:
@@ -157,7 +157,7 @@ def memory_check(plan: Plan, vocabulary: int) -> Check:
     advice = (
         "Data parallelism shares the optimizer's part; else a smaller micro_batch_size or tensor parallelism."
     )
-    return Check("memory", WARNING, f"{found}, it has {gigabytes(least)}", advice)
+    return Check("memory", WARNING, f"{found}, it has {byte_size(least)}", advice)
 
 
 def plan_disk_check(plan: Plan, vocabulary: int) -> Check:

@@ -112,7 +112,7 @@ def plan_subjects(
     """
     runs = model_runs(plan, paradigms)
     tuned = {"all": (True, False), "versions": (False,), "fine-tuned": (True,)}[models]
-    chosen = [run for run in runs if name in (None, run.name) and (run.kind == "sft") in tuned]
+    chosen = [run for run in runs if name in (None, run.name) and run.is_sft in tuned]
     if not chosen:
         wanted = f"run {name!r}" if name else f"{models} models"
         raise UserError(f"{plan.path} has no {wanted}; it has {', '.join(run.name for run in runs)}.")

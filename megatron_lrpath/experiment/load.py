@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from megatron_lrpath.errors import PlanError, UserError
-from megatron_lrpath.plan import PARADIGMS, Plan, Run
+from megatron_lrpath.plan import PARADIGMS, Plan, Run, run_identity
 from megatron_lrpath.plan.file.keys import NAME, REQUIRED, SEED, TEXT, Key
 from megatron_lrpath.plan.file.load import plan_from
 from megatron_lrpath.plan.file.source import Entry, Source, parse_source, plain, read_source
@@ -133,20 +133,20 @@ def training_key(plan: Plan, run: Run) -> str:
 
     A main path has no end of its own, so how far it goes does not count.
     """
-    facts = plan.identity(run) | {"slices": plan.data.slices}
+    facts = run_identity(plan, run) | {"slices": plan.data.slices}
     if run.mix is not None:
         facts["mix_slices"] = [part.slice for part in run.mix.parts]
-    if run.kind == "main":
+    if not run.makes_version:
         facts["versions"] = [(version.name, version.steps) for version in plan.versions]
     return json.dumps(facts, sort_keys=True)
 
 
 def main_points(plans: Sequence[Plan]) -> list[Steps]:
     """For each plan the steps at which some plan's branches leave a main path that is the same training."""
-    keys = [training_key(plan, plan.run("ours", "main")) for plan in plans]
+    keys = [training_key(plan, plan.main) for plan in plans]
     steps: dict[str, set[int]] = {}
     for plan, key in zip(plans, keys, strict=True):
-        steps.setdefault(key, set()).update(plan.run("ours", "main").keep_steps)
+        steps.setdefault(key, set()).update(plan.main.keep_steps)
     return [tuple(sorted(steps[key])) for key in keys]
 
 
@@ -293,7 +293,7 @@ def _sharing_main_paths(points: Sequence[Point]) -> tuple[Point, ...]:
     """The points, with main paths that serve each other's branches where they are the same training."""
     made = []
     for point, steps in zip(points, main_points([point.plan for point in points]), strict=True):
-        extra = sorted(set(steps) - set(point.plan.run("ours", "main").keep_steps))
+        extra = sorted(set(steps) - set(point.plan.main.keep_steps))
         if not extra:
             made.append(point)
             continue

@@ -15,12 +15,11 @@ from rich.text import Text
 
 from megatron_lrpath.experiment.load import Experiment, Point
 from megatron_lrpath.files import atomic_write_text
+from megatron_lrpath.paradigms import TABLE_ORDER
 from megatron_lrpath.plan import PARADIGMS
-from megatron_lrpath.plan.wording import MISSING, decimals, paradigm_name
+from megatron_lrpath.plan.wording import paradigm_name
 from megatron_lrpath.runs.results import EVALUATION, needs_evaluation, read_json, version_runs
-
-ORDER = ("ptfs", "cpt", "ours")
-"""The paradigms as in the paper's tables."""
+from megatron_lrpath.wording import MISSING, decimals
 
 PAGE = "table.md"
 
@@ -84,7 +83,7 @@ def make_table(experiment: Experiment) -> ExperimentTable:
     rows = [
         _row(experiment, group, paradigm)
         for group in experiment.groups
-        for paradigm in ORDER
+        for paradigm in TABLE_ORDER
         if paradigm in experiment.paradigms
     ]
     return ExperimentTable(experiment, tuple(rows))

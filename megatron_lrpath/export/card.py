@@ -9,19 +9,12 @@ from typing import Any
 from megatron_lrpath.data.slice import open_slices
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.export.architecture import CLASSES, Architecture
+from megatron_lrpath.paradigms import KINDS, OURS
 from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.plan.wording import mix_text
 from megatron_lrpath.runs.lineage import LINEAGE
 from megatron_lrpath.runs.results import EVALUATION, read_json
 from megatron_lrpath.schedule import Schedule
-
-KINDS = {
-    "main": "the main path of learning-rate path switching (constant rate after the warm-up; not decayed)",
-    "branch": "a version's branch of learning-rate path switching (a complete decay off the main path)",
-    "scratch": "pre-training from scratch",
-    "continual": "continual pre-training from the version before it",
-    "sft": "fine-tuning of a version on chats or instructions, loss on the answers only",
-}
 
 
 @dataclass(frozen=True)
@@ -99,7 +92,7 @@ def fine_tuning(plan: Plan, run: Run, origin: Origin) -> str:
     assert run.parent is not None
     batch = sft.batch
     rows = [
-        ("run", f"{run.name}: {KINDS[run.kind]}"),
+        ("run", f"{run.name}: {KINDS[run.kind].about}"),
         ("starts from", f"the weights of {run.parent.run}, step {run.parent.step:,}"),
         ("steps", f"{origin.step:,}" + (f" of {run.last_step:,}, {sft.epochs} epochs" if sft.epochs else "")),
         ("a step", f"{batch.global_batch_size:,} packed samples of {batch.seq_length:,} positions"),
@@ -120,13 +113,13 @@ def fine_tuning(plan: Plan, run: Run, origin: Origin) -> str:
 
 def training(plan: Plan, run: Run, origin: Origin) -> str:
     """Plan, version, paradigm, schedule and steps."""
-    if run.kind == "sft":
+    if run.is_sft:
         return fine_tuning(plan, run, origin)
     version = plan.versions[run.version_index - 1]
     rows = [
         ("plan", plan.name),
         ("version", f"{run.version} ({run.version_index} of {len(plan.versions)})"),
-        ("run", f"{run.name}: {KINDS[run.kind]}"),
+        ("run", f"{run.name}: {KINDS[run.kind].about}"),
         ("starts from", f"{run.parent.run}, step {run.parent.step:,}" if run.parent else "random weights"),
         ("steps", f"{run.first_step:,} to {origin.step:,} of {run.last_step:,}"),
         ("tokens a step", f"{plan.batch.tokens:,}"),
@@ -134,7 +127,7 @@ def training(plan: Plan, run: Run, origin: Origin) -> str:
         ("schedule", rates(plan.schedule)),
         ("seed", plan.seed),
     ]
-    if run.paradigm == "ours":
+    if run.paradigm == OURS.name:
         rows.insert(7, ("α (share of a version's steps that decay)", f"{version.alpha or plan.alpha:g}"))
     if run.mix is not None:
         samples = run.mix.samples(plan.batch.global_batch_size, run.steps)

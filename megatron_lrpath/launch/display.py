@@ -15,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from megatron_lrpath.errors import FULL
+from megatron_lrpath.wording import clock
 
 PLAIN_SECONDS = 10.0  # between plain lines at the beginning; a hundredth of the time left later on
 PLAIN_SECONDS_MOST = 600.0
@@ -152,12 +153,3 @@ def plain_line(snapshot: Snapshot) -> str:
     left = f", {clock(snapshot.seconds_left)} left" if snapshot.seconds_left is not None else ""
     runs = [f"{run.key} {run.step}/{run.last_step} {run.numbers()}".rstrip() for run in snapshot.runs]
     return "; ".join([f"{snapshot.name}: {snapshot.done}/{snapshot.total} steps{left}", *runs])
-
-
-def clock(seconds: float) -> str:
-    """A duration as `m:ss`, `h:mm:ss`, or days and hours."""
-    whole = max(0, round(seconds))
-    hours, rest = divmod(whole, 3600)
-    if hours >= 48:
-        return f"{hours // 24} d {hours % 24} h"
-    return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"

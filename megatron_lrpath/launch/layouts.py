@@ -13,6 +13,7 @@ from typing import Any
 from megatron_lrpath.devices import PEAKS
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.models import parameter_count, resolve_model
+from megatron_lrpath.paradigms import OURS
 from megatron_lrpath.plan import PARADIGMS, Plan, load_plan
 from megatron_lrpath.shipped import shipped_folder
 
@@ -278,7 +279,7 @@ def time_table(plans: dict[str, Plan]) -> list[str]:
         gpus = allocate(plan, None, GPUS_PER_NODE, "cuda").world_size
         for name, peak in PEAK.items():
             seconds = seconds_per_step(plan, gpus, peak)
-            days = max(run.last_step for run in plan.runs("ours")) * seconds / 86400
+            days = max(run.last_step for run in plan.runs(OURS.name)) * seconds / 86400
             hours = [f"{plan.cost(paradigm).steps * seconds * gpus / 3600:,.0f}" for paradigm in PARADIGMS]
             lines.append(
                 f"| {size} | {gpus} {name} | {seconds:.2f} | {days:.1f} days | {' | '.join(hours)} |"

@@ -13,18 +13,18 @@ from types import FrameType
 
 from megatron_lrpath.data.slice_check import check_mixes
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.launch.display import Display, clock, open_display
+from megatron_lrpath.launch.display import Display, open_display
 from megatron_lrpath.launch.graph import width
 from megatron_lrpath.launch.process import supervised, torchrun_command
 from megatron_lrpath.launch.resources import Share, check_fine_tuning, cores, share_out
 from megatron_lrpath.launch.runner import GRACE_SECONDS, RunFailedError, Runner
 from megatron_lrpath.locks import FolderLock, LockHeldError
+from megatron_lrpath.paradigms import SFT
 from megatron_lrpath.plan import PARADIGMS, Plan
-from megatron_lrpath.plan.sft import PREFIX as SFT_PREFIX
-from megatron_lrpath.plan.sft import sft_folder
 from megatron_lrpath.runs.results import needs_evaluation
 from megatron_lrpath.runs.state import is_done
 from megatron_lrpath.runs.tasks import Task, build_tasks, with_ancestors
+from megatron_lrpath.wording import clock, plural
 
 
 def prepare_chats(plan: Plan, paradigms: Sequence[str], name: str | None) -> None:
@@ -34,10 +34,10 @@ def prepare_chats(plan: Plan, paradigms: Sequence[str], name: str | None) -> Non
     a fine-tuning has.
     """
     wanted = plan.sft is not None and set(plan.sft.paradigms) & set(paradigms)
-    if wanted and (name is None or name.startswith(SFT_PREFIX)):
+    if wanted and (name is None or name.startswith(SFT.prefix)):
         from megatron_lrpath.sft.prepare import prepare, print_summary
 
-        print_summary(prepare(plan, cores()), sft_folder(plan))
+        print_summary(prepare(plan, cores()), plan.sft_folder)
 
 
 def fine_tunings(plan: Plan, tasks: Sequence[Task], name: str | None) -> list[Task]:
@@ -47,7 +47,7 @@ def fine_tunings(plan: Plan, tasks: Sequence[Task], name: str | None) -> list[Ta
         UserError: there are none.
     """
     by_key = {task.key: task for task in tasks}
-    found = [task for task in tasks if task.run.kind == "sft" and name in (None, task.run.name)]
+    found = [task for task in tasks if task.run.is_sft and name in (None, task.run.name)]
     if not found:
         raise UserError(
             f"{plan.path}: there is no fine-tuning{f' {name}' if name else ''} here; see its `sft`"
@@ -107,7 +107,7 @@ def carry_out(
             if evaluation:
                 return call(evaluation, options.grace)
             if not trained:
-                print(f"nothing to do: {count(tasks)} of {plan.path} complete in {plan.output}")
+                print(f"nothing to do: {plural(len(tasks), 'run')} of {plan.path} complete in {plan.output}")
     except RunFailedError as error:
         print(f"lrpath: error: {error}", file=sys.stderr)
         return 1
@@ -134,13 +134,15 @@ def train(
         command_for = command_for or default_command(plan, options, share)
         Runner(plan.name, tasks, share, command_for, display, options.grace).run()
         if todo:
-            display.event(f"{plan.name}: trained {count(todo)} in {clock(time.monotonic() - started)}")
+            display.event(
+                f"{plan.name}: trained {plural(len(todo), 'run')} in {clock(time.monotonic() - started)}"
+            )
     return todo
 
 
 def evaluation_command(plan: Plan, tasks: Sequence[Task], share: Share, options: Options) -> list[str] | None:
     """The `lrpath eval` for the versions trained and not evaluated since; None where there are none."""
-    runs = [task.run for task in tasks if task.run.kind != "main"]
+    runs = [task.run for task in tasks if task.run.makes_version]
     if not any(needs_evaluation(plan, run) for run in runs):
         return None
     paradigm = options.paradigms[0] if len(options.paradigms) == 1 else "all"
@@ -187,19 +189,9 @@ def announcement(plan: Plan, tasks: Sequence[Task], todo: Sequence[Task], share:
     side = f"{share.jobs} at a time" if share.jobs > 1 else "one at a time"
     size = f"{plural(share.nproc, 'process', 'es')} each, {plural(share.threads, 'thread')}"
     return (
-        f"{plan.name}: {count(todo)}, {steps} steps{done}; {side}, {size}, {share.device}\n"
+        f"{plan.name}: {plural(len(todo), 'run')}, {steps} steps{done}; {side}, {size}, {share.device}\n"
         f"  full output of each run: {plan.output}/<paradigm>/<run>/logs"
     )
-
-
-def count(tasks: Sequence[Task]) -> str:
-    """`1 run`, `7 runs`."""
-    return plural(len(tasks), "run")
-
-
-def plural(number: int, word: str, ending: str = "s") -> str:
-    """The number with its word."""
-    return f"{number} {word}{ending if number != 1 else ''}"
 
 
 @contextmanager

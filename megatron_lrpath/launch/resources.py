@@ -14,7 +14,6 @@ from typing import Any
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import Batch, Plan
-from megatron_lrpath.plan.sft import sft_megatron
 
 CPU_PROCESS_BYTES = 2 * 1024**3  # what a training process of a small model with its libraries takes
 _PARALLEL = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
@@ -96,7 +95,7 @@ def check_fine_tuning(plan: Plan, nproc: int, extra: Sequence[str] = ()) -> None
     """
     if plan.sft is None:
         return
-    shares = nproc // model_parallel_size({**plan.model.overrides, **sft_megatron(plan), **spoken(extra)})
+    shares = nproc // model_parallel_size({**plan.model.overrides, **plan.sft_megatron, **spoken(extra)})
     batch = plan.sft.batch
     if shares and batch.global_batch_size % (batch.micro_batch_size * shares):
         raise UserError(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from megatron_lrpath.errors import FULL, refusal
-from megatron_lrpath.launch.display import Display, RunLine, Snapshot, clock
+from megatron_lrpath.launch.display import Display, RunLine, Snapshot
 from megatron_lrpath.launch.graph import Advance, next_task, seconds_left
 from megatron_lrpath.launch.process import RunProcess, stop_all
 from megatron_lrpath.launch.resources import Share
@@ -16,6 +16,7 @@ from megatron_lrpath.runs.checkpoints import complete_steps
 from megatron_lrpath.runs.failure import find_cause
 from megatron_lrpath.runs.state import HistoryTail, is_done, parent_available
 from megatron_lrpath.runs.tasks import Task, link_aliases
+from megatron_lrpath.wording import clock
 
 GRACE_SECONDS = 40.0  # torchrun itself gives its workers 30
 POLL_SECONDS = 0.1  # between looks at the processes

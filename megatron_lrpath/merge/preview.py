@@ -12,10 +12,11 @@ import yaml
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_json, atomic_write_text
+from megatron_lrpath.paradigms import BRANCH, OURS
 from megatron_lrpath.plan import Plan, Run, load_plan
 from megatron_lrpath.plan.file.source import plain, read_source
 from megatron_lrpath.runs.checkpoints import CHECKPOINTS, complete_steps
-from megatron_lrpath.schedule import LRPath, Schedule
+from megatron_lrpath.schedule import LRPath, Schedule, with_branch_shape
 
 
 def decay_shares(path: LRPath, steps: Sequence[int]) -> list[float]:
@@ -76,8 +77,8 @@ def plan_preview(
     Raises:
         UserError: no such version, or the main path has no checkpoints where the decay begins and ends.
     """
-    run = plan.run("ours", f"branch-{version}")
-    root = plan.folder(plan.run("ours", "main")) / CHECKPOINTS
+    run = plan.run(OURS.name, BRANCH.run_name(version))
+    root = plan.folder(plan.main) / CHECKPOINTS
     begin = run.first_step if first is None else first
     steps = tuple(step for step in complete_steps(root) if begin <= step <= run.last_step)
     for wanted in (begin, run.last_step):
@@ -107,20 +108,16 @@ def write_preview(preview: Preview) -> Path:
     path = preview.folder / "plan.yaml"
     atomic_write_text(path, yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True))
     folder = load_plan(path).folder(preview.run)
-    root = preview.plan.folder(preview.plan.run("ours", "main")) / CHECKPOINTS
+    root = preview.plan.folder(preview.plan.main) / CHECKPOINTS
     last = preview.run.last_step
     merge_checkpoints(root, preview.steps, preview.weights, folder / CHECKPOINTS, last)
     merged = dict(zip(map(str, preview.steps), preview.weights, strict=True))
     atomic_write_json(folder / "merged.json", {"from": str(root), "weights": merged})
-    facts = {"run": preview.run.name, "paradigm": "ours", "version": preview.run.version, "step": last}
+    facts = {"run": preview.run.name, "paradigm": OURS.name, "version": preview.run.version, "step": last}
     atomic_write_json(folder / "result.json", facts | {"loss": None})
     return path
 
 
 def _schedule(plan: Plan, shape: str | None, floor: float | None) -> Schedule:
-    schedule = plan.schedule
-    if shape is not None:
-        style = shape if shape in ("cosine", "multi-step") else "wsd"
-        decay = shape if style == "wsd" else schedule.wsd_decay_shape
-        schedule = replace(schedule, style=style, wsd_decay_shape=decay)
+    schedule = plan.schedule if shape is None else with_branch_shape(plan.schedule, shape)
     return schedule if floor is None else replace(schedule, min_lr=floor * schedule.max_lr)

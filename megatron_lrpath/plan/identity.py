@@ -4,25 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from megatron_lrpath.models import resolve_model
+from megatron_lrpath.paradigms import MAIN, SCRATCH
 from megatron_lrpath.plan.neutral import is_neutral
-from megatron_lrpath.schedule import LRPath
+from megatron_lrpath.plan.plan import Plan
+from megatron_lrpath.plan.runs import Run
+from megatron_lrpath.schedule import STYLES, LRPath
 
-if TYPE_CHECKING:
-    from megatron_lrpath.plan.plan import Plan
-    from megatron_lrpath.plan.runs import Run
-
-# The knobs that a style reads, in a whole schedule and in a branch.
-_KNOBS: dict[str, dict[str, tuple[str, ...]]] = {
-    "whole": {
-        "knee": ("knee_explore",),
-        "multi-step": ("multi_step_fractions",),
-        "wsd": ("wsd_decay_fraction", "wsd_decay_shape"),
-    },
-    "branch": {"wsd": ("wsd_decay_shape",)},
-}
 _LABELS = {
     "order": "order of the samples",
     "model": "model",
@@ -36,7 +26,7 @@ _LABELS = {
 }
 
 
-def identity(plan: Plan, run: Run) -> dict[str, Any]:
+def run_identity(plan: Plan, run: Run) -> dict[str, Any]:
     """Everything that the run's result depends on and nothing else, JSON-able.
 
     `versions` lists name and steps of every version read up to the run's end, `path` the learning rate of
@@ -48,9 +38,9 @@ def identity(plan: Plan, run: Run) -> dict[str, Any]:
     """
     if run.same_as:
         run = plan.run(*run.same_as)
-    if run.kind == "sft":
+    if run.is_sft:
         return _sft_identity(plan, run)
-    count = len(run.slices) if run.kind == "main" else run.version_index
+    count = run.version_index if run.makes_version else len(run.slices)
     batch = {"global_batch_size": plan.batch.global_batch_size, "seq_length": plan.batch.seq_length}
     tokenizer = {
         "type": plan.tokenizer.type,
@@ -65,7 +55,7 @@ def identity(plan: Plan, run: Run) -> dict[str, Any]:
         "megatron": _telling(plan.megatron),
         "batch": batch,
         "tokenizer": tokenizer,
-        "order": "shuffled together" if run.kind == "scratch" and count > 1 else "one after the other",
+        "order": "shuffled together" if run.kind == SCRATCH.name and count > 1 else "one after the other",
         "versions": [{"name": version.name, "steps": version.steps} for version in plan.versions[:count]],
         "path": [{"run": stage.name} | _path_facts(stage.path) for stage in _lineage(plan, run)],
     } | mix
@@ -90,7 +80,7 @@ def _sft_identity(plan: Plan, run: Run) -> dict[str, Any]:
     """What the version's model depends on, and the fine-tuning itself."""
     assert plan.sft is not None
     assert run.parent is not None
-    facts = identity(plan, plan.run(run.paradigm, run.parent.run))
+    facts = run_identity(plan, plan.run(run.paradigm, run.parent.run))
     return facts | {
         "run": run.name,
         "sft": plan.sft.facts(),
@@ -117,14 +107,15 @@ def _path_facts(path: LRPath) -> dict[str, Any]:
     facts["max_lr"] = schedule.max_lr
     if path.shape == "plateau":
         return facts | {"warmup": path.warmup}
+    style = STYLES[schedule.style]
     cycle = path.end - path.start if path.cycle is None else path.cycle
     facts |= {"end": path.end, "min_lr": schedule.min_lr, "style": schedule.style}
     facts["cycle"] = "inf" if math.isinf(cycle) else cycle
     if path.shape == "whole":
         facts["warmup"] = path.warmup
-        if schedule.style == "inverse-square-root" and not path.warmup:
+        if not style.has_cycle and not path.warmup:
             facts["time_scale"] = schedule.warmup
-    for knob in _KNOBS[path.shape].get(schedule.style, ()):
+    for knob in style.whole_knobs if path.shape == "whole" else style.branch_knobs:
         value = getattr(schedule, knob)
         facts[knob] = list(value) if isinstance(value, tuple) else value
     return facts
@@ -155,7 +146,7 @@ def _compare_versions(stored: dict[str, Any], current: dict[str, Any]) -> list[s
         if before != after
     ]
     found += [f"{_version(version)} was there and is gone" for version in old[len(new) :]]
-    if stored.get("run") != "main":
+    if stored.get("run") != MAIN.prefix:
         found += [f"{_version(version)} was not there" for version in new[len(old) :]]
     return found
 

@@ -9,13 +9,12 @@ from typing import Any
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.models import ModelSpec
-from megatron_lrpath.plan.file.values import nearest
-from megatron_lrpath.plan.identity import identity
-from megatron_lrpath.plan.runs import PARADIGMS, Run, Timeline
-from megatron_lrpath.plan.sft import PREFIX as SFT_PREFIX
-from megatron_lrpath.plan.sft import Sft, find_sft_run, sft_runs
+from megatron_lrpath.paradigms import MAIN, OURS, PARADIGMS, SFT
+from megatron_lrpath.plan.runs import Run, Timeline
+from megatron_lrpath.plan.sft import DROPPED, FOLDER, Sft, read_prepared
 from megatron_lrpath.plan.spec import Batch, Data, Tokenizer, Version
 from megatron_lrpath.schedule import Schedule
+from megatron_lrpath.wording import nearest
 
 
 @dataclass(frozen=True)
@@ -69,14 +68,28 @@ class Plan:
             raise UserError(f"there is no paradigm {paradigm!r}{hint}; there are {', '.join(PARADIGMS)}")
         return self.timeline.runs(paradigm)
 
+    @property
+    def main(self) -> Run:
+        """The main path."""
+        return self.run(OURS.name, MAIN.prefix)
+
     def sft_runs(self, paradigm: str) -> list[Run]:
-        """The fine-tunings of a paradigm's versions; none while their steps are not known (see `plan.sft`)."""
-        return sft_runs(self, paradigm)
+        """The fine-tunings of a paradigm's versions; none without the section `sft`, or while steps are unknown.
+
+        Their steps follow from the epochs once the data are prepared.
+        """
+        if self.sft is None or paradigm not in self.sft.paradigms:
+            return []
+        record = None if self.sft.steps else self.prepared_record()
+        steps = self.sft.length(int(record["train"]["samples"]) if record else None)
+        if steps is None:
+            return []
+        return [self.sft.run(base, steps) for base in self.sft.tuned(self.runs(paradigm))]
 
     def run(self, paradigm: str, name: str) -> Run:
         """One run by its name, a fine-tuning among them. UserError that lists the names there are."""
-        if name.startswith(SFT_PREFIX) and paradigm in PARADIGMS:
-            return find_sft_run(self, paradigm, name)
+        if name.startswith(SFT.prefix) and paradigm in PARADIGMS:
+            return self._sft_run(paradigm, name)
         runs = {run.name: run for run in self.runs(paradigm)}
         if name not in runs:
             hint = nearest(name, runs)
@@ -95,15 +108,27 @@ class Plan:
 
     def batch_of(self, run: Run) -> Batch:
         """The batch of a run: a fine-tuning has its own."""
-        return self.sft.batch if run.kind == "sft" and self.sft is not None else self.batch
+        return self.sft.batch if run.is_sft and self.sft is not None else self.batch
 
     def folder(self, run: Run) -> Path:
         """OUTPUT/<paradigm>/<run>."""
         return Path(self.output) / run.paradigm / run.name
 
-    def identity(self, run: Run) -> dict[str, Any]:
-        """Everything that the run's result depends on and nothing else; see `plan.identity`."""
-        return identity(self, run)
+    @property
+    def sft_folder(self) -> Path:
+        """Where the prepared data of the fine-tunings lie."""
+        return Path(self.output) / FOLDER
+
+    def prepared_record(self) -> dict[str, Any] | None:
+        """The record of the prepared data, None while they are not prepared; UserError like `read_prepared`."""
+        return read_prepared(self.sft_folder, self.path)
+
+    @property
+    def sft_megatron(self) -> dict[str, Any]:
+        """Megatron arguments of the fine-tunings: the plan's, but for what they cannot have, then their own."""
+        assert self.sft is not None
+        kept = {name: value for name, value in self.megatron.items() if name not in DROPPED}
+        return kept | self.sft.megatron
 
     def tokens(self, steps: int) -> int:
         """The tokens of a number of steps."""
@@ -116,7 +141,23 @@ class Plan:
         run is shared with PTFS. The main path counts up to this plan's own last branch point.
         """
         steps = sum(run.steps for run in self.runs(paradigm))
-        if paradigm == "ours":
-            steps -= self.run(paradigm, "main").last_step - self.timeline.branch_points[-1]
+        if paradigm == OURS.name:
+            steps -= self.main.last_step - self.timeline.branch_points[-1]
         scratch = sum(self.timeline.ends)
         return Cost(paradigm, steps, self.tokens(steps), steps / scratch)
+
+    def _sft_run(self, paradigm: str, name: str) -> Run:
+        """The fine-tuning called `name`. UserError where there is none, or its data have to be prepared first."""
+        if self.sft is None:
+            raise UserError(f"{self.path}: {name}: the plan has no section `sft`; see docs/sft.md")
+        runs = {run.name: run for run in self.sft_runs(paradigm)}
+        if name in runs:
+            return runs[name]
+        names = [SFT.run_name(base.version) for base in self.sft.tuned(self.runs(paradigm))]
+        if paradigm not in self.sft.paradigms or name not in names:
+            have = ", ".join(names) if paradigm in self.sft.paradigms else "none"
+            raise UserError(f"{paradigm} has no run {name!r}; its fine-tunings are: {have}")
+        raise UserError(
+            f"{name}: with `epochs` its steps follow from the data, which are not prepared yet: "
+            f"lrpath sft {self.path} --prepare"
+        )

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from megatron_lrpath.paradigms import (
+    BRANCH,
+    CONTINUAL,
+    CPT,
+    KINDS,
+    MAIN,
+    OURS,
+    PARADIGMS,
+    PTFS,
+    SCRATCH,
+    SFT,
+    path_form,
+)
 from megatron_lrpath.plan.mix import Mix
 from megatron_lrpath.plan.spec import Parent, Version
 from megatron_lrpath.schedule import LRPath, Schedule
-
-PARADIGMS = ("ours", "ptfs", "cpt")
 
 
 @dataclass(frozen=True)
 class Run:
     """One training run. All steps are counted from the first step of its oldest ancestor.
 
-    - `kind`: main, branch (ours), scratch (PTFS) or continual (CPT).
+    - `kind`: main, branch (ours), scratch (PTFS), continual (CPT) or sft; see `paradigms.KINDS`.
     - `version`, `version_index`: the version it makes, counted from 1; for the main path the last one.
     - `parent`: where it starts from, None for random weights; `first_step` is the parent's step.
     - `path`: its learning rate, positions in steps.
@@ -48,6 +59,16 @@ class Run:
         """How many steps the run itself does."""
         return self.last_step - self.first_step
 
+    @property
+    def makes_version(self) -> bool:
+        """Whether its end is a version's model: so for all but the main path."""
+        return KINDS[self.kind].makes_version
+
+    @property
+    def is_sft(self) -> bool:
+        """Whether it is a fine-tuning."""
+        return self.kind == SFT.name
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, as in `lrpath plan --json`."""
         return {
@@ -64,6 +85,19 @@ class Run:
             "mix": self.mix.to_dict() if self.mix else None,
             "path": self.path.to_dict(),
         }
+
+
+def run_path(
+    schedule: Schedule,
+    kind: str,
+    first: int,
+    last: int,
+    cpt_variant: str,
+    cycle: float | None = None,
+) -> LRPath:
+    """The learning rate of a run of this kind from step `first` to `last`, positions in steps."""
+    shape, warms_up = path_form(kind, cpt_variant)
+    return LRPath(schedule, shape, first, last, warmup=schedule.warmup if warms_up else 0, cycle=cycle)
 
 
 @dataclass(frozen=True)
@@ -97,27 +131,68 @@ class Timeline:
 
     def runs(self, paradigm: str) -> list[Run]:
         """The runs of a paradigm, parents before children."""
-        if paradigm == "ours":
-            return [self._main(), *self._branches()]
-        return self._scratch() if paradigm == "ptfs" else self._continual()
+        return _MAKERS[paradigm](self)
 
-    def _names(self, count: int) -> tuple[str, ...]:
-        return tuple(version.name for version in self.versions[:count])
+    def ours(self) -> list[Run]:
+        """The main path and a branch for each version."""
+        return [self._main(), *self._branches()]
+
+    def from_scratch(self) -> list[Run]:
+        """A run for each version that reads all data so far."""
+        return [
+            Run(
+                name=SCRATCH.run_name(version.name),
+                kind=SCRATCH.name,
+                paradigm=PTFS.name,
+                version=version.name,
+                version_index=index,
+                parent=None,
+                first_step=0,
+                last_step=end,
+                path=self._path(SCRATCH.name, version, 0, end),
+                slices=self._names(index),
+                keep_steps=(end,) if index == 1 else (),  # CPT goes on from the first one
+            )
+            for index, (version, end) in enumerate(zip(self.versions, self.ends, strict=True), start=1)
+        ]
+
+    def continual(self) -> list[Run]:
+        """A run for each version, from the end of the one before it; the first is the first one from scratch."""
+        runs: list[Run] = []
+        for index, (version, end) in enumerate(zip(self.versions, self.ends, strict=True), start=1):
+            begin = end - version.steps
+            runs.append(
+                Run(
+                    name=CONTINUAL.run_name(version.name),
+                    kind=CONTINUAL.name,
+                    paradigm=CPT.name,
+                    version=version.name,
+                    version_index=index,
+                    parent=Parent(runs[-1].name, begin) if runs else None,
+                    first_step=begin,
+                    last_step=end,
+                    path=self._path(CONTINUAL.name if runs else SCRATCH.name, version, begin, end),
+                    slices=(version.name,),
+                    keep_steps=(end,),
+                    same_as=None if runs else (PTFS.name, SCRATCH.run_name(version.name)),
+                )
+            )
+        return runs
 
     def _main(self) -> Run:
         points, count = {*self.branch_points, *self.also_branch_at}, len(self.versions)
         last = max(points)
         reads_last = last > self.ends[-1] - self.versions[-1].steps
         return Run(
-            name="main",
-            kind="main",
-            paradigm="ours",
+            name=MAIN.prefix,
+            kind=MAIN.name,
+            paradigm=OURS.name,
             version=self.versions[-1].name,
             version_index=count,
             parent=None,
             first_step=0,
             last_step=last,
-            path=LRPath(self.schedule, "plateau", 0, last, warmup=self.schedule.warmup),
+            path=run_path(self.schedule, MAIN.name, 0, last, self.cpt_variant),
             slices=self._names(count if reads_last else count - 1),
             keep_steps=tuple(sorted(points | {end for end in self.ends if end <= last})),
         )
@@ -125,15 +200,15 @@ class Timeline:
     def _branches(self) -> list[Run]:
         return [
             Run(
-                name=f"branch-{version.name}",
-                kind="branch",
-                paradigm="ours",
+                name=BRANCH.run_name(version.name),
+                kind=BRANCH.name,
+                paradigm=OURS.name,
                 version=version.name,
                 version_index=index,
-                parent=Parent("main", point),
+                parent=Parent(MAIN.prefix, point),
                 first_step=point,
                 last_step=end,
-                path=LRPath(self.schedule, "branch", point, end, cycle=version.cycle_steps.get("branch")),
+                path=self._path(BRANCH.name, version, point, end),
                 slices=(version.name,),
                 mix=version.mix,
             )
@@ -142,53 +217,17 @@ class Timeline:
             )
         ]
 
-    def _scratch(self) -> list[Run]:
-        return [
-            Run(
-                name=f"scratch-{version.name}",
-                kind="scratch",
-                paradigm="ptfs",
-                version=version.name,
-                version_index=index,
-                parent=None,
-                first_step=0,
-                last_step=end,
-                path=self._whole(0, end, self.schedule.warmup, version.cycle_steps.get("scratch")),
-                slices=self._names(index),
-                keep_steps=(end,) if index == 1 else (),  # CPT goes on from the first one
-            )
-            for index, (version, end) in enumerate(zip(self.versions, self.ends, strict=True), start=1)
-        ]
+    def _path(self, kind: str, version: Version, first: int, last: int) -> LRPath:
+        path = run_path(self.schedule, kind, first, last, self.cpt_variant)
+        return path if path.shape == "floor" else replace(path, cycle=version.cycle_steps.get(kind))
 
-    def _continual(self) -> list[Run]:
-        runs: list[Run] = []
-        for index, (version, end) in enumerate(zip(self.versions, self.ends, strict=True), start=1):
-            begin = end - version.steps
-            runs.append(
-                Run(
-                    name=f"continual-{version.name}",
-                    kind="continual",
-                    paradigm="cpt",
-                    version=version.name,
-                    version_index=index,
-                    parent=Parent(runs[-1].name, begin) if runs else None,
-                    first_step=begin,
-                    last_step=end,
-                    path=self._continual_path(version, begin, end),
-                    slices=(version.name,),
-                    keep_steps=(end,),
-                    same_as=None if runs else ("ptfs", f"scratch-{version.name}"),
-                )
-            )
-        return runs
+    def _names(self, count: int) -> tuple[str, ...]:
+        return tuple(version.name for version in self.versions[:count])
 
-    def _continual_path(self, version: Version, begin: int, end: int) -> LRPath:
-        if begin == 0:
-            return self._whole(0, end, self.schedule.warmup, version.cycle_steps.get("scratch"))
-        if self.cpt_variant == "keep-min":
-            return LRPath(self.schedule, "floor", begin, end)
-        warmup = self.schedule.warmup if self.cpt_variant == "rewarm-max" else 0
-        return self._whole(begin, end, warmup, version.cycle_steps.get("continual"))
 
-    def _whole(self, begin: int, end: int, warmup: int, cycle: float | None) -> LRPath:
-        return LRPath(self.schedule, "whole", begin, end, warmup=warmup, cycle=cycle)
+_RUNS: dict[str, Callable[[Timeline], list[Run]]] = {
+    OURS.name: Timeline.ours,
+    PTFS.name: Timeline.from_scratch,
+    CPT.name: Timeline.continual,
+}
+_MAKERS = {name: _RUNS[name] for name in PARADIGMS}  # a paradigm whose runs nothing makes fails here

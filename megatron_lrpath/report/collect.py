@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.plan import Plan, Run, differences
-from megatron_lrpath.plan.wording import count, listing
+from megatron_lrpath.paradigms import TABLE_ORDER
+from megatron_lrpath.plan import Plan, Run, differences, run_identity
 from megatron_lrpath.runs.history import History, read_history
-
-PARADIGMS = ("ptfs", "cpt", "ours")
-"""In the order of the paper's tables."""
+from megatron_lrpath.wording import listing, plural
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ class RunTree:
 
     def model_of(self, paradigm: str, version: str) -> RunRecord | None:
         """The run whose last step is that version's model; None where the paradigm has none."""
-        found = (r for r in self.records[paradigm] if r.run.version == version and r.run.kind != "main")
+        found = (r for r in self.records[paradigm] if r.run.version == version and r.run.makes_version)
         return next(found, None)
 
     def relative_cost(self, paradigm: str) -> float:
@@ -123,7 +121,7 @@ class RunTree:
 
     def unevaluated(self) -> list[RunRecord]:
         """The versions' models that are trained and have no perplexity."""
-        return [r for r in self if r.complete and r.run.kind != "main" and r.evaluation is None]
+        return [r for r in self if r.complete and r.run.makes_version and r.evaluation is None]
 
 
 def collect(plan: Plan) -> RunTree:
@@ -134,8 +132,8 @@ def collect(plan: Plan) -> RunTree:
             f"{output}: there is no such folder, so there is nothing to report. Train first with "
             f"`lrpath run {plan.path}`, or go to the folder that `output` of the plan is relative to."
         )
-    records = {name: [_record(plan, run) for run in plan.runs(name)] for name in PARADIGMS}
-    tuned = [run for name in PARADIGMS for run in plan.sft_runs(name) if run.same_as is None]
+    records = {name: [_record(plan, run) for run in plan.runs(name)] for name in TABLE_ORDER}
+    tuned = [run for name in TABLE_ORDER for run in plan.sft_runs(name) if run.same_as is None]
     return RunTree(plan, records, [_record(plan, run) for run in tuned])
 
 
@@ -148,7 +146,7 @@ def _record(plan: Plan, run: Run) -> RunRecord:
         problems.append(f"history.jsonl: {history.unreadable} unreadable lines were left out")
     lineage = _read_json(folder / "lineage.json", problems) or {}
     if isinstance(lineage.get("identity"), dict):
-        changes = differences(lineage["identity"], plan.identity(run))
+        changes = differences(lineage["identity"], run_identity(plan, run))
         problems.extend(f"trained under another plan: {change}" for change in changes)
     return RunRecord(
         run=run,
@@ -222,11 +220,11 @@ def gaps(tree: RunTree) -> list[Gap]:
     unfinished, unevaluated = tree.unfinished(), tree.unevaluated()
     if unfinished:
         states = listing([f"{record.label} ({record.state})" for record in unfinished])
-        text = f"{count(len(unfinished), 'run')} not finished: {states}."
+        text = f"{plural(len(unfinished), 'run')} not finished: {states}."
         found.append(Gap(text, f"lrpath run {tree.plan.path}"))
     if unevaluated:
         names = listing([record.label for record in unevaluated])
-        text = f"{count(len(unevaluated), 'trained model')} without a perplexity: {names}."
+        text = f"{plural(len(unevaluated), 'trained model')} without a perplexity: {names}."
         found.append(Gap(text, f"lrpath eval {tree.plan.path}"))
     sizes = sorted({record.evaluation.score.tokens for record in tree if record.evaluation})
     if len(sizes) > 1:

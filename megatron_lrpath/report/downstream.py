@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.evaluate.downstream import RESULTS, Benchmark, in_order
-from megatron_lrpath.plan.wording import MISSING, paradigm_name
-from megatron_lrpath.report.collect import PARADIGMS, RunTree
+from megatron_lrpath.paradigms import TABLE_ORDER
+from megatron_lrpath.plan.wording import paradigm_name
+from megatron_lrpath.report.collect import RunTree
 from megatron_lrpath.report.tables import Cell, Table, csv_text
 from megatron_lrpath.runs.results import read_json
+from megatron_lrpath.wording import MISSING
 
 Results = dict[str, dict[str, Any]]
 
@@ -41,7 +43,7 @@ def collected(tree: RunTree) -> list[Measured]:
     """Every model that was measured, by version, bare ones before fine-tuned ones, in the order of paradigms."""
     found = []
     for version in (version.name for version in tree.plan.versions):
-        bare = [(paradigm, tree.model_of(paradigm, version), False) for paradigm in PARADIGMS]
+        bare = [(paradigm, tree.model_of(paradigm, version), False) for paradigm in TABLE_ORDER]
         tuned = [
             (record.run.paradigm, record, True) for record in tree.tuned if record.run.version == version
         ]

@@ -10,20 +10,13 @@ from typing import Any
 from megatron_lrpath.data.slice import Slice, open_validation, slice_path
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.models import parameter_count, resolve_model
+from megatron_lrpath.paradigms import CPT_VARIANTS, OURS
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.plan.mix import MixPart
-from megatron_lrpath.plan.wording import (
-    MISSING,
-    VARIANT_NAMES,
-    count,
-    listing,
-    mix_text,
-    schedule_name,
-    sft_text,
-    short_number,
-)
+from megatron_lrpath.plan.wording import mix_text, schedule_name, sft_text
 from megatron_lrpath.report.collect import RunTree
 from megatron_lrpath.report.tables import Cell, Table
+from megatron_lrpath.wording import MISSING, listing, plural, short_number
 
 
 @dataclass(frozen=True)
@@ -46,7 +39,7 @@ def facts(tree: RunTree) -> list[Fact]:
         Fact("α", _alphas(tree)),
         Fact("Branch mix", _mixes(plan)),
         Fact("Fine-tuning", _fine_tuning(plan)),
-        Fact("CPT variant", VARIANT_NAMES.get(plan.cpt_variant, plan.cpt_variant)),
+        Fact("CPT variant", CPT_VARIANTS[plan.cpt_variant].title),
         Fact("Batch", f"{batch.global_batch_size:,} sequences of {batch.seq_length:,} tokens"),
         Fact("Tokens a step", f"{plan.batch.tokens:,}"),
         Fact("Tokenizer", f"{plan.tokenizer.type} {plan.tokenizer.model or ''}".strip()),
@@ -68,7 +61,7 @@ def subtitle(tree: RunTree) -> str:
         plan.model.recipe or "own model",
         f"{schedule_name(plan)} schedule",
         f"α {plan.alpha:g}",
-        f"{count(len(plan.versions), 'version')} of {' to '.join(sizes)} tokens",
+        f"{plural(len(plan.versions), 'version')} of {' to '.join(sizes)} tokens",
         f"seed {plan.seed}",
     ]
     return " · ".join(parts)
@@ -104,7 +97,7 @@ def data_table(tree: RunTree) -> Table:
 
 def mix_parts(plan: Plan) -> list[MixPart]:
     """The slices that any branch's mix names, each once."""
-    mixes = [run.mix for run in plan.runs("ours") if run.mix is not None]
+    mixes = [run.mix for run in plan.runs(OURS.name) if run.mix is not None]
     return list({part.slice: part for mix in mixes for part in mix.parts}.values())
 
 
@@ -189,7 +182,7 @@ def _alphas(tree: RunTree) -> str:
 def _mixes(plan: Plan) -> str:
     """What the branches read beside the main path's data, once where it is the same for all."""
     told: dict[str, list[str]] = {}
-    for run in plan.runs("ours"):
+    for run in plan.runs(OURS.name):
         if run.mix is not None:
             samples = run.mix.samples(plan.batch.global_batch_size, run.steps)
             exact = ", ".join(f"{number:,} of {name}" for name, number in samples.items())

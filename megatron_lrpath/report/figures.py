@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from megatron_lrpath.plan.wording import PARADIGM_LONG_NAMES, decimals, paradigm_name
-from megatron_lrpath.report.collect import PARADIGMS, RunRecord, RunTree
+from megatron_lrpath.paradigms import CPT, CPT_VARIANTS, KEEP_MIN, PARADIGM_ROWS, TABLE_ORDER
+from megatron_lrpath.plan.wording import paradigm_name
+from megatron_lrpath.report.collect import RunRecord, RunTree
 from megatron_lrpath.report.rates import planned_rates
 from megatron_lrpath.report.style import (
     COLOURS,
@@ -29,6 +30,7 @@ from megatron_lrpath.report.style import (
 )
 from megatron_lrpath.report.tables import csv_text, mean_perplexity, overall, perplexities
 from megatron_lrpath.runs.results import along
+from megatron_lrpath.wording import decimals
 
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 MARKERS = 100
@@ -37,18 +39,13 @@ MARKERS = 100
 
 def panel_titles(tree: RunTree) -> dict[str, str]:
     """`PTFS: pre-training from scratch` and so on."""
-    return {p: f"{paradigm_name(tree.plan, p)}: {PARADIGM_LONG_NAMES[p]}" for p in PARADIGMS}
-
-
-def version_ends(tree: RunTree) -> list[int]:
-    """The step at which each version's data end, counted from the first version's first."""
-    return [int(end) for end in np.cumsum([version.steps for version in tree.plan.versions])]
+    return {p: f"{paradigm_name(tree.plan, p)}: {PARADIGM_ROWS[p].long_name}" for p in TABLE_ORDER}
 
 
 def run_colour(tree: RunTree, record: RunRecord) -> str:
     """The version's shade of the paradigm's colour; the main path stands apart in grey."""
     run = record.run
-    if run.kind == "main":
+    if not run.makes_version:
         return SOFT
     return version_shade(run.paradigm, run.version_index, len(tree.plan.versions))
 
@@ -57,9 +54,9 @@ def draw_rates(tree: RunTree) -> Drawing:
     """Figure 1: a panel for each paradigm, planned rates as pale bands, recorded ones as lines with dots."""
     with drawing_style():
         figure = Figure(figsize=(WIDTH, 7.6), layout="constrained")
-        panels = figure.subplots(len(PARADIGMS), 1, sharex=True, sharey=True)
+        panels = figure.subplots(len(TABLE_ORDER), 1, sharex=True, sharey=True)
         power = math.floor(math.log10(tree.plan.schedule.max_lr))
-        for axes, paradigm in zip(panels, PARADIGMS, strict=True):
+        for axes, paradigm in zip(panels, TABLE_ORDER, strict=True):
             _rate_panel(axes, tree, paradigm, 10.0**power)
             axes.set_title(panel_titles(tree)[paradigm], color=darker(COLOURS[paradigm]))
             axes.set_ylabel(_rate_label(power))
@@ -80,7 +77,7 @@ def draw_cost(tree: RunTree) -> Drawing | None:
     None without any mean, and for a lone version, for which all paradigms cost the same.
     """
     scores = perplexities(tree, overall)
-    means = {p: mean_perplexity(tree, scores, p) for p in PARADIGMS}
+    means = {p: mean_perplexity(tree, scores, p) for p in TABLE_ORDER}
     points = {p: (tree.relative_cost(p), mean) for p, mean in means.items() if mean is not None}
     if not points or len(tree.plan.versions) == 1:
         return None
@@ -92,7 +89,7 @@ def draw_cost(tree: RunTree) -> Drawing | None:
         axes.set_ylabel(f"mean perplexity, {span}")
         axes.set_xlabel("relative cost (training steps over those of PTFS)")
         caption = f"Mean validation perplexity of {span} against relative cost; the lower left is best."
-        rows = [(paradigm_name(tree.plan, p), tree.relative_cost(p), means[p]) for p in PARADIGMS]
+        rows = [(paradigm_name(tree.plan, p), tree.relative_cost(p), means[p]) for p in TABLE_ORDER]
         data = csv_text(("paradigm", "relative_cost", "mean_perplexity"), rows)
         return finished(figure, "perplexity-cost", "Figure 2. Perplexity against cost", caption, data)
 
@@ -104,20 +101,22 @@ def _rate_label(power: int) -> str:
 
 def _rate_panel(axes: Axes, tree: RunTree, paradigm: str, unit: float) -> None:
     plan = tree.plan
-    goes_on = paradigm == "cpt" and plan.cpt_variant == "keep-min"  # the next curve begins where one ends
+    goes_on = (
+        paradigm == CPT.name and CPT_VARIANTS[plan.cpt_variant] == KEEP_MIN
+    )  # the next curve begins where one ends
     for record in tree.records[paradigm]:
         run, history, colour = record.run, record.history, run_colour(tree, record)
         steps = np.arange(run.first_step + 1, run.last_step + 1)
         planned = planned_rates(run, steps) / unit
         axes.plot(steps, planned, color=colour, alpha=0.28, linewidth=5, zorder=2, solid_capstyle="butt")
-        recorded, every = history["lr"] / unit, max(1, version_ends(tree)[-1] // MARKERS)
+        recorded, every = history["lr"] / unit, max(1, tree.plan.timeline.ends[-1] // MARKERS)
         axes.plot(history.steps, recorded, color=colour, linewidth=1.2, zorder=3)
         axes.plot(history.steps[::every], recorded[::every], ".", color=colour, markersize=3.5, zorder=3)
-        if run.kind == "main":
+        if not run.makes_version:
             _label(axes, "main path", (float(steps.mean()), float(planned.max())), colour, above=True)
         else:
             _label(axes, run.version, (float(steps[-1]), float(planned[-1])), colour, above=goes_on)
-    mark_versions(axes, version_ends(tree))
+    mark_versions(axes, tree.plan.timeline.ends)
     axes.set_ylim(0, plan.schedule.max_lr / unit * 1.16)
 
 
@@ -139,7 +138,7 @@ def _label(axes: Axes, text: str, place: tuple[float, float], colour: str, above
 
 
 def finish_step_axis(axes: Axes, tree: RunTree) -> None:
-    end = version_ends(tree)[-1]
+    end = tree.plan.timeline.ends[-1]
     axes.set_xlim(0, end * 1.06)
     axes.set_xlabel(f"training step (each of {tree.plan.batch.tokens:,} tokens)")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
@@ -196,12 +195,12 @@ def draw_losses(tree: RunTree) -> Drawing | None:
         return None
     with drawing_style():
         figure = Figure(figsize=(WIDTH, 8.4), layout="constrained")
-        panels = figure.subplots(len(PARADIGMS), 1, sharex=True, sharey=True)
+        panels = figure.subplots(len(TABLE_ORDER), 1, sharex=True, sharey=True)
         raw_alpha = 0.22 * min(1.0, 4 / len(tree.plan.versions))  # many runs lie over one another
-        for axes, paradigm in zip(panels, PARADIGMS, strict=True):
+        for axes, paradigm in zip(panels, TABLE_ORDER, strict=True):
             for record in tree.records[paradigm]:
                 _draw_run(axes, record, run_colour(tree, record), window_of(tree), raw_alpha)
-            mark_versions(axes, version_ends(tree))
+            mark_versions(axes, tree.plan.timeline.ends)
             axes.set_title(panel_titles(tree)[paradigm], color=darker(COLOURS[paradigm]))
             axes.set_ylabel("loss (nats per token)")
         panels[-1].set_ylim(*loss_limits(tree))
@@ -214,7 +213,7 @@ def draw_losses(tree: RunTree) -> Drawing | None:
 
 def window_of(tree: RunTree) -> int:
     """The steps that a running mean reads in any run: 2% of all versions' steps, odd, at least 5."""
-    return 2 * max(2, version_ends(tree)[-1] // 100) + 1
+    return 2 * max(2, tree.plan.timeline.ends[-1] // 100) + 1
 
 
 def smoothed(values: Column, window: int) -> Column:
@@ -264,7 +263,7 @@ def validation_losses(record: RunRecord) -> dict[int, float]:
     steps, valid = record.history.steps, record.history["valid_loss"]
     measured = np.isfinite(valid)
     found = dict(zip(steps[measured].tolist(), valid[measured].tolist(), strict=True))
-    if record.run.kind == "main":
+    if not record.run.makes_version:
         found |= {step: one["loss"] for step, one in along(record.folder).items()}
     if record.evaluation:
         found[record.evaluation.step] = record.evaluation.score.loss
@@ -290,7 +289,7 @@ def _draw_run(axes: Axes, record: RunRecord, colour: str, window: int, raw_alpha
     axes.plot(
         list(valid), list(valid.values()), "o", color=colour, zorder=4, markersize=6, mec="white", mew=0.8
     )
-    if len(steps) and record.run.kind != "main":
+    if len(steps) and record.run.makes_version:
         axes.annotate(
             record.run.version,
             (float(steps[-1]), max(float(mean[-1]), valid.get(int(steps[-1]), -np.inf))),

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_lrpath.plan import Run
-from megatron_lrpath.plan.wording import count
 from megatron_lrpath.report.collect import RunRecord, RunTree
+from megatron_lrpath.wording import plural
 
 ROUNDING = 1e-12
 """A deviation up to this fraction of the largest rate is floating-point rounding, not another rate."""
@@ -99,9 +99,9 @@ def judge(checks: list[RateCheck]) -> Verdict:
     if not steps:
         return Verdict("none", "No learning rate has been recorded yet, so there is nothing to compare.", ())
     wrong = [check for check in checks if not check.equal]
-    scope = f"{steps:,} recorded steps of {count(len(checks), 'run')}"
+    scope = f"{steps:,} recorded steps of {plural(len(checks), 'run')}"
     if wrong:
-        share = f"{len(wrong)} of {count(len(checks), 'run')}"
+        share = f"{len(wrong)} of {plural(len(checks), 'run')}"
         headline = f"The learning rates are not the planned ones in {share}."
         return Verdict("bad", headline, (_largest(checks), *(_complaint(check) for check in wrong)))
     exact = all(check.largest is None or check.largest.absolute == 0 for check in checks)
@@ -128,7 +128,7 @@ def _complaint(check: RateCheck) -> str:
             f"(absolute {worst.absolute:.3g}, relative {_relative(worst)})"
         )
     if check.outside:
-        parts.append(f"{count(check.outside, 'recorded step')} outside of the run")
+        parts.append(f"{plural(check.outside, 'recorded step')} outside of the run")
     return f"{check.label}: {'; '.join(parts)}"
 
 

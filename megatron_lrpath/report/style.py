@@ -14,8 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart under every common colour blindness.
-COLOURS = {"ptfs": "#0072B2", "cpt": "#D55E00", "ours": "#009E73"}
+from megatron_lrpath.paradigms import PARADIGM_ROWS
+
+COLOURS = {name: paradigm.colour for name, paradigm in PARADIGM_ROWS.items()}
 INK, SOFT, GRID = "#1f2328", "#59636e", "#e4e7eb"
 LABEL_GROUND: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "pad": 1.0, "alpha": 0.75}
 WIDTH = 9.6

@@ -11,19 +11,10 @@ from functools import partial
 
 import numpy as np
 
-from megatron_lrpath.plan.wording import (
-    MISSING,
-    PARADIGM_NAMES,
-    count,
-    decimals,
-    duration,
-    listing,
-    paradigm_name,
-    schedule_name,
-    short_number,
-    signed_percent,
-)
-from megatron_lrpath.report.collect import PARADIGMS, RunRecord, RunTree, Score
+from megatron_lrpath.paradigms import CPT, OURS, PTFS, TABLE_ORDER
+from megatron_lrpath.plan.wording import paradigm_name, schedule_name
+from megatron_lrpath.report.collect import RunRecord, RunTree, Score
+from megatron_lrpath.wording import MISSING, decimals, duration, listing, plural, short_number, signed_percent
 
 SKIPPED_SHOWN = 10  # steps of a run
 Scores = dict[tuple[str, str], float]
@@ -53,7 +44,7 @@ class Table:
 def perplexities(tree: RunTree, pick: Callable[[RunRecord], Score | None]) -> Scores:
     """The perplexity that `pick` finds in each version's model; models without one are left out."""
     found: Scores = {}
-    for paradigm in PARADIGMS:
+    for paradigm in TABLE_ORDER:
         for version in tree.plan.versions:
             record = tree.model_of(paradigm, version.name)
             score = pick(record) if record is not None else None
@@ -83,11 +74,11 @@ def main_table(tree: RunTree) -> Table:
     """The paper's Table 1: schedule, paradigm, cost and the perplexity of every version but the first."""
     scores = perplexities(tree, overall)
     places = decimals(list(scores.values()))
-    means = {p: mean_perplexity(tree, scores, p) for p in PARADIGMS}
+    means = {p: mean_perplexity(tree, scores, p) for p in TABLE_ORDER}
     mean_column = len(tree.compared) > 1
     rows = []
-    for paradigm in PARADIGMS:
-        first = paradigm == PARADIGMS[0]
+    for paradigm in TABLE_ORDER:
+        first = paradigm == TABLE_ORDER[0]
         row = [
             Cell(schedule_name(tree.plan) if first else "", opens=first),
             Cell(paradigm_name(tree.plan, paradigm), paradigm=paradigm),
@@ -108,8 +99,8 @@ def domain_table(tree: RunTree) -> Table | None:
     for domain in sizes:
         scores = perplexities(tree, partial(of_domain, domain))
         places = decimals(list(scores.values()))
-        for paradigm in PARADIGMS:
-            first = paradigm == PARADIGMS[0]
+        for paradigm in TABLE_ORDER:
+            first = paradigm == TABLE_ORDER[0]
             label = f"{domain} ({short_number(sizes[domain])} tokens)" if first else ""
             name = Cell(paradigm_name(tree.plan, paradigm), paradigm=paradigm)
             cells = _score_cells(tree.compared, scores, paradigm, places)
@@ -151,7 +142,7 @@ def _skipped_notes(tree: RunTree) -> list[str]:
         shown = listing(steps) if len(steps) <= SKIPPED_SHOWN else f"{', '.join(steps[:SKIPPED_SHOWN])}, …"
         if steps:
             notes.append(
-                f"{record.label}: {count(len(steps), 'update')} skipped for a loss spike, step {shown}."
+                f"{record.label}: {plural(len(steps), 'update')} skipped for a loss spike, step {shown}."
             )
     return notes
 
@@ -160,9 +151,9 @@ def result_in_words(tree: RunTree) -> str:
     """The mean perplexities of ours and CPT against that of PTFS; empty where there is nothing to compare."""
     scores = perplexities(tree, overall)
     places = decimals(list(scores.values()))
-    base = mean_perplexity(tree, scores, "ptfs")
+    base = mean_perplexity(tree, scores, PTFS.name)
     parts = []
-    for paradigm in ("ours", "cpt"):
+    for paradigm in (OURS.name, CPT.name):
         mean = mean_perplexity(tree, scores, paradigm)
         if base is not None and mean is not None:
             parts.append(
@@ -178,7 +169,7 @@ def result_in_words(tree: RunTree) -> str:
 
 def _score_cells(versions: list[str], scores: Scores, paradigm: str, places: int) -> list[Cell]:
     """One cell a version, the lowest perplexity of the version's column marked."""
-    columns = {v: [scores[p, v] for p in PARADIGMS if (p, v) in scores] for v in versions}
+    columns = {v: [scores[p, v] for p in TABLE_ORDER if (p, v) in scores] for v in versions}
     return [_cell(scores.get((paradigm, v)), columns[v], places) for v in versions]
 
 
@@ -199,11 +190,13 @@ def _main_notes(tree: RunTree, scores: Scores, places: int) -> list[str]:
         "Cost: steps of all of a paradigm's runs over those of PTFS."
     ]
     first = tree.plan.versions[0].name
-    if first not in tree.compared and any((p, first) in scores for p in PARADIGMS):
-        shown = {p: f"{scores[p, first]:.{places}f}" if (p, first) in scores else MISSING for p in PARADIGMS}
+    if first not in tree.compared and any((p, first) in scores for p in TABLE_ORDER):
+        shown = {
+            p: f"{scores[p, first]:.{places}f}" if (p, first) in scores else MISSING for p in TABLE_ORDER
+        }
         notes.append(
             f"{first}, as in the paper not in the table: PTFS and CPT {shown['ptfs']} "
-            f"(one and the same run), {PARADIGM_NAMES['ours']} {shown['ours']}."
+            f"(one and the same run), {OURS.title} {shown[OURS.name]}."
         )
     return notes
 
@@ -279,7 +272,7 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 def perplexity_csv(tree: RunTree) -> str:
     """Every evaluation: one row for the whole validation set (domain empty) and one for each domain."""
     rows: list[tuple[object, ...]] = []
-    for paradigm in PARADIGMS:
+    for paradigm in TABLE_ORDER:
         for version in tree.plan.versions:
             record = tree.model_of(paradigm, version.name)
             if record is None or record.evaluation is None:

@@ -50,7 +50,7 @@ def version_runs(plan: Plan, paradigms: Iterable[str]) -> list[Run]:
     runs: dict[Path, Run] = {}
     for paradigm in paradigms:
         for run in plan.runs(paradigm):
-            if run.kind != "main":
+            if run.makes_version:
                 carried_out = plan.run(*run.same_as) if run.same_as else run
                 runs.setdefault(plan.folder(carried_out), carried_out)
     return list(runs.values())
@@ -125,7 +125,7 @@ def main_path_targets(plan: Plan, validation: str, again: bool = False) -> list[
     Raises:
         UserError: it has no checkpoint, or what is known of them cannot be read.
     """
-    run = plan.run("ours", "main")
+    run = plan.main
     folder = Path(plan.folder(run))
     steps = complete_steps(folder / CHECKPOINTS)
     if not steps:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
-from megatron_lrpath.schedule.curves import Exact, branch_rate, inverse_square_root_rate, whole_rate
-from megatron_lrpath.schedule.knobs import Schedule
+from megatron_lrpath.schedule.curves import Exact
+from megatron_lrpath.schedule.styles import Schedule, branch_rate, whole_rate
 
 SHAPES = ("whole", "plateau", "branch", "floor")
 
@@ -103,12 +103,11 @@ class LRPath:
 
     def _decayed(self, t: Exact) -> float:
         """The rate `t` positions after the warm-up."""
-        if self.shape == "whole" and self.schedule.style == "inverse-square-root":
-            # A curve without a warm-up of its own (CPT's ResetMax) keeps the time scale of the schedule.
-            return inverse_square_root_rate(self.schedule, t, self.warmup or self.schedule.warmup, self.unit)
         length = (self.end - self.start if self.cycle is None else self.cycle) - self.warmup
-        rate = whole_rate if self.shape == "whole" else branch_rate
-        return rate(self.schedule, t, length)
+        if self.shape == "branch":
+            return branch_rate(self.schedule, t, length)
+        # A curve without a warm-up of its own (CPT's ResetMax) keeps the time scale of the schedule.
+        return whole_rate(self.schedule, t, length, self.warmup or self.schedule.warmup, self.unit)
 
     def _check_warmup(self) -> None:
         if self.warmup != int(self.warmup) or self.warmup < 0:

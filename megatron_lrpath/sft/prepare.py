@@ -22,7 +22,7 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.locks import FolderLock, LockHeldError
 from megatron_lrpath.plan import Plan
-from megatron_lrpath.plan.sft import PREPARED, Sft, prepared_record, sft_folder
+from megatron_lrpath.plan.sft import PREPARED, Sft
 from megatron_lrpath.sft.encode import ChatEncoder, Example, build_encoder
 from megatron_lrpath.sft.prepared import ANSWERS, TOKENS, TRAIN, VALID, held_out, pack
 from megatron_lrpath.sft.template import messages_of
@@ -41,10 +41,10 @@ def prepare(plan: Plan, workers: int = 1) -> dict[str, Any]:
     sft = plan.sft
     if sft is None:
         raise UserError(f"{plan.path}: has no section `sft`; docs/sft.md shows one")
-    folder = sft_folder(plan)
+    folder = plan.sft_folder
     encoder = build_encoder(plan)
     wanted = settings(plan, sft, encoder)
-    record = prepared_record(plan)
+    record = plan.prepared_record()
     changed = None if record is None else difference(record, wanted, sft)
     if record is not None and changed is None:
         return record
@@ -70,7 +70,7 @@ def build(
     interruption: Interruption,
 ) -> dict[str, Any]:
     """Tokenize, publish, and write the record last."""
-    folder = sft_folder(plan)
+    folder = plan.sft_folder
     (folder / PREPARED).unlink(missing_ok=True)
     record: dict[str, Any] = {"format": FORMAT, "settings": wanted, "inputs": input_prints(sft)}
     for name, patterns in inputs(sft).items():

@@ -15,7 +15,7 @@ from megatron_lrpath.data.index_cache import Arrays, CacheEntry
 from megatron_lrpath.data.indexed import fingerprint_source
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import Plan
-from megatron_lrpath.plan.sft import PREPARED, Sft, prepared_record, sft_folder
+from megatron_lrpath.plan.sft import PREPARED, Sft
 
 FORMAT = 1  # part of every key: raise it when packing changes
 
@@ -150,20 +150,18 @@ def open_prepared(plan: Plan, verify: bool) -> Prepared:
         UserError: they are not prepared, or for another sequence length, seed or share of validation.
     """
     assert plan.sft is not None
-    record, sft = prepared_record(plan), plan.sft
+    record, sft = plan.prepared_record(), plan.sft
     if record is None:
-        raise UserError(
-            f"{sft_folder(plan)}: the data are not prepared yet: lrpath sft {plan.path} --prepare"
-        )
+        raise UserError(f"{plan.sft_folder}: the data are not prepared yet: lrpath sft {plan.path} --prepare")
     held = sft.valid if isinstance(sft.valid, float) else list(sft.valid or ())
     now = {"seq_length": sft.batch.seq_length, "seed": sft.seed, "valid": held}
     wrong = [name for name, value in now.items() if record["settings"].get(name) != value]
     if wrong:
         raise UserError(
-            f"{sft_folder(plan) / PREPARED}: was prepared with another {', '.join(wrong)} than {sft.place} says: "
+            f"{plan.sft_folder / PREPARED}: was prepared with another {', '.join(wrong)} than {sft.place} says: "
             f"lrpath sft {plan.path} --prepare"
         )
-    prepared = Prepared(sft_folder(plan), sft, record)
+    prepared = Prepared(plan.sft_folder, sft, record)
     if verify:
         prepared.verify()
     return prepared

@@ -47,7 +47,7 @@ class Batches:
 
     def sample(self, position: int) -> dict[str, Any]:
         """The sample at a position of the run (consumed samples before it)."""
-        if self.run.kind == "sft":
+        if self.run.is_sft:
             return self.packed(position)
         places = self.dataset.locate(position)
         return {
@@ -110,7 +110,7 @@ def open_batches(path: Path, paradigm: str, name: str) -> Batches:
     sys.argv[1:] = planned.flags
     args = parse_args(arguments_provider())
     apply_defaults(args, planned.explicit)
-    if planned.run.kind == "sft":
+    if planned.run.is_sft:
         return open_packed(planned.plan, planned.run)
     config = dataset_config(args, versioned=True)
     dataset = training_set(planned.context(), config)

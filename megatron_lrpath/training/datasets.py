@@ -20,6 +20,7 @@ from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_l
 from megatron_lrpath.data import versioned
 from megatron_lrpath.data.slice import open_validation
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.paradigms import SCRATCH
 from megatron_lrpath.sft.dataset import build_packed, build_packed_validation
 from megatron_lrpath.sft.prepared import Prepared
 from megatron_lrpath.training.context import RunContext
@@ -150,7 +151,7 @@ def training_set(context: RunContext, config: GPTDatasetConfig) -> Any:
     counts = [
         version.steps * plan.batch.global_batch_size for version in plan.versions[: len(context.slices)]
     ]
-    build = versioned.build_shuffled if run.kind == "scratch" else versioned.build_chained
+    build = versioned.build_shuffled if run.kind == SCRATCH.name else versioned.build_chained
     dataset = build(context.slices, counts, config, plan.seed)
     if run.mix is None:
         return dataset

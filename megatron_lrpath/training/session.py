@@ -7,6 +7,7 @@ from typing import Any
 
 from torch.distributed import Store
 
+from megatron_lrpath.paradigms import SFT
 from megatron_lrpath.training.checkpoints.ahead import ReadAhead
 from megatron_lrpath.training.checkpoints.commit import Commits
 from megatron_lrpath.training.checkpoints.saves import Saves
@@ -60,7 +61,7 @@ class Session:
     @property
     def is_packed(self) -> bool:
         """Whether the run's batches are packed samples of a fine-tuning."""
-        return self.context is not None and self.context.kind == "sft"
+        return self.context is not None and self.context.kind == SFT.name
 
     def step_ended(self, step: int, loss: Any, grad_norm: float | None, skipped: bool) -> float:
         """Record a step of the training that has just ended; the learning rate that it used.

@@ -19,6 +19,8 @@ from megatron.training.global_vars import set_global_variables
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import sweep_unfinished
+from megatron_lrpath.paradigms import SFT
+from megatron_lrpath.plan import run_identity
 from megatron_lrpath.runs import lineage
 from megatron_lrpath.runs.checkpoints import CHECKPOINTS, latest_step
 from megatron_lrpath.runs.history import HISTORY, losses_before
@@ -143,10 +145,10 @@ def check_lineage(context: RunContext) -> None:
         parents.require_checkpoint(context.parent)
     parent = context.plan.parent_of(context.run)
     own = {name: context.identity[name] for name in ("slices", "tokenizer_model", "arguments")}
-    if context.kind == "sft":  # its arguments are its own
+    if context.kind == SFT.name:  # its arguments are its own
         recorded = lineage.read_lineage(context.plan.folder(parent)) or {"identity": {}}
         own["arguments"] = recorded["identity"].get("arguments", {})
-    identity = context.plan.identity(parent) | own
+    identity = run_identity(context.plan, parent) | own
     lineage.check_parent(context.folder, context.plan.folder(parent), context.parent.step, identity)
 
 
@@ -225,7 +227,7 @@ def record_start(
 def branch_points(context: RunContext) -> frozenset[int]:
     """The steps that other runs start from: all that are kept, but on a plan's main path the version ends."""
     plan, run = context.plan, context.run
-    if plan is None or run is None or run.kind != "main":
+    if plan is None or run is None or run.makes_version:
         return context.keep_steps
     parents = [other.parent for other in plan.runs(run.paradigm) if other.parent is not None]
     return frozenset(parent.step for parent in parents if parent.run == run.name)

@@ -14,7 +14,7 @@ from megatron_lrpath.launch.slurm.ledger import Snapshot
 from megatron_lrpath.launch.slurm.settings import Settings, read_settings
 from megatron_lrpath.launch.slurm.submit import Submission
 from megatron_lrpath.locks import LOCK_NAME
-from megatron_lrpath.plan import load_plan
+from megatron_lrpath.plan import load_plan, run_identity
 from megatron_lrpath.runs.lineage import write_lineage
 from tests.support.launch_fixtures import write_plan
 
@@ -101,7 +101,7 @@ def test_a_plan_is_refused_where_another_has_trained(tmp_path, slurm):
     plan = load_plan(plan_file(tmp_path))
     main = plan.run("ours", "main")
     plan.folder(main).mkdir(parents=True)
-    write_lineage(plan.folder(main), json.loads(json.dumps(plan.identity(main))), None, 0, 1, None)
+    write_lineage(plan.folder(main), json.loads(json.dumps(run_identity(plan, main))), None, 0, 1, None)
     submission(plan.path).look()
     with pytest.raises(UserError, match=r"ours/main was trained there under other settings \(model\.num_l"):
         submission(plan_file(tmp_path, MODEL), "ptfs").carry_out()

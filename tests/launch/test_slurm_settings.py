@@ -16,7 +16,7 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.launch.layouts import LAYOUTS, allocate, allocate_evaluation
 from megatron_lrpath.launch.slurm.ledger import Snapshot
 from megatron_lrpath.launch.slurm.settings import SETTINGS, Settings, read_settings, within_job
-from megatron_lrpath.plan import Plan, load_plan
+from megatron_lrpath.plan import Plan, load_plan, run_identity
 from tests.support import ROOT
 
 SIZES = ("203m", "406m", "608m", "1.2b", "2.1b", "3.1b")
@@ -161,7 +161,7 @@ def test_data_and_output_are_taken_from_the_settings_without_another_word_of_the
     assert (again.output, again.data.slices) == (output, f"{data}/slices")
     assert again.data.valid == f"{data}/slices/valid"
     for run in before.runs("ours"):
-        assert again.identity(again.run("ours", run.name)) == before.identity(run)
+        assert run_identity(again, again.run("ours", run.name)) == run_identity(before, run)
     assert dataclasses.replace(again, path=plan) == snapshot.plan
 
 

@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 import yaml
 
-from megatron_lrpath.plan import NEUTRAL, PARADIGMS, SET_BY_PLAN, differences, is_neutral, load_plan
+from megatron_lrpath.plan import (
+    NEUTRAL,
+    PARADIGMS,
+    SET_BY_PLAN,
+    differences,
+    is_neutral,
+    load_plan,
+    run_identity,
+)
 from tests.support.plan_text import SOUND, plan_with, versions
 
 
@@ -15,7 +23,7 @@ def identities(folder: Path, **changes: Any) -> dict[str, dict[str, Any]]:
     """The identity of every run as it comes back from a file, by paradigm/run."""
     plan = plan_with(folder, **changes)
     runs = [run for paradigm in PARADIGMS for run in plan.runs(paradigm)]
-    return {f"{run.paradigm}/{run.name}": json.loads(json.dumps(plan.identity(run))) for run in runs}
+    return {f"{run.paradigm}/{run.name}": json.loads(json.dumps(run_identity(plan, run))) for run in runs}
 
 
 def told(folder: Path, run: str, **changes: Any) -> list[str]:

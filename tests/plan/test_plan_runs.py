@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_lrpath.errors import PlanError, UserError
-from megatron_lrpath.plan import PARADIGMS, Parent, Version, differences
+from megatron_lrpath.plan import PARADIGMS, Parent, Version, differences, run_identity
 from megatron_lrpath.plan.runs import Timeline
 from megatron_lrpath.schedule import LRPath, Schedule
 from tests.support.plan_text import plan_with, versions
@@ -198,7 +198,7 @@ def test_the_main_path_serves_branches_of_other_plans_and_costs_no_more(tmp_path
     assert main.last_step == 160
     assert shared.cost("ours") == alone.cost("ours")
     for name in ("main", "branch-v1", "branch-v2"):
-        before, after = (plan.identity(plan.run("ours", name)) for plan in (alone, shared))
+        before, after = (run_identity(plan, plan.run("ours", name)) for plan in (alone, shared))
         assert differences(before, after) == []
     with pytest.raises(PlanError, match="step 201 lies beyond the last version's end, step 200"):
         plan_with(tmp_path, also_branch_at=[201])

@@ -13,7 +13,6 @@ from megatron_lrpath.cli import main as lrpath
 from megatron_lrpath.data.preprocess.worker import Rejected
 from megatron_lrpath.errors import PlanError, UserError
 from megatron_lrpath.plan import load_plan
-from megatron_lrpath.plan.sft import prepared_record, sft_folder
 from megatron_lrpath.sft.encode import ChatEncoder, build_encoder
 from megatron_lrpath.sft.prepare import prepare
 from megatron_lrpath.sft.prepared import held_out, pack
@@ -179,8 +178,8 @@ def test_bad_lines_are_listed_and_too_many_are_an_error(tmp_path: Path) -> None:
     write_lines(tmp_path / "chat.jsonl", rows)
     with pytest.raises(UserError, match=r"4 of 8 documents were rejected, sft.max_rejects allows 0"):
         prepare(plan)
-    assert prepared_record(plan) is None
-    listed = (sft_folder(plan) / "train.rejects").read_text().splitlines()
+    assert plan.prepared_record() is None
+    listed = (plan.sft_folder / "train.rejects").read_text().splitlines()
     assert [line.partition("chat.jsonl:")[2].split(":")[0] for line in listed] == ["5", "6", "7", "8"]
     plan = load_plan(sft_plan(tmp_path, max_rejects=3, too_long="cut"))
     write_lines(tmp_path / "chat.jsonl", rows)

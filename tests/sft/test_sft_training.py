@@ -23,7 +23,6 @@ from megatron_lrpath.launch.slurm.jobs import plan_jobs
 from megatron_lrpath.launch.slurm.ledger import Snapshot
 from megatron_lrpath.launch.slurm.settings import Settings
 from megatron_lrpath.plan import load_plan
-from megatron_lrpath.plan.sft import sft_megatron
 from megatron_lrpath.runs.lineage import read_lineage
 from megatron_lrpath.runs.tasks import build_tasks, with_ancestors
 from tests.support import benchmark_data
@@ -352,4 +351,4 @@ def test_what_packed_samples_cannot_have_is_left_out(tmp_path: Path) -> None:
         "bf16": True,
     }
     plan = load_plan(make_plan(tmp_path, (4,), sft=section, megatron=megatron))
-    assert sft_megatron(plan) == {"adam_beta2": 0.9, "bf16": True}
+    assert plan.sft_megatron == {"adam_beta2": 0.9, "bf16": True}

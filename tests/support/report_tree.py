@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from megatron_lrpath.data.slice import Slice, SliceSource
-from megatron_lrpath.plan import Plan, Run, load_plan
+from megatron_lrpath.plan import Plan, Run, load_plan, run_identity
 
 PLAN = """\
 name: made-up
@@ -108,7 +108,7 @@ def write_run(plan: Plan, run: Run, rows: Iterable[dict[str, Any]]) -> None:
     (folder / "result.json").write_text(json.dumps(result | {"loss": rows[-1]["loss"]}))
     packages = {"python": "3.12.11", "megatron-lrpath": "0.1.0", "megatron-core": "0.19.2", "torch": "2.15.0"}
     start = {"time": "2026-11-23T16:40:10+00:00", "packages": packages, "git_commit": "4ae7163"}
-    lineage = {"identity": plan.identity(run), "parent": None, "starts": [start]}
+    lineage = {"identity": run_identity(plan, run), "parent": None, "starts": [start]}
     (folder / "lineage.json").write_text(json.dumps(lineage))
 
 

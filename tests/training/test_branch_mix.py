@@ -15,7 +15,7 @@ import yaml
 
 from megatron_lrpath.data.slice_check import check_mixes
 from megatron_lrpath.errors import PlanError, UserError
-from megatron_lrpath.plan import load_plan
+from megatron_lrpath.plan import load_plan, run_identity
 from megatron_lrpath.plan.mix import quotas
 from megatron_lrpath.plan.wording import mix_text
 from megatron_lrpath.runs.lineage import read_lineage
@@ -120,8 +120,8 @@ def test_the_lineage_records_the_mix_and_the_main_path_knows_nothing_of_it(train
     assert set(lineage["identity"]["mix_slices"]) == {"curated", "fresh"}
     plain, mixed = (load_plan(trained / f"{name}.yaml") for name in ("plain", "mixed"))
     main = mixed.run("ours", "main")
-    assert mixed.identity(main) == plain.identity(plain.run("ours", "main"))
-    assert "mix" not in plain.identity(plain.run(*BRANCH))
+    assert run_identity(mixed, main) == run_identity(plain, plain.run("ours", "main"))
+    assert "mix" not in run_identity(plain, plain.run(*BRANCH))
 
 
 def test_samples_tell_the_slices_of_the_mix(trained: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megatron_lrpath.devices import peak_flops
-from megatron_lrpath.plan import differences, load_plan
+from megatron_lrpath.plan import differences, load_plan, run_identity
 from megatron_lrpath.training import steps as watching
 from tests.support.training_fixtures import history, make_plan, run_words, train
 
@@ -162,4 +162,4 @@ def test_a_peak_in_the_plan_changes_no_run(tmp_path: Path) -> None:
     plan = load_plan(make_plan(tmp_path, (4,)))
     said = load_plan(make_plan(tmp_path, (4,), megatron={"peak_tflops": 989, "wandb_project": "x"}))
     run = plan.run("ours", "main")
-    assert differences(plan.identity(run), said.identity(run)) == []
+    assert differences(run_identity(plan, run), run_identity(said, run)) == []

@@ -19,7 +19,6 @@ from megatron_lrpath.launch.layouts import Allocation, Layout, allocate, allocat
 from megatron_lrpath.launch.slurm.ledger import Snapshot
 from megatron_lrpath.launch.slurm.settings import Settings
 from megatron_lrpath.plan import Plan
-from megatron_lrpath.plan.sft import prepared_record, sft_megatron
 from megatron_lrpath.runs.results import is_trained, needs_evaluation
 from megatron_lrpath.runs.state import is_done
 from megatron_lrpath.runs.tasks import Task, build_tasks, with_ancestors
@@ -75,7 +74,7 @@ def plan_jobs(
     `extra` are Megatron arguments for every training. Raises UserError where the nodes do not fit the plan.
     """
     plan = snapshot.plan
-    if plan.sft is not None and prepared_record(plan) is None:
+    if plan.sft is not None and plan.prepared_record() is None:
         raise UserError(
             f"{plan.sft.place}: the data of the fine-tuning are not prepared yet; do it here, once: "
             f"lrpath sft {plan.path} --prepare --output {plan.output}"
@@ -98,14 +97,14 @@ def task_jobs(
     """
     for snapshot, task in tasks:
         check_mixes(snapshot.plan, [task.run])
-    ordered = sorted(tasks, key=lambda pair: pair[1].run.kind != "main")
+    ordered = sorted(tasks, key=lambda pair: pair[1].run.makes_version)
     every = [task for _, task in tasks]
     jobs = []
     for snapshot, task in ordered:
         place = training_place(snapshot.plan, task, settings, extra)
         jobs.append(Job(task.key, "train", place, snapshot, _waits(task, every), task))
     for snapshot, task in tasks:
-        if task.run.kind != "main":
+        if task.run.makes_version:
             sized = plan_of(snapshot.plan, task)
             place = allocate_evaluation(sized, settings.per_node, settings.device, extra)
             jobs.append(Job(f"eval/{task.key}", "eval", place, snapshot, (Wait(task.key),), task))
@@ -118,7 +117,7 @@ def training_place(plan: Plan, task: Task, settings: Settings, extra: Sequence[s
     Raises UserError where no number of nodes fits.
     """
     most = allocate(plan, settings.nodes, settings.per_node, settings.device, extra)
-    if task.run.kind != "sft":
+    if not task.run.is_sft:
         return most
     sized = plan_of(plan, task)
     for nodes in range(most.nodes, 1, -1):
@@ -131,9 +130,9 @@ def training_place(plan: Plan, task: Task, settings: Settings, extra: Sequence[s
 
 def plan_of(plan: Plan, task: Task) -> Plan:
     """The plan with the batch and the Megatron arguments that this training has."""
-    if task.run.kind != "sft":
+    if not task.run.is_sft:
         return plan
-    return replace(plan, batch=plan.batch_of(task.run), megatron=sft_megatron(plan))
+    return replace(plan, batch=plan.batch_of(task.run), megatron=plan.sft_megatron)
 
 
 def report_job(jobs: Sequence[Job], page: Path, subject: Path) -> Job:

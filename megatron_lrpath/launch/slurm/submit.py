@@ -18,7 +18,7 @@ from megatron_lrpath.launch.slurm.jobs import Job, Prepared, Wait, is_finished, 
 from megatron_lrpath.launch.slurm.ledger import MARK, Entry, Ledger, Snapshot, dependents, read_attempts
 from megatron_lrpath.launch.slurm.settings import Settings
 from megatron_lrpath.locks import FolderLock, LockHeldError
-from megatron_lrpath.plan import PARADIGMS, Plan, Run, differences, load_plan
+from megatron_lrpath.plan import PARADIGMS, Plan, Run, differences, load_plan, run_identity
 from megatron_lrpath.runs.checkpoints import checkpoint_complete
 from megatron_lrpath.runs.lineage import read_lineage
 from megatron_lrpath.runs.state import has_begun
@@ -60,7 +60,7 @@ def _begun(plan: Plan) -> Iterator[Conflict]:
     for paradigm in PARADIGMS:
         for run in (*plan.runs(paradigm), *plan.sft_runs(paradigm)):
             lineage = read_lineage(plan.folder(run)) if run.same_as is None else None
-            if lineage and (changes := differences(lineage["identity"], plan.identity(run))):
+            if lineage and (changes := differences(lineage["identity"], run_identity(plan, run))):
                 yield Conflict(f"{paradigm}/{run.name}", "was trained", changes)
 
 
@@ -78,7 +78,7 @@ def _queued(snapshot: Snapshot, alive: Collection[str]) -> Iterator[Conflict]:
     for key in alive:
         paradigm, name = key.split("/")
         try:
-            old, new = (one.identity(one.run(paradigm, name)) for one in (before, plan))
+            old, new = (run_identity(one, one.run(paradigm, name)) for one in (before, plan))
             changes = differences(old, new)
         except UserError as error:  # one of them has no such run
             changes = [str(error)]

@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+from megatron_lrpath.paradigms import BRANCH, CONTINUAL, CPT_VARIANTS, KEEP_MIN, KINDS, SCRATCH
 from megatron_lrpath.plan.file.source import Entry, Source
 from megatron_lrpath.plan.plan import Plan
 from megatron_lrpath.plan.spec import Version
@@ -60,13 +61,13 @@ def _parts(name: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
 
 def _check_warmup(source: Source, plan: Plan) -> None:
     warmup = plan.schedule.warmup
-    repeated = plan.cpt_variant == "rewarm-max"
+    repeated = CPT_VARIANTS[plan.cpt_variant].warms_up
     for index, version in enumerate(plan.versions if repeated else plan.versions[:1]):
         if version.steps <= warmup:
-            run = "continual" if index else "scratch"
+            kind = CONTINUAL if index else SCRATCH
             raise source.error(
                 source.find("schedule.warmup_steps"),
-                f"a warm-up of {warmup} steps fills all {version.steps} steps of {run}-{version.name}; "
+                f"a warm-up of {warmup} steps fills all {version.steps} steps of {kind.run_name(version.name)}; "
                 "a run needs steps after its warm-up",
             )
 
@@ -86,19 +87,19 @@ def _check_branches(source: Source, plan: Plan) -> None:
         if steps < 1:
             raise source.error(
                 place,
-                f"branch-{version.name} would last round({alpha} · {version.steps}) = 0 steps; "
+                f"{BRANCH.run_name(version.name)} would last round({alpha} · {version.steps}) = 0 steps; "
                 "give a larger alpha or more steps",
             )
         if point < plan.schedule.warmup:
             raise source.error(
                 place,
-                f"branch-{version.name} would leave the main path at step {point}, inside its warm-up of "
+                f"{BRANCH.run_name(version.name)} would leave the main path at step {point}, inside its warm-up of "
                 f"{plan.schedule.warmup} steps; give a smaller alpha, more steps or a shorter warm-up",
             )
         if point < 1:
             raise source.error(
                 place,
-                f"branch-{version.name} would leave the main path at step 0, where there is no checkpoint; "
+                f"{BRANCH.run_name(version.name)} would leave the main path at step 0, where there is no checkpoint; "
                 "give a smaller alpha",
             )
 
@@ -106,15 +107,15 @@ def _check_branches(source: Source, plan: Plan) -> None:
 def _check_cycles(source: Source, plan: Plan) -> None:
     line = plan.timeline
     for index, version in enumerate(plan.versions):
-        lengths = {"scratch": line.ends[index], "branch": line.branch_steps[index]}
-        if plan.cpt_variant != "keep-min" and index:
-            lengths["continual"] = version.steps
+        lengths = {SCRATCH.name: line.ends[index], BRANCH.name: line.branch_steps[index]}
+        if index and CPT_VARIANTS[plan.cpt_variant] != KEEP_MIN:
+            lengths[CONTINUAL.name] = version.steps
         for kind, length in lengths.items():
             cycle = version.cycle_steps.get(kind)
             if cycle is not None and cycle < length:
                 raise source.error(
                     _cycle_entry(source, index, kind),
-                    f"a cycle of {cycle} steps is shorter than {kind}-{version.name} with its {length}; "
+                    f"a cycle of {cycle} steps is shorter than {KINDS[kind].run_name(version.name)} with its {length}; "
                     f"give at least {length}, or `{{{kind}: …}}` for one kind of run alone",
                 )
     first = source.find("versions[0].cycle_steps.continual")

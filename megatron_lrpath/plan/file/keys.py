@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_lrpath.models import RECIPES
-from megatron_lrpath.schedule import STYLES, WSD_DECAY_SHAPES
+from megatron_lrpath.paradigms import CPT_VARIANTS, CYCLE_KINDS, RESET_MAX
+from megatron_lrpath.schedule import KNOBS, STYLES
 
 SAFE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 REQUIRED = object()
@@ -100,8 +101,6 @@ SFT_KEYS = (
 )
 
 
-CPT_VARIANTS = ("reset-max", "rewarm-max", "keep-min")
-RUN_KINDS_WITH_CYCLE = ("scratch", "continual", "branch")
 TOKENIZERS = (
     "BertWordPieceLowerCase",
     "BertWordPieceCase",
@@ -122,7 +121,7 @@ CYCLE = {
         *CYCLE_LENGTH["anyOf"],
         {
             "type": "object",
-            "properties": dict.fromkeys(RUN_KINDS_WITH_CYCLE, CYCLE_LENGTH),
+            "properties": dict.fromkeys(CYCLE_KINDS, CYCLE_LENGTH),
             "additionalProperties": False,
         },
     ]
@@ -145,7 +144,7 @@ MIX_KEYS = (
 )
 
 SCHEDULE_KEYS = (
-    Key("style", choice(*STYLES), REQUIRED, "shape of the learning-rate schedule"),
+    Key("style", {"type": "string", "enum": STYLES}, REQUIRED, "shape of the learning-rate schedule"),
     Key("max_lr", RATE, REQUIRED, "the maximum learning rate, the rate of the main path"),
     Key("min_lr", MIN_RATE, None, "where a decay ends; default: a tenth of max_lr"),
     Key("warmup_steps", whole(0, 10**9), 0, "steps of linear warm-up from 0 to max_lr"),
@@ -157,31 +156,7 @@ SCHEDULE_KEYS = (
         "long as the run; `inf`: never decays; a mapping gives it for `scratch`, `continual` or `branch` "
         "runs alone; default: the length of the run",
     ),
-    Key(
-        "knee_explore",
-        {"type": "number", "minimum": 0, "exclusiveMaximum": 1},
-        0.5,
-        "knee: share of the schedule after the warm-up that stays at max_lr",
-    ),
-    Key(
-        "multi_step_fractions",
-        {
-            "type": "array",
-            "items": {"type": "number", "minimum": 0, "maximum": 1},
-            "minItems": 2,
-            "maxItems": 2,
-        },
-        (0.8, 0.9),
-        "multi-step: shares of the schedule after the warm-up at which the rate goes to √(max_lr·min_lr) "
-        "and to min_lr",
-    ),
-    Key(
-        "wsd_decay_fraction",
-        {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
-        0.1,
-        "wsd: the last share of the schedule after the warm-up, in which it decays",
-    ),
-    Key("wsd_decay_shape", choice(*WSD_DECAY_SHAPES), "linear", "wsd: how it decays there, and in a branch"),
+    *(Key(name, dict(knob.schema), knob.default, knob.about) for name, knob in KNOBS.items()),
 )
 BATCH_KEYS = (
     Key("global_batch_size", whole(1, 10**7), REQUIRED, "samples of a step, over all processes"),
@@ -210,7 +185,7 @@ PLAN_KEYS = (
     Key("model", MODEL, REQUIRED, "a recipe, or Megatron's arguments, on top of `recipe:` if that is given"),
     Key("schedule", {"type": "object"}, REQUIRED, "learning-rate schedule, the same for all runs"),
     Key("alpha", ALPHA, 0.6, "share of a version's steps that its branch lasts: round(alpha · steps)"),
-    Key("cpt_variant", choice(*CPT_VARIANTS), "reset-max", "how continual pre-training sets its rate"),
+    Key("cpt_variant", choice(*CPT_VARIANTS), RESET_MAX.name, "how continual pre-training sets its rate"),
     Key("batch", {"type": "object"}, REQUIRED, "batch and sequence"),
     Key("tokenizer", {"type": "object"}, REQUIRED, "tokenizer"),
     Key("data", {"type": "object"}, REQUIRED, "version slices"),
@@ -271,4 +246,6 @@ def _key_schema(key: Key) -> dict[str, Any]:
     extra: dict[str, Any] = {"description": key.about}
     if not key.required and key.default is not None:
         extra["default"] = list(key.default) if isinstance(key.default, tuple) else key.default
+    if "enum" in key.schema:
+        extra["enum"] = list(key.schema["enum"])
     return key.schema | extra

@@ -9,6 +9,7 @@ from typing import Any
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.models import RECIPES, ModelSpec, resolve_model
+from megatron_lrpath.paradigms import PARADIGMS
 from megatron_lrpath.plan.file.consistency import check_plan
 from megatron_lrpath.plan.file.keys import (
     BATCH_KEYS,
@@ -27,7 +28,6 @@ from megatron_lrpath.plan.file.keys import (
 )
 from megatron_lrpath.plan.file.source import Entry, Source, read_source
 from megatron_lrpath.plan.file.values import (
-    nearest,
     read_arguments,
     read_cycle,
     read_key,
@@ -39,10 +39,10 @@ from megatron_lrpath.plan.file.values import (
 from megatron_lrpath.plan.mix import Mix, MixPart
 from megatron_lrpath.plan.neutral import SET_BY_PLAN
 from megatron_lrpath.plan.plan import Plan
-from megatron_lrpath.plan.runs import PARADIGMS
 from megatron_lrpath.plan.sft import DROPPED, Sft
 from megatron_lrpath.plan.spec import Batch, Data, Tokenizer, Version
 from megatron_lrpath.schedule import STYLES, Schedule, tenth
+from megatron_lrpath.wording import nearest
 
 
 def read_mix(source: Source, entry: Entry | None, seed: int) -> Mix | None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
-from collections.abc import Iterable
 from typing import Any
 
-from megatron_lrpath.plan.file.keys import RUN_KINDS_WITH_CYCLE, STEPS, Key
+from megatron_lrpath.paradigms import CYCLE_KINDS
+from megatron_lrpath.plan.file.keys import STEPS, Key
 from megatron_lrpath.plan.file.source import Entry, Scalar, Source
+from megatron_lrpath.wording import nearest
 
 _ARGUMENT = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
@@ -72,11 +72,11 @@ def read_cycle(source: Source, entry: Entry | None) -> dict[str, float]:
         return {}
     if not isinstance(entry.value, dict):
         length = _cycle_length(source, entry)
-        return dict.fromkeys(RUN_KINDS_WITH_CYCLE, length)
+        return dict.fromkeys(CYCLE_KINDS, length)
     for kind, child in entry.value.items():
-        if kind not in RUN_KINDS_WITH_CYCLE:
-            hint = nearest(kind, RUN_KINDS_WITH_CYCLE)
-            raise source.error(child, f"unknown kind of run{hint}; give {', '.join(RUN_KINDS_WITH_CYCLE)}")
+        if kind not in CYCLE_KINDS:
+            hint = nearest(kind, CYCLE_KINDS)
+            raise source.error(child, f"unknown kind of run{hint}; give {', '.join(CYCLE_KINDS)}")
     return {kind: _cycle_length(source, child) for kind, child in entry.value.items()}
 
 
@@ -96,12 +96,6 @@ def read_arguments(source: Source, entry: Entry | None) -> dict[str, Any]:
         else:
             arguments[name] = _scalar(source, child)
     return arguments
-
-
-def nearest(word: str, words: Iterable[str]) -> str:
-    """` (did you mean 'x'?)` when one of the words is near, else nothing."""
-    matches = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
-    return f" (did you mean {matches[0]!r}?)" if matches else ""
 
 
 def described(entry: Entry) -> str:

@@ -25,6 +25,7 @@ from megatron_lrpath.files import atomic_write_text, sync_folder
 from megatron_lrpath.runs import checkpoints as disk
 from megatron_lrpath.runs.checkpoints import FileSum, share_of, sum_file, write_manifest
 from megatron_lrpath.training.checkpoints.saves import SaveFailedError, Saves
+from megatron_lrpath.wording import byte_size
 
 SPARE_SHARE = 0.02  # of the checkpoint, for what is beside the tensors
 SPARE_BYTES = 2**20
@@ -59,16 +60,7 @@ def shortage(folder: Path, tensor_bytes: int) -> str | None:
     needed, free = needed_bytes(tensor_bytes), free_bytes(folder)
     if free >= needed:
         return None
-    return f"it needs {in_words(needed)} and {in_words(free)} are free on the disk of {folder}"
-
-
-def in_words(size: float) -> str:
-    """A size for people: `1.3 GB`."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
+    return f"it needs {byte_size(needed)} and {byte_size(free)} are free on the disk of {folder}"
 
 
 WRITER_NICE = 10  # as Megatron's persistent writers
@@ -199,7 +191,7 @@ def write_failures(aside: Path) -> Iterator[None]:
 
 def left_on(aside: Path) -> str:
     """How much room there is, for a message."""
-    return f", with {in_words(free_bytes(aside.parent))} free on the disk of {aside.parent}"
+    return f", with {byte_size(free_bytes(aside.parent))} free on the disk of {aside.parent}"
 
 
 def write_then_sum(write: Callable[..., None], aside: str, rank: int, world: int, *args: Any) -> None:

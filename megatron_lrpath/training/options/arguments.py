@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.schedule import STYLES, WSD_DECAY_SHAPES
+from megatron_lrpath.paradigms import CPT_VARIANTS, LR_PATH_KINDS, PARADIGMS, RESET_MAX
+from megatron_lrpath.schedule import KNOBS, STYLES, Knob
 
 
 class SilentParser(argparse.ArgumentParser):
@@ -33,10 +34,6 @@ def read_early(argv: Sequence[str]) -> argparse.Namespace:
         return parser.parse_args([])
 
 
-KINDS = ("main", "branch", "scratch", "continual")
-CPT_VARIANTS = ("reset-max", "rewarm-max", "keep-min")
-
-
 def cycle(text: str) -> float:
     """A cycle length: a number of steps, or `inf`."""
     return float("inf") if text == "inf" else float(int(text))
@@ -51,9 +48,7 @@ def add_lrpath_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentPa
         metavar="FILE",
         help="plan file; with it the plan sets rates, steps, data and folders",
     )
-    group.add_argument(
-        "--paradigm", choices=("ours", "ptfs", "cpt"), help="paradigm of the plan, with --plan"
-    )
+    group.add_argument("--paradigm", choices=PARADIGMS, help="paradigm of the plan, with --plan")
     group.add_argument(
         "--run",
         "--run-name",
@@ -70,12 +65,12 @@ def add_lrpath_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentPa
     )
     group.add_argument(
         "--lr-path",
-        choices=KINDS,
+        choices=tuple(LR_PATH_KINDS),
         help="which path this run is, without a plan: main (warm-up, then --lr for ever), branch (a complete "
         "decay off a main path), scratch (warm-up and whole schedule), continual (from the end of an earlier "
         "version)",
     )
-    group.add_argument("--lr-path-style", choices=STYLES, default="cosine", help="shape of the decay")
+    group.add_argument("--lr-path-style", choices=tuple(STYLES), default="cosine", help="shape of the decay")
     group.add_argument(
         "--lr-path-parent",
         type=Path,
@@ -94,8 +89,8 @@ def add_lrpath_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentPa
     )
     group.add_argument(
         "--lr-path-cpt-variant",
-        choices=CPT_VARIANTS,
-        default="reset-max",
+        choices=tuple(CPT_VARIANTS),
+        default=RESET_MAX.name,
         help="how a continual run takes up the rate",
     )
     group.add_argument(
@@ -112,24 +107,8 @@ def add_lrpath_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentPa
         metavar="STEP",
         help="main: steps to save and never remove (the branch points of later runs)",
     )
-    group.add_argument("--lr-path-knee-explore", type=float, default=0.5, help="Knee: fraction at --lr")
-    group.add_argument(
-        "--lr-path-multi-step-fractions",
-        type=float,
-        nargs=2,
-        default=[0.8, 0.9],
-        metavar="FRACTION",
-        help="multi-step: where the rate falls to √(lr·min_lr) and to min_lr",
-    )
-    group.add_argument(
-        "--lr-path-wsd-decay-fraction", type=float, default=0.1, help="WSD: fraction that decays"
-    )
-    group.add_argument(
-        "--lr-path-wsd-decay-shape",
-        choices=WSD_DECAY_SHAPES,
-        default="linear",
-        help="WSD: shape of the decay",
-    )
+    for name, knob in KNOBS.items():
+        group.add_argument(f"--lr-path-{name.replace('_', '-')}", help=knob.about, **knob_options(knob))
     group.add_argument(
         "--checkpoint-check",
         choices=("checksums", "sizes"),
@@ -144,6 +123,20 @@ def add_lrpath_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentPa
     )
     add_spike_arguments(parser)
     return parser
+
+
+def knob_options(knob: Knob) -> dict[str, Any]:
+    """argparse's options for a knob of a schedule style: from its schema in a plan file."""
+    if knob.schema["type"] == "array":
+        return {
+            "type": float,
+            "nargs": knob.schema["maxItems"],
+            "default": list(knob.default),
+            "metavar": "FRACTION",
+        }
+    if "enum" in knob.schema:
+        return {"choices": knob.schema["enum"], "default": knob.default}
+    return {"type": float, "default": knob.default}
 
 
 def add_spike_arguments(parser: argparse.ArgumentParser) -> None:

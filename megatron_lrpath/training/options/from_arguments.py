@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.paradigms import LR_PATH_KINDS, path_form
 from megatron_lrpath.plan import is_neutral
-from megatron_lrpath.schedule import LRPath, Schedule
+from megatron_lrpath.plan.runs import run_path
+from megatron_lrpath.schedule import KNOBS, LRPath, Schedule
 from megatron_lrpath.training.context import ParentCheckpoint, RunContext
 
 # Arguments of the group that say which run this is; a result does not depend on their wording.
@@ -63,8 +65,7 @@ def argument_context(args: Any, given: Mapping[str, Any]) -> RunContext | None:
     first = parent.step if parent else 0
     last = last_step(args, first)
     args.train_iters = last
-    warmup = (args.lr_warmup_iters or 0) if not parent or args.lr_path_cpt_variant == "rewarm-max" else 0
-    path = make_path(args, first, last, warmup)
+    path = make_path(args, first, last)
     return RunContext(
         kind=args.lr_path,
         path=path.scaled(args.global_batch_size),
@@ -99,7 +100,7 @@ def refuse_replaced(given: Mapping[str, Any]) -> None:
 
 def parent_of(args: Any) -> ParentCheckpoint | None:
     """The parent that --lr-path-parent and --lr-path-parent-step name."""
-    needs = args.lr_path in ("branch", "continual")
+    needs = LR_PATH_KINDS[args.lr_path].needs_parent
     given = (args.lr_path_parent is not None, args.lr_path_parent_step is not None)
     if needs and not all(given):
         raise UserError(
@@ -131,28 +132,15 @@ def last_step(args: Any, first: int) -> int:
     return int(last)
 
 
-def make_path(args: Any, first: int, last: int, warmup: int) -> LRPath:
+def make_path(args: Any, first: int, last: int) -> LRPath:
     """The learning-rate path, in steps, that the arguments describe."""
     if args.lr is None:
         raise UserError("--lr-path needs --lr, the maximal learning rate.")
-    shapes = {"main": "plateau", "branch": "branch", "scratch": "whole", "continual": "whole"}
-    shape = shapes[args.lr_path]
-    if args.lr_path == "continual" and args.lr_path_cpt_variant == "keep-min":
-        shape, warmup = "floor", 0
+    kind, variant = args.lr_path, args.lr_path_cpt_variant
+    warmup = (args.lr_warmup_iters or 0) if path_form(kind, variant)[1] else 0
     try:
-        schedule = Schedule(
-            style=args.lr_path_style,
-            max_lr=args.lr,
-            min_lr=args.min_lr or 0.0,
-            warmup=warmup,
-            knee_explore=args.lr_path_knee_explore,
-            multi_step_fractions=tuple(args.lr_path_multi_step_fractions),
-            wsd_decay_fraction=args.lr_path_wsd_decay_fraction,
-            wsd_decay_shape=args.lr_path_wsd_decay_shape,
-        )
-        cycle = args.lr_path_cycle_iters
-        return LRPath(
-            schedule, shape, first, last, warmup=0 if args.lr_path == "branch" else warmup, cycle=cycle
-        )
+        knobs = {name: getattr(args, f"lr_path_{name}") for name in KNOBS}
+        schedule = Schedule(args.lr_path_style, args.lr, args.min_lr or 0.0, warmup, **knobs)
+        return run_path(schedule, kind, first, last, variant, args.lr_path_cycle_iters)
     except ValueError as error:
         raise UserError(f"--lr-path {args.lr_path}: {error}") from None

@@ -13,8 +13,7 @@ from megatron_lrpath.data.slice import open_slices
 from megatron_lrpath.data.slice_check import open_mix
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.models import megatron_flags, resolve_model
-from megatron_lrpath.plan import SET_BY_PLAN, Plan, Run, is_neutral, load_plan
-from megatron_lrpath.plan.sft import sft_megatron
+from megatron_lrpath.plan import SET_BY_PLAN, Plan, Run, is_neutral, load_plan, run_identity
 from megatron_lrpath.runs.checkpoints import CHECKPOINTS, SAVE_INTERVAL
 from megatron_lrpath.sft.prepared import open_prepared
 from megatron_lrpath.training.context import ParentCheckpoint, RunContext
@@ -53,7 +52,7 @@ def sft_flags(plan: Plan, run: Run) -> dict[str, list[str]]:
     batch, schedule = sft.batch, sft.schedule
     flags = {
         "model": megatron_flags(resolve_model(plan.model)),
-        "megatron": megatron_flags(sft_megatron(plan)),
+        "megatron": megatron_flags(plan.sft_megatron),
         "sft": [
             *("--seed", str(sft.seed), "--train-iters", str(run.last_step)),
             *("--lr", repr(schedule.max_lr), "--min-lr", repr(schedule.min_lr)),
@@ -115,7 +114,7 @@ REFUSED = {
 
 def plan_flags(plan: Plan, run: Run) -> dict[str, list[str]]:
     """The Megatron arguments that a plan sets for a run, by the plan's key."""
-    if run.kind == "sft":
+    if run.is_sft:
         return sft_flags(plan, run)
     batch = plan.batch
     flags = {
@@ -193,7 +192,7 @@ class PlannedRun:
         """
         plan, run = self.plan, self.run
         verify = local_rank() == 0 if verify is None else verify
-        if run.kind == "sft":
+        if run.is_sft:
             return self._sft_context(verify)
         parent = None
         if run.parent is not None:
@@ -209,7 +208,7 @@ class PlannedRun:
             path=run.path.scaled(plan.batch.global_batch_size),
             keep_steps=frozenset(run.keep_steps),
             parent=parent,
-            identity={**plan.identity(run), **data, **self._trainer_facts()},
+            identity={**run_identity(plan, run), **data, **self._trainer_facts()},
             folder=plan.folder(run),
             plan=plan,
             run=run,
@@ -229,7 +228,7 @@ class PlannedRun:
             path=run.path.scaled(plan.sft.batch.global_batch_size),
             keep_steps=frozenset(run.keep_steps),
             parent=ParentCheckpoint(folder / CHECKPOINTS, run.parent.step, weights_only=True),
-            identity={**plan.identity(run), **self._trainer_facts(), **data},
+            identity={**run_identity(plan, run), **self._trainer_facts(), **data},
             folder=plan.folder(run),
             plan=plan,
             run=run,

@@ -1,0 +1,125 @@
+"""The paradigms, the kinds of their runs and CPT's variants: one row each, for plans, arguments, launch and report.
+
+A new paradigm is a row here and the function that makes its runs in `plan.runs`. Without imports of ours: the
+command line reads the names before anything else is loaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of run.
+
+    - `prefix`: of the runs' names, before the version's; the whole name where runs have no version of their own.
+    - `shape`: of its learning-rate path (`schedule.SHAPES`); `warms_up`: whether the path begins with a warm-up.
+    - `about`: what it is, for model cards.
+    - `needs_parent`: whether it starts from a checkpoint of another run.
+    - `makes_version`: whether its end is a version's model.
+    - `has_cycle`: whether `cycle_steps` of a plan gives its decay a length of its own.
+    """
+
+    name: str
+    prefix: str
+    shape: str
+    warms_up: bool
+    about: str
+    needs_parent: bool = False
+    makes_version: bool = True
+    has_cycle: bool = True
+
+    def run_name(self, version: str) -> str:
+        """The name of the run of a version."""
+        return self.prefix + version
+
+
+@dataclass(frozen=True)
+class CptVariant:
+    """How a continual run takes up the rate: `shape` and `warms_up` as in `Kind`, in its place."""
+
+    name: str
+    title: str
+    shape: str
+    warms_up: bool
+
+
+@dataclass(frozen=True)
+class Paradigm:
+    """A way to make the models of a plan's versions.
+
+    - `name`: in plans, folders and arguments; `title`: in tables; `long_name`: what it stands for.
+    - `kinds`: of its runs.
+    - `column`: its place in the paper's tables.
+    - `colour`: in figures; Okabe and Ito's, told apart under every common colour blindness.
+    """
+
+    name: str
+    title: str
+    long_name: str
+    kinds: tuple[Kind, ...]
+    column: int
+    colour: str
+
+
+MAIN = Kind(
+    "main",
+    prefix="main",
+    shape="plateau",
+    warms_up=True,
+    about="the main path of learning-rate path switching (constant rate after the warm-up; not decayed)",
+    makes_version=False,
+    has_cycle=False,
+)
+BRANCH = Kind(
+    "branch",
+    prefix="branch-",
+    shape="branch",
+    warms_up=False,
+    about="a version's branch of learning-rate path switching (a complete decay off the main path)",
+    needs_parent=True,
+)
+SCRATCH = Kind("scratch", prefix="scratch-", shape="whole", warms_up=True, about="pre-training from scratch")
+CONTINUAL = Kind(
+    "continual",
+    prefix="continual-",
+    shape="whole",
+    warms_up=False,
+    about="continual pre-training from the version before it",
+    needs_parent=True,
+)
+SFT = Kind(
+    "sft",
+    prefix="sft-",
+    shape="whole",
+    warms_up=True,
+    about="fine-tuning of a version on chats or instructions, loss on the answers only",
+    needs_parent=True,
+    has_cycle=False,
+)
+
+OURS = Paradigm("ours", "Ours", "learning-rate path switching", (MAIN, BRANCH), 3, "#009E73")
+PTFS = Paradigm("ptfs", "PTFS", "pre-training from scratch", (SCRATCH,), 1, "#0072B2")
+CPT = Paradigm("cpt", "CPT", "continual pre-training", (CONTINUAL,), 2, "#D55E00")
+
+PARADIGM_ROWS = {paradigm.name: paradigm for paradigm in (OURS, PTFS, CPT)}
+PARADIGMS = tuple(PARADIGM_ROWS)
+TABLE_ORDER = tuple(sorted(PARADIGMS, key=lambda name: PARADIGM_ROWS[name].column))
+"""The paradigms as in the paper's tables."""
+
+LR_PATH_KINDS = {kind.name: kind for paradigm in PARADIGM_ROWS.values() for kind in paradigm.kinds}
+"""The kinds of runs that a paradigm makes; every paradigm's versions can be fine-tuned beside."""
+KINDS = LR_PATH_KINDS | {SFT.name: SFT}
+CYCLE_KINDS = tuple(kind.name for name in TABLE_ORDER for kind in PARADIGM_ROWS[name].kinds if kind.has_cycle)
+
+RESET_MAX = CptVariant("reset-max", "ResetMax", shape="whole", warms_up=False)
+REWARM_MAX = CptVariant("rewarm-max", "RewarmMax", shape="whole", warms_up=True)
+KEEP_MIN = CptVariant("keep-min", "KeepMin", shape="floor", warms_up=False)
+CPT_VARIANTS = {variant.name: variant for variant in (RESET_MAX, REWARM_MAX, KEEP_MIN)}
+
+
+def path_form(kind: str, cpt_variant: str) -> tuple[str, bool]:
+    """The shape of the learning-rate path of a kind of run, and whether it begins with a warm-up."""
+    form = CPT_VARIANTS[cpt_variant] if kind == CONTINUAL.name else KINDS[kind]
+    return form.shape, form.warms_up

@@ -1,0 +1,75 @@
+"""Numbers, sizes, durations and lists as text for people: the same in every command, message and report."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+
+MISSING = "–"
+
+
+def plural(number: int, noun: str, ending: str = "s") -> str:
+    """`1 run`, `2 runs`, `2 processes` (ending `es`)."""
+    return f"{number:,} {noun}{'' if number == 1 else ending}"
+
+
+def short_number(value: float) -> str:
+    """A large count with three digits: 812, 4.1K, 52.4M, 10.5B."""
+    for limit, divisor, suffix in ((1e3, 1, ""), (1e6, 1e3, "K"), (1e9, 1e6, "M"), (1e12, 1e9, "B")):
+        if abs(value) < limit * 0.9995:
+            return f"{value / divisor:.3g}{suffix}"
+    return f"{value / 1e12:.3g}T"
+
+
+def byte_size(number: float) -> str:
+    """A number of bytes: `820 bytes`, `1.3 GB`."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.0f} {unit}" if unit == "bytes" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.1f} TB"
+
+
+def duration(seconds: float | None) -> str:
+    """`48 s`, `3 min 05 s`, `2 h 07 min`, `3 d 4 h`; a dash where it is not known."""
+    if seconds is None:
+        return MISSING
+    whole = timedelta(seconds=round(seconds))
+    minutes, rest = divmod(int(whole.total_seconds()), 60)
+    if minutes == 0:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{rest} s"
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def clock(seconds: float) -> str:
+    """A duration in a narrow column: `m:ss`, `h:mm:ss`, or days and hours."""
+    whole = max(0, round(seconds))
+    hours, rest = divmod(whole, 3600)
+    if hours >= 48:
+        return f"{hours // 24} d {hours % 24} h"
+    return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
+
+
+def decimals(values: Sequence[float]) -> int:
+    """How many decimals tell perplexities apart: the paper's two, three where they are below 10."""
+    return 3 if values and min(values) < 10 else 2
+
+
+def signed_percent(value: float) -> str:
+    """A relative change with its sign: `+2.1%`, `−0.4%`."""
+    return f"{value:+.1%}".replace("-", "−")
+
+
+def listing(items: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else ""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """` (did you mean 'x'?)` when one of the known words is near, else nothing."""
+    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""
