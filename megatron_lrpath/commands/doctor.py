@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_lrpath.commands.options import add_plan
+
 if TYPE_CHECKING:
     from megatron_lrpath.doctor import Check
 
@@ -22,9 +24,7 @@ MARKS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The plan, and the form of the answer."""
-    parser.add_argument(
-        "plan", type=Path, nargs="?", metavar="PLAN", help="the plan file (default: only the machine)"
-    )
+    add_plan(parser, "the plan file (default: only the machine)", optional=True)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
@@ -56,13 +56,19 @@ def show(title: str, checks: Sequence[Check]) -> None:
     """A table; advice stands under what was found."""
     from rich import box
     from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD)
-    for column in ("check", "", "found"):
-        table.add_column(column, overflow="fold")
+    from megatron_lrpath.console import terminal_table
+
+    table = terminal_table(
+        ("check", "", "found"),
+        "lll",
+        title=Text(title),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=True,
+    )
     for check in checks:
-        advice = f"\n→ {escape(check.advice)}" if check.advice else ""
-        table.add_row(escape(check.name), MARKS[check.status], escape(check.found) + advice)
+        advice = f"\n→ {check.advice}" if check.advice else ""
+        table.add_row(Text(check.name), MARKS[check.status], Text(check.found + advice, overflow="fold"))
     Console().print(table)

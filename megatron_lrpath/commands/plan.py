@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_lrpath.commands.options import CHOICES, add_plan, paradigms_of
+
 if TYPE_CHECKING:
     from megatron_lrpath.plan import Plan, Run
 
@@ -16,10 +18,8 @@ EXAMPLE = "lrpath plan examples/quickstart/plan.yaml --paradigm ours --png curve
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The plan, which part of it, and in which form."""
-    parser.add_argument("plan", type=Path, metavar="PLAN", nargs="?", help="the plan file")
-    parser.add_argument(
-        "--paradigm", choices=("ours", "ptfs", "cpt"), help="only this one (default: all three)"
-    )
+    add_plan(parser, optional=True)
+    parser.add_argument("--paradigm", choices=CHOICES, help="only this one (default: all three)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables and curves")
     parser.add_argument("--no-curves", action="store_true", help="leave the curves out")
     parser.add_argument("--png", type=Path, metavar="FILE", help="draw the curves into a PNG file, too")
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> int:
     """Print the plan; 0."""
     from megatron_lrpath.errors import UserError
-    from megatron_lrpath.plan import PARADIGMS, json_schema, load_plan
+    from megatron_lrpath.plan import json_schema, load_plan
 
     if args.schema:
         print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
@@ -39,7 +39,7 @@ def execute(args: argparse.Namespace) -> int:
     if args.plan is None:
         raise UserError("which plan? lrpath plan PLAN (the file), or lrpath plan --schema")
     plan = load_plan(args.plan)
-    paradigms = (args.paradigm,) if args.paradigm else PARADIGMS
+    paradigms = paradigms_of(args)
     if Path(plan.data.slices).is_dir():  # a plan may be looked at before its data are there
         from megatron_lrpath.data.slice_check import check_mixes
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from megatron_lrpath.console import terminal_table
 from megatron_lrpath.files import atomic_write_bytes, atomic_write_text
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.report.advice import SavedAdvice, read_advice
@@ -165,10 +166,7 @@ def show(report: Report, page: Path, console: Console) -> None:
 
 
 def rich_table(table: Table) -> RichTable:
-    """The table for a terminal; cells are plain text, never markup."""
-    drawn = RichTable(header_style="bold", pad_edge=False)
-    for index, title in enumerate(table.header):
-        drawn.add_column(Text(title), justify="left" if index < table.left else "right")
-    for row in table.rows:
-        drawn.add_row(*(Text(cell.text, style="bold" if cell.best else "") for cell in row))
-    return drawn
+    """The table for a terminal."""
+    align = "l" * table.left + "r" * (len(table.header) - table.left)
+    rows = ([Text(cell.text, style="bold" if cell.best else "") for cell in row] for row in table.rows)
+    return terminal_table(table.header, align, rows)
