@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from megatron_lrpath.commands.options import add_plan
 
 if TYPE_CHECKING:
-    from megatron_lrpath.doctor import Check
+    from megatron_lrpath.doctor import Finding
 
 HELP = "check this machine (versions, GPUs, NCCL, disk) and what a plan needs (tokenizer, data, memory)"
 EXAMPLE = "lrpath doctor examples/quickstart/plan.yaml"
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Check and tell; 0, or 1 where something failed."""
+    """Finding and tell; 0, or 1 where something failed."""
     import json
     from dataclasses import asdict
 
@@ -52,7 +52,7 @@ def execute(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def show(title: str, checks: Sequence[Check]) -> None:
+def show(title: str, checks: Sequence[Finding]) -> None:
     """A table; advice stands under what was found."""
     from rich import box
     from rich.console import Console
