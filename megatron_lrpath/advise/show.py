@@ -23,12 +23,13 @@ from megatron_lrpath.advise.read import beginning
 from megatron_lrpath.console import terminal_table
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_bytes
-from megatron_lrpath.report.advice import NAME, SavedAdvice
 from megatron_lrpath.report.style import (
+    ADVICE,
     COLOURS,
     INK,
     SOFT,
     WIDTH,
+    SavedAdvice,
     drawing_style,
     finished,
     mark_versions,
@@ -212,7 +213,7 @@ def for_report(advice: Advice, now: datetime) -> SavedAdvice:
         if one.possible
     ]
     with drawing_style():
-        drawing = finished(draw(advice), NAME, "Which alpha", caption, csv_text(header, rows))
+        drawing = finished(draw(advice), ADVICE, "Which alpha", caption, csv_text(header, rows))
     words = [*sentences(advice), *([advice.doubt] if advice.doubt else [])]
     return SavedAdvice(now.strftime("%Y-%m-%d %H:%M %Z").strip(), tuple(words), drawing)
 

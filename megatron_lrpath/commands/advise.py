@@ -100,6 +100,6 @@ def save(advice: Advice) -> None:
     from datetime import datetime
 
     from megatron_lrpath.advise.show import for_report
-    from megatron_lrpath.report.advice import save_advice
+    from megatron_lrpath.report.style import save_advice
 
     save_advice(advice.plan, for_report(advice, datetime.now().astimezone()), advice.to_dict())
