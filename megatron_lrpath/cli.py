@@ -10,29 +10,27 @@ import sys
 from collections.abc import Sequence
 
 from megatron_lrpath import __version__
-from megatron_lrpath.commands import COMMANDS
+from megatron_lrpath.commands import COMMANDS, completion
 from megatron_lrpath.errors import UserError, refusal
 
 BAD_INPUT, INTERRUPTED, PIPE_CLOSED = 2, 130, 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `lrpath` with these words (default: the process's) and return its exit status.
+    """Run `lrpath` with these arguments (default: those of the process) and return its exit status.
 
     0 and what commands return; 2 for bad input (`lrpath: error: …` on stderr); 130 when interrupted.
     """
-    _print_what_the_terminal_can()
+    _replace_unprintable()
     parser = build_parser()
     if "_ARGCOMPLETE" in os.environ:
-        from megatron_lrpath.commands.completion import complete
-
-        complete(parser)
-    words = list(sys.argv[1:] if argv is None else argv)
-    cut = words.index("--") if "--" in words else len(words)  # argparse confuses the two sides
-    args = parser.parse_args(words[:cut])
-    args.extra = words[cut + 1 :]
+        completion.complete(parser)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    cut = argv.index("--") if "--" in argv else len(argv)  # argparse confuses the two sides
+    args = parser.parse_args(argv[:cut])
+    args.extra = argv[cut + 1 :]
     if args.extra and not getattr(args, "takes_extra", False):
-        parser.error(f"unrecognized arguments: {' '.join(words[cut:])}")
+        parser.error(f"unrecognized arguments: {' '.join(argv[cut:])}")
     if args.command is None:
         parser.print_help()
         return BAD_INPUT
@@ -81,7 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _print_what_the_terminal_can() -> None:
+def _replace_unprintable() -> None:
     """Replace characters that the output's encoding lacks, instead of failing at them."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

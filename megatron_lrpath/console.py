@@ -1,4 +1,4 @@
-"""What processes print: messages on the error stream, library warnings silenced, a script's error as one line."""
+"""What processes print: messages on the error stream, tables, a script's error as one line; no library warnings."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ import logging
 import sys
 import warnings
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from megatron_lrpath.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
 
 
 def say(text: str) -> None:
@@ -31,6 +36,27 @@ def quiet() -> None:
     warnings.filterwarnings("ignore")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     logging.getLogger("megatron").setLevel(logging.WARNING)
+
+
+def terminal_table(
+    titles: Sequence[str], align: str, rows: Iterable[Sequence[str | Text]] = (), **look: Any
+) -> Table:
+    """A table for a terminal; strings are shown as they are, never read as rich's markup.
+
+    `align` has a letter for each column: `l` or `r`, a capital where its cells must not be wrapped. `look` are
+    options of `rich.table.Table`.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    options: dict[str, Any] = {"header_style": "bold", "pad_edge": False} | look
+    drawn = Table(**options)
+    for title, letter in zip(titles, align, strict=True):
+        justify: Any = "right" if letter in "rR" else "left"
+        drawn.add_column(Text(title), justify=justify, no_wrap=letter.isupper())
+    for row in rows:
+        drawn.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+    return drawn
 
 
 def run_script(main: Callable[[], int]) -> int:

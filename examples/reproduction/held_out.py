@@ -20,7 +20,7 @@ import numpy as np
 from accumulate import add_records, same_setting
 from collect import RESULTS
 
-from megatron_lrpath.advise.advice import Check, all_curves, check, upto_version
+from megatron_lrpath.advise.advice import HeldOut, all_curves, held_out_end, upto_version
 from megatron_lrpath.advise.curves import Curve
 from megatron_lrpath.advise.model import Model, build_model
 from megatron_lrpath.advise.predict import DECAYS, gap_intervals
@@ -44,7 +44,7 @@ def checks(plan: Plan, curves: Sequence[Curve], model: Model) -> Iterator[dict[s
     own = {curve.version: curve for curve in branches if "/" not in curve.name}
     for curve in branches:
         if curve.name != SEEN[1]:
-            yield facts(plan, check(curve, model)) | gap(model, curve, own.get(curve.version))
+            yield facts(plan, held_out_end(curve, model)) | gap(model, curve, own.get(curve.version))
 
 
 def along_the_path(model: Model) -> dict[str, float]:
@@ -55,7 +55,7 @@ def along_the_path(model: Model) -> dict[str, float]:
     return {"jitter": jitter, "share": float(model.validation.share[0])}
 
 
-def facts(plan: Plan, one: Check) -> dict[str, Any]:
+def facts(plan: Plan, one: HeldOut) -> dict[str, Any]:
     """A prediction with its alpha and decay: those of its variation's name, or else the plan's own."""
     alpha, decay = ALPHA.search(one.run), DECAY.search(one.run)
     return {

@@ -33,7 +33,7 @@ DOUBTFUL = 0.01
 
 
 @dataclass(frozen=True)
-class Check:
+class HeldOut:
     """One finished branch that the fit has not seen: its loss predicted and measured.
 
     On the validation set where that is known of it and of a fitted branch; else in the mean of its last steps.
@@ -70,7 +70,7 @@ class Advice:
     choices: tuple[Candidate, ...]
     chosen: Candidate | None
     target: str
-    checks: tuple[Check, ...]
+    checks: tuple[HeldOut, ...]
 
     @property
     def own(self) -> list[Candidate]:
@@ -160,7 +160,9 @@ def advise(
         )
     chosen, target = choose(choices, within, budget)
     names = {curve.name for curve in used}
-    checks = tuple(check(curve, model) for curve in curves if curve.name not in names and curve.complete)
+    checks = tuple(
+        held_out_end(curve, model) for curve in curves if curve.name not in names and curve.complete
+    )
     return Advice(plan, model, candidates, choices, chosen, target, checks)
 
 
@@ -202,7 +204,7 @@ def choose(
     return min(near, key=lambda one: (one.cost, one.loss), default=None), f"the least cost for {words}"
 
 
-def check(curve: Curve, model: Model) -> Check:
+def held_out_end(curve: Curve, model: Model) -> HeldOut:
     """Predicted against measured loss of a finished branch."""
     if curve.validation is not None and model.evaluated:
         measured, found = curve.validation, model.ends_of(curve)
@@ -213,7 +215,7 @@ def check(curve: Curve, model: Model) -> Check:
         versions = np.searchsorted(curve.ends, steps)
         found = np.array([fit.losses_of(read, versions).mean() for fit in model.fits])
     predicted = interval(model, curve.version, found)
-    return Check(curve.name, predicted.loss, predicted.low, predicted.high, measured)
+    return HeldOut(curve.name, predicted.loss, predicted.low, predicted.high, measured)
 
 
 def _candidate(plan: Plan, one: Candidate) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,15 +20,17 @@ from megatron_lrpath.advise.curves import enough
 from megatron_lrpath.advise.fit import NAME as LAW
 from megatron_lrpath.advise.predict import Candidate, Decay, own_decay
 from megatron_lrpath.advise.read import beginning
+from megatron_lrpath.console import terminal_table
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_bytes
 from megatron_lrpath.paradigms import MAIN, OURS
-from megatron_lrpath.report.advice import NAME, SavedAdvice
 from megatron_lrpath.report.style import (
+    ADVICE,
     COLOURS,
     INK,
     SOFT,
     WIDTH,
+    SavedAdvice,
     drawing_style,
     finished,
     mark_versions,
@@ -171,12 +174,13 @@ def _row(one: Candidate) -> Iterable[str]:
 
 
 def _table(titles: list[str], left: int) -> Table:
-    table = Table(
-        box=None, padding=(0, 2, 0, 0), header_style="bold", title_justify="left", caption_justify="left"
-    )
-    for index, title in enumerate(titles):
-        table.add_column(Text(title), justify="left" if index < left else "right", no_wrap=True)
-    return table
+    look: dict[str, Any] = {
+        "padding": (0, 2, 0, 0),
+        "pad_edge": True,
+        "title_justify": "left",
+        "caption_justify": "left",
+    }
+    return terminal_table(titles, "L" * left + "R" * (len(titles) - left), box=None, **look)
 
 
 LINES = ("#009E73", "#0072B2", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9")
@@ -210,7 +214,7 @@ def for_report(advice: Advice, now: datetime) -> SavedAdvice:
         if one.possible
     ]
     with drawing_style():
-        drawing = finished(draw(advice), NAME, "Which alpha", caption, csv_text(header, rows))
+        drawing = finished(draw(advice), ADVICE, "Which alpha", caption, csv_text(header, rows))
     words = [*sentences(advice), *([advice.doubt] if advice.doubt else [])]
     return SavedAdvice(now.strftime("%Y-%m-%d %H:%M %Z").strip(), tuple(words), drawing)
 

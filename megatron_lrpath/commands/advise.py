@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from megatron_lrpath.commands.options import add_plan, lr_share, percentage, share
 
 if TYPE_CHECKING:
     from megatron_lrpath.advise.advice import Advice
@@ -17,7 +18,7 @@ EXAMPLE = "lrpath advise plan.yaml --within 0.5%   or   lrpath advise plan.yaml 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The plan, the target, and what is fitted."""
-    parser.add_argument("plan", type=Path, metavar="PLAN", help="the plan file; its runs are fitted")
+    add_plan(parser, "the plan file; its runs are fitted")
     parser.add_argument(
         "--with",
         dest="others",
@@ -29,13 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--within",
-        type=_share,
+        type=percentage,
         metavar="P%",
         help="choose the least cost whose loss is within P%% of the best",
     )
     parser.add_argument(
         "--budget",
-        type=_cost,
+        type=share,
         metavar="COST",
         help="choose the lowest loss for at most this share of PTFS's steps",
     )
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--min-lr-share",
-        type=_floor,
+        type=lr_share,
         nargs="+",
         default=[],
         metavar="F",
@@ -99,32 +100,6 @@ def save(advice: Advice) -> None:
     from datetime import datetime
 
     from megatron_lrpath.advise.show import for_report
-    from megatron_lrpath.report.advice import save_advice
+    from megatron_lrpath.report.style import save_advice
 
     save_advice(advice.plan, for_report(advice, datetime.now().astimezone()), advice.to_dict())
-
-
-def _number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value) or value < 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 on")
-    return value
-
-
-def _share(text: str) -> float:
-    if text.endswith("%"):
-        return _number(text[:-1]) / 100
-    raise argparse.ArgumentTypeError(f"{text!r}: write a percentage, like 0.5%")
-
-
-def _cost(text: str) -> float:
-    return _number(text[:-1]) / 100 if text.endswith("%") else _number(text)
-
-
-def _floor(text: str) -> float:
-    if not 0 <= (value := _number(text)) <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a share of max_lr, from 0 to 1")
-    return value

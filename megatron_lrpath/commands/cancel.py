@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from megatron_lrpath.paradigms import PARADIGMS
+from megatron_lrpath.commands.options import PLAN_OR_EXPERIMENT, add_paradigms, add_plan, paradigms_of
 
 HELP = "end the Slurm jobs of a plan (or experiment); running trainings save first"
 EXAMPLE = "lrpath cancel plan.yaml --paradigm ours --run branch-v3"
@@ -13,8 +12,8 @@ EXAMPLE = "lrpath cancel plan.yaml --paradigm ours --run branch-v3"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The plan and what of it."""
-    parser.add_argument("plan", type=Path, metavar="PLAN", help="the plan (or experiment) file")
-    parser.add_argument("--paradigm", choices=(*PARADIGMS, "all"), default="all")
+    add_plan(parser, PLAN_OR_EXPERIMENT)
+    add_paradigms(parser)
     parser.add_argument("--run", metavar="NAME", help="only this run, and what waits for it")
     parser.add_argument("--now", action="store_true", help="do not wait for running trainings to save")
 
@@ -26,7 +25,7 @@ def execute(args: argparse.Namespace) -> int:
     from megatron_lrpath.launch.slurm.submit import cancel, plan_keys
     from megatron_lrpath.plan import load_plan
 
-    paradigms = PARADIGMS if args.paradigm == "all" else (args.paradigm,)
+    paradigms = paradigms_of(args)
     if is_experiment(args.plan):
         from megatron_lrpath.experiment.run import chosen_keys
 

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_lrpath.commands.options import add_plan
+
 if TYPE_CHECKING:
-    from megatron_lrpath.doctor import Check
+    from megatron_lrpath.doctor import Finding
 
 HELP = "check this machine (versions, GPUs, NCCL, disk) and what a plan needs (tokenizer, data, memory)"
 EXAMPLE = "lrpath doctor examples/quickstart/plan.yaml"
@@ -22,14 +24,12 @@ MARKS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The plan, and the form of the answer."""
-    parser.add_argument(
-        "plan", type=Path, nargs="?", metavar="PLAN", help="the plan file (default: only the machine)"
-    )
+    add_plan(parser, "the plan file (default: only the machine)", optional=True)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Check and tell; 0, or 1 where something failed."""
+    """Finding and tell; 0, or 1 where something failed."""
     import json
     from dataclasses import asdict
 
@@ -52,17 +52,23 @@ def execute(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def show(title: str, checks: Sequence[Check]) -> None:
+def show(title: str, checks: Sequence[Finding]) -> None:
     """A table; advice stands under what was found."""
     from rich import box
     from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD)
-    for column in ("check", "", "found"):
-        table.add_column(column, overflow="fold")
+    from megatron_lrpath.console import terminal_table
+
+    table = terminal_table(
+        ("check", "", "found"),
+        "lll",
+        title=Text(title),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=True,
+    )
     for check in checks:
-        advice = f"\n→ {escape(check.advice)}" if check.advice else ""
-        table.add_row(escape(check.name), MARKS[check.status], escape(check.found) + advice)
+        advice = f"\n→ {check.advice}" if check.advice else ""
+        table.add_row(Text(check.name), MARKS[check.status], Text(check.found + advice, overflow="fold"))
     Console().print(table)

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_lrpath.paradigms import OURS, PARADIGMS
+from megatron_lrpath.commands.options import add_device, add_paradigms, add_plan, count_from, paradigms_of
+from megatron_lrpath.paradigms import OURS
 
 if TYPE_CHECKING:
     from megatron_lrpath.plan import Plan, Run
@@ -35,9 +36,11 @@ def add_task_arguments(parser: argparse.ArgumentParser, about: str) -> None:
         default="all",
         help="of a plan: versions as they are, fine-tuned ones (default: all)",
     )
-    group.add_argument("--limit", type=_count, metavar="N", help="only the first N samples of each subtask")
     group.add_argument(
-        "--num-fewshot", type=_count_or_none, metavar="N", help="examples in the prompt (default: the task's)"
+        "--limit", type=count_from(1), metavar="N", help="only the first N samples of each subtask"
+    )
+    group.add_argument(
+        "--num-fewshot", type=count_from(0), metavar="N", help="examples in the prompt (default: the task's)"
     )
     group.add_argument("--chat", action="store_true", help="ask through the model's chat template")
     group.add_argument(
@@ -64,7 +67,7 @@ def execute_tasks(args: argparse.Namespace) -> int:
         subjects, output = [folder_subject(args.plan)], args.plan
     else:
         plan = load_plan(args.plan)
-        paradigms = PARADIGMS if args.paradigm == "all" else (args.paradigm,)
+        paradigms = paradigms_of(args)
         subjects, output = plan_subjects(plan, paradigms, args.run, args.models), Path(plan.output)
     left = subjects if args.force else [one for one in subjects if missing(one, wanted, settings)]
     if left:
@@ -139,35 +142,21 @@ def run_worker(args: argparse.Namespace, names: list[str], log: Path) -> int:
 def show(names: list[str], folders: list[Path]) -> None:
     """Print a row a model, a column a benchmark, scores times 100 as in the paper."""
     from rich.console import Console
-    from rich.table import Table
 
+    from megatron_lrpath.console import terminal_table
     from megatron_lrpath.evaluate.downstream import RESULTS, in_order
     from megatron_lrpath.runs.results import read_json
 
     found = [(read_json(folder / RESULTS) or {}).get("results", {}) for folder in folders]
     columns = in_order({task for results in found for task in results})
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("model")
-    for column in (*(one.label for one in columns), "AVG"):
-        table.add_column(column, justify="right")
+    titles = ("model", *(one.label for one in columns), "AVG")
+    table = terminal_table(titles, "l" + "r" * (len(titles) - 1), box=None)
     for name, results in zip(names, found, strict=True):
         scores = [100 * results[one.task]["score"] if one.task in results else None for one in columns]
         known = [score for score in scores if score is not None]
         mean = sum(known) / len(known) if len(known) == len(scores) and known else None
         table.add_row(name, *("–" if score is None else f"{score:.2f}" for score in (*scores, mean)))
     Console().print(table)
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
-    return int(text)
-
-
-def _count_or_none(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 on")
-    return int(text)
 
 
 HELP = "perplexity of every trained version on the validation set; with --tasks, scores on benchmarks"
@@ -179,8 +168,8 @@ TAKES_EXTRA = True
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The plan, what of it, and where to run."""
-    parser.add_argument("plan", type=Path, metavar="PLAN", help="the plan file")
-    parser.add_argument("--paradigm", choices=(*PARADIGMS, "all"), default="all")
+    add_plan(parser)
+    add_paradigms(parser)
     parser.add_argument("--run", metavar="NAME", help="only this run of the paradigm")
     parser.add_argument(
         "--main-path",
@@ -189,7 +178,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--force", action="store_true", help="evaluate again what has been evaluated")
     parser.add_argument("--nproc", type=int, default=1, metavar="N", help="processes (default: 1)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add_device(parser)
     about = "instead of perplexity, PLAN may be a Hugging Face folder; pip install 'megatron-lrpath[eval]'"
     add_task_arguments(parser, about)
 
@@ -219,7 +208,7 @@ def execute(args: argparse.Namespace) -> int:
         if not targets:
             print("nothing to evaluate: all checkpoints of the main path are evaluated")
         return evaluate(plan, targets, args) if targets else 0
-    paradigms = PARADIGMS if args.paradigm == "all" else (args.paradigm,)
+    paradigms = paradigms_of(args)
     runs = model_runs(plan, paradigms)
     if args.run:
         runs = [plan.run(paradigms[0], args.run)] if len(paradigms) == 1 else named(plan, runs, args.run)
@@ -262,7 +251,7 @@ def evaluate(plan: Plan, targets: list[Target], args: argparse.Namespace) -> int
         str(args.nproc),
     ]
     worker = ["-m", "megatron_lrpath.evaluate.worker", "--plan", str(plan.path), "--device", args.device]
-    command = [*launcher, *worker, "--runs", *names, *getattr(args, "extra", ())]
+    command = [*launcher, *worker, "--runs", *names, *args.extra]
     threads = str(max(1, (os.cpu_count() or 1) // args.nproc))
     # Threads that spin at barriers crawl on a machine that others use too.
     environment = {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"} | os.environ

@@ -73,12 +73,13 @@ def as_json(experiment: Experiment) -> dict[str, Any]:
 def show(experiment: Experiment, said: dict[str, Any]) -> None:
     """The same as a table."""
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for title in ("variation", "trainings", "steps", "plan"):
-        table.add_column(title, justify="right" if title in ("trainings", "steps") else "left")
+    from megatron_lrpath.console import terminal_table
+
+    table = terminal_table(
+        ("variation", "trainings", "steps", "plan"), "lrrl", box=None, padding=(0, 2, 0, 0), pad_edge=True
+    )
     for point in said["points"]:
         mine = [one for one in said["trainings"] if one["name"].startswith(point["name"] + "/")]
         steps = sum(one["steps"] for one in mine)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_lrpath.paradigms import OURS, PARADIGMS
+from megatron_lrpath.commands.options import CHOICES
 
 if TYPE_CHECKING:
     from megatron_lrpath.export.card import Origin
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source", type=Path, metavar="PLAN", help="the plan file; or a folder of Megatron checkpoints"
     )
-    parser.add_argument("--paradigm", choices=PARADIGMS, default=OURS.name, help="default: ours")
+    parser.add_argument("--paradigm", choices=CHOICES, default="ours", help="default: ours")
     parser.add_argument(
         "--run",
         metavar="NAME",

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_lrpath.paradigms import PARADIGMS
+from megatron_lrpath.commands.options import CHOICES, add_plan
 
 if TYPE_CHECKING:
     from megatron_lrpath.plan import Run
@@ -19,8 +18,8 @@ ROWS = 24
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The plan, the run, and in which form."""
-    parser.add_argument("plan", type=Path, metavar="PLAN", help="the plan file")
-    parser.add_argument("--paradigm", choices=PARADIGMS, required=True, help="the run's paradigm")
+    add_plan(parser)
+    parser.add_argument("--paradigm", choices=CHOICES, required=True, help="the run's paradigm")
     parser.add_argument(
         "--run", required=True, metavar="NAME", help="the run: main, branch-v2, scratch-v2, …"
     )
@@ -56,11 +55,10 @@ def telling_steps(run: Run, count: int) -> list[int]:
 
 def _show_table(run: Run) -> None:
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(title=f"{run.paradigm}/{run.name}", title_justify="left", pad_edge=False)
-    table.add_column("step", justify="right")
-    table.add_column("learning rate", justify="right")
-    for step in telling_steps(run, ROWS):
-        table.add_row(f"{step:,}", f"{run.path.lr_at(step - 1):.6e}")
+    from megatron_lrpath.console import terminal_table
+
+    title = f"{run.paradigm}/{run.name}"
+    rows = ((f"{step:,}", f"{run.path.lr_at(step - 1):.6e}") for step in telling_steps(run, ROWS))
+    table = terminal_table(("step", "learning rate"), "rr", rows, title=title, title_justify="left")
     Console().print(table)

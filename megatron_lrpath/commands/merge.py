@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+
+from megatron_lrpath.commands.options import add_plan, lr_share
 
 HELP = "preview a branch for no training: merge the main path's checkpoints with the weights of a decay"
 EXAMPLE = "lrpath merge plan.yaml --version v2 --decay minus-sqrt --min-lr-share 0"
@@ -11,14 +12,14 @@ EXAMPLE = "lrpath merge plan.yaml --version v2 --decay minus-sqrt --min-lr-share
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The plan, the version and the decay."""
-    parser.add_argument("plan", type=Path, metavar="PLAN", help="the plan file")
+    add_plan(parser)
     parser.add_argument("--version", required=True, metavar="V", help="the version whose branch is previewed")
     parser.add_argument(
         "--decay",
         choices=("cosine", "linear", "minus-sqrt", "exponential", "multi-step"),
         help="default: the plan's",
     )
-    parser.add_argument("--min-lr-share", type=_share, metavar="F", help="the decay ends at F·max_lr")
+    parser.add_argument("--min-lr-share", type=lr_share, metavar="F", help="the decay ends at F·max_lr")
     parser.add_argument(
         "--from-step", type=int, metavar="S", help="the decay begins at S (default: branch point)"
     )
@@ -35,13 +36,3 @@ def execute(args: argparse.Namespace) -> int:
         print(f"  main path at step {step:>8}: {weight:.4f}")
     print(f"Merged into {preview.folder}. Next: lrpath eval {path} --paradigm ours --run {preview.run.name}")
     return 0
-
-
-def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a share of max_lr, from 0 to 1")
-    return value

@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_lrpath.paradigms import OURS, PARADIGMS
+from megatron_lrpath.commands.options import CHOICES, add_plan, paradigms_of
+from megatron_lrpath.paradigms import OURS
 
 if TYPE_CHECKING:
     from megatron_lrpath.plan import Plan, Run
@@ -18,8 +19,8 @@ EXAMPLE = "lrpath plan examples/quickstart/plan.yaml --paradigm ours --png curve
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The plan, which part of it, and in which form."""
-    parser.add_argument("plan", type=Path, metavar="PLAN", nargs="?", help="the plan file")
-    parser.add_argument("--paradigm", choices=PARADIGMS, help="only this one (default: all three)")
+    add_plan(parser, optional=True)
+    parser.add_argument("--paradigm", choices=CHOICES, help="only this one (default: all three)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables and curves")
     parser.add_argument("--no-curves", action="store_true", help="leave the curves out")
     parser.add_argument("--png", type=Path, metavar="FILE", help="draw the curves into a PNG file, too")
@@ -39,7 +40,7 @@ def execute(args: argparse.Namespace) -> int:
     if args.plan is None:
         raise UserError("which plan? lrpath plan PLAN (the file), or lrpath plan --schema")
     plan = load_plan(args.plan)
-    paradigms = (args.paradigm,) if args.paradigm else PARADIGMS
+    paradigms = paradigms_of(args)
     if Path(plan.data.slices).is_dir():  # a plan may be looked at before its data are there
         from megatron_lrpath.data.slice_check import check_mixes
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import plotille
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from megatron_lrpath.console import terminal_table
 from megatron_lrpath.paradigms import CPT, PARADIGM_ROWS
 from megatron_lrpath.plan import PARADIGMS, Plan, Run
 from megatron_lrpath.plan.wording import mix_text, paradigm_name, schedule_name, sft_text
@@ -20,6 +22,7 @@ PIPE_WIDTH = 120
 CURVE_HEIGHT = 8
 MARGIN = 10
 AXIS_TITLE = " steps"
+LOOK: dict[str, Any] = {"title_justify": "left", "title_style": "bold"}
 
 
 def show_plan(plan: Plan, paradigms: tuple[str, ...], curves: bool) -> None:
@@ -46,13 +49,12 @@ def show_plan(plan: Plan, paradigms: tuple[str, ...], curves: bool) -> None:
 
 def runs_table(plan: Plan, paradigm: str) -> Table:
     """One row for each run: where it starts, its steps, its data, its rate."""
-    table = Table(title=_title(plan, paradigm), title_justify="left", title_style="bold", pad_edge=False)
-    table.add_column("run", no_wrap=True)
-    table.add_column("starts from")
-    for name in ("first step", "last step", "steps", "tokens"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("data")
-    table.add_column("learning rate")
+    table = terminal_table(
+        ("run", "starts from", "first step", "last step", "steps", "tokens", "data", "learning rate"),
+        "LlRRRRll",
+        title=_title(plan, paradigm),
+        **LOOK,
+    )
     for run in plan.runs(paradigm):
         table.add_row(
             Text(run.name, style=run_colour(run)),
@@ -69,10 +71,8 @@ def runs_table(plan: Plan, paradigm: str) -> Table:
 
 def costs_table(plan: Plan, paradigms: tuple[str, ...]) -> Table:
     """What each paradigm costs in all, against PTFS."""
-    table = Table(title="Cost", title_justify="left", title_style="bold", pad_edge=False)
-    table.add_column("paradigm")
-    for name in ("runs", "steps", "tokens", "relative to PTFS"):
-        table.add_column(name, justify="right")
+    titles = ("paradigm", "runs", "steps", "tokens", "relative to PTFS")
+    table = terminal_table(titles, "lrrrr", title="Cost", **LOOK)
     for paradigm in paradigms:
         cost = plan.cost(paradigm)
         table.add_row(

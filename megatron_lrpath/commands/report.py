@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from megatron_lrpath.commands.options import PLAN_OR_EXPERIMENT, add_plan
+
 HELP = "write a page with tables and figures of what has been trained"
 EXAMPLE = "lrpath report examples/quickstart/plan.yaml"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The plan, and where the page goes."""
-    parser.add_argument("plan", type=Path, metavar="PLAN", help="the plan (or experiment) file")
+    add_plan(parser, PLAN_OR_EXPERIMENT)
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="folder of the report (default: OUTPUT/report of the plan)"
     )

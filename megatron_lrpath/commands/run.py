@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from megatron_lrpath.commands import eval as eval_tasks
-from megatron_lrpath.paradigms import PARADIGMS
+from megatron_lrpath.commands.options import (
+    AUTO,
+    PLAN_OR_EXPERIMENT,
+    add_machine,
+    add_paradigms,
+    add_plan,
+    count_from,
+    training_options,
+)
 
 HELP = "train a plan here, in dependency order; called again it goes on where it was"
 EXAMPLE = "lrpath run plan.yaml --jobs 2 -- --log-interval 5   (after --: Megatron arguments for every run)"
@@ -15,29 +22,17 @@ TAKES_EXTRA = True  # what follows `--` on the command line arrives as `args.ext
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The plan, what of it, and how the machine is shared."""
-    parser.add_argument("plan", type=Path, metavar="PLAN", help="the plan (or experiment) file")
-    parser.add_argument("--paradigm", choices=(*PARADIGMS, "all"), default="all")
+    add_plan(parser, PLAN_OR_EXPERIMENT)
+    add_paradigms(parser)
     parser.add_argument("--run", metavar="NAME", help="only this run, and those it starts from")
     parser.add_argument(
-        "--nproc",
-        type=positive_count,
-        metavar="N",
-        help="processes of each run (default: what the plan needs)",
-    )
-    parser.add_argument(
         "--jobs",
-        type=count_or_auto,
+        type=count_from(1, AUTO),
         metavar="N|auto",
-        default="auto",
+        default=AUTO,
         help="runs side by side; the cores or GPUs are shared out among them (default: auto)",
     )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument(
-        "--evaluate",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="evaluate the trained versions at the end (default: yes)",
-    )
+    add_machine(parser, "trained versions", "processes of each run (default: what the plan needs)")
     eval_tasks.add_task_arguments(parser, "at the end; pip install 'megatron-lrpath[eval]'")
 
 
@@ -54,33 +49,12 @@ def execute(args: argparse.Namespace) -> int:
 def train(args: argparse.Namespace) -> int:
     """Train and evaluate perplexities; the exit status."""
     from megatron_lrpath.experiment.load import is_experiment, load_experiment
-    from megatron_lrpath.launch.local import Options, carry_out
+    from megatron_lrpath.launch.local import carry_out
     from megatron_lrpath.plan import load_plan
 
-    options = Options(
-        paradigms=PARADIGMS if args.paradigm == "all" else (args.paradigm,),
-        run=args.run,
-        nproc=args.nproc,
-        jobs=None if args.jobs == "auto" else args.jobs,
-        device=args.device,
-        evaluate=args.evaluate,
-        extra=tuple(getattr(args, "extra", ())),
-    )
+    options = training_options(args)
     if is_experiment(args.plan):
         from megatron_lrpath.experiment.run import carry_out_experiment
 
         return carry_out_experiment(load_experiment(args.plan), options)
     return carry_out(load_plan(args.plan), options)
-
-
-def positive_count(text: str) -> int:
-    """An option's whole number from 1 on."""
-    number = int(text) if text.isdigit() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
-    return number
-
-
-def count_or_auto(text: str) -> int | str:
-    """The same, or `auto`."""
-    return text if text == "auto" else positive_count(text)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from megatron_lrpath.commands.run import positive_count
-from megatron_lrpath.paradigms import PARADIGMS
+from megatron_lrpath.commands.options import (
+    add_machine,
+    add_paradigms,
+    add_plan,
+    count_from,
+    training_options,
+)
 
 HELP = "fine-tune the trained versions on chats or instructions, as the plan's section `sft` says"
 EXAMPLE = "lrpath sft plan.yaml --paradigm ours --run sft-v2   (--prepare: only make the data ready)"
@@ -15,27 +19,20 @@ TAKES_EXTRA = True
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The plan, what of it, and how the machine is shared."""
-    parser.add_argument("plan", type=Path, metavar="PLAN", help="the plan file")
-    parser.add_argument("--paradigm", choices=(*PARADIGMS, "all"), default="all")
+    add_plan(parser)
+    add_paradigms(parser)
     parser.add_argument("--run", metavar="NAME", help="only this fine-tuning, such as sft-v2")
     parser.add_argument("--prepare", action="store_true", help="tokenize the data and stop")
     parser.add_argument(
         "--output", metavar="DIR", help="with --prepare: the output that the plan will be submitted with"
     )
     parser.add_argument(
-        "--workers", type=positive_count, metavar="N", help="processes that tokenize (default: all cores)"
+        "--workers", type=count_from(1), metavar="N", help="processes that tokenize (default: all cores)"
     )
-    parser.add_argument("--nproc", type=positive_count, metavar="N", help="processes of each fine-tuning")
     parser.add_argument(
-        "--jobs", type=positive_count, metavar="N", help="fine-tunings side by side (default: as fits)"
+        "--jobs", type=count_from(1), metavar="N", help="fine-tunings side by side (default: as fits)"
     )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument(
-        "--evaluate",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="evaluate the fine-tuned models at the end (default: yes)",
-    )
+    add_machine(parser, "fine-tuned models", "processes of each fine-tuning")
 
 
 def execute(args: argparse.Namespace) -> int:
@@ -56,16 +53,6 @@ def execute(args: argparse.Namespace) -> int:
         print_summary(prepare(plan, args.workers or cores()), plan.sft_folder)
     if args.prepare:
         return 0
-    from megatron_lrpath.launch.local import Options, carry_out
+    from megatron_lrpath.launch.local import carry_out
 
-    options = Options(
-        paradigms=PARADIGMS if args.paradigm == "all" else (args.paradigm,),
-        run=args.run,
-        nproc=args.nproc,
-        jobs=args.jobs,
-        device=args.device,
-        evaluate=args.evaluate,
-        only_sft=True,
-        extra=tuple(getattr(args, "extra", ())),
-    )
-    return carry_out(plan, options)
+    return carry_out(plan, training_options(args, only_sft=True))

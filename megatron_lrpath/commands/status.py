@@ -12,13 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.live import Live
-
+from megatron_lrpath.commands.options import PLAN_OR_EXPERIMENT, add_paradigms, add_plan, number_in
 from megatron_lrpath.paradigms import PARADIGMS
 
 if TYPE_CHECKING:
-    from rich.console import Group
+    from rich.console import Console, Group
     from rich.table import Table
 
     from megatron_lrpath.runs.tasks import Task
@@ -30,12 +28,12 @@ _STYLES = {"done": "green", "running": "cyan", "interrupted": "red", "extended":
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The plan and the form of the answer."""
-    parser.add_argument("plan", type=Path, metavar="PLAN", help="the plan (or experiment) file")
-    parser.add_argument("--paradigm", choices=(*PARADIGMS, "all"), default="all")
+    add_plan(parser, PLAN_OR_EXPERIMENT)
+    add_paradigms(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument(
         "--watch",
-        type=_seconds,
+        type=number_in(0.1, 86_400, "a number of seconds from 0.1 on"),
         nargs="?",
         const=2.0,
         metavar="SECONDS",
@@ -45,8 +43,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Print the states of all runs; 0."""
-    import json
-
     from rich.console import Console
 
     console = Console(highlight=False)
@@ -148,18 +144,17 @@ def states(name: str, output: str, tasks: Sequence[Task]) -> dict[str, Any]:
 
 def table(status: dict[str, Any]) -> Table:
     """The states as a table."""
-    from rich.table import Table
     from rich.text import Text
 
+    from megatron_lrpath.console import terminal_table
     from megatron_lrpath.launch.slurm.submit import job_text
     from megatron_lrpath.wording import clock, short_number
 
-    drawn = Table(box=None, pad_edge=False, header_style="bold")
     submitted = any("job" in row for row in status["runs"])
     measured = any(row["mfu"] is not None for row in status["runs"])
     numbers = ("step", "rate", "loss", "tokens/s", *(("MFU",) if measured else ()), "left")
-    for title in ("run", "state", *numbers, "checkpoints", *(("job",) if submitted else ())):
-        drawn.add_column(title, justify="right" if title in numbers else "left")
+    titles = ("run", "state", *numbers, "checkpoints", *(("job",) if submitted else ()))
+    drawn = terminal_table(titles, "".join("r" if title in numbers else "l" for title in titles), box=None)
     for row in status["runs"]:
         name = " = ".join([row["key"], *row["same_as"]])
         state = f"waiting for {row['waiting_for']}" if row["waiting_for"] else row["state"]
@@ -188,16 +183,6 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0.1 <= value <= 86_400:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0.1 on")
-    return value
-
-
 Status = dict[str, Any]
 
 
@@ -213,6 +198,8 @@ def watch(console: Console, collect: Callable[[], Status], seconds: float, as_js
                 print_one(console, status, as_json)
             before = told(status)
         return
+    from rich.live import Live
+
     with Live(console=console, auto_refresh=False) as live:
         for status in statuses(collect, seconds):
             live.update(view(status), refresh=True)

@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_lrpath.paradigms import PARADIGMS
+from megatron_lrpath.commands.options import PLAN_OR_EXPERIMENT, add_paradigms, add_plan, paradigms_of
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -24,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The plan, what of it, and an option for every setting of the cluster."""
     from megatron_lrpath.launch.slurm.settings import SETTINGS
 
-    parser.add_argument("plan", type=Path, metavar="PLAN", help="the plan (or experiment) file")
-    parser.add_argument("--paradigm", choices=(*PARADIGMS, "all"), default="all")
+    add_plan(parser, PLAN_OR_EXPERIMENT)
+    add_paradigms(parser)
     parser.add_argument("--run", metavar="NAME", help="only this run, and those it starts from")
     parser.add_argument("--dry-run", action="store_true", help="print jobs, graph and scripts, no more")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
@@ -58,8 +58,8 @@ def submission_of(args: argparse.Namespace) -> tuple[Submission, Path]:
     from megatron_lrpath.launch.slurm.submit import Submission
 
     settings = within_job(read_settings(args.settings, vars(args)), os.environ)
-    paradigms = PARADIGMS if args.paradigm == "all" else (args.paradigm,)
-    extra = tuple(getattr(args, "extra", ()))
+    paradigms = paradigms_of(args)
+    extra = tuple(args.extra)
     if is_experiment(args.plan):
         from megatron_lrpath.experiment.run import experiment_submission
 
@@ -129,11 +129,11 @@ def print_json(rows: list[dict[str, Any]]) -> None:
 def show_table(submission: Submission, rows: list[dict[str, Any]]) -> None:
     """Print the jobs as a table."""
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("job", "number", "", "nodes", "processes", "waits for"):
-        table.add_column(title, no_wrap=True)
+    from megatron_lrpath.console import terminal_table
+
+    titles = ("job", "number", "", "nodes", "processes", "waits for")
+    table = terminal_table(titles, "L" * len(titles), box=None)
     for shown in rows:
         processes = f"{shown['nodes'] * shown['processes_per_node']}"
         waits = ", ".join(wait_text(wait) for wait in shown["waits_for"])

@@ -12,9 +12,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+
+import torch
 
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.launch.resources import cores
+from megatron_lrpath.training import environment
+from megatron_lrpath.training.seams import MEGATRON
 from megatron_lrpath.wording import byte_size
 
 OK, INFO, WARNING, FAILED = "ok", "info", "warning", "failed"
@@ -22,8 +26,8 @@ ORDER = (OK, INFO, WARNING, FAILED)
 
 
 @dataclass(frozen=True)
-class Check:
-    """What was looked at, how it stands (ok, info, warning, failed), what was found, what to do about it."""
+class Finding:
+    """The result of one check: what was looked at, its status, what was found, what to do about it."""
 
     name: str
     status: str
@@ -31,17 +35,17 @@ class Check:
     advice: str = ""
 
 
-def worst(checks: Iterable[Check]) -> str:
-    """The worst status among the checks."""
-    return max((check.status for check in checks), key=ORDER.index, default=OK)
+def worst(findings: Iterable[Finding]) -> str:
+    """The worst status among the findings."""
+    return max((finding.status for finding in findings), key=ORDER.index, default=OK)
 
 
-def attempt(name: str, proof: Callable[[], str]) -> Check:
-    """`proof`'s words as a finding that is ok; its user error as one that failed."""
+def attempt(name: str, proof: Callable[[], str]) -> Finding:
+    """What `proof` returns as a finding that is ok; its user error as one that failed."""
     try:
-        return Check(name, OK, proof())
+        return Finding(name, OK, proof())
     except UserError as error:
-        return Check(name, FAILED, str(error))
+        return Finding(name, FAILED, str(error))
 
 
 PYTHON = (3, 12)
@@ -49,17 +53,15 @@ PACKAGES = ("torch", "numpy", "transformers", "sentencepiece", "gigatoken", "saf
 LITTLE_DISK = 10e9  # bytes
 
 
-def machine_checks(folder: Path) -> list[Check]:
+def machine_checks(folder: Path) -> list[Finding]:
     """Every check of the machine; `folder` is where the disk is looked at."""
-    import torch
-
-    gpus = gpu_list(torch)
+    gpus = gpu_list()
     return [
         python_check(),
         *package_checks(),
-        gpu_check(torch, gpus),
+        gpu_check(gpus),
         *accelerator_checks(bool(gpus)),
-        nccl_check(torch, bool(gpus)),
+        nccl_check(bool(gpus)),
         helpers_check(),
         resources_check(),
         disk_check(folder, 0),
@@ -67,35 +69,35 @@ def machine_checks(folder: Path) -> list[Check]:
     ]
 
 
-def python_check() -> Check:
+def python_check() -> Finding:
     """Python itself."""
     found = platform.python_version()
     if sys.version_info >= PYTHON:
-        return Check("Python", OK, found)
-    return Check("Python", FAILED, found, "megatron-core with megatron.training is built for 3.12 and later.")
+        return Finding("Python", OK, found)
+    return Finding(
+        "Python", FAILED, found, "megatron-core with megatron.training is built for 3.12 and later."
+    )
 
 
-def package_checks() -> list[Check]:
+def package_checks() -> list[Finding]:
     """Megatron in a version that is supported, and what else training needs."""
-    from megatron_lrpath.training.seams import MEGATRON
-
     checks = [megatron_check(MEGATRON)]
     for name in PACKAGES:
         found = version(name)
         missing = "" if found else f"pip install {name}"
-        checks.append(Check(name, OK if found else FAILED, found or "not installed", missing))
+        checks.append(Finding(name, OK if found else FAILED, found or "not installed", missing))
     return checks
 
 
-def megatron_check(supported: str) -> Check:
+def megatron_check(supported: str) -> Finding:
     """megatron-core within the range of versions that this package is written for (`>=0.19,<0.20`)."""
     found = version("megatron-core")
     advice = f"pip install 'megatron-core{supported}'"
     if found is None:
-        return Check("megatron-core", FAILED, "not installed", advice)
+        return Finding("megatron-core", FAILED, "not installed", advice)
     if not within(found, supported):
-        return Check("megatron-core", FAILED, f"{found}, supported is {supported}", advice)
-    return Check("megatron-core", OK, found)
+        return Finding("megatron-core", FAILED, f"{found}, supported is {supported}", advice)
+    return Finding("megatron-core", OK, found)
 
 
 def within(found: str, supported: str) -> bool:
@@ -117,7 +119,7 @@ def version(name: str) -> str | None:
         return None
 
 
-def gpu_list(torch: Any) -> list[tuple[str, int]]:
+def gpu_list() -> list[tuple[str, int]]:
     """Name and memory in bytes of every GPU that torch can use."""
     if not torch.cuda.is_available():
         return []
@@ -125,19 +127,19 @@ def gpu_list(torch: Any) -> list[tuple[str, int]]:
     return [(one.name, one.total_memory) for one in properties]
 
 
-def gpu_check(torch: Any, gpus: list[tuple[str, int]]) -> Check:
+def gpu_check(gpus: list[tuple[str, int]]) -> Finding:
     """GPUs, and the CUDA that torch was built for."""
     if gpus:
         names = ", ".join(f"{name} ({byte_size(memory)})" for name, memory in gpus)
-        return Check("GPUs", OK, f"{len(gpus)}: {names}; torch is built for CUDA {torch.version.cuda}")
+        return Finding("GPUs", OK, f"{len(gpus)}: {names}; torch is built for CUDA {torch.version.cuda}")
     listed = driver_gpus()
     if listed:
         advice = (
             f"torch is built for CUDA {torch.version.cuda}: install a torch for this driver, or look at "
             "CUDA_VISIBLE_DEVICES."
         )
-        return Check("GPUs", FAILED, f"nvidia-smi lists {listed}, torch can use none", advice)
-    return Check("GPUs", INFO, "none; training runs on the CPU, which is for small models and tests")
+        return Finding("GPUs", FAILED, f"nvidia-smi lists {listed}, torch can use none", advice)
+    return Finding("GPUs", INFO, "none; training runs on the CPU, which is for small models and tests")
 
 
 def driver_gpus() -> int:
@@ -151,10 +153,8 @@ def driver_gpus() -> int:
     return sum(line.startswith("GPU ") for line in answer.stdout.splitlines()) if not answer.returncode else 0
 
 
-def accelerator_checks(gpu: bool) -> list[Check]:
+def accelerator_checks(gpu: bool) -> list[Finding]:
     """Transformer Engine and Apex: what they are for, and what happens without them."""
-    from megatron_lrpath.training import environment
-
     lacking = WARNING if gpu else INFO
     engine, apex = environment.has_transformer_engine(), environment.has_apex_fusions()
     without_engine = (
@@ -162,9 +162,9 @@ def accelerator_checks(gpu: bool) -> list[Check]:
         "scaled_dot_product_attention, norms are torch's"
     )
     checks = [
-        Check("Transformer Engine", OK, version("transformer-engine") or "found")
+        Finding("Transformer Engine", OK, version("transformer-engine") or "found")
         if engine
-        else Check(
+        else Finding(
             "Transformer Engine",
             lacking,
             f"{broken('transformer-engine')}: {without_engine}",
@@ -172,14 +172,14 @@ def accelerator_checks(gpu: bool) -> list[Check]:
         )
     ]
     if apex:
-        checks.append(Check("Apex", OK, version("apex") or "found"))
+        checks.append(Finding("Apex", OK, version("apex") or "found"))
     else:
         status, why = (
             (INFO, "Transformer Engine does its work")
             if engine
             else (lacking, "gradients are not accumulated inside the matrix product, and norms are not fused")
         )
-        checks.append(Check("Apex", status, f"{broken('apex')}: {why}"))
+        checks.append(Finding("Apex", status, f"{broken('apex')}: {why}"))
     return checks
 
 
@@ -189,23 +189,21 @@ def broken(name: str) -> str:
     return f"{found} is installed but cannot be imported" if found else "not installed"
 
 
-def nccl_check(torch: Any, gpu: bool) -> Check:
+def nccl_check(gpu: bool) -> Finding:
     """What the processes talk through."""
     if torch.distributed.is_nccl_available() and gpu:
-        return Check("NCCL", OK, ".".join(str(part) for part in torch.cuda.nccl.version()))
+        return Finding("NCCL", OK, ".".join(str(part) for part in torch.cuda.nccl.version()))
     if gpu:
-        return Check("NCCL", FAILED, "torch was built without it", "Install torch's CUDA build.")
+        return Finding("NCCL", FAILED, "torch was built without it", "Install torch's CUDA build.")
     gloo = torch.distributed.is_gloo_available()
-    return Check("NCCL", INFO if gloo else FAILED, "not used without GPUs; processes talk through Gloo")
+    return Finding("NCCL", INFO if gloo else FAILED, "not used without GPUs; processes talk through Gloo")
 
 
-def helpers_check() -> Check:
+def helpers_check() -> Finding:
     """Megatron's compiled dataset helpers; without them every start tries to compile them."""
-    from megatron_lrpath.training.environment import importable
-
-    if importable("megatron.core.datasets.helpers_cpp"):
-        return Check("dataset helpers", OK, "compiled")
-    return Check(
+    if environment.importable("megatron.core.datasets.helpers_cpp"):
+        return Finding("dataset helpers", OK, "compiled")
+    return Finding(
         "dataset helpers",
         WARNING,
         "not compiled",
@@ -213,15 +211,13 @@ def helpers_check() -> Check:
     )
 
 
-def resources_check() -> Check:
+def resources_check() -> Finding:
     """Cores and memory."""
-    from megatron_lrpath.launch.resources import cores
-
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Check("CPU", OK, f"{cores()} cores, {byte_size(memory)} of memory")
+    return Finding("CPU", OK, f"{cores()} cores, {byte_size(memory)} of memory")
 
 
-def disk_check(folder: Path, needed: float) -> Check:
+def disk_check(folder: Path, needed: float) -> Finding:
     """Free space where `folder` is or will be, against what is needed."""
     there = folder.absolute()
     while not there.exists():
@@ -231,12 +227,12 @@ def disk_check(folder: Path, needed: float) -> Check:
     if needed:
         found += f", the checkpoints take about {byte_size(needed)}"
     if free < needed:
-        return Check("disk", FAILED, found, "Free space, or give the plan another `output`.")
+        return Finding("disk", FAILED, found, "Free space, or give the plan another `output`.")
     advice = "Checkpoints and caches need room." if free < LITTLE_DISK else ""
-    return Check("disk", WARNING if advice else OK, found, advice)
+    return Finding("disk", WARNING if advice else OK, found, advice)
 
 
-def slurm_check() -> Check:
+def slurm_check() -> Finding:
     """Whether jobs can be submitted from here."""
     found = shutil.which("sbatch")
-    return Check("Slurm", OK if found else INFO, found or "no sbatch; runs are started with lrpath run")
+    return Finding("Slurm", OK if found else INFO, found or "no sbatch; runs are started with lrpath run")

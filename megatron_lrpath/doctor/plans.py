@@ -2,54 +2,64 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from megatron_lrpath.data.slice import Slice, open_slices, require_samples
+from megatron_lrpath.data.slice_check import check_mixes
 from megatron_lrpath.doctor.machine import (
     FAILED,
     INFO,
     OK,
     WARNING,
-    Check,
+    Finding,
     attempt,
     disk_check,
     gpu_list,
 )
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.launch.preflight import checkpoint_bytes
 from megatron_lrpath.launch.resources import model_parallel_size
 from megatron_lrpath.models import parameter_count, resolve_model
 from megatron_lrpath.paradigms import OURS
 from megatron_lrpath.plan import PARADIGMS, Plan, Run, load_plan
-from megatron_lrpath.tokenizers.files import HUGGING_FACE, hugging_face_tokenizer, sentencepiece_tokenizer
+from megatron_lrpath.runs.results import is_trained
+from megatron_lrpath.tokenizers.files import hugging_face_tokenizer, sentencepiece_tokenizer
 from megatron_lrpath.tokenizers.sentencepiece_model import SENTENCEPIECE
 from megatron_lrpath.wording import byte_size
 
 USUAL_VOCABULARY = 100_000  # where the tokenizer does not say
 
 
-def plan_checks(path: Path) -> list[Check]:
+def plan_checks(path: Path) -> list[Finding]:
     """Every check of a plan; a plan that cannot be loaded is the only one."""
     try:
         plan = load_plan(path)
-        runs = sum(1 for paradigm in PARADIGMS for run in plan.runs(paradigm) if run.same_as is None)
+        runs = trainings(plan)
     except UserError as error:
-        return [Check("plan", FAILED, str(error))]
-    said = Check("plan", OK, f"{plan.name}: {len(plan.versions)} versions, {runs} runs")
+        return [Finding("plan", FAILED, str(error))]
+    loaded = Finding("plan", OK, f"{plan.name}: {len(plan.versions)} versions, {len(runs)} runs")
     tokenizer, vocabulary = tokenizer_check(plan)
     memory, disk = memory_check(plan, vocabulary), plan_disk_check(plan, vocabulary)
-    return [said, tokenizer, *data_checks(plan), *chat_checks(plan), memory, disk]
+    return [loaded, tokenizer, *data_checks(plan), *chat_checks(plan), memory, disk]
 
 
-def tokenizer_check(plan: Plan) -> tuple[Check, int]:
+def trainings(plan: Plan) -> list[Run]:
+    """Every run that is trained: one that two paradigms share comes once."""
+    return [run for paradigm in PARADIGMS for run in plan.runs(paradigm) if run.same_as is None]
+
+
+def tokenizer_check(plan: Plan) -> tuple[Finding, int]:
     """Whether the tokenizer loads, and the number of its tokens."""
     kind, model, size = plan.tokenizer.type, plan.tokenizer.model, plan.tokenizer.vocab_size
     try:
         found = tokens_of(kind, model) or size
     except UserError as error:
-        return Check("tokenizer", FAILED, str(error)), size or USUAL_VOCABULARY
+        return Finding("tokenizer", FAILED, str(error)), size or USUAL_VOCABULARY
     if found is None:
-        return Check("tokenizer", INFO, f"{kind}: not looked into"), USUAL_VOCABULARY
-    return Check("tokenizer", OK, f"{kind}: {found:,} tokens"), found
+        return Finding("tokenizer", INFO, f"{kind}: not looked into"), USUAL_VOCABULARY
+    return Finding("tokenizer", OK, f"{kind}: {found:,} tokens"), found
 
 
 def tokens_of(kind: str, model: str | None) -> int | None:
@@ -58,7 +68,7 @@ def tokens_of(kind: str, model: str | None) -> int | None:
     Raises:
         UserError: the files are missing or not a tokenizer's.
     """
-    if kind not in (*SENTENCEPIECE, HUGGING_FACE):
+    if kind not in (*SENTENCEPIECE, "HuggingFaceTokenizer"):
         return None
     path = Path(model or "")
     if kind in SENTENCEPIECE:
@@ -69,33 +79,32 @@ def tokens_of(kind: str, model: str | None) -> int | None:
     return hugging_face_tokenizer(path).vocab_size if path.exists() else None
 
 
-def data_checks(plan: Plan) -> list[Check]:
+def data_checks(plan: Plan) -> list[Finding]:
     """Whether the slices are whole, their sources unchanged, disjoint, and long enough for their steps."""
-    from megatron_lrpath.data.slice import open_slices, require_samples
-
     names = [version.name for version in plan.versions]
     try:
         slices = open_slices(plan.data, names)
     except UserError as error:
-        return [Check("data", FAILED, str(error))]
-    words = (
-        f"{len(slices)} slices with {sum(one.tokens for one in slices):,} tokens, disjoint, sources unchanged"
-    )
-    checks = [Check("data", OK, words)]
-    for one, version in zip(slices, plan.versions, strict=True):
+        return [Finding("data", FAILED, str(error))]
+    tokens = sum(part.tokens for part in slices)
+    found = f"{len(slices)} slices with {tokens:,} tokens, disjoint, sources unchanged"
+    checks = [Finding("data", OK, found)]
+    for part, version in zip(slices, plan.versions, strict=True):
         samples = version.steps * plan.batch.global_batch_size
-
-        def enough(one: object = one, samples: int = samples) -> str:
-            require_samples(one, samples, plan.batch.seq_length)  # type: ignore[arg-type]
-            return f"{samples:,} samples of {plan.batch.seq_length:,} tokens are there"
-
-        checks.append(attempt(f"tokens of {version.name}", enough))
+        checks.append(
+            attempt(f"tokens of {version.name}", partial(tokens_proof, part, samples, plan.batch.seq_length))
+        )
     return checks + mix_checks(plan)
 
 
-def mix_checks(plan: Plan) -> list[Check]:
+def tokens_proof(part: Slice, samples: int, seq_length: int) -> str:
+    """That a slice has so many samples; UserError where it has not."""
+    require_samples(part, samples, seq_length)
+    return f"{samples:,} samples of {seq_length:,} tokens are there"
+
+
+def mix_checks(plan: Plan) -> list[Finding]:
     """Whether the slices of every branch's mix are there and long enough."""
-    from megatron_lrpath.data.slice_check import check_mixes
 
     def enough(run: Run) -> str:
         check_mixes(plan, [run])
@@ -105,7 +114,7 @@ def mix_checks(plan: Plan) -> list[Check]:
     return [attempt(f"mix of {run.name}", partial(enough, run)) for run in mixed]
 
 
-def chat_checks(plan: Plan) -> list[Check]:
+def chat_checks(plan: Plan) -> list[Finding]:
     """Whether the fine-tuning's data are there and its template fits the tokenizer; nothing without a section."""
     sft = plan.sft
     if sft is None:
@@ -125,22 +134,19 @@ def chat_checks(plan: Plan) -> list[Check]:
     return [attempt("fine-tuning", ready)]
 
 
-def memory_check(plan: Plan, vocabulary: int) -> Check:
+def memory_check(plan: Plan, vocabulary: int) -> Finding:
     """What one GPU has to hold, roughly, against what it has.
 
     Weights, gradients and Adam's state as Megatron keeps them with its distributed optimizer (bf16: 6 bytes a
     parameter on every GPU and 12 shared among the data-parallel ones, counted here as one; fp32: 16), and the
-    activations of a micro-batch with an attention that keeps no s×s matrix (34·s·b·h bytes a layer in bf16,
-    Korthikanti
-    et al., arXiv 2205.05198), and the logits in fp32.
+    activations of a micro-batch with an attention that keeps no s×s matrix (34·s·b·h bytes a layer in
+    bf16, Korthikanti et al., arXiv 2205.05198), and the logits in fp32.
     """
-    import torch
-
     model = resolve_model(plan.model)
     try:
         parameters = parameter_count(model, vocabulary)
     except UserError as error:
-        return Check("memory", INFO, str(error))
+        return Finding("memory", INFO, str(error))
     small = bool(plan.megatron.get("bf16") or plan.megatron.get("fp16"))
     parts = model_parallel_size({**model, **plan.megatron})
     tokens = plan.batch.seq_length * plan.batch.micro_batch_size
@@ -150,24 +156,18 @@ def memory_check(plan: Plan, vocabulary: int) -> Check:
         layers = int(model["num_layers"]) * int(model["hidden_size"]) * tokens * (2 if small else 4)
     needed = (parameters * (18 if small else 16) + layers + logits) / parts
     found = f"{parameters / 1e6:,.1f}M parameters; a GPU alone would hold about {byte_size(needed)}"
-    gpus = gpu_list(torch)
+    gpus = gpu_list()
     least = min((memory for _, memory in gpus), default=None)
     if least is None or needed < 0.9 * least:
-        return Check("memory", OK if gpus else INFO, found)
+        return Finding("memory", OK if gpus else INFO, found)
     advice = (
         "Data parallelism shares the optimizer's part; else a smaller micro_batch_size or tensor parallelism."
     )
-    return Check("memory", WARNING, f"{found}, it has {byte_size(least)}", advice)
+    return Finding("memory", WARNING, f"{found}, it has {byte_size(least)}", advice)
 
 
-def plan_disk_check(plan: Plan, vocabulary: int) -> Check:
+def plan_disk_check(plan: Plan, vocabulary: int) -> Finding:
     """Free space for the checkpoints of all runs that are not trained yet."""
-    from dataclasses import replace
-
-    from megatron_lrpath.launch.preflight import checkpoint_bytes
-    from megatron_lrpath.runs.results import is_trained
-
-    runs = [run for paradigm in PARADIGMS for run in plan.runs(paradigm) if run.same_as is None]
     sized = replace(plan, tokenizer=replace(plan.tokenizer, vocab_size=vocabulary))
-    needed = sum(checkpoint_bytes(sized, run) for run in runs if not is_trained(plan, run))
+    needed = sum(checkpoint_bytes(sized, run) for run in trainings(plan) if not is_trained(plan, run))
     return disk_check(Path(plan.output), needed)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table as RichTable
 from rich.text import Text
 
+from megatron_lrpath.console import terminal_table
 from megatron_lrpath.experiment.load import Experiment, Point
 from megatron_lrpath.files import atomic_write_text
 from megatron_lrpath.paradigms import TABLE_ORDER
-from megatron_lrpath.plan import PARADIGMS
 from megatron_lrpath.plan.wording import paradigm_name
+from megatron_lrpath.report.tables import csv_text
 from megatron_lrpath.runs.results import EVALUATION, needs_evaluation, read_json, version_runs
 from megatron_lrpath.wording import MISSING, decimals
 
@@ -105,11 +103,8 @@ def write_table(table: ExperimentTable, folder: Path) -> Path:
 
 def show_table(table: ExperimentTable, page: Path, console: Console) -> None:
     """Print the table and where it lies."""
-    drawn = RichTable(box=None, padding=(0, 2, 0, 0), header_style="bold", title_justify="left")
-    for index, title in enumerate(table.header):
-        drawn.add_column(Text(title), justify="left" if index < 2 else "right")
-    for cells in table.cells():
-        drawn.add_row(*(Text(cell) for cell in cells))
+    align = "ll" + "r" * (len(table.header) - 2)
+    drawn = terminal_table(table.header, align, table.cells(), box=None, padding=(0, 2, 0, 0), pad_edge=True)
     if table.experiment.about:
         console.print(Text(table.experiment.about))
     console.print(drawn)
@@ -135,7 +130,6 @@ def _perplexities(points: Sequence[Point], paradigm: str, version: str) -> tuple
 
 def _perplexity(point: Point, paradigm: str, version: str) -> float | None:
     """The perplexity of the version's model; None where it has not been evaluated since its training."""
-    assert paradigm in PARADIGMS
     for run in version_runs(point.plan, [paradigm]):
         if run.version == version:
             evaluation = read_json(point.plan.folder(run) / EVALUATION)
@@ -154,17 +148,16 @@ def _said(values: Sequence[float], places: int) -> str:
 
 def table_csv(table: ExperimentTable) -> str:
     """A line for each perplexity measured."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(
-        ["point", "seed", "variation", "paradigm", "relative_cost", "version", "perplexity", "paper"]
-    )
+    header = ("point", "seed", "variation", "paradigm", "relative_cost", "version", "perplexity", "paper")
+    return csv_text(header, _csv_rows(table))
+
+
+def _csv_rows(table: ExperimentTable) -> Iterator[tuple[object, ...]]:
     for row in table.rows:
         for index, version in enumerate(table.experiment.show):
-            paper = row.paper[index] if row.paper else ""
+            paper = row.paper[index] if row.paper else None
             for point in table.experiment.of(row.group):
                 value = _perplexity(point, row.paradigm, version)
                 if value is not None:
-                    facts = [point.name, point.plan.seed, row.group, row.paradigm, row.cost]
-                    writer.writerow([*facts, version, value, paper])
-    return stream.getvalue()
+                    facts = (point.name, point.plan.seed, row.group, row.paradigm, row.cost)
+                    yield (*facts, version, value, paper)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from megatron_lrpath.paradigms import CPT, CPT_VARIANTS, KEEP_MIN, PARADIGM_ROWS, TABLE_ORDER
+from megatron_lrpath.paradigms import CPT, CPT_VARIANTS, KEEP_MIN, TABLE_ORDER
 from megatron_lrpath.plan.wording import paradigm_name
 from megatron_lrpath.report.collect import RunRecord, RunTree
 from megatron_lrpath.report.rates import planned_rates
@@ -25,8 +25,9 @@ from megatron_lrpath.report.style import (
     darker,
     drawing_style,
     finished,
-    mark_versions,
-    version_shade,
+    name_curve,
+    paradigm_panels,
+    run_colour,
 )
 from megatron_lrpath.report.tables import csv_text, mean_perplexity, overall, perplexities
 from megatron_lrpath.runs.results import along
@@ -37,30 +38,14 @@ MARKERS = 100
 """Recorded rates shown as dots over the whole width; the line goes through all of them."""
 
 
-def panel_titles(tree: RunTree) -> dict[str, str]:
-    """`PTFS: pre-training from scratch` and so on."""
-    return {p: f"{paradigm_name(tree.plan, p)}: {PARADIGM_ROWS[p].long_name}" for p in TABLE_ORDER}
-
-
-def run_colour(tree: RunTree, record: RunRecord) -> str:
-    """The version's shade of the paradigm's colour; the main path stands apart in grey."""
-    run = record.run
-    if not run.makes_version:
-        return SOFT
-    return version_shade(run.paradigm, run.version_index, len(tree.plan.versions))
-
-
 def draw_rates(tree: RunTree) -> Drawing:
     """Figure 1: a panel for each paradigm, planned rates as pale bands, recorded ones as lines with dots."""
     with drawing_style():
-        figure = Figure(figsize=(WIDTH, 7.6), layout="constrained")
-        panels = figure.subplots(len(TABLE_ORDER), 1, sharex=True, sharey=True)
+        figure, panels = paradigm_panels(tree.plan, TABLE_ORDER, 7.6)
         power = math.floor(math.log10(tree.plan.schedule.max_lr))
-        for axes, paradigm in zip(panels, TABLE_ORDER, strict=True):
+        for paradigm, axes in panels.items():
             _rate_panel(axes, tree, paradigm, 10.0**power)
-            axes.set_title(panel_titles(tree)[paradigm], color=darker(COLOURS[paradigm]))
             axes.set_ylabel(_rate_label(power))
-        finish_step_axis(panels[-1], tree)
         _rate_legend(figure)
         caption = (
             "Learning rate of every training step: recorded by the runs (thin lines with dots) over the "
@@ -105,43 +90,17 @@ def _rate_panel(axes: Axes, tree: RunTree, paradigm: str, unit: float) -> None:
         paradigm == CPT.name and CPT_VARIANTS[plan.cpt_variant] == KEEP_MIN
     )  # the next curve begins where one ends
     for record in tree.records[paradigm]:
-        run, history, colour = record.run, record.history, run_colour(tree, record)
+        run, history, colour = record.run, record.history, run_colour(plan, record.run)
         steps = np.arange(run.first_step + 1, run.last_step + 1)
         planned = planned_rates(run, steps) / unit
         axes.plot(steps, planned, color=colour, alpha=0.28, linewidth=5, zorder=2, solid_capstyle="butt")
-        recorded, every = history["lr"] / unit, max(1, tree.plan.timeline.ends[-1] // MARKERS)
+        recorded, every = history["lr"] / unit, max(1, plan.timeline.ends[-1] // MARKERS)
         axes.plot(history.steps, recorded, color=colour, linewidth=1.2, zorder=3)
         axes.plot(history.steps[::every], recorded[::every], ".", color=colour, markersize=3.5, zorder=3)
-        if not run.makes_version:
-            _label(axes, "main path", (float(steps.mean()), float(planned.max())), colour, above=True)
-        else:
-            _label(axes, run.version, (float(steps[-1]), float(planned[-1])), colour, above=goes_on)
-    mark_versions(axes, tree.plan.timeline.ends)
+        middle = (float(steps.mean()), float(planned.max()))
+        place = middle if not run.makes_version else (float(steps[-1]), float(planned[-1]))
+        name_curve(axes, run, place, colour, above=goes_on)
     axes.set_ylim(0, plan.schedule.max_lr / unit * 1.16)
-
-
-def _label(axes: Axes, text: str, place: tuple[float, float], colour: str, above: bool) -> None:
-    """Name a curve at a point of it: above that point, or to the right of it."""
-    axes.annotate(
-        text,
-        place,
-        xytext=(0, 5) if above else (5, 0),
-        textcoords="offset points",
-        ha="center" if above else "left",
-        va="bottom" if above else "center",
-        color=darker(colour),
-        fontsize=9.5,
-        fontweight="bold",
-        annotation_clip=False,
-        bbox=LABEL_GROUND,
-    )
-
-
-def finish_step_axis(axes: Axes, tree: RunTree) -> None:
-    end = tree.plan.timeline.ends[-1]
-    axes.set_xlim(0, end * 1.06)
-    axes.set_xlabel(f"training step (each of {tree.plan.batch.tokens:,} tokens)")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
 
 
 def _rate_legend(figure: Figure) -> None:
@@ -194,17 +153,13 @@ def draw_losses(tree: RunTree) -> Drawing | None:
     if not any(np.isfinite(record.history["loss"]).any() for record in tree):
         return None
     with drawing_style():
-        figure = Figure(figsize=(WIDTH, 8.4), layout="constrained")
-        panels = figure.subplots(len(TABLE_ORDER), 1, sharex=True, sharey=True)
+        figure, panels = paradigm_panels(tree.plan, TABLE_ORDER, 8.4)
         raw_alpha = 0.22 * min(1.0, 4 / len(tree.plan.versions))  # many runs lie over one another
-        for axes, paradigm in zip(panels, TABLE_ORDER, strict=True):
+        for paradigm, axes in panels.items():
             for record in tree.records[paradigm]:
-                _draw_run(axes, record, run_colour(tree, record), window_of(tree), raw_alpha)
-            mark_versions(axes, tree.plan.timeline.ends)
-            axes.set_title(panel_titles(tree)[paradigm], color=darker(COLOURS[paradigm]))
+                _draw_run(axes, record, run_colour(tree.plan, record.run), window_of(tree), raw_alpha)
             axes.set_ylabel("loss (nats per token)")
-        panels[-1].set_ylim(*loss_limits(tree))
-        finish_step_axis(panels[-1], tree)
+        axes.set_ylim(*loss_limits(tree))
         _legend(figure, tree)
         caption = _caption(tree)
         data = csv_text(("run", "step", "train_loss", "train_loss_smoothed", "valid_loss"), _rows(tree))

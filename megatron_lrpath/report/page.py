@@ -15,15 +15,15 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from megatron_lrpath.console import terminal_table
 from megatron_lrpath.files import atomic_write_bytes, atomic_write_text
 from megatron_lrpath.plan import Plan
-from megatron_lrpath.report.advice import SavedAdvice, read_advice
 from megatron_lrpath.report.collect import Gap, RunTree, collect, gaps
 from megatron_lrpath.report.downstream import downstream_csv, downstream_table
 from megatron_lrpath.report.facts import Fact, data_table, facts, subtitle
 from megatron_lrpath.report.figures import draw_cost, draw_losses, draw_rates
-from megatron_lrpath.report.rates import Verdict, check_rates, judge
-from megatron_lrpath.report.style import Drawing
+from megatron_lrpath.report.rates import RateSummary, check_rates, summarize
+from megatron_lrpath.report.style import Drawing, SavedAdvice, read_advice
 from megatron_lrpath.report.tables import (
     Table,
     domain_table,
@@ -50,7 +50,7 @@ class Report:
     results: Table
     domains: Table | None
     downstream: Table | None
-    rate_check: Verdict
+    rate_check: RateSummary
     rates: Drawing
     cost: Drawing | None
     losses: Drawing | None
@@ -81,7 +81,7 @@ def make_report(plan: Plan, now: datetime) -> Report:
         results=main_table(tree),
         domains=domain_table(tree),
         downstream=downstream_table(tree),
-        rate_check=judge(check_rates(tree)),
+        rate_check=summarize(check_rates(tree)),
         rates=draw_rates(tree),
         cost=draw_cost(tree),
         losses=draw_losses(tree),
@@ -165,10 +165,7 @@ def show(report: Report, page: Path, console: Console) -> None:
 
 
 def rich_table(table: Table) -> RichTable:
-    """The table for a terminal; cells are plain text, never markup."""
-    drawn = RichTable(header_style="bold", pad_edge=False)
-    for index, title in enumerate(table.header):
-        drawn.add_column(Text(title), justify="left" if index < table.left else "right")
-    for row in table.rows:
-        drawn.add_row(*(Text(cell.text, style="bold" if cell.best else "") for cell in row))
-    return drawn
+    """The table for a terminal."""
+    align = "l" * table.left + "r" * (len(table.header) - table.left)
+    rows = ([Text(cell.text, style="bold" if cell.best else "") for cell in row] for row in table.rows)
+    return terminal_table(table.header, align, rows)

@@ -85,28 +85,30 @@ def check_run(record: RunRecord) -> RateCheck:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """The check in words. `level` is one of: none (nothing to compare), good, bad."""
+class RateSummary:
+    """The result of all checks as text. `level` is one of: none (nothing to compare), good, bad."""
 
     level: str
     headline: str
     details: tuple[str, ...]
 
 
-def judge(checks: list[RateCheck]) -> Verdict:
-    """Say in words whether the runs trained at the planned rates, and by how much they did not."""
+def summarize(checks: list[RateCheck]) -> RateSummary:
+    """Whether the runs trained at the planned rates, and by how much they did not."""
     steps = sum(check.compared for check in checks)
     if not steps:
-        return Verdict("none", "No learning rate has been recorded yet, so there is nothing to compare.", ())
+        return RateSummary(
+            "none", "No learning rate has been recorded yet, so there is nothing to compare.", ()
+        )
     wrong = [check for check in checks if not check.equal]
     scope = f"{steps:,} recorded steps of {plural(len(checks), 'run')}"
     if wrong:
         share = f"{len(wrong)} of {plural(len(checks), 'run')}"
         headline = f"The learning rates are not the planned ones in {share}."
-        return Verdict("bad", headline, (_largest(checks), *(_complaint(check) for check in wrong)))
+        return RateSummary("bad", headline, (_largest(checks), *(_complaint(check) for check in wrong)))
     exact = all(check.largest is None or check.largest.absolute == 0 for check in checks)
     headline = f"The learning rates are the planned ones{'' if exact else ' but for rounding'}: {scope}."
-    return Verdict("good", headline, (_largest(checks),))
+    return RateSummary("good", headline, (_largest(checks),))
 
 
 def _largest(checks: list[RateCheck]) -> str:

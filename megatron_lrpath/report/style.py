@@ -1,12 +1,13 @@
-"""The look that the report's figures share, and their two file forms: inline SVG and PNG."""
+"""What the figures share: look, panels, labels, file forms; and the figure that `lrpath advise` leaves behind."""
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -14,7 +15,11 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
+from megatron_lrpath.files import atomic_write_bytes, atomic_write_json, atomic_write_text
 from megatron_lrpath.paradigms import PARADIGM_ROWS
+from megatron_lrpath.plan import Plan, Run
+from megatron_lrpath.plan.wording import paradigm_name
+from megatron_lrpath.runs.results import read_json
 
 COLOURS = {name: paradigm.colour for name, paradigm in PARADIGM_ROWS.items()}
 INK, SOFT, GRID = "#1f2328", "#59636e", "#e4e7eb"
@@ -99,6 +104,45 @@ def version_shade(paradigm: str, index: int, versions: int) -> str:
     return shade(paradigm, (index - 1) / (versions - 1) if versions > 1 else 0.5)
 
 
+def run_colour(plan: Plan, run: Run) -> str:
+    """The version's shade of the paradigm's colour; the main path's is grey."""
+    return (
+        SOFT if not run.makes_version else version_shade(run.paradigm, run.version_index, len(plan.versions))
+    )
+
+
+def paradigm_panels(plan: Plan, paradigms: Sequence[str], height: float) -> tuple[Figure, dict[str, Axes]]:
+    """A figure (`height` in inches) of a panel for each paradigm over training steps, with titles and version ends."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    column = figure.subplots(len(paradigms), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    for axes, paradigm in zip(column, paradigms, strict=True):
+        title = f"{paradigm_name(plan, paradigm)}: {PARADIGM_ROWS[paradigm].long_name}"
+        axes.set_title(title, color=darker(COLOURS[paradigm]))
+        mark_versions(axes, plan.timeline.ends)
+    column[-1].set_xlim(0, plan.timeline.ends[-1] * 1.06)
+    column[-1].set_xlabel(f"training step (each of {plan.batch.tokens:,} tokens)")
+    column[-1].xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    return figure, dict(zip(paradigms, column, strict=True))
+
+
+def name_curve(axes: Axes, run: Run, place: tuple[float, float], colour: str, above: bool = False) -> None:
+    """Write the version's name above a point of its curve, or to the right of it; the main path's always above."""
+    above = above or not run.makes_version
+    axes.annotate(
+        "main path" if not run.makes_version else run.version,
+        place,
+        xytext=(0, 5) if above else (5, 0),
+        textcoords="offset points",
+        ha="center" if above else "left",
+        va="bottom" if above else "center",
+        color=darker(colour),
+        fontsize=9.5,
+        fontweight="bold",
+        annotation_clip=False,
+        bbox=LABEL_GROUND,
+    )
+
+
 def mark_versions(axes: Axes, ends: list[int]) -> None:
     """Faint upright lines where a version's data end, all but the last."""
     for end in ends[:-1]:
@@ -139,3 +183,45 @@ def to_png(figure: Figure) -> bytes:
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=160, metadata={"Software": None})
     return stream.getvalue()
+
+
+ADVICE = "advice"  # of the folder in the plan's output, and of the files in it
+
+
+@dataclass(frozen=True)
+class SavedAdvice:
+    """The sentences of an advice, when it was given (text), and its figure."""
+
+    written: str
+    sentences: tuple[str, ...]
+    drawing: Drawing
+
+
+def save_advice(plan: Plan, advice: SavedAdvice, facts: dict[str, object]) -> Path:
+    """Write the advice beside the plan's runs, `facts` (JSON values) with it; the folder.
+
+    An earlier one is replaced. The sentences are written last: without them there is no advice.
+    """
+    folder = Path(plan.output) / ADVICE
+    atomic_write_text(folder / f"{ADVICE}.svg", advice.drawing.svg)
+    atomic_write_bytes(folder / f"{ADVICE}.png", advice.drawing.png)
+    atomic_write_text(folder / f"{ADVICE}.csv", advice.drawing.data)
+    text = {"written": advice.written, "title": advice.drawing.title, "caption": advice.drawing.caption}
+    atomic_write_json(folder / f"{ADVICE}.json", {**text, "sentences": list(advice.sentences), **facts})
+    return folder
+
+
+def read_advice(plan: Plan) -> SavedAdvice | None:
+    """The advice that was given last; None where there is none, or where it cannot be read."""
+    folder = Path(plan.output) / ADVICE
+    text = read_json(folder / f"{ADVICE}.json")
+    try:
+        if text is None:
+            return None
+        svg, data = ((folder / f"{ADVICE}.{kind}").read_text(encoding="utf-8") for kind in ("svg", "csv"))
+        drawing = Drawing(
+            ADVICE, text["title"], text["caption"], svg, (folder / f"{ADVICE}.png").read_bytes(), data
+        )
+        return SavedAdvice(text["written"], tuple(text["sentences"]), drawing)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -21,7 +21,7 @@ from megatron_lrpath.advise.show import fitted, hint
 from megatron_lrpath.cli import main
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import Plan
-from megatron_lrpath.report.advice import read_advice
+from megatron_lrpath.report.style import read_advice
 from megatron_lrpath.runs.checkpoints import MANIFEST, complete_steps
 from megatron_lrpath.runs.results import ALONG, EVALUATION
 from tests.support.advise_fixtures import LEVELS, TRUTH, small_plan, true_losses, write_history, write_losses

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from megatron_lrpath.cli import main
-from megatron_lrpath.doctor import Check, plan_checks, worst
+from megatron_lrpath.doctor import Finding, plan_checks, worst
 from megatron_lrpath.doctor import machine as machine_module
 from megatron_lrpath.doctor.machine import disk_check, gpu_check, megatron_check, within
 from tests.support.training_fixtures import make_plan
 
 
-def statuses(checks: list[Check]) -> dict[str, str]:
+def statuses(checks: list[Finding]) -> dict[str, str]:
     return {check.name: check.status for check in checks}
 
 
@@ -71,14 +71,12 @@ def test_megatron_must_be_in_the_supported_range(monkeypatch: pytest.MonkeyPatch
 
 
 def test_gpus_that_torch_cannot_use_are_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
     monkeypatch.setattr(machine_module, "driver_gpus", lambda: 8)
-    found = gpu_check(torch, [])
+    found = gpu_check([])
     assert (found.status, "8" in found.found) == ("failed", True)
     monkeypatch.setattr(machine_module, "driver_gpus", lambda: 0)
-    assert gpu_check(torch, []).status == "info"
-    assert gpu_check(torch, [("H100", 80 * 10**9)]).status == "ok"
+    assert gpu_check([]).status == "info"
+    assert gpu_check([("H100", 80 * 10**9)]).status == "ok"
 
 
 def test_a_full_disk_fails_by_what_the_checkpoints_take(
@@ -94,6 +92,6 @@ def test_a_full_disk_fails_by_what_the_checkpoints_take(
 
 
 def test_the_worst_finding_counts() -> None:
-    checks = [Check("a", status, "") for status in ("ok", "warning", "info")]
+    checks = [Finding("a", status, "") for status in ("ok", "warning", "info")]
     assert worst(checks) == "warning"
     assert worst([]) == "ok"

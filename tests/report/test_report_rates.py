@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from megatron_lrpath.plan import load_plan
 from megatron_lrpath.report.collect import collect
-from megatron_lrpath.report.rates import check_rates, judge
+from megatron_lrpath.report.rates import check_rates, summarize
 from megatron_lrpath.schedule import STYLES
 from tests.support.report_tree import write_plan, write_tree
 
@@ -30,7 +30,7 @@ def change(plan, paradigm, name, edit):
 
 
 def verdict(plan):
-    return judge(check_rates(collect(plan)))
+    return summarize(check_rates(collect(plan)))
 
 
 def test_rates_as_planned_are_said_to_be_so_with_their_number(plan):

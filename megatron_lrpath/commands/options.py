@@ -1,0 +1,112 @@
+"""Options that several commands have, and the types of options' values."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_lrpath.paradigms import PARADIGMS
+
+if TYPE_CHECKING:
+    from megatron_lrpath.launch.local import Options
+
+PLAN_OR_EXPERIMENT = "the plan (or experiment) file"
+CHOICES = PARADIGMS  # of --paradigm
+AUTO, EVERY = "auto", "all"
+
+
+def add_plan(parser: argparse.ArgumentParser, about: str = "the plan file", optional: bool = False) -> None:
+    """The positional argument PLAN."""
+    parser.add_argument("plan", type=Path, metavar="PLAN", nargs="?" if optional else None, help=about)
+
+
+def add_paradigms(parser: argparse.ArgumentParser) -> None:
+    """--paradigm of commands that are for every paradigm by default, see `paradigms_of`."""
+    parser.add_argument("--paradigm", choices=(*CHOICES, EVERY), default=EVERY)
+
+
+def add_machine(parser: argparse.ArgumentParser, models: str, nproc: str) -> None:
+    """Options of commands that train: --nproc (with this help), --device, and --evaluate for the `models`."""
+    parser.add_argument("--nproc", type=count_from(1), metavar="N", help=nproc)
+    add_device(parser)
+    parser.add_argument(
+        "--evaluate",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help=f"evaluate the {models} at the end (default: yes)",
+    )
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """--device."""
+    parser.add_argument("--device", choices=(AUTO, "cpu", "cuda"), default=AUTO)
+
+
+def paradigms_of(args: argparse.Namespace) -> tuple[str, ...]:
+    """The paradigms that --paradigm chooses: the one given, or every one."""
+    from megatron_lrpath.plan import PARADIGMS
+
+    return (args.paradigm,) if args.paradigm in PARADIGMS else PARADIGMS
+
+
+def training_options(args: argparse.Namespace, only_sft: bool = False) -> Options:
+    """What the command line chooses of a training on this machine."""
+    from megatron_lrpath.launch.local import Options
+
+    return Options(
+        paradigms=paradigms_of(args),
+        run=args.run,
+        nproc=args.nproc,
+        jobs=None if args.jobs == AUTO else args.jobs,
+        device=args.device,
+        evaluate=args.evaluate,
+        only_sft=only_sft,
+        extra=tuple(args.extra),
+    )
+
+
+def count_from(least: int, alternative: str = "") -> Callable[[str], int | str]:
+    """The type of a whole number from `least` on; `alternative` is a word that may be given instead."""
+
+    def read(text: str) -> int | str:
+        if alternative and text == alternative:
+            return text
+        if not text.isdigit() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} on")
+        return int(text)
+
+    return read
+
+
+def number_in(least: float, most: float = sys.float_info.max, what: str = "") -> Callable[[str], float]:
+    """The type of a number from `least` to `most`; `what` describes it in the message about another one."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what or f'a number from {least:g} on'}")
+        return value
+
+    return read
+
+
+lr_share = number_in(0, 1, "a share of max_lr, from 0 to 1")
+
+
+def percentage(text: str) -> float:
+    """`0.5%` -> 0.005."""
+    if not text.endswith("%"):
+        raise argparse.ArgumentTypeError(f"{text!r}: write a percentage, like 0.5%")
+    return number_in(0)(text[:-1]) / 100
+
+
+def share(text: str) -> float:
+    """`50%` or `0.5` -> 0.5."""
+    return percentage(text) if text.endswith("%") else number_in(0)(text)
