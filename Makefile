@@ -1,12 +1,13 @@
 # `make quickstart`: set up, train versions of a tiny model on real text under three paradigms, report.
 # `make test`:       set up, check style and types, run the tests.
+# `make test-fast`:  the tests that start no process, in a few minutes.
 # `make setup`:      set up alone, in .venv (PYTHON=… names an interpreter).
 
 PLAN ?= examples/quickstart/plan.yaml
 # Two workers, a file at a time: many tests wait (for a cluster, a kill, a time limit) more than they compute.
 PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test setup lint clean
+.PHONY: quickstart test test-fast setup lint clean
 
 quickstart: setup
 	.venv/bin/python examples/quickstart/prepare.py
@@ -15,6 +16,9 @@ quickstart: setup
 
 test: setup lint
 	.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+test-fast: setup
+	.venv/bin/python -m pytest -n 2 --fast
 
 lint: setup
 	.venv/bin/ruff check .

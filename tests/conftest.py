@@ -1,8 +1,12 @@
-"""Settings of every test: one thread a process, and the files that wait longest begin first."""
+"""Settings of every test: one thread a process, the files that wait longest first, and `--fast`."""
 
 from __future__ import annotations
 
+import multiprocessing.process
 import os
+import subprocess
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -10,6 +14,27 @@ WAITING = ("test_slurm_training", "test_reliability_kills", "test_slurm_jobs")
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--fast`: only what one process can test."""
+    parser.addoption("--fast", action="store_true", help="skip every test that starts a process")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """With `--fast` a test is skipped when it, or a fixture of it, starts a process."""
+    if not item.config.getoption("--fast"):
+        return (yield)
+
+    def skip(*_: Any, **__: Any) -> None:
+        pytest.skip("starts a process")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess.Popen, "__init__", skip)
+        patch.setattr(multiprocessing.process.BaseProcess, "start", skip)
+        patch.setattr(os, "fork", skip)
+        return (yield)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
