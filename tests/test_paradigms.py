@@ -43,7 +43,7 @@ def test_the_runs_of_a_plan_are_what_their_rows_say(paradigm: str, variant: str,
     assert {run.kind for run in made} == {kind.name for kind in PARADIGM_ROWS[paradigm].kinds}
     for run in made:
         row = KINDS[run.kind]
-        assert run.name == (row.run_name(run.version) if row.makes_version else row.prefix)
+        assert run.name == row.run_name(run.version)
         assert run.makes_version == row.makes_version
         first_of_chain = row == CONTINUAL and run.version_index == 1  # identical to the first from scratch
         assert (run.parent is not None) == (row.needs_parent and not first_of_chain)
