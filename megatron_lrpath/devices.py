@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# Dense (no sparsity) bf16 FLOP/s by a word of the device's name, more special names first.
+# Dense (no sparsity) bf16 FLOP/s by a part of the device's name, more special names first.
 PEAKS = {
     "GB300": 2500e12,
     "GB200": 2500e12,
@@ -27,8 +27,8 @@ PEAKS = {
 
 def peak_flops(name: str) -> float | None:
     """The peak of the device that calls itself `name` (bf16, FLOP/s); None where it is not in the list."""
-    words = name.replace("-", " ").split()
+    parts = name.replace("-", " ").split()
     for known, peak in PEAKS.items():
-        if all(part in words for part in known.split()):
+        if all(part in parts for part in known.split()):
             return peak
     return None

@@ -8,7 +8,7 @@ from typing import Any
 
 from megatron_lrpath.errors import UserError
 
-# LLaMA's architecture in Megatron's words. The FFN width and the untied embeddings are not in the paper; they
+# LLaMA's architecture as Megatron's arguments. The FFN width and the untied embeddings are not in the paper; they
 # are the ones under which the parameter counts fit the names (see `parameter_count`).
 _LLAMA: dict[str, Any] = {
     "swiglu": True,
@@ -94,23 +94,23 @@ def megatron_flags(arguments: dict[str, Any]) -> list[str]:
     true is a flag, false and None leave the argument out, a list gives several values. Text that begins with
     a dash is joined with `=`, so that it is not read as another argument.
     """
-    words: list[str] = []
+    flags: list[str] = []
     for name, value in arguments.items():
         option = "--" + name.replace("_", "-")
         if value is None or value is False:
             continue
         if value is True:
-            words.append(option)
+            flags.append(option)
         elif isinstance(value, list | tuple):
-            words += [option, *(_word(item) for item in value)]
-        elif _word(value).startswith("-") and not _NUMBER.fullmatch(_word(value)):
-            words.append(f"{option}={_word(value)}")
+            flags += [option, *(_text(item) for item in value)]
+        elif _text(value).startswith("-") and not _NUMBER.fullmatch(_text(value)):
+            flags.append(f"{option}={_text(value)}")
         else:
-            words += [option, _word(value)]
-    return words
+            flags += [option, _text(value)]
+    return flags
 
 
-def _word(value: Any) -> str:
+def _text(value: Any) -> str:
     return repr(value) if isinstance(value, float) else str(value)
 
 

@@ -31,8 +31,8 @@ class Kind:
     has_cycle: bool = True
 
     def run_name(self, version: str) -> str:
-        """The name of the run of a version."""
-        return self.prefix + version
+        """The name of the run of a version, or of the one run of all."""
+        return self.prefix + version if self.makes_version else self.prefix
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,7 @@ TABLE_ORDER = tuple(sorted(PARADIGMS, key=lambda name: PARADIGM_ROWS[name].colum
 
 LR_PATH_KINDS = {kind.name: kind for paradigm in PARADIGM_ROWS.values() for kind in paradigm.kinds}
 """The kinds of runs that a paradigm makes; every paradigm's versions can be fine-tuned beside."""
+PARADIGM_OF = {kind.name: paradigm.name for paradigm in PARADIGM_ROWS.values() for kind in paradigm.kinds}
 KINDS = LR_PATH_KINDS | {SFT.name: SFT}
 CYCLE_KINDS = tuple(kind.name for name in TABLE_ORDER for kind in PARADIGM_ROWS[name].kinds if kind.has_cycle)
 

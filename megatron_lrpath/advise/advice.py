@@ -23,6 +23,7 @@ from megatron_lrpath.advise.predict import (
 )
 from megatron_lrpath.advise.read import read_curves, scale_of
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.paradigms import BRANCH, MAIN
 from megatron_lrpath.plan import Plan, differences, run_identity
 
 WITHIN = 0.003
@@ -171,7 +172,7 @@ def all_curves(plan: Plan, others: Sequence[Plan]) -> list[Curve]:
     curves = read_curves(plan)
     for other in others:
         _check_same_main(plan, other)
-        branches = [curve for curve in read_curves(other) if curve.kind == "branch"]
+        branches = [curve for curve in read_curves(other) if curve.kind == BRANCH.name]
         have = {_key(curve) for curve in curves}
         curves += [_named(curve, other) for curve in branches if _key(curve) not in have]
     return curves
@@ -183,7 +184,9 @@ def upto_version(plan: Plan, curves: Sequence[Curve], name: str) -> list[Curve]:
     if name not in names:
         raise UserError(f"{plan.path}: no version {name!r}; it has {', '.join(names)}")
     last = plan.timeline.ends[names.index(name)]
-    return [curve.upto(last) if curve.kind == "main" else curve for curve in curves if _begins(curve) < last]
+    return [
+        curve.upto(last) if curve.kind == MAIN.name else curve for curve in curves if _begins(curve) < last
+    ]
 
 
 def choose(

@@ -12,6 +12,7 @@ import numpy as np
 from megatron_lrpath.advise.curves import F64, JITTER, Checkpoints, Curve, Drops, Scale, read_drops
 from megatron_lrpath.advise.fit import EXACT, OFF, Data, Fit, bootstrap, fit_law, gains, gather
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.paradigms import MAIN
 
 GAIN_SPREAD = 0.15
 """Share of a decay's gain in training, as a standard deviation, that its gain in validation may differ by."""
@@ -291,7 +292,7 @@ def _rms(values: F64) -> float:
 
 
 def _check_curves(curves: Sequence[Curve]) -> None:
-    if not curves or curves[0].kind != "main":
+    if not curves or curves[0].kind != MAIN.name:
         raise UserError(
             "the main path has not logged enough steps to predict anything. Train it beyond its warm-up "
             "(`lrpath run PLAN --paradigm ours`) and call again."

@@ -1,4 +1,4 @@
-"""What a run's result depends on: compared when a run is resumed or branched from, and put in words."""
+"""What a run's result depends on: compared when a run is resumed or branched from."""
 
 from __future__ import annotations
 
@@ -62,18 +62,18 @@ def run_identity(plan: Plan, run: Run) -> dict[str, Any]:
 
 
 def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
-    """What differs between two identities of a run, in words; empty when the run may go on.
+    """What differs between two identities of a run, a line each; empty when the run may go on.
 
     The main path may have more versions now than when it was stored: it goes on into them.
     """
     stored, current = _plain(stored), _plain(current)
-    found = []
+    lines = []
     if stored.get("run") != current.get("run"):
-        found.append(_changed("run", stored.get("run"), current.get("run")))
+        lines.append(_changed("run", stored.get("run"), current.get("run")))
     for name, label in _LABELS.items():
-        found += _compare(label, stored.get(name), current.get(name))
-    found += _compare_versions(stored, current)
-    return found + _compare_paths(stored.get("path", []), current.get("path", []))
+        lines += _compare(label, stored.get(name), current.get(name))
+    lines += _compare_versions(stored, current)
+    return lines + _compare_paths(stored.get("path", []), current.get("path", []))
 
 
 def _sft_identity(plan: Plan, run: Run) -> dict[str, Any]:
@@ -140,25 +140,25 @@ def _compare(label: str, old: Any, new: Any) -> list[str]:
 
 def _compare_versions(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
     old, new = stored.get("versions", []), current.get("versions", [])
-    found = [
+    lines = [
         _changed(f"version {number}", _version(before), _version(after))
         for number, (before, after) in enumerate(zip(old, new, strict=False), start=1)
         if before != after
     ]
-    found += [f"{_version(version)} was there and is gone" for version in old[len(new) :]]
+    lines += [f"{_version(version)} was there and is gone" for version in old[len(new) :]]
     if stored.get("run") != MAIN.prefix:
-        found += [f"{_version(version)} was not there" for version in new[len(old) :]]
-    return found
+        lines += [f"{_version(version)} was not there" for version in new[len(old) :]]
+    return lines
 
 
 def _compare_paths(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[str]:
     if [stage["run"] for stage in old] != [stage["run"] for stage in new]:
         chains = (" → ".join(stage["run"] for stage in stages) for stages in (old, new))
         return [_changed("chain of runs", *chains)]
-    found = []
+    lines = []
     for before, after in zip(old, new, strict=True):
-        found += _compare(f"learning rate of {after['run']}", before, after)
-    return found
+        lines += _compare(f"learning rate of {after['run']}", before, after)
+    return lines
 
 
 def _version(version: dict[str, Any]) -> str:
@@ -166,10 +166,10 @@ def _version(version: dict[str, Any]) -> str:
 
 
 def _changed(label: str, old: Any, new: Any) -> str:
-    return f"{label}: was {_said(old)}, is {_said(new)}"
+    return f"{label}: was {_text(old)}, is {_text(new)}"
 
 
-def _said(value: Any) -> str:
+def _text(value: Any) -> str:
     return "not given" if value is None else str(value)
 
 

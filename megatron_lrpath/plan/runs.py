@@ -15,10 +15,12 @@ from megatron_lrpath.paradigms import (
     KINDS,
     MAIN,
     OURS,
+    PARADIGM_OF,
     PARADIGMS,
     PTFS,
     SCRATCH,
     SFT,
+    Kind,
     path_form,
 )
 from megatron_lrpath.plan.mix import Mix
@@ -135,25 +137,27 @@ class Timeline:
 
     def ours(self) -> list[Run]:
         """The main path and a branch for each version."""
-        return [self._main(), *self._branches()]
+        points, count = {*self.branch_points, *self.also_branch_at}, len(self.versions)
+        last = max(points)
+        reads_last = last > self.ends[-1] - self.versions[-1].steps
+        main = self._run(
+            MAIN,
+            count,
+            (0, last),
+            slices=self._names(count if reads_last else count - 1),
+            keep_steps=tuple(sorted(points | {end for end in self.ends if end <= last})),
+        )
+        spans = enumerate(zip(self.branch_points, self.ends, strict=True), start=1)
+        return [main, *(self._run(BRANCH, i, span, parent=Parent(main.name, span[0])) for i, span in spans)]
 
     def from_scratch(self) -> list[Run]:
         """A run for each version that reads all data so far."""
         return [
-            Run(
-                name=SCRATCH.run_name(version.name),
-                kind=SCRATCH.name,
-                paradigm=PTFS.name,
-                version=version.name,
-                version_index=index,
-                parent=None,
-                first_step=0,
-                last_step=end,
-                path=self._path(SCRATCH.name, version, 0, end),
-                slices=self._names(index),
-                keep_steps=(end,) if index == 1 else (),  # CPT goes on from the first one
+            # CPT goes on from the first one
+            self._run(
+                SCRATCH, index, (0, end), slices=self._names(index), keep_steps=(end,) if index == 1 else ()
             )
-            for index, (version, end) in enumerate(zip(self.versions, self.ends, strict=True), start=1)
+            for index, end in enumerate(self.ends, start=1)
         ]
 
     def continual(self) -> list[Run]:
@@ -161,65 +165,39 @@ class Timeline:
         runs: list[Run] = []
         for index, (version, end) in enumerate(zip(self.versions, self.ends, strict=True), start=1):
             begin = end - version.steps
-            runs.append(
-                Run(
-                    name=CONTINUAL.run_name(version.name),
-                    kind=CONTINUAL.name,
-                    paradigm=CPT.name,
-                    version=version.name,
-                    version_index=index,
-                    parent=Parent(runs[-1].name, begin) if runs else None,
-                    first_step=begin,
-                    last_step=end,
-                    path=self._path(CONTINUAL.name if runs else SCRATCH.name, version, begin, end),
-                    slices=(version.name,),
-                    keep_steps=(end,),
-                    same_as=None if runs else (PTFS.name, SCRATCH.run_name(version.name)),
-                )
+            run = self._run(
+                CONTINUAL,
+                index,
+                (begin, end),
+                parent=Parent(runs[-1].name, begin) if runs else None,
+                keep_steps=(end,),
             )
+            if not runs:
+                twin = self.from_scratch()[0]
+                run = replace(run, path=twin.path, same_as=(twin.paradigm, twin.name))
+            runs.append(run)
         return runs
 
-    def _main(self) -> Run:
-        points, count = {*self.branch_points, *self.also_branch_at}, len(self.versions)
-        last = max(points)
-        reads_last = last > self.ends[-1] - self.versions[-1].steps
+    def _run(self, kind: Kind, index: int, span: tuple[int, int], **others: Any) -> Run:
+        """The run of this kind for version `index` (from 1) from one step to another; its slice is the version's."""
+        version, (first, last) = self.versions[index - 1], span
+        path = run_path(self.schedule, kind.name, first, last, self.cpt_variant)
+        if path.shape != "floor":
+            path = replace(path, cycle=version.cycle_steps.get(kind.name))
+        fields: dict[str, Any] = {"parent": None, "slices": (version.name,)}
+        if kind == BRANCH:
+            fields["mix"] = version.mix
         return Run(
-            name=MAIN.prefix,
-            kind=MAIN.name,
-            paradigm=OURS.name,
-            version=self.versions[-1].name,
-            version_index=count,
-            parent=None,
-            first_step=0,
+            name=kind.run_name(version.name),
+            kind=kind.name,
+            paradigm=PARADIGM_OF[kind.name],
+            version=version.name,
+            version_index=index,
+            first_step=first,
             last_step=last,
-            path=run_path(self.schedule, MAIN.name, 0, last, self.cpt_variant),
-            slices=self._names(count if reads_last else count - 1),
-            keep_steps=tuple(sorted(points | {end for end in self.ends if end <= last})),
+            path=path,
+            **(fields | others),
         )
-
-    def _branches(self) -> list[Run]:
-        return [
-            Run(
-                name=BRANCH.run_name(version.name),
-                kind=BRANCH.name,
-                paradigm=OURS.name,
-                version=version.name,
-                version_index=index,
-                parent=Parent(MAIN.prefix, point),
-                first_step=point,
-                last_step=end,
-                path=self._path(BRANCH.name, version, point, end),
-                slices=(version.name,),
-                mix=version.mix,
-            )
-            for index, (version, point, end) in enumerate(
-                zip(self.versions, self.branch_points, self.ends, strict=True), start=1
-            )
-        ]
-
-    def _path(self, kind: str, version: Version, first: int, last: int) -> LRPath:
-        path = run_path(self.schedule, kind, first, last, self.cpt_variant)
-        return path if path.shape == "floor" else replace(path, cycle=version.cycle_steps.get(kind))
 
     def _names(self, count: int) -> tuple[str, ...]:
         return tuple(version.name for version in self.versions[:count])

@@ -1,4 +1,4 @@
-"""How the report says names and numbers: the same in the page, the Markdown and the terminal."""
+"""Facts of a plan as text: the same in the page, the Markdown and the terminal."""
 
 from __future__ import annotations
 

@@ -195,7 +195,7 @@ def _main_notes(tree: RunTree, scores: Scores, places: int) -> list[str]:
             p: f"{scores[p, first]:.{places}f}" if (p, first) in scores else MISSING for p in TABLE_ORDER
         }
         notes.append(
-            f"{first}, as in the paper not in the table: PTFS and CPT {shown['ptfs']} "
+            f"{first}, as in the paper not in the table: PTFS and CPT {shown[PTFS.name]} "
             f"(one and the same run), {OURS.title} {shown[OURS.name]}."
         )
     return notes

@@ -211,7 +211,7 @@ class Schedule:
             schema, value = setting.schema, getattr(self, name)
             if "enum" in schema and value not in schema["enum"]:
                 raise ValueError(f"{name} must be one of {', '.join(schema['enum'])}, not {value!r}")
-            if schema["type"] == "number" and not _within(value, schema):
+            if schema["type"] == "number" and not within(value, schema):
                 raise ValueError(f"{name} must lie in {_interval(schema)}, not be {value}")
         if len(self.multi_step_fractions) != 2:
             raise ValueError(f"multi_step_fractions must be two numbers, not {self.multi_step_fractions}")
@@ -220,19 +220,20 @@ class Schedule:
             raise ValueError(f"multi_step_fractions must ascend within [0, 1], unlike {first}, {second}")
 
 
-def _within(value: float, schema: Mapping[str, Any]) -> bool:
-    above = value > schema["exclusiveMinimum"] if "exclusiveMinimum" in schema else value >= schema["minimum"]
-    return above and (
-        value < schema["exclusiveMaximum"] if "exclusiveMaximum" in schema else value <= schema["maximum"]
+def within(value: float, schema: Mapping[str, Any]) -> bool:
+    """Whether a number lies in the range of its JSON schema."""
+    return (
+        value >= schema.get("minimum", -math.inf)
+        and value > schema.get("exclusiveMinimum", -math.inf)
+        and value <= schema.get("maximum", math.inf)
+        and value < schema.get("exclusiveMaximum", math.inf)
     )
 
 
 def _interval(schema: Mapping[str, Any]) -> str:
     """`[0, 1)`."""
-    low = f"({schema['exclusiveMinimum']}" if "exclusiveMinimum" in schema else f"[{schema['minimum']}"
-    return low + (
-        f", {schema['exclusiveMaximum']})" if "exclusiveMaximum" in schema else f", {schema['maximum']}]"
-    )
+    low = f"[{schema['minimum']}" if "minimum" in schema else f"({schema['exclusiveMinimum']}"
+    return low + (f", {schema['maximum']}]" if "maximum" in schema else f", {schema['exclusiveMaximum']})")
 
 
 KNOBS: dict[str, Knob] = {
@@ -272,16 +273,14 @@ LINEAR, COSINE = WSD_BRANCHES["linear"], WSD_BRANCHES["cosine"]
 # half of the branch at √(max·min), half at min
 HALVES = BranchShape("multi-step", lambda schedule, t, length: steps_rate(schedule, t, length, (0.0, 0.5)))
 
-# min + ½(max−min)(1 + cos πu), u = t/length
-register(
+for _style in (
+    # min + ½(max−min)(1 + cos πu), u = t/length
     Style(
         "cosine",
         whole=lambda schedule, at: held_rate(schedule, at.t, at.length, 0, cosine),
         branch_shape=lambda schedule: COSINE,
-    )
-)
-# max for `knee_explore` of the length, then linear to min (Iyer et al. 2023)
-register(
+    ),
+    # max for `knee_explore` of the length, then linear to min (Iyer et al. 2023)
     Style(
         "knee",
         whole=lambda schedule, at: held_rate(
@@ -290,19 +289,15 @@ register(
         branch_shape=lambda schedule: LINEAR,
         whole_knobs=("knee_explore",),
         title="Knee",
-    )
-)
-# max, √(max·min), min (Bi et al. 2024)
-register(
+    ),
+    # max, √(max·min), min (Bi et al. 2024)
     Style(
         "multi-step",
         whole=lambda schedule, at: steps_rate(schedule, at.t, at.length, schedule.multi_step_fractions),
         branch_shape=lambda schedule: HALVES,
         whole_knobs=("multi_step_fractions",),
-    )
-)
-# max, then `wsd_decay_shape` over the last `wsd_decay_fraction` (Hu et al. and Hägele et al. 2024)
-register(
+    ),
+    # max, then `wsd_decay_shape` over the last `wsd_decay_fraction` (Hu et al. and Hägele et al. 2024)
     Style(
         "wsd",
         whole=lambda schedule, at: held_rate(
@@ -316,34 +311,24 @@ register(
         whole_knobs=("wsd_decay_fraction", "wsd_decay_shape"),
         branch_knobs=("wsd_decay_shape",),
         title="WSD",
-    )
-)
-# max − u(max−min)
-register(
+    ),
+    # max − u(max−min)
     Style(
         "linear",
         whole=lambda schedule, at: held_rate(schedule, at.t, at.length, 0, linear),
         branch_shape=lambda schedule: LINEAR,
-    )
-)
-register(
-    Style(
-        "constant",
-        whole=lambda schedule, at: schedule.max_lr,
-        branch_shape=lambda schedule: LINEAR,
-    )
-)
-register(
+    ),
+    Style("constant", whole=lambda schedule, at: schedule.max_lr, branch_shape=lambda schedule: LINEAR),
+    # max·√(W / (t+W)), not below min
     Style(
         "inverse-square-root",
         whole=lambda schedule, at: inverse_square_root_rate(schedule, at.t, at.warmup, at.unit),
         branch_shape=lambda schedule: LINEAR,
         title="inverse square root",
         has_cycle=False,
-    )
-)
+    ),
+):
+    register(_style)
 
-if unread := KNOBS.keys() - {
-    name for style in STYLES.values() for name in (*style.whole_knobs, *style.branch_knobs)
-}:
+if unread := KNOBS.keys() - {name for row in STYLES.values() for name in row.whole_knobs + row.branch_knobs}:
     raise TypeError(f"no style reads {', '.join(sorted(unread))}: name it in the row that does, or remove it")

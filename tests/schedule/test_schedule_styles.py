@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import math
@@ -27,6 +28,7 @@ from megatron_lrpath.schedule import (
     with_branch_shape,
 )
 from megatron_lrpath.schedule.curves import exact_decimal, held_rate
+from megatron_lrpath.training.options.arguments import add_lrpath_arguments
 from tests.support.plan_text import plan_with
 from tests.support.training_fixtures import history, launch, make_plan, run_words
 
@@ -97,6 +99,14 @@ def test_plan_files_take_an_added_style(quadratic: Style, tmp_path: Path) -> Non
 def test_no_plan_takes_a_style_that_is_not_registered(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="none of cosine, knee"):
         plan_with(tmp_path, schedule={"style": QUADRATIC.name})
+
+
+def test_arguments_take_an_added_style_and_every_knob(quadratic: Style) -> None:
+    argv = ["--lr-path-style", quadratic.name, "--lr-path-knee-explore", "0.25"]
+    args = add_lrpath_arguments(argparse.ArgumentParser()).parse_args(argv)
+    assert (args.lr_path_style, args.lr_path_knee_explore) == (quadratic.name, 0.25)
+    defaults = {name: getattr(args, f"lr_path_{name}") for name in KNOBS if name != "knee_explore"}
+    assert Schedule("knee", 1.0, 0.0, knee_explore=0.5, **defaults) == Schedule("knee", 1.0, 0.0)
 
 
 def test_the_identity_has_an_added_style_and_its_knobs(quadratic: Style, tmp_path: Path) -> None:

@@ -41,20 +41,20 @@ def _check_names(source: Source, plan: Plan) -> None:
         same = seen.setdefault(version.name.casefold(), f"version {index + 1}")
         if same != f"version {index + 1}":
             raise source.error(place, f"{version.name!r} is the name of {same} already; choose another")
-        words, numbers = _parts(version.name)
-        before = newest.get(words)
+        letters, numbers = _parts(version.name)
+        before = newest.get(letters)
         if before and _parts(before.name)[1] >= numbers:
             raise source.error(
                 place,
                 f"{version.name!r} comes after {before.name!r}: versions out of order; list the oldest first",
             )
-        newest[words] = version
+        newest[letters] = version
         if os.path.normpath(Path(plan.data.slices) / version.name) == validation:
             raise source.error(place, f"{version.name!r} is the validation slice; choose another name")
 
 
 def _parts(name: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """A name's words and its numbers: ("v", "-b"), (2, 10) for v2-b10."""
+    """A name's letters and its numbers: ("v", "-b"), (2, 10) for v2-b10."""
     parts = re.split(r"([0-9]+)", name)
     return tuple(parts[::2]), tuple(int(number) for number in parts[1::2])
 

@@ -34,7 +34,7 @@ def whole(minimum: int, maximum: int) -> dict[str, Any]:
 
 
 def choice(*values: str) -> dict[str, Any]:
-    """The schema of one of some words."""
+    """The schema of one of these texts."""
     return {"type": "string", "enum": list(values)}
 
 
@@ -51,7 +51,7 @@ MIN_RATE = {"type": "number", "minimum": 0, "maximum": 1000}
 TEMPLATES = ("plain", "chatml", "tokenizer")
 TOO_LONG = ("reject", "cut")
 _PATHS = {"anyOf": [TEXT, {"type": "array", "items": TEXT, "minItems": 1, "maxItems": 10_000}]}
-_WORDS = {"type": "array", "items": TEXT, "maxItems": 1000}
+_TEXTS = {"type": "array", "items": TEXT, "maxItems": 1000}
 
 SFT_KEYS = (
     Key("data", _PATHS, REQUIRED, "JSON lines to learn from: a file, a pattern, or a list of them"),
@@ -76,7 +76,7 @@ SFT_KEYS = (
         "plain",
         "`plain`, `chatml`, `tokenizer` (its own) or a file with a Jinja template",
     ),
-    Key("special_tokens", _WORDS, (), "control tokens that the template needs and the tokenizer lacks"),
+    Key("special_tokens", _TEXTS, (), "control tokens that the template needs and the tokenizer lacks"),
     Key(
         "too_long",
         choice(*TOO_LONG),
@@ -84,8 +84,8 @@ SFT_KEYS = (
         "an example longer than a sample is rejected, or cut at its end",
     ),
     Key("max_rejects", whole(0, 10**12), 0, "how many unusable lines are accepted"),
-    Key("versions", _WORDS, None, "names of the versions that are fine-tuned; default: all"),
-    Key("paradigms", _WORDS, None, "of which paradigms; default: all three"),
+    Key("versions", _TEXTS, None, "names of the versions that are fine-tuned; default: all"),
+    Key("paradigms", _TEXTS, None, "of which paradigms; default: all three"),
     Key(
         "seed",
         whole(1, 2**31 - 1),

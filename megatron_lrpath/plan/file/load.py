@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def _check_names(source: Source, parts: list[MixPart], named: dict[str, Entry]) 
         seen[part.name] = part.slice
 
 
-_LISTS = ("data", "valid", "special_tokens", "versions", "paradigms", "megatron", "style")
+_OWN_READERS = ("data", "valid", "special_tokens", "versions", "paradigms", "megatron", "style")  # of `sft`
 
 
 def read_sft(
@@ -106,7 +107,7 @@ def read_sft(
     if entry is None or entry.value is None:
         return None
     section = read_section(source, entry, SFT_KEYS)
-    plain = {key.name: read_key(source, section, key) for key in SFT_KEYS if key.name not in _LISTS}
+    plain = {key.name: read_key(source, section, key) for key in SFT_KEYS if key.name not in _OWN_READERS}
     _check_length(source, entry, section)
     return Sft(
         data=_texts(source, section["data"]),
@@ -165,17 +166,23 @@ def _schedule(source: Source, section: dict[str, Entry], plain: dict[str, Any]) 
     style = "cosine"
     if "style" in section:
         style = read_value(source, section["style"], choice(*STYLES))
-    highest, lowest = plain["max_lr"], plain["min_lr"]
-    if lowest is None:
-        lowest = tenth(highest)
-    if lowest > highest:
-        raise source.error(section["min_lr"], f"{lowest} is above max_lr {highest}; a decay goes downwards")
+    lowest = _min_lr(source, section, plain)
     if plain["steps"] is not None and plain["warmup_steps"] >= plain["steps"]:
         raise source.error(
             section["warmup_steps"],
             f"a warm-up of {plain['warmup_steps']} steps fills all {plain['steps']} steps; give a shorter one",
         )
-    return Schedule(style=style, max_lr=highest, min_lr=lowest, warmup=plain["warmup_steps"])
+    return Schedule(style=style, max_lr=plain["max_lr"], min_lr=lowest, warmup=plain["warmup_steps"])
+
+
+def _min_lr(source: Source, section: dict[str, Entry], values: dict[str, Any]) -> float:
+    """`min_lr` as given, or a tenth of `max_lr`."""
+    highest, lowest = values["max_lr"], values["min_lr"]
+    if lowest is None:
+        return tenth(highest)
+    if lowest > highest:
+        raise source.error(section["min_lr"], f"{lowest} is above max_lr {highest}; a decay goes downwards")
+    return float(lowest)
 
 
 def _batch(
@@ -198,11 +205,8 @@ def _batch(
 
 def _megatron(source: Source, entry: Entry | None, model: ModelSpec) -> dict[str, Any]:
     """Megatron arguments; none that the plan sets, that make another model, or that split packed samples."""
-    arguments = read_arguments(source, entry)
-    if entry is None or not isinstance(entry.value, dict):
-        return arguments
-    written = {key.replace("-", "_"): child for key, child in entry.value.items()}
-    for name in arguments:
+
+    def reason(name: str) -> str | None:
         if name in SET_BY_PLAN:
             instead = f"follows from the plan and the keys of `sft` (`{SET_BY_PLAN[name]}` for versions)"
         elif name in resolve_model(model):
@@ -210,8 +214,21 @@ def _megatron(source: Source, entry: Entry | None, model: ModelSpec) -> dict[str
         elif name in DROPPED:
             instead = "packed samples have an attention of their own and are not split over ranks"
         else:
-            continue
-        raise source.error(written[name], f"cannot be set here; leave it out: {instead}")
+            return None
+        return f"cannot be set here; leave it out: {instead}"
+
+    return _accepted_arguments(source, entry, reason)
+
+
+def _accepted_arguments(
+    source: Source, entry: Entry | None, reason: Callable[[str], str | None]
+) -> dict[str, Any]:
+    """Megatron arguments; PlanError for the first one that there is a reason to refuse."""
+    arguments = read_arguments(source, entry)
+    if entry is not None and isinstance(entry.value, dict):
+        for written, child in entry.value.items():
+            if refusal := reason(written.replace("-", "_")):
+                raise source.error(child, refusal)
     return arguments
 
 
@@ -239,12 +256,13 @@ def plan_from(source: Source) -> Plan:
     top = read_section(source, source.root, PLAN_KEYS)
     values = {key.name: read_key(source, top, key) for key in PLAN_KEYS if key.name in _PLAIN}
     model = _read_model(source, top["model"])
-    batch = Batch(**_read_fields(source, top["batch"], BATCH_KEYS))
-    versions = _read_versions(source, top, values["seed"])
+    batch = Batch(**_read_fields(source, read_section(source, top["batch"], BATCH_KEYS), BATCH_KEYS))
+    schedule = read_section(source, top["schedule"], SCHEDULE_KEYS)
+    versions = _read_versions(source, top, read_cycle(source, schedule.get("cycle_steps")), values["seed"])
     plan = Plan(
         path=source.path,
         model=model,
-        schedule=_read_schedule(source, top["schedule"]),
+        schedule=_read_schedule(source, schedule),
         batch=batch,
         tokenizer=_read_tokenizer(source, top["tokenizer"]),
         data=_read_data(source, top["data"]),
@@ -258,21 +276,13 @@ def plan_from(source: Source) -> Plan:
     return plan
 
 
-def _read_fields(source: Source, entry: Entry, keys: tuple[Key, ...]) -> dict[str, Any]:
-    section = read_section(source, entry, keys)
+def _read_fields(source: Source, section: dict[str, Entry], keys: tuple[Key, ...]) -> dict[str, Any]:
     return {key.name: read_key(source, section, key) for key in keys if key.name not in _NESTED}
 
 
-def _read_schedule(source: Source, entry: Entry) -> Schedule:
-    fields = _read_fields(source, entry, SCHEDULE_KEYS)
-    section = read_section(source, entry, SCHEDULE_KEYS)
-    if fields["min_lr"] is None:
-        fields["min_lr"] = tenth(fields["max_lr"])
-    if fields["min_lr"] > fields["max_lr"]:
-        raise source.error(
-            section["min_lr"],
-            f"{fields['min_lr']} is above max_lr {fields['max_lr']}; a decay goes downwards",
-        )
+def _read_schedule(source: Source, section: dict[str, Entry]) -> Schedule:
+    fields = _read_fields(source, section, SCHEDULE_KEYS)
+    fields["min_lr"] = _min_lr(source, section, fields)
     first, second = fields["multi_step_fractions"]
     if first > second:
         raise source.error(section["multi_step_fractions"], f"{first} and {second} must ascend")
@@ -280,7 +290,7 @@ def _read_schedule(source: Source, entry: Entry) -> Schedule:
 
 
 def _read_tokenizer(source: Source, entry: Entry) -> Tokenizer:
-    tokenizer = Tokenizer(**_read_fields(source, entry, TOKENIZER_KEYS))
+    tokenizer = Tokenizer(**_read_fields(source, read_section(source, entry, TOKENIZER_KEYS), TOKENIZER_KEYS))
     if tokenizer.type.startswith("Null"):
         if tokenizer.vocab_size is None:
             raise source.error(entry, f"{tokenizer.type} has no vocabulary of its own; give vocab_size")
@@ -290,32 +300,34 @@ def _read_tokenizer(source: Source, entry: Entry) -> Tokenizer:
 
 
 def _read_data(source: Source, entry: Entry) -> Data:
-    fields = _read_fields(source, entry, DATA_KEYS)
+    fields = _read_fields(source, read_section(source, entry, DATA_KEYS), DATA_KEYS)
     return Data(fields["slices"], fields["valid"] or str(Path(fields["slices"]) / "valid"))
 
 
-def _read_versions(source: Source, top: dict[str, Entry], seed: int) -> tuple[Version, ...]:
-    entry, schedule = top["versions"], top["schedule"]
+def _read_versions(
+    source: Source, top: dict[str, Entry], cycle: dict[str, float], seed: int
+) -> tuple[Version, ...]:
+    entry = top["versions"]
     items = read_list(source, entry)
     if not items:
         raise source.error(entry, "a plan needs at least one version, like `- {name: v1, steps: 100}`")
     limit = next(key.schema["maxItems"] for key in PLAN_KEYS if key.name == "versions")
     if len(items) > limit:
         raise source.error(entry, f"{len(items)} versions are more than the {limit} that a plan may have")
-    default = read_cycle(source, read_section(source, schedule, SCHEDULE_KEYS).get("cycle_steps"))
     mix = read_mix(source, top.get("branch_mix"), seed)
     versions = []
     for item in items:
-        fields, section = _read_fields(source, item, VERSION_KEYS), read_section(source, item, VERSION_KEYS)
+        section = read_section(source, item, VERSION_KEYS)
+        fields = _read_fields(source, section, VERSION_KEYS)
         own = read_cycle(source, section.get("cycle_steps"))
         mixed = read_mix(source, section.get("branch_mix"), seed) if "branch_mix" in section else mix
-        versions.append(Version(**fields, cycle_steps=default | own, mix=mixed))
+        versions.append(Version(**fields, cycle_steps=cycle | own, mix=mixed))
     return tuple(versions)
 
 
 def _read_model(source: Source, entry: Entry) -> ModelSpec:
     if isinstance(entry.value, dict):
-        overrides = read_arguments(source, entry)
+        overrides = _accepted_arguments(source, entry, _set_by_plan)
         recipe = overrides.pop("recipe", None)
         place = entry.value.get("recipe", entry)
     else:
@@ -324,7 +336,6 @@ def _read_model(source: Source, entry: Entry) -> ModelSpec:
         hint = nearest(str(recipe), RECIPES)
         raise source.error(place, f"{recipe!r} is no recipe{hint}; there are {', '.join(RECIPES)}")
     spec = ModelSpec(recipe, overrides)
-    _refuse_set_by_plan(source, entry, overrides)
     try:
         resolve_model(spec)
     except UserError as error:
@@ -339,23 +350,15 @@ def _read_output(source: Source, top: dict[str, Entry], name: str) -> str:
 
 
 def _read_megatron(source: Source, entry: Entry | None, model: ModelSpec) -> dict[str, Any]:
-    arguments = read_arguments(source, entry)
-    if entry is not None:
-        _refuse_set_by_plan(source, entry, arguments)
-        for name, child in _by_argument(entry).items():
-            if name in resolve_model(model):
-                raise source.error(child, "an argument of the model; set it under `model:`")
-    return arguments
+    of_model = resolve_model(model)
+
+    def reason(name: str) -> str | None:
+        return "an argument of the model; set it under `model:`" if name in of_model else _set_by_plan(name)
+
+    return _accepted_arguments(source, entry, reason)
 
 
-def _refuse_set_by_plan(source: Source, entry: Entry, arguments: dict[str, Any]) -> None:
-    for name in arguments:
-        if name in SET_BY_PLAN:
-            child = _by_argument(entry)[name]
-            raise source.error(child, f"follows from the plan; leave it out and set `{SET_BY_PLAN[name]}`")
-
-
-def _by_argument(entry: Entry) -> dict[str, Entry]:
-    """The entries of a mapping of Megatron arguments, by their names with underscores."""
-    children = entry.value if isinstance(entry.value, dict) else {}
-    return {name.replace("-", "_"): child for name, child in children.items()}
+def _set_by_plan(name: str) -> str | None:
+    if name not in SET_BY_PLAN:
+        return None
+    return f"follows from the plan; leave it out and set `{SET_BY_PLAN[name]}`"

@@ -9,6 +9,7 @@ from typing import Any
 from megatron_lrpath.paradigms import CYCLE_KINDS
 from megatron_lrpath.plan.file.keys import STEPS, Key
 from megatron_lrpath.plan.file.source import Entry, Scalar, Source
+from megatron_lrpath.schedule.styles import within
 from megatron_lrpath.wording import nearest
 
 _ARGUMENT = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
@@ -99,7 +100,7 @@ def read_arguments(source: Source, entry: Entry | None) -> dict[str, Any]:
 
 
 def described(entry: Entry) -> str:
-    """What a value is, in words, cut short."""
+    """A value as an error message names it, cut short."""
     if isinstance(entry.value, dict):
         return "a mapping"
     if isinstance(entry.value, list):
@@ -116,10 +117,10 @@ def _text(source: Source, entry: Entry, schema: dict[str, Any]) -> str:
         hint = "; put it in quotes" if isinstance(value, bool | int | float) else ""
         raise source.error(entry, f"must be text, not {described(entry)}{hint}")
     if "enum" in schema:
-        words = schema["enum"]
-        if value not in words:
-            hint = nearest(value, words)
-            raise source.error(entry, f"{value!r} is none of {', '.join(words)}{hint}")
+        choices = schema["enum"]
+        if value not in choices:
+            hint = nearest(value, choices)
+            raise source.error(entry, f"{value!r} is none of {', '.join(choices)}{hint}")
     elif "pattern" in schema:
         if not re.fullmatch(schema["pattern"], value):
             raise source.error(
@@ -141,18 +142,9 @@ def _number(source: Source, entry: Entry, schema: dict[str, Any]) -> int | float
         raise source.error(entry, f"must be {kind} and finite, not {value}")
     if schema["type"] == "integer" and value != int(value):
         raise source.error(entry, f"must be a whole number, not {value}")
-    if not _within(value, schema):
+    if not within(value, schema):
         raise source.error(entry, f"must be {_range(schema)}, not {described(entry)}")
     return int(value) if schema["type"] == "integer" else float(value)
-
-
-def _within(value: float, schema: dict[str, Any]) -> bool:
-    return (
-        value >= schema.get("minimum", -math.inf)
-        and value > schema.get("exclusiveMinimum", -math.inf)
-        and value <= schema.get("maximum", math.inf)
-        and value < schema.get("exclusiveMaximum", math.inf)
-    )
 
 
 def _range(schema: dict[str, Any]) -> str:
