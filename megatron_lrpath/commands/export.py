@@ -75,14 +75,14 @@ def execute(args: argparse.Namespace) -> int:
 
     wishes = Wishes(args.dtype, args.max_shard_size, args.tokenizer, args.vocab_size, args.force)
     if args.source.is_dir():
-        tell(export_folder(args, wishes))
+        print_exported(export_folder(args, wishes))
         return 0
     from megatron_lrpath.plan import load_plan
 
     plan = load_plan(args.source)
     runs = chosen(plan, args)
     for run in runs:
-        tell(export_run(plan, run, args, wishes))
+        print_exported(export_run(plan, run, args, wishes))
     return 0
 
 
@@ -157,7 +157,7 @@ def find_checkpoint(folder: Path, step: int | None) -> tuple[int, Path]:
     raise UserError(f"{folder}: there is no complete checkpoint; train the run first (lrpath run PLAN).")
 
 
-def tell(exported: Exported) -> None:
+def print_exported(exported: Exported) -> None:
     """One line an export, and its notes."""
     files = "1 file" if len(exported.weights) == 1 else f"{len(exported.weights)} files"
     print(f"{exported.folder}: {exported.kind}, {files} of weights", flush=True)

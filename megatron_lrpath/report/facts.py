@@ -137,13 +137,13 @@ def _model(tree: RunTree) -> str:
 
 def _arguments(arguments: dict[str, Any]) -> str:
     """Megatron arguments as a list: a flag that is set by its name alone, others with their value."""
-    words = []
+    shown = []
     for name, value in arguments.items():
         if value is False:
-            words.append(f"no {name}")
+            shown.append(f"no {name}")
         else:
-            words.append(name if value is True else f"{name} {value}")
-    return ", ".join(words)
+            shown.append(name if value is True else f"{name} {value}")
+    return ", ".join(shown)
 
 
 def _parameters(plan: Plan) -> str:
@@ -188,13 +188,15 @@ def _alphas(tree: RunTree) -> str:
 
 def _mixes(plan: Plan) -> str:
     """What the branches read beside the main path's data, once where it is the same for all."""
-    told: dict[str, list[str]] = {}
+    runs_by_mix: dict[str, list[str]] = {}
     for run in plan.runs("ours"):
         if run.mix is not None:
             samples = run.mix.samples(plan.batch.global_batch_size, run.steps)
             exact = ", ".join(f"{number:,} of {name}" for name, number in samples.items())
-            told.setdefault(f"{mix_text(run.mix)}: samples {exact}, seed {run.mix.seed}", []).append(run.name)
-    return "; ".join(f"{listing(names)}: {text}" for text, names in told.items())
+            runs_by_mix.setdefault(f"{mix_text(run.mix)}: samples {exact}, seed {run.mix.seed}", []).append(
+                run.name
+            )
+    return "; ".join(f"{listing(names)}: {text}" for text, names in runs_by_mix.items())
 
 
 def _fine_tuning(plan: Plan) -> str:
