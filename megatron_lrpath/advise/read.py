@@ -19,11 +19,6 @@ FEWEST = 3 * SHORTEST
 """Steps of its own that a curve needs to be read at all."""
 
 
-def version_ends(plan: Plan) -> I64:
-    """The last step of each version."""
-    return np.array(plan.timeline.ends, dtype=np.int64)
-
-
 def scale_of(plan: Plan) -> Scale:
     """The units of a fit to this plan's runs."""
     schedule, first = plan.schedule, plan.timeline.ends[0]
@@ -71,7 +66,7 @@ def read_curve(plan: Plan, run: Run) -> Curve | None:
         rates=rates,
         logged=history.steps[usable],
         losses=losses[usable],
-        ends=version_ends(plan),
+        ends=np.array(plan.timeline.ends, dtype=np.int64),
     )
     if run.kind == "main":
         return replace(curve, checkpoints=read_checkpoints(plan, curve))

@@ -9,7 +9,7 @@ import numpy as np
 
 from megatron_lrpath.advise.curves import F64, rates_of, read_drops
 from megatron_lrpath.advise.fit import loss_and_slopes
-from megatron_lrpath.advise.read import main_rates, scale_of, version_ends
+from megatron_lrpath.advise.read import main_rates, scale_of
 from megatron_lrpath.plan import Plan, Run
 from tests.support.plan_text import plan_with, versions
 
@@ -40,7 +40,7 @@ def true_losses(plan: Plan, run: Run, parameters: F64 = TRUTH) -> F64:
     steps = np.arange(run.first_step + 1, run.last_step + 1)
     read = read_drops(full_rates(plan, run), np.maximum(steps, 2), scale_of(plan))  # step 1 has the rate 0
     levels = np.resize(LEVELS, len(plan.versions))
-    return loss_and_slopes(parameters, read)[0] + levels[np.searchsorted(version_ends(plan), steps)]
+    return loss_and_slopes(parameters, read)[0] + levels[np.searchsorted(plan.timeline.ends, steps)]
 
 
 def write_losses(
