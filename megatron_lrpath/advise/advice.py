@@ -62,7 +62,7 @@ class Advice:
     """What `lrpath advise` has to say.
 
     `candidates`: every alpha with every decay. `choices`: those to choose from. `chosen`: the one to take, None
-    where none meets the target; `target` says in words what it was chosen by. `checks`: branches held out.
+    where none meets the target; `target` describes what it was chosen by. `checks`: branches held out.
     """
 
     plan: Plan
@@ -192,19 +192,19 @@ def upto_version(plan: Plan, curves: Sequence[Curve], name: str) -> list[Curve]:
 def choose(
     candidates: Sequence[Candidate], within: float | None, budget: float | None
 ) -> tuple[Candidate | None, str]:
-    """The candidate that meets the targets, and the targets in words."""
+    """The candidate that meets the targets, and a description of the targets."""
     possible = list(candidates)
     if budget is not None:
         possible = [one for one in possible if one.cost <= budget + 1e-9]
-        words = f"a cost of at most {budget:.3g}"
+        target = f"a cost of at most {budget:.3g}"
         if within is None:
-            return min(possible, key=lambda one: one.loss, default=None), f"the lowest loss at {words}"
-        words = f"a loss within {within:.2%} of the best, at {words}"
+            return min(possible, key=lambda one: one.loss, default=None), f"the lowest loss at {target}"
+        target = f"a loss within {within:.2%} of the best, at {target}"
     else:
         within = WITHIN if within is None else within
-        words = f"a loss within {within:.2%} of the best"
+        target = f"a loss within {within:.2%} of the best"
     near = [one for one in possible if one.gap <= within + 1e-12]
-    return min(near, key=lambda one: (one.cost, one.loss), default=None), f"the least cost for {words}"
+    return min(near, key=lambda one: (one.cost, one.loss), default=None), f"the least cost for {target}"
 
 
 def held_out_end(curve: Curve, model: Model) -> HeldOut:

@@ -238,7 +238,7 @@ class Checkpoints(Curve):
         return Points(self.logged, np.log(self.losses), np.full(count, JITTER), alike)
 
     @property
-    def tell(self) -> bool:
+    def enough(self) -> bool:
         """Whether a law can be fitted to them."""
         return enough(self.logged.tolist())
 

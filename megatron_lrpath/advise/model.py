@@ -62,12 +62,12 @@ class Validation:
             )
         return {version: np.mean(offsets, axis=0) for version, offsets in found.items()}
 
-    def ends_at(self, read: Drops, index: int, told: int) -> F64:
+    def ends_at(self, read: Drops, index: int, level_of: int) -> F64:
         """The validation loss (nats a token) at the end of a branch of version `index` by every fit, [1 + samples].
 
-        `told`: the version whose evaluated branches tell the level.
+        `level_of`: the version whose evaluated branches tell the level.
         """
-        return self._bare(read, index) + self.offsets[told]
+        return self._bare(read, index) + self.offsets[level_of]
 
     @cached_property
     def share(self) -> F64:
@@ -83,8 +83,8 @@ class Validation:
             gain = np.maximum(trained - _losses(self.fits, curve.end(self._scale)), 1e-6 * level)
             shares.append((level - (curve.validation or 0.0)) / gain)
             weights.append(gain**2 / ((OFF * level) ** 2 + np.var(level)))
-        told, sure = np.average(shares, axis=0, weights=weights), np.max(weights, axis=0)
-        return (sure * told + GAIN_SPREAD**-2) / (sure + GAIN_SPREAD**-2)
+        measured, sure = np.average(shares, axis=0, weights=weights), np.max(weights, axis=0)
+        return (sure * measured + GAIN_SPREAD**-2) / (sure + GAIN_SPREAD**-2)
 
     def _bare(self, read: Drops, index: int) -> F64:
         """`ends_at` before the evaluated branches have told the level."""
@@ -176,8 +176,8 @@ class Model:
 
     def nearest(self, index: int) -> int:
         """The version nearest to `index`, the later of two, that something tells the level of the losses of."""
-        told = set(self.validation.offsets if self.validation else self.data.versions.tolist())
-        return min(told, key=lambda version: (abs(version - index), -version))
+        known = set(self.validation.offsets if self.validation else self.data.versions.tolist())
+        return min(known, key=lambda version: (abs(version - index), -version))
 
     @cached_property
     def drift(self) -> float:
@@ -222,7 +222,7 @@ def build_model(curves: Sequence[Curve], scale: Scale, resampled: int = RESAMPLE
     )
     _check_model(model)
     checkpoints = curves[0].checkpoints
-    known = checkpoints is not None and checkpoints.tell and bool(model.evaluated)
+    known = checkpoints is not None and checkpoints.enough and bool(model.evaluated)
     path = fit_path(checkpoints, scale, resampled) if checkpoints and known else ()
     return replace(model, samples=tuple(bootstrap(fit, data, resampled)), path=path)
 

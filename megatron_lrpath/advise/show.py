@@ -69,16 +69,16 @@ def sentences(advice: Advice) -> list[str]:
     """What to choose, the plan's own alpha beside it, and the best of all."""
     lines = []
     if advice.chosen:
-        lines.append(f"Advice ({advice.target}): {_said(advice, advice.chosen)}.")
+        lines.append(f"Advice ({advice.target}): {_candidate_text(advice, advice.chosen)}.")
     else:
         lines.append(
             f"No alpha gives {advice.target.removeprefix('the least cost for ')}; the table has what is near."
         )
     own = next((one for one in advice.own if one.alpha == advice.plan.alpha), None)
     if own and own != advice.chosen:
-        lines.append(f"The plan: {_said(advice, own)}.")
+        lines.append(f"The plan: {_candidate_text(advice, own)}.")
     if advice.best != advice.chosen:
-        lines.append(f"The best: {_said(advice, advice.best)}.")
+        lines.append(f"The best: {_candidate_text(advice, advice.best)}.")
     return lines
 
 
@@ -151,7 +151,7 @@ def checks_table(advice: Advice) -> Table:
     return table
 
 
-def _said(advice: Advice, one: Candidate) -> str:
+def _candidate_text(advice: Advice, one: Candidate) -> str:
     decay = "" if one.decay == own_decay(advice.plan) else f" with {_decay(one.decay)} decay"
     gap = (
         "the lowest predicted loss" if one == advice.best else f"predicted loss {one.gap:.2%} above the best"
@@ -215,8 +215,8 @@ def for_report(advice: Advice, now: datetime) -> SavedAdvice:
     ]
     with drawing_style():
         drawing = finished(draw(advice), ADVICE, "Which alpha", caption, csv_text(header, rows))
-    words = [*sentences(advice), *([advice.doubt] if advice.doubt else [])]
-    return SavedAdvice(now.strftime("%Y-%m-%d %H:%M %Z").strip(), tuple(words), drawing)
+    lines = [*sentences(advice), *([advice.doubt] if advice.doubt else [])]
+    return SavedAdvice(now.strftime("%Y-%m-%d %H:%M %Z").strip(), tuple(lines), drawing)
 
 
 def draw(advice: Advice) -> Figure:

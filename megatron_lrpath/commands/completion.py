@@ -5,6 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from megatron_lrpath.plan import Plan
 
 Completer = Callable[..., list[str]]
 
@@ -31,33 +35,29 @@ def commands(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
 
 
 def run_names(parsed_args: argparse.Namespace, **_: object) -> list[str]:
-    """The runs of the plan that stands on the line already; none where it cannot be read."""
-    from megatron_lrpath.errors import UserError
-    from megatron_lrpath.plan import PARADIGMS, load_plan
+    """The runs of the plan that is on the line already, of its --paradigm where that is given."""
+    from megatron_lrpath.plan import PARADIGMS
 
     paradigm = getattr(parsed_args, "paradigm", None)
-    try:
-        plan = load_plan(named_plan(parsed_args))
-    except (UserError, OSError):
-        return []
     paradigms = (paradigm,) if paradigm in PARADIGMS else PARADIGMS
-    return list(dict.fromkeys(run.name for name in paradigms for run in plan.runs(name)))
+    return names_in(parsed_args, lambda plan: [run.name for name in paradigms for run in plan.runs(name)])
 
 
 def version_names(parsed_args: argparse.Namespace, **_: object) -> list[str]:
     """The versions of that plan."""
+    return names_in(parsed_args, lambda plan: [version.name for version in plan.versions])
+
+
+def names_in(parsed_args: argparse.Namespace, names: Callable[[Plan], list[str]]) -> list[str]:
+    """The `names` of the plan that is on the line already, each once; none where it cannot be read."""
     from megatron_lrpath.errors import UserError
     from megatron_lrpath.plan import load_plan
 
+    path = getattr(parsed_args, "plan", None) or getattr(parsed_args, "source", None) or "."
     try:
-        return [version.name for version in load_plan(named_plan(parsed_args)).versions]
+        return list(dict.fromkeys(names(load_plan(Path(path)))))
     except (UserError, OSError):
         return []
-
-
-def named_plan(parsed_args: argparse.Namespace) -> Path:
-    """The plan file among the words so far."""
-    return Path(getattr(parsed_args, "plan", None) or getattr(parsed_args, "source", None) or ".")
 
 
 HELP = "print the shell code that completes commands, options, files and names of runs"

@@ -115,20 +115,20 @@ def refuse_ignored(args: argparse.Namespace) -> None:
 
 def run_worker(args: argparse.Namespace, names: list[str], log: Path) -> int:
     """Run the worker; its lines come to the console, what the libraries say goes into `log`."""
-    words = [sys.executable, "-m", "megatron_lrpath.evaluate.downstream_worker", str(args.plan)]
-    words += ["--tasks", *args.tasks, "--batch-size", args.batch_size, "--device", args.device]
-    words += ["--runs", *names] if names else []
+    command = [sys.executable, "-m", "megatron_lrpath.evaluate.downstream_worker", str(args.plan)]
+    command += ["--tasks", *args.tasks, "--batch-size", args.batch_size, "--device", args.device]
+    command += ["--runs", *names] if names else []
     for option, value in (
         ("--task-data", args.task_data),
         ("--limit", args.limit),
         ("--num-fewshot", args.num_fewshot),
     ):
-        words += [option, str(value)] if value is not None else []
-    words += [f"--{name}" for name in ("chat", "force") if getattr(args, name)]
+        command += [option, str(value)] if value is not None else []
+    command += [f"--{name}" for name in ("chat", "force") if getattr(args, name)]
     environment = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"} | os.environ
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as stream:
-        status = subprocess.run(words, stderr=stream, env=environment).returncode
+        status = subprocess.run(command, stderr=stream, env=environment).returncode
     if status:
         from megatron_lrpath.runs.failure import find_cause
 

@@ -31,11 +31,11 @@ def execute(args: argparse.Namespace) -> int:
     experiment = load_experiment(args.experiment)
     if args.write:
         write_plans(experiment)
-    said = as_json(experiment)
+    facts = as_json(experiment)
     if args.json:
-        print(json.dumps(said, indent=2, ensure_ascii=False, allow_nan=False))
+        print(json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False))
         return 0
-    show(experiment, said)
+    show(experiment, facts)
     return 0
 
 
@@ -70,7 +70,7 @@ def as_json(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def show(experiment: Experiment, said: dict[str, Any]) -> None:
+def show(experiment: Experiment, facts: dict[str, Any]) -> None:
     """The same as a table."""
     from rich.console import Console
     from rich.text import Text
@@ -80,18 +80,18 @@ def show(experiment: Experiment, said: dict[str, Any]) -> None:
     table = terminal_table(
         ("variation", "trainings", "steps", "plan"), "lrrl", box=None, padding=(0, 2, 0, 0), pad_edge=True
     )
-    for point in said["points"]:
-        mine = [one for one in said["trainings"] if one["name"].startswith(point["name"] + "/")]
+    for point in facts["points"]:
+        mine = [one for one in facts["trainings"] if one["name"].startswith(point["name"] + "/")]
         steps = sum(one["steps"] for one in mine)
         table.add_row(*(Text(cell) for cell in (point["name"], f"{len(mine)}", f"{steps:,}", point["plan"])))
     console = Console()
     if experiment.about:
         console.print(Text(experiment.about))
     console.print(table)
-    saved = 1 - said["total_steps"] / said["steps_without_sharing"]
+    saved = 1 - facts["total_steps"] / facts["steps_without_sharing"]
     console.print(
-        f"{len(said['points'])} plans, {len(said['trainings'])} trainings, {said['total_steps']:,} steps "
-        f"({said['total_tokens']:,} tokens); what the plans share is trained once, under the first of them "
+        f"{len(facts['points'])} plans, {len(facts['trainings'])} trainings, {facts['total_steps']:,} steps "
+        f"({facts['total_tokens']:,} tokens); what the plans share is trained once, under the first of them "
         f"({saved:.0%} saved)"
     )
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from megatron_lrpath.commands.options import CHOICES
 
 if TYPE_CHECKING:
-    from megatron_lrpath.export.card import Origin
     from megatron_lrpath.export.folder import Exported, Wishes
     from megatron_lrpath.plan import Plan, Run
 
@@ -75,14 +74,14 @@ def execute(args: argparse.Namespace) -> int:
 
     wishes = Wishes(args.dtype, args.max_shard_size, args.tokenizer, args.vocab_size, args.force)
     if args.source.is_dir():
-        tell(export_folder(args, wishes))
+        print_exported(export_folder(args, wishes))
         return 0
     from megatron_lrpath.plan import load_plan
 
     plan = load_plan(args.source)
     runs = chosen(plan, args)
     for run in runs:
-        tell(export_run(plan, run, args, wishes))
+        print_exported(export_run(plan, run, args, wishes))
     return 0
 
 
@@ -107,6 +106,7 @@ def chosen(plan: Plan, args: argparse.Namespace) -> list[Run]:
 def export_run(plan: Plan, run: Run, args: argparse.Namespace, wishes: Wishes) -> Exported:
     """Export one run of a plan: the step asked for, its last one, or the newest there is."""
     from megatron_lrpath.export.card import origin_of
+    from megatron_lrpath.export.folder import export_checkpoint
     from megatron_lrpath.runs.checkpoints import CHECKPOINTS
 
     folder = plan.folder(run) / CHECKPOINTS
@@ -114,13 +114,14 @@ def export_run(plan: Plan, run: Run, args: argparse.Namespace, wishes: Wishes) -
     if args.step is None and step != run.last_step:
         print(f"{run.name}: not trained to its end ({step} of {run.last_step} steps)", file=sys.stderr)
     target = args.output or plan.folder(run) / "huggingface"
-    return write(checkpoint, target, origin_of(plan, run, step), wishes)
+    return export_checkpoint(checkpoint, target, origin_of(plan, run, step), wishes)
 
 
 def export_folder(args: argparse.Namespace, wishes: Wishes) -> Exported:
     """Export from a folder of checkpoints, or the folder of one step, without a plan."""
     from megatron_lrpath.errors import UserError
     from megatron_lrpath.export.card import Origin
+    from megatron_lrpath.export.folder import export_checkpoint
 
     if args.output is None:
         raise UserError(f"{args.source}: give --output, the folder to write.")
@@ -129,14 +130,7 @@ def export_folder(args: argparse.Namespace, wishes: Wishes) -> Exported:
         step, checkpoint = (int(name) if name.isdigit() else 0), args.source
     else:
         step, checkpoint = find_checkpoint(args.source, args.step)
-    return write(checkpoint, args.output, Origin(step), wishes)
-
-
-def write(checkpoint: Path, target: Path, origin: Origin, wishes: Wishes) -> Exported:
-    """Export one checkpoint."""
-    from megatron_lrpath.export.folder import export_checkpoint
-
-    return export_checkpoint(checkpoint, target, origin, wishes)
+    return export_checkpoint(checkpoint, args.output, Origin(step), wishes)
 
 
 def find_checkpoint(folder: Path, step: int | None) -> tuple[int, Path]:
@@ -157,7 +151,7 @@ def find_checkpoint(folder: Path, step: int | None) -> tuple[int, Path]:
     raise UserError(f"{folder}: there is no complete checkpoint; train the run first (lrpath run PLAN).")
 
 
-def tell(exported: Exported) -> None:
+def print_exported(exported: Exported) -> None:
     """One line an export, and its notes."""
     files = "1 file" if len(exported.weights) == 1 else f"{len(exported.weights)} files"
     print(f"{exported.folder}: {exported.kind}, {files} of weights", flush=True)

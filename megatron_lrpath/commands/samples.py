@@ -54,11 +54,11 @@ def named_run(folder: Path, plan: Path | None) -> tuple[Path, str, str]:
         UserError: the folder is no run's, or its plan is not known.
     """
     from megatron_lrpath.errors import UserError
-    from megatron_lrpath.runs.lineage import read_lineage
+    from megatron_lrpath.runs.lineage import LINEAGE, read_lineage
 
     lineage = read_lineage(folder)
     if lineage is None:
-        raise UserError(f"{folder}: not the folder of a run that was started (it has no lineage.json)")
+        raise UserError(f"{folder}: not the folder of a run that was started (it has no {LINEAGE})")
     known = [start["plan"] for start in lineage["starts"] if start.get("plan")]
     path = plan or (Path(known[-1]) if known else None)
     if path is None or not path.is_file():

@@ -175,8 +175,8 @@ def table(status: dict[str, Any]) -> Table:
 
 def _abridged(steps: list[int]) -> str:
     """`20 40 60`, or with many `12: 20 … 240`."""
-    words = [str(step) for step in steps]
-    return " ".join(words) if len(words) <= 4 else f"{len(words)}: {words[0]} … {words[-1]}"
+    texts = [str(step) for step in steps]
+    return " ".join(texts) if len(texts) <= 4 else f"{len(texts)}: {texts[0]} … {texts[-1]}"
 
 
 def _finite(value: float | None) -> float | None:
@@ -194,9 +194,9 @@ def watch(console: Console, collect: Callable[[], Status], seconds: float, as_js
     if as_json or not console.is_terminal:
         before = None
         for status in statuses(collect, seconds):
-            if told(status) != before:
+            if progress(status) != before:
                 print_one(console, status, as_json)
-            before = told(status)
+            before = progress(status)
         return
     from rich.live import Live
 
@@ -215,7 +215,7 @@ def statuses(collect: Callable[[], Status], seconds: float) -> Iterator[Status]:
         time.sleep(seconds)
 
 
-def told(status: Status) -> list[tuple[object, ...]]:
+def progress(status: Status) -> list[tuple[object, ...]]:
     """What makes a status worth another print: states and steps, not paces."""
     return [(row["key"], row["state"], row["step"]) for row in status["runs"]]
 

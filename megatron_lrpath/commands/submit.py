@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print jobs, graph and scripts, no more")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--settings", type=Path, metavar="FILE", help="settings of the cluster")
-    group = parser.add_argument_group("settings of the cluster", "each stands above the file's")
+    group = parser.add_argument_group("settings of the cluster", "each overrides the settings file")
     for setting in SETTINGS:
         group.add_argument(setting.option, metavar=setting.kind.upper(), help=setting.about)
 
@@ -146,9 +146,9 @@ def show_table(submission: Submission, rows: list[dict[str, Any]]) -> None:
         f"{submission.name}: {len(rows)} jobs, results in {submission.output}", markup=False, soft_wrap=True
     )
     console.print(table)
-    words: list[str] = next((shown["arguments"] for shown in rows if shown["kind"] == "train"), [])
-    if words:
-        console.print(f"layout: {' '.join(words)}", markup=False, soft_wrap=True)
+    layout: list[str] = next((shown["arguments"] for shown in rows if shown["kind"] == "train"), [])
+    if layout:
+        console.print(f"layout: {' '.join(layout)}", markup=False, soft_wrap=True)
 
 
 def wait_text(wait: dict[str, Any]) -> str:

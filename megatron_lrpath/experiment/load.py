@@ -96,13 +96,15 @@ def variations(
         name = given.pop("name", None)
         for values in itertools.product(*vary.values()):
             varied = dict(zip(vary, values, strict=True))
-            words = [str(name)] if name is not None else [_word(key, value) for key, value in given.items()]
-            words += [_word(key, value) for key, value in varied.items()]
-            made.append(("_".join(words) or "plan", given | varied))
+            parts = (
+                [str(name)] if name is not None else [_name_part(key, value) for key, value in given.items()]
+            )
+            parts += [_name_part(key, value) for key, value in varied.items()]
+            made.append(("_".join(parts) or "plan", given | varied))
     return made
 
 
-def _word(key: str, value: Any) -> str:
+def _name_part(key: str, value: Any) -> str:
     """A value as part of a folder's name: words as they are, numbers with the last part of their key."""
     text = str(value).rsplit("/", 1)[-1].removesuffix(".yaml") if key == "plan" else str(value)
     text = _UNSAFE.sub("-", text).strip("-.")
@@ -193,9 +195,9 @@ def load_experiment(path: Path) -> Experiment:
         name=texts["name"],
         about=texts["about"],
         output=output,
-        paradigms=_words(source, top.get("paradigms"), PARADIGMS) or PARADIGMS,
-        only=_words(source, top.get("runs"), None),
-        show=_words(source, top.get("show"), versions) or tuple(versions[1:] or versions),
+        paradigms=_names(source, top.get("paradigms"), PARADIGMS) or PARADIGMS,
+        only=_names(source, top.get("runs"), None),
+        show=_names(source, top.get("show"), versions) or tuple(versions[1:] or versions),
         points=points,
     )
     return replace(experiment, paper=_paper(source, top.get("paper"), experiment))
@@ -304,14 +306,14 @@ def _sharing_main_paths(points: Sequence[Point]) -> tuple[Point, ...]:
     return tuple(made)
 
 
-def _words(source: Source, entry: Entry | None, known: Sequence[str] | None) -> tuple[str, ...]:
+def _names(source: Source, entry: Entry | None, known: Sequence[str] | None) -> tuple[str, ...]:
     if entry is None:
         return ()
-    words = [str(item.value) for item in read_list(source, entry)]
-    for word, item in zip(words, read_list(source, entry), strict=True):
-        if known is not None and word not in known:
-            raise source.error(item, f"{word!r} is none of {', '.join(known)}")
-    return tuple(words)
+    names = [str(item.value) for item in read_list(source, entry)]
+    for name, item in zip(names, read_list(source, entry), strict=True):
+        if known is not None and name not in known:
+            raise source.error(item, f"{name!r} is none of {', '.join(known)}")
+    return tuple(names)
 
 
 def _paper(

@@ -67,7 +67,7 @@ class ExperimentTable:
         lines = []
         for row in self.rows:
             line = [row.group, row.label, f"{row.cost:.2f}"]
-            line += [_said(row.measured[version], places) for version in self.experiment.show]
+            line += [_score_text(row.measured[version], places) for version in self.experiment.show]
             if paper:
                 line += [f"{number:.2f}" for number in row.paper or ()] or [MISSING] * len(
                     self.experiment.show
@@ -139,7 +139,7 @@ def _perplexity(point: Point, paradigm: str, version: str) -> float | None:
     return None
 
 
-def _said(values: Sequence[float], places: int) -> str:
+def _score_text(values: Sequence[float], places: int) -> str:
     if not values:
         return MISSING
     mean = f"{statistics.fmean(values):.{places}f}"

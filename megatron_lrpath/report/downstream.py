@@ -92,8 +92,8 @@ def downstream_csv(tree: RunTree) -> str:
             row = model.results[column.task]
             settings = row.get("settings", {})
             rest = tuple(settings.get(name) for name in ("limit", "num_fewshot", "chat"))
-            said = (row.get("stderr"), row.get("metric"), row.get("samples"), *rest)
-            rows.append((*who, column.label, column.task, row["score"], *said))
+            measures = (row.get("stderr"), row.get("metric"), row.get("samples"), *rest)
+            rows.append((*who, column.label, column.task, row["score"], *measures))
             for name, score in row.get("subtasks", {}).items():
                 rows.append((*who, column.label, name, score, None, row.get("metric"), None, *rest))
     header = (

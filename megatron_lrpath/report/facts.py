@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,37 +19,29 @@ from megatron_lrpath.report.tables import Cell, Table
 from megatron_lrpath.wording import MISSING, listing, plural, short_number
 
 
-@dataclass(frozen=True)
-class Fact:
-    """A line of the summary."""
-
-    label: str
-    value: str
-
-
-def facts(tree: RunTree) -> list[Fact]:
-    """The plan and its surroundings. What the runs' lineage does not say is left out, not guessed."""
+def facts(tree: RunTree) -> dict[str, str]:
+    """Label and value of every line of the summary; what the runs' lineage does not record is left out."""
     plan = tree.plan
     batch, starts = plan.batch, list(_starts(tree))
-    found = [
-        Fact("Plan", str(plan.path)),
-        Fact("Model", _model(tree)),
-        Fact("Parameters", _parameters(plan)),
-        Fact("Schedule", _schedule(tree)),
-        Fact("α", _alphas(tree)),
-        Fact("Branch mix", _mixes(plan)),
-        Fact("Fine-tuning", _fine_tuning(plan)),
-        Fact("CPT variant", CPT_VARIANTS[plan.cpt_variant].title),
-        Fact("Batch", f"{batch.global_batch_size:,} sequences of {batch.seq_length:,} tokens"),
-        Fact("Tokens a step", f"{plan.batch.tokens:,}"),
-        Fact("Tokenizer", f"{plan.tokenizer.type} {plan.tokenizer.model or ''}".strip()),
-        Fact("Seed", str(plan.seed)),
-        Fact("Other arguments", _arguments(plan.megatron)),
-        Fact("Trained", _span([str(start["time"]) for start in starts if start.get("time")])),
-        Fact("Packages", _packages(starts)),
-        Fact("Code", _different(start.get("git_commit") for start in starts)),
-    ]
-    return [fact for fact in found if fact.value]
+    found = {
+        "Plan": str(plan.path),
+        "Model": _model(tree),
+        "Parameters": _parameters(plan),
+        "Schedule": _schedule(tree),
+        "α": _alphas(tree),
+        "Branch mix": _mixes(plan),
+        "Fine-tuning": sft_text(plan.sft) if plan.sft else "",
+        "CPT variant": CPT_VARIANTS[plan.cpt_variant].title,
+        "Batch": f"{batch.global_batch_size:,} sequences of {batch.seq_length:,} tokens",
+        "Tokens a step": f"{plan.batch.tokens:,}",
+        "Tokenizer": f"{plan.tokenizer.type} {plan.tokenizer.model or ''}".strip(),
+        "Seed": str(plan.seed),
+        "Other arguments": _arguments(plan.megatron),
+        "Trained": _span([str(start["time"]) for start in starts if start.get("time")]),
+        "Packages": _packages(starts),
+        "Code": _different(start.get("git_commit") for start in starts),
+    }
+    return {label: value for label, value in found.items() if value}
 
 
 def subtitle(tree: RunTree) -> str:
@@ -70,8 +62,11 @@ def subtitle(tree: RunTree) -> str:
 def data_table(tree: RunTree) -> Table:
     """Each version: its steps, the tokens trained on, what its slice holds, by domain where it names some."""
     plan = tree.plan
-    slices = {version.name: _slice(Path(plan.data.slices), version.name) for version in plan.versions}
-    valid = _validation(tree)
+    slices = {
+        version.name: _opened(partial(_slice, Path(plan.data.slices), version.name))
+        for version in plan.versions
+    }
+    valid = _opened(partial(open_validation, plan.data))
     known = [part for part in (*slices.values(), valid) if part is not None]
     domains = list(dict.fromkeys(name for part in known for name in part.tokens_by_domain))
     domains = domains if len(domains) > 1 else []
@@ -85,8 +80,9 @@ def data_table(tree: RunTree) -> Table:
         for version in plan.versions
     ]
     for part in mix_parts(plan):
-        one = _slice(Path(part.slice).parent if "/" in part.slice else Path(plan.data.slices), part.name)
-        rows.append((Cell(f"{part.name} (mix)"), Cell(MISSING), Cell(MISSING), *_slice_cells(one, domains)))
+        folder = Path(part.slice).parent if "/" in part.slice else Path(plan.data.slices)
+        mixed = _opened(partial(_slice, folder, part.name))
+        rows.append((Cell(f"{part.name} (mix)"), Cell(MISSING), Cell(MISSING), *_slice_cells(mixed, domains)))
     rows.append((Cell("validation", opens=True), Cell(MISSING), Cell(MISSING), *_slice_cells(valid, domains)))
     by_domain = (f"of which {name}" for name in domains)
     header = ("Version", "Steps", "New tokens trained on", "Tokens in the slice", *by_domain)
@@ -108,17 +104,14 @@ def _slice_cells(part: Slice | None, domains: list[str]) -> list[Cell]:
     return [Cell(short_number(part.tokens)), *(Cell(short_number(counts.get(name, 0))) for name in domains)]
 
 
-def _slice(folder: Path, name: str) -> Slice | None:
+def _slice(folder: Path, name: str) -> Slice:
+    return Slice.load(slice_path(folder, name))
+
+
+def _opened(load: Callable[[], Slice]) -> Slice | None:
     """The slice, or None where it cannot be read: a report may be made away from the data."""
     try:
-        return Slice.load(slice_path(folder, name))
-    except (UserError, OSError):
-        return None
-
-
-def _validation(tree: RunTree) -> Slice | None:
-    try:
-        return open_validation(tree.plan.data)
+        return load()
     except (UserError, OSError):
         return None
 
@@ -130,13 +123,13 @@ def _model(tree: RunTree) -> str:
 
 def _arguments(arguments: dict[str, Any]) -> str:
     """Megatron arguments as a list: a flag that is set by its name alone, others with their value."""
-    words = []
+    shown = []
     for name, value in arguments.items():
         if value is False:
-            words.append(f"no {name}")
+            shown.append(f"no {name}")
         else:
-            words.append(name if value is True else f"{name} {value}")
-    return ", ".join(words)
+            shown.append(name if value is True else f"{name} {value}")
+    return ", ".join(shown)
 
 
 def _parameters(plan: Plan) -> str:
@@ -181,18 +174,15 @@ def _alphas(tree: RunTree) -> str:
 
 def _mixes(plan: Plan) -> str:
     """What the branches read beside the main path's data, once where it is the same for all."""
-    told: dict[str, list[str]] = {}
+    runs_by_mix: dict[str, list[str]] = {}
     for run in plan.runs(OURS.name):
         if run.mix is not None:
             samples = run.mix.samples(plan.batch.global_batch_size, run.steps)
             exact = ", ".join(f"{number:,} of {name}" for name, number in samples.items())
-            told.setdefault(f"{mix_text(run.mix)}: samples {exact}, seed {run.mix.seed}", []).append(run.name)
-    return "; ".join(f"{listing(names)}: {text}" for text, names in told.items())
-
-
-def _fine_tuning(plan: Plan) -> str:
-    """The section `sft` in a line."""
-    return sft_text(plan.sft) if plan.sft else ""
+            runs_by_mix.setdefault(f"{mix_text(run.mix)}: samples {exact}, seed {run.mix.seed}", []).append(
+                run.name
+            )
+    return "; ".join(f"{listing(names)}: {text}" for text, names in runs_by_mix.items())
 
 
 def _starts(tree: RunTree) -> Iterable[dict[str, Any]]:

@@ -27,13 +27,13 @@ from megatron_lrpath.report.style import (
     finished,
     name_curve,
     paradigm_panels,
+    rate_label,
     run_colour,
 )
 from megatron_lrpath.report.tables import csv_text, mean_perplexity, overall, perplexities
 from megatron_lrpath.runs.results import along
 from megatron_lrpath.wording import decimals
 
-SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 MARKERS = 100
 """Recorded rates shown as dots over the whole width; the line goes through all of them."""
 
@@ -45,7 +45,7 @@ def draw_rates(tree: RunTree) -> Drawing:
         power = math.floor(math.log10(tree.plan.schedule.max_lr))
         for paradigm, axes in panels.items():
             _rate_panel(axes, tree, paradigm, 10.0**power)
-            axes.set_ylabel(_rate_label(power))
+            axes.set_ylabel(rate_label(power))
         _rate_legend(figure)
         caption = (
             "Learning rate of every training step: recorded by the runs (thin lines with dots) over the "
@@ -77,11 +77,6 @@ def draw_cost(tree: RunTree) -> Drawing | None:
         rows = [(paradigm_name(tree.plan, p), tree.relative_cost(p), means[p]) for p in TABLE_ORDER]
         data = csv_text(("paradigm", "relative_cost", "mean_perplexity"), rows)
         return finished(figure, "perplexity-cost", "Figure 2. Perplexity against cost", caption, data)
-
-
-def _rate_label(power: int) -> str:
-    """The label of an axis in units of 10 to this power."""
-    return f"learning rate (10{str(power).translate(SUPERSCRIPTS)})" if power else "learning rate"
 
 
 def _rate_panel(axes: Axes, tree: RunTree, paradigm: str, unit: float) -> None:

@@ -20,7 +20,7 @@ from megatron_lrpath.files import atomic_write_bytes, atomic_write_text
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.report.collect import Gap, RunTree, collect, gaps
 from megatron_lrpath.report.downstream import downstream_csv, downstream_table
-from megatron_lrpath.report.facts import Fact, data_table, facts, subtitle
+from megatron_lrpath.report.facts import data_table, facts, subtitle
 from megatron_lrpath.report.figures import draw_cost, draw_losses, draw_rates
 from megatron_lrpath.report.rates import RateSummary, check_rates, summarize
 from megatron_lrpath.report.style import Drawing, SavedAdvice, read_advice
@@ -57,7 +57,7 @@ class Report:
     advice: SavedAdvice | None
     tuned: Table | None
     runs: Table
-    facts: list[Fact]
+    facts: dict[str, str]
     data: Table
     scores: str
     downstream_scores: str

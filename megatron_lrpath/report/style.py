@@ -27,6 +27,8 @@ LABEL_GROUND: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "pad"
 WIDTH = 9.6
 """Inches; the page draws the figures at its own width, so this sets the size of the letters alone."""
 
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
 STYLE: dict[Any, Any] = {
     "font.family": ["DejaVu Sans"],
     "font.size": 10,
@@ -141,6 +143,11 @@ def name_curve(axes: Axes, run: Run, place: tuple[float, float], colour: str, ab
         annotation_clip=False,
         bbox=LABEL_GROUND,
     )
+
+
+def rate_label(power: int) -> str:
+    """The label of an axis of learning rates in units of 10 to this power."""
+    return f"learning rate (10{str(power).translate(SUPERSCRIPTS)})" if power else "learning rate"
 
 
 def mark_versions(axes: Axes, ends: list[int]) -> None:

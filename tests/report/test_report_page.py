@@ -136,7 +136,7 @@ def test_page_and_markdown_say_the_same(report, pages):
         for row in table.rows
         for cell in row
     ]
-    for text in [*cells, report.result, report.rate_check.headline, *(fact.value for fact in report.facts)]:
+    for text in [*cells, report.result, report.rate_check.headline, *report.facts.values()]:
         assert text in pages[0].replace("&#39;", "'").replace("&amp;", "&")
         assert markdown_text(text) in pages[1]
 

@@ -219,7 +219,7 @@ def test_the_summary_tells_parameters_and_recorded_packages(plan):
     plan.path.write_text(
         plan.path.read_text().replace("tokenizer.model}", "tokenizer.model, vocab_size: 4096}")
     )
-    shown = {fact.label: fact.value for fact in facts(collect(load_plan(plan.path)))}
+    shown = facts(collect(load_plan(plan.path)))
     assert shown["Parameters"] == "1.85M with a vocabulary of 4,096 tokens"
     assert "megatron-core 0.19.2" in shown["Packages"]
     assert shown["Schedule"] == "cosine, from 0.001 to 0.0001, warm-up 10 steps"
@@ -232,14 +232,14 @@ def test_the_summary_shows_arguments_as_one_writes_them(plan):
             "model: {recipe: tiny, qk-layernorm: true, add_qkv_bias: false, num_layers: 3}",
         )
     )
-    shown = {fact.label: fact.value for fact in facts(collect(load_plan(plan.path)))}
+    shown = facts(collect(load_plan(plan.path)))
     assert shown["Model"] == "tiny; qk_layernorm, no add_qkv_bias, num_layers 3"
 
 
 def test_the_summary_names_every_version_of_a_package(plan):
     path = plan.folder(plan.run("ours", "main")) / "lineage.json"
     path.write_text(path.read_text().replace("2.15.0", "2.16.0"))
-    shown = {fact.label: fact.value for fact in facts(collect(plan))}
+    shown = facts(collect(plan))
     assert "torch 2.15.0 and 2.16.0" in shown["Packages"]
 
 
