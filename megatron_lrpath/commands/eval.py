@@ -110,27 +110,29 @@ def refuse_ignored(args: argparse.Namespace) -> None:
 
 def run_worker(args: argparse.Namespace, names: list[str], log: Path) -> int:
     """Run the worker; its lines come to the console, what the libraries say goes into `log`."""
-    words = [sys.executable, "-m", "megatron_lrpath.evaluate.downstream_worker", str(args.plan)]
-    words += ["--tasks", *args.tasks, "--batch-size", args.batch_size, "--device", args.device]
-    words += ["--runs", *names] if names else []
+    from megatron_lrpath.runs import failure
+
+    command = [sys.executable, "-m", "megatron_lrpath.evaluate.downstream_worker", str(args.plan)]
+    command += ["--tasks", *args.tasks, "--batch-size", args.batch_size, "--device", args.device]
+    command += ["--runs", *names] if names else []
     for option, value in (
         ("--task-data", args.task_data),
         ("--limit", args.limit),
         ("--num-fewshot", args.num_fewshot),
     ):
-        words += [option, str(value)] if value is not None else []
-    words += [f"--{name}" for name in ("chat", "force") if getattr(args, name)]
+        command += [option, str(value)] if value is not None else []
+    command += [f"--{name}" for name in ("chat", "force") if getattr(args, name)]
     environment = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"} | os.environ
+    error_file = failure.beside(log)
+    failure.clear(error_file)
+    environment[failure.VARIABLE] = str(error_file)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as stream:
-        status = subprocess.run(words, stderr=stream, env=environment).returncode
+        status = subprocess.run(command, stderr=stream, env=environment).returncode
     if status:
-        from megatron_lrpath.runs.failure import find_cause
-
-        print(
-            f"lrpath: error: the evaluation stopped: {find_cause(log)}\n  log: {log}; called again, it goes on",
-            file=sys.stderr,
-        )
+        found = failure.read(error_file) or failure.of_status("its process", status)
+        text = f"the evaluation stopped: {found.message}\n  log: {log}; called again, it goes on"
+        print(f"lrpath: error: {text}", file=sys.stderr)
     return status if status in (0, 2) else 1
 
 
@@ -245,32 +247,36 @@ def named(plan: Plan, runs: list[Run], name: str) -> list[Run]:
 
 def evaluate(plan: Plan, targets: list[Target], args: argparse.Namespace) -> int:
     """Run the worker under torchrun, its log in OUTPUT/logs, its results on the console."""
+    from megatron_lrpath.launch import torchrun
+    from megatron_lrpath.runs import failure
     from megatron_lrpath.runs.results import EVALUATION, along, read_json
 
     kind = "-main-path" if targets[0].at is not None else "-sft" if targets[0].run.kind == "sft" else ""
     log = Path(plan.output) / "logs" / f"eval{kind}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     names = [target.name for target in targets]
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        str(args.nproc),
+    options = [
+        "--plan",
+        str(plan.path),
+        "--device",
+        args.device,
+        "--runs",
+        *names,
+        *getattr(args, "extra", ()),
     ]
-    worker = ["-m", "megatron_lrpath.evaluate.worker", "--plan", str(plan.path), "--device", args.device]
-    command = [*launcher, *worker, "--runs", *names, *getattr(args, "extra", ())]
+    command = torchrun.command("megatron_lrpath.evaluate.worker", options, args.nproc)
     threads = str(max(1, (os.cpu_count() or 1) // args.nproc))
     # Threads that spin at barriers crawl on a machine that others use too.
     environment = {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"} | os.environ
+    error_file = failure.beside(log)
+    failure.clear(error_file)
+    environment[failure.VARIABLE] = str(error_file)
     print(f"evaluating {len(targets)} models on {plan.data.valid} …", flush=True)
     with log.open("w", encoding="utf-8") as stream:
         status = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=environment).returncode
     if status:
-        from megatron_lrpath.runs.failure import find_cause
-
-        print(f"lrpath: error: the evaluation failed: {find_cause(log)}\n  log: {log}", file=sys.stderr)
+        found = failure.read(error_file) or failure.of_status("torchrun", status)
+        print(f"lrpath: error: the evaluation failed: {found.message}\n  log: {log}", file=sys.stderr)
         return 1
     for target in targets:
         folder = plan.folder(target.run)

@@ -66,7 +66,8 @@ def view(status: dict[str, Any]) -> Group:
     from rich.text import Text
 
     heading = f"{status['plan']}: {status['done_steps']}/{status['total_steps']} steps, in {status['output']}"
-    causes = [f"{row['key']}: {row['cause']}" for row in status["runs"] if row["cause"]]
+    reasons = [(row["key"], row["cause"] or (row["log"] and f"see {row['log']}")) for row in status["runs"]]
+    causes = [f"{key}: {reason}" for key, reason in reasons if reason]
     unprepared = [f"fine-tuning: {status['unprepared']}"] if status.get("unprepared") else []
     return Group(Text(heading), table(status), *map(Text, [*unprepared, *causes]))
 
@@ -99,8 +100,9 @@ def states(name: str, output: str, tasks: Sequence[Task]) -> dict[str, Any]:
 
     A run has `key`, `paradigm`, `run`, `same_as` (other names of this training), `state`, `waiting_for`,
     `first_step`, `step`, `last_step`, `lr`, `loss`, `seconds_per_step`, `tokens_per_second`, `mfu`,
-    `seconds_left` (while it runs), `checkpoints` (steps of the complete ones) and `cause` (of an interruption,
-    where the log names one). A plan that was submitted to Slurm has `job` too, see `launch.slurm.status`.
+    `seconds_left` (while it runs), `checkpoints` (steps of the complete ones), `cause` (of an interruption,
+    where the run has left one) and `log` (the newest one of an interrupted run). A plan that was submitted to
+    Slurm has `job` too, see `launch.slurm.submit.add_jobs`.
     What is not known is null.
     """
     from megatron_lrpath.launch.slurm.submit import add_jobs
@@ -132,6 +134,7 @@ def states(name: str, output: str, tasks: Sequence[Task]) -> dict[str, Any]:
                 "seconds_left": _finite(left),
                 "checkpoints": state.checkpoints,
                 "cause": state.cause,
+                "log": str(state.log) if state.log else None,
             }
         )
     add_jobs(output, rows)

@@ -51,7 +51,7 @@ def execute(args: argparse.Namespace) -> int:
 def submission_of(args: argparse.Namespace) -> tuple[Submission, Path]:
     """What is to be submitted, and the file to ask for its status: the copy where the output is another."""
     from megatron_lrpath.experiment.load import is_experiment, load_experiment
-    from megatron_lrpath.launch.slurm.ledger import Snapshot
+    from megatron_lrpath.launch.slurm.ledger import SubmittedPlan
     from megatron_lrpath.launch.slurm.settings import read_settings, within_job
     from megatron_lrpath.launch.slurm.submit import Submission
     from megatron_lrpath.plan import PARADIGMS
@@ -64,7 +64,7 @@ def submission_of(args: argparse.Namespace) -> tuple[Submission, Path]:
 
         experiment = load_experiment(args.plan)
         return experiment_submission(experiment, settings, paradigms, args.run, extra), args.plan
-    snapshot = Snapshot.of(args.plan, settings.data, settings.output)
+    snapshot = SubmittedPlan.of(args.plan, settings.data, settings.output)
     moved = settings.data or settings.output
     submission = Submission.of(snapshot, settings, paradigms, args.run, extra)
     return submission, snapshot.latest if moved else args.plan
@@ -81,7 +81,7 @@ def row(submission: Submission, decision: Decision, number: int | None) -> dict[
         "nodes": place.nodes,
         "processes_per_node": place.per_node,
         "waits_for": [{"key": wait.key, "step": wait.step} for wait in decision.job.waits],
-        "arguments": [*place.words, *submission.extra] if decision.job.kind != "report" else [],
+        "arguments": [*place.arguments, *submission.extra] if decision.job.kind != "report" else [],
     }
 
 
@@ -145,9 +145,9 @@ def show_table(submission: Submission, rows: list[dict[str, Any]]) -> None:
         f"{submission.name}: {len(rows)} jobs, results in {submission.output}", markup=False, soft_wrap=True
     )
     console.print(table)
-    words: list[str] = next((shown["arguments"] for shown in rows if shown["kind"] == "train"), [])
-    if words:
-        console.print(f"layout: {' '.join(words)}", markup=False, soft_wrap=True)
+    arguments: list[str] = next((shown["arguments"] for shown in rows if shown["kind"] == "train"), [])
+    if arguments:
+        console.print(f"layout: {' '.join(arguments)}", markup=False, soft_wrap=True)
 
 
 def wait_text(wait: dict[str, Any]) -> str:

@@ -30,6 +30,7 @@ from megatron_lrpath.evaluate.downstream import (
 from megatron_lrpath.evaluate.local_data import local_datasets
 from megatron_lrpath.files import atomic_write_text
 from megatron_lrpath.plan import Plan, load_plan
+from megatron_lrpath.runs import failure
 
 TASKS = Path(__file__).with_name("tasks")
 
@@ -164,7 +165,8 @@ def main(words: list[str] | None = None) -> None:
     if said.task_data is not None:  # what is to be read is there; nobody is asked for it
         os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     try:
-        measure(said)
+        with failure.recorded():
+            measure(said)
     except UserError as error:
         print(f"lrpath: error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)

@@ -13,6 +13,7 @@ from typing import Any
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.plan import Plan, load_plan
+from megatron_lrpath.runs import failure
 from megatron_lrpath.runs.results import EVALUATION, Target, add_along
 from megatron_lrpath.training import device as backend
 
@@ -63,8 +64,9 @@ def main(words: list[str] | None = None) -> None:
         warnings.filterwarnings("ignore", category=category)
     said, extra = parse(sys.argv[1:] if words is None else words)
     try:
-        plan = load_plan(said.plan)
-        evaluate_targets(plan, [Target.named(plan, name) for name in said.runs], said.device, extra)
+        with failure.recorded():
+            plan = load_plan(said.plan)
+            evaluate_targets(plan, [Target.named(plan, name) for name in said.runs], said.device, extra)
     except UserError as error:
         if int(os.environ.get("RANK", "0")) == 0:
             print(f"lrpath: error: {error}", file=sys.stderr, flush=True)

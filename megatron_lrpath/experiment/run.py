@@ -15,13 +15,13 @@ from megatron_lrpath.files import atomic_write_text
 from megatron_lrpath.launch.display import open_display
 from megatron_lrpath.launch.graph import width
 from megatron_lrpath.launch.local import Ended, Options, call, evaluation_command, only_one, signals_raise
-from megatron_lrpath.launch.process import torchrun_command
 from megatron_lrpath.launch.resources import Share, share_out
 from megatron_lrpath.launch.runner import RunFailedError, Runner
 from megatron_lrpath.launch.slurm.jobs import report_job, task_jobs
-from megatron_lrpath.launch.slurm.ledger import Ledger, Snapshot
+from megatron_lrpath.launch.slurm.ledger import Ledger, SubmittedPlan
 from megatron_lrpath.launch.slurm.settings import Settings
 from megatron_lrpath.launch.slurm.submit import Submission
+from megatron_lrpath.launch.torchrun import training_command
 from megatron_lrpath.runs.state import is_done
 from megatron_lrpath.runs.tasks import Task, build_tasks, with_ancestors
 
@@ -168,7 +168,7 @@ def _command(options: Options, share: Share) -> CommandFor:
 
     def command(task: Task) -> Sequence[str]:
         assert isinstance(task, PointTask)
-        return torchrun_command(task.plan_path, task, share.nproc, device, options.extra)
+        return training_command(task.plan_path, task, share.nproc, device, options.extra)
 
     return command
 
@@ -206,7 +206,7 @@ def experiment_submission(
             )
     if run:
         experiment = replace(experiment, only=(run,))
-    snapshots = {point.name: Snapshot(point.plan, point.text.encode()) for point in experiment.points}
+    snapshots = {point.name: SubmittedPlan(point.plan, point.text.encode()) for point in experiment.points}
     tasks = [(snapshots[task.point], task) for task in experiment_tasks(experiment, paradigms)]
     jobs = task_jobs(tasks, settings, extra)
     jobs.append(report_job(jobs, experiment.output / "report" / PAGE, experiment.path))

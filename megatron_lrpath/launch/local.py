@@ -15,9 +15,10 @@ from megatron_lrpath.data.slice_check import check_mixes
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.launch.display import Display, clock, open_display
 from megatron_lrpath.launch.graph import width
-from megatron_lrpath.launch.process import supervised, torchrun_command
+from megatron_lrpath.launch.process import supervised
 from megatron_lrpath.launch.resources import Share, check_fine_tuning, cores, share_out
 from megatron_lrpath.launch.runner import GRACE_SECONDS, RunFailedError, Runner
+from megatron_lrpath.launch.torchrun import training_command
 from megatron_lrpath.locks import FolderLock, LockHeldError
 from megatron_lrpath.plan import PARADIGMS, Plan
 from megatron_lrpath.plan.sft import PREFIX as SFT_PREFIX
@@ -144,15 +145,10 @@ def evaluation_command(plan: Plan, tasks: Sequence[Task], share: Share, options:
     if not any(needs_evaluation(plan, run) for run in runs):
         return None
     paradigm = options.paradigms[0] if len(options.paradigms) == 1 else "all"
-    words = ["eval", str(plan.path), "--paradigm", paradigm, "--nproc", str(share.nproc)]
-    words += ["--device", options.device, *(["--run", options.run] if options.run else [])]
-    return [
-        sys.executable,
-        "-m",
-        "megatron_lrpath.cli",
-        *words,
-        *(["--", *options.extra] if options.extra else []),
-    ]
+    argv = ["eval", str(plan.path), "--paradigm", paradigm, "--nproc", str(share.nproc)]
+    argv += ["--device", options.device, *(["--run", options.run] if options.run else [])]
+    argv += ["--", *options.extra] if options.extra else []
+    return [sys.executable, "-m", "megatron_lrpath.cli", *argv]
 
 
 def call(command: Sequence[str], grace: float) -> int:
@@ -177,7 +173,7 @@ def chosen_tasks(plan: Plan, options: Options) -> list[Task]:
 def default_command(plan: Plan, options: Options, share: Share) -> CommandFor:
     """The training entry under torchrun."""
     device = None if options.device == "auto" else options.device
-    return lambda task: torchrun_command(plan.path, task, share.nproc, device, options.extra)
+    return lambda task: training_command(plan.path, task, share.nproc, device, options.extra)
 
 
 def announcement(plan: Plan, tasks: Sequence[Task], todo: Sequence[Task], share: Share) -> str:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.locks import LOCK_NAME, is_held
+from megatron_lrpath.runs import failure
 from megatron_lrpath.runs.checkpoints import checkpoint_complete, complete_steps
-from megatron_lrpath.runs.failure import find_cause
 from megatron_lrpath.runs.tasks import Task
 
 TAIL_BYTES = 64 * 1024
@@ -115,7 +115,8 @@ class RunState:
     """One row of `lrpath status`.
 
     `state`: done, running, interrupted, extended (complete up to `step`, the plan got longer), waiting, or
-    not started. `step` is the last logged one, the first step where there is none.
+    not started. `step` is the last logged one, the first step where there is none. Of an interrupted run
+    `cause` is what its failure file says, None without one, and `log` the newest log.
     """
 
     state: str
@@ -127,6 +128,7 @@ class RunState:
     waiting_for: str | None = None
     cause: str | None = None
     mfu: float | None = None
+    log: Path | None = None
 
 
 def read_state(task: Task, parent: Task | None) -> RunState:
@@ -137,7 +139,7 @@ def read_state(task: Task, parent: Task | None) -> RunState:
     finished = completed_step(task.folder)
     step = last.step if last else finished or task.run.first_step
     checkpoints = complete_steps(task.checkpoints)
-    waiting_for = cause = None
+    waiting_for = cause = log = None
     if is_live(task.folder, tail.seconds_per_step or 0.0):
         state = "running"
     elif is_done(task):
@@ -146,6 +148,7 @@ def read_state(task: Task, parent: Task | None) -> RunState:
         state = "extended"
     elif last or checkpoints or latest_log(task.folder):
         state, cause = "interrupted", _last_cause(task.folder)
+        log = latest_log(task.folder)
     elif parent and not parent_available(task, parent.folder):
         state, waiting_for = "waiting", f"{parent.key} at step {task.parent_step}"
     else:
@@ -160,6 +163,7 @@ def read_state(task: Task, parent: Task | None) -> RunState:
         waiting_for=waiting_for,
         cause=cause,
         mfu=last.mfu if last else None,
+        log=log,
     )
 
 
@@ -180,8 +184,8 @@ def latest_log(folder: Path) -> Path | None:
 
 
 def _last_cause(folder: Path) -> str | None:
-    log = latest_log(folder)
-    return find_cause(log) if log else None
+    found = failure.read(folder / failure.ERROR)
+    return found.message if found else None
 
 
 def _object(data: bytes) -> dict[str, Any]:

@@ -125,7 +125,7 @@ def wrap_training_log(original: Callable[..., bool]) -> Callable[..., bool]:
         if guard is not None:
             guard.step_ended()
         if (watch := current_watch()) is not None:
-            watch.where = f"after step {iteration}"
+            watch.step = iteration
         return original(
             loss_dict,
             total_loss_dict,

@@ -15,6 +15,7 @@ from megatron_lrpath import full_disk
 from megatron_lrpath.console import say_error
 from megatron_lrpath.errors import NotMetError, TrainingStoppedError, UserError, refusal
 from megatron_lrpath.files import atomic_write_json
+from megatron_lrpath.runs import failure
 from megatron_lrpath.runs.results import RESULT
 from megatron_lrpath.training import device as backend
 from megatron_lrpath.training.checkpoints import ahead
@@ -52,6 +53,7 @@ def told() -> Iterator[None]:
             report(error)
         leave(TrainingStoppedError(refused), 1, of_one_rank=True)
     except NotMetError as error:
+        failure.record_error(error)
         say_error(error)
         os._exit(1)
     except Exception as error:
@@ -64,6 +66,7 @@ def report(error: Exception) -> NoReturn:
 
     watch = peers.current_watch()
     if watch is None:
+        failure.record_error(error)
         raise error
     watch.report_error(error)
 
@@ -77,10 +80,12 @@ def leave(error: Exception, status: int, of_one_rank: bool = False) -> None:
 
     watch = peers.current_watch()
     if watch is None:
+        failure.record_error(error)
         if of_one_rank or int(os.environ.get("RANK", "0")) == 0:
             say_error(error)
         os._exit(status)
     if watch.claim():
+        failure.record_error(error, watch.step)
         say_error(error)
     watch.end(status)
 
@@ -155,7 +160,11 @@ def stop_status() -> int:
     from megatron_lrpath.training.checkpoints.saves import current_saves
 
     saves = current_saves()
-    return 1 if saves is None or saves.failed_last else signals.SAVED_AND_STOPPED
+    if saves is not None and not saves.failed_last:
+        return signals.SAVED_AND_STOPPED
+    text = "a signal ended the training, and its last checkpoint could not be saved (see the log)"
+    failure.record(failure.here(failure.STOPPED, text))
+    return 1
 
 
 def set_single_process_environment() -> None:

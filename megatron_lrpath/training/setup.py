@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import sweep_unfinished
-from megatron_lrpath.runs import lineage
+from megatron_lrpath.runs import failure, lineage
 from megatron_lrpath.runs.checkpoints import CHECKPOINTS, latest_step
 from megatron_lrpath.runs.history import HISTORY
 from megatron_lrpath.runs.results import RESULT
@@ -136,6 +136,8 @@ def begin(args: Any, context: RunContext, device: str) -> tuple[int, dist.Store 
     ranks = Ranks.from_environment()
     peers.begin_watch(ranks)
     start = agree_on_start(own, context.parent, ranks, args.checkpoint_check)
+    if context.folder is not None:  # from here on the run is this process's own
+        failure.use_folder(context.folder)
     start.apply(args)
     if start.folder is not None:
         branch.check_model(args, Path(start.folder), start.loaded, start.weights_of is not None)

@@ -16,7 +16,7 @@ import megatron_lrpath
 from megatron_lrpath.data.slice_check import check_mixes
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.launch.layouts import Allocation, Layout, allocate, allocate_evaluation
-from megatron_lrpath.launch.slurm.ledger import Snapshot
+from megatron_lrpath.launch.slurm.ledger import SubmittedPlan
 from megatron_lrpath.launch.slurm.settings import Settings
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.plan.sft import prepared_record, sft_megatron
@@ -46,7 +46,7 @@ class Job:
     key: str
     kind: str
     allocation: Allocation
-    snapshot: Snapshot
+    snapshot: SubmittedPlan
     waits: tuple[Wait, ...] = ()
     task: Task | None = None
     page: Path = Path()
@@ -64,7 +64,7 @@ class Job:
 
 
 def plan_jobs(
-    snapshot: Snapshot,
+    snapshot: SubmittedPlan,
     paradigms: Sequence[str],
     settings: Settings,
     run: str | None = None,
@@ -89,7 +89,7 @@ def plan_jobs(
 
 
 def task_jobs(
-    tasks: Sequence[tuple[Snapshot, Task]], settings: Settings, extra: Sequence[str] = ()
+    tasks: Sequence[tuple[SubmittedPlan, Task]], settings: Settings, extra: Sequence[str] = ()
 ) -> list[Job]:
     """A job for every training, main paths first, then one for the evaluation of every version.
 
@@ -176,7 +176,7 @@ class Spec:
 
     `plan` is the copy submitted last; for a report the file that it is made for.
 
-    `words` are Megatron arguments; `srun` options of each srun; `python` the words that call Python on a rank.
+    `arguments` are Megatron's; `srun` options of each srun; `python` the command that is Python on a rank.
     """
 
     key: str
@@ -186,7 +186,7 @@ class Spec:
     run: str
     folder: str
     device: str
-    words: tuple[str, ...]
+    arguments: tuple[str, ...]
     srun: tuple[str, ...]
     python: tuple[str, ...]
     preflight: bool
@@ -195,13 +195,13 @@ class Spec:
     def read(cls, path: Path) -> Spec:
         """The spec in a file that `lrpath submit` wrote."""
         row: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        for name in ("words", "srun", "python"):
+        for name in ("arguments", "srun", "python"):
             row[name] = tuple(row[name])
         return cls(**row)
 
 
 @dataclass(frozen=True)
-class Prepared:
+class JobFiles:
     """A job ready for submission: options of sbatch, the script's and the spec's text and where they go."""
 
     job: Job
@@ -212,14 +212,14 @@ class Prepared:
     spec_file: Path
 
 
-def prepare(name: str, job: Job, settings: Settings, folder: Path, extra: Sequence[str]) -> Prepared:
+def prepare(name: str, job: Job, settings: Settings, folder: Path, extra: Sequence[str]) -> JobFiles:
     """The job of the plan or experiment `name` as it is submitted; `folder` is OUTPUT/slurm. Writes nothing."""
     folder = Path(os.path.abspath(folder))
     check_path(folder)
     spec = asdict(make_spec(job, settings, folder, extra))
     digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:8]
     spec_file = folder / "specs" / f"{job.name}-{digest}.json"
-    return Prepared(
+    return JobFiles(
         job=job,
         options=tuple(sbatch_options(name, job, settings, folder)),
         script=script_text(name, job, settings, spec_file),
@@ -247,7 +247,7 @@ def make_spec(job: Job, settings: Settings, folder: Path, extra: Sequence[str]) 
         run=run.name if run else "",
         folder=str(folder),
         device=settings.device,
-        words=(*job.allocation.words, *extra),
+        arguments=(*job.allocation.arguments, *extra),
         srun=(f"--cpus-per-task={settings.cpus_per_task}", *srun, *settings.srun),
         python=tuple(python),
         preflight=settings.preflight and job.kind == "train",
@@ -255,7 +255,7 @@ def make_spec(job: Job, settings: Settings, folder: Path, extra: Sequence[str]) 
 
 
 def launcher(plan: Plan, settings: Settings) -> tuple[list[str], list[str]]:
-    """(options of srun, words that call Python) that bring a rank into its container, if there is one."""
+    """(options of srun, the command that is Python) that bring a rank into its container, if there is one."""
     if settings.container is None:
         return [], [settings.python or sys.executable]
     python = settings.python or "python3"

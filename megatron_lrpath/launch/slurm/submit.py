@@ -14,8 +14,15 @@ from typing import Any
 from megatron_lrpath.errors import PlanError, UserError
 from megatron_lrpath.files import atomic_write_json, atomic_write_text
 from megatron_lrpath.launch.slurm import queue as commands
-from megatron_lrpath.launch.slurm.jobs import Job, Prepared, Wait, is_finished, plan_jobs, prepare
-from megatron_lrpath.launch.slurm.ledger import MARK, Entry, Ledger, Snapshot, dependents, read_attempts
+from megatron_lrpath.launch.slurm.jobs import Job, JobFiles, Wait, is_finished, plan_jobs, prepare
+from megatron_lrpath.launch.slurm.ledger import (
+    MARK,
+    Ledger,
+    SubmittedJob,
+    SubmittedPlan,
+    dependents,
+    read_attempts,
+)
 from megatron_lrpath.launch.slurm.settings import Settings
 from megatron_lrpath.locks import FolderLock, LockHeldError
 from megatron_lrpath.plan import PARADIGMS, Plan, Run, differences, load_plan
@@ -36,7 +43,7 @@ class Conflict:
     changes: list[str]
 
 
-def check_output(snapshot: Snapshot, alive: Collection[str]) -> None:
+def check_output(snapshot: SubmittedPlan, alive: Collection[str]) -> None:
     """Raises UserError where a training in the plan's output would not be this plan's.
 
     `alive` are the trainings (`paradigm/run`) that have a job waiting or running, an evaluation's too. A plan
@@ -64,7 +71,7 @@ def _begun(plan: Plan) -> Iterator[Conflict]:
                 yield Conflict(f"{paradigm}/{run.name}", "was trained", changes)
 
 
-def _queued(snapshot: Snapshot, alive: Collection[str]) -> Iterator[Conflict]:
+def _queued(snapshot: SubmittedPlan, alive: Collection[str]) -> Iterator[Conflict]:
     """Trainings with a job that would be others under this plan than under the one submitted last."""
     try:
         before = load_plan(snapshot.latest) if alive and snapshot.latest.is_file() else None
@@ -121,7 +128,7 @@ class Submission:
     @classmethod
     def of(
         cls,
-        snapshot: Snapshot,
+        snapshot: SubmittedPlan,
         settings: Settings,
         paradigms: Sequence[str],
         run: str | None = None,
@@ -132,7 +139,7 @@ class Submission:
         jobs = plan_jobs(snapshot, paradigms, settings, run, extra)
         return cls(plan.name, Path(plan.output), settings, tuple(extra), jobs, Ledger.of(plan.output))
 
-    def prepared(self, job: Job) -> Prepared:
+    def prepared(self, job: Job) -> JobFiles:
         """The job's options, script and data."""
         return prepare(self.name, job, self.settings, self.ledger.folder, self.extra)
 
@@ -154,7 +161,7 @@ class Submission:
             decisions[job.key] = Decision(job, action, alive)
         return list(decisions.values())
 
-    def _is_stale(self, job: Job, entry: Entry, decisions: Mapping[str, Decision]) -> bool:
+    def _is_stale(self, job: Job, entry: SubmittedJob, decisions: Mapping[str, Decision]) -> bool:
         """Whether a waiting job waits for what will not come, or would run with too little."""
         queued = self.queue[entry.number]
         if queued.state != "PENDING":
@@ -181,7 +188,7 @@ class Submission:
         return self.decide()
 
     @property
-    def snapshots(self) -> list[Snapshot]:
+    def snapshots(self) -> list[SubmittedPlan]:
         """The plans, each once."""
         return list({str(job.snapshot.latest): job.snapshot for job in self.jobs}.values())
 
@@ -195,7 +202,7 @@ class Submission:
             own = [key.removeprefix(start) for key in keys if key.startswith(start)]
             check_output(snapshot, [key for key in own if key.count("/") == 1])
 
-    def _may_start(self, entry: Entry) -> bool:
+    def _may_start(self, entry: SubmittedJob) -> bool:
         queued = self.queue.get(entry.number)
         return queued is not None and not (queued.state == "PENDING" and never_starts(queued))
 
@@ -237,9 +244,9 @@ class Submission:
         atomic_write_text(prepared.script_file, prepared.script)
         (prepared.script_file.parents[1] / "logs").mkdir(exist_ok=True)
         dependency = self.dependency(decision, numbers)
-        entry = Entry(
+        entry = SubmittedJob(
             key=job.key,
-            number=commands.submit([*prepared.options, *dependency.words], prepared.script_file),
+            number=commands.submit([*prepared.options, *dependency.options], prepared.script_file),
             script=str(prepared.script_file),
             depends=dependency.numbers,
             parent=dependency.parent.key if dependency.parent else None,
@@ -279,7 +286,7 @@ class Dependency:
     parent: Wait | None = None
 
     @property
-    def words(self) -> list[str]:
+    def options(self) -> list[str]:
         """As an option of sbatch."""
         return [f"--dependency={self.kind}:{':'.join(map(str, self.numbers))}"] if self.numbers else []
 
@@ -323,7 +330,7 @@ def only_one(folder: Path) -> Iterator[None]:
         lock.close()
 
 
-def cancel(ledger: Ledger, keys: Collection[str], now: bool) -> list[tuple[Entry, str]]:
+def cancel(ledger: Ledger, keys: Collection[str], now: bool) -> list[tuple[SubmittedJob, str]]:
     """End the jobs of the trainings `keys`, with their evaluations and what waits for them, and say how.
 
     With all jobs the report's goes too. Raises UserError where Slurm's commands fail.
@@ -394,7 +401,8 @@ def add_jobs(output: str, rows: list[dict[str, Any]]) -> None:
             "starts": starts + bool(job and job.state == "RUNNING"),
         }
         if job and job.state == "RUNNING":
-            row["state"], row["waiting_for"], row["cause"] = "running", None, None
+            row["state"] = "running"
+            row["waiting_for"] = row["cause"] = row["log"] = None
             pace = row["seconds_per_step"]
             row["seconds_left"] = (row["last_step"] - row["step"]) * pace if pace else None
         elif row["job"]["comment"] and not row["cause"]:

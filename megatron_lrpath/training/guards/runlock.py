@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 from megatron_lrpath.console import say_error
 from megatron_lrpath.errors import FULL, UserError
 from megatron_lrpath.locks import LOCK_NAME, FolderLock, LockHeldError, describe_owner, owner_of
+from megatron_lrpath.runs import failure
 
 PATIENCE = 10.0  # seconds for a process that is ending, or its writers, to be gone
 BEAT = 5.0  # seconds between signs of life
@@ -106,6 +107,7 @@ def end_run(root: Path, owner: str) -> NoReturn:
     text = f"{root}: {owner} took this run over while this process gave no sign of life; this one ends."
     watch = peers.current_watch()
     if watch is None or watch.claim():
+        failure.record(failure.here(failure.STOPPED, text))
         say_error(text)
     if watch is not None:
         watch.end(1)
