@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print jobs, graph and scripts, no more")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--settings", type=Path, metavar="FILE", help="settings of the cluster")
-    group = parser.add_argument_group("settings of the cluster", "each stands above the file's")
+    group = parser.add_argument_group("settings of the cluster", "each overrides the settings file")
     for setting in SETTINGS:
         group.add_argument(setting.option, metavar=setting.kind.upper(), help=setting.about)
 
@@ -64,10 +64,10 @@ def submission_of(args: argparse.Namespace) -> tuple[Submission, Path]:
 
         experiment = load_experiment(args.plan)
         return experiment_submission(experiment, settings, paradigms, args.run, extra), args.plan
-    snapshot = SubmittedPlan.of(args.plan, settings.data, settings.output)
+    submitted = SubmittedPlan.of(args.plan, settings.data, settings.output)
     moved = settings.data or settings.output
-    submission = Submission.of(snapshot, settings, paradigms, args.run, extra)
-    return submission, snapshot.latest if moved else args.plan
+    submission = Submission.of(submitted, settings, paradigms, args.run, extra)
+    return submission, submitted.latest if moved else args.plan
 
 
 def row(submission: Submission, decision: Decision, number: int | None) -> dict[str, Any]:
@@ -93,14 +93,14 @@ def show_dry_run(submission: Submission, as_json: bool) -> None:
     rows = [row(submission, decision, decision.old) for decision in decisions]
     for decision, shown in zip(decisions, rows, strict=True):
         if decision.is_new:
-            prepared = submission.prepared(decision.job)
+            files = submission.files(decision.job)
             shown["sbatch"] = [
                 "sbatch",
-                *prepared.options,
+                *files.options,
                 *planned_dependency(decision),
-                str(prepared.script_file),
+                str(files.script_file),
             ]
-            shown["script"], shown["spec"] = prepared.script, prepared.spec
+            shown["script"], shown["spec"] = files.script, files.spec
     if as_json:
         return print_json(rows)
     show_table(submission, rows)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from megatron_lrpath.console import say, say_error
 from megatron_lrpath.data.slice_check import check_mixes
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.launch.display import Display, clock, open_display
@@ -26,6 +27,7 @@ from megatron_lrpath.plan.sft import sft_folder
 from megatron_lrpath.runs.results import needs_evaluation
 from megatron_lrpath.runs.state import is_done
 from megatron_lrpath.runs.tasks import Task, build_tasks, with_ancestors
+from megatron_lrpath.sft.prepare import prepare, tell
 
 
 def prepare_chats(plan: Plan, paradigms: Sequence[str], name: str | None) -> None:
@@ -36,8 +38,6 @@ def prepare_chats(plan: Plan, paradigms: Sequence[str], name: str | None) -> Non
     """
     wanted = plan.sft is not None and set(plan.sft.paradigms) & set(paradigms)
     if wanted and (name is None or name.startswith(SFT_PREFIX)):
-        from megatron_lrpath.sft.prepare import prepare, tell
-
         tell(prepare(plan, cores()), sft_folder(plan))
 
 
@@ -101,21 +101,33 @@ def carry_out(
     # the whole choice counts, not what is left of it: a second call shares the machine in the same way
     share = share_out(plan, width(tasks), options.device, options.nproc, options.jobs, options.extra)
     check_fine_tuning(plan, share.nproc, options.extra)
+
+    def work() -> int:
+        trained = train(plan, tasks, share, options, command_for, display or open_display())
+        evaluation = evaluation_command(plan, tasks, share, options) if options.evaluate else None
+        if evaluation:
+            return call(evaluation, options.grace)
+        if not trained:
+            print(f"nothing to do: {count(tasks)} of {plan.path} complete in {plan.output}")
+        return 0
+
+    return alone(Path(plan.output), work)
+
+
+def alone(output: Path, work: Callable[[], int]) -> int:
+    """Do the work as the only one in an output folder; its exit status, or 1 and 128+n as of `carry_out`.
+
+    Raises `UserError` when another `lrpath run` is at work there.
+    """
     try:
-        with only_one(Path(plan.output)), signals_raise():
-            trained = train(plan, tasks, share, options, command_for, display or open_display())
-            evaluation = evaluation_command(plan, tasks, share, options) if options.evaluate else None
-            if evaluation:
-                return call(evaluation, options.grace)
-            if not trained:
-                print(f"nothing to do: {count(tasks)} of {plan.path} complete in {plan.output}")
+        with only_one(output), signals_raise():
+            return work()
     except RunFailedError as error:
-        print(f"lrpath: error: {error}", file=sys.stderr)
+        say_error(error)
         return 1
     except KeyboardInterrupt as error:
-        print("lrpath: stopped; call the same command again to go on", file=sys.stderr)
+        say("lrpath: stopped; call the same command again to go on")
         return 128 + (error.number if isinstance(error, Ended) else signal.SIGINT)
-    return 0
 
 
 def train(

@@ -24,6 +24,7 @@ from megatron_lrpath.models import parameter_count, resolve_model
 from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.runs import failure
 from megatron_lrpath.runs.checkpoints import SAVE_INTERVAL
+from megatron_lrpath.runs.lineage import package_versions
 
 TIMEOUT = timedelta(minutes=3)
 MEBIBYTES = {"cuda": 256, "cpu": 1}  # what the all-reduce is timed with
@@ -141,8 +142,6 @@ def share_token(folder: Path, rank: int) -> str:
 def facts(folders: Sequence[Path], device: str, token: Path) -> Facts:
     """What this rank sees."""
     import torch
-
-    from megatron_lrpath.runs.lineage import package_versions
 
     versions = package_versions() | {"cuda": str(torch.version.cuda)}
     gpus: list[str] = []

@@ -55,7 +55,7 @@ class RunProcess:
         slot: int,
         patience: float = 1.0,
     ) -> RunProcess:
-        """Start `command` for `task`; raises `LockHeldError` when another process is at this run."""
+        """Start `command` for `task`; raises `LockHeldError` when another process trains this run."""
         lock = FolderLock.acquire(task.folder, patience)
         try:
             log = new_log(task.folder)

@@ -220,7 +220,9 @@ def lock_run(folder: Path) -> FolderLock | None:
     try:
         return FolderLock.acquire(folder, LOCK_SECONDS)
     except LockHeldError as error:
-        raise UserError(f"{folder}: {error} is at this run; end it, then `lrpath submit` again") from None
+        raise UserError(
+            f"{folder}: {error} is already training this run; stop it, then `lrpath submit` again"
+        ) from None
     except OSError:
         return None
 

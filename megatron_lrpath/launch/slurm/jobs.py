@@ -39,14 +39,14 @@ class Wait:
 class Job:
     """A node of the graph. `kind`: train, eval or report.
 
-    `snapshot` is the plan that it belongs to, `task` the training, also of an evaluation; `page` is where the
+    `submitted` is the plan that it belongs to, `task` the training, also of an evaluation; `page` is where the
     report lies in the end, `subject` the file that it is made for (a plan's copy, or an experiment).
     """
 
     key: str
     kind: str
     allocation: Allocation
-    snapshot: SubmittedPlan
+    submitted: SubmittedPlan
     waits: tuple[Wait, ...] = ()
     task: Task | None = None
     page: Path = Path()
@@ -55,7 +55,7 @@ class Job:
     @property
     def plan(self) -> Plan:
         """The plan that it belongs to."""
-        return self.snapshot.plan
+        return self.submitted.plan
 
     @property
     def name(self) -> str:
@@ -64,7 +64,7 @@ class Job:
 
 
 def plan_jobs(
-    snapshot: SubmittedPlan,
+    submitted: SubmittedPlan,
     paradigms: Sequence[str],
     settings: Settings,
     run: str | None = None,
@@ -74,7 +74,7 @@ def plan_jobs(
 
     `extra` are Megatron arguments for every training. Raises UserError where the nodes do not fit the plan.
     """
-    plan = snapshot.plan
+    plan = submitted.plan
     if plan.sft is not None and prepared_record(plan) is None:
         raise UserError(
             f"{plan.sft.place}: the data of the fine-tuning are not prepared yet; do it here, once: "
@@ -83,9 +83,9 @@ def plan_jobs(
     tasks = build_tasks(plan, paradigms)
     if run is not None:
         tasks = with_ancestors(tasks, plan, run)
-    jobs = task_jobs([(snapshot, task) for task in tasks], settings, extra)
+    jobs = task_jobs([(submitted, task) for task in tasks], settings, extra)
     page = Path(plan.output) / "report" / "index.html"
-    return [*jobs, report_job(jobs, page, snapshot.latest)]
+    return [*jobs, report_job(jobs, page, submitted.latest)]
 
 
 def task_jobs(
@@ -96,19 +96,19 @@ def task_jobs(
     With equal priorities the queue then never lets an update delay the next.
     Raises UserError where the nodes do not fit a plan.
     """
-    for snapshot, task in tasks:
-        check_mixes(snapshot.plan, [task.run])
+    for submitted, task in tasks:
+        check_mixes(submitted.plan, [task.run])
     ordered = sorted(tasks, key=lambda pair: pair[1].run.kind != "main")
     every = [task for _, task in tasks]
     jobs = []
-    for snapshot, task in ordered:
-        place = training_place(snapshot.plan, task, settings, extra)
-        jobs.append(Job(task.key, "train", place, snapshot, _waits(task, every), task))
-    for snapshot, task in tasks:
+    for submitted, task in ordered:
+        place = training_place(submitted.plan, task, settings, extra)
+        jobs.append(Job(task.key, "train", place, submitted, _waits(task, every), task))
+    for submitted, task in tasks:
         if task.run.kind != "main":
-            sized = plan_of(snapshot.plan, task)
+            sized = plan_of(submitted.plan, task)
             place = allocate_evaluation(sized, settings.per_node, settings.device, extra)
-            jobs.append(Job(f"eval/{task.key}", "eval", place, snapshot, (Wait(task.key),), task))
+            jobs.append(Job(f"eval/{task.key}", "eval", place, submitted, (Wait(task.key),), task))
     return jobs
 
 
@@ -140,7 +140,7 @@ def report_job(jobs: Sequence[Job], page: Path, subject: Path) -> Job:
     """The job that writes the report after all evaluations among `jobs`."""
     waits = tuple(Wait(job.key) for job in jobs if job.kind == "eval")
     single = Allocation(1, 1, Layout(1, 1), ())
-    return Job(REPORT, "report", single, jobs[0].snapshot, waits, page=page, subject=subject)
+    return Job(REPORT, "report", single, jobs[0].submitted, waits, page=page, subject=subject)
 
 
 def _waits(task: Task, tasks: Sequence[Task]) -> tuple[Wait, ...]:
@@ -212,7 +212,7 @@ class JobFiles:
     spec_file: Path
 
 
-def prepare(name: str, job: Job, settings: Settings, folder: Path, extra: Sequence[str]) -> JobFiles:
+def job_files(name: str, job: Job, settings: Settings, folder: Path, extra: Sequence[str]) -> JobFiles:
     """The job of the plan or experiment `name` as it is submitted; `folder` is OUTPUT/slurm. Writes nothing."""
     folder = Path(os.path.abspath(folder))
     check_path(folder)
@@ -242,7 +242,7 @@ def make_spec(job: Job, settings: Settings, folder: Path, extra: Sequence[str]) 
     return Spec(
         key=job.key,
         kind=job.kind,
-        plan=os.path.abspath(job.snapshot.latest if run else job.subject),
+        plan=os.path.abspath(job.submitted.latest if run else job.subject),
         paradigm=run.paradigm if run else "",
         run=run.name if run else "",
         folder=str(folder),

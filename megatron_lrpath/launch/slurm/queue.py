@@ -76,8 +76,8 @@ def queue() -> dict[int, QueuedJob]:
 def may_be_requeued(number: int) -> bool:
     """Whether a job that has saved goes on later: it is running, or has just been ended at its time limit.
 
-    A job that is being cancelled reads COMPLETING: whoever ends a job wants it ended. One that Slurm puts back
-    into the queue itself (preempted, its node gone) reads COMPLETING or PENDING too.
+    A cancelled job shows COMPLETING and must not be requeued. One that Slurm puts back into the queue itself
+    (preempted, its node gone) shows COMPLETING or PENDING too.
     """
     about = show(number)
     used, limit = (clock_seconds(about.get(name, "")) for name in ("RunTime", "TimeLimit"))

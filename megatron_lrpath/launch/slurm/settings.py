@@ -129,7 +129,7 @@ def read_settings(path: Path | None, options: Mapping[str, Any]) -> Settings:
 def within_job(settings: Settings, environment: Mapping[str, str]) -> Settings:
     """The settings of a submission from within a job (a recipe under sbatch): its partition and account.
 
-    What the settings say themselves stands above them.
+    Settings that name one override it.
     """
     partition = settings.partition or environment.get("SLURM_JOB_PARTITION")
     account = settings.account or environment.get("SLURM_JOB_ACCOUNT")
