@@ -375,11 +375,11 @@ def plan_keys(plan: Plan, paradigms: Sequence[str], run: str | None) -> set[str]
     """The trainings of a plan's paradigms, or of one run. Raises UserError for an unknown run."""
     if run is None:
         return {task.key for task in build_tasks(plan, paradigms)}
-    runs = [plan.run(paradigms[0], run)] if len(paradigms) == 1 else found(plan, paradigms, run)
+    runs = [plan.run(paradigms[0], run)] if len(paradigms) == 1 else runs_called(plan, paradigms, run)
     return {"/".join(identity(one)) for one in runs}
 
 
-def found(plan: Plan, paradigms: Sequence[str], name: str) -> list[Run]:
+def runs_called(plan: Plan, paradigms: Sequence[str], name: str) -> list[Run]:
     """The runs of that name in any of the paradigms."""
     runs = [one for paradigm in paradigms for one in plan.runs(paradigm) if one.name == name]
     if not runs:
