@@ -12,6 +12,7 @@ from pathlib import Path
 
 from megatron_lrpath.launch.supervisor import LEFTOVER_SECONDS
 from megatron_lrpath.locks import FolderLock
+from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.runs.tasks import Task
 
 ENTRY_MODULE = "megatron_lrpath.training.pretrain"
@@ -130,7 +131,7 @@ def stop_all(processes: Sequence[RunProcess], grace: float) -> None:
 
 def new_log(folder: Path) -> Path:
     """A log file that is not there yet: `logs/<date>-<time>.log` in the run's folder."""
-    logs = folder / "logs"
+    logs = RunFolder(folder).logs
     logs.mkdir(parents=True, exist_ok=True)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     names = [f"{stamp}.log", *(f"{stamp}-{number}.log" for number in range(2, 1000))]

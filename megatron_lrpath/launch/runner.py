@@ -14,7 +14,8 @@ from megatron_lrpath.launch.resources import Share
 from megatron_lrpath.locks import LockHeldError, describe_owner, is_held
 from megatron_lrpath.runs.checkpoints import complete_steps
 from megatron_lrpath.runs.failure import find_cause
-from megatron_lrpath.runs.state import HistoryTail, is_done, parent_available
+from megatron_lrpath.runs.history import HistoryTail
+from megatron_lrpath.runs.state import parent_available
 from megatron_lrpath.runs.tasks import Task, link_aliases
 
 GRACE_SECONDS = 40.0  # torchrun itself gives its workers 30
@@ -41,8 +42,8 @@ class Active:
 class Runner:
     """Carries out `tasks` (parents before children).
 
-    `command_for(task)` is the command of one run; what it writes into the run's folder (`history.jsonl`,
-    checkpoints, `result.json`) is all that is known of its progress. `grace` is in seconds.
+    `command_for(task)` is the command of one run; what it writes into the run's folder (history,
+    checkpoints, result) is all that is known of its progress. `grace` is in seconds.
     """
 
     name: str
@@ -104,9 +105,9 @@ class Runner:
         """Read from the folders what earlier calls have done."""
         for task in self.tasks:
             link_aliases(task)
-            tail = HistoryTail(task.folder / "history.jsonl")
+            tail = HistoryTail(task.folder)
             tail.poll()
-            if is_done(task):
+            if task.complete:
                 self._done.add(task.key)
                 self._steps[task.key] = task.run.last_step
             else:
@@ -141,7 +142,7 @@ class Runner:
             self.display.event(f"{task.key}: waiting for {describe_owner(task.folder)} to let go of it")
         taken = {active.process.slot for active in self._active.values()}
         slot = next(number for number in range(self.share.jobs) if number not in taken)
-        tail = HistoryTail(task.folder / "history.jsonl")
+        tail = HistoryTail(task.folder)
         tail.poll()
         try:
             command, variables = self.command_for(task), self.share.environment(slot)
@@ -173,7 +174,7 @@ class Runner:
     def _ended(self, active: Active, status: int) -> None:
         task = active.process.task
         took = clock(time.monotonic() - active.process.started)
-        if status == 0 and is_done(task):
+        if status == 0 and task.complete:
             self._done.add(task.key)
             self._steps[task.key] = task.run.last_step
             loss = f", loss {active.tail.last.loss:.4f}" if active.tail.last and active.tail.last.loss else ""

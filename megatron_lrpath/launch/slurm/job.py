@@ -30,12 +30,13 @@ from megatron_lrpath.launch.slurm.ledger import (
     note_attempt,
     read_attempts,
 )
-from megatron_lrpath.launch.slurm.steps import Failure, Place, Steps, read_json, why
+from megatron_lrpath.launch.slurm.steps import Failure, Place, Steps, why
 from megatron_lrpath.locks import FolderLock, LockHeldError
 from megatron_lrpath.plan import PARADIGMS, Plan, load_plan
 from megatron_lrpath.runs.checkpoints import checkpoint_complete, latest_step
-from megatron_lrpath.runs.results import is_trained
-from megatron_lrpath.runs.state import HistoryTail, is_done, parent_available
+from megatron_lrpath.runs.folder import RunFolder, read_json_object
+from megatron_lrpath.runs.history import HistoryTail
+from megatron_lrpath.runs.state import parent_available
 from megatron_lrpath.runs.tasks import Task, build_tasks, link_aliases
 from megatron_lrpath.training.guards.signals import SAVED_AND_STOPPED
 
@@ -108,13 +109,13 @@ class Progress:
         """The last step that this start has logged; where it came to none, the step it started from."""
         if self._signature() == self._before:
             return self.start  # what stands in the history is an earlier start's
-        tail = HistoryTail(self._task.folder / "history.jsonl")
+        tail = HistoryTail(self._task.folder)
         tail.poll()
         return max(tail.last.step, self.start) if tail.last else self.start
 
     def _signature(self) -> tuple[int, int, int]:
         try:
-            about = (self._task.folder / "history.jsonl").stat()
+            about = RunFolder(self._task.folder).history.stat()
         except OSError:
             return (0, 0, 0)
         return about.st_ino, about.st_size, about.st_mtime_ns
@@ -158,7 +159,7 @@ class Program:
 
     def _train(self) -> int:
         chain = Chain(self.ledger, self.spec.key, self.place.number, self.task.checkpoints)
-        if is_done(self.task):
+        if self.task.complete:
             print(f"{self.task.key}: complete at step {self.task.run.last_step} already")
             chain.release()
             return 0
@@ -228,17 +229,17 @@ class Program:
             status = steps.run("megatron_lrpath.launch.preflight", words, lambda: None, PREFLIGHT_SECONDS)
         if status == 0:
             steps.ranks.mkdir(parents=True, exist_ok=True)
-            steps.record(read_json(found))
+            steps.record(read_json_object(found) or {})
         return status
 
     def _ended(self, steps: Steps, progress: Progress, chain: Chain, status: int) -> int:
         failure: Failure | None = None
-        if status == 0 and is_done(self.task):
+        if status == 0 and self.task.complete:
             ending = COMPLETE
         elif status == SAVED_AND_STOPPED or (steps.asked and status == 0):
             ending = SAVED
         else:
-            problems = read_json(steps.ranks / "preflight.json").get("problems")
+            problems = (read_json_object(steps.ranks / "preflight.json") or {}).get("problems")
             ending, failure = FAILED, Failure("; ".join(problems)) if problems else why(steps, status)
         attempt = Attempt(
             start=progress.start,
@@ -283,9 +284,9 @@ class Program:
 
     def _evaluate(self) -> int:
         """Evaluate the version's model."""
-        if not is_trained(self.plan, self.task.run):
+        if not self.task.complete:
             raise UserError(f"{self.task.key} is not trained up to step {self.task.run.last_step}")
-        steps = Steps(self.spec, self.place, new_log(self.task.folder / "evaluation"))
+        steps = Steps(self.spec, self.place, new_log(RunFolder(self.task.folder).evaluation_job))
         words = ["--plan", str(self.pinned), "--runs", self.task.key]
         words += ["--device", self.spec.device, *self.spec.words]
         status = steps.run("megatron_lrpath.evaluate.worker", words, lambda: None)

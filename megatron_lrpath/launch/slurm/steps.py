@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
@@ -156,15 +155,6 @@ def first_exits(text: str) -> list[tuple[int, str]]:
     """(rank, how it ended) in the order of srun's lines `srun: error: n1: task 0: Exited with exit code 2`."""
     pattern = re.compile(r"^srun: error: [^:]+: tasks? ([\d,-]+): (.+)$", re.MULTILINE)
     return [(int(re.split("[,-]", match[1])[0]), match[2].strip()) for match in pattern.finditer(text)]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, empty where there is none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 _OWN_ERROR = re.compile(r"\blrpath: error: (.*)")

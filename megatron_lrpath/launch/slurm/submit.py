@@ -22,7 +22,7 @@ from megatron_lrpath.plan import PARADIGMS, Plan, Run, differences, load_plan
 from megatron_lrpath.runs.checkpoints import checkpoint_complete
 from megatron_lrpath.runs.lineage import read_lineage
 from megatron_lrpath.runs.state import has_begun
-from megatron_lrpath.runs.tasks import build_tasks, identity, link_aliases
+from megatron_lrpath.runs.tasks import build_tasks, carried_out_as, link_aliases
 
 SHOWN = 3  # differences that the message names
 
@@ -351,7 +351,7 @@ def plan_keys(plan: Plan, paradigms: Sequence[str], run: str | None) -> set[str]
     if run is None:
         return {task.key for task in build_tasks(plan, paradigms)}
     runs = [plan.run(paradigms[0], run)] if len(paradigms) == 1 else found(plan, paradigms, run)
-    return {"/".join(identity(one)) for one in runs}
+    return {"/".join(carried_out_as(one)) for one in runs}
 
 
 def found(plan: Plan, paradigms: Sequence[str], name: str) -> list[Run]:
