@@ -230,7 +230,9 @@ def test_the_command_says_when_there_is_nothing_to_do(
 ) -> None:
     plan = str(copy / "plan.yaml")
     for run in ("ours/branch-v1", "ptfs/scratch-v1"):
-        (copy / "runs" / run / "eval.json").write_text(json.dumps({"step": 6, "perplexity": 9.0}))
+        result = json.loads((copy / "runs" / run / "result.json").read_text())
+        evaluation = {"step": 6, "checkpoint": result["checkpoint"], "perplexity": 9.0}
+        (copy / "runs" / run / "eval.json").write_text(json.dumps(evaluation))
     assert lrpath(["eval", plan]) == 0
     assert (
         "nothing to evaluate: 2 of 2 versions are trained, all of them evaluated" in capsys.readouterr().out

@@ -153,8 +153,10 @@ def _waits(task: Task, tasks: Sequence[Task]) -> tuple[Wait, ...]:
 def is_finished(job: Job, jobs: Sequence[Job]) -> bool:
     """Whether the job's result is there, so that nothing has to be submitted for it."""
     if job.task is None:
-        folders = [other.task.folder for other in jobs if other.kind == "eval" and other.task]
-        return job.page.is_file() and report_is_fresh(job.page.parent, folders)
+        evaluations = [other for other in jobs if other.kind == "eval"]
+        folders = [other.task.folder for other in evaluations if other.task]
+        done = job.page.is_file() and all(is_finished(other, jobs) for other in evaluations)
+        return done and report_is_fresh(job.page.parent, folders)
     return job.task.complete and (job.kind == "train" or not needs_evaluation(job.plan, job.task.run))
 
 
