@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.plan import Plan, Run, differences
+from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.plan.wording import count, listing
 from megatron_lrpath.runs.folder import RunFolder, read_json_object
 from megatron_lrpath.runs.history import History, read_history
-from megatron_lrpath.runs.lineage import read_lineage_leniently
+from megatron_lrpath.runs.lineage import plan_changes, read_lineage_leniently
 from megatron_lrpath.runs.results import evaluation_digest, is_fresh
 from megatron_lrpath.runs.state import RunState, read_state
 
@@ -142,7 +142,7 @@ def _record(plan: Plan, run: Run) -> RunRecord:
         name = RunFolder(folder).history.name
         problems.append(f"{name}: {history.unreadable} unreadable lines were left out")
     lineage = read_lineage_leniently(folder, problems)
-    changes = _changes(lineage.get("identity"), plan, run)
+    changes = plan_changes(folder, lineage, plan, run)
     problems.extend(f"trained under another plan: {change}" for change in changes)
     read_json_object(RunFolder(folder).result, problems)  # for what is wrong with it
     return RunRecord(
@@ -154,17 +154,6 @@ def _record(plan: Plan, run: Run) -> RunRecord:
         lineage=lineage,
         problems=tuple(problems),
     )
-
-
-def _changes(stored: Any, plan: Plan, run: Run) -> list[str]:
-    """What differs between the identity that a run was started with and the plan's, in words."""
-    if not isinstance(stored, dict):
-        return []
-    current, versions = plan.identity(run), stored.get("versions")
-    if run.kind == "main" and isinstance(versions, list):
-        # A main path that went on for versions that the plan no longer has is the plan's up to its last step.
-        stored = stored | {"versions": versions[: len(current["versions"])]}
-    return differences(stored, current)
 
 
 def _evaluation(folder: Path, run: Run, problems: list[str]) -> Evaluation | None:

@@ -13,81 +13,36 @@ from megatron_lrpath.locks import LOCK_NAME
 MAXIMUM_BYTES = 64 * 2**20  # of a JSON file; a manifest, the largest, has 100 bytes for each rank and thread
 
 
+class Entry:
+    """A file or folder of this name in the folder whose attribute it is; gives its path."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, owner: RunFolder | OutputFolder, kind: type) -> Path:
+        return owner.path / self.name
+
+
 @dataclass(frozen=True)
 class RunFolder:
-    """The files of the run in `path`; `docs/run-folder.md` describes their content."""
+    """The files of the run in `path`; `docs/run-folder.md` describes when each is written and what it holds."""
 
     path: Path
 
-    @property
-    def history(self) -> Path:
-        """A line for each step, written during training (`runs.history`)."""
-        return self.path / "history.jsonl"
-
-    @property
-    def result(self) -> Path:
-        """The step that the training reached, written at its end (`runs.results`)."""
-        return self.path / "result.json"
-
-    @property
-    def evaluation(self) -> Path:
-        """The evaluation of the last step's model (`runs.results`)."""
-        return self.path / "eval.json"
-
-    @property
-    def evaluations(self) -> Path:
-        """The evaluations of the main path's checkpoints by step (`runs.results`)."""
-        return self.path / "evals.json"
-
-    @property
-    def downstream(self) -> Path:
-        """The scores of the last step's model on benchmarks (`evaluate.downstream`)."""
-        return self.path / "downstream.json"
-
-    @property
-    def lineage(self) -> Path:
-        """Identity, parent and starts of the run (`runs.lineage`)."""
-        return self.path / "lineage.json"
-
-    @property
-    def error(self) -> Path:
-        """Why the last start failed (`runs.failure`)."""
-        return self.path / "error.json"
-
-    @property
-    def merged(self) -> Path:
-        """The checkpoints and weights that a merged model was made from (`merge.preview`)."""
-        return self.path / "merged.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        """The checkpoints and their tracker file (`runs.checkpoints`)."""
-        return self.path / "checkpoints"
-
-    @property
-    def logs(self) -> Path:
-        """The output of each start."""
-        return self.path / "logs"
-
-    @property
-    def evaluation_job(self) -> Path:
-        """The folder of the `logs` of the Slurm job that evaluates the run."""
-        return self.path / "evaluation"
-
-    @property
-    def tensorboard(self) -> Path:
-        """TensorBoard's event files."""
-        return self.path / "tensorboard"
-
-    @property
-    def lock(self) -> Path:
-        """Held by the process that supervises the run."""
-        return self.path / LOCK_NAME
-
-    @property
-    def evaluations_lock(self) -> Path:
-        """Held while an entry is added to `evaluations`."""
-        return self.evaluations.with_name(f".{self.evaluations.name}.lock")
+    lineage = Entry("lineage.json")  # runs.lineage
+    history = Entry("history.jsonl")  # runs.history
+    checkpoints = Entry("checkpoints")  # runs.checkpoints
+    result = Entry("result.json")  # runs.results
+    error = Entry("error.json")  # runs.failure
+    evaluation = Entry("eval.json")  # runs.results
+    evaluations = Entry("evals.json")  # of the main path's checkpoints; runs.results
+    evaluations_lock = Entry(".evals.json.lock")
+    downstream = Entry("downstream.json")  # evaluate.downstream
+    merged = Entry("merged.json")  # merge.preview
+    logs = Entry("logs")
+    evaluation_job = Entry("evaluation")  # holds the `logs` of the Slurm job that evaluates the run
+    tensorboard = Entry("tensorboard")
+    lock = Entry(LOCK_NAME)
 
     @property
     def written_by_training(self) -> tuple[Path, ...]:
@@ -101,15 +56,8 @@ class OutputFolder:
 
     path: Path
 
-    @property
-    def logs(self) -> Path:
-        """The output of `lrpath eval`."""
-        return self.path / "logs"
-
-    @property
-    def report(self) -> Path:
-        """The report, or the table of an experiment."""
-        return self.path / "report"
+    logs = Entry("logs")  # of `lrpath eval`
+    report = Entry("report")
 
 
 def report_page(folder: Path) -> Path:
@@ -133,7 +81,7 @@ def load_json(path: Path, maximum: int = MAXIMUM_BYTES) -> Any:
         size = os.fstat(stream.fileno()).st_size
         if size > maximum:
             raise ValueError(f"it has {size} bytes, more than the {maximum} allowed")
-        content = stream.read(maximum + 1)
+        content = stream.read(size)
     try:
         return json.loads(content)
     except RecursionError:

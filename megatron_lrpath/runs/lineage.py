@@ -16,9 +16,11 @@ from typing import Any
 from megatron_lrpath import __version__
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_json
+from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.plan import differences as plan_differences
 from megatron_lrpath.runs.checkpoints import checkpoint_fingerprint, checkpoint_folder
 from megatron_lrpath.runs.folder import RunFolder, read_json_object
+from megatron_lrpath.runs.results import is_complete
 
 PACKAGES = ("megatron-core", "torch", "numpy", "transformer-engine", "apex", "sentencepiece", "transformers")
 
@@ -131,6 +133,20 @@ def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
         if old.get(name) != new.get(name)
     ]
     return found
+
+
+def plan_changes(folder: Path, lineage: dict[str, Any], plan: Plan, run: Run) -> list[str]:
+    """What differs between the plan that the run in `folder` was last started with and `plan`, in words.
+
+    A main path that went on for versions that the plan no longer has, and is complete, is the plan's.
+    """
+    stored, current = lineage.get("identity"), plan.identity(run)
+    if not isinstance(stored, dict):
+        return []
+    versions = stored.get("versions")
+    if run.kind == "main" and isinstance(versions, list) and is_complete(folder, run):
+        stored = stored | {"versions": versions[: len(current["versions"])]}
+    return plan_differences(stored, current)
 
 
 def check_same_run(folder: Path, identity: dict[str, Any]) -> None:

@@ -49,24 +49,21 @@ class Target:
 
 def version_runs(plan: Plan, paradigms: Iterable[str]) -> list[Run]:
     """The runs whose end is a version's model (all but the main path), each training once."""
-    runs: dict[Path, Run] = {}
-    for paradigm in paradigms:
-        for run in plan.runs(paradigm):
-            if run.kind != "main":
-                carried_out = plan.run(*run.same_as) if run.same_as else run
-                runs.setdefault(plan.folder(carried_out), carried_out)
-    return list(runs.values())
+    return _each_once(plan, (run for name in paradigms for run in plan.runs(name) if run.kind != "main"))
 
 
 def model_runs(plan: Plan, paradigms: Iterable[str]) -> list[Run]:
     """The runs that end with a model to use: `version_runs`, then their fine-tunings, each training once."""
     names = list(paradigms)
-    runs = {plan.folder(run): run for run in version_runs(plan, names)}
-    for paradigm in names:
-        for run in plan.sft_runs(paradigm):
-            carried_out = plan.run(*run.same_as) if run.same_as else run
-            runs.setdefault(plan.folder(carried_out), carried_out)
-    return list(runs.values())
+    return _each_once(
+        plan, [*version_runs(plan, names), *(run for name in names for run in plan.sft_runs(name))]
+    )
+
+
+def _each_once(plan: Plan, runs: Iterable[Run]) -> list[Run]:
+    """The runs as which `runs` are carried out, each once."""
+    found = (plan.run(*run.same_as) if run.same_as else run for run in runs)
+    return list({plan.folder(run): run for run in found}.values())
 
 
 def write_result(folder: Path, run: Run, step: int) -> None:

@@ -18,7 +18,7 @@ import pytest
 from megatron_lrpath.cli import main as lrpath
 from megatron_lrpath.plan import Plan, load_plan
 from megatron_lrpath.report.collect import collect, gaps
-from megatron_lrpath.runs.folder import RunFolder
+from megatron_lrpath.runs.folder import Entry, RunFolder
 from megatron_lrpath.runs.history import read_history
 from megatron_lrpath.runs.lineage import read_lineage
 from megatron_lrpath.runs.results import fresh_evaluation, is_complete, needs_evaluation, write_result
@@ -135,6 +135,17 @@ def test_in_a_copy_nothing_is_stale(copy: Path, capsys: pytest.CaptureFixture[st
     assert set(jobs(capsys).values()) == {"done"}
 
 
+def test_a_plan_whose_last_version_was_removed_has_nothing_left_to_do(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = Path("plan.yaml")
+    plan.write_text(plan.read_text().replace("- name: v2\n  steps: 6\n", ""))
+    assert lrpath(["run", "plan.yaml", "--paradigm", "ours", "--device", "cpu"]) == 0
+    assert "nothing to do: 2 runs" in capsys.readouterr().out
+    assert not [gap for gap in gaps(collect(load_plan(plan))) if "ours/" in gap.text]
+    assert set(jobs(capsys).values()) == {"done"}
+
+
 def test_what_was_trained_again_is_evaluated_and_reported_again(
     copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -238,10 +249,8 @@ def test_the_page_describes_every_file(continued: Path) -> None:
 
 
 def test_the_page_names_the_files_that_the_code_names() -> None:
-    folder, described = RunFolder(Path("run")), tables("Files of a run")
-    names = [name for name, value in vars(RunFolder).items() if isinstance(value, property)]
-    paths = [getattr(folder, name) for name in names if name != "written_by_training"]
-    found = {path.name for path in paths}
+    described = tables("Files of a run")
+    found = {value.name for value in vars(RunFolder).values() if isinstance(value, Entry)}
     assert found == {name.rstrip("/") for name in described if not name.startswith("checkpoints/")} | {
         "checkpoints"
     }
