@@ -53,6 +53,7 @@ def execute_tasks(args: argparse.Namespace) -> int:
         plan_subjects,
     )
     from megatron_lrpath.plan import PARADIGMS, load_plan
+    from megatron_lrpath.runs.folder import OutputFolder
 
     require_harness()
     refuse_ignored(args)
@@ -67,7 +68,7 @@ def execute_tasks(args: argparse.Namespace) -> int:
     left = subjects if args.force else [one for one in subjects if missing(one, wanted, settings)]
     if left:
         names = [one.name for one in left] if not args.plan.is_dir() else []
-        status = run_worker(args, names, output / "logs" / "downstream.log")
+        status = run_worker(args, names, OutputFolder(output).logs / "downstream.log")
         if status:
             return status
     else:
@@ -141,10 +142,10 @@ def show(names: list[str], folders: list[Path]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from megatron_lrpath.evaluate.downstream import RESULTS, in_order
-    from megatron_lrpath.runs.results import read_json
+    from megatron_lrpath.evaluate.downstream import in_order
+    from megatron_lrpath.runs.folder import RunFolder, read_json_object
 
-    found = [(read_json(folder / RESULTS) or {}).get("results", {}) for folder in folders]
+    found = [(read_json_object(RunFolder(folder).downstream) or {}).get("results", {}) for folder in folders]
     columns = in_order({task for results in found for task in results})
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("model")
@@ -201,7 +202,7 @@ def execute(args: argparse.Namespace) -> int:
     from megatron_lrpath.plan import PARADIGMS, load_plan
     from megatron_lrpath.runs.results import (
         Target,
-        is_trained,
+        is_complete,
         main_path_targets,
         model_runs,
         needs_evaluation,
@@ -223,7 +224,7 @@ def execute(args: argparse.Namespace) -> int:
     runs = model_runs(plan, paradigms)
     if args.run:
         runs = [plan.run(paradigms[0], args.run)] if len(paradigms) == 1 else named(plan, runs, args.run)
-    trained = [run for run in runs if is_trained(plan, run)]
+    trained = [run for run in runs if is_complete(plan.folder(run), run)]
     wanted = trained if args.force else [run for run in trained if needs_evaluation(plan, run)]
     if not wanted:
         done = f"{len(trained)} of {len(runs)} versions are trained, all of them evaluated"
@@ -249,10 +250,11 @@ def evaluate(plan: Plan, targets: list[Target], args: argparse.Namespace) -> int
     """Run the worker under torchrun, its log in OUTPUT/logs, its results on the console."""
     from megatron_lrpath.launch import torchrun
     from megatron_lrpath.runs import failure
-    from megatron_lrpath.runs.results import EVALUATION, along, read_json
+    from megatron_lrpath.runs.folder import OutputFolder
+    from megatron_lrpath.runs.results import evaluation_of
 
     kind = "-main-path" if targets[0].at is not None else "-sft" if targets[0].run.kind == "sft" else ""
-    log = Path(plan.output) / "logs" / f"eval{kind}.log"
+    log = OutputFolder(Path(plan.output)).logs / f"eval{kind}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     names = [target.name for target in targets]
     options = [
@@ -279,8 +281,7 @@ def evaluate(plan: Plan, targets: list[Target], args: argparse.Namespace) -> int
         print(f"lrpath: error: the evaluation failed: {found.message}\n  log: {log}", file=sys.stderr)
         return 1
     for target in targets:
-        folder = plan.folder(target.run)
-        evaluation = along(folder).get(target.at) if target.at is not None else read_json(folder / EVALUATION)
+        evaluation = evaluation_of(plan, target)
         if not evaluation:
             print(f"  {target.name:24} no evaluation: removed by the training, or its loss is not finite")
             continue

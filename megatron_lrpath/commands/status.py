@@ -12,11 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.live import Live
-
 if TYPE_CHECKING:
-    from rich.console import Group
+    from rich.console import Console, Group
     from rich.table import Table
 
     from megatron_lrpath.runs.tasks import Task
@@ -43,8 +40,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Print the states of all runs; 0."""
-    import json
-
     from rich.console import Console
 
     console = Console(highlight=False)
@@ -111,7 +106,7 @@ def states(name: str, output: str, tasks: Sequence[Task]) -> dict[str, Any]:
     by_key = {task.key: task for task in tasks}
     rows: list[dict[str, Any]] = []
     for task in tasks:
-        state = read_state(task, by_key.get(task.parent or ""))
+        state = read_state(task.folder, task.run, by_key.get(task.parent or ""))
         known = state.state == "running" and state.seconds_per_step is not None
         pace = task.step_tokens / state.seconds_per_step if state.seconds_per_step else None
         left = (task.run.last_step - state.step) * (state.seconds_per_step or 0.0) if known else None
@@ -208,6 +203,8 @@ def watch(console: Console, collect: Callable[[], Status], seconds: float, as_js
 
     Where the output is no terminal, or as JSON (a line each), only what has changed is printed.
     """
+    from rich.live import Live
+
     if as_json or not console.is_terminal:
         before = None
         for status in statuses(collect, seconds):

@@ -166,9 +166,9 @@ def plan_disk_check(plan: Plan, vocabulary: int) -> Check:
     from dataclasses import replace
 
     from megatron_lrpath.launch.preflight import checkpoint_bytes
-    from megatron_lrpath.runs.results import is_trained
+    from megatron_lrpath.runs.results import is_complete
 
     runs = [run for paradigm in PARADIGMS for run in plan.runs(paradigm) if run.same_as is None]
     sized = replace(plan, tokenizer=replace(plan.tokenizer, vocab_size=vocabulary))
-    needed = sum(checkpoint_bytes(sized, run) for run in runs if not is_trained(plan, run))
+    needed = sum(checkpoint_bytes(sized, run) for run in runs if not is_complete(plan.folder(run), run))
     return disk_check(Path(plan.output), needed)

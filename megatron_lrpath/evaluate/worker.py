@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.plan import Plan, load_plan
 from megatron_lrpath.runs import failure
-from megatron_lrpath.runs.results import EVALUATION, Target, add_along
+from megatron_lrpath.runs.checkpoints import MANIFEST, checkpoint_folder, present_fingerprint
+from megatron_lrpath.runs.folder import RunFolder
+from megatron_lrpath.runs.results import Target, add_evaluation
 from megatron_lrpath.training import device as backend
 
 
@@ -33,7 +34,7 @@ class Sets:
     answers_length: int = 0
 
     def evaluate(self, model: list[Any]) -> dict[str, Any]:
-        """What `eval.json` says beside the step; held-out answers under `answers`."""
+        """The scores as the evaluation's file holds them; those of held-out answers under `answers`."""
         from megatron_lrpath.evaluate.perplexity import evaluate_model
         from megatron_lrpath.training.forward import set_packed
 
@@ -74,7 +75,7 @@ def main(words: list[str] | None = None) -> None:
 
 
 def evaluate_targets(plan: Plan, targets: list[Target], device: str, extra: list[str]) -> None:
-    """Evaluate each checkpoint and write what it is found to be, see `write_evaluation`."""
+    """Evaluate each checkpoint and write its evaluation."""
     device = backend.choose_device(device)
     backend.activate(device)
     from megatron_lrpath.training import seams, setup
@@ -130,11 +131,10 @@ def load_weights(plan: Plan, target: Target, args: Any, model: list[Any]) -> boo
     """
     from megatron.training.checkpointing import load_checkpoint
 
-    from megatron_lrpath.runs.checkpoints import CHECKPOINTS
     from megatron_lrpath.training.checkpoints import parent as branch
     from megatron_lrpath.training.context import ParentCheckpoint
 
-    folder, step = plan.folder(target.run) / CHECKPOINTS, target.step
+    folder, step = RunFolder(plan.folder(target.run)).checkpoints, target.step
     if target.at is None:
         branch.require_checkpoint(ParentCheckpoint(folder, step))
     elif removed(folder, step):
@@ -157,8 +157,6 @@ def removed(folder: Path, step: int) -> bool:
     """Whether a checkpoint is not there any more, as rank 0 sees it."""
     import torch.distributed as dist
 
-    from megatron_lrpath.runs.checkpoints import checkpoint_folder
-
     found = [not checkpoint_folder(folder, step).exists()]
     dist.broadcast_object_list(found, src=0)
     return found[0]
@@ -168,7 +166,6 @@ def damage(folder: Path, step: int) -> list[str]:
     """What is wrong with a checkpoint's files, in words; every rank reads its share and learns what all found."""
     import torch.distributed as dist
 
-    from megatron_lrpath.runs.checkpoints import MANIFEST, checkpoint_folder
     from megatron_lrpath.training.checkpoints import start
     from megatron_lrpath.training.guards.peers import Ranks
 
@@ -182,14 +179,13 @@ def damage(folder: Path, step: int) -> list[str]:
 
 
 def write_evaluation(plan: Plan, target: Target, model: list[Any], sets: Sets) -> None:
-    """Evaluate the loaded weights; rank 0 writes the file, along the main path one of all steps."""
-    evaluation = {"step": target.step, **sets.evaluate(model)}
+    """Evaluate the loaded weights; rank 0 writes the evaluation, with the fingerprint of the checkpoint."""
+    scores = sets.evaluate(model)
     if int(os.environ["RANK"]) == 0:
-        folder = plan.folder(target.run)
-        if target.at is None:
-            atomic_write_json(folder / EVALUATION, evaluation)
-        else:
-            add_along(folder, evaluation)
+        root = RunFolder(plan.folder(target.run)).checkpoints
+        checkpoint = present_fingerprint(root, target.step)
+        evaluation = {"step": target.step, "checkpoint": checkpoint, **scores}
+        add_evaluation(plan, target, evaluation)
         print(f"evaluated {target.name} {evaluation['perplexity']:.4f}", flush=True)
 
 

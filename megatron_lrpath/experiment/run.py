@@ -20,7 +20,7 @@ from megatron_lrpath.launch.slurm.ledger import Ledger, SubmittedPlan
 from megatron_lrpath.launch.slurm.settings import Settings
 from megatron_lrpath.launch.slurm.submit import Submission
 from megatron_lrpath.launch.torchrun import training_command
-from megatron_lrpath.runs.state import is_done
+from megatron_lrpath.runs.folder import OutputFolder
 from megatron_lrpath.runs.tasks import Task, build_tasks, with_ancestors
 
 
@@ -144,7 +144,7 @@ def _train(
     options: Options,
     command_for: CommandFor | None,
 ) -> None:
-    todo = [task for task in tasks if not is_done(task)]
+    todo = [task for task in tasks if not task.complete]
     steps = sum(task.run.steps for task in todo)
     with open_display() as display:
         display.event(
@@ -200,6 +200,6 @@ def experiment_submission(
     submitted = {point.name: SubmittedPlan(point.plan, point.text.encode()) for point in experiment.points}
     tasks = [(submitted[task.point], task) for task in experiment_tasks(experiment, paradigms)]
     jobs = task_jobs(tasks, settings, extra)
-    jobs.append(report_job(jobs, experiment.output / "report" / PAGE, experiment.path))
+    jobs.append(report_job(jobs, OutputFolder(experiment.output).report / PAGE, experiment.path))
     ledger = Ledger.of(str(experiment.output))
     return Submission(experiment.name, experiment.output, settings, tuple(extra), jobs, ledger)

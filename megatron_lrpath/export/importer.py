@@ -49,7 +49,7 @@ def import_folder(source: Path, target: Path, dtype: torch.dtype | None = None) 
     """
     if target.exists() and any(target.iterdir()):
         raise UserError(f"{target}: exists and is not empty; name another --output.")
-    model = architecture.from_config(read_json(source / "config.json"))
+    model = architecture.from_config(read_config(source / "config.json"))
     with SafetensorsFolder(source) as weights, appearing_folder(target) as folder:
         check_weights(model, weights)
         by_slot = dict(slots(model, weights, dtype))
@@ -144,7 +144,9 @@ def import_tokenizer(source: Path, folder: Path, target: Path) -> dict[str, str]
     place = folder / TOKENIZER
     place.mkdir()
     copy_files(source, place)
-    config = read_json(place / "tokenizer_config.json") if (place / "tokenizer_config.json").is_file() else {}
+    config = (
+        read_config(place / "tokenizer_config.json") if (place / "tokenizer_config.json").is_file() else {}
+    )
     own = config.get(ORIGIN)
     if own and (place / MODEL_FILE).is_file():
         return {"type": str(own), "model": str(target / TOKENIZER / MODEL_FILE)}
@@ -170,7 +172,7 @@ def plan_lines(
     return note + yaml.safe_dump(sections, sort_keys=False)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
     """A JSON object.
 
     Raises:

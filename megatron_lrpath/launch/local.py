@@ -25,7 +25,6 @@ from megatron_lrpath.plan import PARADIGMS, Plan
 from megatron_lrpath.plan.sft import PREFIX as SFT_PREFIX
 from megatron_lrpath.plan.sft import sft_folder
 from megatron_lrpath.runs.results import needs_evaluation
-from megatron_lrpath.runs.state import is_done
 from megatron_lrpath.runs.tasks import Task, build_tasks, with_ancestors
 from megatron_lrpath.sft.prepare import prepare, tell
 
@@ -53,7 +52,7 @@ def fine_tunings(plan: Plan, tasks: Sequence[Task], name: str | None) -> list[Ta
         raise UserError(
             f"{plan.path}: there is no fine-tuning{f' {name}' if name else ''} here; see its `sft`"
         )
-    ready = [task for task in found if task.parent is None or is_done(by_key[task.parent])]
+    ready = [task for task in found if task.parent is None or by_key[task.parent].complete]
     waiting = [task for task in found if task not in ready]
     if not ready:
         raise UserError(f"{waiting[0].key}: {waiting[0].parent} is not trained yet: lrpath run {plan.path}")
@@ -139,7 +138,7 @@ def train(
     display: Display,
 ) -> list[Task]:
     """Carry out the tasks that are not complete and return them."""
-    todo = [task for task in tasks if not is_done(task)]
+    todo = [task for task in tasks if not task.complete]
     started = time.monotonic()
     with display:
         if todo:

@@ -24,6 +24,7 @@ import psutil
 
 from megatron_lrpath.locks import FolderLock
 from megatron_lrpath.runs import failure
+from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.training.guards.signals import SAVED_AND_STOPPED
 
 if TYPE_CHECKING:  # the supervisor starts without the plan's reader
@@ -59,7 +60,7 @@ class RunProcess:
         lock = FolderLock.acquire(task.folder, patience)
         try:
             log = new_log(task.folder)
-            error_file = task.folder / failure.ERROR
+            error_file = RunFolder(task.folder).error
             failure.clear(error_file)
             environment = {**environment, failure.VARIABLE: str(error_file)}
             process = supervised(command, environment, grace, log, (lock.fileno(),))
@@ -127,7 +128,7 @@ def stop_all(processes: Sequence[RunProcess], grace: float) -> None:
 
 def new_log(folder: Path) -> Path:
     """A log file that is not there yet: `logs/<date>-<time>.log` in the run's folder."""
-    logs = folder / "logs"
+    logs = RunFolder(folder).logs
     logs.mkdir(parents=True, exist_ok=True)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     names = [f"{stamp}.log", *(f"{stamp}-{number}.log" for number in range(2, 1000))]

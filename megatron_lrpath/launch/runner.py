@@ -15,8 +15,9 @@ from megatron_lrpath.launch.resources import Share
 from megatron_lrpath.locks import LockHeldError, describe_owner, is_held
 from megatron_lrpath.runs import failure
 from megatron_lrpath.runs.checkpoints import complete_steps
-from megatron_lrpath.runs.history import HISTORY
-from megatron_lrpath.runs.state import HistoryTail, is_done, parent_available
+from megatron_lrpath.runs.folder import RunFolder
+from megatron_lrpath.runs.history import HistoryTail
+from megatron_lrpath.runs.state import parent_available
 from megatron_lrpath.runs.tasks import Task, link_aliases
 from megatron_lrpath.training.guards.signals import SAVED_AND_STOPPED
 
@@ -62,9 +63,9 @@ class TaskState:
     def read(cls, task: Task) -> TaskState:
         """What earlier calls have left in the run's folder."""
         link_aliases(task)
-        tail = HistoryTail(task.folder / HISTORY)
+        tail = HistoryTail(task.folder)
         tail.poll()
-        done, kept = is_done(task), complete_steps(task.checkpoints)
+        done, kept = task.complete, complete_steps(task.checkpoints)
         state = cls(task, task.run.last_step, done, tail.seconds_per_step)
         if not done:
             state.reach(kept[-1] if kept else task.run.first_step)
@@ -118,7 +119,7 @@ class TaskState:
 class Runner:
     """Carries out `tasks` (parents before children).
 
-    `command_for(task)` is the command of one run; what it writes into the run's folder (its history,
+    `command_for(task)` is the command of one run; what it writes into the run's folder (history,
     checkpoints, result) is all that is known of its progress. `grace` is in seconds.
     """
 
@@ -210,7 +211,7 @@ class Runner:
             self.display.event(f"{task.key}: waiting for {describe_owner(task.folder)} to let go of it")
         taken = {active.process.slot for active in self._active()}
         slot = next(number for number in range(self.share.jobs) if number not in taken)
-        tail = HistoryTail(task.folder / HISTORY)
+        tail = HistoryTail(task.folder)
         tail.poll()
         try:
             command, variables = self.command_for(task), self.share.environment(slot)
@@ -241,7 +242,7 @@ class Runner:
 
     def _ended(self, state: TaskState, active: Active, status: int) -> None:
         task = state.task
-        if status != 0 or not is_done(task):
+        if status != 0 or not task.complete:
             raise RunFailedError(
                 f"{task.key} failed at step {state.step} of {task.run.last_step}: {cause(task, status)}\n"
                 f"  log: {active.process.log}\n"
@@ -283,5 +284,5 @@ def cause(task: Task, status: int) -> str:
         return f"its supervising process was killed by signal {-status}"
     if status == SAVED_AND_STOPPED:
         return "a signal asked it to stop, and it has saved"
-    found = failure.read(task.folder / failure.ERROR)
+    found = failure.read(RunFolder(task.folder).error)
     return found.message if found else f"exit status {status}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from megatron_lrpath.files import atomic_write_bytes, atomic_write_json, atomic_write_text
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.report.style import Drawing
-from megatron_lrpath.runs.results import read_json
+from megatron_lrpath.runs.folder import read_json_object
 
 NAME = "advice"  # of the folder in the plan's output, and of the files in it
 
@@ -39,7 +39,7 @@ def save_advice(plan: Plan, advice: SavedAdvice, facts: dict[str, object]) -> Pa
 def read_advice(plan: Plan) -> SavedAdvice | None:
     """The advice that was given last; None where there is none, or where it cannot be read."""
     folder = Path(plan.output) / NAME
-    said = read_json(folder / f"{NAME}.json")
+    said = read_json_object(folder / f"{NAME}.json")
     try:
         if said is None:
             return None

@@ -28,7 +28,7 @@ from megatron_lrpath.report.style import (
     version_shade,
 )
 from megatron_lrpath.report.tables import csv_text, mean_perplexity, overall, perplexities
-from megatron_lrpath.runs.results import along
+from megatron_lrpath.runs.results import main_path_evaluations
 
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 MARKERS = 100
@@ -265,7 +265,7 @@ def validation_losses(record: RunRecord) -> dict[int, float]:
     measured = np.isfinite(valid)
     found = dict(zip(steps[measured].tolist(), valid[measured].tolist(), strict=True))
     if record.run.kind == "main":
-        found |= {step: one["loss"] for step, one in along(record.folder).items()}
+        found |= {step: one["loss"] for step, one in main_path_evaluations(record.folder).items()}
     if record.evaluation:
         found[record.evaluation.step] = record.evaluation.score.loss
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -15,9 +14,9 @@ from typing import Any
 
 from megatron_lrpath.errors import CONSEQUENCES, NotMetError, TrainingStoppedError, UserError, refusal
 from megatron_lrpath.files import atomic_write_json
+from megatron_lrpath.runs.folder import RunFolder, load_json
 
 VARIABLE = "LRPATH_FAILURE"  # environment variable with the file's path, set by the launcher
-ERROR = "error.json"  # the file's name in a run folder
 MAX_BYTES = 64 * 1024
 MAX_CHARACTERS = 2000  # of the message
 
@@ -68,12 +67,9 @@ def read(path: Path | str | None) -> Failure | None:
     if path is None:
         return None
     try:
-        with Path(path).open("rb") as stream:
-            data = stream.read(MAX_BYTES + 1)
-        row = json.loads(data) if len(data) <= MAX_BYTES else None
-    except (OSError, ValueError):  # UnicodeDecodeError is a ValueError
+        return _from_json(load_json(Path(path), MAX_BYTES))
+    except (OSError, ValueError):
         return None
-    return _from_json(row)
 
 
 def _from_json(row: Any) -> Failure | None:
@@ -117,7 +113,7 @@ def clear(path: Path | str) -> None:
 
 def beside(log: Path) -> Path:
     """The file for what logs into `log` and has no run folder of its own."""
-    return log.with_suffix(f".{ERROR}")
+    return log.with_suffix(".error.json")
 
 
 def target() -> Path | None:
@@ -132,9 +128,9 @@ def use_folder(folder: Path) -> None:
     To be called once the run is this process's own: rank 0 removes what an earlier start left.
     """
     if target() is None:
-        os.environ[VARIABLE] = str(folder / ERROR)
+        os.environ[VARIABLE] = str(RunFolder(folder).error)
         if int(os.environ.get("RANK", "0")) == 0:
-            clear(folder / ERROR)
+            clear(RunFolder(folder).error)
 
 
 def record(failure: Failure) -> None:

@@ -17,6 +17,7 @@ from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.locks import FolderLock, LockHeldError
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.plan.sft import PREPARED, Sft, prepared_record, sft_folder
+from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.sft.convert import convert
 from megatron_lrpath.sft.encode import ChatEncoder, build_encoder
 from megatron_lrpath.sft.prepared import ANSWERS, TOKENS, TRAIN, VALID, held_out, pack
@@ -157,8 +158,8 @@ def count_samples(record: dict[str, Any], folder: Path, sft: Sft) -> None:
 
 def begun_runs(plan: Plan) -> list[Path]:
     """The folders of fine-tunings that were begun."""
-    found = Path(plan.output).glob("*/sft-*/lineage.json")
-    return sorted(path.parent for path in found)
+    found = Path(plan.output).glob("*/sft-*")
+    return sorted(folder for folder in found if RunFolder(folder).lineage.exists())
 
 
 def tell(record: dict[str, Any], folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What every step really used and gave: a line in `history.jsonl`, and the right rate in Megatron's log."""
+"""What every step really used and gave: a line in the history, and the right rate in Megatron's log."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from megatron_lrpath.console import warn
-from megatron_lrpath.runs.history import HISTORY, HistoryWriter
+from megatron_lrpath.runs.history import HistoryWriter
 from megatron_lrpath.runs.lineage import add_skipped
 from megatron_lrpath.training import watching
 from megatron_lrpath.training.context import get_context
@@ -49,7 +49,7 @@ def record_step(
         record["spike"] = {"median": guard.spike.median, "limit": guard.spike.limit}
     if _history is None:
         elapsed = get_timers()("interval-time", log_level=0).elapsed(reset=False)  # started with the loop
-        _history = HistoryWriter(context.folder / HISTORY, iteration - 1, elapsed)
+        _history = HistoryWriter(context.folder, iteration - 1, elapsed)
     _history.append(record)
 
 
@@ -80,12 +80,12 @@ def report_spike(iteration: int) -> None:
             record_skips()
         except OSError as error:
             warn(
-                f"{context.folder}: {error.strerror}; lineage.json learns of step {iteration} at the next save."
+                f"{context.folder}: {error.strerror}; the lineage learns of step {iteration} at the next save."
             )
 
 
 _unrecorded: list[dict[str, Any]] = []
-"""Skipped updates that `lineage.json` does not hold yet."""
+"""Skipped updates that the lineage does not hold yet."""
 
 
 def record_skips() -> None:

@@ -14,9 +14,9 @@ from typing import Any, NoReturn
 from megatron_lrpath import full_disk
 from megatron_lrpath.console import say_error
 from megatron_lrpath.errors import NotMetError, TrainingStoppedError, UserError, refusal
-from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.runs import failure
-from megatron_lrpath.runs.results import RESULT
+from megatron_lrpath.runs.checkpoints import latest_step
+from megatron_lrpath.runs.results import write_result
 from megatron_lrpath.training import device as backend
 from megatron_lrpath.training.checkpoints import ahead
 from megatron_lrpath.training.guards import signals
@@ -178,14 +178,11 @@ def set_single_process_environment() -> None:
 
 
 def finish(args: Any, context: Any) -> None:
-    """Mark the run complete with `result.json`, once its last checkpoint stands.
+    """Mark the run complete, once its last checkpoint stands.
 
     Raises:
         TrainingStoppedError: it does not.
     """
-    from megatron_lrpath.runs.checkpoints import latest_step
-    from megatron_lrpath.runs.history import last_loss
-
     if int(os.environ["RANK"]) != 0:
         return
     last = latest_step(Path(args.save)) or 0
@@ -195,14 +192,7 @@ def finish(args: Any, context: Any) -> None:
             "Call again to go on from there."
         )
     if context.folder is not None:
-        result = {
-            "run": context.run.name,
-            "paradigm": context.run.paradigm,
-            "version": context.run.version,
-            "step": args.train_iters,
-            "loss": last_loss(context.folder),
-        }
-        atomic_write_json(context.folder / RESULT, result)
+        write_result(context.folder, context.run, args.train_iters)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,8 @@ import torch.distributed as dist
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import sweep_unfinished
 from megatron_lrpath.runs import failure, lineage
-from megatron_lrpath.runs.checkpoints import CHECKPOINTS, latest_step
-from megatron_lrpath.runs.history import HISTORY
-from megatron_lrpath.runs.results import RESULT
+from megatron_lrpath.runs.checkpoints import checkpoint_fingerprint, latest_step
+from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.training import environment, watching
 from megatron_lrpath.training import forward as packed
 from megatron_lrpath.training.checkpoints import parent as branch
@@ -114,7 +113,7 @@ def check_lineage(context: RunContext) -> None:
         return
     assert context.plan is not None
     assert context.run is not None
-    if latest_step(context.folder / CHECKPOINTS) is None:
+    if latest_step(RunFolder(context.folder).checkpoints) is None:
         branch.require_checkpoint(context.parent)
     parent = context.plan.parent_of(context.run)
     own = {name: context.identity[name] for name in ("slices", "tokenizer_model", "arguments")}
@@ -150,8 +149,8 @@ def begin(args: Any, context: RunContext, device: str) -> tuple[int, dist.Store 
     retain_interval = args.save_retain_interval
     safeguards.install(args, context, start, ranks, device)
     if context.folder is not None and args.rank == 0:
-        for name in (lineage.LINEAGE, HISTORY, RESULT):
-            sweep_unfinished(context.folder / name)
+        for file in RunFolder(context.folder).written_by_training:
+            sweep_unfinished(file)
         plan = str(context.plan.path.resolve()) if context.plan else None
         parent = parent_record(context)
         facts = (start.step, args.world_size, retain_interval)
@@ -169,7 +168,7 @@ def parent_record(context: RunContext) -> dict[str, Any] | None:
         "run": context.run.parent.run,
         "step": context.parent.step,
         "checkpoints": str(context.parent.folder),
-        "fingerprint": lineage.checkpoint_fingerprint(context.parent.folder, context.parent.step),
+        "fingerprint": checkpoint_fingerprint(context.parent.folder, context.parent.step),
     }
 
 

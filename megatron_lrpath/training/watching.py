@@ -15,6 +15,7 @@ from typing import Any
 
 from megatron_lrpath.devices import peak_flops
 from megatron_lrpath.plan import Plan, Run
+from megatron_lrpath.runs.history import LoggedStep, row_of_step
 from megatron_lrpath.training.context import RunContext
 
 GROUP = "by tokens"
@@ -100,7 +101,7 @@ class Watcher:
         parent = parent_row(self.context)
         if parent is not None and step == self._first_step + 1:
             # W&B's steps must not go back: the parent's point stands at the step before the first.
-            values = {LOSS: parent.get("loss"), RATE: parent.get("lr"), NORM: parent.get("grad_norm")}
+            values = {LOSS: parent.loss, RATE: parent.lr, NORM: parent.grad_norm}
             self._write(step - 1, self._first_step * self.args.global_batch_size, values)
 
     @property
@@ -120,18 +121,16 @@ class Watcher:
             self.wandb.log({**known, "tokens": tokens}, step)
 
 
-def parent_row(context: RunContext) -> dict[str, Any] | None:
+def parent_row(context: RunContext) -> LoggedStep | None:
     """The parent's line of history at the step where the run leaves it; None without a plan or a line.
 
     A fine-tuning counts its own tokens, so that its parent has no point on its axis.
     """
-    from megatron_lrpath.runs.history import HISTORY, row_of_step
-
     if context.plan is None or context.run is None or context.run.parent is None or context.parent is None:
         return None
     if context.parent.weights_only:
         return None
-    return row_of_step(Path(context.parent.folder).parent / HISTORY, context.run.parent.step)
+    return row_of_step(Path(context.parent.folder).parent, context.run.parent.step)
 
 
 def set_wandb_defaults(args: Any, plan: Plan, run: Run) -> None:

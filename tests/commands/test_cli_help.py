@@ -79,7 +79,8 @@ def test_completing_is_light(tmp_path: Path) -> None:
     (tmp_path / "plan.yaml").write_text(SOUND)
     code = f"""
 import os, sys
-from megatron_lrpath import cli, completion
+from megatron_lrpath import cli
+from megatron_lrpath.commands import completion
 completion.complete = lambda parser: completion.run_names(parser.parse_args(["eval", "plan.yaml"])) and None
 os.environ["_ARGCOMPLETE"] = "1"
 cli.main(["plan", "--schema"])

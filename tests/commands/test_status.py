@@ -14,6 +14,7 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.locks import FolderLock
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.runs import failure
+from megatron_lrpath.runs.folder import RunFolder
 from tests.support.fake_trainer import save
 from tests.support.launch_fixtures import write_plan
 
@@ -74,7 +75,7 @@ def test_an_interruption_tells_its_cause(tmp_path, capsys):
     plan = write_plan(tmp_path, 2)
     folder = trained(plan, "ours/main", 0, 4)
     FolderLock.acquire(folder).close()
-    failure.write(folder / failure.ERROR, failure.of_error(UserError("slice v1 has moved")))
+    failure.write(RunFolder(folder).error, failure.of_error(UserError("slice v1 has moved")))
     assert states(plan, capsys)["ours/main"]["cause"] == "slice v1 has moved"
     assert main(["status", str(plan.path)]) == 0
     assert "ours/main: slice v1 has moved" in capsys.readouterr().out

@@ -31,14 +31,15 @@ from megatron_lrpath.launch.slurm.ledger import (
     note_attempt,
     read_attempts,
 )
-from megatron_lrpath.launch.slurm.steps import Place, Steps, cause, read_json
+from megatron_lrpath.launch.slurm.steps import Place, Steps, cause
 from megatron_lrpath.launch.torchrun import TRAINING
 from megatron_lrpath.locks import FolderLock, LockHeldError
 from megatron_lrpath.plan import PARADIGMS, Plan, load_plan
 from megatron_lrpath.runs import failure
 from megatron_lrpath.runs.checkpoints import checkpoint_complete, latest_step
-from megatron_lrpath.runs.results import is_trained
-from megatron_lrpath.runs.state import HistoryTail, is_done, parent_available
+from megatron_lrpath.runs.folder import RunFolder, read_json_object
+from megatron_lrpath.runs.history import HistoryTail
+from megatron_lrpath.runs.state import parent_available
 from megatron_lrpath.runs.tasks import Task, build_tasks, link_aliases
 from megatron_lrpath.training.guards.signals import SAVED_AND_STOPPED
 
@@ -116,13 +117,13 @@ class RunProgress:
         """The last step that this start has logged; where it came to none, the step it started from."""
         if self._signature() == self._before:
             return self.start  # what stands in the history is an earlier start's
-        tail = HistoryTail(self._task.folder / "history.jsonl")
+        tail = HistoryTail(self._task.folder)
         tail.poll()
         return max(tail.last.step, self.start) if tail.last else self.start
 
     def _signature(self) -> tuple[int, int, int]:
         try:
-            about = (self._task.folder / "history.jsonl").stat()
+            about = RunFolder(self._task.folder).history.stat()
         except OSError:
             return (0, 0, 0)
         return about.st_ino, about.st_size, about.st_mtime_ns
@@ -161,7 +162,7 @@ class JobStart:
 
     def steps(self, folder: Path) -> Steps:
         """The sruns of this start, which log into `folder`."""
-        return Steps(self.spec, self.place, new_log(folder), folder / failure.ERROR)
+        return Steps(self.spec, self.place, new_log(folder), RunFolder(folder).error)
 
     def is_hopeless(self, found: failure.Failure | None) -> bool:
         """Whether another start would fail too; not where another plan has been submitted since this one began."""
@@ -192,7 +193,7 @@ class JobStart:
 def train(start: JobStart) -> int:
     """Train the run, unless it is complete or what it starts from is missing; the batch script's exit status."""
     chain = Chain(start.ledger, start.spec.key, start.place.number, start.task.checkpoints)
-    if is_done(start.task):
+    if start.task.complete:
         print(f"{start.task.key}: complete at step {start.task.run.last_step} already")
         chain.release()
         return 0
@@ -271,14 +272,14 @@ class TrainingStart:
             argv += [start.plan.data.slices, str(start.task.folder), spec.folder]
             status = steps.run(PREFLIGHT, argv, lambda: None, PREFLIGHT_SECONDS)
         if status == 0:
-            steps.record(read_json(found))
+            steps.record(read_json_object(found) or {})
         return status
 
     def conclude(self, status: int) -> int:
         """Note how this start ended, and requeue or stop; the batch script's exit status."""
         start, steps = self.start, self.steps
         found: failure.Failure | None = None
-        if status == 0 and is_done(start.task):
+        if status == 0 and start.task.complete:
             ending = COMPLETE
         elif status == SAVED_AND_STOPPED or (steps.asked and status == 0):
             ending = SAVED
@@ -311,9 +312,9 @@ class TrainingStart:
 def evaluate(start: JobStart) -> int:
     """Evaluate the version's model; tried once more after a failure. The batch script's exit status."""
     task, spec = start.task, start.spec
-    if not is_trained(start.plan, task.run):
+    if not task.complete:
         raise UserError(f"{task.key} is not trained up to step {task.run.last_step}")
-    steps = start.steps(task.folder / "evaluation")
+    steps = start.steps(RunFolder(task.folder).evaluation_job)
     argv = ["--plan", str(start.pinned), "--runs", task.key, "--device", spec.device, *spec.arguments]
     status = steps.run(EVALUATION, argv, lambda: None)
     if status == 0:

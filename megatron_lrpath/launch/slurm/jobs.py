@@ -20,8 +20,8 @@ from megatron_lrpath.launch.slurm.ledger import SubmittedPlan
 from megatron_lrpath.launch.slurm.settings import Settings
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.plan.sft import prepared_record, sft_megatron
-from megatron_lrpath.runs.results import is_trained, needs_evaluation
-from megatron_lrpath.runs.state import is_done
+from megatron_lrpath.runs.folder import OutputFolder, report_page
+from megatron_lrpath.runs.results import needs_evaluation, report_is_fresh
 from megatron_lrpath.runs.tasks import Task, build_tasks, with_ancestors
 
 REPORT = "report"
@@ -84,7 +84,7 @@ def plan_jobs(
     if run is not None:
         tasks = with_ancestors(tasks, plan, run)
     jobs = task_jobs([(submitted, task) for task in tasks], settings, extra)
-    page = Path(plan.output) / "report" / "index.html"
+    page = report_page(OutputFolder(Path(plan.output)).report)
     return [*jobs, report_job(jobs, page, submitted.latest)]
 
 
@@ -153,18 +153,11 @@ def _waits(task: Task, tasks: Sequence[Task]) -> tuple[Wait, ...]:
 def is_finished(job: Job, jobs: Sequence[Job]) -> bool:
     """Whether the job's result is there, so that nothing has to be submitted for it."""
     if job.task is None:
-        return _report_is_fresh(job.page, jobs)
-    if job.kind == "train":
-        return is_done(job.task)
-    return is_trained(job.plan, job.task.run) and not needs_evaluation(job.plan, job.task.run)
-
-
-def _report_is_fresh(page: Path, jobs: Sequence[Job]) -> bool:
-    """Whether the report is younger than every evaluation, and no evaluation is missing."""
-    files = [job.task.folder / "eval.json" for job in jobs if job.kind == "eval" and job.task]
-    if not page.is_file() or not all(file.is_file() for file in files):
-        return False
-    return all(file.stat().st_mtime <= page.stat().st_mtime for file in files)
+        evaluations = [other for other in jobs if other.kind == "eval"]
+        folders = [other.task.folder for other in evaluations if other.task]
+        done = job.page.is_file() and all(is_finished(other, jobs) for other in evaluations)
+        return done and report_is_fresh(job.page.parent, folders)
+    return job.task.complete and (job.kind == "train" or not needs_evaluation(job.plan, job.task.run))
 
 
 REPORT_CORES = 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import signal
@@ -152,15 +151,6 @@ class Steps:
         rendezvous = f"{self.place.address()}:{self.place.port}"
         row = {"slurm": about, "variables": network, "system": system, "rendezvous": rendezvous, **found}
         atomic_write_json(self.record_file, row)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, empty where there is none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 _TAIL_BYTES = 64 * 1024

@@ -27,9 +27,9 @@ from megatron_lrpath.launch.slurm.settings import Settings
 from megatron_lrpath.locks import FolderLock, LockHeldError
 from megatron_lrpath.plan import PARADIGMS, Plan, Run, differences, load_plan
 from megatron_lrpath.runs.checkpoints import checkpoint_complete
-from megatron_lrpath.runs.lineage import read_lineage
+from megatron_lrpath.runs.lineage import plan_changes, read_lineage
 from megatron_lrpath.runs.state import has_begun
-from megatron_lrpath.runs.tasks import build_tasks, identity, link_aliases
+from megatron_lrpath.runs.tasks import build_tasks, carried_out_as, link_aliases
 
 SHOWN = 3  # differences that the message names
 
@@ -69,7 +69,7 @@ def _begun(plan: Plan) -> Iterator[Conflict]:
     for paradigm in PARADIGMS:
         for run in (*plan.runs(paradigm), *plan.sft_runs(paradigm)):
             lineage = read_lineage(plan.folder(run)) if run.same_as is None else None
-            if lineage and (changes := differences(lineage["identity"], plan.identity(run))):
+            if lineage and (changes := plan_changes(plan.folder(run), lineage, plan, run)):
                 yield Conflict(f"{paradigm}/{run.name}", "was trained", changes)
 
 
@@ -376,7 +376,7 @@ def plan_keys(plan: Plan, paradigms: Sequence[str], run: str | None) -> set[str]
     if run is None:
         return {task.key for task in build_tasks(plan, paradigms)}
     runs = [plan.run(paradigms[0], run)] if len(paradigms) == 1 else runs_called(plan, paradigms, run)
-    return {"/".join(identity(one)) for one in runs}
+    return {"/".join(carried_out_as(one)) for one in runs}
 
 
 def runs_called(plan: Plan, paradigms: Sequence[str], name: str) -> list[Run]:

@@ -14,7 +14,8 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.models import megatron_flags, resolve_model
 from megatron_lrpath.plan import SET_BY_PLAN, Plan, Run, is_neutral, load_plan
 from megatron_lrpath.plan.sft import sft_megatron
-from megatron_lrpath.runs.checkpoints import CHECKPOINTS, SAVE_INTERVAL
+from megatron_lrpath.runs.checkpoints import SAVE_INTERVAL
+from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.training.context import ParentCheckpoint, RunContext
 from megatron_lrpath.training.options.arguments import explicit_arguments
 from megatron_lrpath.training.options.from_arguments import OWN, flag, results_arguments
@@ -33,8 +34,8 @@ def tokenizer_words(plan: Plan) -> list[str]:
 
 def output_words(plan: Plan, run: Run) -> list[str]:
     """Where Megatron writes: checkpoints and TensorBoard's files in the run's folder."""
-    folder = plan.folder(run)
-    return ["--save", str(folder / CHECKPOINTS), "--tensorboard-dir", str(folder / "tensorboard")]
+    folder = RunFolder(plan.folder(run))
+    return ["--save", str(folder.checkpoints), "--tensorboard-dir", str(folder.tensorboard)]
 
 
 def sft_words(plan: Plan, run: Run) -> dict[str, list[str]]:
@@ -109,7 +110,7 @@ def sft_context(
         kind=run.kind,
         path=run.path.scaled(plan.sft.batch.global_batch_size),
         keep_steps=frozenset(run.keep_steps),
-        parent=ParentCheckpoint(parent_folder / CHECKPOINTS, run.parent.step, weights_only=True),
+        parent=ParentCheckpoint(RunFolder(parent_folder).checkpoints, run.parent.step, weights_only=True),
         identity={**plan.identity(run), **facts, "slices": {}, "sft_data": prepared.identity},
         folder=plan.folder(run),
         plan=plan,
@@ -253,7 +254,7 @@ def plan_context(plan: Plan, run: Run, said: Mapping[str, Any]) -> RunContext:
         return sft_context(plan, run, plan.folder(plan.parent_of(run)), facts)
     parent = None
     if run.parent is not None:
-        parent = ParentCheckpoint(plan.folder(plan.parent_of(run)) / CHECKPOINTS, run.parent.step)
+        parent = ParentCheckpoint(RunFolder(plan.folder(plan.parent_of(run))).checkpoints, run.parent.step)
     slices = open_slices(plan.data, versions_read(plan, run), verify=local_rank() == 0)
     mix = open_mix(plan.data, run.mix, verify=local_rank() == 0) if run.mix else []
     return RunContext(
