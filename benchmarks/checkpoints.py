@@ -40,6 +40,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.step_time import Shape, write_plan  # noqa: E402
+from megatron_lrpath.runs.folder import RunFolder  # noqa: E402
 
 if TYPE_CHECKING:
     from megatron_lrpath.training.checkpoints.saves import Saves
@@ -204,7 +205,7 @@ def busy(following: list[dict[str, Any]]) -> int:
 
 def seconds_to_first_step(plan: Path, check: str) -> float:
     """Of a real start by the command line, from its first moment until a step is done; then it is killed."""
-    history = run_folder(plan) / "history.jsonl"
+    history = RunFolder(run_folder(plan)).history
     before = history.stat().st_mtime_ns if history.exists() else 0
     words = ["--plan", plan, "--paradigm", "ptfs", "--run", "scratch-v1", "--device", "cpu"]
     command = [sys.executable, ROOT / "pretrain_gpt.py", *words, "--checkpoint-check", check]
@@ -234,7 +235,7 @@ def stepped(history: Path, before: int) -> bool:
 
 def first_step(folder: Path) -> int:
     """The step that a run's last start began at."""
-    return int(json.loads((folder / "lineage.json").read_text())["starts"][-1]["step"])
+    return int(json.loads(RunFolder(folder).lineage.read_text())["starts"][-1]["step"])
 
 
 def run_folder(plan: Path) -> Path:

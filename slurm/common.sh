@@ -1,5 +1,5 @@
 # What the recipes share: `submit PARADIGM SIZE OPTIONS…` hands in the jobs of examples/paper/SIZE.yaml.
-# The settings come from slurm/settings.env (or the file that LRPATH_SETTINGS names), options stand above them.
+# The settings come from slurm/settings.env (or the file that LRPATH_SETTINGS names), options override them.
 # Sourced by a recipe, which has set `root` to the checkout.
 set -euo pipefail
 

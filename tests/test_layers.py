@@ -22,7 +22,18 @@ PACKAGE = "megatron_lrpath"
 
 # Bottom first. A module may import its own layer's modules and those of the layers before it.
 LAYERS = (
-    ("errors", "files", "locks", "console", "full_disk", "shipped", "devices", "wording"),
+    (
+        "errors",
+        "exits",
+        "files",
+        "locks",
+        "console",
+        "full_disk",
+        "shipped",
+        "devices",
+        "wording",
+        "paradigms",
+    ),
     ("schedule",),
     ("models",),
     ("plan",),

@@ -20,7 +20,7 @@ from megatron_lrpath.experiment.load import Experiment, load_experiment
 from megatron_lrpath.experiment.table import make_table, table_csv
 from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.runs.lineage import read_lineage
-from megatron_lrpath.runs.results import EVALUATION, needs_evaluation, read_json, version_runs
+from megatron_lrpath.runs.results import fresh_evaluation, version_runs
 
 RESULTS = Path(__file__).parent / "results"
 SHORT = re.compile(r"([0-9a-f]{7})[0-9a-f]{33}")
@@ -77,8 +77,9 @@ def domains(experiment: Experiment) -> str:
     for point in experiment.points:
         for paradigm in experiment.paradigms:
             for run in version_runs(point.plan, [paradigm]):
-                if run.version in experiment.show and not needs_evaluation(point.plan, run):
-                    found = (read_json(point.plan.folder(run) / EVALUATION) or {}).get("domains", {})
+                if run.version in experiment.show:
+                    evaluation = fresh_evaluation(point.plan.folder(run), run.last_step) or {}
+                    found = evaluation.get("domains", {})
                     facts = f"{point.plan.seed},{point.group},{paradigm},{run.version}"
                     lines += [f"{facts},{domain},{entry['perplexity']}" for domain, entry in found.items()]
     return "\n".join(lines) + "\n"

@@ -26,20 +26,20 @@ from megatron_lrpath.experiment.load import Point, load_experiment
 from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.merge.preview import Preview, plan_preview, write_preview
 from megatron_lrpath.plan import load_plan
-from megatron_lrpath.runs.results import EVALUATION, read_json
+from megatron_lrpath.runs.results import fresh_evaluation
 
 
 def evaluated(preview: Preview) -> float:
     """The perplexity of a preview, merged and evaluated unless it has been."""
-    result = preview.folder / "runs" / "ours" / preview.run.name / EVALUATION
-    if not result.exists():
+    folder = preview.folder / "runs" / "ours" / preview.run.name
+    if fresh_evaluation(folder, preview.run.last_step) is None:
         shutil.rmtree(preview.folder, ignore_errors=True)  # what an interrupted call has left
         path = write_preview(preview)
         words = ["--plan", str(path), "--device", "cpu", "--runs", f"ours/{preview.run.name}"]
         process = CONTEXTS["cpu"].Process(target=call, args=(EVALUATE, words, preview.folder / "eval.log"))
         process.start()
         process.join()
-    return float((read_json(result) or {})["perplexity"])
+    return float((fresh_evaluation(folder, preview.run.last_step) or {})["perplexity"])
 
 
 def undecayed(preview: Preview) -> Preview:
@@ -57,7 +57,7 @@ def rows(point: Point, versions: list[str]) -> Iterator[dict[str, Any]]:
         except UserError as error:
             print(f"{point.name} {version}: {error}")
             continue
-        trained = read_json(point.plan.folder(preview.run) / EVALUATION)
+        trained = fresh_evaluation(point.plan.folder(preview.run), preview.run.last_step)
         assert match
         yield {
             "seed": point.plan.seed,

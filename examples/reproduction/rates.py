@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("experiment", type=Path, metavar="EXPERIMENT")
     lines = []
     for task in experiment_tasks(load_experiment(parser.parse_args().experiment)):
-        history = read_history(task.folder / "history.jsonl")
+        history = read_history(task.folder)
         found = history["loss"][-LAST:]
         loss = f"{found.mean():.3f}" if len(found) else "–"
         lines.append([task.key, f"{len(history.steps)} of {task.run.steps}", loss])

@@ -27,8 +27,8 @@ from pathlib import Path
 from megatron_lrpath.experiment.load import Experiment, load_together
 from megatron_lrpath.experiment.run import PointTask, shared_tasks, write_plans
 from megatron_lrpath.launch.process import new_log
-from megatron_lrpath.runs.results import EVALUATION
-from megatron_lrpath.runs.state import is_done, parent_available
+from megatron_lrpath.runs.results import fresh_evaluation
+from megatron_lrpath.runs.state import parent_available
 from megatron_lrpath.runs.tasks import link_aliases
 
 # Of a process that has opened a GPU, none that uses one can be forked; with the CPU backend, all can.
@@ -64,7 +64,7 @@ def call(module: str, words: Sequence[str], log: Path) -> None:
 def start(task: PointTask, device: str) -> Job:
     """Begin what the task needs next: its training, or the evaluation of what it has trained."""
     plan = ["--plan", str(task.plan_path), "--device", device]
-    if is_done(task):
+    if task.complete:
         module, words = EVALUATE, [*plan, "--runs", f"{task.run.paradigm}/{task.run.name}"]
     else:
         module, words = TRAIN, [*plan, "--paradigm", task.run.paradigm, "--run", task.run.name]
@@ -76,7 +76,9 @@ def start(task: PointTask, device: str) -> Job:
 
 def finished(task: PointTask) -> bool:
     """Whether the task is trained and, if it is a version's model, evaluated."""
-    return is_done(task) and (task.run.kind == "main" or (task.folder / EVALUATION).exists())
+    return task.complete and (
+        task.run.kind == "main" or fresh_evaluation(task.folder, task.run.last_step) is not None
+    )
 
 
 def carry_out(tasks: Sequence[PointTask], jobs: int, device: str) -> None:
@@ -117,7 +119,7 @@ def carry_out(tasks: Sequence[PointTask], jobs: int, device: str) -> None:
 
 def report(job: Job) -> bool:
     """Say how a process ended; whether it ended well."""
-    good = job.process.exitcode == 0 and is_done(job.task)
+    good = job.process.exitcode == 0 and job.task.complete
     seconds = time.monotonic() - job.started
     words = "done" if good else f"FAILED ({job.process.exitcode}), see {job.log}"
     line = f"{job.task.key}: {job.task.run.steps} steps, {seconds:.0f} s, {words}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,8 +11,9 @@ from megatron_lrpath.advise.curves import F64, I64, SHORTEST, Checkpoints, Curve
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.paradigms import BRANCH, OURS
 from megatron_lrpath.plan import Plan, Run
+from megatron_lrpath.runs.folder import RunFolder, read_json_object
 from megatron_lrpath.runs.history import read_history
-from megatron_lrpath.runs.results import EVALUATION, along, loss_of, read_json
+from megatron_lrpath.runs.results import loss_of, main_path_evaluations
 
 SKIPPED = 0.1
 """Share of the first version that is left out at the beginning (or the warm-up twice): there no law holds."""
@@ -46,7 +47,7 @@ def read_curves(plan: Plan) -> list[Curve]:
 
 def read_curve(plan: Plan, run: Run) -> Curve | None:
     """One run's curve; None before it has logged enough steps beyond the beginning."""
-    history = read_history(Path(plan.folder(run)) / "history.jsonl")
+    history = read_history(plan.folder(run))
     losses = history["loss"]
     begin = max(beginning(plan), run.first_step)
     usable = np.isfinite(losses) & (losses > 0) & (history.steps > begin)
@@ -84,11 +85,11 @@ def read_checkpoints(plan: Plan, main: Curve) -> Checkpoints | None:
 
     Those that were evaluated on another validation set than the branches are left aside.
     """
-    branches = [read_json(plan.folder(run) / EVALUATION) or {} for run in plan.runs(OURS.name)]
+    branches = [_evaluation(plan, run) for run in plan.runs(OURS.name)]
     texts = {one["validation"] for one in branches if "validation" in one}
     losses = {
         step: one["loss"]
-        for step, one in along(plan.folder(plan.main)).items()
+        for step, one in main_path_evaluations(plan.folder(plan.main)).items()
         if beginning(plan) < step <= len(main.rates)
         and (not texts or one.get("validation") in {None, *texts})
     }
@@ -107,15 +108,20 @@ def read_checkpoints(plan: Plan, main: Curve) -> Checkpoints | None:
 
 def read_validation(plan: Plan, run: Run) -> float | None:
     """The validation loss that `lrpath eval` has measured of a run's model; None where it has not, or of no use."""
-    found = read_json(plan.folder(run) / EVALUATION) or {}
+    found = _evaluation(plan, run)
     return loss_of(found) if found.get("step") == run.last_step else None
+
+
+def _evaluation(plan: Plan, run: Run) -> dict[str, Any]:
+    """The evaluation of a run's model, {} where there is none."""
+    return read_json_object(RunFolder(plan.folder(run)).evaluation) or {}
 
 
 def _check_losses(plan: Plan, run: Run, steps: I64, losses: F64) -> None:
     bad = steps[~(np.isfinite(losses) & (losses > 0))]
     if len(bad) > 0.02 * len(steps):
         raise UserError(
-            f"{plan.folder(run) / 'history.jsonl'}: {len(bad)} of {len(steps)} steps have no finite loss (the "
+            f"{RunFolder(plan.folder(run)).history}: {len(bad)} of {len(steps)} steps have no finite loss (the "
             f"first is step {bad[0]}). A law of the loss cannot be fitted to a run that diverged; lower the rate."
         )
 

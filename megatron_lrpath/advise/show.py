@@ -37,8 +37,9 @@ from megatron_lrpath.report.style import (
     version_shade,
 )
 from megatron_lrpath.report.tables import csv_text
-from megatron_lrpath.runs.checkpoints import CHECKPOINTS, complete_steps
-from megatron_lrpath.runs.results import along
+from megatron_lrpath.runs.checkpoints import complete_steps
+from megatron_lrpath.runs.folder import RunFolder
+from megatron_lrpath.runs.results import main_path_evaluations
 
 MISSING = "–"
 
@@ -100,9 +101,10 @@ def hint(advice: Advice) -> str:
     """What would make the predictions better that nothing has to be trained for; empty where there is nothing."""
     if not advice.model.evaluated:
         return " `lrpath eval PLAN` first, and validation losses are predicted."
-    folder = Path(advice.plan.folder(advice.plan.main))
-    kept = [step for step in complete_steps(folder / CHECKPOINTS) if step > beginning(advice.plan)]
-    if set(kept) - set(along(folder)) and enough([*kept, *along(folder)]):
+    folder = RunFolder(advice.plan.folder(advice.plan.main))
+    kept = [step for step in complete_steps(folder.checkpoints) if step > beginning(advice.plan)]
+    evaluated = main_path_evaluations(folder.path)
+    if set(kept) - set(evaluated) and enough([*kept, *evaluated]):
         return " `lrpath eval PLAN --main-path`, and their level is surer."
     if not advice.model.path:
         return (

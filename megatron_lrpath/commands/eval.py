@@ -58,6 +58,7 @@ def execute_tasks(args: argparse.Namespace) -> int:
         plan_subjects,
     )
     from megatron_lrpath.plan import load_plan
+    from megatron_lrpath.runs.folder import OutputFolder
 
     require_harness()
     refuse_ignored(args)
@@ -72,7 +73,7 @@ def execute_tasks(args: argparse.Namespace) -> int:
     left = subjects if args.force else [one for one in subjects if missing(one, wanted, settings)]
     if left:
         names = [one.name for one in left] if not args.plan.is_dir() else []
-        status = run_worker(args, names, output / "logs" / "downstream.log")
+        status = run_worker(args, names, OutputFolder(output).logs / "downstream.log")
         if status:
             return status
     else:
@@ -115,6 +116,8 @@ def refuse_ignored(args: argparse.Namespace) -> None:
 
 def run_worker(args: argparse.Namespace, names: list[str], log: Path) -> int:
     """Run the worker; its lines come to the console, what the libraries say goes into `log`."""
+    from megatron_lrpath.runs import failure
+
     command = [sys.executable, "-m", "megatron_lrpath.evaluate.downstream_worker", str(args.plan)]
     command += ["--tasks", *args.tasks, "--batch-size", args.batch_size, "--device", args.device]
     command += ["--runs", *names] if names else []
@@ -126,16 +129,16 @@ def run_worker(args: argparse.Namespace, names: list[str], log: Path) -> int:
         command += [option, str(value)] if value is not None else []
     command += [f"--{name}" for name in ("chat", "force") if getattr(args, name)]
     environment = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"} | os.environ
+    error_file = failure.beside(log)
+    failure.clear(error_file)
+    environment[failure.VARIABLE] = str(error_file)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as stream:
         status = subprocess.run(command, stderr=stream, env=environment).returncode
     if status:
-        from megatron_lrpath.runs.failure import find_cause
-
-        print(
-            f"lrpath: error: the evaluation stopped: {find_cause(log)}\n  log: {log}; called again, it goes on",
-            file=sys.stderr,
-        )
+        found = failure.read(error_file) or failure.of_status("its process", status)
+        text = f"the evaluation stopped: {found.message}\n  log: {log}; called again, it goes on"
+        print(f"lrpath: error: {text}", file=sys.stderr)
     return status if status in (0, 2) else 1
 
 
@@ -144,10 +147,10 @@ def show(names: list[str], folders: list[Path]) -> None:
     from rich.console import Console
 
     from megatron_lrpath.console import terminal_table
-    from megatron_lrpath.evaluate.downstream import RESULTS, in_order
-    from megatron_lrpath.runs.results import read_json
+    from megatron_lrpath.evaluate.downstream import in_order
+    from megatron_lrpath.runs.folder import RunFolder, read_json_object
 
-    found = [(read_json(folder / RESULTS) or {}).get("results", {}) for folder in folders]
+    found = [(read_json_object(RunFolder(folder).downstream) or {}).get("results", {}) for folder in folders]
     columns = in_order({task for results in found for task in results})
     titles = ("model", *(one.label for one in columns), "AVG")
     table = terminal_table(titles, "l" + "r" * (len(titles) - 1), box=None)
@@ -190,7 +193,7 @@ def execute(args: argparse.Namespace) -> int:
     from megatron_lrpath.plan import load_plan
     from megatron_lrpath.runs.results import (
         Target,
-        is_trained,
+        is_complete,
         main_path_targets,
         model_runs,
         needs_evaluation,
@@ -212,7 +215,7 @@ def execute(args: argparse.Namespace) -> int:
     runs = model_runs(plan, paradigms)
     if args.run:
         runs = [plan.run(paradigms[0], args.run)] if len(paradigms) == 1 else named(plan, runs, args.run)
-    trained = [run for run in runs if is_trained(plan, run)]
+    trained = [run for run in runs if is_complete(plan.folder(run), run)]
     wanted = trained if args.force else [run for run in trained if needs_evaluation(plan, run)]
     if not wanted:
         done = f"{len(trained)} of {len(runs)} versions are trained, all of them evaluated"
@@ -236,36 +239,40 @@ def named(plan: Plan, runs: list[Run], name: str) -> list[Run]:
 
 def evaluate(plan: Plan, targets: list[Target], args: argparse.Namespace) -> int:
     """Run the worker under torchrun, its log in OUTPUT/logs, its results on the console."""
-    from megatron_lrpath.runs.results import EVALUATION, along, read_json
+    from megatron_lrpath.launch import torchrun
+    from megatron_lrpath.runs import failure
+    from megatron_lrpath.runs.folder import OutputFolder
+    from megatron_lrpath.runs.results import evaluation_of
 
     kind = "-main-path" if targets[0].at is not None else "-sft" if targets[0].run.is_sft else ""
-    log = Path(plan.output) / "logs" / f"eval{kind}.log"
+    log = OutputFolder(Path(plan.output)).logs / f"eval{kind}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     names = [target.name for target in targets]
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        str(args.nproc),
+    options = [
+        "--plan",
+        str(plan.path),
+        "--device",
+        args.device,
+        "--runs",
+        *names,
+        *getattr(args, "extra", ()),
     ]
-    worker = ["-m", "megatron_lrpath.evaluate.worker", "--plan", str(plan.path), "--device", args.device]
-    command = [*launcher, *worker, "--runs", *names, *args.extra]
+    command = torchrun.command("megatron_lrpath.evaluate.worker", options, args.nproc)
     threads = str(max(1, (os.cpu_count() or 1) // args.nproc))
     # Threads that spin at barriers crawl on a machine that others use too.
     environment = {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"} | os.environ
+    error_file = failure.beside(log)
+    failure.clear(error_file)
+    environment[failure.VARIABLE] = str(error_file)
     print(f"evaluating {len(targets)} models on {plan.data.valid} …", flush=True)
     with log.open("w", encoding="utf-8") as stream:
         status = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=environment).returncode
     if status:
-        from megatron_lrpath.runs.failure import find_cause
-
-        print(f"lrpath: error: the evaluation failed: {find_cause(log)}\n  log: {log}", file=sys.stderr)
+        found = failure.read(error_file) or failure.of_status("torchrun", status)
+        print(f"lrpath: error: the evaluation failed: {found.message}\n  log: {log}", file=sys.stderr)
         return 1
     for target in targets:
-        folder = plan.folder(target.run)
-        evaluation = along(folder).get(target.at) if target.at is not None else read_json(folder / EVALUATION)
+        evaluation = evaluation_of(plan, target)
         if not evaluation:
             print(f"  {target.name:24} no evaluation: removed by the training, or its loss is not finite")
             continue

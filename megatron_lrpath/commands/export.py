@@ -88,12 +88,12 @@ def execute(args: argparse.Namespace) -> int:
 def chosen(plan: Plan, args: argparse.Namespace) -> list[Run]:
     """The run that is named, or all trained versions' runs."""
     from megatron_lrpath.errors import UserError
-    from megatron_lrpath.runs.results import is_trained, model_runs
+    from megatron_lrpath.runs.results import is_complete, model_runs
 
     if args.run:
         run = plan.run(args.paradigm, args.run)
         return [plan.run(*run.same_as) if run.same_as else run]
-    runs = [run for run in model_runs(plan, [args.paradigm]) if is_trained(plan, run)]
+    runs = [run for run in model_runs(plan, [args.paradigm]) if is_complete(plan.folder(run), run)]
     if not runs:
         raise UserError(f"no version of {args.paradigm} is trained yet: lrpath run {plan.path}")
     if (args.output or args.step is not None) and len(runs) > 1:
@@ -107,9 +107,9 @@ def export_run(plan: Plan, run: Run, args: argparse.Namespace, wishes: Wishes) -
     """Export one run of a plan: the step asked for, its last one, or the newest there is."""
     from megatron_lrpath.export.card import origin_of
     from megatron_lrpath.export.folder import export_checkpoint
-    from megatron_lrpath.runs.checkpoints import CHECKPOINTS
+    from megatron_lrpath.runs.folder import RunFolder
 
-    folder = plan.folder(run) / CHECKPOINTS
+    folder = RunFolder(plan.folder(run)).checkpoints
     step, checkpoint = find_checkpoint(folder, args.step)
     if args.step is None and step != run.last_step:
         print(f"{run.name}: not trained to its end ({step} of {run.last_step} steps)", file=sys.stderr)

@@ -28,12 +28,13 @@ def execute(args: argparse.Namespace) -> int:
     from megatron_lrpath.experiment.load import is_experiment
     from megatron_lrpath.plan import load_plan
     from megatron_lrpath.report.page import make_report, show, write_report
+    from megatron_lrpath.runs.folder import OutputFolder
 
     if is_experiment(args.plan):
         return compare(args)
     plan = load_plan(args.plan)
     report = make_report(plan, datetime.now().astimezone())
-    page = write_report(report, args.output or Path(plan.output) / "report")
+    page = write_report(report, args.output or OutputFolder(Path(plan.output)).report)
     show(report, page, Console())
     return 0
 
@@ -44,9 +45,10 @@ def compare(args: argparse.Namespace) -> int:
 
     from megatron_lrpath.experiment.load import load_experiment
     from megatron_lrpath.experiment.table import make_table, show_table, write_table
+    from megatron_lrpath.runs.folder import OutputFolder
 
     experiment = load_experiment(args.plan)
     table = make_table(experiment)
-    page = write_table(table, args.output or experiment.output / "report")
+    page = write_table(table, args.output or OutputFolder(experiment.output).report)
     show_table(table, page, Console())
     return 0

@@ -54,11 +54,11 @@ def named_run(folder: Path, plan: Path | None) -> tuple[Path, str, str]:
         UserError: the folder is no run's, or its plan is not known.
     """
     from megatron_lrpath.errors import UserError
-    from megatron_lrpath.runs.lineage import LINEAGE, read_lineage
+    from megatron_lrpath.runs.lineage import read_lineage
 
     lineage = read_lineage(folder)
     if lineage is None:
-        raise UserError(f"{folder}: not the folder of a run that was started (it has no {LINEAGE})")
+        raise UserError(f"{folder}: not the folder of a run that was started (it has no lineage)")
     known = [start["plan"] for start in lineage["starts"] if start.get("plan")]
     path = plan or (Path(known[-1]) if known else None)
     if path is None or not path.is_file():
@@ -69,15 +69,12 @@ def named_run(folder: Path, plan: Path | None) -> tuple[Path, str, str]:
 
 def heading(folder: Path, step: int, samples: list[dict[str, Any]]) -> str:
     """The step, its samples, and what the history says of it."""
-    from megatron_lrpath.runs.history import HISTORY, is_step_up_to
+    from megatron_lrpath.runs.history import row_of_step
 
-    path = folder / HISTORY
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    rows = [json.loads(line) for line in lines if is_step_up_to(line, step)]
-    row: dict[str, Any] = next((row for row in reversed(rows) if row["step"] == step), {})
-    facts = [f"{name} {row[name]:.6g}" for name in FACTS if isinstance(row.get(name), float)]
-    facts += ["a loss spike"] if row.get("spike") else []
-    facts += ["update skipped"] if row.get("skipped") else []
+    row = row_of_step(folder, step)
+    facts = [f"{name} {value:.6g}" for name in FACTS if (value := getattr(row, name, None)) is not None]
+    facts += ["a loss spike"] if row and row.spike else []
+    facts += ["update skipped"] if row and row.skipped else []
     first, last = samples[0]["sample"], samples[-1]["sample"]
     return f"step {step}: samples {first} to {last}" + (f" ({', '.join(facts)})" if facts else "")
 

@@ -64,7 +64,8 @@ def view(status: dict[str, Any]) -> Group:
     from rich.text import Text
 
     heading = f"{status['plan']}: {status['done_steps']}/{status['total_steps']} steps, in {status['output']}"
-    causes = [f"{row['key']}: {row['cause']}" for row in status["runs"] if row["cause"]]
+    reasons = [(row["key"], row["cause"] or (row["log"] and f"see {row['log']}")) for row in status["runs"]]
+    causes = [f"{key}: {reason}" for key, reason in reasons if reason]
     unprepared = [f"fine-tuning: {status['unprepared']}"] if status.get("unprepared") else []
     return Group(Text(heading), table(status), *map(Text, [*unprepared, *causes]))
 
@@ -97,8 +98,9 @@ def states(name: str, output: str, tasks: Sequence[Task]) -> dict[str, Any]:
 
     A run has `key`, `paradigm`, `run`, `same_as` (other names of this training), `state`, `waiting_for`,
     `first_step`, `step`, `last_step`, `lr`, `loss`, `seconds_per_step`, `tokens_per_second`, `mfu`,
-    `seconds_left` (while it runs), `checkpoints` (steps of the complete ones) and `cause` (of an interruption,
-    where the log names one). A plan that was submitted to Slurm has `job` too, see `launch.slurm.status`.
+    `seconds_left` (while it runs), `checkpoints` (steps of the complete ones), `cause` (of an interruption,
+    where the run has left one) and `log` (the newest one of an interrupted run). A plan that was submitted to
+    Slurm has `job` too, see `launch.slurm.submit.add_jobs`.
     What is not known is null.
     """
     from megatron_lrpath.launch.slurm.submit import add_jobs
@@ -107,7 +109,7 @@ def states(name: str, output: str, tasks: Sequence[Task]) -> dict[str, Any]:
     by_key = {task.key: task for task in tasks}
     rows: list[dict[str, Any]] = []
     for task in tasks:
-        state = read_state(task, by_key.get(task.parent or ""))
+        state = read_state(task.folder, task.run, by_key.get(task.parent or ""))
         known = state.state == "running" and state.seconds_per_step is not None
         pace = task.step_tokens / state.seconds_per_step if state.seconds_per_step else None
         left = (task.run.last_step - state.step) * (state.seconds_per_step or 0.0) if known else None
@@ -130,6 +132,7 @@ def states(name: str, output: str, tasks: Sequence[Task]) -> dict[str, Any]:
                 "seconds_left": _finite(left),
                 "checkpoints": state.checkpoints,
                 "cause": state.cause,
+                "log": str(state.log) if state.log else None,
             }
         )
     add_jobs(output, rows)
@@ -191,6 +194,8 @@ def watch(console: Console, collect: Callable[[], Status], seconds: float, as_js
 
     Where the output is no terminal, or as JSON (a line each), only what has changed is printed.
     """
+    from rich.live import Live
+
     if as_json or not console.is_terminal:
         before = None
         for status in statuses(collect, seconds):
@@ -198,8 +203,6 @@ def watch(console: Console, collect: Callable[[], Status], seconds: float, as_js
                 print_one(console, status, as_json)
             before = progress(status)
         return
-    from rich.live import Live
-
     with Live(console=console, auto_refresh=False) as live:
         for status in statuses(collect, seconds):
             live.update(view(status), refresh=True)

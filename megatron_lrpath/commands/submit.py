@@ -53,7 +53,7 @@ def execute(args: argparse.Namespace) -> int:
 def submission_of(args: argparse.Namespace) -> tuple[Submission, Path]:
     """What is to be submitted, and the file to ask for its status: the copy where the output is another."""
     from megatron_lrpath.experiment.load import is_experiment, load_experiment
-    from megatron_lrpath.launch.slurm.ledger import Snapshot
+    from megatron_lrpath.launch.slurm.ledger import SubmittedPlan
     from megatron_lrpath.launch.slurm.settings import read_settings, within_job
     from megatron_lrpath.launch.slurm.submit import Submission
 
@@ -65,10 +65,10 @@ def submission_of(args: argparse.Namespace) -> tuple[Submission, Path]:
 
         experiment = load_experiment(args.plan)
         return experiment_submission(experiment, settings, paradigms, args.run, extra), args.plan
-    snapshot = Snapshot.of(args.plan, settings.data, settings.output)
+    submitted = SubmittedPlan.of(args.plan, settings.data, settings.output)
     moved = settings.data or settings.output
-    submission = Submission.of(snapshot, settings, paradigms, args.run, extra)
-    return submission, snapshot.latest if moved else args.plan
+    submission = Submission.of(submitted, settings, paradigms, args.run, extra)
+    return submission, submitted.latest if moved else args.plan
 
 
 def row(submission: Submission, decision: Decision, number: int | None) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def row(submission: Submission, decision: Decision, number: int | None) -> dict[
         "nodes": place.nodes,
         "processes_per_node": place.per_node,
         "waits_for": [{"key": wait.key, "step": wait.step} for wait in decision.job.waits],
-        "arguments": [*place.words, *submission.extra] if decision.job.kind != "report" else [],
+        "arguments": [*place.arguments, *submission.extra] if decision.job.kind != "report" else [],
     }
 
 
@@ -94,14 +94,14 @@ def show_dry_run(submission: Submission, as_json: bool) -> None:
     rows = [row(submission, decision, decision.old) for decision in decisions]
     for decision, shown in zip(decisions, rows, strict=True):
         if decision.is_new:
-            prepared = submission.prepared(decision.job)
+            files = submission.files(decision.job)
             shown["sbatch"] = [
                 "sbatch",
-                *prepared.options,
+                *files.options,
                 *planned_dependency(decision),
-                str(prepared.script_file),
+                str(files.script_file),
             ]
-            shown["script"], shown["spec"] = prepared.script, prepared.spec
+            shown["script"], shown["spec"] = files.script, files.spec
     if as_json:
         return print_json(rows)
     show_table(submission, rows)

@@ -24,7 +24,7 @@ from megatron_lrpath.launch.resources import model_parallel_size
 from megatron_lrpath.models import parameter_count, resolve_model
 from megatron_lrpath.paradigms import OURS
 from megatron_lrpath.plan import PARADIGMS, Plan, Run, load_plan
-from megatron_lrpath.runs.results import is_trained
+from megatron_lrpath.runs.results import is_complete
 from megatron_lrpath.tokenizers.files import hugging_face_tokenizer, sentencepiece_tokenizer
 from megatron_lrpath.tokenizers.sentencepiece_model import SENTENCEPIECE
 from megatron_lrpath.wording import byte_size
@@ -169,5 +169,7 @@ def memory_check(plan: Plan, vocabulary: int) -> Finding:
 def plan_disk_check(plan: Plan, vocabulary: int) -> Finding:
     """Free space for the checkpoints of all runs that are not trained yet."""
     sized = replace(plan, tokenizer=replace(plan.tokenizer, vocab_size=vocabulary))
-    needed = sum(checkpoint_bytes(sized, run) for run in trainings(plan) if not is_trained(plan, run))
+    needed = sum(
+        checkpoint_bytes(sized, run) for run in trainings(plan) if not is_complete(plan.folder(run), run)
+    )
     return disk_check(Path(plan.output), needed)

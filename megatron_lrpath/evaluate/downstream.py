@@ -1,4 +1,4 @@
-"""Downstream benchmarks: their names, which models are to be measured, and what has been (`downstream.json`)."""
+"""Downstream benchmarks: their names, which models are to be measured, and what has been."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.plan import Plan, Run
-from megatron_lrpath.runs.checkpoints import CHECKPOINTS, checkpoint_folder
-from megatron_lrpath.runs.lineage import checkpoint_fingerprint, files_fingerprint
-from megatron_lrpath.runs.results import is_trained, model_runs, read_json
+from megatron_lrpath.runs.checkpoints import checkpoint_fingerprint, checkpoint_folder, files_fingerprint
+from megatron_lrpath.runs.folder import RunFolder, read_json_object
+from megatron_lrpath.runs.results import is_complete, model_runs
 from megatron_lrpath.training.checkpoints.parent import require_checkpoint
 from megatron_lrpath.training.context import ParentCheckpoint
 
@@ -61,9 +61,6 @@ def in_order(tasks: Iterable[str]) -> list[Benchmark]:
     """The benchmarks of these tasks: the paper's in the paper's order, then the others by name."""
     named = benchmarks(sorted(tasks))
     return sorted(named, key=lambda one: (PAPER.index(one) if one in PAPER else len(PAPER), one.label))
-
-
-RESULTS = "downstream.json"
 
 
 @dataclass(frozen=True)
@@ -116,7 +113,7 @@ def plan_subjects(
     if not chosen:
         wanted = f"run {name!r}" if name else f"{models} models"
         raise UserError(f"{plan.path} has no {wanted}; it has {', '.join(run.name for run in runs)}.")
-    trained = [run for run in chosen if is_trained(plan, run)]
+    trained = [run for run in chosen if is_complete(plan.folder(run), run)]
     if not trained:
         raise UserError(f"no version is trained yet that could be measured: lrpath run {plan.path}")
     return [run_subject(plan, run) for run in trained]
@@ -125,7 +122,7 @@ def plan_subjects(
 def run_subject(plan: Plan, run: Run) -> Subject:
     """The model at the end of a run."""
     folder = plan.folder(run)
-    checkpoints = folder / CHECKPOINTS
+    checkpoints = RunFolder(folder).checkpoints
     require_checkpoint(ParentCheckpoint(checkpoints, run.last_step))
     fingerprint = checkpoint_fingerprint(checkpoints, run.last_step)
     place = checkpoint_folder(checkpoints, run.last_step)
@@ -146,7 +143,7 @@ def folder_subject(folder: Path) -> Subject:
 
 def results_of(subject: Subject) -> dict[str, Any]:
     """Task -> result of this very model; none where the results are another model's."""
-    stored = read_json(subject.folder / RESULTS) or {}
+    stored = read_json_object(RunFolder(subject.folder).downstream) or {}
     return dict(stored.get("results", {})) if stored.get("checkpoint") == subject.fingerprint else {}
 
 
@@ -160,4 +157,4 @@ def add_result(subject: Subject, benchmark: Benchmark, result: dict[str, Any]) -
     """Record a result; those of earlier weights are dropped."""
     results = results_of(subject) | {benchmark.task: result}
     stored = {"step": subject.step, "checkpoint": subject.fingerprint, "results": results}
-    atomic_write_json(subject.folder / RESULTS, stored)
+    atomic_write_json(RunFolder(subject.folder).downstream, stored)

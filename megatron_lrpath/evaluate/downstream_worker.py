@@ -31,6 +31,7 @@ from megatron_lrpath.evaluate.local_data import local_datasets
 from megatron_lrpath.export.card import origin_of
 from megatron_lrpath.files import atomic_write_text
 from megatron_lrpath.plan import Plan, load_plan
+from megatron_lrpath.runs import failure
 
 TASKS = Path(__file__).with_name("tasks")
 
@@ -160,7 +161,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.task_data is not None:  # what is to be read is there; nobody is asked for it
         os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     try:
-        measure(args)
+        with failure.recorded():
+            measure(args)
     except UserError as error:
         print(f"lrpath: error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)

@@ -22,10 +22,10 @@ from torch.utils.data import default_collate
 from megatron_lrpath.data.slice import open_validation
 from megatron_lrpath.data.versioned import build_validation
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.plan import Plan
-from megatron_lrpath.runs.checkpoints import CHECKPOINTS, MANIFEST, checkpoint_folder
-from megatron_lrpath.runs.results import EVALUATION, Target, add_along
+from megatron_lrpath.runs.checkpoints import MANIFEST, checkpoint_folder, present_fingerprint
+from megatron_lrpath.runs.folder import RunFolder
+from megatron_lrpath.runs.results import Target, add_evaluation
 from megatron_lrpath.sft.dataset import build_packed_validation
 from megatron_lrpath.training import seams, setup
 from megatron_lrpath.training.checkpoints import parent, start
@@ -106,7 +106,7 @@ def load_weights(plan: Plan, target: Target, args: Any, model: list[Any]) -> boo
     Raises:
         UserError: that checkpoint is missing, damaged or of another model.
     """
-    folder, step = plan.folder(target.run) / CHECKPOINTS, target.step
+    folder, step = RunFolder(plan.folder(target.run)).checkpoints, target.step
     if target.at is None:
         parent.require_checkpoint(ParentCheckpoint(folder, step))
     elif removed(folder, step):
@@ -118,7 +118,7 @@ def load_weights(plan: Plan, target: Target, args: Any, model: list[Any]) -> boo
             f"{folder}: the checkpoint of step {step} is damaged: {'; '.join(problems)}. Restore it from "
             "a backup, or train the run anew."
         )
-    parent.check_model(args, folder, step, weights_only=target.run.kind == "sft")
+    parent.check_model(args, folder, step, weights_only=target.run.is_sft)
     args.load, args.ckpt_step = str(folder), step
     args.no_load_optim, args.no_load_rng, args.exit_on_missing_checkpoint = True, True, True
     load_checkpoint(model, None, None)
@@ -144,14 +144,12 @@ def damage(folder: Path, step: int) -> list[str]:
 
 
 def write_evaluation(plan: Plan, target: Target, model: list[Any], sets: ValidationSets) -> None:
-    """Evaluate the loaded weights; rank 0 writes the file, along the main path one of all steps."""
-    evaluation = {"step": target.step, **sets.evaluate(model)}
+    """Evaluate the loaded weights; rank 0 writes the evaluation, with the checkpoint's fingerprint."""
+    scores = sets.evaluate(model)
     if int(os.environ["RANK"]) == 0:
-        folder = plan.folder(target.run)
-        if target.at is None:
-            atomic_write_json(folder / EVALUATION, evaluation)
-        else:
-            add_along(folder, evaluation)
+        checkpoint = present_fingerprint(RunFolder(plan.folder(target.run)).checkpoints, target.step)
+        evaluation = {"step": target.step, "checkpoint": checkpoint, **scores}
+        add_evaluation(plan, target, evaluation)
         print(f"evaluated {target.name} {evaluation['perplexity']:.4f}", flush=True)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import load_plan
+from megatron_lrpath.runs import failure
 from megatron_lrpath.runs.results import Target
 from megatron_lrpath.training import device as backend
 
@@ -29,13 +30,16 @@ def main(argv: list[str] | None = None) -> None:
         warnings.filterwarnings("ignore", category=category)
     args, extra = parse(sys.argv[1:] if argv is None else argv)
     try:
-        plan = load_plan(args.plan)
-        targets = [Target.named(plan, name) for name in args.runs]
-        device = backend.choose_device(args.device)
-        backend.activate(device)
-        from megatron_lrpath.evaluate import perplexity  # imports Megatron: only once the device is activated
+        with failure.recorded():
+            plan = load_plan(args.plan)
+            targets = [Target.named(plan, name) for name in args.runs]
+            device = backend.choose_device(args.device)
+            backend.activate(device)
+            from megatron_lrpath.evaluate import (
+                perplexity,  # imports Megatron: only once the device is activated
+            )
 
-        perplexity.evaluate_targets(plan, targets, device, extra)
+            perplexity.evaluate_targets(plan, targets, device, extra)
     except UserError as error:
         if int(os.environ.get("RANK", "0")) == 0:
             print(f"lrpath: error: {error}", file=sys.stderr, flush=True)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,15 +12,15 @@ from megatron_lrpath.experiment.table import PAGE
 from megatron_lrpath.files import atomic_write_text
 from megatron_lrpath.launch.display import open_display
 from megatron_lrpath.launch.graph import width
-from megatron_lrpath.launch.local import Ended, Options, call, evaluation_command, only_one, signals_raise
-from megatron_lrpath.launch.process import torchrun_command
+from megatron_lrpath.launch.local import CommandFor, Options, alone, call, evaluation_command
 from megatron_lrpath.launch.resources import Share, share_out
-from megatron_lrpath.launch.runner import RunFailedError, Runner
+from megatron_lrpath.launch.runner import Runner
 from megatron_lrpath.launch.slurm.jobs import report_job, task_jobs
-from megatron_lrpath.launch.slurm.ledger import Ledger, Snapshot
+from megatron_lrpath.launch.slurm.ledger import Ledger, SubmittedPlan
 from megatron_lrpath.launch.slurm.settings import Settings
 from megatron_lrpath.launch.slurm.submit import Submission
-from megatron_lrpath.runs.state import is_done
+from megatron_lrpath.launch.torchrun import training_command
+from megatron_lrpath.runs.folder import OutputFolder
 from megatron_lrpath.runs.tasks import Task, build_tasks, with_ancestors
 
 
@@ -51,7 +49,7 @@ def experiment_tasks(experiment: Experiment, paradigms: Sequence[str] = ()) -> l
     """Every training of the experiment once, parents before children.
 
     The first point that needs a training carries it out in its own folder; in the others' folders it is an
-    alias (a relative link, once `launch.tasks.link_aliases` has been called). Every task's `command` is that
+    alias (a relative link, once `runs.tasks.link_aliases` has been called). Every task's `command` is that
     of its own point's plan, `plan_path`. Plans must have been written (`write_plans`) before one is started.
 
     Raises UserError where the experiment has none of the paradigms (none given: all that it has).
@@ -121,9 +119,6 @@ def _owned(task: Task, point: Point, name: str, parent: str | None) -> PointTask
     )
 
 
-CommandFor = Callable[[Task], Sequence[str]]
-
-
 def carry_out_experiment(
     experiment: Experiment, options: Options, command_for: CommandFor | None = None
 ) -> int:
@@ -133,17 +128,13 @@ def carry_out_experiment(
     tasks = experiment_tasks(experiment, options.paradigms)
     plan = experiment.points[0].plan
     share = share_out(plan, width(tasks), options.device, options.nproc, options.jobs, options.extra)
-    try:
-        with only_one(experiment.output), signals_raise():
-            write_plans(experiment)
-            _train(experiment, tasks, share, options, command_for)
-            return _evaluate(experiment, share, options) if options.evaluate else 0
-    except RunFailedError as error:
-        print(f"lrpath: error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt as error:
-        print("lrpath: stopped; call the same command again to go on", file=sys.stderr)
-        return 128 + (error.number if isinstance(error, Ended) else signal.SIGINT)
+
+    def work() -> int:
+        write_plans(experiment)
+        _train(experiment, tasks, share, options, command_for)
+        return _evaluate(experiment, share, options) if options.evaluate else 0
+
+    return alone(experiment.output, work)
 
 
 def _train(
@@ -153,7 +144,7 @@ def _train(
     options: Options,
     command_for: CommandFor | None,
 ) -> None:
-    todo = [task for task in tasks if not is_done(task)]
+    todo = [task for task in tasks if not task.complete]
     steps = sum(task.run.steps for task in todo)
     with open_display() as display:
         display.event(
@@ -168,7 +159,7 @@ def _command(options: Options, share: Share) -> CommandFor:
 
     def command(task: Task) -> Sequence[str]:
         assert isinstance(task, PointTask)
-        return torchrun_command(task.plan_path, task, share.nproc, device, options.extra)
+        return training_command(task.plan_path, task, share.nproc, device, options.extra)
 
     return command
 
@@ -206,9 +197,9 @@ def experiment_submission(
             )
     if run:
         experiment = replace(experiment, only=(run,))
-    snapshots = {point.name: Snapshot(point.plan, point.text.encode()) for point in experiment.points}
-    tasks = [(snapshots[task.point], task) for task in experiment_tasks(experiment, paradigms)]
+    submitted = {point.name: SubmittedPlan(point.plan, point.text.encode()) for point in experiment.points}
+    tasks = [(submitted[task.point], task) for task in experiment_tasks(experiment, paradigms)]
     jobs = task_jobs(tasks, settings, extra)
-    jobs.append(report_job(jobs, experiment.output / "report" / PAGE, experiment.path))
+    jobs.append(report_job(jobs, OutputFolder(experiment.output).report / PAGE, experiment.path))
     ledger = Ledger.of(str(experiment.output))
     return Submission(experiment.name, experiment.output, settings, tuple(extra), jobs, ledger)

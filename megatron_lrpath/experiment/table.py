@@ -16,7 +16,12 @@ from megatron_lrpath.files import atomic_write_text
 from megatron_lrpath.paradigms import TABLE_ORDER
 from megatron_lrpath.plan.wording import paradigm_name
 from megatron_lrpath.report.tables import csv_text
-from megatron_lrpath.runs.results import EVALUATION, needs_evaluation, read_json, version_runs
+from megatron_lrpath.runs.results import (
+    evaluation_digest,
+    fresh_evaluation,
+    version_runs,
+    write_report_sources,
+)
 from megatron_lrpath.wording import MISSING, decimals
 
 PAGE = "table.md"
@@ -76,6 +81,17 @@ class ExperimentTable:
         return lines
 
 
+def evaluation_digests(experiment: Experiment) -> dict[str, str]:
+    """`point/paradigm/run` -> the digest of its evaluation, for every version's model that has one."""
+    found: dict[str, str] = {}
+    for point in experiment.points:
+        for run in version_runs(point.plan, experiment.paradigms):
+            evaluation = fresh_evaluation(point.plan.folder(run), run.last_step)
+            if evaluation:
+                found[f"{point.name}/{run.paradigm}/{run.name}"] = evaluation_digest(evaluation)
+    return found
+
+
 def make_table(experiment: Experiment) -> ExperimentTable:
     """Read the evaluations that there are."""
     rows = [
@@ -88,7 +104,7 @@ def make_table(experiment: Experiment) -> ExperimentTable:
 
 
 def write_table(table: ExperimentTable, folder: Path) -> Path:
-    """Write `table.md` and `table.csv` (every seed's number) into a folder; returns the former."""
+    """Write `table.md` and `table.csv` (every seed's number), and what they were made from; returns the page."""
     lines = [f"# {table.experiment.name}", ""]
     if table.experiment.about:
         lines += [table.experiment.about, ""]
@@ -98,6 +114,7 @@ def write_table(table: ExperimentTable, folder: Path) -> Path:
         lines += ["", f"{table.known} of {table.wanted} perplexities have been measured."]
     atomic_write_text(folder / PAGE, "\n".join(lines) + "\n")
     atomic_write_text(folder / "table.csv", table_csv(table))
+    write_report_sources(folder, evaluation_digests(table.experiment))
     return folder / PAGE
 
 
@@ -132,10 +149,8 @@ def _perplexity(point: Point, paradigm: str, version: str) -> float | None:
     """The perplexity of the version's model; None where it has not been evaluated since its training."""
     for run in version_runs(point.plan, [paradigm]):
         if run.version == version:
-            evaluation = read_json(point.plan.folder(run) / EVALUATION)
-            fresh = evaluation is not None and not needs_evaluation(point.plan, run)
-            if fresh and evaluation and evaluation.get("step") == run.last_step:
-                return float(evaluation["perplexity"])
+            evaluation = fresh_evaluation(point.plan.folder(run), run.last_step)
+            return float(evaluation["perplexity"]) if evaluation else None
     return None
 
 

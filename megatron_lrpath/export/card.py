@@ -12,8 +12,8 @@ from megatron_lrpath.export.architecture import CLASSES, Architecture
 from megatron_lrpath.paradigms import KINDS, OURS
 from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.plan.wording import mix_text
-from megatron_lrpath.runs.lineage import LINEAGE
-from megatron_lrpath.runs.results import EVALUATION, read_json
+from megatron_lrpath.runs.lineage import read_lineage_leniently
+from megatron_lrpath.runs.results import fresh_evaluation
 from megatron_lrpath.schedule import Schedule
 
 
@@ -32,10 +32,8 @@ class Origin:
 def origin_of(plan: Plan, run: Run, step: int) -> Origin:
     """What the plan, the run's folder and its slices say of the run."""
     folder = plan.folder(run)
-    evaluation = read_json(folder / EVALUATION)
-    if evaluation is not None and evaluation.get("step") != step:
-        evaluation = None
-    return Origin(step, plan, run, read_json(folder / LINEAGE), evaluation, data_of(plan, run))
+    lineage = read_lineage_leniently(folder) or None
+    return Origin(step, plan, run, lineage, fresh_evaluation(folder, step), data_of(plan, run))
 
 
 def data_of(plan: Plan, run: Run) -> dict[str, dict[str, int]]:

@@ -35,7 +35,7 @@ class RunLine:
     training: bool = False  # False while the process starts or loads
 
     def numbers(self) -> str:
-        """Loss, rate and pace as words; `starting` before the first step of this process."""
+        """Loss, rate and pace as text; `starting` before the first step of this process."""
         if not self.training:
             return "starting"
         parts = [f"loss {self.loss:.4f}"] if self.loss is not None else []
@@ -45,7 +45,7 @@ class RunLine:
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class PlanProgress:
     """The whole plan at one moment: steps of all runs done and in total, seconds left (None: not known)."""
 
     name: str
@@ -61,7 +61,7 @@ class Display(Protocol):
     def event(self, text: str) -> None:
         """Show a line that stays."""
 
-    def update(self, snapshot: Snapshot) -> None:
+    def update(self, snapshot: PlanProgress) -> None:
         """Show how far the plan has come now."""
 
     def __enter__(self) -> Self: ...
@@ -98,7 +98,7 @@ class LiveDisplay:
         """Print above the live view."""
         self._console.print(escape(text), soft_wrap=True)
 
-    def update(self, snapshot: Snapshot) -> None:
+    def update(self, snapshot: PlanProgress) -> None:
         """Redraw."""
         whole = Table.grid(padding=(0, 1))
         left = f"{clock(snapshot.seconds_left)} left" if snapshot.seconds_left is not None else ""
@@ -131,7 +131,7 @@ class PlainDisplay:
         """Print a line."""
         self._print(text)
 
-    def update(self, snapshot: Snapshot) -> None:
+    def update(self, snapshot: PlanProgress) -> None:
         """Print a line if the last one is long enough ago."""
         now = time.monotonic()
         if now < self._next:
@@ -148,7 +148,7 @@ class PlainDisplay:
                 raise
 
 
-def plain_line(snapshot: Snapshot) -> str:
+def plain_line(snapshot: PlanProgress) -> str:
     """The snapshot as one line of text."""
     left = f", {clock(snapshot.seconds_left)} left" if snapshot.seconds_left is not None else ""
     runs = [f"{run.key} {run.step}/{run.last_step} {run.numbers()}".rstrip() for run in snapshot.runs]

@@ -12,6 +12,7 @@ from typing import Any
 
 from megatron_lrpath.devices import PEAKS
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.launch.resources import given_options
 from megatron_lrpath.models import parameter_count, resolve_model
 from megatron_lrpath.paradigms import OURS
 from megatron_lrpath.plan import PARADIGMS, Plan, load_plan
@@ -65,7 +66,7 @@ class Allocation:
     nodes: int
     per_node: int
     layout: Layout
-    words: tuple[str, ...]
+    arguments: tuple[str, ...]
 
     @property
     def world_size(self) -> int:
@@ -84,7 +85,7 @@ def layout_of(plan: Plan, extra: Sequence[str] = ()) -> Layout:
     A model that is no recipe starts from one node, data parallel, with the plan's micro batch.
     """
     base = LAYOUTS.get(plan.model.recipe or "", Layout(1, plan.batch.micro_batch_size))
-    given: dict[str, Any] = {**plan.model.overrides, **plan.megatron} | _said(extra)
+    given: dict[str, Any] = {**plan.model.overrides, **plan.megatron} | given_options(extra)
     sizes = {field: given[name] for field, name in _SIZES.items() if name in given}
     for field, value in sizes.items():
         if not str(value).isdigit() or int(value) < 1:
@@ -111,14 +112,14 @@ def allocate(
             f"{nodes} nodes with {per_node} processes each do not fit: {why}. Numbers of nodes that do: {counts}"
         )
     micro = _micro_batch(plan, layout, nodes * per_node)
-    if "micro_batch_size" in _said(extra) and micro != layout.micro_batch_size:
+    if "micro_batch_size" in given_options(extra) and micro != layout.micro_batch_size:
         share = plan.batch.global_batch_size * layout.model_parallel // (nodes * per_node)
         size = layout.micro_batch_size
         raise UserError(
             f"--micro-batch-size {size} does not divide the {share} samples of a copy of the model"
         )
     layout = Layout(**{**vars(layout), "nodes": nodes, "micro_batch_size": micro})
-    return Allocation(nodes, per_node, layout, tuple(_words(plan, layout, device, extra)))
+    return Allocation(nodes, per_node, layout, tuple(_arguments(plan, layout, device, extra)))
 
 
 def allocate_evaluation(plan: Plan, per_node: int, device: str, extra: Sequence[str] = ()) -> Allocation:
@@ -157,30 +158,18 @@ def _check_model(plan: Plan, layout: Layout) -> None:
         raise UserError(f"{layers} layers do not divide by --pipeline-model-parallel-size {layout.pipeline}")
 
 
-def _words(plan: Plan, layout: Layout, device: str, extra: Sequence[str]) -> list[str]:
+def _arguments(plan: Plan, layout: Layout, device: str, extra: Sequence[str]) -> list[str]:
     """Megatron arguments for the layout, without those that the plan or the command line gives itself."""
-    given = {**plan.model.overrides, **plan.megatron} | _said(extra)
-    words: list[str] = []
+    given = {**plan.model.overrides, **plan.megatron} | given_options(extra)
+    arguments: list[str] = []
     for field, name in _SIZES.items():
         size = getattr(layout, field)
         usual = plan.batch.micro_batch_size if field == "micro_batch_size" else 1
         if size != usual and (name not in given or str(given[name]) != str(size)):
-            words += [_option(name), str(size)]
+            arguments += [_option(name), str(size)]
     flags = ["sequence_parallel"] if layout.tensor > 1 else []
     flags += ["overlap_grad_reduce", "overlap_param_gather"] if device == "cuda" else []
-    return words + [_option(name) for name in flags if name not in given]
-
-
-def _said(extra: Sequence[str]) -> dict[str, str | bool]:
-    """Options among Megatron words: `--name value`, `--name=value`; flags are True. Names with underscores."""
-    found: dict[str, str | bool] = {}
-    for index, word in enumerate(extra):
-        if word.startswith("--"):
-            name, joined, value = word[2:].partition("=")
-            following = extra[index + 1] if index + 1 < len(extra) else "--"
-            separate = True if following.startswith("--") else following
-            found[name.replace("-", "_")] = value if joined else separate
-    return found
+    return arguments + [_option(name) for name in flags if name not in given]
 
 
 def _option(name: str) -> str:

@@ -11,19 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from megatron_lrpath.console import say, say_error
 from megatron_lrpath.data.slice_check import check_mixes
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.launch.display import Display, open_display
 from megatron_lrpath.launch.graph import width
-from megatron_lrpath.launch.process import supervised, torchrun_command
+from megatron_lrpath.launch.process import supervised
 from megatron_lrpath.launch.resources import Share, check_fine_tuning, cores, share_out
 from megatron_lrpath.launch.runner import GRACE_SECONDS, RunFailedError, Runner
+from megatron_lrpath.launch.torchrun import training_command
 from megatron_lrpath.locks import FolderLock, LockHeldError
 from megatron_lrpath.paradigms import SFT
 from megatron_lrpath.plan import PARADIGMS, Plan
 from megatron_lrpath.runs.results import needs_evaluation
-from megatron_lrpath.runs.state import is_done
 from megatron_lrpath.runs.tasks import Task, build_tasks, with_ancestors
+from megatron_lrpath.sft.prepare import prepare, print_summary
 from megatron_lrpath.wording import clock, plural
 
 
@@ -35,8 +37,6 @@ def prepare_chats(plan: Plan, paradigms: Sequence[str], name: str | None) -> Non
     """
     wanted = plan.sft is not None and set(plan.sft.paradigms) & set(paradigms)
     if wanted and (name is None or name.startswith(SFT.prefix)):
-        from megatron_lrpath.sft.prepare import prepare, print_summary
-
         print_summary(prepare(plan, cores()), plan.sft_folder)
 
 
@@ -52,7 +52,7 @@ def fine_tunings(plan: Plan, tasks: Sequence[Task], name: str | None) -> list[Ta
         raise UserError(
             f"{plan.path}: there is no fine-tuning{f' {name}' if name else ''} here; see its `sft`"
         )
-    ready = [task for task in found if task.parent is None or is_done(by_key[task.parent])]
+    ready = [task for task in found if task.parent is None or by_key[task.parent].complete]
     waiting = [task for task in found if task not in ready]
     if not ready:
         raise UserError(f"{waiting[0].key}: {waiting[0].parent} is not trained yet: lrpath run {plan.path}")
@@ -100,21 +100,33 @@ def carry_out(
     # the whole choice counts, not what is left of it: a second call shares the machine in the same way
     share = share_out(plan, width(tasks), options.device, options.nproc, options.jobs, options.extra)
     check_fine_tuning(plan, share.nproc, options.extra)
+
+    def work() -> int:
+        trained = train(plan, tasks, share, options, command_for, display or open_display())
+        evaluation = evaluation_command(plan, tasks, share, options) if options.evaluate else None
+        if evaluation:
+            return call(evaluation, options.grace)
+        if not trained:
+            print(f"nothing to do: {plural(len(tasks), 'run')} of {plan.path} complete in {plan.output}")
+        return 0
+
+    return alone(Path(plan.output), work)
+
+
+def alone(output: Path, work: Callable[[], int]) -> int:
+    """Do the work as the only one in an output folder; its exit status, or 1 and 128+n as of `carry_out`.
+
+    Raises `UserError` when another `lrpath run` is at work there.
+    """
     try:
-        with only_one(Path(plan.output)), signals_raise():
-            trained = train(plan, tasks, share, options, command_for, display or open_display())
-            evaluation = evaluation_command(plan, tasks, share, options) if options.evaluate else None
-            if evaluation:
-                return call(evaluation, options.grace)
-            if not trained:
-                print(f"nothing to do: {plural(len(tasks), 'run')} of {plan.path} complete in {plan.output}")
+        with only_one(output), signals_raise():
+            return work()
     except RunFailedError as error:
-        print(f"lrpath: error: {error}", file=sys.stderr)
+        say_error(error)
         return 1
     except KeyboardInterrupt as error:
-        print("lrpath: stopped; call the same command again to go on", file=sys.stderr)
+        say("lrpath: stopped; call the same command again to go on")
         return 128 + (error.number if isinstance(error, Ended) else signal.SIGINT)
-    return 0
 
 
 def train(
@@ -126,7 +138,7 @@ def train(
     display: Display,
 ) -> list[Task]:
     """Carry out the tasks that are not complete and return them."""
-    todo = [task for task in tasks if not is_done(task)]
+    todo = [task for task in tasks if not task.complete]
     started = time.monotonic()
     with display:
         if todo:
@@ -146,15 +158,10 @@ def evaluation_command(plan: Plan, tasks: Sequence[Task], share: Share, options:
     if not any(needs_evaluation(plan, run) for run in runs):
         return None
     paradigm = options.paradigms[0] if len(options.paradigms) == 1 else "all"
-    words = ["eval", str(plan.path), "--paradigm", paradigm, "--nproc", str(share.nproc)]
-    words += ["--device", options.device, *(["--run", options.run] if options.run else [])]
-    return [
-        sys.executable,
-        "-m",
-        "megatron_lrpath.cli",
-        *words,
-        *(["--", *options.extra] if options.extra else []),
-    ]
+    argv = ["eval", str(plan.path), "--paradigm", paradigm, "--nproc", str(share.nproc)]
+    argv += ["--device", options.device, *(["--run", options.run] if options.run else [])]
+    argv += ["--", *options.extra] if options.extra else []
+    return [sys.executable, "-m", "megatron_lrpath.cli", *argv]
 
 
 def call(command: Sequence[str], grace: float) -> int:
@@ -179,7 +186,7 @@ def chosen_tasks(plan: Plan, options: Options) -> list[Task]:
 def default_command(plan: Plan, options: Options, share: Share) -> CommandFor:
     """The training entry under torchrun."""
     device = None if options.device == "auto" else options.device
-    return lambda task: torchrun_command(plan.path, task, share.nproc, device, options.extra)
+    return lambda task: training_command(plan.path, task, share.nproc, device, options.extra)
 
 
 def announcement(plan: Plan, tasks: Sequence[Task], todo: Sequence[Task], share: Share) -> str:

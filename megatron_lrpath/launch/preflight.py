@@ -18,10 +18,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from megatron_lrpath.errors import TrainingStoppedError
 from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.models import parameter_count, resolve_model
 from megatron_lrpath.plan import Plan, Run
+from megatron_lrpath.runs import failure
 from megatron_lrpath.runs.checkpoints import SAVE_INTERVAL
+from megatron_lrpath.runs.lineage import package_versions
 
 TIMEOUT = timedelta(minutes=3)
 MEBIBYTES = {"cuda": 256, "cpu": 1}  # what the all-reduce is timed with
@@ -50,9 +53,9 @@ def checkpoint_bytes(plan: Plan, run: Run) -> int:
     vocabulary = plan.tokenizer.vocab_size or USUAL_VOCABULARY
     size = parameter_count(resolve_model(plan.model), vocabulary)
     small = plan.megatron.get("bf16") or plan.megatron.get("fp16")
-    said = int(plan.megatron.get("save_interval") or 0)
-    interval = said or SAVE_INTERVAL
-    retained = int(plan.megatron.get("save_retain_interval") or said or SAVE_INTERVAL * run.last_step)
+    chosen = int(plan.megatron.get("save_interval") or 0)
+    interval = chosen or SAVE_INTERVAL
+    retained = int(plan.megatron.get("save_retain_interval") or chosen or SAVE_INTERVAL * run.last_step)
     steps = {*run.keep_steps, run.last_step}
     steps |= set(range(retained * (run.first_step // retained + 1), run.last_step, retained))
     passing = (run.last_step - 1) // interval - run.first_step // interval
@@ -60,35 +63,52 @@ def checkpoint_bytes(plan: Plan, run: Run) -> int:
     return (len([step for step in steps if step > run.first_step]) + newest) * size * (14 if small else 16)
 
 
-def main(words: list[str]) -> int:
-    """Check and report; 0 where all is well, 1 with the reasons on rank 0's output otherwise."""
+def main(argv: list[str]) -> int:
+    """Check and report; 0 where all is well, 1 with the reasons on rank 0's output and as a failure otherwise."""
     parser = argparse.ArgumentParser(prog="preflight")
     parser.add_argument("--device", choices=("cpu", "cuda"), required=True)
     parser.add_argument("--needed", type=int, default=0, help="bytes of disk for the checkpoints to come")
     parser.add_argument("--write", type=Path, required=True, help="JSON file for what was found")
     parser.add_argument("folders", type=Path, nargs="+", help="shared folders; the last is written to")
-    said = parser.parse_args(words)
+    args = parser.parse_args(argv)
+    try:
+        with failure.recorded():
+            check(args)
+    except TrainingStoppedError as error:
+        print(f"pre-flight: {error}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+def check(args: argparse.Namespace) -> None:
+    """Check the allocation together with the other ranks.
+
+    Raises:
+        TrainingStoppedError: something is wrong, on rank 0; the text names all of it. Or no GPU is visible here.
+    """
+    # Here and below: the job program takes `checkpoint_bytes` from this module and does without torch.
     import torch.distributed as dist
 
     rank = int(os.environ["RANK"])
-    backend = "nccl" if said.device == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=TIMEOUT, **bound(said.device))
-    token = share_token(said.folders[-1], rank)
-    mine = facts(said.folders, said.device, said.folders[-1] / token)
+    backend = "nccl" if args.device == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=TIMEOUT, **bound(args.device))
+    token = share_token(args.folders[-1], rank)
+    mine = facts(args.folders, args.device, args.folders[-1] / token)
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, mine)
-    total, speed = all_reduce(said.device)
-    problems = find_problems(gathered, said.device)
+    total, speed = all_reduce(args.device)
+    problems = find_problems(gathered, args.device)
     if total != sum(range(1, len(gathered) + 1)):
         problems.append(
             f"the sum over {len(gathered)} ranks comes out as {total:g}: a GPU or the network errs"
         )
     if rank == 0:
-        (said.folders[-1] / token).unlink(missing_ok=True)
-        problems += disk_problem(said.folders[-1], said.needed)
-        write_report(said.write, gathered, problems, speed)
+        (args.folders[-1] / token).unlink(missing_ok=True)
+        problems += disk_problem(args.folders[-1], args.needed)
+        write_report(args.write, gathered, problems, speed)
     dist.destroy_process_group()
-    return 1 if problems else 0
+    if problems and rank == 0:
+        raise TrainingStoppedError("; ".join(problems))
 
 
 def bound(device: str) -> dict[str, Any]:
@@ -99,8 +119,8 @@ def bound(device: str) -> dict[str, Any]:
         return {}
     count = torch.cuda.device_count()
     if count == 0:
-        sys.exit(
-            f"pre-flight: no GPU is visible on {platform.node()}: check `nvidia-smi` and --gpus-per-node there"
+        raise TrainingStoppedError(
+            f"no GPU is visible on {platform.node()}: check `nvidia-smi` and --gpus-per-node there"
         )
     torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % count)
     return {"device_id": torch.device("cuda", torch.cuda.current_device())}
@@ -122,8 +142,6 @@ def share_token(folder: Path, rank: int) -> str:
 def facts(folders: Sequence[Path], device: str, token: Path) -> Facts:
     """What this rank sees."""
     import torch
-
-    from megatron_lrpath.runs.lineage import package_versions
 
     versions = package_versions() | {"cuda": str(torch.version.cuda)}
     gpus: list[str] = []
@@ -220,8 +238,6 @@ def write_report(path: Path, ranks: Sequence[Facts], problems: Sequence[str], sp
     }
     atomic_write_json(path, {**row, "problems": list(problems)})
     print(f"pre-flight: {len(ranks)} ranks on {len(hosts)} nodes, all-reduce {speed / 1e9:.2f} GB/s a rank")
-    for problem in problems:
-        print(f"pre-flight: {problem}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,44 +1,39 @@
-"""One run as processes: torchrun under a supervisor, its output in a log file, the run's folder locked."""
+"""One run as processes: its command under a supervisor, its output in a log file, the run's folder locked.
+
+torchrun puts every worker into a session of its own, so that a signal to its process group does not reach
+them, and a killed torchrun leaves them behind. The supervisor (`python -m` this module) stands between the
+runner and the run and is their reaper (Linux: `PR_SET_CHILD_SUBREAPER`): whatever of the run loses its parent
+becomes a child of it. It asks the kernel for a SIGTERM when its own parent dies (`PR_SET_PDEATHSIG`), and asks
+the same for torchrun. SIGTERM ends the run with a grace period, SIGINT at once.
+"""
 
 from __future__ import annotations
 
+import argparse
+import ctypes
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from megatron_lrpath.launch.supervisor import LEFTOVER_SECONDS
+import psutil
+
 from megatron_lrpath.locks import FolderLock
-from megatron_lrpath.runs.tasks import Task
+from megatron_lrpath.runs import failure
+from megatron_lrpath.runs.folder import RunFolder
+from megatron_lrpath.training.guards.signals import SAVED_AND_STOPPED
 
-ENTRY_MODULE = "megatron_lrpath.training.pretrain"
+if TYPE_CHECKING:  # the supervisor starts without the plan's reader
+    from megatron_lrpath.runs.tasks import Task
 
-
-def torchrun_command(
-    plan: Path, task: Task, nproc: int, device: str | None = None, extra: Sequence[str] = ()
-) -> list[str]:
-    """The command of a run: the training entry under torchrun, at a rendezvous of its own on a free port.
-
-    `device` is given on only where it was chosen; `extra` are Megatron arguments as the user typed them.
-    """
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
-    # `--`: torchrun's parser would take our --run for its own --run-path
-    entry = [
-        "-m",
-        "--",
-        ENTRY_MODULE,
-        "--plan",
-        str(plan),
-        "--paradigm",
-        task.run.paradigm,
-        "--run",
-        task.run.name,
-    ]
-    chosen = ["--device", device] if device else []
-    return [sys.executable, *launcher, "--nproc-per-node", str(nproc), *entry, *chosen, *extra]
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+WATCHED = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
+LEFTOVER_SECONDS = 5.0  # what a run that has ended may still take to clean up
 
 
 class RunProcess:
@@ -61,10 +56,13 @@ class RunProcess:
         slot: int,
         patience: float = 1.0,
     ) -> RunProcess:
-        """Start `command` for `task`; raises `LockHeldError` when another process is at this run."""
+        """Start `command` for `task`; raises `LockHeldError` when another process trains this run."""
         lock = FolderLock.acquire(task.folder, patience)
         try:
             log = new_log(task.folder)
+            error_file = RunFolder(task.folder).error
+            failure.clear(error_file)
+            environment = {**environment, failure.VARIABLE: str(error_file)}
             process = supervised(command, environment, grace, log, (lock.fileno(),))
         finally:
             lock.close()
@@ -102,7 +100,7 @@ def supervised(
     options += ["--log", str(log)] if log else []
     options += [option for descriptor in descriptors for option in ("--pass-fd", str(descriptor))]
     return subprocess.Popen(
-        [sys.executable, "-m", "megatron_lrpath.launch.supervisor", *options, "--", *command],
+        [sys.executable, "-m", __name__, *options, "--", *command],
         env={**os.environ, **environment},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL if log else None,
@@ -119,25 +117,149 @@ def stop_all(processes: Sequence[RunProcess], grace: float) -> None:
     for process in processes:
         process.terminate()
     try:
-        _wait(processes, grace + 2 * LEFTOVER_SECONDS)
+        _wait_for_all(processes, grace + 2 * LEFTOVER_SECONDS)
     except KeyboardInterrupt:
         pass
     finally:
         for process in processes:
             process.kill()
-        _wait(processes, 2 * LEFTOVER_SECONDS)
+        _wait_for_all(processes, 2 * LEFTOVER_SECONDS)
 
 
 def new_log(folder: Path) -> Path:
     """A log file that is not there yet: `logs/<date>-<time>.log` in the run's folder."""
-    logs = folder / "logs"
+    logs = RunFolder(folder).logs
     logs.mkdir(parents=True, exist_ok=True)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     names = [f"{stamp}.log", *(f"{stamp}-{number}.log" for number in range(2, 1000))]
     return next(logs / name for name in names if not (logs / name).exists())
 
 
-def _wait(processes: Sequence[RunProcess], seconds: float) -> None:
+def _wait_for_all(processes: Sequence[RunProcess], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and any(process.poll() is None for process in processes):
         time.sleep(0.05)
+
+
+# --- the supervisor ---------------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command until it ends or this process is told to end it; its exit status, 128+n for signal n.
+
+    How the command ended by itself is written as a failure, where it has left none of its own.
+    """
+    parser = argparse.ArgumentParser(prog="python -m megatron_lrpath.launch.process")
+    parser.add_argument("--parent", type=int, required=True, help="process id of the runner")
+    parser.add_argument("--grace", type=float, required=True, help="seconds between SIGTERM and SIGKILL")
+    parser.add_argument("--log", type=Path, help="file for the command's output; inherited without")
+    parser.add_argument("--pass-fd", type=int, action="append", default=[], help="open file to hand on")
+    parser.add_argument("command", nargs="+")
+    args = parser.parse_args(argv)
+    signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != args.parent:  # died before the kernel was asked
+        return 128 + signal.SIGTERM
+    child = start(args.command, args.log, args.pass_fd)
+    status, told_to_end = wait(child.pid, args.grace)
+    if status not in (0, SAVED_AND_STOPPED) and not told_to_end:
+        failure.record(failure.of_status("its process", status, pid=child.pid))
+    end_leftovers(LEFTOVER_SECONDS)
+    return status if status >= 0 else 128 - status
+
+
+def start(command: Sequence[str], log: Path | None, descriptors: Sequence[int]) -> subprocess.Popen[bytes]:
+    """Start `command` with the signals unblocked and a SIGTERM due when this process dies."""
+    output = log.open("ab") if log else None
+    try:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT if output else None,
+            pass_fds=descriptors,
+            preexec_fn=_child_setup(os.getpid()),
+        )
+    finally:
+        if output:
+            output.close()
+
+
+def wait(pid: int, grace: float) -> tuple[int, bool]:
+    """Wait for the command `pid`; on SIGTERM, SIGHUP or SIGINT end it.
+
+    Returns:
+        Its exit status (-n where signal n killed it), and whether it was ended from here.
+    """
+    deadline: float | None = None
+    while True:
+        status = reap(pid)
+        if status is not None:
+            return status, deadline is not None
+        if deadline is None:
+            received = signal.sigwaitinfo(WATCHED).si_signo
+        else:
+            info = signal.sigtimedwait(WATCHED, max(0.0, deadline - time.monotonic()))
+            received = info.si_signo if info else signal.SIGINT
+        if received == signal.SIGINT:
+            kill_all(signal.SIGKILL)
+            deadline = time.monotonic() + 1.0
+        elif received != signal.SIGCHLD and deadline is None:
+            os.kill(pid, signal.SIGTERM)  # torchrun hands it on to its workers
+            deadline = time.monotonic() + grace
+
+
+def reap(pid: int) -> int | None:
+    """Collect every child that has ended; the exit status of `pid` (-n: killed by signal n) if it is among them."""
+    found: int | None = None
+    while True:
+        try:
+            ended, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return found
+        if ended == 0:
+            return found
+        if ended == pid:
+            found = os.waitstatus_to_exitcode(status)
+
+
+def end_leftovers(seconds: float) -> None:
+    """End what the command left behind: SIGTERM, and SIGKILL after `seconds`."""
+    deadline = time.monotonic() + seconds
+    kill_all(signal.SIGTERM)
+    while psutil.Process().children():
+        if time.monotonic() >= deadline:
+            kill_all(signal.SIGKILL)
+        reap(-1)
+        time.sleep(0.02)
+
+
+def kill_all(number: signal.Signals) -> None:
+    """Send `number` to every descendant."""
+    for process in psutil.Process().children(recursive=True):
+        try:
+            process.send_signal(number)
+        except psutil.NoSuchProcess:
+            continue
+
+
+def prctl(option: int, value: int) -> None:
+    """Linux's prctl(2). Nothing elsewhere: there a SIGKILL of the runner leaves its runs to end alone."""
+    function = getattr(ctypes.CDLL(None), "prctl", None)
+    if function is not None:
+        function(option, ctypes.c_ulong(value), 0, 0, 0)
+
+
+def _child_setup(parent: int) -> Callable[[], None]:
+    def setup() -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            os._exit(128 + signal.SIGTERM)
+
+    return setup
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +72,7 @@ def share_out(
 
 def default_nproc(plan: Plan, gpus: int, extra: Sequence[str] = ()) -> int:
     """Processes of a run: the model-parallel size times a data-parallel size that divides the batch."""
-    base = model_parallel_size({**plan.model.overrides, **plan.megatron, **spoken(extra)})
+    base = model_parallel_size({**plan.model.overrides, **plan.megatron, **whole_numbers(extra)})
     fitting = [
         size
         for size in range(1, gpus // base + 1)
@@ -95,7 +94,9 @@ def check_fine_tuning(plan: Plan, nproc: int, extra: Sequence[str] = ()) -> None
     """
     if plan.sft is None:
         return
-    shares = nproc // model_parallel_size({**plan.model.overrides, **plan.sft_megatron, **spoken(extra)})
+    shares = nproc // model_parallel_size(
+        {**plan.model.overrides, **plan.sft_megatron, **whole_numbers(extra)}
+    )
     batch = plan.sft.batch
     if shares and batch.global_batch_size % (batch.micro_batch_size * shares):
         raise UserError(
@@ -110,10 +111,22 @@ def model_parallel_size(arguments: Mapping[str, Any]) -> int:
     return math.prod(int(given.get(name) or 1) for name in _PARALLEL)
 
 
-def spoken(words: Sequence[str]) -> dict[str, str]:
-    """The whole numbers among command-line words, `--name 2` or `--name=2`, by name."""
-    pairs: list[Sequence[str]] = [*pairwise(words), *(word.split("=", 1) for word in words if "=" in word)]
-    return {name[2:]: value for name, value in pairs if name.startswith("--") and value.isdigit()}
+def whole_numbers(argv: Sequence[str]) -> dict[str, str]:
+    """The options of a command line whose values are whole numbers, by name."""
+    options = given_options(argv)
+    return {name: value for name, value in options.items() if isinstance(value, str) and value.isdigit()}
+
+
+def given_options(argv: Sequence[str]) -> dict[str, str | bool]:
+    """The options of a command line, `--name value` or `--name=value`; flags are True. Names with underscores."""
+    options: dict[str, str | bool] = {}
+    for index, part in enumerate(argv):
+        if part.startswith("--"):
+            name, joined, value = part[2:].partition("=")
+            following = argv[index + 1] if index + 1 < len(argv) else "--"
+            separate = True if following.startswith("--") else following
+            options[name.replace("-", "_")] = value if joined else separate
+    return options
 
 
 def cores() -> int:

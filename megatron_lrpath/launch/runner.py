@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from megatron_lrpath.errors import FULL, refusal
-from megatron_lrpath.launch.display import Display, RunLine, Snapshot
+from megatron_lrpath.exits import SAVED_AND_STOPPED
+from megatron_lrpath.launch.display import Display, PlanProgress, RunLine
 from megatron_lrpath.launch.graph import Advance, next_task, seconds_left
 from megatron_lrpath.launch.process import RunProcess, stop_all
 from megatron_lrpath.launch.resources import Share
 from megatron_lrpath.locks import LockHeldError, describe_owner, is_held
+from megatron_lrpath.runs import failure
 from megatron_lrpath.runs.checkpoints import complete_steps
-from megatron_lrpath.runs.failure import find_cause
-from megatron_lrpath.runs.state import HistoryTail, is_done, parent_available
+from megatron_lrpath.runs.folder import RunFolder
+from megatron_lrpath.runs.history import HistoryTail
+from megatron_lrpath.runs.state import parent_available
 from megatron_lrpath.runs.tasks import Task, link_aliases
 from megatron_lrpath.wording import clock
 
@@ -30,119 +34,185 @@ class RunFailedError(Exception):
 
 @dataclass
 class Active:
-    """A run under way in this call, from step `start` on; `begun` is False until its process logs a step."""
+    """A run's process in this call: it trains from step `start` on; `startup` is None until it logs a step."""
 
     process: RunProcess
     tail: HistoryTail
     start: int
-    begun: bool = False
+    startup: float | None = None  # seconds from the start to the first step
 
 
 @dataclass
+class TaskState:
+    """How far one task has come.
+
+    Attributes:
+        step: the last one logged, or kept in a checkpoint.
+        seconds: what a step takes, None while no step was timed.
+        active: its process, while there is one.
+        waits_for_room: a full disk has kept it from starting.
+    """
+
+    task: Task
+    step: int
+    done: bool = False
+    seconds: float | None = None
+    active: Active | None = None
+    waits_for_room: bool = False
+
+    @classmethod
+    def read(cls, task: Task) -> TaskState:
+        """What earlier calls have left in the run's folder."""
+        link_aliases(task)
+        tail = HistoryTail(task.folder)
+        tail.poll()
+        done, kept = task.complete, complete_steps(task.checkpoints)
+        state = cls(task, task.run.last_step, done, tail.seconds_per_step)
+        if not done:
+            state.reach(kept[-1] if kept else task.run.first_step)
+        return state
+
+    def reach(self, step: int) -> None:
+        """Note that the run has come to `step`, kept inside its first and last step."""
+        self.step = min(max(step, self.task.run.first_step), self.task.run.last_step)
+
+    def follow(self) -> int | None:
+        """Read what its process has logged; the exit status, None while it goes on."""
+        active = self.active
+        if active is None:
+            return None
+        status = active.process.poll()  # before the history: what it logged last is then read
+        if active.tail.poll() and active.tail.last and active.tail.last.step > active.start:
+            if active.startup is None:
+                active.startup = time.monotonic() - active.process.started
+            self.reach(active.tail.last.step)
+            self.seconds = active.tail.seconds_per_step or self.seconds or 1.0
+        return status
+
+    def advance(self, seconds: float, startup: float) -> Advance:
+        """The state for the schedule; `seconds` a step and `startup` are guesses for what was not measured."""
+        active = self.active
+        waited = time.monotonic() - active.process.started if active else 0.0
+        training = active is not None and active.startup is not None
+        return Advance(
+            step=self.step,
+            done=self.done,
+            running=active is not None,
+            startup=0.0 if training else max(0.0, startup - waited),
+            seconds=self.seconds or seconds,
+        )
+
+    def line(self, active: Active) -> RunLine:
+        """The state for the display."""
+        run, last = self.task.run, active.tail.last
+        return RunLine(
+            key=self.task.key,
+            step=self.step,
+            first_step=run.first_step,
+            last_step=run.last_step,
+            loss=last.loss if last else None,
+            lr=last.lr if last else None,
+            seconds_per_step=active.tail.seconds_per_step,
+            training=active.startup is not None,
+        )
+
+
 class Runner:
     """Carries out `tasks` (parents before children).
 
-    `command_for(task)` is the command of one run; what it writes into the run's folder (`history.jsonl`,
-    checkpoints, `result.json`) is all that is known of its progress. `grace` is in seconds.
+    `command_for(task)` is the command of one run; what it writes into the run's folder (history,
+    checkpoints, result) is all that is known of its progress. `grace` is in seconds.
     """
 
-    name: str
-    tasks: Sequence[Task]
-    share: Share
-    command_for: Callable[[Task], Sequence[str]]
-    display: Display
-    grace: float = GRACE_SECONDS
-    _active: dict[str, Active] = field(default_factory=dict)
-    _steps: dict[str, int] = field(default_factory=dict)
-    _done: set[str] = field(default_factory=set)
-    _pace: dict[str, float] = field(default_factory=dict)
-    _startups: list[float] = field(default_factory=list)
-    _refused: set[str] = field(default_factory=set)
-    _finish: float = 0.0
-    _left_until: float = 0.0
+    def __init__(
+        self,
+        name: str,
+        tasks: Sequence[Task],
+        share: Share,
+        command_for: Callable[[Task], Sequence[str]],
+        display: Display,
+        grace: float = GRACE_SECONDS,
+    ) -> None:
+        self.name = name
+        self.tasks = tasks
+        self.share = share
+        self.command_for = command_for
+        self.display = display
+        self.grace = grace
+        self.states: dict[str, TaskState] = {}
+        self.startups: list[float] = []  # seconds, of the runs of this call
+        self._finish, self._finish_known_until = 0.0, 0.0
 
-    def run(self) -> list[Task]:
-        """Carry out what is left to do and return the tasks that this call completed.
+    def run(self) -> None:
+        """Carry out what is left to do.
 
         Raises `RunFailedError` at the first failure. However it ends, no process of a run is left.
         """
-        self._look()
-        before = set(self._done)
+        self.states = {task.key: TaskState.read(task) for task in self.tasks}
         try:
             next_look = 0.0
-            while len(self._done) < len(self.tasks):
+            while not all(state.done for state in self.states.values()):
                 ended = self._follow()
                 if ended or time.monotonic() >= next_look:
                     self._start_ready()
-                    self.display.update(self.snapshot())
+                    self.display.update(self.progress())
                     next_look = time.monotonic() + LOOK_SECONDS
                 time.sleep(POLL_SECONDS)
         finally:
-            if self._active:
+            active = self._active()
+            if active:
                 try:
-                    self.display.event(f"ending {', '.join(self._active)}")
+                    self.display.event(f"ending {', '.join(one.process.task.key for one in active)}")
                 finally:  # also where nothing can be printed
-                    stop_all([active.process for active in self._active.values()], self.grace)
-        return [task for task in self.tasks if task.key not in before]
+                    stop_all([one.process for one in active], self.grace)
 
-    def snapshot(self) -> Snapshot:
+    def progress(self) -> PlanProgress:
         """How far everything has come."""
+        states = self.states.values()
         total = sum(task.run.last_step - task.run.first_step for task in self.tasks)
-        done = sum(self._steps[task.key] - task.run.first_step for task in self.tasks)
-        lines = [self._line(active) for active in self._active.values()]
-        return Snapshot(self.name, done, total, self._time_left(), lines)
+        done = sum(state.step - state.task.run.first_step for state in states)
+        lines = [state.line(state.active) for state in states if state.active]
+        return PlanProgress(self.name, done, total, self._time_left(), lines)
+
+    def _active(self) -> list[Active]:
+        return [state.active for state in self.states.values() if state.active]
 
     def _time_left(self) -> float | None:
         """Seconds until all is done, None while no step has been timed. Worked out anew every few seconds."""
+        if all(state.seconds is None for state in self.states.values()):
+            return None
         now = time.monotonic()
-        if self._pace and now >= self._left_until:
+        if now >= self._finish_known_until:
             self._finish = now + seconds_left(self.tasks, self._advances(), self.share.jobs)
             # a plan of hundreds of runs takes a while to play through
-            self._left_until = now + max(2.0, 50 * (time.monotonic() - now))
-        return max(0.0, self._finish - now) if self._pace else None
-
-    def _look(self) -> None:
-        """Read from the folders what earlier calls have done."""
-        for task in self.tasks:
-            link_aliases(task)
-            tail = HistoryTail(task.folder / "history.jsonl")
-            tail.poll()
-            if is_done(task):
-                self._done.add(task.key)
-                self._steps[task.key] = task.run.last_step
-            else:
-                kept = complete_steps(task.checkpoints)
-                self._steps[task.key] = _within(task, kept[-1] if kept else task.run.first_step)
-            if tail.seconds_per_step:
-                self._pace[task.key] = tail.seconds_per_step
+            self._finish_known_until = now + max(2.0, 50 * (time.monotonic() - now))
+        return max(0.0, self._finish - now)
 
     def _start_ready(self) -> None:
-        while len(self._active) < self.share.jobs:
+        while len(self._active()) < self.share.jobs:
             task = next_task(self.tasks, self._advances(), self._available)
             if task is None:
                 break
+            state = self.states[task.key]
             try:
-                self._start(task)
+                self._start(state)
             except OSError as error:
-                if error.errno not in FULL or not self._active:
+                if error.errno not in FULL or not self._active():
                     raise
-                self._say_full(task, error)
+                if not state.waits_for_room:  # those that train go on; said once
+                    state.waits_for_room = True
+                    self.display.event(f"{task.key}: waits for room on the disk ({refusal(error)})")
                 break
-        if not self._active and len(self._done) < len(self.tasks):
+        if not self._active() and not all(state.done for state in self.states.values()):
             raise RunFailedError(self._why_stuck())
 
-    def _say_full(self, task: Task, error: OSError) -> None:
-        """A full disk keeps a run from starting, and those that train go on: say so once."""
-        if task.key not in self._refused:
-            self._refused.add(task.key)
-            self.display.event(f"{task.key}: waits for room on the disk ({refusal(error)})")
-
-    def _start(self, task: Task) -> None:
+    def _start(self, state: TaskState) -> None:
+        task = state.task
         if is_held(task.folder):
             self.display.event(f"{task.key}: waiting for {describe_owner(task.folder)} to let go of it")
-        taken = {active.process.slot for active in self._active.values()}
+        taken = {active.process.slot for active in self._active()}
         slot = next(number for number in range(self.share.jobs) if number not in taken)
-        tail = HistoryTail(task.folder / "history.jsonl")
+        tail = HistoryTail(task.folder)
         tail.poll()
         try:
             command, variables = self.command_for(task), self.share.environment(slot)
@@ -150,51 +220,42 @@ class Runner:
             process = RunProcess.start(task, command, variables, self.grace, slot, patience=self.grace)
         except LockHeldError as error:
             raise RunFailedError(f"{task.key} is already being trained by {error}") from None
-        self._active[task.key] = Active(process, tail, self._steps[task.key])
-        where = f" from step {self._steps[task.key]}" if self._steps[task.key] else ""
+        state.active = Active(process, tail, state.step)
+        where = f" from step {state.step}" if state.step else ""
         self.display.event(f"{task.key}: started{where}, to step {task.run.last_step}")
 
     def _follow(self) -> bool:
         """Read what the active runs have logged, and take leave of those that have ended: whether any has."""
         ended = False
-        for key, active in list(self._active.items()):
-            status = active.process.poll()  # before the history: what it logged last is then read
-            if active.tail.poll() and active.tail.last and active.tail.last.step > active.start:
-                if not active.begun:
-                    self._startups.append(time.monotonic() - active.process.started)
-                active.begun = True
-                self._steps[key] = _within(active.process.task, active.tail.last.step)
-                self._pace[key] = active.tail.seconds_per_step or self._pace.get(key, 1.0)
+        for state in self.states.values():
+            active = state.active
+            if active is None:
+                continue
+            training = active.startup is not None
+            status = state.follow()
+            if active.startup is not None and not training:
+                self.startups.append(active.startup)
             if status is not None:
-                del self._active[key]
-                self._ended(active, status)
+                state.active = None
+                self._ended(state, active, status)
                 ended = True
         return ended
 
-    def _ended(self, active: Active, status: int) -> None:
-        task = active.process.task
+    def _ended(self, state: TaskState, active: Active, status: int) -> None:
+        task = state.task
+        if status != 0 or not task.complete:
+            raise RunFailedError(
+                f"{task.key} failed at step {state.step} of {task.run.last_step}: {cause(task, status)}\n"
+                f"  log: {active.process.log}\n"
+                "  call the same command again to go on from the last checkpoints"
+            )
+        state.done, state.step = True, task.run.last_step
         took = clock(time.monotonic() - active.process.started)
-        if status == 0 and is_done(task):
-            self._done.add(task.key)
-            self._steps[task.key] = task.run.last_step
-            loss = f", loss {active.tail.last.loss:.4f}" if active.tail.last and active.tail.last.loss else ""
-            self.display.event(f"{task.key}: complete at step {task.run.last_step} in {took}{loss}")
-            return
-        at = f"at step {self._steps[task.key]} of {task.run.last_step}"
-        if status == 0:
-            cause: str | None = "its process ended before the run was complete"
-        elif status < 0:
-            cause = f"its supervising process was killed by signal {-status}"
-        else:
-            cause = find_cause(active.process.log)
-        raise RunFailedError(
-            f"{task.key} failed {at}: {cause or f'exit status {status}'}\n"
-            f"  log: {active.process.log}\n"
-            "  call the same command again to go on from the last checkpoints"
-        )
+        loss = f", loss {active.tail.last.loss:.4f}" if active.tail.last and active.tail.last.loss else ""
+        self.display.event(f"{task.key}: complete at step {task.run.last_step} in {took}{loss}")
 
     def _why_stuck(self) -> str:
-        task = next(task for task in self.tasks if task.key not in self._done)
+        task = next(state.task for state in self.states.values() if not state.done)
         parent = next(other for other in self.tasks if other.key == task.parent)
         kept = ", ".join(map(str, complete_steps(parent.checkpoints))) or "none"
         return (
@@ -205,40 +266,24 @@ class Runner:
         )
 
     def _available(self, task: Task) -> bool:
-        parent = next((other for other in self.tasks if other.key == task.parent), None)
-        return parent_available(task, parent.folder if parent else None)
+        parent = self.states.get(task.parent or "")
+        return parent_available(task, parent.task.folder if parent else None)
 
     def _advances(self) -> dict[str, Advance]:
-        """The tasks as the scheduler sees them; the pace of a run not begun is the mean of those known."""
-        pace = sum(self._pace.values()) / len(self._pace) if self._pace else 1.0
-        startup = sum(self._startups) / len(self._startups) if self._startups else STARTUP_SECONDS
-        advances = {}
-        for task in self.tasks:
-            active = self._active.get(task.key)
-            waited = time.monotonic() - active.process.started if active else 0.0
-            advances[task.key] = Advance(
-                step=self._steps[task.key],
-                done=task.key in self._done,
-                running=active is not None,
-                startup=0.0 if active and active.begun else max(0.0, startup - waited),
-                seconds=self._pace.get(task.key, pace),
-            )
-        return advances
-
-    def _line(self, active: Active) -> RunLine:
-        task, last = active.process.task, active.tail.last
-        return RunLine(
-            key=task.key,
-            step=self._steps[task.key],
-            first_step=task.run.first_step,
-            last_step=task.run.last_step,
-            loss=last.loss if last else None,
-            lr=last.lr if last else None,
-            seconds_per_step=active.tail.seconds_per_step,
-            training=active.begun,
-        )
+        """The tasks as the schedule sees them; the pace of a run not begun is the mean of those known."""
+        known = [state.seconds for state in self.states.values() if state.seconds is not None]
+        seconds = statistics.fmean(known) if known else 1.0
+        startup = statistics.fmean(self.startups) if self.startups else STARTUP_SECONDS
+        return {key: state.advance(seconds, startup) for key, state in self.states.items()}
 
 
-def _within(task: Task, step: int) -> int:
-    """`step`, kept inside the run's first and last step."""
-    return min(max(step, task.run.first_step), task.run.last_step)
+def cause(task: Task, status: int) -> str:
+    """Why a run's process ended with `status` before the run was complete."""
+    if status == 0:
+        return "its process ended before the run was complete"
+    if status < 0:
+        return f"its supervising process was killed by signal {-status}"
+    if status == SAVED_AND_STOPPED:
+        return "a signal asked it to stop, and it has saved"
+    found = failure.read(RunFolder(task.folder).error)
+    return found.message if found else f"exit status {status}"

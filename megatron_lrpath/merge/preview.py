@@ -15,7 +15,9 @@ from megatron_lrpath.files import atomic_write_json, atomic_write_text
 from megatron_lrpath.paradigms import BRANCH, OURS
 from megatron_lrpath.plan import Plan, Run, load_plan
 from megatron_lrpath.plan.file.source import plain, read_source
-from megatron_lrpath.runs.checkpoints import CHECKPOINTS, complete_steps
+from megatron_lrpath.runs.checkpoints import complete_steps
+from megatron_lrpath.runs.folder import RunFolder
+from megatron_lrpath.runs.results import write_result
 from megatron_lrpath.schedule import LRPath, Schedule, with_branch_shape
 
 
@@ -78,7 +80,7 @@ def plan_preview(
         UserError: no such version, or the main path has no checkpoints where the decay begins and ends.
     """
     run = plan.run(OURS.name, BRANCH.run_name(version))
-    root = plan.folder(plan.main) / CHECKPOINTS
+    root = RunFolder(plan.folder(plan.main)).checkpoints
     begin = run.first_step if first is None else first
     steps = tuple(step for step in complete_steps(root) if begin <= step <= run.last_step)
     for wanted in (begin, run.last_step):
@@ -107,14 +109,13 @@ def write_preview(preview: Preview) -> Path:
     mapping |= {"name": f"{preview.plan.name}-{preview.name}"[:100], "output": str(preview.folder / "runs")}
     path = preview.folder / "plan.yaml"
     atomic_write_text(path, yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True))
-    folder = load_plan(path).folder(preview.run)
-    root = preview.plan.folder(preview.plan.main) / CHECKPOINTS
+    folder = RunFolder(load_plan(path).folder(preview.run))
+    root = RunFolder(preview.plan.folder(preview.plan.main)).checkpoints
     last = preview.run.last_step
-    merge_checkpoints(root, preview.steps, preview.weights, folder / CHECKPOINTS, last)
+    merge_checkpoints(root, preview.steps, preview.weights, folder.checkpoints, last)
     merged = dict(zip(map(str, preview.steps), preview.weights, strict=True))
-    atomic_write_json(folder / "merged.json", {"from": str(root), "weights": merged})
-    facts = {"run": preview.run.name, "paradigm": OURS.name, "version": preview.run.version, "step": last}
-    atomic_write_json(folder / "result.json", facts | {"loss": None})
+    atomic_write_json(folder.merged, {"from": str(root), "weights": merged})
+    write_result(folder.path, preview.run, last)
     return path
 
 

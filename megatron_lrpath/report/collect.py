@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,8 +9,12 @@ from typing import Any
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.paradigms import TABLE_ORDER
-from megatron_lrpath.plan import Plan, Run, differences, run_identity
+from megatron_lrpath.plan import Plan, Run
+from megatron_lrpath.runs.folder import RunFolder, read_json_object
 from megatron_lrpath.runs.history import History, read_history
+from megatron_lrpath.runs.lineage import plan_changes, read_lineage_leniently
+from megatron_lrpath.runs.results import evaluation_digest, is_fresh
+from megatron_lrpath.runs.state import RunState, read_state
 from megatron_lrpath.wording import listing, plural
 
 
@@ -26,13 +29,14 @@ class Score:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `eval.json` says: the model of step `step` on the whole validation set and on each domain.
+    """The model of step `step` on the whole validation set and on each domain.
 
-    `answers` are the held-out answers of a fine-tuning.
+    `answers` are the held-out answers of a fine-tuning; `digest` is that of the file's content.
     """
 
     step: int
     score: Score
+    digest: str
     domains: dict[str, Score]
     answers: Score | None = None
 
@@ -47,7 +51,7 @@ class RunRecord:
     run: Run
     folder: Path
     history: History
-    complete: bool
+    state: RunState
     evaluation: Evaluation | None
     lineage: dict[str, Any]
     problems: tuple[str, ...]
@@ -59,28 +63,12 @@ class RunRecord:
         return f"{paradigm}/{name}"
 
     @property
-    def reached(self) -> int:
-        """The step that the run has come to; its first step where it has not begun."""
-        if self.complete:
-            return self.run.last_step
-        return self.history.last_step or self.run.first_step
-
-    @property
     def skipped(self) -> list[int]:
         """The steps whose update was skipped for a loss spike, as the lineage says."""
         found = self.lineage.get("skipped")
         records = found if isinstance(found, list) else []
         steps = [one.get("step") for one in records if isinstance(one, dict)]
         return [step for step in steps if isinstance(step, int)]
-
-    @property
-    def state(self) -> str:
-        """In words: complete, how far it is, or not started."""
-        if self.complete:
-            return "complete"
-        if not len(self.history):
-            return "not started"
-        return f"at step {self.reached:,} of {self.run.last_step:,}"
 
 
 @dataclass(frozen=True)
@@ -117,11 +105,17 @@ class RunTree:
 
     def unfinished(self) -> list[RunRecord]:
         """The trainings that have not come to their end."""
-        return [record for record in self if not record.complete]
+        return [record for record in self if not record.state.complete]
 
     def unevaluated(self) -> list[RunRecord]:
         """The versions' models that are trained and have no perplexity."""
-        return [r for r in self if r.complete and r.run.makes_version and r.evaluation is None]
+        return [r for r in self if r.state.complete and r.run.makes_version and r.evaluation is None]
+
+
+def evaluation_digests(tree: RunTree) -> dict[str, str]:
+    """`paradigm/run` -> the digest of its evaluation, for every training that has one."""
+    records = (*tree, *tree.tuned)
+    return {record.label: record.evaluation.digest for record in records if record.evaluation}
 
 
 def collect(plan: Plan) -> RunTree:
@@ -139,66 +133,48 @@ def collect(plan: Plan) -> RunTree:
 
 def _record(plan: Plan, run: Run) -> RunRecord:
     shared = plan.run(*run.same_as) if run.same_as else run
-    folder = Path(plan.folder(shared))
+    folder = plan.folder(shared)
     problems: list[str] = []
-    history = read_history(folder / "history.jsonl")
+    history = read_history(folder)
     if history.unreadable:
-        problems.append(f"history.jsonl: {history.unreadable} unreadable lines were left out")
-    lineage = _read_json(folder / "lineage.json", problems) or {}
-    if isinstance(lineage.get("identity"), dict):
-        changes = differences(lineage["identity"], run_identity(plan, run))
-        problems.extend(f"trained under another plan: {change}" for change in changes)
+        name = RunFolder(folder).history.name
+        problems.append(f"{name}: {history.unreadable} unreadable lines were left out")
+    lineage = read_lineage_leniently(folder, problems)
+    changes = plan_changes(folder, lineage, plan, run)
+    problems.extend(f"trained under another plan: {change}" for change in changes)
+    read_json_object(RunFolder(folder).result, problems)  # for what is wrong with it
     return RunRecord(
         run=run,
         folder=folder,
         history=history,
-        complete=_is_complete(folder / "result.json", run, problems),
-        evaluation=_evaluation(folder / "eval.json", run, problems),
+        state=read_state(folder, run),
+        evaluation=_evaluation(folder, run, problems),
         lineage=lineage,
         problems=tuple(problems),
     )
 
 
-def _read_json(path: Path, problems: list[str]) -> dict[str, Any] | None:
-    """The object in `path`; None where there is no file or no object in it (the latter is noted)."""
-    if not path.is_file():
-        return None
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        problems.append(f"{path.name} cannot be read ({error})")
-        return None
-    if not isinstance(value, dict):
-        problems.append(f"{path.name} does not hold a JSON object")
-        return None
-    return value
-
-
-def _is_complete(path: Path, run: Run, problems: list[str]) -> bool:
-    """Whether `result.json` is of the run's last step; the main path's grows with the versions."""
-    result = _read_json(path, problems)
-    return result is not None and result.get("step") == run.last_step
-
-
-def _evaluation(path: Path, run: Run, problems: list[str]) -> Evaluation | None:
+def _evaluation(folder: Path, run: Run, problems: list[str]) -> Evaluation | None:
     """The evaluation of the run's last step; one of another step is noted and not taken, an old one noted."""
-    value = _read_json(path, problems)
+    path = RunFolder(folder).evaluation
+    value = read_json_object(path, problems)
     if value is None:
         return None
     try:
         domains = {str(name): _score(score) for name, score in (value.get("domains") or {}).items()}
         answers = _score(value["answers"]) if value.get("answers") else None
-        evaluation = Evaluation(int(value["step"]), _score(value), domains, answers)
+        evaluation = Evaluation(int(value["step"]), _score(value), evaluation_digest(value), domains, answers)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        problems.append(f"eval.json is not an evaluation ({type(error).__name__}: {error})")
+        problems.append(f"{path.name} is not an evaluation ({type(error).__name__}: {error})")
         return None
     if evaluation.step != run.last_step:
         step = evaluation.step
-        problems.append(f"eval.json is of step {step}, the run ends at {run.last_step}: evaluate it again")
+        problems.append(f"{path.name} is of step {step}, the run ends at {run.last_step}: evaluate it again")
         return None
-    result = path.with_name("result.json")
-    if result.is_file() and result.stat().st_mtime > path.stat().st_mtime:
-        problems.append("eval.json is older than the end of the training: evaluate it again to be sure")
+    if not is_fresh(folder, run.last_step, value):
+        problems.append(
+            f"{path.name} is not known to be of the checkpoint that the run ended with: evaluate it again"
+        )
     return evaluation
 
 
@@ -219,7 +195,7 @@ def gaps(tree: RunTree) -> list[Gap]:
     found = []
     unfinished, unevaluated = tree.unfinished(), tree.unevaluated()
     if unfinished:
-        states = listing([f"{record.label} ({record.state})" for record in unfinished])
+        states = listing([f"{record.label} ({record.state.progress})" for record in unfinished])
         text = f"{plural(len(unfinished), 'run')} not finished: {states}."
         found.append(Gap(text, f"lrpath run {tree.plan.path}"))
     if unevaluated:

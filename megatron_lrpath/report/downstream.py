@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_lrpath.evaluate.downstream import RESULTS, Benchmark, in_order
+from megatron_lrpath.evaluate.downstream import Benchmark, in_order
 from megatron_lrpath.paradigms import TABLE_ORDER
 from megatron_lrpath.plan.wording import paradigm_name
 from megatron_lrpath.report.collect import RunTree
 from megatron_lrpath.report.tables import Cell, Table, csv_text
-from megatron_lrpath.runs.results import read_json
+from megatron_lrpath.runs.folder import RunFolder, read_json_object
 from megatron_lrpath.wording import MISSING
 
 Results = dict[str, dict[str, Any]]
@@ -21,7 +21,7 @@ Results = dict[str, dict[str, Any]]
 
 def results_in(folder: Path, step: int) -> Results:
     """Task -> what was measured of the model of this step; results of another step are left out."""
-    stored = read_json(folder / RESULTS) or {}
+    stored = read_json_object(RunFolder(folder).downstream) or {}
     found = stored.get("results") if stored.get("step") == step else None
     rows = found.items() if isinstance(found, dict) else ()
     return {

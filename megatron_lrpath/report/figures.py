@@ -31,7 +31,7 @@ from megatron_lrpath.report.style import (
     run_colour,
 )
 from megatron_lrpath.report.tables import csv_text, mean_perplexity, overall, perplexities
-from megatron_lrpath.runs.results import along
+from megatron_lrpath.runs.results import main_path_evaluations
 from megatron_lrpath.wording import decimals
 
 MARKERS = 100
@@ -214,7 +214,7 @@ def validation_losses(record: RunRecord) -> dict[int, float]:
     measured = np.isfinite(valid)
     found = dict(zip(steps[measured].tolist(), valid[measured].tolist(), strict=True))
     if not record.run.makes_version:
-        found |= {step: one["loss"] for step, one in along(record.folder).items()}
+        found |= {step: one["loss"] for step, one in main_path_evaluations(record.folder).items()}
     if record.evaluation:
         found[record.evaluation.step] = record.evaluation.score.loss
     return found

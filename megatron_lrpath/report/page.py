@@ -18,7 +18,7 @@ from rich.text import Text
 from megatron_lrpath.console import terminal_table
 from megatron_lrpath.files import atomic_write_bytes, atomic_write_text
 from megatron_lrpath.plan import Plan
-from megatron_lrpath.report.collect import Gap, RunTree, collect, gaps
+from megatron_lrpath.report.collect import Gap, RunTree, collect, evaluation_digests, gaps
 from megatron_lrpath.report.downstream import downstream_csv, downstream_table
 from megatron_lrpath.report.facts import data_table, facts, subtitle
 from megatron_lrpath.report.figures import draw_cost, draw_losses, draw_rates
@@ -33,6 +33,8 @@ from megatron_lrpath.report.tables import (
     result_in_words,
     run_table,
 )
+from megatron_lrpath.runs.folder import report_page
+from megatron_lrpath.runs.results import write_report_sources
 
 EMBEDDED_BYTES = 1_000_000
 """Data up to this size stand in the page itself, too; beyond it only in the file beside it."""
@@ -61,6 +63,7 @@ class Report:
     data: Table
     scores: str
     downstream_scores: str
+    sources: dict[str, str]
 
     @property
     def drawings(self) -> list[Drawing]:
@@ -92,6 +95,7 @@ def make_report(plan: Plan, now: datetime) -> Report:
         data=data_table(tree),
         scores=perplexity_csv(tree),
         downstream_scores=downstream_csv(tree),
+        sources=evaluation_digests(tree),
     )
 
 
@@ -99,7 +103,8 @@ def write_report(report: Report, folder: Path) -> Path:
     """Write the report into `folder` and return the page's path; files of an earlier report are replaced.
 
     Written: `index.html` (all in one), `report.md` with `FIGURE.png` beside it, `data/FIGURE.csv`,
-    `data/perplexities.csv` and, where benchmarks were measured, `data/downstream.csv`.
+    `data/perplexities.csv` and, where benchmarks were measured, `data/downstream.csv`; last the record of the
+    evaluations that it was made from.
     """
     for drawing in report.drawings:
         atomic_write_text(folder / "data" / f"{drawing.name}.csv", drawing.data)
@@ -108,8 +113,9 @@ def write_report(report: Report, folder: Path) -> Path:
     if report.downstream_scores:
         atomic_write_text(folder / "data" / "downstream.csv", report.downstream_scores)
     atomic_write_text(folder / "report.md", render("report.md.j2", report))
-    page = folder / "index.html"
+    page = report_page(folder)
     atomic_write_text(page, render("index.html.j2", report))
+    write_report_sources(folder, report.sources)
     return page
 
 

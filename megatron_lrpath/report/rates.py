@@ -39,8 +39,8 @@ class Deviation:
 class RateCheck:
     """One run: how many steps' rates were compared, and where they deviate most.
 
-    `outside` counts the logged steps that the run should not have; `largest` is the greatest absolute
-    deviation, None where nothing was compared.
+    `outside` counts the logged steps that the run should not have (a main path may have gone further than its
+    plan); `largest` is the greatest absolute deviation, None where nothing was compared.
     """
 
     label: str
@@ -69,7 +69,8 @@ def check_rates(tree: RunTree) -> list[RateCheck]:
 def check_run(record: RunRecord) -> RateCheck:
     """Compare one run's rates; steps without a rate are not compared."""
     run, history = record.run, record.history
-    inside = (history.steps > run.first_step) & (history.steps <= run.last_step)
+    last_step = record.state.beyond or run.last_step
+    inside = (history.steps > run.first_step) & (history.steps <= last_step)
     logged = inside & np.isfinite(history["lr"])
     steps, real = history.steps[logged], history["lr"][logged]
     planned = planned_rates(run, steps)

@@ -19,7 +19,7 @@ from megatron_lrpath.files import atomic_write_bytes, atomic_write_json, atomic_
 from megatron_lrpath.paradigms import PARADIGM_ROWS
 from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.plan.wording import paradigm_name
-from megatron_lrpath.runs.results import read_json
+from megatron_lrpath.runs.folder import read_json_object
 
 COLOURS = {name: paradigm.colour for name, paradigm in PARADIGM_ROWS.items()}
 INK, SOFT, GRID = "#1f2328", "#59636e", "#e4e7eb"
@@ -221,7 +221,7 @@ def save_advice(plan: Plan, advice: SavedAdvice, facts: dict[str, object]) -> Pa
 def read_advice(plan: Plan) -> SavedAdvice | None:
     """The advice that was given last; None where there is none, or where it cannot be read."""
     folder = Path(plan.output) / ADVICE
-    text = read_json(folder / f"{ADVICE}.json")
+    text = read_json_object(folder / f"{ADVICE}.json")
     try:
         if text is None:
             return None

@@ -123,7 +123,7 @@ def run_table(tree: RunTree) -> Table:
                 Cell(duration(record.history.seconds)),
                 Cell(short_number(tree.plan.batch.tokens / usual) if usual else MISSING),
                 Cell(_last_loss(record)),
-                Cell(record.state),
+                Cell(record.state.progress),
             )
         )
         before = paradigm
@@ -131,7 +131,16 @@ def run_table(tree: RunTree) -> Table:
     note = (
         "Time: of all recorded steps. Tokens/s: of the median step. Train loss: mean of the last ten steps."
     )
-    return Table(header, tuple(rows), left=2, notes=(note, *_skipped_notes(tree)))
+    return Table(header, tuple(rows), left=2, notes=(note, *_beyond_notes(tree), *_skipped_notes(tree)))
+
+
+def _beyond_notes(tree: RunTree) -> list[str]:
+    """Which main path has gone further than its plan."""
+    return [
+        f"{record.label} has gone on to step {record.state.beyond:,}, for versions that the plan no longer has."
+        for record in tree
+        if record.state.beyond is not None
+    ]
 
 
 def _skipped_notes(tree: RunTree) -> list[str]:
@@ -236,7 +245,7 @@ def fine_tuning_table(tree: RunTree) -> Table | None:
                 Cell(run.version if run.version != before else "", opens=run.version != before),
                 Cell(paradigm_name(tree.plan, run.paradigm), paradigm=run.paradigm),
                 Cell(f"{run.steps:,}"),
-                Cell(record.state),
+                Cell(record.state.progress),
                 _answers_cell(record.evaluation.answers if record.evaluation else None),
                 _answers_cell(record.evaluation.score if record.evaluation else None),
                 _answers_cell(_before(tree, record)),

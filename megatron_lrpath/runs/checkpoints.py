@@ -10,7 +10,7 @@ does not protect against somebody who changes a checkpoint on purpose, and its m
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
 import re
 import shutil
@@ -21,11 +21,12 @@ from pathlib import Path
 import xxhash
 
 from megatron_lrpath.files import atomic_write_json, atomic_write_text, sweep_unfinished, sync_folder
+from megatron_lrpath.runs.folder import MAXIMUM_BYTES, load_json
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-MAXIMUM_BYTES = 64 * 2**20  # of the manifest itself; a file a rank and thread makes 100 bytes each
 CHUNK = 4 * 2**20  # bytes read at a time
+BLOCK = 64 * 1024  # bytes of a fingerprint's block
 _RANK_FILE = re.compile(r"__(\d{1,9})_\d+\.distcp")
 
 
@@ -66,17 +67,10 @@ def read_manifest(folder: Path) -> dict[str, FileSum]:
         ManifestError: there is none, or it cannot be used.
     """
     try:
-        with (folder / MANIFEST).open("rb") as stream:
-            size = os.fstat(stream.fileno()).st_size
-            content = stream.read() if size <= MAXIMUM_BYTES else b""
+        return parse_manifest(load_json(folder / MANIFEST, MAXIMUM_BYTES), folder.name)
     except OSError as error:
         raise ManifestError(f"{MANIFEST} cannot be read ({error.strerror})") from None
-    if size > MAXIMUM_BYTES:
-        raise ManifestError(f"{MANIFEST} has {size} bytes; none has more than {MAXIMUM_BYTES}")
-    try:
-        value = json.loads(content)
-        return parse_manifest(value, folder.name)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ManifestError(f"{MANIFEST} is damaged ({error})") from None
 
 
@@ -138,7 +132,6 @@ def share_of(rank: int, world: int, names: Collection[str]) -> list[str]:
     return sorted(name for name, owner in owners.items() if owner % world == rank)
 
 
-CHECKPOINTS = "checkpoints"  # in a run's folder
 TRACKER = "latest_checkpointed_iteration.txt"
 SAVE_INTERVAL = 500  # steps, for a plan that says nothing else; of these checkpoints the newest two are kept
 SAVING, REMOVING, DAMAGED = ".saving", ".removing", ".damaged"
@@ -154,6 +147,36 @@ def checkpoint_folder(root: Path, step: int) -> Path:
 def saving_folder(folder: Path) -> Path:
     """Where the checkpoint that is to stand in `folder` is written."""
     return folder.with_name(folder.name + SAVING)
+
+
+def checkpoint_fingerprint(root: Path, step: int) -> str:
+    """A digest of a checkpoint: every file's name and size, and sixteen blocks of 64 KiB spread over it.
+
+    Small files are read whole. A checkpoint of other weights differs in every block, so it does not pass; a
+    single flipped bit may (that is what checksums are for).
+    """
+    return files_fingerprint(sorted(checkpoint_folder(root, step).iterdir()))
+
+
+def files_fingerprint(paths: Iterable[Path]) -> str:
+    """A digest of files in this order: each one's name and size, and sixteen blocks of 64 KiB spread over it."""
+    digest = hashlib.sha256()
+    for path in paths:
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}\n".encode())
+        with path.open("rb") as stream:
+            for number in range(16):
+                stream.seek(size * number // 16)
+                digest.update(stream.read(BLOCK))
+    return digest.hexdigest()
+
+
+def present_fingerprint(root: Path, step: int) -> str | None:
+    """The fingerprint of a checkpoint, None where it is not there (any more)."""
+    try:
+        return checkpoint_fingerprint(root, step)
+    except OSError:
+        return None
 
 
 def checkpoint_complete(root: Path, step: int) -> bool:
@@ -254,7 +277,7 @@ def _is_empty(folder: Path) -> bool:
 def _is_json(path: Path) -> bool:
     """Whether `path` holds one whole JSON value (the file is not written atomically)."""
     try:
-        json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        load_json(path)
+    except (OSError, ValueError):
         return False
     return True

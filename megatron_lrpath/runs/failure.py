@@ -1,85 +1,244 @@
-"""Why a run failed, in one line, read from the end of its log."""
+"""Why a run failed, as data: a small JSON file that the failing process writes and launchers and `status` read."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from megatron_lrpath.errors import CONSEQUENCES
+from megatron_lrpath.errors import CONSEQUENCES, NotMetError, TrainingStoppedError, UserError, refusal
+from megatron_lrpath.files import atomic_write_json
+from megatron_lrpath.runs.folder import RunFolder, load_json
 
-TAIL_BYTES = 4 * 1024 * 1024
-_RANK = re.compile(r"^\[(?:default|rank)?(\d+)\]: ?")
-_OWN_ERROR = re.compile(r"\blrpath: error: (.*)")
-_USAGE_ERROR = re.compile(r"^\S+: error: (.*)")
-_ROOT_CAUSE = re.compile(r"^Root Cause")
-_TABLE_RANK = re.compile(r"^\s*rank\s*:\s*(\d+)")
-_EXIT_CODE = re.compile(r"^\s*exitcode\s*:\s*(-?\d+)")
-_EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?::|$)")
-# torchrun's own report of a worker's death
-_TORCHRUN = ("ChildFailedError", "SignalException", "RendezvousClosedError")
-_SIGNALS = {6: "SIGABRT", 7: "SIGBUS", 9: "SIGKILL, perhaps for want of memory", 11: "SIGSEGV", 15: "SIGTERM"}
+VARIABLE = "LRPATH_FAILURE"  # environment variable with the file's path, set by the launcher
+MAX_BYTES = 64 * 1024
+MAX_CHARACTERS = 2000  # of the message
+
+USER, STOPPED, EXCEPTION, DIED, NOT_MET = "user", "stopped", "error", "died", "not-met"
+_HINTS = {9: ", perhaps for want of memory"}
 
 
-def find_cause(log: Path) -> str | None:
-    """The cause of the failure that `log` ends with, None where the log names none.
+@dataclass(frozen=True)
+class Failure:
+    """One failure of a run or of an evaluation.
 
-    First a line `lrpath: error: ...`, or one of the kind from the argument parser. Else the last exception of
-    the rank that torchrun names as the root cause, or the signal that killed it; else the last exception that
-    is no mere consequence of another rank's end; else whatever is left.
+    Attributes:
+        kind: user (bad input), stopped (the training cannot go on), error (an exception), died (killed by a
+            signal, or gone without a message) or not-met (ranks did not find each other).
+        message: one line that says what was wrong.
+        rank, host, pid: the process that failed; None and "" where they are not known.
+        step: the last finished step, None where it is not known.
+        status: the exit status of the process, -n for signal n.
+        calling_again_helps: False where another start would fail in the same way; None where nobody knows.
+        consequence: it only follows from another rank's end, or gives no more than an exit status.
+        time: when it was noticed, ISO 8601 in UTC.
     """
-    lines = _tail(log)
-    for pattern in (_OWN_ERROR, _USAGE_ERROR):
-        said = [match[1] for line in lines if (match := pattern.search(line))]
-        if said:
-            return said[0].strip()
-    rank, code = _root_cause(lines)
-    exceptions = list(_exceptions(lines))
-    own = [(who, text) for who, text in exceptions if not any(mark in text for mark in CONSEQUENCES)]
-    at_fault = [text for who, text in own if who == rank and rank is not None]
-    if at_fault:
-        return at_fault[-1]
-    if rank is not None and code is not None and code < 0:
-        return f"rank {rank} was killed by {_SIGNALS.get(-code, f'signal {-code}')}"
-    for found in (own, exceptions):
-        if found:
-            return found[-1][1]
-    return None if code is None else f"rank {rank} exited with status {code}"
+
+    kind: str
+    message: str
+    rank: int | None = None
+    host: str = ""
+    pid: int | None = None
+    step: int | None = None
+    status: int | None = None
+    calling_again_helps: bool | None = None
+    consequence: bool = False
+    time: str = ""
 
 
-def is_consequence(cause: str) -> bool:
-    """Whether a cause is only what a rank says when another one is gone."""
-    return any(mark in cause for mark in CONSEQUENCES)
+_TYPES: dict[str, tuple[type, ...]] = {
+    "kind": (str,),
+    "message": (str,),
+    "host": (str,),
+    "time": (str,),
+    "calling_again_helps": (bool, type(None)),
+    "consequence": (bool,),
+}
 
 
-def _tail(log: Path) -> list[str]:
+def read(path: Path | str | None) -> Failure | None:
+    """The failure in a file; None where there is no file, or one that is torn, too large or of another kind."""
+    if path is None:
+        return None
     try:
-        with log.open("rb") as stream:
-            stream.seek(0, 2)
-            stream.seek(max(0, stream.tell() - TAIL_BYTES))
-            return stream.read().decode("utf-8", errors="replace").splitlines()
+        return _from_json(load_json(Path(path), MAX_BYTES))
+    except (OSError, ValueError):
+        return None
+
+
+def _from_json(row: Any) -> Failure | None:
+    if not isinstance(row, dict) or not {"kind", "message"} <= row.keys():
+        return None
+    known = {field.name: row[field.name] for field in fields(Failure) if field.name in row}
+    for name, value in known.items():
+        types = _TYPES.get(name, (int, type(None)))
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+            return None
+    return Failure(**known)
+
+
+def write(path: Path | str, failure: Failure) -> bool:
+    """Write the failure, unless a cause stands there already; whether it was written.
+
+    The first cause stays, a consequence never replaces anything, and a cause replaces a consequence. Of two
+    processes that write at the same instant one whole file remains. A disk that refuses the file is no error
+    here: this must not hide what the process is about to report.
+    """
+    before = read(path)
+    if before is not None and (failure.consequence or not before.consequence):
+        return False
+    return replace(path, failure)
+
+
+def replace(path: Path | str, failure: Failure) -> bool:
+    """Write the failure whatever stands there; for the launcher, after the end of all ranks."""
+    try:
+        atomic_write_json(path, asdict(failure))
     except OSError:
-        return []
+        return False
+    return True
 
 
-def _exceptions(lines: Iterable[str]) -> Iterable[tuple[int | None, str]]:
-    """(rank, last line) of every traceback but torchrun's own. Lines of several ranks may be interleaved."""
-    inside: set[int | None] = set()
-    for line in lines:
-        match = _RANK.match(line)
-        rank, text = (int(match[1]), line[match.end() :]) if match else (None, line)
-        if text.startswith("Traceback (most recent call last)"):
-            inside.add(rank)
-        elif rank in inside and text and not text[0].isspace() and (_EXCEPTION.match(text) or ":" in text):
-            inside.discard(rank)
-            if not any(mark in text.partition(":")[0] for mark in _TORCHRUN):
-                yield rank, text.strip()
+def clear(path: Path | str) -> None:
+    """Remove the file, at the start of what it would report on."""
+    with suppress(OSError):
+        Path(path).unlink()
 
 
-def _root_cause(lines: list[str]) -> tuple[int | None, int | None]:
-    """Rank and exit code in the last root-cause table of torchrun."""
-    starts = [number for number, line in enumerate(lines) if _ROOT_CAUSE.match(line)]
-    table = lines[starts[-1] : starts[-1] + 10] if starts else []
-    ranks = [int(match[1]) for line in table if (match := _TABLE_RANK.match(line))]
-    codes = [int(match[1]) for line in table if (match := _EXIT_CODE.match(line))]
-    return (ranks[0] if ranks else None), (codes[0] if codes else None)
+def beside(log: Path) -> Path:
+    """The file for what logs into `log` and has no run folder of its own."""
+    return log.with_suffix(".error.json")
+
+
+def target() -> Path | None:
+    """The file that this process writes to, None where there is none."""
+    path = os.environ.get(VARIABLE)
+    return Path(path) if path else None
+
+
+def use_folder(folder: Path) -> None:
+    """Let this process write into the run folder, where no launcher has named a file.
+
+    To be called once the run is this process's own: rank 0 removes what an earlier start left.
+    """
+    if target() is None:
+        os.environ[VARIABLE] = str(RunFolder(folder).error)
+        if int(os.environ.get("RANK", "0")) == 0:
+            clear(RunFolder(folder).error)
+
+
+def record(failure: Failure) -> None:
+    """Write the failure to this process's file, if it has one."""
+    path = target()
+    if path is not None:
+        write(path, failure)
+
+
+def record_error(error: BaseException, step: int | None = None) -> None:
+    """Write the exception to this process's file, if it has one."""
+    record(of_error(error, step))
+
+
+@contextmanager
+def recorded() -> Iterator[None]:
+    """Write what leaves the block as an exception, or as `sys.exit(message)`, and let it go on."""
+    try:
+        yield
+    except Exception as error:
+        record_error(error)
+        raise
+    except SystemExit as error:
+        if isinstance(error.code, str):
+            record_error(TrainingStoppedError(error.code))
+        raise
+
+
+def of_error(error: BaseException, step: int | None = None) -> Failure:
+    """The failure of this process that an exception is; `step` is the last finished one."""
+    again: bool | None = None
+    message, status, consequence = one_line(str(error)), 1, False
+    if isinstance(error, UserError):
+        kind, status, again = USER, 2, False
+    elif isinstance(error, TrainingStoppedError):
+        kind = STOPPED
+    elif isinstance(error, NotMetError):
+        kind, again = NOT_MET, True
+    elif isinstance(error, OSError) and (refused := refusal(error)) is not None:
+        kind, message = STOPPED, one_line(refused)
+    else:
+        kind, message = EXCEPTION, f"{type(error).__name__}: {message}".removesuffix(": ")
+        consequence = any(mark in str(error) for mark in CONSEQUENCES)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            message = f"rank {os.environ.get('RANK', '?')}: {message}"
+    return here(kind, message, step=step, status=status, again=again, consequence=consequence)
+
+
+def here(
+    kind: str,
+    message: str,
+    step: int | None = None,
+    status: int = 1,
+    again: bool | None = None,
+    consequence: bool = False,
+) -> Failure:
+    """A failure of this process."""
+    rank = os.environ.get("RANK", "")
+    return Failure(
+        kind=kind,
+        message=one_line(message),
+        rank=int(rank) if rank.isdigit() else None,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        step=step,
+        status=status,
+        calling_again_helps=again,
+        consequence=consequence,
+        time=now(),
+    )
+
+
+def of_status(who: str, status: int, rank: int | None = None, pid: int | None = None) -> Failure:
+    """The failure of a process on this machine whose parent saw it end with `status` (-n: by signal n).
+
+    `who` names it, as `rank 1`. An exit status alone says little: whatever the process itself has written, or
+    will have written in a moment, counts more.
+    """
+    if status < 0:
+        text = f"{who} was killed by {signal_name(-status)}{_HINTS.get(-status, '')}"
+    else:
+        text = f"{who} exited with status {status}"
+    return Failure(
+        kind=DIED if status < 0 else USER if status == 2 else EXCEPTION,
+        message=text,
+        rank=rank,
+        host=socket.gethostname(),
+        pid=pid,
+        status=status,
+        calling_again_helps=False if status == 2 else None,
+        consequence=status >= 0,
+        time=now(),
+    )
+
+
+def signal_name(number: int) -> str:
+    """`SIGKILL`, or `signal 99` for a number without a name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def one_line(text: str) -> str:
+    """The first line of a message that says something."""
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")[:MAX_CHARACTERS]
+
+
+def now() -> str:
+    """The time in UTC to the second, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,10 +1,14 @@
-"""What a run wrote down while it trained: `history.jsonl` as columns, one row per step."""
+"""What a run logs in each step: the line of its history, the one writer, and the readers."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
+import statistics
 import time
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +18,59 @@ from numpy.typing import NDArray
 
 from megatron_lrpath.files import atomic_write_text
 from megatron_lrpath.full_disk import PatientFile
+from megatron_lrpath.runs.folder import RunFolder
 
 FIELDS = ("consumed_samples", "lr", "loss", "grad_norm", "seconds", "valid_loss")
+TAIL_BYTES = 64 * 1024
+LARGEST_STEP = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedStep:
+    """One line of a history; a number that the line does not give is None.
+
+    `consumed_samples` counts up to the end of the step; `lr` is the rate of the step's update; `loss` is this
+    step's alone in nats per token; `seconds` is the time since the end of the step before, or since the start;
+    `mfu` is a share of the devices' peak.
+    """
+
+    step: int
+    consumed_samples: float | None = None
+    lr: float | None = None
+    loss: float | None = None
+    grad_norm: float | None = None
+    seconds: float | None = None
+    mfu: float | None = None
+    valid_loss: float | None = None
+    skipped: bool = False
+    spike: bool = False
+
+
+def parse_line(line: bytes) -> LoggedStep | None:
+    """One line of a history; None where it is damaged or only a part (as the first of a tail may be)."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    step = row.get("step") if isinstance(row, dict) else None
+    if not isinstance(step, int) or isinstance(step, bool) or not 0 < step <= LARGEST_STEP:
+        return None
+    numbers = {name: _number(row[name]) for name in (*FIELDS, "mfu") if name in row}
+    return LoggedStep(step, **numbers, skipped=bool(row.get("skipped")), spike=bool(row.get("spike")))
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None
+
+
+def _lines(path: Path) -> list[bytes]:
+    """The lines of a file that are not blank; none where there is no file."""
+    return [line for line in path.read_bytes().split(b"\n") if line.strip()] if path.is_file() else []
 
 
 @dataclass(frozen=True)
@@ -55,67 +110,106 @@ class History:
         return float(known.sum()) if len(known) else None
 
 
-def read_history(path: Path) -> History:
-    """Read `history.jsonl`; a file that is not there is an empty history.
+def read_history(folder: Path) -> History:
+    """The whole history of the run in `folder` as columns; empty where there is none.
 
     A step that was logged again after a resume counts with its last line: the earlier one belongs to an
     attempt whose end was thrown away.
     """
-    rows: dict[int, dict[str, Any]] = {}
-    unreadable = 0
-    for last, line in _lines(path):
-        row = _parse(line)
-        if row is not None:
-            rows[row["step"]] = row
-        elif not last:
-            unreadable += 1
+    lines = _lines(RunFolder(folder).history)
+    parsed = [parse_line(line) for line in lines]
+    rows = {row.step: row for row in parsed if row is not None}
     ordered = [rows[step] for step in sorted(rows)]
-    columns = {name: np.array([_number(row.get(name)) for row in ordered], np.float64) for name in FIELDS}
-    return History(np.array(sorted(rows), dtype=np.int64), columns, unreadable)
+    columns = {name: _column([getattr(row, name) for row in ordered]) for name in FIELDS}
+    unreadable = sum(row is None for row in parsed[:-1])
+    return History(np.array([row.step for row in ordered], np.int64), columns, unreadable)
 
 
-def _lines(path: Path) -> list[tuple[bool, str]]:
-    """The file's lines that are not blank, each with whether it is the last one."""
-    if not path.is_file():
-        return []
-    lines = [line for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if line.strip()]
-    return [(number == len(lines), line) for number, line in enumerate(lines, start=1)]
+def _column(values: list[float | None]) -> NDArray[np.float64]:
+    return np.array([math.nan if value is None else value for value in values], np.float64)
 
 
-def _parse(line: str) -> dict[str, Any] | None:
-    """The line's object where it is one with a whole, positive `step`, else None."""
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    step = row.get("step") if isinstance(row, dict) else None
-    return row if isinstance(step, int) and not isinstance(step, bool) and step > 0 else None
+def rows_up_to(folder: Path, step: int) -> Iterator[LoggedStep]:
+    """The lines of a run's history that are not after `step`, the last one first."""
+    rows = (parse_line(line) for line in reversed(_lines(RunFolder(folder).history)))
+    return (row for row in rows if row is not None and row.step <= step)
 
 
-def _number(value: object) -> float:
-    """`value` as a float, NaN where it is none."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else float("nan")
+def losses_before(folder: Path, step: int, count: int) -> list[float]:
+    """The losses of the last `count` steps up to `step` in a run's history, as far as it holds them."""
+    losses = [row.loss for row in rows_up_to(folder, step) if row.loss is not None]
+    return losses[:count][::-1]
 
 
-HISTORY = "history.jsonl"
+def row_of_step(folder: Path, step: int) -> LoggedStep | None:
+    """The step's line in a run's history, None where it has none."""
+    row = next(rows_up_to(folder, step), None)
+    return row if row is not None and row.step == step else None
+
+
+def last_loss(folder: Path) -> float | None:
+    """The loss of the last step in a run's history (nats per token)."""
+    row = next(rows_up_to(folder, LARGEST_STEP), None)
+    return row.loss if row else None
+
+
+class HistoryTail:
+    """Follows the history of the run in `folder` from its last lines on, while another process writes it."""
+
+    def __init__(self, folder: Path, window: int = 50) -> None:
+        self.path = RunFolder(folder).history
+        self.last: LoggedStep | None = None
+        self._times: deque[float] = deque(maxlen=window)
+        self._offset: int | None = None
+        self._inode = 0
+        self._rest = b""
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """The median over the last lines, None while no line says it."""
+        return statistics.median(self._times) if self._times else None
+
+    def poll(self) -> list[LoggedStep]:
+        """The lines that have come since the last call (at first, and after a cut: the file's last ones)."""
+        rows = [row for line in self._new_lines() if (row := parse_line(line))]
+        for row in rows:
+            self.last = row
+            if row.seconds:
+                self._times.append(row.seconds)
+        return rows
+
+    def _new_lines(self) -> list[bytes]:
+        try:
+            with self.path.open("rb") as stream:
+                about = os.fstat(stream.fileno())
+                if self._offset is None or about.st_size < self._offset or about.st_ino != self._inode:
+                    # at first, or when a resumed run has cut the file back
+                    self._offset, self._rest = max(0, about.st_size - TAIL_BYTES), b""
+                    self._inode = about.st_ino
+                stream.seek(self._offset)
+                data = stream.read()
+        except OSError:
+            return []
+        self._offset += len(data)
+        lines = (self._rest + data).split(b"\n")
+        self._rest = lines.pop()  # a line that is still being written
+        return lines
 
 
 class HistoryWriter:
     """Appends to a run's history; a resumed run continues it, without the steps that it will do again.
 
-    A line holds `step`, `consumed_samples` (after the step), `lr` (that stood in the optimizer during the
-    step), `loss` (of this step alone, nats a token), `grad_norm`, `seconds` (since the previous step ended; of
-    the first one after a start, since it began), `mfu` (where the devices' peak is known), and `skipped` where
-    the update was skipped.
+    A line holds the fields of `LoggedStep` that are known of the step, `mfu` only where the devices' peak is
+    known, `skipped` only where the update was skipped, and `spike` (median, limit) only at a loss spike.
 
     Args:
-        path: the file.
+        folder: the run's folder.
         first_step: the step that was loaded; later ones are dropped.
         elapsed: seconds since the first step began.
     """
 
-    def __init__(self, path: Path, first_step: int, elapsed: float = 0.0) -> None:
-        self.path = path
+    def __init__(self, folder: Path, first_step: int, elapsed: float = 0.0) -> None:
+        path = RunFolder(folder).history
         self.last_time = time.perf_counter() - elapsed
         drop_steps_after(path, first_step)
         self._file = PatientFile(path, "The history of the steps", synced=True)
@@ -142,7 +236,7 @@ def drop_steps_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     lines = path.read_bytes().splitlines(keepends=True)
-    kept = [line for line in lines if is_step_up_to(line, step)]
+    kept = [line for line in lines if (row := parse_line(line)) and row.step <= step]
     damaged_before_good = kept != lines[: len(kept)]
     lacks_its_end = bool(kept) and not kept[-1].endswith(b"\n")
     if damaged_before_good or lacks_its_end:
@@ -157,33 +251,3 @@ def shorten(path: Path, size: int) -> None:
     with path.open("r+b") as file:
         file.truncate(size)
         os.fsync(file.fileno())
-
-
-def is_step_up_to(line: str | bytes, step: int) -> bool:
-    """Whether `line` is a whole record of a step not after `step`."""
-    try:
-        return int(json.loads(line)["step"]) <= step
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return False
-
-
-def losses_before(folder: Path, step: int, count: int) -> list[float]:
-    """The losses of the last `count` steps up to `step` in a run's history, as far as it holds them."""
-    path = folder / HISTORY
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    rows = [json.loads(line) for line in lines if is_step_up_to(line, step)]
-    return [row["loss"] for row in rows if isinstance(row.get("loss"), float)][-count:]
-
-
-def row_of_step(path: Path, step: int) -> dict[str, Any] | None:
-    """A step's line of a history, None where it has none."""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    rows = (json.loads(line) for line in reversed(lines) if is_step_up_to(line, step))
-    row = next(rows, None)
-    return row if row is not None and row["step"] == step else None
-
-
-def last_loss(folder: Path) -> float | None:
-    """The loss of the last step in a run's history (nats a token)."""
-    lines = (folder / HISTORY).read_text(encoding="utf-8").splitlines() if (folder / HISTORY).exists() else []
-    return json.loads(lines[-1]).get("loss") if lines else None

@@ -1,4 +1,4 @@
-"""Where a run comes from: `lineage.json` in its folder, written at the first start, checked at later ones."""
+"""Where a run comes from: the lineage in its folder, written at the first start, checked at later ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -17,34 +16,13 @@ from typing import Any
 from megatron_lrpath import __version__
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_json
+from megatron_lrpath.plan import Plan, Run, run_identity
 from megatron_lrpath.plan import differences as plan_differences
-from megatron_lrpath.runs.checkpoints import checkpoint_folder
+from megatron_lrpath.runs.checkpoints import checkpoint_fingerprint, checkpoint_folder
+from megatron_lrpath.runs.folder import RunFolder, read_json_object
+from megatron_lrpath.runs.results import is_complete
 
-LINEAGE = "lineage.json"
-BLOCK = 64 * 1024  # bytes
 PACKAGES = ("megatron-core", "torch", "numpy", "transformer-engine", "apex", "sentencepiece", "transformers")
-
-
-def checkpoint_fingerprint(folder: Path, step: int) -> str:
-    """A digest of a checkpoint: every file's name and size, and sixteen blocks of 64 KiB spread over it.
-
-    Small files are read whole. A checkpoint of other weights differs in every block, so it does not pass; a
-    single flipped bit may (that is what checksums are for).
-    """
-    return files_fingerprint(sorted(checkpoint_folder(folder, step).iterdir()))
-
-
-def files_fingerprint(paths: Iterable[Path]) -> str:
-    """A digest of files in this order: each one's name and size, and sixteen blocks of 64 KiB spread over it."""
-    digest = hashlib.sha256()
-    for path in paths:
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size}\n".encode())
-        with path.open("rb") as stream:
-            for number in range(16):
-                stream.seek(size * number // 16)
-                digest.update(stream.read(BLOCK))
-    return digest.hexdigest()
 
 
 def package_versions() -> dict[str, str]:
@@ -82,18 +60,24 @@ def read_lineage(folder: Path) -> dict[str, Any] | None:
     Raises:
         UserError: the file is there and cannot be read.
     """
-    path = folder / LINEAGE
-    if not path.exists():
-        return None
-    try:
-        lineage = json.loads(path.read_text(encoding="utf-8"))
-        check_form(lineage)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    problems: list[str] = []
+    lineage = read_json_object(RunFolder(folder).lineage, problems)
+    if lineage is not None:
+        try:
+            check_form(lineage)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            problems.append(str(error))
+    if problems:
         raise UserError(
-            f"{path}: not a lineage file ({error}). Restore it from a backup, or move the run's folder away "
-            "to start the run anew."
-        ) from None
+            f"{RunFolder(folder).lineage}: not a lineage file ({problems[0]}). Restore it from a backup, or move "
+            "the run's folder away to start the run anew."
+        )
     return lineage
+
+
+def read_lineage_leniently(folder: Path, problems: list[str] | None = None) -> dict[str, Any]:
+    """What the lineage says, unchecked, for pages that show it; {} without one that can be read (see `problems`)."""
+    return read_json_object(RunFolder(folder).lineage, problems) or {}
 
 
 def check_form(lineage: Any) -> None:
@@ -151,6 +135,20 @@ def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
     return found
 
 
+def plan_changes(folder: Path, lineage: dict[str, Any], plan: Plan, run: Run) -> list[str]:
+    """What differs between the plan that the run in `folder` was last started with and `plan`, in words.
+
+    A main path that went on for versions that the plan no longer has, and is complete, is the plan's.
+    """
+    stored, current = lineage.get("identity"), run_identity(plan, run)
+    if not isinstance(stored, dict):
+        return []
+    versions = stored.get("versions")
+    if not run.makes_version and isinstance(versions, list) and is_complete(folder, run):
+        stored = stored | {"versions": versions[: len(current["versions"])]}
+    return plan_differences(stored, current)
+
+
 def check_same_run(folder: Path, identity: dict[str, Any]) -> None:
     """Refuse to continue a run under a plan, data or arguments that would give another result.
 
@@ -175,7 +173,7 @@ def check_parent(folder: Path, parent: Path, step: int, parent_identity: dict[st
 
     Args:
         folder: this run's folder.
-        parent: the parent's run folder; its checkpoints lie in `parent/checkpoints`.
+        parent: the parent's run folder; its checkpoints lie in there.
         step: the step at which this run leaves the parent.
         parent_identity: what the parent's result should depend on according to the present plan.
     """
@@ -187,11 +185,12 @@ def check_parent(folder: Path, parent: Path, step: int, parent_identity: dict[st
             + ". Use the plan it was trained with, or train the parent anew under another `output`."
         )
     own = read_lineage(folder)
-    if own is None or not own["parent"] or not checkpoint_folder(parent / "checkpoints", step).is_dir():
+    root = RunFolder(parent).checkpoints
+    if own is None or not own["parent"] or not checkpoint_folder(root, step).is_dir():
         return  # a run that has checkpoints of its own outlives its parent's
-    if own["parent"]["fingerprint"] != checkpoint_fingerprint(parent / "checkpoints", step):
+    if own["parent"]["fingerprint"] != checkpoint_fingerprint(root, step):
         raise UserError(
-            f"{parent / 'checkpoints'}: the checkpoint of step {step} is not the one that {folder.name} was "
+            f"{root}: the checkpoint of step {step} is not the one that {folder.name} was "
             "started from. Restore it, or move this run's folder away to branch off anew."
         )
 
@@ -226,7 +225,7 @@ def write_lineage(
         "starts": [*(earlier["starts"] if earlier else []), start],
         "skipped": [one for one in (earlier or {}).get("skipped", []) if one["step"] <= first_step],
     }
-    atomic_write_json(folder / LINEAGE, lineage)
+    atomic_write_json(RunFolder(folder).lineage, lineage)
 
 
 def retain_intervals(folder: Path) -> list[int | None]:
@@ -241,4 +240,4 @@ def add_skipped(folder: Path, record: dict[str, Any]) -> None:
     lineage = read_lineage(folder)
     if lineage is not None:
         lineage["skipped"] = [*lineage.get("skipped", []), record]
-        atomic_write_json(folder / LINEAGE, lineage)
+        atomic_write_json(RunFolder(folder).lineage, lineage)

@@ -1,11 +1,12 @@
-"""Which runs make a model, what they reached, and their evaluations: `result.json`, `eval.json`, `evals.json`."""
+"""Which runs make a model, whether they are complete, and whether they are evaluated: the one definition of each."""
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ from typing import Any
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.plan import Plan, Run
-from megatron_lrpath.runs.checkpoints import CHECKPOINTS, complete_steps
+from megatron_lrpath.runs.checkpoints import complete_steps, present_fingerprint
+from megatron_lrpath.runs.folder import RunFolder, read_json_object, report_sources
+from megatron_lrpath.runs.history import last_loss
 
-EVALUATION = "eval.json"
-RESULT = "result.json"
+LONGEST = 18  # digits of a step
 
 
 @dataclass(frozen=True)
@@ -47,76 +49,136 @@ class Target:
 
 def version_runs(plan: Plan, paradigms: Iterable[str]) -> list[Run]:
     """The runs whose end is a version's model (all but the main path), each training once."""
-    runs: dict[Path, Run] = {}
-    for paradigm in paradigms:
-        for run in plan.runs(paradigm):
-            if run.makes_version:
-                carried_out = plan.run(*run.same_as) if run.same_as else run
-                runs.setdefault(plan.folder(carried_out), carried_out)
-    return list(runs.values())
+    return _each_once(plan, (run for name in paradigms for run in plan.runs(name) if run.makes_version))
 
 
 def model_runs(plan: Plan, paradigms: Iterable[str]) -> list[Run]:
     """The runs that end with a model to use: `version_runs`, then their fine-tunings, each training once."""
     names = list(paradigms)
-    runs = {plan.folder(run): run for run in version_runs(plan, names)}
-    for paradigm in names:
-        for run in plan.sft_runs(paradigm):
-            carried_out = plan.run(*run.same_as) if run.same_as else run
-            runs.setdefault(plan.folder(carried_out), carried_out)
-    return list(runs.values())
+    return _each_once(
+        plan, [*version_runs(plan, names), *(run for name in names for run in plan.sft_runs(name))]
+    )
 
 
-def is_trained(plan: Plan, run: Run) -> bool:
-    """Whether the run has reached its end."""
-    result = read_json(plan.folder(run) / RESULT)
-    return result is not None and result.get("step") == run.last_step
+def _each_once(plan: Plan, runs: Iterable[Run]) -> list[Run]:
+    """The runs as which `runs` are carried out, each once."""
+    found = (plan.run(*run.same_as) if run.same_as else run for run in runs)
+    return list({plan.folder(run): run for run in found}.values())
+
+
+def write_result(folder: Path, run: Run, step: int) -> None:
+    """Record that the run is complete up to `step`, whose checkpoint is in the folder."""
+    result = {
+        "run": run.name,
+        "paradigm": run.paradigm,
+        "version": run.version,
+        "step": step,
+        "loss": last_loss(folder),
+        "checkpoint": present_fingerprint(RunFolder(folder).checkpoints, step),
+    }
+    atomic_write_json(RunFolder(folder).result, result)
+
+
+def completed_step(folder: Path) -> int | None:
+    """The step up to which the run in `folder` was completed, None while it never was."""
+    step = (read_json_object(RunFolder(folder).result) or {}).get("step")
+    return step if isinstance(step, int) and not isinstance(step, bool) else None
+
+
+def is_complete(folder: Path, run: Run) -> bool:
+    """Whether the run, whose files are in `folder`, has come to its last step.
+
+    A main path is also complete where it has gone further, for versions that the plan no longer has.
+    """
+    step = completed_step(folder)
+    return step is not None and (step >= run.last_step if run.kind == "main" else step == run.last_step)
+
+
+def is_fresh(folder: Path, step: int, evaluation: Mapping[str, Any]) -> bool:
+    """Whether an evaluation is of the model of `step` as it is now: same step, same checkpoint.
+
+    The fingerprint in the evaluation is compared with the one that the training recorded at its end, else with
+    that of the checkpoint where it is still there. An evaluation without a fingerprint, of an earlier
+    version of this package, counts where the training recorded none either.
+    """
+    if evaluation.get("step") != step:
+        return False
+    result, evaluated = read_json_object(RunFolder(folder).result) or {}, evaluation.get("checkpoint")
+    trained = result.get("checkpoint") if result.get("step") == step else None
+    if trained is None and evaluated is not None:
+        trained = present_fingerprint(RunFolder(folder).checkpoints, step)
+    return trained is None or evaluated == trained
+
+
+def fresh_evaluation(folder: Path, step: int) -> dict[str, Any] | None:
+    """The evaluation of the model of `step` as it is now, None where there is none."""
+    evaluation = read_json_object(RunFolder(folder).evaluation)
+    return evaluation if evaluation and is_fresh(folder, step, evaluation) else None
 
 
 def needs_evaluation(plan: Plan, run: Run) -> bool:
-    """Whether the run is trained and its evaluation is missing or of an earlier training."""
+    """Whether the run is complete and its model not evaluated as it is now."""
     folder = plan.folder(run)
-    evaluation = read_json(folder / EVALUATION)
-    if evaluation is None or evaluation.get("step") != run.last_step:
-        return is_trained(plan, run)
-    fresh = (folder / EVALUATION).stat().st_mtime >= (folder / RESULT).stat().st_mtime
-    return is_trained(plan, run) and not fresh
+    return is_complete(folder, run) and fresh_evaluation(folder, run.last_step) is None
 
 
-def loss_of(evaluation: Any) -> float | None:
-    """The loss (nats a token) that an evaluation says, None where it says none that is of use."""
-    loss = evaluation.get("loss") if isinstance(evaluation, dict) else None
-    return loss if isinstance(loss, float) and 0 < loss < math.inf else None
+def evaluation_of(plan: Plan, target: Target) -> dict[str, Any] | None:
+    """What the evaluation of a target has written, None where it has not."""
+    folder = plan.folder(target.run)
+    if target.at is not None:
+        return main_path_evaluations(folder).get(target.at)
+    return read_json_object(RunFolder(folder).evaluation)
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object from a file; None where there is none or it cannot be read."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
+def add_evaluation(plan: Plan, target: Target, evaluation: dict[str, Any]) -> None:
+    """Write an evaluation (`step`, `loss`, …) into the run's folder; along the main path beside those of other steps.
+
+    Processes that add evaluations of the main path at the same time lose nothing of each other's.
+    """
+    folder = RunFolder(plan.folder(target.run))
+    if target.at is None:
+        atomic_write_json(folder.evaluation, evaluation)
+    else:
+        add_main_path_evaluation(folder.path, evaluation)
 
 
-ALONG = "evals.json"
-"""By step what `EVALUATION` says of a version."""
-LONGEST = 18
-"""Digits of a step."""
+def add_main_path_evaluation(folder: Path, evaluation: dict[str, Any]) -> None:
+    """Add the evaluation of one of the main path's checkpoints."""
+    path = RunFolder(folder).evaluations
+    with RunFolder(folder).evaluations_lock.open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        atomic_write_json(path, main_path_evaluations(folder) | {evaluation["step"]: evaluation})
 
 
-def along(folder: Path | str) -> dict[int, dict[str, Any]]:
-    """The evaluations of the main path in `folder` that say a loss, by step, ascending."""
-    found = read_json(Path(folder) / ALONG) or {}
+def main_path_evaluations(folder: Path) -> dict[int, dict[str, Any]]:
+    """The evaluations of the main path's checkpoints that have a usable loss, by step, ascending."""
+    found = read_json_object(RunFolder(folder).evaluations) or {}
     steps = [step for step in found if step.isdecimal() and len(step) <= LONGEST and loss_of(found[step])]
     return {int(step): found[step] for step in sorted(steps, key=int)}
 
 
-def add_along(folder: Path | str, evaluation: dict[str, Any]) -> None:
-    """Note one of the step that it says; calls side by side lose nothing of each other's."""
-    path = Path(folder) / ALONG
-    with path.with_name(f".{ALONG}.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        atomic_write_json(path, along(folder) | {evaluation["step"]: evaluation})
+def loss_of(evaluation: Any) -> float | None:
+    """The loss (nats per token) of an evaluation, None where it has no usable one."""
+    loss = evaluation.get("loss") if isinstance(evaluation, dict) else None
+    return loss if isinstance(loss, float) and 0 < loss < math.inf else None
+
+
+def evaluation_digest(evaluation: Mapping[str, Any]) -> str:
+    """The digest of what an evaluation says."""
+    return hashlib.sha256(json.dumps(evaluation, sort_keys=True).encode()).hexdigest()
+
+
+def write_report_sources(report: Path, digests: Mapping[str, str]) -> None:
+    """Record in the report's folder the evaluations that it was made from: run -> digest."""
+    atomic_write_json(report_sources(report), {"evaluations": dict(digests)})
+
+
+def report_is_fresh(report: Path, runs: Iterable[Path]) -> bool:
+    """Whether the report in `report` shows the present evaluation of each of the folders `runs`."""
+    used = (read_json_object(report_sources(report)) or {}).get("evaluations")
+    found = [read_json_object(RunFolder(folder).evaluation) for folder in runs]
+    known = set(used.values()) if isinstance(used, dict) else set()
+    return all(one is not None and evaluation_digest(one) in known for one in found)
 
 
 def main_path_targets(plan: Plan, validation: str, again: bool = False) -> list[Target]:
@@ -126,14 +188,23 @@ def main_path_targets(plan: Plan, validation: str, again: bool = False) -> list[
         UserError: it has no checkpoint, or what is known of them cannot be read.
     """
     run = plan.main
-    folder = Path(plan.folder(run))
-    steps = complete_steps(folder / CHECKPOINTS)
+    folder = RunFolder(plan.folder(run))
+    steps = complete_steps(folder.checkpoints)
     if not steps:
         raise UserError(
-            f"{folder / CHECKPOINTS}: the main path has no checkpoint yet; train it first "
+            f"{folder.checkpoints}: the main path has no checkpoint yet; train it first "
             "(lrpath run PLAN --paradigm ours --run main)."
         )
-    if (folder / ALONG).exists() and read_json(folder / ALONG) is None:
-        raise UserError(f"{folder / ALONG}: cannot be read; restore it, or remove it and evaluate again.")
-    known = {} if again else along(folder)
-    return [Target(run, step) for step in steps if known.get(step, {}).get("validation") != validation]
+    problems: list[str] = []
+    read_json_object(folder.evaluations, problems)
+    if problems:
+        raise UserError(f"{folder.evaluations}: cannot be read; restore it, or remove it and evaluate again.")
+    known = {} if again else main_path_evaluations(folder.path)
+
+    def is_known(step: int) -> bool:
+        found = known.get(step, {})
+        checkpoint = found.get("checkpoint")
+        same = checkpoint is None or checkpoint == present_fingerprint(folder.checkpoints, step)
+        return same and found.get("validation") == validation
+
+    return [Target(run, step) for step in steps if not is_known(step)]

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import PARADIGMS, Plan, Run
+from megatron_lrpath.runs.folder import RunFolder
+from megatron_lrpath.runs.results import is_complete
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,14 @@ class Task:
         return f"{self.run.paradigm}/{self.run.name}"
 
     @property
+    def complete(self) -> bool:
+        """Whether the training has come to its end, as the folder shows now."""
+        return is_complete(self.folder, self.run)
+
+    @property
     def checkpoints(self) -> Path:
         """The folder of the run's checkpoints."""
-        return self.folder / "checkpoints"
+        return RunFolder(self.folder).checkpoints
 
 
 def build_tasks(plan: Plan, paradigms: Sequence[str], fine_tunings: bool = True) -> list[Task]:
@@ -48,7 +55,7 @@ def build_tasks(plan: Plan, paradigms: Sequence[str], fine_tunings: bool = True)
         if run.same_as:
             aliases.setdefault(run.same_as, []).append(plan.folder(run))
     tasks = []
-    for name in dict.fromkeys(identity(run) for run in chosen):
+    for name in dict.fromkeys(carried_out_as(run) for run in chosen):
         run = every[name]
         parent = every[run.paradigm, run.parent.run] if run.parent else None
         tasks.append(
@@ -56,7 +63,7 @@ def build_tasks(plan: Plan, paradigms: Sequence[str], fine_tunings: bool = True)
                 run=run,
                 folder=plan.folder(run),
                 aliases=tuple(aliases.get(name, ())),
-                parent="/".join(identity(parent)) if parent else None,
+                parent="/".join(carried_out_as(parent)) if parent else None,
                 parent_step=run.parent.step if run.parent else 0,
                 step_tokens=plan.batch_of(run).tokens,
             )
@@ -64,7 +71,7 @@ def build_tasks(plan: Plan, paradigms: Sequence[str], fine_tunings: bool = True)
     return tasks
 
 
-def identity(run: Run) -> tuple[str, str]:
+def carried_out_as(run: Run) -> tuple[str, str]:
     """(paradigm, name) under which `run` is really carried out."""
     return run.same_as or (run.paradigm, run.name)
 
@@ -74,7 +81,7 @@ def with_ancestors(tasks: Sequence[Task], plan: Plan, name: str) -> list[Task]:
     by_key = {task.key: task for task in tasks}
     paradigms = dict.fromkeys([*(task.run.paradigm for task in tasks), *PARADIGMS])
     runs = [run for paradigm in paradigms for run in (*plan.runs(paradigm), *plan.sft_runs(paradigm))]
-    found = ["/".join(identity(run)) for run in runs if run.name == name]
+    found = ["/".join(carried_out_as(run)) for run in runs if run.name == name]
     if not any(key in by_key for key in found):
         known = ", ".join(task.run.name for task in tasks)
         raise UserError(f"--run {name}: there is no such run; the plan's runs here are {known}")

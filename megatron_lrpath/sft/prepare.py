@@ -23,6 +23,7 @@ from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.locks import FolderLock, LockHeldError
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.plan.sft import PREPARED, Sft
+from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.sft.encode import ChatEncoder, Example, build_encoder
 from megatron_lrpath.sft.prepared import ANSWERS, TOKENS, TRAIN, VALID, held_out, pack
 from megatron_lrpath.sft.template import messages_of
@@ -235,7 +236,8 @@ def count_samples(record: dict[str, Any], folder: Path, sft: Sft) -> None:
 
 def begun_runs(plan: Plan) -> list[Path]:
     """The folders of fine-tunings that were begun."""
-    return sorted(path.parent for path in Path(plan.output).glob("*/sft-*/lineage.json"))
+    found = Path(plan.output).glob("*/sft-*")
+    return sorted(folder for folder in found if RunFolder(folder).lineage.exists())
 
 
 def print_summary(record: dict[str, Any], folder: Path) -> None:

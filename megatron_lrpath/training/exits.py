@@ -11,10 +11,13 @@ from typing import NoReturn, Protocol
 from megatron_lrpath.console import say_error
 from megatron_lrpath.errors import NotMetError, TrainingStoppedError, UserError, refusal
 from megatron_lrpath.exits import BAD_INPUT, FAILED, leave_at_once
+from megatron_lrpath.runs import failure
 
 
 class Peers(Protocol):
-    """The other ranks, once this rank has met them; `guards.peers.PeerWatch` is one."""
+    """The other ranks, once this rank has met them; `guards.peers.PeerWatch` is one. `step`: the last finished one."""
+
+    step: int | None
 
     def claim(self) -> bool:
         """Whether this rank is the first to report why the run ends."""
@@ -50,6 +53,7 @@ class Exits:
                 self.report(error)
             self.leave(TrainingStoppedError(refused), FAILED, of_one_rank=True)
         except NotMetError as error:
+            failure.record_error(error)
             say_error(error)
             leave_at_once(FAILED)
         except Exception as error:
@@ -58,6 +62,7 @@ class Exits:
     def report(self, error: Exception) -> NoReturn:
         """Raise an unexpected exception; once ranks have met, name the rank that it ended and end all."""
         if self.peers is None:
+            failure.record_error(error)
             raise error
         self.peers.report_error(error)
 
@@ -68,10 +73,12 @@ class Exits:
         rank 0 may not have met the error.
         """
         if self.peers is None:
+            failure.record_error(error)
             if of_one_rank or int(os.environ.get("RANK", "0")) == 0:
                 say_error(error)
             leave_at_once(status)
         if self.peers.claim():
+            failure.record_error(error, self.peers.step)
             say_error(error)
         self.peers.end(status)
 
@@ -79,6 +86,7 @@ class Exits:
         """End this rank, and with it the run, before it writes into checkpoints that `owner` writes now."""
         text = f"{root}: {owner} took this run over while this process gave no sign of life; this one ends."
         if self.peers is None or self.peers.claim():
+            failure.record(failure.here(failure.STOPPED, text))
             say_error(text)
         if self.peers is not None:
             self.peers.end(FAILED)

@@ -14,11 +14,11 @@ from megatron.training import pretrain, set_startup_timestamps
 
 from megatron_lrpath.errors import TrainingStoppedError
 from megatron_lrpath.exits import FAILED, SAVED_AND_STOPPED
-from megatron_lrpath.files import atomic_write_json
+from megatron_lrpath.runs import failure
 from megatron_lrpath.runs.checkpoints import latest_step
-from megatron_lrpath.runs.history import last_loss
-from megatron_lrpath.runs.results import RESULT
+from megatron_lrpath.runs.results import write_result
 from megatron_lrpath.training import seams, setup
+from megatron_lrpath.training.checkpoints.saves import Saves
 from megatron_lrpath.training.checkpoints.unpickle import load_failures
 from megatron_lrpath.training.datasets import DatasetProvider
 from megatron_lrpath.training.forward import ForwardStep
@@ -64,8 +64,7 @@ def carry_out(session: Session, args: Any, run_loop: Callable[[], None]) -> None
         except SystemExit:
             setup.end(session)
             if session.signals.stopping:
-                saves = session.saves
-                sys.exit(FAILED if saves is None or saves.failed_last else SAVED_AND_STOPPED)
+                sys.exit(stop_status(session.saves))
             raise
     else:
         kind = session.context.kind if session.context else "run"
@@ -74,8 +73,17 @@ def carry_out(session: Session, args: Any, run_loop: Callable[[], None]) -> None
     setup.end(session)
 
 
+def stop_status(saves: Saves | None) -> int:
+    """The exit status of a run that a signal ended."""
+    if saves is not None and not saves.failed_last:
+        return SAVED_AND_STOPPED
+    text = "a signal ended the training, and its last checkpoint could not be saved (see the log)"
+    failure.record(failure.here(failure.STOPPED, text))
+    return FAILED
+
+
 def finish(session: Session, args: Any) -> None:
-    """Mark the run complete with `result.json`, once its last checkpoint is there.
+    """Mark the run complete, once its last checkpoint is there.
 
     Raises:
         TrainingStoppedError: it is not.
@@ -90,11 +98,4 @@ def finish(session: Session, args: Any) -> None:
         )
     context = session.context
     if context is not None and context.folder is not None and context.run is not None:
-        result = {
-            "run": context.run.name,
-            "paradigm": context.run.paradigm,
-            "version": context.run.version,
-            "step": args.train_iters,
-            "loss": last_loss(context.folder),
-        }
-        atomic_write_json(context.folder / RESULT, result)
+        write_result(context.folder, context.run, args.train_iters)

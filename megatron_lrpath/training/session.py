@@ -80,5 +80,5 @@ class Session:
         if self.guard is not None:
             self.guard.step_ended()
         if self.peers is not None:
-            self.peers.where = f"after step {step}"
+            self.peers.step = step
         return rate

@@ -21,10 +21,10 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import sweep_unfinished
 from megatron_lrpath.paradigms import SFT
 from megatron_lrpath.plan import run_identity
-from megatron_lrpath.runs import lineage
-from megatron_lrpath.runs.checkpoints import CHECKPOINTS, latest_step
-from megatron_lrpath.runs.history import HISTORY, losses_before
-from megatron_lrpath.runs.results import RESULT
+from megatron_lrpath.runs import failure, lineage
+from megatron_lrpath.runs.checkpoints import checkpoint_fingerprint, latest_step
+from megatron_lrpath.runs.folder import RunFolder
+from megatron_lrpath.runs.history import losses_before
 from megatron_lrpath.training import environment
 from megatron_lrpath.training.checkpoints import parent as parents
 from megatron_lrpath.training.checkpoints.commit import Commits
@@ -141,7 +141,7 @@ def check_lineage(context: RunContext) -> None:
         return
     assert context.plan is not None
     assert context.run is not None
-    if latest_step(context.folder / CHECKPOINTS) is None:
+    if latest_step(RunFolder(context.folder).checkpoints) is None:
         parents.require_checkpoint(context.parent)
     parent = context.plan.parent_of(context.run)
     own = {name: context.identity[name] for name in ("slices", "tokenizer_model", "arguments")}
@@ -170,6 +170,8 @@ def begin(session: Session, args: Any) -> None:
         session.lock = hold(own, partial(session.exits.lost_lock, own))
 
     start = agree_on_start(own, context.parent, ranks, session.ahead, take_lock, args.checkpoint_check)
+    if context.folder is not None:  # from here on the run is this process's own
+        failure.use_folder(context.folder)
     start.apply(args)
     if start.folder is not None:
         stored = parents.check_model(args, Path(start.folder), start.loaded, start.weights_of is not None)
@@ -217,8 +219,8 @@ def record_start(
     context: RunContext, folder: Path, step: int, world_size: int, retain_interval: int | None
 ) -> None:
     """Write the start into the run's lineage, behind a killed process that left files half-written."""
-    for name in (lineage.LINEAGE, HISTORY, RESULT):
-        sweep_unfinished(folder / name)
+    for file in RunFolder(folder).written_by_training:
+        sweep_unfinished(file)
     plan = str(context.plan.path.resolve()) if context.plan else None
     parent = parent_record(context)
     lineage.write_lineage(folder, context.identity, parent, step, world_size, retain_interval, plan)
@@ -260,7 +262,7 @@ def parent_record(context: RunContext) -> dict[str, Any] | None:
         "run": context.run.parent.run,
         "step": context.parent.step,
         "checkpoints": str(context.parent.folder),
-        "fingerprint": lineage.checkpoint_fingerprint(context.parent.folder, context.parent.step),
+        "fingerprint": checkpoint_fingerprint(context.parent.folder, context.parent.step),
     }
 
 

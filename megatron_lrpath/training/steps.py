@@ -16,7 +16,7 @@ from typing import Any
 from megatron_lrpath.console import warn
 from megatron_lrpath.devices import peak_flops
 from megatron_lrpath.plan import Plan, Run
-from megatron_lrpath.runs.history import HISTORY, HistoryWriter, row_of_step
+from megatron_lrpath.runs.history import HistoryWriter, LoggedStep, row_of_step
 from megatron_lrpath.runs.lineage import add_skipped
 from megatron_lrpath.training.context import RunContext
 from megatron_lrpath.training.guards.guard import Guard
@@ -104,7 +104,7 @@ class Watcher:
         parent = parent_row(self.context)
         if parent is not None and step == self._first_step + 1:
             # W&B's steps must not go back: the parent's point stands at the step before the first.
-            values = {LOSS: parent.get("loss"), RATE: parent.get("lr"), NORM: parent.get("grad_norm")}
+            values = {LOSS: parent.loss, RATE: parent.lr, NORM: parent.grad_norm}
             self._write(step - 1, self._first_step * self.args.global_batch_size, values)
 
     @property
@@ -124,7 +124,7 @@ class Watcher:
             self.wandb.log({**known, "tokens": tokens}, step)
 
 
-def parent_row(context: RunContext) -> dict[str, Any] | None:
+def parent_row(context: RunContext) -> LoggedStep | None:
     """The parent's line of history at the step where the run leaves it; None without a plan or a line.
 
     A fine-tuning counts its own tokens, so that its parent has no point on its axis.
@@ -133,7 +133,7 @@ def parent_row(context: RunContext) -> dict[str, Any] | None:
         return None
     if context.parent.weights_only:
         return None
-    return row_of_step(Path(context.parent.folder).parent / HISTORY, context.run.parent.step)
+    return row_of_step(Path(context.parent.folder).parent, context.run.parent.step)
 
 
 def set_wandb_defaults(args: Any, plan: Plan, run: Run) -> None:
@@ -199,7 +199,7 @@ class StepRecorder:
             from megatron.training import get_timers  # Megatron comes after the backend is chosen
 
             elapsed = get_timers()("interval-time", log_level=0).elapsed(reset=False)  # started with the loop
-            self._history = HistoryWriter(self.context.folder / HISTORY, step - 1, elapsed)
+            self._history = HistoryWriter(self.context.folder, step - 1, elapsed)
         self._history.append(row)
 
     def _show(self, row: dict[str, Any]) -> float | None:

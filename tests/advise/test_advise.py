@@ -23,7 +23,6 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.report.style import read_advice
 from megatron_lrpath.runs.checkpoints import MANIFEST, complete_steps
-from megatron_lrpath.runs.results import ALONG, EVALUATION
 from tests.support.advise_fixtures import LEVELS, TRUTH, small_plan, true_losses, write_history, write_losses
 
 GAIN = PARAMETERS.index("ln B")
@@ -98,7 +97,7 @@ def evaluate(plan: Plan, drift: float = 0.0) -> dict[str, float]:
         level = np.resize(LEVELS, len(plan.versions))[index]
         loss = float(true_losses(plan, run)[-1] - level + 0.08 + drift * np.log2(index + 1))
         evaluation = {"step": run.last_step, "loss": loss, "perplexity": float(np.exp(loss))}
-        (plan.folder(run) / EVALUATION).write_text(json.dumps(evaluation))
+        (plan.folder(run) / "eval.json").write_text(json.dumps(evaluation))
         truth[run.name] = loss
     return truth
 
@@ -141,12 +140,12 @@ def evaluate_main_path(
     full -= np.array(LEVELS)[np.searchsorted(ends, np.arange(1, ends[-1] + 1))]
     jitter = np.exp(np.random.default_rng(5).normal(0, JITTER, ends[-1]))
     found = {step: {"loss": float(full[step - 1] * jitter[step - 1]) + text(step)} for step in steps}
-    (plan.folder(main_run) / ALONG).write_text(json.dumps(found))
+    (plan.folder(main_run) / "evals.json").write_text(json.dumps(found))
     for run in plan.runs("ours")[1:]:
         end = true_losses(plan, run, STRONG)[-1] - LEVELS[run.version_index - 1]
         gain = full[run.last_step - 1] - end
         loss = float(end + (1 - share) * gain + text(run.last_step))
-        (plan.folder(run) / EVALUATION).write_text(json.dumps({"step": run.last_step, "loss": loss}))
+        (plan.folder(run) / "eval.json").write_text(json.dumps({"step": run.last_step, "loss": loss}))
 
 
 def errors(advice: Advice) -> list[float]:
@@ -165,7 +164,7 @@ def test_the_evaluated_main_path_tells_the_level_and_the_share_of_the_gain(tmp_p
     assert found.validation is not None
     assert found.validation.share[0] == pytest.approx(0.85, abs=0.07)
     with_path = errors(advise(plan, fit_on="v1"))
-    (plan.folder(plan.run("ours", "main")) / ALONG).unlink()
+    (plan.folder(plan.run("ours", "main")) / "evals.json").unlink()
     without = errors(advise(plan, fit_on="v1"))
     assert max(with_path) < 0.01
     assert sum(with_path) < 0.5 * sum(without)
@@ -202,8 +201,8 @@ def test_a_main_path_evaluated_on_another_text_is_left_aside(tmp_path: Path) -> 
     plan = small_plan(tmp_path)
     write_losses(plan, STRONG)
     evaluate_main_path(plan)
-    main_path = plan.folder(plan.run("ours", "main")) / ALONG
-    branch = plan.folder(plan.run("ours", "branch-v2")) / EVALUATION
+    main_path = plan.folder(plan.run("ours", "main")) / "evals.json"
+    branch = plan.folder(plan.run("ours", "branch-v2")) / "eval.json"
     for path, text in ((main_path, "one"), (branch, "one"), (branch, "another")):
         found = json.loads(path.read_text())
         for row in found.values() if path == main_path else [found]:
@@ -217,7 +216,7 @@ def test_a_main_path_without_an_evaluated_branch_predicts_training_losses(tmp_pa
     write_losses(plan, STRONG)
     evaluate_main_path(plan)
     for run in plan.runs("ours")[1:]:
-        (plan.folder(run) / EVALUATION).unlink()
+        (plan.folder(run) / "eval.json").unlink()
     said = advise(plan).to_dict()
     assert (said["losses_of"], said["main_path_evaluated"]) == ("training", False)
 
@@ -260,7 +259,7 @@ def test_checkpoints_after_the_version_are_not_seen_by_a_fit_on_it(tmp_path: Pat
 def test_evaluations_of_no_use_along_the_main_path_are_left_aside(tmp_path: Path) -> None:
     plan = small_plan(tmp_path)
     write_losses(plan, STRONG)
-    path = plan.folder(plan.run("ours", "main")) / ALONG
+    path = plan.folder(plan.run("ours", "main")) / "evals.json"
     losses = ("3.0", '{"loss": "low"}', '{"loss": true}', '{"loss": NaN}', f'{{"loss": {"9" * 400}}}', "{}")
     rows = [f'"{200 + number}": {loss}' for number, loss in enumerate(losses)]
     rows += [f'"{step}": {{"loss": 3.0}}' for step in ("x", "20", "9999", "9" * 5000)]
@@ -303,7 +302,7 @@ def test_an_evaluation_that_is_of_no_use_is_left_aside(tmp_path: Path) -> None:
         '{"step": 400, "loss": NaN}',
         '{"step": 3, "loss": 3}',
     ):
-        (plan.folder(plan.run("ours", "branch-v1")) / EVALUATION).write_text(content)
+        (plan.folder(plan.run("ours", "branch-v1")) / "eval.json").write_text(content)
         assert not any(curve.validation for curve in read_curves(plan)), content
 
 

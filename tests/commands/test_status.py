@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 
 from megatron_lrpath.cli import main
+from megatron_lrpath.errors import UserError
 from megatron_lrpath.locks import FolderLock
 from megatron_lrpath.plan import Plan
+from megatron_lrpath.runs import failure
+from megatron_lrpath.runs.folder import RunFolder
 from tests.support.fake_trainer import save
 from tests.support.launch_fixtures import write_plan
 
@@ -72,12 +75,24 @@ def test_an_interruption_tells_its_cause(tmp_path, capsys):
     plan = write_plan(tmp_path, 2)
     folder = trained(plan, "ours/main", 0, 4)
     FolderLock.acquire(folder).close()
-    (folder / "logs").mkdir()
-    (folder / "logs/20260101-000000.log").write_text("lrpath: error: an older one\n")
-    (folder / "logs/20260102-000000.log").write_text("noise\nlrpath: error: slice v1 has moved\n")
+    failure.write(RunFolder(folder).error, failure.of_error(UserError("slice v1 has moved")))
     assert states(plan, capsys)["ours/main"]["cause"] == "slice v1 has moved"
     assert main(["status", str(plan.path)]) == 0
     assert "ours/main: slice v1 has moved" in capsys.readouterr().out
+
+
+def test_an_interruption_without_a_failure_names_its_newest_log(tmp_path, capsys):
+    plan = write_plan(tmp_path, 2)
+    folder = trained(plan, "ours/main", 0, 4)
+    FolderLock.acquire(folder).close()
+    (folder / "logs").mkdir()
+    for name in ("20260101-000000.log", "20260102-000000.log"):
+        (folder / "logs" / name).write_text("lrpath: error: a text that no program reads\n")
+    row = states(plan, capsys)["ours/main"]
+    assert (row["state"], row["cause"]) == ("interrupted", None)
+    assert row["log"] == str(folder / "logs/20260102-000000.log")
+    assert main(["status", str(plan.path)]) == 0
+    assert f"ours/main: see {row['log']}" in capsys.readouterr().out
 
 
 def test_a_run_started_by_hand_runs_while_its_history_is_fresh(tmp_path, capsys):

@@ -20,7 +20,6 @@ from megatron_lrpath.evaluate import downstream, local_data
 from megatron_lrpath.evaluate import downstream_worker as harness
 from megatron_lrpath.evaluate.downstream import (
     PAPER,
-    RESULTS,
     TaskSettings,
     add_result,
     benchmarks,
@@ -30,6 +29,7 @@ from megatron_lrpath.evaluate.downstream import (
     results_of,
 )
 from megatron_lrpath.plan import load_plan
+from megatron_lrpath.runs.folder import RunFolder
 from tests.support import GOLDEN, benchmark_data, probes
 from tests.support.training_fixtures import Outcome, make_plan, receive, run_words, train
 
@@ -136,7 +136,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_all_nine_are_measured_and_recorded(measured: Path) -> None:
-    results = json.loads((measured / "model" / RESULTS).read_text())["results"]
+    results = json.loads(RunFolder(measured / "model").downstream.read_text())["results"]
     assert set(results) == {one.task for one in PAPER}
     for benchmark in PAPER:
         result = results[benchmark.task]
@@ -156,7 +156,7 @@ def test_a_score_is_the_models_own_choice(measured: Path) -> None:
     """CSL's accuracy worked out by hand: the category with the highest log-probability a character."""
     outcome = run(by_hand, [str(measured)]).ok()
     accuracy = json.loads(outcome.output.strip().splitlines()[-1])
-    results = json.loads((measured / "model" / RESULTS).read_text())["results"]
+    results = json.loads(RunFolder(measured / "model").downstream.read_text())["results"]
     assert accuracy == pytest.approx(results["lrpath_csl"]["score"])
 
 
@@ -190,7 +190,7 @@ def test_nothing_is_measured_twice_and_what_is_new_is(measured: Path, tmp_path: 
     assert "samples, " not in run(worker, words).ok().output
     again = run(worker, [*words, "--limit", "1"]).ok().output
     assert again.count("(1 samples, ") == 2
-    results = json.loads((copy / "model" / RESULTS).read_text())["results"]
+    results = json.loads(RunFolder(copy / "model").downstream.read_text())["results"]
     assert results["lrpath_csl"]["settings"]["limit"] == 1
     assert len(results) == 9, "the others stay"
 
@@ -198,16 +198,16 @@ def test_nothing_is_measured_twice_and_what_is_new_is(measured: Path, tmp_path: 
 def test_what_was_answered_before_a_kill_is_not_asked_again(measured: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(measured, copy)
-    (copy / "model" / RESULTS).unlink()
+    RunFolder(copy / "model").downstream.unlink()
     words = [str(copy), "--tasks", "CSL"]
     killed = run(worker, words, probe="killed_after_answers")
     assert killed.status == [9], killed.output[-2000:]
-    assert not (copy / "model" / RESULTS).exists()
+    assert not RunFolder(copy / "model").downstream.exists()
     assert list((copy / "model/downstream").glob("answers-*"))
     outcome = run(worker, words, probe="asked").ok()
     assert outcome.probed[0] == [], "every answer came from the cache"
     ours, theirs = (
-        json.loads((place / "model" / RESULTS).read_text())["results"]["lrpath_csl"]
+        json.loads(RunFolder(place / "model").downstream.read_text())["results"]["lrpath_csl"]
         for place in (copy, measured)
     )
     assert ours["score"] == theirs["score"]
@@ -298,14 +298,14 @@ def test_results_belong_to_weights_and_settings(tmp_path: Path) -> None:
     assert missing(subject, wanted, TaskSettings(limit=3)) == wanted
     (tmp_path / "model.safetensors").write_bytes(b"two")
     assert results_of(folder_subject(tmp_path)) == {}
-    (tmp_path / RESULTS).write_text("{broken")
+    RunFolder(tmp_path).downstream.write_text("{broken")
     assert missing(subject, wanted, TaskSettings()) == wanted
 
 
 def test_models_of_a_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sft = {"data": "chat.jsonl", "steps": 3, "max_lr": 0.001, "paradigms": ["ours"]}
     plan = load_plan(make_plan(tmp_path, (4, 4), sft=sft))
-    monkeypatch.setattr(downstream, "is_trained", lambda plan, run: True)
+    monkeypatch.setattr(downstream, "is_complete", lambda folder, run: True)
     monkeypatch.setattr(downstream, "run_subject", lambda plan, run: run.name)
     bare, tuned = ["branch-v1", "branch-v2"], ["sft-v1", "sft-v2"]
     assert downstream.plan_subjects(plan, ["ours"]) == [*bare, *tuned]
@@ -342,7 +342,7 @@ def test_a_plans_versions_are_exported_measured_and_reported(
     shown = capfd.readouterr().out
     assert "ours/branch-v1 CSL: " in shown
     folder = tmp_path / "runs/ours/branch-v1"
-    stored = json.loads((folder / RESULTS).read_text())
+    stored = json.loads(RunFolder(folder).downstream.read_text())
     assert (stored["step"], set(stored["results"])) == (4, {"lrpath_csl", "lrpath_gaokao"})
     assert not (folder / "downstream").exists()
     assert main([*words, "--device", "cpu"]) == 0

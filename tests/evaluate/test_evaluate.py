@@ -20,7 +20,7 @@ import yaml
 from megatron_lrpath.cli import main as lrpath
 from megatron_lrpath.data.slice import Slice
 from megatron_lrpath.runs.checkpoints import complete_steps
-from megatron_lrpath.runs.results import add_along, along
+from megatron_lrpath.runs.results import add_main_path_evaluation, main_path_evaluations
 from tests.support import ROOT
 from tests.support.training_fixtures import MODEL, Outcome, launch, make_plan, run_words, train
 
@@ -230,7 +230,9 @@ def test_the_command_says_when_there_is_nothing_to_do(
 ) -> None:
     plan = str(copy / "plan.yaml")
     for run in ("ours/branch-v1", "ptfs/scratch-v1"):
-        (copy / "runs" / run / "eval.json").write_text(json.dumps({"step": 6, "perplexity": 9.0}))
+        result = json.loads((copy / "runs" / run / "result.json").read_text())
+        evaluation = {"step": 6, "checkpoint": result["checkpoint"], "perplexity": 9.0}
+        (copy / "runs" / run / "eval.json").write_text(json.dumps(evaluation))
     assert lrpath(["eval", plan]) == 0
     assert (
         "nothing to evaluate: 2 of 2 versions are trained, all of them evaluated" in capsys.readouterr().out
@@ -301,11 +303,13 @@ def test_the_main_paths_checkpoints_are_evaluated_each_once(
 
 def test_evaluations_side_by_side_lose_nothing_of_each_other(tmp_path: Path) -> None:
     def add(step: int) -> None:
-        add_along(tmp_path, {"step": step, "loss": float(step)})
+        add_main_path_evaluation(tmp_path, {"step": step, "loss": float(step)})
 
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(add, range(1, 65)))
-    assert {step: one["loss"] for step, one in along(tmp_path).items()} == {n: float(n) for n in range(1, 65)}
+    assert {step: one["loss"] for step, one in main_path_evaluations(tmp_path).items()} == {
+        n: float(n) for n in range(1, 65)
+    }
 
 
 def test_a_checkpoint_that_vanishes_while_it_is_checked_is_skipped(copy: Path) -> None:

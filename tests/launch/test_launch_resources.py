@@ -8,7 +8,13 @@ import pytest
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.launch import resources
-from megatron_lrpath.launch.resources import Share, default_nproc, model_parallel_size, share_out, spoken
+from megatron_lrpath.launch.resources import (
+    Share,
+    default_nproc,
+    model_parallel_size,
+    share_out,
+    whole_numbers,
+)
 from tests.support.launch_fixtures import write_plan
 
 
@@ -88,4 +94,8 @@ def test_one_process_alone_may_let_its_threads_spin():
 
 
 def test_numbers_are_found_among_words_in_both_spellings():
-    assert spoken(["--a", "2", "--b=3", "--c", "x", "-d", "4"]) == {"a": "2", "b": "3"}
+    assert whole_numbers(["--a", "2", "--b=3", "--c", "x", "-d", "4", "--e-f", "5"]) == {
+        "a": "2",
+        "b": "3",
+        "e_f": "5",
+    }

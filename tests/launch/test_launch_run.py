@@ -18,8 +18,9 @@ from rich.console import Console
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.launch.display import PlainDisplay
 from megatron_lrpath.launch.local import Options, carry_out, chosen_tasks, evaluation_command, only_one
-from megatron_lrpath.launch.process import RunProcess, torchrun_command
+from megatron_lrpath.launch.process import RunProcess
 from megatron_lrpath.launch.resources import Share
+from megatron_lrpath.launch.torchrun import training_command
 from megatron_lrpath.locks import is_held
 from megatron_lrpath.plan import PARADIGMS, Plan
 from megatron_lrpath.runs.tasks import build_tasks
@@ -121,7 +122,7 @@ def test_the_cores_are_shared_out(tmp_path, monkeypatch):
     [
         ("fail:6", "RuntimeError: the loss is not finite"),
         ("error:6", "the slice v9 is damaged; draw it again"),
-        ("die:6", "exit status 137"),
+        ("die:6", "its process was killed by SIGKILL, perhaps for want of memory"),
         ("early:6", "its process ended before the run was complete"),
     ],
 )
@@ -272,9 +273,9 @@ def test_plain_output_has_no_control_codes_and_shows_progress(tmp_path):
 
 def test_the_command_is_torchrun_with_the_entry_module(tmp_path):
     plan = write_plan(tmp_path, 1)
-    command = torchrun_command(plan.path, build_tasks(plan, ("ours",))[1], 2, "cpu", ["--log-interval", "5"])
+    command = training_command(plan.path, build_tasks(plan, ("ours",))[1], 2, "cpu", ["--log-interval", "5"])
     text = " ".join(command[1:])
-    assert "-m torch.distributed.run --standalone" in text
+    assert "-m megatron_lrpath.launch.torchrun --standalone" in text
     assert "--nproc-per-node 2 -m -- megatron_lrpath.training.pretrain --plan" in text
     assert text.endswith("--paradigm ours --run branch-v1 --device cpu --log-interval 5")
 

@@ -10,7 +10,7 @@ import pytest
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.launch.slurm import queue as commands
-from megatron_lrpath.launch.slurm.ledger import Snapshot
+from megatron_lrpath.launch.slurm.ledger import SubmittedPlan
 from megatron_lrpath.launch.slurm.settings import Settings, read_settings
 from megatron_lrpath.launch.slurm.submit import Submission
 from megatron_lrpath.locks import LOCK_NAME
@@ -64,7 +64,7 @@ def plan_file(folder: Path, *changes: tuple[str, str], versions: int = 2) -> Pat
 def submission(path: Path, paradigm: str = "ours", settings: Settings | None = None) -> Submission:
     options = {"gpus_per_node": "0", "nodes": "1"}
     settings = settings or read_settings(None, options)
-    return Submission.of(Snapshot.of(path, settings.data, settings.output), settings, (paradigm,))
+    return Submission.of(SubmittedPlan.of(path, settings.data, settings.output), settings, (paradigm,))
 
 
 def files(folder: Path) -> dict[str, str]:

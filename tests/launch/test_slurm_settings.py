@@ -14,7 +14,7 @@ import pytest
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.launch.layouts import LAYOUTS, allocate, allocate_evaluation
-from megatron_lrpath.launch.slurm.ledger import Snapshot
+from megatron_lrpath.launch.slurm.ledger import SubmittedPlan
 from megatron_lrpath.launch.slurm.settings import SETTINGS, Settings, read_settings, within_job
 from megatron_lrpath.plan import Plan, load_plan, run_identity
 from tests.support import ROOT
@@ -89,7 +89,7 @@ def test_each_recipe_has_a_layout_that_fits_its_plan_on_nodes_of_eight(size):
     assert place.nodes == LAYOUTS[size].nodes
     assert place.layout.tensor <= 8
     assert plan.batch.global_batch_size % (place.data_parallel * place.layout.micro_batch_size) == 0
-    assert ("--sequence-parallel" in place.words) == (place.layout.tensor > 1)
+    assert ("--sequence-parallel" in place.arguments) == (place.layout.tensor > 1)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_a_count_of_gpus_that_does_not_divide_the_batch_is_refused(nodes, fits):
 
 def test_the_micro_batch_shrinks_to_what_a_copy_of_the_model_gets():
     assert allocate(paper("203m"), 64, 8, "cuda").layout.micro_batch_size == 1
-    assert "--micro-batch-size" in allocate(paper("203m"), 64, 8, "cuda").words
+    assert "--micro-batch-size" in allocate(paper("203m"), 64, 8, "cuda").arguments
     with pytest.raises(UserError, match="does not divide the 64 samples"):
         allocate(paper("203m"), 1, 8, "cuda", ("--micro-batch-size", "7"))
 
@@ -113,7 +113,7 @@ def test_the_micro_batch_shrinks_to_what_a_copy_of_the_model_gets():
 def test_what_the_command_line_says_of_the_layout_holds():
     place = allocate(paper("3.1b"), 8, 8, "cuda", ("--tensor-model-parallel-size=4",))
     assert place.data_parallel == 16
-    assert "--tensor-model-parallel-size" not in place.words
+    assert "--tensor-model-parallel-size" not in place.arguments
     with pytest.raises(UserError, match="32 attention heads do not divide"):
         allocate(paper("3.1b"), 8, 8, "cuda", ("--tensor-model-parallel-size", "5"))
 
@@ -155,7 +155,7 @@ def test_a_recipe_plans_the_whole_paradigm_of_its_size(tmp_path):
 def test_data_and_output_are_taken_from_the_settings_without_another_word_of_the_plan(tmp_path):
     plan = ROOT / "examples/paper/203m.yaml"
     data, output = str(tmp_path / "d: '\"x"), str(tmp_path / "o #1")
-    snapshot = Snapshot.of(plan, data, output)
+    snapshot = SubmittedPlan.of(plan, data, output)
     snapshot.write()
     again, before = load_plan(snapshot.latest), load_plan(plan)
     assert (again.output, again.data.slices) == (output, f"{data}/slices")
@@ -167,7 +167,7 @@ def test_data_and_output_are_taken_from_the_settings_without_another_word_of_the
 
 def test_without_them_the_snapshot_is_the_plan_word_by_word():
     plan = ROOT / "examples/paper/203m.yaml"
-    assert Snapshot.of(plan).text == plan.read_bytes()
+    assert SubmittedPlan.of(plan).text == plan.read_bytes()
 
 
 @pytest.mark.slow

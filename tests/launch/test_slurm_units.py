@@ -1,9 +1,10 @@
-"""What decides about jobs, without a cluster: verdicts, causes, rendezvous, pre-flight."""
+"""What decides about jobs, without a cluster: how starts are judged, causes, rendezvous, pre-flight."""
 
 from __future__ import annotations
 
 import pytest
 
+from megatron_lrpath.errors import UserError
 from megatron_lrpath.launch import preflight
 from megatron_lrpath.launch.preflight import Facts, find_problems
 from megatron_lrpath.launch.slurm.jobs import Spec
@@ -12,16 +13,17 @@ from megatron_lrpath.launch.slurm.ledger import (
     FAILED,
     SAVED,
     Attempt,
-    Entry,
+    SubmittedJob,
+    conclude,
     dependents,
-    judge,
     note_attempt,
     read_attempts,
 )
 from megatron_lrpath.launch.slurm.queue import clock_seconds
 from megatron_lrpath.launch.slurm.rank import torch_variables
-from megatron_lrpath.launch.slurm.steps import Place, Steps, first_exits, why
+from megatron_lrpath.launch.slurm.steps import Place, Steps, cause
 from megatron_lrpath.plan import load_plan
+from megatron_lrpath.runs import failure
 from tests.support import ROOT
 from tests.support.launch_fixtures import write_plan
 
@@ -54,9 +56,9 @@ def saved(start: int, checkpoint: int) -> Attempt:
     ],
 )
 def test_a_failure_is_tried_again_but_not_for_ever(attempts, action, said):
-    verdict = judge(attempts[-1], attempts[:-1])
-    assert verdict.action == action
-    assert said in verdict.reason
+    conclusion = conclude(attempts[-1], attempts[:-1])
+    assert conclusion.action == action
+    assert said in conclusion.reason
 
 
 def test_attempts_survive_a_line_that_was_cut_off(tmp_path):
@@ -86,70 +88,64 @@ def test_neighbouring_jobs_and_the_starts_of_one_have_ports_of_their_own():
     assert 1024 < min(ports) <= max(ports) < 32768
 
 
-def test_what_srun_says_of_its_tasks_is_read():
-    text = "srun: error: n2: task 3: Killed\nsrun: error: n1: tasks 0-1: Exited with exit code 1\n"
-    assert first_exits(text) == [(3, "Killed"), (0, "Exited with exit code 1")]
-
-
 @pytest.mark.parametrize(
-    ("said", "logs", "cause", "hopeless"),
+    ("printed", "written", "status", "text", "again"),
     [
         (
             "srun: error: n1: task 0: Exited with exit code 2\n",
-            {0: "lrpath: error: the slice is damaged"},
+            ["user", "killed"],
+            9,
             "the slice is damaged",
-            True,
-        ),
-        (
-            "srun: error: n2: task 1: Killed\nsrun: error: n1: task 0: Exited with exit code 1\n",
-            {0: "lrpath: error: rank 0 ended after step 41: RuntimeError: Connection reset by peer", 1: ""},
-            "rank 1 ended by a signal: Killed",
-            False,
-        ),
-        ("", {0: "lrpath: error: the loss is not finite"}, "the loss is not finite", False),
-        (
-            "srun: error: n1: task 0: Exited with exit code 1\nsrun: error: n2: task 1: Exited with exit code 1\n",
-            {
-                0: "Traceback (most recent call last):\nRuntimeError: Connection closed by peer [1]",
-                1: "Traceback (most recent call last):\nValueError: bad luck",
-            },
-            "rank 1: ValueError: bad luck",
             False,
         ),
         (
             "srun: error: n2: task 1: Killed\n",
-            {
-                0: "Traceback (most recent call last):\nRuntimeError: Connection closed by peer",
-                1: "fine so far",
-            },
-            "rank 1 ended by a signal: Killed",
-            False,
+            ["lost", "killed"],
+            9,
+            "rank 1 on n2 was killed by SIGKILL, perhaps for want of memory",
+            None,
         ),
+        ("", ["lost", "bad luck"], 9, "rank 1: ValueError: bad luck", None),
+        ("", ["exit 2"], 2, "rank 0 exited with status 2", False),
+        ("[lrpath 12:00:00] a note\n", [], 124, "it did not end within its time", None),
         (
-            "slurmstepd: error: no such image\n",
-            {},
+            "slurmstepd: error: no such image\n[lrpath 12:00:00] a note\n\n",
+            [],
+            9,
             "srun ended with status 9: slurmstepd: error: no such image",
-            False,
+            None,
         ),
+        ("", [], 9, "srun ended with status 9: it printed nothing", None),
     ],
 )
-def test_the_cause_is_that_of_the_rank_at_fault(tmp_path, said, logs, cause, hopeless):
+def test_the_cause_is_what_a_rank_has_written_else_sruns_end(
+    tmp_path, monkeypatch, printed, written, status, text, again
+):
     spec = Spec("ours/main", "train", "p", "ours", "main", str(tmp_path), "cpu", (), (), (), False)
-    steps = Steps(spec, Place(1, 0, "n1"), tmp_path / "x.log")
-    steps.log.write_text(said)
-    steps.ranks.mkdir()
-    for rank, text in logs.items():
-        (steps.ranks / f"rank-{rank}.log").write_text(text)
-    assert (why(steps, 9).text, why(steps, 9).hopeless) == (cause, hopeless)
+    steps = Steps(spec, Place(1, 0, "n1"), tmp_path / "x.log", tmp_path / "error.json")
+    steps.log.write_text(printed)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    failures = {
+        "user": failure.of_error(UserError("the slice is damaged")),
+        "lost": failure.of_error(RuntimeError("Connection reset by peer")),
+        "bad luck": failure.of_error(ValueError("bad luck")),
+        "killed": failure.of_status("rank 1 on n2", -9, 1),
+        "exit 2": failure.of_status("rank 0", 2, 0),
+    }
+    for name in written:
+        failure.write(steps.error_file, failures[name])
+    found = cause(steps, status)
+    assert (found.message, found.calling_again_helps) == (text, again)
 
 
 def test_what_waits_for_a_job_is_found_through_others():
     entries = [
-        Entry("ours/main", 1, "s"),
-        Entry("ours/branch-v1", 2, "s", (1,)),
-        Entry("ours/branch-v2", 3, "s"),
-        Entry("eval/ours/branch-v1", 4, "s", (2,)),
-        Entry("report", 5, "s", (4, 3)),
+        SubmittedJob("ours/main", 1, "s"),
+        SubmittedJob("ours/branch-v1", 2, "s", (1,)),
+        SubmittedJob("ours/branch-v2", 3, "s"),
+        SubmittedJob("eval/ours/branch-v1", 4, "s", (2,)),
+        SubmittedJob("report", 5, "s", (4, 3)),
     ]
     assert [entry.number for entry in dependents(entries, 1)] == [2, 4, 5]
     assert [entry.number for entry in dependents(entries, 3)] == [5]

@@ -27,6 +27,7 @@ from megatron_lrpath.report.tables import run_table
 from megatron_lrpath.runs import checkpoints as disk
 from megatron_lrpath.runs import history, lineage
 from megatron_lrpath.runs.checkpoints import MANIFEST, FileSum, ManifestError, read_manifest, write_manifest
+from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.training.checkpoints.unpickle import load_metadata
 from tests.support.data_fixtures import make_random_dataset, make_slice
 
@@ -232,7 +233,7 @@ LINEAGE["identity_hash"] = lineage.identity_hash(LINEAGE["identity"])  # type: i
 @FUZZ
 @given(edits=EDITS)
 def test_lineage_files(tmp_path: Path, edits: list[Edit]) -> None:
-    (tmp_path / lineage.LINEAGE).write_bytes(edited(json.dumps(LINEAGE).encode(), edits))
+    RunFolder(tmp_path).lineage.write_bytes(edited(json.dumps(LINEAGE).encode(), edits))
     with clear_error_or_load(UserError):
         lineage.check_same_run(tmp_path, dict(LINEAGE["identity"]))  # type: ignore[call-overload]
 
@@ -245,7 +246,7 @@ def test_lineage_values(tmp_path: Path, path: str, value: Any) -> None:
     owner[path] = value
     if isinstance(content["identity"], dict) and path != "identity_hash":
         content["identity_hash"] = lineage.identity_hash(content["identity"])
-    (tmp_path / lineage.LINEAGE).write_text(json.dumps(content))
+    RunFolder(tmp_path).lineage.write_text(json.dumps(content))
     identity: dict[str, Any] = dict(LINEAGE["identity"])  # type: ignore[call-overload]
     with clear_error_or_load(UserError):
         lineage.check_same_run(tmp_path, identity)
@@ -259,7 +260,7 @@ def test_lineage_values(tmp_path: Path, path: str, value: Any) -> None:
 def test_histories(tmp_path: Path, lines: list[bytes]) -> None:
     """A damaged line is dropped, whole ones stay."""
     whole = b'{"step": 1, "loss": 4.5}'
-    path = tmp_path / history.HISTORY
+    path = RunFolder(tmp_path).history
     path.write_bytes(b"\n".join([whole, *lines]))
     history.drop_steps_after(path, 5)
     assert whole in path.read_bytes().splitlines()
@@ -270,7 +271,7 @@ def test_histories(tmp_path: Path, lines: list[bytes]) -> None:
 @given(edits=EDITS)
 def test_run_folders(tmp_path: Path, edits: list[Edit]) -> None:
     """Whoever asks for a run's samples may name any folder."""
-    (tmp_path / lineage.LINEAGE).write_bytes(edited(json.dumps(LINEAGE).encode(), edits))
+    RunFolder(tmp_path).lineage.write_bytes(edited(json.dumps(LINEAGE).encode(), edits))
     with clear_error_or_load(UserError):
         named_run(tmp_path, None)
 

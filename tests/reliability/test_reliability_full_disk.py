@@ -19,6 +19,7 @@ from megatron_lrpath.full_disk import PatientFile, keep_printing
 from megatron_lrpath.runs import checkpoints as disk
 from megatron_lrpath.runs import history as histories
 from megatron_lrpath.runs.checkpoints import read_manifest, sum_file
+from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.training import steps as watching
 from megatron_lrpath.training.exits import Exits
 from tests.support.faults import BALLAST, fill, train_with
@@ -252,7 +253,7 @@ def test_a_history_is_cut_where_it_stands(tmp_path: Path, monkeypatch: pytest.Mo
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(histories, "atomic_write_text", no_room)
-    path = tmp_path / histories.HISTORY
+    path = RunFolder(tmp_path).history
     lines = [f'{{"step": {step}, "loss": 4.5}}\n' for step in range(1, 9)]
     path.write_text("".join(lines) + '{"step": 9, "lo')
     before = path.stat().st_ino

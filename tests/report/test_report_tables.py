@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 
 import pytest
 
+from megatron_lrpath.cli import main
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import load_plan
 from megatron_lrpath.report.collect import collect, gaps
 from megatron_lrpath.report.facts import data_table, facts
+from megatron_lrpath.report.rates import check_rates, judge
 from megatron_lrpath.report.tables import domain_table, main_table, perplexity_csv, result_in_words, run_table
+from megatron_lrpath.runs.tasks import build_tasks
 from tests.support.report_tree import score, write_plan, write_slices, write_tree
 
 KINDS = {"ptfs": "scratch", "cpt": "continual", "ours": "branch"}
@@ -251,8 +253,29 @@ def test_perplexities_are_given_in_full_as_csv(plan):
     assert any(line.startswith('ours,v2,ours/branch-v2,"a,b",20.0855') for line in lines)
 
 
-def test_an_evaluation_from_before_the_training_ended_is_called_in_question(plan):
+def test_an_evaluation_of_another_training_is_called_in_question(plan):
     folder = plan.folder(plan.run("ours", "branch-v3"))
-    os.utime(folder / "eval.json", (1, 1))
+    for name, checkpoint in (("result.json", "a1"), ("eval.json", "b2")):
+        value = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(value | {"checkpoint": checkpoint}))
     (gap,) = gaps(collect(plan))
-    assert gap.text.startswith("ours/branch-v3: eval.json is older")
+    assert gap.text.startswith("ours/branch-v3: eval.json is not known to be of the checkpoint")
+
+
+def test_a_main_path_beyond_its_plan_is_complete_and_said_to_be_longer(plan, capsys):
+    shorter = plan.path.read_text().replace("  - {name: v3, steps: 60}\n", "")
+    plan.path.write_text(shorter)
+    plan = load_plan(plan.path)
+    tree = collect(plan)
+    assert gaps(tree) == []
+    assert judge(check_rates(tree)).level == "good"
+    main_run = tree.records["ours"][0]
+    assert (main_run.state.progress, main_run.state.state, main_run.state.beyond) == ("complete", "done", 144)
+    assert (
+        "ours/main has gone on to step 144, for versions that the plan no longer has."
+        in run_table(tree).notes
+    )
+    assert main(["status", str(plan.path), "--json", "--paradigm", "ours"]) == 0
+    row = json.loads(capsys.readouterr().out)["runs"][0]
+    assert (row["key"], row["state"], row["step"], row["last_step"]) == ("ours/main", "done", 84, 84)
+    assert all(task.complete for task in build_tasks(plan, ("ours",)))

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from megatron_lrpath.locks import FolderLock, LockHeldError, describe_owner, is_held
 from megatron_lrpath.runs.checkpoints import checkpoint_complete, complete_steps
-from megatron_lrpath.runs.state import HistoryTail, completed_step, parse_line
+from megatron_lrpath.runs.history import HistoryTail, parse_line
+from megatron_lrpath.runs.results import completed_step
 
 
 def line(step: int, seconds: float = 0.5) -> str:
@@ -21,7 +22,7 @@ def line(step: int, seconds: float = 0.5) -> str:
 
 def test_a_line_counts_once_it_is_whole(tmp_path):
     path = tmp_path / "history.jsonl"
-    tail = HistoryTail(path)
+    tail = HistoryTail(tmp_path)
     assert tail.poll() == []
     path.write_text(line(1) + line(2)[:10])
     assert [row.step for row in tail.poll()] == [1]
@@ -35,7 +36,7 @@ def test_a_line_counts_once_it_is_whole(tmp_path):
 def test_a_long_history_is_read_from_its_end(tmp_path):
     path = tmp_path / "history.jsonl"
     path.write_text("".join(line(step) for step in range(1, 20_001)))
-    tail = HistoryTail(path)
+    tail = HistoryTail(tmp_path)
     rows = tail.poll()
     assert rows[-1].step == 20_000
     assert len(rows) < 2000
@@ -44,7 +45,7 @@ def test_a_long_history_is_read_from_its_end(tmp_path):
 def test_a_history_cut_back_by_a_resume_is_read_anew(tmp_path):
     path = tmp_path / "history.jsonl"
     path.write_text("".join(line(step) for step in range(1, 9)))
-    tail = HistoryTail(path)
+    tail = HistoryTail(tmp_path)
     tail.poll()
     path.write_text("".join(line(step) for step in range(1, 5)))
     tail.poll()
@@ -124,7 +125,7 @@ def test_a_lock_with_unreadable_text_still_locks(tmp_path):
 def test_a_history_replaced_by_one_of_the_same_length_is_read_anew(tmp_path):
     path = tmp_path / "history.jsonl"
     path.write_text(line(1) + line(2))
-    tail = HistoryTail(path)
+    tail = HistoryTail(tmp_path)
     tail.poll()
     other = tmp_path / "other"
     other.write_text(line(1) + line(3))

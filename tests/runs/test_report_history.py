@@ -10,13 +10,12 @@ from megatron_lrpath.runs.history import History, read_history
 
 
 def history(folder: Path, text: str) -> History:
-    path = folder / "history.jsonl"
-    path.write_text(text)
-    return read_history(path)
+    (folder / "history.jsonl").write_text(text)
+    return read_history(folder)
 
 
 def test_no_file_is_an_empty_history(tmp_path):
-    found = read_history(tmp_path / "history.jsonl")
+    found = read_history(tmp_path)
     assert len(found) == 0
     assert found.last_step is None
     assert found.seconds is None

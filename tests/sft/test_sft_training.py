@@ -20,7 +20,7 @@ from megatron_lrpath.export.card import Origin, training
 from megatron_lrpath.launch.local import fine_tunings
 from megatron_lrpath.launch.resources import check_fine_tuning
 from megatron_lrpath.launch.slurm.jobs import plan_jobs
-from megatron_lrpath.launch.slurm.ledger import Snapshot
+from megatron_lrpath.launch.slurm.ledger import SubmittedPlan
 from megatron_lrpath.launch.slurm.settings import Settings
 from megatron_lrpath.plan import load_plan
 from megatron_lrpath.runs.lineage import read_lineage
@@ -301,10 +301,10 @@ def test_jobs_of_fine_tunings_run_on_as_many_nodes_as_share_out_their_batch(tmp_
     path = make_plan(tmp_path, (4, 4), sft=section)
     settings = Settings(nodes=4, gpus_per_node=0)
     with pytest.raises(UserError, match=f"--prepare --output {tmp_path}/runs"):
-        plan_jobs(Snapshot.of(path), ("ours",), settings)
+        plan_jobs(SubmittedPlan.of(path), ("ours",), settings)
     (tmp_path / "runs/sft").mkdir(parents=True)
     (tmp_path / "runs/sft/prepared.json").write_text('{"train": {"samples": 9}}')
-    jobs = {job.key: job for job in plan_jobs(Snapshot.of(path), ("ours",), settings)}
+    jobs = {job.key: job for job in plan_jobs(SubmittedPlan.of(path), ("ours",), settings)}
     assert jobs["ours/main"].allocation.nodes == 4
     assert jobs["ours/sft-v2"].allocation.nodes == 3
     assert [wait.key for wait in jobs["ours/sft-v2"].waits] == ["ours/branch-v2"]

@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.runs import failure
 from tests.support.waiting import until
 
 
@@ -54,7 +56,9 @@ def misbehave(mode: str, folder: Path) -> None:
     if mode == "fail":
         raise RuntimeError("the loss is not finite")
     if mode == "error":
-        print("lrpath: error: the slice v9 is damaged; draw it again", flush=True)
+        error = UserError("the slice v9 is damaged; draw it again")
+        failure.record_error(error)
+        print(f"lrpath: error: {error}", flush=True)
         sys.exit(2)
     if mode == "die":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -79,4 +83,5 @@ def save(root: Path, step: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with failure.recorded():
+        main()

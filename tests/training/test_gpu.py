@@ -12,7 +12,6 @@ import pytest
 
 from megatron_lrpath.launch.resources import visible_gpus
 from megatron_lrpath.plan import load_plan
-from megatron_lrpath.runs.results import EVALUATION
 from tests.support import ROOT
 from tests.support.states import states
 from tests.support.training_fixtures import history, make_plan
@@ -71,7 +70,7 @@ def test_a_stopped_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
 def test_a_whole_plan_is_trained_evaluated_and_reported(tmp_path: Path, options: dict[str, Any]) -> None:
     plan = make_plan(tmp_path, (6, 6), megatron=BF16 | options)
     call("-m", "megatron_lrpath.cli", "run", plan, "--device", "cuda", "--jobs", "2")
-    evaluated = sorted((tmp_path / "runs").rglob(EVALUATION))
+    evaluated = sorted((tmp_path / "runs").rglob("eval.json"))
     assert len(evaluated) >= 6  # two versions under three paradigms
     assert "perplexity" in evaluated[0].read_text()
     call("-m", "megatron_lrpath.cli", "report", plan)

@@ -7,14 +7,15 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.launch.process import ENTRY_MODULE, new_log
+from megatron_lrpath.launch.preflight import checkpoint_bytes
+from megatron_lrpath.launch.process import new_log
 from megatron_lrpath.launch.slurm import queue as commands
-from megatron_lrpath.launch.slurm.jobs import Spec
+from megatron_lrpath.launch.slurm.jobs import REPORT, Spec
 from megatron_lrpath.launch.slurm.ledger import (
     COMPLETE,
     FAILED,
@@ -22,22 +23,30 @@ from megatron_lrpath.launch.slurm.ledger import (
     REQUEUE,
     SAVED,
     Attempt,
-    Entry,
     Ledger,
+    SubmittedJob,
+    conclude,
     current,
     dependents,
-    judge,
     note_attempt,
     read_attempts,
 )
-from megatron_lrpath.launch.slurm.steps import Failure, Place, Steps, read_json, why
+from megatron_lrpath.launch.slurm.steps import Place, Steps, cause
+from megatron_lrpath.launch.torchrun import TRAINING
 from megatron_lrpath.locks import FolderLock, LockHeldError
 from megatron_lrpath.plan import PARADIGMS, Plan, load_plan
+from megatron_lrpath.runs import failure
 from megatron_lrpath.runs.checkpoints import checkpoint_complete, latest_step
-from megatron_lrpath.runs.results import is_trained
-from megatron_lrpath.runs.state import HistoryTail, is_done, parent_available
+from megatron_lrpath.runs.folder import RunFolder, read_json_object
+from megatron_lrpath.runs.history import HistoryTail
+from megatron_lrpath.runs.state import parent_available
 from megatron_lrpath.runs.tasks import Task, build_tasks, link_aliases
 from megatron_lrpath.training.guards.signals import SAVED_AND_STOPPED
+
+LOCK_SECONDS = 120.0  # an earlier start of the job may still be ending on another node
+PREFLIGHT_SECONDS = 600.0
+PREFLIGHT = "megatron_lrpath.launch.preflight"
+EVALUATION = "megatron_lrpath.evaluate.worker"
 
 
 @dataclass
@@ -50,7 +59,7 @@ class Chain:
     checkpoints: Path
     _released: set[int] = field(default_factory=set)
 
-    def release(self) -> list[Entry]:
+    def release(self) -> list[SubmittedJob]:
         """Let the branches start whose checkpoint is complete, and return them.
 
         Each is tried until it succeeds: while the controller does not answer nothing is lost, the next call
@@ -74,7 +83,7 @@ class Chain:
             self._released.add(entry.number)
         return freed
 
-    def hold_dependents(self, reason: str) -> list[Entry]:
+    def hold_dependents(self, reason: str) -> list[SubmittedJob]:
         """Hold what cannot start any more because this job stops; branches whose checkpoint is there go on."""
         entries = self.ledger.entries()
         spared = {
@@ -84,7 +93,7 @@ class Chain:
         }
         queue = commands.queue()
         held = []
-        for entry in dependents([one for one in entries if one.number not in spared], self.number):
+        for entry in dependents([entry for entry in entries if entry.number not in spared], self.number):
             job = queue.get(entry.number)
             if job and job.state == "PENDING":
                 commands.hold(entry.number, f"{MARK}held: {self.key} (job {self.number}) stopped: {reason}")
@@ -92,8 +101,8 @@ class Chain:
         return held
 
 
-class Progress:
-    """To be made before the start; `start` is the step that it starts from."""
+class RunProgress:
+    """How far one start of a training comes; to be made before it, `start` is the step that it starts from."""
 
     def __init__(self, task: Task) -> None:
         self._task = task
@@ -108,25 +117,24 @@ class Progress:
         """The last step that this start has logged; where it came to none, the step it started from."""
         if self._signature() == self._before:
             return self.start  # what stands in the history is an earlier start's
-        tail = HistoryTail(self._task.folder / "history.jsonl")
+        tail = HistoryTail(self._task.folder)
         tail.poll()
         return max(tail.last.step, self.start) if tail.last else self.start
 
     def _signature(self) -> tuple[int, int, int]:
         try:
-            about = (self._task.folder / "history.jsonl").stat()
+            about = RunFolder(self._task.folder).history.stat()
         except OSError:
             return (0, 0, 0)
         return about.st_ino, about.st_size, about.st_mtime_ns
 
 
-LOCK_SECONDS = 120.0  # an earlier start of the job may still be ending on another node
-PREFLIGHT_SECONDS = 600.0
+@dataclass(frozen=True)
+class JobStart:
+    """One start of a job: its spec, the plan that was submitted last (`pinned`: its file), its place and run.
 
-
-@dataclass
-class Program:
-    """One start of a job with its plan (`pinned`: its file, which does not change) and its place."""
+    `parent` is the training that its run starts from.
+    """
 
     spec: Spec
     pinned: Path
@@ -136,15 +144,15 @@ class Program:
     parent: Task | None
 
     @classmethod
-    def of(cls, spec: Spec) -> Program:
-        """The program for a spec, in the job that this process runs in. UserError where its run is gone."""
+    def of(cls, spec: Spec) -> JobStart:
+        """The start of a spec in the job that this process runs in. UserError where its run is gone."""
         pinned = current(Path(spec.plan))
         plan = load_plan(pinned)
         tasks = {(task.run.paradigm, task.run.name): task for task in build_tasks(plan, PARADIGMS)}
         task = tasks.get((spec.paradigm, spec.run))
-        parent = next((one for one in tasks.values() if task and one.key == task.parent), None)
         if task is None:
             raise UserError(f"{spec.key}: the plan that was submitted last has no such run any more")
+        parent = next((other for other in tasks.values() if other.key == task.parent), None)
         return cls(spec, pinned, plan, Place.here(), task, parent)
 
     @property
@@ -152,118 +160,17 @@ class Program:
         """What was submitted for this plan."""
         return Ledger(Path(self.spec.folder))
 
-    def carry_out(self) -> int:
-        """Do the job; the exit status of the batch script."""
-        return self._train() if self.spec.kind == "train" else self._evaluate()
+    def steps(self, folder: Path) -> Steps:
+        """The sruns of this start, which log into `folder`."""
+        return Steps(self.spec, self.place, new_log(folder), RunFolder(folder).error)
 
-    def _train(self) -> int:
-        chain = Chain(self.ledger, self.spec.key, self.place.number, self.task.checkpoints)
-        if is_done(self.task):
-            print(f"{self.task.key}: complete at step {self.task.run.last_step} already")
-            chain.release()
-            return 0
-        if not parent_available(self.task, self.parent.folder if self.parent else None):
-            return self._wait_held()
-        link_aliases(self.task)
-        lock = self._lock(self.task.folder)
-        try:
-            return self._attempt(chain)
-        finally:
-            if lock:
-                lock.close()
-
-    def _lock(self, folder: Path) -> FolderLock | None:
-        """The run's lock, None where the file system has none. UserError where another process keeps it."""
-        try:
-            return FolderLock.acquire(folder, LOCK_SECONDS)
-        except LockHeldError as error:
-            raise UserError(f"{folder}: {error} is at this run; end it, then `lrpath submit` again") from None
-        except OSError:
-            return None
-
-    def _wait_held(self) -> int:
-        """Go back into the queue, held: the job that should have left the checkpoint ended without it."""
-        reason = f"{self.task.parent} ended without its checkpoint of step {self.task.parent_step}"
-        print(f"{self.task.key}: {reason}; `lrpath submit` again once that is mended")
-        commands.set_comment(self.place.number, f"{MARK}held: {reason}")
-        return leave(commands.requeue_held, self.place.number)
-
-    def _attempt(self, chain: Chain) -> int:
-        """One start of a training, and what follows from how it ends."""
-        steps = Steps(self.spec, self.place, new_log(self.task.folder))
-        steps.watch_signals()
-        progress = Progress(self.task)
-        words = ["--plan", str(self.pinned), "--paradigm", self.spec.paradigm, "--run", self.spec.run]
-        words += ["--device", self.spec.device, *self.spec.words]
-        steps.note(f"start {self.place.start + 1} of job {self.place.number}, on {self.place.nodes}")
-        steps.note(f"{self.task.key} from step {progress.start} to step {self.task.run.last_step}")
-        status = self._preflight(steps)
-        if status == 0:
-            status = steps.run(ENTRY_MODULE, words, lambda: self._look(chain, steps))
-        self._look(chain, steps)
-        return self._ended(steps, progress, chain, status)
-
-    def _look(self, chain: Chain, steps: Steps) -> None:
-        """Let branches start; what Slurm's commands do not manage now is tried again."""
-        try:
-            for entry in chain.release():
-                steps.note(
-                    f"checkpoint {entry.parent_step} is complete: {entry.key} (job {entry.number}) may start"
-                )
-        except UserError as error:
-            steps.note(f"branches wait: {error}")
-
-    def _preflight(self, steps: Steps) -> int:
-        """Check the allocation, and record it; 0 or the status of the check."""
-        from megatron_lrpath.launch.preflight import checkpoint_bytes
-
-        found = steps.ranks / "preflight.json"
-        status = 0
-        if self.spec.preflight:
-            steps.ranks.mkdir(parents=True, exist_ok=True)
-            paths = [self.plan.data.slices, str(self.task.folder), self.spec.folder]
-            needed = checkpoint_bytes(self.plan, self.task.run)
-            words = ["--device", self.spec.device, "--needed", str(needed), "--write", str(found)]
-            words += ["--", *paths]
-            status = steps.run("megatron_lrpath.launch.preflight", words, lambda: None, PREFLIGHT_SECONDS)
-        if status == 0:
-            steps.ranks.mkdir(parents=True, exist_ok=True)
-            steps.record(read_json(found))
-        return status
-
-    def _ended(self, steps: Steps, progress: Progress, chain: Chain, status: int) -> int:
-        failure: Failure | None = None
-        if status == 0 and is_done(self.task):
-            ending = COMPLETE
-        elif status == SAVED_AND_STOPPED or (steps.asked and status == 0):
-            ending = SAVED
-        else:
-            problems = read_json(steps.ranks / "preflight.json").get("problems")
-            ending, failure = FAILED, Failure("; ".join(problems)) if problems else why(steps, status)
-        attempt = Attempt(
-            start=progress.start,
-            step=progress.last_step(),
-            checkpoint=progress.checkpoint(),
-            ending=ending,
-            cause=failure.text if failure else None,
-            hopeless=self._hopeless(failure),
-            time=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
-        file = self.ledger.attempts_file(self.place.number)
-        verdict = judge(attempt, read_attempts(file))
-        note_attempt(file, attempt)
-        if failure:
-            steps.note(f"lrpath: error: {verdict.reason or failure.text}")
-        steps.note(f"{ending} at step {attempt.step} of {self.task.run.last_step}: {verdict.action}")
-        if verdict.action == COMPLETE:
-            return 0
-        return self._again(steps) if verdict.action == REQUEUE else self._stop(chain, verdict.reason, steps)
-
-    def _hopeless(self, failure: Failure | None) -> bool:
+    def is_hopeless(self, found: failure.Failure | None) -> bool:
         """Whether another start would fail too; not where another plan has been submitted since this one began."""
-        return failure is not None and failure.hopeless and current(Path(self.spec.plan)) == self.pinned
+        if found is None or found.calling_again_helps is not False:
+            return False
+        return current(Path(self.spec.plan)) == self.pinned
 
-    def _again(self, steps: Steps) -> int:
+    def again(self, steps: Steps) -> int:
         """Back into the queue, unless the job was cancelled or Slurm has put it there itself."""
         if self.ledger.cancel_mark(self.place.number).exists():
             steps.note("cancelled: not requeued")
@@ -273,7 +180,8 @@ class Program:
             return 1
         return leave(commands.requeue, self.place.number)
 
-    def _stop(self, chain: Chain, reason: str, steps: Steps) -> int:
+    def stop(self, steps: Steps, chain: Chain, reason: str) -> int:
+        """Stop for good: say why, and hold what waits for this job."""
         commands.set_comment(self.place.number, f"{MARK}stopped: {reason}")
         held = chain.hold_dependents(reason)
         if held:
@@ -281,25 +189,142 @@ class Program:
         steps.note("mend the cause and call `lrpath submit` again: it goes on from the last checkpoint")
         return 1
 
-    def _evaluate(self) -> int:
-        """Evaluate the version's model."""
-        if not is_trained(self.plan, self.task.run):
-            raise UserError(f"{self.task.key} is not trained up to step {self.task.run.last_step}")
-        steps = Steps(self.spec, self.place, new_log(self.task.folder / "evaluation"))
-        words = ["--plan", str(self.pinned), "--runs", self.task.key]
-        words += ["--device", self.spec.device, *self.spec.words]
-        status = steps.run("megatron_lrpath.evaluate.worker", words, lambda: None)
-        return self._finish(steps, status)
 
-    def _finish(self, steps: Steps, status: int) -> int:
-        """Try a failed evaluation once more, then stop what waits for it."""
+def train(start: JobStart) -> int:
+    """Train the run, unless it is complete or what it starts from is missing; the batch script's exit status."""
+    chain = Chain(start.ledger, start.spec.key, start.place.number, start.task.checkpoints)
+    if start.task.complete:
+        print(f"{start.task.key}: complete at step {start.task.run.last_step} already")
+        chain.release()
+        return 0
+    if not parent_available(start.task, start.parent.folder if start.parent else None):
+        return wait_held(start)
+    link_aliases(start.task)
+    lock = lock_run(start.task.folder)
+    try:
+        return TrainingStart(start, chain).carry_out()
+    finally:
+        if lock:
+            lock.close()
+
+
+def wait_held(start: JobStart) -> int:
+    """Go back into the queue, held: the job that should have left the checkpoint ended without it."""
+    reason = f"{start.task.parent} ended without its checkpoint of step {start.task.parent_step}"
+    print(f"{start.task.key}: {reason}; `lrpath submit` again once that is mended")
+    commands.set_comment(start.place.number, f"{MARK}held: {reason}")
+    return leave(commands.requeue_held, start.place.number)
+
+
+def lock_run(folder: Path) -> FolderLock | None:
+    """The run's lock, None where the file system has none. UserError where another process keeps it."""
+    try:
+        return FolderLock.acquire(folder, LOCK_SECONDS)
+    except LockHeldError as error:
+        raise UserError(
+            f"{folder}: {error} is already training this run; stop it, then `lrpath submit` again"
+        ) from None
+    except OSError:
+        return None
+
+
+class TrainingStart:
+    """One start of a training: its sruns, how far it comes, and the jobs that wait for it."""
+
+    def __init__(self, start: JobStart, chain: Chain) -> None:
+        self.start = start
+        self.chain = chain
+        self.steps = start.steps(start.task.folder)
+        self.progress = RunProgress(start.task)
+
+    def carry_out(self) -> int:
+        """Check the allocation, train, and do what follows from how that ends; the batch script's exit status."""
+        start, steps = self.start, self.steps
+        steps.watch_signals()
+        spec, last_step = start.spec, start.task.run.last_step
+        steps.note(f"start {start.place.start + 1} of job {start.place.number}, on {start.place.nodes}")
+        steps.note(f"{start.task.key} from step {self.progress.start} to step {last_step}")
+        status = self.preflight()
         if status == 0:
+            argv = ["--plan", str(start.pinned), "--paradigm", spec.paradigm, "--run", spec.run]
+            status = steps.run(TRAINING, [*argv, "--device", spec.device, *spec.arguments], self.look)
+        self.look()
+        return self.conclude(status)
+
+    def look(self) -> None:
+        """Let branches start; what Slurm's commands do not manage now is tried again."""
+        try:
+            for entry in self.chain.release():
+                done = f"checkpoint {entry.parent_step} is complete"
+                self.steps.note(f"{done}: {entry.key} (job {entry.number}) may start")
+        except UserError as error:
+            self.steps.note(f"branches wait: {error}")
+
+    def preflight(self) -> int:
+        """Check the allocation, and record it; 0 or the status of the check."""
+        start, steps, spec = self.start, self.steps, self.start.spec
+        found = steps.ranks / "preflight.json"
+        status = 0
+        steps.ranks.mkdir(parents=True, exist_ok=True)
+        if spec.preflight:
+            needed = checkpoint_bytes(start.plan, start.task.run)
+            argv = ["--device", spec.device, "--needed", str(needed), "--write", str(found), "--"]
+            argv += [start.plan.data.slices, str(start.task.folder), spec.folder]
+            status = steps.run(PREFLIGHT, argv, lambda: None, PREFLIGHT_SECONDS)
+        if status == 0:
+            steps.record(read_json_object(found) or {})
+        return status
+
+    def conclude(self, status: int) -> int:
+        """Note how this start ended, and requeue or stop; the batch script's exit status."""
+        start, steps = self.start, self.steps
+        found: failure.Failure | None = None
+        if status == 0 and start.task.complete:
+            ending = COMPLETE
+        elif status == SAVED_AND_STOPPED or (steps.asked and status == 0):
+            ending = SAVED
+        else:
+            ending, found = FAILED, cause(steps, status)
+        attempt = Attempt(
+            start=self.progress.start,
+            step=self.progress.last_step(),
+            checkpoint=self.progress.checkpoint(),
+            ending=ending,
+            cause=found.message if found else None,
+            hopeless=start.is_hopeless(found),
+            time=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        file = start.ledger.attempts_file(start.place.number)
+        conclusion = conclude(attempt, read_attempts(file))
+        note_attempt(file, attempt)
+        if found:
+            reason = conclusion.reason or found.message
+            failure.replace(steps.error_file, replace(found, message=reason))
+            steps.note(f"lrpath: error: {reason}")
+        steps.note(f"{ending} at step {attempt.step} of {start.task.run.last_step}: {conclusion.action}")
+        if conclusion.action == COMPLETE:
             return 0
-        failure = why(steps, status)
-        steps.note(f"lrpath: error: {failure.text}")
-        if self.place.start == 0 and not self._hopeless(failure):
-            return self._again(steps)
-        return self._stop(Chain(self.ledger, self.spec.key, self.place.number, Path()), failure.text, steps)
+        if conclusion.action == REQUEUE:
+            return start.again(steps)
+        return start.stop(steps, self.chain, conclusion.reason)
+
+
+def evaluate(start: JobStart) -> int:
+    """Evaluate the version's model; tried once more after a failure. The batch script's exit status."""
+    task, spec = start.task, start.spec
+    if not task.complete:
+        raise UserError(f"{task.key} is not trained up to step {task.run.last_step}")
+    steps = start.steps(RunFolder(task.folder).evaluation_job)
+    argv = ["--plan", str(start.pinned), "--runs", task.key, "--device", spec.device, *spec.arguments]
+    status = steps.run(EVALUATION, argv, lambda: None)
+    if status == 0:
+        return 0
+    found = cause(steps, status)
+    failure.replace(steps.error_file, found)
+    steps.note(f"lrpath: error: {found.message}")
+    if start.place.start == 0 and not start.is_hopeless(found):
+        return start.again(steps)
+    return start.stop(steps, Chain(start.ledger, spec.key, start.place.number, Path()), found.message)
 
 
 def leave(requeue: Callable[[int], None], number: int) -> int:
@@ -310,19 +335,19 @@ def leave(requeue: Callable[[int], None], number: int) -> int:
     return SAVED_AND_STOPPED
 
 
-def main(words: list[str]) -> int:
-    """`program.py SPEC`; a user's error is one message and status 2, and what waits for the job is held."""
-    spec = Spec.read(Path(words[0]))
+def main(argv: list[str]) -> int:
+    """`job.py SPEC`; a user's error is one message and status 2, and what waits for the job is held."""
+    spec = Spec.read(Path(argv[0]))
     place, ledger = Place.here(), Ledger(Path(spec.folder))
     if ledger.cancel_mark(place.number).exists():
         print("cancelled: nothing is started")
         return 1
-    if spec.kind == "report":
-        from megatron_lrpath.cli import main as lrpath
-
-        return lrpath(["report", spec.plan])
+    if spec.kind == REPORT:
+        command = [sys.executable, "-m", "megatron_lrpath.cli", "report", spec.plan]
+        os.execv(command[0], command)
     try:
-        return Program.of(spec).carry_out()
+        start = JobStart.of(spec)
+        return train(start) if spec.kind == "train" else evaluate(start)
     except UserError as error:
         print(f"lrpath: error: {error}", file=sys.stderr, flush=True)
         commands.set_comment(place.number, f"{MARK}stopped: {error}")

@@ -16,11 +16,11 @@ import megatron_lrpath
 from megatron_lrpath.data.slice_check import check_mixes
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.launch.layouts import Allocation, Layout, allocate, allocate_evaluation
-from megatron_lrpath.launch.slurm.ledger import Snapshot
+from megatron_lrpath.launch.slurm.ledger import SubmittedPlan
 from megatron_lrpath.launch.slurm.settings import Settings
 from megatron_lrpath.plan import Plan
-from megatron_lrpath.runs.results import is_trained, needs_evaluation
-from megatron_lrpath.runs.state import is_done
+from megatron_lrpath.runs.folder import OutputFolder, report_page
+from megatron_lrpath.runs.results import needs_evaluation, report_is_fresh
 from megatron_lrpath.runs.tasks import Task, build_tasks, with_ancestors
 
 REPORT = "report"
@@ -38,14 +38,14 @@ class Wait:
 class Job:
     """A node of the graph. `kind`: train, eval or report.
 
-    `snapshot` is the plan that it belongs to, `task` the training, also of an evaluation; `page` is where the
+    `submitted` is the plan that it belongs to, `task` the training, also of an evaluation; `page` is where the
     report lies in the end, `subject` the file that it is made for (a plan's copy, or an experiment).
     """
 
     key: str
     kind: str
     allocation: Allocation
-    snapshot: Snapshot
+    submitted: SubmittedPlan
     waits: tuple[Wait, ...] = ()
     task: Task | None = None
     page: Path = Path()
@@ -54,7 +54,7 @@ class Job:
     @property
     def plan(self) -> Plan:
         """The plan that it belongs to."""
-        return self.snapshot.plan
+        return self.submitted.plan
 
     @property
     def name(self) -> str:
@@ -63,7 +63,7 @@ class Job:
 
 
 def plan_jobs(
-    snapshot: Snapshot,
+    submitted: SubmittedPlan,
     paradigms: Sequence[str],
     settings: Settings,
     run: str | None = None,
@@ -73,7 +73,7 @@ def plan_jobs(
 
     `extra` are Megatron arguments for every training. Raises UserError where the nodes do not fit the plan.
     """
-    plan = snapshot.plan
+    plan = submitted.plan
     if plan.sft is not None and plan.prepared_record() is None:
         raise UserError(
             f"{plan.sft.place}: the data of the fine-tuning are not prepared yet; do it here, once: "
@@ -82,32 +82,32 @@ def plan_jobs(
     tasks = build_tasks(plan, paradigms)
     if run is not None:
         tasks = with_ancestors(tasks, plan, run)
-    jobs = task_jobs([(snapshot, task) for task in tasks], settings, extra)
-    page = Path(plan.output) / "report" / "index.html"
-    return [*jobs, report_job(jobs, page, snapshot.latest)]
+    jobs = task_jobs([(submitted, task) for task in tasks], settings, extra)
+    page = report_page(OutputFolder(Path(plan.output)).report)
+    return [*jobs, report_job(jobs, page, submitted.latest)]
 
 
 def task_jobs(
-    tasks: Sequence[tuple[Snapshot, Task]], settings: Settings, extra: Sequence[str] = ()
+    tasks: Sequence[tuple[SubmittedPlan, Task]], settings: Settings, extra: Sequence[str] = ()
 ) -> list[Job]:
     """A job for every training, main paths first, then one for the evaluation of every version.
 
     With equal priorities the queue then never lets an update delay the next.
     Raises UserError where the nodes do not fit a plan.
     """
-    for snapshot, task in tasks:
-        check_mixes(snapshot.plan, [task.run])
+    for submitted, task in tasks:
+        check_mixes(submitted.plan, [task.run])
     ordered = sorted(tasks, key=lambda pair: pair[1].run.makes_version)
     every = [task for _, task in tasks]
     jobs = []
-    for snapshot, task in ordered:
-        place = training_place(snapshot.plan, task, settings, extra)
-        jobs.append(Job(task.key, "train", place, snapshot, _waits(task, every), task))
-    for snapshot, task in tasks:
+    for submitted, task in ordered:
+        place = training_place(submitted.plan, task, settings, extra)
+        jobs.append(Job(task.key, "train", place, submitted, _waits(task, every), task))
+    for submitted, task in tasks:
         if task.run.makes_version:
-            sized = plan_of(snapshot.plan, task)
+            sized = plan_of(submitted.plan, task)
             place = allocate_evaluation(sized, settings.per_node, settings.device, extra)
-            jobs.append(Job(f"eval/{task.key}", "eval", place, snapshot, (Wait(task.key),), task))
+            jobs.append(Job(f"eval/{task.key}", "eval", place, submitted, (Wait(task.key),), task))
     return jobs
 
 
@@ -139,7 +139,7 @@ def report_job(jobs: Sequence[Job], page: Path, subject: Path) -> Job:
     """The job that writes the report after all evaluations among `jobs`."""
     waits = tuple(Wait(job.key) for job in jobs if job.kind == "eval")
     single = Allocation(1, 1, Layout(1, 1), ())
-    return Job(REPORT, "report", single, jobs[0].snapshot, waits, page=page, subject=subject)
+    return Job(REPORT, "report", single, jobs[0].submitted, waits, page=page, subject=subject)
 
 
 def _waits(task: Task, tasks: Sequence[Task]) -> tuple[Wait, ...]:
@@ -152,18 +152,11 @@ def _waits(task: Task, tasks: Sequence[Task]) -> tuple[Wait, ...]:
 def is_finished(job: Job, jobs: Sequence[Job]) -> bool:
     """Whether the job's result is there, so that nothing has to be submitted for it."""
     if job.task is None:
-        return _report_is_fresh(job.page, jobs)
-    if job.kind == "train":
-        return is_done(job.task)
-    return is_trained(job.plan, job.task.run) and not needs_evaluation(job.plan, job.task.run)
-
-
-def _report_is_fresh(page: Path, jobs: Sequence[Job]) -> bool:
-    """Whether the report is younger than every evaluation, and no evaluation is missing."""
-    files = [job.task.folder / "eval.json" for job in jobs if job.kind == "eval" and job.task]
-    if not page.is_file() or not all(file.is_file() for file in files):
-        return False
-    return all(file.stat().st_mtime <= page.stat().st_mtime for file in files)
+        evaluations = [other for other in jobs if other.kind == "eval"]
+        folders = [other.task.folder for other in evaluations if other.task]
+        done = job.page.is_file() and all(is_finished(other, jobs) for other in evaluations)
+        return done and report_is_fresh(job.page.parent, folders)
+    return job.task.complete and (job.kind == "train" or not needs_evaluation(job.plan, job.task.run))
 
 
 REPORT_CORES = 2
@@ -175,7 +168,7 @@ class Spec:
 
     `plan` is the copy submitted last; for a report the file that it is made for.
 
-    `words` are Megatron arguments; `srun` options of each srun; `python` the words that call Python on a rank.
+    `arguments` are Megatron's; `srun` options of each srun; `python` the command that is Python on a rank.
     """
 
     key: str
@@ -185,7 +178,7 @@ class Spec:
     run: str
     folder: str
     device: str
-    words: tuple[str, ...]
+    arguments: tuple[str, ...]
     srun: tuple[str, ...]
     python: tuple[str, ...]
     preflight: bool
@@ -194,13 +187,13 @@ class Spec:
     def read(cls, path: Path) -> Spec:
         """The spec in a file that `lrpath submit` wrote."""
         row: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        for name in ("words", "srun", "python"):
+        for name in ("arguments", "srun", "python"):
             row[name] = tuple(row[name])
         return cls(**row)
 
 
 @dataclass(frozen=True)
-class Prepared:
+class JobFiles:
     """A job ready for submission: options of sbatch, the script's and the spec's text and where they go."""
 
     job: Job
@@ -211,14 +204,14 @@ class Prepared:
     spec_file: Path
 
 
-def prepare(name: str, job: Job, settings: Settings, folder: Path, extra: Sequence[str]) -> Prepared:
+def job_files(name: str, job: Job, settings: Settings, folder: Path, extra: Sequence[str]) -> JobFiles:
     """The job of the plan or experiment `name` as it is submitted; `folder` is OUTPUT/slurm. Writes nothing."""
     folder = Path(os.path.abspath(folder))
     check_path(folder)
     spec = asdict(make_spec(job, settings, folder, extra))
     digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:8]
     spec_file = folder / "specs" / f"{job.name}-{digest}.json"
-    return Prepared(
+    return JobFiles(
         job=job,
         options=tuple(sbatch_options(name, job, settings, folder)),
         script=script_text(name, job, settings, spec_file),
@@ -241,12 +234,12 @@ def make_spec(job: Job, settings: Settings, folder: Path, extra: Sequence[str]) 
     return Spec(
         key=job.key,
         kind=job.kind,
-        plan=os.path.abspath(job.snapshot.latest if run else job.subject),
+        plan=os.path.abspath(job.submitted.latest if run else job.subject),
         paradigm=run.paradigm if run else "",
         run=run.name if run else "",
         folder=str(folder),
         device=settings.device,
-        words=(*job.allocation.words, *extra),
+        arguments=(*job.allocation.arguments, *extra),
         srun=(f"--cpus-per-task={settings.cpus_per_task}", *srun, *settings.srun),
         python=tuple(python),
         preflight=settings.preflight and job.kind == "train",
@@ -254,7 +247,7 @@ def make_spec(job: Job, settings: Settings, folder: Path, extra: Sequence[str]) 
 
 
 def launcher(plan: Plan, settings: Settings) -> tuple[list[str], list[str]]:
-    """(options of srun, words that call Python) that bring a rank into its container, if there is one."""
+    """(options of srun, the command that is Python) that bring a rank into its container, if there is one."""
     if settings.container is None:
         return [], [settings.python or sys.executable]
     python = settings.python or "python3"

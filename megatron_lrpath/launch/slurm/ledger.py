@@ -19,7 +19,7 @@ MARK = "lrpath: "  # begins the comment of a job that was held or stopped for a 
 
 
 @dataclass(frozen=True)
-class Entry:
+class SubmittedJob:
     """One submitted job.
 
     `depends` are the numbers of the jobs it waits for. `parent` and `parent_step` name the training whose
@@ -53,11 +53,11 @@ class Ledger:
         """Where the entries stand."""
         return self.folder / "jobs.json"
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[SubmittedJob]:
         """All entries, oldest first; none before the first submission. UserError where the file is damaged."""
         try:
             rows = json.loads(self.file.read_text(encoding="utf-8"))["jobs"]
-            return [Entry(**{**row, "depends": tuple(row["depends"])}) for row in rows]
+            return [SubmittedJob(**{**row, "depends": tuple(row["depends"])}) for row in rows]
         except FileNotFoundError:
             return []
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -66,16 +66,16 @@ class Ledger:
                 "file and submit again: what is trained stays."
             ) from None
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entry: SubmittedJob) -> None:
         """Append an entry."""
         rows = [asdict(one) for one in [*self.entries(), entry]]
         atomic_write_json(self.file, {"jobs": rows})
 
-    def newest(self) -> dict[str, Entry]:
+    def newest(self) -> dict[str, SubmittedJob]:
         """The last entry of every key."""
         return {entry.key: entry for entry in self.entries()}
 
-    def entry(self, number: int) -> Entry | None:
+    def entry(self, number: int) -> SubmittedJob | None:
         """The entry of a job."""
         return next((entry for entry in self.entries() if entry.number == number), None)
 
@@ -88,7 +88,7 @@ class Ledger:
         return self.folder / "cancelled" / str(number)
 
 
-def dependents(entries: Sequence[Entry], number: int) -> Iterator[Entry]:
+def dependents(entries: Sequence[SubmittedJob], number: int) -> Iterator[SubmittedJob]:
     """The entries that wait for job `number`, directly or through others, nearest first."""
     seen = {number}
     for entry in entries:  # what an entry waits for was submitted before it
@@ -98,14 +98,14 @@ def dependents(entries: Sequence[Entry], number: int) -> Iterator[Entry]:
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class SubmittedPlan:
     """A plan as submitted: `text` of its copy, `plan` what it says (its `path` is still the user's file)."""
 
     plan: Plan
     text: bytes
 
     @classmethod
-    def of(cls, path: Path, data: str | None = None, output: str | None = None) -> Snapshot:
+    def of(cls, path: Path, data: str | None = None, output: str | None = None) -> SubmittedPlan:
         """The plan in `path`, with its data and its output elsewhere if they are given.
 
         `data` is a folder with `tokenizer.model` (where the plan has a file for it) and `slices/`.
@@ -217,14 +217,14 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Conclusion:
     """What is to be done: complete, requeue, or stop; `reason` says why it stops."""
 
     action: str
     reason: str = ""
 
 
-def judge(attempt: Attempt, earlier: Sequence[Attempt]) -> Verdict:
+def conclude(attempt: Attempt, earlier: Sequence[Attempt]) -> Conclusion:
     """What follows from the last attempt and those before it.
 
     A failure is tried once more, for it may have been the machine's. The same step failing twice stops, and so
@@ -232,24 +232,24 @@ def judge(attempt: Attempt, earlier: Sequence[Attempt]) -> Verdict:
     go on for ever.
     """
     if attempt.ending == COMPLETE:
-        return Verdict(COMPLETE)
+        return Conclusion(COMPLETE)
     cause = attempt.cause or "no cause found"
     if attempt.hopeless:
-        return Verdict(STOP, cause)
+        return Conclusion(STOP, cause)
     failures = [one for one in earlier if one.ending == FAILED]
     if attempt.ending == FAILED and any(one.step == attempt.step for one in failures):
-        return Verdict(STOP, f"failed twice at step {attempt.step + 1}: {cause}")
+        return Conclusion(STOP, f"failed twice at step {attempt.step + 1}: {cause}")
     stuck = 0
     for one in reversed([*earlier, attempt]):
         if one.start != attempt.start or one.checkpoint > one.start:
             break
         stuck += 1
     if stuck >= SAME_CHECKPOINT:
-        said = f"; the last time: {cause}" if attempt.ending == FAILED else ": the time limit is too short"
-        return Verdict(
-            STOP, f"started {stuck} times from step {attempt.start} without a new checkpoint{said}"
+        why = f"; the last time: {cause}" if attempt.ending == FAILED else ": the time limit is too short"
+        return Conclusion(
+            STOP, f"started {stuck} times from step {attempt.start} without a new checkpoint{why}"
         )
-    return Verdict(REQUEUE)
+    return Conclusion(REQUEUE)
 
 
 def read_attempts(path: Path) -> list[Attempt]:

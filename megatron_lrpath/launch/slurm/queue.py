@@ -36,7 +36,7 @@ _SEPARATOR = "\x1f"
 
 
 class SlurmError(UserError):
-    """A command of Slurm's failed; the text is what it said."""
+    """A command of Slurm's failed; the text is what it printed."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ class QueuedJob:
     comment: str
 
 
-def submit(words: Sequence[str], script: Path) -> int:
+def submit(options: Sequence[str], script: Path) -> int:
     """`sbatch` with these options; the job's number.
 
     Variables of a job that this process itself runs in are left out: they would be options of the new one.
     """
-    output = call("sbatch", "--parsable", *words, str(script), tries=1)
+    output = call("sbatch", "--parsable", *options, str(script), tries=1)
     return int(output.strip().splitlines()[-1].partition(";")[0])
 
 
@@ -76,8 +76,8 @@ def queue() -> dict[int, QueuedJob]:
 def may_be_requeued(number: int) -> bool:
     """Whether a job that has saved goes on later: it is running, or has just been ended at its time limit.
 
-    A job that is being cancelled reads COMPLETING: whoever ends a job wants it ended. One that Slurm puts back
-    into the queue itself (preempted, its node gone) reads COMPLETING or PENDING too.
+    A cancelled job shows COMPLETING and must not be requeued. One that Slurm puts back into the queue itself
+    (preempted, its node gone) shows COMPLETING or PENDING too.
     """
     about = show(number)
     used, limit = (clock_seconds(about.get(name, "")) for name in ("RunTime", "TimeLimit"))
@@ -87,8 +87,8 @@ def may_be_requeued(number: int) -> bool:
 
 def show(number: int) -> dict[str, str]:
     """What `scontrol show job` says; values with spaces are cut off at the first."""
-    words = call("scontrol", "show", "job", "--oneliner", str(number)).split()
-    return {name: value for name, joined, value in (word.partition("=") for word in words) if joined}
+    fields = call("scontrol", "show", "job", "--oneliner", str(number)).split()
+    return {name: value for name, joined, value in (part.partition("=") for part in fields) if joined}
 
 
 def clock_seconds(text: str) -> int | None:
@@ -150,26 +150,26 @@ def node_address(name: str) -> str:
     return next((word.partition("=")[2] for word in text.split() if word.startswith("NodeAddr=")), name)
 
 
-def call(*words: str, tries: int = 1 + len(PATIENCE_SECONDS)) -> str:
+def call(*argv: str, tries: int = 1 + len(PATIENCE_SECONDS)) -> str:
     """The output of a command. Raises `SlurmError` where it fails, after `tries` tries if the controller is busy."""
-    said = ""
+    answered = ""
     for wait in (0.0, *PATIENCE_SECONDS)[:tries]:
         time.sleep(wait)
         try:
             answer = subprocess.run(
-                words, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, env=clean_environment()
+                argv, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, env=clean_environment()
             )
         except FileNotFoundError:
-            raise SlurmError(f"{words[0]} is not here: Slurm's commands are needed on this machine") from None
+            raise SlurmError(f"{argv[0]} is not here: Slurm's commands are needed on this machine") from None
         except subprocess.TimeoutExpired:
-            said = f"timed out after {TIMEOUT_SECONDS:.0f} s"
+            answered = f"timed out after {TIMEOUT_SECONDS:.0f} s"
             continue
         if answer.returncode == 0:
             return answer.stdout
-        said = answer.stderr.strip() or f"exit status {answer.returncode}"
-        if not any(mark in said for mark in _BUSY):
+        answered = answer.stderr.strip() or f"exit status {answer.returncode}"
+        if not any(mark in answered for mark in _BUSY):
             break
-    raise SlurmError(f"{words[0]}: {said}")
+    raise SlurmError(f"{argv[0]}: {answered}")
 
 
 def clean_environment() -> dict[str, str]:

@@ -21,8 +21,8 @@ _MEMORY = re.compile(r"\d+[KMGT]?")
 class Setting:
     """One setting: `LRPATH_<NAME>` in the file, `--<name>` on the command line.
 
-    `kind`: count (whole number), text, words (several words, quoted as in a shell), switch (yes or no),
-    time, memory, or the words to choose from with | between them.
+    `kind`: count (whole number), text, options (several, quoted as in a shell), switch (yes or no),
+    time, memory, or the values to choose from with | between them.
     """
 
     name: str
@@ -51,8 +51,8 @@ SETTINGS = (
     Setting("qos", "text", "sbatch's --qos; default: the site's"),
     Setting("time", "time", "time limit of a training job, D-HH:MM:SS; default: the partition's"),
     Setting("signal_seconds", "count", "how long before the time limit a training saves and requeues"),
-    Setting("sbatch", "words", "further options for every sbatch"),
-    Setting("srun", "words", "further options for every srun"),
+    Setting("sbatch", "options", "further options for every sbatch"),
+    Setting("srun", "options", "further options for every srun"),
     Setting("setup", "text", "shell file that every job reads first (modules, NCCL variables)"),
     Setting("python", "text", "Python of the training; default: this one, in a container python3"),
     Setting("container", "text", "image to train in; default: none"),
@@ -100,10 +100,10 @@ class Settings:
         return "cuda" if self.gpus_per_node else "cpu"
 
 
-def read_settings(path: Path | None, said: Mapping[str, Any]) -> Settings:
-    """The settings of a file (none: all defaults) with what the command line says on top.
+def read_settings(path: Path | None, options: Mapping[str, Any]) -> Settings:
+    """The settings of a file (none: all defaults) with the options of the command line on top.
 
-    `said` maps names to text, None where the command line is silent.
+    `options` maps names to text, None for those that are not given.
     Raises UserError, `FILE:LINE: …`, for what is not a setting or has no sense.
     """
     values: dict[str, Any] = {}
@@ -114,10 +114,10 @@ def read_settings(path: Path | None, said: Mapping[str, Any]) -> Settings:
                 f"{path}:{number}: there is no setting {name}; there are {', '.join(by_variable)}"
             )
         setting = by_variable[name]
-        if text or setting.kind == "words":
+        if text or setting.kind == "options":
             values[setting.name] = _value(setting, text, f"{path}:{number}: {name}")
     for setting in SETTINGS:
-        given = said.get(setting.name)
+        given = options.get(setting.name)
         if given is not None:
             values[setting.name] = _value(setting, str(given), setting.option)
     settings = Settings(**values)
@@ -129,7 +129,7 @@ def read_settings(path: Path | None, said: Mapping[str, Any]) -> Settings:
 def within_job(settings: Settings, environment: Mapping[str, str]) -> Settings:
     """The settings of a submission from within a job (a recipe under sbatch): its partition and account.
 
-    What the settings say themselves stands above them.
+    Settings that name one override it.
     """
     partition = settings.partition or environment.get("SLURM_JOB_PARTITION")
     account = settings.account or environment.get("SLURM_JOB_ACCOUNT")
@@ -148,12 +148,12 @@ def _assignments(path: Path) -> list[tuple[int, str, str]]:
             continue
         match = _LINE.fullmatch(line.strip())
         try:
-            words = shlex.split(match[2], comments=True) if match else []
+            values = shlex.split(match[2], comments=True) if match else []
         except ValueError as error:
             raise UserError(f"{path}:{number}: {error}") from None
-        if match is None or len(words) > 1:
+        if match is None or len(values) > 1:
             raise UserError(f"{path}:{number}: not NAME=VALUE; a value with spaces stands in quotes")
-        found.append((number, match[1], words[0] if words else ""))
+        found.append((number, match[1], values[0] if values else ""))
     return found
 
 
@@ -165,7 +165,7 @@ def _value(setting: Setting, text: str, where: str) -> Any:
         if int(text) == 0 and setting.name != "gpus_per_node":
             raise UserError(f"{where}: must be at least 1")
         return int(text)
-    if setting.kind == "words":
+    if setting.kind == "options":
         try:
             return tuple(shlex.split(text))
         except ValueError as error:

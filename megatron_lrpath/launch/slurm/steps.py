@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
-import re
 import signal
 import socket
 import subprocess
@@ -19,8 +17,9 @@ from typing import Any
 from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.launch.slurm import queue as commands
 from megatron_lrpath.launch.slurm.jobs import Spec
-from megatron_lrpath.runs.failure import find_cause, is_consequence
+from megatron_lrpath.runs import failure
 
+NOTE = "[lrpath "  # begins a line of ours in a log
 RANK_MODULE = "megatron_lrpath.launch.slurm.rank"
 FIRST_PORT, PORTS = 12000, 20000  # below the ports that Linux gives to outgoing connections
 STRAGGLER_SECONDS = 60  # from the end of the first rank to the end of all: they may hang in a collective
@@ -64,11 +63,15 @@ class Place:
 
 @dataclass
 class Steps:
-    """The sruns of a start of the job. `log` gets what they say themselves; each rank has its own beside it."""
+    """The sruns of a start of the job.
+
+    `log` gets what they print themselves; each rank has its own beside it. Ranks that fail write `error_file`.
+    """
 
     spec: Spec
     place: Place
     log: Path
+    error_file: Path
     asked: bool = False
     _process: subprocess.Popen[bytes] | None = None
     _handlers: dict[int, Any] = field(default_factory=dict)
@@ -86,7 +89,7 @@ class Steps:
 
     def note(self, text: str) -> None:
         """A line in the job's log and in the run's."""
-        line = f"[lrpath {time.strftime('%H:%M:%S')}] {text}"
+        line = f"{NOTE}{time.strftime('%H:%M:%S')}] {text}"
         print(line, flush=True)
         with self.log.open("a", encoding="utf-8") as stream:
             stream.write(line + "\n")
@@ -96,20 +99,17 @@ class Steps:
         """The folder of the ranks' logs."""
         return self.log.with_suffix("")
 
-    def rank_logs(self) -> list[Path]:
-        """The ranks' logs, by rank."""
-        return sorted(self.ranks.glob("rank-*.log"), key=lambda path: int(path.stem.partition("-")[2]))
-
     def run(
-        self, module: str, words: Sequence[str], between: Callable[[], None], seconds: float | None = None
+        self, module: str, argv: Sequence[str], between: Callable[[], None], seconds: float | None = None
     ) -> int:
         """Run a module on every rank and return srun's status; `between` is called every other second.
 
-        After `seconds` the step is ended, with status 124.
+        After `seconds` the step is ended, with status `TIMED_OUT`.
         """
         self.ranks.mkdir(parents=True, exist_ok=True)
+        failure.clear(self.error_file)
         command = ["srun", "--kill-on-bad-exit=0", f"--wait={STRAGGLER_SECONDS}", *self.spec.srun]
-        command += [*self.spec.python, "-m", RANK_MODULE, str(self.ranks), module, *words]
+        command += [*self.spec.python, "-m", RANK_MODULE, str(self.ranks), module, *argv]
         deadline = time.monotonic() + seconds if seconds else None
         with self.log.open("ab") as output:
             environment = os.environ | self.environment()
@@ -124,7 +124,7 @@ class Steps:
             if deadline and time.monotonic() > deadline:
                 self._process.kill()
                 self._process.wait()
-                return 124
+                return TIMED_OUT
 
     def environment(self) -> dict[str, str]:
         """Variables of the ranks: the rendezvous, threads, and where the record of this start lies."""
@@ -135,6 +135,7 @@ class Steps:
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", cores),
             "PYTHONUNBUFFERED": "1",
             "LRPATH_LAUNCH": str(self.record_file),
+            failure.VARIABLE: str(self.error_file),
         }
 
     @property
@@ -152,68 +153,28 @@ class Steps:
         atomic_write_json(self.record_file, row)
 
 
-def first_exits(text: str) -> list[tuple[int, str]]:
-    """(rank, how it ended) in the order of srun's lines `srun: error: n1: task 0: Exited with exit code 2`."""
-    pattern = re.compile(r"^srun: error: [^:]+: tasks? ([\d,-]+): (.+)$", re.MULTILINE)
-    return [(int(re.split("[,-]", match[1])[0]), match[2].strip()) for match in pattern.finditer(text)]
+_TAIL_BYTES = 64 * 1024
+TIMED_OUT = 124  # the status of a step that was ended after its time
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, empty where there is none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+def cause(steps: Steps, status: int) -> failure.Failure:
+    """Why a step failed: what its ranks have written; else srun's own end and the last line that it printed.
 
-
-_OWN_ERROR = re.compile(r"\blrpath: error: (.*)")
-_TAIL = 200_000  # characters
-BAD_INPUT = "Exited with exit code 2"  # as srun says it
-
-
-@dataclass(frozen=True)
-class Failure:
-    """The cause in a sentence; `hopeless` where another start would meet it again, as with bad data."""
-
-    text: str
-    hopeless: bool = False
-
-
-def why(steps: Steps, status: int) -> Failure:
-    """The cause of a step's failure.
-
-    An error message of ours first; then the exception of a rank, the rank that ended first before the others;
-    then how that rank ended. What a rank says only because another is gone comes last. A rank's exit status 2
-    means bad input.
+    The latter is all there is where no rank ever started, as with an image that does not exist.
     """
-    logs = {int(path.stem.partition("-")[2]): path for path in steps.rank_logs()}
-    own_log = steps.log.read_text(encoding="utf-8", errors="replace")[-_TAIL:]
-    exits = first_exits(own_log)
-    hopeless = any(how == BAD_INPUT for _, how in exits)
-    texts = [path.read_text(encoding="utf-8", errors="replace")[-_TAIL:] for path in logs.values()]
-    said = [match[1].strip() for text in texts for match in _OWN_ERROR.finditer(text)]
-    for text in said:
-        if not is_consequence(text):
-            return Failure(text, hopeless)
-    order = [*(rank for rank, _ in exits), *logs]
-    ranks = [rank for rank in dict.fromkeys(order) if rank in logs]
-    found = [(rank, cause) for rank in ranks if (cause := find_cause(logs[rank]))]
-    causes = [(rank, cause) for rank, cause in found if not is_consequence(cause)]
-    signals = [(rank, how) for rank, how in exits if not how.startswith("Exited with")]
-    if causes:
-        return Failure(f"rank {causes[0][0]}: {causes[0][1]}")
-    if signals:
-        return Failure(f"rank {signals[0][0]} ended by a signal: {signals[0][1]}")
-    if status == 124:
-        return Failure("it did not end within its time")
-    if found or exits:
-        rank, text = (found or exits)[0]
-        return Failure(f"rank {rank}: {text}")
-    return Failure(f"srun ended with status {status}: {last_line(own_log)}")
+    written = failure.read(steps.error_file)
+    if written is not None:
+        return written
+    if status == TIMED_OUT:
+        return failure.here(failure.STOPPED, "it did not end within its time", status=status)
+    text = f"srun ended with status {status}: {last_line(steps.log)}"
+    return failure.here(failure.EXCEPTION, text, status=status)
 
 
-def last_line(text: str) -> str:
-    """The last line that is not ours."""
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("[lrpath ")]
-    return lines[-1].strip() if lines else "it said nothing"
+def last_line(log: Path) -> str:
+    """The last line of a log that is not a note of ours."""
+    with log.open("rb") as stream:
+        stream.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+        lines = stream.read().decode("utf-8", errors="replace").splitlines()
+    lines = [line for line in lines if line.strip() and not line.startswith(NOTE)]
+    return lines[-1].strip() if lines else "it printed nothing"

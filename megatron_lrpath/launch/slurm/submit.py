@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
@@ -14,15 +14,22 @@ from typing import Any
 from megatron_lrpath.errors import PlanError, UserError
 from megatron_lrpath.files import atomic_write_json, atomic_write_text
 from megatron_lrpath.launch.slurm import queue as commands
-from megatron_lrpath.launch.slurm.jobs import Job, Prepared, Wait, is_finished, plan_jobs, prepare
-from megatron_lrpath.launch.slurm.ledger import MARK, Entry, Ledger, Snapshot, dependents, read_attempts
+from megatron_lrpath.launch.slurm.jobs import Job, JobFiles, Wait, is_finished, job_files, plan_jobs
+from megatron_lrpath.launch.slurm.ledger import (
+    MARK,
+    Ledger,
+    SubmittedJob,
+    SubmittedPlan,
+    dependents,
+    read_attempts,
+)
 from megatron_lrpath.launch.slurm.settings import Settings
 from megatron_lrpath.locks import FolderLock, LockHeldError
 from megatron_lrpath.plan import PARADIGMS, Plan, Run, differences, load_plan, run_identity
 from megatron_lrpath.runs.checkpoints import checkpoint_complete
-from megatron_lrpath.runs.lineage import read_lineage
+from megatron_lrpath.runs.lineage import plan_changes, read_lineage
 from megatron_lrpath.runs.state import has_begun
-from megatron_lrpath.runs.tasks import build_tasks, identity, link_aliases
+from megatron_lrpath.runs.tasks import build_tasks, carried_out_as, link_aliases
 
 SHOWN = 3  # differences that the message names
 
@@ -36,21 +43,23 @@ class Conflict:
     changes: list[str]
 
 
-def check_output(snapshot: Snapshot, alive: Collection[str]) -> None:
+def check_output(submitted: SubmittedPlan, alive: Collection[str]) -> None:
     """Raises UserError where a training in the plan's output would not be this plan's.
 
     `alive` are the trainings (`paradigm/run`) that have a job waiting or running, an evaluation's too. A plan
     with more versions, in other folders or with another layout is the same (see `plan.identity`); a changed one
     is taken as long as nothing of what was changed has begun or is in the queue.
     """
-    found = next(chain(_begun(snapshot.plan), _queued(snapshot, alive)), None)
+    found = next(chain(_begun(submitted.plan), _queued(submitted, alive)), None)
     if found is None:
         return
     more = f"; and {len(found.changes) - SHOWN} more" if len(found.changes) > SHOWN else ""
-    end = f", or end its jobs first (lrpath cancel {snapshot.latest})" if found.state != "was trained" else ""
+    end = (
+        f", or end its jobs first (lrpath cancel {submitted.latest})" if found.state != "was trained" else ""
+    )
     raise UserError(
-        f"{snapshot.plan.output} is another plan's output: {found.key} {found.state} there under other settings "
-        f"({'; '.join(found.changes[:SHOWN])}{more}). Nothing was submitted. Give {snapshot.plan.path} an output of "
+        f"{submitted.plan.output} is another plan's output: {found.key} {found.state} there under other settings "
+        f"({'; '.join(found.changes[:SHOWN])}{more}). Nothing was submitted. Give {submitted.plan.path} an output of "
         f"its own (--output, LRPATH_OUTPUT, or `output` in the plan){end}."
     )
 
@@ -60,21 +69,21 @@ def _begun(plan: Plan) -> Iterator[Conflict]:
     for paradigm in PARADIGMS:
         for run in (*plan.runs(paradigm), *plan.sft_runs(paradigm)):
             lineage = read_lineage(plan.folder(run)) if run.same_as is None else None
-            if lineage and (changes := differences(lineage["identity"], run_identity(plan, run))):
+            if lineage and (changes := plan_changes(plan.folder(run), lineage, plan, run)):
                 yield Conflict(f"{paradigm}/{run.name}", "was trained", changes)
 
 
-def _queued(snapshot: Snapshot, alive: Collection[str]) -> Iterator[Conflict]:
+def _queued(submitted: SubmittedPlan, alive: Collection[str]) -> Iterator[Conflict]:
     """Trainings with a job that would be others under this plan than under the one submitted last."""
     try:
-        before = load_plan(snapshot.latest) if alive and snapshot.latest.is_file() else None
+        before = load_plan(submitted.latest) if alive and submitted.latest.is_file() else None
     except PlanError:
         return  # nothing that a job could read
     if before is None:
         return
     # a path alone, which --data may have moved; where a training has begun it counts
-    tokenizer = replace(snapshot.plan.tokenizer, model=before.tokenizer.model)
-    plan = replace(snapshot.plan, tokenizer=tokenizer)
+    tokenizer = replace(submitted.plan.tokenizer, model=before.tokenizer.model)
+    plan = replace(submitted.plan, tokenizer=tokenizer)
     for key in alive:
         paradigm, name = key.split("/")
         try:
@@ -103,9 +112,23 @@ class Decision:
         return self.action in (SUBMIT, REPLACE, EXTEND)
 
 
-@dataclass
+@dataclass(frozen=True)
+class Dependency:
+    """A dependency of Slurm's: its type, the jobs, and the checkpoint that is really meant, if it is one."""
+
+    kind: str = "afterok"
+    numbers: tuple[int, ...] = ()
+    parent: Wait | None = None
+
+    @property
+    def options(self) -> list[str]:
+        """As an option of sbatch."""
+        return [f"--dependency={self.kind}:{':'.join(map(str, self.numbers))}"] if self.numbers else []
+
+
+@dataclass(frozen=True)
 class Submission:
-    """One call of `lrpath submit`: the graph, and what is to be done about each job.
+    """One call of `lrpath submit`: the graph of jobs, and where they are noted.
 
     `name` is the plan's or the experiment's, `output` the folder of its results.
     """
@@ -116,32 +139,102 @@ class Submission:
     extra: tuple[str, ...]
     jobs: list[Job]
     ledger: Ledger
-    queue: Mapping[int, commands.QueuedJob] = field(default_factory=dict)
 
     @classmethod
     def of(
         cls,
-        snapshot: Snapshot,
+        submitted: SubmittedPlan,
         settings: Settings,
         paradigms: Sequence[str],
         run: str | None = None,
         extra: Sequence[str] = (),
     ) -> Submission:
         """The submission of a plan's paradigms. Raises UserError for what could not work on the cluster."""
-        plan = snapshot.plan
-        jobs = plan_jobs(snapshot, paradigms, settings, run, extra)
+        plan = submitted.plan
+        jobs = plan_jobs(submitted, paradigms, settings, run, extra)
         return cls(plan.name, Path(plan.output), settings, tuple(extra), jobs, Ledger.of(plan.output))
 
-    def prepared(self, job: Job) -> Prepared:
+    @property
+    def plans(self) -> list[SubmittedPlan]:
+        """The plans, each once."""
+        return list({str(job.submitted.latest): job.submitted for job in self.jobs}.values())
+
+    def files(self, job: Job) -> JobFiles:
         """The job's options, script and data."""
-        return prepare(self.name, job, self.settings, self.ledger.folder, self.extra)
+        return job_files(self.name, job, self.settings, self.ledger.folder, self.extra)
+
+    def look(self) -> list[Decision]:
+        """Read the queue, where anything was ever submitted, and decide. UserError as of `check_outputs`."""
+        cluster = Comparison.of(self, commands.queue() if self.ledger.entries() else {})
+        cluster.check_outputs()
+        return cluster.decide()
+
+    def carry_out(self) -> list[tuple[Decision, int | None]]:
+        """Submit what is missing; each job with its number (None: nothing in the queue).
+
+        Raises UserError, before anything is written, where data are missing or the output is another plan's.
+        """
+        check_data(self.jobs)
+        with only_one(self.ledger.folder):
+            cluster = Comparison.of(self, commands.queue())
+            cluster.check_outputs()
+            for submitted in self.plans:
+                submitted.write()
+            for job in self.jobs:
+                if job.task:
+                    link_aliases(job.task)
+            cluster.end_unrecorded()
+            decisions = cluster.decide()
+            commands.cancel([one.old for one in decisions if one.action == REPLACE and one.old])
+            numbers: dict[str, int | None] = {}
+            for decision in decisions:
+                numbers[decision.job.key] = decision.old
+                if decision.is_new:
+                    numbers[decision.job.key] = self._submit(decision, cluster.dependency(decision, numbers))
+        return [(decision, numbers[decision.job.key]) for decision in decisions]
+
+    def _submit(self, decision: Decision, dependency: Dependency) -> int:
+        job, files = decision.job, self.files(decision.job)
+        atomic_write_json(files.spec_file, files.spec)
+        atomic_write_text(files.script_file, files.script)
+        (files.script_file.parents[1] / "logs").mkdir(exist_ok=True)
+        entry = SubmittedJob(
+            key=job.key,
+            number=commands.submit([*files.options, *dependency.options], files.script_file),
+            script=str(files.script_file),
+            depends=dependency.numbers,
+            parent=dependency.parent.key if dependency.parent else None,
+            parent_step=(dependency.parent.step or 0) if dependency.parent else 0,
+            target=job.task.run.last_step if job.kind == "train" and job.task else 0,
+            submitted=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        self.ledger.add(entry)
+        return entry.number
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A submission beside what is in the queue now, and what was submitted last for each job."""
+
+    submission: Submission
+    queue: Mapping[int, commands.QueuedJob]
+    newest: Mapping[str, SubmittedJob]
+
+    @classmethod
+    def of(cls, submission: Submission, queue: Mapping[int, commands.QueuedJob]) -> Comparison:
+        """With the ledger as it is now."""
+        return cls(submission, queue, submission.ledger.newest())
+
+    @property
+    def jobs(self) -> list[Job]:
+        """The jobs of the graph."""
+        return self.submission.jobs
 
     def decide(self) -> list[Decision]:
         """What is to be done about each job of the graph, by results, ledger and queue."""
-        newest = self.ledger.newest()
         decisions: dict[str, Decision] = {}
         for job in self.jobs:
-            entry = newest.get(job.key)
+            entry = self.newest.get(job.key)
             alive = entry.number if entry and entry.number in self.queue else None
             if is_finished(job, self.jobs):
                 action = DONE
@@ -154,7 +247,7 @@ class Submission:
             decisions[job.key] = Decision(job, action, alive)
         return list(decisions.values())
 
-    def _is_stale(self, job: Job, entry: Entry, decisions: Mapping[str, Decision]) -> bool:
+    def _is_stale(self, job: Job, entry: SubmittedJob, decisions: Mapping[str, Decision]) -> bool:
         """Whether a waiting job waits for what will not come, or would run with too little."""
         queued = self.queue[entry.number]
         if queued.state != "PENDING":
@@ -174,81 +267,27 @@ class Submission:
             return is_finished(job, self.jobs)
         return checkpoint_complete(job.task.checkpoints, wait.step)
 
-    def look(self) -> list[Decision]:
-        """Read the queue, where anything was ever submitted, and decide. UserError as of `check_outputs`."""
-        self.queue = commands.queue() if self.ledger.entries() else {}
-        self.check_outputs()
-        return self.decide()
-
-    @property
-    def snapshots(self) -> list[Snapshot]:
-        """The plans, each once."""
-        return list({str(job.snapshot.latest): job.snapshot for job in self.jobs}.values())
-
     def check_outputs(self) -> None:
         """Raises UserError where the output, or that of one of an experiment's plans, is another plan's."""
-        queued = [entry.key for entry in self.ledger.newest().values() if self._may_start(entry)]
+        queued = [entry.key for entry in self.newest.values() if self._may_start(entry)]
         keys = dict.fromkeys(key.removeprefix("eval/") for key in queued)
-        for snapshot in self.snapshots:
-            place = Path(snapshot.plan.output).relative_to(self.output).as_posix()
+        for submitted in self.submission.plans:
+            place = Path(submitted.plan.output).relative_to(self.submission.output).as_posix()
             start = "" if place == "." else f"{place}/"
             own = [key.removeprefix(start) for key in keys if key.startswith(start)]
-            check_output(snapshot, [key for key in own if key.count("/") == 1])
+            check_output(submitted, [key for key in own if key.count("/") == 1])
 
-    def _may_start(self, entry: Entry) -> bool:
+    def _may_start(self, entry: SubmittedJob) -> bool:
         queued = self.queue.get(entry.number)
         return queued is not None and not (queued.state == "PENDING" and never_starts(queued))
 
-    def carry_out(self) -> list[tuple[Decision, int | None]]:
-        """Submit what is missing; each job with its number (None: nothing in the queue).
-
-        Raises UserError, before anything is written, where data are missing or the output is another plan's.
-        """
-        check_data(self.jobs)
-        with only_one(self.ledger.folder):
-            self.queue = commands.queue()
-            self.check_outputs()
-            for snapshot in self.snapshots:
-                snapshot.write()
-            for job in self.jobs:
-                if job.task:
-                    link_aliases(job.task)
-            self._end_unrecorded()
-            decisions = self.decide()
-            commands.cancel([one.old for one in decisions if one.action == REPLACE and one.old])
-            numbers: dict[str, int | None] = {}
-            for decision in decisions:
-                numbers[decision.job.key] = decision.old
-                if decision.is_new:
-                    numbers[decision.job.key] = self._submit(decision, numbers)
-        return [(decision, numbers[decision.job.key]) for decision in decisions]
-
-    def _end_unrecorded(self) -> None:
+    def end_unrecorded(self) -> None:
         """End jobs of ours that the ledger does not know: a submission was killed before it could note them."""
-        known = {entry.number for entry in self.ledger.entries()}
-        scripts = os.path.abspath(self.ledger.folder / "scripts") + os.sep
+        ledger = self.submission.ledger
+        known = {entry.number for entry in ledger.entries()}
+        scripts = os.path.abspath(ledger.folder / "scripts") + os.sep
         ours = [job.number for job in self.queue.values() if job.script.startswith(scripts)]
         commands.cancel([number for number in ours if number not in known])
-
-    def _submit(self, decision: Decision, numbers: Mapping[str, int | None]) -> int:
-        job = decision.job
-        prepared = self.prepared(job)
-        atomic_write_json(prepared.spec_file, prepared.spec)
-        atomic_write_text(prepared.script_file, prepared.script)
-        (prepared.script_file.parents[1] / "logs").mkdir(exist_ok=True)
-        dependency = self.dependency(decision, numbers)
-        entry = Entry(
-            key=job.key,
-            number=commands.submit([*prepared.options, *dependency.words], prepared.script_file),
-            script=str(prepared.script_file),
-            depends=dependency.numbers,
-            parent=dependency.parent.key if dependency.parent else None,
-            parent_step=(dependency.parent.step or 0) if dependency.parent else 0,
-            target=job.task.run.last_step if job.kind == "train" and job.task else 0,
-            submitted=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
-        self.ledger.add(entry)
-        return entry.number
 
     def dependency(self, decision: Decision, numbers: Mapping[str, int | None]) -> Dependency:
         """What the job waits for, as numbers of jobs that are in the queue now.
@@ -268,20 +307,6 @@ class Submission:
         if middle:
             return Dependency("afterany", waited, middle)
         return Dependency("afterok", waited)
-
-
-@dataclass(frozen=True)
-class Dependency:
-    """A dependency of Slurm's: its type, the jobs, and the checkpoint that is really meant, if it is one."""
-
-    kind: str = "afterok"
-    numbers: tuple[int, ...] = ()
-    parent: Wait | None = None
-
-    @property
-    def words(self) -> list[str]:
-        """As an option of sbatch."""
-        return [f"--dependency={self.kind}:{':'.join(map(str, self.numbers))}"] if self.numbers else []
 
 
 def never_starts(queued: commands.QueuedJob) -> bool:
@@ -323,7 +348,7 @@ def only_one(folder: Path) -> Iterator[None]:
         lock.close()
 
 
-def cancel(ledger: Ledger, keys: Collection[str], now: bool) -> list[tuple[Entry, str]]:
+def cancel(ledger: Ledger, keys: Collection[str], now: bool) -> list[tuple[SubmittedJob, str]]:
     """End the jobs of the trainings `keys`, with their evaluations and what waits for them, and say how.
 
     With all jobs the report's goes too. Raises UserError where Slurm's commands fail.
@@ -350,11 +375,11 @@ def plan_keys(plan: Plan, paradigms: Sequence[str], run: str | None) -> set[str]
     """The trainings of a plan's paradigms, or of one run. Raises UserError for an unknown run."""
     if run is None:
         return {task.key for task in build_tasks(plan, paradigms)}
-    runs = [plan.run(paradigms[0], run)] if len(paradigms) == 1 else found(plan, paradigms, run)
-    return {"/".join(identity(one)) for one in runs}
+    runs = [plan.run(paradigms[0], run)] if len(paradigms) == 1 else runs_called(plan, paradigms, run)
+    return {"/".join(carried_out_as(one)) for one in runs}
 
 
-def found(plan: Plan, paradigms: Sequence[str], name: str) -> list[Run]:
+def runs_called(plan: Plan, paradigms: Sequence[str], name: str) -> list[Run]:
     """The runs of that name in any of the paradigms."""
     runs = [one for paradigm in paradigms for one in plan.runs(paradigm) if one.name == name]
     if not runs:
@@ -394,7 +419,8 @@ def add_jobs(output: str, rows: list[dict[str, Any]]) -> None:
             "starts": starts + bool(job and job.state == "RUNNING"),
         }
         if job and job.state == "RUNNING":
-            row["state"], row["waiting_for"], row["cause"] = "running", None, None
+            row["state"] = "running"
+            row["waiting_for"] = row["cause"] = row["log"] = None
             pace = row["seconds_per_step"]
             row["seconds_left"] = (row["last_step"] - row["step"]) * pace if pace else None
         elif row["job"]["comment"] and not row["cause"]:

@@ -24,6 +24,7 @@ from megatron_lrpath.runs.checkpoints import (
     sum_file,
     wrong_sizes,
 )
+from megatron_lrpath.runs.folder import RunFolder
 
 
 class ReadAhead:
@@ -82,8 +83,8 @@ def likely_start(path: Path, paradigm: str, name: str) -> Path | None:
     """
     plan = load_plan(path)
     run = plan.carried_out(paradigm, name)
-    root = plan.folder(run) / disk.CHECKPOINTS
+    root = RunFolder(plan.folder(run)).checkpoints
     step = disk.latest_step(root)
     if step is None and run.parent is not None:
-        root, step = plan.folder(plan.parent_of(run)) / disk.CHECKPOINTS, run.parent.step
+        root, step = RunFolder(plan.folder(plan.parent_of(run))).checkpoints, run.parent.step
     return None if step is None else disk.checkpoint_folder(root, step)

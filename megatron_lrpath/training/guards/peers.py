@@ -25,6 +25,7 @@ from torch.distributed.constants import default_pg_timeout
 from megatron_lrpath.console import say, say_error
 from megatron_lrpath.errors import CONSEQUENCES, NotMetError
 from megatron_lrpath.exits import FAILED, leave_at_once
+from megatron_lrpath.runs import failure
 
 MEETING = timedelta(minutes=10)  # from the first rank's arrival to the last one's
 PATIENCE = timedelta(hours=1)  # rank 0 may read a large checkpoint before it answers
@@ -142,9 +143,14 @@ class PeerWatch:
         self.store = ranks.beside("peers")
         found = ranks.share([vars(one) for one in map(as_peer, ranks.collect(vars(Peer.me())))])
         self.peers = [as_peer(one) for one in found]
-        self.where = "before the first step"
+        self.step: int | None = None  # the last finished one of this start
         self._leaving = threading.Event()
         self._reporting = threading.Lock()  # never released: who has it ends the process
+
+    @property
+    def where(self) -> str:
+        """How far this rank has come, for messages."""
+        return "before the first step" if self.step is None else f"after step {self.step}"
 
     def start(self) -> None:
         """Begin to watch, where there are others."""
@@ -201,24 +207,31 @@ class PeerWatch:
             first = rank == 0  # the store dies with rank 0; errors that follow from that are not reported
         if first:
             peer = self.peers[rank]
-            say_error(
+            text = (
                 f"rank {rank} died {self.where} (process {peer.pid} on {peer.host}: killed or "
                 f"crashed without a message, often for want of memory). {HOW_TO_GO_ON}"
             )
+            failure.record(
+                failure.Failure(failure.DIED, text, rank, peer.host, peer.pid, self.step, time=failure.now())
+            )
+            say_error(text)
         self.end(FAILED, dead=rank)
 
     def report_error(self, error: BaseException) -> NoReturn:
         """Say what ended this rank, unless another one's end is behind it, and end this process."""
         text = f"{type(error).__name__}: {error}"
-        if self.store is not None and any(mark in text for mark in CONSEQUENCES):
+        consequence = self.store is not None and any(mark in text for mark in CONSEQUENCES)
+        if consequence:
             self._let_the_death_be_reported()
         try:
             first = self.claim()
         except RuntimeError:
             first = False
         if first:
+            report = f"rank {self.ranks.rank} ended {self.where}: {text}. {HOW_TO_GO_ON}"
+            failure.record(failure.here(failure.EXCEPTION, report, self.step, consequence=consequence))
             say("".join(traceback.format_exception(error)).rstrip())
-            say_error(f"rank {self.ranks.rank} ended {self.where}: {text}. {HOW_TO_GO_ON}")
+            say_error(report)
         self.end(FAILED)
 
     def _wait_for(self, rank: int, process: int) -> None:
@@ -258,7 +271,10 @@ class PeerWatch:
         mine = self.peers[self.ranks.rank].space
         first = next(rank for rank, peer in enumerate(self.peers) if peer.space == mine)
         if first == self.ranks.rank and mine != self.peers[0].space and not self._leaving.is_set():
-            say_error(f"rank 0 on {self.peers[0].host} cannot be reached ({error}). All ranks end.")
+            host, pid = self.peers[0].host, self.peers[0].pid
+            text = f"rank 0 on {host} cannot be reached ({error}). All ranks end."
+            failure.record(failure.Failure(failure.DIED, text, 0, host, pid, self.step, time=failure.now()))
+            say_error(text)
 
 
 def as_peer(value: dict[str, Any]) -> Peer:

@@ -14,7 +14,8 @@ from megatron_lrpath.data.slice_check import open_mix
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.models import megatron_flags, resolve_model
 from megatron_lrpath.plan import SET_BY_PLAN, Plan, Run, is_neutral, load_plan, run_identity
-from megatron_lrpath.runs.checkpoints import CHECKPOINTS, SAVE_INTERVAL
+from megatron_lrpath.runs.checkpoints import SAVE_INTERVAL
+from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.sft.prepared import open_prepared
 from megatron_lrpath.training.context import ParentCheckpoint, RunContext
 from megatron_lrpath.training.options.arguments import explicit_arguments
@@ -34,8 +35,8 @@ def tokenizer_flags(plan: Plan) -> list[str]:
 
 def output_flags(plan: Plan, run: Run) -> list[str]:
     """Where Megatron writes: checkpoints and TensorBoard's files in the run's folder."""
-    folder = plan.folder(run)
-    return ["--save", str(folder / CHECKPOINTS), "--tensorboard-dir", str(folder / "tensorboard")]
+    folder = RunFolder(plan.folder(run))
+    return ["--save", str(folder.checkpoints), "--tensorboard-dir", str(folder.tensorboard)]
 
 
 def sft_flags(plan: Plan, run: Run) -> dict[str, list[str]]:
@@ -196,7 +197,9 @@ class PlannedRun:
             return self._sft_context(verify)
         parent = None
         if run.parent is not None:
-            parent = ParentCheckpoint(plan.folder(plan.parent_of(run)) / CHECKPOINTS, run.parent.step)
+            parent = ParentCheckpoint(
+                RunFolder(plan.folder(plan.parent_of(run))).checkpoints, run.parent.step
+            )
         # A position counts from the first sample of all, so the versions before the run's own are opened, too.
         names = tuple(version.name for version in plan.versions[: run.version_index])
         slices = open_slices(plan.data, names, verify=verify)
@@ -221,13 +224,13 @@ class PlannedRun:
         assert plan.sft is not None
         assert run.parent is not None
         prepared = open_prepared(plan, verify=verify)
-        folder = plan.folder(plan.parent_of(run))
+        folder = RunFolder(plan.folder(plan.parent_of(run)))
         data = {"slices": {}, "sft_data": prepared.identity}
         return RunContext(
             kind=run.kind,
             path=run.path.scaled(plan.sft.batch.global_batch_size),
             keep_steps=frozenset(run.keep_steps),
-            parent=ParentCheckpoint(folder / CHECKPOINTS, run.parent.step, weights_only=True),
+            parent=ParentCheckpoint(folder.checkpoints, run.parent.step, weights_only=True),
             identity={**run_identity(plan, run), **self._trainer_facts(), **data},
             folder=plan.folder(run),
             plan=plan,

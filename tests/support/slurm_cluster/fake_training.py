@@ -16,7 +16,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import Plan, Run, load_plan
+from megatron_lrpath.runs import failure
 from megatron_lrpath.training.guards.signals import SAVED_AND_STOPPED
 
 RANK = int(os.environ["RANK"])
@@ -100,7 +102,9 @@ def misbehave(folder: Path, run: Run, step: int) -> None:
     if mode == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if mode == "error":
-        print("lrpath: error: the slice v9 is damaged; draw it again", file=sys.stderr, flush=True)
+        error = UserError("the slice v9 is damaged; draw it again")
+        failure.record_error(error)
+        print(f"lrpath: error: {error}", file=sys.stderr, flush=True)
         os._exit(2)
     raise RuntimeError("the loss is not finite")
 

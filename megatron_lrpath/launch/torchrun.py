@@ -1,0 +1,73 @@
+"""torchrun as `lrpath` starts it: the same program, which also writes how its first failing rank ended."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_lrpath.runs import failure
+from megatron_lrpath.training.guards.signals import SAVED_AND_STOPPED
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    from megatron_lrpath.runs.tasks import Task
+
+CLOSING_SECONDS = 20  # torchrun kills those that do not end within 30 seconds of its SIGTERM
+TRAINING = "megatron_lrpath.training.pretrain"
+
+
+def command(module: str, argv: Sequence[str], nproc: int) -> list[str]:
+    """The command that runs a module in `nproc` processes, at a rendezvous of its own on a free port."""
+    options = ["--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", str(nproc)]
+    # `--`: torchrun's parser would take our --run for its own --run-path
+    return [sys.executable, "-m", __name__, *options, "-m", "--", module, *argv]
+
+
+def training_command(
+    plan: Path, task: Task, nproc: int, device: str | None = None, extra: Sequence[str] = ()
+) -> list[str]:
+    """The command of a training; `device` is given on only where it was chosen, `extra` are Megatron arguments."""
+    argv = ["--plan", str(plan), "--paradigm", task.run.paradigm, "--run", task.run.name]
+    return command(TRAINING, [*argv, *(["--device", device] if device else []), *extra], nproc)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run torchrun; where all its ranks have saved and stopped, leave with their status instead of 1."""
+    # Seconds to import, and whoever only builds a command does not need them.
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main as torchrun
+
+    try:
+        torchrun(argv)
+    except ChildFailedError as error:
+        if all(one.exitcode == SAVED_AND_STOPPED for one in error.failures.values()):
+            sys.exit(SAVED_AND_STOPPED)
+        failure.record(first_failure(error))
+        raise
+
+
+def first_failure(error: ChildFailedError) -> failure.Failure:
+    """How the rank ended that was killed by a signal, else the one that ended first.
+
+    torchrun lists the ranks, too, that it has ended itself after the first failure.
+    """
+    ranks = error.failures
+    closing = min(process.timestamp for process in ranks.values())
+    ended_by_torchrun = {
+        rank
+        for rank, process in ranks.items()
+        if process.exitcode in (-signal.SIGTERM, SAVED_AND_STOPPED)
+        or (process.exitcode == -signal.SIGKILL and process.timestamp - closing >= CLOSING_SECONDS)
+    }
+    rank = min(
+        ranks, key=lambda one: (one in ended_by_torchrun, ranks[one].exitcode >= 0, ranks[one].timestamp)
+    )
+    return failure.of_status(f"rank {rank}", ranks[rank].exitcode, rank, ranks[rank].pid)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Where each file of a run lies: every name in a run's folder and in a plan's output, and the reader of their JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_lrpath.locks import LOCK_NAME
+
+MAXIMUM_BYTES = 64 * 2**20  # of a JSON file; a manifest, the largest, has 100 bytes for each rank and thread
+
+
+class Entry:
+    """A file or folder of this name in the folder whose attribute it is; gives its path."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, owner: RunFolder | OutputFolder, kind: type) -> Path:
+        return owner.path / self.name
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of the run in `path`; `docs/run-folder.md` describes when each is written and what it holds."""
+
+    path: Path
+
+    lineage = Entry("lineage.json")  # runs.lineage
+    history = Entry("history.jsonl")  # runs.history
+    checkpoints = Entry("checkpoints")  # runs.checkpoints
+    result = Entry("result.json")  # runs.results
+    error = Entry("error.json")  # runs.failure
+    evaluation = Entry("eval.json")  # runs.results
+    evaluations = Entry("evals.json")  # of the main path's checkpoints; runs.results
+    evaluations_lock = Entry(".evals.json.lock")
+    downstream = Entry("downstream.json")  # evaluate.downstream
+    merged = Entry("merged.json")  # merge.preview
+    logs = Entry("logs")
+    evaluation_job = Entry("evaluation")  # holds the `logs` of the Slurm job that evaluates the run
+    tensorboard = Entry("tensorboard")
+    lock = Entry(LOCK_NAME)
+
+    @property
+    def written_by_training(self) -> tuple[Path, ...]:
+        """The files that only the training writes, atomically: what a killed one left of them may be removed."""
+        return self.lineage, self.history, self.result
+
+
+@dataclass(frozen=True)
+class OutputFolder:
+    """The folders of a plan's output beside those of its runs."""
+
+    path: Path
+
+    logs = Entry("logs")  # of `lrpath eval`
+    report = Entry("report")
+
+
+def report_page(folder: Path) -> Path:
+    """The page of the report in `folder`."""
+    return folder / "index.html"
+
+
+def report_sources(folder: Path) -> Path:
+    """The record of the evaluations that the report in `folder` was made from."""
+    return folder / "made-from.json"
+
+
+def load_json(path: Path, maximum: int = MAXIMUM_BYTES) -> Any:
+    """The JSON value in a file of at most `maximum` bytes.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is larger, or does not hold JSON.
+    """
+    with path.open("rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size > maximum:
+            raise ValueError(f"it has {size} bytes, more than the {maximum} allowed")
+        content = stream.read(size)
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def read_json_object(path: Path, problems: list[str] | None = None) -> dict[str, Any] | None:
+    """The JSON object in a file; None where there is no file, or none that can be used.
+
+    Args:
+        path: the file.
+        problems: receives a sentence where the file is there and cannot be used.
+    """
+    problems = [] if problems is None else problems
+    if not path.is_file():
+        return None
+    try:
+        value = load_json(path)
+    except (OSError, ValueError) as error:
+        problems.append(f"{path.name} cannot be read ({error})")
+        return None
+    if not isinstance(value, dict):
+        problems.append(f"{path.name} does not hold a JSON object")
+        return None
+    return value

@@ -1,0 +1,83 @@
+"""What srun starts for a rank: it ends as the rank has ended, and writes how; signals reach the rank once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from megatron_lrpath.runs import failure
+from tests.support import ROOT
+from tests.support.waiting import until
+
+SLURM = {
+    "SLURM_STEP_TASKS_PER_NODE": "2",
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "0",
+}
+
+
+def start(folder: Path, end: str) -> subprocess.Popen[bytes]:
+    """Rank 1 of two, as srun starts it."""
+    environment = os.environ | SLURM | {failure.VARIABLE: str(folder / "error.json"), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "megatron_lrpath.launch.slurm.rank", str(folder)]
+    return subprocess.Popen(
+        [*command, "tests.support.ends", "ok", end], env=environment, start_new_session=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "message", "again"),
+    [
+        ("ok", 0, None, None),
+        ("exit:75", 75, None, None),
+        ("exit:3", 3, "rank 1 on HOST exited with status 3", None),
+        ("exit:2", 2, "rank 1 on HOST exited with status 2", False),
+        ("user:the slice is damaged", 2, "the slice is damaged", False),
+        ("raise:bad luck", 1, "rank 1: RuntimeError: bad luck", None),
+        ("kill:9", -9, "rank 1 on HOST was killed by SIGKILL, perhaps for want of memory", None),
+        ("kill:11", -11, "rank 1 on HOST was killed by SIGSEGV", None),
+    ],
+)
+def test_the_end_of_a_rank_is_written_and_is_that_of_what_srun_started(tmp_path, end, status, message, again):
+    assert start(tmp_path, end).wait(60) == status
+    found = failure.read(tmp_path / "error.json")
+    if message is None:
+        assert found is None
+        return
+    assert found is not None
+    assert (found.message, found.rank) == (message.replace("HOST", socket.gethostname()), 1)
+    assert found.calling_again_helps == again
+
+
+def test_a_rank_prints_into_its_own_log(tmp_path):
+    assert start(tmp_path, "raise:bad luck").wait(60) == 1
+    assert (tmp_path / "rank-1.log").read_text().endswith("RuntimeError: bad luck\n")
+
+
+def test_a_signal_for_what_srun_started_reaches_the_rank_once(tmp_path):
+    """Slurm's tracking by control groups signals nothing else."""
+    process = start(tmp_path, f"wait:{tmp_path / 'seen'}")
+    until((tmp_path / "seen").exists, 60)
+    process.send_signal(signal.SIGUSR2)
+    assert process.wait(60) == 75
+    assert (tmp_path / "seen").read_text() == "1 signals"
+    assert not (tmp_path / "error.json").exists()
+
+
+def test_the_rank_does_not_outlive_what_srun_started(tmp_path):
+    process = start(tmp_path, f"wait:{tmp_path / 'seen'}")
+    until(lambda: (tmp_path / "seen").exists() and (tmp_path / "seen").read_text(), 60)
+    rank = int((tmp_path / "seen").read_text())
+    assert rank != process.pid
+    process.kill()
+    process.wait()
+    until(lambda: not psutil.pid_exists(rank) or psutil.Process(rank).status() == "zombie", 60)

@@ -1,0 +1,63 @@
+"""A rank that ends as its argument for it asks: `python -m tests.support.ends RANK0 RANK1 …`.
+
+`ok`; `raise:TEXT` (RuntimeError); `complain:TEXT` (writes that exception and goes on); `user:TEXT` (bad input,
+status 2); `exit:N`; `kill:N` (by signal N); `wait:FILE` (writes FILE, goes on until SIGUSR2 and notes it there,
+then leaves with status 75). A rank whose end begins with `late ` is the last one to end.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.runs import failure
+
+
+def main() -> None:
+    """End."""
+    how = sys.argv[1 + int(os.environ.get("RANK", "0"))]
+    if how.startswith("late "):
+        time.sleep(1.0)
+        how = how.removeprefix("late ")
+    kind, _, value = how.partition(":")
+    if kind == "raise":
+        raise RuntimeError(value)
+    if kind == "complain":
+        failure.record_error(RuntimeError(value))
+        time.sleep(100)
+    if kind == "user":
+        failure.record_error(UserError(value))
+        os._exit(2)
+    if kind == "exit":
+        os._exit(int(value))
+    if kind == "kill":
+        os.kill(os.getpid(), int(value))
+        time.sleep(10)
+    if kind == "wait":
+        wait(Path(value))
+
+
+def wait(file: Path) -> None:
+    """Wait for SIGUSR2."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+
+    signal.signal(signal.SIGUSR2, note)
+    file.write_text(str(os.getpid()))
+    while not received:
+        time.sleep(0.02)
+    time.sleep(0.5)
+    file.write_text(f"{len(received)} signals")
+    os._exit(75)
+
+
+if __name__ == "__main__":
+    with failure.recorded():
+        main()
