@@ -25,6 +25,8 @@ from megatron_lrpath.models import parameter_count, resolve_model
 from megatron_lrpath.paradigms import OURS
 from megatron_lrpath.plan import PARADIGMS, Plan, Run, load_plan
 from megatron_lrpath.runs.results import is_complete
+from megatron_lrpath.sft.encode import build_encoder
+from megatron_lrpath.sft.prepare import input_prints
 from megatron_lrpath.tokenizers.files import hugging_face_tokenizer, sentencepiece_tokenizer
 from megatron_lrpath.tokenizers.sentencepiece_model import SENTENCEPIECE
 from megatron_lrpath.wording import byte_size
@@ -121,9 +123,6 @@ def chat_checks(plan: Plan) -> list[Finding]:
         return []
 
     def ready() -> str:
-        from megatron_lrpath.sft.encode import build_encoder
-        from megatron_lrpath.sft.prepare import input_prints
-
         build_encoder(plan)
         record = plan.prepared_record()
         if record is not None:

@@ -18,7 +18,7 @@ def import_everything() -> None:
 
     from megatron_lrpath.evaluate import perplexity  # noqa: F401  (the device must precede Megatron's import)
     from megatron_lrpath.training import seams, setup  # noqa: F401
-    from megatron_lrpath.training.options import arguments
+    from megatron_lrpath.training.options import arguments  # the same
 
     seams.import_rows("cpu")
     arguments.full_parser(suppress_defaults=True)

@@ -34,6 +34,8 @@ def choose_device(wanted: str = "auto") -> str:
 def activate(device: str) -> None:
     """Prepare the process for `device`; the CPU backend is imported for the CPU alone."""
     if device == "cpu":
-        from megatron_lrpath.training.cpu import backend as cpu
+        from megatron_lrpath.training.cpu import (
+            backend as cpu,
+        )  # imports torch, which others must not pay for
 
         cpu.install()
