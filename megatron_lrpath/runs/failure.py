@@ -86,14 +86,30 @@ def _from_json(row: Any) -> Failure | None:
 def write(path: Path | str, failure: Failure) -> bool:
     """Write the failure, unless a cause stands there already; whether it was written.
 
-    The first cause stays, a consequence never replaces anything, and a cause replaces a consequence. Of two
-    processes that write at the same instant one whole file remains. A disk that refuses the file is no error
-    here: this must not hide what the process is about to report.
+    The first cause stays, a consequence never replaces anything, and a cause replaces a consequence. A disk that
+    refuses the file is no error here: this must not hide what the process is about to report.
     """
+    if read(path) is None and (created := _create(Path(path), failure)) is not None:
+        return created
     before = read(path)
     if before is not None and (failure.consequence or not before.consequence):
         return False
     return replace(path, failure)
+
+
+def _create(path: Path, failure: Failure) -> bool | None:
+    """Write a file that is not there, whole; None where it is: on NFS, only the server knows."""
+    draft = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+    try:
+        atomic_write_json(draft, asdict(failure))
+        os.link(draft, path)
+    except FileExistsError:
+        return None
+    except OSError:  # a full disk, or one without links
+        return replace(path, failure)
+    finally:
+        clear(draft)
+    return True
 
 
 def replace(path: Path | str, failure: Failure) -> bool:

@@ -106,6 +106,14 @@ def test_neighbouring_jobs_and_the_starts_of_one_have_ports_of_their_own():
             None,
         ),
         ("", ["lost", "bad luck"], 9, "rank 1: ValueError: bad luck", None),
+        (
+            "srun: error: n2: task 1: Killed\nsrun: error: n1: task 0: Exited with exit code 1\n",
+            ["lost"],  # rank 1's own parent was killed, too
+            137,
+            "a rank was killed by SIGKILL, perhaps for want of memory: srun: error: n2: task 1: Killed",
+            None,
+        ),
+        ("", ["lost"], 1, "rank 1: RuntimeError: Connection reset by peer", None),
         ("", ["exit 2"], 2, "rank 0 exited with status 2", False),
         ("[lrpath 12:00:00] a note\n", [], 124, "it did not end within its time", None),
         (

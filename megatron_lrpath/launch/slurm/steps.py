@@ -9,7 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -45,6 +45,11 @@ class Place:
         return cls(int(os.environ["SLURM_JOB_ID"]), start, os.environ.get("SLURM_JOB_NODELIST", ""))
 
     @property
+    def has_several_nodes(self) -> bool:
+        """Whether its nodes are a list as `n1,n3` or `n[1-4]`."""
+        return bool(set(self.nodes) & set(",["))
+
+    @property
     def port(self) -> int:
         """The port of the rendezvous: jobs that share a node differ in it, and so do the starts of one job."""
         return FIRST_PORT + (self.number * 31 + self.start) % PORTS
@@ -73,6 +78,7 @@ class Steps:
     log: Path
     error_file: Path
     asked: bool = False
+    log_offset: int = 0  # bytes of the log before the last srun
     _process: subprocess.Popen[bytes] | None = None
     _handlers: dict[int, Any] = field(default_factory=dict)
 
@@ -112,6 +118,7 @@ class Steps:
         command += [*self.spec.python, "-m", RANK_MODULE, str(self.ranks), module, *argv]
         deadline = time.monotonic() + seconds if seconds else None
         with self.log.open("ab") as output:
+            self.log_offset = output.tell()
             environment = os.environ | self.environment()
             self._process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
         if self.asked:  # the signal came while there was nobody to pass it on to
@@ -155,26 +162,44 @@ class Steps:
 
 _TAIL_BYTES = 64 * 1024
 TIMED_OUT = 124  # the status of a step that was ended after its time
+CACHE_SECONDS = (1.0, 5.0, 30.0)  # NFS may remember for 30 s that a file of another node is not there
 
 
 def cause(steps: Steps, status: int) -> failure.Failure:
-    """Why a step failed: what its ranks have written; else srun's own end and the last line that it printed.
+    """Why a step failed: what a rank has written; else what srun's exit status and its own lines tell.
 
-    The latter is all there is where no rank ever started, as with an image that does not exist.
+    srun's status is the highest of its ranks', 128+n for one that signal n has ended: it counts more than what
+    another rank has written of the consequences.
     """
-    written = failure.read(steps.error_file)
+    written = wait_for_failure(steps)
+    if written is not None and not written.consequence:
+        return written
+    lines = srun_lines(steps)
+    if status > 128:
+        killed = failure.of_status("a rank", 128 - status)
+        return replace(killed, message=f"{killed.message}: {lines[0]}") if lines else killed
     if written is not None:
         return written
     if status == TIMED_OUT:
         return failure.here(failure.STOPPED, "it did not end within its time", status=status)
-    text = f"srun ended with status {status}: {last_line(steps.log)}"
-    return failure.here(failure.EXCEPTION, text, status=status)
+    last = lines[-1] if lines else "it printed nothing"
+    return failure.here(failure.EXCEPTION, f"srun ended with status {status}: {last}", status=status)
 
 
-def last_line(log: Path) -> str:
-    """The last line of a log that is not a note of ours."""
-    with log.open("rb") as stream:
-        stream.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+def wait_for_failure(steps: Steps) -> failure.Failure | None:
+    """What the ranks have written; with several nodes, where there is nothing, looked for until NFS must show it."""
+    found = failure.read(steps.error_file)
+    for seconds in CACHE_SECONDS if steps.place.has_several_nodes else ():
+        if found is not None:
+            break
+        time.sleep(seconds)
+        found = failure.read(steps.error_file)
+    return found
+
+
+def srun_lines(steps: Steps) -> list[str]:
+    """The lines that the last srun and Slurm's daemon have printed themselves."""
+    with steps.log.open("rb") as stream:
+        stream.seek(max(steps.log_offset, steps.log.stat().st_size - _TAIL_BYTES))
         lines = stream.read().decode("utf-8", errors="replace").splitlines()
-    lines = [line for line in lines if line.strip() and not line.startswith(NOTE)]
-    return lines[-1].strip() if lines else "it printed nothing"
+    return [line.strip() for line in lines if line.strip() and not line.startswith(NOTE)]
