@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -18,6 +19,7 @@ import pytest
 from megatron_lrpath.cli import main as lrpath
 from megatron_lrpath.plan import Plan, load_plan
 from megatron_lrpath.report.collect import collect, gaps
+from megatron_lrpath.runs.failure import Failure
 from megatron_lrpath.runs.folder import Entry, RunFolder
 from megatron_lrpath.runs.history import read_history
 from megatron_lrpath.runs.lineage import read_lineage
@@ -225,6 +227,10 @@ def test_the_page_describes_every_field_and_no_other(continued: Path, file: str)
     found = set().union(*(fields(json.loads(line)) for line in lines))
     assert found <= described.keys()
     assert {name for name, about in described.items() if "only" not in about} <= found
+
+
+def test_the_page_describes_every_field_of_a_failure() -> None:
+    assert tables("Fields of `error.json`").keys() == {field.name for field in dataclasses.fields(Failure)}
 
 
 def test_evaluations_of_the_main_path_have_the_fields_of_an_evaluation(continued: Path) -> None:
