@@ -12,15 +12,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from megatron_lrpath.console import run_tool
-
-
-def run(args: argparse.Namespace) -> int:
-    """Check."""
-    from megatron_lrpath.data.slice_tools import check_slices
-
-    return check_slices(args)
-
 
 def main() -> int:
     """Run the tool."""
@@ -31,7 +22,11 @@ def main() -> int:
         "slices", nargs="+", type=Path, metavar="PATH", help="slice files, or folders of them"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    return run_tool(parser, run, None)
+    args = parser.parse_args()
+    from megatron_lrpath.console import run_script
+    from megatron_lrpath.data.slice_tools import check_slices
+
+    return run_script(lambda: check_slices(args))
 
 
 if __name__ == "__main__":

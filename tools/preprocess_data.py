@@ -11,7 +11,21 @@ import sys
 from collections.abc import Sequence
 
 from megatron_lrpath.console import run_tool
-from megatron_lrpath.plan.file.keys import TOKENIZERS
+
+TOKENIZERS = [
+    "SentencePieceTokenizer",
+    "GPTSentencePieceTokenizer",
+    "Llama2Tokenizer",
+    "HuggingFaceTokenizer",
+    "NullTokenizer",
+    "TikTokenizer",
+    "GPT2BPETokenizer",
+    "BertWordPieceLowerCase",
+    "BertWordPieceCase",
+    "MultimodalTokenizer",
+    "NullMultimodalTokenizer",
+    "SFTTokenizer",
+]
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:

@@ -17,8 +17,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from megatron_lrpath.console import run_tool
-
 LIST: dict[str, Any] = {"action": "append", "default": []}
 OPTIONS: tuple[tuple[str, str, dict[str, Any], str], ...] = (
     (
@@ -70,16 +68,13 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(args: argparse.Namespace) -> int:
-    """Draw."""
-    from megatron_lrpath.data.slice_tools import slice_versions
-
-    return slice_versions(args)
-
-
 def main() -> int:
     """Run the tool; 0, or 2 for bad input."""
-    return run_tool(build_parser(), run, None)
+    args = build_parser().parse_args()
+    from megatron_lrpath.console import run_script
+    from megatron_lrpath.data.slice_tools import slice_versions
+
+    return run_script(lambda: slice_versions(args))
 
 
 if __name__ == "__main__":
