@@ -36,7 +36,7 @@ owners = {"torch": torch, "cuda": torch.cuda, "Tensor": torch.Tensor, "Module": 
 def names(owner):
     return {name: inspect.getattr_static(owner, name, None) for name in dir(owner)}
 before = {owner: names(value) for owner, value in owners.items()}
-from megatron_lrpath import backend
+from megatron_lrpath.training.cpu import backend
 backend.activate("cpu")
 changed = sorted(f"{owner}.{name}" for owner, value in owners.items() for name, one in names(value).items()
                  if name in before[owner] and before[owner][name] is not one)
