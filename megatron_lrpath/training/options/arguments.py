@@ -13,24 +13,16 @@ from megatron_lrpath.paradigms import CPT_VARIANTS, LR_PATH_KINDS, PARADIGMS, RE
 from megatron_lrpath.schedule import KNOBS, STYLES, Knob
 
 
-class SilentParser(argparse.ArgumentParser):
-    """Leaves errors to the parser that knows all arguments."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise ValueError."""
-        raise ValueError(message)
-
-
 def read_early(argv: Sequence[str]) -> argparse.Namespace:
     """`device`, and `plan`, `paradigm` and `run` (None where they are not given); nothing is checked yet."""
-    parser = SilentParser(allow_abbrev=False, add_help=False)
+    parser = OneLineParser(allow_abbrev=False, add_help=False)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--plan", type=Path)
     parser.add_argument("--paradigm")
     parser.add_argument("--run", "--run-name", dest="run")
     try:
         return parser.parse_known_args(argv)[0]
-    except ValueError:
+    except UserError:  # left to the parser that knows all arguments
         return parser.parse_args([])
 
 
