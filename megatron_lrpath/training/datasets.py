@@ -123,11 +123,7 @@ def plan_datasets(context: RunContext, samples: tuple[int, int | None, int]) -> 
 
 
 def training_set(context: RunContext, config: GPTDatasetConfig) -> Any:
-    """The run's training set under its plan; a position is a consumed sample.
-
-    Raises:
-        UserError: a version has fewer samples than its steps need.
-    """
+    """The run's training set under its plan; a position is a consumed sample."""
     plan, run = context.plan, context.run
     assert plan is not None
     assert run is not None

@@ -94,11 +94,7 @@ RELEASE = "release"
 
 
 def weights_folder(root: Path) -> Path:
-    """The folder of the checkpoint that the tracker file in `root` names, as Megatron finds it.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The folder of the checkpoint that the tracker file in `root` names, as Megatron finds it."""
     try:
         word = (root / TRACKER).read_text(encoding="ascii").strip()
         folder = root / RELEASE if word == RELEASE else checkpoint_folder(root, int(word))

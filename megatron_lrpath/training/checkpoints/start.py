@@ -84,11 +84,7 @@ def agree_on_start(
 
 
 def follow(ranks: Ranks, ahead: ReadAhead) -> Start:
-    """What the other ranks do meanwhile: read their share of each candidate, until rank 0 has chosen.
-
-    Raises:
-        UserError: rank 0 found nothing to start from.
-    """
+    """What the other ranks do meanwhile: read their share of each candidate, until rank 0 has chosen."""
     while True:
         order = ranks.share()
         if "refused" in order:

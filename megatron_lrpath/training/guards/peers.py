@@ -207,10 +207,7 @@ class PeerWatch:
                 f"rank {rank} died {self.where} (process {peer.pid} on {peer.host}: killed or "
                 f"crashed without a message, often for want of memory). {HOW_TO_GO_ON}"
             )
-            failure.record(
-                failure.Failure(failure.DIED, text, rank, peer.host, peer.pid, self.step, time=failure.now())
-            )
-            say_error(text)
+            self._say_dead(text, rank)
         self.end(FAILED, dead=rank)
 
     def report_error(self, error: BaseException) -> NoReturn:
@@ -267,7 +264,9 @@ class PeerWatch:
         mine = self.peers[self.ranks.rank].space
         first = next(rank for rank, peer in enumerate(self.peers) if peer.space == mine)
         if first == self.ranks.rank and mine != self.peers[0].space and not self._leaving.is_set():
-            host, pid = self.peers[0].host, self.peers[0].pid
-            text = f"rank 0 on {host} cannot be reached ({error}). All ranks end."
-            failure.record(failure.Failure(failure.DIED, text, 0, host, pid, self.step, time=failure.now()))
-            say_error(text)
+            self._say_dead(f"rank 0 on {self.peers[0].host} cannot be reached ({error}). All ranks end.", 0)
+
+    def _say_dead(self, text: str, rank: int) -> None:
+        peer, now = self.peers[rank], failure.now()
+        failure.record(failure.Failure(failure.DIED, text, rank, peer.host, peer.pid, self.step, time=now))
+        say_error(text)
