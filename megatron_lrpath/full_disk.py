@@ -82,7 +82,9 @@ class PatientFile:
                 except OSError:
                     self._take_back()
                     raise
-                self._note_safe()
+                if self._unsynced is not None:
+                    self._safe += len(self._unsynced)
+                    self._unsynced.clear()
 
     def close(self) -> None:
         """Try once more, then close the file."""
@@ -91,11 +93,6 @@ class PatientFile:
             if self._descriptor is not None:
                 os.close(self._descriptor)
                 self._descriptor = None
-
-    def _note_safe(self) -> None:
-        if self._unsynced is not None:
-            self._safe += len(self._unsynced)
-            self._unsynced.clear()
 
     def _take_back(self) -> None:
         """Let what a sync has not saved wait again: the next sync would not tell that it is lost."""
@@ -133,9 +130,8 @@ def wrap_record_writer(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
     @functools.wraps(original)
     def record_writer(writer: Any) -> Any:
-        name = os.fsdecode(
-            getattr(writer, "filename", b"") or getattr(writer, "name", "")
-        )  # TensorFlow's: name
+        # TensorFlow's: name.
+        name = os.fsdecode(getattr(writer, "filename", b"") or getattr(writer, "name", ""))
         local = name and "://" not in name
         return original(PatientFile(Path(name), "What TensorBoard shows") if local else writer)
 

@@ -156,7 +156,9 @@ def driver_gpus() -> int:
 def accelerator_checks(gpu: bool) -> list[Finding]:
     """Transformer Engine and Apex: what they are for, and what happens without them."""
     lacking = WARNING if gpu else INFO
-    engine, apex = environment.has_transformer_engine(), environment.has_apex_fusions()
+    engine, apex = (
+        environment.importable(name) for name in (environment.TRANSFORMER_ENGINE, environment.APEX_FUSIONS)
+    )
     without_engine = (
         "its fused kernels, FP8 and context parallelism are not there; attention is torch's "
         "scaled_dot_product_attention, norms are torch's"

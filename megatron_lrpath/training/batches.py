@@ -54,13 +54,7 @@ class Batches:
             "sample": position,
             "version": self.dataset.version_of(position),
             "documents": [
-                {
-                    "dataset": str(place.prefix),
-                    "document": place.document,
-                    "offset": place.offset,
-                    "tokens": place.length,
-                }
-                for place in places
+                document(str(place.prefix), place.document, place.offset, place.length) for place in places
             ],
             "text": self.tokenizer.detokenize(self.dataset[position]["tokens"].tolist()),
         }
@@ -73,12 +67,7 @@ class Batches:
             "sample": position,
             "version": self.run.version,
             "documents": [
-                {
-                    "dataset": self.dataset.name,
-                    "document": int(number),
-                    "offset": 0,
-                    "tokens": int(part.sum()) + 1,
-                }
+                document(self.dataset.name, int(number), 0, int(part.sum()) + 1)
                 for number, part in zip(numbers, parts, strict=True)
             ],
             "text": "\n".join(self.conversation(row, part) for part in parts),
@@ -98,6 +87,11 @@ class Batches:
         return "".join(f"⟦{text}⟧" if learned else text for learned, text in texts)
 
 
+def document(dataset: str, number: int, offset: int, tokens: int) -> dict[str, Any]:
+    """A stretch of a document in a sample."""
+    return {"dataset": dataset, "document": number, "offset": offset, "tokens": tokens}
+
+
 def open_batches(path: Path, paradigm: str, name: str) -> Batches:
     """Open the data of a run of the plan `path`.
 
@@ -110,19 +104,10 @@ def open_batches(path: Path, paradigm: str, name: str) -> Batches:
     sys.argv[1:] = planned.flags
     args = parse_args(arguments_provider())
     apply_defaults(args, planned.explicit)
-    if planned.run.is_sft:
-        return open_packed(planned.plan, planned.run)
+    plan, run = planned.plan, planned.run
+    if run.is_sft:
+        samples = run.last_step * plan.batch_of(run).global_batch_size
+        dataset = build_packed(open_prepared(plan, verify=True), samples)
+        return Batches(plan, run, dataset, build_encoder(plan).tokenizer)
     config = dataset_config(args, versioned=True)
-    dataset = training_set(planned.context(), config)
-    return Batches(planned.plan, planned.run, dataset, config.tokenizer)
-
-
-def open_packed(plan: Plan, run: Run) -> Batches:
-    """The data of a fine-tuning.
-
-    Raises:
-        UserError: they are gone or others.
-    """
-    samples = run.last_step * plan.batch_of(run).global_batch_size
-    dataset = build_packed(open_prepared(plan, verify=True), samples)
-    return Batches(plan, run, dataset, build_encoder(plan).tokenizer)
+    return Batches(plan, run, training_set(planned.context(), config), config.tokenizer)

@@ -22,7 +22,6 @@ from megatron_lrpath.data.slice import open_validation
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.paradigms import SCRATCH
 from megatron_lrpath.sft.dataset import build_packed, build_packed_validation
-from megatron_lrpath.sft.prepared import Prepared
 from megatron_lrpath.training.context import RunContext
 
 
@@ -67,11 +66,6 @@ def dataset_config(args: Any, versioned: bool) -> GPTDatasetConfig:
     )
 
 
-def needs_data(vp_stage: int | None = None) -> bool:
-    """Whether this rank reads batches: tensor-parallel rank 0 of the first and the last pipeline stage."""
-    return mpu.get_tensor_model_parallel_rank() == 0 and is_first_or_last_pipeline_stage(vp_stage)
-
-
 class DatasetProvider:
     """Megatron's dataset provider: training, validation and test sets.
 
@@ -95,56 +89,41 @@ class DatasetProvider:
         args = get_args()
         config = dataset_config(args, versioned=False)
         kind = MockGPTDataset if args.mock_data else GPTDataset
-        return BlendedMegatronDatasetBuilder(
-            kind, list(samples), lambda: needs_data(vp_stage), config
-        ).build()
+
+        def needs_data() -> bool:
+            return mpu.get_tensor_model_parallel_rank() == 0 and is_first_or_last_pipeline_stage(vp_stage)
+
+        return BlendedMegatronDatasetBuilder(kind, list(samples), needs_data, config).build()
 
 
 def plan_datasets(context: RunContext, samples: tuple[int, int | None, int]) -> tuple[Any, Any, None]:
     """The run's training set (a position is a consumed sample) and the fixed validation set.
 
     Raises:
-        UserError: a version has fewer samples than its steps need.
+        UserError: a version has fewer samples than its steps need, or nothing was held out of a fine-tuning's.
     """
-    args = get_args()
-    if context.prepared is not None:
-        return packed_datasets(context.prepared, args, samples)
-    config = dataset_config(args, versioned=True)
-    train = training_set(context, config)
-    if not args.eval_iters:
-        return train, None, None
-    assert context.plan is not None
-    validation = versioned.build_validation(
-        open_validation(context.plan.data), config, multiple_of=context.plan.batch.global_batch_size
-    )
-    return train, Repeated(validation, samples[1]), None
-
-
-def packed_datasets(
-    prepared: Prepared, args: Any, samples: tuple[int, int | None, int]
-) -> tuple[Any, Any, None]:
-    """The packed samples of a fine-tuning, and its held-out ones where they are evaluated.
-
-    Raises:
-        UserError: an evaluation is asked for, and nothing was held out.
-    """
-    train = build_packed(prepared, args.train_iters * args.global_batch_size, args.data_cache_path)
-    if not args.eval_iters:
-        return train, None, None
-    validation = build_packed_validation(prepared, args.global_batch_size, args.data_cache_path)
-    if validation is None:
-        raise UserError(
-            f"--eval-iters: nothing is held out to evaluate on; set `valid` in {prepared.sft.place}"
-        )
-    return train, Repeated(validation, samples[1]), None
+    args, prepared = get_args(), context.prepared
+    validation: Any = None
+    if prepared is not None:
+        train = build_packed(prepared, args.train_iters * args.global_batch_size, args.data_cache_path)
+        if args.eval_iters:
+            validation = build_packed_validation(prepared, args.global_batch_size, args.data_cache_path)
+            if validation is None:
+                raise UserError(
+                    f"--eval-iters: nothing is held out to evaluate on; set `valid` in {prepared.sft.place}"
+                )
+    else:
+        config = dataset_config(args, versioned=True)
+        train = training_set(context, config)
+        if args.eval_iters:
+            assert context.plan is not None
+            held_out, batch = open_validation(context.plan.data), context.plan.batch.global_batch_size
+            validation = versioned.build_validation(held_out, config, multiple_of=batch)
+    return train, Repeated(validation, samples[1]) if args.eval_iters else None, None
 
 
 def training_set(context: RunContext, config: GPTDatasetConfig) -> Any:
-    """The run's training set under its plan; a position is a consumed sample.
-
-    Raises:
-        UserError: a version has fewer samples than its steps need.
-    """
+    """The run's training set under its plan; a position is a consumed sample."""
     plan, run = context.plan, context.run
     assert plan is not None
     assert run is not None

@@ -11,25 +11,12 @@ from collections.abc import Callable
 from multiprocessing.managers import SyncManager
 from typing import Any
 
-
-@functools.cache
-def has_transformer_engine() -> bool:
-    """Whether Transformer Engine can be imported (it may be built for another CUDA than this machine's)."""
-    return importable("transformer_engine.pytorch")
+TRANSFORMER_ENGINE = "transformer_engine.pytorch"  # it may be built for another CUDA than this machine's
+APEX_FUSIONS = "fused_weight_gradient_mlp_cuda"  # Apex's compiled gradient accumulation
+APEX_NORM = "apex.normalization.fused_layer_norm"
 
 
 @functools.cache
-def has_apex_fusions() -> bool:
-    """Whether Apex with its compiled gradient accumulation is there."""
-    return importable("fused_weight_gradient_mlp_cuda")
-
-
-@functools.cache
-def has_apex_norm() -> bool:
-    """Whether Apex's fused layer norm can be imported."""
-    return importable("apex.normalization.fused_layer_norm")
-
-
 def importable(module: str) -> bool:
     """Whether `module` is installed and its import succeeds."""
     try:
@@ -48,7 +35,7 @@ def flags(device: str, packed: bool = False) -> dict[str, Any]:
     (the core attention is causal by itself). Without Apex: no fused gradient accumulation, no persistent
     norm. Packed samples take the same way, whose attention keeps their examples apart.
     """
-    engine = device != "cpu" and not packed and has_transformer_engine()
+    engine = device != "cpu" and not packed and importable(TRANSFORMER_ENGINE)
     found: dict[str, Any] = {}
     if device == "cpu":
         found |= {
@@ -65,9 +52,9 @@ def flags(device: str, packed: bool = False) -> dict[str, Any]:
             "masked_softmax_fusion": False,
             "create_attention_mask_in_dataloader": False,
         }
-        if device == "cpu" or not has_apex_norm():
+        if device == "cpu" or not importable(APEX_NORM):
             found["no_persist_layer_norm"] = True
-    if device == "cpu" or not (has_apex_fusions() or engine):
+    if device == "cpu" or not (importable(APEX_FUSIONS) or engine):
         found["gradient_accumulation_fusion"] = False
     return found
 

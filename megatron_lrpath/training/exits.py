@@ -6,34 +6,22 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import TYPE_CHECKING, NoReturn
 
 from megatron_lrpath.console import say_error
 from megatron_lrpath.errors import NotMetError, TrainingStoppedError, UserError, refusal
 from megatron_lrpath.exits import BAD_INPUT, FAILED, leave_at_once
 from megatron_lrpath.runs import failure
 
-
-class Peers(Protocol):
-    """The other ranks, once this rank has met them; `guards.peers.PeerWatch` is one. `step`: the last finished one."""
-
-    step: int | None
-
-    def claim(self) -> bool:
-        """Whether this rank is the first to report why the run ends."""
-
-    def end(self, status: int) -> NoReturn:
-        """End this process; the other ranks follow."""
-
-    def report_error(self, error: BaseException) -> NoReturn:
-        """Report an unexpected exception and end this process."""
+if TYPE_CHECKING:  # it imports torch, which the device must precede
+    from megatron_lrpath.training.guards.peers import PeerWatch
 
 
 class Exits:
     """How this process ends. `peers` is set as soon as the ranks have met."""
 
     def __init__(self) -> None:
-        self.peers: Peers | None = None
+        self.peers: PeerWatch | None = None
 
     @contextmanager
     def reported(self) -> Iterator[None]:

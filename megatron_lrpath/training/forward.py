@@ -13,23 +13,13 @@ from megatron.core.utils import get_attr_wrapped_model, get_batch_on_this_cp_ran
 from megatron.training import get_args, get_timers
 from torch import Tensor
 
-from megatron_lrpath.errors import UserError
 from megatron_lrpath.training.guards.guard import Guard
 
-
-def refuse_unsupported(args: Any) -> None:
-    """Stop at a layout that packed samples do not have.
-
-    Raises:
-        UserError: context parallelism.
-    """
-    if args.context_parallel_size != 1:
-        raise UserError(
-            "--context-parallel-size: packed samples are not split over ranks; leave it out for sft runs"
-        )
+Batch = dict[str, Tensor | None]
+KEYS = ("tokens", "labels", "loss_mask", "position_ids", "attention_mask")
 
 
-def packed_batch(data_iterator: Iterator[dict[str, Tensor]] | None) -> dict[str, Tensor | None]:
+def packed_batch(data_iterator: Iterator[dict[str, Tensor]] | None) -> Batch:
     """The next micro-batch, [micro_batch, seq] tensors and the mask that keeps examples apart.
 
     Every stage of the pipeline needs the mask, so every rank reads the batch from its own iterator: all of them
@@ -37,8 +27,7 @@ def packed_batch(data_iterator: Iterator[dict[str, Tensor]] | None) -> dict[str,
     """
     assert data_iterator is not None
     sample = next(data_iterator)
-    names = ("tokens", "labels", "loss_mask", "position_ids")
-    batch: dict[str, Tensor | None] = {name: sample[name].cuda(non_blocking=True) for name in names}
+    batch: Batch = {key: sample[key].cuda(non_blocking=True) for key in KEYS[:-1]}
     batch["attention_mask"] = apart(sample["segments"].cuda(non_blocking=True))
     return batch
 
@@ -55,17 +44,14 @@ def apart(segments: Tensor) -> Tensor:
     return ~(same & earlier).unsqueeze(1)
 
 
-Batch = dict[str, Tensor | None]
-KEYS = ("tokens", "labels", "loss_mask", "position_ids", "attention_mask")
-
-
 def get_batch(data_iterator: Iterator[dict[str, Tensor]] | None, vp_stage: int | None) -> Batch:
     """The next micro-batch on this rank: [micro_batch, seq / context_parallel_size] tensors.
 
     Tensor-parallel rank 0 reads it and broadcasts it; a stage in the middle of the pipeline needs none.
     """
     args = get_args()
-    first, last = is_first_stage(vp_stage), is_last_stage(vp_stage)
+    first = mpu.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
+    last = mpu.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
     if not (first or last):
         return dict.fromkeys(KEYS)
     tp_rank = mpu.get_tensor_model_parallel_rank()
@@ -99,29 +85,6 @@ def broadcast(batch: Batch, args: Any, tp_rank: int, first: bool, last: bool) ->
         is_pipeline_last_stage=last,
     )
     return received
-
-
-def is_first_stage(vp_stage: int | None) -> bool:
-    """Whether this rank (and virtual stage) embeds the tokens."""
-    return mpu.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
-
-
-def is_last_stage(vp_stage: int | None) -> bool:
-    """Whether this rank (and virtual stage) computes the loss."""
-    return mpu.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
-
-
-def check_finite(loss: Tensor) -> None:
-    """Hand the loss to Megatron's rerun machine, which stops the run on NaN or infinity before the update."""
-    machine = get_rerun_state_machine()
-    for rejected, name in ((torch.isnan, "NaN"), (torch.isinf, "Inf")):
-        machine.validate_result(
-            result=loss,
-            rejection_func=rejected,
-            message=f"found {name} in local forward loss calculation",
-            tolerance=0.0,
-            fatal=True,
-        )
 
 
 class ForwardStep:
@@ -166,7 +129,15 @@ class ForwardStep:
         loss = torch.sum(losses.view(-1).float() * mask)
         tokens = mask.sum().detach().to(torch.int)
         if get_args().check_for_nan_in_loss_and_grad:
-            check_finite(loss)
+            # Megatron's rerun machine stops the run on NaN or infinity before the update.
+            for rejected, name in ((torch.isnan, "NaN"), (torch.isinf, "Inf")):
+                get_rerun_state_machine().validate_result(
+                    result=loss,
+                    rejection_func=rejected,
+                    message=f"found {name} in local forward loss calculation",
+                    tolerance=0.0,
+                    fatal=True,
+                )
         if self.guard is not None:
             self.guard.note(loss, tokens)
         report = {"lm loss": torch.cat([loss.detach().view(1), tokens.view(1)])}

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from megatron.training import get_args
 
 from megatron_lrpath.runs.checkpoints import TRACKER
 from megatron_lrpath.training.checkpoints.parent import is_pretrained
 from megatron_lrpath.training.checkpoints.saves import SaveFailedError
-from megatron_lrpath.training.optimizer import load_distributed
 from megatron_lrpath.training.scheduler import LRPathScheduler
 from megatron_lrpath.training.session import Session
 
@@ -53,18 +53,8 @@ def wrap_training_log(original: Wrapped, session: Session) -> Wrapped:
             loss = loss_dict.get("lm loss")
             rate = session.step_ended(iteration, loss, grad_norm, bool(skipped_iter))
             learning_rate = learning_rate if learning_rate is None else rate
-        return original(
-            loss_dict,
-            total_loss_dict,
-            learning_rate,
-            iteration,
-            loss_scale,
-            report_memory_flag,
-            skipped_iter,
-            grad_norm,
-            *args,
-            **named,
-        )
+        rest = (loss_scale, report_memory_flag, skipped_iter, grad_norm, *args)
+        return original(loss_dict, total_loss_dict, learning_rate, iteration, *rest, **named)
 
     return training_log
 
@@ -86,25 +76,16 @@ def wrap_checkpoint_and_decide_exit(original: Wrapped, session: Session) -> Wrap
     ) -> bool:
         from megatron.training.training import save_checkpoint_and_time  # itself a replaced name's caller
 
-        state = (iteration, model, optimizer, opt_param_scheduler, num_floating_point_operations_so_far)
+        trained = (model, optimizer, opt_param_scheduler)
+        rest = (num_floating_point_operations_so_far, checkpointing_context)
 
         def save() -> None:
-            save_checkpoint_and_time(*state, checkpointing_context, train_data_iterator=train_data_iterator)
+            save_checkpoint_and_time(iteration, *trained, *rest, train_data_iterator=train_data_iterator)
 
         settings, saves = get_args(), session.saves
         if saves is not None and saves.is_due(iteration, settings.save_interval, settings.train_iters):
             save()
-        if original(
-            model,
-            optimizer,
-            opt_param_scheduler,
-            iteration,
-            num_floating_point_operations_so_far,
-            checkpointing_context,
-            train_data_iterator,
-            *args,
-            **named,
-        ):
+        if original(*trained, iteration, *rest, train_data_iterator, *args, **named):
             return True
         if session.signals.stopping:
             save()
@@ -236,11 +217,17 @@ def wrap_step_with_ready_grads(original: Wrapped, session: Session) -> Wrapped:
 
 
 def wrap_load_state_dict(original: Wrapped, session: Session) -> Wrapped:
-    """Load a distributed optimizer's state that may have been saved under other rates."""
+    """Load a distributed optimizer's state that may have been saved under other rates; a step count a parameter."""
 
     @functools.wraps(original)
     def load_state_dict(self: Any, state_dict: dict[str, Any]) -> None:
-        load_distributed(original, self, state_dict, session.rate_change)
+        inner, change = state_dict["optimizer"], session.rate_change
+        groups = change.renamed(inner["param_groups"]) if change else inner["param_groups"]
+        original(self, {**state_dict, "optimizer": {**inner, "param_groups": groups}})
+        for moments in self.optimizer.state.values():
+            # One tensor was given to all parameters, so that torch's Adam would count every step many times.
+            if isinstance(moments.get("step"), torch.Tensor):
+                moments["step"] = moments["step"].clone()
 
     return load_state_dict
 

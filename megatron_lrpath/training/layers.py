@@ -12,14 +12,13 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
-from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.training.environment import has_apex_norm
+from megatron_lrpath.training.environment import APEX_NORM, importable
 
 SHORT = 512
 """Tokens up to which torch's fused attention on the CPU takes less time in fp32 than in bf16 (backwards, half)."""
@@ -88,9 +87,8 @@ class SDPACoreAttention(MegatronModule):
         self, query: Tensor, key: Tensor, value: Tensor, dropout: float, mask: Tensor | None = None
     ) -> Tensor:
         """[s, b, heads, d] -> [b, heads, s, d]."""
-        if (
-            mask is not None and self.grouped
-        ):  # with a mask torch's fused kernels want as many keys as queries
+        if mask is not None and self.grouped:
+            # With a mask torch's fused kernels want as many keys as queries.
             repeats = query.size(2) // key.size(2)
             key, value = (states.repeat_interleave(repeats, dim=2) for states in (key, value))
         kind = query.dtype
@@ -165,26 +163,16 @@ def local_layers(config: Any, vp_stage: int | None = None) -> TransformerBlockSu
         normalization=transformer.normalization,
         qk_l2_norm=transformer.qk_l2_norm,
     )
-    norm = norm_builder(transformer)
-    replace_norms(layer, norm)
-    layer.submodules.self_attention.submodules.core_attention = SDPACoreAttention
-    count = get_num_layers_to_build(transformer, vp_stage)
-    return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=norm)
+    norm: Any = ParallelTorchNorm
+    if transformer.normalization == "LayerNorm" and importable(APEX_NORM) and torch.cuda.is_available():
+        from megatron.core.fusions.fused_layer_norm import FusedLayerNorm  # needs Apex
 
-
-def norm_builder(transformer: TransformerConfig) -> Any:
-    """Apex's fused norm for LayerNorm where it is installed, torch's elsewhere."""
-    if transformer.normalization == "LayerNorm" and has_apex_norm() and torch.cuda.is_available():
-        from megatron.core.fusions.fused_layer_norm import FusedLayerNorm
-
-        return FusedLayerNorm
-    return ParallelTorchNorm
-
-
-def replace_norms(layer: ModuleSpec, norm: Any) -> None:
-    """Put `norm` wherever the specification has one of Megatron's wrapped norms."""
+        norm = FusedLayerNorm
     attention = layer.submodules.self_attention.submodules
     for owner in (layer.submodules, attention):
         for name, value in vars(owner).items():
             if value is WrappedTorchNorm or getattr(value, "__name__", "") == "FusedLayerNorm":
                 setattr(owner, name, norm)
+    attention.core_attention = SDPACoreAttention
+    count = get_num_layers_to_build(transformer, vp_stage)
+    return TransformerBlockSubmodules(layer_specs=[layer] * count, layer_norm=norm)

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 
 @dataclass(frozen=True)
 class RateChange:
@@ -25,20 +23,6 @@ class RateChange:
             else group
             for group in groups
         ]
-
-
-def load_distributed(
-    load: Callable[..., None], optimizer: Any, state: dict[str, Any], change: RateChange | None
-) -> None:
-    """Load a distributed optimizer's state that may have been saved under other rates, with a step count for each
-    parameter."""
-    inner = state["optimizer"]
-    groups = change.renamed(inner["param_groups"]) if change else inner["param_groups"]
-    load(optimizer, {**state, "optimizer": {**inner, "param_groups": groups}})
-    for moments in optimizer.optimizer.state.values():
-        # One tensor was given to all parameters, so that torch's Adam would count every step many times.
-        if isinstance(moments.get("step"), torch.Tensor):
-            moments["step"] = moments["step"].clone()
 
 
 def wrap_sharded_state_dict(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -84,7 +84,12 @@ class Script:
         if session.context is None:
             return train(train_valid_test_dataset_provider, forward_step_func, store or own_store())
         with session.exits.reported():
-            args = setup_layers(cfg_container, model_provider)
+            args, model = get_args(), cfg_container.model
+            own_layers = (
+                model_provider is not None or getattr(model, "transformer_layer_spec", args) is not None
+            )
+            if args.transformer_impl == "local" and not own_layers:
+                model.transformer_layer_spec = local_layers
             planned = session.context.plan is not None
             provider = DatasetProvider(session.context) if planned else train_valid_test_dataset_provider
 
@@ -118,15 +123,6 @@ def refuse_unsupported(args: Any) -> None:
                 f"{from_arguments.flag(name)} cannot be given with --plan or --lr-path: a run's arguments and "
                 "starts are recorded and compared. Leave it out."
             )
-
-
-def setup_layers(cfg_container: Any, model_provider: Any) -> Any:
-    """Give the model layers for where Transformer Engine is missing, unless the script has its own; the arguments."""
-    args, model = get_args(), cfg_container.model
-    own_layers = model_provider is not None or getattr(model, "transformer_layer_spec", args) is not None
-    if args.transformer_impl == "local" and not own_layers:
-        model.transformer_layer_spec = local_layers
-    return args
 
 
 def watched(forward_step: Callable[..., Any], guard: Guard | None) -> Callable[..., Any]:

@@ -87,7 +87,9 @@ class LRPathScheduler(OptimizerParamScheduler):
 
     def step(self, increment: int) -> None:
         """Move the rates on to the next step; `increment` is the batch just consumed (samples)."""
-        self.used_lr = canonical_lr(self.optimizer.param_groups)
+        groups = self.optimizer.param_groups
+        groups = [group for group in groups if group.get("default_config", False)] or groups
+        self.used_lr = float(groups[0].get("lr") or 0.0) if groups else 0.0
         self.num_steps = self.consumed_samples()
         super().step(increment)
 
@@ -112,9 +114,3 @@ class LRPathScheduler(OptimizerParamScheduler):
 def path_with_rates(path: LRPath, max_lr: float, min_lr: float) -> LRPath:
     """`path` between other rates."""
     return replace(path, schedule=replace(path.schedule, max_lr=max_lr, min_lr=min_lr))
-
-
-def canonical_lr(param_groups: list[dict[str, Any]]) -> float:
-    """The rate that stands in the first parameter group with the default settings."""
-    groups = [group for group in param_groups if group.get("default_config", False)] or param_groups
-    return float(groups[0].get("lr") or 0.0) if groups else 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from multiprocessing import set_forkserver_preload
@@ -31,7 +31,6 @@ from megatron_lrpath.training.checkpoints.commit import Commits
 from megatron_lrpath.training.checkpoints.saves import Saves
 from megatron_lrpath.training.checkpoints.start import Start, agree_on_start
 from megatron_lrpath.training.context import RunContext
-from megatron_lrpath.training.forward import refuse_unsupported
 from megatron_lrpath.training.guards import orphans
 from megatron_lrpath.training.guards.guard import Guard, SpikeDetector
 from megatron_lrpath.training.guards.peers import PeerWatch, Ranks, own_store
@@ -57,40 +56,38 @@ def arguments(session: Session, argv: list[str], defaults: Mapping[str, Any] | N
     planned = PlannedRun.read(given) if "plan" in given else None
     sys.argv[1:] = [*planned.flags, *argv] if planned else argv
     args = parse_args(arguments_provider(session.own_arguments))
-    session.context = make_context(args, given, planned)
+    if planned is None:
+        session.context = argument_context(args, given)
+    else:
+        apply_defaults(args, planned.explicit)
+        set_wandb_defaults(args, planned.plan, planned.run)
+        session.context = planned.context()
     set_environment_flags(args, planned.explicit if planned else given, session)
     if session.context is not None:
         take_over_saving(args)
-    if session.is_packed:
-        refuse_unsupported(args)
-    validate(args, partial(validate_args, defaults=dict(defaults or {})))
+    if session.is_packed and args.context_parallel_size != 1:
+        raise UserError(
+            "--context-parallel-size: packed samples are not split over ranks; leave it out for sft runs"
+        )
+    try:
+        validate_args(args, defaults=dict(defaults or {}))
+    except (AssertionError, ValueError) as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(f"Megatron refuses these arguments: {error or where.line}") from None
     if session.context is not None and session.context.folder is not None:
         check_lineage(session.context)
     set_global_variables(args)
     return args
 
 
-def make_context(args: Any, given: Mapping[str, Any], planned: PlannedRun | None) -> RunContext | None:
-    """The run's context: from the plan, from --lr-path, or none; `given` are the explicit arguments."""
-    if planned is None:
-        return argument_context(args, given)
-    apply_defaults(args, planned.explicit)
-    set_wandb_defaults(args, planned.plan, planned.run)
-    return planned.context()
-
-
 def set_environment_flags(args: Any, explicit: Mapping[str, Any], session: Session) -> None:
-    """Set what follows from the device and the installed libraries.
-
-    Raises:
-        UserError: an argument asks for what is not installed.
-    """
+    """Set what follows from the device and the installed libraries; refuse arguments that ask for others."""
     for name, value in environment.flags(session.device, session.is_packed).items():
         if explicit.get(name, value) != value:
+            engine = environment.importable(environment.TRANSFORMER_ENGINE)
             raise UserError(
                 f"{flag(name)} {explicit[name]}: not available here (device {session.device}, Transformer "
-                f"Engine {'found' if environment.has_transformer_engine() else 'not installed'}); leave the "
-                "argument out."
+                f"Engine {'found' if engine else 'not installed'}); leave the argument out."
             )
         setattr(args, name, value)
     if args.tensor_model_parallel_size > 1 or args.context_parallel_size > 1:
@@ -104,9 +101,6 @@ def take_over_saving(args: Any) -> None:
     """Choose how checkpoints are written and signals answered, before Megatron validates its arguments.
 
     Megatron turns --async-save off without its persistent worker; see `protect` for the CPU.
-
-    Raises:
-        UserError: checkpoints of another kind are asked for.
     """
     if args.non_persistent_ckpt_type or args.non_persistent_save_interval:
         raise UserError(
@@ -118,19 +112,6 @@ def take_over_saving(args: Any) -> None:
         args.use_persistent_ckpt_worker = True
         if not environment.importable("nvidia_resiliency_ext"):
             args.async_strategy = "mcore"
-
-
-def validate(args: Any, validate_args: Callable[[Any], Any]) -> None:
-    """Megatron's own validation, whose assertions are the user's to mend.
-
-    Raises:
-        UserError: what Megatron refuses.
-    """
-    try:
-        validate_args(args)
-    except (AssertionError, ValueError) as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        raise UserError(f"Megatron refuses these arguments: {error or where.line}") from None
 
 
 def check_lineage(context: RunContext) -> None:
@@ -161,7 +142,10 @@ def begin(session: Session, args: Any) -> None:
     context = session.context
     assert context is not None
     own = Path(args.save)
-    parents.refuse_own_parent(own, context.parent)
+    if context.parent is not None and own.resolve() == context.parent.folder.resolve():
+        raise UserError(
+            f"--save {own} is the parent's own checkpoint folder: a run never writes into its parent."
+        )
     ranks = Ranks.from_environment()
     session.peers = session.exits.peers = PeerWatch(ranks)
     session.peers.start()
@@ -184,7 +168,11 @@ def begin(session: Session, args: Any) -> None:
     retain_interval = args.save_retain_interval
     protect(session, args, start, ranks)
     if context.folder is not None and args.rank == 0:
-        record_start(context, context.folder, start.step, args.world_size, retain_interval)
+        for file in RunFolder(context.folder).written_by_training:  # a killed process left them half-written
+            sweep_unfinished(file)
+        plan = str(context.plan.path.resolve()) if context.plan else None
+        record = context.identity, parent_record(context), start.step, args.world_size, retain_interval, plan
+        lineage.write_lineage(context.folder, *record)
     session.first_step, session.store = start.step, ranks.store or own_store()
 
 
@@ -215,17 +203,6 @@ def protect(session: Session, args: Any, start: Start, ranks: Ranks) -> None:
     session.commits = Commits(saves, session.recorder.sync_history, session.recorder.record_skips)
 
 
-def record_start(
-    context: RunContext, folder: Path, step: int, world_size: int, retain_interval: int | None
-) -> None:
-    """Write the start into the run's lineage, behind a killed process that left files half-written."""
-    for file in RunFolder(folder).written_by_training:
-        sweep_unfinished(file)
-    plan = str(context.plan.path.resolve()) if context.plan else None
-    parent = parent_record(context)
-    lineage.write_lineage(folder, context.identity, parent, step, world_size, retain_interval, plan)
-
-
 def branch_points(context: RunContext) -> frozenset[int]:
     """The steps that other runs start from: all that are kept, but on a plan's main path the version ends."""
     plan, run = context.plan, context.run
@@ -236,11 +213,7 @@ def branch_points(context: RunContext) -> frozenset[int]:
 
 
 def spike_detector(args: Any, context: RunContext, start: Start, ranks: Ranks) -> SpikeDetector | None:
-    """The detector that the arguments describe, which knows the losses before this start.
-
-    Raises:
-        UserError: spikes are to be skipped in a run without a folder, which would not remember.
-    """
+    """The detector that the arguments describe, which knows the losses before this start."""
     if args.loss_spike_action == "off":
         return None
     if args.loss_spike_action == "skip" and context.folder is None:

@@ -92,7 +92,9 @@ class Watcher:
         """Add the values of a step; `values` by the names above, None for what is not known."""
         if not self.begun:
             self._begin(step)
-        self._write(step, step * self.args.global_batch_size, values | {PLANNED: self._planned(step)})
+        batch = self.args.global_batch_size
+        planned = self.context.path.lr_at((step - 1) * batch)
+        self._write(step, step * batch, values | {PLANNED: planned})
 
     def _begin(self, step: int) -> None:
         self.begun = True
@@ -101,18 +103,12 @@ class Watcher:
         if self.wandb:
             self.wandb.define_metric("tokens")
             self.wandb.define_metric(f"{GROUP}/*", step_metric="tokens")
-        parent = parent_row(self.context)
-        if parent is not None and step == self._first_step + 1:
+        parent, batch = parent_row(self.context), self.args.global_batch_size
+        first = self.context.path.start // batch
+        if parent is not None and step == first + 1:
             # W&B's steps must not go back: the parent's point stands at the step before the first.
             values = {LOSS: parent.loss, RATE: parent.lr, NORM: parent.grad_norm}
-            self._write(step - 1, self._first_step * self.args.global_batch_size, values)
-
-    @property
-    def _first_step(self) -> int:
-        return self.context.path.start // self.args.global_batch_size
-
-    def _planned(self, step: int) -> float:
-        return self.context.path.lr_at((step - 1) * self.args.global_batch_size)
+            self._write(step - 1, first * batch, values)
 
     def _write(self, step: int, samples: int, values: dict[str, float | None]) -> None:
         tokens = samples * self.args.seq_length
@@ -232,8 +228,8 @@ class StepRecorder:
             try:
                 self.record_skips()
             except OSError as error:
-                folder = self.context.folder
-                warn(f"{folder}: {error.strerror}; lineage.json learns of step {step} at the next save.")
+                text = f"{error.strerror}; lineage.json learns of step {step} at the next save."
+                warn(f"{self.context.folder}: {text}")
 
     def record_skips(self) -> None:
         """Enter skipped updates in the lineage; raises OSError where the disk has no room. On rank 0."""

@@ -16,14 +16,7 @@ from pathlib import Path
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import load_plan
 from megatron_lrpath.runs import checkpoints as disk
-from megatron_lrpath.runs.checkpoints import (
-    FileSum,
-    ManifestError,
-    read_manifest,
-    share_of,
-    sum_file,
-    wrong_sizes,
-)
+from megatron_lrpath.runs.checkpoints import FileSum, ManifestError
 from megatron_lrpath.runs.folder import RunFolder
 
 
@@ -42,15 +35,13 @@ class ReadAhead:
             return
         try:
             folder = likely_start(args.plan, args.paradigm, args.run)
-            sums = read_manifest(folder) if folder is not None else {}
+            sums = disk.read_manifest(folder) if folder is not None else {}
         except (UserError, ManifestError, OSError):
             return
-        if folder is None or wrong_sizes(folder, sums):
+        if folder is None or disk.wrong_sizes(folder, sums):
             return
-        rank, world = (
-            int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1))
-        )
-        self._sums = {folder / name: Future() for name in share_of(rank, world, sums)}
+        rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self._sums = {folder / name: Future() for name in disk.share_of(rank, world, sums)}
         # A daemon: no reason to keep a process that ends for another reason alive.
         threading.Thread(target=self._read, name="read ahead", daemon=True).start()
 
@@ -58,7 +49,7 @@ class ReadAhead:
         """Read and sum the files in their order."""
         for path, future in self._sums.items():
             try:
-                future.set_result(sum_file(path))
+                future.set_result(disk.sum_file(path))
             except Exception as error:  # of any kind: the start waits for the future
                 future.set_exception(error)
 

@@ -23,7 +23,7 @@ from torch.distributed.checkpoint import CheckpointException
 
 from megatron_lrpath.files import atomic_write_text, sync_folder
 from megatron_lrpath.runs import checkpoints as disk
-from megatron_lrpath.runs.checkpoints import FileSum, share_of, sum_file, write_manifest
+from megatron_lrpath.runs.checkpoints import FileSum
 from megatron_lrpath.training.checkpoints.saves import SaveFailedError, Saves
 from megatron_lrpath.wording import byte_size
 
@@ -50,14 +50,9 @@ def local_bytes(sharded_state_dict: Any) -> int:
     return total
 
 
-def needed_bytes(tensor_bytes: int) -> int:
-    """What a checkpoint with so many bytes of tensors takes."""
-    return int(tensor_bytes * (1 + SPARE_SHARE)) + SPARE_BYTES
-
-
 def shortage(folder: Path, tensor_bytes: int) -> str | None:
     """Why a checkpoint does not fit on the disk of `folder`, None if it does."""
-    needed, free = needed_bytes(tensor_bytes), free_bytes(folder)
+    needed, free = int(tensor_bytes * (1 + SPARE_SHARE)) + SPARE_BYTES, free_bytes(folder)
     if free >= needed:
         return None
     return f"it needs {byte_size(needed)} and {byte_size(free)} are free on the disk of {folder}"
@@ -82,9 +77,7 @@ class Commits:
         self.saves = saves
         self.sync_history = sync_history
         self.record_skips = record_skips
-        self._refused: list[
-            OSError
-        ] = []  # what the disk refused rank 0 of the checkpoint that is being written
+        self._refused: list[OSError] = []  # by the disk, on rank 0, of the checkpoint that is being written
 
     def save(
         self, write: Callable[..., Any], state: Any, checkpoint_dir: str, *rest: Any, **named: Any
@@ -106,11 +99,7 @@ class Commits:
         self._refused.append(error)
 
     def _make_room(self, aside: Path, tensor_bytes: int) -> None:
-        """Make the folder to write in, if what all ranks write fits on the disk.
-
-        Raises:
-            SaveFailedError: it does not fit; the message has both numbers.
-        """
+        """Make the folder to write in, if what all ranks write fits on the disk."""
         total = torch.tensor([tensor_bytes], dtype=torch.int64, device="cuda")
         dist.all_reduce(total)
 
@@ -141,29 +130,21 @@ class Commits:
         return request._replace(async_fn=write, finalize_fns=[finish])
 
     def _commit(self, aside: Path, final: Path) -> None:
-        """Let the checkpoint written in `aside` count, under the name `final`. All ranks have written by now.
-
-        Raises:
-            SaveFailedError: on all ranks; what was written is gone.
-        """
+        """Let the checkpoint written in `aside` count, under the name `final`. All ranks have written by now."""
         dist.barrier()
         on_rank(dist.get_world_size() - 1, self.sync_history)
         on_rank(0, lambda: self._publish(aside, final))
         self.saves.committed(step_of(final))
 
     def _publish(self, aside: Path, final: Path) -> None:
-        """Write the manifest, sync, rename, and move the tracker on.
-
-        Raises:
-            OSError: the disk refuses that, or has refused a part of the checkpoint before.
-        """
+        """Write the manifest, sync, rename, and move the tracker on; raises what the disk refused before."""
         if self._refused:
             error = self._refused[0]
             self._refused.clear()
             raise error
         self.record_skips()
         step = step_of(final)
-        write_manifest(aside, step, collect_sums(aside))
+        disk.write_manifest(aside, step, collect_sums(aside))
         if final.exists():
             # What is in it can only be unfinished (complete ones are never written again), or nothing.
             if any(final.iterdir()):
@@ -206,7 +187,7 @@ def write_sums(aside: Path, rank: int, world: int) -> None:
     """Write the checksums of this rank's files for rank 0, which computes missing ones itself."""
     with suppress(OSError):
         names = [path.name for path in aside.iterdir() if path.suffix == ".distcp"]
-        sums = {name: asdict(sum_file(aside / name)) for name in share_of(rank, world, names)}
+        sums = {name: asdict(disk.sum_file(aside / name)) for name in disk.share_of(rank, world, names)}
         atomic_write_text(aside / f"{SUMS}{rank}", json.dumps(sums))
 
 
@@ -221,7 +202,7 @@ def collect_sums(aside: Path) -> dict[str, FileSum]:
             descriptor = os.open(path, os.O_RDONLY)
             os.fsync(descriptor)
             os.close(descriptor)
-            sums[path.name] = sum_file(path)
+            sums[path.name] = disk.sum_file(path)
     return sums
 
 

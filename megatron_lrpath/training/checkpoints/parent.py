@@ -17,18 +17,7 @@ MODEL_ARGUMENTS = (
     "add_bias_linear", "add_qkv_bias", "untie_embeddings_and_output_weights", "vocab_size",
     "global_batch_size",
 )  # fmt: skip
-
-
-def refuse_own_parent(own: Path, parent: ParentCheckpoint | None) -> None:
-    """Refuse to save into the parent's folder, which a run only reads.
-
-    Raises:
-        UserError: a run would save into its parent.
-    """
-    if parent is not None and own.resolve() == parent.folder.resolve():
-        raise UserError(
-            f"--save {own} is the parent's own checkpoint folder: a run never writes into its parent."
-        )
+FREE = ("seq_length", "global_batch_size")  # weights alone fit any batch and length
 
 
 def require_checkpoint(parent: ParentCheckpoint) -> None:
@@ -52,16 +41,11 @@ def check_model(args: Any, folder: Path, step: int, weights_only: bool = False) 
     Raises:
         UserError: which arguments differ.
     """
-    stored = stored_arguments(folder, step)
-    free = ("seq_length", "global_batch_size") if weights_only else ()
-    wrong = [
-        f"{name} is {getattr(stored, name)} there and {getattr(args, name)} here"
-        for name in MODEL_ARGUMENTS
-        if name not in free and hasattr(stored, name) and getattr(args, name, None) != getattr(stored, name)
-    ]
-    if query_groups(stored) != query_groups(args):
-        wrong.append(f"it has {query_groups(stored)} query groups, this run {query_groups(args)}")
-    if wrong:
+    from megatron.core import dist_checkpointing
+
+    with load_failures(folder):
+        stored = dist_checkpointing.load_common_state_dict(str(checkpoint_folder(folder, step)))["args"]
+    if wrong := differences(stored, args, FREE if weights_only else ()):
         raise UserError(
             f"{folder}: the checkpoint of step {step} belongs to another model: {'; '.join(wrong)}. "
             "Use the model settings it was trained with."
@@ -76,21 +60,19 @@ def check_model(args: Any, folder: Path, step: int, weights_only: bool = False) 
     return stored
 
 
-def query_groups(args: Any) -> int:
-    """Groups of heads that share keys and values; Megatron's argument means it only with grouped queries."""
-    return int(args.num_query_groups if args.group_query_attention else args.num_attention_heads)
-
-
-def stored_arguments(folder: Path, step: int) -> Any:
-    """The Megatron arguments that a checkpoint was saved under.
-
-    Raises:
-        UserError: it cannot be read, or holds more than data.
-    """
-    from megatron.core import dist_checkpointing
-
-    with load_failures(folder):
-        return dist_checkpointing.load_common_state_dict(str(checkpoint_folder(folder, step)))["args"]
+def differences(stored: Any, args: Any, free: tuple[str, ...], more: tuple[str, ...] = ()) -> list[str]:
+    """What of the model differs between a checkpoint's arguments and this run's, except in `free`."""
+    wrong = [
+        f"{name} is {getattr(stored, name)} there and {getattr(args, name)} here"
+        for name in MODEL_ARGUMENTS + more
+        if name not in free and hasattr(stored, name) and getattr(args, name, None) != getattr(stored, name)
+    ]
+    # Groups of heads that share keys and values; Megatron's argument means it only with grouped queries.
+    there, here = (
+        int(one.num_query_groups if one.group_query_attention else one.num_attention_heads)
+        for one in (stored, args)
+    )
+    return [*wrong, f"it has {there} query groups, this run {here}"] if there != here else wrong
 
 
 def expect_iteration(args: Any, first_step: int) -> None:
@@ -108,17 +90,11 @@ def expect_iteration(args: Any, first_step: int) -> None:
         )
 
 
-# What a training decides for itself, whatever the weights were trained with.
-FREE = ("seq_length", "global_batch_size", "vocab_size")
 RELEASE = "release"
 
 
 def weights_folder(root: Path) -> Path:
-    """The folder of the checkpoint that the tracker file in `root` names, as Megatron finds it.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The folder of the checkpoint that the tracker file in `root` names, as Megatron finds it."""
     try:
         word = (root / TRACKER).read_text(encoding="ascii").strip()
         folder = root / RELEASE if word == RELEASE else checkpoint_folder(root, int(word))
@@ -154,14 +130,8 @@ def check_pretrained(args: Any) -> None:
         )
     folder = weights_folder(Path(args.pretrained_checkpoint))
     stored = dist_checkpointing.load_common_state_dict(str(folder))["args"]
-    wrong = [
-        f"{name} is {getattr(stored, name)} there and {getattr(args, name)} here"
-        for name in (*MODEL_ARGUMENTS, "layernorm_epsilon", "use_rope_scaling")
-        if name not in FREE and hasattr(stored, name) and getattr(args, name, None) != getattr(stored, name)
-    ]
-    if query_groups(stored) != query_groups(args):
-        wrong.append(f"it has {query_groups(stored)} query groups, this run {query_groups(args)}")
-    if wrong:
+    free, more = (*FREE, "vocab_size"), ("layernorm_epsilon", "use_rope_scaling")
+    if wrong := differences(stored, args, free, more):
         raise UserError(
             f"{folder}: the weights to start from belong to another model: {'; '.join(wrong)}. Take over the "
             "`model` settings that were written beside them (plan.yaml), or leave --pretrained-checkpoint "

@@ -10,14 +10,7 @@ from typing import Any
 from megatron_lrpath.console import warn
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.runs import checkpoints as disk
-from megatron_lrpath.runs.checkpoints import (
-    MANIFEST,
-    ManifestError,
-    read_manifest,
-    share_of,
-    wrong_content,
-    wrong_sizes,
-)
+from megatron_lrpath.runs.checkpoints import ManifestError
 from megatron_lrpath.training.checkpoints.ahead import ReadAhead
 from megatron_lrpath.training.checkpoints.parent import require_checkpoint
 from megatron_lrpath.training.context import ParentCheckpoint
@@ -91,11 +84,7 @@ def agree_on_start(
 
 
 def follow(ranks: Ranks, ahead: ReadAhead) -> Start:
-    """What the other ranks do meanwhile: read their share of each candidate, until rank 0 has chosen.
-
-    Raises:
-        UserError: rank 0 found nothing to start from.
-    """
+    """What the other ranks do meanwhile: read their share of each candidate, until rank 0 has chosen."""
     while True:
         order = ranks.share()
         if "refused" in order:
@@ -145,13 +134,13 @@ def damage(root: Path, step: int, check: str, ranks: Ranks, ahead: ReadAhead) ->
     One without a manifest (plain Megatron wrote it) is only looked at for being finished.
     """
     folder = disk.checkpoint_folder(root, step)
-    if not (folder / MANIFEST).exists():
+    if not (folder / disk.MANIFEST).exists():
         return [] if disk.checkpoint_complete(root, step) else ["it was never finished"]
     try:
-        sums = read_manifest(folder)
+        sums = disk.read_manifest(folder)
     except ManifestError as error:
         return [str(error)]
-    problems = wrong_sizes(folder, sums)
+    problems = disk.wrong_sizes(folder, sums)
     if problems or check != "checksums":
         return problems
     ranks.share({"read": str(folder)})
@@ -162,8 +151,8 @@ def damage(root: Path, step: int, check: str, ranks: Ranks, ahead: ReadAhead) ->
 def content_problems(folder: Path, ranks: Ranks, ahead: ReadAhead) -> Problems:
     """What is wrong with this rank's share of a checkpoint's files."""
     try:
-        sums = read_manifest(folder)
+        sums = disk.read_manifest(folder)
     except ManifestError as error:
         return [f"rank {ranks.rank}: {error}"]
-    share = share_of(ranks.rank, ranks.world, sums)
-    return wrong_content(folder, sums, sorted(set(share) - ahead.confirmed(folder, sums, share)))
+    share = disk.share_of(ranks.rank, ranks.world, sums)
+    return disk.wrong_content(folder, sums, sorted(set(share) - ahead.confirmed(folder, sums, share)))

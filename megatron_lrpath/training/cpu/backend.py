@@ -21,17 +21,17 @@ import torch
 CPU = torch.device("cpu")
 
 
+def nothing(*_: Any, **__: Any) -> None:
+    """For calls that have no meaning on the CPU: nothing is ever pending, all work is done already."""
+
+
 class CpuStream:
-    """A stream with nothing to wait for: the CPU executes in order."""
+    """A stream with nothing to wait for: the CPU executes in order.
 
-    def __init__(self, *_: Any, **__: Any) -> None:
-        """A class and no function: annotations say `torch.cuda.Stream | None`."""
+    A class and no function: annotations say `torch.cuda.Stream | None`.
+    """
 
-    def wait_stream(self, stream: Any) -> None:
-        """Nothing is pending on another stream."""
-
-    def wait_event(self, event: Any) -> None:
-        """Nothing is pending on an event."""
+    __init__ = wait_stream = wait_event = synchronize = nothing
 
     def record_event(self, event: Any = None) -> CpuEvent:
         """The moment of this call."""
@@ -39,12 +39,11 @@ class CpuStream:
         recorded.record()
         return recorded
 
-    def synchronize(self) -> None:
-        """All work is done already."""
-
 
 class CpuEvent:
     """A moment in time, taken when it is recorded."""
+
+    wait = synchronize = nothing
 
     def __init__(self, *_: Any, **__: Any) -> None:
         self.moment = 0.0
@@ -53,26 +52,13 @@ class CpuEvent:
         """Take the moment."""
         self.moment = time.perf_counter()
 
-    def wait(self, stream: Any = None) -> None:
-        """Nothing is pending."""
-
     def query(self) -> bool:
         """Always complete."""
         return True
 
-    def synchronize(self) -> None:
-        """All work is done already."""
-
     def elapsed_time(self, end: CpuEvent) -> float:
         """Milliseconds from this moment to `end`."""
         return (end.moment - self.moment) * 1e3
-
-
-class CpuGenerators:
-    """`torch.cuda.default_generators`: the CPU's generator for every device."""
-
-    def __getitem__(self, device: Any) -> torch.Generator:
-        return torch.default_generator
 
 
 STREAM = CpuStream()
@@ -84,18 +70,15 @@ def stream_context(stream: Any) -> Iterator[None]:
     yield
 
 
-def memory_stats(device: Any = None) -> dict[str, int]:
-    """The process's resident memory (bytes) under the keys of torch.cuda.memory_stats that Megatron reads."""
-    stats: dict[str, int] = defaultdict(int)
-    resident = psutil.Process().memory_info().rss
-    for key in ("reserved_bytes.all.current", "allocated_bytes.all.current", "allocated_bytes.all.peak"):
-        stats[key] = resident
-    return stats
-
-
 def resident_bytes(device: Any = None) -> int:
     """The process's resident memory in bytes."""
     return psutil.Process().memory_info().rss
+
+
+def memory_stats(device: Any = None) -> dict[str, int]:
+    """The process's resident memory (bytes) under the keys of torch.cuda.memory_stats that Megatron reads."""
+    keys = ("reserved_bytes.all.current", "allocated_bytes.all.current", "allocated_bytes.all.peak")
+    return defaultdict(int, dict.fromkeys(keys, resident_bytes()))
 
 
 def device_properties(device: Any = None) -> types.SimpleNamespace:
@@ -113,15 +96,6 @@ def get_rng_state(device: Any = None) -> torch.Tensor:
 def set_rng_state(state: torch.Tensor, device: Any = None) -> None:
     """Set the CPU generator's state."""
     torch.set_rng_state(state.cpu())
-
-
-def nothing(*_: Any, **__: Any) -> None:
-    """For calls that have no meaning on the CPU."""
-
-
-def zero(*_: Any, **__: Any) -> int:
-    """For device numbers: the CPU is one device."""
-    return 0
 
 
 # torch.cuda.NAME -> what stands there on the CPU.
@@ -155,9 +129,6 @@ TORCH_CUDA: dict[str, Any] = {
     "_lazy_call": lambda call, **_: call(),  # what waits for CUDA's initialization elsewhere
 }
 
-# torch.cuda.random.NAME -> the same.
-TORCH_CUDA_RANDOM: dict[str, Any] = {"get_rng_state": get_rng_state, "set_rng_state": set_rng_state}
-
 # torch.NAME(..., device="cuda") makes a CPU tensor.
 FACTORIES = (
     "tensor", "zeros", "ones", "empty", "full", "rand", "randn", "randint", "arange", "linspace", "eye",
@@ -170,16 +141,16 @@ def is_cuda(device: Any) -> bool:
     return str(device).startswith("cuda") if isinstance(device, str | torch.device) else False
 
 
-def on_cpu(factory: Callable[..., Any]) -> Callable[..., Any]:
-    """`factory` with `device="cuda"` turned into the CPU."""
+def on_cpu(original: Callable[..., Any]) -> Callable[..., Any]:
+    """A factory, or `Tensor.to`, with a CUDA device among its arguments turned into the CPU."""
 
-    @functools.wraps(factory)
-    def make(*args: Any, **kwargs: Any) -> Any:
-        if "device" in kwargs and is_cuda(kwargs["device"]):
+    @functools.wraps(original)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if is_cuda(kwargs.get("device")):
             kwargs["device"] = CPU
-        return factory(*args, **kwargs)
+        return original(*(CPU if is_cuda(value) else value for value in args), **kwargs)
 
-    return make
+    return call
 
 
 def stay(self: Any, *_: Any, **__: Any) -> Any:
@@ -200,20 +171,6 @@ def with_cuda_type_name(original: Callable[..., Any]) -> Callable[..., Any]:
         return original(self).replace("torch.", "torch.cuda.", 1)
 
     return type_
-
-
-def moving_to_cpu(original: Callable[..., Any]) -> Callable[..., Any]:
-    """`tensor.to("cuda", ...)` stays on the CPU; every other `to` is torch's."""
-
-    @functools.wraps(original)
-    def to(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if args and is_cuda(args[0]):
-            args = (CPU, *args[1:])
-        if is_cuda(kwargs.get("device")):
-            kwargs["device"] = CPU
-        return original(self, *args, **kwargs)
-
-    return to
 
 
 def distinct(answer: Any, name: str) -> Any:
@@ -252,14 +209,15 @@ def install() -> None:
         setattr(torch.cuda, name, distinct(answer, name))
     for name in FACTORIES:
         setattr(torch, name, on_cpu(getattr(torch, name)) if name != "Generator" else _CpuGenerator)
-    for name, answer in TORCH_CUDA_RANDOM.items():
-        setattr(torch.cuda.random, name, answer)
-    torch.cuda.default_generators = CpuGenerators()  # type: ignore[assignment]
+    for state in (get_rng_state, set_rng_state):
+        setattr(torch.cuda.random, state.__name__, state)
+    # The CPU's generator for every device.
+    torch.cuda.default_generators = defaultdict(lambda: torch.default_generator)  # type: ignore[assignment]
     torch.Tensor.cuda = stay  # type: ignore[method-assign,assignment]
     torch.nn.Module.cuda = stay  # type: ignore[method-assign,assignment]
     torch.Tensor.type = with_cuda_type_name(torch.Tensor.type)  # type: ignore[method-assign]
     torch.optim.Adam._init_group = fused(torch.optim.Adam._init_group)  # type: ignore[method-assign]
-    torch.Tensor.to = moving_to_cpu(torch.Tensor.to)  # type: ignore[method-assign]
+    torch.Tensor.to = on_cpu(torch.Tensor.to)  # type: ignore[method-assign]
 
 
 class _CpuGenerator(torch.Generator):

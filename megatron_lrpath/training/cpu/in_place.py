@@ -60,20 +60,20 @@ def wrap_parameter_state(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def wrap_resolve_data(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Hand the writer tensors that it sees no need to copy."""
+    """Hand the writer tensors that it sees no need to copy: the same memory as a storage that ends with the tensor.
+
+    A tensor that has gaps stays as it is.
+    """
 
     @functools.wraps(original)
     def resolve_data(self: Any, write_item: Any, *args: Any, **named: Any) -> Any:
         data = original(self, write_item, *args, **named)
-        return with_own_storage(data) if isinstance(data, torch.Tensor) else data
+        if not isinstance(data, torch.Tensor) or data.device.type != "cpu":
+            return data
+        whole = data.untyped_storage().nbytes() == data.numel() * data.element_size()
+        if whole or not data.numel() or not data.is_contiguous():
+            return data
+        memory = data.detach().view(-1).view(torch.uint8).numpy()
+        return torch.from_numpy(memory).view(data.dtype).view(data.shape)
 
     return resolve_data
-
-
-def with_own_storage(tensor: torch.Tensor) -> torch.Tensor:
-    """The same memory as a storage that ends where the tensor does; a tensor that has gaps stays as it is."""
-    whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-    if whole or not tensor.numel() or not tensor.is_contiguous() or tensor.device.type != "cpu":
-        return tensor
-    memory = tensor.detach().view(-1).view(torch.uint8).numpy()
-    return torch.from_numpy(memory).view(tensor.dtype).view(tensor.shape)

@@ -161,7 +161,7 @@ def wrap_all_gather(original: Callable[..., Any]) -> Callable[..., Any]:
     def all_gather(
         output_tensor: Tensor, input_tensor: Tensor, group: Any = None, async_op: bool = False, **named: Any
     ) -> Any:
-        if not async_op and group is not None and group.size() == 1 and same(output_tensor, input_tensor):
+        if is_done(output_tensor, input_tensor, group, async_op):
             return None
         return original(output_tensor, input_tensor, group=group, async_op=async_op, **named)
 
@@ -180,13 +180,15 @@ def wrap_reduce_scatter(original: Callable[..., Any]) -> Callable[..., Any]:
         async_op: bool = False,
         **named: Any,
     ) -> Any:
-        if not async_op and group is not None and group.size() == 1 and same(output, input):
+        if is_done(output, input, group, async_op):
             return None
         return original(output, input, op=op, group=group, async_op=async_op, **named)
 
     return reduce_scatter
 
 
-def same(one: Tensor, other: Tensor) -> bool:
-    """Whether both are the same memory."""
-    return one.data_ptr() == other.data_ptr() and one.numel() == other.numel()
+def is_done(output: Tensor, input: Tensor, group: Any, async_op: bool) -> bool:
+    """Whether one rank holds all and both are the same memory, so that there is nothing to exchange."""
+    if async_op or group is None or group.size() != 1:
+        return False
+    return output.data_ptr() == input.data_ptr() and output.numel() == input.numel()

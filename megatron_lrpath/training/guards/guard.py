@@ -77,13 +77,18 @@ def stop_for_numbers(loss: float, norm: float, micro_batches: list[float], saves
     Raises:
         TrainingStoppedError: always.
     """
-    import torch.distributed as dist
-    from megatron.training import get_args
     from megatron.training.async_utils import maybe_finalize_async_save
 
     args = get_args()
     bad = [index for index, value in enumerate(micro_batches) if not math.isfinite(value)]
-    ours = (own_samples(args, bad), [micro_batches[index] for index in bad], norm)
+    # Megatron deals the micro-batches to the data-parallel ranks in turn.
+    size, ranks = args.micro_batch_size, mpu.get_data_parallel_world_size()
+    begin = args.consumed_train_samples + mpu.get_data_parallel_rank() * size
+    firsts = [begin + index * size * ranks for index in bad]
+    samples = [
+        f"samples {first} to {first + size - 1}" if size > 1 else f"sample {first}" for first in firsts
+    ]
+    ours = (samples, [micro_batches[index] for index in bad], norm)
     everybody: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everybody, ours)
     maybe_finalize_async_save(blocking=True)
@@ -113,16 +118,6 @@ def message(
         f"{first + args.global_batch_size - 1} (`lrpath samples RUN --step {step}` prints them). Last good "
         f"checkpoint: {newest}; called again, the training goes on from there."
     )
-
-
-def own_samples(args: Any, micro_batches: list[int]) -> list[str]:
-    """The samples of this rank's micro-batches, which Megatron deals to the data-parallel ranks in turn."""
-    from megatron.core import mpu
-
-    size, ranks = args.micro_batch_size, mpu.get_data_parallel_world_size()
-    begin = args.consumed_train_samples + mpu.get_data_parallel_rank() * size
-    firsts = [begin + index * size * ranks for index in micro_batches]
-    return [f"samples {first} to {first + size - 1}" if size > 1 else f"sample {first}" for first in firsts]
 
 
 @dataclass

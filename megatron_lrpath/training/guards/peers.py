@@ -66,7 +66,9 @@ class Ranks:
         try:
             store = next(rendezvous("env://", timeout=MEETING))[0]
             ranks = cls(rank, world, store)
-            ranks._wait_for_all()
+            assert ranks._ours is not None
+            ranks._ours.set(f"here/{rank}", "1")
+            ranks._ours.wait([f"here/{other}" for other in range(world)], MEETING)
             store.set_timeout(default_pg_timeout)  # as torch would have made it
         except DistError as error:
             address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
@@ -76,11 +78,6 @@ class Ranks:
                 f"Look at the other ranks' output, then call again. ({str(error).splitlines()[0]})"
             ) from None
         return ranks
-
-    def _wait_for_all(self) -> None:
-        assert self._ours is not None
-        self._ours.set(f"here/{self.rank}", "1")
-        self._ours.wait([f"here/{rank}" for rank in range(self.world)], MEETING)
 
     def beside(self, name: str) -> Store | None:
         """A part of the store under a name of its own; None for a single process."""
@@ -141,8 +138,7 @@ class PeerWatch:
     def __init__(self, ranks: Ranks) -> None:
         self.ranks = ranks
         self.store = ranks.beside("peers")
-        found = ranks.share([vars(one) for one in map(as_peer, ranks.collect(vars(Peer.me())))])
-        self.peers = [as_peer(one) for one in found]
+        self.peers = [Peer(**one) for one in ranks.share(ranks.collect(vars(Peer.me())))]
         self.step: int | None = None  # the last finished one of this start
         self._leaving = threading.Event()
         self._reporting = threading.Lock()  # never released: who has it ends the process
@@ -211,10 +207,7 @@ class PeerWatch:
                 f"rank {rank} died {self.where} (process {peer.pid} on {peer.host}: killed or "
                 f"crashed without a message, often for want of memory). {HOW_TO_GO_ON}"
             )
-            failure.record(
-                failure.Failure(failure.DIED, text, rank, peer.host, peer.pid, self.step, time=failure.now())
-            )
-            say_error(text)
+            self._say_dead(text, rank)
         self.end(FAILED, dead=rank)
 
     def report_error(self, error: BaseException) -> NoReturn:
@@ -271,12 +264,9 @@ class PeerWatch:
         mine = self.peers[self.ranks.rank].space
         first = next(rank for rank, peer in enumerate(self.peers) if peer.space == mine)
         if first == self.ranks.rank and mine != self.peers[0].space and not self._leaving.is_set():
-            host, pid = self.peers[0].host, self.peers[0].pid
-            text = f"rank 0 on {host} cannot be reached ({error}). All ranks end."
-            failure.record(failure.Failure(failure.DIED, text, 0, host, pid, self.step, time=failure.now()))
-            say_error(text)
+            self._say_dead(f"rank 0 on {self.peers[0].host} cannot be reached ({error}). All ranks end.", 0)
 
-
-def as_peer(value: dict[str, Any]) -> Peer:
-    """The peer in a JSON value."""
-    return Peer(**value)
+    def _say_dead(self, text: str, rank: int) -> None:
+        peer, now = self.peers[rank], failure.now()
+        failure.record(failure.Failure(failure.DIED, text, rank, peer.host, peer.pid, self.step, time=now))
+        say_error(text)

@@ -127,16 +127,13 @@ def hold(root: Path, lost: Callable[[str], NoReturn], patience: float = PATIENCE
             raise UserError(f"{root}: cannot be locked ({error.strerror}).") from None
         certain = False
     run_lock = RunLock(root, lock, lost)
-    if (not certain or elsewhere(before)) and not undisturbed(run_lock):
+    # The lock's last owner may be on another machine and have not said that it had ended.
+    elsewhere = bool(before) and before.get("host") != socket.gethostname()
+    if (not certain or elsewhere) and not undisturbed(run_lock):
         run_lock.give_way()
         raise UserError(refusal(root, describe_owner(root)))
     run_lock.start()
     return run_lock
-
-
-def elsewhere(owner: dict[str, Any]) -> bool:
-    """Whether the lock's last owner was on another machine and did not say that it had ended."""
-    return bool(owner) and owner.get("host") != socket.gethostname()
 
 
 def undisturbed(lock: RunLock) -> bool:

@@ -13,24 +13,16 @@ from megatron_lrpath.paradigms import CPT_VARIANTS, LR_PATH_KINDS, PARADIGMS, RE
 from megatron_lrpath.schedule import KNOBS, STYLES, Knob
 
 
-class SilentParser(argparse.ArgumentParser):
-    """Leaves errors to the parser that knows all arguments."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise ValueError."""
-        raise ValueError(message)
-
-
 def read_early(argv: Sequence[str]) -> argparse.Namespace:
     """`device`, and `plan`, `paradigm` and `run` (None where they are not given); nothing is checked yet."""
-    parser = SilentParser(allow_abbrev=False, add_help=False)
+    parser = OneLineParser(allow_abbrev=False, add_help=False)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--plan", type=Path)
     parser.add_argument("--paradigm")
     parser.add_argument("--run", "--run-name", dest="run")
     try:
         return parser.parse_known_args(argv)[0]
-    except ValueError:
+    except UserError:  # left to the parser that knows all arguments
         return parser.parse_args([])
 
 
@@ -121,50 +113,41 @@ def add_lrpath_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentPa
         metavar="TFLOPS",
         help="peak rate of one device, for the model-FLOPs utilization (default: a known GPU's in bf16)",
     )
-    add_spike_arguments(parser)
-    return parser
-
-
-def knob_options(knob: Knob) -> dict[str, Any]:
-    """argparse's options for a knob of a schedule style: from its schema in a plan file."""
-    if knob.schema["type"] == "array":
-        return {
-            "type": float,
-            "nargs": knob.schema["maxItems"],
-            "default": list(knob.default),
-            "metavar": "FRACTION",
-        }
-    if "enum" in knob.schema:
-        return {"choices": knob.schema["enum"], "default": knob.default}
-    return {"type": float, "default": knob.default}
-
-
-def add_spike_arguments(parser: argparse.ArgumentParser) -> None:
-    """The argument group "loss spikes"."""
-    group = parser.add_argument_group("loss spikes")
-    group.add_argument(
+    spikes = parser.add_argument_group("loss spikes")
+    spikes.add_argument(
         "--loss-spike-action",
         choices=("log", "skip", "off"),
         default="log",
         help="at a loss spike: log it with its samples, skip the update too, or do not look for spikes",
     )
-    group.add_argument(
+    spikes.add_argument(
         "--loss-spike-threshold",
         type=float,
         default=10.0,
         metavar="DEVIATIONS",
         help="how far above the running median a spike is, in robust standard deviations",
     )
-    group.add_argument(
+    spikes.add_argument(
         "--loss-spike-window", type=int, default=128, metavar="STEPS", help="steps of the running median"
     )
-    group.add_argument(
+    spikes.add_argument(
         "--loss-spike-max-skips",
         type=int,
         default=3,
         metavar="STEPS",
         help="updates skipped in a row at most: after that the loss has changed for good",
     )
+    return parser
+
+
+def knob_options(knob: Knob) -> dict[str, Any]:
+    """argparse's options for a knob of a schedule style: from its schema in a plan file."""
+    if knob.schema["type"] == "array":
+        count, default = knob.schema["maxItems"], list(knob.default)
+        return {"type": float, "nargs": count, "default": default, "metavar": "FRACTION"}
+    if "enum" in knob.schema:
+        return {"choices": knob.schema["enum"], "default": knob.default}
+    return {"type": float, "default": knob.default}
 
 
 class TolerantFormatter(argparse.HelpFormatter):

@@ -10,7 +10,7 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.paradigms import LR_PATH_KINDS, path_form
 from megatron_lrpath.plan import is_neutral
 from megatron_lrpath.plan.runs import run_path
-from megatron_lrpath.schedule import KNOBS, LRPath, Schedule
+from megatron_lrpath.schedule import KNOBS, Schedule
 from megatron_lrpath.training.context import ParentCheckpoint, RunContext
 
 # Arguments of the group that say which run this is; a result does not depend on their wording.
@@ -60,12 +60,28 @@ def argument_context(args: Any, given: Mapping[str, Any]) -> RunContext | None:
         return None
     if not args.save:
         raise UserError("--lr-path needs --save, the folder of this run's own checkpoints.")
-    refuse_replaced(given)
+    for name, instead in REPLACED.items():
+        if name in given:
+            raise UserError(f"{flag(name)} cannot be given with --lr-path; in its place: {instead}.")
+    if given.get("load", given.get("save")) != given.get("save"):
+        raise UserError(
+            f"--load {given['load']}: with --lr-path a run resumes from its --save, and starts from "
+            "--lr-path-parent; leave --load out."
+        )
     parent = parent_of(args)
     first = parent.step if parent else 0
     last = last_step(args, first)
     args.train_iters = last
-    path = make_path(args, first, last)
+    if args.lr is None:
+        raise UserError("--lr-path needs --lr, the maximal learning rate.")
+    kind, variant = args.lr_path, args.lr_path_cpt_variant
+    warmup = (args.lr_warmup_iters or 0) if path_form(kind, variant)[1] else 0
+    try:
+        knobs = {name: getattr(args, f"lr_path_{name}") for name in KNOBS}
+        schedule = Schedule(args.lr_path_style, args.lr, args.min_lr or 0.0, warmup, **knobs)
+        path = run_path(schedule, kind, first, last, variant, args.lr_path_cycle_iters)
+    except ValueError as error:
+        raise UserError(f"--lr-path {args.lr_path}: {error}") from None
     return RunContext(
         kind=args.lr_path,
         path=path.scaled(args.global_batch_size),
@@ -84,18 +100,6 @@ def refuse_companions(given: Mapping[str, Any]) -> None:
             )
         if name.startswith("lr_path_"):
             raise UserError(f"{flag(name)} says nothing without --lr-path: give that too, or leave it out.")
-
-
-def refuse_replaced(given: Mapping[str, Any]) -> None:
-    """Stop at arguments whose place --lr-path and its companions take."""
-    for name, instead in REPLACED.items():
-        if name in given:
-            raise UserError(f"{flag(name)} cannot be given with --lr-path; in its place: {instead}.")
-    if given.get("load", given.get("save")) != given.get("save"):
-        raise UserError(
-            f"--load {given['load']}: with --lr-path a run resumes from its --save, and starts from "
-            "--lr-path-parent; leave --load out."
-        )
 
 
 def parent_of(args: Any) -> ParentCheckpoint | None:
@@ -130,17 +134,3 @@ def last_step(args: Any, first: int) -> int:
     if last is None or last <= first:
         raise UserError(f"the run must end after step {first}: give --train-iters or --lr-path-decay-iters.")
     return int(last)
-
-
-def make_path(args: Any, first: int, last: int) -> LRPath:
-    """The learning-rate path, in steps, that the arguments describe."""
-    if args.lr is None:
-        raise UserError("--lr-path needs --lr, the maximal learning rate.")
-    kind, variant = args.lr_path, args.lr_path_cpt_variant
-    warmup = (args.lr_warmup_iters or 0) if path_form(kind, variant)[1] else 0
-    try:
-        knobs = {name: getattr(args, f"lr_path_{name}") for name in KNOBS}
-        schedule = Schedule(args.lr_path_style, args.lr, args.min_lr or 0.0, warmup, **knobs)
-        return run_path(schedule, kind, first, last, variant, args.lr_path_cycle_iters)
-    except ValueError as error:
-        raise UserError(f"--lr-path {args.lr_path}: {error}") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from megatron_lrpath.data.slice import open_slices
 from megatron_lrpath.data.slice_check import open_mix
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.models import megatron_flags, resolve_model
-from megatron_lrpath.plan import SET_BY_PLAN, Plan, Run, is_neutral, load_plan, run_identity
+from megatron_lrpath.plan import SET_BY_PLAN, Batch, Plan, Run, is_neutral, load_plan, run_identity
 from megatron_lrpath.runs.checkpoints import SAVE_INTERVAL
 from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.sft.prepared import open_prepared
@@ -39,27 +39,28 @@ def output_flags(plan: Plan, run: Run) -> list[str]:
     return ["--save", str(folder.checkpoints), "--tensorboard-dir", str(folder.tensorboard)]
 
 
+def batch_flags(batch: Batch) -> list[str]:
+    """The size of a batch and of its samples."""
+    sizes = {"global-batch-size": batch.global_batch_size, "micro-batch-size": batch.micro_batch_size}
+    sizes["seq-length"] = batch.seq_length
+    return [word for name, size in sizes.items() for word in (f"--{name}", str(size))]
+
+
 def sft_flags(plan: Plan, run: Run) -> dict[str, list[str]]:
     """The Megatron arguments of a fine-tuning, by the plan's key.
 
     The loss is the mean over the answer tokens of the whole batch, however they are spread over micro-batches
     and ranks.
-
-    Raises:
-        UserError: the model has learned positions for fewer tokens than a sample has.
     """
     sft = plan.sft
     assert sft is not None
-    batch, schedule = sft.batch, sft.schedule
     flags = {
         "model": megatron_flags(resolve_model(plan.model)),
         "megatron": megatron_flags(plan.sft_megatron),
         "sft": [
             *("--seed", str(sft.seed), "--train-iters", str(run.last_step)),
-            *("--lr", repr(schedule.max_lr), "--min-lr", repr(schedule.min_lr)),
-            *("--global-batch-size", str(batch.global_batch_size)),
-            *("--micro-batch-size", str(batch.micro_batch_size)),
-            *("--seq-length", str(batch.seq_length), "--calculate-per-token-loss"),
+            *("--lr", repr(sft.schedule.max_lr), "--min-lr", repr(sft.schedule.min_lr)),
+            *(*batch_flags(sft.batch), "--calculate-per-token-loss"),
         ],
         "tokenizer": tokenizer_flags(plan),
         "output": output_flags(plan, run),
@@ -70,11 +71,7 @@ def sft_flags(plan: Plan, run: Run) -> dict[str, list[str]]:
 
 
 def max_positions(plan: Plan) -> int | None:
-    """Positions of the model: as many as in pre-training, or as a longer sample needs; None where the plan says.
-
-    Raises:
-        UserError: learned positions do not get more.
-    """
+    """Positions of the model: as many as in pre-training, or as a longer sample needs; None where the plan says."""
     assert plan.sft is not None
     model = resolve_model(plan.model)
     given = {**model, **plan.megatron}.get("max_position_embeddings")
@@ -117,23 +114,18 @@ def plan_flags(plan: Plan, run: Run) -> dict[str, list[str]]:
     """The Megatron arguments that a plan sets for a run, by the plan's key."""
     if run.is_sft:
         return sft_flags(plan, run)
-    batch = plan.batch
     flags = {
         "model": megatron_flags(resolve_model(plan.model)),
         "megatron": megatron_flags(plan.megatron),
         "seed": ["--seed", str(plan.seed)],
         "schedule": ["--lr", repr(plan.schedule.max_lr), "--min-lr", repr(plan.schedule.min_lr)],
         "versions": ["--train-iters", str(run.last_step)],
-        "batch": [
-            *("--global-batch-size", str(batch.global_batch_size)),
-            *("--micro-batch-size", str(batch.micro_batch_size)),
-            *("--seq-length", str(batch.seq_length)),
-        ],
+        "batch": batch_flags(plan.batch),
         "tokenizer": tokenizer_flags(plan),
         "output": output_flags(plan, run),
     }
     if "max_position_embeddings" not in explicit_arguments(flags["model"] + flags["megatron"]):
-        flags["batch"] += ["--max-position-embeddings", str(batch.seq_length)]
+        flags["batch"] += ["--max-position-embeddings", str(plan.batch.seq_length)]
     return flags
 
 
@@ -164,7 +156,13 @@ class PlannedRun:
             UserError: an argument contradicts the plan, or would change what the plan alone decides; --paradigm or
                 --run is missing; the plan has no such run.
         """
-        plan, run = load_run(given)
+        plan = load_plan(given["plan"])
+        missing = [f"--{name}" for name in ("paradigm", "run") if name not in given]
+        if missing:
+            raise UserError(
+                f"--plan {given['plan']}: {' and '.join(missing)} must be given too; `lrpath plan` lists the runs."
+            )
+        run = plan.carried_out(given["paradigm"], given["run"])
         flags: list[str] = []
         planned: dict[str, Any] = {}
         for key, part in plan_flags(plan, run).items():
@@ -193,50 +191,33 @@ class PlannedRun:
         """
         plan, run = self.plan, self.run
         verify = local_rank() == 0 if verify is None else verify
-        if run.is_sft:
-            return self._sft_context(verify)
         parent = None
         if run.parent is not None:
-            parent = ParentCheckpoint(
-                RunFolder(plan.folder(plan.parent_of(run))).checkpoints, run.parent.step
-            )
+            folder = RunFolder(plan.folder(plan.parent_of(run)))
+            parent = ParentCheckpoint(folder.checkpoints, run.parent.step, weights_only=run.is_sft)
+        context = RunContext(
+            kind=run.kind,
+            path=run.path.scaled(plan.batch_of(run).global_batch_size),
+            keep_steps=frozenset(run.keep_steps),
+            parent=parent,
+            identity=run_identity(plan, run),
+            folder=plan.folder(run),
+            plan=plan,
+            run=run,
+        )
+        if run.is_sft:
+            prepared = open_prepared(plan, verify=verify)
+            data: dict[str, Any] = {"slices": {}, "sft_data": prepared.identity}
+            identity = {**context.identity, **self._trainer_facts(), **data}
+            return replace(context, identity=identity, prepared=prepared)
         # A position counts from the first sample of all, so the versions before the run's own are opened, too.
         names = tuple(version.name for version in plan.versions[: run.version_index])
         slices = open_slices(plan.data, names, verify=verify)
         mix = open_mix(plan.data, run.mix, verify=verify) if run.mix else []
-        data: dict[str, Any] = {"mix_slices": {one.name: one.fingerprint for one in mix}} if mix else {}
+        data = {"mix_slices": {one.name: one.fingerprint for one in mix}} if mix else {}
         data["slices"] = {one.name: one.fingerprint for one in slices}
-        return RunContext(
-            kind=run.kind,
-            path=run.path.scaled(plan.batch.global_batch_size),
-            keep_steps=frozenset(run.keep_steps),
-            parent=parent,
-            identity={**run_identity(plan, run), **data, **self._trainer_facts()},
-            folder=plan.folder(run),
-            plan=plan,
-            run=run,
-            slices=tuple(slices),
-            mix=tuple(mix),
-        )
-
-    def _sft_context(self, verify: bool) -> RunContext:
-        plan, run = self.plan, self.run
-        assert plan.sft is not None
-        assert run.parent is not None
-        prepared = open_prepared(plan, verify=verify)
-        folder = RunFolder(plan.folder(plan.parent_of(run)))
-        data = {"slices": {}, "sft_data": prepared.identity}
-        return RunContext(
-            kind=run.kind,
-            path=run.path.scaled(plan.sft.batch.global_batch_size),
-            keep_steps=frozenset(run.keep_steps),
-            parent=ParentCheckpoint(folder.checkpoints, run.parent.step, weights_only=True),
-            identity={**run_identity(plan, run), **self._trainer_facts(), **data},
-            folder=plan.folder(run),
-            plan=plan,
-            run=run,
-            prepared=prepared,
-        )
+        identity = {**context.identity, **data, **self._trainer_facts()}
+        return replace(context, identity=identity, slices=tuple(slices), mix=tuple(mix))
 
     def _trainer_facts(self) -> dict[str, Any]:
         """What of the run's identity only the trainer knows: the tokenizer's file, the arguments beside the plan's."""
@@ -245,21 +226,6 @@ class PlannedRun:
             name: value for name, value in results_arguments(self.given).items() if name not in self.planned
         }
         return {"tokenizer_model": file_digest(Path(model)) if model else None, "arguments": beside}
-
-
-def load_run(given: Mapping[str, Any]) -> tuple[Plan, Run]:
-    """The plan and the run that the explicit arguments `given` name.
-
-    Raises:
-        UserError: --plan without --paradigm or --run, or names that the plan does not have.
-    """
-    plan = load_plan(given["plan"])
-    missing = [f"--{name}" for name in ("paradigm", "run") if name not in given]
-    if missing:
-        raise UserError(
-            f"--plan {given['plan']}: {' and '.join(missing)} must be given too; `lrpath plan` lists the runs."
-        )
-    return plan, plan.carried_out(given["paradigm"], given["run"])
 
 
 def refuse_contradictions(given: Mapping[str, Any], planned: Mapping[str, Any], where: str) -> None:
