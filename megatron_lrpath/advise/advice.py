@@ -174,7 +174,8 @@ def all_curves(plan: Plan, others: Sequence[Plan]) -> list[Curve]:
         _check_same_main(plan, other)
         branches = [curve for curve in read_curves(other) if curve.kind == BRANCH.name]
         have = {_key(curve) for curve in curves}
-        curves += [_named(curve, other) for curve in branches if _key(curve) not in have]
+        new = [curve for curve in branches if _key(curve) not in have]
+        curves += [replace(curve, name=f"{other.name}/{curve.name}") for curve in new]
     return curves
 
 
@@ -184,9 +185,8 @@ def upto_version(plan: Plan, curves: Sequence[Curve], name: str) -> list[Curve]:
     if name not in names:
         raise UserError(f"{plan.path}: no version {name!r}; it has {', '.join(names)}")
     last = plan.timeline.ends[names.index(name)]
-    return [
-        curve.upto(last) if curve.kind == MAIN.name else curve for curve in curves if _begins(curve) < last
-    ]
+    begun = [curve for curve in curves if int(curve.logged[0]) <= last]
+    return [curve.upto(last) if curve.kind == MAIN.name else curve for curve in begun]
 
 
 def choose(
@@ -254,13 +254,5 @@ def _check_same_main(plan: Plan, other: Plan) -> None:
         )
 
 
-def _begins(curve: Curve) -> int:
-    return int(curve.logged[0]) - 1
-
-
 def _key(curve: Curve) -> tuple[int, bytes]:
     return curve.version, curve.rates.tobytes()
-
-
-def _named(curve: Curve, plan: Plan) -> Curve:
-    return replace(curve, name=f"{plan.name}/{curve.name}")

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_lrpath.errors import UserError
+
 if TYPE_CHECKING:
     from megatron_lrpath.plan import Plan
 
@@ -18,7 +20,12 @@ def complete(parser: argparse.ArgumentParser) -> None:
     import argcomplete
     from argcomplete.completers import FilesCompleter
 
-    completers: dict[str, Completer] = {"run": run_names, "version": version_names}
+    completers: dict[str, Completer] = {
+        "run": run_names,
+        "version": lambda parsed_args, **_: names_in(
+            parsed_args, lambda plan: [v.name for v in plan.versions]
+        ),
+    }
     for command in commands(parser):
         for action in command._actions:
             if action.dest in completers and action.option_strings:
@@ -43,14 +50,8 @@ def run_names(parsed_args: argparse.Namespace, **_: object) -> list[str]:
     return names_in(parsed_args, lambda plan: [run.name for name in paradigms for run in plan.runs(name)])
 
 
-def version_names(parsed_args: argparse.Namespace, **_: object) -> list[str]:
-    """The versions of that plan."""
-    return names_in(parsed_args, lambda plan: [version.name for version in plan.versions])
-
-
 def names_in(parsed_args: argparse.Namespace, names: Callable[[Plan], list[str]]) -> list[str]:
     """The `names` of the plan that is on the line already, each once; none where it cannot be read."""
-    from megatron_lrpath.errors import UserError
     from megatron_lrpath.plan import load_plan
 
     path = getattr(parsed_args, "plan", None) or getattr(parsed_args, "source", None) or "."

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from megatron_lrpath.commands.plan_view import curve_points
 from megatron_lrpath.plan import Plan
-from megatron_lrpath.report.style import (
-    drawing_style,
-    name_curve,
-    paradigm_panels,
-    rate_label,
-    run_colour,
-    to_png,
-)
+from megatron_lrpath.report.style import drawing_style, name_curve, rate_panels, run_colour, to_png
 
 POINTS = 1000
 
 
 def draw_curves(plan: Plan, paradigms: tuple[str, ...]) -> bytes:
     """A PNG with a panel for each paradigm: learning rate over steps, a shade for each version."""
-    power = math.floor(math.log10(plan.schedule.max_lr))
-    unit = 10.0**power
     with drawing_style():
-        figure, panels = paradigm_panels(plan, paradigms, 0.6 + 2.3 * len(paradigms))
+        figure, panels, unit = rate_panels(plan, paradigms, 0.6 + 2.3 * len(paradigms))
         for paradigm, axes in panels.items():
             for run in plan.runs(paradigm):
                 steps, rates = np.array(curve_points(run, POINTS)).T
@@ -33,6 +22,4 @@ def draw_curves(plan: Plan, paradigms: tuple[str, ...]) -> bytes:
                 axes.plot(steps, rates / unit, color=colour, linewidth=1.6)
                 place = run.last_step / 2 if not run.makes_version else run.last_step
                 name_curve(axes, run, (place, run.path.lr_at(place) / unit), colour)
-            axes.set_ylabel(rate_label(power))
-            axes.set_ylim(0, plan.schedule.max_lr / unit * 1.16)
         return to_png(figure)

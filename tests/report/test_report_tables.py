@@ -12,7 +12,7 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import load_plan
 from megatron_lrpath.report.collect import collect, gaps
 from megatron_lrpath.report.facts import data_table, facts
-from megatron_lrpath.report.rates import check_rates, judge
+from megatron_lrpath.report.rates import check_rates, summarize
 from megatron_lrpath.report.tables import domain_table, main_table, perplexity_csv, result_in_words, run_table
 from megatron_lrpath.runs.tasks import build_tasks
 from tests.support.report_tree import score, write_plan, write_slices, write_tree
@@ -268,7 +268,7 @@ def test_a_main_path_beyond_its_plan_is_complete_and_said_to_be_longer(plan, cap
     plan = load_plan(plan.path)
     tree = collect(plan)
     assert gaps(tree) == []
-    assert judge(check_rates(tree)).level == "good"
+    assert summarize(check_rates(tree)).level == "good"
     main_run = tree.records["ours"][0]
     assert (main_run.state.progress, main_run.state.state, main_run.state.beyond) == ("complete", "done", 144)
     assert (
