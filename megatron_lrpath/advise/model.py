@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from megatron_lrpath.advise.curves import F64, JITTER, Curve, Drops, Scale, enough, read_drops
+from megatron_lrpath.advise.curves import F64, JITTER, Checkpoints, Curve, Drops, Scale, enough, read_drops
 from megatron_lrpath.advise.fit import EXACT, OFF, Data, Fit, bootstrap, fit_law, gains, gather
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.paradigms import MAIN
@@ -19,6 +19,18 @@ GAIN_SPREAD = 0.15
 
 FIRST_TEXT = np.array([0])
 """The validation text is the same for all versions: the law is read without the levels of their own texts."""
+
+
+def fit_path(path: Checkpoints, scale: Scale, samples: int) -> tuple[Fit, ...]:
+    """The law fitted to the main path's validation losses, and `samples` times to others that might have been."""
+    data = gather([path], scale)
+    rng = np.random.default_rng(0)
+    fits = [fit_law(data)]
+    for _ in range(samples):
+        logs = data.logs + rng.normal(0, JITTER, len(data.logs))
+        other = replace(data, logs=logs, expectation=data.expectation.drawn(rng))
+        fits.append(fit_law(other, [fits[0].start]))
+    return tuple(fits)
 
 
 @dataclass(frozen=True)
@@ -46,7 +58,7 @@ class Validation:
         found: dict[int, list[F64]] = {}
         for curve in self.branches:
             found.setdefault(curve.version, []).append(
-                (curve.validation or 0.0) - self._bare(curve.end(self._scale), curve.version)
+                (curve.validation or 0.0) - self._bare(curve.end(self.fits[0].scale), curve.version)
             )
         return {version: np.mean(offsets, axis=0) for version, offsets in found.items()}
 
@@ -68,7 +80,7 @@ class Validation:
         shares, weights = [], []
         for curve in self.branches:
             level, trained = self._main_ends[curve.version]
-            gain = np.maximum(trained - _losses(self.fits, curve.end(self._scale)), 1e-6 * level)
+            gain = np.maximum(trained - _losses(self.fits, curve.end(self.fits[0].scale)), 1e-6 * level)
             shares.append((level - (curve.validation or 0.0)) / gain)
             weights.append(gain**2 / ((OFF * level) ** 2 + np.var(level)))
         measured, sure = np.average(shares, axis=0, weights=weights), np.max(weights, axis=0)
@@ -85,14 +97,10 @@ class Validation:
     @cached_property
     def _main_ends(self) -> list[tuple[F64, F64]]:
         """Validation and training loss by every fit of the main path at each version's end, reached or not."""
-        more = np.full(max(0, int(self.main.ends[-1]) - len(self.main.rates)), self._scale.max_lr)
+        more = np.full(max(0, int(self.main.ends[-1]) - len(self.main.rates)), self.fits[0].scale.max_lr)
         rates = np.concatenate([self.main.rates, more])
-        reads = [read_drops(rates, np.array([last]), self._scale) for last in self.main.ends]
+        reads = [read_drops(rates, np.array([last]), self.fits[0].scale) for last in self.main.ends]
         return [(_losses(self.path, read), _losses(self.fits, read)) for read in reads]
-
-    @property
-    def _scale(self) -> Scale:
-        return self.fits[0].scale
 
 
 def _losses(fits: Sequence[Fit], read: Drops) -> F64:
@@ -216,16 +224,9 @@ def build_model(curves: Sequence[Curve], scale: Scale, resampled: int = RESAMPLE
     )
     _check_model(model)
     checkpoints = curves[0].checkpoints
-    path: list[Fit] = []
-    if checkpoints is not None and enough(checkpoints.logged.tolist()) and model.evaluated:
-        known = gather([checkpoints], scale)
-        path.append(fit_law(known))
-        rng = np.random.default_rng(0)
-        for _ in range(resampled):
-            logs = known.logs + rng.normal(0, JITTER, len(known.logs))
-            other = replace(known, logs=logs, expectation=known.expectation.drawn(rng))
-            path.append(fit_law(other, [path[0].start]))
-    return replace(model, samples=tuple(bootstrap(fit, data, resampled)), path=tuple(path))
+    known = checkpoints is not None and enough(checkpoints.logged.tolist()) and bool(model.evaluated)
+    path = fit_path(checkpoints, scale, resampled) if checkpoints and known else ()
+    return replace(model, samples=tuple(bootstrap(fit, data, resampled)), path=path)
 
 
 def fit_with_levels(data: Data) -> tuple[Fit, Data]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.paradigms import PARADIGMS
 
 if TYPE_CHECKING:
     from megatron_lrpath.plan import Plan
@@ -22,9 +23,7 @@ def complete(parser: argparse.ArgumentParser) -> None:
 
     completers: dict[str, Completer] = {
         "run": run_names,
-        "version": lambda parsed_args, **_: names_in(
-            parsed_args, lambda plan: [v.name for v in plan.versions]
-        ),
+        "version": version_names,
     }
     for command in commands(parser):
         for action in command._actions:
@@ -43,11 +42,14 @@ def commands(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
 
 def run_names(parsed_args: argparse.Namespace, **_: object) -> list[str]:
     """The runs of the plan that is on the line already, of its --paradigm where that is given."""
-    from megatron_lrpath.plan import PARADIGMS
-
     paradigm = getattr(parsed_args, "paradigm", None)
     paradigms = (paradigm,) if paradigm in PARADIGMS else PARADIGMS
     return names_in(parsed_args, lambda plan: [run.name for name in paradigms for run in plan.runs(name)])
+
+
+def version_names(parsed_args: argparse.Namespace, **_: object) -> list[str]:
+    """The versions of that plan."""
+    return names_in(parsed_args, lambda plan: [version.name for version in plan.versions])
 
 
 def names_in(parsed_args: argparse.Namespace, names: Callable[[Plan], list[str]]) -> list[str]:

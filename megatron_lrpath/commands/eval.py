@@ -80,21 +80,9 @@ def execute_tasks(args: argparse.Namespace) -> int:
     left = subjects if args.force else [one for one in subjects if missing(one, wanted, settings)]
     if left:
         names = [one.name for one in left] if not args.plan.is_dir() else []
-        command = [sys.executable, "-m", "megatron_lrpath.evaluate.downstream_worker", str(args.plan)]
-        command += ["--tasks", *args.tasks, "--batch-size", args.batch_size, "--device", args.device]
-        command += ["--runs", *names] if names else []
-        for name in ("task_data", "limit", "num_fewshot"):
-            value = getattr(args, name)
-            command += [f"--{name.replace('_', '-')}", str(value)] if value is not None else []
-        command += [f"--{name}" for name in ("chat", "force") if getattr(args, name)]
-        log = OutputFolder(output).logs / "downstream.log"
-        status, found = run_logged(
-            command, {"TOKENIZERS_PARALLELISM": "false"}, log, "its process", all_output=False
-        )
-        if found:
-            text = f"the evaluation stopped: {found.message}\n  log: {log}; called again, it goes on"
-            print(f"lrpath: error: {text}", file=sys.stderr)
-            return status if status == 2 else 1
+        status = run_worker(args, names, OutputFolder(output).logs / "downstream.log")
+        if status:
+            return status
     else:
         print("nothing to measure: all of it has been")
     show([one.name for one in subjects], [one.folder for one in subjects])
@@ -116,6 +104,23 @@ def require_harness() -> None:
     """Stop where lm-evaluation-harness is not installed."""
     if find_spec("lm_eval") is None:
         raise UserError("--tasks needs lm-evaluation-harness: pip install 'megatron-lrpath[eval]'")
+
+
+def run_worker(args: argparse.Namespace, names: list[str], log: Path) -> int:
+    """Run the worker of --tasks; its lines come to the console, what the libraries say goes into `log`."""
+    command = [sys.executable, "-m", "megatron_lrpath.evaluate.downstream_worker", str(args.plan)]
+    command += ["--tasks", *args.tasks, "--batch-size", args.batch_size, "--device", args.device]
+    command += ["--runs", *names] if names else []
+    for name in ("task_data", "limit", "num_fewshot"):
+        value = getattr(args, name)
+        command += [f"--{name.replace('_', '-')}", str(value)] if value is not None else []
+    command += [f"--{name}" for name in ("chat", "force") if getattr(args, name)]
+    environment = {"TOKENIZERS_PARALLELISM": "false"}
+    status, found = run_logged(command, environment, log, "its process", all_output=False)
+    if found:
+        text = f"the evaluation stopped: {found.message}\n  log: {log}; called again, it goes on"
+        print(f"lrpath: error: {text}", file=sys.stderr)
+    return status if status in (0, 2) else 1
 
 
 def run_logged(

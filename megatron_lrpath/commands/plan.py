@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 HELP = "check a plan and show its runs, their cost against PTFS and their learning-rate curves"
 EXAMPLE = "lrpath plan examples/quickstart/plan.yaml --paradigm ours --png curves.png"
+PNG_POINTS = 1000  # of a run's curve
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +47,6 @@ def execute(args: argparse.Namespace) -> int:
 
         check_mixes(plan, plan.runs(OURS.name))
     if args.png:
-        from megatron_lrpath.commands.plan_png import draw_curves
         from megatron_lrpath.files import atomic_write_bytes
 
         try:
@@ -63,6 +63,25 @@ def execute(args: argparse.Namespace) -> int:
     if args.png:
         print(f"Curves: {args.png}")
     return 0
+
+
+def draw_curves(plan: Plan, paradigms: tuple[str, ...]) -> bytes:
+    """A PNG with a panel for each paradigm: learning rate over steps, a shade for each version."""
+    import numpy as np
+
+    from megatron_lrpath.commands.plan_view import curve_points
+    from megatron_lrpath.report.style import drawing_style, name_curve, rate_panels, run_colour, to_png
+
+    with drawing_style():
+        figure, panels, unit = rate_panels(plan, paradigms, 0.6 + 2.3 * len(paradigms))
+        for paradigm, axes in panels.items():
+            for run in plan.runs(paradigm):
+                steps, rates = np.array(curve_points(run, PNG_POINTS)).T
+                colour = run_colour(plan, run)
+                axes.plot(steps, rates / unit, color=colour, linewidth=1.6)
+                place = run.last_step / 2 if not run.makes_version else run.last_step
+                name_curve(axes, run, (place, run.path.lr_at(place) / unit), colour)
+        return to_png(figure)
 
 
 def as_json(plan: Plan, paradigms: tuple[str, ...]) -> dict[str, Any]:

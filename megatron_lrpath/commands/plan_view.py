@@ -50,19 +50,24 @@ def show_plan(plan: Plan, paradigms: tuple[str, ...], curves: bool) -> None:
                 f" ({runs[0].steps:,} steps)" if runs else " (data not prepared yet: lrpath sft --prepare)"
             )
         console.print(Text(text))
-    if CPT.name in paradigms:  # what the costs do not say
-        shared = plan.runs(CPT.name)[0]
-        twin = "/".join(shared.same_as or ())
-        note = f"{CPT.name}/{shared.name} and {twin} are one and the same training, carried out once"
-        if set(paradigms) == set(PARADIGMS):
-            every = sum(plan.cost(paradigm).steps for paradigm in PARADIGMS) - shared.steps
-            note += f"; all three paradigms together: {every:,} steps"
-        console.print(Text(f"{note}.", style="dim"))
+    if CPT.name in paradigms:
+        console.print(Text(_shared_note(plan, paradigms), style="dim"))
     if curves:
         for paradigm in paradigms:
             console.print()
             console.print(Text(f"Learning rate, {_title(plan, paradigm)}", style="bold"))
             console.print(curve_text(plan, paradigm, console.width), no_wrap=True, crop=False)
+
+
+def _shared_note(plan: Plan, paradigms: tuple[str, ...]) -> str:
+    """What the costs do not say: the run that CPT shares with another paradigm."""
+    shared = plan.runs(CPT.name)[0]
+    twin = "/".join(shared.same_as or ())
+    note = f"{CPT.name}/{shared.name} and {twin} are one and the same training, carried out once"
+    if set(paradigms) == set(PARADIGMS):
+        every = sum(plan.cost(paradigm).steps for paradigm in PARADIGMS) - shared.steps
+        note += f"; all three paradigms together: {every:,} steps"
+    return f"{note}."
 
 
 def runs_table(plan: Plan, paradigm: str) -> Table:

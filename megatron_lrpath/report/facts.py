@@ -22,6 +22,8 @@ def facts(tree: RunTree) -> dict[str, str]:
     plan, model = tree.plan, tree.plan.model
     batch, starts = plan.batch, _starts(tree)
     alphas = ", ".join(f"{one.name}: {one.alpha:g}" for one in plan.versions if one.alpha is not None)
+    schedule, times = plan.schedule, [str(one["time"]) for one in starts if one.get("time")]
+    span = [time[:16].replace("T", " ") for time in (min(times), max(times))] if times else []
     packages: dict[str, dict[str, None]] = {}  # several versions of one where runs differ
     for start in starts:
         recorded = start.get("packages")
@@ -31,7 +33,8 @@ def facts(tree: RunTree) -> dict[str, str]:
         "Plan": str(plan.path),
         "Model": "; ".join(part for part in (model.recipe or "", _arguments(model.overrides)) if part),
         "Parameters": _parameters(plan),
-        "Schedule": _schedule(tree),
+        "Schedule": f"{schedule_name(plan)}, from {schedule.max_lr:g} to {schedule.min_lr:g}, "
+        + (f"warm-up {schedule.warmup:,} steps" if schedule.warmup else "no warm-up"),
         "α": f"{plan.alpha:g}" + (f" ({alphas})" if alphas else ""),
         "Branch mix": _mixes(plan),
         "Fine-tuning": sft_text(plan.sft) if plan.sft else "",
@@ -41,7 +44,9 @@ def facts(tree: RunTree) -> dict[str, str]:
         "Tokenizer": f"{plan.tokenizer.type} {plan.tokenizer.model or ''}".strip(),
         "Seed": str(plan.seed),
         "Other arguments": _arguments(plan.megatron),
-        "Trained": _span([str(start["time"]) for start in starts if start.get("time")]),
+        "Trained": f"started {', last start '.join(f'{time} UTC' for time in dict.fromkeys(span))}"
+        if span
+        else "",
         "Packages": ", ".join(f"{name} {' and '.join(versions)}" for name, versions in packages.items()),
         "Code": listing(
             list(dict.fromkeys(str(one["git_commit"]) for one in starts if one.get("git_commit")))
@@ -152,12 +157,6 @@ def _vocabulary(plan: Plan) -> int | None:
         return None
 
 
-def _schedule(tree: RunTree) -> str:
-    schedule = tree.plan.schedule
-    rates = f"{schedule_name(tree.plan)}, from {schedule.max_lr:g} to {schedule.min_lr:g}"
-    return f"{rates}, warm-up {schedule.warmup:,} steps" if schedule.warmup else f"{rates}, no warm-up"
-
-
 def _mixes(plan: Plan) -> str:
     """What the branches read beside the main path's data, once where it is the same for all."""
     runs_by_mix: dict[str, list[str]] = {}
@@ -169,11 +168,3 @@ def _mixes(plan: Plan) -> str:
                 run.name
             )
     return "; ".join(f"{listing(names)}: {text}" for text, names in runs_by_mix.items())
-
-
-def _span(times: list[str]) -> str:
-    """First and last of some ISO times, to the minute."""
-    if not times:
-        return ""
-    first, last = (time[:16].replace("T", " ") for time in (min(times), max(times)))
-    return f"started {first} UTC" + ("" if first == last else f", last start {last} UTC")

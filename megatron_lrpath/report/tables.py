@@ -101,7 +101,6 @@ def domain_table(tree: RunTree) -> Table | None:
 def run_table(tree: RunTree) -> Table:
     """Every training once: where it starts and ends, how far it is, how long it took, its loss."""
     rows, before = [], ""
-    beyond, skipped = [], []
     for record in tree:
         run, usual = record.run, record.history.usual_seconds
         paradigm = record.label.split("/")[0]
@@ -120,21 +119,28 @@ def run_table(tree: RunTree) -> Table:
             )
         )
         before = paradigm
+    header = ("Run", "Starts from", "From → to step", "Steps", "Time", "Tokens/s", "Train loss", "State")
+    note = (
+        "Time: of all recorded steps. Tokens/s: of the median step. Train loss: mean of the last ten steps."
+    )
+    return Table(header, tuple(rows), left=2, notes=(note, *_run_notes(tree)))
+
+
+def _run_notes(tree: RunTree) -> list[str]:
+    """Which main path has gone further than its plan, and which updates were skipped (the first of many)."""
+    beyond, skipped = [], []
+    for record in tree:
         if record.state.beyond is not None:
             further = f"{record.label} has gone on to step {record.state.beyond:,}"
             beyond.append(f"{further}, for versions that the plan no longer has.")
         steps = [f"{step:,}" for step in record.skipped]
         if steps:
             shown = (
-                listing(steps) if len(steps) <= SKIPPED_SHOWN else f"{', '.join(steps[:SKIPPED_SHOWN])}, …"
+                listing(steps) if len(steps) <= SKIPPED_SHOWN else ", ".join([*steps[:SKIPPED_SHOWN], "…"])
             )
             updates = plural(len(steps), "update")
             skipped.append(f"{record.label}: {updates} skipped for a loss spike, step {shown}.")
-    header = ("Run", "Starts from", "From → to step", "Steps", "Time", "Tokens/s", "Train loss", "State")
-    note = (
-        "Time: of all recorded steps. Tokens/s: of the median step. Train loss: mean of the last ten steps."
-    )
-    return Table(header, tuple(rows), left=2, notes=(note, *beyond, *skipped))
+    return [*beyond, *skipped]
 
 
 def result_in_words(tree: RunTree) -> str:
