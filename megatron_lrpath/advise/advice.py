@@ -171,10 +171,22 @@ def all_curves(plan: Plan, others: Sequence[Plan]) -> list[Curve]:
     """The plan's curves, and the branches of other plans that leave the same main path."""
     curves = read_curves(plan)
     for other in others:
-        _check_same_main(plan, other)
+        if len(other.versions) > len(plan.versions):
+            raise UserError(
+                f"{other.path}: has more versions than {plan.path}. Ask for advice on it, and name the other --with."
+            )
+        ours, theirs = (run_identity(one, one.main) for one in (plan, other))
+        shorter, longer = sorted((ours, theirs), key=lambda identity: len(identity["versions"]))
+        found = differences(shorter, longer)
+        if found:
+            raise UserError(
+                f"{other.path}: its main path is not that of {plan.path}: {'; '.join(found)}. Only branches off one "
+                "main path can be fitted together."
+            )
         branches = [curve for curve in read_curves(other) if curve.kind == BRANCH.name]
-        have = {_key(curve) for curve in curves}
-        curves += [_named(curve, other) for curve in branches if _key(curve) not in have]
+        have = {(curve.version, curve.rates.tobytes()) for curve in curves}
+        new = [curve for curve in branches if (curve.version, curve.rates.tobytes()) not in have]
+        curves += [replace(curve, name=f"{other.name}/{curve.name}") for curve in new]
     return curves
 
 
@@ -184,9 +196,8 @@ def upto_version(plan: Plan, curves: Sequence[Curve], name: str) -> list[Curve]:
     if name not in names:
         raise UserError(f"{plan.path}: no version {name!r}; it has {', '.join(names)}")
     last = plan.timeline.ends[names.index(name)]
-    return [
-        curve.upto(last) if curve.kind == MAIN.name else curve for curve in curves if _begins(curve) < last
-    ]
+    begun = [curve for curve in curves if int(curve.logged[0]) <= last]
+    return [curve.upto(last) if curve.kind == MAIN.name else curve for curve in begun]
 
 
 def choose(
@@ -237,30 +248,3 @@ def _candidate(plan: Plan, one: Candidate) -> dict[str, Any]:
         "gap_interval": [one.gap_low, one.gap_high],
         "versions": losses,
     }
-
-
-def _check_same_main(plan: Plan, other: Plan) -> None:
-    if len(other.versions) > len(plan.versions):
-        raise UserError(
-            f"{other.path}: has more versions than {plan.path}. Ask for advice on it, and name the other --with."
-        )
-    ours, theirs = (run_identity(one, one.main) for one in (plan, other))
-    shorter, longer = sorted((ours, theirs), key=lambda identity: len(identity["versions"]))
-    found = differences(shorter, longer)
-    if found:
-        raise UserError(
-            f"{other.path}: its main path is not that of {plan.path}: {'; '.join(found)}. Only branches off one "
-            "main path can be fitted together."
-        )
-
-
-def _begins(curve: Curve) -> int:
-    return int(curve.logged[0]) - 1
-
-
-def _key(curve: Curve) -> tuple[int, bytes]:
-    return curve.version, curve.rates.tobytes()
-
-
-def _named(curve: Curve, plan: Plan) -> Curve:
-    return replace(curve, name=f"{plan.name}/{curve.name}")

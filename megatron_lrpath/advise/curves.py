@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,15 +69,13 @@ def read_drops(rates: F64, steps: I64, scale: Scale) -> Drops:
     """The drops of a curve (the rate of every step) before some of its steps (from 1), neighbours taken together."""
     area = np.cumsum(rates) / scale.area
     before = area - rates / scale.area  # the area up to, not including, each step
-    drops = _drops_of(rates, scale.warmup)
+    drops = -np.diff(rates, prepend=rates[:1])  # before each step; a later rise is negative
+    drops[: scale.warmup + 1] = 0.0
     index = steps - 1
     groups = _groups(drops)
-    if not groups:
-        none = np.zeros(0)
-        return Drops(area[index], np.zeros(0, dtype=np.int64), none, none, none)
-    place = np.array(
-        [group[np.abs(drops[group]).cumsum().searchsorted(_half(drops, group))] for group in groups]
-    )
+    sizes = [np.abs(drops[group]) for group in groups]
+    halves = [size.cumsum().searchsorted(float(size.sum() / 2)) for size in sizes]
+    place = np.array([group[half] for group, half in zip(groups, halves, strict=True)], dtype=np.int64)
     size = np.array([drops[group].sum() for group in groups]) / scale.max_lr
     rate = np.maximum(rates[place], 1e-6 * scale.max_lr) / scale.max_lr
     row, column = np.nonzero(index[:, None] >= place[None, :])
@@ -98,13 +97,6 @@ def join_drops(parts: Sequence[Drops]) -> Drops:
     )
 
 
-def _drops_of(rates: F64, warmup: int) -> F64:
-    """How much the rate fell before each step, 0 up to the end of the warm-up; a later rise is negative."""
-    drops = -np.diff(rates, prepend=rates[:1])
-    drops[: warmup + 1] = 0.0
-    return drops
-
-
 def _groups(drops: F64) -> list[I64]:
     """The steps with a drop, in at most `GROUPS` stretches with about the same sum each."""
     steps = np.flatnonzero(drops)
@@ -113,10 +105,6 @@ def _groups(drops: F64) -> list[I64]:
     share = np.abs(drops[steps]).cumsum()
     number = np.minimum((share / share[-1] * GROUPS).astype(np.int64), GROUPS - 1)
     return np.split(steps, np.flatnonzero(np.diff(number)) + 1)
-
-
-def _half(drops: F64, group: I64) -> float:
-    return float(np.abs(drops[group]).sum() / 2)
 
 
 POINTS = 60
@@ -220,7 +208,7 @@ class Curve:
         relative = replace(self, main=main)
         return relative if relative.noise < self.noise else self
 
-    def upto(self, last: int) -> Curve:
+    def upto(self, last: int) -> Self:
         """The curve as it was at step `last`."""
         inside = self.logged <= last
         cut = replace(self, rates=self.rates[:last], logged=self.logged[inside], losses=self.losses[inside])
@@ -236,16 +224,6 @@ class Checkpoints(Curve):
         count = len(self.logged)
         alike = np.zeros(count, dtype=np.int64)
         return Points(self.logged, np.log(self.losses), np.full(count, JITTER), alike)
-
-    @property
-    def enough(self) -> bool:
-        """Whether a law can be fitted to them."""
-        return enough(self.logged.tolist())
-
-    def upto(self, last: int) -> Checkpoints:
-        """Those of the steps up to `last`."""
-        inside = self.logged <= last
-        return replace(self, rates=self.rates[:last], logged=self.logged[inside], losses=self.losses[inside])
 
 
 def enough(steps: Sequence[int]) -> bool:

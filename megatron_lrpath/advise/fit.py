@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from megatron_lrpath.advise.curves import F64, I64, Curve, Drops, Points, Scale, join_drops, read_drops
+from megatron_lrpath.advise.curves import F64, I64, Curve, Drops, Scale, join_drops, read_drops
 
 NAME = "multi-power law"
 PARAMETERS = ("ln L0", "ln A", "ln a", "ln B", "ln C", "ln b", "g", "d")
@@ -176,6 +176,8 @@ def gather(
 ) -> Data:
     """The curves' points as one set; what is expected of the law is what `law.expected` says, unless given."""
     points = [curve.points for curve in curves]
+    counts = [np.bincount(part.versions)[part.versions] for part in points]  # that share one error `OFF`
+    deviations = np.concatenate([part.deviations for part in points])
     over = np.concatenate([np.full(len(curve.points.logs), curve.main is not None) for curve in curves])
     mains = [
         read_drops(curve.main.rates, curve.points.steps, scale) for curve in curves if curve.main is not None
@@ -187,18 +189,12 @@ def gather(
         main=join_drops(mains),
         over=over,
         logs=np.concatenate([part.logs for part in points]),
-        deviations=np.concatenate([part.deviations for part in points]),
-        sigmas=np.concatenate([_sigmas(part) for part in points]),
+        deviations=deviations,
+        sigmas=np.sqrt(np.maximum(deviations, EXACT) ** 2 + np.concatenate(counts) * OFF**2),
         versions=np.concatenate([part.versions for part in points]),
         levels=levels,
         expectation=expected(scale) if expectation is None else expectation,
     )
-
-
-def _sigmas(points: Points) -> F64:
-    """The deviation of each point that gives a stretch of n the weight of one error `OFF`, beside their noise."""
-    count = np.bincount(points.versions)[points.versions]
-    return np.sqrt(np.maximum(points.deviations, EXACT) ** 2 + count * OFF**2)
 
 
 def fit_law(data: Data, begins: Sequence[F64] | None = None) -> Fit:

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from megatron_lrpath.advise.curves import F64, JITTER, Checkpoints, Curve, Drops, Scale, read_drops
+from megatron_lrpath.advise.curves import F64, JITTER, Checkpoints, Curve, Drops, Scale, enough, read_drops
 from megatron_lrpath.advise.fit import EXACT, OFF, Data, Fit, bootstrap, fit_law, gains, gather
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.paradigms import MAIN
@@ -21,15 +21,15 @@ FIRST_TEXT = np.array([0])
 """The validation text is the same for all versions: the law is read without the levels of their own texts."""
 
 
-def fit_path(path: Checkpoints, scale: Scale, samples: int, seed: int = 0) -> tuple[Fit, ...]:
+def fit_path(path: Checkpoints, scale: Scale, samples: int) -> tuple[Fit, ...]:
     """The law fitted to the main path's validation losses, and `samples` times to others that might have been."""
     data = gather([path], scale)
-    fit = fit_law(data)
-    rng = np.random.default_rng(seed)
-    fits = [fit]
+    rng = np.random.default_rng(0)
+    fits = [fit_law(data)]
     for _ in range(samples):
         logs = data.logs + rng.normal(0, JITTER, len(data.logs))
-        fits.append(fit_law(replace(data, logs=logs, expectation=data.expectation.drawn(rng)), [fit.start]))
+        other = replace(data, logs=logs, expectation=data.expectation.drawn(rng))
+        fits.append(fit_law(other, [fits[0].start]))
     return tuple(fits)
 
 
@@ -58,7 +58,7 @@ class Validation:
         found: dict[int, list[F64]] = {}
         for curve in self.branches:
             found.setdefault(curve.version, []).append(
-                (curve.validation or 0.0) - self._bare(curve.end(self._scale), curve.version)
+                (curve.validation or 0.0) - self._bare(curve.end(self.fits[0].scale), curve.version)
             )
         return {version: np.mean(offsets, axis=0) for version, offsets in found.items()}
 
@@ -80,7 +80,7 @@ class Validation:
         shares, weights = [], []
         for curve in self.branches:
             level, trained = self._main_ends[curve.version]
-            gain = np.maximum(trained - _losses(self.fits, curve.end(self._scale)), 1e-6 * level)
+            gain = np.maximum(trained - _losses(self.fits, curve.end(self.fits[0].scale)), 1e-6 * level)
             shares.append((level - (curve.validation or 0.0)) / gain)
             weights.append(gain**2 / ((OFF * level) ** 2 + np.var(level)))
         measured, sure = np.average(shares, axis=0, weights=weights), np.max(weights, axis=0)
@@ -97,14 +97,10 @@ class Validation:
     @cached_property
     def _main_ends(self) -> list[tuple[F64, F64]]:
         """Validation and training loss by every fit of the main path at each version's end, reached or not."""
-        more = np.full(max(0, int(self.main.ends[-1]) - len(self.main.rates)), self._scale.max_lr)
+        more = np.full(max(0, int(self.main.ends[-1]) - len(self.main.rates)), self.fits[0].scale.max_lr)
         rates = np.concatenate([self.main.rates, more])
-        reads = [read_drops(rates, np.array([last]), self._scale) for last in self.main.ends]
+        reads = [read_drops(rates, np.array([last]), self.fits[0].scale) for last in self.main.ends]
         return [(_losses(self.path, read), _losses(self.fits, read)) for read in reads]
-
-    @property
-    def _scale(self) -> Scale:
-        return self.fits[0].scale
 
 
 def _losses(fits: Sequence[Fit], read: Drops) -> F64:
@@ -210,19 +206,25 @@ def build_model(curves: Sequence[Curve], scale: Scale, resampled: int = RESAMPLE
     _check_curves(curves)
     quiet = [curves[0], *(curve.beside(curves[0]) for curve in curves[1:])]
     fit, data = fit_with_levels(gather(quiet, scale))
-    errors = held_out_errors(fit, data)
+    decays = [curve for curve in quiet if curve.decays and curve.complete]
+    errors = []  # at the end of each decay by a fit without it; one is enough for none
+    for held in decays if len(decays) > 1 else ():
+        others = [curve for curve in quiet if curve is not held]
+        errors.append(end_error(held, fit_law(gather(others, scale, data.levels), [fit.start])))
     left = misfit(fit, data)
     model = Model(
         fit=fit,
         samples=(),
         data=data,
         misfit=left,
-        end_error=_rms(errors) if len(errors) else max(left, _rms(end_errors(quiet, fit))),
-        held_out=len(errors) > 0,
+        end_error=_rms(errors)
+        if errors
+        else max(left, _rms([end_error(one, fit) for one in quiet if one.decays])),
+        held_out=bool(errors),
     )
     _check_model(model)
     checkpoints = curves[0].checkpoints
-    known = checkpoints is not None and checkpoints.enough and bool(model.evaluated)
+    known = checkpoints is not None and enough(checkpoints.logged.tolist()) and bool(model.evaluated)
     path = fit_path(checkpoints, scale, resampled) if checkpoints and known else ()
     return replace(model, samples=tuple(bootstrap(fit, data, resampled)), path=path)
 
@@ -241,24 +243,6 @@ def fit_with_levels(data: Data) -> tuple[Fit, Data]:
     levelled = fit_law(levels, [plain.start])
     gained = 2 * (plain.cost - levelled.cost)
     return (levelled, levels) if gained > later * np.log(len(data.logs)) else (plain, data)
-
-
-def held_out_errors(fit: Fit, data: Data) -> F64:
-    """The relative error at the end of each complete decay by a fit without it; empty with fewer than two."""
-    decays = [curve for curve in data.sources if curve.decays and curve.complete]
-    if len(decays) < 2:
-        return np.zeros(0)
-    errors = []
-    for curve in decays:
-        others = [other for other in data.sources if other is not curve]
-        without = fit_law(gather(others, data.scale, data.levels), [fit.start])
-        errors.append(end_error(curve, without))
-    return np.array(errors)
-
-
-def end_errors(curves: Sequence[Curve], fit: Fit) -> F64:
-    """The relative error of the law at the end of each decay."""
-    return np.array([end_error(curve, fit) for curve in curves if curve.decays])
 
 
 def end_error(curve: Curve, fit: Fit) -> float:
@@ -280,15 +264,8 @@ def misfit(fit: Fit, data: Data) -> float:
     return float(np.sqrt(max(0.0, beyond)))
 
 
-def _gain(model: Model) -> float:
-    """The most that the decays have lowered the loss by, relative, as the law has it."""
-    fit, data = model.fit, model.data
-    lowered = gains(fit.parameters, data.read) / fit.losses_of(data.read, data.versions)
-    return float(lowered.max())
-
-
-def _rms(values: F64) -> float:
-    return float(np.sqrt(np.mean(values**2))) if len(values) else float("inf")
+def _rms(values: Sequence[float]) -> float:
+    return float(np.sqrt(np.mean(np.array(values) ** 2))) if values else float("inf")
 
 
 def _check_curves(curves: Sequence[Curve]) -> None:
@@ -317,7 +294,9 @@ def _check_model(model: Model) -> None:
             "at the ends of decays: too much to choose alpha by, which is about tenths of a percent. Look at the "
             "losses (`lrpath report`) for jumps; longer runs and further branches help."
         )
-    if _gain(model) < SMALLEST_GAIN:
+    fit, data = model.fit, model.data
+    lowered = gains(fit.parameters, data.read) / fit.losses_of(data.read, data.versions)
+    if float(lowered.max()) < SMALLEST_GAIN:
         raise UserError(
             "in the losses logged so far a decay lowers nothing, so the fit cannot tell alphas apart. Look at the "
             "branches (`lrpath report`), and train a longer one."

@@ -109,21 +109,15 @@ def predict(
             mean = np.mean([end for end in judged if end is not None], axis=0)
             made.append(Candidate(alpha, decay, relative_cost(plan, alpha), versions, float(mean[0])))
             draws.append(mean)
-    return _compared(model, made, np.array(draws), [one.possible and eligible(one.decay) for one in made])
-
-
-def _compared(
-    model: Model, candidates: list[Candidate], losses: F64, eligible: list[bool]
-) -> list[Candidate]:
-    """The candidates with their gaps to the best of the eligible ones."""
-    rows = np.flatnonzero(eligible)
+    rows = np.flatnonzero([one.possible and eligible(one.decay) for one in made])
     if not len(rows):
         return []
+    losses = np.array(draws)
     gaps = losses / losses[rows[int(np.argmin(losses[rows, 0]))]] - 1
     low, high = gap_intervals(model, gaps)
     return [
         replace(one, gap=float(gap), gap_low=float(least), gap_high=float(most))
-        for one, gap, least, most in zip(candidates, gaps[:, 0], low, high, strict=True)
+        for one, gap, least, most in zip(made, gaps[:, 0], low, high, strict=True)
     ]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_lrpath.advise.curves import F64, I64, SHORTEST, Checkpoints, Curve, Scale, rates_of
+from megatron_lrpath.advise.curves import F64, SHORTEST, Checkpoints, Curve, Scale, rates_of
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.paradigms import BRANCH, OURS
 from megatron_lrpath.plan import Plan, Run
@@ -51,7 +51,12 @@ def read_curve(plan: Plan, run: Run) -> Curve | None:
     losses = history["loss"]
     begin = max(beginning(plan), run.first_step)
     usable = np.isfinite(losses) & (losses > 0) & (history.steps > begin)
-    _check_losses(plan, run, history.steps, losses)
+    bad = history.steps[~(np.isfinite(losses) & (losses > 0))]
+    if len(bad) > 0.02 * len(history):
+        raise UserError(
+            f"{RunFolder(plan.folder(run)).history}: {len(bad)} of {len(history)} steps have no finite loss (the "
+            f"first is step {bad[0]}). A law of the loss cannot be fitted to a run that diverged; lower the rate."
+        )
     if int(usable.sum()) < FEWEST:
         return None
     last = int(history.steps[-1])
@@ -72,7 +77,9 @@ def read_curve(plan: Plan, run: Run) -> Curve | None:
     )
     if not run.makes_version:
         return replace(curve, checkpoints=read_checkpoints(plan, curve))
-    return replace(curve, validation=read_validation(plan, run) if last == run.last_step else None)
+    found = _evaluation(plan, run)
+    measured = last == run.last_step == found.get("step")
+    return replace(curve, validation=loss_of(found) if measured else None)
 
 
 def beginning(plan: Plan) -> int:
@@ -106,24 +113,9 @@ def read_checkpoints(plan: Plan, main: Curve) -> Checkpoints | None:
     )
 
 
-def read_validation(plan: Plan, run: Run) -> float | None:
-    """The validation loss that `lrpath eval` has measured of a run's model; None where it has not, or of no use."""
-    found = _evaluation(plan, run)
-    return loss_of(found) if found.get("step") == run.last_step else None
-
-
 def _evaluation(plan: Plan, run: Run) -> dict[str, Any]:
     """The evaluation of a run's model, {} where there is none."""
     return read_json_object(RunFolder(plan.folder(run)).evaluation) or {}
-
-
-def _check_losses(plan: Plan, run: Run, steps: I64, losses: F64) -> None:
-    bad = steps[~(np.isfinite(losses) & (losses > 0))]
-    if len(bad) > 0.02 * len(steps):
-        raise UserError(
-            f"{RunFolder(plan.folder(run)).history}: {len(bad)} of {len(steps)} steps have no finite loss (the "
-            f"first is step {bad[0]}). A law of the loss cannot be fitted to a run that diverged; lower the rate."
-        )
 
 
 def _check_rates(plan: Plan, run: Run, logged: F64, planned: F64) -> None:

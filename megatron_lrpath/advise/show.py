@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -40,8 +39,7 @@ from megatron_lrpath.report.tables import csv_text
 from megatron_lrpath.runs.checkpoints import complete_steps
 from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.runs.results import main_path_evaluations
-
-MISSING = "–"
+from megatron_lrpath.wording import MISSING
 
 
 def show(advice: Advice, console: Console) -> None:
@@ -114,23 +112,32 @@ def hint(advice: Advice) -> str:
     return ""
 
 
+def _table(titles: list[str], left: int) -> Table:
+    look: dict[str, Any] = {"pad_edge": True, "title_justify": "left", "caption_justify": "left"}
+    align = "L" * left + "R" * (len(titles) - left)
+    return terminal_table(titles, align, box=None, padding=(0, 2, 0, 0), **look)
+
+
 def alphas_table(advice: Advice) -> Table:
     """Every tenth alpha, the plan's and the chosen one, with the plan's own decay."""
     names = [version.name for version in advice.plan.versions]
     table = _table(["alpha", "cost", *names, "±", "gap", "95% of the gap"], left=0)
-    table.title = f"{_decay(own_decay(advice.plan))}"
+    table.title = _decay(own_decay(advice.plan))
     for one in advice.own:
         tenth = abs(one.alpha * 10 - round(one.alpha * 10)) < 1e-9
         if tenth or one in (advice.chosen, advice.best) or one.alpha == advice.plan.alpha:
             style = "bold" if one == advice.chosen else "" if one.possible else "dim"
-            table.add_row(*_row(one), style=style)
+            losses = [f"{version.loss:.3f}" if version else MISSING for version in one.versions]
+            widest = max(version.high - version.low for version in one.versions if version)
+            gaps = f"{one.gap_low:.2%} … {one.gap_high:.2%}" if one.possible else "in the warm-up"
+            cells = f"{one.alpha:g}", f"{one.cost:.2f}", *losses, f"{widest / 2:.3f}", f"{one.gap:.2%}", gaps
+            table.add_row(*cells, style=style)
     return table
 
 
 def decays_table(advice: Advice) -> Table:
     """For each decay the alpha with the lowest loss, and the cheapest one near the best."""
-    near_enough = f"{WITHIN:.1%}"
-    table = _table(["decay", "best alpha", "cost", "gap", f"within {near_enough}", "cost"], left=1)
+    table = _table(["decay", "best alpha", "cost", "gap", f"within {WITHIN:.1%}", "cost"], left=1)
     for decay in dict.fromkeys(one.decay for one in advice.candidates):
         mine = [one for one in advice.candidates if one.decay == decay and one.possible]
         best = min(mine, key=lambda one: one.loss, default=None)
@@ -163,26 +170,6 @@ def _candidate_text(advice: Advice, one: Candidate) -> str:
 
 def _decay(decay: Decay) -> str:
     return f"{decay.shape} to {decay.floor:.3g}·max_lr" if decay.floor else f"{decay.shape} to 0"
-
-
-def _row(one: Candidate) -> Iterable[str]:
-    yield f"{one.alpha:g}"
-    yield f"{one.cost:.2f}"
-    for version in one.versions:
-        yield f"{version.loss:.3f}" if version else MISSING
-    yield f"{max(version.high - version.low for version in one.versions if version) / 2:.3f}"
-    yield f"{one.gap:.2%}"
-    yield f"{one.gap_low:.2%} … {one.gap_high:.2%}" if one.possible else "in the warm-up"
-
-
-def _table(titles: list[str], left: int) -> Table:
-    look: dict[str, Any] = {
-        "padding": (0, 2, 0, 0),
-        "pad_edge": True,
-        "title_justify": "left",
-        "caption_justify": "left",
-    }
-    return terminal_table(titles, "L" * left + "R" * (len(titles) - left), box=None, **look)
 
 
 LINES = ("#009E73", "#0072B2", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9")

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from megatron_lrpath.commands.options import add_plan, lr_share, percentage, share
-
-if TYPE_CHECKING:
-    from megatron_lrpath.advise.advice import Advice
 
 HELP = "predict the loss for every alpha and decay from the runs so far, the cost beside it"
 EXAMPLE = "lrpath advise plan.yaml --within 0.5%   or   lrpath advise plan.yaml --budget 0.5"
@@ -64,11 +61,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Print the advice and leave it for the report; 0, or 1 where no alpha meets the target."""
-    from megatron_lrpath.advise.advice import advise
-    from megatron_lrpath.plan import load_plan
+    from rich.console import Console
 
+    from megatron_lrpath.advise.advice import advise
+    from megatron_lrpath.advise.show import for_report, show, write_figure
+    from megatron_lrpath.plan import load_plan
+    from megatron_lrpath.report.style import save_advice
+
+    plan = load_plan(args.plan)
     advice = advise(
-        load_plan(args.plan),
+        plan,
         [load_plan(path) for path in args.others],
         within=args.within,
         budget=args.budget,
@@ -77,29 +79,13 @@ def execute(args: argparse.Namespace) -> int:
         fit_on=args.fit_on,
     )
     if args.figure:
-        from megatron_lrpath.advise.show import write_figure
-
         write_figure(advice, args.figure)
     if args.fit_on is None:  # else it is a test of the law, and no advice
-        save(advice)
+        save_advice(plan, for_report(advice, datetime.now().astimezone()), advice.to_dict())
     if args.json:
         print(json.dumps(advice.to_dict(), indent=2, ensure_ascii=False, allow_nan=False))
     else:
-        from rich.console import Console
-
-        from megatron_lrpath.advise.show import show
-
         show(advice, Console())
         if args.figure:
             print(f"Figure: {args.figure}")
     return 0 if advice.chosen else 1
-
-
-def save(advice: Advice) -> None:
-    """Leave the advice beside the plan's runs, where the report finds it."""
-    from datetime import datetime
-
-    from megatron_lrpath.advise.show import for_report
-    from megatron_lrpath.report.style import save_advice
-
-    save_advice(advice.plan, for_report(advice, datetime.now().astimezone()), advice.to_dict())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from megatron_lrpath.commands.options import PLAN_OR_EXPERIMENT, add_paradigms, add_plan, paradigms_of
+from megatron_lrpath.commands.options import PLAN_OR_EXPERIMENT, add_runs, paradigms_of
 
 HELP = "end the Slurm jobs of a plan (or experiment); running trainings save first"
 EXAMPLE = "lrpath cancel plan.yaml --paradigm ours --run branch-v3"
@@ -12,9 +12,7 @@ EXAMPLE = "lrpath cancel plan.yaml --paradigm ours --run branch-v3"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The plan and what of it."""
-    add_plan(parser, PLAN_OR_EXPERIMENT)
-    add_paradigms(parser)
-    parser.add_argument("--run", metavar="NAME", help="only this run, and what waits for it")
+    add_runs(parser, PLAN_OR_EXPERIMENT, "only this run, and what waits for it")
     parser.add_argument("--now", action="store_true", help="do not wait for running trainings to save")
 
 

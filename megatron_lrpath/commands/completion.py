@@ -7,6 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.paradigms import PARADIGMS
+
 if TYPE_CHECKING:
     from megatron_lrpath.plan import Plan
 
@@ -18,7 +21,10 @@ def complete(parser: argparse.ArgumentParser) -> None:
     import argcomplete
     from argcomplete.completers import FilesCompleter
 
-    completers: dict[str, Completer] = {"run": run_names, "version": version_names}
+    completers: dict[str, Completer] = {
+        "run": run_names,
+        "version": version_names,
+    }
     for command in commands(parser):
         for action in command._actions:
             if action.dest in completers and action.option_strings:
@@ -36,8 +42,6 @@ def commands(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
 
 def run_names(parsed_args: argparse.Namespace, **_: object) -> list[str]:
     """The runs of the plan that is on the line already, of its --paradigm where that is given."""
-    from megatron_lrpath.plan import PARADIGMS
-
     paradigm = getattr(parsed_args, "paradigm", None)
     paradigms = (paradigm,) if paradigm in PARADIGMS else PARADIGMS
     return names_in(parsed_args, lambda plan: [run.name for name in paradigms for run in plan.runs(name)])
@@ -50,7 +54,6 @@ def version_names(parsed_args: argparse.Namespace, **_: object) -> list[str]:
 
 def names_in(parsed_args: argparse.Namespace, names: Callable[[Plan], list[str]]) -> list[str]:
     """The `names` of the plan that is on the line already, each once; none where it cannot be read."""
-    from megatron_lrpath.errors import UserError
     from megatron_lrpath.plan import load_plan
 
     path = getattr(parsed_args, "plan", None) or getattr(parsed_args, "source", None) or "."

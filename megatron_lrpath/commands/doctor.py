@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_lrpath.commands.options import add_plan
+from megatron_lrpath.console import quiet, terminal_table
 
 if TYPE_CHECKING:
     from megatron_lrpath.doctor import Finding
@@ -30,11 +33,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Finding and tell; 0, or 1 where something failed."""
-    import json
-    from dataclasses import asdict
-
-    from megatron_lrpath.console import quiet
-
     quiet()
     from megatron_lrpath.doctor import machine_checks, plan_checks, worst
 
@@ -57,8 +55,6 @@ def show(title: str, checks: Sequence[Finding]) -> None:
     from rich import box
     from rich.console import Console
     from rich.text import Text
-
-    from megatron_lrpath.console import terminal_table
 
     table = terminal_table(
         ("check", "", "found"),

@@ -6,14 +6,19 @@ import argparse
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_lrpath.commands.options import add_device, add_paradigms, add_plan, count_from, paradigms_of
+from megatron_lrpath.commands.options import PLAN, add_device, add_runs, count_from, paradigms_of
+from megatron_lrpath.console import terminal_table
+from megatron_lrpath.errors import UserError
 from megatron_lrpath.paradigms import OURS
+from megatron_lrpath.runs import failure
+from megatron_lrpath.runs.folder import OutputFolder, RunFolder, read_json_object
 
 if TYPE_CHECKING:
-    from megatron_lrpath.plan import Plan, Run
+    from megatron_lrpath.plan import Plan
     from megatron_lrpath.runs.results import Target
 
 
@@ -58,10 +63,12 @@ def execute_tasks(args: argparse.Namespace) -> int:
         plan_subjects,
     )
     from megatron_lrpath.plan import load_plan
-    from megatron_lrpath.runs.folder import OutputFolder
 
     require_harness()
-    refuse_ignored(args)
+    if args.nproc != 1 or args.extra:
+        raise UserError(
+            "--nproc and Megatron's arguments are for perplexities: --tasks asks the exported model in one process"
+        )
     wanted = benchmarks(args.tasks)
     settings = TaskSettings(args.limit, args.num_fewshot, args.chat)
     if args.plan.is_dir():
@@ -84,7 +91,6 @@ def execute_tasks(args: argparse.Namespace) -> int:
 
 def check(args: argparse.Namespace) -> None:
     """Stop at what could not be measured after a plan has been carried out."""
-    from megatron_lrpath.errors import UserError
     from megatron_lrpath.evaluate.downstream import benchmarks
     from megatron_lrpath.experiment.load import is_experiment
 
@@ -96,69 +102,57 @@ def check(args: argparse.Namespace) -> None:
 
 def require_harness() -> None:
     """Stop where lm-evaluation-harness is not installed."""
-    from importlib.util import find_spec
-
-    from megatron_lrpath.errors import UserError
-
     if find_spec("lm_eval") is None:
         raise UserError("--tasks needs lm-evaluation-harness: pip install 'megatron-lrpath[eval]'")
 
 
-def refuse_ignored(args: argparse.Namespace) -> None:
-    """Stop at options of the perplexities that mean nothing here."""
-    from megatron_lrpath.errors import UserError
-
-    if args.nproc != 1 or args.extra:
-        raise UserError(
-            "--nproc and Megatron's arguments are for perplexities: --tasks asks the exported model in one process"
-        )
-
-
 def run_worker(args: argparse.Namespace, names: list[str], log: Path) -> int:
-    """Run the worker; its lines come to the console, what the libraries say goes into `log`."""
-    from megatron_lrpath.runs import failure
-
+    """Run the worker of --tasks; its lines come to the console, what the libraries say goes into `log`."""
     command = [sys.executable, "-m", "megatron_lrpath.evaluate.downstream_worker", str(args.plan)]
     command += ["--tasks", *args.tasks, "--batch-size", args.batch_size, "--device", args.device]
     command += ["--runs", *names] if names else []
-    for option, value in (
-        ("--task-data", args.task_data),
-        ("--limit", args.limit),
-        ("--num-fewshot", args.num_fewshot),
-    ):
-        command += [option, str(value)] if value is not None else []
+    for name in ("task_data", "limit", "num_fewshot"):
+        value = getattr(args, name)
+        command += [f"--{name.replace('_', '-')}", str(value)] if value is not None else []
     command += [f"--{name}" for name in ("chat", "force") if getattr(args, name)]
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"} | os.environ
-    error_file = failure.beside(log)
-    failure.clear(error_file)
-    environment[failure.VARIABLE] = str(error_file)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w", encoding="utf-8") as stream:
-        status = subprocess.run(command, stderr=stream, env=environment).returncode
-    if status:
-        found = failure.read(error_file) or failure.of_status("its process", status)
+    environment = {"TOKENIZERS_PARALLELISM": "false"}
+    status, found = run_logged(command, environment, log, "its process", all_output=False)
+    if found:
         text = f"the evaluation stopped: {found.message}\n  log: {log}; called again, it goes on"
         print(f"lrpath: error: {text}", file=sys.stderr)
     return status if status in (0, 2) else 1
+
+
+def run_logged(
+    command: list[str], environment: dict[str, str], log: Path, who: str, all_output: bool
+) -> tuple[int, failure.Failure | None]:
+    """Run a worker (`who`) with its errors, or all of its output, in `log`; its status and why it failed, if it did."""
+    error_file = failure.beside(log)
+    failure.clear(error_file)
+    # Threads that spin at barriers crawl on a machine that others use too.
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **environment, **os.environ}
+    environment[failure.VARIABLE] = str(error_file)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w", encoding="utf-8") as stream:
+        stdout = stream if all_output else None
+        status = subprocess.run(command, stdout=stdout, stderr=stream, env=environment).returncode
+    return status, (failure.read(error_file) or failure.of_status(who, status)) if status else None
 
 
 def show(names: list[str], folders: list[Path]) -> None:
     """Print a row a model, a column a benchmark, scores times 100 as in the paper."""
     from rich.console import Console
 
-    from megatron_lrpath.console import terminal_table
     from megatron_lrpath.evaluate.downstream import in_order
-    from megatron_lrpath.runs.folder import RunFolder, read_json_object
+    from megatron_lrpath.report.downstream import scores
 
     found = [(read_json_object(RunFolder(folder).downstream) or {}).get("results", {}) for folder in folders]
     columns = in_order({task for results in found for task in results})
     titles = ("model", *(one.label for one in columns), "AVG")
     table = terminal_table(titles, "l" + "r" * (len(titles) - 1), box=None)
     for name, results in zip(names, found, strict=True):
-        scores = [100 * results[one.task]["score"] if one.task in results else None for one in columns]
-        known = [score for score in scores if score is not None]
-        mean = sum(known) / len(known) if len(known) == len(scores) and known else None
-        table.add_row(name, *("–" if score is None else f"{score:.2f}" for score in (*scores, mean)))
+        cells = ("–" if score is None else f"{score:.2f}" for score in scores(results, columns))
+        table.add_row(name, *cells)
     Console().print(table)
 
 
@@ -171,9 +165,7 @@ TAKES_EXTRA = True
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The plan, what of it, and where to run."""
-    add_plan(parser)
-    add_paradigms(parser)
-    parser.add_argument("--run", metavar="NAME", help="only this run of the paradigm")
+    add_runs(parser, PLAN, "only this run of the paradigm")
     parser.add_argument(
         "--main-path",
         action="store_true",
@@ -189,7 +181,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> int:
     """Evaluate what is trained and not evaluated yet; 0, or 1 where the evaluation failed."""
     from megatron_lrpath.data.slice import open_validation
-    from megatron_lrpath.errors import UserError
     from megatron_lrpath.plan import load_plan
     from megatron_lrpath.runs.results import (
         Target,
@@ -214,7 +205,11 @@ def execute(args: argparse.Namespace) -> int:
     paradigms = paradigms_of(args)
     runs = model_runs(plan, paradigms)
     if args.run:
-        runs = [plan.run(paradigms[0], args.run)] if len(paradigms) == 1 else named(plan, runs, args.run)
+        known = ", ".join(run.name for run in runs)
+        if len(paradigms) == 1:
+            runs = [plan.run(paradigms[0], args.run)]
+        elif not (runs := [run for run in runs if run.name == args.run]):
+            raise UserError(f"{plan.path} has no version's run {args.run!r}; it has {known}.")
     trained = [run for run in runs if is_complete(plan.folder(run), run)]
     wanted = trained if args.force else [run for run in trained if needs_evaluation(plan, run)]
     if not wanted:
@@ -225,50 +220,20 @@ def execute(args: argparse.Namespace) -> int:
     return max(evaluate(plan, [Target(run) for run in runs], args) for runs in kinds if runs)
 
 
-def named(plan: Plan, runs: list[Run], name: str) -> list[Run]:
-    """The runs of that name in any paradigm."""
-    from megatron_lrpath.errors import UserError
-
-    found = [run for run in runs if run.name == name]
-    if not found:
-        raise UserError(
-            f"{plan.path} has no version's run {name!r}; it has {', '.join(run.name for run in runs)}."
-        )
-    return found
-
-
 def evaluate(plan: Plan, targets: list[Target], args: argparse.Namespace) -> int:
     """Run the worker under torchrun, its log in OUTPUT/logs, its results on the console."""
     from megatron_lrpath.launch import torchrun
-    from megatron_lrpath.runs import failure
-    from megatron_lrpath.runs.folder import OutputFolder
     from megatron_lrpath.runs.results import evaluation_of
 
     kind = "-main-path" if targets[0].at is not None else "-sft" if targets[0].run.is_sft else ""
     log = OutputFolder(Path(plan.output)).logs / f"eval{kind}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    names = [target.name for target in targets]
-    options = [
-        "--plan",
-        str(plan.path),
-        "--device",
-        args.device,
-        "--runs",
-        *names,
-        *getattr(args, "extra", ()),
-    ]
+    options = ["--plan", str(plan.path), "--device", args.device, "--runs"]
+    options += [*(target.name for target in targets), *getattr(args, "extra", ())]
     command = torchrun.command("megatron_lrpath.evaluate.worker", options, args.nproc)
     threads = str(max(1, (os.cpu_count() or 1) // args.nproc))
-    # Threads that spin at barriers crawl on a machine that others use too.
-    environment = {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"} | os.environ
-    error_file = failure.beside(log)
-    failure.clear(error_file)
-    environment[failure.VARIABLE] = str(error_file)
     print(f"evaluating {len(targets)} models on {plan.data.valid} …", flush=True)
-    with log.open("w", encoding="utf-8") as stream:
-        status = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=environment).returncode
-    if status:
-        found = failure.read(error_file) or failure.of_status("torchrun", status)
+    _, found = run_logged(command, {"OMP_NUM_THREADS": threads}, log, "torchrun", all_output=True)
+    if found:
         print(f"lrpath: error: the evaluation failed: {found.message}\n  log: {log}", file=sys.stderr)
         return 1
     for target in targets:

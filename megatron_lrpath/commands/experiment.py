@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_lrpath.console import terminal_table
+
 if TYPE_CHECKING:
     from megatron_lrpath.experiment.load import Experiment
 
@@ -34,8 +36,8 @@ def execute(args: argparse.Namespace) -> int:
     facts = as_json(experiment)
     if args.json:
         print(json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False))
-        return 0
-    show(experiment, facts)
+    else:
+        show(experiment, facts)
     return 0
 
 
@@ -47,6 +49,7 @@ def as_json(experiment: Experiment) -> dict[str, Any]:
     alone = [
         task for point in experiment.points for task in point_tasks(experiment, point, experiment.paradigms)
     ]
+    plans = {point.name: point.plan for point in experiment.points}
     steps, all_steps = (sum(task.run.steps for task in some) for some in (tasks, alone))
     return {
         "name": experiment.name,
@@ -65,7 +68,7 @@ def as_json(experiment: Experiment) -> dict[str, Any]:
             for task in tasks
         ],
         "total_steps": steps,
-        "total_tokens": sum(_tokens(experiment, task.point, task.run.steps) for task in tasks),
+        "total_tokens": sum(plans[task.point].tokens(task.run.steps) for task in tasks),
         "steps_without_sharing": all_steps,
     }
 
@@ -74,8 +77,6 @@ def show(experiment: Experiment, facts: dict[str, Any]) -> None:
     """The same as a table."""
     from rich.console import Console
     from rich.text import Text
-
-    from megatron_lrpath.console import terminal_table
 
     table = terminal_table(
         ("variation", "trainings", "steps", "plan"), "lrrl", box=None, padding=(0, 2, 0, 0), pad_edge=True
@@ -94,7 +95,3 @@ def show(experiment: Experiment, facts: dict[str, Any]) -> None:
         f"({facts['total_tokens']:,} tokens); what the plans share is trained once, under the first of them "
         f"({saved:.0%} saved)"
     )
-
-
-def _tokens(experiment: Experiment, point: str, steps: int) -> int:
-    return next(one for one in experiment.points if one.name == point).plan.tokens(steps)

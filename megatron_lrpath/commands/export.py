@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_lrpath.commands.options import CHOICES
+from megatron_lrpath.console import quiet
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.paradigms import PARADIGMS
+from megatron_lrpath.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from megatron_lrpath.export.folder import Exported, Wishes
@@ -32,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source", type=Path, metavar="PLAN", help="the plan file; or a folder of Megatron checkpoints"
     )
-    parser.add_argument("--paradigm", choices=CHOICES, default="ours", help="default: ours")
+    parser.add_argument("--paradigm", choices=PARADIGMS, default="ours", help="default: ours")
     parser.add_argument(
         "--run",
         metavar="NAME",
@@ -67,27 +70,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Export, and say what was written; 0."""
-    from megatron_lrpath.console import quiet
-
     quiet()
-    from megatron_lrpath.export.folder import Wishes
+    from megatron_lrpath.export.card import origin_of
+    from megatron_lrpath.export.folder import Wishes, export_checkpoint
+    from megatron_lrpath.plan import load_plan
 
     wishes = Wishes(args.dtype, args.max_shard_size, args.tokenizer, args.vocab_size, args.force)
     if args.source.is_dir():
         print_exported(export_folder(args, wishes))
         return 0
-    from megatron_lrpath.plan import load_plan
-
     plan = load_plan(args.source)
-    runs = chosen(plan, args)
-    for run in runs:
-        print_exported(export_run(plan, run, args, wishes))
+    for run in chosen(plan, args):
+        step, checkpoint = find_checkpoint(RunFolder(plan.folder(run)).checkpoints, args.step)
+        if args.step is None and step != run.last_step:
+            print(f"{run.name}: not trained to its end ({step} of {run.last_step} steps)", file=sys.stderr)
+        target = args.output or plan.folder(run) / "huggingface"
+        print_exported(export_checkpoint(checkpoint, target, origin_of(plan, run, step), wishes))
     return 0
 
 
 def chosen(plan: Plan, args: argparse.Namespace) -> list[Run]:
     """The run that is named, or all trained versions' runs."""
-    from megatron_lrpath.errors import UserError
     from megatron_lrpath.runs.results import is_complete, model_runs
 
     if args.run:
@@ -103,23 +106,8 @@ def chosen(plan: Plan, args: argparse.Namespace) -> list[Run]:
     return runs
 
 
-def export_run(plan: Plan, run: Run, args: argparse.Namespace, wishes: Wishes) -> Exported:
-    """Export one run of a plan: the step asked for, its last one, or the newest there is."""
-    from megatron_lrpath.export.card import origin_of
-    from megatron_lrpath.export.folder import export_checkpoint
-    from megatron_lrpath.runs.folder import RunFolder
-
-    folder = RunFolder(plan.folder(run)).checkpoints
-    step, checkpoint = find_checkpoint(folder, args.step)
-    if args.step is None and step != run.last_step:
-        print(f"{run.name}: not trained to its end ({step} of {run.last_step} steps)", file=sys.stderr)
-    target = args.output or plan.folder(run) / "huggingface"
-    return export_checkpoint(checkpoint, target, origin_of(plan, run, step), wishes)
-
-
 def export_folder(args: argparse.Namespace, wishes: Wishes) -> Exported:
     """Export from a folder of checkpoints, or the folder of one step, without a plan."""
-    from megatron_lrpath.errors import UserError
     from megatron_lrpath.export.card import Origin
     from megatron_lrpath.export.folder import export_checkpoint
 
@@ -135,7 +123,6 @@ def export_folder(args: argparse.Namespace, wishes: Wishes) -> Exported:
 
 def find_checkpoint(folder: Path, step: int | None) -> tuple[int, Path]:
     """Step and folder of a whole checkpoint: as asked for, else the newest; an imported model is step 0."""
-    from megatron_lrpath.errors import UserError
     from megatron_lrpath.runs.checkpoints import checkpoint_folder, latest_step
     from megatron_lrpath.training.checkpoints.parent import require_checkpoint
     from megatron_lrpath.training.context import ParentCheckpoint

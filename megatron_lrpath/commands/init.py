@@ -6,6 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
+from megatron_lrpath.errors import UserError
+
 HELP = "write the example plans, the Slurm recipes and the plan's JSON schema into a folder"
 EXAMPLE = "lrpath init my-model && cd my-model && lrpath plan examples/quickstart/plan.yaml"
 SCHEMA = Path("plan.schema.json")
@@ -25,26 +27,17 @@ def execute(args: argparse.Namespace) -> int:
 
     contents = {place: path.read_bytes() for place, path in shipped_files().items()}
     contents[SCHEMA] = (json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n").encode()
-    kept = [place for place, data in contents.items() if not written(args.folder / place, data)]
+    kept = []
+    for path, data in ((args.folder / place, data) for place, data in contents.items()):
+        try:
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
+            elif path.read_bytes() != data:
+                kept.append(path)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror}); name another folder") from None
     print(f"{args.folder}: {len(contents) - len(kept)} files (plans in examples/, Slurm recipes in slurm/)")
-    for place in kept:
-        print(f"kept as it is, since it differs: {args.folder / place}")
+    for path in kept:
+        print(f"kept as it is, since it differs: {path}")
     return 0
-
-
-def written(path: Path, data: bytes) -> bool:
-    """Write a file where there is none; False where there is another one.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    from megatron_lrpath.errors import UserError
-
-    try:
-        if path.exists():
-            return path.read_bytes() == data
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); name another folder") from None
-    return True

@@ -6,7 +6,9 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from megatron_lrpath.commands.options import CHOICES, add_plan
+from megatron_lrpath.commands.options import add_plan
+from megatron_lrpath.console import terminal_table
+from megatron_lrpath.paradigms import PARADIGMS
 
 if TYPE_CHECKING:
     from megatron_lrpath.plan import Run
@@ -19,7 +21,7 @@ ROWS = 24
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The plan, the run, and in which form."""
     add_plan(parser)
-    parser.add_argument("--paradigm", choices=CHOICES, required=True, help="the run's paradigm")
+    parser.add_argument("--paradigm", choices=PARADIGMS, required=True, help="the run's paradigm")
     parser.add_argument(
         "--run", required=True, metavar="NAME", help="the run: main, branch-v2, scratch-v2, …"
     )
@@ -30,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Print the rates; 0."""
+    from rich.console import Console
+
     from megatron_lrpath.plan import load_plan
 
     run = load_plan(args.plan).run(args.paradigm, args.run)
@@ -39,7 +43,9 @@ def execute(args: argparse.Namespace) -> int:
         answer = {"paradigm": run.paradigm, "run": run.name, "steps": list(steps), "lr": rates}
         print(json.dumps(answer, allow_nan=False))
     else:
-        _show_table(run)
+        rows = ((f"{step:,}", f"{run.path.lr_at(step - 1):.6e}") for step in telling_steps(run, ROWS))
+        look = {"title": f"{run.paradigm}/{run.name}", "title_justify": "left"}
+        Console().print(terminal_table(("step", "learning rate"), "rr", rows, **look))
     return 0
 
 
@@ -51,14 +57,3 @@ def telling_steps(run: Run, count: int) -> list[int]:
     spread = {first + (last - first) * index // (count - 1) for index in range(count)}
     corner = run.path.start + run.path.warmup + 1
     return sorted(spread | ({corner} if first <= corner <= last else set()))
-
-
-def _show_table(run: Run) -> None:
-    from rich.console import Console
-
-    from megatron_lrpath.console import terminal_table
-
-    title = f"{run.paradigm}/{run.name}"
-    rows = ((f"{step:,}", f"{run.path.lr_at(step - 1):.6e}") for step in telling_steps(run, ROWS))
-    table = terminal_table(("step", "learning rate"), "rr", rows, title=title, title_justify="left")
-    Console().print(table)

@@ -14,19 +14,21 @@ from megatron_lrpath.paradigms import PARADIGMS
 if TYPE_CHECKING:
     from megatron_lrpath.launch.local import Options
 
-PLAN_OR_EXPERIMENT = "the plan (or experiment) file"
-CHOICES = PARADIGMS  # of --paradigm
+PLAN, PLAN_OR_EXPERIMENT = "the plan file", "the plan (or experiment) file"
 AUTO, EVERY = "auto", "all"
 
 
-def add_plan(parser: argparse.ArgumentParser, about: str = "the plan file", optional: bool = False) -> None:
+def add_plan(parser: argparse.ArgumentParser, about: str = PLAN, optional: bool = False) -> None:
     """The positional argument PLAN."""
     parser.add_argument("plan", type=Path, metavar="PLAN", nargs="?" if optional else None, help=about)
 
 
-def add_paradigms(parser: argparse.ArgumentParser) -> None:
-    """--paradigm of commands that are for every paradigm by default, see `paradigms_of`."""
-    parser.add_argument("--paradigm", choices=(*CHOICES, EVERY), default=EVERY)
+def add_runs(parser: argparse.ArgumentParser, about_plan: str, about_run: str = "") -> None:
+    """PLAN, --paradigm (by default every one, see `paradigms_of`) and, with a help, --run."""
+    add_plan(parser, about_plan)
+    parser.add_argument("--paradigm", choices=(*PARADIGMS, EVERY), default=EVERY)
+    if about_run:
+        parser.add_argument("--run", metavar="NAME", help=about_run)
 
 
 def add_machine(parser: argparse.ArgumentParser, models: str, nproc: str) -> None:
@@ -48,8 +50,6 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 def paradigms_of(args: argparse.Namespace) -> tuple[str, ...]:
     """The paradigms that --paradigm chooses: the one given, or every one."""
-    from megatron_lrpath.plan import PARADIGMS
-
     return (args.paradigm,) if args.paradigm in PARADIGMS else PARADIGMS
 
 

@@ -7,20 +7,22 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_lrpath.commands.options import CHOICES, add_plan, paradigms_of
-from megatron_lrpath.paradigms import OURS
+from megatron_lrpath.commands.options import add_plan, paradigms_of
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.paradigms import OURS, PARADIGMS
 
 if TYPE_CHECKING:
-    from megatron_lrpath.plan import Plan, Run
+    from megatron_lrpath.plan import Plan
 
 HELP = "check a plan and show its runs, their cost against PTFS and their learning-rate curves"
 EXAMPLE = "lrpath plan examples/quickstart/plan.yaml --paradigm ours --png curves.png"
+PNG_POINTS = 1000  # of a run's curve
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The plan, which part of it, and in which form."""
     add_plan(parser, optional=True)
-    parser.add_argument("--paradigm", choices=CHOICES, help="only this one (default: all three)")
+    parser.add_argument("--paradigm", choices=PARADIGMS, help="only this one (default: all three)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables and curves")
     parser.add_argument("--no-curves", action="store_true", help="leave the curves out")
     parser.add_argument("--png", type=Path, metavar="FILE", help="draw the curves into a PNG file, too")
@@ -31,7 +33,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Print the plan; 0."""
-    from megatron_lrpath.errors import UserError
     from megatron_lrpath.plan import json_schema, load_plan
 
     if args.schema:
@@ -46,7 +47,13 @@ def execute(args: argparse.Namespace) -> int:
 
         check_mixes(plan, plan.runs(OURS.name))
     if args.png:
-        _write_png(plan, paradigms, args.png)
+        from megatron_lrpath.files import atomic_write_bytes
+
+        try:
+            atomic_write_bytes(args.png, draw_curves(plan, paradigms))
+        except OSError as error:
+            text = f"cannot write {args.png}: {error.strerror}; choose another place for --png"
+            raise UserError(text) from None
     if args.json:
         print(json.dumps(as_json(plan, paradigms), indent=2, ensure_ascii=False, allow_nan=False))
         return 0
@@ -58,13 +65,39 @@ def execute(args: argparse.Namespace) -> int:
     return 0
 
 
+def draw_curves(plan: Plan, paradigms: tuple[str, ...]) -> bytes:
+    """A PNG with a panel for each paradigm: learning rate over steps, a shade for each version."""
+    import numpy as np
+
+    from megatron_lrpath.commands.plan_view import curve_points
+    from megatron_lrpath.report.style import drawing_style, name_curve, rate_panels, run_colour, to_png
+
+    with drawing_style():
+        figure, panels, unit = rate_panels(plan, paradigms, 0.6 + 2.3 * len(paradigms))
+        for paradigm, axes in panels.items():
+            for run in plan.runs(paradigm):
+                steps, rates = np.array(curve_points(run, PNG_POINTS)).T
+                colour = run_colour(plan, run)
+                axes.plot(steps, rates / unit, color=colour, linewidth=1.6)
+                place = run.last_step / 2 if not run.makes_version else run.last_step
+                name_curve(axes, run, (place, run.path.lr_at(place) / unit), colour)
+        return to_png(figure)
+
+
 def as_json(plan: Plan, paradigms: tuple[str, ...]) -> dict[str, Any]:
-    """What `--json` prints: the runs of each paradigm in dependency order, total steps and relative cost."""
+    """What `--json` prints: the runs of each paradigm in dependency order, total steps and relative cost.
+
+    A run of a mix has the samples that it reads of each slice.
+    """
     paths = {}
     for paradigm in paradigms:
-        cost = plan.cost(paradigm)
+        cost, runs = plan.cost(paradigm), []
+        for run in plan.runs(paradigm):
+            runs.append(run.to_dict() | {"tokens": plan.tokens(run.steps)})
+            if run.mix:
+                runs[-1]["mix"]["samples"] = run.mix.samples(plan.batch.global_batch_size, run.steps)
         paths[paradigm] = {
-            "runs": [run_as_json(plan, run) for run in plan.runs(paradigm)],
+            "runs": runs,
             "total_steps": cost.steps,
             "total_tokens": cost.tokens,
             "relative_cost": cost.relative,
@@ -93,22 +126,3 @@ def sft_as_json(plan: Plan) -> dict[str, Any] | None:
         "steps": plan.sft.steps,
         "runs": runs or None,
     }
-
-
-def run_as_json(plan: Plan, run: Run) -> dict[str, Any]:
-    """A run, its tokens, and the samples that a branch reads of each slice of its mix."""
-    facts = run.to_dict() | {"tokens": plan.tokens(run.steps)}
-    if run.mix:
-        facts["mix"]["samples"] = run.mix.samples(plan.batch.global_batch_size, run.steps)
-    return facts
-
-
-def _write_png(plan: Plan, paradigms: tuple[str, ...], target: Path) -> None:
-    from megatron_lrpath.commands.plan_png import draw_curves
-    from megatron_lrpath.errors import UserError
-    from megatron_lrpath.files import atomic_write_bytes
-
-    try:
-        atomic_write_bytes(target, draw_curves(plan, paradigms))
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror}; choose another place for --png") from None

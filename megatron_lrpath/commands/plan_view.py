@@ -30,21 +30,44 @@ def show_plan(plan: Plan, paradigms: tuple[str, ...], curves: bool) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=PIPE_WIDTH)
-    console.print(Text(_headline(plan)))
+    schedule = plan.schedule
+    headline = (
+        f"{plan.name}: {len(plan.versions)} versions, {schedule_name(plan)} from {schedule.max_lr:g} to "
+        f"{schedule.min_lr:g}, warm-up {schedule.warmup:,} steps, alpha {plan.alpha:g}, "
+        f"{plan.batch.tokens:,} tokens a step"
+    )
+    console.print(Text(headline))
     for paradigm in paradigms:
         console.print()
         console.print(runs_table(plan, paradigm))
     console.print()
     console.print(costs_table(plan, paradigms))
     if plan.sft is not None:
-        console.print(Text(f"Fine-tuning: {sft_text(plan.sft)}{_sft_steps(plan)}"))
-    for note in notes(plan, paradigms):
-        console.print(Text(note, style="dim"))
+        text = f"Fine-tuning: {sft_text(plan.sft)}"
+        if plan.sft.steps is None:  # epochs, whose steps are known once the data are prepared
+            runs = [run for paradigm in PARADIGMS for run in plan.sft_runs(paradigm)]
+            text += (
+                f" ({runs[0].steps:,} steps)" if runs else " (data not prepared yet: lrpath sft --prepare)"
+            )
+        console.print(Text(text))
+    if CPT.name in paradigms:
+        console.print(Text(_shared_note(plan, paradigms), style="dim"))
     if curves:
         for paradigm in paradigms:
             console.print()
             console.print(Text(f"Learning rate, {_title(plan, paradigm)}", style="bold"))
             console.print(curve_text(plan, paradigm, console.width), no_wrap=True, crop=False)
+
+
+def _shared_note(plan: Plan, paradigms: tuple[str, ...]) -> str:
+    """What the costs do not say: the run that CPT shares with another paradigm."""
+    shared = plan.runs(CPT.name)[0]
+    twin = "/".join(shared.same_as or ())
+    note = f"{CPT.name}/{shared.name} and {twin} are one and the same training, carried out once"
+    if set(paradigms) == set(PARADIGMS):
+        every = sum(plan.cost(paradigm).steps for paradigm in PARADIGMS) - shared.steps
+        note += f"; all three paradigms together: {every:,} steps"
+    return f"{note}."
 
 
 def runs_table(plan: Plan, paradigm: str) -> Table:
@@ -56,6 +79,7 @@ def runs_table(plan: Plan, paradigm: str) -> Table:
         **LOOK,
     )
     for run in plan.runs(paradigm):
+        names = ", ".join(run.slices) if len(run.slices) < 3 else f"{run.slices[0]} … {run.slices[-1]}"
         table.add_row(
             Text(run.name, style=run_colour(run)),
             Text(f"{run.parent.run}, step {run.parent.step:,}" if run.parent else "random weights"),
@@ -63,7 +87,7 @@ def runs_table(plan: Plan, paradigm: str) -> Table:
             f"{run.last_step:,}",
             f"{run.steps:,}",
             short_number(plan.tokens(run.steps)),
-            Text(_slices_text(run)),
+            Text(f"{names} with {mix_text(run.mix)}" if run.mix else names),
             Text(_rate_text(run)),
         )
     return table
@@ -83,28 +107,6 @@ def costs_table(plan: Plan, paradigms: tuple[str, ...]) -> Table:
             f"{cost.relative:.2f}",
         )
     return table
-
-
-def notes(plan: Plan, paradigms: tuple[str, ...]) -> list[str]:
-    """What the costs do not say: the run that two paradigms share."""
-    if CPT.name not in paradigms:
-        return []
-    shared = plan.runs(CPT.name)[0]
-    twin = "/".join(shared.same_as or ())
-    text = f"{CPT.name}/{shared.name} and {twin} are one and the same training, carried out once"
-    if set(paradigms) == set(PARADIGMS):
-        every = sum(plan.cost(paradigm).steps for paradigm in PARADIGMS) - shared.steps
-        text += f"; all three paradigms together: {every:,} steps"
-    return [text + "."]
-
-
-def _sft_steps(plan: Plan) -> str:
-    """The steps that epochs come to, once the data are prepared."""
-    assert plan.sft is not None
-    if plan.sft.steps is not None:
-        return ""
-    runs = [run for paradigm in PARADIGMS for run in plan.sft_runs(paradigm)]
-    return f" ({runs[0].steps:,} steps)" if runs else " (data not prepared yet: lrpath sft --prepare)"
 
 
 def curve_text(plan: Plan, paradigm: str, width: int) -> Text:
@@ -151,22 +153,8 @@ def _step_axis(ends: list[int], columns: int) -> str:
     return "".join(line) + AXIS_TITLE
 
 
-def _headline(plan: Plan) -> str:
-    schedule = plan.schedule
-    return (
-        f"{plan.name}: {len(plan.versions)} versions, {schedule_name(plan)} from {schedule.max_lr:g} to "
-        f"{schedule.min_lr:g}, warm-up {schedule.warmup:,} steps, alpha {plan.alpha:g}, "
-        f"{plan.batch.tokens:,} tokens a step"
-    )
-
-
 def _title(plan: Plan, paradigm: str) -> str:
     return f"{paradigm_name(plan, paradigm)}: {PARADIGM_ROWS[paradigm].long_name}"
-
-
-def _slices_text(run: Run) -> str:
-    names = ", ".join(run.slices) if len(run.slices) < 3 else f"{run.slices[0]} … {run.slices[-1]}"
-    return f"{names} with {mix_text(run.mix)}" if run.mix else names
 
 
 def _rate_text(run: Run) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from datetime import datetime
 from pathlib import Path
 
 from megatron_lrpath.commands.options import PLAN_OR_EXPERIMENT, add_plan
+from megatron_lrpath.runs.folder import OutputFolder
 
 HELP = "write a page with tables and figures of what has been trained"
 EXAMPLE = "lrpath report examples/quickstart/plan.yaml"
@@ -21,34 +23,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Write the report, print its main table and the page's path; 0."""
-    from datetime import datetime
-
     from rich.console import Console
 
-    from megatron_lrpath.experiment.load import is_experiment
+    from megatron_lrpath.experiment.load import is_experiment, load_experiment
+    from megatron_lrpath.experiment.table import make_table, show_table, write_table
     from megatron_lrpath.plan import load_plan
     from megatron_lrpath.report.page import make_report, show, write_report
-    from megatron_lrpath.runs.folder import OutputFolder
 
     if is_experiment(args.plan):
-        return compare(args)
+        experiment = load_experiment(args.plan)
+        table = make_table(experiment)
+        page = write_table(table, args.output or OutputFolder(experiment.output).report)
+        show_table(table, page, Console())
+        return 0
     plan = load_plan(args.plan)
     report = make_report(plan, datetime.now().astimezone())
     page = write_report(report, args.output or OutputFolder(Path(plan.output)).report)
     show(report, page, Console())
-    return 0
-
-
-def compare(args: argparse.Namespace) -> int:
-    """Write and print the table of an experiment; 0."""
-    from rich.console import Console
-
-    from megatron_lrpath.experiment.load import load_experiment
-    from megatron_lrpath.experiment.table import make_table, show_table, write_table
-    from megatron_lrpath.runs.folder import OutputFolder
-
-    experiment = load_experiment(args.plan)
-    table = make_table(experiment)
-    page = write_table(table, args.output or OutputFolder(experiment.output).report)
-    show_table(table, page, Console())
     return 0

@@ -9,8 +9,7 @@ from megatron_lrpath.commands.options import (
     AUTO,
     PLAN_OR_EXPERIMENT,
     add_machine,
-    add_paradigms,
-    add_plan,
+    add_runs,
     count_from,
     training_options,
 )
@@ -22,9 +21,7 @@ TAKES_EXTRA = True  # what follows `--` on the command line arrives as `args.ext
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The plan, what of it, and how the machine is shared."""
-    add_plan(parser, PLAN_OR_EXPERIMENT)
-    add_paradigms(parser)
-    parser.add_argument("--run", metavar="NAME", help="only this run, and those it starts from")
+    add_runs(parser, PLAN_OR_EXPERIMENT, "only this run, and those it starts from")
     parser.add_argument(
         "--jobs",
         type=count_from(1, AUTO),

@@ -7,6 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from megatron_lrpath.console import quiet
+from megatron_lrpath.errors import UserError
+
 HELP = "print the documents and the text of a step's batch"
 EXAMPLE = "lrpath samples runs/quickstart/ours/main --step 120"
 SHOWN = 300  # characters of a sample
@@ -28,8 +31,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Print the batch; 0."""
-    from megatron_lrpath.console import quiet
-
     quiet()
     from megatron_lrpath.training import device
 
@@ -53,7 +54,6 @@ def named_run(folder: Path, plan: Path | None) -> tuple[Path, str, str]:
     Raises:
         UserError: the folder is no run's, or its plan is not known.
     """
-    from megatron_lrpath.errors import UserError
     from megatron_lrpath.runs.lineage import read_lineage
 
     lineage = read_lineage(folder)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 from megatron_lrpath.commands.options import (
+    PLAN,
     add_machine,
-    add_paradigms,
-    add_plan,
+    add_runs,
     count_from,
     training_options,
 )
+from megatron_lrpath.errors import UserError
 
 HELP = "fine-tune the trained versions on chats or instructions, as the plan's section `sft` says"
 EXAMPLE = "lrpath sft plan.yaml --paradigm ours --run sft-v2   (--prepare: only make the data ready)"
@@ -19,9 +21,7 @@ TAKES_EXTRA = True
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The plan, what of it, and how the machine is shared."""
-    add_plan(parser)
-    add_paradigms(parser)
-    parser.add_argument("--run", metavar="NAME", help="only this fine-tuning, such as sft-v2")
+    add_runs(parser, PLAN, "only this fine-tuning, such as sft-v2")
     parser.add_argument("--prepare", action="store_true", help="tokenize the data and stop")
     parser.add_argument(
         "--output", metavar="DIR", help="with --prepare: the output that the plan will be submitted with"
@@ -37,9 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Prepare, fine-tune and evaluate; exit status as of `lrpath run`."""
-    from dataclasses import replace
-
-    from megatron_lrpath.errors import UserError
+    from megatron_lrpath.launch.local import carry_out
     from megatron_lrpath.launch.resources import cores
     from megatron_lrpath.plan import load_plan
     from megatron_lrpath.sft.prepare import prepare, print_summary
@@ -53,6 +51,4 @@ def execute(args: argparse.Namespace) -> int:
         print_summary(prepare(plan, args.workers or cores()), plan.sft_folder)
     if args.prepare:
         return 0
-    from megatron_lrpath.launch.local import carry_out
-
     return carry_out(plan, training_options(args, only_sft=True))

@@ -12,8 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_lrpath.commands.options import PLAN_OR_EXPERIMENT, add_paradigms, add_plan, number_in
+from megatron_lrpath.commands.options import PLAN_OR_EXPERIMENT, add_runs, number_in
+from megatron_lrpath.console import terminal_table
 from megatron_lrpath.paradigms import PARADIGMS
+from megatron_lrpath.wording import clock, short_number
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
@@ -28,8 +30,7 @@ _STYLES = {"done": "green", "running": "cyan", "interrupted": "red", "extended":
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The plan and the form of the answer."""
-    add_plan(parser, PLAN_OR_EXPERIMENT)
-    add_paradigms(parser)
+    add_runs(parser, PLAN_OR_EXPERIMENT)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument(
         "--watch",
@@ -149,9 +150,7 @@ def table(status: dict[str, Any]) -> Table:
     """The states as a table."""
     from rich.text import Text
 
-    from megatron_lrpath.console import terminal_table
     from megatron_lrpath.launch.slurm.submit import job_text
-    from megatron_lrpath.wording import clock, short_number
 
     submitted = any("job" in row for row in status["runs"])
     measured = any(row["mfu"] is not None for row in status["runs"])
@@ -161,6 +160,7 @@ def table(status: dict[str, Any]) -> Table:
     for row in status["runs"]:
         name = " = ".join([row["key"], *row["same_as"]])
         state = f"waiting for {row['waiting_for']}" if row["waiting_for"] else row["state"]
+        steps = [str(step) for step in row["checkpoints"]]
         drawn.add_row(
             name,
             Text(state, style=_STYLES.get(row["state"], "")),
@@ -170,26 +170,19 @@ def table(status: dict[str, Any]) -> Table:
             "" if row["tokens_per_second"] is None else short_number(row["tokens_per_second"]),
             *(["" if row["mfu"] is None else f"{row['mfu']:.1%}"] if measured else []),
             "" if row["seconds_left"] is None else clock(row["seconds_left"]),
-            _abridged(row["checkpoints"]),
+            " ".join(steps) if len(steps) <= 4 else f"{len(steps)}: {steps[0]} … {steps[-1]}",
             *([job_text(row["job"])] if submitted else []),
         )
     return drawn
-
-
-def _abridged(steps: list[int]) -> str:
-    """`20 40 60`, or with many `12: 20 … 240`."""
-    texts = [str(step) for step in steps]
-    return " ".join(texts) if len(texts) <= 4 else f"{len(texts)}: {texts[0]} … {texts[-1]}"
 
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-Status = dict[str, Any]
-
-
-def watch(console: Console, collect: Callable[[], Status], seconds: float, as_json: bool = False) -> None:
+def watch(
+    console: Console, collect: Callable[[], dict[str, Any]], seconds: float, as_json: bool = False
+) -> None:
     """Show what `collect` gives every `seconds` until all runs are done; Ctrl-C ends it, too.
 
     Where the output is no terminal, or as JSON (a line each), only what has changed is printed.
@@ -199,16 +192,21 @@ def watch(console: Console, collect: Callable[[], Status], seconds: float, as_js
     if as_json or not console.is_terminal:
         before = None
         for status in statuses(collect, seconds):
-            if progress(status) != before:
-                print_one(console, status, as_json)
-            before = progress(status)
+            # States and steps make it worth another print, not paces.
+            progress = [(row["key"], row["state"], row["step"]) for row in status["runs"]]
+            if progress != before:
+                if as_json:
+                    print(json.dumps(status, allow_nan=False), flush=True)
+                else:
+                    console.print(view(status), soft_wrap=True)
+            before = progress
         return
     with Live(console=console, auto_refresh=False) as live:
         for status in statuses(collect, seconds):
             live.update(view(status), refresh=True)
 
 
-def statuses(collect: Callable[[], Status], seconds: float) -> Iterator[Status]:
+def statuses(collect: Callable[[], dict[str, Any]], seconds: float) -> Iterator[dict[str, Any]]:
     """The status now and every `seconds`, the last one when all is done."""
     while True:
         status = collect()
@@ -216,16 +214,3 @@ def statuses(collect: Callable[[], Status], seconds: float) -> Iterator[Status]:
         if all(row["state"] == "done" for row in status["runs"]):
             return
         time.sleep(seconds)
-
-
-def progress(status: Status) -> list[tuple[object, ...]]:
-    """What makes a status worth another print: states and steps, not paces."""
-    return [(row["key"], row["state"], row["step"]) for row in status["runs"]]
-
-
-def print_one(console: Console, status: Status, as_json: bool) -> None:
-    """Print a status whole."""
-    if as_json:
-        print(json.dumps(status, allow_nan=False), flush=True)
-    else:
-        console.print(view(status), soft_wrap=True)

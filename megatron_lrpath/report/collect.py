@@ -93,29 +93,19 @@ class RunTree:
         found = (r for r in self.records[paradigm] if r.run.version == version and r.run.makes_version)
         return next(found, None)
 
-    def relative_cost(self, paradigm: str) -> float:
-        """The steps of all of the paradigm's runs over those of pre-training from scratch, as planned."""
-        return self.plan.cost(paradigm).relative
+    def evaluated(self) -> Iterator[tuple[str, str, RunRecord, Evaluation]]:
+        """Paradigm, version, run and evaluation of every version's model that has one, in the tables' order."""
+        for paradigm in TABLE_ORDER:
+            for version in self.plan.versions:
+                record = self.model_of(paradigm, version.name)
+                if record is not None and record.evaluation is not None:
+                    yield paradigm, version.name, record, record.evaluation
 
     @property
     def compared(self) -> list[str]:
         """The versions that the tables compare: all but the first, as in the paper (a lone first stays)."""
         names = [version.name for version in self.plan.versions]
         return names[1:] or names
-
-    def unfinished(self) -> list[RunRecord]:
-        """The trainings that have not come to their end."""
-        return [record for record in self if not record.state.complete]
-
-    def unevaluated(self) -> list[RunRecord]:
-        """The versions' models that are trained and have no perplexity."""
-        return [r for r in self if r.state.complete and r.run.makes_version and r.evaluation is None]
-
-
-def evaluation_digests(tree: RunTree) -> dict[str, str]:
-    """`paradigm/run` -> the digest of its evaluation, for every training that has one."""
-    records = (*tree, *tree.tuned)
-    return {record.label: record.evaluation.digest for record in records if record.evaluation}
 
 
 def collect(plan: Plan) -> RunTree:
@@ -193,7 +183,9 @@ class Gap:
 def gaps(tree: RunTree) -> list[Gap]:
     """Everything that is missing or damaged; nothing where the report is whole."""
     found = []
-    unfinished, unevaluated = tree.unfinished(), tree.unevaluated()
+    unfinished = [record for record in tree if not record.state.complete]
+    trained = [record for record in tree if record.state.complete and record.run.makes_version]
+    unevaluated = [record for record in trained if record.evaluation is None]
     if unfinished:
         states = listing([f"{record.label} ({record.state.progress})" for record in unfinished])
         text = f"{plural(len(unfinished), 'run')} not finished: {states}."

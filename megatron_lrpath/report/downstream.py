@@ -5,28 +5,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.evaluate.downstream import Benchmark, in_order
 from megatron_lrpath.paradigms import TABLE_ORDER
 from megatron_lrpath.plan.wording import paradigm_name
 from megatron_lrpath.report.collect import RunTree
-from megatron_lrpath.report.tables import Cell, Table, csv_text
+from megatron_lrpath.report.tables import Cell, Table, csv_text, score_cell
 from megatron_lrpath.runs.folder import RunFolder, read_json_object
-from megatron_lrpath.wording import MISSING
 
 Results = dict[str, dict[str, Any]]
-
-
-def results_in(folder: Path, step: int) -> Results:
-    """Task -> what was measured of the model of this step; results of another step are left out."""
-    stored = read_json_object(RunFolder(folder).downstream) or {}
-    found = stored.get("results") if stored.get("step") == step else None
-    rows = found.items() if isinstance(found, dict) else ()
-    return {
-        task: row for task, row in rows if isinstance(row, dict) and isinstance(row.get("score"), int | float)
-    }
 
 
 @dataclass(frozen=True)
@@ -40,7 +28,10 @@ class Measured:
 
 
 def collected(tree: RunTree) -> list[Measured]:
-    """Every model that was measured, by version, bare ones before fine-tuned ones, in the order of paradigms."""
+    """Every model that was measured, by version, bare ones before fine-tuned ones, in the order of paradigms.
+
+    Results of another step than the model's are left out.
+    """
     found = []
     for version in (version.name for version in tree.plan.versions):
         bare = [(paradigm, tree.model_of(paradigm, version), False) for paradigm in TABLE_ORDER]
@@ -48,7 +39,15 @@ def collected(tree: RunTree) -> list[Measured]:
             (record.run.paradigm, record, True) for record in tree.tuned if record.run.version == version
         ]
         for paradigm, record, is_tuned in (*bare, *tuned):
-            results = results_in(record.folder, record.run.last_step) if record else {}
+            if record is None:
+                continue
+            stored = read_json_object(RunFolder(record.folder).downstream) or {}
+            rows = stored.get("results") if stored.get("step") == record.run.last_step else None
+            results = {
+                task: row
+                for task, row in (rows.items() if isinstance(rows, dict) else ())
+                if isinstance(row, dict) and isinstance(row.get("score"), int | float)
+            }
             if results:
                 found.append(Measured(version, paradigm, is_tuned, results))
     return found
@@ -67,8 +66,9 @@ def downstream_table(tree: RunTree) -> Table | None:
     for (version, tuned), group in itertools.groupby(rows, key=lambda row: (row.version, row.tuned)):
         members = list(group)
         lines = [scores(row.results, columns) for row in members]
+        full = [[score for score in column if None not in column] for column in zip(*lines, strict=True)]
         for number, (row, line) in enumerate(zip(members, lines, strict=True)):
-            cells = [_cell(score, [other[place] for other in lines]) for place, score in enumerate(line)]
+            cells = [score_cell(score, column, 2, max) for score, column in zip(line, full, strict=True)]
             name = Cell(paradigm_name(tree.plan, row.paradigm), paradigm=row.paradigm)
             first = "" if number else f"{version}, fine-tuned" if tuned else version
             drawn.append((Cell(first, opens=not number), name, *cells))
@@ -80,7 +80,7 @@ def scores(results: Results, columns: list[Benchmark]) -> list[float | None]:
     """A row's scores times 100 and, where there are all of them, their mean."""
     found = [100 * results[column.task]["score"] if column.task in results else None for column in columns]
     known = [score for score in found if score is not None]
-    return [*found, sum(known) / len(known) if len(known) == len(found) else None]
+    return [*found, sum(known) / len(known) if known and len(known) == len(found) else None]
 
 
 def downstream_csv(tree: RunTree) -> str:
@@ -96,26 +96,8 @@ def downstream_csv(tree: RunTree) -> str:
             rows.append((*who, column.label, column.task, row["score"], *measures))
             for name, score in row.get("subtasks", {}).items():
                 rows.append((*who, column.label, name, score, None, row.get("metric"), None, *rest))
-    header = (
-        "paradigm",
-        "version",
-        "fine_tuned",
-        "benchmark",
-        "task",
-        "score",
-        "stderr",
-        "metric",
-        "samples",
-    )
-    return csv_text((*header, "limit", "fewshot", "chat"), rows) if rows else ""
-
-
-def _cell(score: float | None, column: list[float | None]) -> Cell:
-    if score is None:
-        return Cell(MISSING)
-    known = [value for value in column if value is not None]
-    text = f"{score:.2f}"
-    return Cell(text, best=len(known) == len(column) > 1 and text == f"{max(known):.2f}")
+    header = "paradigm version fine_tuned benchmark task score stderr metric samples limit fewshot chat"
+    return csv_text(header.split(), rows) if rows else ""
 
 
 def _notes(rows: Iterable[Results]) -> list[str]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.models import parameter_count, resolve_model
 from megatron_lrpath.paradigms import CPT_VARIANTS, OURS
 from megatron_lrpath.plan import Plan
-from megatron_lrpath.plan.mix import MixPart
 from megatron_lrpath.plan.wording import mix_text, schedule_name, sft_text
 from megatron_lrpath.report.collect import RunTree
 from megatron_lrpath.report.tables import Cell, Table
@@ -21,14 +19,23 @@ from megatron_lrpath.wording import MISSING, listing, plural, short_number
 
 def facts(tree: RunTree) -> dict[str, str]:
     """Label and value of every line of the summary; what the runs' lineage does not record is left out."""
-    plan = tree.plan
-    batch, starts = plan.batch, list(_starts(tree))
+    plan, model = tree.plan, tree.plan.model
+    batch, starts = plan.batch, _starts(tree)
+    alphas = ", ".join(f"{one.name}: {one.alpha:g}" for one in plan.versions if one.alpha is not None)
+    schedule, times = plan.schedule, [str(one["time"]) for one in starts if one.get("time")]
+    span = [time[:16].replace("T", " ") for time in (min(times), max(times))] if times else []
+    packages: dict[str, dict[str, None]] = {}  # several versions of one where runs differ
+    for start in starts:
+        recorded = start.get("packages")
+        for name, version in (recorded if isinstance(recorded, dict) else {}).items():
+            packages.setdefault(str(name), {})[str(version)] = None
     found = {
         "Plan": str(plan.path),
-        "Model": _model(tree),
+        "Model": "; ".join(part for part in (model.recipe or "", _arguments(model.overrides)) if part),
         "Parameters": _parameters(plan),
-        "Schedule": _schedule(tree),
-        "α": _alphas(tree),
+        "Schedule": f"{schedule_name(plan)}, from {schedule.max_lr:g} to {schedule.min_lr:g}, "
+        + (f"warm-up {schedule.warmup:,} steps" if schedule.warmup else "no warm-up"),
+        "α": f"{plan.alpha:g}" + (f" ({alphas})" if alphas else ""),
         "Branch mix": _mixes(plan),
         "Fine-tuning": sft_text(plan.sft) if plan.sft else "",
         "CPT variant": CPT_VARIANTS[plan.cpt_variant].title,
@@ -37,9 +44,13 @@ def facts(tree: RunTree) -> dict[str, str]:
         "Tokenizer": f"{plan.tokenizer.type} {plan.tokenizer.model or ''}".strip(),
         "Seed": str(plan.seed),
         "Other arguments": _arguments(plan.megatron),
-        "Trained": _span([str(start["time"]) for start in starts if start.get("time")]),
-        "Packages": _packages(starts),
-        "Code": _different(start.get("git_commit") for start in starts),
+        "Trained": f"started {', last start '.join(f'{time} UTC' for time in dict.fromkeys(span))}"
+        if span
+        else "",
+        "Packages": ", ".join(f"{name} {' and '.join(versions)}" for name, versions in packages.items()),
+        "Code": listing(
+            list(dict.fromkeys(str(one["git_commit"]) for one in starts if one.get("git_commit")))
+        ),
     }
     return {label: value for label, value in found.items() if value}
 
@@ -62,11 +73,9 @@ def subtitle(tree: RunTree) -> str:
 def data_table(tree: RunTree) -> Table:
     """Each version: its steps, the tokens trained on, what its slice holds, by domain where it names some."""
     plan = tree.plan
-    slices = {
-        version.name: _opened(partial(_slice, Path(plan.data.slices), version.name))
-        for version in plan.versions
-    }
-    valid = _opened(partial(open_validation, plan.data))
+    folder = Path(plan.data.slices)
+    slices = {one.name: _opened(Slice.load, slice_path(folder, one.name)) for one in plan.versions}
+    valid = _opened(open_validation, plan.data)
     known = [part for part in (*slices.values(), valid) if part is not None]
     domains = list(dict.fromkeys(name for part in known for name in part.tokens_by_domain))
     domains = domains if len(domains) > 1 else []
@@ -79,9 +88,10 @@ def data_table(tree: RunTree) -> Table:
         )
         for version in plan.versions
     ]
-    for part in mix_parts(plan):
-        folder = Path(part.slice).parent if "/" in part.slice else Path(plan.data.slices)
-        mixed = _opened(partial(_slice, folder, part.name))
+    mixes = [run.mix for run in plan.runs(OURS.name) if run.mix is not None]
+    for part in {part.slice: part for mix in mixes for part in mix.parts}.values():
+        place = Path(part.slice).parent if "/" in part.slice else folder
+        mixed = _opened(Slice.load, slice_path(place, part.name))
         rows.append((Cell(f"{part.name} (mix)"), Cell(MISSING), Cell(MISSING), *_slice_cells(mixed, domains)))
     rows.append((Cell("validation", opens=True), Cell(MISSING), Cell(MISSING), *_slice_cells(valid, domains)))
     by_domain = (f"of which {name}" for name in domains)
@@ -91,12 +101,6 @@ def data_table(tree: RunTree) -> Table:
     return Table(header, tuple(rows), left=1, notes=(note,) if missing else ())
 
 
-def mix_parts(plan: Plan) -> list[MixPart]:
-    """The slices that any branch's mix names, each once."""
-    mixes = [run.mix for run in plan.runs(OURS.name) if run.mix is not None]
-    return list({part.slice: part for mix in mixes for part in mix.parts}.values())
-
-
 def _slice_cells(part: Slice | None, domains: list[str]) -> list[Cell]:
     if part is None:
         return [Cell(MISSING)] * (1 + len(domains))
@@ -104,32 +108,27 @@ def _slice_cells(part: Slice | None, domains: list[str]) -> list[Cell]:
     return [Cell(short_number(part.tokens)), *(Cell(short_number(counts.get(name, 0))) for name in domains)]
 
 
-def _slice(folder: Path, name: str) -> Slice:
-    return Slice.load(slice_path(folder, name))
-
-
-def _opened(load: Callable[[], Slice]) -> Slice | None:
+def _opened[Source](load: Callable[[Source], Slice], source: Source) -> Slice | None:
     """The slice, or None where it cannot be read: a report may be made away from the data."""
     try:
-        return load()
+        return load(source)
     except (UserError, OSError):
         return None
 
 
-def _model(tree: RunTree) -> str:
-    model = tree.plan.model
-    return "; ".join(part for part in (model.recipe or "", _arguments(model.overrides)) if part)
+def _starts(tree: RunTree) -> list[dict[str, Any]]:
+    """Every start of every run that its lineage records."""
+    found = [record.lineage.get("starts") for record in tree]
+    lists = [starts for starts in found if isinstance(starts, list)]
+    return [start for starts in lists for start in starts if isinstance(start, dict)]
 
 
 def _arguments(arguments: dict[str, Any]) -> str:
     """Megatron arguments as a list: a flag that is set by its name alone, others with their value."""
-    shown = []
-    for name, value in arguments.items():
-        if value is False:
-            shown.append(f"no {name}")
-        else:
-            shown.append(name if value is True else f"{name} {value}")
-    return ", ".join(shown)
+    return ", ".join(
+        f"no {name}" if value is False else name if value is True else f"{name} {value}"
+        for name, value in arguments.items()
+    )
 
 
 def _parameters(plan: Plan) -> str:
@@ -139,11 +138,8 @@ def _parameters(plan: Plan) -> str:
         number = short_number(parameter_count(resolve_model(plan.model), vocabulary or 0))
     except UserError:
         return ""
-    return (
-        f"{number} with a vocabulary of {vocabulary:,} tokens"
-        if vocabulary
-        else f"{number} without the token embeddings"
-    )
+    rest = f"with a vocabulary of {vocabulary:,} tokens" if vocabulary else "without the token embeddings"
+    return f"{number} {rest}"
 
 
 def _vocabulary(plan: Plan) -> int | None:
@@ -161,17 +157,6 @@ def _vocabulary(plan: Plan) -> int | None:
         return None
 
 
-def _schedule(tree: RunTree) -> str:
-    schedule = tree.plan.schedule
-    rates = f"{schedule_name(tree.plan)}, from {schedule.max_lr:g} to {schedule.min_lr:g}"
-    return f"{rates}, warm-up {schedule.warmup:,} steps" if schedule.warmup else f"{rates}, no warm-up"
-
-
-def _alphas(tree: RunTree) -> str:
-    own = [f"{one.name}: {one.alpha:g}" for one in tree.plan.versions if one.alpha is not None]
-    return f"{tree.plan.alpha:g}" + (f" ({', '.join(own)})" if own else "")
-
-
 def _mixes(plan: Plan) -> str:
     """What the branches read beside the main path's data, once where it is the same for all."""
     runs_by_mix: dict[str, list[str]] = {}
@@ -183,33 +168,3 @@ def _mixes(plan: Plan) -> str:
                 run.name
             )
     return "; ".join(f"{listing(names)}: {text}" for text, names in runs_by_mix.items())
-
-
-def _starts(tree: RunTree) -> Iterable[dict[str, Any]]:
-    """Every start of every run that its lineage records."""
-    for record in tree:
-        starts = record.lineage.get("starts")
-        if isinstance(starts, list):
-            yield from (start for start in starts if isinstance(start, dict))
-
-
-def _packages(starts: list[dict[str, Any]]) -> str:
-    """`name version` of every package that the runs recorded; several versions where runs differ."""
-    versions: dict[str, dict[str, None]] = {}
-    for start in starts:
-        packages = start.get("packages")
-        for name, version in (packages if isinstance(packages, dict) else {}).items():
-            versions.setdefault(str(name), {})[str(version)] = None
-    return ", ".join(f"{name} {' and '.join(found)}" for name, found in versions.items())
-
-
-def _different(values: Iterable[object]) -> str:
-    return listing(list(dict.fromkeys(str(value) for value in values if value)))
-
-
-def _span(times: list[str]) -> str:
-    """First and last of some ISO times, to the minute."""
-    if not times:
-        return ""
-    first, last = (time[:16].replace("T", " ") for time in (min(times), max(times)))
-    return f"started {first} UTC" + ("" if first == last else f", last start {last} UTC")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -27,10 +26,10 @@ from megatron_lrpath.report.style import (
     finished,
     name_curve,
     paradigm_panels,
-    rate_label,
+    rate_panels,
     run_colour,
 )
-from megatron_lrpath.report.tables import csv_text, mean_perplexity, overall, perplexities
+from megatron_lrpath.report.tables import csv_text, mean_perplexity, perplexities
 from megatron_lrpath.runs.results import main_path_evaluations
 from megatron_lrpath.wording import decimals
 
@@ -41,12 +40,12 @@ MARKERS = 100
 def draw_rates(tree: RunTree) -> Drawing:
     """Figure 1: a panel for each paradigm, planned rates as pale bands, recorded ones as lines with dots."""
     with drawing_style():
-        figure, panels = paradigm_panels(tree.plan, TABLE_ORDER, 7.6)
-        power = math.floor(math.log10(tree.plan.schedule.max_lr))
+        figure, panels, unit = rate_panels(tree.plan, TABLE_ORDER, 7.6)
         for paradigm, axes in panels.items():
-            _rate_panel(axes, tree, paradigm, 10.0**power)
-            axes.set_ylabel(rate_label(power))
-        _rate_legend(figure)
+            _rate_panel(axes, tree, paradigm, unit)
+        band = Line2D([], [], color=INK, alpha=0.25, linewidth=5, label="planned")
+        line = Line2D([], [], color=INK, linewidth=1.2, marker=".", markersize=5, label="as trained")
+        figure.legend(handles=[band, line], loc="outside upper right", ncols=2)
         caption = (
             "Learning rate of every training step: recorded by the runs (thin lines with dots) over the "
             "plan's (pale bands). Dotted uprights: where a version's data end."
@@ -61,9 +60,9 @@ def draw_cost(tree: RunTree) -> Drawing | None:
 
     None without any mean, and for a lone version, for which all paradigms cost the same.
     """
-    scores = perplexities(tree, overall)
+    scores = perplexities(tree)
     means = {p: mean_perplexity(tree, scores, p) for p in TABLE_ORDER}
-    points = {p: (tree.relative_cost(p), mean) for p, mean in means.items() if mean is not None}
+    points = {p: (tree.plan.cost(p).relative, mean) for p, mean in means.items() if mean is not None}
     if not points or len(tree.plan.versions) == 1:
         return None
     span = f"{tree.compared[0]} to {tree.compared[-1]}" if len(tree.compared) > 1 else tree.compared[0]
@@ -74,7 +73,7 @@ def draw_cost(tree: RunTree) -> Drawing | None:
         axes.set_ylabel(f"mean perplexity, {span}")
         axes.set_xlabel("relative cost (training steps over those of PTFS)")
         caption = f"Mean validation perplexity of {span} against relative cost; the lower left is best."
-        rows = [(paradigm_name(tree.plan, p), tree.relative_cost(p), means[p]) for p in TABLE_ORDER]
+        rows = [(paradigm_name(tree.plan, p), tree.plan.cost(p).relative, means[p]) for p in TABLE_ORDER]
         data = csv_text(("paradigm", "relative_cost", "mean_perplexity"), rows)
         return finished(figure, "perplexity-cost", "Figure 2. Perplexity against cost", caption, data)
 
@@ -95,15 +94,6 @@ def _rate_panel(axes: Axes, tree: RunTree, paradigm: str, unit: float) -> None:
         middle = (float(steps.mean()), float(planned.max()))
         place = middle if not run.makes_version else (float(steps[-1]), float(planned[-1]))
         name_curve(axes, run, place, colour, above=goes_on)
-    axes.set_ylim(0, plan.schedule.max_lr / unit * 1.16)
-
-
-def _rate_legend(figure: Figure) -> None:
-    handles = [
-        Line2D([], [], color=INK, alpha=0.25, linewidth=5, label="planned"),
-        Line2D([], [], color=INK, linewidth=1.2, marker=".", markersize=5, label="as trained"),
-    ]
-    figure.legend(handles=handles, loc="outside upper right", ncols=2)
 
 
 def _rate_rows(tree: RunTree) -> Iterable[tuple[object, ...]]:
@@ -155,8 +145,22 @@ def draw_losses(tree: RunTree) -> Drawing | None:
                 _draw_run(axes, record, run_colour(tree.plan, record.run), window_of(tree), raw_alpha)
             axes.set_ylabel("loss (nats per token)")
         axes.set_ylim(*loss_limits(tree))
-        _legend(figure, tree)
-        caption = _caption(tree)
+        window = window_of(tree)
+        handles = [
+            Line2D([], [], color=INK, alpha=0.3, linewidth=0.8, label="each step"),
+            Line2D([], [], color=INK, linewidth=1.6, label=f"mean over {window} steps"),
+        ]
+        dots = any(validation_losses(record) for record in tree)
+        if dots:
+            dot = Line2D([], [], color=INK, linestyle="", marker="o", markersize=5, label="validation")
+            handles.append(dot)
+        figure.legend(handles=handles, loc="outside upper right", ncols=len(handles))
+        caption = (
+            f"Training loss of every step (pale) and its mean over {window} steps (line)"
+            f"{'; dots: loss on the validation set' if dots else ''}. Branches begin where they leave the main "
+            "path; the steep fall of the first steps is cut off. PTFS reads all versions shuffled together, CPT "
+            "and ours the newest: compare training losses within a paradigm, and paradigms by their perplexities."
+        )
         data = csv_text(("run", "step", "train_loss", "train_loss_smoothed", "valid_loss"), _rows(tree))
         return finished(figure, "loss-curves", "Loss curves", caption, data)
 
@@ -220,16 +224,6 @@ def validation_losses(record: RunRecord) -> dict[int, float]:
     return found
 
 
-def _caption(tree: RunTree) -> str:
-    dots = "; dots: loss on the validation set" if any(validation_losses(record) for record in tree) else ""
-    return (
-        f"Training loss of every step (pale) and its mean over {window_of(tree)} steps (line){dots}. "
-        "Branches begin where they leave the main path; the steep fall of the first steps is cut off. PTFS "
-        "reads all versions shuffled together, CPT and ours the newest: compare training losses within a "
-        "paradigm, and paradigms by their perplexities."
-    )
-
-
 def _draw_run(axes: Axes, record: RunRecord, colour: str, window: int, raw_alpha: float) -> None:
     steps, loss = record.history.steps, record.history["loss"]
     mean = smoothed(loss, window)
@@ -252,16 +246,6 @@ def _draw_run(axes: Axes, record: RunRecord, colour: str, window: int, raw_alpha
             fontweight="bold",
             bbox=LABEL_GROUND,
         )
-
-
-def _legend(figure: Figure, tree: RunTree) -> None:
-    handles = [
-        Line2D([], [], color=INK, alpha=0.3, linewidth=0.8, label="each step"),
-        Line2D([], [], color=INK, linewidth=1.6, label=f"mean over {window_of(tree)} steps"),
-    ]
-    if any(validation_losses(record) for record in tree):
-        handles.append(Line2D([], [], color=INK, linestyle="", marker="o", markersize=5, label="validation"))
-    figure.legend(handles=handles, loc="outside upper right", ncols=len(handles))
 
 
 def _rows(tree: RunTree) -> Iterable[tuple[object, ...]]:

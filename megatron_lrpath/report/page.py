@@ -18,7 +18,7 @@ from rich.text import Text
 from megatron_lrpath.console import terminal_table
 from megatron_lrpath.files import atomic_write_bytes, atomic_write_text
 from megatron_lrpath.plan import Plan
-from megatron_lrpath.report.collect import Gap, RunTree, collect, evaluation_digests, gaps
+from megatron_lrpath.report.collect import Gap, RunTree, collect, gaps
 from megatron_lrpath.report.downstream import downstream_csv, downstream_table
 from megatron_lrpath.report.facts import data_table, facts, subtitle
 from megatron_lrpath.report.figures import draw_cost, draw_losses, draw_rates
@@ -63,7 +63,7 @@ class Report:
     data: Table
     scores: str
     downstream_scores: str
-    sources: dict[str, str]
+    sources: dict[str, str]  # `paradigm/run` -> the digest of its evaluation
 
     @property
     def drawings(self) -> list[Drawing]:
@@ -95,7 +95,7 @@ def make_report(plan: Plan, now: datetime) -> Report:
         data=data_table(tree),
         scores=perplexity_csv(tree),
         downstream_scores=downstream_csv(tree),
-        sources=evaluation_digests(tree),
+        sources={one.label: one.evaluation.digest for one in (*tree, *tree.tuned) if one.evaluation},
     )
 
 

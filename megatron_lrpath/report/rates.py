@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_lrpath.plan import Run
-from megatron_lrpath.report.collect import RunRecord, RunTree
+from megatron_lrpath.report.collect import RunTree
 from megatron_lrpath.wording import plural
 
 ROUNDING = 1e-12
@@ -62,27 +62,24 @@ def planned_rates(run: Run, steps: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def check_rates(tree: RunTree) -> list[RateCheck]:
-    """Every training that has logged a rate, compared with the plan."""
-    return [check_run(record) for record in tree if len(record.history)]
-
-
-def check_run(record: RunRecord) -> RateCheck:
-    """Compare one run's rates; steps without a rate are not compared."""
-    run, history = record.run, record.history
-    last_step = record.state.beyond or run.last_step
-    inside = (history.steps > run.first_step) & (history.steps <= last_step)
-    logged = inside & np.isfinite(history["lr"])
-    steps, real = history.steps[logged], history["lr"][logged]
-    planned = planned_rates(run, steps)
-    pairs = [Deviation(int(s), float(r), float(p)) for s, r, p in zip(steps, real, planned, strict=True)]
-    return RateCheck(
-        label=record.label,
-        compared=len(pairs),
-        outside=int((~inside).sum()),
-        largest=max(pairs, key=lambda pair: pair.absolute, default=None),
-        largest_relative=max(pairs, key=lambda pair: pair.relative, default=None),
-        limit=ROUNDING * run.path.schedule.max_lr,
-    )
+    """Every training that has logged a rate, compared with the plan; steps without a rate are not compared."""
+    checks = []
+    for record in tree:
+        run, history = record.run, record.history
+        if not len(history):
+            continue
+        last_step = record.state.beyond or run.last_step
+        inside = (history.steps > run.first_step) & (history.steps <= last_step)
+        logged = inside & np.isfinite(history["lr"])
+        steps, real = history.steps[logged], history["lr"][logged]
+        rates = zip(steps, real, planned_rates(run, steps), strict=True)
+        pairs = [Deviation(int(step), float(rate), float(planned)) for step, rate, planned in rates]
+        absolute = max(pairs, key=lambda pair: pair.absolute, default=None)
+        relative = max(pairs, key=lambda pair: pair.relative, default=None)
+        limit = ROUNDING * run.path.schedule.max_lr
+        outside = int((~inside).sum())
+        checks.append(RateCheck(record.label, len(pairs), outside, absolute, relative, limit))
+    return checks
 
 
 @dataclass(frozen=True)
@@ -98,15 +95,25 @@ def summarize(checks: list[RateCheck]) -> RateSummary:
     """Whether the runs trained at the planned rates, and by how much they did not."""
     steps = sum(check.compared for check in checks)
     if not steps:
-        return RateSummary(
-            "none", "No learning rate has been recorded yet, so there is nothing to compare.", ()
-        )
+        text = "No learning rate has been recorded yet, so there is nothing to compare."
+        return RateSummary("none", text, ())
     wrong = [check for check in checks if not check.equal]
     scope = f"{steps:,} recorded steps of {plural(len(checks), 'run')}"
     if wrong:
         share = f"{len(wrong)} of {plural(len(checks), 'run')}"
         headline = f"The learning rates are not the planned ones in {share}."
-        return RateSummary("bad", headline, (_largest(checks), *(_complaint(check) for check in wrong)))
+        details = [_largest(checks)]
+        for check in wrong:
+            parts, worst = [], check.largest
+            if worst is not None and worst.absolute > check.limit:
+                parts.append(
+                    f"at step {worst.step:,} the rate was {worst.real:.6g}, planned {worst.planned:.6g} "
+                    f"(absolute {worst.absolute:.3g}, relative {_relative(worst)})"
+                )
+            if check.outside:
+                parts.append(f"{plural(check.outside, 'recorded step')} outside of the run")
+            details.append(f"{check.label}: {'; '.join(parts)}")
+        return RateSummary("bad", headline, tuple(details))
     exact = all(check.largest is None or check.largest.absolute == 0 for check in checks)
     headline = f"The learning rates are the planned ones{'' if exact else ' but for rounding'}: {scope}."
     return RateSummary("good", headline, (_largest(checks),))
@@ -120,19 +127,6 @@ def _largest(checks: list[RateCheck]) -> str:
         f"Largest deviation of a real rate from the planned one: {absolute.absolute:.3g} absolute, "
         f"{_relative(relative)} relative (0 is expected)."
     )
-
-
-def _complaint(check: RateCheck) -> str:
-    parts = []
-    if check.largest is not None and check.largest.absolute > check.limit:
-        worst = check.largest
-        parts.append(
-            f"at step {worst.step:,} the rate was {worst.real:.6g}, planned {worst.planned:.6g} "
-            f"(absolute {worst.absolute:.3g}, relative {_relative(worst)})"
-        )
-    if check.outside:
-        parts.append(f"{plural(check.outside, 'recorded step')} outside of the run")
-    return f"{check.label}: {'; '.join(parts)}"
 
 
 def _relative(pair: Deviation) -> str:

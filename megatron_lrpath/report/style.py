@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -85,11 +86,6 @@ def drawing_style() -> Iterator[None]:
         yield
 
 
-def shade(paradigm: str, position: float) -> str:
-    """The paradigm's colour, from light (`position` 0: the first version) to dark (1: the last)."""
-    return _mixed(COLOURS[paradigm], 1.0 if position < 0.5 else 0.0, 0.42 * abs(1 - 2 * position))
-
-
 def darker(colour: str) -> str:
     """The colour for letters: a pale line can be seen where pale letters cannot be read."""
     return _mixed(colour, 0.0, 0.25)
@@ -102,15 +98,15 @@ def _mixed(colour: str, towards: float, amount: float) -> str:
 
 
 def version_shade(paradigm: str, index: int, versions: int) -> str:
-    """The shade of version `index` (from 1) among `versions`; a lone version has the plain colour."""
-    return shade(paradigm, (index - 1) / (versions - 1) if versions > 1 else 0.5)
+    """The paradigm's colour from light (version 1) to dark (the last); a lone version has the plain colour."""
+    position = (index - 1) / (versions - 1) if versions > 1 else 0.5
+    return _mixed(COLOURS[paradigm], 1.0 if position < 0.5 else 0.0, 0.42 * abs(1 - 2 * position))
 
 
 def run_colour(plan: Plan, run: Run) -> str:
     """The version's shade of the paradigm's colour; the main path's is grey."""
-    return (
-        SOFT if not run.makes_version else version_shade(run.paradigm, run.version_index, len(plan.versions))
-    )
+    count = len(plan.versions)
+    return version_shade(run.paradigm, run.version_index, count) if run.makes_version else SOFT
 
 
 def paradigm_panels(plan: Plan, paradigms: Sequence[str], height: float) -> tuple[Figure, dict[str, Axes]]:
@@ -125,6 +121,17 @@ def paradigm_panels(plan: Plan, paradigms: Sequence[str], height: float) -> tupl
     column[-1].set_xlabel(f"training step (each of {plan.batch.tokens:,} tokens)")
     column[-1].xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     return figure, dict(zip(paradigms, column, strict=True))
+
+
+def rate_panels(plan: Plan, paradigms: Sequence[str], height: float) -> tuple[Figure, dict[str, Axes], float]:
+    """Panels of learning rates, see `paradigm_panels`, and the power of 10 that is their unit."""
+    figure, panels = paradigm_panels(plan, paradigms, height)
+    power = math.floor(math.log10(plan.schedule.max_lr))
+    label = f"learning rate (10{str(power).translate(SUPERSCRIPTS)})" if power else "learning rate"
+    for axes in panels.values():
+        axes.set_ylabel(label)
+        axes.set_ylim(0, plan.schedule.max_lr / 10.0**power * 1.16)
+    return figure, panels, 10.0**power
 
 
 def name_curve(axes: Axes, run: Run, place: tuple[float, float], colour: str, above: bool = False) -> None:
@@ -143,11 +150,6 @@ def name_curve(axes: Axes, run: Run, place: tuple[float, float], colour: str, ab
         annotation_clip=False,
         bbox=LABEL_GROUND,
     )
-
-
-def rate_label(power: int) -> str:
-    """The label of an axis of learning rates in units of 10 to this power."""
-    return f"learning rate (10{str(power).translate(SUPERSCRIPTS)})" if power else "learning rate"
 
 
 def mark_versions(axes: Axes, ends: list[int]) -> None:
@@ -175,14 +177,11 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
     svg = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", svg)
     svg = re.sub(r"'DejaVu Sans'(, [^;\"]*)?", "var(--figure-font, sans-serif)", svg)
     label = description.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
-    return re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', _svg_tag(label), svg, count=1)
-
-
-def _svg_tag(label: str) -> str:
-    return (
+    tag = (
         rf'<svg viewBox="\g<1>" role="img" aria-label="{label}" xmlns="http://www.w3.org/2000/svg" '
         r'xmlns:xlink="http://www.w3.org/1999/xlink">'
     )
+    return re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', tag, svg, count=1)
 
 
 def to_png(figure: Figure) -> bytes:

@@ -7,13 +7,12 @@ import io
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
 from megatron_lrpath.paradigms import CPT, OURS, PTFS, TABLE_ORDER
 from megatron_lrpath.plan.wording import paradigm_name, schedule_name
-from megatron_lrpath.report.collect import RunRecord, RunTree, Score
+from megatron_lrpath.report.collect import RunTree
 from megatron_lrpath.wording import MISSING, decimals, duration, listing, plural, short_number, signed_percent
 
 SKIPPED_SHOWN = 10  # steps of a run
@@ -41,26 +40,14 @@ class Table:
     notes: tuple[str, ...] = ()
 
 
-def perplexities(tree: RunTree, pick: Callable[[RunRecord], Score | None]) -> Scores:
-    """The perplexity that `pick` finds in each version's model; models without one are left out."""
+def perplexities(tree: RunTree, domain: str = "") -> Scores:
+    """Of each version's model on the whole validation set, or one domain; models without one are left out."""
     found: Scores = {}
-    for paradigm in TABLE_ORDER:
-        for version in tree.plan.versions:
-            record = tree.model_of(paradigm, version.name)
-            score = pick(record) if record is not None else None
-            if score is not None:
-                found[paradigm, version.name] = score.perplexity
+    for paradigm, version, _, evaluation in tree.evaluated():
+        score = evaluation.domains.get(domain) if domain else evaluation.score
+        if score is not None:
+            found[paradigm, version] = score.perplexity
     return found
-
-
-def overall(record: RunRecord) -> Score | None:
-    """The score on the whole validation set."""
-    return record.evaluation.score if record.evaluation else None
-
-
-def of_domain(domain: str, record: RunRecord) -> Score | None:
-    """The score on one domain."""
-    return record.evaluation.domains.get(domain) if record.evaluation else None
 
 
 def mean_perplexity(tree: RunTree, scores: Scores, paradigm: str) -> float | None:
@@ -72,7 +59,7 @@ def mean_perplexity(tree: RunTree, scores: Scores, paradigm: str) -> float | Non
 
 def main_table(tree: RunTree) -> Table:
     """The paper's Table 1: schedule, paradigm, cost and the perplexity of every version but the first."""
-    scores = perplexities(tree, overall)
+    scores = perplexities(tree)
     places = decimals(list(scores.values()))
     means = {p: mean_perplexity(tree, scores, p) for p in TABLE_ORDER}
     mean_column = len(tree.compared) > 1
@@ -82,11 +69,11 @@ def main_table(tree: RunTree) -> Table:
         row = [
             Cell(schedule_name(tree.plan) if first else "", opens=first),
             Cell(paradigm_name(tree.plan, paradigm), paradigm=paradigm),
-            Cell(f"{tree.relative_cost(paradigm):.2f}×"),
+            Cell(f"{tree.plan.cost(paradigm).relative:.2f}×"),
             *_score_cells(tree.compared, scores, paradigm, places),
         ]
         if mean_column:
-            row.append(_cell(means[paradigm], [m for m in means.values() if m is not None], places))
+            row.append(score_cell(means[paradigm], [m for m in means.values() if m is not None], places))
         rows.append(tuple(row))
     header = ("Schedule", "Paradigm", "Cost", *tree.compared, *(("Mean",) if mean_column else ()))
     return Table(header, tuple(rows), left=2, notes=tuple(_main_notes(tree, scores, places)))
@@ -94,17 +81,20 @@ def main_table(tree: RunTree) -> Table:
 
 def domain_table(tree: RunTree) -> Table | None:
     """The same for every domain of the validation set; None where no evaluation names domains."""
-    sizes = _domain_sizes(tree)
+    sizes: dict[str, int] = {}  # in tokens, in the order in which evaluations name the domains first
+    for record in tree:
+        for name, score in (record.evaluation.domains if record.evaluation else {}).items():
+            sizes.setdefault(name, score.tokens)
     rows = []
     for domain in sizes:
-        scores = perplexities(tree, partial(of_domain, domain))
+        scores = perplexities(tree, domain)
         places = decimals(list(scores.values()))
         for paradigm in TABLE_ORDER:
             first = paradigm == TABLE_ORDER[0]
             label = f"{domain} ({short_number(sizes[domain])} tokens)" if first else ""
-            name = Cell(paradigm_name(tree.plan, paradigm), paradigm=paradigm)
+            who = Cell(paradigm_name(tree.plan, paradigm), paradigm=paradigm)
             cells = _score_cells(tree.compared, scores, paradigm, places)
-            rows.append((Cell(label, opens=first), name, *cells))
+            rows.append((Cell(label, opens=first), who, *cells))
     return Table(("Domain", "Paradigm", *tree.compared), tuple(rows), left=2) if rows else None
 
 
@@ -114,6 +104,8 @@ def run_table(tree: RunTree) -> Table:
     for record in tree:
         run, usual = record.run, record.history.usual_seconds
         paradigm = record.label.split("/")[0]
+        last = record.history["loss"][-10:]  # a single one would be mostly noise
+        last = last[np.isfinite(last)]
         rows.append(
             (
                 Cell(record.label, opens=paradigm != before, paradigm=paradigm),
@@ -122,7 +114,7 @@ def run_table(tree: RunTree) -> Table:
                 Cell(f"{run.steps:,}"),
                 Cell(duration(record.history.seconds)),
                 Cell(short_number(tree.plan.batch.tokens / usual) if usual else MISSING),
-                Cell(_last_loss(record)),
+                Cell(f"{last.mean():.3f}" if len(last) else MISSING),
                 Cell(record.state.progress),
             )
         )
@@ -131,34 +123,29 @@ def run_table(tree: RunTree) -> Table:
     note = (
         "Time: of all recorded steps. Tokens/s: of the median step. Train loss: mean of the last ten steps."
     )
-    return Table(header, tuple(rows), left=2, notes=(note, *_beyond_notes(tree), *_skipped_notes(tree)))
+    return Table(header, tuple(rows), left=2, notes=(note, *_run_notes(tree)))
 
 
-def _beyond_notes(tree: RunTree) -> list[str]:
-    """Which main path has gone further than its plan."""
-    return [
-        f"{record.label} has gone on to step {record.state.beyond:,}, for versions that the plan no longer has."
-        for record in tree
-        if record.state.beyond is not None
-    ]
-
-
-def _skipped_notes(tree: RunTree) -> list[str]:
-    """Which updates were skipped for a loss spike, run by run (the first of many)."""
-    notes = []
+def _run_notes(tree: RunTree) -> list[str]:
+    """Which main path has gone further than its plan, and which updates were skipped (the first of many)."""
+    beyond, skipped = [], []
     for record in tree:
+        if record.state.beyond is not None:
+            further = f"{record.label} has gone on to step {record.state.beyond:,}"
+            beyond.append(f"{further}, for versions that the plan no longer has.")
         steps = [f"{step:,}" for step in record.skipped]
-        shown = listing(steps) if len(steps) <= SKIPPED_SHOWN else f"{', '.join(steps[:SKIPPED_SHOWN])}, …"
         if steps:
-            notes.append(
-                f"{record.label}: {plural(len(steps), 'update')} skipped for a loss spike, step {shown}."
+            shown = (
+                listing(steps) if len(steps) <= SKIPPED_SHOWN else ", ".join([*steps[:SKIPPED_SHOWN], "…"])
             )
-    return notes
+            updates = plural(len(steps), "update")
+            skipped.append(f"{record.label}: {updates} skipped for a loss spike, step {shown}.")
+    return [*beyond, *skipped]
 
 
 def result_in_words(tree: RunTree) -> str:
     """The mean perplexities of ours and CPT against that of PTFS; empty where there is nothing to compare."""
-    scores = perplexities(tree, overall)
+    scores = perplexities(tree)
     places = decimals(list(scores.values()))
     base = mean_perplexity(tree, scores, PTFS.name)
     parts = []
@@ -167,27 +154,27 @@ def result_in_words(tree: RunTree) -> str:
         if base is not None and mean is not None:
             parts.append(
                 f"{paradigm_name(tree.plan, paradigm)} {mean:.{places}f} ({signed_percent(mean / base - 1)}) "
-                f"at {tree.relative_cost(paradigm):.2f}× the cost"
+                f"at {tree.plan.cost(paradigm).relative:.2f}× the cost"
             )
-    return (
-        f"Mean perplexity of {_span(tree.compared)}: PTFS {base:.{places}f}, {', '.join(parts)}."
-        if parts
-        else ""
-    )
+    compared = tree.compared
+    span = f"{compared[0]} to {compared[-1]}" if len(compared) > 2 else listing(compared)
+    return f"Mean perplexity of {span}: PTFS {base:.{places}f}, {', '.join(parts)}." if parts else ""
 
 
 def _score_cells(versions: list[str], scores: Scores, paradigm: str, places: int) -> list[Cell]:
     """One cell a version, the lowest perplexity of the version's column marked."""
     columns = {v: [scores[p, v] for p in TABLE_ORDER if (p, v) in scores] for v in versions}
-    return [_cell(scores.get((paradigm, v)), columns[v], places) for v in versions]
+    return [score_cell(scores.get((paradigm, v)), columns[v], places) for v in versions]
 
 
-def _cell(value: float | None, column: list[float], places: int) -> Cell:
-    """The value; best where it shows the same digits as the lowest of at least two."""
+def score_cell(
+    value: float | None, column: Sequence[float], places: int, best: Callable[[Sequence[float]], float] = min
+) -> Cell:
+    """The value; marked where it shows the same digits as the best of a column of at least two."""
     if value is None:
         return Cell(MISSING)
     text = f"{value:.{places}f}"
-    return Cell(text, best=len(column) > 1 and text == f"{min(column):.{places}f}")
+    return Cell(text, best=len(column) > 1 and text == f"{best(column):.{places}f}")
 
 
 def _main_notes(tree: RunTree, scores: Scores, places: int) -> list[str]:
@@ -210,26 +197,6 @@ def _main_notes(tree: RunTree, scores: Scores, places: int) -> list[str]:
     return notes
 
 
-def _domain_sizes(tree: RunTree) -> dict[str, int]:
-    """Validation tokens of every domain that an evaluation names, in the order they are first named."""
-    sizes: dict[str, int] = {}
-    for record in tree:
-        for name, score in (record.evaluation.domains if record.evaluation else {}).items():
-            sizes.setdefault(name, score.tokens)
-    return sizes
-
-
-def _last_loss(record: RunRecord) -> str:
-    """The mean training loss of the last ten recorded steps; of a single one it would be mostly noise."""
-    loss = record.history["loss"][-10:]
-    finite = loss[np.isfinite(loss)]
-    return f"{finite.mean():.3f}" if len(finite) else MISSING
-
-
-def _span(versions: list[str]) -> str:
-    return f"{versions[0]} to {versions[-1]}" if len(versions) > 2 else listing(versions)
-
-
 def fine_tuning_table(tree: RunTree) -> Table | None:
     """A row for every version and paradigm that is fine-tuned; None where the plan fine-tunes nothing."""
     sft = tree.plan.sft
@@ -239,16 +206,17 @@ def fine_tuning_table(tree: RunTree) -> Table | None:
     records = sorted(tree.tuned, key=lambda record: order.index(record.run.version))
     rows, before = [], ""
     for record in records:
-        run = record.run
+        run, base = record.run, tree.model_of(record.run.paradigm, record.run.version)
+        own, before_it = record.evaluation, base.evaluation if base is not None else None
+        found = (own and own.answers, own and own.score, before_it and before_it.score)
+        scores = [score.perplexity if score else None for score in found]
         rows.append(
             (
                 Cell(run.version if run.version != before else "", opens=run.version != before),
                 Cell(paradigm_name(tree.plan, run.paradigm), paradigm=run.paradigm),
                 Cell(f"{run.steps:,}"),
                 Cell(record.state.progress),
-                _answers_cell(record.evaluation.answers if record.evaluation else None),
-                _answers_cell(record.evaluation.score if record.evaluation else None),
-                _answers_cell(_before(tree, record)),
+                *(score_cell(score, [], decimals([score] if score else [])) for score in scores),
             )
         )
         before = run.version
@@ -260,39 +228,22 @@ def fine_tuning_table(tree: RunTree) -> Table | None:
     return Table(header, tuple(rows), left=2, notes=(note,))
 
 
-def _before(tree: RunTree, record: RunRecord) -> Score | None:
-    base = tree.model_of(record.run.paradigm, record.run.version)
-    return base.evaluation.score if base is not None and base.evaluation is not None else None
-
-
-def _answers_cell(score: Score | None) -> Cell:
-    return Cell(MISSING if score is None else f"{score.perplexity:.{decimals([score.perplexity])}f}")
-
-
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Rows as CSV; None and NaN become empty fields, floats keep every digit."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(header)
-    writer.writerows([["" if _absent(value) else value for value in row] for row in rows])
+    for row in rows:
+        writer.writerow("" if isinstance(cell, float) and math.isnan(cell) else cell for cell in row)
     return stream.getvalue()
 
 
 def perplexity_csv(tree: RunTree) -> str:
     """Every evaluation: one row for the whole validation set (domain empty) and one for each domain."""
     rows: list[tuple[object, ...]] = []
-    for paradigm in TABLE_ORDER:
-        for version in tree.plan.versions:
-            record = tree.model_of(paradigm, version.name)
-            if record is None or record.evaluation is None:
-                continue
-            scores = {"": record.evaluation.score, **record.evaluation.domains}
-            for domain, score in scores.items():
-                values = (domain, score.perplexity, score.loss, score.tokens)
-                rows.append((paradigm, version.name, record.label, *values))
+    for paradigm, version, record, evaluation in tree.evaluated():
+        for domain, score in {"": evaluation.score, **evaluation.domains}.items():
+            values = (domain, score.perplexity, score.loss, score.tokens)
+            rows.append((paradigm, version, record.label, *values))
     header = ("paradigm", "version", "run", "domain", "perplexity", "loss", "tokens")
     return csv_text(header, rows)
-
-
-def _absent(value: object) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
