@@ -310,10 +310,10 @@ def prepare(threads: int) -> None:
     """Import Megatron for the processes to come."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from megatron_lrpath.training import device as backend
+    from megatron_lrpath.training.device import activate
 
     warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex|transformer-engine).*")
-    backend.activate("cpu")
+    activate("cpu")
     import megatron.training  # noqa: F401
 
     from megatron_lrpath.training import seams

@@ -93,9 +93,9 @@ def contender(name: str, shape: Shape, folder: Path, steps: int, total: int, con
 
 def ours(shape: Shape, folder: Path, precision: str, total: int, begins: Callable[[], None]) -> None:
     """Train the plan's run by the real entry."""
-    from megatron_lrpath.training import device as backend
+    from megatron_lrpath.training.device import activate
 
-    backend.activate("cpu")
+    activate("cpu")
     plan = write_plan(shape, folder, precision, total)
     from megatron_lrpath.training import forward, pretrain
 

@@ -12,7 +12,7 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import load_plan
 from megatron_lrpath.runs import failure
 from megatron_lrpath.runs.results import Target
-from megatron_lrpath.training import device as backend
+from megatron_lrpath.training.device import DEVICES, activate, choose_device
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -20,7 +20,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__)
     parser.add_argument("--plan", type=Path, required=True)
     parser.add_argument("--runs", nargs="+", required=True, metavar="PARADIGM/RUN[@STEP]")
-    parser.add_argument("--device", default="auto", choices=backend.DEVICES)
+    parser.add_argument("--device", default="auto", choices=DEVICES)
     return parser.parse_known_args(argv)
 
 
@@ -33,8 +33,8 @@ def main(argv: list[str] | None = None) -> None:
         with failure.recorded():
             plan = load_plan(args.plan)
             targets = [Target.named(plan, name) for name in args.runs]
-            device = backend.choose_device(args.device)
-            backend.activate(device)
+            device = choose_device(args.device)
+            activate(device)
             from megatron_lrpath.evaluate import (
                 perplexity,  # imports Megatron: only once the device is activated
             )

@@ -12,19 +12,19 @@ import torch
 import torch.nn.functional as F
 
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.training import device as backend
 from megatron_lrpath.training.cpu import kernels
+from megatron_lrpath.training.device import DEVICES, choose_device
 from tests.support import ROOT
 from tests.support.training_fixtures import begin_process_group, launch
 
 
 def test_the_device_is_the_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert [backend.choose_device(wanted) for wanted in backend.DEVICES] == ["cuda", "cpu", "cuda"]
+    assert [choose_device(wanted) for wanted in DEVICES] == ["cuda", "cpu", "cuda"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert [backend.choose_device(wanted) for wanted in ("auto", "cpu")] == ["cpu", "cpu"]
+    assert [choose_device(wanted) for wanted in ("auto", "cpu")] == ["cpu", "cpu"]
     with pytest.raises(UserError, match=r"torch sees no GPU here.*--device cpu"):
-        backend.choose_device("cuda")
+        choose_device("cuda")
 
 
 CHANGED = """
@@ -36,8 +36,8 @@ owners = {"torch": torch, "cuda": torch.cuda, "Tensor": torch.Tensor, "Module": 
 def names(owner):
     return {name: inspect.getattr_static(owner, name, None) for name in dir(owner)}
 before = {owner: names(value) for owner, value in owners.items()}
-from megatron_lrpath.training.cpu import backend
-backend.activate("cpu")
+from megatron_lrpath.training.device import activate
+activate("cpu")
 changed = sorted(f"{owner}.{name}" for owner, value in owners.items() for name, one in names(value).items()
                  if name in before[owner] and before[owner][name] is not one)
 from torch.overrides import _get_current_function_mode_stack

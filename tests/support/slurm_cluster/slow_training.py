@@ -9,14 +9,14 @@ import sys
 import time
 from typing import Any
 
-from megatron_lrpath.training import device as backend
+from megatron_lrpath.training import device
 
-activate = backend.activate
+activate = device.activate
 
 
-def activate_and_slow_down(device: str) -> None:
+def activate_and_slow_down(kind: str) -> None:
     """Prepare for the device, as the original, and put the pause into Megatron's loop."""
-    activate(device)
+    activate(kind)
     from megatron.training import training
 
     original = training.train_step
@@ -29,6 +29,6 @@ def activate_and_slow_down(device: str) -> None:
     training.train_step = train_step
 
 
-backend.activate = activate_and_slow_down
+device.activate = activate_and_slow_down
 module, *sys.argv[1:] = sys.argv[1:]
 runpy.run_module(module, run_name="__main__", alter_sys=True)
