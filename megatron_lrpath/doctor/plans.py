@@ -65,11 +65,7 @@ def tokenizer_check(plan: Plan) -> tuple[Finding, int]:
 
 
 def tokens_of(kind: str, model: str | None) -> int | None:
-    """The number of tokens of a tokenizer with files, None for other types.
-
-    Raises:
-        UserError: the files are missing or not a tokenizer's.
-    """
+    """The number of tokens of a tokenizer with files (UserError where it has none), None for other types."""
     if kind not in (*SENTENCEPIECE, "HuggingFaceTokenizer"):
         return None
     path = Path(model or "")

@@ -29,11 +29,7 @@ from megatron_lrpath.wording import clock, plural
 
 
 def fine_tunings(plan: Plan, tasks: Sequence[Task], name: str | None) -> list[Task]:
-    """The fine-tunings (or the one called `name`) whose versions are trained.
-
-    Raises:
-        UserError: there are none.
-    """
+    """The fine-tunings (or the one called `name`) whose versions are trained; UserError where there are none."""
     by_key = {task.key: task for task in tasks}
     found = [task for task in tasks if task.run.is_sft and name in (None, task.run.name)]
     if not found:

@@ -161,11 +161,7 @@ def start(command: Sequence[str], log: Path | None, descriptors: Sequence[int]) 
 
 
 def wait(pid: int, grace: float) -> tuple[int, bool]:
-    """Wait for the command `pid`; on SIGTERM, SIGHUP or SIGINT end it.
-
-    Returns:
-        Its exit status (-n where signal n killed it), and whether it was ended from here.
-    """
+    """Wait for the command `pid`, end it on SIGTERM, SIGHUP or SIGINT: (status or -signal, ended from here)."""
     deadline: float | None = None
     while True:
         status = reap(pid)
