@@ -6,7 +6,6 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from pathlib import Path
 import torch
 
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.launch.resources import cores
+from megatron_lrpath.launch.resources import cores, driver_gpus
 from megatron_lrpath.training import environment
 from megatron_lrpath.training.seams import MEGATRON
 from megatron_lrpath.wording import byte_size
@@ -40,10 +39,10 @@ def worst(findings: Iterable[Finding]) -> str:
     return max((finding.status for finding in findings), key=ORDER.index, default=OK)
 
 
-def attempt(name: str, proof: Callable[[], str]) -> Finding:
-    """What `proof` returns as a finding that is ok; its user error as one that failed."""
+def attempt(name: str, proof: Callable[[], str | None], found: str = "") -> Finding:
+    """What `proof` returns (or `found`) as a finding that is ok; its user error as one that failed."""
     try:
-        return Finding(name, OK, proof())
+        return Finding(name, OK, proof() or found)
     except UserError as error:
         return Finding(name, FAILED, str(error))
 
@@ -56,37 +55,36 @@ LITTLE_DISK = 10e9  # bytes
 def machine_checks(folder: Path) -> list[Finding]:
     """Every check of the machine; `folder` is where the disk is looked at."""
     gpus = gpu_list()
+    checks = [
+        verdict(
+            "Python",
+            sys.version_info >= PYTHON,
+            platform.python_version(),
+            advice="megatron-core with megatron.training is built for 3.12 and later.",
+        ),
+        megatron_check(MEGATRON),
+    ]
+    for name in PACKAGES:  # what else training needs
+        found = version(name)
+        checks.append(verdict(name, bool(found), found or "not installed", advice=f"pip install {name}"))
+    checks += [gpu_check(gpus), *accelerator_checks(bool(gpus)), nccl_check(bool(gpus))]
+    helpers = environment.importable("megatron.core.datasets.helpers_cpp")
+    helpers_advice = "Reinstall megatron-core from its wheel; compiling needs g++ and make."
+    compiled = "compiled" if helpers else "not compiled"  # without them every start tries to compile them
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    sbatch = shutil.which("sbatch")
     return [
-        python_check(),
-        *package_checks(),
-        gpu_check(gpus),
-        *accelerator_checks(bool(gpus)),
-        nccl_check(bool(gpus)),
-        helpers_check(),
-        resources_check(),
+        *checks,
+        verdict("dataset helpers", helpers, compiled, WARNING, helpers_advice),
+        Finding("CPU", OK, f"{cores()} cores, {byte_size(memory)} of memory"),
         disk_check(folder, 0),
-        slurm_check(),
+        verdict("Slurm", bool(sbatch), sbatch or "no sbatch; runs are started with lrpath run", INFO),
     ]
 
 
-def python_check() -> Finding:
-    """Python itself."""
-    found = platform.python_version()
-    if sys.version_info >= PYTHON:
-        return Finding("Python", OK, found)
-    return Finding(
-        "Python", FAILED, found, "megatron-core with megatron.training is built for 3.12 and later."
-    )
-
-
-def package_checks() -> list[Finding]:
-    """Megatron in a version that is supported, and what else training needs."""
-    checks = [megatron_check(MEGATRON)]
-    for name in PACKAGES:
-        found = version(name)
-        missing = "" if found else f"pip install {name}"
-        checks.append(Finding(name, OK if found else FAILED, found or "not installed", missing))
-    return checks
+def verdict(name: str, good: bool, found: str, otherwise: str = FAILED, advice: str = "") -> Finding:
+    """A finding that is ok where it is `good`; `otherwise` its status, and the advice then."""
+    return Finding(name, OK if good else otherwise, found, "" if good else advice)
 
 
 def megatron_check(supported: str) -> Finding:
@@ -142,17 +140,6 @@ def gpu_check(gpus: list[tuple[str, int]]) -> Finding:
     return Finding("GPUs", INFO, "none; training runs on the CPU, which is for small models and tests")
 
 
-def driver_gpus() -> int:
-    """GPUs that the driver lists."""
-    if shutil.which("nvidia-smi") is None:
-        return 0
-    try:
-        answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return 0
-    return sum(line.startswith("GPU ") for line in answer.stdout.splitlines()) if not answer.returncode else 0
-
-
 def accelerator_checks(gpu: bool) -> list[Finding]:
     """Transformer Engine and Apex: what they are for, and what happens without them."""
     lacking = WARNING if gpu else INFO
@@ -201,24 +188,6 @@ def nccl_check(gpu: bool) -> Finding:
     return Finding("NCCL", INFO if gloo else FAILED, "not used without GPUs; processes talk through Gloo")
 
 
-def helpers_check() -> Finding:
-    """Megatron's compiled dataset helpers; without them every start tries to compile them."""
-    if environment.importable("megatron.core.datasets.helpers_cpp"):
-        return Finding("dataset helpers", OK, "compiled")
-    return Finding(
-        "dataset helpers",
-        WARNING,
-        "not compiled",
-        "Reinstall megatron-core from its wheel; compiling needs g++ and make.",
-    )
-
-
-def resources_check() -> Finding:
-    """Cores and memory."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Finding("CPU", OK, f"{cores()} cores, {byte_size(memory)} of memory")
-
-
 def disk_check(folder: Path, needed: float) -> Finding:
     """Free space where `folder` is or will be, against what is needed."""
     there = folder.absolute()
@@ -232,9 +201,3 @@ def disk_check(folder: Path, needed: float) -> Finding:
         return Finding("disk", FAILED, found, "Free space, or give the plan another `output`.")
     advice = "Checkpoints and caches need room." if free < LITTLE_DISK else ""
     return Finding("disk", WARNING if advice else OK, found, advice)
-
-
-def slurm_check() -> Finding:
-    """Whether jobs can be submitted from here."""
-    found = shutil.which("sbatch")
-    return Finding("Slurm", OK if found else INFO, found or "no sbatch; runs are started with lrpath run")

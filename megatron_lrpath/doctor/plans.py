@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from megatron_lrpath.data.slice import Slice, open_slices, require_samples
+from megatron_lrpath.data.slice import open_slices, require_samples
 from megatron_lrpath.data.slice_check import check_mixes
 from megatron_lrpath.doctor.machine import (
     FAILED,
@@ -65,11 +65,7 @@ def tokenizer_check(plan: Plan) -> tuple[Finding, int]:
 
 
 def tokens_of(kind: str, model: str | None) -> int | None:
-    """The number of tokens of a tokenizer with files, None for other types.
-
-    Raises:
-        UserError: the files are missing or not a tokenizer's.
-    """
+    """The number of tokens of a tokenizer with files (UserError where it has none), None for other types."""
     if kind not in (*SENTENCEPIECE, "HuggingFaceTokenizer"):
         return None
     path = Path(model or "")
@@ -82,7 +78,7 @@ def tokens_of(kind: str, model: str | None) -> int | None:
 
 
 def data_checks(plan: Plan) -> list[Finding]:
-    """Whether the slices are whole, their sources unchanged, disjoint, and long enough for their steps."""
+    """Whether the slices, a mix's too, are whole, their sources unchanged, disjoint, and long enough."""
     names = [version.name for version in plan.versions]
     try:
         slices = open_slices(plan.data, names)
@@ -92,28 +88,13 @@ def data_checks(plan: Plan) -> list[Finding]:
     found = f"{len(slices)} slices with {tokens:,} tokens, disjoint, sources unchanged"
     checks = [Finding("data", OK, found)]
     for part, version in zip(slices, plan.versions, strict=True):
-        samples = version.steps * plan.batch.global_batch_size
-        checks.append(
-            attempt(f"tokens of {version.name}", partial(tokens_proof, part, samples, plan.batch.seq_length))
-        )
-    return checks + mix_checks(plan)
-
-
-def tokens_proof(part: Slice, samples: int, seq_length: int) -> str:
-    """That a slice has so many samples; UserError where it has not."""
-    require_samples(part, samples, seq_length)
-    return f"{samples:,} samples of {seq_length:,} tokens are there"
-
-
-def mix_checks(plan: Plan) -> list[Finding]:
-    """Whether the slices of every branch's mix are there and long enough."""
-
-    def enough(run: Run) -> str:
-        check_mixes(plan, [run])
-        return "its slices are there, long enough, and apart from the validation set"
-
+        samples, length = version.steps * plan.batch.global_batch_size, plan.batch.seq_length
+        there = f"{samples:,} samples of {length:,} tokens are there"
+        enough = partial(require_samples, part, samples, length)
+        checks.append(attempt(f"tokens of {version.name}", enough, there))
+    apart = "its slices are there, long enough, and apart from the validation set"
     mixed = [run for run in plan.runs(OURS.name) if run.mix is not None]
-    return [attempt(f"mix of {run.name}", partial(enough, run)) for run in mixed]
+    return checks + [attempt(f"mix of {run.name}", partial(check_mixes, plan, [run]), apart) for run in mixed]
 
 
 def chat_checks(plan: Plan) -> list[Finding]:

@@ -127,9 +127,6 @@ def _descend(place: dict[str, Any], part: str, key: str) -> list[dict[str, Any]]
     return [found]
 
 
-Steps = tuple[int, ...]
-
-
 def training_key(plan: Plan, run: Run) -> str:
     """Equal for two runs exactly where they are the same training: identity and data.
 
@@ -141,15 +138,6 @@ def training_key(plan: Plan, run: Run) -> str:
     if not run.makes_version:
         facts["versions"] = [(version.name, version.steps) for version in plan.versions]
     return json.dumps(facts, sort_keys=True)
-
-
-def main_points(plans: Sequence[Plan]) -> list[Steps]:
-    """For each plan the steps at which some plan's branches leave a main path that is the same training."""
-    keys = [training_key(plan, plan.main) for plan in plans]
-    steps: dict[str, set[int]] = {}
-    for plan, key in zip(plans, keys, strict=True):
-        steps.setdefault(key, set()).update(plan.main.keep_steps)
-    return [tuple(sorted(steps[key])) for key in keys]
 
 
 KEYS = (
@@ -226,7 +214,13 @@ def _points(
             raise source.error(source.find(f"vary.{name}", "vary"), "must be a list of values")
     if not all(isinstance(point, dict) for point in listed):
         raise source.error(top["points"], "must be a list of mappings, like `- {model: 203m}`")
-    seeds = _seeds(source, top["seeds"]) if "seeds" in top else [None]
+    seeds: list[int | None] = [None]
+    if "seeds" in top:
+        seeds = [read_value(source, item, SEED) for item in read_list(source, top["seeds"])]
+    if not seeds:
+        raise source.error(
+            top["seeds"], "give at least one seed, or leave the key out: then it is the plan's own"
+        )
     bases: dict[Path, dict[str, Any]] = {}
     cases = [(*case, seed) for case in variations(listed, vary) for seed in seeds]
     if len(cases) > MOST:
@@ -238,14 +232,6 @@ def _points(
     if twice:
         raise source.error(source.root, f"two variations are called {twice!r}; give points a `name`")
     return _sharing_main_paths(made)
-
-
-def _seeds(source: Source, entry: Entry) -> list[int]:
-    """The seeds, at least one."""
-    seeds = [read_value(source, item, SEED) for item in read_list(source, entry)]
-    if not seeds:
-        raise source.error(entry, "give at least one seed, or leave the key out: then it is the plan's own")
-    return seeds
 
 
 def _point(
@@ -293,9 +279,13 @@ def plan_path(output: Path, name: str) -> Path:
 
 def _sharing_main_paths(points: Sequence[Point]) -> tuple[Point, ...]:
     """The points, with main paths that serve each other's branches where they are the same training."""
+    keys = [training_key(point.plan, point.plan.main) for point in points]
+    left: dict[str, set[int]] = {}  # by main path, the steps at which some plan's branches leave it
+    for point, key in zip(points, keys, strict=True):
+        left.setdefault(key, set()).update(point.plan.main.keep_steps)
     made = []
-    for point, steps in zip(points, main_points([point.plan for point in points]), strict=True):
-        extra = sorted(set(steps) - set(point.plan.main.keep_steps))
+    for point, key in zip(points, keys, strict=True):
+        extra = left[key] - set(point.plan.main.keep_steps)
         if not extra:
             made.append(point)
             continue

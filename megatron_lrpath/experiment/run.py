@@ -12,14 +12,13 @@ from megatron_lrpath.experiment.table import PAGE
 from megatron_lrpath.files import atomic_write_text
 from megatron_lrpath.launch.display import open_display
 from megatron_lrpath.launch.graph import width
-from megatron_lrpath.launch.local import CommandFor, Options, alone, call, evaluation_command
+from megatron_lrpath.launch.local import CommandFor, Options, alone, call, default_command, evaluation_command
 from megatron_lrpath.launch.resources import Share, share_out
 from megatron_lrpath.launch.runner import Runner
 from megatron_lrpath.launch.slurm.jobs import report_job, task_jobs
 from megatron_lrpath.launch.slurm.ledger import Ledger, SubmittedPlan
 from megatron_lrpath.launch.slurm.settings import Settings
 from megatron_lrpath.launch.slurm.submit import Submission
-from megatron_lrpath.launch.torchrun import training_command
 from megatron_lrpath.runs.folder import OutputFolder
 from megatron_lrpath.runs.tasks import Task, build_tasks, with_ancestors
 
@@ -69,22 +68,17 @@ def shared_tasks(experiments: Sequence[Experiment], paradigms: Sequence[str] = (
         chosen = [name for name in experiment.paradigms if not paradigms or name in paradigms]
         for point in experiment.points:
             name = point.name if len(experiments) == 1 else f"{experiment.name}/{point.name}"
-            _share(tasks, point, name, point_tasks(experiment, point, chosen))
+            owners: dict[str, str] = {}
+            for task in point_tasks(experiment, point, chosen):
+                same = training_key(point.plan, task.run)
+                if same in tasks:  # an alias of the training that is there already
+                    first = tasks[same]
+                    tasks[same] = replace(first, aliases=(*first.aliases, task.folder, *task.aliases))
+                else:
+                    own = {**vars(task), "parent": owners[task.parent] if task.parent else None}
+                    tasks[same] = PointTask(**own, point=name, plan_path=point.plan.path)
+                owners[task.key] = tasks[same].key
     return list(tasks.values())
-
-
-def _share(tasks: dict[str, PointTask], point: Point, name: str, own: Sequence[Task]) -> None:
-    """Add a point's `own` tasks to those that there are, as aliases where the training is there already."""
-    owners: dict[str, str] = {}
-    for task in own:
-        same = training_key(point.plan, task.run)
-        if same not in tasks:
-            parent = owners[task.parent] if task.parent else None
-            tasks[same] = _owned(task, point, name, parent)
-        else:
-            first = tasks[same]
-            tasks[same] = replace(first, aliases=(*first.aliases, task.folder, *task.aliases))
-        owners[task.key] = tasks[same].key
 
 
 def chosen_keys(experiment: Experiment, paradigms: Sequence[str], run: str | None) -> set[str]:
@@ -106,19 +100,6 @@ def point_tasks(experiment: Experiment, point: Point, paradigms: Sequence[str]) 
     return [task for task in tasks if task.key in wanted]
 
 
-def _owned(task: Task, point: Point, name: str, parent: str | None) -> PointTask:
-    return PointTask(
-        run=task.run,
-        folder=task.folder,
-        aliases=task.aliases,
-        parent=parent,
-        parent_step=task.parent_step,
-        step_tokens=task.step_tokens,
-        point=name,
-        plan_path=point.plan.path,
-    )
-
-
 def carry_out_experiment(
     experiment: Experiment, options: Options, command_for: CommandFor | None = None
 ) -> int:
@@ -131,37 +112,19 @@ def carry_out_experiment(
 
     def work() -> int:
         write_plans(experiment)
-        _train(experiment, tasks, share, options, command_for)
+        todo = [task for task in tasks if not task.complete]
+        steps = sum(task.run.steps for task in todo)
+        plans = {task.key: task.plan_path for task in tasks}
+        command = command_for or default_command(lambda task: plans[task.key], options, share)
+        with open_display() as display:
+            display.event(
+                f"{experiment.name}: {len(experiment.points)} plans, {len(tasks)} trainings, {len(todo)} to do, "
+                f"{steps} steps; {share.jobs} at a time, {share.nproc} processes each, {share.device}"
+            )
+            Runner(experiment.name, tasks, share, command, display).run()
         return _evaluate(experiment, share, options) if options.evaluate else 0
 
     return alone(experiment.output, work)
-
-
-def _train(
-    experiment: Experiment,
-    tasks: Sequence[PointTask],
-    share: Share,
-    options: Options,
-    command_for: CommandFor | None,
-) -> None:
-    todo = [task for task in tasks if not task.complete]
-    steps = sum(task.run.steps for task in todo)
-    with open_display() as display:
-        display.event(
-            f"{experiment.name}: {len(experiment.points)} plans, {len(tasks)} trainings, {len(todo)} to do, "
-            f"{steps} steps; {share.jobs} at a time, {share.nproc} processes each, {share.device}"
-        )
-        Runner(experiment.name, tasks, share, command_for or _command(options, share), display).run()
-
-
-def _command(options: Options, share: Share) -> CommandFor:
-    device = None if options.device == "auto" else options.device
-
-    def command(task: Task) -> Sequence[str]:
-        assert isinstance(task, PointTask)
-        return training_command(task.plan_path, task, share.nproc, device, options.extra)
-
-    return command
 
 
 def _evaluate(experiment: Experiment, share: Share, options: Options) -> int:

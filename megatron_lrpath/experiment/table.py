@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,10 +69,15 @@ class ExperimentTable:
         paper = any(row.paper for row in self.rows)
         means = [statistics.fmean(values) for row in self.rows for values in row.measured.values() if values]
         places = decimals(means)
+
+        def score(values: Sequence[float]) -> str:
+            deviation = f" ±{statistics.stdev(values):.{places}f}" if len(values) > 1 else ""
+            return f"{statistics.fmean(values):.{places}f}{deviation}" if values else MISSING
+
         lines = []
         for row in self.rows:
             line = [row.group, row.label, f"{row.cost:.2f}"]
-            line += [_score_text(row.measured[version], places) for version in self.experiment.show]
+            line += [score(row.measured[version]) for version in self.experiment.show]
             if paper:
                 line += [f"{number:.2f}" for number in row.paper or ()] or [MISSING] * len(
                     self.experiment.show
@@ -94,12 +99,19 @@ def evaluation_digests(experiment: Experiment) -> dict[str, str]:
 
 def make_table(experiment: Experiment) -> ExperimentTable:
     """Read the evaluations that there are."""
-    rows = [
-        _row(experiment, group, paradigm)
-        for group in experiment.groups
-        for paradigm in TABLE_ORDER
-        if paradigm in experiment.paradigms
-    ]
+    rows = []
+    for group in experiment.groups:
+        points = experiment.of(group)
+        for paradigm in TABLE_ORDER:
+            if paradigm not in experiment.paradigms:
+                continue
+            measured = {}
+            for version in experiment.show:
+                values = (_perplexity(point, paradigm, version) for point in points)
+                measured[version] = tuple(value for value in values if value is not None)
+            label, cost = paradigm_name(points[0].plan, paradigm), points[0].plan.cost(paradigm).relative
+            paper = experiment.paper.get(group, {}).get(paradigm)
+            rows.append(Row(group, paradigm, label, cost, measured, paper))
     return ExperimentTable(experiment, tuple(rows))
 
 
@@ -131,20 +143,6 @@ def show_table(table: ExperimentTable, page: Path, console: Console) -> None:
     console.print(Text(f"Table: {page}"), soft_wrap=True)
 
 
-def _row(experiment: Experiment, group: str, paradigm: str) -> Row:
-    points = experiment.of(group)
-    plan = points[0].plan
-    found = {version: _perplexities(points, paradigm, version) for version in experiment.show}
-    label = paradigm_name(plan, paradigm)
-    paper = experiment.paper.get(group, {}).get(paradigm)
-    return Row(group, paradigm, label, plan.cost(paradigm).relative, found, paper)
-
-
-def _perplexities(points: Sequence[Point], paradigm: str, version: str) -> tuple[float, ...]:
-    found = (_perplexity(point, paradigm, version) for point in points)
-    return tuple(value for value in found if value is not None)
-
-
 def _perplexity(point: Point, paradigm: str, version: str) -> float | None:
     """The perplexity of the version's model; None where it has not been evaluated since its training."""
     for run in version_runs(point.plan, [paradigm]):
@@ -154,20 +152,10 @@ def _perplexity(point: Point, paradigm: str, version: str) -> float | None:
     return None
 
 
-def _score_text(values: Sequence[float], places: int) -> str:
-    if not values:
-        return MISSING
-    mean = f"{statistics.fmean(values):.{places}f}"
-    return f"{mean} ±{statistics.stdev(values):.{places}f}" if len(values) > 1 else mean
-
-
 def table_csv(table: ExperimentTable) -> str:
     """A line for each perplexity measured."""
     header = ("point", "seed", "variation", "paradigm", "relative_cost", "version", "perplexity", "paper")
-    return csv_text(header, _csv_rows(table))
-
-
-def _csv_rows(table: ExperimentTable) -> Iterator[tuple[object, ...]]:
+    lines: list[tuple[object, ...]] = []
     for row in table.rows:
         for index, version in enumerate(table.experiment.show):
             paper = row.paper[index] if row.paper else None
@@ -175,4 +163,5 @@ def _csv_rows(table: ExperimentTable) -> Iterator[tuple[object, ...]]:
                 value = _perplexity(point, row.paradigm, version)
                 if value is not None:
                     facts = (point.name, point.plan.seed, row.group, row.paradigm, row.cost)
-                    yield (*facts, version, value, paper)
+                    lines.append((*facts, version, value, paper))
+    return csv_text(header, lines)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -23,25 +22,13 @@ PLAIN_SECONDS_MOST = 600.0
 
 @dataclass(frozen=True)
 class RunLine:
-    """One run under way: the step reached, first and last step, and the last logged loss and rate."""
+    """One run under way: the step reached, first and last step, and loss, rate and pace as text."""
 
     key: str
     step: int
     first_step: int
     last_step: int
-    loss: float | None = None
-    lr: float | None = None
-    seconds_per_step: float | None = None
-    training: bool = False  # False while the process starts or loads
-
-    def numbers(self) -> str:
-        """Loss, rate and pace as text; `starting` before the first step of this process."""
-        if not self.training:
-            return "starting"
-        parts = [f"loss {self.loss:.4f}"] if self.loss is not None else []
-        parts += [f"rate {self.lr:.3e}"] if self.lr is not None else []
-        parts += [f"{self.seconds_per_step:.3g} s/step"] if self.seconds_per_step else []
-        return "  ".join(parts)
+    numbers: str
 
 
 @dataclass(frozen=True)
@@ -55,42 +42,50 @@ class PlanProgress:
     runs: Sequence[RunLine]
 
 
-class Display(Protocol):
-    """Where progress is shown. Events are single lines that stay."""
-
-    def event(self, text: str) -> None:
-        """Show a line that stays."""
-
-    def update(self, snapshot: PlanProgress) -> None:
-        """Show how far the plan has come now."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-
-def open_display(console: Console | None = None) -> Display:
-    """A live view where the console is a terminal, plain lines where it is not."""
-    console = console or Console(highlight=False)
-    return LiveDisplay(console) if console.is_terminal else PlainDisplay(console)
-
-
-class LiveDisplay:
-    """A bar for the whole plan and a line for every run that is under way, redrawn in place."""
+class PlainDisplay:
+    """A line now and then, without control codes: for files, pipes and CI. Events are lines that stay."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._next = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        return None
+
+    def event(self, text: str) -> None:
+        """Print a line, unless the output is a file on a full disk: trainings do not end for that."""
+        try:
+            self._console.out(text)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+
+    def update(self, snapshot: PlanProgress) -> None:
+        """Show how far the plan has come now: a line, if the last one is long enough ago."""
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + min(PLAIN_SECONDS_MOST, max(PLAIN_SECONDS, (snapshot.seconds_left or 0.0) / 100))
+        left = f", {clock(snapshot.seconds_left)} left" if snapshot.seconds_left is not None else ""
+        runs = [f"{run.key} {run.step}/{run.last_step} {run.numbers}".rstrip() for run in snapshot.runs]
+        self.event("; ".join([f"{snapshot.name}: {snapshot.done}/{snapshot.total} steps{left}", *runs]))
+
+
+class LiveDisplay(PlainDisplay):
+    """A bar for the whole plan and a line for every run that is under way, redrawn in place."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
         self._live = Live(console=console, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> Self:
         self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._live.update("")
         self._live.stop()
 
@@ -108,48 +103,11 @@ class LiveDisplay:
         for run in snapshot.runs:
             length = max(1, run.last_step - run.first_step)
             bar = ProgressBar(total=length, completed=run.step - run.first_step, width=16)
-            lines.add_row(f"  {escape(run.key)}", bar, f"{run.step}/{run.last_step}", run.numbers())
+            lines.add_row(f"  {escape(run.key)}", bar, f"{run.step}/{run.last_step}", run.numbers)
         self._live.update(Group(whole, lines))
 
 
-class PlainDisplay:
-    """A line now and then, without control codes: for files, pipes and CI."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._next = 0.0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return None
-
-    def event(self, text: str) -> None:
-        """Print a line."""
-        self._print(text)
-
-    def update(self, snapshot: PlanProgress) -> None:
-        """Print a line if the last one is long enough ago."""
-        now = time.monotonic()
-        if now < self._next:
-            return
-        self._next = now + min(PLAIN_SECONDS_MOST, max(PLAIN_SECONDS, (snapshot.seconds_left or 0.0) / 100))
-        self._print(plain_line(snapshot))
-
-    def _print(self, text: str) -> None:
-        """Print, unless the output is a file on a full disk: trainings do not end for their progress line."""
-        try:
-            self._console.out(text)
-        except OSError as error:
-            if error.errno not in FULL:
-                raise
-
-
-def plain_line(snapshot: PlanProgress) -> str:
-    """The snapshot as one line of text."""
-    left = f", {clock(snapshot.seconds_left)} left" if snapshot.seconds_left is not None else ""
-    runs = [f"{run.key} {run.step}/{run.last_step} {run.numbers()}".rstrip() for run in snapshot.runs]
-    return "; ".join([f"{snapshot.name}: {snapshot.done}/{snapshot.total} steps{left}", *runs])
+def open_display() -> PlainDisplay:
+    """A live view where the console is a terminal, plain lines where it is not."""
+    console = Console(highlight=False)
+    return LiveDisplay(console) if console.is_terminal else PlainDisplay(console)

@@ -21,6 +21,19 @@ class Advance:
     startup: float = 0.0
     seconds: float = 1.0
 
+    def seconds_to(self, marks: Sequence[int]) -> float:
+        """Seconds until a running task reaches the next of `marks`."""
+        target = min((mark for mark in marks if mark > self.step), default=self.step)
+        return self.startup + (target - self.step) * max(self.seconds, 1e-9)
+
+    def after(self, stretch: float, last_step: int) -> Advance:
+        """The state after `stretch` seconds of running; complete at `last_step` (to rounding)."""
+        step = self.step + max(0.0, stretch - self.startup) / max(self.seconds, 1e-9)
+        if abs(step - round(step)) < 1e-6:
+            step = float(round(step))
+        done, startup = step >= last_step, max(0.0, self.startup - stretch)
+        return replace(self, step=step, startup=startup, done=done, running=not done)
+
 
 def chains(tasks: Sequence[Task], advances: Mapping[str, Advance]) -> dict[str, float]:
     """For every task the steps from now to the end of the longest chain of runs that hangs on it."""
@@ -85,23 +98,7 @@ def play(tasks: Sequence[Task], advances: Mapping[str, Advance], jobs: int) -> t
         if not running:
             return elapsed, most
         most = max(most, len(running))
-        stretch = min(_until_mark(state[key], marks[key]) for key in running)
+        stretch = min(state[key].seconds_to(marks[key]) for key in running)
         elapsed += stretch
         for key in running:
-            state[key] = _move(state[key], stretch, ends[key])
-
-
-def _until_mark(now: Advance, marks: Sequence[int]) -> float:
-    """Seconds until a running task reaches the next of `marks`."""
-    target = min((mark for mark in marks if mark > now.step), default=now.step)
-    return now.startup + (target - now.step) * max(now.seconds, 1e-9)
-
-
-def _move(now: Advance, stretch: float, last_step: int) -> Advance:
-    """`now` after `stretch` seconds of running; complete at `last_step` (to rounding)."""
-    trained = max(0.0, stretch - now.startup)
-    step = now.step + trained / max(now.seconds, 1e-9)
-    if abs(step - round(step)) < 1e-6:
-        step = float(round(step))
-    done = step >= last_step
-    return replace(now, step=step, startup=max(0.0, now.startup - stretch), done=done, running=not done)
+            state[key] = state[key].after(stretch, ends[key])

@@ -50,7 +50,6 @@ LAYOUTS: dict[str, Layout] = {
     "qwen-1.2b": Layout(4, 4, why="as 1.2b"),
 }
 
-_TENSOR = "tensor-model-parallel-size"
 _SIZES = {
     "tensor": "tensor_model_parallel_size",
     "pipeline": "pipeline_model_parallel_size",
@@ -90,7 +89,8 @@ def layout_of(plan: Plan, extra: Sequence[str] = ()) -> Layout:
     for field, value in sizes.items():
         if not str(value).isdigit() or int(value) < 1:
             raise UserError(f"{_option(_SIZES[field])} {value}: not a whole number from 1 on")
-    return Layout(**{**vars(base), **{field: int(value) for field, value in sizes.items()}})
+    numbers: dict[str, Any] = {field: int(value) for field, value in sizes.items()}
+    return replace(base, **numbers)
 
 
 def allocate(
@@ -111,14 +111,15 @@ def allocate(
         raise UserError(
             f"{nodes} nodes with {per_node} processes each do not fit: {why}. Numbers of nodes that do: {counts}"
         )
-    micro = _micro_batch(plan, layout, nodes * per_node)
-    if "micro_batch_size" in given_options(extra) and micro != layout.micro_batch_size:
-        share = plan.batch.global_batch_size * layout.model_parallel // (nodes * per_node)
-        size = layout.micro_batch_size
+    # the largest micro batch up to the layout's that divides what a copy of the model gets of a batch
+    share = plan.batch.global_batch_size * layout.model_parallel // (nodes * per_node)
+    most = layout.micro_batch_size
+    micro = max(size for size in range(1, min(most, share) + 1) if share % size == 0)
+    if "micro_batch_size" in given_options(extra) and micro != most:
         raise UserError(
-            f"--micro-batch-size {size} does not divide the {share} samples of a copy of the model"
+            f"--micro-batch-size {most} does not divide the {share} samples of a copy of the model"
         )
-    layout = Layout(**{**vars(layout), "nodes": nodes, "micro_batch_size": micro})
+    layout = replace(layout, nodes=nodes, micro_batch_size=micro)
     return Allocation(nodes, per_node, layout, tuple(_arguments(plan, layout, device, extra)))
 
 
@@ -143,17 +144,13 @@ def _misfit(plan: Plan, layout: Layout, world: int) -> str | None:
     return None
 
 
-def _micro_batch(plan: Plan, layout: Layout, world: int) -> int:
-    """The largest micro batch up to the layout's that divides what a copy of the model gets of a batch."""
-    share = plan.batch.global_batch_size // (world // layout.model_parallel)
-    return max(size for size in range(1, min(layout.micro_batch_size, share) + 1) if share % size == 0)
-
-
 def _check_model(plan: Plan, layout: Layout) -> None:
     model = resolve_model(plan.model)
     heads, layers = int(model["num_attention_heads"]), int(model["num_layers"])
     if heads % layout.tensor:
-        raise UserError(f"{heads} attention heads do not divide by --{_TENSOR} {layout.tensor}")
+        raise UserError(
+            f"{heads} attention heads do not divide by --tensor-model-parallel-size {layout.tensor}"
+        )
     if layers % layout.pipeline:
         raise UserError(f"{layers} layers do not divide by --pipeline-model-parallel-size {layout.pipeline}")
 
@@ -182,19 +179,6 @@ PEAK = {name: PEAKS[name] for name in ("H100", "A100")}
 VOCABULARY = 100_000  # the paper's models fit their names with it
 SIZES = ("203m", "406m", "608m", "1.2b", "2.1b", "3.1b")
 PAPER = shipped_folder("examples") / "paper"
-
-
-def memory_bytes(plan: Plan, layout: Layout, world: int) -> tuple[float, float]:
-    """Bytes a GPU for (weights, gradients and optimizer; activations) by Megatron's theoretical figures.
-
-    These are the functions of `megatron.training.theoretical_memory_usage`; its activations assume selective
-    recomputation or flash attention, and with tensor parallelism sequence parallelism.
-    """
-    from megatron.training import theoretical_memory_usage as theory
-
-    args = megatron_arguments(plan, layout, world)
-    batches = plan.batch.global_batch_size // (layout.micro_batch_size * args.data_parallel_size)
-    return theory.compute_weight_and_optimizer_memory(args), theory.compute_activation_memory(args, batches)
 
 
 def megatron_arguments(plan: Plan, layout: Layout, world: int) -> Namespace:
@@ -244,17 +228,26 @@ def seconds_per_step(plan: Plan, gpus: int, peak: float, mfu: float = MFU) -> fl
 
 
 def memory_table(plans: dict[str, Plan]) -> list[str]:
-    """The layouts with memory a GPU, as lines of Markdown."""
+    """The layouts with memory a GPU by Megatron's theoretical figures, as lines of Markdown.
+
+    Its activations assume selective recomputation or flash attention, and with tensor parallelism sequence
+    parallelism.
+    """
+    from megatron.training import theoretical_memory_usage as theory
+
     lines = [
         "| recipe | nodes × GPUs | tensor parallel | copies | micro batch | state | activations | a GPU in all |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for size, plan in plans.items():
         place = allocate(plan, None, GPUS_PER_NODE, "cuda")
-        fixed, activations = (part / 2**30 for part in memory_bytes(plan, place.layout, place.world_size))
+        micro, args = place.layout.micro_batch_size, megatron_arguments(plan, place.layout, place.world_size)
+        batches = plan.batch.global_batch_size // (micro * place.data_parallel)
+        fixed = theory.compute_weight_and_optimizer_memory(args) / 2**30
+        activations = theory.compute_activation_memory(args, batches) / 2**30
         sizes = f"{place.nodes} × {GPUS_PER_NODE} | {place.layout.tensor} | {place.data_parallel}"
         memory = f"{fixed:.1f} GiB | {activations:.1f} GiB | {fixed + activations:.1f} GiB"
-        lines.append(f"| {size} | {sizes} | {place.layout.micro_batch_size} | {memory} |")
+        lines.append(f"| {size} | {sizes} | {micro} | {memory} |")
     return lines
 
 

@@ -14,13 +14,12 @@ from types import FrameType
 from megatron_lrpath.console import say, say_error
 from megatron_lrpath.data.slice_check import check_mixes
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.launch.display import Display, open_display
+from megatron_lrpath.launch.display import PlainDisplay, open_display
 from megatron_lrpath.launch.graph import width
-from megatron_lrpath.launch.process import supervised
+from megatron_lrpath.launch.process import only_one, supervised
 from megatron_lrpath.launch.resources import Share, check_fine_tuning, cores, share_out
 from megatron_lrpath.launch.runner import GRACE_SECONDS, RunFailedError, Runner
 from megatron_lrpath.launch.torchrun import training_command
-from megatron_lrpath.locks import FolderLock, LockHeldError
 from megatron_lrpath.paradigms import SFT
 from megatron_lrpath.plan import PARADIGMS, Plan
 from megatron_lrpath.runs.results import needs_evaluation
@@ -29,23 +28,8 @@ from megatron_lrpath.sft.prepare import prepare, print_summary
 from megatron_lrpath.wording import clock, plural
 
 
-def prepare_chats(plan: Plan, paradigms: Sequence[str], name: str | None) -> None:
-    """Prepare the data of the fine-tunings that belong to the choice (of paradigms, or of one run), where needed.
-
-    First of all: what is wrong with them shows before days of training, and their size says how many steps
-    a fine-tuning has.
-    """
-    wanted = plan.sft is not None and set(plan.sft.paradigms) & set(paradigms)
-    if wanted and (name is None or name.startswith(SFT.prefix)):
-        print_summary(prepare(plan, cores()), plan.sft_folder)
-
-
 def fine_tunings(plan: Plan, tasks: Sequence[Task], name: str | None) -> list[Task]:
-    """The fine-tunings (or the one called `name`) whose versions are trained.
-
-    Raises:
-        UserError: there are none.
-    """
+    """The fine-tunings (or the one called `name`) whose versions are trained; UserError where there are none."""
     by_key = {task.key: task for task in tasks}
     found = [task for task in tasks if task.run.is_sft and name in (None, task.run.name)]
     if not found:
@@ -88,14 +72,17 @@ class Ended(KeyboardInterrupt):
 
 
 def carry_out(
-    plan: Plan, options: Options, command_for: CommandFor | None = None, display: Display | None = None
+    plan: Plan, options: Options, command_for: CommandFor | None = None, display: PlainDisplay | None = None
 ) -> int:
     """Train what is left to train of the plan, then evaluate; the exit status for the shell.
 
     0 when complete, 1 when a run failed, 128+n when signal n ended it; no run's process is left by then.
     `command_for` replaces the training's command. Raises `UserError` for what cannot be started at all.
     """
-    prepare_chats(plan, options.paradigms, options.run)
+    wanted = plan.sft is not None and set(plan.sft.paradigms) & set(options.paradigms)
+    if wanted and (options.run is None or options.run.startswith(SFT.prefix)):
+        # first of all: what is wrong with the data shows before days of training, and they say how many steps
+        print_summary(prepare(plan, cores()), plan.sft_folder)
     tasks = chosen_tasks(plan, options)
     # the whole choice counts, not what is left of it: a second call shares the machine in the same way
     share = share_out(plan, width(tasks), options.device, options.nproc, options.jobs, options.extra)
@@ -119,7 +106,7 @@ def alone(output: Path, work: Callable[[], int]) -> int:
     Raises `UserError` when another `lrpath run` is at work there.
     """
     try:
-        with only_one(output), signals_raise():
+        with only_one(output, "is carrying out a plan there; wait for it or end it"), signals_raise():
             return work()
     except RunFailedError as error:
         say_error(error)
@@ -135,7 +122,7 @@ def train(
     share: Share,
     options: Options,
     command_for: CommandFor | None,
-    display: Display,
+    display: PlainDisplay,
 ) -> list[Task]:
     """Carry out the tasks that are not complete and return them."""
     todo = [task for task in tasks if not task.complete]
@@ -143,7 +130,7 @@ def train(
     with display:
         if todo:
             display.event(announcement(plan, tasks, todo, share))
-        command_for = command_for or default_command(plan, options, share)
+        command_for = command_for or default_command(lambda _: plan.path, options, share)
         Runner(plan.name, tasks, share, command_for, display, options.grace).run()
         if todo:
             display.event(
@@ -183,10 +170,10 @@ def chosen_tasks(plan: Plan, options: Options) -> list[Task]:
     return fine_tunings(plan, tasks, options.run) if options.only_sft else chosen
 
 
-def default_command(plan: Plan, options: Options, share: Share) -> CommandFor:
-    """The training entry under torchrun."""
+def default_command(plan_path: Callable[[Task], Path], options: Options, share: Share) -> CommandFor:
+    """The training entry under torchrun; `plan_path(task)` is the file of its plan."""
     device = None if options.device == "auto" else options.device
-    return lambda task: training_command(plan.path, task, share.nproc, device, options.extra)
+    return lambda task: training_command(plan_path(task), task, share.nproc, device, options.extra)
 
 
 def announcement(plan: Plan, tasks: Sequence[Task], todo: Sequence[Task], share: Share) -> str:
@@ -199,19 +186,6 @@ def announcement(plan: Plan, tasks: Sequence[Task], todo: Sequence[Task], share:
         f"{plan.name}: {plural(len(todo), 'run')}, {steps} steps{done}; {side}, {size}, {share.device}\n"
         f"  full output of each run: {plan.output}/<paradigm>/<run>/logs"
     )
-
-
-@contextmanager
-def only_one(output: Path) -> Iterator[None]:
-    """Hold the lock of the plan's output folder. Raises `UserError` when another `lrpath run` has it."""
-    try:
-        lock = FolderLock.acquire(output)
-    except LockHeldError as error:
-        raise UserError(f"{output}: {error} is carrying out a plan there; wait for it or end it") from None
-    try:
-        yield
-    finally:
-        lock.close()
 
 
 @contextmanager

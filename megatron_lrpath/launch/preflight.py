@@ -13,6 +13,7 @@ import sys
 import time
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -148,19 +149,13 @@ def facts(folders: Sequence[Path], device: str, token: Path) -> Facts:
     if device == "cuda":
         gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
         versions["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
-        versions["driver"] = driver_version()
+        versions["driver"] = ""
+        with suppress(OSError):  # its file is missing
+            versions["driver"] = Path("/sys/module/nvidia/version").read_text(encoding="ascii").strip()
     files = {str(folder): listing(folder) for folder in folders[:-1]}
     files[str(token.parent)] = ["written by rank 0"] if token.exists() else None
     local = int(os.environ["LOCAL_WORLD_SIZE"])
     return Facts(int(os.environ["RANK"]), platform.node(), gpus, local, versions, files)
-
-
-def driver_version() -> str:
-    """The version of NVIDIA's kernel driver; empty where its file is missing."""
-    try:
-        return Path("/sys/module/nvidia/version").read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
 
 
 def listing(folder: Path) -> list[str] | None:

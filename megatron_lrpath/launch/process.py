@@ -16,19 +16,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import psutil
 
-from megatron_lrpath.locks import FolderLock
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.locks import FolderLock, LockHeldError
 from megatron_lrpath.runs import failure
 from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.training.guards.signals import SAVED_AND_STOPPED
-
-if TYPE_CHECKING:  # the supervisor starts without the plan's reader
-    from megatron_lrpath.runs.tasks import Task
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -36,53 +34,25 @@ WATCHED = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
 LEFTOVER_SECONDS = 5.0  # what a run that has ended may still take to clean up
 
 
-class RunProcess:
-    """A started run. Its supervisor inherits the folder's lock, which so lasts as long as the run does."""
+@contextmanager
+def only_one(folder: Path, doing: str, patience: float = 1.0, without_locks: bool = False) -> Iterator[None]:
+    """Hold the lock of `folder`. Raises `UserError`, which says what the other process is `doing`, if it is held.
 
-    def __init__(self, task: Task, process: subprocess.Popen[bytes], log: Path, slot: int) -> None:
-        self.task = task
-        self.log = log
-        self.slot = slot
-        self.started = time.monotonic()
-        self._process = process
-
-    @classmethod
-    def start(
-        cls,
-        task: Task,
-        command: Sequence[str],
-        environment: Mapping[str, str],
-        grace: float,
-        slot: int,
-        patience: float = 1.0,
-    ) -> RunProcess:
-        """Start `command` for `task`; raises `LockHeldError` when another process trains this run."""
-        lock = FolderLock.acquire(task.folder, patience)
-        try:
-            log = new_log(task.folder)
-            error_file = RunFolder(task.folder).error
-            failure.clear(error_file)
-            environment = {**environment, failure.VARIABLE: str(error_file)}
-            process = supervised(command, environment, grace, log, (lock.fileno(),))
-        finally:
+    `without_locks`: go on, too, on a file system that has no locks.
+    """
+    lock = None
+    try:
+        lock = FolderLock.acquire(folder, patience)
+    except LockHeldError as error:
+        raise UserError(f"{folder}: {error} {doing}") from None
+    except OSError:
+        if not without_locks:
+            raise
+    try:
+        yield
+    finally:
+        if lock:
             lock.close()
-        return cls(task, process, log, slot)
-
-    def poll(self) -> int | None:
-        """The exit status, None while the run goes on."""
-        return self._process.poll()
-
-    def terminate(self) -> None:
-        """Ask the run to end within its grace period."""
-        self._signal(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """End the run at once."""
-        self._signal(signal.SIGINT)
-
-    def _signal(self, number: signal.Signals) -> None:
-        if self._process.poll() is None:
-            self._process.send_signal(number)
 
 
 def supervised(
@@ -109,8 +79,8 @@ def supervised(
     )
 
 
-def stop_all(processes: Sequence[RunProcess], grace: float) -> None:
-    """End the runs, all at the same time; whoever is not gone after the grace period is killed.
+def stop_all(processes: Sequence[subprocess.Popen[bytes]], grace: float) -> None:
+    """End supervised runs, all at the same time; whoever is not gone after the grace period is killed.
 
     A second Ctrl-C kills them at once.
     """
@@ -122,7 +92,7 @@ def stop_all(processes: Sequence[RunProcess], grace: float) -> None:
         pass
     finally:
         for process in processes:
-            process.kill()
+            process.send_signal(signal.SIGINT)
         _wait_for_all(processes, 2 * LEFTOVER_SECONDS)
 
 
@@ -135,7 +105,7 @@ def new_log(folder: Path) -> Path:
     return next(logs / name for name in names if not (logs / name).exists())
 
 
-def _wait_for_all(processes: Sequence[RunProcess], seconds: float) -> None:
+def _wait_for_all(processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and any(process.poll() is None for process in processes):
         time.sleep(0.05)
@@ -171,27 +141,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def start(command: Sequence[str], log: Path | None, descriptors: Sequence[int]) -> subprocess.Popen[bytes]:
     """Start `command` with the signals unblocked and a SIGTERM due when this process dies."""
-    output = log.open("ab") if log else None
-    try:
+    parent = os.getpid()
+
+    def setup() -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            os._exit(128 + signal.SIGTERM)
+
+    with log.open("ab") if log else nullcontext() as output:
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT if output else None,
             pass_fds=descriptors,
-            preexec_fn=_child_setup(os.getpid()),
+            preexec_fn=setup,
         )
-    finally:
-        if output:
-            output.close()
 
 
 def wait(pid: int, grace: float) -> tuple[int, bool]:
-    """Wait for the command `pid`; on SIGTERM, SIGHUP or SIGINT end it.
-
-    Returns:
-        Its exit status (-n where signal n killed it), and whether it was ended from here.
-    """
+    """Wait for the command `pid`, end it on SIGTERM, SIGHUP or SIGINT: (status or -signal, ended from here)."""
     deadline: float | None = None
     while True:
         status = reap(pid)
@@ -238,10 +208,8 @@ def end_leftovers(seconds: float) -> None:
 def kill_all(number: signal.Signals) -> None:
     """Send `number` to every descendant."""
     for process in psutil.Process().children(recursive=True):
-        try:
+        with suppress(psutil.NoSuchProcess):
             process.send_signal(number)
-        except psutil.NoSuchProcess:
-            continue
 
 
 def prctl(option: int, value: int) -> None:
@@ -249,16 +217,6 @@ def prctl(option: int, value: int) -> None:
     function = getattr(ctypes.CDLL(None), "prctl", None)
     if function is not None:
         function(option, ctypes.c_ulong(value), 0, 0, 0)
-
-
-def _child_setup(parent: int) -> Callable[[], None]:
-    def setup() -> None:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
-        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:
-            os._exit(128 + signal.SIGTERM)
-
-    return setup
 
 
 if __name__ == "__main__":

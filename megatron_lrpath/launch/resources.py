@@ -7,12 +7,15 @@ import os
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.plan import Batch, Plan
+from megatron_lrpath.plan import Plan
 
 CPU_PROCESS_BYTES = 2 * 1024**3  # what a training process of a small model with its libraries takes
 _PARALLEL = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
@@ -73,31 +76,21 @@ def share_out(
 def default_nproc(plan: Plan, gpus: int, extra: Sequence[str] = ()) -> int:
     """Processes of a run: the model-parallel size times a data-parallel size that divides the batch."""
     base = model_parallel_size({**plan.model.overrides, **plan.megatron, **whole_numbers(extra)})
+    batches = [plan.batch, plan.sft.batch] if plan.sft else [plan.batch]
     fitting = [
         size
         for size in range(1, gpus // base + 1)
-        if all(batch.global_batch_size % (batch.micro_batch_size * size) == 0 for batch in batches(plan))
+        if all(batch.global_batch_size % (batch.micro_batch_size * size) == 0 for batch in batches)
     ]
     return base * max(fitting, default=1)
 
 
-def batches(plan: Plan) -> list[Batch]:
-    """The batch of the plan's versions, and that of its fine-tuning where there is one."""
-    return [plan.batch, plan.sft.batch] if plan.sft else [plan.batch]
-
-
 def check_fine_tuning(plan: Plan, nproc: int, extra: Sequence[str] = ()) -> None:
-    """Refuse, before days are trained, processes among which the fine-tuning's batch cannot be shared out.
-
-    Raises:
-        UserError: it cannot.
-    """
+    """UserError, before days are trained, where the fine-tuning's batch cannot be shared out among `nproc`."""
     if plan.sft is None:
         return
-    shares = nproc // model_parallel_size(
-        {**plan.model.overrides, **plan.sft_megatron, **whole_numbers(extra)}
-    )
-    batch = plan.sft.batch
+    arguments = {**plan.model.overrides, **plan.sft_megatron, **whole_numbers(extra)}
+    shares, batch = nproc // model_parallel_size(arguments), plan.sft.batch
     if shares and batch.global_batch_size % (batch.micro_batch_size * shares):
         raise UserError(
             f"{plan.sft.place}.global_batch_size: {batch.global_batch_size} samples cannot be shared out among "
@@ -144,22 +137,23 @@ def visible_gpus() -> tuple[str, ...]:
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if listed is not None:
         return tuple(name.strip() for name in listed.split(",") if name.strip() and name.strip() != "-1")
+    return tuple(map(str, range(driver_gpus())))
+
+
+def driver_gpus() -> int:
+    """GPUs that the driver lists."""
     if shutil.which("nvidia-smi") is None:
-        return ()
-    answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=False)
-    count = sum(line.startswith("GPU ") for line in answer.stdout.splitlines())
-    return tuple(str(number) for number in range(count)) if answer.returncode == 0 else ()
+        return 0
+    try:
+        answer = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    return sum(line.startswith("GPU ") for line in answer.stdout.splitlines()) if not answer.returncode else 0
 
 
 def _memory_places(nproc: int) -> int:
     """Runs that the memory of this machine, or of the container, has room for."""
-    sizes = [_number("/proc/meminfo", 1) * 1024, _number("/sys/fs/cgroup/memory.max", 0)]
-    return max(1, min((size for size in sizes if size), default=0) // (nproc * CPU_PROCESS_BYTES))
-
-
-def _number(path: str, word: int) -> int:
-    """The whole number that is the given word of a system file; 0 where there is none."""
-    try:
-        return int(Path(path).read_text(encoding="ascii").split()[word])
-    except (OSError, ValueError, IndexError):
-        return 0
+    memory = psutil.virtual_memory().total
+    with suppress(OSError, ValueError):  # no limit: the file is missing or says `max`
+        memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")) or memory)
+    return max(1, memory // (nproc * CPU_PROCESS_BYTES))

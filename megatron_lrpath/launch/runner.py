@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import statistics
+import subprocess
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from megatron_lrpath.errors import FULL, refusal
 from megatron_lrpath.exits import SAVED_AND_STOPPED
-from megatron_lrpath.launch.display import Display, PlanProgress, RunLine
+from megatron_lrpath.launch.display import PlainDisplay, PlanProgress, RunLine
 from megatron_lrpath.launch.graph import Advance, next_task, seconds_left
-from megatron_lrpath.launch.process import RunProcess, stop_all
+from megatron_lrpath.launch.process import new_log, stop_all, supervised
 from megatron_lrpath.launch.resources import Share
-from megatron_lrpath.locks import LockHeldError, describe_owner, is_held
+from megatron_lrpath.locks import FolderLock, LockHeldError, describe_owner, is_held
 from megatron_lrpath.runs import failure
 from megatron_lrpath.runs.checkpoints import complete_steps
 from megatron_lrpath.runs.folder import RunFolder
@@ -33,13 +35,43 @@ class RunFailedError(Exception):
 
 
 @dataclass
-class Active:
-    """A run's process in this call: it trains from step `start` on; `startup` is None until it logs a step."""
+class RunProcess:
+    """A run's process in this call. Its supervisor inherits the folder's lock, which so lasts as long as the run.
 
-    process: RunProcess
+    `first` is the step that it trains from, `slot` its place among those that go side by side.
+    """
+
+    popen: subprocess.Popen[bytes]
+    log: Path
+    slot: int
+    first: int
     tail: HistoryTail
-    start: int
-    startup: float | None = None  # seconds from the start to the first step
+    started: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def start(
+        cls,
+        task: Task,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        grace: float,
+        slot: int,
+        first: int,
+    ) -> RunProcess:
+        """Start `command` for `task`; raises `LockHeldError` when another process trains this run."""
+        tail = HistoryTail(task.folder)
+        tail.poll()
+        # patient, since an earlier call that was killed may still be ending its runs
+        lock = FolderLock.acquire(task.folder, patience=grace)
+        try:
+            log = new_log(task.folder)
+            error_file = RunFolder(task.folder).error
+            failure.clear(error_file)
+            environment = {**environment, failure.VARIABLE: str(error_file)}
+            popen = supervised(command, environment, grace, log, (lock.fileno(),))
+        finally:
+            lock.close()
+        return cls(popen, log, slot, first, tail)
 
 
 @dataclass
@@ -49,7 +81,8 @@ class TaskState:
     Attributes:
         step: the last one logged, or kept in a checkpoint.
         seconds: what a step takes, None while no step was timed.
-        active: its process, while there is one.
+        process: its process, while there is one.
+        startup: seconds from the start of its process to the first step, None until that is logged.
         waits_for_room: a full disk has kept it from starting.
     """
 
@@ -57,7 +90,8 @@ class TaskState:
     step: int
     done: bool = False
     seconds: float | None = None
-    active: Active | None = None
+    process: RunProcess | None = None
+    startup: float | None = None
     waits_for_room: bool = False
 
     @classmethod
@@ -69,54 +103,48 @@ class TaskState:
         done, kept = task.complete, complete_steps(task.checkpoints)
         state = cls(task, task.run.last_step, done, tail.seconds_per_step)
         if not done:
-            state.reach(kept[-1] if kept else task.run.first_step)
+            state.reach(kept[-1] if kept else 0)
         return state
 
     def reach(self, step: int) -> None:
         """Note that the run has come to `step`, kept inside its first and last step."""
         self.step = min(max(step, self.task.run.first_step), self.task.run.last_step)
 
-    def follow(self) -> int | None:
+    def follow(self, process: RunProcess) -> int | None:
         """Read what its process has logged; the exit status, None while it goes on."""
-        active = self.active
-        if active is None:
-            return None
-        status = active.process.poll()  # before the history: what it logged last is then read
-        if active.tail.poll() and active.tail.last and active.tail.last.step > active.start:
-            if active.startup is None:
-                active.startup = time.monotonic() - active.process.started
-            self.reach(active.tail.last.step)
-            self.seconds = active.tail.seconds_per_step or self.seconds or 1.0
+        status, tail = (
+            process.popen.poll(),
+            process.tail,
+        )  # before the history: what it logged last is then read
+        if tail.poll() and tail.last and tail.last.step > process.first:
+            if self.startup is None:
+                self.startup = time.monotonic() - process.started
+            self.reach(tail.last.step)
+            self.seconds = tail.seconds_per_step or self.seconds or 1.0
         return status
 
     def advance(self, seconds: float, startup: float) -> Advance:
         """The state for the schedule; `seconds` a step and `startup` are guesses for what was not measured."""
-        active = self.active
-        waited = time.monotonic() - active.process.started if active else 0.0
-        training = active is not None and active.startup is not None
+        waited = time.monotonic() - self.process.started if self.process else 0.0
         return Advance(
             step=self.step,
             done=self.done,
-            running=active is not None,
-            startup=0.0 if training else max(0.0, startup - waited),
+            running=self.process is not None,
+            startup=0.0 if self.startup is not None else max(0.0, startup - waited),
             seconds=self.seconds or seconds,
         )
 
-    def line(self, active: Active) -> RunLine:
+    def line(self, tail: HistoryTail) -> RunLine:
         """The state for the display."""
-        run, last = self.task.run, active.tail.last
-        return RunLine(
-            key=self.task.key,
-            step=self.step,
-            first_step=run.first_step,
-            last_step=run.last_step,
-            loss=last.loss if last else None,
-            lr=last.lr if last else None,
-            seconds_per_step=active.tail.seconds_per_step,
-            training=active.startup is not None,
-        )
+        run, last, pace = self.task.run, tail.last, tail.seconds_per_step
+        parts = [f"loss {last.loss:.4f}"] if last and last.loss is not None else []
+        parts += [f"rate {last.lr:.3e}"] if last and last.lr is not None else []
+        parts += [f"{pace:.3g} s/step"] if pace else []
+        numbers = "  ".join(parts) if self.startup is not None else "starting"
+        return RunLine(self.task.key, self.step, run.first_step, run.last_step, numbers)
 
 
+@dataclass
 class Runner:
     """Carries out `tasks` (parents before children).
 
@@ -124,24 +152,15 @@ class Runner:
     checkpoints, result) is all that is known of its progress. `grace` is in seconds.
     """
 
-    def __init__(
-        self,
-        name: str,
-        tasks: Sequence[Task],
-        share: Share,
-        command_for: Callable[[Task], Sequence[str]],
-        display: Display,
-        grace: float = GRACE_SECONDS,
-    ) -> None:
-        self.name = name
-        self.tasks = tasks
-        self.share = share
-        self.command_for = command_for
-        self.display = display
-        self.grace = grace
-        self.states: dict[str, TaskState] = {}
-        self.startups: list[float] = []  # seconds, of the runs of this call
-        self._finish, self._finish_known_until = 0.0, 0.0
+    name: str
+    tasks: Sequence[Task]
+    share: Share
+    command_for: Callable[[Task], Sequence[str]]
+    display: PlainDisplay
+    grace: float = GRACE_SECONDS
+    states: dict[str, TaskState] = field(default_factory=dict)
+    _finish: float = 0.0
+    _finish_known_until: float = 0.0
 
     def run(self) -> None:
         """Carry out what is left to do.
@@ -155,27 +174,26 @@ class Runner:
                 ended = self._follow()
                 if ended or time.monotonic() >= next_look:
                     self._start_ready()
-                    self.display.update(self.progress())
+                    self.display.update(self._progress())
                     next_look = time.monotonic() + LOOK_SECONDS
                 time.sleep(POLL_SECONDS)
         finally:
             active = self._active()
             if active:
                 try:
-                    self.display.event(f"ending {', '.join(one.process.task.key for one in active)}")
+                    self.display.event(f"ending {', '.join(active)}")
                 finally:  # also where nothing can be printed
-                    stop_all([one.process for one in active], self.grace)
+                    stop_all([process.popen for process in active.values()], self.grace)
 
-    def progress(self) -> PlanProgress:
-        """How far everything has come."""
+    def _progress(self) -> PlanProgress:
         states = self.states.values()
         total = sum(task.run.last_step - task.run.first_step for task in self.tasks)
         done = sum(state.step - state.task.run.first_step for state in states)
-        lines = [state.line(state.active) for state in states if state.active]
+        lines = [state.line(state.process.tail) for state in states if state.process]
         return PlanProgress(self.name, done, total, self._time_left(), lines)
 
-    def _active(self) -> list[Active]:
-        return [state.active for state in self.states.values() if state.active]
+    def _active(self) -> dict[str, RunProcess]:
+        return {key: state.process for key, state in self.states.items() if state.process}
 
     def _time_left(self) -> float | None:
         """Seconds until all is done, None while no step has been timed. Worked out anew every few seconds."""
@@ -189,8 +207,12 @@ class Runner:
         return max(0.0, self._finish - now)
 
     def _start_ready(self) -> None:
+        def available(task: Task) -> bool:
+            parent = self.states.get(task.parent or "")
+            return parent_available(task, parent.task.folder if parent else None)
+
         while len(self._active()) < self.share.jobs:
-            task = next_task(self.tasks, self._advances(), self._available)
+            task = next_task(self.tasks, self._advances(), available)
             if task is None:
                 break
             state = self.states[task.key]
@@ -210,17 +232,13 @@ class Runner:
         task = state.task
         if is_held(task.folder):
             self.display.event(f"{task.key}: waiting for {describe_owner(task.folder)} to let go of it")
-        taken = {active.process.slot for active in self._active()}
+        taken = {process.slot for process in self._active().values()}
         slot = next(number for number in range(self.share.jobs) if number not in taken)
-        tail = HistoryTail(task.folder)
-        tail.poll()
+        command, variables = self.command_for(task), self.share.environment(slot)
         try:
-            command, variables = self.command_for(task), self.share.environment(slot)
-            # patient, since an earlier call that was killed may still be ending its runs
-            process = RunProcess.start(task, command, variables, self.grace, slot, patience=self.grace)
+            state.process = RunProcess.start(task, command, variables, self.grace, slot, state.step)
         except LockHeldError as error:
             raise RunFailedError(f"{task.key} is already being trained by {error}") from None
-        state.active = Active(process, tail, state.step)
         where = f" from step {state.step}" if state.step else ""
         self.display.event(f"{task.key}: started{where}, to step {task.run.last_step}")
 
@@ -228,30 +246,26 @@ class Runner:
         """Read what the active runs have logged, and take leave of those that have ended: whether any has."""
         ended = False
         for state in self.states.values():
-            active = state.active
-            if active is None:
-                continue
-            training = active.startup is not None
-            status = state.follow()
-            if active.startup is not None and not training:
-                self.startups.append(active.startup)
-            if status is not None:
-                state.active = None
-                self._ended(state, active, status)
+            process = state.process
+            status = state.follow(process) if process else None
+            if process and status is not None:
+                state.process = None
+                self._ended(state, process, status)
                 ended = True
         return ended
 
-    def _ended(self, state: TaskState, active: Active, status: int) -> None:
+    def _ended(self, state: TaskState, process: RunProcess, status: int) -> None:
         task = state.task
         if status != 0 or not task.complete:
             raise RunFailedError(
                 f"{task.key} failed at step {state.step} of {task.run.last_step}: {cause(task, status)}\n"
-                f"  log: {active.process.log}\n"
+                f"  log: {process.log}\n"
                 "  call the same command again to go on from the last checkpoints"
             )
         state.done, state.step = True, task.run.last_step
-        took = clock(time.monotonic() - active.process.started)
-        loss = f", loss {active.tail.last.loss:.4f}" if active.tail.last and active.tail.last.loss else ""
+        took = clock(time.monotonic() - process.started)
+        last = process.tail.last
+        loss = f", loss {last.loss:.4f}" if last and last.loss else ""
         self.display.event(f"{task.key}: complete at step {task.run.last_step} in {took}{loss}")
 
     def _why_stuck(self) -> str:
@@ -265,15 +279,12 @@ class Runner:
             f"else remove {parent.folder} to train {task.parent} again"
         )
 
-    def _available(self, task: Task) -> bool:
-        parent = self.states.get(task.parent or "")
-        return parent_available(task, parent.task.folder if parent else None)
-
     def _advances(self) -> dict[str, Advance]:
         """The tasks as the schedule sees them; the pace of a run not begun is the mean of those known."""
         known = [state.seconds for state in self.states.values() if state.seconds is not None]
         seconds = statistics.fmean(known) if known else 1.0
-        startup = statistics.fmean(self.startups) if self.startups else STARTUP_SECONDS
+        startups = [state.startup for state in self.states.values() if state.startup is not None]
+        startup = statistics.fmean(startups) if startups else STARTUP_SECONDS
         return {key: state.advance(seconds, startup) for key, state in self.states.items()}
 
 

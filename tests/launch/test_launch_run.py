@@ -17,9 +17,10 @@ from rich.console import Console
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.launch.display import PlainDisplay
-from megatron_lrpath.launch.local import Options, carry_out, chosen_tasks, evaluation_command, only_one
-from megatron_lrpath.launch.process import RunProcess
+from megatron_lrpath.launch.local import Options, carry_out, chosen_tasks, evaluation_command
+from megatron_lrpath.launch.process import only_one
 from megatron_lrpath.launch.resources import Share
+from megatron_lrpath.launch.runner import RunProcess
 from megatron_lrpath.launch.torchrun import training_command
 from megatron_lrpath.locks import is_held
 from megatron_lrpath.plan import PARADIGMS, Plan
@@ -227,7 +228,7 @@ def test_nothing_outlives_a_killed_supervisor(tmp_path):
 def test_a_second_call_on_the_same_output_is_refused_with_the_owner(tmp_path):
     plan = write_plan(tmp_path, 1)
     owner = f"process {os.getpid()} on .* is carrying out"
-    with only_one(Path(plan.output)), pytest.raises(UserError, match=owner):
+    with only_one(Path(plan.output), "is here"), pytest.raises(UserError, match=owner):
         run(plan)
     assert run(plan)[0] == 0
 

@@ -6,14 +6,13 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.launch.preflight import checkpoint_bytes
-from megatron_lrpath.launch.process import new_log
+from megatron_lrpath.launch.process import new_log, only_one
 from megatron_lrpath.launch.slurm import queue as commands
 from megatron_lrpath.launch.slurm.jobs import REPORT, Spec
 from megatron_lrpath.launch.slurm.ledger import (
@@ -33,7 +32,6 @@ from megatron_lrpath.launch.slurm.ledger import (
 )
 from megatron_lrpath.launch.slurm.steps import Place, Steps, cause
 from megatron_lrpath.launch.torchrun import TRAINING
-from megatron_lrpath.locks import FolderLock, LockHeldError
 from megatron_lrpath.plan import PARADIGMS, Plan, load_plan
 from megatron_lrpath.runs import failure
 from megatron_lrpath.runs.checkpoints import checkpoint_complete, latest_step
@@ -101,34 +99,6 @@ class Chain:
         return held
 
 
-class RunProgress:
-    """How far one start of a training comes; to be made before it, `start` is the step that it starts from."""
-
-    def __init__(self, task: Task) -> None:
-        self._task = task
-        self._before = self._signature()
-        self.start = self.checkpoint()
-
-    def checkpoint(self) -> int:
-        """The newest complete checkpoint's step; the run's first step where there is none."""
-        return max(latest_step(self._task.checkpoints) or 0, self._task.run.first_step)
-
-    def last_step(self) -> int:
-        """The last step that this start has logged; where it came to none, the step it started from."""
-        if self._signature() == self._before:
-            return self.start  # what stands in the history is an earlier start's
-        tail = HistoryTail(self._task.folder)
-        tail.poll()
-        return max(tail.last.step, self.start) if tail.last else self.start
-
-    def _signature(self) -> tuple[int, int, int]:
-        try:
-            about = RunFolder(self._task.folder).history.stat()
-        except OSError:
-            return (0, 0, 0)
-        return about.st_ino, about.st_size, about.st_mtime_ns
-
-
 @dataclass(frozen=True)
 class JobStart:
     """One start of a job: its spec, the plan that was submitted last (`pinned`: its file), its place and run.
@@ -178,7 +148,7 @@ class JobStart:
         if not commands.may_be_requeued(self.place.number):
             steps.note("Slurm is ending the job: not requeued from here")
             return 1
-        return leave(commands.requeue, self.place.number)
+        return leave("requeue", self.place.number)
 
     def stop(self, steps: Steps, chain: Chain, reason: str) -> int:
         """Stop for good: say why, and hold what waits for this job."""
@@ -198,44 +168,44 @@ def train(start: JobStart) -> int:
         chain.release()
         return 0
     if not parent_available(start.task, start.parent.folder if start.parent else None):
-        return wait_held(start)
+        reason = f"{start.task.parent} ended without its checkpoint of step {start.task.parent_step}"
+        print(f"{start.task.key}: {reason}; `lrpath submit` again once that is mended")
+        commands.set_comment(start.place.number, f"{MARK}held: {reason}")
+        return leave("requeuehold", start.place.number)
     link_aliases(start.task)
-    lock = lock_run(start.task.folder)
-    try:
+    doing = "is already training this run; stop it, then `lrpath submit` again"
+    with only_one(start.task.folder, doing, LOCK_SECONDS, without_locks=True):
         return TrainingStart(start, chain).carry_out()
-    finally:
-        if lock:
-            lock.close()
-
-
-def wait_held(start: JobStart) -> int:
-    """Go back into the queue, held: the job that should have left the checkpoint ended without it."""
-    reason = f"{start.task.parent} ended without its checkpoint of step {start.task.parent_step}"
-    print(f"{start.task.key}: {reason}; `lrpath submit` again once that is mended")
-    commands.set_comment(start.place.number, f"{MARK}held: {reason}")
-    return leave(commands.requeue_held, start.place.number)
-
-
-def lock_run(folder: Path) -> FolderLock | None:
-    """The run's lock, None where the file system has none. UserError where another process keeps it."""
-    try:
-        return FolderLock.acquire(folder, LOCK_SECONDS)
-    except LockHeldError as error:
-        raise UserError(
-            f"{folder}: {error} is already training this run; stop it, then `lrpath submit` again"
-        ) from None
-    except OSError:
-        return None
 
 
 class TrainingStart:
-    """One start of a training: its sruns, how far it comes, and the jobs that wait for it."""
+    """One start of a training, to be made before it: its sruns, how far it comes, and the jobs that wait for it."""
 
     def __init__(self, start: JobStart, chain: Chain) -> None:
         self.start = start
         self.chain = chain
         self.steps = start.steps(start.task.folder)
-        self.progress = RunProgress(start.task)
+        self._history_before = self._history_state()
+        self.first = self.checkpoint()  # the step that it starts from
+
+    def checkpoint(self) -> int:
+        """The newest complete checkpoint's step; the run's first step where there is none."""
+        return max(latest_step(self.start.task.checkpoints) or 0, self.start.task.run.first_step)
+
+    def last_step(self) -> int:
+        """The last step that this start has logged; where it came to none, the step it started from."""
+        if self._history_state() == self._history_before:
+            return self.first  # what stands in the history is an earlier start's
+        tail = HistoryTail(self.start.task.folder)
+        tail.poll()
+        return max(tail.last.step, self.first) if tail.last else self.first
+
+    def _history_state(self) -> tuple[int, int, int]:
+        try:
+            about = RunFolder(self.start.task.folder).history.stat()
+        except OSError:
+            return (0, 0, 0)
+        return about.st_ino, about.st_size, about.st_mtime_ns
 
     def carry_out(self) -> int:
         """Check the allocation, train, and do what follows from how that ends; the batch script's exit status."""
@@ -243,7 +213,7 @@ class TrainingStart:
         steps.watch_signals()
         spec, last_step = start.spec, start.task.run.last_step
         steps.note(f"start {start.place.start + 1} of job {start.place.number}, on {start.place.nodes}")
-        steps.note(f"{start.task.key} from step {self.progress.start} to step {last_step}")
+        steps.note(f"{start.task.key} from step {self.first} to step {last_step}")
         status = self.preflight()
         if status == 0:
             argv = ["--plan", str(start.pinned), "--paradigm", spec.paradigm, "--run", spec.run]
@@ -286,9 +256,9 @@ class TrainingStart:
         else:
             ending, found = FAILED, cause(steps, status)
         attempt = Attempt(
-            start=self.progress.start,
-            step=self.progress.last_step(),
-            checkpoint=self.progress.checkpoint(),
+            start=self.first,
+            step=self.last_step(),
+            checkpoint=self.checkpoint(),
             ending=ending,
             cause=found.message if found else None,
             hopeless=start.is_hopeless(found),
@@ -327,10 +297,13 @@ def evaluate(start: JobStart) -> int:
     return start.stop(steps, Chain(start.ledger, spec.key, start.place.number, Path()), found.message)
 
 
-def leave(requeue: Callable[[int], None], number: int) -> int:
-    """Put this job back into the queue, upon which Slurm ends this process: at once, not after its grace time."""
+def leave(how: str, number: int) -> int:
+    """Put this job back into the queue, upon which Slurm ends this process: at once, not after its grace time.
+
+    `how` is scontrol's `requeue` or `requeuehold`.
+    """
     signal.signal(signal.SIGTERM, lambda *_: os._exit(SAVED_AND_STOPPED))
-    requeue(number)
+    commands.call("scontrol", how, str(number))
     time.sleep(60)
     return SAVED_AND_STOPPED
 

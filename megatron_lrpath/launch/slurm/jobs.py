@@ -98,11 +98,14 @@ def task_jobs(
     for submitted, task in tasks:
         check_mixes(submitted.plan, [task.run])
     ordered = sorted(tasks, key=lambda pair: pair[1].run.makes_version)
-    every = [task for _, task in tasks]
+    every = {task.key: task for _, task in tasks}
     jobs = []
     for submitted, task in ordered:
         place = training_place(submitted.plan, task, settings, extra)
-        jobs.append(Job(task.key, "train", place, submitted, _waits(task, every), task))
+        parent = every.get(task.parent or "")
+        step = task.parent_step if parent and task.parent_step < parent.run.last_step else None
+        waits = (Wait(parent.key, step),) if parent else ()
+        jobs.append(Job(task.key, "train", place, submitted, waits, task))
     for submitted, task in tasks:
         if task.run.makes_version:
             sized = plan_of(submitted.plan, task)
@@ -140,13 +143,6 @@ def report_job(jobs: Sequence[Job], page: Path, subject: Path) -> Job:
     waits = tuple(Wait(job.key) for job in jobs if job.kind == "eval")
     single = Allocation(1, 1, Layout(1, 1), ())
     return Job(REPORT, "report", single, jobs[0].submitted, waits, page=page, subject=subject)
-
-
-def _waits(task: Task, tasks: Sequence[Task]) -> tuple[Wait, ...]:
-    parent = next((other for other in tasks if other.key == task.parent), None)
-    if parent is None:
-        return ()
-    return (Wait(parent.key, task.parent_step if task.parent_step < parent.run.last_step else None),)
 
 
 def is_finished(job: Job, jobs: Sequence[Job]) -> bool:
@@ -196,7 +192,6 @@ class Spec:
 class JobFiles:
     """A job ready for submission: options of sbatch, the script's and the spec's text and where they go."""
 
-    job: Job
     options: tuple[str, ...]
     script: str
     script_file: Path
@@ -207,24 +202,18 @@ class JobFiles:
 def job_files(name: str, job: Job, settings: Settings, folder: Path, extra: Sequence[str]) -> JobFiles:
     """The job of the plan or experiment `name` as it is submitted; `folder` is OUTPUT/slurm. Writes nothing."""
     folder = Path(os.path.abspath(folder))
-    check_path(folder)
+    if any(ord(character) < 32 for character in str(folder)):  # Slurm's line-wise answers could not name it
+        raise UserError(f"{str(folder)!r}: control characters cannot stand in the name of an output folder")
     spec = asdict(make_spec(job, settings, folder, extra))
     digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:8]
     spec_file = folder / "specs" / f"{job.name}-{digest}.json"
     return JobFiles(
-        job=job,
         options=tuple(sbatch_options(name, job, settings, folder)),
         script=script_text(name, job, settings, spec_file),
         script_file=folder / "scripts" / f"{job.name}-{digest}.sh",
         spec=spec,
         spec_file=spec_file,
     )
-
-
-def check_path(path: Path) -> None:
-    """Refuse a folder that Slurm's own line-wise answers could not name."""
-    if any(ord(character) < 32 for character in str(path)):
-        raise UserError(f"{str(path)!r}: control characters cannot stand in the name of an output folder")
 
 
 def make_spec(job: Job, settings: Settings, folder: Path, extra: Sequence[str]) -> Spec:

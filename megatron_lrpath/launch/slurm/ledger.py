@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import yaml
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_bytes, atomic_write_json
-from megatron_lrpath.plan import Data, Plan, Tokenizer, load_plan
+from megatron_lrpath.plan import Data, Plan, load_plan
 
 FOLDER = "slurm"
 MARK = "lrpath: "  # begins the comment of a job that was held or stopped for a reason
@@ -75,10 +76,6 @@ class Ledger:
         """The last entry of every key."""
         return {entry.key: entry for entry in self.entries()}
 
-    def entry(self, number: int) -> SubmittedJob | None:
-        """The entry of a job."""
-        return next((entry for entry in self.entries() if entry.number == number), None)
-
     def attempts_file(self, number: int) -> Path:
         """Where a job notes how each of its starts ended."""
         return self.folder / "attempts" / f"{number}.jsonl"
@@ -113,16 +110,19 @@ class SubmittedPlan:
         plan, text = load_plan(path), path.read_bytes()
         if data is None and output is None:
             return cls(plan, text)
-        changes: dict[tuple[str, ...], str] = {("output",): output} if output is not None else {}
+        changes: dict[tuple[str, ...], str] = {}
+        if output is not None:
+            plan, changes["output",] = replace(plan, output=output), output
         if data is not None:
             slices = Path(data) / "slices"
-            changes |= {
-                ("data", "slices"): str(slices),
-                ("data", "valid"): str(slices / Path(plan.data.valid).name),
-            }
-            if plan.tokenizer.model and (Path(data) / Path(plan.tokenizer.model).name).exists():
-                changes["tokenizer", "model"] = str(Path(data) / Path(plan.tokenizer.model).name)
-        return cls(_changed(plan, changes), with_values(text, changes))
+            moved = Data(str(slices), str(slices / Path(plan.data.valid).name))
+            plan = replace(plan, data=moved)
+            changes |= {("data", "slices"): moved.slices, ("data", "valid"): moved.valid}
+            model = Path(data) / Path(plan.tokenizer.model or "").name
+            if plan.tokenizer.model and model.exists():
+                plan = replace(plan, tokenizer=replace(plan.tokenizer, model=str(model)))
+                changes["tokenizer", "model"] = str(model)
+        return cls(plan, with_values(text, changes))
 
     @property
     def path(self) -> Path:
@@ -152,15 +152,6 @@ def current(latest: Path) -> Path:
     would be another plan's to a branch that does not.
     """
     return pinned(latest, latest.read_bytes())
-
-
-def _changed(plan: Plan, changes: dict[tuple[str, ...], str]) -> Plan:
-    """The plan with these values."""
-    slices, valid = changes.get(("data", "slices")), changes.get(("data", "valid"))
-    data = Data(slices or plan.data.slices, valid or plan.data.valid)
-    model = changes.get(("tokenizer", "model"), plan.tokenizer.model)
-    tokenizer: Tokenizer = replace(plan.tokenizer, model=model)
-    return replace(plan, data=data, tokenizer=tokenizer, output=changes.get(("output",), plan.output))
 
 
 def with_values(text: bytes, changes: dict[tuple[str, ...], str]) -> bytes:
@@ -254,16 +245,11 @@ def conclude(attempt: Attempt, earlier: Sequence[Attempt]) -> Conclusion:
 
 def read_attempts(path: Path) -> list[Attempt]:
     """The attempts noted in a file, oldest first; a line that was cut off is left out."""
-    found = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    for line in lines:
-        try:
-            found.append(Attempt(**json.loads(line)))
-        except (ValueError, TypeError):
-            continue
+    found: list[Attempt] = []
+    with suppress(OSError):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError, TypeError):
+                found.append(Attempt(**json.loads(line)))
     return found
 
 

@@ -11,24 +11,10 @@ from pathlib import Path
 
 from megatron_lrpath.errors import UserError
 
-ALIVE = frozenset(
-    [
-        "PENDING",
-        "CONFIGURING",
-        "RUNNING",
-        "SUSPENDED",
-        "STOPPED",
-        "COMPLETING",
-        "REQUEUED",
-        "REQUEUE_HOLD",
-        "REQUEUE_FED",
-        "RESIZING",
-        "SIGNALING",
-        "STAGE_OUT",
-        "RESV_DEL_HOLD",
-        "SPECIAL_EXIT",
-    ]
-)
+ALIVE = frozenset((
+    "PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "STOPPED", "COMPLETING", "REQUEUED", "REQUEUE_HOLD",
+    "REQUEUE_FED", "RESIZING", "SIGNALING", "STAGE_OUT", "RESV_DEL_HOLD", "SPECIAL_EXIT",
+))  # fmt: skip
 TIMEOUT_SECONDS = 60.0
 PATIENCE_SECONDS = (1.0, 5.0, 20.0)  # between tries while the controller does not answer
 _BUSY = ("timed out", "Unable to contact", "Connection refused", "temporarily", "try again")
@@ -53,10 +39,7 @@ class QueuedJob:
 
 
 def submit(options: Sequence[str], script: Path) -> int:
-    """`sbatch` with these options; the job's number.
-
-    Variables of a job that this process itself runs in are left out: they would be options of the new one.
-    """
+    """`sbatch` with these options; the job's number."""
     output = call("sbatch", "--parsable", *options, str(script), tries=1)
     return int(output.strip().splitlines()[-1].partition(";")[0])
 
@@ -79,15 +62,15 @@ def may_be_requeued(number: int) -> bool:
     A cancelled job shows COMPLETING and must not be requeued. One that Slurm puts back into the queue itself
     (preempted, its node gone) shows COMPLETING or PENDING too.
     """
-    about = show(number)
+    about = show("job", str(number))
     used, limit = (clock_seconds(about.get(name, "")) for name in ("RunTime", "TimeLimit"))
     timed_out = used is not None and limit is not None and used >= limit
     return about.get("JobState") == "RUNNING" or (about.get("JobState") == "COMPLETING" and timed_out)
 
 
-def show(number: int) -> dict[str, str]:
-    """What `scontrol show job` says; values with spaces are cut off at the first."""
-    fields = call("scontrol", "show", "job", "--oneliner", str(number)).split()
+def show(kind: str, name: str) -> dict[str, str]:
+    """What `scontrol show` says of a job or node; values with spaces are cut off at the first."""
+    fields = call("scontrol", "show", kind, "--oneliner", name).split()
     return {name: value for name, joined, value in (part.partition("=") for part in fields) if joined}
 
 
@@ -118,16 +101,6 @@ def set_comment(number: int, text: str) -> None:
     call("scontrol", "update", f"JobId={number}", f"Comment={line}")
 
 
-def requeue(number: int) -> None:
-    """Put a running job back into the queue; its processes are ended."""
-    call("scontrol", "requeue", str(number))
-
-
-def requeue_held(number: int) -> None:
-    """Put a running job back into the queue, held."""
-    call("scontrol", "requeuehold", str(number))
-
-
 def cancel(numbers: Sequence[int]) -> None:
     """End jobs, waiting or running."""
     if numbers:
@@ -139,25 +112,16 @@ def ask_to_save(number: int) -> None:
     call("scancel", "--quiet", "--batch", "--signal=USR2", str(number))
 
 
-def host_names(nodes: str) -> list[str]:
-    """The hosts of a node list such as `n[1-4,7]`, in order."""
-    return call("scontrol", "show", "hostnames", nodes).split()
-
-
-def node_address(name: str) -> str:
-    """The address under which Slurm itself reaches a node; its name where Slurm does not say."""
-    text = call("scontrol", "show", "node", "--oneliner", name)
-    return next((word.partition("=")[2] for word in text.split() if word.startswith("NodeAddr=")), name)
-
-
 def call(*argv: str, tries: int = 1 + len(PATIENCE_SECONDS)) -> str:
     """The output of a command. Raises `SlurmError` where it fails, after `tries` tries if the controller is busy."""
-    answered = ""
+    # what Slurm set for a job that this process runs in would be options of another
+    kept = {name for name in os.environ if not name.startswith("SLURM_") or name == "SLURM_CONF"}
+    environment, answered = {name: os.environ[name] for name in kept}, ""
     for wait in (0.0, *PATIENCE_SECONDS)[:tries]:
         time.sleep(wait)
         try:
             answer = subprocess.run(
-                argv, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, env=clean_environment()
+                argv, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, env=environment
             )
         except FileNotFoundError:
             raise SlurmError(f"{argv[0]} is not here: Slurm's commands are needed on this machine") from None
@@ -170,12 +134,3 @@ def call(*argv: str, tries: int = 1 + len(PATIENCE_SECONDS)) -> str:
         if not any(mark in answered for mark in _BUSY):
             break
     raise SlurmError(f"{argv[0]}: {answered}")
-
-
-def clean_environment() -> dict[str, str]:
-    """The environment without what Slurm set for a job that this process runs in."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("SLURM_") or name == "SLURM_CONF"
-    }

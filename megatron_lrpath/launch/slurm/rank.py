@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
     folder, module, *arguments = argv
     # Asked to stop before the training can save: nothing is lost by leaving. The training puts its own in place.
     for number in PASSED_ON:
-        signal.signal(number, _leave)
+        signal.signal(number, lambda *_: os._exit(SAVED_AND_STOPPED))
     variables = torch_variables(os.environ)
     os.environ |= variables
     path = Path(folder) / f"rank-{variables['RANK']}.log"
@@ -95,10 +95,6 @@ def torch_variables(environment: Mapping[str, str]) -> dict[str, str]:
         "LOCAL_RANK": environment["SLURM_LOCALID"],
         "LOCAL_WORLD_SIZE": str(per_node[int(environment["SLURM_NODEID"])]),
     }
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    os._exit(SAVED_AND_STOPPED)
 
 
 if __name__ == "__main__":

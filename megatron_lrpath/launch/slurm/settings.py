@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,57 @@ _TIME = re.compile(r"\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}")
 _MEMORY = re.compile(r"\d+[KMGT]?")
 
 
+def _setting(about: str, kind: str = "text", default: Any = None) -> Any:
+    return field(default=default, metadata={"kind": kind, "about": about})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of one submission: each `LRPATH_<NAME>` in the file, `--<name>` on the command line.
+
+    The kind of a setting: count (whole number), text, options (several, quoted as in a shell), switch (yes or
+    no), time, memory, or the values to choose from with | between them. Times are in seconds.
+    """
+
+    nodes: int | None = _setting("nodes of a training job; default: the layout of the plan's model", "count")
+    gpus_per_node: int = _setting("GPUs of a node, one process each; 0 trains on CPUs", "count", 8)
+    tasks_per_node: int = _setting("processes of a node when gpus_per_node is 0", "count", 1)
+    cpus_per_task: int = _setting("CPU cores of each process", "count", 8)
+    memory: str | None = _setting(
+        "memory of a node as sbatch's --mem (0: all of it); default: the site's", "memory"
+    )
+    partition: str | None = _setting("sbatch's --partition; default: the site's")
+    account: str | None = _setting("sbatch's --account; default: yours")
+    qos: str | None = _setting("sbatch's --qos; default: the site's")
+    time: str | None = _setting("time limit of a training job, D-HH:MM:SS; default: the partition's", "time")
+    signal_seconds: int = _setting(
+        "how long before the time limit a training saves and requeues", "count", 300
+    )
+    sbatch: tuple[str, ...] = _setting("further options for every sbatch", "options", ())
+    srun: tuple[str, ...] = _setting("further options for every srun", "options", ())
+    setup: str | None = _setting("shell file that every job reads first (modules, NCCL variables)")
+    python: str | None = _setting("Python of the training; default: this one, in a container python3")
+    container: str | None = _setting("image to train in; default: none")
+    container_runtime: str = _setting("what runs the image", "pyxis|apptainer", "pyxis")
+    mounts: str | None = _setting("what the image sees, SOURCE:TARGET,…; default: the folders used")
+    data: str | None = _setting("folder with tokenizer.model and slices/, instead of the plan's")
+    output: str | None = _setting("folder of all results, instead of the plan's")
+    preflight: bool = _setting("check the allocation before each start of a training", "switch", True)
+
+    @property
+    def per_node(self) -> int:
+        """Processes of a node."""
+        return self.gpus_per_node or self.tasks_per_node
+
+    @property
+    def device(self) -> str:
+        """What the training runs on, as its --device."""
+        return "cuda" if self.gpus_per_node else "cpu"
+
+
 @dataclass(frozen=True)
 class Setting:
-    """One setting: `LRPATH_<NAME>` in the file, `--<name>` on the command line.
-
-    `kind`: count (whole number), text, options (several, quoted as in a shell), switch (yes or no),
-    time, memory, or the values to choose from with | between them.
-    """
+    """One field of `Settings` as the user gives it."""
 
     name: str
     kind: str
@@ -40,64 +84,7 @@ class Setting:
         return "--" + self.name.replace("_", "-")
 
 
-SETTINGS = (
-    Setting("nodes", "count", "nodes of a training job; default: the layout of the plan's model"),
-    Setting("gpus_per_node", "count", "GPUs of a node, one process each; 0 trains on CPUs"),
-    Setting("tasks_per_node", "count", "processes of a node when gpus_per_node is 0"),
-    Setting("cpus_per_task", "count", "CPU cores of each process"),
-    Setting("memory", "memory", "memory of a node as sbatch's --mem (0: all of it); default: the site's"),
-    Setting("partition", "text", "sbatch's --partition; default: the site's"),
-    Setting("account", "text", "sbatch's --account; default: yours"),
-    Setting("qos", "text", "sbatch's --qos; default: the site's"),
-    Setting("time", "time", "time limit of a training job, D-HH:MM:SS; default: the partition's"),
-    Setting("signal_seconds", "count", "how long before the time limit a training saves and requeues"),
-    Setting("sbatch", "options", "further options for every sbatch"),
-    Setting("srun", "options", "further options for every srun"),
-    Setting("setup", "text", "shell file that every job reads first (modules, NCCL variables)"),
-    Setting("python", "text", "Python of the training; default: this one, in a container python3"),
-    Setting("container", "text", "image to train in; default: none"),
-    Setting("container_runtime", "pyxis|apptainer", "what runs the image"),
-    Setting("mounts", "text", "what the image sees, SOURCE:TARGET,…; default: the folders used"),
-    Setting("data", "text", "folder with tokenizer.model and slices/, instead of the plan's"),
-    Setting("output", "text", "folder of all results, instead of the plan's"),
-    Setting("preflight", "switch", "check the allocation before each start of a training"),
-)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The settings of one submission; see `SETTINGS` for their meaning. Times are in seconds."""
-
-    nodes: int | None = None
-    gpus_per_node: int = 8
-    tasks_per_node: int = 1
-    cpus_per_task: int = 8
-    memory: str | None = None
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    time: str | None = None
-    signal_seconds: int = 300
-    sbatch: tuple[str, ...] = ()
-    srun: tuple[str, ...] = ()
-    setup: str | None = None
-    python: str | None = None
-    container: str | None = None
-    container_runtime: str = "pyxis"
-    mounts: str | None = None
-    data: str | None = None
-    output: str | None = None
-    preflight: bool = True
-
-    @property
-    def per_node(self) -> int:
-        """Processes of a node."""
-        return self.gpus_per_node or self.tasks_per_node
-
-    @property
-    def device(self) -> str:
-        """What the training runs on, as its --device."""
-        return "cuda" if self.gpus_per_node else "cpu"
+SETTINGS = tuple(Setting(one.name, **one.metadata) for one in fields(Settings))
 
 
 def read_settings(path: Path | None, options: Mapping[str, Any]) -> Settings:

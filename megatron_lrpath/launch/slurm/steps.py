@@ -20,6 +20,7 @@ from megatron_lrpath.launch.slurm.jobs import Spec
 from megatron_lrpath.runs import failure
 
 NOTE = "[lrpath "  # begins a line of ours in a log
+RECORD = "launch.json"  # in the folder of the ranks' logs, for the lineage
 RANK_MODULE = "megatron_lrpath.launch.slurm.rank"
 FIRST_PORT, PORTS = 12000, 20000  # below the ports that Linux gives to outgoing connections
 STRAGGLER_SECONDS = 60  # from the end of the first rank to the end of all: they may hang in a collective
@@ -58,11 +59,11 @@ class Place:
         """The first node's name, or where it does not resolve the address that Slurm uses; MASTER_ADDR overrides."""
         if os.environ.get("MASTER_ADDR"):
             return os.environ["MASTER_ADDR"]
-        first = commands.host_names(self.nodes)[0]
+        first = commands.call("scontrol", "show", "hostnames", self.nodes).split()[0]
         try:
             socket.getaddrinfo(first, None)
         except OSError:
-            return commands.node_address(first)
+            return commands.show("node", first).get("NodeAddr", first)
         return first
 
 
@@ -141,14 +142,9 @@ class Steps:
             "MASTER_PORT": str(self.place.port),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", cores),
             "PYTHONUNBUFFERED": "1",
-            "LRPATH_LAUNCH": str(self.record_file),
+            "LRPATH_LAUNCH": str(self.ranks / RECORD),
             failure.VARIABLE: str(self.error_file),
         }
-
-    @property
-    def record_file(self) -> Path:
-        """Where this start is recorded; the lineage takes it up."""
-        return self.ranks / "launch.json"
 
     def record(self, found: Mapping[str, Any]) -> None:
         """Write what is known of this start: Slurm's variables, those of the network libraries, what was `found`."""
@@ -157,7 +153,7 @@ class Steps:
         system = {"kernel": platform.release(), "slurm": commands.call("srun", "--version").strip()}
         rendezvous = f"{self.place.address()}:{self.place.port}"
         row = {"slurm": about, "variables": network, "system": system, "rendezvous": rendezvous, **found}
-        atomic_write_json(self.record_file, row)
+        atomic_write_json(self.ranks / RECORD, row)
 
 
 _TAIL_BYTES = 64 * 1024

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain
@@ -13,6 +12,7 @@ from typing import Any
 
 from megatron_lrpath.errors import PlanError, UserError
 from megatron_lrpath.files import atomic_write_json, atomic_write_text
+from megatron_lrpath.launch.process import only_one
 from megatron_lrpath.launch.slurm import queue as commands
 from megatron_lrpath.launch.slurm.jobs import Job, JobFiles, Wait, is_finished, job_files, plan_jobs
 from megatron_lrpath.launch.slurm.ledger import (
@@ -24,23 +24,13 @@ from megatron_lrpath.launch.slurm.ledger import (
     read_attempts,
 )
 from megatron_lrpath.launch.slurm.settings import Settings
-from megatron_lrpath.locks import FolderLock, LockHeldError
-from megatron_lrpath.plan import PARADIGMS, Plan, Run, differences, load_plan, run_identity
+from megatron_lrpath.plan import PARADIGMS, Plan, differences, load_plan, run_identity
 from megatron_lrpath.runs.checkpoints import checkpoint_complete
 from megatron_lrpath.runs.lineage import plan_changes, read_lineage
 from megatron_lrpath.runs.state import has_begun
 from megatron_lrpath.runs.tasks import build_tasks, carried_out_as, link_aliases
 
 SHOWN = 3  # differences that the message names
-
-
-@dataclass(frozen=True)
-class Conflict:
-    """A training of another plan: its key, what there is of it, and what differs."""
-
-    key: str
-    state: str
-    changes: list[str]
 
 
 def check_output(submitted: SubmittedPlan, alive: Collection[str]) -> None:
@@ -50,18 +40,19 @@ def check_output(submitted: SubmittedPlan, alive: Collection[str]) -> None:
     with more versions, in other folders or with another layout is the same (see `plan.identity`); a changed one
     is taken as long as nothing of what was changed has begun or is in the queue.
     """
-    found = next(chain(_begun(submitted.plan), _queued(submitted, alive)), None)
-    if found is None:
-        return
-    more = f"; and {len(found.changes) - SHOWN} more" if len(found.changes) > SHOWN else ""
-    end = (
-        f", or end its jobs first (lrpath cancel {submitted.latest})" if found.state != "was trained" else ""
-    )
-    raise UserError(
-        f"{submitted.plan.output} is another plan's output: {found.key} {found.state} there under other settings "
-        f"({'; '.join(found.changes[:SHOWN])}{more}). Nothing was submitted. Give {submitted.plan.path} an output of "
-        f"its own (--output, LRPATH_OUTPUT, or `output` in the plan){end}."
-    )
+    for key, state, changes in chain(_begun(submitted.plan), _queued(submitted, alive)):
+        more = f"; and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""
+        end = f", or end its jobs first (lrpath cancel {submitted.latest})" if state != "was trained" else ""
+        raise UserError(
+            f"{submitted.plan.output} is another plan's output: {key} {state} there under other settings "
+            f"({'; '.join(changes[:SHOWN])}{more}). Nothing was submitted. Give {submitted.plan.path} an output of "
+            f"its own (--output, LRPATH_OUTPUT, or `output` in the plan){end}."
+        )
+
+
+Conflict = tuple[
+    str, str, list[str]
+]  # a training of another plan: its key, what there is of it, what differs
 
 
 def _begun(plan: Plan) -> Iterator[Conflict]:
@@ -70,7 +61,7 @@ def _begun(plan: Plan) -> Iterator[Conflict]:
         for run in (*plan.runs(paradigm), *plan.sft_runs(paradigm)):
             lineage = read_lineage(plan.folder(run)) if run.same_as is None else None
             if lineage and (changes := plan_changes(plan.folder(run), lineage, plan, run)):
-                yield Conflict(f"{paradigm}/{run.name}", "was trained", changes)
+                yield f"{paradigm}/{run.name}", "was trained", changes
 
 
 def _queued(submitted: SubmittedPlan, alive: Collection[str]) -> Iterator[Conflict]:
@@ -92,7 +83,7 @@ def _queued(submitted: SubmittedPlan, alive: Collection[str]) -> Iterator[Confli
         except UserError as error:  # one of them has no such run
             changes = [str(error)]
         if changes:
-            yield Conflict(key, "has a job", changes)
+            yield key, "has a job", changes
 
 
 DONE, QUEUED, SUBMIT, REPLACE, EXTEND = "done", "queued", "submit", "replace", "extend"
@@ -119,11 +110,6 @@ class Dependency:
     kind: str = "afterok"
     numbers: tuple[int, ...] = ()
     parent: Wait | None = None
-
-    @property
-    def options(self) -> list[str]:
-        """As an option of sbatch."""
-        return [f"--dependency={self.kind}:{':'.join(map(str, self.numbers))}"] if self.numbers else []
 
 
 @dataclass(frozen=True)
@@ -165,7 +151,8 @@ class Submission:
 
     def look(self) -> list[Decision]:
         """Read the queue, where anything was ever submitted, and decide. UserError as of `check_outputs`."""
-        cluster = Comparison.of(self, commands.queue() if self.ledger.entries() else {})
+        newest = self.ledger.newest()
+        cluster = Comparison(self, commands.queue() if newest else {}, newest)
         cluster.check_outputs()
         return cluster.decide()
 
@@ -175,8 +162,9 @@ class Submission:
         Raises UserError, before anything is written, where data are missing or the output is another plan's.
         """
         check_data(self.jobs)
-        with only_one(self.ledger.folder):
-            cluster = Comparison.of(self, commands.queue())
+        doing = "is submitting this plan now; wait for it"
+        with only_one(self.ledger.folder, doing, patience=30, without_locks=True):
+            cluster = Comparison(self, commands.queue(), self.ledger.newest())
             cluster.check_outputs()
             for submitted in self.plans:
                 submitted.write()
@@ -194,17 +182,19 @@ class Submission:
         return [(decision, numbers[decision.job.key]) for decision in decisions]
 
     def _submit(self, decision: Decision, dependency: Dependency) -> int:
-        job, files = decision.job, self.files(decision.job)
+        job, files, parent = decision.job, self.files(decision.job), dependency.parent
+        waited = ":".join(map(str, dependency.numbers))
+        options = [*files.options, *([f"--dependency={dependency.kind}:{waited}"] if waited else [])]
         atomic_write_json(files.spec_file, files.spec)
         atomic_write_text(files.script_file, files.script)
         (files.script_file.parents[1] / "logs").mkdir(exist_ok=True)
         entry = SubmittedJob(
             key=job.key,
-            number=commands.submit([*files.options, *dependency.options], files.script_file),
+            number=commands.submit(options, files.script_file),
             script=str(files.script_file),
             depends=dependency.numbers,
-            parent=dependency.parent.key if dependency.parent else None,
-            parent_step=(dependency.parent.step or 0) if dependency.parent else 0,
+            parent=parent.key if parent else None,
+            parent_step=(parent.step or 0) if parent else 0,
             target=job.task.run.last_step if job.kind == "train" and job.task else 0,
             submitted=datetime.now(UTC).isoformat(timespec="seconds"),
         )
@@ -220,23 +210,13 @@ class Comparison:
     queue: Mapping[int, commands.QueuedJob]
     newest: Mapping[str, SubmittedJob]
 
-    @classmethod
-    def of(cls, submission: Submission, queue: Mapping[int, commands.QueuedJob]) -> Comparison:
-        """With the ledger as it is now."""
-        return cls(submission, queue, submission.ledger.newest())
-
-    @property
-    def jobs(self) -> list[Job]:
-        """The jobs of the graph."""
-        return self.submission.jobs
-
     def decide(self) -> list[Decision]:
         """What is to be done about each job of the graph, by results, ledger and queue."""
         decisions: dict[str, Decision] = {}
-        for job in self.jobs:
+        for job in self.submission.jobs:
             entry = self.newest.get(job.key)
             alive = entry.number if entry and entry.number in self.queue else None
-            if is_finished(job, self.jobs):
+            if is_finished(job, self.submission.jobs):
                 action = DONE
             elif entry is None or alive is None:
                 action = SUBMIT
@@ -249,37 +229,30 @@ class Comparison:
 
     def _is_stale(self, job: Job, entry: SubmittedJob, decisions: Mapping[str, Decision]) -> bool:
         """Whether a waiting job waits for what will not come, or would run with too little."""
-        queued = self.queue[entry.number]
-        if queued.state != "PENDING":
+        if self.queue[entry.number].state != "PENDING":
             return False
-        if never_starts(queued):
-            return True
-        for wait in job.waits:
-            decision = decisions.get(wait.key)
-            if decision and decision.action in (SUBMIT, REPLACE) and not self._is_there(wait):
-                return True
-        return False
+        new = {key for key, decision in decisions.items() if decision.action in (SUBMIT, REPLACE)}
+        return never_starts(self.queue[entry.number]) or any(
+            wait.key in new and not self._is_there(wait) for wait in job.waits
+        )
 
     def _is_there(self, wait: Wait) -> bool:
         """Whether what is waited for is there already."""
-        job = next(job for job in self.jobs if job.key == wait.key)
+        job = next(job for job in self.submission.jobs if job.key == wait.key)
         if wait.step is None or job.task is None:
-            return is_finished(job, self.jobs)
+            return is_finished(job, self.submission.jobs)
         return checkpoint_complete(job.task.checkpoints, wait.step)
 
     def check_outputs(self) -> None:
         """Raises UserError where the output, or that of one of an experiment's plans, is another plan's."""
-        queued = [entry.key for entry in self.newest.values() if self._may_start(entry)]
-        keys = dict.fromkeys(key.removeprefix("eval/") for key in queued)
+        alive = [key for key, entry in self.newest.items() if entry.number in self.queue]
+        starting = [key for key in alive if not never_starts(self.queue[self.newest[key].number])]
+        keys = dict.fromkeys(key.removeprefix("eval/") for key in starting)
         for submitted in self.submission.plans:
             place = Path(submitted.plan.output).relative_to(self.submission.output).as_posix()
             start = "" if place == "." else f"{place}/"
             own = [key.removeprefix(start) for key in keys if key.startswith(start)]
             check_output(submitted, [key for key in own if key.count("/") == 1])
-
-    def _may_start(self, entry: SubmittedJob) -> bool:
-        queued = self.queue.get(entry.number)
-        return queued is not None and not (queued.state == "PENDING" and never_starts(queued))
 
     def end_unrecorded(self) -> None:
         """End jobs of ours that the ledger does not know: a submission was killed before it could note them."""
@@ -310,8 +283,9 @@ class Comparison:
 
 
 def never_starts(queued: commands.QueuedJob) -> bool:
-    """Whether a waiting job waits for what is gone, or was held for a reason."""
-    return queued.reason == "DependencyNeverSatisfied" or queued.comment.startswith(MARK)
+    """Whether it is a waiting job, and waits for what is gone or was held for a reason."""
+    gone = queued.reason == "DependencyNeverSatisfied"
+    return queued.state == "PENDING" and (gone or queued.comment.startswith(MARK))
 
 
 def check_data(jobs: Sequence[Job]) -> None:
@@ -330,22 +304,6 @@ def check_data(jobs: Sequence[Job]) -> None:
             f"{plan}: no slice {file}{f' (and {more} more)' if more else ''}. "
             "Draw it with tools/slice_versions.py, or say where the data are (--data)."
         )
-
-
-@contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Hold the lock of the ledger's folder, where the file system has locks. UserError when another holds it."""
-    try:
-        lock = FolderLock.acquire(folder, patience=30)
-    except LockHeldError as error:
-        raise UserError(f"{folder}: {error} is submitting this plan now; wait for it") from None
-    except OSError:
-        yield
-        return
-    try:
-        yield
-    finally:
-        lock.close()
 
 
 def cancel(ledger: Ledger, keys: Collection[str], now: bool) -> list[tuple[SubmittedJob, str]]:
@@ -375,16 +333,12 @@ def plan_keys(plan: Plan, paradigms: Sequence[str], run: str | None) -> set[str]
     """The trainings of a plan's paradigms, or of one run. Raises UserError for an unknown run."""
     if run is None:
         return {task.key for task in build_tasks(plan, paradigms)}
-    runs = [plan.run(paradigms[0], run)] if len(paradigms) == 1 else runs_called(plan, paradigms, run)
-    return {"/".join(carried_out_as(one)) for one in runs}
-
-
-def runs_called(plan: Plan, paradigms: Sequence[str], name: str) -> list[Run]:
-    """The runs of that name in any of the paradigms."""
-    runs = [one for paradigm in paradigms for one in plan.runs(paradigm) if one.name == name]
+    if len(paradigms) == 1:
+        return {"/".join(carried_out_as(plan.run(paradigms[0], run)))}
+    runs = [one for paradigm in paradigms for one in plan.runs(paradigm) if one.name == run]
     if not runs:
-        raise UserError(f"--run {name}: there is no such run; `lrpath plan {plan.path}` lists them")
-    return runs
+        raise UserError(f"--run {run}: there is no such run; `lrpath plan {plan.path}` lists them")
+    return {"/".join(carried_out_as(one)) for one in runs}
 
 
 def add_jobs(output: str, rows: list[dict[str, Any]]) -> None:
