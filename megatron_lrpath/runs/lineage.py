@@ -45,15 +45,6 @@ def git_commit() -> str | None:
         return None
 
 
-def launch_record() -> dict[str, Any] | None:
-    """What a launcher found out about the machines of this start (in the file LRPATH_LAUNCH), None without one."""
-    try:
-        record = json.loads(Path(os.environ["LRPATH_LAUNCH"]).read_text(encoding="utf-8"))
-    except (KeyError, OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) else None
-
-
 def read_lineage(folder: Path) -> dict[str, Any] | None:
     """The lineage in a run's folder, None before its first start.
 
@@ -205,7 +196,8 @@ def write_lineage(
     plan: str | None = None,
 ) -> None:
     """Record a start: the identity (as of this start) and who, when and with what; what it keeps of its saves."""
-    earlier = read_lineage(folder)
+    earlier = read_lineage(folder) or {"parent": parent, "starts": []}
+    launch = os.environ.get("LRPATH_LAUNCH")  # the launcher's file about the machines of this start
     start = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "step": first_step,
@@ -216,14 +208,14 @@ def write_lineage(
         "git_commit": git_commit(),
         "command": sys.argv,
         "plan": plan,
-        "launch": launch_record(),
+        "launch": read_json_object(Path(launch)) if launch else None,
     }
     lineage = {
         "identity": identity,
         "identity_hash": identity_hash(identity),
-        "parent": earlier["parent"] if earlier else parent,
-        "starts": [*(earlier["starts"] if earlier else []), start],
-        "skipped": [one for one in (earlier or {}).get("skipped", []) if one["step"] <= first_step],
+        "parent": earlier["parent"],
+        "starts": [*earlier["starts"], start],
+        "skipped": [one for one in earlier.get("skipped", []) if one["step"] <= first_step],
     }
     atomic_write_json(RunFolder(folder).lineage, lineage)
 
