@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from datetime import timedelta
 
 MISSING = "–"
 
@@ -35,8 +34,7 @@ def duration(seconds: float | None) -> str:
     """`48 s`, `3 min 05 s`, `2 h 07 min`, `3 d 4 h`; a dash where it is not known."""
     if seconds is None:
         return MISSING
-    whole = timedelta(seconds=round(seconds))
-    minutes, rest = divmod(int(whole.total_seconds()), 60)
+    minutes, rest = divmod(round(seconds), 60)
     if minutes == 0:
         return f"{seconds:.1f} s" if seconds < 10 else f"{rest} s"
     if minutes < 60:

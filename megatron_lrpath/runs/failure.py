@@ -80,26 +80,22 @@ def read(path: Path | str | None) -> Failure | None:
     return Failure(**known)
 
 
-def write(path: Path | str, failure: Failure) -> bool:
-    """Write the failure, unless a cause stands there already; whether it was written.
+def write(path: Path | str, failure: Failure) -> None:
+    """Write the failure, unless a cause stands there already.
 
     The first cause stays, a consequence never replaces anything, and a cause replaces a consequence. Of two
     processes that write at the same instant one whole file remains. A disk that refuses the file is no error
     here: this must not hide what the process is about to report.
     """
     before = read(path)
-    if before is not None and (failure.consequence or not before.consequence):
-        return False
-    return replace(path, failure)
+    if before is None or (before.consequence and not failure.consequence):
+        replace(path, failure)
 
 
-def replace(path: Path | str, failure: Failure) -> bool:
+def replace(path: Path | str, failure: Failure) -> None:
     """Write the failure whatever stands there; for the launcher, after the end of all ranks."""
-    try:
+    with suppress(OSError):
         atomic_write_json(path, asdict(failure))
-    except OSError:
-        return False
-    return True
 
 
 def clear(path: Path | str) -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import platform
 import subprocess
 import sys
-from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,8 @@ from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.plan import Plan, Run, run_identity
 from megatron_lrpath.plan import differences as plan_differences
 from megatron_lrpath.runs.checkpoints import checkpoint_fingerprint, checkpoint_folder
-from megatron_lrpath.runs.folder import RunFolder, read_json_object
+from megatron_lrpath.runs.failure import now
+from megatron_lrpath.runs.folder import RunFolder, json_digest, read_json_object
 from megatron_lrpath.runs.results import is_complete
 
 PACKAGES = ("megatron-core", "torch", "numpy", "transformer-engine", "apex", "sentencepiece", "transformers")
@@ -77,7 +75,7 @@ def check_form(lineage: Any) -> None:
     slices = [identity.get(group, {}) for group in ("slices", "mix_slices")]
     arguments = identity.get("arguments", {})
     forms = {
-        "identity": lineage["identity_hash"] == identity_hash(identity),
+        "identity": lineage["identity_hash"] == json_digest(identity),
         "slices": all(isinstance(one, str) for group in slices for one in group.values()),
         "arguments": isinstance(arguments, dict),
         "parent": parent is None or isinstance(parent["fingerprint"], str),
@@ -92,11 +90,6 @@ def check_form(lineage: Any) -> None:
     wrong = [name for name, right in forms.items() if not right]
     if wrong:
         raise ValueError(f"damaged: {', '.join(wrong)}")
-
-
-def identity_hash(identity: dict[str, Any]) -> str:
-    """The digest of an identity (JSON values)."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
@@ -199,7 +192,7 @@ def write_lineage(
     earlier = read_lineage(folder) or {"parent": parent, "starts": []}
     launch = os.environ.get("LRPATH_LAUNCH")  # the launcher's file about the machines of this start
     start = {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "time": now(),
         "step": first_step,
         "host": platform.node(),
         "world_size": world_size,
@@ -212,7 +205,7 @@ def write_lineage(
     }
     lineage = {
         "identity": identity,
-        "identity_hash": identity_hash(identity),
+        "identity_hash": json_digest(identity),
         "parent": earlier["parent"],
         "starts": [*earlier["starts"], start],
         "skipped": [one for one in earlier.get("skipped", []) if one["step"] <= first_step],
