@@ -67,8 +67,6 @@ RECIPES: dict[str, Recipe] = {
     "qwen-1.2b": _llama(24, 1536, 16, 3e-4, "Table 5, Qwen-1.2B: biases in QKV", add_qkv_bias=True),
 }
 
-_NEEDED = ("num_layers", "hidden_size", "num_attention_heads")
-
 
 def resolve_model(spec: ModelSpec) -> dict[str, Any]:
     """The model's Megatron arguments: the recipe's, with the overrides on top.
@@ -79,7 +77,8 @@ def resolve_model(spec: ModelSpec) -> dict[str, Any]:
         raise UserError(f"there is no recipe {spec.recipe!r}; there are {', '.join(RECIPES)}")
     base = RECIPES[spec.recipe].arguments if spec.recipe else {}
     arguments = base | spec.overrides
-    missing = [name for name in _NEEDED if name not in arguments]
+    needed = ("num_layers", "hidden_size", "num_attention_heads")
+    missing = [name for name in needed if name not in arguments]
     if missing:
         raise UserError(f"a model without a recipe needs {', '.join(missing)}; or begin with `recipe: tiny`")
     return arguments
@@ -156,6 +155,3 @@ def _mlp(arguments: dict[str, Any]) -> int:
     inner = (2 if gated else 1) * width
     biases = 0 if arguments.get("disable_bias_linear") else inner + hidden
     return hidden * inner + width * hidden + biases
-
-
-__all__ = ["RECIPES", "ModelSpec", "Recipe", "megatron_flags", "parameter_count", "resolve_model"]

@@ -33,15 +33,13 @@ from megatron_lrpath.files import atomic_write_text
 from megatron_lrpath.plan import Plan, load_plan
 from megatron_lrpath.runs import failure
 
-TASKS = Path(__file__).with_name("tasks")
-
 
 @functools.cache
 def task_manager() -> Any:
     """The index of the harness's tasks and of this project's (thousands of files, seconds)."""
     from lm_eval.tasks import TaskManager
 
-    return TaskManager(include_path=str(TASKS))
+    return TaskManager(include_path=str(Path(__file__).with_name("tasks")))
 
 
 class Harness:
@@ -101,9 +99,9 @@ class Harness:
 def result(benchmark: Benchmark, answers: dict[str, Any], settings: TaskSettings) -> dict[str, Any]:
     """What is recorded of the harness's answer: score (0 to 1), samples, versions, and the subtasks' scores."""
     measured = answers["results"][benchmark.task]
-    metric = benchmark.metric or first_metric(measured)
+    known = [name for name in measured if "," in name and "_stderr" not in name]
+    metric = benchmark.metric or known[0]  # the one that the task's file names first
     if metric not in measured:
-        known = [name for name in measured if "," in name and "_stderr" not in name]
         raise UserError(f"{benchmark.task}: has no metric {metric}; it has {', '.join(known)}")
     subtasks = {name: row[metric] for name, row in answers["results"].items() if metric in row}
     return {
@@ -117,11 +115,6 @@ def result(benchmark: Benchmark, answers: dict[str, Any], settings: TaskSettings
         "task_version": answers["versions"].get(benchmark.task),
         "subtasks": {name: score for name, score in sorted(subtasks.items()) if name != benchmark.task},
     }
-
-
-def first_metric(measured: dict[str, Any]) -> str:
-    """The metric that the task's file names first."""
-    return next(name for name in measured if "," in name and "_stderr" not in name)
 
 
 def finite(value: object) -> float | None:
@@ -187,8 +180,16 @@ def measure(args: argparse.Namespace) -> None:
         left = wanted if args.force else missing(subject, wanted, settings)
         if left:
             model = model_folder(subject, plan)
+            cache = subject.folder / CACHE / f"answers-{subject.fingerprint[:16]}"
+            cache.parent.mkdir(exist_ok=True)
             for benchmark in left:
-                measure_one(harness, subject, model, benchmark, device, batch_size)
+                score = harness.measure(model, benchmark, cache, device, batch_size)
+                add_result(subject, benchmark, score)
+                print(
+                    f"{subject.name} {benchmark.label}: {100 * score['score']:.2f} "
+                    f"({score['samples']} samples, {score['seconds']:.0f} s)",
+                    flush=True,
+                )
         shutil.rmtree(subject.folder / CACHE, ignore_errors=True)
 
 
@@ -198,21 +199,6 @@ def subjects(args: argparse.Namespace, plan: Plan | None) -> list[Subject]:
         return [folder_subject(args.source)]
     names = (name.partition("/") for name in args.runs)
     return [run_subject(plan, plan.run(paradigm, run)) for paradigm, _, run in names]
-
-
-def measure_one(
-    harness: Harness, subject: Subject, model: Path, benchmark: Benchmark, device: str, batch_size: str
-) -> None:
-    """Measure, record, and say so."""
-    cache = subject.folder / CACHE / f"answers-{subject.fingerprint[:16]}"
-    cache.parent.mkdir(exist_ok=True)
-    result = harness.measure(model, benchmark, cache, device, batch_size)
-    add_result(subject, benchmark, result)
-    print(
-        f"{subject.name} {benchmark.label}: {100 * result['score']:.2f} "
-        f"({result['samples']} samples, {result['seconds']:.0f} s)",
-        flush=True,
-    )
 
 
 def model_folder(subject: Subject, plan: Plan | None) -> Path:
@@ -229,9 +215,8 @@ def model_folder(subject: Subject, plan: Plan | None) -> Path:
     if target.is_dir() and note.is_file() and note.read_text() == subject.fingerprint:
         return target
     print(f"{subject.name}: exporting", flush=True)
-    export_checkpoint(
-        subject.checkpoint, target, origin_of(plan, subject.run, subject.step), Wishes(force=True)
-    )
+    origin = origin_of(plan, subject.run, subject.step)
+    export_checkpoint(subject.checkpoint, target, origin, Wishes(force=True))
     atomic_write_text(note, subject.fingerprint)
     return target
 

@@ -29,20 +29,20 @@ def local_datasets(folder: Path | None) -> Iterator[None]:
 
     def load(path: str, name: str | None = None, **options: Any) -> Any:
         if path in OWN:
-            return dataset_dict({"test": OWN[path](own_folder(folder, path))})
-        if folder is None:
+            splits = {"test": OWN[path](own_folder(folder, path))}
+        elif folder is None:
             return original(path=path, name=name, **options)
-        return dataset_dict({split: read_rows(files) for split, files in find(folder, path, name).items()})
+        else:
+            found = find(folder, path, name)
+            splits = {
+                split: [row for file in files for row in read_file(file)] for split, files in found.items()
+            }
+        return datasets.DatasetDict(
+            {split: datasets.Dataset.from_list(rows) for split, rows in splits.items()}
+        )
 
     with mock.patch.object(datasets, "load_dataset", load):
         yield
-
-
-def dataset_dict(splits: dict[str, Rows]) -> Any:
-    """Rows as the harness takes them."""
-    from datasets import Dataset, DatasetDict
-
-    return DatasetDict({split: Dataset.from_list(rows) for split, rows in splits.items()})
 
 
 def find(folder: Path, dataset: str, config: str | None) -> dict[str, list[Path]]:
@@ -79,11 +79,6 @@ def by_split(folder: Path) -> dict[str, list[Path]]:
         if path.suffix in ENDINGS and path.is_file():
             found.setdefault(re.sub(r"-\d+-of-\d+$", "", path.stem), []).append(path)
     return found
-
-
-def read_rows(files: list[Path]) -> Rows:
-    """The rows of files of one split."""
-    return [row for path in files for row in read_file(path)]
 
 
 def read_file(path: Path) -> Rows:

@@ -56,7 +56,7 @@ class ValidationSets:
     answers_length: int = 0
 
     def evaluate(self, model: list[Any]) -> dict[str, Any]:
-        """The content of `eval.json` but for the step; held-out answers under `answers`."""
+        """What an evaluation says but for the step; held-out answers under `answers`."""
         found = evaluate_model(model, self.validation) | {"validation": self.fingerprint}
         if self.answers is None:
             return found

@@ -173,8 +173,8 @@ def load_experiment(path: Path) -> Experiment:
     Raises PlanError: what is wrong in the experiment file, or in which variation and there where.
     """
     source = read_source(path)
-    top = read_section(source, source.root, KEYS)
-    texts = {key.name: read_key(source, top, key) for key in KEYS if key.schema in (NAME, TEXT)}
+    top = read_section(source.root, KEYS)
+    texts = {key.name: read_key(top, key) for key in KEYS if key.schema in (NAME, TEXT)}
     output = Path(texts["output"] or f"runs/{texts['name']}")
     points = _points(source, top, texts, output)
     versions = [version.name for version in points[0].plan.versions]
@@ -183,12 +183,12 @@ def load_experiment(path: Path) -> Experiment:
         name=texts["name"],
         about=texts["about"],
         output=output,
-        paradigms=_names(source, top.get("paradigms"), PARADIGMS) or PARADIGMS,
-        only=_names(source, top.get("runs"), None),
-        show=_names(source, top.get("show"), versions) or tuple(versions[1:] or versions),
+        paradigms=_names(top.get("paradigms"), PARADIGMS) or PARADIGMS,
+        only=_names(top.get("runs"), None),
+        show=_names(top.get("show"), versions) or tuple(versions[1:] or versions),
         points=points,
     )
-    return replace(experiment, paper=_paper(source, top.get("paper"), experiment))
+    return replace(experiment, paper=_paper(top.get("paper"), experiment))
 
 
 def load_together(paths: Sequence[Path]) -> list[Experiment]:
@@ -208,29 +208,27 @@ def _points(
     vary = plain(top["vary"]) if "vary" in top else {}
     for key, kind, value in (("points", list, listed), ("vary", dict, vary)):
         if not isinstance(value, kind):
-            raise source.error(top[key], "must be a " + ("list of mappings" if kind is list else "mapping"))
+            raise top[key].error("must be a " + ("list of mappings" if kind is list else "mapping"))
     for name, values in vary.items():
         if not isinstance(values, list) or not values:
-            raise source.error(source.find(f"vary.{name}", "vary"), "must be a list of values")
+            raise source.find(f"vary.{name}", "vary").error("must be a list of values")
     if not all(isinstance(point, dict) for point in listed):
-        raise source.error(top["points"], "must be a list of mappings, like `- {model: 203m}`")
+        raise top["points"].error("must be a list of mappings, like `- {model: 203m}`")
     seeds: list[int | None] = [None]
     if "seeds" in top:
-        seeds = [read_value(source, item, SEED) for item in read_list(source, top["seeds"])]
+        seeds = [read_value(item, SEED) for item in read_list(top["seeds"])]
     if not seeds:
-        raise source.error(
-            top["seeds"], "give at least one seed, or leave the key out: then it is the plan's own"
-        )
+        raise top["seeds"].error("give at least one seed, or leave the key out: then it is the plan's own")
     bases: dict[Path, dict[str, Any]] = {}
     cases = [(*case, seed) for case in variations(listed, vary) for seed in seeds]
     if len(cases) > MOST:
-        raise source.error(source.root, f"{len(cases)} variations are more than the {MOST} that there may be")
-    fixed = plain(top["set"]) if "set" in top and read_mapping(source, top["set"]) else {}
+        raise source.root.error(f"{len(cases)} variations are more than the {MOST} that there may be")
+    fixed = plain(top["set"]) if "set" in top and read_mapping(top["set"]) else {}
     made = [_point(source, texts, output, bases, fixed, *case) for case in cases]
     names = [point.name for point in made]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
-        raise source.error(source.root, f"two variations are called {twice!r}; give points a `name`")
+        raise source.root.error(f"two variations are called {twice!r}; give points a `name`")
     return _sharing_main_paths(made)
 
 
@@ -296,33 +294,31 @@ def _sharing_main_paths(points: Sequence[Point]) -> tuple[Point, ...]:
     return tuple(made)
 
 
-def _names(source: Source, entry: Entry | None, known: Sequence[str] | None) -> tuple[str, ...]:
+def _names(entry: Entry | None, known: Sequence[str] | None) -> tuple[str, ...]:
     if entry is None:
         return ()
-    names = [str(item.value) for item in read_list(source, entry)]
-    for name, item in zip(names, read_list(source, entry), strict=True):
+    names = [str(item.value) for item in read_list(entry)]
+    for name, item in zip(names, read_list(entry), strict=True):
         if known is not None and name not in known:
-            raise source.error(item, f"{name!r} is none of {', '.join(known)}")
+            raise item.error(f"{name!r} is none of {', '.join(known)}")
     return tuple(names)
 
 
-def _paper(
-    source: Source, entry: Entry | None, experiment: Experiment
-) -> dict[str, dict[str, tuple[float, ...]]]:
+def _paper(entry: Entry | None, experiment: Experiment) -> dict[str, dict[str, tuple[float, ...]]]:
     """The paper's numbers, as many for each row as the table has versions."""
     if entry is None:
         return {}
     paper: dict[str, dict[str, tuple[float, ...]]] = {}
-    for group, rows in read_mapping(source, entry).items():
+    for group, rows in read_mapping(entry).items():
         if group not in experiment.groups:
-            raise source.error(rows, f"there is no such variation; there are {', '.join(experiment.groups)}")
-        for paradigm, numbers in read_mapping(source, rows).items():
+            raise rows.error(f"there is no such variation; there are {', '.join(experiment.groups)}")
+        for paradigm, numbers in read_mapping(rows).items():
             values = plain(numbers)
             if paradigm not in experiment.paradigms:
-                raise source.error(numbers, f"the experiment has no paradigm {paradigm!r}")
+                raise numbers.error(f"the experiment has no paradigm {paradigm!r}")
             if not isinstance(values, list) or len(values) != len(experiment.show):
-                raise source.error(numbers, f"give {len(experiment.show)} numbers, for {experiment.show}")
+                raise numbers.error(f"give {len(experiment.show)} numbers, for {experiment.show}")
             if not all(type(value) in (int, float) for value in values):
-                raise source.error(numbers, "must be a list of numbers, the paper's perplexities")
+                raise numbers.error("must be a list of numbers, the paper's perplexities")
             paper.setdefault(group, {})[paradigm] = tuple(map(float, values))
     return paper

@@ -16,12 +16,8 @@ from megatron_lrpath.files import atomic_write_text
 from megatron_lrpath.paradigms import TABLE_ORDER
 from megatron_lrpath.plan.wording import paradigm_name
 from megatron_lrpath.report.tables import csv_text
-from megatron_lrpath.runs.results import (
-    evaluation_digest,
-    fresh_evaluation,
-    version_runs,
-    write_report_sources,
-)
+from megatron_lrpath.runs.folder import json_digest
+from megatron_lrpath.runs.results import fresh_evaluation, version_runs, write_report_sources
 from megatron_lrpath.wording import MISSING, decimals
 
 PAGE = "table.md"
@@ -93,7 +89,7 @@ def evaluation_digests(experiment: Experiment) -> dict[str, str]:
         for run in version_runs(point.plan, experiment.paradigms):
             evaluation = fresh_evaluation(point.plan.folder(run), run.last_step)
             if evaluation:
-                found[f"{point.name}/{run.paradigm}/{run.name}"] = evaluation_digest(evaluation)
+                found[f"{point.name}/{run.paradigm}/{run.name}"] = json_digest(evaluation)
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from typing import Any
 
 from megatron_lrpath.models import resolve_model
@@ -13,17 +14,8 @@ from megatron_lrpath.plan.plan import Plan
 from megatron_lrpath.plan.runs import Run
 from megatron_lrpath.schedule import STYLES, LRPath
 
-_LABELS = {
-    "order": "order of the samples",
-    "model": "model",
-    "batch": "batch",
-    "tokenizer": "tokenizer",
-    "megatron": "megatron",
-    "seed": "seed",
-    "mix": "branch mix",
-    "sft": "sft",
-    "sft_megatron": "sft.megatron",
-}
+_COMPARED = ("run", "order", "model", "batch", "tokenizer", "megatron", "seed", "mix", "sft", "sft_megatron")
+_LABELS = {"order": "order of the samples", "mix": "branch mix", "sft_megatron": "sft.megatron"}
 
 
 def run_identity(plan: Plan, run: Run) -> dict[str, Any]:
@@ -42,11 +34,6 @@ def run_identity(plan: Plan, run: Run) -> dict[str, Any]:
         return _sft_identity(plan, run)
     count = run.version_index if run.makes_version else len(run.slices)
     batch = {"global_batch_size": plan.batch.global_batch_size, "seq_length": plan.batch.seq_length}
-    tokenizer = {
-        "type": plan.tokenizer.type,
-        "model": plan.tokenizer.model,
-        "vocab_size": plan.tokenizer.vocab_size,
-    }
     mix = {"mix": run.mix.to_dict()} if run.mix else {}  # a branch without one is what it was before
     return {
         "run": run.name,
@@ -54,7 +41,7 @@ def run_identity(plan: Plan, run: Run) -> dict[str, Any]:
         "model": _telling(resolve_model(plan.model)),
         "megatron": _telling(plan.megatron),
         "batch": batch,
-        "tokenizer": tokenizer,
+        "tokenizer": asdict(plan.tokenizer),
         "order": "shuffled together" if run.kind == SCRATCH.name and count > 1 else "one after the other",
         "versions": [{"name": version.name, "steps": version.steps} for version in plan.versions[:count]],
         "path": [{"run": stage.name} | _path_facts(stage.path) for stage in _lineage(plan, run)],
@@ -66,12 +53,11 @@ def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
 
     The main path may have more versions now than when it was stored: it goes on into them.
     """
-    stored, current = _plain(stored), _plain(current)
+    # as they come back from a file: lists for tuples, so that both sides compare
+    stored, current = (json.loads(json.dumps(identity)) for identity in (stored, current))
     lines = []
-    if stored.get("run") != current.get("run"):
-        lines.append(_changed("run", stored.get("run"), current.get("run")))
-    for name, label in _LABELS.items():
-        lines += _compare(label, stored.get(name), current.get(name))
+    for name in _COMPARED:
+        lines += _compare(_LABELS.get(name, name), stored.get(name), current.get(name))
     lines += _compare_versions(stored, current)
     return lines + _compare_paths(stored.get("path", []), current.get("path", []))
 
@@ -166,13 +152,5 @@ def _version(version: dict[str, Any]) -> str:
 
 
 def _changed(label: str, old: Any, new: Any) -> str:
-    return f"{label}: was {_text(old)}, is {_text(new)}"
-
-
-def _text(value: Any) -> str:
-    return "not given" if value is None else str(value)
-
-
-def _plain(value: dict[str, Any]) -> dict[str, Any]:
-    """As it comes back from a file: lists for tuples, so that both sides compare."""
-    return dict(json.loads(json.dumps(value)))
+    old, new = ("not given" if value is None else value for value in (old, new))
+    return f"{label}: was {old}, is {new}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,7 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.models import ModelSpec
 from megatron_lrpath.paradigms import MAIN, OURS, PARADIGMS, SFT
 from megatron_lrpath.plan.runs import Run, Timeline
-from megatron_lrpath.plan.sft import DROPPED, FOLDER, Sft, read_prepared
+from megatron_lrpath.plan.sft import DROPPED, FOLDER, PREPARED, Sft
 from megatron_lrpath.plan.spec import Batch, Data, Tokenizer, Version
 from megatron_lrpath.schedule import Schedule
 from megatron_lrpath.wording import nearest
@@ -120,8 +121,23 @@ class Plan:
         return Path(self.output) / FOLDER
 
     def prepared_record(self) -> dict[str, Any] | None:
-        """The record of the prepared data, None while they are not prepared; UserError like `read_prepared`."""
-        return read_prepared(self.sft_folder, self.path)
+        """The record `prepared.json` of the prepared data, None while they are not prepared.
+
+        Raises:
+            UserError: the file cannot be read; the message names the plan file.
+        """
+        path = self.sft_folder / PREPARED
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            int(record["train"]["samples"])
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path}: cannot be read ({error!r}); remove it and prepare the data again: lrpath sft "
+                f"{self.path} --prepare"
+            ) from None
+        return dict(record)
 
     @property
     def sft_megatron(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -77,7 +77,7 @@ class Run:
             "name": self.name,
             "kind": self.kind,
             "version": self.version,
-            "parent": self.parent.to_dict() if self.parent else None,
+            "parent": asdict(self.parent) if self.parent else None,
             "first_step": self.first_step,
             "last_step": self.last_step,
             "steps": self.steps,

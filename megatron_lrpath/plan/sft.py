@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.errors import UserError
@@ -91,23 +89,3 @@ class Sft:
             keep_steps=(steps,),
             same_as=(base.same_as[0], name) if base.same_as and base.same_as[0] in self.paradigms else None,
         )
-
-
-def read_prepared(folder: Path, plan: Path) -> dict[str, Any] | None:
-    """The record `prepared.json` of a folder of prepared data, None while they are not prepared.
-
-    Raises:
-        UserError: the file cannot be read; the message names the plan file.
-    """
-    path = folder / PREPARED
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        int(record["train"]["samples"])
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({error!r}); remove it and prepare the data again: lrpath sft "
-            f"{plan} --prepare"
-        ) from None
-    return dict(record)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from megatron_lrpath.plan.mix import Mix
 
@@ -62,7 +61,3 @@ class Parent:
 
     run: str
     step: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
-        return {"run": self.run, "step": self.step}

@@ -10,10 +10,10 @@ from typing import Any
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.paradigms import TABLE_ORDER
 from megatron_lrpath.plan import Plan, Run
-from megatron_lrpath.runs.folder import RunFolder, read_json_object
+from megatron_lrpath.runs.folder import RunFolder, json_digest, read_json_object
 from megatron_lrpath.runs.history import History, read_history
 from megatron_lrpath.runs.lineage import plan_changes, read_lineage_leniently
-from megatron_lrpath.runs.results import evaluation_digest, is_fresh
+from megatron_lrpath.runs.results import is_fresh
 from megatron_lrpath.runs.state import RunState, read_state
 from megatron_lrpath.wording import listing, plural
 
@@ -153,7 +153,7 @@ def _evaluation(folder: Path, run: Run, problems: list[str]) -> Evaluation | Non
     try:
         domains = {str(name): _score(score) for name, score in (value.get("domains") or {}).items()}
         answers = _score(value["answers"]) if value.get("answers") else None
-        evaluation = Evaluation(int(value["step"]), _score(value), evaluation_digest(value), domains, answers)
+        evaluation = Evaluation(int(value["step"]), _score(value), json_digest(value), domains, answers)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         problems.append(f"{path.name} is not an evaluation ({type(error).__name__}: {error})")
         return None

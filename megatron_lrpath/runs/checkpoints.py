@@ -21,7 +21,7 @@ from pathlib import Path
 import xxhash
 
 from megatron_lrpath.files import atomic_write_json, atomic_write_text, sweep_unfinished, sync_folder
-from megatron_lrpath.runs.folder import MAXIMUM_BYTES, load_json
+from megatron_lrpath.runs.folder import load_json, read_json_object
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -67,14 +67,14 @@ def read_manifest(folder: Path) -> dict[str, FileSum]:
         ManifestError: there is none, or it cannot be used.
     """
     try:
-        return parse_manifest(load_json(folder / MANIFEST, MAXIMUM_BYTES), folder.name)
+        return _parse_manifest(load_json(folder / MANIFEST), folder.name)
     except OSError as error:
         raise ManifestError(f"{MANIFEST} cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise ManifestError(f"{MANIFEST} is damaged ({error})") from None
 
 
-def parse_manifest(value: object, folder_name: str) -> dict[str, FileSum]:
+def _parse_manifest(value: object, folder_name: str) -> dict[str, FileSum]:
     """Check a manifest's content for the folder it was found in; raises ValueError."""
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise ValueError(f"not a manifest of format {FORMAT}")
@@ -150,16 +150,16 @@ def saving_folder(folder: Path) -> Path:
 
 
 def checkpoint_fingerprint(root: Path, step: int) -> str:
-    """A digest of a checkpoint: every file's name and size, and sixteen blocks of 64 KiB spread over it.
-
-    Small files are read whole. A checkpoint of other weights differs in every block, so it does not pass; a
-    single flipped bit may (that is what checksums are for).
-    """
+    """The `files_fingerprint` of a checkpoint's files, by name."""
     return files_fingerprint(sorted(checkpoint_folder(root, step).iterdir()))
 
 
 def files_fingerprint(paths: Iterable[Path]) -> str:
-    """A digest of files in this order: each one's name and size, and sixteen blocks of 64 KiB spread over it."""
+    """A digest of files in this order: each one's name and size, and sixteen blocks of 64 KiB spread over it.
+
+    Small files are read whole. A checkpoint of other weights differs in every block, so it does not pass; a
+    single flipped bit may (that is what checksums are for).
+    """
     digest = hashlib.sha256()
     for path in paths:
         size = path.stat().st_size
@@ -190,7 +190,7 @@ def checkpoint_complete(root: Path, step: int) -> bool:
     if (folder / MANIFEST).is_file():
         return True
     if (folder / ".metadata").is_file():
-        return _is_json(folder / "metadata.json")
+        return read_json_object(folder / "metadata.json") is not None  # it is not written atomically
     tracked = tracked_step(root)
     return tracked is not None and tracked >= step and not _is_empty(folder)
 
@@ -272,12 +272,3 @@ def _names(root: Path) -> list[str]:
 def _is_empty(folder: Path) -> bool:
     """Whether `folder` holds nothing, or is no folder."""
     return not folder.is_dir() or not _names(folder)
-
-
-def _is_json(path: Path) -> bool:
-    """Whether `path` holds one whole JSON value (the file is not written atomically)."""
-    try:
-        load_json(path)
-    except (OSError, ValueError):
-        return False
-    return True

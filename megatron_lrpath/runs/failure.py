@@ -67,12 +67,9 @@ def read(path: Path | str | None) -> Failure | None:
     if path is None:
         return None
     try:
-        return _from_json(load_json(Path(path), MAX_BYTES))
+        row = load_json(Path(path), MAX_BYTES)
     except (OSError, ValueError):
         return None
-
-
-def _from_json(row: Any) -> Failure | None:
     if not isinstance(row, dict) or not {"kind", "message"} <= row.keys():
         return None
     known = {field.name: row[field.name] for field in fields(Failure) if field.name in row}
@@ -83,42 +80,38 @@ def _from_json(row: Any) -> Failure | None:
     return Failure(**known)
 
 
-def write(path: Path | str, failure: Failure) -> bool:
-    """Write the failure, unless a cause stands there already; whether it was written.
+def write(path: Path | str, failure: Failure) -> None:
+    """Write the failure, unless a cause stands there already.
 
     The first cause stays, a consequence never replaces anything, and a cause replaces a consequence. A disk that
     refuses the file is no error here: this must not hide what the process is about to report.
     """
-    if read(path) is None and (created := _create(Path(path), failure)) is not None:
-        return created
+    if read(path) is None and _create(Path(path), failure):
+        return
     before = read(path)
-    if before is not None and (failure.consequence or not before.consequence):
-        return False
-    return replace(path, failure)
+    if before is None or (before.consequence and not failure.consequence):
+        replace(path, failure)
 
 
-def _create(path: Path, failure: Failure) -> bool | None:
-    """Write a file that is not there, whole; None where it is: on NFS, only the server knows."""
+def _create(path: Path, failure: Failure) -> bool:
+    """Write a file that is not there, whole; False where it is: on NFS, only the server knows."""
     draft = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     try:
         atomic_write_json(draft, asdict(failure))
         os.link(draft, path)
     except FileExistsError:
-        return None
+        return False
     except OSError:  # a full disk, or one without links
-        return replace(path, failure)
+        replace(path, failure)
     finally:
         clear(draft)
     return True
 
 
-def replace(path: Path | str, failure: Failure) -> bool:
+def replace(path: Path | str, failure: Failure) -> None:
     """Write the failure whatever stands there; for the launcher, after the end of all ranks."""
-    try:
+    with suppress(OSError):
         atomic_write_json(path, asdict(failure))
-    except OSError:
-        return False
-    return True
 
 
 def clear(path: Path | str) -> None:
@@ -177,46 +170,27 @@ def recorded() -> Iterator[None]:
 
 def of_error(error: BaseException, step: int | None = None) -> Failure:
     """The failure of this process that an exception is; `step` is the last finished one."""
-    again: bool | None = None
-    message, status, consequence = one_line(str(error)), 1, False
+    message = one_line(str(error))
     if isinstance(error, UserError):
-        kind, status, again = USER, 2, False
-    elif isinstance(error, TrainingStoppedError):
-        kind = STOPPED
-    elif isinstance(error, NotMetError):
-        kind, again = NOT_MET, True
-    elif isinstance(error, OSError) and (refused := refusal(error)) is not None:
-        kind, message = STOPPED, one_line(refused)
-    else:
-        kind, message = EXCEPTION, f"{type(error).__name__}: {message}".removesuffix(": ")
-        consequence = any(mark in str(error) for mark in CONSEQUENCES)
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            message = f"rank {os.environ.get('RANK', '?')}: {message}"
-    return here(kind, message, step=step, status=status, again=again, consequence=consequence)
+        return here(USER, message, step=step, status=2, calling_again_helps=False)
+    if isinstance(error, TrainingStoppedError):
+        return here(STOPPED, message, step=step)
+    if isinstance(error, NotMetError):
+        return here(NOT_MET, message, step=step, calling_again_helps=True)
+    if isinstance(error, OSError) and (refused := refusal(error)) is not None:
+        return here(STOPPED, refused, step=step)
+    message = f"{type(error).__name__}: {message}".removesuffix(": ")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        message = f"rank {os.environ.get('RANK', '?')}: {message}"
+    consequence = any(mark in str(error) for mark in CONSEQUENCES)
+    return here(EXCEPTION, message, step=step, consequence=consequence)
 
 
-def here(
-    kind: str,
-    message: str,
-    step: int | None = None,
-    status: int = 1,
-    again: bool | None = None,
-    consequence: bool = False,
-) -> Failure:
-    """A failure of this process."""
+def here(kind: str, message: str, **known: Any) -> Failure:
+    """A failure on this machine, of this process and with status 1 unless `known` (fields of `Failure`) differ."""
     rank = os.environ.get("RANK", "")
-    return Failure(
-        kind=kind,
-        message=one_line(message),
-        rank=int(rank) if rank.isdigit() else None,
-        host=socket.gethostname(),
-        pid=os.getpid(),
-        step=step,
-        status=status,
-        calling_again_helps=again,
-        consequence=consequence,
-        time=now(),
-    )
+    process = {"rank": int(rank) if rank.isdigit() else None, "pid": os.getpid(), "status": 1}
+    return Failure(kind, one_line(message), **(process | known), host=socket.gethostname(), time=now())
 
 
 def of_status(who: str, status: int, rank: int | None = None, pid: int | None = None) -> Failure:
@@ -225,21 +199,14 @@ def of_status(who: str, status: int, rank: int | None = None, pid: int | None = 
     `who` names it, as `rank 1`. An exit status alone says little: whatever the process itself has written, or
     will have written in a moment, counts more.
     """
+    process: dict[str, Any] = {"rank": rank, "pid": pid, "status": status}
     if status < 0:
         text = f"{who} was killed by {signal_name(-status)}{_HINTS.get(-status, '')}"
-    else:
-        text = f"{who} exited with status {status}"
-    return Failure(
-        kind=DIED if status < 0 else USER if status == 2 else EXCEPTION,
-        message=text,
-        rank=rank,
-        host=socket.gethostname(),
-        pid=pid,
-        status=status,
-        calling_again_helps=False if status == 2 else None,
-        consequence=status >= 0,
-        time=now(),
-    )
+        return here(DIED, text, **process)
+    text = f"{who} exited with status {status}"
+    if status == 2:
+        return here(USER, text, **process, calling_again_helps=False, consequence=True)
+    return here(EXCEPTION, text, **process, consequence=True)
 
 
 def signal_name(number: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import statistics
 import time
@@ -120,13 +119,9 @@ def read_history(folder: Path) -> History:
     parsed = [parse_line(line) for line in lines]
     rows = {row.step: row for row in parsed if row is not None}
     ordered = [rows[step] for step in sorted(rows)]
-    columns = {name: _column([getattr(row, name) for row in ordered]) for name in FIELDS}
+    columns = {name: np.array([getattr(row, name) for row in ordered], np.float64) for name in FIELDS}
     unreadable = sum(row is None for row in parsed[:-1])
     return History(np.array([row.step for row in ordered], np.int64), columns, unreadable)
-
-
-def _column(values: list[float | None]) -> NDArray[np.float64]:
-    return np.array([math.nan if value is None else value for value in values], np.float64)
 
 
 def rows_up_to(folder: Path, step: int) -> Iterator[LoggedStep]:
@@ -243,11 +238,6 @@ def drop_steps_after(path: Path, step: int) -> None:
         text = b"".join(line.rstrip(b"\r\n") + b"\n" for line in kept)
         atomic_write_text(path, text.decode("utf-8", errors="replace"))
     elif len(kept) < len(lines):
-        shorten(path, sum(map(len, kept)))
-
-
-def shorten(path: Path, size: int) -> None:
-    """Cut a file to `size` bytes, for good; a full disk allows that, and would not allow a new file."""
-    with path.open("r+b") as file:
-        file.truncate(size)
-        os.fsync(file.fileno())
+        with path.open("r+b") as file:  # a full disk allows a cut, and would not allow a new file
+            file.truncate(sum(map(len, kept)))
+            os.fsync(file.fileno())

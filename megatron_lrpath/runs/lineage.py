@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import platform
 import subprocess
 import sys
-from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,8 @@ from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.plan import Plan, Run, run_identity
 from megatron_lrpath.plan import differences as plan_differences
 from megatron_lrpath.runs.checkpoints import checkpoint_fingerprint, checkpoint_folder
-from megatron_lrpath.runs.folder import RunFolder, read_json_object
+from megatron_lrpath.runs.failure import now
+from megatron_lrpath.runs.folder import RunFolder, json_digest, read_json_object
 from megatron_lrpath.runs.results import is_complete
 
 PACKAGES = ("megatron-core", "torch", "numpy", "transformer-engine", "apex", "sentencepiece", "transformers")
@@ -43,15 +41,6 @@ def git_commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def launch_record() -> dict[str, Any] | None:
-    """What a launcher found out about the machines of this start (in the file LRPATH_LAUNCH), None without one."""
-    try:
-        record = json.loads(Path(os.environ["LRPATH_LAUNCH"]).read_text(encoding="utf-8"))
-    except (KeyError, OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) else None
 
 
 def read_lineage(folder: Path) -> dict[str, Any] | None:
@@ -86,7 +75,7 @@ def check_form(lineage: Any) -> None:
     slices = [identity.get(group, {}) for group in ("slices", "mix_slices")]
     arguments = identity.get("arguments", {})
     forms = {
-        "identity": lineage["identity_hash"] == identity_hash(identity),
+        "identity": lineage["identity_hash"] == json_digest(identity),
         "slices": all(isinstance(one, str) for group in slices for one in group.values()),
         "arguments": isinstance(arguments, dict),
         "parent": parent is None or isinstance(parent["fingerprint"], str),
@@ -101,11 +90,6 @@ def check_form(lineage: Any) -> None:
     wrong = [name for name, right in forms.items() if not right]
     if wrong:
         raise ValueError(f"damaged: {', '.join(wrong)}")
-
-
-def identity_hash(identity: dict[str, Any]) -> str:
-    """The digest of an identity (JSON values)."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
@@ -205,9 +189,10 @@ def write_lineage(
     plan: str | None = None,
 ) -> None:
     """Record a start: the identity (as of this start) and who, when and with what; what it keeps of its saves."""
-    earlier = read_lineage(folder)
+    earlier = read_lineage(folder) or {"parent": parent, "starts": []}
+    launch = os.environ.get("LRPATH_LAUNCH")  # the launcher's file about the machines of this start
     start = {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "time": now(),
         "step": first_step,
         "host": platform.node(),
         "world_size": world_size,
@@ -216,14 +201,14 @@ def write_lineage(
         "git_commit": git_commit(),
         "command": sys.argv,
         "plan": plan,
-        "launch": launch_record(),
+        "launch": read_json_object(Path(launch)) if launch else None,
     }
     lineage = {
         "identity": identity,
-        "identity_hash": identity_hash(identity),
-        "parent": earlier["parent"] if earlier else parent,
-        "starts": [*(earlier["starts"] if earlier else []), start],
-        "skipped": [one for one in (earlier or {}).get("skipped", []) if one["step"] <= first_step],
+        "identity_hash": json_digest(identity),
+        "parent": earlier["parent"],
+        "starts": [*earlier["starts"], start],
+        "skipped": [one for one in earlier.get("skipped", []) if one["step"] <= first_step],
     }
     atomic_write_json(RunFolder(folder).lineage, lineage)
 

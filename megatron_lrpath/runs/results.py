@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,10 +13,8 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.runs.checkpoints import complete_steps, present_fingerprint
-from megatron_lrpath.runs.folder import RunFolder, read_json_object, report_sources
+from megatron_lrpath.runs.folder import RunFolder, json_digest, read_json_object, report_sources
 from megatron_lrpath.runs.history import last_loss
-
-LONGEST = 18  # digits of a step
 
 
 @dataclass(frozen=True)
@@ -153,7 +149,8 @@ def add_main_path_evaluation(folder: Path, evaluation: dict[str, Any]) -> None:
 def main_path_evaluations(folder: Path) -> dict[int, dict[str, Any]]:
     """The evaluations of the main path's checkpoints that have a usable loss, by step, ascending."""
     found = read_json_object(RunFolder(folder).evaluations) or {}
-    steps = [step for step in found if step.isdecimal() and len(step) <= LONGEST and loss_of(found[step])]
+    # a step has 18 digits at most
+    steps = [step for step in found if step.isdecimal() and len(step) <= 18 and loss_of(found[step])]
     return {int(step): found[step] for step in sorted(steps, key=int)}
 
 
@@ -161,11 +158,6 @@ def loss_of(evaluation: Any) -> float | None:
     """The loss (nats per token) of an evaluation, None where it has no usable one."""
     loss = evaluation.get("loss") if isinstance(evaluation, dict) else None
     return loss if isinstance(loss, float) and 0 < loss < math.inf else None
-
-
-def evaluation_digest(evaluation: Mapping[str, Any]) -> str:
-    """The digest of what an evaluation says."""
-    return hashlib.sha256(json.dumps(evaluation, sort_keys=True).encode()).hexdigest()
 
 
 def write_report_sources(report: Path, digests: Mapping[str, str]) -> None:
@@ -178,7 +170,7 @@ def report_is_fresh(report: Path, runs: Iterable[Path]) -> bool:
     used = (read_json_object(report_sources(report)) or {}).get("evaluations")
     found = [read_json_object(RunFolder(folder).evaluation) for folder in runs]
     known = set(used.values()) if isinstance(used, dict) else set()
-    return all(one is not None and evaluation_digest(one) in known for one in found)
+    return all(one is not None and json_digest(one) in known for one in found)
 
 
 def main_path_targets(plan: Plan, validation: str, again: bool = False) -> list[Target]:

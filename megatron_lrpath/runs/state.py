@@ -84,7 +84,8 @@ def read_state(folder: Path, run: Run, parent: Task | None = None) -> RunState:
     elif finished is not None:
         state = "extended"
     elif last or checkpoints or latest_log(folder):
-        state, cause, log = "interrupted", _last_cause(folder), latest_log(folder)
+        found = failure.read(RunFolder(folder).error)
+        state, cause, log = "interrupted", found.message if found else None, latest_log(folder)
     elif parent and run.parent and not checkpoint_complete(parent.checkpoints, run.parent.step):
         state, waiting_for = "waiting", f"{parent.key} at step {run.parent.step}"
     else:
@@ -121,8 +122,3 @@ def is_live(folder: Path, seconds_per_step: float = 0.0) -> bool:
 def latest_log(folder: Path) -> Path | None:
     """The newest log of the run, by its name, which is the time of its start."""
     return max(RunFolder(folder).logs.glob("*.log"), default=None)
-
-
-def _last_cause(folder: Path) -> str | None:
-    found = failure.read(RunFolder(folder).error)
-    return found.message if found else None

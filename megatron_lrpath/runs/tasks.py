@@ -102,20 +102,15 @@ def link_aliases(task: Task) -> None:
     for alias in task.aliases:
         if alias.is_symlink() or task.folder.is_symlink():
             continue
-        if not alias.exists():
-            _link(alias, task.folder)
-        elif not any(alias.iterdir()):
+        link, target = alias, task.folder
+        if alias.exists() and not any(alias.iterdir()):
             alias.rmdir()
-            _link(alias, task.folder)
-        elif not task.folder.exists():
-            _link(task.folder, alias)
-        else:
+        elif alias.exists() and not task.folder.exists():
+            link, target = task.folder, alias
+        elif alias.exists():
             raise UserError(
                 f"{task.folder} and {alias} are one and the same training, but both folders exist; "
                 "remove the one that you can do without and call again"
             )
-
-
-def _link(link: Path, target: Path) -> None:
-    link.parent.mkdir(parents=True, exist_ok=True)
-    link.symlink_to(os.path.relpath(target, link.parent), target_is_directory=True)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(target, link.parent), target_is_directory=True)

@@ -1,15 +1,13 @@
 """Learning-rate curves: pure functions of a position, without torch."""
 
 from megatron_lrpath.schedule.curves import tenth
-from megatron_lrpath.schedule.path import SHAPES, LRPath
+from megatron_lrpath.schedule.path import LRPath
 from megatron_lrpath.schedule.styles import (
     KNOBS,
     STYLES,
     WSD_DECAY_SHAPES,
-    BranchShape,
     Knob,
     Schedule,
-    Span,
     Style,
     register,
     smooth,
@@ -18,14 +16,11 @@ from megatron_lrpath.schedule.styles import (
 
 __all__ = [
     "KNOBS",
-    "SHAPES",
     "STYLES",
     "WSD_DECAY_SHAPES",
-    "BranchShape",
     "Knob",
     "LRPath",
     "Schedule",
-    "Span",
     "Style",
     "register",
     "smooth",

@@ -99,7 +99,7 @@ class LRPath:
     def from_dict(cls, values: dict[str, Any]) -> LRPath:
         """The curve that `to_dict` was called on."""
         cycle = math.inf if values.get("cycle") == "inf" else values.get("cycle")
-        return cls(**(values | {"schedule": Schedule.from_dict(values["schedule"]), "cycle": cycle}))
+        return cls(**(values | {"schedule": Schedule(**values["schedule"]), "cycle": cycle}))
 
     def _decayed(self, t: Exact) -> float:
         """The rate `t` positions after the warm-up."""

@@ -14,11 +14,8 @@ from megatron_lrpath.schedule.curves import (
     cosine,
     exact_decimal,
     exponential,
-    held_rate,
-    inverse_square_root_rate,
     linear,
     minus_sqrt,
-    steps_rate,
 )
 
 
@@ -162,7 +159,10 @@ class Schedule:
     def __post_init__(self) -> None:
         object.__setattr__(self, "multi_step_fractions", tuple(self.multi_step_fractions))
         self._check_rates()
-        self._check_choices()
+        if self.style not in STYLES:
+            raise ValueError(f"style must be one of {', '.join(STYLES)}, not {self.style!r}")
+        if self.warmup != int(self.warmup) or self.warmup < 0:
+            raise ValueError(f"warmup must be a whole number from 0 on, not {self.warmup}")
         self._check_knobs()
 
     def scaled(self, factor: int) -> Schedule:
@@ -182,13 +182,8 @@ class Schedule:
         return min(max(middle, self.min_lr), self.max_lr)
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-able dict; `from_dict` gives back an equal schedule."""
+        """A JSON-able dict of the fields; `Schedule(**dict)` is an equal schedule."""
         return asdict(self) | {"multi_step_fractions": list(self.multi_step_fractions)}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Schedule:
-        """The schedule that `to_dict` was called on."""
-        return cls(**values)
 
     def _check_rates(self) -> None:
         if not (math.isfinite(self.max_lr) and math.isfinite(self.min_lr)):
@@ -199,12 +194,6 @@ class Schedule:
             raise ValueError(f"min_lr must not be below 0, as {self.min_lr} is")
         if self.min_lr > self.max_lr:
             raise ValueError(f"min_lr {self.min_lr} is above max_lr {self.max_lr}")
-
-    def _check_choices(self) -> None:
-        if self.style not in STYLES:
-            raise ValueError(f"style must be one of {', '.join(STYLES)}, not {self.style!r}")
-        if self.warmup != int(self.warmup) or self.warmup < 0:
-            raise ValueError(f"warmup must be a whole number from 0 on, not {self.warmup}")
 
     def _check_knobs(self) -> None:
         for name, setting in KNOBS.items():
@@ -239,6 +228,33 @@ def _interval(schema: Mapping[str, Any]) -> str:
 KNOBS: dict[str, Knob] = {
     setting.name: setting.metadata["knob"] for setting in fields(Schedule) if "knob" in setting.metadata
 }
+
+
+# Positions come in as whole numbers or exact fractions and are divided once, at the end: the quotient is correctly
+# rounded, so a curve counted in steps and the same curve counted in samples agree to the last bit.
+
+
+def held_rate(schedule: Schedule, t: Exact, length: int, held: Exact, coefficient: Coefficient) -> float:
+    """max for the share `held` of the length, then the decay down to min at the end."""
+    begin = held * length
+    if t <= begin:
+        return schedule.max_lr
+    left = coefficient(float((t - begin) / (length - begin)))
+    return min(schedule.max_lr, schedule.min_lr + left * (schedule.max_lr - schedule.min_lr))
+
+
+def steps_rate(schedule: Schedule, t: Exact, length: int, fractions: tuple[float, float]) -> float:
+    """max, middle and min, changing where the given shares of the length are over."""
+    first, second = (exact_decimal(fraction) * length for fraction in fractions)
+    if t < first:
+        return schedule.max_lr
+    return schedule.middle_lr if t < second else schedule.min_lr
+
+
+def inverse_square_root_rate(schedule: Schedule, t: Exact, warmup: int, unit: int) -> float:
+    """max·√(W / (t+W)), not below min, as Megatron has it; `unit` stands in for a missing warm-up."""
+    ratio = max(warmup, unit) / max(t + warmup, unit)
+    return max(schedule.min_lr, schedule.max_lr * math.sqrt(ratio))
 
 
 def whole_rate(schedule: Schedule, t: Exact, length: float, warmup: int, unit: int) -> float:

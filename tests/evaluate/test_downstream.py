@@ -280,7 +280,8 @@ def test_places_of_data(tmp_path: Path, files: list[str], config: str | None) ->
     (tmp_path / "set/name/test").mkdir(parents=True, exist_ok=True)
     (tmp_path / "set/name/test/one_more.csv").touch()  # another configuration
     assert local_data.find(tmp_path, "set/name", config) == found
-    assert local_data.read_rows(found["test"]) == [{"question": "why"}] * len(files)
+    rows = [row for path in found["test"] for row in local_data.read_file(path)]
+    assert rows == [{"question": "why"}] * len(files)
     with pytest.raises(UserError, match="no data of set/name"):
         local_data.find(tmp_path, "set/name", "two")
 

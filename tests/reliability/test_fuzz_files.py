@@ -27,7 +27,7 @@ from megatron_lrpath.report.tables import run_table
 from megatron_lrpath.runs import checkpoints as disk
 from megatron_lrpath.runs import history, lineage
 from megatron_lrpath.runs.checkpoints import MANIFEST, FileSum, ManifestError, read_manifest, write_manifest
-from megatron_lrpath.runs.folder import RunFolder
+from megatron_lrpath.runs.folder import RunFolder, json_digest
 from megatron_lrpath.training.checkpoints.unpickle import load_metadata
 from tests.support.data_fixtures import make_random_dataset, make_slice
 
@@ -227,7 +227,7 @@ LINEAGE = {
     "starts": [{"step": 0}],
     "skipped": [{"step": 4, "samples": [0, 3]}],
 }
-LINEAGE["identity_hash"] = lineage.identity_hash(LINEAGE["identity"])  # type: ignore[arg-type]
+LINEAGE["identity_hash"] = json_digest(LINEAGE["identity"])  # type: ignore[arg-type]
 
 
 @FUZZ
@@ -245,7 +245,7 @@ def test_lineage_values(tmp_path: Path, path: str, value: Any) -> None:
     owner = content if path in content else content["identity"]
     owner[path] = value
     if isinstance(content["identity"], dict) and path != "identity_hash":
-        content["identity_hash"] = lineage.identity_hash(content["identity"])
+        content["identity_hash"] = json_digest(content["identity"])
     RunFolder(tmp_path).lineage.write_text(json.dumps(content))
     identity: dict[str, Any] = dict(LINEAGE["identity"])  # type: ignore[call-overload]
     with clear_error_or_load(UserError):

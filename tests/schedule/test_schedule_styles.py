@@ -27,7 +27,8 @@ from megatron_lrpath.schedule import (
     smooth,
     with_branch_shape,
 )
-from megatron_lrpath.schedule.curves import exact_decimal, held_rate
+from megatron_lrpath.schedule.curves import exact_decimal
+from megatron_lrpath.schedule.styles import held_rate
 from megatron_lrpath.training.options.arguments import add_lrpath_arguments
 from tests.support.plan_text import plan_with
 from tests.support.training_fixtures import history, launch, make_plan, run_words

@@ -25,10 +25,9 @@ def check_plan(source: Source, plan: Plan) -> None:
 def _check_batch(source: Source, plan: Plan) -> None:
     batch = plan.batch
     if batch.global_batch_size % batch.micro_batch_size:
-        raise source.error(
-            source.find("batch.global_batch_size"),
+        raise source.find("batch.global_batch_size").error(
             f"{batch.global_batch_size} is not a multiple of micro_batch_size {batch.micro_batch_size}; "
-            "every step needs whole micro batches",
+            "every step needs whole micro batches"
         )
 
 
@@ -40,17 +39,16 @@ def _check_names(source: Source, plan: Plan) -> None:
         place = source.find(f"versions[{index}].name")
         same = seen.setdefault(version.name.casefold(), f"version {index + 1}")
         if same != f"version {index + 1}":
-            raise source.error(place, f"{version.name!r} is the name of {same} already; choose another")
+            raise place.error(f"{version.name!r} is the name of {same} already; choose another")
         letters, numbers = _parts(version.name)
         before = newest.get(letters)
         if before and _parts(before.name)[1] >= numbers:
-            raise source.error(
-                place,
-                f"{version.name!r} comes after {before.name!r}: versions out of order; list the oldest first",
+            raise place.error(
+                f"{version.name!r} comes after {before.name!r}: versions out of order; list the oldest first"
             )
         newest[letters] = version
         if os.path.normpath(Path(plan.data.slices) / version.name) == validation:
-            raise source.error(place, f"{version.name!r} is the validation slice; choose another name")
+            raise place.error(f"{version.name!r} is the validation slice; choose another name")
 
 
 def _parts(name: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
@@ -65,10 +63,9 @@ def _check_warmup(source: Source, plan: Plan) -> None:
     for index, version in enumerate(plan.versions if repeated else plan.versions[:1]):
         if version.steps <= warmup:
             kind = CONTINUAL if index else SCRATCH
-            raise source.error(
-                source.find("schedule.warmup_steps"),
+            raise source.find("schedule.warmup_steps").error(
                 f"a warm-up of {warmup} steps fills all {version.steps} steps of {kind.run_name(version.name)}; "
-                "a run needs steps after its warm-up",
+                "a run needs steps after its warm-up"
             )
 
 
@@ -76,32 +73,25 @@ def _check_branches(source: Source, plan: Plan) -> None:
     line = plan.timeline
     for number, step in enumerate(plan.also_branch_at):
         if step > line.ends[-1]:
-            raise source.error(
-                source.find(f"also_branch_at[{number}]"),
-                f"step {step} lies beyond the last version's end, step {line.ends[-1]}; give an earlier one",
+            raise source.find(f"also_branch_at[{number}]").error(
+                f"step {step} lies beyond the last version's end, step {line.ends[-1]}; give an earlier one"
             )
     for index, version in enumerate(plan.versions):
         place = source.find(f"versions[{index}].alpha", "alpha", f"versions[{index}].steps")
         alpha = version.alpha or plan.alpha
         steps, point = line.branch_steps[index], line.branch_points[index]
         if steps < 1:
-            raise source.error(
-                place,
-                f"{BRANCH.run_name(version.name)} would last round({alpha} · {version.steps}) = 0 steps; "
-                "give a larger alpha or more steps",
+            problem = f"last round({alpha} · {version.steps}) = 0 steps; give a larger alpha or more steps"
+        elif point < plan.schedule.warmup:
+            problem = (
+                f"leave the main path at step {point}, inside its warm-up of {plan.schedule.warmup} steps; "
+                "give a smaller alpha, more steps or a shorter warm-up"
             )
-        if point < plan.schedule.warmup:
-            raise source.error(
-                place,
-                f"{BRANCH.run_name(version.name)} would leave the main path at step {point}, inside its warm-up of "
-                f"{plan.schedule.warmup} steps; give a smaller alpha, more steps or a shorter warm-up",
-            )
-        if point < 1:
-            raise source.error(
-                place,
-                f"{BRANCH.run_name(version.name)} would leave the main path at step 0, where there is no checkpoint; "
-                "give a smaller alpha",
-            )
+        elif point < 1:
+            problem = "leave the main path at step 0, where there is no checkpoint; give a smaller alpha"
+        else:
+            continue
+        raise place.error(f"{BRANCH.run_name(version.name)} would {problem}")
 
 
 def _check_cycles(source: Source, plan: Plan) -> None:
@@ -113,14 +103,13 @@ def _check_cycles(source: Source, plan: Plan) -> None:
         for kind, length in lengths.items():
             cycle = version.cycle_steps.get(kind)
             if cycle is not None and cycle < length:
-                raise source.error(
-                    _cycle_entry(source, index, kind),
+                raise _cycle_entry(source, index, kind).error(
                     f"a cycle of {cycle} steps is shorter than {KINDS[kind].run_name(version.name)} with its {length}; "
-                    f"give at least {length}, or `{{{kind}: …}}` for one kind of run alone",
+                    f"give at least {length}, or `{{{kind}: …}}` for one kind of run alone"
                 )
     first = source.find("versions[0].cycle_steps.continual")
     if first is not source.root:
-        raise source.error(first, "the first continual run is the first scratch run; give `scratch`")
+        raise first.error("the first continual run is the first scratch run; give `scratch`")
 
 
 def _check_mixes(source: Source, plan: Plan) -> None:
@@ -131,10 +120,9 @@ def _check_mixes(source: Source, plan: Plan) -> None:
             if part.share * steps * plan.batch.global_batch_size >= 1:
                 continue
             own = f"versions[{index}].branch_mix.slices.{part.slice}"
-            raise source.error(
-                source.find(own, f"branch_mix.slices.{part.slice}"),
+            raise source.find(own, f"branch_mix.slices.{part.slice}").error(
                 f"{float(part.share):g} of branch-{version.name}'s {steps} steps of "
-                f"{plan.batch.global_batch_size} samples is less than one sample; give a larger share",
+                f"{plan.batch.global_batch_size} samples is less than one sample; give a larger share"
             )
 
 

@@ -46,10 +46,10 @@ SEED = whole(1, 2**31 - 1)
 STEPS = whole(1, 10**9)
 RATE = {"type": "number", "exclusiveMinimum": 0, "maximum": 1000}
 MIN_RATE = {"type": "number", "minimum": 0, "maximum": 1000}
+OBJECT = {"type": "object"}  # with keys of its own, or read by a function of its own
 
 
 TEMPLATES = ("plain", "chatml", "tokenizer")
-TOO_LONG = ("reject", "cut")
 _PATHS = {"anyOf": [TEXT, {"type": "array", "items": TEXT, "minItems": 1, "maxItems": 10_000}]}
 _TEXTS = {"type": "array", "items": TEXT, "maxItems": 1000}
 
@@ -79,25 +79,15 @@ SFT_KEYS = (
     Key("special_tokens", _TEXTS, (), "control tokens that the template needs and the tokenizer lacks"),
     Key(
         "too_long",
-        choice(*TOO_LONG),
+        choice("reject", "cut"),
         "reject",
         "an example longer than a sample is rejected, or cut at its end",
     ),
     Key("max_rejects", whole(0, 10**12), 0, "how many unusable lines are accepted"),
     Key("versions", _TEXTS, None, "names of the versions that are fine-tuned; default: all"),
     Key("paradigms", _TEXTS, None, "of which paradigms; default: all three"),
-    Key(
-        "seed",
-        whole(1, 2**31 - 1),
-        None,
-        "of the order, the packing and what is held out; default: the plan's",
-    ),
-    Key(
-        "megatron",
-        {"type": "object"},
-        {},
-        "Megatron arguments of the fine-tuning alone, on top of the plan's",
-    ),
+    Key("seed", SEED, None, "of the order, the packing and what is held out; default: the plan's"),
+    Key("megatron", OBJECT, {}, "Megatron arguments of the fine-tuning alone, on top of the plan's"),
 )
 
 
@@ -177,18 +167,18 @@ VERSION_KEYS = (
     Key("steps", STEPS, REQUIRED, "T_i, the steps that its new data last"),
     Key("alpha", ALPHA, None, "alpha of this version alone"),
     Key("cycle_steps", CYCLE, None, "cycle_steps of this version's runs alone"),
-    Key("branch_mix", {"type": "object"}, None, "branch_mix of this version's branch alone"),
+    Key("branch_mix", OBJECT, None, "branch_mix of this version's branch alone"),
 )
 PLAN_KEYS = (
     Key("name", NAME, REQUIRED, "name of the plan; jobs and the report are named after it"),
     Key("seed", SEED, 1234, "seed of the weights and of every shuffle"),
     Key("model", MODEL, REQUIRED, "a recipe, or Megatron's arguments, on top of `recipe:` if that is given"),
-    Key("schedule", {"type": "object"}, REQUIRED, "learning-rate schedule, the same for all runs"),
+    Key("schedule", OBJECT, REQUIRED, "learning-rate schedule, the same for all runs"),
     Key("alpha", ALPHA, 0.6, "share of a version's steps that its branch lasts: round(alpha · steps)"),
     Key("cpt_variant", choice(*CPT_VARIANTS), RESET_MAX.name, "how continual pre-training sets its rate"),
-    Key("batch", {"type": "object"}, REQUIRED, "batch and sequence"),
-    Key("tokenizer", {"type": "object"}, REQUIRED, "tokenizer"),
-    Key("data", {"type": "object"}, REQUIRED, "version slices"),
+    Key("batch", OBJECT, REQUIRED, "batch and sequence"),
+    Key("tokenizer", OBJECT, REQUIRED, "tokenizer"),
+    Key("data", OBJECT, REQUIRED, "version slices"),
     Key(
         "also_branch_at",
         {"type": "array", "items": STEPS, "minItems": 1, "maxItems": 10_000},
@@ -197,8 +187,8 @@ PLAN_KEYS = (
         "goes on to the last of them",
     ),
     Key("versions", {"type": "array", "minItems": 1, "maxItems": 1000}, REQUIRED, "versions in order"),
-    Key("branch_mix", {"type": "object"}, None, "other data in the branches, beside the main path's"),
-    Key("sft", {"type": "object"}, None, "fine-tuning of the versions' models on chats or instructions"),
+    Key("branch_mix", OBJECT, None, "other data in the branches, beside the main path's"),
+    Key("sft", OBJECT, None, "fine-tuning of the versions' models on chats or instructions"),
     Key("output", TEXT, None, "folder of all runs, `OUTPUT/<paradigm>/<run>`; default: `runs/NAME`"),
     Key(
         "megatron", ARGUMENTS, {}, "any other Megatron arguments, with `-` or `_`, without the dashes before"

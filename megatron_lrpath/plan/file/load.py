@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -46,45 +45,41 @@ from megatron_lrpath.schedule import STYLES, Schedule, tenth
 from megatron_lrpath.wording import nearest
 
 
-def read_mix(source: Source, entry: Entry | None, seed: int) -> Mix | None:
+def read_mix(entry: Entry | None, seed: int) -> Mix | None:
     """The mix of an entry (a plan's or a version's); None where there is none or it names no slice.
 
     Raises PlanError for shares outside (0, 1), shares that leave nothing to the main path, and a slice named twice.
     """
     if entry is None or entry.value is None:
         return None
-    section = read_section(source, entry, MIX_KEYS)
-    named = read_mapping(source, section["slices"])
+    section = read_section(entry, MIX_KEYS)
+    named = read_mapping(section["slices"])
     if not named:
         if entry.key.startswith("versions"):
             return None  # takes the plan's mix away from this version
-        raise source.error(section["slices"], "names no slice; write them like `curated: 0.2`")
-    parts = [_part(source, name, child) for name, child in named.items()]
-    _check_names(source, parts, named)
+        raise section["slices"].error("names no slice; write them like `curated: 0.2`")
+    parts = [  # 0.1 is a tenth
+        MixPart(name, Fraction(repr(read_value(child, SHARE))), child.place) for name, child in named.items()
+    ]
+    _check_names(parts, named)
     total = sum(part.share for part in parts)
     if total >= 1:
-        raise source.error(
-            section["slices"],
+        raise section["slices"].error(
             f"the shares add up to {float(total):g}, which leaves nothing to the main path's data; they must "
-            "add up to less than 1",
+            "add up to less than 1"
         )
     own = next(key for key in MIX_KEYS if key.name == "seed")
-    return Mix(tuple(parts), read_key(source, section, own) or seed)
+    return Mix(tuple(parts), read_key(section, own) or seed)
 
 
-def _part(source: Source, name: str, entry: Entry) -> MixPart:
-    share = Fraction(repr(read_value(source, entry, SHARE)))  # 0.1 is a tenth
-    return MixPart(name, share, f"{source.path}:{entry.line}: {entry.key}")
-
-
-def _check_names(source: Source, parts: list[MixPart], named: dict[str, Entry]) -> None:
+def _check_names(parts: list[MixPart], named: dict[str, Entry]) -> None:
     seen: dict[str, str] = {}
     for part, entry in zip(parts, named.values(), strict=True):
         if not re.fullmatch(SAFE_NAME, part.name):
-            raise source.error(entry, f"{part.slice!r} does not name a slice; give its name or its path")
+            raise entry.error(f"{part.slice!r} does not name a slice; give its name or its path")
         if part.name in seen:
-            raise source.error(
-                entry, f"{part.slice!r} has the name of {seen[part.name]!r}; two slices need two names"
+            raise entry.error(
+                f"{part.slice!r} has the name of {seen[part.name]!r}; two slices need two names"
             )
         seen[part.name] = part.slice
 
@@ -93,7 +88,6 @@ _OWN_READERS = ("data", "valid", "special_tokens", "versions", "paradigms", "meg
 
 
 def read_sft(
-    source: Source,
     entry: Entry | None,
     seed: int,
     batch: Batch,
@@ -106,88 +100,83 @@ def read_sft(
     """
     if entry is None or entry.value is None:
         return None
-    section = read_section(source, entry, SFT_KEYS)
-    plain = {key.name: read_key(source, section, key) for key in SFT_KEYS if key.name not in _OWN_READERS}
-    _check_length(source, entry, section)
+    section = read_section(entry, SFT_KEYS)
+    plain = {key.name: read_key(section, key) for key in SFT_KEYS if key.name not in _OWN_READERS}
+    _check_length(entry, section)
     return Sft(
-        data=_texts(source, section["data"]),
-        valid=_valid(source, section.get("valid")),
-        schedule=_schedule(source, section, plain),
+        data=_texts(section["data"]),
+        valid=_valid(section.get("valid")),
+        schedule=_schedule(section, plain),
         epochs=plain["epochs"],
         steps=plain["steps"],
-        batch=_batch(source, entry, section, plain, batch),
+        batch=_batch(entry, section, plain, batch),
         template=plain["chat_template"],
-        special_tokens=_texts(source, section.get("special_tokens")),
+        special_tokens=_texts(section.get("special_tokens")),
         too_long=plain["too_long"],
         max_rejects=plain["max_rejects"],
-        versions=_names(source, section.get("versions"), tuple(version.name for version in versions)),
-        paradigms=_names(source, section.get("paradigms"), PARADIGMS),
+        versions=_names(section.get("versions"), tuple(version.name for version in versions)),
+        paradigms=_names(section.get("paradigms"), PARADIGMS),
         seed=plain["seed"] or seed,
-        megatron=_megatron(source, section.get("megatron"), model),
-        place=f"{source.path}:{entry.line}: sft",
+        megatron=_megatron(section.get("megatron"), model),
+        place=entry.place,
     )
 
 
-def _check_length(source: Source, entry: Entry, section: dict[str, Entry]) -> None:
+def _check_length(entry: Entry, section: dict[str, Entry]) -> None:
     given = [name for name in ("epochs", "steps") if name in section and section[name].value is not None]
     if len(given) != 1:
         place = section[given[1]] if given else entry
-        raise source.error(place, "give either `epochs` or `steps`" + (", not both" if given else ""))
+        raise place.error("give either `epochs` or `steps`" + (", not both" if given else ""))
 
 
-def _texts(source: Source, entry: Entry | None) -> tuple[str, ...]:
+def _texts(entry: Entry | None) -> tuple[str, ...]:
     """A text or a list of texts."""
     if entry is None or entry.value is None:
         return ()
-    items = read_list(source, entry) if isinstance(entry.value, list) else [entry]
-    return tuple(read_value(source, item, TEXT) for item in items)
+    items = read_list(entry) if isinstance(entry.value, list) else [entry]
+    return tuple(read_value(item, TEXT) for item in items)
 
 
-def _valid(source: Source, entry: Entry | None) -> float | tuple[str, ...] | None:
+def _valid(entry: Entry | None) -> float | tuple[str, ...] | None:
     if entry is None or entry.value is None:
         return None
     if isinstance(entry.value, int | float):
-        return float(read_value(source, entry, SHARE))
-    return _texts(source, entry)
+        return float(read_value(entry, SHARE))
+    return _texts(entry)
 
 
-def _names(source: Source, entry: Entry | None, known: tuple[str, ...]) -> tuple[str, ...]:
+def _names(entry: Entry | None, known: tuple[str, ...]) -> tuple[str, ...]:
     """Some of the known names, in their order; all where none are given."""
     if entry is None or entry.value is None:
         return known
-    items = read_list(source, entry)
+    items = read_list(entry)
     if not items:
-        raise source.error(entry, f"names none; give some of {', '.join(known)}, or leave it out for all")
-    chosen = {read_value(source, item, choice(*known)) for item in items}
+        raise entry.error(f"names none; give some of {', '.join(known)}, or leave it out for all")
+    chosen = {read_value(item, choice(*known)) for item in items}
     return tuple(name for name in known if name in chosen)
 
 
-def _schedule(source: Source, section: dict[str, Entry], plain: dict[str, Any]) -> Schedule:
-    style = "cosine"
-    if "style" in section:
-        style = read_value(source, section["style"], choice(*STYLES))
-    lowest = _min_lr(source, section, plain)
+def _schedule(section: dict[str, Entry], plain: dict[str, Any]) -> Schedule:
+    style = read_value(section["style"], choice(*STYLES)) if "style" in section else "cosine"
+    lowest = _min_lr(section, plain)
     if plain["steps"] is not None and plain["warmup_steps"] >= plain["steps"]:
-        raise source.error(
-            section["warmup_steps"],
-            f"a warm-up of {plain['warmup_steps']} steps fills all {plain['steps']} steps; give a shorter one",
+        raise section["warmup_steps"].error(
+            f"a warm-up of {plain['warmup_steps']} steps fills all {plain['steps']} steps; give a shorter one"
         )
     return Schedule(style=style, max_lr=plain["max_lr"], min_lr=lowest, warmup=plain["warmup_steps"])
 
 
-def _min_lr(source: Source, section: dict[str, Entry], values: dict[str, Any]) -> float:
+def _min_lr(section: dict[str, Entry], values: dict[str, Any]) -> float:
     """`min_lr` as given, or a tenth of `max_lr`."""
     highest, lowest = values["max_lr"], values["min_lr"]
     if lowest is None:
         return tenth(highest)
     if lowest > highest:
-        raise source.error(section["min_lr"], f"{lowest} is above max_lr {highest}; a decay goes downwards")
+        raise section["min_lr"].error(f"{lowest} is above max_lr {highest}; a decay goes downwards")
     return float(lowest)
 
 
-def _batch(
-    source: Source, entry: Entry, section: dict[str, Entry], plain: dict[str, Any], batch: Batch
-) -> Batch:
+def _batch(entry: Entry, section: dict[str, Entry], plain: dict[str, Any], batch: Batch) -> Batch:
     own = Batch(
         plain["global_batch_size"] or batch.global_batch_size,
         plain["micro_batch_size"] or batch.micro_batch_size,
@@ -195,15 +184,14 @@ def _batch(
     )
     if own.global_batch_size % own.micro_batch_size:
         place = section.get("global_batch_size") or section.get("micro_batch_size") or entry
-        raise source.error(
-            place,
+        raise place.error(
             f"a global_batch_size of {own.global_batch_size} is not a multiple of the micro_batch_size "
-            f"{own.micro_batch_size}; every step needs whole micro batches",
+            f"{own.micro_batch_size}; every step needs whole micro batches"
         )
     return own
 
 
-def _megatron(source: Source, entry: Entry | None, model: ModelSpec) -> dict[str, Any]:
+def _megatron(entry: Entry | None, model: ModelSpec) -> dict[str, Any]:
     """Megatron arguments; none that the plan sets, that make another model, or that split packed samples."""
 
     def reason(name: str) -> str | None:
@@ -217,23 +205,11 @@ def _megatron(source: Source, entry: Entry | None, model: ModelSpec) -> dict[str
             return None
         return f"cannot be set here; leave it out: {instead}"
 
-    return _accepted_arguments(source, entry, reason)
-
-
-def _accepted_arguments(
-    source: Source, entry: Entry | None, reason: Callable[[str], str | None]
-) -> dict[str, Any]:
-    """Megatron arguments; PlanError for the first one that there is a reason to refuse."""
-    arguments = read_arguments(source, entry)
-    if entry is not None and isinstance(entry.value, dict):
-        for written, child in entry.value.items():
-            if refusal := reason(written.replace("-", "_")):
-                raise source.error(child, refusal)
-    return arguments
+    return read_arguments(entry, reason)
 
 
 _NESTED = ("cycle_steps", "branch_mix")  # read by functions of their own
-_PLAIN = ("name", "seed", "alpha", "cpt_variant", "also_branch_at")
+_PLAIN = ("name", "seed", "alpha", "cpt_variant", "also_branch_at", "output")
 
 
 def load_plan(path: Path | str) -> Plan:
@@ -243,119 +219,106 @@ def load_plan(path: Path | str) -> Plan:
     """
     source = read_source(path)
     if source.is_experiment:
-        raise source.error(
-            source.find("plan"),
+        raise source.find("plan").error(
             "this is an experiment, which varies a plan, and a plan is wanted here; `lrpath experiment FILE "
-            "--write` writes its plans into OUTPUT/plans",
+            "--write` writes its plans into OUTPUT/plans"
         )
     return plan_from(source)
 
 
 def plan_from(source: Source) -> Plan:
     """The plan that a file's text says; raises PlanError like `load_plan`."""
-    top = read_section(source, source.root, PLAN_KEYS)
-    values = {key.name: read_key(source, top, key) for key in PLAN_KEYS if key.name in _PLAIN}
-    model = _read_model(source, top["model"])
-    batch = Batch(**_read_fields(source, read_section(source, top["batch"], BATCH_KEYS), BATCH_KEYS))
-    schedule = read_section(source, top["schedule"], SCHEDULE_KEYS)
-    versions = _read_versions(source, top, read_cycle(source, schedule.get("cycle_steps")), values["seed"])
+    top = read_section(source.root, PLAN_KEYS)
+    values = {key.name: read_key(top, key) for key in PLAN_KEYS if key.name in _PLAIN}
+    values["output"] = values["output"] or f"runs/{values['name']}"
+    model = _read_model(top["model"])
+    batch = Batch(**_read_fields(read_section(top["batch"], BATCH_KEYS), BATCH_KEYS))
+    data = _read_fields(read_section(top["data"], DATA_KEYS), DATA_KEYS)
+    schedule = read_section(top["schedule"], SCHEDULE_KEYS)
+    versions = _read_versions(top, read_cycle(schedule.get("cycle_steps")), values["seed"])
     plan = Plan(
         path=source.path,
         model=model,
-        schedule=_read_schedule(source, schedule),
+        schedule=_read_schedule(schedule),
         batch=batch,
-        tokenizer=_read_tokenizer(source, top["tokenizer"]),
-        data=_read_data(source, top["data"]),
+        tokenizer=_read_tokenizer(top["tokenizer"]),
+        data=Data(data["slices"], data["valid"] or str(Path(data["slices"]) / "valid")),
         versions=versions,
-        output=_read_output(source, top, values["name"]),
-        megatron=_read_megatron(source, top.get("megatron"), model),
-        sft=read_sft(source, top.get("sft"), values["seed"], batch, versions, model),
+        megatron=_read_megatron(top.get("megatron"), model),
+        sft=read_sft(top.get("sft"), values["seed"], batch, versions, model),
         **values,
     )
     check_plan(source, plan)
     return plan
 
 
-def _read_fields(source: Source, section: dict[str, Entry], keys: tuple[Key, ...]) -> dict[str, Any]:
-    return {key.name: read_key(source, section, key) for key in keys if key.name not in _NESTED}
+def _read_fields(section: dict[str, Entry], keys: tuple[Key, ...]) -> dict[str, Any]:
+    return {key.name: read_key(section, key) for key in keys if key.name not in _NESTED}
 
 
-def _read_schedule(source: Source, section: dict[str, Entry]) -> Schedule:
-    fields = _read_fields(source, section, SCHEDULE_KEYS)
-    fields["min_lr"] = _min_lr(source, section, fields)
+def _read_schedule(section: dict[str, Entry]) -> Schedule:
+    fields = _read_fields(section, SCHEDULE_KEYS)
+    fields["min_lr"] = _min_lr(section, fields)
     first, second = fields["multi_step_fractions"]
     if first > second:
-        raise source.error(section["multi_step_fractions"], f"{first} and {second} must ascend")
+        raise section["multi_step_fractions"].error(f"{first} and {second} must ascend")
     return Schedule(warmup=fields.pop("warmup_steps"), **fields)
 
 
-def _read_tokenizer(source: Source, entry: Entry) -> Tokenizer:
-    tokenizer = Tokenizer(**_read_fields(source, read_section(source, entry, TOKENIZER_KEYS), TOKENIZER_KEYS))
+def _read_tokenizer(entry: Entry) -> Tokenizer:
+    tokenizer = Tokenizer(**_read_fields(read_section(entry, TOKENIZER_KEYS), TOKENIZER_KEYS))
     if tokenizer.type.startswith("Null"):
         if tokenizer.vocab_size is None:
-            raise source.error(entry, f"{tokenizer.type} has no vocabulary of its own; give vocab_size")
+            raise entry.error(f"{tokenizer.type} has no vocabulary of its own; give vocab_size")
     elif tokenizer.model is None:
-        raise source.error(entry, f"{tokenizer.type} needs its model; give model")
+        raise entry.error(f"{tokenizer.type} needs its model; give model")
     return tokenizer
 
 
-def _read_data(source: Source, entry: Entry) -> Data:
-    fields = _read_fields(source, read_section(source, entry, DATA_KEYS), DATA_KEYS)
-    return Data(fields["slices"], fields["valid"] or str(Path(fields["slices"]) / "valid"))
-
-
-def _read_versions(
-    source: Source, top: dict[str, Entry], cycle: dict[str, float], seed: int
-) -> tuple[Version, ...]:
+def _read_versions(top: dict[str, Entry], cycle: dict[str, float], seed: int) -> tuple[Version, ...]:
     entry = top["versions"]
-    items = read_list(source, entry)
+    items = read_list(entry)
     if not items:
-        raise source.error(entry, "a plan needs at least one version, like `- {name: v1, steps: 100}`")
+        raise entry.error("a plan needs at least one version, like `- {name: v1, steps: 100}`")
     limit = next(key.schema["maxItems"] for key in PLAN_KEYS if key.name == "versions")
     if len(items) > limit:
-        raise source.error(entry, f"{len(items)} versions are more than the {limit} that a plan may have")
-    mix = read_mix(source, top.get("branch_mix"), seed)
+        raise entry.error(f"{len(items)} versions are more than the {limit} that a plan may have")
+    mix = read_mix(top.get("branch_mix"), seed)
     versions = []
     for item in items:
-        section = read_section(source, item, VERSION_KEYS)
-        fields = _read_fields(source, section, VERSION_KEYS)
-        own = read_cycle(source, section.get("cycle_steps"))
-        mixed = read_mix(source, section.get("branch_mix"), seed) if "branch_mix" in section else mix
+        section = read_section(item, VERSION_KEYS)
+        fields = _read_fields(section, VERSION_KEYS)
+        own = read_cycle(section.get("cycle_steps"))
+        mixed = read_mix(section.get("branch_mix"), seed) if "branch_mix" in section else mix
         versions.append(Version(**fields, cycle_steps=cycle | own, mix=mixed))
     return tuple(versions)
 
 
-def _read_model(source: Source, entry: Entry) -> ModelSpec:
+def _read_model(entry: Entry) -> ModelSpec:
     if isinstance(entry.value, dict):
-        overrides = _accepted_arguments(source, entry, _set_by_plan)
+        overrides = read_arguments(entry, _set_by_plan)
         recipe = overrides.pop("recipe", None)
         place = entry.value.get("recipe", entry)
     else:
-        overrides, recipe, place = {}, read_value(source, entry, TEXT), entry
+        overrides, recipe, place = {}, read_value(entry, TEXT), entry
     if recipe is not None and recipe not in RECIPES:
         hint = nearest(str(recipe), RECIPES)
-        raise source.error(place, f"{recipe!r} is no recipe{hint}; there are {', '.join(RECIPES)}")
+        raise place.error(f"{recipe!r} is no recipe{hint}; there are {', '.join(RECIPES)}")
     spec = ModelSpec(recipe, overrides)
     try:
         resolve_model(spec)
     except UserError as error:
-        raise source.error(entry, str(error)) from None
+        raise entry.error(str(error)) from None
     return spec
 
 
-def _read_output(source: Source, top: dict[str, Entry], name: str) -> str:
-    if "output" not in top or top["output"].value is None:
-        return f"runs/{name}"
-    return str(read_value(source, top["output"], TEXT))
-
-
-def _read_megatron(source: Source, entry: Entry | None, model: ModelSpec) -> dict[str, Any]:
+def _read_megatron(entry: Entry | None, model: ModelSpec) -> dict[str, Any]:
     of_model = resolve_model(model)
 
     def reason(name: str) -> str | None:
         return "an argument of the model; set it under `model:`" if name in of_model else _set_by_plan(name)
 
-    return _accepted_arguments(source, entry, reason)
+    return read_arguments(entry, reason)
 
 
 def _set_by_plan(name: str) -> str | None:

@@ -28,24 +28,29 @@ Scalar = None | bool | int | float | str
 
 @dataclass(frozen=True)
 class Entry:
-    """A value of the file: a scalar, a list or a mapping of entries; `key` reads `versions[1].steps`."""
+    """A value of the file `path`: a scalar, a list or a mapping of entries; `key` reads `versions[1].steps`."""
 
     value: Scalar | list[Entry] | dict[str, Entry]
+    path: Path
     line: int
     key: str
+
+    @property
+    def place(self) -> str:
+        """`FILE:LINE: key`, or `FILE:LINE` for the whole file."""
+        return f"{self.path}:{self.line}: {self.key}".removesuffix(": ")
+
+    def error(self, message: str) -> PlanError:
+        """An error at this entry: `FILE:LINE: key: message`."""
+        return PlanError(f"{self.place}: {message}")
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file that was read: where its entries stand, and errors that say so."""
+    """A file that was read: its whole content, and where each key stands."""
 
     path: Path
     root: Entry
-
-    def error(self, entry: Entry, message: str) -> PlanError:
-        """An error at an entry: `FILE:LINE: key: message`."""
-        key = f"{entry.key}: " if entry.key else ""
-        return PlanError(f"{self.path}:{entry.line}: {key}{message}")
 
     @property
     def is_experiment(self) -> bool:
@@ -91,7 +96,7 @@ def parse_source(path: Path, text: str) -> Source:
         raise PlanError(f"{path}:1: the file is empty; docs/plan-file.md shows a plan to begin with")
     if not isinstance(node, yaml.MappingNode):
         raise PlanError(f"{path}:{_line(node)}: a plan is a mapping, with lines like `name: quickstart`")
-    return Source(path, Entry(_mapping(path, node, ""), 1, ""))
+    return Source(path, Entry(_mapping(path, node, ""), path, 1, ""))
 
 
 def plain(entry: Entry) -> Any:
@@ -166,12 +171,12 @@ def _mapping(path: Path, node: yaml.MappingNode, prefix: str) -> dict[str, Entry
 
 def _entry(path: Path, node: yaml.Node, line: int, key: str) -> Entry:
     if isinstance(node, yaml.MappingNode):
-        return Entry(_mapping(path, node, key), line, key)
+        return Entry(_mapping(path, node, key), path, line, key)
     if isinstance(node, yaml.SequenceNode):
         items = [_entry(path, item, _line(item), f"{key}[{i}]") for i, item in enumerate(node.value)]
-        return Entry(items, line, key)
+        return Entry(items, path, line, key)
     quoted = isinstance(node, yaml.ScalarNode) and node.style is not None
-    return Entry(node.value if quoted else _plain_scalar(node.value), line, key)
+    return Entry(node.value if quoted else _plain_scalar(node.value), path, line, key)
 
 
 def _plain_scalar(text: str) -> Scalar:

@@ -222,7 +222,7 @@ class PeerWatch:
             first = False
         if first:
             report = f"rank {self.ranks.rank} ended {self.where}: {text}. {HOW_TO_GO_ON}"
-            failure.record(failure.here(failure.EXCEPTION, report, self.step, consequence=consequence))
+            failure.record(failure.here(failure.EXCEPTION, report, step=self.step, consequence=consequence))
             say("".join(traceback.format_exception(error)).rstrip())
             say_error(report)
         self.end(FAILED)
