@@ -294,36 +294,3 @@ def _check_ids(header: IndexHeader, tokens: int, vocab_size: int | None) -> tupl
             )
         smallest, largest = min(smallest, low), max(largest, high)
     return smallest, largest
-
-
-def find_pairs(folder: Path) -> list[str]:
-    """Prefixes of the complete pairs in `folder`, by name.
-
-    Raises:
-        UserError: an index or a token file there lacks its other half.
-    """
-    index = {path.stem for path in folder.glob("*.idx")}
-    tokens = {path.stem for path in folder.glob("*.bin")}
-    if index != tokens:
-        half = sorted(index ^ tokens)[0]
-        missing = ".bin" if half in index else ".idx"
-        raise UserError(f"{folder / half}{missing}: missing; the pair in {folder} is not whole")
-    return [str(folder / name) for name in sorted(index)]
-
-
-def figures(report: PairReport, with_ids: bool = True) -> dict[str, Any]:
-    """A report as plain values, for printing."""
-    header = report.header
-    values: dict[str, Any] = {
-        "prefix": header.prefix,
-        "type": header.dtype,
-        "documents": header.documents,
-        "sequences": header.sequences,
-        "tokens": report.tokens,
-        "empty_documents": report.empty_documents,
-        "shortest": report.shortest,
-        "longest": report.longest,
-    }
-    if with_ids:
-        values |= {"smallest_id": report.smallest_id, "largest_id": report.largest_id}
-    return values
