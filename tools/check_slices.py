@@ -15,14 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from megatron_lrpath.console import run_tool
-from megatron_lrpath.data.indexed import document_lengths
-from megatron_lrpath.data.slice import ENDING, Slice, SliceSource, check_disjoint
-from megatron_lrpath.data.slice_tools import describe, tokens_table, wide_console
-from megatron_lrpath.errors import UserError
+# --help and a wrong option load no library: what loads one is imported in the functions that need it.
+if TYPE_CHECKING:
+    from megatron_lrpath.data.slice import Slice, SliceSource
 
 
 def check_slices(args: argparse.Namespace) -> int:
@@ -31,6 +28,8 @@ def check_slices(args: argparse.Namespace) -> int:
     Raises:
         UserError: there is nothing to check.
     """
+    from megatron_lrpath.data.slice_tools import describe, tokens_table, wide_console
+
     checked = check_files(slice_files(args.slices))
     if args.json:
         slices = [describe(one) for one in checked.slices]
@@ -52,6 +51,9 @@ def slice_files(paths: list[Path]) -> list[Path]:
     Raises:
         UserError: there are none.
     """
+    from megatron_lrpath.data.slice import ENDING
+    from megatron_lrpath.errors import UserError
+
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
@@ -77,6 +79,9 @@ class CheckedSlices:
 
 def check_files(files: list[Path]) -> CheckedSlices:
     """Prove for all files: whole; sources there and unchanged; documents, tokens as counted; disjoint."""
+    from megatron_lrpath.data.slice import Slice, check_disjoint, verify_slices
+    from megatron_lrpath.errors import UserError
+
     slices: list[Slice] = []
     failures: list[str] = []
 
@@ -89,7 +94,7 @@ def check_files(files: list[Path]) -> CheckedSlices:
     for path in files:
         attempt(lambda path=path: slices.append(Slice.load(path)))  # type: ignore[misc]
     for one in slices:
-        attempt(one.verify_sources)
+        attempt(partial(verify_slices, [one]))
         for source in one.sources:
             attempt(partial(check_counts, one, source))
     attempt(partial(check_disjoint, slices))
@@ -102,13 +107,16 @@ def check_counts(one: Slice, source: SliceSource) -> None:
     Raises:
         UserError: they do not.
     """
+    from megatron_lrpath.data.indexed import document_lengths
+    from megatron_lrpath.errors import UserError
+
     lengths = document_lengths(source.prefix)
     where = f"{one.path or one.name}: {source.prefix}"
     if len(source.documents) and int(source.documents[-1]) >= len(lengths):
         raise UserError(
             f"{where}: names document {source.documents[-1]}, but the dataset has {len(lengths):,} documents"
         )
-    tokens = int(lengths[source.documents].sum(dtype=np.int64))
+    tokens = int(lengths[source.documents].sum(dtype="int64"))
     if tokens != source.tokens:
         raise UserError(f"{where}: says {source.tokens:,} tokens, but its documents have {tokens:,}")
 
@@ -122,7 +130,10 @@ def main() -> int:
         "slices", nargs="+", type=Path, metavar="PATH", help="slice files, or folders of them"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    return run_tool(parser, check_slices, None)
+    args = parser.parse_args()
+    from megatron_lrpath.console import run_script
+
+    return run_script(lambda: check_slices(args))
 
 
 if __name__ == "__main__":

@@ -13,9 +13,10 @@ import numpy as np
 from megatron_lrpath.data.draw_random import permutation
 from megatron_lrpath.data.draw_request import VALIDATION, DrawRequest, SourceRequest, default_domain
 from megatron_lrpath.data.indexed import blocks, document_lengths, fingerprint_source
-from megatron_lrpath.data.slice import Slice, SliceSource
+from megatron_lrpath.data.slice import ENDING, Slice, SliceSource, slice_path
 from megatron_lrpath.data.slice_codec import Documents
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.files import atomic_write_bytes
 
 
 class SourcePool:
@@ -213,6 +214,33 @@ def draw(
     for pool in pools:
         left[pool.domain] = left.get(pool.domain, 0) + pool.free_tokens
     return Drawn(slices, left)
+
+
+def existing_slices(folder: Path | str) -> list[Slice]:
+    """All slices of a folder (none if it is not there yet), by name.
+
+    Raises:
+        UserError: one of them is damaged.
+    """
+    return [Slice.load(path) for path in sorted(Path(folder).glob(f"*{ENDING}"))]
+
+
+def write_slices(slices: Sequence[Slice], folder: Path | str) -> list[Path]:
+    """Write new slices into `folder` (each file atomically) and return their paths.
+
+    Raises:
+        UserError: one of the files is there already; then nothing is written.
+    """
+    paths = [slice_path(folder, one.name) for one in slices]
+    for path in paths:
+        if path.exists():
+            raise UserError(
+                f"{path}: is there already, and slices are never changed; use another name or folder"
+            )
+    contents = [one.to_bytes(path.parent) for one, path in zip(slices, paths, strict=True)]
+    for path, content in zip(paths, contents, strict=True):  # nothing slow between the first and the last
+        atomic_write_bytes(path, content)
+    return paths
 
 
 def _open_pools(

@@ -1,16 +1,19 @@
-"""What to draw: sources, ranges of documents, versions and their tokens."""
+"""What to draw: sources, ranges and token counts as they are typed, turned into checked values."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+from megatron_lrpath.data.indexed import strip_ending
 from megatron_lrpath.errors import UserError
 
 VALIDATION = "valid"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,97 @@ class DrawRequest:
             raise UserError("--source: some have a weight and some have none; give all of them one, or none")
 
 
+def parse_source(text: str) -> SourceRequest:
+    """`PREFIX[:WEIGHT[:DOMAIN]]`, read from the right, since a prefix may itself hold colons.
+
+    Of the readings that make sense, the longest prefix that is there on disk wins: a dataset that is really
+    called `crawl:2` is found as such. An empty weight (`PREFIX::DOMAIN`) is none.
+    """
+    parts = text.split(":")
+    readings: list[tuple[str, str | None, str | None]] = [(text, None, None)]
+    if len(parts) >= 2 and _weight(parts[-1]) is not None:
+        readings.append((":".join(parts[:-1]), parts[-1], None))
+    if len(parts) >= 3 and (parts[-2] == "" or _weight(parts[-2]) is not None) and parts[-1]:
+        readings.append((":".join(parts[:-2]), parts[-2], parts[-1]))
+    there = [reading for reading in readings if Path(f"{strip_ending(reading[0])}.idx").exists()]
+    prefix, weight, domain = there[0] if there else readings[-1]
+    path = Path(strip_ending(prefix))
+    number = _weight(weight) if weight else None
+    return SourceRequest(path, number, domain or default_domain(path))
+
+
 def default_domain(prefix: Path) -> str:
     """The domain of a dataset that was given none: its name, less the ending that preprocess_data.py adds."""
     return prefix.name.removesuffix("_document").removesuffix("_text")
+
+
+def parse_range(text: str) -> RangeRequest:
+    """`VERSION=PREFIX:FROM-TO` or `VERSION=PREFIX:FROM-`: documents counted from 0, TO not included.
+
+    Raises:
+        UserError: not of that form, or empty.
+    """
+    match = re.fullmatch(r"([^=]+)=(.+):(\d+)-(\d*)", text)
+    if not match:
+        raise UserError(
+            f"--documents {text}: not of the form VERSION=PREFIX:FROM-TO, as in v2=data/web:100-2000"
+        )
+    version, prefix, first, end = match.groups()
+    found = RangeRequest(version, Path(strip_ending(prefix)), int(first), int(end) if end else None)
+    if found.end is not None and found.end <= found.first:
+        raise UserError(f"--documents {text}: holds no document (TO is not included)")
+    return found
+
+
+def parse_tokens(text: str) -> int:
+    """A number of tokens: `10500000000`, `10_500_000_000`, `10.5e9` or `10.5B` (K, M, B or G, T).
+
+    Raises:
+        UserError: not a number, not whole, or not positive.
+    """
+    match = re.fullmatch(r"([0-9_.]+(?:[eE][+-]?[0-9]+)?)([kKmMbBgGtT]?)", text.strip())
+    try:
+        number = Fraction(match[1]) * UNITS[match[2].lower()] if match else None
+    except ValueError:
+        number = None
+    if number is None or number <= 0 or number.denominator != 1:
+        raise UserError(f"{text!r} is not a number of tokens; write it as 10500000000, 10.5e9 or 10.5B")
+    return int(number)
+
+
+def version_requests(
+    tokens: Sequence[str], count: int | None, names: Sequence[str] | None, taken: Sequence[str], append: bool
+) -> tuple[tuple[str, int | None], ...]:
+    """Names and tokens of the versions to draw at random.
+
+    `tokens` as typed (one for all, or one each), `count` of --versions, `names` of --names, `taken` the names
+    of existing slices. Unnamed versions are v1, v2, …, going on behind those that exist with `append`.
+
+    Raises:
+        UserError: the numbers do not agree, or there is no telling how many tokens are wanted.
+    """
+    amounts: list[int | None] = [parse_tokens(text) for text in tokens]
+    if not amounts and not append:
+        raise UserError("--tokens-per-version is missing (with --append it is then everything not yet drawn)")
+    number = count if count is not None else len(names) if names else max(len(amounts), 1)
+    if number < 1 or len(amounts) not in (0, 1, number):
+        raise UserError(
+            f"--tokens-per-version: {len(amounts)} numbers for {number} versions; give one, or one each"
+        )
+    if names and len(names) != number:
+        raise UserError(f"--names: {len(names)} names for {number} versions")
+    amounts = amounts * number if len(amounts) == 1 else amounts or [None] * number
+    # With `append`: the first k such that v<k> and all after it is free, and that counts the versions there are.
+    versions = [name for name in taken if append and name != VALIDATION]
+    numbers = [int(name[1:]) for name in versions if re.fullmatch(r"v[0-9]+", name)]
+    first = max([len(versions), *numbers]) + 1
+    return tuple(zip(names or [f"v{first + i}" for i in range(number)], amounts, strict=True))
+
+
+def _weight(text: str) -> Fraction | None:
+    """A weight (not negative), or None if the text is none."""
+    try:
+        number = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        return None
+    return number if number >= 0 else None

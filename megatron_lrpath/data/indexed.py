@@ -120,11 +120,6 @@ def map_lengths(header: IndexHeader) -> Lengths:
     return _mapped(header, "int32", header.sequences, 0)
 
 
-def map_offsets(header: IndexHeader) -> npt.NDArray[np.int64]:
-    """Byte offset of each sequence in the `.bin`, int64 (sequences,), mapped from the file."""
-    return _mapped(header, "int64", header.sequences, 4 * header.sequences)
-
-
 def map_bounds(header: IndexHeader) -> npt.NDArray[np.int64]:
     """First sequence of each document, then the number of sequences: int64 (documents + 1,), mapped."""
     return _mapped(header, "int64", header.documents + 1, 12 * header.sequences)
@@ -230,7 +225,8 @@ def _refuse_negative(header: IndexHeader, start: int, lengths: Lengths) -> None:
 
 def _check_lengths(header: IndexHeader) -> tuple[int, int, int]:
     """(tokens, shortest, longest); each offset must be where the sequences before it end."""
-    path, offsets = f"{header.prefix}.idx", map_offsets(header)
+    path = f"{header.prefix}.idx"
+    offsets = _mapped(header, "int64", header.sequences, 4 * header.sequences)  # bytes in the .bin
     tokens, shortest, longest = 0, 1 << 31, 0
     for start, lengths in blocks(map_lengths(header)):
         _refuse_negative(header, start, lengths)

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from megatron_lrpath.data.slice import (
-    DataSpec,
     Slice,
     available_samples,
     check_disjoint,
@@ -18,6 +17,7 @@ from megatron_lrpath.data.slice import (
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.plan.mix import Mix
+from megatron_lrpath.plan.spec import Data
 
 
 def require_mix_samples(
@@ -40,7 +40,7 @@ def require_mix_samples(
     return needed
 
 
-def open_mix(data: DataSpec, mix: Mix, verify: bool = True) -> list[Slice]:
+def open_mix(data: Data, mix: Mix, verify: bool = True) -> list[Slice]:
     """Load a mix's slices, in its order, and prove them disjoint from each other and from validation.
 
     They may share documents with the versions: curated data may be a part of them, or an old version is read

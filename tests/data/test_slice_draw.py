@@ -13,20 +13,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_lrpath.data.draw import Drawn, ShortageError, draw
-from megatron_lrpath.data.draw_request import DrawRequest, RangeRequest, SourceRequest
-from megatron_lrpath.data.indexed import document_lengths
-from megatron_lrpath.data.slice import Slice, available_samples, check_disjoint
-from megatron_lrpath.errors import UserError
-from tests.support.data_fixtures import make_lengths_dataset
-from tools.slice_versions import (
-    existing_slices,
+from megatron_lrpath.data.draw import Drawn, ShortageError, draw, existing_slices, write_slices
+from megatron_lrpath.data.draw_request import (
+    DrawRequest,
+    RangeRequest,
+    SourceRequest,
     parse_range,
     parse_source,
     parse_tokens,
     version_requests,
-    write_slices,
 )
+from megatron_lrpath.data.indexed import document_lengths
+from megatron_lrpath.data.slice import Slice, available_samples, check_disjoint
+from megatron_lrpath.errors import UserError
+from tests.support.data_fixtures import make_lengths_dataset
 
 LENGTHS = st.lists(st.lists(st.integers(0, 40), min_size=1, max_size=60), min_size=1, max_size=4)
 LENGTHS = LENGTHS.filter(lambda sources: all(sum(lengths) for lengths in sources))
