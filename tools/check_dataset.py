@@ -10,8 +10,10 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from megatron_lrpath.console import run_tool
+from megatron_lrpath.data.indexed import PairReport, check_pair, strip_ending
 from megatron_lrpath.errors import UserError
 
 
@@ -39,8 +41,6 @@ def vocabulary(args: argparse.Namespace) -> int | None:
 
 def check(args: argparse.Namespace) -> int:
     """Check every dataset, report all that is wrong; 2 if anything is."""
-    from megatron_lrpath.data.indexed import check_pair, figures, strip_ending
-
     size, reports, failed = vocabulary(args), [], 0
     for prefix in map(strip_ending, args.prefix):
         try:
@@ -56,6 +56,24 @@ def check(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(reports, indent=2))
     return failed
+
+
+def figures(report: PairReport, with_ids: bool = True) -> dict[str, Any]:
+    """A report as plain values, for printing."""
+    header = report.header
+    values: dict[str, Any] = {
+        "prefix": header.prefix,
+        "type": header.dtype,
+        "documents": header.documents,
+        "sequences": header.sequences,
+        "tokens": report.tokens,
+        "empty_documents": report.empty_documents,
+        "shortest": report.shortest,
+        "longest": report.longest,
+    }
+    if with_ids:
+        values |= {"smallest_id": report.smallest_id, "largest_id": report.largest_id}
+    return values
 
 
 def main(argv: Sequence[str] | None = None) -> int:

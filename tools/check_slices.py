@@ -9,8 +9,116 @@ Exit status: 0 if all of it holds, 1 if anything does not (every failure is name
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+# --help and a wrong option load no library: what loads one is imported in the functions that need it.
+if TYPE_CHECKING:
+    from megatron_lrpath.data.slice import Slice, SliceSource
+
+
+def check_slices(args: argparse.Namespace) -> int:
+    """Check what the options name and print the result; 0 if all holds, else 1.
+
+    Raises:
+        UserError: there is nothing to check.
+    """
+    from megatron_lrpath.data.slice_tools import describe, tokens_table, wide_console
+
+    checked = check_files(slice_files(args.slices))
+    if args.json:
+        slices = [describe(one) for one in checked.slices]
+        print(
+            json.dumps({"ok": not checked.failures, "failures": checked.failures, "slices": slices}, indent=2)
+        )
+        return int(bool(checked.failures))
+    wide_console().print(tokens_table(checked.slices))
+    for failure in checked.failures:
+        print(f"FAILED: {failure}")
+    if not checked.failures:
+        print(f"{len(checked.slices)} slices: whole, disjoint, and their sources are there and unchanged")
+    return int(bool(checked.failures))
+
+
+def slice_files(paths: list[Path]) -> list[Path]:
+    """The slice files that are named, or lie in a folder that is named; endings may be left out.
+
+    Raises:
+        UserError: there are none.
+    """
+    from megatron_lrpath.data.slice import ENDING
+    from megatron_lrpath.errors import UserError
+
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(path.glob(f"*{ENDING}"))
+            if not inside:
+                raise UserError(f"{path}: there is no slice in this folder")
+            files += inside
+        else:
+            files.append(path if path.name.endswith(ENDING) else path.with_name(path.name + ENDING))
+    for path in files:
+        if not path.is_file():
+            raise UserError(f"{path}: there is no such slice")
+    return list(dict.fromkeys(path.resolve() for path in files))
+
+
+@dataclass(frozen=True)
+class CheckedSlices:
+    """The slices that could be read, and every claim that failed."""
+
+    slices: list[Slice]
+    failures: list[str]
+
+
+def check_files(files: list[Path]) -> CheckedSlices:
+    """Prove for all files: whole; sources there and unchanged; documents, tokens as counted; disjoint."""
+    from megatron_lrpath.data.slice import Slice, check_disjoint, verify_slices
+    from megatron_lrpath.errors import UserError
+
+    slices: list[Slice] = []
+    failures: list[str] = []
+
+    def attempt(proof: Callable[[], None]) -> None:
+        try:
+            proof()
+        except UserError as error:
+            failures.append(str(error))
+
+    for path in files:
+        attempt(lambda path=path: slices.append(Slice.load(path)))  # type: ignore[misc]
+    for one in slices:
+        attempt(partial(verify_slices, [one]))
+        for source in one.sources:
+            attempt(partial(check_counts, one, source))
+    attempt(partial(check_disjoint, slices))
+    return CheckedSlices(slices, failures)
+
+
+def check_counts(one: Slice, source: SliceSource) -> None:
+    """Prove that a source's documents exist and have as many tokens as the slice says.
+
+    Raises:
+        UserError: they do not.
+    """
+    from megatron_lrpath.data.indexed import document_lengths
+    from megatron_lrpath.errors import UserError
+
+    lengths = document_lengths(source.prefix)
+    where = f"{one.path or one.name}: {source.prefix}"
+    if len(source.documents) and int(source.documents[-1]) >= len(lengths):
+        raise UserError(
+            f"{where}: names document {source.documents[-1]}, but the dataset has {len(lengths):,} documents"
+        )
+    tokens = int(lengths[source.documents].sum(dtype="int64"))
+    if tokens != source.tokens:
+        raise UserError(f"{where}: says {source.tokens:,} tokens, but its documents have {tokens:,}")
 
 
 def main() -> int:
@@ -24,7 +132,6 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     args = parser.parse_args()
     from megatron_lrpath.console import run_script
-    from megatron_lrpath.data.slice_tools import check_slices
 
     return run_script(lambda: check_slices(args))
 

@@ -11,11 +11,35 @@ weights. Only safetensors and JSON are read; code in the folder is never run.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from megatron_lrpath.console import run_tool
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.export import architecture
+from megatron_lrpath.export.architecture import Architecture
+from megatron_lrpath.export.checkpoint import CheckpointTensor, write_checkpoint
+from megatron_lrpath.export.folder import IMPORTED_VOCABULARY
+from megatron_lrpath.export.safetensors_files import INDEX, SINGLE, TYPES
+from megatron_lrpath.export.weights import DTYPES, OUTPUT, TensorMapping, tensor_mappings
+from megatron_lrpath.files import appearing_folder, atomic_write_text
+from megatron_lrpath.runs.checkpoints import TRACKER
+from megatron_lrpath.tokenizers.files import HUGGING_FACE, MODEL_FILE, NO_TOKENIZER, ORIGIN, copy_files
+from megatron_lrpath.training.checkpoints.parent import RELEASE
+
+SNIPPET = "plan.yaml"
+TOKENIZER = "tokenizer"
+# Modules whose extra state Megatron reads (Transformer Engine's has five, the local layers four).
+STATEFUL = ("self_attention.linear_proj", "self_attention.linear_qkv", "self_attention.core_attention",
+            "mlp.linear_fc1", "mlp.linear_fc2")  # fmt: skip
+IGNORED = ("rotary_emb.inv_freq",)  # tables that older folders store
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -35,13 +59,227 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> int:
     """Import, and say how to go on."""
-    from megatron_lrpath.export.importer import SNIPPET, describe, import_folder
-    from megatron_lrpath.export.weights import DTYPES
-
     model = import_folder(args.folder, args.output, DTYPES[args.dtype] if args.dtype else None)
     print(f"{args.output}: {describe(model)}")
     print(f"lines for a plan: {args.output / SNIPPET}")
     return 0
+
+
+def import_folder(source: Path, target: Path, dtype: torch.dtype | None = None) -> Architecture:
+    """Write `target` as a folder of Megatron checkpoints holding the model of `source`.
+
+    Beside the weights there are the tokenizer's files and `plan.yaml`, the lines that a plan needs. Only
+    JSON and safetensors are read; code in the folder is never run.
+
+    Args:
+        source: a LLaMA or Qwen2 folder.
+        target: a folder that does not exist yet, or is empty.
+        dtype: type to store, None for the stored one.
+
+    Raises:
+        UserError: the model is another, or its weights are not whole.
+    """
+    if target.exists() and any(target.iterdir()):
+        raise UserError(f"{target}: exists and is not empty; name another --output.")
+    model = architecture.from_config(read_object(source / "config.json"))
+    with SafetensorsFolder(source) as weights, appearing_folder(target) as folder:
+        check_weights(model, weights)
+        mappings: dict[CheckpointTensor, TensorMapping] = {}
+        for mapping in tensor_mappings(model):
+            stored = dtype or weights.dtype(mapping.pieces[0].name)
+            tensor = CheckpointTensor(mapping.key, mapping.shape, stored, mapping.layer, model.layers)
+            mappings[tensor] = mapping
+        tokenizer = import_tokenizer(source, folder, target)
+
+        def joined(tensor: CheckpointTensor) -> Tensor:
+            """The tensor from its pieces."""
+            mapping = mappings[tensor]
+            return mapping.join([weights.read(piece.name) for piece in mapping.pieces])
+
+        common = common_state(model, next(iter(mappings)).dtype, tokenizer)
+        write_checkpoint(folder / RELEASE, list(mappings), joined, common, extra_states(model.layers))
+        atomic_write_text(folder / SNIPPET, plan_lines(model, tokenizer, target, list(mappings)))
+        atomic_write_text(folder / TRACKER, RELEASE)
+    return model
+
+
+def check_weights(model: Architecture, weights: SafetensorsFolder) -> None:
+    """Stop where the folder's tensors are not the model's: missing, unknown or of another shape."""
+    pieces = {piece.name: piece.shape for source in tensor_mappings(model) for piece in source.pieces}
+    optional = {"lm_head.weight"} if model.tied else set()
+    unknown = [name for name in weights.places if name not in pieces and name not in optional]
+    wrong = [f"{name} is not there" for name in pieces if name not in weights.places]
+    wrong += [f"{name} is unknown" for name in unknown if not name.endswith(IGNORED)]
+    wrong += [
+        f"{name} has the shape {list(weights.shape(name))}, by config.json {list(shape)}"
+        for name, shape in pieces.items()
+        if name in weights.places and weights.shape(name) != shape
+    ]
+    if wrong:
+        raise UserError(f"{weights.folder}: not the weights of its config.json: {'; '.join(wrong[:6])}.")
+
+
+def common_state(model: Architecture, dtype: torch.dtype, tokenizer: dict[str, str] | None) -> dict[str, Any]:
+    """What Megatron and this package read of a checkpoint besides its tensors."""
+    arguments = architecture.to_megatron(model)
+    renamed = ("disable_bias_linear", "norm_epsilon")
+    args = argparse.Namespace(
+        **{name: value for name, value in arguments.items() if name not in renamed},
+        layernorm_epsilon=model.norm_epsilon,
+        add_bias_linear=model.linear_bias,
+        add_position_embedding=True,
+        params_dtype=dtype,
+        padded_vocab_size=model.vocab_size,
+        tensor_model_parallel_size=1,
+        pipeline_model_parallel_size=1,
+        world_size=1,
+        data_parallel_size=1,
+        consumed_train_samples=0,
+        tokenizer_type=tokenizer["type"] if tokenizer else NO_TOKENIZER,
+        tokenizer_model=tokenizer["model"] if tokenizer else None,
+        special_tokens=None,
+        **{IMPORTED_VOCABULARY: model.vocab_size},
+    )
+    switches = (
+        "add_qkv_bias",
+        "group_query_attention",
+        "untie_embeddings_and_output_weights",
+        "use_rope_scaling",
+    )
+    for name in switches:
+        setattr(args, name, bool(getattr(args, name, False)))
+    args.num_query_groups = model.groups
+    return {"args": args, "checkpoint_version": 3.0, "iteration": 0, "content_metadata": {}}
+
+
+def extra_states(layers: int) -> list[str]:
+    """The names of the modules' extra states."""
+    return [
+        f"decoder.layers.{name}._extra_state/shard_{i}_{layers}" for name in STATEFUL for i in range(layers)
+    ]
+
+
+def import_tokenizer(source: Path, folder: Path, target: Path) -> dict[str, str] | None:
+    """Copy the tokenizer's files; returns a plan's `tokenizer` section, None where there are none."""
+    place = folder / TOKENIZER
+    place.mkdir()
+    copy_files(source, place)
+    config = (
+        read_object(place / "tokenizer_config.json") if (place / "tokenizer_config.json").is_file() else {}
+    )
+    own = config.get(ORIGIN)
+    if own and (place / MODEL_FILE).is_file():
+        return {"type": str(own), "model": str(target / TOKENIZER / MODEL_FILE)}
+    if any(place.iterdir()):
+        return {"type": HUGGING_FACE, "model": str(target / TOKENIZER)}
+    place.rmdir()
+    return None
+
+
+def plan_lines(
+    model: Architecture, tokenizer: dict[str, str] | None, target: Path, tensors: Sequence[CheckpointTensor]
+) -> str:
+    """The lines of a plan that starts from the imported model, as YAML."""
+    import yaml
+
+    sections: dict[str, Any] = {"model": architecture.to_megatron(model)}
+    if tokenizer:
+        sections["tokenizer"] = tokenizer
+    sections["megatron"] = {"pretrained_checkpoint": str(target)}
+    if any(tensor.key == OUTPUT and tensor.dtype == torch.bfloat16 for tensor in tensors):
+        sections["megatron"]["bf16"] = True
+    note = "# Lines for a plan whose runs without a parent start from this imported model.\n"
+    return note + yaml.safe_dump(sections, sort_keys=False)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a JSON file ({error}).") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not a JSON object.")
+    return value
+
+
+def describe(model: Architecture) -> str:
+    """The architecture in a line."""
+    return ", ".join(f"{name} {value}" for name, value in asdict(model).items())
+
+
+class SafetensorsFolder:
+    """The weights of a Hugging Face folder, opened lazily; only safetensors, never pickles.
+
+    Raises:
+        UserError: there are none, or the index names files that are not there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.open_files: dict[str, Any] = {}
+        if (folder / INDEX).is_file():
+            self.places = self.read_index()
+        elif (folder / SINGLE).is_file():
+            self.places = dict.fromkeys(self.file(SINGLE).keys(), SINGLE)
+        else:
+            pickles = (
+                " (its .bin files are pickles, which are never loaded)" if list(folder.glob("*.bin")) else ""
+            )
+            raise UserError(f"{folder}: neither {SINGLE} nor {INDEX} is there{pickles}.")
+
+    def read_index(self) -> dict[str, str]:
+        """The file of every tensor."""
+        try:
+            places = dict(json.loads((self.folder / INDEX).read_text(encoding="utf-8"))["weight_map"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self.folder / INDEX}: not an index of safetensors ({error}).") from None
+        for name in set(places.values()):
+            if not isinstance(name, str) or Path(name).name != name or not (self.folder / name).is_file():
+                raise UserError(
+                    f"{self.folder / INDEX}: names the file {name!r}, which is not in the folder."
+                )
+        return places
+
+    def file(self, name: str) -> Any:
+        """One opened file."""
+        from safetensors import SafetensorError, safe_open
+
+        if name not in self.open_files:
+            try:
+                self.open_files[name] = safe_open(self.folder / name, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{self.folder / name}: not a whole safetensors file ({error}).") from None
+        return self.open_files[name]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, without reading it."""
+        return tuple(self.file(self.places[name]).get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The type of a tensor."""
+        stored = self.file(self.places[name]).get_slice(name).get_dtype()
+        known = {spelled: dtype for dtype, spelled in TYPES.items()}
+        if stored not in known:
+            raise UserError(f"{self.folder}: {name} is of type {stored}; imported are {', '.join(known)}.")
+        return known[stored]
+
+    def read(self, name: str) -> Tensor:
+        """A tensor, in memory of its own: the mapped file, whose pages would stay in memory, is let go of."""
+        opened = self.file(self.places[name])
+        tensor: Tensor = opened.get_tensor(name).clone()
+        del opened, self.open_files[self.places[name]]
+        return tensor
+
+    def __enter__(self) -> SafetensorsFolder:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.open_files.clear()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,8 +9,21 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
 
 from megatron_lrpath.console import run_tool
+from megatron_lrpath.data.indexed import (
+    PairReport,
+    blocks,
+    check_pair,
+    map_bounds,
+    map_lengths,
+    strip_ending,
+)
+from megatron_lrpath.data.preprocess.writer import PairWriter, publish_all, refuse_existing
+from megatron_lrpath.errors import UserError
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -30,8 +43,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 def merge(args: argparse.Namespace) -> int:
     """Merge and report."""
-    from megatron_lrpath.data.preprocess.writer import merge_datasets
-
     pair = merge_datasets(args.input, args.output_prefix, args.overwrite)
     print(
         f"{args.output_prefix}: {pair.documents:,} documents, {pair.tokens:,} tokens of "
@@ -39,6 +50,78 @@ def merge(args: argparse.Namespace) -> int:
         file=sys.stderr,
     )
     return 0
+
+
+def merge_datasets(inputs: Sequence[str], output: str, overwrite: bool = False) -> PairWriter:
+    """Merge the datasets `inputs` (prefixes, or folders of datasets) into `output`, in order.
+
+    Returns the finished writer, whose counts are the result's.
+
+    Raises:
+        UserError: a part is damaged or of another type, is the output itself, or the output exists.
+    """
+    prefixes = _expand(inputs)
+    if Path(output).resolve() in [Path(prefix).resolve() for prefix in prefixes]:
+        raise UserError(f"{output} is one of the datasets to merge; write to another name")
+    marker = Path(output).parent / f".{Path(output).name}.publishing"
+    refuse_existing([output], marker, overwrite)
+    reports = [check_pair(prefix, ids=False) for prefix in prefixes]
+    _check_types(reports)
+    pair = PairWriter(output, np.dtype(reports[0].header.dtype))
+    try:
+        refuse_existing([output], marker, overwrite)
+        for report in reports:
+            pair.append_file(f"{report.header.prefix}.bin")
+            bounds = blocks(map_bounds(report.header), overlap=1)
+            pair.append_index(
+                (lengths for _, lengths in blocks(map_lengths(report.header))),
+                (np.diff(block) for _, block in bounds),  # sequences per document
+            )
+        publish_all([pair], marker)
+    finally:
+        pair.discard()
+    return pair
+
+
+def _expand(inputs: Sequence[str]) -> list[str]:
+    prefixes: list[str] = []
+    for name in inputs:
+        found = find_pairs(Path(name)) if Path(name).is_dir() else [strip_ending(name)]
+        if not found:
+            raise UserError(f"{name}: no indexed dataset in this folder")
+        prefixes += found
+    twice = {prefix for prefix in prefixes if prefixes.count(prefix) > 1}
+    if twice:
+        raise UserError(f"{min(twice)} is named twice; its documents would be there twice")
+    return prefixes
+
+
+def _check_types(reports: Sequence[PairReport]) -> None:
+    first = reports[0].header
+    for report in reports:
+        header = report.header
+        if header.dtype != first.dtype:
+            raise UserError(
+                f"{header.prefix} holds {header.dtype} tokens, {first.prefix} {first.dtype}; datasets of "
+                f"different tokenizers do not go together"
+            )
+        if header.modes:
+            raise UserError(f"{header.prefix} is multimodal; Megatron-LM's own tool merges those")
+
+
+def find_pairs(folder: Path) -> list[str]:
+    """Prefixes of the complete pairs in `folder`, by name.
+
+    Raises:
+        UserError: an index or a token file there lacks its other half.
+    """
+    index = {path.stem for path in folder.glob("*.idx")}
+    tokens = {path.stem for path in folder.glob("*.bin")}
+    if index != tokens:
+        half = sorted(index ^ tokens)[0]
+        missing = ".bin" if half in index else ".idx"
+        raise UserError(f"{folder / half}{missing}: missing; the pair in {folder} is not whole")
+    return [str(folder / name) for name in sorted(index)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,9 +13,18 @@ Existing slices of the output folder are read, never changed, and never drawn fr
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+# --help and a wrong option load no library: what loads one is imported in the functions that need it.
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from megatron_lrpath.data.draw import ShortageError
+    from megatron_lrpath.data.draw_request import DrawRequest
 
 LIST: dict[str, Any] = {"action": "append", "default": []}
 OPTIONS: tuple[tuple[str, str, dict[str, Any], str], ...] = (
@@ -68,11 +77,93 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def slice_versions(args: argparse.Namespace) -> int:
+    """Draw, write and show; 0.
+
+    Raises:
+        UserError: nothing was written.
+    """
+    from megatron_lrpath.data.draw import ShortageError, draw, existing_slices, write_slices
+    from megatron_lrpath.data.slice import Slice
+    from megatron_lrpath.data.slice_tools import describe, tokens_table, wide_console
+    from megatron_lrpath.errors import UserError
+    from megatron_lrpath.locks import FolderLock, LockHeldError
+
+    console = wide_console(stderr=True)
+    try:
+        lock = FolderLock.acquire(args.output)
+    except LockHeldError as owner:  # this draw could not know what that one takes
+        raise UserError(
+            f"{args.output}: {owner} is drawing slices there now; try again when it is done"
+        ) from None
+    try:
+        existing = existing_slices(args.output)
+        request = request_of(args, [one.name for one in existing])
+        with console.status("reading") as status:
+            drawn = draw(request, existing, lambda text: status.update(text))
+        paths = write_slices(drawn.slices, args.output)
+    except ShortageError as error:
+        console.print(shortage_table(error))
+        raise
+    finally:
+        lock.close()
+    written = [Slice.load(path) for path in paths]
+    if args.json:
+        made = {"output": str(args.output), "slices": [describe(one) for one in written], "left": drawn.left}
+        print(json.dumps(made, indent=2, ensure_ascii=False))
+    else:
+        wide_console().print(tokens_table([*existing, *written], drawn.left))
+        for one in written:
+            print(f"{one.path}  {one.fingerprint[:12]}")
+    return 0
+
+
+def shortage_table(error: ShortageError) -> Table:
+    """What is asked of every source and what it has."""
+    from rich.table import Table
+
+    table = Table(title="too few tokens", title_justify="left")
+    table.add_column("source", overflow="fold")
+    table.add_column("domain")
+    for heading in ("free documents", "free tokens", "asked for", "missing"):
+        table.add_column(heading, justify="right")
+        table.columns[-1].no_wrap = heading != "free documents"
+    for row in error.table:
+        cells = (f"{number:,}" for number in (row.free_documents, row.free_tokens, row.asked, row.missing))
+        table.add_row(str(row.prefix), row.domain, *cells, style="bold" if row.missing else None)
+    return table
+
+
+def request_of(args: argparse.Namespace, taken: Sequence[str]) -> DrawRequest:
+    """The request that the options stand for; `taken` are the names of existing slices.
+
+    Raises:
+        UserError: an option cannot be understood.
+    """
+    from megatron_lrpath.data import draw_request
+    from megatron_lrpath.errors import UserError
+
+    if args.seq_length is not None and args.seq_length < 1:
+        raise UserError(f"--seq-length {args.seq_length}: must be at least 1")
+    tokens = [text for argument in args.tokens_per_version for text in argument.split(",")]
+    names = args.names.split(",") if args.names else None
+    at_random = tokens or args.versions is not None or names or (args.append and not args.documents)
+    return draw_request.DrawRequest(
+        sources=tuple(draw_request.parse_source(text) for text in args.source),
+        versions=draw_request.version_requests(tokens, args.versions, names, taken, args.append)
+        if at_random
+        else (),
+        valid_tokens=None if args.valid_tokens is None else draw_request.parse_tokens(args.valid_tokens),
+        ranges=tuple(draw_request.parse_range(text) for text in args.documents),
+        seed=args.seed,
+        seq_length=args.seq_length,
+    )
+
+
 def main() -> int:
     """Run the tool; 0, or 2 for bad input."""
     args = build_parser().parse_args()
     from megatron_lrpath.console import run_script
-    from megatron_lrpath.data.slice_tools import slice_versions
 
     return run_script(lambda: slice_versions(args))
 

@@ -7,14 +7,25 @@ The same inputs, arguments and seed give the same model, byte for byte.
 from __future__ import annotations
 
 import argparse
+import heapq
+import io
+import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from megatron_lrpath.console import run_tool
+from megatron_lrpath.data.preprocess.readers import expand_inputs, read_chunks
+from megatron_lrpath.data.preprocess.worker import DocumentOptions, Rejected, texts_of
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.files import atomic_write_bytes
 
+LINE_BYTES = 4096  # SentencePiece passes over longer lines
+TRAINER_THREADS = 4  # stands in the model, so it must not depend on the machine
+SPECIAL = {"unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": 3}  # <unk> <s> </s> <pad>; </s> ends a document
 TRAINER_OPTIONS = (
     "vocab_size", "model_type", "byte_fallback", "character_coverage", "control_symbols", "user_defined_symbols",
 )  # fmt: skip
@@ -76,9 +87,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 def train(args: argparse.Namespace) -> int:
     """Draw, train, write, report."""
-    from megatron_lrpath.data.preprocess.readers import expand_inputs
-    from megatron_lrpath.data.tokenizer_training import draw_sample, train_model, write_model
-
     started = time.monotonic()
     target = Path(f"{args.output_prefix}.model")
     if target.exists() and not args.overwrite:
@@ -96,6 +104,112 @@ def train(args: argparse.Namespace) -> int:
         file=sys.stderr,
     )
     return 0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The texts that were drawn, in input order; what they were drawn from; and how many were unusable."""
+
+    texts: list[str]
+    drawn_bytes: int
+    documents: int
+    total_bytes: int
+    unusable: int
+
+
+def draw_sample(names: Sequence[str], keys: Sequence[str], limit: int, seed: int) -> Sample:
+    """Draw whole texts, all equally likely, until the next would exceed `limit` bytes.
+
+    Each text gets a random number by its position; those with the smallest numbers stay. Memory is bounded
+    by the sample.
+    """
+    options = DocumentOptions(
+        tuple(keys), append_eod=False, keep_empty=False, sentence_lists=True, partitions=1
+    )
+    rng = random.Random(seed)
+    heap: list[tuple[float, int, str, int]] = []  # the largest random number first
+    held = documents = total = unusable = 0
+    for chunk in read_chunks(names, keys):
+        for document in texts_of(chunk, options):
+            if isinstance(document, Rejected):
+                unusable += 1
+                continue
+            documents += 1
+            for text in (text for texts in document for text in texts):
+                size = len(text.encode("utf-8", "ignore"))
+                total += size
+                held += size
+                heapq.heappush(heap, (-rng.random(), total, text, size))
+                while held > limit and len(heap) > 1:
+                    held -= heapq.heappop(heap)[3]
+    texts = [text for _, _, text, _ in sorted(heap, key=lambda entry: entry[1])]
+    return Sample(texts, held, documents, total, unusable)
+
+
+def sentences(texts: Iterable[str]) -> Iterator[str]:
+    """Lines of the texts without NULs, long ones cut at spaces, as SentencePiece's trainer can take them."""
+    for text in texts:
+        for line in text.encode("utf-8", "ignore").replace(b"\x00", b"").split(b"\n"):
+            start = 0
+            while len(line) - start > LINE_BYTES:
+                end = line.rfind(b" ", start + 1, start + LINE_BYTES)
+                end = end if end > 0 else _character_start(line, start + LINE_BYTES)
+                yield line[start:end].decode()
+                start = end
+            if rest := line[start:].decode():
+                yield rest
+
+
+def _character_start(line: bytes, at: int) -> int:
+    """The last position up to `at` where a character begins."""
+    while line[at] & 0xC0 == 0x80:
+        at -= 1
+    return at
+
+
+def train_model(texts: Iterable[str], seed: int, lossless: bool, **options: Any) -> bytes:
+    """Train and return the model file's bytes; `options` are SentencePiece's own.
+
+    Without `lossless` the text is normalized (NFKC, single spaces), and decoding does not give it back.
+
+    Raises:
+        UserError: SentencePiece refuses, most often because the text is too small for the vocabulary.
+    """
+    import sentencepiece
+
+    model = io.BytesIO()
+    settings: dict[str, Any] = dict(SPECIAL)
+    if lossless:
+        settings |= {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+    sentencepiece.set_random_generator_seed(seed)
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=sentences(texts),
+            model_writer=model,
+            allow_whitespace_only_pieces=lossless,
+            split_digits=lossless,
+            num_threads=TRAINER_THREADS,
+            max_sentence_length=2 * LINE_BYTES,
+            minloglevel=2,
+            **settings,
+            **options,
+        )
+    except (RuntimeError, OSError) as error:
+        reason = str(error).split("] ")[-1].strip()
+        raise UserError(f"SentencePiece cannot train this: {reason}") from None
+    return model.getvalue()
+
+
+def write_model(prefix: Path | str, model: bytes) -> None:
+    """Write `PREFIX.model` and, for people to read, `PREFIX.vocab` (piece and score)."""
+    import sentencepiece
+
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    lines = (
+        f"{processor.id_to_piece(i)}\t{processor.get_score(i):g}\n" for i in range(processor.get_piece_size())
+    )
+    atomic_write_bytes(f"{prefix}.vocab", "".join(lines).encode())
+    atomic_write_bytes(f"{prefix}.model", model)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

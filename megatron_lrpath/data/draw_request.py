@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+from megatron_lrpath.data.indexed import strip_ending
 from megatron_lrpath.errors import UserError
 
 VALIDATION = "valid"
@@ -93,9 +94,9 @@ def parse_source(text: str) -> SourceRequest:
         readings.append((":".join(parts[:-1]), parts[-1], None))
     if len(parts) >= 3 and (parts[-2] == "" or _weight(parts[-2]) is not None) and parts[-1]:
         readings.append((":".join(parts[:-2]), parts[-2], parts[-1]))
-    there = [reading for reading in readings if Path(f"{_without_ending(reading[0])}.idx").exists()]
+    there = [reading for reading in readings if Path(f"{strip_ending(reading[0])}.idx").exists()]
     prefix, weight, domain = there[0] if there else readings[-1]
-    path = Path(_without_ending(prefix))
+    path = Path(strip_ending(prefix))
     number = _weight(weight) if weight else None
     return SourceRequest(path, number, domain or default_domain(path))
 
@@ -117,7 +118,7 @@ def parse_range(text: str) -> RangeRequest:
             f"--documents {text}: not of the form VERSION=PREFIX:FROM-TO, as in v2=data/web:100-2000"
         )
     version, prefix, first, end = match.groups()
-    found = RangeRequest(version, Path(_without_ending(prefix)), int(first), int(end) if end else None)
+    found = RangeRequest(version, Path(strip_ending(prefix)), int(first), int(end) if end else None)
     if found.end is not None and found.end <= found.first:
         raise UserError(f"--documents {text}: holds no document (TO is not included)")
     return found
@@ -161,15 +162,11 @@ def version_requests(
     if names and len(names) != number:
         raise UserError(f"--names: {len(names)} names for {number} versions")
     amounts = amounts * number if len(amounts) == 1 else amounts or [None] * number
-    first = _next_number(taken) if append else 1
-    return tuple(zip(names or [f"v{first + i}" for i in range(number)], amounts, strict=True))
-
-
-def _next_number(taken: Sequence[str]) -> int:
-    """The first k such that v<k> and everything after it is free, and that counts the versions there are."""
-    versions = [name for name in taken if name != VALIDATION]
+    # With `append`: the first k such that v<k> and all after it is free, and that counts the versions there are.
+    versions = [name for name in taken if append and name != VALIDATION]
     numbers = [int(name[1:]) for name in versions if re.fullmatch(r"v[0-9]+", name)]
-    return max([len(versions), *numbers]) + 1
+    first = max([len(versions), *numbers]) + 1
+    return tuple(zip(names or [f"v{first + i}" for i in range(number)], amounts, strict=True))
 
 
 def _weight(text: str) -> Fraction | None:
@@ -179,8 +176,3 @@ def _weight(text: str) -> Fraction | None:
     except (ValueError, ZeroDivisionError):
         return None
     return number if number >= 0 else None
-
-
-def _without_ending(prefix: str) -> str:
-    """The prefix, also where one of the two files was named."""
-    return re.sub(r"\.(bin|idx)$", "", prefix)

@@ -120,11 +120,6 @@ def map_lengths(header: IndexHeader) -> Lengths:
     return _mapped(header, "int32", header.sequences, 0)
 
 
-def map_offsets(header: IndexHeader) -> npt.NDArray[np.int64]:
-    """Byte offset of each sequence in the `.bin`, int64 (sequences,), mapped from the file."""
-    return _mapped(header, "int64", header.sequences, 4 * header.sequences)
-
-
 def map_bounds(header: IndexHeader) -> npt.NDArray[np.int64]:
     """First sequence of each document, then the number of sequences: int64 (documents + 1,), mapped."""
     return _mapped(header, "int64", header.documents + 1, 12 * header.sequences)
@@ -230,7 +225,8 @@ def _refuse_negative(header: IndexHeader, start: int, lengths: Lengths) -> None:
 
 def _check_lengths(header: IndexHeader) -> tuple[int, int, int]:
     """(tokens, shortest, longest); each offset must be where the sequences before it end."""
-    path, offsets = f"{header.prefix}.idx", map_offsets(header)
+    path = f"{header.prefix}.idx"
+    offsets = _mapped(header, "int64", header.sequences, 4 * header.sequences)  # bytes in the .bin
     tokens, shortest, longest = 0, 1 << 31, 0
     for start, lengths in blocks(map_lengths(header)):
         _refuse_negative(header, start, lengths)
@@ -294,36 +290,3 @@ def _check_ids(header: IndexHeader, tokens: int, vocab_size: int | None) -> tupl
             )
         smallest, largest = min(smallest, low), max(largest, high)
     return smallest, largest
-
-
-def find_pairs(folder: Path) -> list[str]:
-    """Prefixes of the complete pairs in `folder`, by name.
-
-    Raises:
-        UserError: an index or a token file there lacks its other half.
-    """
-    index = {path.stem for path in folder.glob("*.idx")}
-    tokens = {path.stem for path in folder.glob("*.bin")}
-    if index != tokens:
-        half = sorted(index ^ tokens)[0]
-        missing = ".bin" if half in index else ".idx"
-        raise UserError(f"{folder / half}{missing}: missing; the pair in {folder} is not whole")
-    return [str(folder / name) for name in sorted(index)]
-
-
-def figures(report: PairReport, with_ids: bool = True) -> dict[str, Any]:
-    """A report as plain values, for printing."""
-    header = report.header
-    values: dict[str, Any] = {
-        "prefix": header.prefix,
-        "type": header.dtype,
-        "documents": header.documents,
-        "sequences": header.sequences,
-        "tokens": report.tokens,
-        "empty_documents": report.empty_documents,
-        "shortest": report.shortest,
-        "longest": report.longest,
-    }
-    if with_ids:
-        values |= {"smallest_id": report.smallest_id, "largest_id": report.largest_id}
-    return values

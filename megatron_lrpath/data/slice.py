@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -17,17 +17,9 @@ from megatron_lrpath.data.indexed import fingerprint_source
 from megatron_lrpath.data.slice_codec import DamagedError, Documents, decode, encode, read_slice_bytes
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_bytes
+from megatron_lrpath.plan.spec import Data
 
 ENDING = ".slice"
-
-
-class DataSpec(Protocol):
-    """A plan's slices: the folder they lie in, and the validation slice (None: `valid` in that folder)."""
-
-    @property
-    def slices(self) -> Path | str: ...
-    @property
-    def valid(self) -> Path | str | None: ...
 
 
 @dataclass(frozen=True)
@@ -134,16 +126,6 @@ class Slice:
         header = {"name": self.name, "seed": self.seed, "fingerprint": self.fingerprint, "sources": sources}
         return encode(header, [source.documents for source in self.sources])
 
-    def verify_sources(self) -> None:
-        """Check that every dataset is where the slice says and is the one the slice was drawn from.
-
-        Reads all of every .idx and 256 KiB of every .bin: call it in one process of a node, not in all.
-
-        Raises:
-            UserError: a dataset is missing or another.
-        """
-        verify_slices([self])
-
 
 def _from_header(header: dict[str, Any], lists: list[Documents], path: Path) -> Slice:
     """Build a slice from a decoded file; raises DamagedError where the header is not as `save` writes it."""
@@ -183,7 +165,7 @@ def slice_path(folder: Path | str, name: str) -> Path:
     return Path(folder) / (name + ENDING)
 
 
-def open_slices(data: DataSpec, versions: Iterable[str], verify: bool = True) -> list[Slice]:
+def open_slices(data: Data, versions: Iterable[str], verify: bool = True) -> list[Slice]:
     """Load the slices of `versions`, in their order, and prove them disjoint, from each other and validation.
 
     With `verify` every source is compared with its fingerprint (once per dataset): wanted in one process of
@@ -200,19 +182,25 @@ def open_slices(data: DataSpec, versions: Iterable[str], verify: bool = True) ->
     return slices
 
 
-def validation_path(data: DataSpec) -> Path:
+def validation_path(data: Data) -> Path:
     """The validation slice's file: the one that is named (with or without its ending), else `valid`."""
     path = Path(data.valid) if data.valid else Path(data.slices) / "valid"
     return path if path.name.endswith(ENDING) else path.with_name(path.name + ENDING)
 
 
-def open_validation(data: DataSpec) -> Slice:
+def open_validation(data: Data) -> Slice:
     """Load the validation slice (its sources are verified by `open_slices`)."""
     return Slice.load(validation_path(data))
 
 
 def verify_slices(slices: Iterable[Slice]) -> None:
-    """`verify_sources` for all, each dataset read once."""
+    """Check that every dataset is where the slices say and is the one that they were drawn from.
+
+    Reads all of every .idx and 256 KiB of every .bin once: call it in one process of a node, not in all.
+
+    Raises:
+        UserError: a dataset is missing or another.
+    """
     known: dict[Path, str] = {}
     for one in slices:
         where = one.path or one.name

@@ -1,19 +1,12 @@
-"""Checks of slice files: disjoint, unchanged and long enough; those of a branch's mix included. Without torch."""
+"""Checks of the slices of a branch's mix: disjoint, unchanged and long enough. Without torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
-
-from megatron_lrpath.data.indexed import document_lengths
 from megatron_lrpath.data.slice import (
-    DataSpec,
     Slice,
-    SliceSource,
     available_samples,
     check_disjoint,
     open_validation,
@@ -24,52 +17,7 @@ from megatron_lrpath.data.slice import (
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.plan.mix import Mix
-
-
-@dataclass(frozen=True)
-class CheckedSlices:
-    """The slices that could be read, and every claim that failed."""
-
-    slices: list[Slice]
-    failures: list[str]
-
-
-def check_files(files: list[Path]) -> CheckedSlices:
-    """Prove for all files: whole; sources there and unchanged; documents, tokens as counted; disjoint."""
-    slices: list[Slice] = []
-    failures: list[str] = []
-
-    def attempt(proof: Callable[[], None]) -> None:
-        try:
-            proof()
-        except UserError as error:
-            failures.append(str(error))
-
-    for path in files:
-        attempt(lambda path=path: slices.append(Slice.load(path)))  # type: ignore[misc]
-    for one in slices:
-        attempt(one.verify_sources)
-        for source in one.sources:
-            attempt(partial(check_counts, one, source))
-    attempt(partial(check_disjoint, slices))
-    return CheckedSlices(slices, failures)
-
-
-def check_counts(one: Slice, source: SliceSource) -> None:
-    """Prove that a source's documents exist and have as many tokens as the slice says.
-
-    Raises:
-        UserError: they do not.
-    """
-    lengths = document_lengths(source.prefix)
-    where = f"{one.path or one.name}: {source.prefix}"
-    if len(source.documents) and int(source.documents[-1]) >= len(lengths):
-        raise UserError(
-            f"{where}: names document {source.documents[-1]}, but the dataset has {len(lengths):,} documents"
-        )
-    tokens = int(lengths[source.documents].sum(dtype=np.int64))
-    if tokens != source.tokens:
-        raise UserError(f"{where}: says {source.tokens:,} tokens, but its documents have {tokens:,}")
+from megatron_lrpath.plan.spec import Data
 
 
 def require_mix_samples(
@@ -92,7 +40,7 @@ def require_mix_samples(
     return needed
 
 
-def open_mix(data: DataSpec, mix: Mix, verify: bool = True) -> list[Slice]:
+def open_mix(data: Data, mix: Mix, verify: bool = True) -> list[Slice]:
     """Load a mix's slices, in its order, and prove them disjoint from each other and from validation.
 
     They may share documents with the versions: curated data may be a part of them, or an old version is read

@@ -33,16 +33,12 @@ def origin_of(plan: Plan, run: Run, step: int) -> Origin:
     """What the plan, the run's folder and its slices say of the run."""
     folder = plan.folder(run)
     lineage = read_lineage_leniently(folder) or None
-    return Origin(step, plan, run, lineage, fresh_evaluation(folder, step), data_of(plan, run))
-
-
-def data_of(plan: Plan, run: Run) -> dict[str, dict[str, int]]:
-    """Tokens of each domain in the slices of the versions up to the run's own; none where slices are gone."""
     names = [version.name for version in plan.versions[: run.version_index]]
     try:
-        return {one.name: one.tokens_by_domain for one in open_slices(plan.data, names, verify=False)}
-    except UserError:
-        return {}
+        tokens = {one.name: one.tokens_by_domain for one in open_slices(plan.data, names, verify=False)}
+    except UserError:  # the slices are gone
+        tokens = {}
+    return Origin(step, plan, run, lineage, fresh_evaluation(folder, step), tokens)
 
 
 def model_card(name: str, model: Architecture, dtype: str, origin: Origin, notes: Sequence[str]) -> str:

@@ -33,14 +33,6 @@ class Chat:
         return max(self.control_tokens.values(), default=-1) + 1
 
 
-def stored_chat(args: Any) -> Chat | None:
-    """The chat of a checkpoint's arguments, None where it was not fine-tuned here."""
-    stored = getattr(args, STORED, None)
-    if not isinstance(stored, dict):
-        return None
-    return Chat(str(stored["template"]), dict(stored["control_tokens"]), stored["stop_token"])
-
-
 def write_chat(chat: Chat, folder: Path) -> list[str]:
     """Complete the tokenizer files in `folder`; notes for the user.
 
@@ -135,7 +127,9 @@ def export_checkpoint(checkpoint: Path, target: Path, origin: Origin, wishes: Wi
     """
     refuse_target(target, wishes.force)
     reader = CheckpointReader(checkpoint)
-    args, chat = reader.args, stored_chat(reader.args)
+    args, chat = reader.args, None
+    if isinstance(stored := getattr(args, STORED, None), dict):  # it was fine-tuned here
+        chat = Chat(str(stored["template"]), dict(stored["control_tokens"]), stored["stop_token"])
     place = wishes.tokenizer or args.tokenizer_model
     tokenizer = find_tokenizer(args.tokenizer_type, place, args, wishes.vocab_size)
     # An imported model may have more rows than its tokenizer has tokens.

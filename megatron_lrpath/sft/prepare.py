@@ -49,7 +49,8 @@ def prepare(plan: Plan, workers: int = 1) -> dict[str, Any]:
     changed = None if record is None else difference(record, wanted, sft)
     if record is not None and changed is None:
         return record
-    if changed and (begun := begun_runs(plan)):
+    fine_tunings = sorted(Path(plan.output).glob("*/sft-*")) if changed else []
+    if begun := [path for path in fine_tunings if RunFolder(path).lineage.exists()]:
         raise UserError(
             f"{folder / PREPARED}: {changed} since {begun[0]} was begun with these data. Bring the old ones back, "
             "or give the plan another `output`."
@@ -232,12 +233,6 @@ def count_samples(record: dict[str, Any], folder: Path, sft: Sft) -> None:
     samples = pack(lengths, sft.batch.seq_length)
     record[TRAIN]["samples"] = len(samples)
     record[TRAIN]["filled"] = float(lengths.sum()) / (len(samples) * sft.batch.seq_length)
-
-
-def begun_runs(plan: Plan) -> list[Path]:
-    """The folders of fine-tunings that were begun."""
-    found = Path(plan.output).glob("*/sft-*")
-    return sorted(folder for folder in found if RunFolder(folder).lineage.exists())
 
 
 def print_summary(record: dict[str, Any], folder: Path) -> None:

@@ -160,7 +160,9 @@ class FastBpe(FastPath):
 
     def __init__(self, model: bytes, exact: Any) -> None:
         self._exact = exact
-        self._merges = Merges(without_normalizer(model))
+        # A normalizer that does nothing: in a protobuf message the later field wins.
+        no_prefix, no_squeeze = b"\x18\x00", b"\x20\x00"  # add_dummy_prefix (3), remove_extra_whitespaces (4)
+        self._merges = Merges(model + b"\x1a\x04" + no_prefix + no_squeeze)  # normalizer_spec is field 3
         self._symbols = reserved_symbols(exact)
         self._symbols_ascii = [symbol.encode() for symbol in self._symbols]
         self._hint = common_character(self._symbols)  # looked for first
@@ -190,12 +192,6 @@ class FastBpe(FastPath):
     def encode_exactly(self, text: str) -> Ids:
         """Token ids of one text by SentencePiece itself."""
         return np.array(self._exact.encode_as_ids(text), dtype=np.int32)
-
-
-def without_normalizer(model: bytes) -> bytes:
-    """The model with a normalizer that does nothing: in a protobuf message the later field wins."""
-    no_prefix, no_squeeze = b"\x18\x00", b"\x20\x00"  # add_dummy_prefix (3), remove_extra_whitespaces (4)
-    return model + b"\x1a\x04" + no_prefix + no_squeeze  # normalizer_spec is field 3
 
 
 def reserved_symbols(exact: Any) -> list[str]:

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 
 from megatron_lrpath.data import indexed
 from megatron_lrpath.data.indexed import check_pair
-from megatron_lrpath.data.preprocess.writer import PairWriter, merge_datasets, optimal_dtype, publish_all
+from megatron_lrpath.data.preprocess.writer import PairWriter, optimal_dtype, publish_all
 from megatron_lrpath.errors import UserError
 from tests.support.preprocess_fixtures import GOLDEN, call, documents, pair
 from tools import check_dataset
 from tools import merge_datasets as merge_tool
+from tools.merge_datasets import merge_datasets
 
 HEADER = 34
 

@@ -24,6 +24,7 @@ from megatron_lrpath.data.slice import (
     check_disjoint,
     open_slices,
     require_samples,
+    verify_slices,
 )
 from megatron_lrpath.errors import UserError
 from tests.support.data_fixtures import make_indexed_dataset, make_random_dataset, make_slice
@@ -48,7 +49,7 @@ def test_a_slice_comes_back_as_it_was_written(tree: Path) -> None:
     assert all(source.documents.dtype == np.int32 for source in loaded.sources)
     assert loaded.tokens == 5 + 9 + 6 + 20
     assert loaded.tokens_by_domain == {"web": 20, "books": 20}
-    loaded.verify_sources()
+    verify_slices([loaded])
 
 
 def test_a_slice_is_the_same_file_each_time_it_is_written(tree: Path) -> None:
@@ -62,7 +63,7 @@ def test_a_moved_tree_still_works(tree: Path) -> None:
     (tree / "elsewhere").mkdir()
     shutil.move(tree / "data", tree / "elsewhere/moved")
     loaded = Slice.load(tree / "elsewhere/moved/slices/v1.slice")
-    loaded.verify_sources()
+    verify_slices([loaded])
     assert loaded.sources[0].prefix == tree / "elsewhere/moved/a"
 
 
@@ -72,7 +73,7 @@ def test_a_slice_is_found_through_a_link_and_from_another_folder(
     (tree / "far/away").mkdir(parents=True)
     (tree / "far/away/linked").symlink_to(tree / "data/slices")
     monkeypatch.chdir(tree / "far")
-    Slice.load("away/linked/v2.slice").verify_sources()
+    verify_slices([Slice.load("away/linked/v2.slice")])
 
 
 def test_the_fingerprint_is_of_content_alone(tree: Path) -> None:
@@ -127,7 +128,7 @@ def test_a_renamed_slice_is_refused(tree: Path) -> None:
 def test_a_missing_source_is_named(tree: Path) -> None:
     os.remove(tree / "data/b.bin")
     with pytest.raises(UserError, match=r"v1\.slice: names the indexed dataset .*b\.bin is missing"):
-        Slice.load(tree / "data/slices/v1.slice").verify_sources()
+        verify_slices([Slice.load(tree / "data/slices/v1.slice")])
 
 
 @pytest.mark.parametrize("changed", ["other lengths", "other tokens"])
@@ -135,7 +136,7 @@ def test_a_changed_source_is_refused(tree: Path, changed: str) -> None:
     lengths = [5, 7, 3, 9, 4, 6, 2, 8] if changed == "other lengths" else [5, 7, 3, 9, 4, 6, 8, 2]
     make_random_dataset(tree / "data/a", lengths, first=2)
     with pytest.raises(UserError, match="not the one this slice was drawn from"):
-        Slice.load(tree / "data/slices/v1.slice").verify_sources()
+        verify_slices([Slice.load(tree / "data/slices/v1.slice")])
 
 
 def test_slices_of_a_plan_are_opened_in_order_and_proved_disjoint(tree: Path) -> None:

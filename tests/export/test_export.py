@@ -17,13 +17,13 @@ from megatron_lrpath.export.architecture import Architecture
 from megatron_lrpath.export.card import origin_of
 from megatron_lrpath.export.checkpoint import CheckpointReader, CheckpointTensor, write_checkpoint
 from megatron_lrpath.export.folder import refuse_target
-from megatron_lrpath.export.importer import common_state, extra_states
 from megatron_lrpath.export.safetensors_files import FileTensor, into_shards
 from megatron_lrpath.export.weights import tensor_mappings, write_weights
 from megatron_lrpath.files import appearing_folder
 from megatron_lrpath.plan import load_plan
 from tests.support.export_worker import transformers_model, weights
 from tests.support.training_fixtures import MODEL, launch, make_plan, run_words, train
+from tools.import_hf import common_state, extra_states
 
 SMALL = Architecture("llama", 2, 32, 48, 4, 2, 8, 101, 64, 10000.0, 1e-5, tied=False)
 

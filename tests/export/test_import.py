@@ -11,9 +11,9 @@ import yaml
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.export import architecture
-from megatron_lrpath.export.importer import import_folder
 from tests.support.export_worker import weights
 from tests.support.training_fixtures import launch, make_plan, run_words, train
+from tools.import_hf import import_folder
 
 VOCABULARY = 121  # odd; Megatron pads it to 128
 SIZES = {

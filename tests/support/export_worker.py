@@ -103,7 +103,7 @@ def peak_growth(words: list[str]) -> None:
     """Export the checkpoint folder `words[0]` to `words[1]`, and back; note the peaks of memory in bytes."""
     from megatron_lrpath.export.card import Origin
     from megatron_lrpath.export.folder import Wishes, export_checkpoint
-    from megatron_lrpath.export.importer import import_folder
+    from tools.import_hf import import_folder
 
     source, target, back = (Path(word) for word in words)
     give_back_freed_memory()

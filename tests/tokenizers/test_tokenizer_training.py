@@ -11,11 +11,11 @@ import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from megatron_lrpath.data.tokenizer_training import LINE_BYTES, draw_sample, sentences
 from megatron_lrpath.tokenizers.encoders import SentencePieceEncoder
 from tests.golden.make import PARAGRAPHS
 from tests.support.preprocess_fixtures import GOLDEN, call, write_lines
 from tools import train_tokenizer
+from tools.train_tokenizer import LINE_BYTES, draw_sample, sentences
 
 SOURCE = GOLDEN / "texts.jsonl"
 

@@ -187,7 +187,11 @@ def _read_parquet(
         batches = table.iter_batches(batch_size=PARQUET_ROWS, columns=list(keys), use_threads=False)
         for batch in batches:
             rows = [_undecoded(batch.column(key)) for key in keys]
-            for start, stop in _row_ranges(rows, batch.num_rows):
+            held = sum(column.nbytes for column in rows)
+            # A chunk holds about CHUNK_BYTES, however long the documents are.
+            step = max(1, min(batch.num_rows, batch.num_rows * CHUNK_BYTES // max(held, 1)))
+            for start in range(0, batch.num_rows, step):
+                stop = min(start + step, batch.num_rows)
                 done = position + size * (first + stop - start - 1) // max(total, 1)
                 values = [column.slice(start, stop - start).to_pylist() for column in rows]
                 yield Chunk(name, first, index, stop - start, done, rows=values)
@@ -206,11 +210,3 @@ def _undecoded(column: Any) -> Any:
     if pyarrow.types.is_string(column.type):
         return column.cast(pyarrow.binary())
     return column.cast(pyarrow.large_binary()) if pyarrow.types.is_large_string(column.type) else column
-
-
-def _row_ranges(columns: list[Any], rows: int) -> Iterator[tuple[int, int]]:
-    """Cut a batch so that a chunk holds about `CHUNK_BYTES`, however long the documents are."""
-    size = sum(column.nbytes for column in columns)
-    step = max(1, min(rows, rows * CHUNK_BYTES // max(size, 1)))
-    for start in range(0, rows, step):
-        yield start, min(start + step, rows)

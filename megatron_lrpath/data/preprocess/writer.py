@@ -7,25 +7,14 @@ import glob
 import os
 import shutil
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from megatron_lrpath.data.indexed import (
-    DTYPE_CODES,
-    INDEX_MAGIC,
-    INDEX_VERSION,
-    PairReport,
-    blocks,
-    check_pair,
-    find_pairs,
-    map_bounds,
-    map_lengths,
-    strip_ending,
-)
+from megatron_lrpath.data.indexed import DTYPE_CODES, INDEX_MAGIC, INDEX_VERSION
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_open, sync_folder
 
@@ -274,60 +263,3 @@ def _checked_cast(tokens: IntArray, dtype: np.dtype[Any]) -> IntArray:
         if low < limits.min or high > limits.max:
             raise OverflowError(f"token id {low if low < limits.min else high} does not fit {dtype.name}")
     return tokens.astype(dtype)
-
-
-def merge_datasets(inputs: Sequence[str], output: str, overwrite: bool = False) -> PairWriter:
-    """Merge the datasets `inputs` (prefixes, or folders of datasets) into `output`, in order.
-
-    Returns the finished writer, whose counts are the result's.
-
-    Raises:
-        UserError: a part is damaged or of another type, is the output itself, or the output exists.
-    """
-    prefixes = _expand(inputs)
-    if Path(output).resolve() in [Path(prefix).resolve() for prefix in prefixes]:
-        raise UserError(f"{output} is one of the datasets to merge; write to another name")
-    marker = Path(output).parent / f".{Path(output).name}.publishing"
-    refuse_existing([output], marker, overwrite)
-    reports = [check_pair(prefix, ids=False) for prefix in prefixes]
-    _check_types(reports)
-    pair = PairWriter(output, np.dtype(reports[0].header.dtype))
-    try:
-        refuse_existing([output], marker, overwrite)
-        for report in reports:
-            pair.append_file(f"{report.header.prefix}.bin")
-            bounds = blocks(map_bounds(report.header), overlap=1)
-            pair.append_index(
-                (lengths for _, lengths in blocks(map_lengths(report.header))),
-                (np.diff(block) for _, block in bounds),  # sequences per document
-            )
-        publish_all([pair], marker)
-    finally:
-        pair.discard()
-    return pair
-
-
-def _expand(inputs: Sequence[str]) -> list[str]:
-    prefixes: list[str] = []
-    for name in inputs:
-        found = find_pairs(Path(name)) if Path(name).is_dir() else [strip_ending(name)]
-        if not found:
-            raise UserError(f"{name}: no indexed dataset in this folder")
-        prefixes += found
-    twice = {prefix for prefix in prefixes if prefixes.count(prefix) > 1}
-    if twice:
-        raise UserError(f"{min(twice)} is named twice; its documents would be there twice")
-    return prefixes
-
-
-def _check_types(reports: Sequence[PairReport]) -> None:
-    first = reports[0].header
-    for report in reports:
-        header = report.header
-        if header.dtype != first.dtype:
-            raise UserError(
-                f"{header.prefix} holds {header.dtype} tokens, {first.prefix} {first.dtype}; datasets of "
-                f"different tokenizers do not go together"
-            )
-        if header.modes:
-            raise UserError(f"{header.prefix} is multimodal; Megatron-LM's own tool merges those")
