@@ -228,8 +228,8 @@ class StepRecorder:
             try:
                 self.record_skips()
             except OSError as error:
-                text = f"{error.strerror}; lineage.json learns of step {step} at the next save."
-                warn(f"{self.context.folder}: {text}")
+                file = RunFolder(self.context.folder).lineage
+                warn(f"{file}: {error.strerror}; it learns of step {step} at the next save.")
 
     def record_skips(self) -> None:
         """Enter skipped updates in the lineage; raises OSError where the disk has no room. On rank 0."""
