@@ -16,6 +16,7 @@ from typing import Any
 from megatron_lrpath.console import warn
 from megatron_lrpath.devices import peak_flops
 from megatron_lrpath.plan import Plan, Run
+from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.runs.history import HistoryWriter, LoggedStep, row_of_step
 from megatron_lrpath.runs.lineage import add_skipped
 from megatron_lrpath.training.context import RunContext
