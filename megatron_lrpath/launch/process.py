@@ -23,10 +23,10 @@ from pathlib import Path
 import psutil
 
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.exits import SAVED_AND_STOPPED
 from megatron_lrpath.locks import FolderLock, LockHeldError
 from megatron_lrpath.runs import failure
 from megatron_lrpath.runs.folder import RunFolder
-from megatron_lrpath.training.guards.signals import SAVED_AND_STOPPED
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36

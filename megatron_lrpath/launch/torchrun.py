@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_lrpath.exits import SAVED_AND_STOPPED
 from megatron_lrpath.runs import failure
-from megatron_lrpath.training.guards.signals import SAVED_AND_STOPPED
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

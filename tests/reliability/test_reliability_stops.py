@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from megatron_lrpath.exits import SAVED_AND_STOPPED
 from megatron_lrpath.locks import is_held
 from megatron_lrpath.runs.checkpoints import complete_steps
-from megatron_lrpath.training.guards.signals import SAVED_AND_STOPPED
 from tests.support.faults import train_with
 from tests.support.training_fixtures import Ranks, history, make_plan, run_words, train
 from tests.support.waiting import until

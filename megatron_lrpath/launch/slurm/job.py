@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.exits import SAVED_AND_STOPPED, leave_at_once
 from megatron_lrpath.launch.preflight import checkpoint_bytes
 from megatron_lrpath.launch.process import new_log, only_one
 from megatron_lrpath.launch.slurm import queue as commands
@@ -39,7 +40,6 @@ from megatron_lrpath.runs.folder import RunFolder, read_json_object
 from megatron_lrpath.runs.history import HistoryTail
 from megatron_lrpath.runs.state import parent_available
 from megatron_lrpath.runs.tasks import Task, build_tasks, link_aliases
-from megatron_lrpath.training.guards.signals import SAVED_AND_STOPPED
 
 LOCK_SECONDS = 120.0  # an earlier start of the job may still be ending on another node
 PREFLIGHT_SECONDS = 600.0
@@ -302,7 +302,7 @@ def leave(how: str, number: int) -> int:
 
     `how` is scontrol's `requeue` or `requeuehold`.
     """
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(SAVED_AND_STOPPED))
+    signal.signal(signal.SIGTERM, lambda *_: leave_at_once(SAVED_AND_STOPPED))
     commands.call("scontrol", how, str(number))
     time.sleep(60)
     return SAVED_AND_STOPPED

@@ -17,9 +17,9 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
+from megatron_lrpath.exits import SAVED_AND_STOPPED, leave_at_once
 from megatron_lrpath.runs import failure
 from megatron_lrpath.training.guards import orphans
-from megatron_lrpath.training.guards.signals import SAVED_AND_STOPPED
 
 PASSED_ON = (signal.SIGUSR2, signal.SIGTERM)
 
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
     folder, module, *arguments = argv
     # Asked to stop before the training can save: nothing is lost by leaving. The training puts its own in place.
     for number in PASSED_ON:
-        signal.signal(number, lambda *_: os._exit(SAVED_AND_STOPPED))
+        signal.signal(number, lambda *_: leave_at_once(SAVED_AND_STOPPED))
     variables = torch_variables(os.environ)
     os.environ |= variables
     path = Path(folder) / f"rank-{variables['RANK']}.log"
@@ -77,7 +77,7 @@ def end_as(status: int) -> None:
         with suppress(OSError):  # SIGKILL and SIGSTOP have no handler
             signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
-    os._exit(status if status >= 0 else 128 - status)
+    leave_at_once(status if status >= 0 else 128 - status)
 
 
 def torch_variables(environment: Mapping[str, str]) -> dict[str, str]:

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.exits import SAVED_AND_STOPPED
 from megatron_lrpath.plan import Plan, Run, load_plan
 from megatron_lrpath.runs import failure
-from megatron_lrpath.training.guards.signals import SAVED_AND_STOPPED
 
 RANK = int(os.environ["RANK"])
 stop = False
