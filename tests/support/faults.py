@@ -101,7 +101,7 @@ def kill_at(point: str, rank: str = "0") -> None:
     owner, name = {
         "written": (FileSystemWriterAsync, "finish"),
         "summed": (commit, "write_sums"),
-        "manifest": (commit, "write_manifest"),
+        "manifest": (disk, "write_manifest"),
         "renamed": (commit, "sync_folder"),
         "tracked": (disk, "write_tracker"),
         "removed": (disk, "remove"),
