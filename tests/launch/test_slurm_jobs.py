@@ -196,7 +196,7 @@ def test_cancel_lets_a_running_training_save_and_ends_the_rest(site):
     site.cluster.until(lambda: len(site.steps("ours/main")) > 20)
     answer = site.lrpath("cancel", "plan.yaml")
     assert f"ours/main (job {jobs['ours/main']['job']}): saves and ends" in answer.stdout
-    site.cluster.until(lambda: not site.cluster.call("squeue", "-h"), 30)
+    site.cluster.until(lambda: not site.cluster.call("squeue", "-h"))
     assert site.cluster.job(jobs["ours/main"]["job"])["Restarts"] == "0"
     step = site.steps("ours/main")[-1]
     assert (site.run_folder("ours/main") / f"checkpoints/iter_{step:07d}/metadata.json").is_file()

@@ -64,7 +64,7 @@ class Cluster:
         return self.job(number)
 
     def until(
-        self, true: Callable[[], object], seconds: float = 60, about: Callable[[], str] = lambda: ""
+        self, true: Callable[[], object], seconds: float = 180, about: Callable[[], str] = lambda: ""
     ) -> None:
         """Wait until `true()` is; an assertion with `about()` after `seconds`."""
         until(true, seconds, lambda: about() or self.queue(), pause=0.2)
