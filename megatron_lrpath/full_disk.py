@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import functools
 import io
 import os
 import stat
@@ -125,17 +124,12 @@ class PatientFile:
         self._refused = False
 
 
-def wrap_record_writer(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def record_writer(original: Callable[[Any], Any], writer: Any) -> Any:
     """TensorBoard's event files wait for room too. (Those on object stores are left to TensorBoard.)"""
-
-    @functools.wraps(original)
-    def record_writer(writer: Any) -> Any:
-        # TensorFlow's: name.
-        name = os.fsdecode(getattr(writer, "filename", b"") or getattr(writer, "name", ""))
-        local = name and "://" not in name
-        return original(PatientFile(Path(name), "What TensorBoard shows") if local else writer)
-
-    return record_writer
+    # TensorFlow's: name.
+    name = os.fsdecode(getattr(writer, "filename", b"") or getattr(writer, "name", ""))
+    local = name and "://" not in name
+    return original(PatientFile(Path(name), "What TensorBoard shows") if local else writer)
 
 
 @dataclass

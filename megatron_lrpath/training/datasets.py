@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import random
 from collections.abc import Callable
 from typing import Any
@@ -25,23 +24,18 @@ from megatron_lrpath.sft.dataset import build_packed, build_packed_validation
 from megatron_lrpath.training.context import RunContext
 
 
-def wrap_build_data_iterators(original: Callable[..., Any]) -> Callable[..., Any]:
+def build_data_iterators(original: Callable[..., Any], *args: Any, **named: Any) -> Any:
     """Build the data iterators without moving the random states, which have been loaded by then.
 
     Torch's loader draws a seed for its workers from the default generator. An uninterrupted run draws it once,
     a resumed one again; on the CPU dropout uses that generator too, and the two would part.
     """
-
-    @functools.wraps(original)
-    def build_train_valid_test_data_iterators(*args: Any, **named: Any) -> Any:
-        states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        iterators = original(*args, **named)
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-        return iterators
-
-    return build_train_valid_test_data_iterators
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    iterators = original(*args, **named)
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+    return iterators
 
 
 def dataset_config(args: Any, versioned: bool) -> GPTDatasetConfig:

@@ -59,52 +59,39 @@ def flags(device: str, packed: bool = False) -> dict[str, Any]:
     return found
 
 
-def wrap_get_write_results_queue(original: Callable[..., Any]) -> Callable[..., Any]:
-    """A plain queue for synchronous saves; one of a forked process for those that another process writes.
+def get_write_results_queue(original: Callable[..., Any], *_: Any, **__: Any) -> Any:
+    """A plain queue for synchronous saves; one of a forked process for those that another process writes."""
+    from megatron.training import get_args
 
-    That process listens at an abstract address: a socket in a temporary folder would outlive a killed training.
-    """
-    local: queue.Queue[Any] = queue.Queue()
-
-    @functools.cache
-    def between_processes() -> Any:
-        manager = SyncManager(f"\0lrpath-{secrets.token_hex(16)}", ctx=multiprocessing.get_context("fork"))
-        manager.start()
-        return manager.Queue()
-
-    @functools.wraps(original)
-    def get_write_results_queue(*_: Any, **__: Any) -> Any:
-        from megatron.training import get_args
-
-        return between_processes() if get_args().async_save else local
-
-    return get_write_results_queue
+    return queue_between_processes() if get_args().async_save else queue_within_process()
 
 
-def wrap_compile_helpers(original: Callable[..., None]) -> Callable[..., None]:
+@functools.cache
+def queue_within_process() -> queue.Queue[Any]:
+    """The queue of the saves that this process writes itself."""
+    return queue.Queue()
+
+
+@functools.cache
+def queue_between_processes() -> Any:
+    """The queue of a process that listens at an abstract address: a socket in a folder would outlive a killed run."""
+    manager = SyncManager(f"\0lrpath-{secrets.token_hex(16)}", ctx=multiprocessing.get_context("fork"))
+    manager.start()
+    return manager.Queue()
+
+
+def compile_helpers(original: Callable[..., None], *args: Any, **named: Any) -> None:
     """Compile Megatron's dataset helpers only where they are not compiled yet."""
-
-    def compile_helpers(*args: Any, **named: Any) -> None:
-        if not importable("megatron.core.datasets.helpers_cpp"):
-            original(*args, **named)
-
-    return compile_helpers
+    if not importable("megatron.core.datasets.helpers_cpp"):
+        original(*args, **named)
 
 
-def wrap_initialize_megatron(original: Callable[..., Any]) -> Callable[..., Any]:
+def initialize_megatron(
+    original: Callable[..., Any], allow_no_cuda: bool = False, *args: Any, **kwargs: Any
+) -> Any:
     """Initialize without a GPU."""
-
-    @functools.wraps(original)
-    def initialize_megatron(allow_no_cuda: bool = False, *args: Any, **kwargs: Any) -> Any:
-        return original(True, *args, **kwargs)
-
-    return initialize_megatron
+    return original(True, *args, **kwargs)
 
 
-def wrap_set_jit_fusion_options(original: Callable[..., None]) -> Callable[..., None]:
+def set_jit_fusion_options(original: Callable[..., None], *_: Any, **__: Any) -> None:
     """No kernels to warm up."""
-
-    def set_jit_fusion_options(*_: Any, **__: Any) -> None:
-        """Fusions are off on the CPU."""
-
-    return set_jit_fusion_options

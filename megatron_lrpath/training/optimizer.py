@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,28 +24,30 @@ class RateChange:
         ]
 
 
-def wrap_sharded_state_dict(original: Callable[..., Any]) -> Callable[..., Any]:
+def sharded_state_dict(
+    original: Callable[..., Any],
+    self: Any,
+    model_sharded_state_dict: Any,
+    is_loading: bool = False,
+    *rest: Any,
+    **named: Any,
+) -> Any:
     """Make the optimizer's state before it is described for loading, as Megatron does for other optimizers.
 
     The values made here are all replaced by the loaded ones.
     """
-
-    @functools.wraps(original)
-    def sharded_state_dict(
-        self: Any, model_sharded_state_dict: Any, is_loading: bool = False, *rest: Any, **named: Any
-    ) -> Any:
-        if is_loading and not self.optimizer.state:
-            self._init_optimizer_states_with_dummy_values()
-        return original(self, model_sharded_state_dict, is_loading, *rest, **named)
-
-    return sharded_state_dict
+    if is_loading and not self.optimizer.state:
+        self._init_optimizer_states_with_dummy_values()
+    return original(self, model_sharded_state_dict, is_loading, *rest, **named)
 
 
-def wrap_set_states(original: Callable[..., None]) -> Callable[..., None]:
+def set_states(
+    original: Callable[..., None],
+    self: Any,
+    model_param: Any,
+    tensors: dict[str, Any],
+    *args: Any,
+    **named: Any,
+) -> None:
     """Set weights and moments; the step count, the same for all, came with the parameter groups already."""
-
-    @functools.wraps(original)
-    def set_states(self: Any, model_param: Any, tensors: dict[str, Any], *args: Any, **named: Any) -> None:
-        original(self, model_param, {"step": None, **tensors}, *args, **named)
-
-    return set_states
+    original(self, model_param, {"step": None, **tensors}, *args, **named)

@@ -27,8 +27,8 @@ class Seam:
 
     Attributes:
         target: `module:name` (or `module:Class.name`) as the calling code of Megatron sees it.
-        replacement: `module:wrap_…` of ours, called with the original (and the session, where it takes one); it
-            returns what takes the original's place.
+        replacement: `module:name` of the function of ours that is called in its place. It takes the session, where
+            its first parameter has that name, then the original, then what the caller gives.
         parameters: the leading parameters of the original that the replacement reads or sets, in their order.
         why: what fails or is missing without it.
         device: `any`, or `cpu` for rows that only the CPU needs.
@@ -50,21 +50,29 @@ class Seam:
 
     def made(self, session: Session) -> Any:
         """What takes the original's place in the process of `session`."""
-        wrap = resolve(self.replacement)
-        takes_session = len(inspect.signature(wrap).parameters) > 1
-        return wrap(self.original(), session) if takes_session else wrap(self.original())
+        original, replacement = self.original(), resolve(self.replacement)
+        takes_session = next(iter(inspect.signature(replacement).parameters)) == "session"
+        given = (session, original) if takes_session else (original,)
+
+        @functools.wraps(original)
+        def call(*args: Any, **named: Any) -> Any:
+            return replacement(*given, *args, **named)
+
+        owner, name = owner_and_name(self.target)
+        is_static = isinstance(inspect.getattr_static(owner, name), staticmethod)
+        return staticmethod(call) if is_static else call
 
 
 SEAMS = (
     Seam(
         "megatron.training.training:get_optimizer_param_scheduler",
-        "megatron_lrpath.training.hooks:wrap_scheduler_builder",
+        "megatron_lrpath.training.hooks:scheduler_builder",
         ("optimizer",),
         "the rate of a run is a path (main, branch, whole) that Megatron's scheduler cannot express",
     ),
     Seam(
         "megatron.training.training:training_log",
-        "megatron_lrpath.training.hooks:wrap_training_log",
+        "megatron_lrpath.training.hooks:training_log",
         (
             "loss_dict",
             "total_loss_dict",
@@ -79,7 +87,7 @@ SEAMS = (
     ),
     Seam(
         "megatron.training.training:checkpoint_and_decide_exit",
-        "megatron_lrpath.training.hooks:wrap_checkpoint_and_decide_exit",
+        "megatron_lrpath.training.hooks:checkpoint_and_decide_exit",
         (
             "model",
             "optimizer",
@@ -93,105 +101,105 @@ SEAMS = (
     ),
     Seam(
         "megatron.training.training:build_train_valid_test_data_iterators",
-        "megatron_lrpath.training.datasets:wrap_build_data_iterators",
+        "megatron_lrpath.training.datasets:build_data_iterators",
         (),
         "it draws from the random state that a checkpoint has just restored",
     ),
     Seam(
         "megatron.training.training:save_checkpoint",
-        "megatron_lrpath.training.hooks:wrap_save_checkpoint",
+        "megatron_lrpath.training.hooks:save_checkpoint",
         ("iteration",),
         "a save that fails (a full disk) ends the training; a step may be saved twice, in the same folder",
     ),
     Seam(
         "megatron.training.training:maybe_finalize_async_save",
-        "megatron_lrpath.training.hooks:wrap_maybe_finalize_async_save",
+        "megatron_lrpath.training.hooks:maybe_finalize_async_save",
         (),
         "the same for asynchronous saves",
     ),
     Seam(
         "megatron.core.dist_checkpointing:save",
-        "megatron_lrpath.training.hooks:wrap_dist_save",
+        "megatron_lrpath.training.hooks:dist_save",
         ("sharded_state_dict", "checkpoint_dir"),
         "it writes in place, so that a killed save leaves what looks like a checkpoint",
     ),
     Seam(
         "megatron.core.dist_checkpointing.strategies.filesystem_async:FileSystemWriterAsync.finish",
-        "megatron_lrpath.training.hooks:wrap_first_rank_write",
+        "megatron_lrpath.training.hooks:first_rank_write",
         (),
         "rank 0 writes the metadata while the others wait: on a full disk it raises alone, which ends "
         "the training",
     ),
     Seam(
         "megatron.core.dist_checkpointing.serialization:save_config",
-        "megatron_lrpath.training.hooks:wrap_first_rank_write",
+        "megatron_lrpath.training.hooks:first_rank_write",
         (),
         "the same for the file that says how the checkpoint is stored",
     ),
     Seam(
         "megatron.training.checkpointing:ensure_directory_exists",
-        "megatron_lrpath.training.hooks:wrap_ensure_directory",
+        "megatron_lrpath.training.hooks:ensure_directory",
         ("filename", "check_parent"),
         "it makes the checkpoint's final folder before writing: on a full disk that ends the training, "
         "and a killed save leaves it behind",
     ),
     Seam(
         "megatron.training.checkpointing:get_checkpoint_tracker_filename",
-        "megatron_lrpath.training.hooks:wrap_tracker_filename",
+        "megatron_lrpath.training.hooks:tracker_filename",
         ("checkpoints_path",),
         "the tracker is written in place, before others may trust it, and a damaged one ends the process",
     ),
     Seam(
         "megatron.training.wandb_utils:on_save_checkpoint_success",
-        "megatron_lrpath.training.hooks:wrap_wandb_save",
+        "megatron_lrpath.training.hooks:wandb_save",
         ("checkpoint_path", "tracker_filename", "save_dir"),
         "it uploads the tracker, whose name the row above hides",
     ),
     Seam(
         "tensorboard.summary.writer.event_file_writer:RecordWriter",
-        "megatron_lrpath.full_disk:wrap_record_writer",
+        "megatron_lrpath.full_disk:record_writer",
         ("writer",),
         "its thread ends at a full disk, and with the next value it is given the training",
     ),
     Seam(
         "torch.distributed.checkpoint.filesystem:FileSystemReader.read_metadata",
-        "megatron_lrpath.training.checkpoints.unpickle:wrap_read_metadata",
+        "megatron_lrpath.training.checkpoints.unpickle:read_metadata",
         ("self",),
         "it unpickles a checkpoint's metadata, and so runs what a stranger's file says",
     ),
     Seam(
         "torch.distributed.checkpoint.default_planner:DefaultLoadPlanner.load_bytes",
-        "megatron_lrpath.training.checkpoints.unpickle:wrap_load_bytes",
+        "megatron_lrpath.training.checkpoints.unpickle:load_bytes",
         ("self", "read_item", "value"),
         "it unpickles a checkpoint's objects (arguments, random states) with weights_only=False",
     ),
     Seam(
         "megatron.core.optimizer.optimizer:ChainedOptimizer.get_grad_norm",
-        "megatron_lrpath.training.hooks:wrap_get_grad_norm",
+        "megatron_lrpath.training.hooks:get_grad_norm",
         ("self",),
         "a norm that is not finite is not looked at before the update",
     ),
     Seam(
         "megatron.core.optimizer.optimizer:ChainedOptimizer.step_with_ready_grads",
-        "megatron_lrpath.training.hooks:wrap_step_with_ready_grads",
+        "megatron_lrpath.training.hooks:step_with_ready_grads",
         ("self",),
         "numbers that are not finite, loss spikes and signals are answered before the update, on all ranks",
     ),
     Seam(
         "megatron.core.optimizer.distrib_optimizer:DistributedOptimizer.sharded_state_dict",
-        "megatron_lrpath.training.optimizer:wrap_sharded_state_dict",
+        "megatron_lrpath.training.optimizer:sharded_state_dict",
         ("self", "model_sharded_state_dict", "is_loading"),
         "without Transformer Engine and Apex it asserts on loading that torch's Adam has made a step already",
     ),
     Seam(
         "megatron.core.optimizer.distrib_optimizer:DistributedOptimizer._set_main_param_and_optimizer_states",
-        "megatron_lrpath.training.optimizer:wrap_set_states",
+        "megatron_lrpath.training.optimizer:set_states",
         ("self", "model_param", "tensors"),
         "it expects the step count of torch's Adam among the loaded tensors, where its loader leaves it out",
     ),
     Seam(
         "megatron.core.optimizer.distrib_optimizer:DistributedOptimizer.load_state_dict",
-        "megatron_lrpath.training.hooks:wrap_load_state_dict",
+        "megatron_lrpath.training.hooks:load_state_dict",
         ("self", "state_dict"),
         "it finds a stored parameter group by its rates, so that a run with another maximal rate could "
         "not load it; and it gives all parameters one step-count tensor, which torch's Adam counts up "
@@ -199,13 +207,13 @@ SEAMS = (
     ),
     Seam(
         "megatron.core.optimizer.optimizer:MegatronOptimizer._filter_and_reorder_param_groups",
-        "megatron_lrpath.training.hooks:wrap_filter_and_reorder",
+        "megatron_lrpath.training.hooks:filter_and_reorder",
         ("current_groups", "state_dict_groups"),
         "the same in the other optimizers",
     ),
     Seam(
         "megatron.core.dist_checkpointing.strategies.filesystem_async:get_write_results_queue",
-        "megatron_lrpath.training.environment:wrap_get_write_results_queue",
+        "megatron_lrpath.training.environment:get_write_results_queue",
         ("mp_mode",),
         "it starts a process that imports torch (seconds, on every rank) for a queue; a synchronous save "
         "fills and reads it in one process, and for the others a forked one serves as well",
@@ -213,20 +221,20 @@ SEAMS = (
     ),
     Seam(
         "megatron.core.datasets.utils:compile_helpers",
-        "megatron_lrpath.training.environment:wrap_compile_helpers",
+        "megatron_lrpath.training.environment:compile_helpers",
         (),
         "it calls make in the installed package, which has no Makefile; the wheel brings them compiled",
     ),
     Seam(
         "megatron.training.training:initialize_megatron",
-        "megatron_lrpath.training.environment:wrap_initialize_megatron",
+        "megatron_lrpath.training.environment:initialize_megatron",
         ("allow_no_cuda",),
         "without allow_no_cuda it asserts a GPU",
         device="cpu",
     ),
     Seam(
         "megatron.training.training:set_jit_fusion_options",
-        "megatron_lrpath.training.environment:wrap_set_jit_fusion_options",
+        "megatron_lrpath.training.environment:set_jit_fusion_options",
         (),
         "it warms up GPU kernels, 26 s on the CPU for nothing",
         device="cpu",
@@ -234,7 +242,7 @@ SEAMS = (
     ),
     Seam(
         "megatron.core.optimizer.distrib_optimizer:DistributedOptimizer.get_parameter_state_dp_zero",
-        "megatron_lrpath.training.cpu.in_place:wrap_parameter_state",
+        "megatron_lrpath.training.cpu.in_place:parameter_state",
         ("self", "use_gloo_comm", "empty_data", "return_on_all_ranks"),
         "it copies all weights and moments four times before a save, which stops the training for it",
         device="cpu",
@@ -242,7 +250,7 @@ SEAMS = (
     ),
     Seam(
         "torch.distributed.checkpoint.default_planner:DefaultSavePlanner.resolve_data",
-        "megatron_lrpath.training.cpu.in_place:wrap_resolve_data",
+        "megatron_lrpath.training.cpu.in_place:resolve_data",
         ("self", "write_item"),
         "Megatron's writer copies every tensor that is a part of a larger buffer, as all weights are",
         device="cpu",
@@ -250,7 +258,7 @@ SEAMS = (
     ),
     Seam(
         "megatron.core.tensor_parallel:vocab_parallel_cross_entropy",
-        "megatron_lrpath.training.cpu.kernels:wrap_cross_entropy",
+        "megatron_lrpath.training.cpu.kernels:cross_entropy",
         ("vocab_parallel_logits", "target", "label_smoothing", "tp_group"),
         "on the CPU its passes over fp32 copies of all logits take longer than the output layer's product",
         device="cpu",
@@ -258,7 +266,7 @@ SEAMS = (
     ),
     Seam(
         "megatron.core.transformer.mlp:bias_swiglu_impl",
-        "megatron_lrpath.training.cpu.kernels:wrap_swiglu",
+        "megatron_lrpath.training.cpu.kernels:swiglu",
         ("input", "bias"),
         "its fusion needs a compiler; uncompiled it makes nine passes over the activations",
         device="cpu",
@@ -266,7 +274,7 @@ SEAMS = (
     ),
     Seam(
         "megatron.core.transformer.attention:apply_rotary_pos_emb",
-        "megatron_lrpath.training.cpu.kernels:wrap_rotary",
+        "megatron_lrpath.training.cpu.kernels:rotary",
         ("t", "freqs", "config"),
         "without a fused kernel it copies queries and keys twice in each direction",
         device="cpu",
@@ -274,7 +282,7 @@ SEAMS = (
     ),
     Seam(
         "megatron.core.distributed.param_and_grad_buffer:dist_all_gather_func",
-        "megatron_lrpath.training.cpu.kernels:wrap_all_gather",
+        "megatron_lrpath.training.cpu.kernels:all_gather",
         ("output_tensor", "input_tensor"),
         "gloo copies all weights to itself and back where one rank holds them",
         device="cpu",
@@ -282,7 +290,7 @@ SEAMS = (
     ),
     Seam(
         "megatron.core.distributed.param_and_grad_buffer:dist_reduce_scatter_func",
-        "megatron_lrpath.training.cpu.kernels:wrap_reduce_scatter",
+        "megatron_lrpath.training.cpu.kernels:reduce_scatter",
         ("output", "input"),
         "the same for the gradients",
         device="cpu",

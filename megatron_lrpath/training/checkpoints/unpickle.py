@@ -67,20 +67,15 @@ class MetadataUnpickler(pickle._Unpickler):
         raise pickle.UnpicklingError(f"it names {module}.{name}, which has no place in a checkpoint")
 
 
-def wrap_read_metadata(original: Callable[..., Any]) -> Callable[..., Any]:
+def read_metadata(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     """Read `.metadata` with the unpickler above (torch's own way is left unused)."""
-
-    @functools.wraps(original)
-    def read_metadata(self: Any, *args: Any, **kwargs: Any) -> Any:
-        path = self._get_metadata_path(kwargs.get("rank"))
-        with self.fs.create_stream(path, "rb") as stream:
-            metadata = load_metadata(stream.read(), Path(path))
-        # Of its own for each caller, down to what is ever replaced.
-        owner = copy.copy(metadata.storage_meta)
-        owner.load_id = self.load_id
-        return replace(metadata, storage_meta=owner, state_dict_metadata=dict(metadata.state_dict_metadata))
-
-    return read_metadata
+    path = self._get_metadata_path(kwargs.get("rank"))
+    with self.fs.create_stream(path, "rb") as stream:
+        metadata = load_metadata(stream.read(), Path(path))
+    # Of its own for each caller, down to what is ever replaced.
+    owner = copy.copy(metadata.storage_meta)
+    owner.load_id = self.load_id
+    return replace(metadata, storage_meta=owner, state_dict_metadata=dict(metadata.state_dict_metadata))
 
 
 @functools.lru_cache(maxsize=1)  # a start asks for the same three times
@@ -108,24 +103,21 @@ def load_metadata(content: bytes, path: Path) -> Any:
     return metadata
 
 
-def wrap_load_bytes(original: Callable[..., None]) -> Callable[..., None]:
+def load_bytes(
+    original: Callable[..., None], self: Any, read_item: Any, value: Any, *_: Any, **__: Any
+) -> None:
     """Load an object of a checkpoint by torch's weights-only unpickler (torch's own way is left unused)."""
+    from torch.distributed.checkpoint._traverse import set_element
 
-    @functools.wraps(original)
-    def load_bytes(self: Any, read_item: Any, value: Any, *_: Any, **__: Any) -> None:
-        from torch.distributed.checkpoint._traverse import set_element
-
-        name = read_item.dest_index.fqn
-        try:
-            loaded = torch.load(value, weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise UserError(f"the checkpoint's `{name}` holds more than data: {str(error)[:300]}") from None
-        if self.flatten_state_dict:
-            set_element(self.original_state_dict, self.mappings[name], loaded)
-        else:
-            self.state_dict[name] = loaded
-
-    return load_bytes
+    name = read_item.dest_index.fqn
+    try:
+        loaded = torch.load(value, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(f"the checkpoint's `{name}` holds more than data: {str(error)[:300]}") from None
+    if self.flatten_state_dict:
+        set_element(self.original_state_dict, self.mappings[name], loaded)
+    else:
+        self.state_dict[name] = loaded
 
 
 @contextmanager

@@ -8,7 +8,6 @@ as it was without any copy.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -29,51 +28,45 @@ class Slices:
         return self._parts[place.start]
 
 
-def wrap_parameter_state(original: Callable[..., Any]) -> Callable[..., Any]:
+def parameter_state(
+    original: Callable[..., Any],
+    self: Any,
+    use_gloo_comm: bool = True,
+    empty_data: bool = False,
+    return_on_all_ranks: bool = False,
+) -> Any:
     """Weights and moments as they are, where one data-parallel rank has all of them.
 
     The original returns flat buffers of [parameters]; of these only the slices of single parameters are used.
     """
-
-    @functools.wraps(original)
-    def get_parameter_state_dp_zero(
-        self: Any, use_gloo_comm: bool = True, empty_data: bool = False, return_on_all_ranks: bool = False
-    ) -> Any:
-        if self.data_parallel_group.size() > 1:
-            return original(self, use_gloo_comm, empty_data, return_on_all_ranks)
-        state: dict[Any, Any] = {"buckets_coalesced": True}
-        for index, (buffer, ranges) in enumerate(zip(self.buffers, self.gbuf_ranges, strict=True)):
-            states = {
-                begin: self._get_main_param_and_optimizer_states(parameter)
-                for parameter, (begin, _, _) in buffer.param_index_map.items()
+    if self.data_parallel_group.size() > 1:
+        return original(self, use_gloo_comm, empty_data, return_on_all_ranks)
+    state: dict[Any, Any] = {"buckets_coalesced": True}
+    for index, (buffer, ranges) in enumerate(zip(self.buffers, self.gbuf_ranges, strict=True)):
+        states = {
+            begin: self._get_main_param_and_optimizer_states(parameter)
+            for parameter, (begin, _, _) in buffer.param_index_map.items()
+        }
+        state[index] = {
+            dtype: {
+                key: Slices({begin: one[key].detach().view(-1) for begin, one in states.items()})
+                for key in ("param", *self.optimizer_state_keys)
             }
-            state[index] = {
-                dtype: {
-                    key: Slices({begin: one[key].detach().view(-1) for begin, one in states.items()})
-                    for key in ("param", *self.optimizer_state_keys)
-                }
-                for dtype in ranges
-            }
-        return state
-
-    return get_parameter_state_dp_zero
+            for dtype in ranges
+        }
+    return state
 
 
-def wrap_resolve_data(original: Callable[..., Any]) -> Callable[..., Any]:
+def resolve_data(original: Callable[..., Any], self: Any, write_item: Any, *args: Any, **named: Any) -> Any:
     """Hand the writer tensors that it sees no need to copy: the same memory as a storage that ends with the tensor.
 
     A tensor that has gaps stays as it is.
     """
-
-    @functools.wraps(original)
-    def resolve_data(self: Any, write_item: Any, *args: Any, **named: Any) -> Any:
-        data = original(self, write_item, *args, **named)
-        if not isinstance(data, torch.Tensor) or data.device.type != "cpu":
-            return data
-        whole = data.untyped_storage().nbytes() == data.numel() * data.element_size()
-        if whole or not data.numel() or not data.is_contiguous():
-            return data
-        memory = data.detach().view(-1).view(torch.uint8).numpy()
-        return torch.from_numpy(memory).view(data.dtype).view(data.shape)
-
-    return resolve_data
+    data = original(self, write_item, *args, **named)
+    if not isinstance(data, torch.Tensor) or data.device.type != "cpu":
+        return data
+    whole = data.untyped_storage().nbytes() == data.numel() * data.element_size()
+    if whole or not data.numel() or not data.is_contiguous():
+        return data
+    memory = data.detach().view(-1).view(torch.uint8).numpy()
+    return torch.from_numpy(memory).view(data.dtype).view(data.shape)

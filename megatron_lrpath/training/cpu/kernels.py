@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -97,94 +96,79 @@ def rotate(states: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
     return result
 
 
-def wrap_cross_entropy(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def cross_entropy(
+    original: Callable[..., Tensor],
+    vocab_parallel_logits: Tensor,
+    target: Tensor,
+    label_smoothing: float = 0.0,
+    tp_group: Any = None,
+    **unknown: Any,
+) -> Tensor:
     """Ours where one rank holds the whole vocabulary, Megatron's elsewhere."""
-
-    @functools.wraps(original)
-    def vocab_parallel_cross_entropy(
-        vocab_parallel_logits: Tensor,
-        target: Tensor,
-        label_smoothing: float = 0.0,
-        tp_group: Any = None,
-        **unknown: Any,
-    ) -> Tensor:
-        if tp_group is None or tp_group.size() > 1 or label_smoothing or unknown:
-            return original(vocab_parallel_logits, target, label_smoothing, tp_group, **unknown)
-        losses = CrossEntropy.apply(vocab_parallel_logits.flatten(0, -2), target.flatten())
-        return losses.view(target.shape)
-
-    return vocab_parallel_cross_entropy
+    if tp_group is None or tp_group.size() > 1 or label_smoothing or unknown:
+        return original(vocab_parallel_logits, target, label_smoothing, tp_group, **unknown)
+    losses = CrossEntropy.apply(vocab_parallel_logits.flatten(0, -2), target.flatten())
+    return losses.view(target.shape)
 
 
-def wrap_swiglu(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def swiglu(
+    original: Callable[..., Tensor], input: Tensor, bias: Tensor | None, *options: Any, **named: Any
+) -> Tensor:
     """Ours without a bias, Megatron's with one."""
-
-    @functools.wraps(original)
-    def bias_swiglu_impl(input: Tensor, bias: Tensor | None, *options: Any, **named: Any) -> Tensor:
-        if bias is not None or any(options) or any(named.values()):
-            return original(input, bias, *options, **named)
-        return SwiGLU.apply(input)
-
-    return bias_swiglu_impl
+    if bias is not None or any(options) or any(named.values()):
+        return original(input, bias, *options, **named)
+    return SwiGLU.apply(input)
 
 
-def wrap_rotary(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def rotary(
+    original: Callable[..., Tensor],
+    t: Tensor,
+    freqs: Tensor,
+    config: Any,
+    cu_seqlens: Tensor | None = None,
+    mscale: float = 1.0,
+    cp_group: Any = None,
+    *options: Any,
+    **named: Any,
+) -> Tensor:
     """Ours where the whole head is rotated in halves, Megatron's elsewhere."""
-
-    @functools.wraps(original)
-    def apply_rotary_pos_emb(
-        t: Tensor,
-        freqs: Tensor,
-        config: Any,
-        cu_seqlens: Tensor | None = None,
-        mscale: float = 1.0,
-        cp_group: Any = None,
-        *options: Any,
-        **named: Any,
-    ) -> Tensor:
-        special = (
-            config.rotary_interleaved or config.multi_latent_attention or any(options) or any(named.values())
-        )
-        if cu_seqlens is not None or special or freqs.size(-1) != t.size(-1):
-            return original(t, freqs, config, cu_seqlens, mscale, cp_group, *options, **named)
-        angles = freqs[..., : freqs.size(-1) // 2]
-        cos, sin = ((wave(angles) * mscale).to(t.dtype) for wave in (torch.cos, torch.sin))
-        return Rotary.apply(t, cos, sin)
-
-    return apply_rotary_pos_emb
+    special = (
+        config.rotary_interleaved or config.multi_latent_attention or any(options) or any(named.values())
+    )
+    if cu_seqlens is not None or special or freqs.size(-1) != t.size(-1):
+        return original(t, freqs, config, cu_seqlens, mscale, cp_group, *options, **named)
+    angles = freqs[..., : freqs.size(-1) // 2]
+    cos, sin = ((wave(angles) * mscale).to(t.dtype) for wave in (torch.cos, torch.sin))
+    return Rotary.apply(t, cos, sin)
 
 
-def wrap_all_gather(original: Callable[..., Any]) -> Callable[..., Any]:
+def all_gather(
+    original: Callable[..., Any],
+    output_tensor: Tensor,
+    input_tensor: Tensor,
+    group: Any = None,
+    async_op: bool = False,
+    **named: Any,
+) -> Any:
     """Gather the weights of several ranks; of one rank they are in place already."""
-
-    @functools.wraps(original)
-    def all_gather(
-        output_tensor: Tensor, input_tensor: Tensor, group: Any = None, async_op: bool = False, **named: Any
-    ) -> Any:
-        if is_done(output_tensor, input_tensor, group, async_op):
-            return None
-        return original(output_tensor, input_tensor, group=group, async_op=async_op, **named)
-
-    return all_gather
+    if is_done(output_tensor, input_tensor, group, async_op):
+        return None
+    return original(output_tensor, input_tensor, group=group, async_op=async_op, **named)
 
 
-def wrap_reduce_scatter(original: Callable[..., Any]) -> Callable[..., Any]:
+def reduce_scatter(
+    original: Callable[..., Any],
+    output: Tensor,
+    input: Tensor,
+    op: Any = dist.ReduceOp.SUM,
+    group: Any = None,
+    async_op: bool = False,
+    **named: Any,
+) -> Any:
     """Sum the gradients of several ranks; of one rank they are the sum already."""
-
-    @functools.wraps(original)
-    def reduce_scatter(
-        output: Tensor,
-        input: Tensor,
-        op: Any = dist.ReduceOp.SUM,
-        group: Any = None,
-        async_op: bool = False,
-        **named: Any,
-    ) -> Any:
-        if is_done(output, input, group, async_op):
-            return None
-        return original(output, input, op=op, group=group, async_op=async_op, **named)
-
-    return reduce_scatter
+    if is_done(output, input, group, async_op):
+        return None
+    return original(output, input, op=op, group=group, async_op=async_op, **named)
 
 
 def is_done(output: Tensor, input: Tensor, group: Any, async_op: bool) -> bool:
