@@ -97,10 +97,8 @@ def variations(
         name = given.pop("name", None)
         for values in itertools.product(*vary.values()):
             varied = dict(zip(vary, values, strict=True))
-            parts = (
-                [str(name)] if name is not None else [_name_part(key, value) for key, value in given.items()]
-            )
-            parts += [_name_part(key, value) for key, value in varied.items()]
+            parts = [str(name)] if name is not None else [_name_part(*item) for item in given.items()]
+            parts += [_name_part(*item) for item in varied.items()]
             made.append(("_".join(parts) or "plan", given | varied))
     return made
 

@@ -95,19 +95,15 @@ def make_table(experiment: Experiment) -> ExperimentTable:
             if found := fresh_evaluation(point.plan.folder(run), run.last_step):
                 evaluations[point.name, paradigm, run.version] = found
                 digests[f"{point.name}/{run.paradigm}/{run.name}"] = json_digest(found)
-    rows = []
-    for group in experiment.groups:
-        points = experiment.of(group)
-        for paradigm in TABLE_ORDER:
-            if paradigm not in experiment.paradigms:
-                continue
-            measured = {}
-            for version in experiment.show:
-                scores = (evaluations.get((point.name, paradigm, version)) for point in points)
-                measured[version] = tuple(float(score["perplexity"]) for score in scores if score)
-            label, cost = paradigm_name(points[0].plan, paradigm), points[0].plan.cost(paradigm).relative
-            paper = experiment.paper.get(group, {}).get(paradigm)
-            rows.append(Row(group, paradigm, label, cost, measured, paper))
+    rows, paradigms = [], [name for name in TABLE_ORDER if name in experiment.paradigms]
+    for group, paradigm in itertools.product(experiment.groups, paradigms):
+        points, measured = experiment.of(group), {}
+        for version in experiment.show:
+            scores = (evaluations.get((point.name, paradigm, version)) for point in points)
+            measured[version] = tuple(float(score["perplexity"]) for score in scores if score)
+        label, cost = paradigm_name(points[0].plan, paradigm), points[0].plan.cost(paradigm).relative
+        paper = experiment.paper.get(group, {}).get(paradigm)
+        rows.append(Row(group, paradigm, label, cost, measured, paper))
     return ExperimentTable(experiment, tuple(rows), evaluations, digests)
 
 
