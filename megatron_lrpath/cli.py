@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from megatron_lrpath import __version__
 from megatron_lrpath.commands import COMMANDS, completion
+from megatron_lrpath.console import say_error
 from megatron_lrpath.errors import UserError, refusal
 
 BAD_INPUT, INTERRUPTED, PIPE_CLOSED = 2, 130, 141
@@ -21,7 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0 and what commands return; 2 for bad input (`lrpath: error: …` on stderr); 130 when interrupted.
     """
-    _replace_unprintable()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # replace what its encoding lacks, instead of failing at it
+            stream.reconfigure(errors="replace")
     parser = build_parser()
     if "_ARGCOMPLETE" in os.environ:
         completion.complete(parser)
@@ -38,17 +41,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = int(args.execute(args))
         sys.stdout.flush()
         return status
-    except UserError as error:
-        print(f"lrpath: error: {error}", file=sys.stderr)
-        return BAD_INPUT
     except BrokenPipeError:
         # The reader (`| head`) has gone; without this the interpreter complains once more at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
-    except OSError as error:
-        if (refused := refusal(error)) is None:
+    except (UserError, OSError) as error:
+        reason = refusal(error) if isinstance(error, OSError) else error
+        if reason is None:
             raise
-        print(f"lrpath: error: {refused}", file=sys.stderr)
+        say_error(reason)
         return BAD_INPUT
     except KeyboardInterrupt:
         print("lrpath: interrupted", file=sys.stderr)
@@ -66,24 +67,16 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     for name in COMMANDS:
         module = importlib.import_module(f"megatron_lrpath.commands.{name}")
-        example = getattr(module, "EXAMPLE", None)
         command = commands.add_parser(
             name,
             help=module.HELP,
             description=module.HELP[0].upper() + module.HELP[1:] + ".",
-            epilog=f"example:\n  {example}" if example else None,
+            epilog=f"example:\n  {module.EXAMPLE}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(command)
         command.set_defaults(execute=module.execute, takes_extra=getattr(module, "TAKES_EXTRA", False))
     return parser
-
-
-def _replace_unprintable() -> None:
-    """Replace characters that the output's encoding lacks, instead of failing at them."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
 
 
 if __name__ == "__main__":

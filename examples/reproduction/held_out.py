@@ -49,10 +49,10 @@ def checks(plan: Plan, curves: Sequence[Curve], model: Model) -> Iterator[dict[s
 
 def along_the_path(model: Model) -> dict[str, float]:
     """What the main path's evaluations told: their deviation from their law, and the share of a decay's gain."""
-    if not model.path or model.validation is None:
+    if not model.path or not model.evaluated:
         return {}
     jitter = float(np.sqrt(np.mean(model.path[0].residuals ** 2)))
-    return {"jitter": jitter, "share": float(model.validation.share[0])}
+    return {"jitter": jitter, "share": float(model.share[0])}
 
 
 def facts(plan: Plan, one: HeldOut) -> dict[str, Any]:

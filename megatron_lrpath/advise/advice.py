@@ -149,9 +149,8 @@ def advise(
     used = upto_version(plan, curves, fit_on) if fit_on else curves
     model = build_model(used, scale_of(plan))
     own = own_decay(plan)
-    decays = dict.fromkeys(
-        [own, *(Decay(shape, floor) for floor in (own.floor, *floors) for shape in DECAYS)]
-    )
+    shapes = [Decay(shape, floor) for floor in (own.floor, *floors) for shape in DECAYS]
+    decays = dict.fromkeys([own, *shapes])
     alphas = sorted({*ALPHAS, plan.alpha})
     candidates = tuple(predict(plan, model, decays, alphas, lambda decay: any_decay or decay == own))
     choices = tuple(one for one in candidates if one.possible and (any_decay or one.decay == own))
@@ -204,16 +203,12 @@ def choose(
     candidates: Sequence[Candidate], within: float | None, budget: float | None
 ) -> tuple[Candidate | None, str]:
     """The candidate that meets the targets, and a description of the targets."""
-    possible = list(candidates)
-    if budget is not None:
-        possible = [one for one in possible if one.cost <= budget + 1e-9]
-        target = f"a cost of at most {budget:.3g}"
-        if within is None:
-            return min(possible, key=lambda one: one.loss, default=None), f"the lowest loss at {target}"
-        target = f"a loss within {within:.2%} of the best, at {target}"
-    else:
-        within = WITHIN if within is None else within
-        target = f"a loss within {within:.2%} of the best"
+    possible = [one for one in candidates if budget is None or one.cost <= budget + 1e-9]
+    limit = "" if budget is None else f"a cost of at most {budget:.3g}"
+    if limit and within is None:
+        return min(possible, key=lambda one: one.loss, default=None), f"the lowest loss at {limit}"
+    within = WITHIN if within is None else within
+    target = f"a loss within {within:.2%} of the best" + (f", at {limit}" if limit else "")
     near = [one for one in possible if one.gap <= within + 1e-12]
     return min(near, key=lambda one: (one.cost, one.loss), default=None), f"the least cost for {target}"
 

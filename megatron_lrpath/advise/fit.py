@@ -219,9 +219,8 @@ def bootstrap(fit: Fit, data: Data, count: int, seed: int = 0) -> list[Fit]:
         begins = rng.integers(0, max(1, len(scaled) - BLOCK + 1), size=len(scaled) // BLOCK + 1)
         drawn = (begins[:, None] + np.arange(BLOCK)).ravel()[: len(scaled)] % len(scaled)
         logs = smooth + scaled[drawn] * data.deviations
-        samples.append(
-            fit_law(replace(data, logs=logs, expectation=data.expectation.drawn(rng)), [fit.start])
-        )
+        other = replace(data, logs=logs, expectation=data.expectation.drawn(rng))
+        samples.append(fit_law(other, [fit.start]))
     return samples
 
 

@@ -17,9 +17,6 @@ from megatron_lrpath.paradigms import MAIN
 GAIN_SPREAD = 0.15
 """Share of a decay's gain in training, as a standard deviation, that its gain in validation may differ by."""
 
-FIRST_TEXT = np.array([0])
-"""The validation text is the same for all versions: the law is read without the levels of their own texts."""
-
 
 def fit_path(path: Checkpoints, scale: Scale, samples: int) -> tuple[Fit, ...]:
     """The law fitted to the main path's validation losses, and `samples` times to others that might have been."""
@@ -33,79 +30,9 @@ def fit_path(path: Checkpoints, scale: Scale, samples: int) -> tuple[Fit, ...]:
     return tuple(fits)
 
 
-@dataclass(frozen=True)
-class Validation:
-    """What turns a law of the training loss into validation losses.
-
-    `fits`: the law and its samples. `branches`: those that have been evaluated, at least one. `main`: the main path.
-    `path`: the law of its validation losses and as many samples; empty where too few checkpoints were evaluated.
-    With it a branch ends at the main path's validation loss minus `share` of what the decay gains in training.
-    Without it the branch ends at its training loss. What the evaluated branches lie above that is added, see
-    `offsets`.
-    """
-
-    fits: tuple[Fit, ...]
-    branches: tuple[Curve, ...]
-    main: Curve
-    path: tuple[Fit, ...] = ()
-
-    @cached_property
-    def offsets(self) -> dict[int, F64]:
-        """By version with evaluated branches: how much (nats) they lie above what is made of every fit, [1 + samples].
-
-        The training loss falls faster than validation, so each version's own branches tell.
-        """
-        found: dict[int, list[F64]] = {}
-        for curve in self.branches:
-            found.setdefault(curve.version, []).append(
-                (curve.validation or 0.0) - self._bare(curve.end(self.fits[0].scale), curve.version)
-            )
-        return {version: np.mean(offsets, axis=0) for version, offsets in found.items()}
-
-    def ends_at(self, read: Drops, index: int, level_of: int) -> F64:
-        """The validation loss (nats a token) at the end of a branch of version `index` by every fit, [1 + samples].
-
-        `level_of`: the version whose evaluated branches tell the level.
-        """
-        return self._bare(read, index) + self.offsets[level_of]
-
-    @cached_property
-    def share(self) -> F64:
-        """The share of a decay's gain in training that it gains in validation by every fit, [1 + samples].
-
-        Between what the evaluated branches tell, in the mean, and 1, which is as sure as `GAIN_SPREAD` says. A branch
-        is as sure as the main path is known at its end (`OFF`, and what its samples differ by), and all together are
-        no surer than the surest: the main path is the same. A decay that gains nothing tells nothing.
-        """
-        shares, weights = [], []
-        for curve in self.branches:
-            level, trained = self._main_ends[curve.version]
-            gain = np.maximum(trained - _losses(self.fits, curve.end(self.fits[0].scale)), 1e-6 * level)
-            shares.append((level - (curve.validation or 0.0)) / gain)
-            weights.append(gain**2 / ((OFF * level) ** 2 + np.var(level)))
-        measured, sure = np.average(shares, axis=0, weights=weights), np.max(weights, axis=0)
-        return (sure * measured + GAIN_SPREAD**-2) / (sure + GAIN_SPREAD**-2)
-
-    def _bare(self, read: Drops, index: int) -> F64:
-        """`ends_at` before the evaluated branches have told the level."""
-        ends = _losses(self.fits, read)
-        if not self.path:
-            return ends
-        level, trained = self._main_ends[index]
-        return level - self.share * (trained - ends)
-
-    @cached_property
-    def _main_ends(self) -> list[tuple[F64, F64]]:
-        """Validation and training loss by every fit of the main path at each version's end, reached or not."""
-        more = np.full(max(0, int(self.main.ends[-1]) - len(self.main.rates)), self.fits[0].scale.max_lr)
-        rates = np.concatenate([self.main.rates, more])
-        reads = [read_drops(rates, np.array([last]), self.fits[0].scale) for last in self.main.ends]
-        return [(_losses(self.path, read), _losses(self.fits, read)) for read in reads]
-
-
-def _losses(fits: Sequence[Fit], read: Drops) -> F64:
-    """The losses of every fit, [fits], on the validation text but for its level."""
-    return np.array([fit.losses_of(read, FIRST_TEXT)[0] for fit in fits])
+def _losses(fits: Sequence[Fit], read: Drops, version: int = 0) -> F64:
+    """The losses of every fit, [fits], on a version's text; on the validation text, but for its level, without one."""
+    return np.array([fit.losses_of(read, np.array([version]))[0] for fit in fits])
 
 
 RESAMPLED = 100
@@ -128,8 +55,10 @@ class Model:
     `samples`: the fits to resampled residuals. `misfit`: the relative deviation of the points from the law
     beyond their noise. `end_error`: the relative error of the loss at the end of a decay (root mean square);
     measured on decays that were held out one at a time where there are two or more (`held_out`).
-    `path`: the law of the validation losses along the main path, for each of `fits`; empty where too few checkpoints
-    were evaluated.
+    `path`: the law of the main path's validation losses, for each of `fits`; empty where too few checkpoints were
+    evaluated. With it a branch ends at the main path's validation loss minus `share` of what the decay gains in
+    training. Without it the branch ends at its training loss. What the evaluated branches lie above that is added,
+    see `offsets`.
     """
 
     fit: Fit
@@ -150,41 +79,77 @@ class Model:
         """The fit and its samples."""
         return (self.fit, *self.samples)
 
-    @cached_property
-    def validation(self) -> Validation | None:
-        """What tells validation losses, None where no fitted branch was evaluated."""
-        if not self.evaluated:
-            return None
-        return Validation(self.fits, self.evaluated, self.data.sources[0], self.path)
-
     def ends_at(self, read: Drops, index: int) -> F64:
         """The final loss (nats a token) of a branch of version `index` by every fit, [1 + samples].
 
         Of validation where that is known of a branch; else of training, on the version's own text.
         """
-        if self.validation:
-            return self.validation.ends_at(read, index, self.nearest(index))
-        return np.array([fit.losses_of(read, np.array([index]))[0] for fit in self.fits])
+        if self.evaluated:
+            return self._bare(read, index) + self.offsets[self.nearest(index)]
+        return _losses(self.fits, read, index)
 
     def ends_of(self, curve: Curve) -> F64:
         """The final loss of a branch by every fit, [1 + samples], as `ends_at`."""
         return self.ends_at(curve.end(self.fit.scale), curve.version)
 
+    @cached_property
+    def offsets(self) -> dict[int, F64]:
+        """By version with evaluated branches: how much (nats) they lie above what is made of every fit, [1 + samples].
+
+        The training loss falls faster than validation, so each version's own branches tell.
+        """
+        found: dict[int, list[F64]] = {}
+        for curve in self.evaluated:
+            bare = self._bare(curve.end(self.fit.scale), curve.version)
+            found.setdefault(curve.version, []).append((curve.validation or 0.0) - bare)
+        return {version: np.mean(offsets, axis=0) for version, offsets in found.items()}
+
+    @cached_property
+    def share(self) -> F64:
+        """The share of a decay's gain in training that it gains in validation by every fit, [1 + samples].
+
+        Between what the evaluated branches tell, in the mean, and 1, which is as sure as `GAIN_SPREAD` says. A branch
+        is as sure as the main path is known at its end (`OFF`, and what its samples differ by), and all together are
+        no surer than the surest: the main path is the same. A decay that gains nothing tells nothing.
+        """
+        shares, weights = [], []
+        for curve in self.evaluated:
+            level, trained = self._main_ends[curve.version]
+            gain = np.maximum(trained - _losses(self.fits, curve.end(self.fit.scale)), 1e-6 * level)
+            shares.append((level - (curve.validation or 0.0)) / gain)
+            weights.append(gain**2 / ((OFF * level) ** 2 + np.var(level)))
+        measured, sure = np.average(shares, axis=0, weights=weights), np.max(weights, axis=0)
+        return (sure * measured + GAIN_SPREAD**-2) / (sure + GAIN_SPREAD**-2)
+
+    def _bare(self, read: Drops, index: int) -> F64:
+        """The validation losses of `ends_at` before the evaluated branches have told the level."""
+        ends = _losses(self.fits, read)
+        if not self.path:
+            return ends
+        level, trained = self._main_ends[index]
+        return level - self.share * (trained - ends)
+
+    @cached_property
+    def _main_ends(self) -> list[tuple[F64, F64]]:
+        """Validation and training loss by every fit of the main path at each version's end, reached or not."""
+        main, scale = self.data.sources[0], self.fit.scale
+        more = np.full(max(0, int(main.ends[-1]) - len(main.rates)), scale.max_lr)
+        rates = np.concatenate([main.rates, more])
+        reads = [read_drops(rates, np.array([last]), scale) for last in main.ends]
+        return [(_losses(self.path, read), _losses(self.fits, read)) for read in reads]
+
     def nearest(self, index: int) -> int:
         """The version nearest to `index`, the later of two, that something tells the level of the losses of."""
-        known = set(self.validation.offsets if self.validation else self.data.versions.tolist())
+        known = set(self.offsets or self.data.versions.tolist())
         return min(known, key=lambda version: (abs(version - index), -version))
 
     @cached_property
     def drift(self) -> float:
         """`DRIFT`, or what validation has drifted by between evaluated versions where that is more."""
-        if self.validation is None:
-            return DRIFT
         losses = [curve.validation for curve in self.evaluated if curve.validation]
-        offsets = self.validation.offsets
         drifts = [
-            abs(float(offsets[one][0] - offsets[other][0])) / self._doublings(one, other)
-            for one, other in pairwise(sorted(offsets))
+            abs(float(self.offsets[one][0] - self.offsets[other][0])) / self._doublings(one, other)
+            for one, other in pairwise(sorted(self.offsets))
         ]
         return max([DRIFT, *(drift / float(np.mean(losses)) for drift in drifts)])
 
@@ -211,15 +176,13 @@ def build_model(curves: Sequence[Curve], scale: Scale, resampled: int = RESAMPLE
     for held in decays if len(decays) > 1 else ():
         others = [curve for curve in quiet if curve is not held]
         errors.append(end_error(held, fit_law(gather(others, scale, data.levels), [fit.start])))
-    left = misfit(fit, data)
+    left, fitted = misfit(fit, data), _rms([end_error(one, fit) for one in quiet if one.decays])
     model = Model(
         fit=fit,
         samples=(),
         data=data,
         misfit=left,
-        end_error=_rms(errors)
-        if errors
-        else max(left, _rms([end_error(one, fit) for one in quiet if one.decays])),
+        end_error=_rms(errors) if errors else max(left, fitted),
         held_out=bool(errors),
     )
     _check_model(model)

@@ -9,7 +9,7 @@ import numpy as np
 
 from megatron_lrpath.advise.curves import F64, SHORTEST, Checkpoints, Curve, Scale, rates_of
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.paradigms import BRANCH, OURS
+from megatron_lrpath.paradigms import OURS
 from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.runs.folder import RunFolder, read_json_object
 from megatron_lrpath.runs.history import read_history
@@ -60,12 +60,12 @@ def read_curve(plan: Plan, run: Run) -> Curve | None:
     if int(usable.sum()) < FEWEST:
         return None
     last = int(history.steps[-1])
-    rates = np.concatenate([main_rates(plan, run.first_step), rates_of(run.path, run.first_step, last)])
-    if not run.makes_version:
+    if run.makes_version:
+        own = rates_of(run.path, run.first_step, max(last, run.last_step))
+        rates = np.concatenate([main_rates(plan, run.first_step), own])
+    else:
         rates = main_rates(plan, last)
     _check_rates(plan, run, history["lr"], rates[history.steps - 1])
-    if run.kind == BRANCH.name and last < run.last_step:
-        rates = np.concatenate([rates, rates_of(run.path, last, run.last_step)])
     curve = Curve(
         name=run.name,
         kind=run.kind,

@@ -248,13 +248,9 @@ def _costs(axes: Axes, advice: Advice) -> None:
         style = "-" if index < len(LINES) else "--"
         axes.plot(costs, losses, style, color=colour, linewidth=2.2 if decay == own else 1.2, label=label)
     if advice.chosen:
-        axes.plot(advice.chosen.cost, advice.chosen.loss, "o", color=COLOURS[OURS.name], markeredgecolor=INK)
-        axes.annotate(
-            f"alpha={advice.chosen.alpha:g}",
-            (advice.chosen.cost, advice.chosen.loss),
-            xytext=(8, 8),
-            textcoords="offset points",
-        )
+        place = advice.chosen.cost, advice.chosen.loss
+        axes.plot(*place, "o", color=COLOURS[OURS.name], markeredgecolor=INK)
+        axes.annotate(f"alpha={advice.chosen.alpha:g}", place, xytext=(8, 8), textcoords="offset points")
     axes.set_title("Predicted loss over cost")
     axes.set_xlabel("relative cost (training steps over those of PTFS)")
     axes.set_ylabel("mean predicted loss (nats per token)")

@@ -21,23 +21,15 @@ def complete(parser: argparse.ArgumentParser) -> None:
     import argcomplete
     from argcomplete.completers import FilesCompleter
 
-    completers: dict[str, Completer] = {
-        "run": run_names,
-        "version": version_names,
-    }
-    for command in commands(parser):
-        for action in command._actions:
-            if action.dest in completers and action.option_strings:
-                action.completer = completers[action.dest]  # type: ignore[attr-defined]
-            elif action.dest in ("plan", "others", "experiment", "source"):
-                action.completer = FilesCompleter(("yaml", "yml"))  # type: ignore[attr-defined]
-    argcomplete.autocomplete(parser, always_complete_options=False)
-
-
-def commands(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
-    """The parsers of the subcommands."""
+    completers: dict[str, Completer] = {"run": run_names, "version": version_names}
     holders = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    return [command for holder in holders for command in holder.choices.values()]
+    commands = [command for holder in holders for command in holder.choices.values()]
+    for action in (action for command in commands for action in command._actions):
+        if action.dest in completers and action.option_strings:
+            action.completer = completers[action.dest]  # type: ignore[attr-defined]
+        elif action.dest in ("plan", "others", "experiment", "source"):
+            action.completer = FilesCompleter(("yaml", "yml"))  # type: ignore[attr-defined]
+    argcomplete.autocomplete(parser, always_complete_options=False)
 
 
 def run_names(parsed_args: argparse.Namespace, **_: object) -> list[str]:

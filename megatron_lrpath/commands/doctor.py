@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from megatron_lrpath.commands.options import add_plan
 from megatron_lrpath.console import quiet, terminal_table
@@ -56,14 +56,13 @@ def show(title: str, checks: Sequence[Finding]) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    table = terminal_table(
-        ("check", "", "found"),
-        "lll",
-        title=Text(title),
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=True,
-    )
+    look: dict[str, Any] = {
+        "title": Text(title),
+        "title_justify": "left",
+        "box": box.SIMPLE_HEAD,
+        "pad_edge": True,
+    }
+    table = terminal_table(("check", "", "found"), "lll", **look)
     for check in checks:
         advice = f"\n→ {check.advice}" if check.advice else ""
         table.add_row(Text(check.name), MARKS[check.status], Text(check.found + advice, overflow="fold"))

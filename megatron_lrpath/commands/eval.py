@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_lrpath.commands.options import PLAN, add_device, add_runs, count_from, paradigms_of
-from megatron_lrpath.console import terminal_table
+from megatron_lrpath.console import say_error, terminal_table
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.paradigms import OURS
 from megatron_lrpath.runs import failure
@@ -78,13 +78,11 @@ def execute_tasks(args: argparse.Namespace) -> int:
         paradigms = paradigms_of(args)
         subjects, output = plan_subjects(plan, paradigms, args.run, args.models), Path(plan.output)
     left = subjects if args.force else [one for one in subjects if missing(one, wanted, settings)]
-    if left:
-        names = [one.name for one in left] if not args.plan.is_dir() else []
-        status = run_worker(args, names, OutputFolder(output).logs / "downstream.log")
-        if status:
-            return status
-    else:
+    names = [one.name for one in left] if not args.plan.is_dir() else []
+    if not left:
         print("nothing to measure: all of it has been")
+    elif status := run_worker(args, names, OutputFolder(output).logs / "downstream.log"):
+        return status
     show([one.name for one in subjects], [one.folder for one in subjects])
     return 0
 
@@ -118,8 +116,7 @@ def run_worker(args: argparse.Namespace, names: list[str], log: Path) -> int:
     environment = {"TOKENIZERS_PARALLELISM": "false"}
     status, found = run_logged(command, environment, log, "its process", all_output=False)
     if found:
-        text = f"the evaluation stopped: {found.message}\n  log: {log}; called again, it goes on"
-        print(f"lrpath: error: {text}", file=sys.stderr)
+        say_error(f"the evaluation stopped: {found.message}\n  log: {log}; called again, it goes on")
     return status if status in (0, 2) else 1
 
 
@@ -234,7 +231,7 @@ def evaluate(plan: Plan, targets: list[Target], args: argparse.Namespace) -> int
     print(f"evaluating {len(targets)} models on {plan.data.valid} …", flush=True)
     _, found = run_logged(command, {"OMP_NUM_THREADS": threads}, log, "torchrun", all_output=True)
     if found:
-        print(f"lrpath: error: the evaluation failed: {found.message}\n  log: {log}", file=sys.stderr)
+        say_error(f"the evaluation failed: {found.message}\n  log: {log}")
         return 1
     for target in targets:
         evaluation = evaluation_of(plan, target)

@@ -78,13 +78,13 @@ def show(experiment: Experiment, facts: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    table = terminal_table(
-        ("variation", "trainings", "steps", "plan"), "lrrl", box=None, padding=(0, 2, 0, 0), pad_edge=True
-    )
+    rows = []
     for point in facts["points"]:
         mine = [one for one in facts["trainings"] if one["name"].startswith(point["name"] + "/")]
         steps = sum(one["steps"] for one in mine)
-        table.add_row(*(Text(cell) for cell in (point["name"], f"{len(mine)}", f"{steps:,}", point["plan"])))
+        rows.append((point["name"], f"{len(mine)}", f"{steps:,}", point["plan"]))
+    titles, look = ("variation", "trainings", "steps", "plan"), {"padding": (0, 2, 0, 0), "pad_edge": True}
+    table = terminal_table(titles, "lrrl", rows, box=None, **look)
     console = Console()
     if experiment.about:
         console.print(Text(experiment.about))

@@ -52,8 +52,6 @@ def execute(args: argparse.Namespace) -> int:
 def telling_steps(run: Run, count: int) -> list[int]:
     """About `count` steps of a run, evenly spread, with the first, the last and the end of a warm-up."""
     first, last = run.first_step + 1, run.last_step
-    if run.steps <= count:
-        return list(range(first, last + 1))
     spread = {first + (last - first) * index // (count - 1) for index in range(count)}
     corner = run.path.start + run.path.warmup + 1
     return sorted(spread | ({corner} if first <= corner <= last else set()))

@@ -9,12 +9,12 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_lrpath.commands.options import PLAN_OR_EXPERIMENT, add_runs, number_in
+from megatron_lrpath.commands.options import PLAN_OR_EXPERIMENT, add_runs, number_in, paradigms_of
 from megatron_lrpath.console import terminal_table
-from megatron_lrpath.paradigms import PARADIGMS
 from megatron_lrpath.wording import clock, short_number
 
 if TYPE_CHECKING:
@@ -46,16 +46,17 @@ def execute(args: argparse.Namespace) -> int:
     """Print the states of all runs; 0."""
     from rich.console import Console
 
+    look = partial(collect, args.plan, paradigms_of(args))
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 160  # nobody's line to fit into
     if args.watch is not None:
         with suppress(KeyboardInterrupt):
-            watch(console, lambda: collect(args.plan, args.paradigm), args.watch, as_json=args.json)
+            watch(console, look, args.watch, as_json=args.json)
     elif args.json:
-        print(json.dumps(collect(args.plan, args.paradigm), indent=2, allow_nan=False))
+        print(json.dumps(look(), indent=2, allow_nan=False))
     else:
-        console.print(view(collect(args.plan, args.paradigm)))
+        console.print(view(look()))
     return 0
 
 
@@ -71,7 +72,7 @@ def view(status: dict[str, Any]) -> Group:
     return Group(Text(heading), table(status), *map(Text, [*unprepared, *causes]))
 
 
-def collect(path: Path, paradigm: str = "all") -> dict[str, Any]:
+def collect(path: Path, paradigms: Sequence[str]) -> dict[str, Any]:
     """The states of the runs of a plan or an experiment, as `states` gives them.
 
     `unprepared` says what keeps a plan's fine-tunings from having steps; null where nothing does.
@@ -80,7 +81,6 @@ def collect(path: Path, paradigm: str = "all") -> dict[str, Any]:
     from megatron_lrpath.plan import load_plan
     from megatron_lrpath.runs.tasks import build_tasks
 
-    paradigms = PARADIGMS if paradigm == "all" else (paradigm,)
     if is_experiment(path):
         from megatron_lrpath.experiment.run import experiment_tasks
 
@@ -114,6 +114,8 @@ def states(name: str, output: str, tasks: Sequence[Task]) -> dict[str, Any]:
         known = state.state == "running" and state.seconds_per_step is not None
         pace = task.step_tokens / state.seconds_per_step if state.seconds_per_step else None
         left = (task.run.last_step - state.step) * (state.seconds_per_step or 0.0) if known else None
+        measured = {"lr": state.lr, "loss": state.loss, "seconds_per_step": state.seconds_per_step}
+        measured |= {"tokens_per_second": pace, "mfu": state.mfu, "seconds_left": left}
         rows.append(
             {
                 "key": task.key,
@@ -125,12 +127,7 @@ def states(name: str, output: str, tasks: Sequence[Task]) -> dict[str, Any]:
                 "first_step": task.run.first_step,
                 "step": state.step,
                 "last_step": task.run.last_step,
-                "lr": _finite(state.lr),
-                "loss": _finite(state.loss),
-                "seconds_per_step": _finite(state.seconds_per_step),
-                "tokens_per_second": _finite(pace),
-                "mfu": _finite(state.mfu),
-                "seconds_left": _finite(left),
+                **{name: one if math.isfinite(one or 0) else None for name, one in measured.items()},
                 "checkpoints": state.checkpoints,
                 "cause": state.cause,
                 "log": str(state.log) if state.log else None,
@@ -174,10 +171,6 @@ def table(status: dict[str, Any]) -> Table:
             *([job_text(row["job"])] if submitted else []),
         )
     return drawn
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
 
 
 def watch(

@@ -93,20 +93,17 @@ def megatron_check(supported: str) -> Finding:
     advice = f"pip install 'megatron-core{supported}'"
     if found is None:
         return Finding("megatron-core", FAILED, "not installed", advice)
-    if not within(found, supported):
-        return Finding("megatron-core", FAILED, f"{found}, supported is {supported}", advice)
-    return Finding("megatron-core", OK, found)
+    good = within(found, supported)
+    return verdict(
+        "megatron-core", good, found if good else f"{found}, supported is {supported}", FAILED, advice
+    )
 
 
 def within(found: str, supported: str) -> bool:
     """Whether a version lies in a range of the form `>=A,<B`."""
     low, high = re.findall(r"[\d.]+", supported)
-    return numbers(low) <= numbers(found) < numbers(high)
-
-
-def numbers(text: str) -> tuple[int, ...]:
-    """`0.19.2rc1` -> (0, 19, 2)."""
-    return tuple(int(part) for part in re.findall(r"\d+", text)[:3])
+    lowest, own, beyond = ([*map(int, re.findall(r"\d+", text)[:3])] for text in (low, found, high))
+    return lowest <= own < beyond
 
 
 def version(name: str) -> str | None:
@@ -150,32 +147,22 @@ def accelerator_checks(gpu: bool) -> list[Finding]:
         "its fused kernels, FP8 and context parallelism are not there; attention is torch's "
         "scaled_dot_product_attention, norms are torch's"
     )
-    checks = [
-        Finding("Transformer Engine", OK, version("transformer-engine") or "found")
-        if engine
-        else Finding(
-            "Transformer Engine",
-            lacking,
-            f"{broken('transformer-engine')}: {without_engine}",
-            "pip install 'megatron-lrpath[gpu]'" if gpu else "",
-        )
+    without_apex = "gradients are not accumulated inside the matrix product, and norms are not fused"
+    apex_lacking = INFO if engine else lacking
+    if engine:
+        without_apex = "Transformer Engine does its work"
+    advice = "pip install 'megatron-lrpath[gpu]'" if gpu else ""
+    return [
+        fast_part("Transformer Engine", "transformer-engine", engine, without_engine, lacking, advice),
+        fast_part("Apex", "apex", apex, without_apex, apex_lacking),
     ]
-    if apex:
-        checks.append(Finding("Apex", OK, version("apex") or "found"))
-    else:
-        status, why = (
-            (INFO, "Transformer Engine does its work")
-            if engine
-            else (lacking, "gradients are not accumulated inside the matrix product, and norms are not fused")
-        )
-        checks.append(Finding("Apex", status, f"{broken('apex')}: {why}"))
-    return checks
 
 
-def broken(name: str) -> str:
-    """`not installed`, or that what is installed cannot be imported."""
+def fast_part(title: str, name: str, works: bool, without: str, lacking: str, advice: str = "") -> Finding:
+    """A distribution that makes training faster; else its state, what is missing `without` it, and `lacking`."""
     found = version(name)
-    return f"{found} is installed but cannot be imported" if found else "not installed"
+    broken = f"{found} is installed but cannot be imported" if found else "not installed"
+    return verdict(title, works, (found or "found") if works else f"{broken}: {without}", lacking, advice)
 
 
 def nccl_check(gpu: bool) -> Finding:

@@ -23,7 +23,7 @@ from megatron_lrpath.launch.preflight import checkpoint_bytes
 from megatron_lrpath.launch.resources import model_parallel_size
 from megatron_lrpath.models import parameter_count, resolve_model
 from megatron_lrpath.paradigms import OURS
-from megatron_lrpath.plan import PARADIGMS, Plan, Run, load_plan
+from megatron_lrpath.plan import PARADIGMS, Plan, load_plan
 from megatron_lrpath.runs.results import is_complete
 from megatron_lrpath.sft.encode import build_encoder
 from megatron_lrpath.sft.prepare import input_prints
@@ -38,18 +38,16 @@ def plan_checks(path: Path) -> list[Finding]:
     """Every check of a plan; a plan that cannot be loaded is the only one."""
     try:
         plan = load_plan(path)
-        runs = trainings(plan)
+        runs = [run for paradigm in PARADIGMS for run in plan.runs(paradigm) if run.same_as is None]
     except UserError as error:
         return [Finding("plan", FAILED, str(error))]
     loaded = Finding("plan", OK, f"{plan.name}: {len(plan.versions)} versions, {len(runs)} runs")
     tokenizer, vocabulary = tokenizer_check(plan)
-    memory, disk = memory_check(plan, vocabulary), plan_disk_check(plan, vocabulary)
+    sized = replace(plan, tokenizer=replace(plan.tokenizer, vocab_size=vocabulary))
+    left = (run for run in runs if not is_complete(plan.folder(run), run))
+    disk = disk_check(Path(plan.output), sum(checkpoint_bytes(sized, run) for run in left))
+    memory = memory_check(plan, vocabulary)
     return [loaded, tokenizer, *data_checks(plan), *chat_checks(plan), memory, disk]
-
-
-def trainings(plan: Plan) -> list[Run]:
-    """Every run that is trained: one that two paradigms share comes once."""
-    return [run for paradigm in PARADIGMS for run in plan.runs(paradigm) if run.same_as is None]
 
 
 def tokenizer_check(plan: Plan) -> tuple[Finding, int]:
@@ -130,10 +128,10 @@ def memory_check(plan: Plan, vocabulary: int) -> Finding:
     small = bool(plan.megatron.get("bf16") or plan.megatron.get("fp16"))
     parts = model_parallel_size({**model, **plan.megatron})
     tokens = plan.batch.seq_length * plan.batch.micro_batch_size
-    layers = int(model["num_layers"]) * int(model["hidden_size"]) * tokens * (34 if small else 60)
+    whole = plan.megatron.get("recompute_granularity") == "full"
+    kept = (2 if whole else 34) if small else (4 if whole else 60)
+    layers = int(model["num_layers"]) * int(model["hidden_size"]) * tokens * kept
     logits = tokens * vocabulary * (4 + 4 + (2 if small else 0))
-    if plan.megatron.get("recompute_granularity") == "full":
-        layers = int(model["num_layers"]) * int(model["hidden_size"]) * tokens * (2 if small else 4)
     needed = (parameters * (18 if small else 16) + layers + logits) / parts
     found = f"{parameters / 1e6:,.1f}M parameters; a GPU alone would hold about {byte_size(needed)}"
     gpus = gpu_list()
@@ -144,12 +142,3 @@ def memory_check(plan: Plan, vocabulary: int) -> Finding:
         "Data parallelism shares the optimizer's part; else a smaller micro_batch_size or tensor parallelism."
     )
     return Finding("memory", WARNING, f"{found}, it has {byte_size(least)}", advice)
-
-
-def plan_disk_check(plan: Plan, vocabulary: int) -> Finding:
-    """Free space for the checkpoints of all runs that are not trained yet."""
-    sized = replace(plan, tokenizer=replace(plan.tokenizer, vocab_size=vocabulary))
-    needed = sum(
-        checkpoint_bytes(sized, run) for run in trainings(plan) if not is_complete(plan.folder(run), run)
-    )
-    return disk_check(Path(plan.output), needed)

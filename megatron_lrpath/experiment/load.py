@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import json
 import re
@@ -96,10 +97,8 @@ def variations(
         name = given.pop("name", None)
         for values in itertools.product(*vary.values()):
             varied = dict(zip(vary, values, strict=True))
-            parts = (
-                [str(name)] if name is not None else [_name_part(key, value) for key, value in given.items()]
-            )
-            parts += [_name_part(key, value) for key, value in varied.items()]
+            parts = [str(name)] if name is not None else [_name_part(*item) for item in given.items()]
+            parts += [_name_part(*item) for item in varied.items()]
             made.append(("_".join(parts) or "plan", given | varied))
     return made
 
@@ -201,9 +200,8 @@ def load_together(paths: Sequence[Path]) -> list[Experiment]:
     return [replace(one, points=tuple(islice(points, len(one.points)))) for one in experiments]
 
 
-def _points(
-    source: Source, top: Mapping[str, Entry], texts: Mapping[str, str], output: Path
-) -> tuple[Point, ...]:
+def _cases(source: Source, top: Mapping[str, Entry]) -> list[tuple[str, dict[str, Any], int | None]]:
+    """The variations, each with every seed: name without the seed, varied values, seed."""
     listed = plain(top["points"]) if "points" in top else []
     vary = plain(top["vary"]) if "vary" in top else {}
     for key, kind, value in (("points", list, listed), ("vary", dict, vary)):
@@ -219,13 +217,34 @@ def _points(
         seeds = [read_value(item, SEED) for item in read_list(top["seeds"])]
     if not seeds:
         raise top["seeds"].error("give at least one seed, or leave the key out: then it is the plan's own")
-    bases: dict[Path, dict[str, Any]] = {}
     cases = [(*case, seed) for case in variations(listed, vary) for seed in seeds]
     if len(cases) > MOST:
         raise source.root.error(f"{len(cases)} variations are more than the {MOST} that there may be")
+    return cases
+
+
+def _points(
+    source: Source, top: Mapping[str, Entry], texts: Mapping[str, str], output: Path
+) -> tuple[Point, ...]:
+    cases = _cases(source, top)
     fixed = plain(top["set"]) if "set" in top and read_mapping(top["set"]) else {}
-    made = [_point(source, texts, output, bases, fixed, *case) for case in cases]
-    names = [point.name for point in made]
+    read = functools.cache(lambda path: plain(read_source(path).root))  # each plan file once
+
+    def point(group: str, values: dict[str, Any], seed: int | None) -> Point:
+        name = group if seed is None else f"{group}_seed{seed}"
+        mapping = copy.deepcopy(read(source.path.parent / str(values.get("plan", texts["plan"]))))
+        changes = {**fixed, **values, **({} if seed is None else {"seed": seed})}
+        try:
+            for key, value in changes.items():
+                if key != "plan":
+                    change(mapping, key, value)
+        except ValueError as error:
+            raise PlanError(f"{source.path}: {group}: {error}") from None
+        mapping |= {"name": f"{texts['name']}-{name}"[:100], "output": str(output / name)}
+        return _point(source.path, output, name, group, values, mapping)
+
+    made = [point(*case) for case in cases]
+    names = [one.name for one in made]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise source.root.error(f"two variations are called {twice!r}; give points a `name`")
@@ -233,46 +252,15 @@ def _points(
 
 
 def _point(
-    source: Source,
-    texts: Mapping[str, str],
-    output: Path,
-    bases: dict[Path, dict[str, Any]],
-    fixed: Mapping[str, Any],
-    group: str,
-    values: dict[str, Any],
-    seed: int | None,
+    origin: Path, output: Path, name: str, group: str, values: dict[str, Any], mapping: dict[str, Any]
 ) -> Point:
-    """The plan of one variation; `bases` keeps the plan files that have been read."""
-    name = group if seed is None else f"{group}_seed{seed}"
-    base = source.path.parent / str(values.get("plan", texts["plan"]))
-    if base not in bases:
-        bases[base] = plain(read_source(base).root)
-    mapping = copy.deepcopy(bases[base])
-    changes = {**fixed, **values, **({} if seed is None else {"seed": seed})}
-    try:
-        for key, value in changes.items():
-            if key != "plan":
-                change(mapping, key, value)
-    except ValueError as error:
-        raise PlanError(f"{source.path}: {group}: {error}") from None
-    mapping |= {"name": f"{texts['name']}-{name}"[:100], "output": str(output / name)}
-    return _made(source.path, name, group, values, mapping, output)
-
-
-def _made(
-    origin: Path, name: str, group: str, values: dict[str, Any], mapping: dict[str, Any], output: Path
-) -> Point:
+    """The point whose plan is `mapping`, checked; its plan file lies under the experiment's `output`."""
     text = yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True, width=110)
     try:
-        plan = plan_from(parse_source(plan_path(output, name), text))
+        plan = plan_from(parse_source(output / "plans" / f"{name}.yaml", text))
     except UserError as error:
         raise PlanError(f"{origin}: the variation {name}: {error}") from None
     return Point(name, group, values, plan, text)
-
-
-def plan_path(output: Path, name: str) -> Path:
-    """Where a variation's plan file lies."""
-    return output / "plans" / f"{name}.yaml"
 
 
 def _sharing_main_paths(points: Sequence[Point]) -> tuple[Point, ...]:
@@ -290,18 +278,16 @@ def _sharing_main_paths(points: Sequence[Point]) -> tuple[Point, ...]:
         mapping = yaml.safe_load(point.text)
         mapping["also_branch_at"] = sorted({*mapping.get("also_branch_at", ()), *extra})
         output = Path(point.plan.path).parent.parent
-        made.append(_made(point.plan.path, point.name, point.group, point.values, mapping, output))
+        made.append(_point(point.plan.path, output, point.name, point.group, point.values, mapping))
     return tuple(made)
 
 
 def _names(entry: Entry | None, known: Sequence[str] | None) -> tuple[str, ...]:
-    if entry is None:
-        return ()
-    names = [str(item.value) for item in read_list(entry)]
-    for name, item in zip(names, read_list(entry), strict=True):
-        if known is not None and name not in known:
-            raise item.error(f"{name!r} is none of {', '.join(known)}")
-    return tuple(names)
+    items = read_list(entry) if entry else []
+    for item in items:
+        if known is not None and str(item.value) not in known:
+            raise item.error(f"{str(item.value)!r} is none of {', '.join(known)}")
+    return tuple(str(item.value) for item in items)
 
 
 def _paper(entry: Entry | None, experiment: Experiment) -> dict[str, dict[str, tuple[float, ...]]]:

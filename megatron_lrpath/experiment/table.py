@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
 from megatron_lrpath.console import terminal_table
-from megatron_lrpath.experiment.load import Experiment, Point
+from megatron_lrpath.experiment.load import Experiment
 from megatron_lrpath.files import atomic_write_text
 from megatron_lrpath.paradigms import TABLE_ORDER
 from megatron_lrpath.plan.wording import paradigm_name
@@ -37,10 +39,16 @@ class Row:
 
 @dataclass(frozen=True)
 class ExperimentTable:
-    """The rows, and how many of the perplexities there are (`known` of `wanted`)."""
+    """The rows, and how many of the perplexities there are (`known` of `wanted`).
+
+    `evaluations` holds every version's model that has one, by point, paradigm and version; `digests` those of
+    the evaluations by `point/paradigm/run`.
+    """
 
     experiment: Experiment
     rows: tuple[Row, ...]
+    evaluations: dict[tuple[str, str, str], dict[str, Any]]
+    digests: dict[str, str]
 
     @property
     def known(self) -> int:
@@ -74,41 +82,29 @@ class ExperimentTable:
         for row in self.rows:
             line = [row.group, row.label, f"{row.cost:.2f}"]
             line += [score(row.measured[version]) for version in self.experiment.show]
-            if paper:
-                line += [f"{number:.2f}" for number in row.paper or ()] or [MISSING] * len(
-                    self.experiment.show
-                )
-            lines.append(line)
+            missing = [MISSING] * len(self.experiment.show) if paper else []
+            lines.append(line + ([f"{number:.2f}" for number in row.paper or ()] or missing))
         return lines
-
-
-def evaluation_digests(experiment: Experiment) -> dict[str, str]:
-    """`point/paradigm/run` -> the digest of its evaluation, for every version's model that has one."""
-    found: dict[str, str] = {}
-    for point in experiment.points:
-        for run in version_runs(point.plan, experiment.paradigms):
-            evaluation = fresh_evaluation(point.plan.folder(run), run.last_step)
-            if evaluation:
-                found[f"{point.name}/{run.paradigm}/{run.name}"] = json_digest(evaluation)
-    return found
 
 
 def make_table(experiment: Experiment) -> ExperimentTable:
     """Read the evaluations that there are."""
-    rows = []
-    for group in experiment.groups:
-        points = experiment.of(group)
-        for paradigm in TABLE_ORDER:
-            if paradigm not in experiment.paradigms:
-                continue
-            measured = {}
-            for version in experiment.show:
-                values = (_perplexity(point, paradigm, version) for point in points)
-                measured[version] = tuple(value for value in values if value is not None)
-            label, cost = paradigm_name(points[0].plan, paradigm), points[0].plan.cost(paradigm).relative
-            paper = experiment.paper.get(group, {}).get(paradigm)
-            rows.append(Row(group, paradigm, label, cost, measured, paper))
-    return ExperimentTable(experiment, tuple(rows))
+    evaluations, digests = {}, {}
+    for point, paradigm in itertools.product(experiment.points, experiment.paradigms):
+        for run in version_runs(point.plan, [paradigm]):
+            if found := fresh_evaluation(point.plan.folder(run), run.last_step):
+                evaluations[point.name, paradigm, run.version] = found
+                digests[f"{point.name}/{run.paradigm}/{run.name}"] = json_digest(found)
+    rows, paradigms = [], [name for name in TABLE_ORDER if name in experiment.paradigms]
+    for group, paradigm in itertools.product(experiment.groups, paradigms):
+        points, measured = experiment.of(group), {}
+        for version in experiment.show:
+            scores = (evaluations.get((point.name, paradigm, version)) for point in points)
+            measured[version] = tuple(float(score["perplexity"]) for score in scores if score)
+        label, cost = paradigm_name(points[0].plan, paradigm), points[0].plan.cost(paradigm).relative
+        paper = experiment.paper.get(group, {}).get(paradigm)
+        rows.append(Row(group, paradigm, label, cost, measured, paper))
+    return ExperimentTable(experiment, tuple(rows), evaluations, digests)
 
 
 def write_table(table: ExperimentTable, folder: Path) -> Path:
@@ -122,7 +118,7 @@ def write_table(table: ExperimentTable, folder: Path) -> Path:
         lines += ["", f"{table.known} of {table.wanted} perplexities have been measured."]
     atomic_write_text(folder / PAGE, "\n".join(lines) + "\n")
     atomic_write_text(folder / "table.csv", table_csv(table))
-    write_report_sources(folder, evaluation_digests(table.experiment))
+    write_report_sources(folder, table.digests)
     return folder / PAGE
 
 
@@ -139,15 +135,6 @@ def show_table(table: ExperimentTable, page: Path, console: Console) -> None:
     console.print(Text(f"Table: {page}"), soft_wrap=True)
 
 
-def _perplexity(point: Point, paradigm: str, version: str) -> float | None:
-    """The perplexity of the version's model; None where it has not been evaluated since its training."""
-    for run in version_runs(point.plan, [paradigm]):
-        if run.version == version:
-            evaluation = fresh_evaluation(point.plan.folder(run), run.last_step)
-            return float(evaluation["perplexity"]) if evaluation else None
-    return None
-
-
 def table_csv(table: ExperimentTable) -> str:
     """A line for each perplexity measured."""
     header = ("point", "seed", "variation", "paradigm", "relative_cost", "version", "perplexity", "paper")
@@ -156,8 +143,7 @@ def table_csv(table: ExperimentTable) -> str:
         for index, version in enumerate(table.experiment.show):
             paper = row.paper[index] if row.paper else None
             for point in table.experiment.of(row.group):
-                value = _perplexity(point, row.paradigm, version)
-                if value is not None:
+                if found := table.evaluations.get((point.name, row.paradigm, version)):
                     facts = (point.name, point.plan.seed, row.group, row.paradigm, row.cost)
-                    lines.append((*facts, version, value, paper))
+                    lines.append((*facts, version, float(found["perplexity"]), paper))
     return csv_text(header, lines)

@@ -93,17 +93,15 @@ def plan_preview(
     if len(steps) < 2:
         raise UserError(f"{root}: a decay from step {begin} to {run.last_step} has no checkpoints to merge")
     path = LRPath(_schedule(plan, shape, floor), "branch", begin, run.last_step)
-    name = f"{version}-{shape or plan.schedule.style}-from{begin}" + (
-        "" if floor is None else f"-to{floor:g}"
-    )
+    end = "" if floor is None else f"-to{floor:g}"
+    name = f"{version}-{shape or plan.schedule.style}-from{begin}{end}"
     return Preview(plan, run, name, steps, tuple(merge_weights(decay_shares(path, steps))))
 
 
 def write_preview(preview: Preview) -> Path:
     """Merge, and write a plan beside it that `lrpath eval` takes; returns the plan's path."""
-    from megatron_lrpath.merge.torch_dist import (
-        merge_checkpoints,  # imports torch, which a refusal does not need
-    )
+    # imports torch, which a refusal does not need
+    from megatron_lrpath.merge.torch_dist import merge_checkpoints
 
     mapping = plain(read_source(preview.plan.path).root)
     mapping |= {"name": f"{preview.plan.name}-{preview.name}"[:100], "output": str(preview.folder / "runs")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,10 +66,12 @@ class RunRecord:
     @property
     def skipped(self) -> list[int]:
         """The steps whose update was skipped for a loss spike, as the lineage says."""
-        found = self.lineage.get("skipped")
-        records = found if isinstance(found, list) else []
-        steps = [one.get("step") for one in records if isinstance(one, dict)]
-        return [step for step in steps if isinstance(step, int)]
+        return [one["step"] for one in self.recorded("skipped") if isinstance(one.get("step"), int)]
+
+    def recorded(self, name: str) -> list[dict[str, Any]]:
+        """The lineage's entries under `name` (`starts`, `skipped`); what is no mapping is left out."""
+        found = self.lineage.get(name)
+        return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
 
 @dataclass(frozen=True)
@@ -81,12 +84,10 @@ class RunTree:
 
     def __iter__(self) -> Iterator[RunRecord]:
         """Every training once: a run that two paradigms share comes under the first alone."""
-        seen: set[str] = set()
-        for paradigm in self.records:
-            for record in self.records[paradigm]:
-                if record.label not in seen:
-                    seen.add(record.label)
-                    yield record
+        once: dict[str, RunRecord] = {}
+        for record in itertools.chain.from_iterable(self.records.values()):
+            once.setdefault(record.label, record)
+        return iter(once.values())
 
     def model_of(self, paradigm: str, version: str) -> RunRecord | None:
         """The run whose last step is that version's model; None where the paradigm has none."""

@@ -20,9 +20,10 @@ from megatron_lrpath.wording import MISSING, listing, plural, short_number
 def facts(tree: RunTree) -> dict[str, str]:
     """Label and value of every line of the summary; what the runs' lineage does not record is left out."""
     plan, model = tree.plan, tree.plan.model
-    batch, starts = plan.batch, _starts(tree)
+    batch, starts = plan.batch, [start for record in tree for start in record.recorded("starts")]
     alphas = ", ".join(f"{one.name}: {one.alpha:g}" for one in plan.versions if one.alpha is not None)
     schedule, times = plan.schedule, [str(one["time"]) for one in starts if one.get("time")]
+    commits = dict.fromkeys(str(one["git_commit"]) for one in starts if one.get("git_commit"))
     span = [time[:16].replace("T", " ") for time in (min(times), max(times))] if times else []
     packages: dict[str, dict[str, None]] = {}  # several versions of one where runs differ
     for start in starts:
@@ -48,9 +49,7 @@ def facts(tree: RunTree) -> dict[str, str]:
         if span
         else "",
         "Packages": ", ".join(f"{name} {' and '.join(versions)}" for name, versions in packages.items()),
-        "Code": listing(
-            list(dict.fromkeys(str(one["git_commit"]) for one in starts if one.get("git_commit")))
-        ),
+        "Code": listing(list(commits)),
     }
     return {label: value for label, value in found.items() if value}
 
@@ -79,15 +78,10 @@ def data_table(tree: RunTree) -> Table:
     known = [part for part in (*slices.values(), valid) if part is not None]
     domains = list(dict.fromkeys(name for part in known for name in part.tokens_by_domain))
     domains = domains if len(domains) > 1 else []
-    rows = [
-        (
-            Cell(version.name),
-            Cell(f"{version.steps:,}"),
-            Cell(short_number(plan.tokens(version.steps))),
-            *_slice_cells(slices[version.name], domains),
-        )
-        for version in plan.versions
-    ]
+    rows = []
+    for version in plan.versions:
+        trained = Cell(f"{version.steps:,}"), Cell(short_number(plan.tokens(version.steps)))
+        rows.append((Cell(version.name), *trained, *_slice_cells(slices[version.name], domains)))
     mixes = [run.mix for run in plan.runs(OURS.name) if run.mix is not None]
     for part in {part.slice: part for mix in mixes for part in mix.parts}.values():
         place = Path(part.slice).parent if "/" in part.slice else folder
@@ -114,13 +108,6 @@ def _opened[Source](load: Callable[[Source], Slice], source: Source) -> Slice | 
         return load(source)
     except (UserError, OSError):
         return None
-
-
-def _starts(tree: RunTree) -> list[dict[str, Any]]:
-    """Every start of every run that its lineage records."""
-    found = [record.lineage.get("starts") for record in tree]
-    lists = [starts for starts in found if isinstance(starts, list)]
-    return [start for starts in lists for start in starts if isinstance(start, dict)]
 
 
 def _arguments(arguments: dict[str, Any]) -> str:

@@ -17,17 +17,16 @@ from megatron_lrpath.report.rates import planned_rates
 from megatron_lrpath.report.style import (
     COLOURS,
     INK,
-    LABEL_GROUND,
     SOFT,
     WIDTH,
     Drawing,
-    darker,
     drawing_style,
     finished,
     name_curve,
     paradigm_panels,
     rate_panels,
     run_colour,
+    write_label,
 )
 from megatron_lrpath.report.tables import csv_text, mean_perplexity, perplexities
 from megatron_lrpath.runs.results import main_path_evaluations
@@ -80,9 +79,8 @@ def draw_cost(tree: RunTree) -> Drawing | None:
 
 def _rate_panel(axes: Axes, tree: RunTree, paradigm: str, unit: float) -> None:
     plan = tree.plan
-    goes_on = (
-        paradigm == CPT.name and CPT_VARIANTS[plan.cpt_variant] == KEEP_MIN
-    )  # the next curve begins where one ends
+    # with this variant the next curve begins where one ends
+    goes_on = paradigm == CPT.name and CPT_VARIANTS[plan.cpt_variant] == KEEP_MIN
     for record in tree.records[paradigm]:
         run, history, colour = record.run, record.history, run_colour(plan, record.run)
         steps = np.arange(run.first_step + 1, run.last_step + 1)
@@ -110,18 +108,8 @@ def _cost_panel(axes: Axes, tree: RunTree, points: dict[str, tuple[float, float]
     costs, means = zip(*points.values(), strict=True)
     for paradigm, (cost, mean) in points.items():
         axes.plot(cost, mean, "o", color=COLOURS[paradigm], markersize=13, zorder=3)
-        axes.annotate(
-            f"{paradigm_name(tree.plan, paradigm)}\n{mean:.{places}f} at {cost:.2f}×",
-            (cost, mean),
-            xytext=(0, 13),
-            textcoords="offset points",
-            ha="center",
-            va="bottom",
-            color=darker(COLOURS[paradigm]),
-            fontweight="bold",
-            linespacing=1.35,
-            bbox=LABEL_GROUND,
-        )
+        text = f"{paradigm_name(tree.plan, paradigm)}\n{mean:.{places}f} at {cost:.2f}×"
+        write_label(axes, text, (cost, mean), (0, 13), COLOURS[paradigm], linespacing=1.35)
     room = max(max(means) - min(means), 0.01 * max(means))
     axes.set_xlim(0, max(1.0, *costs) * 1.15)
     axes.set_ylim(min(means) - 0.35 * room, max(means) + 0.55 * room)
@@ -234,18 +222,8 @@ def _draw_run(axes: Axes, record: RunRecord, colour: str, window: int, raw_alpha
         list(valid), list(valid.values()), "o", color=colour, zorder=4, markersize=6, mec="white", mew=0.8
     )
     if len(steps) and record.run.makes_version:
-        axes.annotate(
-            record.run.version,
-            (float(steps[-1]), max(float(mean[-1]), valid.get(int(steps[-1]), -np.inf))),
-            xytext=(0, 6),
-            textcoords="offset points",
-            ha="center",
-            va="bottom",
-            color=darker(colour),
-            fontsize=9.5,
-            fontweight="bold",
-            bbox=LABEL_GROUND,
-        )
+        place = float(steps[-1]), max(float(mean[-1]), valid.get(int(steps[-1]), -np.inf))
+        write_label(axes, record.run.version, place, (0, 6), colour, fontsize=9.5)
 
 
 def _rows(tree: RunTree) -> Iterable[tuple[object, ...]]:

@@ -98,10 +98,9 @@ def summarize(checks: list[RateCheck]) -> RateSummary:
         text = "No learning rate has been recorded yet, so there is nothing to compare."
         return RateSummary("none", text, ())
     wrong = [check for check in checks if not check.equal]
-    scope = f"{steps:,} recorded steps of {plural(len(checks), 'run')}"
+    runs = plural(len(checks), "run")
     if wrong:
-        share = f"{len(wrong)} of {plural(len(checks), 'run')}"
-        headline = f"The learning rates are not the planned ones in {share}."
+        headline = f"The learning rates are not the planned ones in {len(wrong)} of {runs}."
         details = [_largest(checks)]
         for check in wrong:
             parts, worst = [], check.largest
@@ -115,6 +114,7 @@ def summarize(checks: list[RateCheck]) -> RateSummary:
             details.append(f"{check.label}: {'; '.join(parts)}")
         return RateSummary("bad", headline, tuple(details))
     exact = all(check.largest is None or check.largest.absolute == 0 for check in checks)
+    scope = f"{steps:,} recorded steps of {runs}"
     headline = f"The learning rates are the planned ones{'' if exact else ' but for rounding'}: {scope}."
     return RateSummary("good", headline, (_largest(checks),))
 

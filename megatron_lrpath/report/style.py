@@ -137,19 +137,23 @@ def rate_panels(plan: Plan, paradigms: Sequence[str], height: float) -> tuple[Fi
 def name_curve(axes: Axes, run: Run, place: tuple[float, float], colour: str, above: bool = False) -> None:
     """Write the version's name above a point of its curve, or to the right of it; the main path's always above."""
     above = above or not run.makes_version
-    axes.annotate(
-        "main path" if not run.makes_version else run.version,
-        place,
-        xytext=(0, 5) if above else (5, 0),
-        textcoords="offset points",
-        ha="center" if above else "left",
-        va="bottom" if above else "center",
-        color=darker(colour),
-        fontsize=9.5,
-        fontweight="bold",
-        annotation_clip=False,
-        bbox=LABEL_GROUND,
-    )
+    text = "main path" if not run.makes_version else run.version
+    offset, align = ((0, 5), ("center", "bottom")) if above else ((5, 0), ("left", "center"))
+    write_label(axes, text, place, offset, colour, align, fontsize=9.5, annotation_clip=False)
+
+
+def write_label(
+    axes: Axes,
+    text: str,
+    place: tuple[float, float],
+    offset: tuple[float, float],
+    colour: str,
+    align: tuple[str, str] = ("center", "bottom"),
+    **look: Any,
+) -> None:
+    """Write in bold letters beside a point, `offset` from it in typographic points; `look` as of `annotate`."""
+    look |= {"ha": align[0], "va": align[1], "color": darker(colour), "fontweight": "bold"}
+    axes.annotate(text, place, xytext=offset, textcoords="offset points", bbox=LABEL_GROUND, **look)
 
 
 def mark_versions(axes: Axes, ends: list[int]) -> None:

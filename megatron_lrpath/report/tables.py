@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,17 +64,10 @@ def main_table(tree: RunTree) -> Table:
     means = {p: mean_perplexity(tree, scores, p) for p in TABLE_ORDER}
     mean_column = len(tree.compared) > 1
     rows = []
-    for paradigm in TABLE_ORDER:
-        first = paradigm == TABLE_ORDER[0]
-        row = [
-            Cell(schedule_name(tree.plan) if first else "", opens=first),
-            Cell(paradigm_name(tree.plan, paradigm), paradigm=paradigm),
-            Cell(f"{tree.plan.cost(paradigm).relative:.2f}×"),
-            *_score_cells(tree.compared, scores, paradigm, places),
-        ]
+    for paradigm, (label, name, *cells) in _paradigm_rows(tree, scores, schedule_name(tree.plan)):
         if mean_column:
-            row.append(score_cell(means[paradigm], [m for m in means.values() if m is not None], places))
-        rows.append(tuple(row))
+            cells.append(score_cell(means[paradigm], [m for m in means.values() if m is not None], places))
+        rows.append((label, name, Cell(f"{tree.plan.cost(paradigm).relative:.2f}×"), *cells))
     header = ("Schedule", "Paradigm", "Cost", *tree.compared, *(("Mean",) if mean_column else ()))
     return Table(header, tuple(rows), left=2, notes=tuple(_main_notes(tree, scores, places)))
 
@@ -85,17 +78,22 @@ def domain_table(tree: RunTree) -> Table | None:
     for record in tree:
         for name, score in (record.evaluation.domains if record.evaluation else {}).items():
             sizes.setdefault(name, score.tokens)
-    rows = []
-    for domain in sizes:
-        scores = perplexities(tree, domain)
-        places = decimals(list(scores.values()))
-        for paradigm in TABLE_ORDER:
-            first = paradigm == TABLE_ORDER[0]
-            label = f"{domain} ({short_number(sizes[domain])} tokens)" if first else ""
-            who = Cell(paradigm_name(tree.plan, paradigm), paradigm=paradigm)
-            cells = _score_cells(tree.compared, scores, paradigm, places)
-            rows.append((Cell(label, opens=first), who, *cells))
+    rows: list[tuple[Cell, ...]] = []
+    for domain, size in sizes.items():
+        label = f"{domain} ({short_number(size)} tokens)"
+        rows.extend(cells for _, cells in _paradigm_rows(tree, perplexities(tree, domain), label))
     return Table(("Domain", "Paradigm", *tree.compared), tuple(rows), left=2) if rows else None
+
+
+def _paradigm_rows(tree: RunTree, scores: Scores, label: str) -> Iterator[tuple[str, tuple[Cell, ...]]]:
+    """For each paradigm its cells: the label (of the group, once), its name, a perplexity for each compared version."""
+    places = decimals(list(scores.values()))
+    columns = {v: [scores[p, v] for p in TABLE_ORDER if (p, v) in scores] for v in tree.compared}
+    for paradigm in TABLE_ORDER:
+        first = paradigm == TABLE_ORDER[0]
+        cells = (score_cell(scores.get((paradigm, v)), column, places) for v, column in columns.items())
+        name = Cell(paradigm_name(tree.plan, paradigm), paradigm=paradigm)
+        yield paradigm, (Cell(label if first else "", opens=first), name, *cells)
 
 
 def run_table(tree: RunTree) -> Table:
@@ -159,12 +157,6 @@ def result_in_words(tree: RunTree) -> str:
     compared = tree.compared
     span = f"{compared[0]} to {compared[-1]}" if len(compared) > 2 else listing(compared)
     return f"Mean perplexity of {span}: PTFS {base:.{places}f}, {', '.join(parts)}." if parts else ""
-
-
-def _score_cells(versions: list[str], scores: Scores, paradigm: str, places: int) -> list[Cell]:
-    """One cell a version, the lowest perplexity of the version's column marked."""
-    columns = {v: [scores[p, v] for p in TABLE_ORDER if (p, v) in scores] for v in versions}
-    return [score_cell(scores.get((paradigm, v)), columns[v], places) for v in versions]
 
 
 def score_cell(

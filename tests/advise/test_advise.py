@@ -161,8 +161,8 @@ def test_the_evaluated_main_path_tells_the_level_and_the_share_of_the_gain(tmp_p
     write_losses(plan, STRONG)
     evaluate_main_path(plan, share=0.85, lower=0.02)
     found = advise(plan, fit_on="v1").model
-    assert found.validation is not None
-    assert found.validation.share[0] == pytest.approx(0.85, abs=0.07)
+    assert found.evaluated
+    assert found.share[0] == pytest.approx(0.85, abs=0.07)
     with_path = errors(advise(plan, fit_on="v1"))
     (plan.folder(plan.run("ours", "main")) / "evals.json").unlink()
     without = errors(advise(plan, fit_on="v1"))
