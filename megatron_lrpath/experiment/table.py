@@ -89,7 +89,7 @@ def evaluation_digests(experiment: Experiment) -> dict[str, str]:
         for run in version_runs(point.plan, experiment.paradigms):
             evaluation = fresh_evaluation(point.plan.folder(run), run.last_step)
             if evaluation:
-                found[f"{point.name}/{run.paradigm}/{run.name}"] = json_digest(evaluation)
+                found[f"{point.name}/{run.key}"] = json_digest(evaluation)
     return found
 
 

@@ -28,8 +28,7 @@ def run_identity(plan: Plan, run: Run) -> dict[str, Any]:
     the data themselves are known by the slices' own fingerprints. A run that is carried out as another one
     (`same_as`) has that one's identity.
     """
-    if run.same_as:
-        run = plan.run(*run.same_as)
+    run = plan.carried_out(run)
     if run.is_sft:
         return _sft_identity(plan, run)
     count = run.version_index if run.makes_version else len(run.slices)

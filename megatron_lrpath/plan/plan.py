@@ -97,15 +97,14 @@ class Plan:
             raise UserError(f"{paradigm} has no run {name!r}{hint}; it has {', '.join(runs)}")
         return runs[name]
 
-    def carried_out(self, paradigm: str, name: str) -> Run:
-        """The run of that name, or the one that it is the same as (continual-v1 is scratch-v1)."""
-        run = self.run(paradigm, name)
+    def carried_out(self, run: Run) -> Run:
+        """The run that does the training of `run`: itself, or the one that it is the same as."""
         return self.run(*run.same_as) if run.same_as else run
 
     def parent_of(self, run: Run) -> Run:
         """The run that `run`, which has a parent, starts from."""
         assert run.parent is not None
-        return self.carried_out(run.paradigm, run.parent.run)
+        return self.carried_out(self.run(run.paradigm, run.parent.run))
 
     def batch_of(self, run: Run) -> Batch:
         """The batch of a run: a fine-tuning has its own."""

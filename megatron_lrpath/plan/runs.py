@@ -57,6 +57,16 @@ class Run:
     mix: Mix | None = None
 
     @property
+    def key(self) -> str:
+        """`<paradigm>/<run>`, unique in a plan."""
+        return f"{self.paradigm}/{self.name}"
+
+    @property
+    def carried_out_as(self) -> str:
+        """The key of the run that does the training: its own, or that of `same_as`."""
+        return "/".join(self.same_as) if self.same_as else self.key
+
+    @property
     def steps(self) -> int:
         """How many steps the run itself does."""
         return self.last_step - self.first_step
@@ -90,12 +100,7 @@ class Run:
 
 
 def run_path(
-    schedule: Schedule,
-    kind: str,
-    first: int,
-    last: int,
-    cpt_variant: str,
-    cycle: float | None = None,
+    schedule: Schedule, kind: str, first: int, last: int, cpt_variant: str, cycle: float | None = None
 ) -> LRPath:
     """The learning rate of a run of this kind from step `first` to `last`, positions in steps."""
     shape, warms_up = path_form(kind, cpt_variant)

@@ -59,8 +59,7 @@ class RunRecord:
     @property
     def label(self) -> str:
         """`paradigm/run` of the training's folder, the same for a run that two paradigms share."""
-        paradigm, name = self.run.same_as or (self.run.paradigm, self.run.name)
-        return f"{paradigm}/{name}"
+        return self.run.carried_out_as
 
     @property
     def skipped(self) -> list[int]:
@@ -122,7 +121,7 @@ def collect(plan: Plan) -> RunTree:
 
 
 def _record(plan: Plan, run: Run) -> RunRecord:
-    shared = plan.run(*run.same_as) if run.same_as else run
+    shared = plan.carried_out(run)
     folder = plan.folder(shared)
     problems: list[str] = []
     history = read_history(folder)

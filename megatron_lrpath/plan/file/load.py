@@ -41,7 +41,8 @@ from megatron_lrpath.plan.neutral import SET_BY_PLAN
 from megatron_lrpath.plan.plan import Plan
 from megatron_lrpath.plan.sft import DROPPED, Sft
 from megatron_lrpath.plan.spec import Batch, Data, Tokenizer, Version
-from megatron_lrpath.schedule import STYLES, Schedule, tenth
+from megatron_lrpath.schedule import STYLES, Schedule
+from megatron_lrpath.schedule.curves import tenth
 from megatron_lrpath.wording import nearest
 
 
