@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from megatron_lrpath.console import quiet
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.paradigms import PARADIGMS
+from megatron_lrpath.paradigms import OURS, PARADIGMS
 from megatron_lrpath.runs.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source", type=Path, metavar="PLAN", help="the plan file; or a folder of Megatron checkpoints"
     )
-    parser.add_argument("--paradigm", choices=PARADIGMS, default="ours", help="default: ours")
+    parser.add_argument("--paradigm", choices=PARADIGMS, default=OURS.name, help="default: ours")
     parser.add_argument(
         "--run",
         metavar="NAME",

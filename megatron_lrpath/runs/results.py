@@ -50,9 +50,8 @@ def version_runs(plan: Plan, paradigms: Iterable[str]) -> list[Run]:
 def model_runs(plan: Plan, paradigms: Iterable[str]) -> list[Run]:
     """The runs that end with a model to use: `version_runs`, then their fine-tunings, each training once."""
     names = list(paradigms)
-    return _each_once(
-        plan, [*version_runs(plan, names), *(run for name in names for run in plan.sft_runs(name))]
-    )
+    tuned = (run for name in names for run in plan.sft_runs(name))
+    return version_runs(plan, names) + _each_once(plan, tuned)
 
 
 def _each_once(plan: Plan, runs: Iterable[Run]) -> list[Run]:

@@ -46,9 +46,8 @@ class Task:
 
 def build_tasks(plan: Plan, paradigms: Sequence[str], fine_tunings: bool = True) -> list[Task]:
     """The trainings of `paradigms`, each once, every one after its parent; fine-tunings once their steps are known."""
-    every = {run.key: run for paradigm in PARADIGMS for run in plan.runs(paradigm)}
-    if fine_tunings:
-        every |= {run.key: run for paradigm in PARADIGMS for run in plan.sft_runs(paradigm)}
+    makers = (plan.runs, plan.sft_runs) if fine_tunings else (plan.runs,)
+    every = {run.key: run for runs in makers for paradigm in PARADIGMS for run in runs(paradigm)}
     chosen = [run for run in every.values() if run.paradigm in paradigms]
     aliases: dict[str, list[Path]] = {run.carried_out_as: [] for run in chosen}
     for run in chosen:
@@ -75,12 +74,12 @@ def with_ancestors(tasks: Sequence[Task], plan: Plan, name: str) -> list[Task]:
     by_key = {task.key: task for task in tasks}
     paradigms = dict.fromkeys([*(task.run.paradigm for task in tasks), *PARADIGMS])
     runs = [run for paradigm in paradigms for run in (*plan.runs(paradigm), *plan.sft_runs(paradigm))]
-    found = [run.carried_out_as for run in runs if run.name == name]
-    if not any(key in by_key for key in found):
+    keys = (run.carried_out_as for run in runs if run.name == name)
+    key: str | None = next((key for key in keys if key in by_key), None)
+    if key is None:
         known = ", ".join(task.run.name for task in tasks)
         raise UserError(f"--run {name}: there is no such run; the plan's runs here are {known}")
     wanted: set[str] = set()
-    key: str | None = next(key for key in found if key in by_key)
     while key is not None:
         wanted.add(key)
         key = by_key[key].parent
