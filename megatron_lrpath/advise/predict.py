@@ -12,7 +12,8 @@ from megatron_lrpath.advise.curves import F64, rates_of, read_drops
 from megatron_lrpath.advise.model import GAIN_SPREAD, Model
 from megatron_lrpath.advise.read import main_rates
 from megatron_lrpath.plan import Plan
-from megatron_lrpath.schedule import STYLES, LRPath, Schedule, with_branch_shape
+from megatron_lrpath.schedule import STYLES, LRPath, Schedule
+from megatron_lrpath.schedule.styles import with_branch_shape
 
 ALPHAS = tuple(round(0.05 * number, 2) for number in range(2, 21))
 DECAYS = ("cosine", "linear", "minus-sqrt", "exponential")

@@ -94,8 +94,7 @@ def chosen(plan: Plan, args: argparse.Namespace) -> list[Run]:
     from megatron_lrpath.runs.results import is_complete, model_runs
 
     if args.run:
-        run = plan.run(args.paradigm, args.run)
-        return [plan.run(*run.same_as) if run.same_as else run]
+        return [plan.carried_out(plan.run(args.paradigm, args.run))]
     runs = [run for run in model_runs(plan, [args.paradigm]) if is_complete(plan.folder(run), run)]
     if not runs:
         raise UserError(f"no version of {args.paradigm} is trained yet: lrpath run {plan.path}")

@@ -44,7 +44,7 @@ def execute(args: argparse.Namespace) -> int:
         print(json.dumps(answer, allow_nan=False))
     else:
         rows = ((f"{step:,}", f"{run.path.lr_at(step - 1):.6e}") for step in telling_steps(run, ROWS))
-        look = {"title": f"{run.paradigm}/{run.name}", "title_justify": "left"}
+        look = {"title": run.key, "title_justify": "left"}
         Console().print(terminal_table(("step", "learning rate"), "rr", rows, **look))
     return 0
 

@@ -125,7 +125,7 @@ def run_subject(plan: Plan, run: Run) -> Subject:
     require_checkpoint(ParentCheckpoint(checkpoints, run.last_step))
     fingerprint = checkpoint_fingerprint(checkpoints, run.last_step)
     place = checkpoint_folder(checkpoints, run.last_step)
-    return Subject(f"{run.paradigm}/{run.name}", folder, place, run.last_step, fingerprint, run)
+    return Subject(run.key, folder, place, run.last_step, fingerprint, run)
 
 
 def folder_subject(folder: Path) -> Subject:

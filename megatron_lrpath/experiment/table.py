@@ -94,7 +94,7 @@ def make_table(experiment: Experiment) -> ExperimentTable:
         for run in version_runs(point.plan, [paradigm]):
             if found := fresh_evaluation(point.plan.folder(run), run.last_step):
                 evaluations[point.name, paradigm, run.version] = found
-                digests[f"{point.name}/{run.paradigm}/{run.name}"] = json_digest(found)
+                digests[f"{point.name}/{run.key}"] = json_digest(found)
     rows, paradigms = [], [name for name in TABLE_ORDER if name in experiment.paradigms]
     for group, paradigm in itertools.product(experiment.groups, paradigms):
         points, measured = experiment.of(group), {}

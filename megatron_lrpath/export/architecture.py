@@ -121,9 +121,7 @@ def to_megatron(model: Architecture) -> dict[str, Any]:
         "normalization": "RMSNorm",
         "norm_epsilon": model.norm_epsilon,
         "position_embedding_type": "rope",
-        "rotary_base": int(model.rope_theta)
-        if model.rope_theta == int(model.rope_theta)
-        else model.rope_theta,
+        "rotary_base": int(model.rope_theta) if model.rope_theta.is_integer() else model.rope_theta,
         "use_rope_scaling": model.rope_factor is not None,
         "rope_scaling_factor": model.rope_factor,
         "disable_bias_linear": not model.linear_bias,
@@ -215,16 +213,15 @@ def from_config(config: dict[str, Any]) -> Architecture:
 
 def foreign_settings(config: dict[str, Any]) -> list[str]:
     """What of a `config.json` has no counterpart, in words."""
-    wrong = []
-    if config.get("hidden_act", "silu") != "silu":
-        wrong.append(f"hidden_act {config['hidden_act']!r}")
-    if config["model_type"] == LLAMA and bool(config.get("attention_bias")) != bool(config.get("mlp_bias")):
-        wrong.append("attention_bias without mlp_bias, or the reverse")
-    if config.get("use_sliding_window"):
-        wrong.append("use_sliding_window")
-    if config.get("quantization_config"):
-        wrong.append("quantized weights")
-    return wrong
+    activation = config.get("hidden_act", "silu")
+    one_bias = bool(config.get("attention_bias")) != bool(config.get("mlp_bias"))
+    settings = {
+        f"hidden_act {activation!r}": activation != "silu",
+        "attention_bias without mlp_bias, or the reverse": config["model_type"] == LLAMA and one_bias,
+        "use_sliding_window": config.get("use_sliding_window"),
+        "quantized weights": config.get("quantization_config"),
+    }
+    return [text for text, is_set in settings.items() if is_set]
 
 
 def rope_of(config: dict[str, Any]) -> tuple[float, float | None]:

@@ -12,7 +12,7 @@ from megatron_lrpath.export.architecture import CLASSES, Architecture
 from megatron_lrpath.paradigms import KINDS, OURS
 from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.plan.wording import mix_text
-from megatron_lrpath.runs.lineage import read_lineage_leniently
+from megatron_lrpath.runs.folder import RunFolder, read_json_object
 from megatron_lrpath.runs.results import fresh_evaluation
 from megatron_lrpath.schedule import Schedule
 
@@ -32,7 +32,7 @@ class Origin:
 def origin_of(plan: Plan, run: Run, step: int) -> Origin:
     """What the plan, the run's folder and its slices say of the run."""
     folder = plan.folder(run)
-    lineage = read_lineage_leniently(folder) or None
+    lineage = read_json_object(RunFolder(folder).lineage)
     names = [version.name for version in plan.versions[: run.version_index]]
     try:
         tokens = {one.name: one.tokens_by_domain for one in open_slices(plan.data, names, verify=False)}
@@ -110,11 +110,12 @@ def training(plan: Plan, run: Run, origin: Origin) -> str:
     if run.is_sft:
         return fine_tuning(plan, run, origin)
     version = plan.versions[run.version_index - 1]
+    weights = "an imported model" if plan.megatron.get("pretrained_checkpoint") else "random weights"
     rows = [
         ("plan", plan.name),
         ("version", f"{run.version} ({run.version_index} of {len(plan.versions)})"),
         ("run", f"{run.name}: {KINDS[run.kind].about}"),
-        ("starts from", f"{run.parent.run}, step {run.parent.step:,}" if run.parent else "random weights"),
+        ("starts from", f"{run.parent.run}, step {run.parent.step:,}" if run.parent else weights),
         ("steps", f"{run.first_step:,} to {origin.step:,} of {run.last_step:,}"),
         ("tokens a step", f"{plan.batch.tokens:,}"),
         ("tokens seen", f"{plan.tokens(origin.step):,}"),
@@ -127,9 +128,6 @@ def training(plan: Plan, run: Run, origin: Origin) -> str:
         samples = run.mix.samples(plan.batch.global_batch_size, run.steps)
         counts = ", ".join(f"{number:,} of {name}" for name, number in samples.items())
         rows.append(("samples of other data in the branch", f"{counts} ({mix_text(run.mix)})"))
-    pretrained = plan.megatron.get("pretrained_checkpoint")
-    if pretrained and run.parent is None:
-        rows[3] = ("starts from", "an imported model")
     return "## Training\n\n" + table(("", ""), rows)
 
 

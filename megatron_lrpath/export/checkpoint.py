@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -82,13 +83,13 @@ class CheckpointReader:
             ) from None
 
     def model_keys(self) -> set[str]:
-        """The names of the model's tensors, layers' numbers left out."""
+        """The names of the model's tensors: `decoder.layers.3.mlp.…` as `decoder.layers.mlp.…`."""
         names = (
             name
             for name, entry in self.entries.items()
             if isinstance(entry, TensorStorageMetadata) and name.startswith(MODEL_PREFIXES)
         )
-        return {unnumbered(name) for name in names}
+        return {re.sub(rf"^{re.escape(LAYERS)}\d+\.", LAYERS, name) for name in names}
 
     def dtype(self, key: str) -> torch.dtype:
         """The type in which a tensor is stored."""
@@ -114,7 +115,14 @@ class CheckpointReader:
         lead = (layer,) if stacked and layer is not None else ()
         wanted = torch.Size((*(1 for _ in lead), *shape))
         offsets = torch.Size((*lead, *(0 for _ in shape)))
-        self.check_fits(name, entry, offsets, wanted, stacked)
+        size = tuple(entry.size)
+        open_ended = name in PADDED or stacked  # further rows of the embeddings are padding
+        enough = len(size) == len(wanted) and size[0] >= offsets[0] + wanted[0]
+        if not enough or size[1:] != tuple(wanted)[1:] or (size[0] > wanted[0] and not open_ended):
+            raise UserError(
+                f"{self.folder}: {name} has the shape {list(size)}, which does not hold {list(wanted)}: is "
+                "it of another model, or the tokenizer of another vocabulary?"
+            )
         return self._stretch(name, entry, ChunkStorageMetadata(offsets, wanted)).view(tuple(shape))
 
     def tensor(self, name: str) -> Tensor:
@@ -150,18 +158,6 @@ class CheckpointReader:
                 "step."
             ) from None
 
-    def check_fits(
-        self, name: str, entry: TensorStorageMetadata, offsets: torch.Size, wanted: torch.Size, stacked: bool
-    ) -> None:
-        """Stop where the tensor has another shape; further rows of the embeddings are padding."""
-        size, open_ended = tuple(entry.size), name in PADDED or stacked
-        enough = len(size) == len(wanted) and size[0] >= offsets[0] + wanted[0]
-        if not enough or size[1:] != tuple(wanted)[1:] or (size[0] > wanted[0] and not open_ended):
-            raise UserError(
-                f"{self.folder}: {name} has the shape {list(size)}, which does not hold {list(wanted)}: is "
-                "it of another model, or the tokenizer of another vocabulary?"
-            )
-
 
 class _Into:
     """The part of a load planner that a storage reader calls: where each piece of a tensor, or an object, goes."""
@@ -183,14 +179,6 @@ class _Into:
     def load_bytes(self, item: ReadItem, value: io.BytesIO) -> None:
         """Keep an object's bytes without unpickling them."""
         self.raw = value.getvalue()
-
-
-def unnumbered(name: str) -> str:
-    """`decoder.layers.3.mlp.…` -> `decoder.layers.mlp.…`."""
-    if not name.startswith(LAYERS):
-        return name
-    first, _, rest = name.removeprefix(LAYERS).partition(".")
-    return LAYERS + rest if first.isdigit() else name
 
 
 BACKEND = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}

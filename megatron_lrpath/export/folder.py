@@ -11,7 +11,7 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.export import architecture
 from megatron_lrpath.export.card import Origin, model_card
 from megatron_lrpath.export.checkpoint import CheckpointReader
-from megatron_lrpath.export.weights import stored_dtype, write_weights
+from megatron_lrpath.export.weights import EMBEDDING, write_weights
 from megatron_lrpath.files import appearing_folder, atomic_write_json, atomic_write_text
 from megatron_lrpath.tokenizers.files import TokenizerFiles, find_tokenizer, write_tokenizer
 
@@ -136,7 +136,7 @@ def export_checkpoint(checkpoint: Path, target: Path, origin: Origin, wishes: Wi
     rows = wishes.vocab_size or getattr(args, IMPORTED_VOCABULARY, None) or tokenizer.vocab_size
     rows = max(rows, chat.rows if chat else 0)
     model = architecture.from_megatron(args, rows)
-    dtype = wishes.dtype or stored_dtype(reader)
+    dtype = wishes.dtype or str(reader.dtype(EMBEDDING)).removeprefix("torch.")
     with appearing_folder(target) as folder:
         weights = write_weights(reader, model, folder, wishes.dtype, wishes.shard_bytes)
         notes = write_tokenizer(tokenizer, folder, model.max_positions)

@@ -62,21 +62,17 @@ def layer_mappings(model: Architecture, layer: int) -> Iterator[TensorMapping]:
     attention, mlp = f"{ours}self_attention.", f"{ours}mlp."
     hidden, context = model.hidden, model.heads * model.head_dim
     norm = (hidden,)
+    kinds = ("weight", "bias") if model.linear_bias else ("weight",)
     yield whole(f"{attention}linear_qkv.layer_norm_weight", layer, norm, f"{theirs}input_layernorm.weight")
-    yield qkv(model, layer, f"{attention}linear_qkv.weight", f"{theirs}self_attn.", "weight")
-    if model.qkv_bias:
-        yield qkv(model, layer, f"{attention}linear_qkv.bias", f"{theirs}self_attn.", "bias")
-    proj = (f"{attention}linear_proj", f"{theirs}self_attn.o_proj")
-    yield whole(f"{proj[0]}.weight", layer, (hidden, context), f"{proj[1]}.weight")
-    if model.linear_bias:
-        yield whole(f"{proj[0]}.bias", layer, norm, f"{proj[1]}.bias")
+    for what in ("weight", "bias") if model.qkv_bias else ("weight",):
+        yield qkv(model, layer, f"{attention}linear_qkv.{what}", f"{theirs}self_attn.", what)
+    for what, shape in zip(kinds, ((hidden, context), norm), strict=False):
+        yield whole(f"{attention}linear_proj.{what}", layer, shape, f"{theirs}self_attn.o_proj.{what}")
     yield whole(f"{mlp}linear_fc1.layer_norm_weight", layer, norm, f"{theirs}post_attention_layernorm.weight")
-    yield gated(model, layer, f"{mlp}linear_fc1.weight", f"{theirs}mlp.", "weight")
-    if model.linear_bias:
-        yield gated(model, layer, f"{mlp}linear_fc1.bias", f"{theirs}mlp.", "bias")
-    yield whole(f"{mlp}linear_fc2.weight", layer, (hidden, model.ffn), f"{theirs}mlp.down_proj.weight")
-    if model.linear_bias:
-        yield whole(f"{mlp}linear_fc2.bias", layer, norm, f"{theirs}mlp.down_proj.bias")
+    for what in kinds:
+        yield gated(model, layer, f"{mlp}linear_fc1.{what}", f"{theirs}mlp.", what)
+    for what, shape in zip(kinds, ((hidden, model.ffn), norm), strict=False):
+        yield whole(f"{mlp}linear_fc2.{what}", layer, shape, f"{theirs}mlp.down_proj.{what}")
 
 
 def whole(key: str, layer: int | None, shape: tuple[int, ...], name: str) -> TensorMapping:
@@ -151,29 +147,18 @@ def write_weights(
     Raises:
         UserError: the checkpoint lacks tensors, or has some that the architecture has no place for.
     """
-    check_keys(reader, model)
+    expected, there = {mapping.key for mapping in tensor_mappings(model)}, reader.model_keys()
+    problems = [f"{name} is not there" for name in sorted(expected - there)]
+    problems += [f"{name} has no place" for name in sorted(there - expected)]
+    if problems:
+        raise UserError(
+            f"{reader.folder}: not the tensors of a {'tied' if model.tied else 'untied'} {model.kind} model: "
+            + "; ".join(problems[:6])
+            + (f" and {len(problems) - 6} more." if len(problems) > 6 else ".")
+        )
     cutter = Cutter(reader, model)
     entries = [
         FileTensor(name, piece.shape, DTYPES[dtype] if dtype else reader.dtype(mapping.key))
         for name, (mapping, piece) in cutter.places.items()
     ]
     return write_shards(folder, into_shards(entries, shard_bytes), cutter)
-
-
-def stored_dtype(reader: CheckpointReader) -> str:
-    """The name of the type in which the checkpoint holds the embeddings."""
-    return str(reader.dtype(EMBEDDING)).removeprefix("torch.")
-
-
-def check_keys(reader: CheckpointReader, model: Architecture) -> None:
-    """Stop where the checkpoint's tensors are not exactly the architecture's."""
-    expected = {mapping.key for mapping in tensor_mappings(model)}
-    there = reader.model_keys()
-    extra, missing = sorted(there - expected), sorted(expected - there)
-    if extra or missing:
-        problems = [f"{name} is not there" for name in missing] + [f"{name} has no place" for name in extra]
-        raise UserError(
-            f"{reader.folder}: not the tensors of a {'tied' if model.tied else 'untied'} {model.kind} model: "
-            + "; ".join(problems[:6])
-            + (f" and {len(problems) - 6} more." if len(problems) > 6 else ".")
-        )

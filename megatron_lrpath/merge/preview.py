@@ -18,7 +18,8 @@ from megatron_lrpath.plan.file.source import plain, read_source
 from megatron_lrpath.runs.checkpoints import complete_steps
 from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.runs.results import write_result
-from megatron_lrpath.schedule import LRPath, Schedule, with_branch_shape
+from megatron_lrpath.schedule import LRPath, Schedule
+from megatron_lrpath.schedule.styles import with_branch_shape
 
 
 def decay_shares(path: LRPath, steps: Sequence[int]) -> list[float]:

@@ -26,15 +26,17 @@ def run_identity(plan: Plan, run: Run) -> dict[str, Any]:
     main path it only makes `versions` longer, because its rate has no end and branch points do not bend it.
     The micro batch, the parallel layout, folders, logging and the like are left out (see `plan.neutral`);
     the data themselves are known by the slices' own fingerprints. A run that is carried out as another one
-    (`same_as`) has that one's identity.
+    (`same_as`) has that one's identity. A fine-tuning depends on all that its version's model does, and on its own.
     """
-    if run.same_as:
-        run = plan.run(*run.same_as)
-    if run.is_sft:
-        return _sft_identity(plan, run)
-    count = run.version_index if run.makes_version else len(run.slices)
+    run = plan.carried_out(run)
+    trained, last = (plan.parent_of(run), [run]) if run.is_sft else (run, [])
+    count = trained.version_index if trained.makes_version else len(trained.slices)
     batch = {"global_batch_size": plan.batch.global_batch_size, "seq_length": plan.batch.seq_length}
-    mix = {"mix": run.mix.to_dict()} if run.mix else {}  # a branch without one is what it was before
+    extra: dict[str, Any] = {}  # a branch without a mix is what it was before there were any
+    if trained.mix:
+        extra |= {"mix": trained.mix.to_dict()}
+    if run.is_sft and plan.sft:
+        extra |= {"sft": plan.sft.facts(), "sft_megatron": _telling(plan.sft.megatron)}
     return {
         "run": run.name,
         "seed": plan.seed,
@@ -42,10 +44,10 @@ def run_identity(plan: Plan, run: Run) -> dict[str, Any]:
         "megatron": _telling(plan.megatron),
         "batch": batch,
         "tokenizer": asdict(plan.tokenizer),
-        "order": "shuffled together" if run.kind == SCRATCH.name and count > 1 else "one after the other",
+        "order": "shuffled together" if trained.kind == SCRATCH.name and count > 1 else "one after the other",
         "versions": [{"name": version.name, "steps": version.steps} for version in plan.versions[:count]],
-        "path": [{"run": stage.name} | _path_facts(stage.path) for stage in _lineage(plan, run)],
-    } | mix
+        "path": [{"run": stage.name} | _path_facts(stage.path) for stage in _lineage(plan, trained) + last],
+    } | extra
 
 
 def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
@@ -60,19 +62,6 @@ def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
         lines += _compare(_LABELS.get(name, name), stored.get(name), current.get(name))
     lines += _compare_versions(stored, current)
     return lines + _compare_paths(stored.get("path", []), current.get("path", []))
-
-
-def _sft_identity(plan: Plan, run: Run) -> dict[str, Any]:
-    """What the version's model depends on, and the fine-tuning itself."""
-    assert plan.sft is not None
-    assert run.parent is not None
-    facts = run_identity(plan, plan.run(run.paradigm, run.parent.run))
-    return facts | {
-        "run": run.name,
-        "sft": plan.sft.facts(),
-        "sft_megatron": _telling(plan.sft.megatron),
-        "path": [*facts["path"], {"run": run.name} | _path_facts(run.path)],
-    }
 
 
 def _lineage(plan: Plan, run: Run) -> list[Run]:

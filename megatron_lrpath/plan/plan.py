@@ -52,11 +52,6 @@ class Plan:
     also_branch_at: tuple[int, ...] = ()
     sft: Sft | None = None
 
-    @property
-    def base(self) -> Path:
-        """The plan file's folder."""
-        return self.path.parent
-
     @cached_property
     def timeline(self) -> Timeline:
         """Version ends, branch points and the runs made of them."""
@@ -79,13 +74,13 @@ class Plan:
 
         Their steps follow from the epochs once the data are prepared.
         """
-        if self.sft is None or paradigm not in self.sft.paradigms:
+        sft = self.sft
+        if sft is None or paradigm not in sft.paradigms:
             return []
-        record = None if self.sft.steps else self.prepared_record()
-        steps = self.sft.length(int(record["train"]["samples"]) if record else None)
-        if steps is None:
-            return []
-        return [self.sft.run(base, steps) for base in self.sft.tuned(self.runs(paradigm))]
+        steps = sft.steps
+        if steps is None and sft.epochs and (record := self.prepared_record()):
+            steps = -(-sft.epochs * int(record["train"]["samples"]) // sft.batch.global_batch_size)
+        return [sft.run(base, steps) for base in sft.tuned(self.runs(paradigm))] if steps else []
 
     def run(self, paradigm: str, name: str) -> Run:
         """One run by its name, a fine-tuning among them. UserError that lists the names there are."""
@@ -97,15 +92,14 @@ class Plan:
             raise UserError(f"{paradigm} has no run {name!r}{hint}; it has {', '.join(runs)}")
         return runs[name]
 
-    def carried_out(self, paradigm: str, name: str) -> Run:
-        """The run of that name, or the one that it is the same as (continual-v1 is scratch-v1)."""
-        run = self.run(paradigm, name)
+    def carried_out(self, run: Run) -> Run:
+        """The run that does the training of `run`: itself, or the one that it is the same as."""
         return self.run(*run.same_as) if run.same_as else run
 
     def parent_of(self, run: Run) -> Run:
         """The run that `run`, which has a parent, starts from."""
         assert run.parent is not None
-        return self.carried_out(run.paradigm, run.parent.run)
+        return self.carried_out(self.run(run.paradigm, run.parent.run))
 
     def batch_of(self, run: Run) -> Batch:
         """The batch of a run: a fine-tuning has its own."""

@@ -57,6 +57,16 @@ class Run:
     mix: Mix | None = None
 
     @property
+    def key(self) -> str:
+        """`<paradigm>/<run>`, unique in a plan."""
+        return f"{self.paradigm}/{self.name}"
+
+    @property
+    def carried_out_as(self) -> str:
+        """The key of the run that does the training: its own, or that of `same_as`."""
+        return "/".join(self.same_as) if self.same_as else self.key
+
+    @property
     def steps(self) -> int:
         """How many steps the run itself does."""
         return self.last_step - self.first_step
@@ -90,12 +100,7 @@ class Run:
 
 
 def run_path(
-    schedule: Schedule,
-    kind: str,
-    first: int,
-    last: int,
-    cpt_variant: str,
-    cycle: float | None = None,
+    schedule: Schedule, kind: str, first: int, last: int, cpt_variant: str, cycle: float | None = None
 ) -> LRPath:
     """The learning rate of a run of this kind from step `first` to `last`, positions in steps."""
     shape, warms_up = path_form(kind, cpt_variant)
@@ -140,24 +145,17 @@ class Timeline:
         points, count = {*self.branch_points, *self.also_branch_at}, len(self.versions)
         last = max(points)
         reads_last = last > self.ends[-1] - self.versions[-1].steps
-        main = self._run(
-            MAIN,
-            count,
-            (0, last),
-            slices=self._names(count if reads_last else count - 1),
-            keep_steps=tuple(sorted(points | {end for end in self.ends if end <= last})),
-        )
+        slices = self._names(count if reads_last else count - 1)
+        keep = tuple(sorted(points | {end for end in self.ends if end <= last}))
+        main = self._run(MAIN, count, (0, last), slices=slices, keep_steps=keep)
         spans = enumerate(zip(self.branch_points, self.ends, strict=True), start=1)
         return [main, *(self._run(BRANCH, i, span, parent=Parent(main.name, span[0])) for i, span in spans)]
 
     def from_scratch(self) -> list[Run]:
         """A run for each version that reads all data so far."""
-        return [
-            # CPT goes on from the first one
-            self._run(
-                SCRATCH, index, (0, end), slices=self._names(index), keep_steps=(end,) if index == 1 else ()
-            )
-            for index, end in enumerate(self.ends, start=1)
+        return [  # CPT goes on from the first one
+            self._run(SCRATCH, i, (0, end), slices=self._names(i), keep_steps=(end,) if i == 1 else ())
+            for i, end in enumerate(self.ends, start=1)
         ]
 
     def continual(self) -> list[Run]:
@@ -165,13 +163,8 @@ class Timeline:
         runs: list[Run] = []
         for index, (version, end) in enumerate(zip(self.versions, self.ends, strict=True), start=1):
             begin = end - version.steps
-            run = self._run(
-                CONTINUAL,
-                index,
-                (begin, end),
-                parent=Parent(runs[-1].name, begin) if runs else None,
-                keep_steps=(end,),
-            )
+            parent = Parent(runs[-1].name, begin) if runs else None
+            run = self._run(CONTINUAL, index, (begin, end), parent=parent, keep_steps=(end,))
             if not runs:
                 twin = self.from_scratch()[0]
                 run = replace(run, path=twin.path, same_as=(twin.paradigm, twin.name))

@@ -56,12 +56,6 @@ class Sft:
         """Those of a paradigm's runs whose ends are fine-tuned."""
         return [run for run in runs if run.makes_version and run.version in self.versions]
 
-    def length(self, samples: int | None) -> int | None:
-        """The steps of every fine-tuning: as given, or enough for the epochs; None while the data are not prepared."""
-        if self.steps is not None or self.epochs is None or samples is None:
-            return self.steps
-        return -(-self.epochs * samples // self.batch.global_batch_size)
-
     def run(self, base: Run, steps: int) -> Run:
         """The fine-tuning of the version that `base` ends with: its weights, at step 0, with a rate of its own.
 

@@ -13,7 +13,7 @@ from megatron_lrpath.paradigms import TABLE_ORDER
 from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.runs.folder import RunFolder, json_digest, read_json_object
 from megatron_lrpath.runs.history import History, read_history
-from megatron_lrpath.runs.lineage import plan_changes, read_lineage_leniently
+from megatron_lrpath.runs.lineage import plan_changes
 from megatron_lrpath.runs.results import is_fresh
 from megatron_lrpath.runs.state import RunState, read_state
 from megatron_lrpath.wording import listing, plural
@@ -60,8 +60,7 @@ class RunRecord:
     @property
     def label(self) -> str:
         """`paradigm/run` of the training's folder, the same for a run that two paradigms share."""
-        paradigm, name = self.run.same_as or (self.run.paradigm, self.run.name)
-        return f"{paradigm}/{name}"
+        return self.run.carried_out_as
 
     @property
     def skipped(self) -> list[int]:
@@ -123,14 +122,14 @@ def collect(plan: Plan) -> RunTree:
 
 
 def _record(plan: Plan, run: Run) -> RunRecord:
-    shared = plan.run(*run.same_as) if run.same_as else run
+    shared = plan.carried_out(run)
     folder = plan.folder(shared)
     problems: list[str] = []
     history = read_history(folder)
     if history.unreadable:
         name = RunFolder(folder).history.name
         problems.append(f"{name}: {history.unreadable} unreadable lines were left out")
-    lineage = read_lineage_leniently(folder, problems)
+    lineage = read_json_object(RunFolder(folder).lineage, problems) or {}
     changes = plan_changes(folder, lineage, plan, run)
     problems.extend(f"trained under another plan: {change}" for change in changes)
     read_json_object(RunFolder(folder).result, problems)  # for what is wrong with it

@@ -7,10 +7,10 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from megatron_lrpath.errors import CONSEQUENCES, NotMetError, TrainingStoppedError, UserError, refusal
 from megatron_lrpath.files import atomic_write_json
@@ -52,14 +52,7 @@ class Failure:
     time: str = ""
 
 
-_TYPES: dict[str, tuple[type, ...]] = {
-    "kind": (str,),
-    "message": (str,),
-    "host": (str,),
-    "time": (str,),
-    "calling_again_helps": (bool, type(None)),
-    "consequence": (bool,),
-}
+_TYPES = get_type_hints(Failure)
 
 
 def read(path: Path | str | None) -> Failure | None:
@@ -72,10 +65,10 @@ def read(path: Path | str | None) -> Failure | None:
         return None
     if not isinstance(row, dict) or not {"kind", "message"} <= row.keys():
         return None
-    known = {field.name: row[field.name] for field in fields(Failure) if field.name in row}
+    known = {name: row[name] for name in _TYPES if name in row}
     for name, value in known.items():
-        types = _TYPES.get(name, (int, type(None)))
-        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        a_number_is_due = _TYPES[name] == int | None  # true and false are integers to Python
+        if not isinstance(value, _TYPES[name]) or (isinstance(value, bool) and a_number_is_due):
             return None
     return Failure(**known)
 

@@ -92,11 +92,6 @@ class History:
         return self.columns[field]
 
     @property
-    def last_step(self) -> int | None:
-        """The last logged step, None before the first."""
-        return int(self.steps[-1]) if len(self.steps) else None
-
-    @property
     def usual_seconds(self) -> float | None:
         """The median time of a step, which neither a checkpoint nor the first step after a start bends."""
         known = self["seconds"][np.isfinite(self["seconds"])]

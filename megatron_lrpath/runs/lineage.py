@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,8 @@ def package_versions() -> dict[str, str]:
     """Versions of the packages that a result depends on, where they are installed."""
     found = {"python": platform.python_version(), "megatron-lrpath": __version__}
     for name in PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 
@@ -64,11 +63,6 @@ def read_lineage(folder: Path) -> dict[str, Any] | None:
     return lineage
 
 
-def read_lineage_leniently(folder: Path, problems: list[str] | None = None) -> dict[str, Any]:
-    """What the lineage says, unchecked, for pages that show it; {} without one that can be read (see `problems`)."""
-    return read_json_object(RunFolder(folder).lineage, problems) or {}
-
-
 def check_form(lineage: Any) -> None:
     """Check what the file must hold; raises ValueError, KeyError, TypeError or AttributeError."""
     identity, parent, skipped = lineage["identity"], lineage["parent"], lineage.get("skipped", [])
@@ -99,12 +93,11 @@ def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
     """
     found = plan_differences(stored, current)
     for group in ("slices", "mix_slices"):
-        old_slices, new_slices = stored.get(group, {}), current.get(group, {})
+        old, new = stored.get(group, {}), current.get(group, {})
         found += [
-            f"slice {name} holds other documents (fingerprint {old_slices[name][:12]}, now "
-            f"{new_slices[name][:12]})"
-            for name in old_slices
-            if name in new_slices and old_slices[name] != new_slices[name]
+            f"slice {name} holds other documents (fingerprint {old[name][:12]}, now {new[name][:12]})"
+            for name in old
+            if name in new and old[name] != new[name]
         ]
     if stored.get("tokenizer_model") != current.get("tokenizer_model"):
         found.append("the tokenizer's model file is another")
@@ -140,10 +133,7 @@ def check_same_run(folder: Path, identity: dict[str, Any]) -> None:
         UserError: what differs, and how to go on.
     """
     lineage = read_lineage(folder)
-    if lineage is None:
-        return
-    found = differences(lineage["identity"], identity)
-    if found:
+    if lineage is not None and (found := differences(lineage["identity"], identity)):
         raise UserError(
             f"{folder}: this run was started under other settings: "
             + "; ".join(found)

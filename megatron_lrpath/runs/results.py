@@ -32,8 +32,7 @@ class Target:
     @property
     def name(self) -> str:
         """`paradigm/run`, or `paradigm/run@step`."""
-        name = f"{self.run.paradigm}/{self.run.name}"
-        return name if self.at is None else f"{name}@{self.at}"
+        return self.run.key if self.at is None else f"{self.run.key}@{self.at}"
 
     @classmethod
     def named(cls, plan: Plan, name: str) -> Target:
@@ -51,15 +50,13 @@ def version_runs(plan: Plan, paradigms: Iterable[str]) -> list[Run]:
 def model_runs(plan: Plan, paradigms: Iterable[str]) -> list[Run]:
     """The runs that end with a model to use: `version_runs`, then their fine-tunings, each training once."""
     names = list(paradigms)
-    return _each_once(
-        plan, [*version_runs(plan, names), *(run for name in names for run in plan.sft_runs(name))]
-    )
+    tuned = (run for name in names for run in plan.sft_runs(name))
+    return version_runs(plan, names) + _each_once(plan, tuned)
 
 
 def _each_once(plan: Plan, runs: Iterable[Run]) -> list[Run]:
     """The runs as which `runs` are carried out, each once."""
-    found = (plan.run(*run.same_as) if run.same_as else run for run in runs)
-    return list({plan.folder(run): run for run in found}.values())
+    return list({run.carried_out_as: plan.carried_out(run) for run in runs}.values())
 
 
 def write_result(folder: Path, run: Run, step: int) -> None:
@@ -87,7 +84,7 @@ def is_complete(folder: Path, run: Run) -> bool:
     A main path is also complete where it has gone further, for versions that the plan no longer has.
     """
     step = completed_step(folder)
-    return step is not None and (step >= run.last_step if run.kind == "main" else step == run.last_step)
+    return step is not None and (step == run.last_step if run.makes_version else step >= run.last_step)
 
 
 def is_fresh(folder: Path, step: int, evaluation: Mapping[str, Any]) -> bool:

@@ -11,7 +11,7 @@ from megatron_lrpath.plan import Run
 from megatron_lrpath.runs import failure
 from megatron_lrpath.runs.checkpoints import checkpoint_complete, complete_steps
 from megatron_lrpath.runs.folder import RunFolder
-from megatron_lrpath.runs.history import HistoryTail
+from megatron_lrpath.runs.history import HistoryTail, LoggedStep
 from megatron_lrpath.runs.results import completed_step, is_complete
 from megatron_lrpath.runs.tasks import Task
 
@@ -36,23 +36,21 @@ class RunState:
 
     `state`: done, running, interrupted, extended (complete up to `step`, the plan got longer), waiting, or
     not started. `complete` is `results.is_complete`. `step` is the last logged one, the first step where there
-    is none, and the last step of a run that is done. `beyond` is the step up to which a main path has gone
-    further than its plan, None for every other run. Of an interrupted run `cause` is what its failure file says,
-    None without one, and `log` the newest log.
+    is none, and the last step of a run that is done. `logged` is the last line of the history, without numbers
+    where there is none. `beyond` is the step up to which a main path has gone further than its plan, None for
+    every other run. Of an interrupted run `cause` is what its failure file says, None without one, and `log` the
+    newest log.
     """
 
+    run: Run
     state: str
     complete: bool
     step: int
-    first_step: int
-    last_step: int
-    lr: float | None
-    loss: float | None
+    logged: LoggedStep
     seconds_per_step: float | None
     checkpoints: list[int]
     waiting_for: str | None = None
     cause: str | None = None
-    mfu: float | None = None
     log: Path | None = None
     beyond: int | None = None
 
@@ -61,9 +59,9 @@ class RunState:
         """`complete`, `not started`, or the step that it has come to."""
         if self.complete:
             return "complete"
-        if self.step <= self.first_step:
+        if self.step <= self.run.first_step:
             return "not started"
-        return f"at step {self.step:,} of {self.last_step:,}"
+        return f"at step {self.step:,} of {self.run.last_step:,}"
 
 
 def read_state(folder: Path, run: Run, parent: Task | None = None) -> RunState:
@@ -91,18 +89,15 @@ def read_state(folder: Path, run: Run, parent: Task | None = None) -> RunState:
     else:
         state = "not started"
     return RunState(
+        run=run,
         state=state,
         complete=complete,
         step=step,
-        first_step=run.first_step,
-        last_step=run.last_step,
-        lr=last.lr if last else None,
-        loss=last.loss if last else None,
+        logged=last or LoggedStep(run.first_step),
         seconds_per_step=tail.seconds_per_step,
         checkpoints=checkpoints,
         waiting_for=waiting_for,
         cause=cause,
-        mfu=last.mfu if last else None,
         log=log,
         beyond=finished if complete and finished != run.last_step else None,
     )

@@ -31,7 +31,7 @@ class Task:
     @property
     def key(self) -> str:
         """`<paradigm>/<run>`, unique in a plan."""
-        return f"{self.run.paradigm}/{self.run.name}"
+        return self.run.key
 
     @property
     def complete(self) -> bool:
@@ -46,24 +46,22 @@ class Task:
 
 def build_tasks(plan: Plan, paradigms: Sequence[str], fine_tunings: bool = True) -> list[Task]:
     """The trainings of `paradigms`, each once, every one after its parent; fine-tunings once their steps are known."""
-    every = {(run.paradigm, run.name): run for paradigm in PARADIGMS for run in plan.runs(paradigm)}
-    if fine_tunings:
-        every |= {(run.paradigm, run.name): run for paradigm in PARADIGMS for run in plan.sft_runs(paradigm)}
+    makers = (plan.runs, plan.sft_runs) if fine_tunings else (plan.runs,)
+    every = {run.key: run for runs in makers for paradigm in PARADIGMS for run in runs(paradigm)}
     chosen = [run for run in every.values() if run.paradigm in paradigms]
-    aliases: dict[tuple[str, str], list[Path]] = {}
+    aliases: dict[str, list[Path]] = {run.carried_out_as: [] for run in chosen}
     for run in chosen:
         if run.same_as:
-            aliases.setdefault(run.same_as, []).append(plan.folder(run))
+            aliases[run.carried_out_as].append(plan.folder(run))
     tasks = []
-    for name in dict.fromkeys(carried_out_as(run) for run in chosen):
-        run = every[name]
-        parent = every[run.paradigm, run.parent.run] if run.parent else None
+    for key, others in aliases.items():
+        run = every[key]
         tasks.append(
             Task(
                 run=run,
                 folder=plan.folder(run),
-                aliases=tuple(aliases.get(name, ())),
-                parent="/".join(carried_out_as(parent)) if parent else None,
+                aliases=tuple(others),
+                parent=every[f"{run.paradigm}/{run.parent.run}"].carried_out_as if run.parent else None,
                 parent_step=run.parent.step if run.parent else 0,
                 step_tokens=plan.batch_of(run).tokens,
             )
@@ -71,22 +69,17 @@ def build_tasks(plan: Plan, paradigms: Sequence[str], fine_tunings: bool = True)
     return tasks
 
 
-def carried_out_as(run: Run) -> tuple[str, str]:
-    """(paradigm, name) under which `run` is really carried out."""
-    return run.same_as or (run.paradigm, run.name)
-
-
 def with_ancestors(tasks: Sequence[Task], plan: Plan, name: str) -> list[Task]:
     """The task of the run called `name` and its ancestors. Raises `UserError` for an unknown name."""
     by_key = {task.key: task for task in tasks}
     paradigms = dict.fromkeys([*(task.run.paradigm for task in tasks), *PARADIGMS])
     runs = [run for paradigm in paradigms for run in (*plan.runs(paradigm), *plan.sft_runs(paradigm))]
-    found = ["/".join(carried_out_as(run)) for run in runs if run.name == name]
-    if not any(key in by_key for key in found):
+    keys = (run.carried_out_as for run in runs if run.name == name)
+    key: str | None = next((key for key in keys if key in by_key), None)
+    if key is None:
         known = ", ".join(task.run.name for task in tasks)
         raise UserError(f"--run {name}: there is no such run; the plan's runs here are {known}")
     wanted: set[str] = set()
-    key: str | None = next(key for key in found if key in by_key)
     while key is not None:
         wanted.add(key)
         key = by_key[key].parent

@@ -158,7 +158,14 @@ class Schedule:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "multi_step_fractions", tuple(self.multi_step_fractions))
-        self._check_rates()
+        if not (math.isfinite(self.max_lr) and math.isfinite(self.min_lr)):
+            raise ValueError(f"learning rates must be finite (max_lr={self.max_lr}, min_lr={self.min_lr})")
+        if self.max_lr <= 0:
+            raise ValueError(f"max_lr must be above 0, not {self.max_lr}")
+        if self.min_lr < 0:
+            raise ValueError(f"min_lr must not be below 0, as {self.min_lr} is")
+        if self.min_lr > self.max_lr:
+            raise ValueError(f"min_lr {self.min_lr} is above max_lr {self.max_lr}")
         if self.style not in STYLES:
             raise ValueError(f"style must be one of {', '.join(STYLES)}, not {self.style!r}")
         if self.warmup != int(self.warmup) or self.warmup < 0:
@@ -184,16 +191,6 @@ class Schedule:
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able dict of the fields; `Schedule(**dict)` is an equal schedule."""
         return asdict(self) | {"multi_step_fractions": list(self.multi_step_fractions)}
-
-    def _check_rates(self) -> None:
-        if not (math.isfinite(self.max_lr) and math.isfinite(self.min_lr)):
-            raise ValueError(f"learning rates must be finite (max_lr={self.max_lr}, min_lr={self.min_lr})")
-        if self.max_lr <= 0:
-            raise ValueError(f"max_lr must be above 0, not {self.max_lr}")
-        if self.min_lr < 0:
-            raise ValueError(f"min_lr must not be below 0, as {self.min_lr} is")
-        if self.min_lr > self.max_lr:
-            raise ValueError(f"min_lr {self.min_lr} is above max_lr {self.max_lr}")
 
     def _check_knobs(self) -> None:
         for name, setting in KNOBS.items():

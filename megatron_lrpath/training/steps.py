@@ -140,7 +140,7 @@ def set_wandb_defaults(args: Any, plan: Plan, run: Run) -> None:
     """
     if not getattr(args, "wandb_project", ""):
         return
-    args.wandb_exp_name = args.wandb_exp_name or f"{run.paradigm}/{run.name}"
+    args.wandb_exp_name = args.wandb_exp_name or run.key
     args.wandb_save_dir = args.wandb_save_dir or str(Path(plan.output))
     place = str(plan.folder(run).resolve())
     for name, value in {

@@ -48,7 +48,7 @@ def test_a_plan_is_read_as_it_is_written(tmp_path: Path) -> None:
     assert (plan.tokenizer.type, plan.tokenizer.model) == ("SentencePieceTokenizer", "data/tokenizer.model")
     assert (plan.data.slices, plan.data.valid) == ("data/slices", "data/slices/valid")
     assert [(version.name, version.steps) for version in plan.versions] == [("v1", 100), ("v2", 100)]
-    assert (plan.output, plan.megatron, plan.base) == ("runs/quickstart", {}, tmp_path)
+    assert (plan.output, plan.megatron, plan.path.parent) == ("runs/quickstart", {}, tmp_path)
 
 
 def test_defaults(tmp_path: Path) -> None:

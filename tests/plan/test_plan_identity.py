@@ -7,15 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from megatron_lrpath.plan import (
-    NEUTRAL,
-    PARADIGMS,
-    SET_BY_PLAN,
-    differences,
-    is_neutral,
-    load_plan,
-    run_identity,
-)
+from megatron_lrpath.plan import PARADIGMS, differences, load_plan, run_identity
+from megatron_lrpath.plan.neutral import NEUTRAL, SET_BY_PLAN, is_neutral
 from tests.support.plan_text import SOUND, plan_with, versions
 
 

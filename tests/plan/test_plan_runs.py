@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_lrpath.errors import PlanError, UserError
-from megatron_lrpath.plan import PARADIGMS, Parent, Version, differences, run_identity
+from megatron_lrpath.plan import PARADIGMS, differences, run_identity
 from megatron_lrpath.plan.runs import Timeline
+from megatron_lrpath.plan.spec import Parent, Version
 from megatron_lrpath.schedule import LRPath, Schedule
 from tests.support.plan_text import plan_with, versions
 

@@ -38,9 +38,13 @@ def write_checkpoint(folder: Path, common: object) -> None:
 
 
 def load_common(words: list[str]) -> None:
-    """Load it as a start does (in a process where the seams are applied)."""
+    """Load it as a start does."""
     from megatron.core import dist_checkpointing
 
+    from megatron_lrpath.training import seams
+    from megatron_lrpath.training.session import Session
+
+    seams.apply(Session("cpu"))
     print(sorted(dist_checkpointing.load_common_state_dict(words[0])))
 
 

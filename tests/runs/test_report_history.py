@@ -17,7 +17,7 @@ def history(folder: Path, text: str) -> History:
 def test_no_file_is_an_empty_history(tmp_path):
     found = read_history(tmp_path)
     assert len(found) == 0
-    assert found.last_step is None
+    assert found.steps.size == 0
     assert found.seconds is None
 
 

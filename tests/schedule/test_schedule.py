@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_lrpath.schedule import STYLES, WSD_DECAY_SHAPES, LRPath, Schedule
+from megatron_lrpath.schedule import STYLES, LRPath, Schedule
+from megatron_lrpath.schedule.styles import WSD_DECAY_SHAPES
 
 PAPER = {"max_lr": 3e-4, "min_lr": 3e-5, "warmup": 2000}
 DECAYING = tuple(style for style in STYLES if style not in ("constant", "inverse-square-root"))

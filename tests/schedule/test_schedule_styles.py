@@ -17,18 +17,9 @@ from megatron_lrpath import cli
 from megatron_lrpath.advise.predict import own_decay
 from megatron_lrpath.errors import PlanError
 from megatron_lrpath.plan import PARADIGMS, json_schema, load_plan, run_identity
-from megatron_lrpath.schedule import (
-    KNOBS,
-    STYLES,
-    LRPath,
-    Schedule,
-    Style,
-    register,
-    smooth,
-    with_branch_shape,
-)
+from megatron_lrpath.schedule import STYLES, LRPath, Schedule
 from megatron_lrpath.schedule.curves import exact_decimal
-from megatron_lrpath.schedule.styles import held_rate
+from megatron_lrpath.schedule.styles import KNOBS, Style, held_rate, register, smooth, with_branch_shape
 from megatron_lrpath.training.options.arguments import add_lrpath_arguments
 from tests.support.plan_text import plan_with
 from tests.support.training_fixtures import history, launch, make_plan, run_words

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shlex
@@ -19,7 +18,7 @@ from megatron_lrpath.launch.layouts import Allocation, Layout, allocate, allocat
 from megatron_lrpath.launch.slurm.ledger import SubmittedPlan
 from megatron_lrpath.launch.slurm.settings import Settings
 from megatron_lrpath.plan import Plan
-from megatron_lrpath.runs.folder import OutputFolder, report_page
+from megatron_lrpath.runs.folder import OutputFolder, json_digest, report_page
 from megatron_lrpath.runs.results import needs_evaluation, report_is_fresh
 from megatron_lrpath.runs.tasks import Task, build_tasks, with_ancestors
 
@@ -205,7 +204,7 @@ def job_files(name: str, job: Job, settings: Settings, folder: Path, extra: Sequ
     if any(ord(character) < 32 for character in str(folder)):  # Slurm's line-wise answers could not name it
         raise UserError(f"{str(folder)!r}: control characters cannot stand in the name of an output folder")
     spec = asdict(make_spec(job, settings, folder, extra))
-    digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:8]
+    digest = json_digest(spec)[:8]
     spec_file = folder / "specs" / f"{job.name}-{digest}.json"
     return JobFiles(
         options=tuple(sbatch_options(name, job, settings, folder)),

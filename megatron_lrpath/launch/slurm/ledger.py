@@ -13,7 +13,8 @@ import yaml
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_bytes, atomic_write_json
-from megatron_lrpath.plan import Data, Plan, load_plan
+from megatron_lrpath.plan import Plan, load_plan
+from megatron_lrpath.plan.spec import Data
 
 FOLDER = "slurm"
 MARK = "lrpath: "  # begins the comment of a job that was held or stopped for a reason

@@ -28,7 +28,7 @@ from megatron_lrpath.plan import PARADIGMS, Plan, differences, load_plan, run_id
 from megatron_lrpath.runs.checkpoints import checkpoint_complete
 from megatron_lrpath.runs.lineage import plan_changes, read_lineage
 from megatron_lrpath.runs.state import has_begun
-from megatron_lrpath.runs.tasks import build_tasks, carried_out_as, link_aliases
+from megatron_lrpath.runs.tasks import build_tasks, link_aliases
 
 SHOWN = 3  # differences that the message names
 
@@ -334,11 +334,11 @@ def plan_keys(plan: Plan, paradigms: Sequence[str], run: str | None) -> set[str]
     if run is None:
         return {task.key for task in build_tasks(plan, paradigms)}
     if len(paradigms) == 1:
-        return {"/".join(carried_out_as(plan.run(paradigms[0], run)))}
+        return {plan.run(paradigms[0], run).carried_out_as}
     runs = [one for paradigm in paradigms for one in plan.runs(paradigm) if one.name == run]
     if not runs:
         raise UserError(f"--run {run}: there is no such run; `lrpath plan {plan.path}` lists them")
-    return {"/".join(carried_out_as(one)) for one in runs}
+    return {one.carried_out_as for one in runs}
 
 
 def add_jobs(output: str, rows: list[dict[str, Any]]) -> None:

@@ -14,21 +14,14 @@ from megatron_lrpath.plan.spec import Version
 
 def check_plan(source: Source, plan: Plan) -> None:
     """Raise PlanError for the first thing in the plan that does not fit together."""
-    _check_batch(source, plan)
-    _check_names(source, plan)
-    _check_warmup(source, plan)
-    _check_branches(source, plan)
-    _check_cycles(source, plan)
-    _check_mixes(source, plan)
-
-
-def _check_batch(source: Source, plan: Plan) -> None:
     batch = plan.batch
     if batch.global_batch_size % batch.micro_batch_size:
         raise source.find("batch.global_batch_size").error(
             f"{batch.global_batch_size} is not a multiple of micro_batch_size {batch.micro_batch_size}; "
             "every step needs whole micro batches"
         )
+    for check in (_check_names, _check_warmup, _check_branches, _check_cycles, _check_mixes):
+        check(source, plan)
 
 
 def _check_names(source: Source, plan: Plan) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from megatron_lrpath.models import RECIPES
 from megatron_lrpath.paradigms import CPT_VARIANTS, CYCLE_KINDS, RESET_MAX
-from megatron_lrpath.schedule import KNOBS, STYLES
+from megatron_lrpath.schedule.styles import KNOBS, STYLES
 
 SAFE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 REQUIRED = object()

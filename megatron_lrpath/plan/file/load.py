@@ -12,16 +12,11 @@ from megatron_lrpath.models import RECIPES, ModelSpec, resolve_model
 from megatron_lrpath.paradigms import PARADIGMS
 from megatron_lrpath.plan.file.consistency import check_plan
 from megatron_lrpath.plan.file.keys import (
-    BATCH_KEYS,
-    DATA_KEYS,
-    MIX_KEYS,
     PLAN_KEYS,
     SAFE_NAME,
-    SCHEDULE_KEYS,
-    SFT_KEYS,
+    SECTIONS,
     SHARE,
     TEXT,
-    TOKENIZER_KEYS,
     VERSION_KEYS,
     Key,
     choice,
@@ -41,7 +36,8 @@ from megatron_lrpath.plan.neutral import SET_BY_PLAN
 from megatron_lrpath.plan.plan import Plan
 from megatron_lrpath.plan.sft import DROPPED, Sft
 from megatron_lrpath.plan.spec import Batch, Data, Tokenizer, Version
-from megatron_lrpath.schedule import STYLES, Schedule, tenth
+from megatron_lrpath.schedule import STYLES, Schedule
+from megatron_lrpath.schedule.curves import tenth
 from megatron_lrpath.wording import nearest
 
 
@@ -52,7 +48,7 @@ def read_mix(entry: Entry | None, seed: int) -> Mix | None:
     """
     if entry is None or entry.value is None:
         return None
-    section = read_section(entry, MIX_KEYS)
+    section = read_section(entry, SECTIONS["branch_mix"])
     named = read_mapping(section["slices"])
     if not named:
         if entry.key.startswith("versions"):
@@ -68,8 +64,7 @@ def read_mix(entry: Entry | None, seed: int) -> Mix | None:
             f"the shares add up to {float(total):g}, which leaves nothing to the main path's data; they must "
             "add up to less than 1"
         )
-    own = next(key for key in MIX_KEYS if key.name == "seed")
-    return Mix(tuple(parts), read_key(section, own) or seed)
+    return Mix(tuple(parts), _read_fields(section, SECTIONS["branch_mix"], "slices")["seed"] or seed)
 
 
 def _check_names(parts: list[MixPart], named: dict[str, Entry]) -> None:
@@ -88,11 +83,7 @@ _OWN_READERS = ("data", "valid", "special_tokens", "versions", "paradigms", "meg
 
 
 def read_sft(
-    entry: Entry | None,
-    seed: int,
-    batch: Batch,
-    versions: tuple[Version, ...],
-    model: ModelSpec,
+    entry: Entry | None, seed: int, batch: Batch, versions: tuple[Version, ...], model: ModelSpec
 ) -> Sft | None:
     """The section, None where there is none; the others are the plan's.
 
@@ -100,25 +91,22 @@ def read_sft(
     """
     if entry is None or entry.value is None:
         return None
-    section = read_section(entry, SFT_KEYS)
-    plain = {key.name: read_key(section, key) for key in SFT_KEYS if key.name not in _OWN_READERS}
+    section = read_section(entry, SECTIONS["sft"])
+    plain = _read_fields(section, SECTIONS["sft"], *_OWN_READERS)
     _check_length(entry, section)
     return Sft(
         data=_texts(section["data"]),
         valid=_valid(section.get("valid")),
         schedule=_schedule(section, plain),
-        epochs=plain["epochs"],
-        steps=plain["steps"],
         batch=_batch(entry, section, plain, batch),
         template=plain["chat_template"],
         special_tokens=_texts(section.get("special_tokens")),
-        too_long=plain["too_long"],
-        max_rejects=plain["max_rejects"],
         versions=_names(section.get("versions"), tuple(version.name for version in versions)),
         paradigms=_names(section.get("paradigms"), PARADIGMS),
         seed=plain["seed"] or seed,
         megatron=_megatron(section.get("megatron"), model),
         place=entry.place,
+        **{name: plain[name] for name in ("epochs", "steps", "too_long", "max_rejects")},
     )
 
 
@@ -208,10 +196,6 @@ def _megatron(entry: Entry | None, model: ModelSpec) -> dict[str, Any]:
     return read_arguments(entry, reason)
 
 
-_NESTED = ("cycle_steps", "branch_mix")  # read by functions of their own
-_PLAIN = ("name", "seed", "alpha", "cpt_variant", "also_branch_at", "output")
-
-
 def load_plan(path: Path | str) -> Plan:
     """Read and check a plan file.
 
@@ -229,19 +213,19 @@ def load_plan(path: Path | str) -> Plan:
 def plan_from(source: Source) -> Plan:
     """The plan that a file's text says; raises PlanError like `load_plan`."""
     top = read_section(source.root, PLAN_KEYS)
-    values = {key.name: read_key(top, key) for key in PLAN_KEYS if key.name in _PLAIN}
+    values = _read_fields(top, PLAN_KEYS, *SECTIONS, "model", "versions", "megatron")
     values["output"] = values["output"] or f"runs/{values['name']}"
     model = _read_model(top["model"])
-    batch = Batch(**_read_fields(read_section(top["batch"], BATCH_KEYS), BATCH_KEYS))
-    data = _read_fields(read_section(top["data"], DATA_KEYS), DATA_KEYS)
-    schedule = read_section(top["schedule"], SCHEDULE_KEYS)
+    batch = Batch(**_read_plain_section(top, "batch"))
+    data = _read_plain_section(top, "data")
+    schedule = read_section(top["schedule"], SECTIONS["schedule"])
     versions = _read_versions(top, read_cycle(schedule.get("cycle_steps")), values["seed"])
     plan = Plan(
         path=source.path,
         model=model,
         schedule=_read_schedule(schedule),
         batch=batch,
-        tokenizer=_read_tokenizer(top["tokenizer"]),
+        tokenizer=_read_tokenizer(top),
         data=Data(data["slices"], data["valid"] or str(Path(data["slices"]) / "valid")),
         versions=versions,
         megatron=_read_megatron(top.get("megatron"), model),
@@ -252,12 +236,17 @@ def plan_from(source: Source) -> Plan:
     return plan
 
 
-def _read_fields(section: dict[str, Entry], keys: tuple[Key, ...]) -> dict[str, Any]:
-    return {key.name: read_key(section, key) for key in keys if key.name not in _NESTED}
+def _read_fields(section: dict[str, Entry], keys: tuple[Key, ...], *besides: str) -> dict[str, Any]:
+    """The values of a section's keys but for those `besides`, which have readers of their own."""
+    return {key.name: read_key(section, key) for key in keys if key.name not in besides}
+
+
+def _read_plain_section(top: dict[str, Entry], name: str) -> dict[str, Any]:
+    return _read_fields(read_section(top[name], SECTIONS[name]), SECTIONS[name])
 
 
 def _read_schedule(section: dict[str, Entry]) -> Schedule:
-    fields = _read_fields(section, SCHEDULE_KEYS)
+    fields = _read_fields(section, SECTIONS["schedule"], "cycle_steps")
     fields["min_lr"] = _min_lr(section, fields)
     first, second = fields["multi_step_fractions"]
     if first > second:
@@ -265,8 +254,8 @@ def _read_schedule(section: dict[str, Entry]) -> Schedule:
     return Schedule(warmup=fields.pop("warmup_steps"), **fields)
 
 
-def _read_tokenizer(entry: Entry) -> Tokenizer:
-    tokenizer = Tokenizer(**_read_fields(read_section(entry, TOKENIZER_KEYS), TOKENIZER_KEYS))
+def _read_tokenizer(top: dict[str, Entry]) -> Tokenizer:
+    entry, tokenizer = top["tokenizer"], Tokenizer(**_read_plain_section(top, "tokenizer"))
     if tokenizer.type.startswith("Null"):
         if tokenizer.vocab_size is None:
             raise entry.error(f"{tokenizer.type} has no vocabulary of its own; give vocab_size")
@@ -287,7 +276,7 @@ def _read_versions(top: dict[str, Entry], cycle: dict[str, float], seed: int) ->
     versions = []
     for item in items:
         section = read_section(item, VERSION_KEYS)
-        fields = _read_fields(section, VERSION_KEYS)
+        fields = _read_fields(section, VERSION_KEYS, "cycle_steps", "branch_mix")
         own = read_cycle(section.get("cycle_steps"))
         mixed = read_mix(section.get("branch_mix"), seed) if "branch_mix" in section else mix
         versions.append(Version(**fields, cycle_steps=cycle | own, mix=mixed))

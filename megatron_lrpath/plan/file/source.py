@@ -55,11 +55,8 @@ class Source:
     @property
     def is_experiment(self) -> bool:
         """Whether the file says which plan it varies, as an experiment does and a plan does not."""
-        return (
-            isinstance(self.root.value, dict)
-            and "plan" in self.root.value
-            and "versions" not in self.root.value
-        )
+        top = self.root.value
+        return isinstance(top, dict) and "plan" in top and "versions" not in top
 
     def find(self, *keys: str) -> Entry:
         """The first of these keys that stands in the file, else the whole file (for checks across keys)."""
@@ -82,9 +79,7 @@ def read_source(path: Path | str) -> Source:
 def parse_source(path: Path, text: str) -> Source:
     """The same for a text that is (or would be) in the file `path`."""
     try:
-        node = _Loader(text).get_single_node()
-    except _Refused as error:
-        raise PlanError(f"{path}:{error.line}: {error}") from None
+        node = _Loader(path, text).get_single_node()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{path}:{mark.line + 1}" if mark else str(path)
@@ -108,28 +103,22 @@ def plain(entry: Entry) -> Any:
     return entry.value
 
 
-class _Refused(Exception):
-    """Something that YAML has and a plan does not need."""
-
-    def __init__(self, line: int, message: str) -> None:
-        super().__init__(message)
-        self.line = line
-
-
 class _Loader(yaml.SafeLoader):
     """PyYAML's composer without aliases, tags and deep nesting (they cost memory or run code elsewhere)."""
 
-    depth = 0
+    def __init__(self, path: Path, text: str) -> None:
+        super().__init__(text)
+        self.path, self.depth = path, 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event = self.peek_event()
-        line = event.start_mark.line + 1
+        place = f"{self.path}:{event.start_mark.line + 1}"
         if isinstance(event, yaml.AliasEvent):
-            raise _Refused(line, f"the alias *{event.anchor} is not read in a plan; write the value out")
+            raise PlanError(f"{place}: the alias *{event.anchor} is not read in a plan; write the value out")
         if getattr(event, "tag", None) is not None:
-            raise _Refused(line, f"the tag {event.tag} is not read in a plan; leave it out")
+            raise PlanError(f"{place}: the tag {event.tag} is not read in a plan; leave it out")
         if self.depth == MAX_DEPTH:
-            raise _Refused(line, f"nested more than {MAX_DEPTH} levels deep; a plan is flatter than that")
+            raise PlanError(f"{place}: nested more than {MAX_DEPTH} levels deep; a plan is flatter than that")
         self.depth += 1
         node = super().compose_node(parent, index)
         self.depth -= 1

@@ -73,7 +73,7 @@ def likely_start(path: Path, paradigm: str, name: str) -> Path | None:
         UserError: the plan cannot be used, or does not have the run.
     """
     plan = load_plan(path)
-    run = plan.carried_out(paradigm, name)
+    run = plan.carried_out(plan.run(paradigm, name))
     root = RunFolder(plan.folder(run)).checkpoints
     step = disk.latest_step(root)
     if step is None and run.parent is not None:

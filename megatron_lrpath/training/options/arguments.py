@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.paradigms import CPT_VARIANTS, LR_PATH_KINDS, PARADIGMS, RESET_MAX
-from megatron_lrpath.schedule import KNOBS, STYLES, Knob
+from megatron_lrpath.schedule.styles import KNOBS, STYLES, Knob
 
 
 def read_early(argv: Sequence[str]) -> argparse.Namespace:

@@ -8,9 +8,9 @@ from typing import Any
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.paradigms import LR_PATH_KINDS, path_form
-from megatron_lrpath.plan import is_neutral
+from megatron_lrpath.plan.neutral import is_neutral
 from megatron_lrpath.plan.runs import run_path
-from megatron_lrpath.schedule import KNOBS, Schedule
+from megatron_lrpath.schedule.styles import KNOBS, Schedule
 from megatron_lrpath.training.context import ParentCheckpoint, RunContext
 
 # Arguments of the group that say which run this is; a result does not depend on their wording.

@@ -13,7 +13,9 @@ from megatron_lrpath.data.slice import open_slices
 from megatron_lrpath.data.slice_check import open_mix
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.models import megatron_flags, resolve_model
-from megatron_lrpath.plan import SET_BY_PLAN, Batch, Plan, Run, is_neutral, load_plan, run_identity
+from megatron_lrpath.plan import Plan, Run, load_plan, run_identity
+from megatron_lrpath.plan.neutral import SET_BY_PLAN, is_neutral
+from megatron_lrpath.plan.spec import Batch
 from megatron_lrpath.runs.checkpoints import SAVE_INTERVAL
 from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.sft.prepared import open_prepared
@@ -162,7 +164,7 @@ class PlannedRun:
             raise UserError(
                 f"--plan {given['plan']}: {' and '.join(missing)} must be given too; `lrpath plan` lists the runs."
             )
-        run = plan.carried_out(given["paradigm"], given["run"])
+        run = plan.carried_out(plan.run(given["paradigm"], given["run"]))
         flags: list[str] = []
         planned: dict[str, Any] = {}
         for key, part in plan_flags(plan, run).items():
