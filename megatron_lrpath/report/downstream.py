@@ -34,9 +34,11 @@ def collected(tree: RunTree) -> list[Measured]:
     """
     found = []
     for version in (version.name for version in tree.plan.versions):
-        bare = [tree.model_of(paradigm, version) for paradigm in TABLE_ORDER]
-        tuned = [record for record in tree.tuned if record.run.version == version]
-        for record in filter(None, [*bare, *tuned]):
+        bare = [(tree.model_of(paradigm, version), False) for paradigm in TABLE_ORDER]
+        tuned = [(record, True) for record in tree.tuned if record.run.version == version]
+        for record, is_tuned in (*bare, *tuned):
+            if record is None:
+                continue
             stored = read_json_object(RunFolder(record.folder).downstream) or {}
             rows = stored.get("results") if stored.get("step") == record.run.last_step else None
             results = {
@@ -45,7 +47,7 @@ def collected(tree: RunTree) -> list[Measured]:
                 if isinstance(row, dict) and isinstance(row.get("score"), int | float)
             }
             if results:
-                found.append(Measured(version, record.run.paradigm, record.run.is_sft, results))
+                found.append(Measured(version, record.run.paradigm, is_tuned, results))
     return found
 
 
