@@ -104,9 +104,11 @@ def result(benchmark: Benchmark, answers: dict[str, Any], settings: TaskSettings
     if metric not in measured:
         raise UserError(f"{benchmark.task}: has no metric {metric}; it has {', '.join(known)}")
     subtasks = {name: row[metric] for name, row in answers["results"].items() if metric in row}
+    stderr = measured.get(metric.replace(",", "_stderr,"))
     return {
         "score": measured[metric],
-        "stderr": finite(measured.get(metric.replace(",", "_stderr,"))),
+        # the harness writes text or NaN where it has none
+        "stderr": float(stderr) if isinstance(stderr, int | float) and math.isfinite(stderr) else None,
         "metric": metric,
         "samples": sum(row["effective"] for row in answers["n-samples"].values()),
         "fewshot": sorted(set(answers["n-shot"].values())),
@@ -115,11 +117,6 @@ def result(benchmark: Benchmark, answers: dict[str, Any], settings: TaskSettings
         "task_version": answers["versions"].get(benchmark.task),
         "subtasks": {name: score for name, score in sorted(subtasks.items()) if name != benchmark.task},
     }
-
-
-def finite(value: object) -> float | None:
-    """A number, or None for what the harness writes where it has none."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def version() -> str:

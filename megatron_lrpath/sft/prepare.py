@@ -17,7 +17,7 @@ from megatron_lrpath.data.indexed import document_lengths, fingerprint_source, s
 from megatron_lrpath.data.preprocess.pipeline import Conversion, ConversionProgress, Interruption
 from megatron_lrpath.data.preprocess.readers import PARQUET_MAGIC, Chunk, expand_inputs, total_bytes
 from megatron_lrpath.data.preprocess.worker import ChunkResult, Figures, Packed, Rejected
-from megatron_lrpath.data.preprocess.writer import RejectLog, optimal_dtype, publish_all, remove_left_overs
+from megatron_lrpath.data.preprocess.writer import RejectLog, optimal_dtype, remove_left_overs
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.locks import FolderLock, LockHeldError
@@ -120,13 +120,10 @@ def convert(
     with closing(RejectLog(Path(f"{prefix}.rejects"), sft.max_rejects, "sft.max_rejects")) as rejects:
         remove_left_overs(list(outputs))
         progress = ConversionProgress(total_bytes(names), 1000)
-        with closing(Conversion(vocab_size, 1, rejects, progress)) as conversion:
-            conversion.open(list(outputs.items()))
-            process = partial(encode_chunk, encoder, sft)
-            figures = conversion.carry_out(names, (), workers, process, interruption)
-            publish_all(conversion.finished(), prefix.parent / f".{prefix.name}.publishing")
-    progress.finish(figures)
-    return figures
+        process = partial(encode_chunk, encoder, sft)
+        marker = prefix.parent / f".{prefix.name}.publishing"
+        conversion = Conversion(vocab_size, 1, rejects, progress)
+        return conversion.run(outputs, names, (), workers, process, interruption, marker)
 
 
 def encode_chunk(encoder: ChatEncoder, sft: Sft, chunk: Chunk) -> ChunkResult:

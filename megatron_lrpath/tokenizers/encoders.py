@@ -203,7 +203,6 @@ class HuggingFaceEncoder(QuickEncoder):
         self._tokenizer = load_with_options(args)
         self._with_specials = not args.tokenizer_hf_no_include_special_tokens
         self._parse = args.parse_special_tokens
-        name_special_tokens(self._tokenizer, args.special_tokens or [])
         added = self._tokenizer.added_tokens_decoder.values()
         self.added = sorted({token.content for token in added})
         self._specials = sorted({token.content for token in added if token.special})
@@ -254,7 +253,7 @@ class FastHuggingFace(FastPath):
     library = "Hugging Face's"
 
     def __init__(self, encoder: HuggingFaceEncoder, tokenizer: Any) -> None:
-        self._encoder = encoder
+        self.exactly = encoder.encode_exactly
         self._added = encoder.added
         self._hint = common_character(self._added) if self._added else "\x00"  # looked for first
         backend = tokenizer.backend_tokenizer
@@ -280,20 +279,16 @@ class FastHuggingFace(FastPath):
         ids: list[Ids] = []
         for text in texts:
             if self._hint in text and any(token in text for token in self._added):
-                ids.append(self._encoder.encode_exactly(text))
+                ids.append(self.exactly(text))
             elif around:
                 ids.append(np.concatenate([self._before, merge(text), self._after]))
             else:
                 ids.append(merge(text))
         return ids
 
-    def encode_exactly(self, text: str) -> Ids:
-        """Token ids of one text by the library itself."""
-        return self._encoder.encode_exactly(text)
-
 
 def load_with_options(args: Namespace) -> Any:
-    """The tokenizer, with the options of Megatron-LM's wrapper.
+    """The tokenizer, with the options and special tokens of Megatron-LM's wrapper; new ones enlarge the vocabulary.
 
     Raises:
         UserError: it cannot be found or read.
@@ -305,11 +300,7 @@ def load_with_options(args: Namespace) -> Any:
     options = {"use_fast": not args.tokenizer_hf_no_use_fast, "trust_remote_code": args.trust_remote_code}
     files = {"vocab_file": args.vocab_file, "merges_file": args.merge_file if args.vocab_file else None}
     options |= {name: value for name, value in files.items() if value}
-    return open_hugging_face(args.tokenizer_model, "--tokenizer-model", **options)
-
-
-def name_special_tokens(tokenizer: Any, additional: list[str]) -> None:
-    """Fill in missing special tokens as Megatron-LM's wrapper does; new ones enlarge the vocabulary."""
+    tokenizer = open_hugging_face(args.tokenizer_model, "--tokenizer-model", **options)
     names = {}
     if tokenizer.sep_token is None and tokenizer.eos_token:
         names["sep_token"] = tokenizer.eos_token
@@ -319,4 +310,5 @@ def name_special_tokens(tokenizer: Any, additional: list[str]) -> None:
         names["bos_token"] = tokenizer.cls_token
     elif tokenizer.cls_token is None and tokenizer.bos_token:
         names["cls_token"] = tokenizer.bos_token
-    tokenizer.add_special_tokens({**names, "additional_special_tokens": additional})
+    tokenizer.add_special_tokens({**names, "additional_special_tokens": args.special_tokens or []})
+    return tokenizer
