@@ -7,8 +7,6 @@ replaces one replaces it with the same bytes.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import sys
 import tempfile
@@ -22,6 +20,7 @@ import numpy as np
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_open
+from megatron_lrpath.runs.folder import json_digest
 
 type Arrays = dict[str, np.ndarray]
 
@@ -39,7 +38,7 @@ class CacheEntry:
     @property
     def identity(self) -> str:
         """The entry's name in the cache."""
-        return hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()[:32]
+        return json_digest(self.key)[:32]
 
     def file(self, folder: Path, name: str) -> Path:
         """The file of one array."""

@@ -242,20 +242,14 @@ def check_disjoint(slices: Sequence[Slice]) -> None:
         seen = np.zeros(size, dtype=bool)
         for position, (one, documents) in enumerate(holders):
             if seen[documents].any():
-                _report_shared(one, documents, holders[:position])
+                held = [(other, np.intersect1d(part, documents)) for other, part in holders[:position]]
+                other, shared = next((other, shared) for other, shared in held if len(shared))
+                raise UserError(
+                    f"the slices {other.path or other.name} and {one.path or one.name} share {len(shared):,} "
+                    f"documents (the first is number {shared[0]}); slices must be disjoint, "
+                    f"draw one of them again"
+                )
             seen[documents] = True
-
-
-def _report_shared(one: Slice, documents: Documents, earlier: list[tuple[Slice, Documents]]) -> None:
-    """Raise for the first earlier holder of any of `documents`."""
-    for other, held in earlier:
-        shared = np.intersect1d(held, documents, assume_unique=True)
-        if len(shared):
-            raise UserError(
-                f"the slices {other.path or other.name} and {one.path or one.name} share {len(shared):,} "
-                f"documents (the first is number {shared[0]}); slices must be disjoint, "
-                f"draw one of them again"
-            )
 
 
 def available_samples(one: Slice, seq_length: int) -> int:

@@ -62,13 +62,6 @@ class ChatEncoder:
         answers = np.concatenate([mask for _, mask in pieces]).astype(np.uint8)
         return Example(tokens, answers)
 
-    def learned_text(self, messages: Sequence[Message]) -> str:
-        """What of a conversation is learned, as the tokenizer decodes it."""
-        example = self.encode(messages)
-        return str(
-            self.tokenizer.decode(example.tokens[example.answers == 1].tolist(), skip_special_tokens=False)
-        )
-
     def stop_token(self) -> int | None:
         """The control token that ends an answer, None where the template ends it with text."""
         example = self.encode(TRIAL)
@@ -116,7 +109,9 @@ def build_encoder(plan: Plan) -> ChatEncoder:
     control = tuple(sorted({token.content for token in special if token.special}))
     refuse_unknown(plan, template, control)
     encoder = ChatEncoder(tokenizer, template, vocab_size, added, control)
-    if TRIAL[-1]["content"] not in encoder.learned_text(TRIAL):
+    example = encoder.encode(TRIAL)
+    learned = example.tokens[example.answers == 1].tolist()
+    if TRIAL[-1]["content"] not in tokenizer.decode(learned, skip_special_tokens=False):
         raise UserError(
             f"{plan.tokenizer.model}: this tokenizer loses characters or their places, so that answers cannot be told "
             "from questions; fine-tuning needs another one"

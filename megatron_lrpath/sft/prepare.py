@@ -29,7 +29,6 @@ from megatron_lrpath.sft.prepared import ANSWERS, TOKENS, TRAIN, VALID, held_out
 from megatron_lrpath.sft.template import messages_of
 
 FORMAT = 1
-SAMPLED_BYTES, SAMPLES = 64 * 1024, 64
 
 
 def prepare(plan: Plan, workers: int = 1) -> dict[str, Any]:
@@ -209,7 +208,7 @@ def input_prints(sft: Sft) -> dict[str, str]:
     for name in (name for patterns in inputs(sft).values() for name in expand_inputs(patterns)):
         with open(name, "rb") as stream:
             digest = hashlib.sha256(f"{os.fstat(stream.fileno()).st_size}\n".encode())
-            for block in spread_blocks(stream, SAMPLES, SAMPLED_BYTES):
+            for block in spread_blocks(stream, 64, 64 * 1024):
                 digest.update(block)
         digests[name] = digest.hexdigest()
     return digests

@@ -186,11 +186,9 @@ def build_encoder(args: Namespace) -> Encoder:
     if fast or (kind == HUGGING_FACE and not args.metadata_path):
         if not args.tokenizer_model:
             raise UserError(f"--tokenizer-type {kind} needs --tokenizer-model")
-        return (
-            SentencePieceEncoder(args.tokenizer_model, args.exact_tokenizer)
-            if fast
-            else HuggingFaceEncoder(args)
-        )
+        if fast:
+            return SentencePieceEncoder(args.tokenizer_model, args.exact_tokenizer)
+        return HuggingFaceEncoder(args)
     if kind == NO_TOKENIZER:
         return NullEncoder(args)
     return MegatronEncoder(args)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import re
 import struct
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 
 from megatron_lrpath.tokenizers.sentencepiece_model import SPACE, USER_DEFINED, parse_model
 
@@ -81,7 +81,7 @@ class Merges:
         except BaseException as error:  # a panic of the library is no Exception
             raise NotExactError(f"gigatoken: {str(error).splitlines()[0]}") from None
         self._source = getattr(self._tokenizer, "_hf_json", None) or self._source
-        self._seen, self._floor = 0, resident_bytes()
+        self._seen, self._floor = 0, psutil.Process().memory_info().rss
 
     def encoder(self, characters: int) -> Callable[[str | bytes], npt.NDArray[np.uint32]]:
         """The function that gives the ids of a text, for texts of so many `characters` together.
@@ -91,20 +91,11 @@ class Merges:
         self._seen += characters
         if self._seen > CHECK_EVERY:
             self._seen = 0
-            if resident_bytes() - self._floor > CACHE_BYTES:
+            if psutil.Process().memory_info().rss - self._floor > CACHE_BYTES:
                 del self._tokenizer
                 self.load()
         function: Callable[[str | bytes], npt.NDArray[np.uint32]] = self._tokenizer.backend.encode
         return function
-
-
-def resident_bytes() -> int:
-    """Memory that this process occupies; 0 where the system does not say."""
-    try:
-        with open("/proc/self/statm") as stream:
-            return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
 
 
 def trial_texts(pieces: list[str], symbols: list[str]) -> list[str]:
@@ -161,7 +152,11 @@ class FastBpe(FastPath):
         # A normalizer that does nothing: in a protobuf message the later field wins.
         no_prefix, no_squeeze = b"\x18\x00", b"\x20\x00"  # add_dummy_prefix (3), remove_extra_whitespaces (4)
         self._merges = Merges(model + b"\x1a\x04" + no_prefix + no_squeeze)  # normalizer_spec is field 3
-        self._symbols = reserved_symbols(exact)
+        # spellings that text may contain but that must never become the token of that name
+        size = exact.get_piece_size()
+        pieces = [exact.id_to_piece(i) for i in range(size) if exact.is_control(i) or exact.is_unknown(i)]
+        symbols = [piece.replace(SPACE, " ") for piece in pieces] + pieces + ["<0x"]
+        self._symbols = sorted({symbol for symbol in symbols if symbol})
         self._symbols_ascii = [symbol.encode() for symbol in self._symbols]
         self._hint = common_character(self._symbols)  # looked for first
         self._hint_ascii = self._hint.encode()
@@ -186,14 +181,6 @@ class FastBpe(FastPath):
                 spelled = self._hint in normal and any(symbol in normal for symbol in self._symbols)
                 ids.append(self.exactly(text) if spelled else merge(normal))
         return ids
-
-
-def reserved_symbols(exact: Any) -> list[str]:
-    """Spellings that text may contain but that must never become the token of that name."""
-    size = exact.get_piece_size()
-    pieces = [exact.id_to_piece(i) for i in range(size) if exact.is_control(i) or exact.is_unknown(i)]
-    symbols = [piece.replace(SPACE, " ") for piece in pieces] + pieces + ["<0x"]
-    return sorted({symbol for symbol in symbols if symbol})
 
 
 def common_character(symbols: list[str]) -> str:

@@ -119,8 +119,7 @@ class ConversionProgress:
             self._bar = None
 
     def finish(self, figures: Figures) -> None:
-        """Print the closing figures."""
-        self.stop()
+        """Print the closing figures, once the bar is away."""
         seconds = time.monotonic() - self.started
         print(
             f"{figures.documents:,} documents, {figures.tokens:,} tokens, "
