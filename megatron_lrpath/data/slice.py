@@ -314,8 +314,7 @@ def open_mix(data: Data, mix: Mix, verify: bool = True) -> list[Slice]:
             slices.append(Slice.load(slice_path(folder, part.name)))
         except UserError as error:
             raise UserError(f"{part.place}: {error}") from None
-    held = validation_path(data).exists()
-    checked: list[Slice] = [*slices, open_validation(data)] if held else slices
+    checked = [*slices, open_validation(data)] if validation_path(data).exists() else slices
     if verify:
         verify_slices(slices)
     check_disjoint(checked)

@@ -199,25 +199,22 @@ class HuggingFaceEncoder(QuickEncoder):
 
     def __init__(self, args: Namespace) -> None:
         self._tokenizer = load_with_options(args)
-        self._with_specials = not args.tokenizer_hf_no_include_special_tokens
+        self.with_specials = not args.tokenizer_hf_no_include_special_tokens
         self._parse = args.parse_special_tokens
         added = self._tokenizer.added_tokens_decoder.values()
         self.added = sorted({token.content for token in added})
         self._specials = sorted({token.content for token in added if token.special})
         self.vocab_size = len(self._tokenizer)
         self.eod = self._tokenizer.eos_token_id
-        self.take_fast_path("Hugging Face's library", args.exact_tokenizer, self._make_fast)
-
-    def _make_fast(self) -> FastHuggingFace:
-        if not self._with_specials or not self._tokenizer.is_fast:
-            raise NotExactError("it is only replaced where it is fast itself and adds its special tokens")
-        return FastHuggingFace(self, self._tokenizer)
+        self.take_fast_path(
+            "Hugging Face's library", args.exact_tokenizer, lambda: FastHuggingFace(self, self._tokenizer)
+        )
 
     def encode_exactly(self, text: str) -> Ids:
         """Token ids of one text by the library itself."""
         spelled = not self._parse and any(special in text for special in self._specials)
         options = {"split_special_tokens": True} if spelled else {}
-        if self._with_specials:
+        if self.with_specials:
             ids = self._tokenizer(text, **options).input_ids
         else:
             ids = self._tokenizer.convert_tokens_to_ids(self._tokenizer.tokenize(text, **options))
@@ -226,7 +223,7 @@ class HuggingFaceEncoder(QuickEncoder):
     def encode_many_exactly(self, texts: Sequence[str]) -> list[Ids | TextError]:
         """Token ids of each text; those that spell no special token go as one batch."""
         plain = [not any(special in text for special in self._specials) for text in texts]
-        if not self._with_specials or not any(plain):
+        if not self.with_specials or not any(plain):
             return super().encode_many_exactly(texts)
         try:
             batch = self._tokenizer([text for text, alone in zip(texts, plain, strict=True) if alone])
@@ -251,6 +248,8 @@ class FastHuggingFace(FastPath):
     library = "Hugging Face's"
 
     def __init__(self, encoder: HuggingFaceEncoder, tokenizer: Any) -> None:
+        if not encoder.with_specials or not tokenizer.is_fast:
+            raise NotExactError("it is only replaced where it is fast itself and adds its special tokens")
         self.exactly = encoder.encode_exactly
         self._added = encoder.added
         self._hint = common_character(self._added) if self._added else "\x00"  # looked for first
