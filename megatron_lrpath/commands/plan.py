@@ -43,7 +43,7 @@ def execute(args: argparse.Namespace) -> int:
     plan = load_plan(args.plan)
     paradigms = paradigms_of(args)
     if Path(plan.data.slices).is_dir():  # a plan may be looked at before its data are there
-        from megatron_lrpath.data.slice_check import check_mixes
+        from megatron_lrpath.data.slice import check_mixes
 
         check_mixes(plan, plan.runs(OURS.name))
     if args.png:

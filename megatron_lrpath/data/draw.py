@@ -23,6 +23,9 @@ class SourcePool:
     """One dataset: which documents are free, and their tokens. A byte of memory per document.
 
     Documents without tokens belong to no slice. `weight` None: in proportion to the free tokens.
+
+    Raises:
+        UserError: no dataset of documents, or an existing slice was drawn from another state of it.
     """
 
     def __init__(self, prefix: Path, domain: str, weight: Fraction | None, existing: Sequence[Slice]) -> None:
@@ -35,33 +38,20 @@ class SourcePool:
             self.free[start : start + len(block)] = block > 0
             self.free_tokens += int(block.sum(dtype=np.int64))
         for one in existing:
-            self._keep_out(one)
-
-    def _keep_out(self, one: Slice) -> None:
-        """Take what an existing slice holds of this dataset out of the free documents.
-
-        Raises:
-            UserError: the slice was drawn from another state of this very dataset.
-        """
-        for source in one.sources:
-            if source.fingerprint == self.fingerprint:
-                self.take(source.documents)
-            elif source.prefix.resolve() == self.prefix.resolve():
-                raise UserError(
-                    f"{self.prefix}: has changed since {one.path or one.name} was drawn from it, so that "
-                    f"nobody can tell what is new; bring the old dataset back, and give new data "
-                    f"a name of its own"
-                )
+            for source in one.sources:
+                if source.fingerprint == self.fingerprint:
+                    self.take(source.documents)
+                elif source.prefix.resolve() == self.prefix.resolve():
+                    raise UserError(
+                        f"{self.prefix}: has changed since {one.path or one.name} was drawn from it, so that "
+                        f"nobody can tell what is new; bring the old dataset back, and give new data "
+                        f"a name of its own"
+                    )
 
     def take(self, documents: Documents) -> None:
         """Mark free documents as taken."""
         self.free[documents] = False
         self.free_tokens -= int(self.lengths[documents].sum(dtype=np.int64))
-
-    @property
-    def free_documents(self) -> int:
-        """Number of free documents."""
-        return int(np.count_nonzero(self.free))
 
     def take_range(self, first: int, end: int | None, version: str) -> Documents:
         """Take the documents `first` … `end` - 1 (those without tokens left out).
@@ -97,11 +87,13 @@ class SourcePool:
         sets = []
         done = 0
         for place, target in enumerate(targets):
-            if target is None:
-                end = len(order)
-            else:
+            end = len(order) if target is None else done
+            if target:
+                before = int(ends[done - 1]) if done else 0
                 later = sum(target or 0 for target in targets[place + 1 :])
-                end = _end_of(ends, done, target, later)
+                end = int(np.searchsorted(ends, before + target)) + 1
+                if end > len(ends) or int(ends[-1] - ends[end - 1]) < later:
+                    end -= 1
             sets.append(np.sort(order[done:end]).astype(np.int32))
             done = end
         return sets
@@ -110,17 +102,6 @@ class SourcePool:
         """These documents as a source of a slice."""
         tokens = int(self.lengths[documents].sum(dtype=np.int64))
         return SliceSource(self.prefix, self.fingerprint, self.domain, documents, tokens)
-
-
-def _end_of(ends: np.ndarray, done: int, target: int, later: int) -> int:
-    """Up to which document to go from `done` on, for `target` tokens while `later` remain (see `draw`)."""
-    if target <= 0:
-        return done
-    before = int(ends[done - 1]) if done else 0
-    end = int(np.searchsorted(ends, before + target)) + 1
-    if end > len(ends) or int(ends[-1] - ends[end - 1]) < later:
-        end -= 1
-    return end
 
 
 @dataclass(frozen=True)
@@ -192,7 +173,6 @@ def draw(
     if names:
         chosen = {name: {} for name in names} | chosen
         targets = _targets(request, mixture)
-        _check_enough(request, mixture, targets)
         for pool, asked in zip(mixture, targets, strict=True):
             note(f"drawing from {pool.prefix}")
             for name, drawn in zip(names, pool.draw(asked, request.seed), strict=True):
@@ -286,7 +266,18 @@ def _targets(request: DrawRequest, pools: Sequence[SourcePool]) -> list[list[int
         raise UserError(
             "--source: nothing to draw: all weights are 0, or every document is in a slice already"
         )
-    return [_targets_of(request, pool, weight / whole) for pool, weight in zip(pools, weights, strict=True)]
+    targets = [
+        _targets_of(request, pool, weight / whole) for pool, weight in zip(pools, weights, strict=True)
+    ]
+    asked = [sum(target or 0 for target in row) for row in targets]
+    table = [
+        Shortage(pool.prefix, pool.domain, int(np.count_nonzero(pool.free)), pool.free_tokens, tokens)
+        for pool, tokens in zip(pools, asked, strict=True)
+    ]
+    if any(row.missing for row in table):
+        wanted = (request.valid_tokens or 0) + sum(tokens or 0 for _, tokens in request.versions)
+        raise ShortageError(wanted, table)
+    return targets
 
 
 def _targets_of(request: DrawRequest, pool: SourcePool, share: Fraction) -> list[int | None]:
@@ -304,17 +295,3 @@ def _targets_of(request: DrawRequest, pool: SourcePool, share: Fraction) -> list
     wanted = [*valid, *exact]
     up = sum(map(math.ceil, wanted)) <= pool.free_tokens or sum(wanted) > pool.free_tokens
     return [math.ceil(tokens) if up else math.floor(tokens) for tokens in wanted]
-
-
-def _check_enough(request: DrawRequest, pools: Sequence[SourcePool], targets: list[list[int | None]]) -> None:
-    """Refuse what cannot be drawn."""
-    asked = [sum(target or 0 for target in row) for row in targets]
-    if all(tokens <= pool.free_tokens for tokens, pool in zip(asked, pools, strict=True)):
-        return
-    raise ShortageError(
-        (request.valid_tokens or 0) + sum(tokens or 0 for _, tokens in request.versions),
-        [
-            Shortage(pool.prefix, pool.domain, pool.free_documents, pool.free_tokens, tokens)
-            for pool, tokens in zip(pools, asked, strict=True)
-        ],
-    )

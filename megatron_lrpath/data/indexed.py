@@ -20,16 +20,8 @@ type Lengths = np.ndarray[tuple[int], np.dtype[np.int32]]
 INDEX_MAGIC = b"MMIDIDX\x00\x00"
 INDEX_VERSION = 1
 HEADER_BYTES = 34  # magic 9, version 8, type code 1, number of sequences 8, number of document bounds 8
-DTYPE_CODES = {
-    "uint8": 1,
-    "int8": 2,
-    "int16": 3,
-    "int32": 4,
-    "int64": 5,
-    "float64": 6,
-    "float32": 7,
-    "uint16": 8,
-}
+DTYPES = ("uint8", "int8", "int16", "int32", "int64", "float64", "float32", "uint16")
+DTYPE_CODES = {name: code for code, name in enumerate(DTYPES, start=1)}
 BLOCK = 1 << 20  # entries looked at at a time
 SAMPLED_BLOCKS, SAMPLED_BYTES = 64, 4096
 
@@ -47,7 +39,7 @@ class IndexHeader:
     @property
     def itemsize(self) -> int:
         """Bytes per token."""
-        return {"uint16": 2, "int16": 2, "int32": 4, "float32": 4, "uint8": 1, "int8": 1}.get(self.dtype, 8)
+        return np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True)
@@ -88,8 +80,7 @@ def read_header(prefix: str) -> IndexHeader:
     version, code, sequences, bounds = struct.unpack("<QBQQ", head[9:])
     if version != INDEX_VERSION:
         raise UserError(f"{path}: version {version} of the format; only version {INDEX_VERSION} is known")
-    names = {number: name for name, number in DTYPE_CODES.items()}
-    if code not in names:
+    if not 1 <= code <= len(DTYPES):
         raise UserError(f"{path}: unknown type code {code}; 1 to 8 are known")
     expected = HEADER_BYTES + sequences * 12 + bounds * 8
     if size not in (expected, expected + sequences):
@@ -100,7 +91,7 @@ def read_header(prefix: str) -> IndexHeader:
         )
     if bounds < 1:
         raise UserError(f"{path}: no document bounds, not even the first")
-    return IndexHeader(prefix, names[code], sequences, bounds - 1, size != expected)
+    return IndexHeader(prefix, DTYPES[code - 1], sequences, bounds - 1, size != expected)
 
 
 def _foreign(prefix: str, head: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Version slices: which documents of which indexed datasets make up one data version."""
+"""Version slices: which documents of which indexed datasets make up one data version, and their checks."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from megatron_lrpath.data.indexed import fingerprint_source
 from megatron_lrpath.data.slice_codec import DamagedError, Documents, decode, encode, read_slice_bytes
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_bytes
+from megatron_lrpath.plan import Plan, Run
+from megatron_lrpath.plan.mix import Mix
 from megatron_lrpath.plan.spec import Data
 
 ENDING = ".slice"
@@ -35,6 +37,16 @@ class SliceSource:
     domain: str
     documents: Documents
     tokens: int
+
+    def described(self, prefix: Path | str) -> dict[str, Any]:
+        """JSON-able values, all but the documents' numbers; `prefix` is how to write its place."""
+        return {
+            "prefix": str(prefix),
+            "domain": self.domain,
+            "fingerprint": self.fingerprint,
+            "documents": len(self.documents),
+            "tokens": self.tokens,
+        }
 
     @cached_property
     def digest(self) -> str:
@@ -113,16 +125,7 @@ class Slice:
     def to_bytes(self, folder: Path) -> bytes:
         """The content of a slice file that is to lie in `folder`."""
         folder = folder.resolve()
-        sources = [
-            {
-                "prefix": _prefix_to_store(source.prefix, folder),
-                "fingerprint": source.fingerprint,
-                "domain": source.domain,
-                "documents": len(source.documents),
-                "tokens": source.tokens,
-            }
-            for source in self.sources
-        ]
+        sources = [source.described(_prefix_to_store(source.prefix, folder)) for source in self.sources]
         header = {"name": self.name, "seed": self.seed, "fingerprint": self.fingerprint, "sources": sources}
         return encode(header, [source.documents for source in self.sources])
 
@@ -239,20 +242,14 @@ def check_disjoint(slices: Sequence[Slice]) -> None:
         seen = np.zeros(size, dtype=bool)
         for position, (one, documents) in enumerate(holders):
             if seen[documents].any():
-                _report_shared(one, documents, holders[:position])
+                held = [(other, np.intersect1d(part, documents)) for other, part in holders[:position]]
+                other, shared = next((other, shared) for other, shared in held if len(shared))
+                raise UserError(
+                    f"the slices {other.path or other.name} and {one.path or one.name} share {len(shared):,} "
+                    f"documents (the first is number {shared[0]}); slices must be disjoint, "
+                    f"draw one of them again"
+                )
             seen[documents] = True
-
-
-def _report_shared(one: Slice, documents: Documents, earlier: list[tuple[Slice, Documents]]) -> None:
-    """Raise for the first earlier holder of any of `documents`."""
-    for other, held in earlier:
-        shared = np.intersect1d(held, documents, assume_unique=True)
-        if len(shared):
-            raise UserError(
-                f"the slices {other.path or other.name} and {one.path or one.name} share {len(shared):,} "
-                f"documents (the first is number {shared[0]}); slices must be disjoint, "
-                f"draw one of them again"
-            )
 
 
 def available_samples(one: Slice, seq_length: int) -> int:
@@ -279,3 +276,62 @@ def require_samples(one: Slice, samples: int, seq_length: int) -> None:
             f"it with at least that many tokens (slice_versions.py --seq-length {seq_length} adds what the "
             f"ends of its sources cost)"
         )
+
+
+def require_mix_samples(
+    slices: Sequence[Slice], mix: Mix, batch: int, steps: int, seq_length: int
+) -> list[int]:
+    """How many samples of each slice a branch reads.
+
+    Raises:
+        UserError: a slice has fewer, with the plan's line.
+    """
+    needed = list(mix.samples(batch, steps).values())
+    for one, part, count in zip(slices, mix.parts, needed, strict=True):
+        available = available_samples(one, seq_length)
+        if available < count:
+            raise UserError(
+                f"{part.place}: its share of {steps:,} steps is {count:,} samples of {seq_length:,} tokens, and "
+                f"{one.path or 'the slice'} has {available:,} ({one.tokens:,} tokens); give a smaller share, "
+                "or draw the slice with more tokens"
+            )
+    return needed
+
+
+def open_mix(data: Data, mix: Mix, verify: bool = True) -> list[Slice]:
+    """Load a mix's slices, in its order, and prove them disjoint from each other and from validation.
+
+    They may share documents with the versions: curated data may be a part of them, or an old version is read
+    again. With `verify` every source is compared with its fingerprint, as in `open_slices`.
+
+    Raises:
+        UserError: a slice or source is missing, damaged or another, or documents are shared.
+    """
+    slices = []
+    for part in mix.parts:
+        folder = Path(part.slice).parent if "/" in part.slice else data.slices
+        try:
+            slices.append(Slice.load(slice_path(folder, part.name)))
+        except UserError as error:
+            raise UserError(f"{part.place}: {error}") from None
+    checked = [*slices, open_validation(data)] if validation_path(data).exists() else slices
+    if verify:
+        verify_slices(slices)
+    check_disjoint(checked)
+    return slices
+
+
+def check_mixes(plan: Plan, runs: Iterable[Run]) -> None:
+    """Prove, before days are trained, that the slices of every branch's mix are there and long enough.
+
+    Raises:
+        UserError: what `open_mix` and `require_mix_samples` raise.
+    """
+    opened: dict[Mix, list[Slice]] = {}
+    for run in runs:
+        if run.mix is None:
+            continue
+        if run.mix not in opened:
+            opened[run.mix] = open_mix(plan.data, run.mix, verify=False)
+        batch = plan.batch
+        require_mix_samples(opened[run.mix], run.mix, batch.global_batch_size, run.steps, batch.seq_length)

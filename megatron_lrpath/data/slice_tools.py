@@ -48,16 +48,7 @@ def describe(one: Slice) -> dict[str, Any]:
         "documents": one.documents,
         "tokens": one.tokens,
         "tokens_by_domain": one.tokens_by_domain,
-        "sources": [
-            {
-                "prefix": str(source.prefix),
-                "domain": source.domain,
-                "fingerprint": source.fingerprint,
-                "documents": len(source.documents),
-                "tokens": source.tokens,
-            }
-            for source in one.sources
-        ],
+        "sources": [source.described(source.prefix) for source in one.sources],
     }
 
 

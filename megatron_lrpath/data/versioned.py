@@ -17,12 +17,9 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 from megatron.core.datasets.utils import Split
 
 from megatron_lrpath.data.index_cache import Arrays, CacheEntry, IndexCache, private_folder
-from megatron_lrpath.data.slice import Slice, SliceSource, require_samples
-from megatron_lrpath.data.slice_check import require_mix_samples
+from megatron_lrpath.data.slice import Slice, SliceSource, require_mix_samples, require_samples
 from megatron_lrpath.data.versioned_index import interleave_entry, mix_entry, mixture_entry, source_entry
 from megatron_lrpath.plan.mix import Mix
-
-NO_PADDING_ID = -1
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,7 @@ class SourceDataset(GPTDataset):
         with warnings.catch_warnings():  # about padding ids, which play no part here
             warnings.simplefilter("ignore")
             super().__init__(indexed, str(source.prefix), source.documents, None, split, config)
-        self._pad_token_id = NO_PADDING_ID
+        self._pad_token_id = -1  # the id of no token
         if split is not Split.train:
             self.masks_and_position_ids_are_cacheable = False
 
@@ -76,20 +73,20 @@ class SourceDataset(GPTDataset):
         return places
 
 
+@dataclass(frozen=True)
 class VersionSamples:
     """A version's samples, its sources interleaved in their shares; `order` is None for a single source."""
 
-    def __init__(self, name: str, samples: int, sources: list[SourceDataset], order: Arrays | None) -> None:
-        self.name = name
-        self.samples = samples
-        self._sources = sources
-        self._order = order
+    name: str
+    samples: int
+    sources: list[SourceDataset]
+    order: Arrays | None
 
     def place(self, sample: int) -> tuple[SourceDataset, int]:
         """The source of a sample of this version, and its number there."""
-        if self._order is None:
-            return self._sources[0], sample
-        return self._sources[int(self._order["source"][sample])], int(self._order["sample"][sample])
+        if self.order is None:
+            return self.sources[0], sample
+        return self.sources[int(self.order["source"][sample])], int(self.order["sample"][sample])
 
 
 class PlacedSamples(torch.utils.data.Dataset):

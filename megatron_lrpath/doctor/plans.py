@@ -6,8 +6,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from megatron_lrpath.data.slice import open_slices, require_samples
-from megatron_lrpath.data.slice_check import check_mixes
+from megatron_lrpath.data.slice import check_mixes, open_slices, require_samples
 from megatron_lrpath.doctor.machine import (
     FAILED,
     INFO,

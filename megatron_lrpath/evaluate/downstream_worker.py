@@ -28,6 +28,7 @@ from megatron_lrpath.evaluate.downstream import (
     run_subject,
 )
 from megatron_lrpath.evaluate.local_data import local_datasets
+from megatron_lrpath.exits import BAD_INPUT
 from megatron_lrpath.export.card import origin_of
 from megatron_lrpath.files import atomic_write_text
 from megatron_lrpath.plan import Plan, load_plan
@@ -104,9 +105,11 @@ def result(benchmark: Benchmark, answers: dict[str, Any], settings: TaskSettings
     if metric not in measured:
         raise UserError(f"{benchmark.task}: has no metric {metric}; it has {', '.join(known)}")
     subtasks = {name: row[metric] for name, row in answers["results"].items() if metric in row}
+    stderr = measured.get(metric.replace(",", "_stderr,"))
     return {
         "score": measured[metric],
-        "stderr": finite(measured.get(metric.replace(",", "_stderr,"))),
+        # the harness writes text or NaN where it has none
+        "stderr": float(stderr) if isinstance(stderr, int | float) and math.isfinite(stderr) else None,
         "metric": metric,
         "samples": sum(row["effective"] for row in answers["n-samples"].values()),
         "fewshot": sorted(set(answers["n-shot"].values())),
@@ -117,22 +120,17 @@ def result(benchmark: Benchmark, answers: dict[str, Any], settings: TaskSettings
     }
 
 
-def finite(value: object) -> float | None:
-    """A number, or None for what the harness writes where it has none."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-
-
 def version() -> str:
     """The harness's version."""
     return importlib.metadata.version("lm_eval")
 
 
-CACHE = "downstream"
-"""The folder in a run's folder that holds the exported model and its answers until all is measured."""
+CACHE = "downstream"  # in a run's folder: the exported model and its answers until all is measured
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
-    """The worker's arguments, as `lrpath eval --tasks` writes them."""
+def main(argv: list[str] | None = None) -> None:
+    """Measure what `lrpath eval --tasks` asks for; a user's error is one message and exit code 2."""
+    quiet()
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__)
     parser.add_argument("source", type=Path)
     parser.add_argument("--runs", nargs="*", default=[], metavar="PARADIGM/RUN")
@@ -144,13 +142,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--batch-size", default="auto")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--force", action="store_true")
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Measure; a user's error is one message and exit code 2."""
-    quiet()
-    args = parse(sys.argv[1:] if argv is None else argv)
+    args = parser.parse_args(argv)
     if args.task_data is not None:  # what is to be read is there; nobody is asked for it
         os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     try:
@@ -158,7 +150,7 @@ def main(argv: list[str] | None = None) -> None:
             measure(args)
     except UserError as error:
         print(f"lrpath: error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
+        sys.exit(BAD_INPUT)
 
 
 def measure(args: argparse.Namespace) -> None:

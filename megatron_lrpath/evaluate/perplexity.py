@@ -67,7 +67,7 @@ class ValidationSets:
 
 
 def evaluate_targets(plan: Plan, targets: list[Target], device: str, extra: list[str]) -> None:
-    """Evaluate each checkpoint and write its evaluation, see `write_evaluation`; `device` is activated already."""
+    """Evaluate each checkpoint; rank 0 writes, with the checkpoint's fingerprint. `device` is activated already."""
     session = Session(device)
     set_single_process_environment()
     seams.apply(session)
@@ -76,8 +76,13 @@ def evaluate_targets(plan: Plan, targets: list[Target], device: str, extra: list
     args = setup.arguments(session, argv)
     model, sets = build(session, plan, args)
     for target in targets:
-        if load_weights(plan, target, args, model):
-            write_evaluation(plan, target, model, sets)
+        if not load_weights(plan, target, args, model):
+            continue
+        scores = sets.evaluate(model)
+        if int(os.environ["RANK"]) == 0:
+            checkpoint = present_fingerprint(RunFolder(plan.folder(target.run)).checkpoints, target.step)
+            add_evaluation(plan, target, {"step": target.step, "checkpoint": checkpoint, **scores})
+            print(f"evaluated {target.name} {scores['perplexity']:.4f}", flush=True)
     setup.end(session)
 
 
@@ -141,16 +146,6 @@ def damage(folder: Path, step: int) -> list[str]:
     found: list[list[str]] = [[]] * ranks.world
     torch.distributed.all_gather_object(found, mine)
     return sorted({problem for part in found for problem in part})
-
-
-def write_evaluation(plan: Plan, target: Target, model: list[Any], sets: ValidationSets) -> None:
-    """Evaluate the loaded weights; rank 0 writes the evaluation, with the checkpoint's fingerprint."""
-    scores = sets.evaluate(model)
-    if int(os.environ["RANK"]) == 0:
-        checkpoint = present_fingerprint(RunFolder(plan.folder(target.run)).checkpoints, target.step)
-        evaluation = {"step": target.step, "checkpoint": checkpoint, **scores}
-        add_evaluation(plan, target, evaluation)
-        print(f"evaluated {target.name} {evaluation['perplexity']:.4f}", flush=True)
 
 
 def micro_batches(dataset: Any, samples: Sequence[int], size: int) -> Iterator[dict[str, Any]]:

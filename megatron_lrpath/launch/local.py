@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from megatron_lrpath.console import say, say_error
-from megatron_lrpath.data.slice_check import check_mixes
+from megatron_lrpath.data.slice import check_mixes
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.launch.display import PlainDisplay, open_display
 from megatron_lrpath.launch.graph import width

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -112,16 +113,9 @@ class PackedValidation(PackedDataset):
 
 def build_packed(prepared: Prepared, samples: int, cache: str | None = None) -> PackedDataset:
     """The training samples of a run of `samples` samples. Every rank must call it (one builds the indices)."""
-    sft = prepared.sft
-    prefix, examples = prepared.examples(TRAIN)
-    lengths = np.asarray(document_lengths(f"{prefix}_{TOKENS}")[examples]) - 1
     epochs = -(-samples // int(prepared.record[TRAIN]["samples"]))
-    digest, capacity = prepared.digest(TRAIN), sft.batch.seq_length
-    entries = [
-        packed_entry(digest, examples, lengths, capacity, (sft.seed, epoch)) for epoch in range(epochs)
-    ]
-    arrays = IndexCache(cache or prepared.folder / ".cache").prepare(entries)
-    return PackedDataset(PackedExamples(prefix, capacity), arrays, samples)
+    orders = [(prepared.sft.seed, epoch) for epoch in range(epochs)]
+    return PackedDataset(*_packed(prepared, TRAIN, orders, cache), samples)
 
 
 def build_packed_validation(
@@ -130,8 +124,17 @@ def build_packed_validation(
     """The validation samples; None where nothing was held out. Every rank must call it."""
     if VALID not in prepared.record:
         return None
-    prefix, examples = prepared.examples(VALID)
+    examples, [order] = _packed(prepared, VALID, [None], cache)
+    return PackedValidation(examples, order, multiple_of)
+
+
+def _packed(
+    prepared: Prepared, part: str, orders: Sequence[tuple[int, int] | None], cache: str | None
+) -> tuple[PackedExamples, list[Arrays]]:
+    """A part's examples, and for each of `orders` (see `packed_entry`) their samples."""
+    prefix, examples = prepared.examples(part)
     lengths = np.asarray(document_lengths(f"{prefix}_{TOKENS}")[examples]) - 1
-    entry = packed_entry(prepared.digest(VALID), examples, lengths, prepared.sft.batch.seq_length)
-    [order] = IndexCache(cache or prepared.folder / ".cache").prepare([entry])
-    return PackedValidation(PackedExamples(prefix, prepared.sft.batch.seq_length), order, multiple_of)
+    digest, capacity = prepared.digest(part), prepared.sft.batch.seq_length
+    entries = [packed_entry(digest, examples, lengths, capacity, order) for order in orders]
+    arrays = IndexCache(cache or prepared.folder / ".cache").prepare(entries)
+    return PackedExamples(prefix, capacity), arrays

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,13 +62,6 @@ class ChatEncoder:
         answers = np.concatenate([mask for _, mask in pieces]).astype(np.uint8)
         return Example(tokens, answers)
 
-    def learned_text(self, messages: Sequence[Message]) -> str:
-        """What of a conversation is learned, as the tokenizer decodes it."""
-        example = self.encode(messages)
-        return str(
-            self.tokenizer.decode(example.tokens[example.answers == 1].tolist(), skip_special_tokens=False)
-        )
-
     def stop_token(self) -> int | None:
         """The control token that ends an answer, None where the template ends it with text."""
         example = self.encode(TRIAL)
@@ -110,19 +103,15 @@ def build_encoder(plan: Plan) -> ChatEncoder:
     tokenizer, named, own = plan_tokenizer(plan)
     vocab_size = int(tokenizer.get_vocab_size(with_added_tokens=True))
     template = load_template(plan.sft.template, own, named)
-    added = add_tokens(tokenizer, plan.sft.special_tokens, vocab_size)
-    room = padded_size(plan, vocab_size) - vocab_size
-    if len(added) > room:
-        raise UserError(
-            f"{plan.sft.place}.special_tokens: {len(added)} new control tokens, and the model's embeddings have "
-            f"{room} rows beyond the tokenizer's {vocab_size:,}; name fewer, or a template that needs none (plain)"
-        )
+    added = add_tokens(tokenizer, plan, vocab_size)
     tokenizer.encode_special_tokens = False
     special = tokenizer.get_added_tokens_decoder().values()
     control = tuple(sorted({token.content for token in special if token.special}))
     refuse_unknown(plan, template, control)
     encoder = ChatEncoder(tokenizer, template, vocab_size, added, control)
-    if TRIAL[-1]["content"] not in encoder.learned_text(TRIAL):
+    example = encoder.encode(TRIAL)
+    learned = example.tokens[example.answers == 1].tolist()
+    if TRIAL[-1]["content"] not in tokenizer.decode(learned, skip_special_tokens=False):
         raise UserError(
             f"{plan.tokenizer.model}: this tokenizer loses characters or their places, so that answers cannot be told "
             "from questions; fine-tuning needs another one"
@@ -138,7 +127,13 @@ def plan_tokenizer(plan: Plan) -> tuple[Any, dict[str, str], str | None]:
     """
     kind, model = plan.tokenizer.type, Path(plan.tokenizer.model or "")
     if kind in SENTENCEPIECE:
-        return sentencepiece(model)
+        if not model.is_file():
+            raise UserError(f"{model}: there is no such tokenizer; train one with tools/train_tokenizer.py")
+        parsed = parse_model(open_model(model)[0])
+        spec = parsed.trainer_spec
+        ids = {f"{name}_token": getattr(spec, f"{name}_id") for name in ("bos", "eos", "pad", "unk")}
+        named = {name: parsed.pieces[number].piece for name, number in ids.items() if number >= 0}
+        return fast_tokenizer(parsed), named, None
     if kind == HUGGING_FACE:
         loaded = load_tokenizer(model)
         if not getattr(loaded, "is_fast", False):
@@ -150,24 +145,14 @@ def plan_tokenizer(plan: Plan) -> tuple[Any, dict[str, str], str | None]:
     )
 
 
-def sentencepiece(path: Path) -> tuple[Any, dict[str, str], None]:
-    """A SentencePiece model as the tokenizer that its export has."""
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such tokenizer; train one with tools/train_tokenizer.py")
-    model = parse_model(open_model(path)[0])
-    ids = {
-        f"{name}_token": getattr(model.trainer_spec, f"{name}_id") for name in ("bos", "eos", "pad", "unk")
-    }
-    named = {name: model.pieces[number].piece for name, number in ids.items() if number >= 0}
-    return fast_tokenizer(model), named, None
-
-
-def add_tokens(tokenizer: Any, wanted: Iterable[str], vocab_size: int) -> dict[str, int]:
+def add_tokens(tokenizer: Any, plan: Plan, vocab_size: int) -> dict[str, int]:
     """Add control tokens that the tokenizer lacks; their ids, which follow the vocabulary in order."""
     from tokenizers import AddedToken
 
-    missing = [token for token in dict.fromkeys(wanted) if tokenizer.token_to_id(token) is None]
-    known = [token for token in dict.fromkeys(wanted) if token not in missing]
+    assert plan.sft is not None
+    wanted = dict.fromkeys(plan.sft.special_tokens)
+    missing = [token for token in wanted if tokenizer.token_to_id(token) is None]
+    known = [token for token in wanted if token not in missing]
     tokenizer.add_special_tokens(
         [AddedToken(token, special=True, normalized=False) for token in [*known, *missing]]
     )
@@ -177,15 +162,17 @@ def add_tokens(tokenizer: Any, wanted: Iterable[str], vocab_size: int) -> dict[s
             "sft.special_tokens: the tokenizer's ids have gaps, so that new control tokens would fall between them; "
             "add them to the tokenizer itself"
         )
-    return added
-
-
-def padded_size(plan: Plan, vocab_size: int) -> int:
-    """Rows of the embeddings, as Megatron pads them in a run of the plan (`options.from_plan.apply_defaults`)."""
+    # Megatron pads the rows of the embeddings, in a run of the plan as `options.from_plan.apply_defaults` says.
     multiple = int(plan.megatron.get("make_vocab_size_divisible_by", 128))
     if "make_vocab_size_divisible_by" in plan.megatron:
         multiple *= int(plan.megatron.get("tensor_model_parallel_size", 1))
-    return -(-vocab_size // multiple) * multiple
+    room = -vocab_size % multiple
+    if len(added) > room:
+        raise UserError(
+            f"{plan.sft.place}.special_tokens: {len(added)} new control tokens, and the model's embeddings have "
+            f"{room} rows beyond the tokenizer's {vocab_size:,}; name fewer, or a template that needs none (plain)"
+        )
+    return added
 
 
 def refuse_unknown(plan: Plan, template: ChatTemplate, control: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ from megatron_lrpath.data.indexed import document_lengths, fingerprint_source, s
 from megatron_lrpath.data.preprocess.pipeline import Conversion, ConversionProgress, Interruption
 from megatron_lrpath.data.preprocess.readers import PARQUET_MAGIC, Chunk, expand_inputs, total_bytes
 from megatron_lrpath.data.preprocess.worker import ChunkResult, Figures, Packed, Rejected
-from megatron_lrpath.data.preprocess.writer import RejectLog, optimal_dtype, publish_all, remove_left_overs
+from megatron_lrpath.data.preprocess.writer import RejectLog, optimal_dtype, remove_left_overs
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.locks import FolderLock, LockHeldError
@@ -29,7 +29,6 @@ from megatron_lrpath.sft.prepared import ANSWERS, TOKENS, TRAIN, VALID, held_out
 from megatron_lrpath.sft.template import messages_of
 
 FORMAT = 1
-SAMPLED_BYTES, SAMPLES = 64 * 1024, 64
 
 
 def prepare(plan: Plan, workers: int = 1) -> dict[str, Any]:
@@ -120,13 +119,10 @@ def convert(
     with closing(RejectLog(Path(f"{prefix}.rejects"), sft.max_rejects, "sft.max_rejects")) as rejects:
         remove_left_overs(list(outputs))
         progress = ConversionProgress(total_bytes(names), 1000)
-        with closing(Conversion(vocab_size, 1, rejects, progress)) as conversion:
-            conversion.open(list(outputs.items()))
-            process = partial(encode_chunk, encoder, sft)
-            figures = conversion.carry_out(names, (), workers, process, interruption)
-            publish_all(conversion.finished(), prefix.parent / f".{prefix.name}.publishing")
-    progress.finish(figures)
-    return figures
+        process = partial(encode_chunk, encoder, sft)
+        marker = prefix.parent / f".{prefix.name}.publishing"
+        conversion = Conversion(vocab_size, 1, rejects, progress)
+        return conversion.run(outputs, names, (), workers, process, interruption, marker)
 
 
 def encode_chunk(encoder: ChatEncoder, sft: Sft, chunk: Chunk) -> ChunkResult:
@@ -212,7 +208,7 @@ def input_prints(sft: Sft) -> dict[str, str]:
     for name in (name for patterns in inputs(sft).values() for name in expand_inputs(patterns)):
         with open(name, "rb") as stream:
             digest = hashlib.sha256(f"{os.fstat(stream.fileno()).st_size}\n".encode())
-            for block in spread_blocks(stream, SAMPLES, SAMPLED_BYTES):
+            for block in spread_blocks(stream, 64, 64 * 1024):
                 digest.update(block)
         digests[name] = digest.hexdigest()
     return digests

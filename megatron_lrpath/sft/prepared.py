@@ -18,8 +18,6 @@ from megatron_lrpath.plan import Plan
 from megatron_lrpath.plan.sft import PREPARED, Sft
 
 FORMAT = 1  # part of every key: raise it when packing changes
-
-
 Lengths = npt.NDArray[np.integer]
 
 
@@ -117,20 +115,6 @@ class Prepared:
             "stop_token": self.record["stop_token"],
         }
 
-    def verify(self) -> None:
-        """Check that the datasets are those that were prepared; in one process of a node.
-
-        Raises:
-            UserError: one is missing or another.
-        """
-        for name, prints in self.identity.items():
-            for kind, wanted in zip((TOKENS, ANSWERS), prints, strict=True):
-                if fingerprint_source(f"{self.folder / name}_{kind}") != wanted:
-                    raise UserError(
-                        f"{self.folder / name}_{kind}: is not what was prepared; remove {self.folder / PREPARED} "
-                        "and prepare the data again"
-                    )
-
     def examples(self, part: str) -> tuple[Path, np.ndarray]:
         """The prefix of a part's datasets, and the numbers of its examples in them."""
         if isinstance(self.sft.valid, float):
@@ -144,10 +128,10 @@ class Prepared:
 
 
 def open_prepared(plan: Plan, verify: bool) -> Prepared:
-    """The plan's prepared data.
+    """The plan's prepared data; with `verify` (wanted in one process of a node) their fingerprints are compared.
 
     Raises:
-        UserError: they are not prepared, or for another sequence length, seed or share of validation.
+        UserError: they are not prepared, or for another sequence length, seed or share of validation, or changed.
     """
     assert plan.sft is not None
     record, sft = plan.prepared_record(), plan.sft
@@ -162,6 +146,11 @@ def open_prepared(plan: Plan, verify: bool) -> Prepared:
             f"lrpath sft {plan.path} --prepare"
         )
     prepared = Prepared(plan.sft_folder, sft, record)
-    if verify:
-        prepared.verify()
+    for name, prints in prepared.identity.items() if verify else ():
+        for kind, wanted in zip((TOKENS, ANSWERS), prints, strict=True):
+            if fingerprint_source(f"{prepared.folder / name}_{kind}") != wanted:
+                raise UserError(
+                    f"{prepared.folder / name}_{kind}: is not what was prepared; remove {prepared.folder / PREPARED} "
+                    "and prepare the data again"
+                )
     return prepared

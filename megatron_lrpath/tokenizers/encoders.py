@@ -186,11 +186,9 @@ def build_encoder(args: Namespace) -> Encoder:
     if fast or (kind == HUGGING_FACE and not args.metadata_path):
         if not args.tokenizer_model:
             raise UserError(f"--tokenizer-type {kind} needs --tokenizer-model")
-        return (
-            SentencePieceEncoder(args.tokenizer_model, args.exact_tokenizer)
-            if fast
-            else HuggingFaceEncoder(args)
-        )
+        if fast:
+            return SentencePieceEncoder(args.tokenizer_model, args.exact_tokenizer)
+        return HuggingFaceEncoder(args)
     if kind == NO_TOKENIZER:
         return NullEncoder(args)
     return MegatronEncoder(args)
@@ -201,26 +199,22 @@ class HuggingFaceEncoder(QuickEncoder):
 
     def __init__(self, args: Namespace) -> None:
         self._tokenizer = load_with_options(args)
-        self._with_specials = not args.tokenizer_hf_no_include_special_tokens
+        self.with_specials = not args.tokenizer_hf_no_include_special_tokens
         self._parse = args.parse_special_tokens
-        name_special_tokens(self._tokenizer, args.special_tokens or [])
         added = self._tokenizer.added_tokens_decoder.values()
         self.added = sorted({token.content for token in added})
         self._specials = sorted({token.content for token in added if token.special})
         self.vocab_size = len(self._tokenizer)
         self.eod = self._tokenizer.eos_token_id
-        self.take_fast_path("Hugging Face's library", args.exact_tokenizer, self._make_fast)
-
-    def _make_fast(self) -> FastHuggingFace:
-        if not self._with_specials or not self._tokenizer.is_fast:
-            raise NotExactError("it is only replaced where it is fast itself and adds its special tokens")
-        return FastHuggingFace(self, self._tokenizer)
+        self.take_fast_path(
+            "Hugging Face's library", args.exact_tokenizer, lambda: FastHuggingFace(self, self._tokenizer)
+        )
 
     def encode_exactly(self, text: str) -> Ids:
         """Token ids of one text by the library itself."""
         spelled = not self._parse and any(special in text for special in self._specials)
         options = {"split_special_tokens": True} if spelled else {}
-        if self._with_specials:
+        if self.with_specials:
             ids = self._tokenizer(text, **options).input_ids
         else:
             ids = self._tokenizer.convert_tokens_to_ids(self._tokenizer.tokenize(text, **options))
@@ -229,7 +223,7 @@ class HuggingFaceEncoder(QuickEncoder):
     def encode_many_exactly(self, texts: Sequence[str]) -> list[Ids | TextError]:
         """Token ids of each text; those that spell no special token go as one batch."""
         plain = [not any(special in text for special in self._specials) for text in texts]
-        if not self._with_specials or not any(plain):
+        if not self.with_specials or not any(plain):
             return super().encode_many_exactly(texts)
         try:
             batch = self._tokenizer([text for text, alone in zip(texts, plain, strict=True) if alone])
@@ -254,7 +248,9 @@ class FastHuggingFace(FastPath):
     library = "Hugging Face's"
 
     def __init__(self, encoder: HuggingFaceEncoder, tokenizer: Any) -> None:
-        self._encoder = encoder
+        if not encoder.with_specials or not tokenizer.is_fast:
+            raise NotExactError("it is only replaced where it is fast itself and adds its special tokens")
+        self.exactly = encoder.encode_exactly
         self._added = encoder.added
         self._hint = common_character(self._added) if self._added else "\x00"  # looked for first
         backend = tokenizer.backend_tokenizer
@@ -280,20 +276,16 @@ class FastHuggingFace(FastPath):
         ids: list[Ids] = []
         for text in texts:
             if self._hint in text and any(token in text for token in self._added):
-                ids.append(self._encoder.encode_exactly(text))
+                ids.append(self.exactly(text))
             elif around:
                 ids.append(np.concatenate([self._before, merge(text), self._after]))
             else:
                 ids.append(merge(text))
         return ids
 
-    def encode_exactly(self, text: str) -> Ids:
-        """Token ids of one text by the library itself."""
-        return self._encoder.encode_exactly(text)
-
 
 def load_with_options(args: Namespace) -> Any:
-    """The tokenizer, with the options of Megatron-LM's wrapper.
+    """The tokenizer, with the options and special tokens of Megatron-LM's wrapper; new ones enlarge the vocabulary.
 
     Raises:
         UserError: it cannot be found or read.
@@ -305,11 +297,7 @@ def load_with_options(args: Namespace) -> Any:
     options = {"use_fast": not args.tokenizer_hf_no_use_fast, "trust_remote_code": args.trust_remote_code}
     files = {"vocab_file": args.vocab_file, "merges_file": args.merge_file if args.vocab_file else None}
     options |= {name: value for name, value in files.items() if value}
-    return open_hugging_face(args.tokenizer_model, "--tokenizer-model", **options)
-
-
-def name_special_tokens(tokenizer: Any, additional: list[str]) -> None:
-    """Fill in missing special tokens as Megatron-LM's wrapper does; new ones enlarge the vocabulary."""
+    tokenizer = open_hugging_face(args.tokenizer_model, "--tokenizer-model", **options)
     names = {}
     if tokenizer.sep_token is None and tokenizer.eos_token:
         names["sep_token"] = tokenizer.eos_token
@@ -319,4 +307,5 @@ def name_special_tokens(tokenizer: Any, additional: list[str]) -> None:
         names["bos_token"] = tokenizer.cls_token
     elif tokenizer.cls_token is None and tokenizer.bos_token:
         names["cls_token"] = tokenizer.bos_token
-    tokenizer.add_special_tokens({**names, "additional_special_tokens": additional})
+    tokenizer.add_special_tokens({**names, "additional_special_tokens": args.special_tokens or []})
+    return tokenizer

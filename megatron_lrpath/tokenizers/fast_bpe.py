@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import re
 import struct
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 
 from megatron_lrpath.tokenizers.sentencepiece_model import SPACE, USER_DEFINED, parse_model
 
@@ -35,21 +35,18 @@ class NotExactError(Exception):
 
 
 class FastPath:
-    """A faster way to the ids of `library`, proved on trial texts when it is made."""
+    """A faster way to the ids of `library`, `exactly` of a text, proved on trial texts when it is made."""
 
     library: str
+    exactly: Callable[[str], Ids]
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
         """Token ids of each text."""
         raise NotImplementedError
 
-    def encode_exactly(self, text: str) -> Ids:
-        """Token ids of one text by the library itself."""
-        raise NotImplementedError
-
     def agrees(self, text: str) -> bool:
         """Whether both ways give the same ids for `text`."""
-        return bool(np.array_equal(self.encode([text])[0], self.encode_exactly(text)))
+        return bool(np.array_equal(self.encode([text])[0], self.exactly(text)))
 
     def prove(self, texts: list[str]) -> None:
         """Raise `NotExactError` when one of `texts` comes out differently."""
@@ -84,7 +81,7 @@ class Merges:
         except BaseException as error:  # a panic of the library is no Exception
             raise NotExactError(f"gigatoken: {str(error).splitlines()[0]}") from None
         self._source = getattr(self._tokenizer, "_hf_json", None) or self._source
-        self._seen, self._floor = 0, resident_bytes()
+        self._seen, self._floor = 0, psutil.Process().memory_info().rss
 
     def encoder(self, characters: int) -> Callable[[str | bytes], npt.NDArray[np.uint32]]:
         """The function that gives the ids of a text, for texts of so many `characters` together.
@@ -94,20 +91,11 @@ class Merges:
         self._seen += characters
         if self._seen > CHECK_EVERY:
             self._seen = 0
-            if resident_bytes() - self._floor > CACHE_BYTES:
+            if psutil.Process().memory_info().rss - self._floor > CACHE_BYTES:
                 del self._tokenizer
                 self.load()
         function: Callable[[str | bytes], npt.NDArray[np.uint32]] = self._tokenizer.backend.encode
         return function
-
-
-def resident_bytes() -> int:
-    """Memory that this process occupies; 0 where the system does not say."""
-    try:
-        with open("/proc/self/statm") as stream:
-            return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
 
 
 def trial_texts(pieces: list[str], symbols: list[str]) -> list[str]:
@@ -160,10 +148,15 @@ class FastBpe(FastPath):
 
     def __init__(self, model: bytes, exact: Any) -> None:
         self._exact = exact
+        self.exactly = lambda text: np.array(exact.encode_as_ids(text), dtype=np.int32)
         # A normalizer that does nothing: in a protobuf message the later field wins.
         no_prefix, no_squeeze = b"\x18\x00", b"\x20\x00"  # add_dummy_prefix (3), remove_extra_whitespaces (4)
         self._merges = Merges(model + b"\x1a\x04" + no_prefix + no_squeeze)  # normalizer_spec is field 3
-        self._symbols = reserved_symbols(exact)
+        # spellings that text may contain but that must never become the token of that name
+        size = exact.get_piece_size()
+        pieces = [exact.id_to_piece(i) for i in range(size) if exact.is_control(i) or exact.is_unknown(i)]
+        symbols = [piece.replace(SPACE, " ") for piece in pieces] + pieces + ["<0x"]
+        self._symbols = sorted({symbol for symbol in symbols if symbol})
         self._symbols_ascii = [symbol.encode() for symbol in self._symbols]
         self._hint = common_character(self._symbols)  # looked for first
         self._hint_ascii = self._hint.encode()
@@ -182,24 +175,12 @@ class FastBpe(FastPath):
             if self._ascii is not None and (self._lossless or text.isascii()):
                 plain = self._ascii.apply(text.encode())
                 spelled = self._hint_ascii in plain and any(symbol in plain for symbol in self._symbols_ascii)
-                ids.append(self.encode_exactly(text) if spelled else merge(plain))
+                ids.append(self.exactly(text) if spelled else merge(plain))
             else:
                 normal = self._exact.normalize(text)
                 spelled = self._hint in normal and any(symbol in normal for symbol in self._symbols)
-                ids.append(self.encode_exactly(text) if spelled else merge(normal))
+                ids.append(self.exactly(text) if spelled else merge(normal))
         return ids
-
-    def encode_exactly(self, text: str) -> Ids:
-        """Token ids of one text by SentencePiece itself."""
-        return np.array(self._exact.encode_as_ids(text), dtype=np.int32)
-
-
-def reserved_symbols(exact: Any) -> list[str]:
-    """Spellings that text may contain but that must never become the token of that name."""
-    size = exact.get_piece_size()
-    pieces = [exact.id_to_piece(i) for i in range(size) if exact.is_control(i) or exact.is_unknown(i)]
-    symbols = [piece.replace(SPACE, " ") for piece in pieces] + pieces + ["<0x"]
-    return sorted({symbol for symbol in symbols if symbol})
 
 
 def common_character(symbols: list[str]) -> str:

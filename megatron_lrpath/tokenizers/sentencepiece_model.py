@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -161,11 +161,3 @@ def decoder(spec: Any) -> Any:
     if spec.add_dummy_prefix:
         steps.append(decoders.Strip(" ", 1, 0))
     return decoders.Sequence(steps)
-
-
-def first_difference(processor: Any, tokenizer: Any, texts: Iterable[str]) -> str | None:
-    """The first text that SentencePiece and the conversion tokenize differently, None where they agree on all."""
-    for text in texts:
-        if processor.encode(text) != tokenizer.encode(text, add_special_tokens=False).ids:
-            return text
-    return None

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
-from megatron_lrpath.data.slice_check import check_mixes
+from megatron_lrpath.data.slice import check_mixes
 from megatron_lrpath.errors import PlanError, UserError
 from megatron_lrpath.plan import load_plan, run_identity
 from megatron_lrpath.plan.mix import quotas

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,8 +27,7 @@ from megatron_lrpath.data.preprocess.worker import (
     DocumentOptions,
     Figures,
     Worker,
-    process_chunk,
-    start_process,
+    WorkerProcess,
 )
 from megatron_lrpath.data.preprocess.writer import (
     PairWriter,
@@ -72,9 +72,6 @@ class Interruption:
             raise KeyboardInterrupt
 
 
-LINE_SECONDS = 10.0
-
-
 class ConversionProgress:
     """Shows how far a run is, on standard error.
 
@@ -103,7 +100,7 @@ class ConversionProgress:
             self._bar.update(self._bar.task_ids[0], completed=position, tokens=f"{tokens:,} tokens")
             return
         now = time.monotonic()
-        if now - self._last_line < LINE_SECONDS or documents - self._last_documents < self.log_interval:
+        if now - self._last_line < 10.0 or documents - self._last_documents < self.log_interval:
             return
         self._last_line, self._last_documents = now, documents
         elapsed = now - self.started
@@ -122,8 +119,7 @@ class ConversionProgress:
             self._bar = None
 
     def finish(self, figures: Figures) -> None:
-        """Print the closing figures."""
-        self.stop()
+        """Print the closing figures, once the bar is away."""
         seconds = time.monotonic() - self.started
         print(
             f"{figures.documents:,} documents, {figures.tokens:,} tokens, "
@@ -185,12 +181,10 @@ def preprocess(args: Namespace) -> None:
             1 if args.keep_sequential_samples else args.partitions,
         )
         conversion = Conversion(encoder.vocab_size, options.partitions, rejects, progress)
-        with Interruption() as interruption, closing(conversion):
-            conversion.open([(output, optimal_dtype(encoder.vocab_size)) for output in outputs])
-            process = Worker(options, encoder).process
-            figures = conversion.carry_out(names, args.json_keys, args.workers, process, interruption)
-            publish_all(conversion.finished(), marker)
-    progress.finish(figures)
+        datasets = dict.fromkeys(outputs, optimal_dtype(encoder.vocab_size))
+        process = Worker(options, encoder).process
+        with Interruption() as interruption:
+            conversion.run(datasets, names, args.json_keys, args.workers, process, interruption, marker)
 
 
 def _check_arguments(args: Namespace) -> None:
@@ -208,51 +202,68 @@ def _check_arguments(args: Namespace) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1")
 
 
+@dataclass
 class Conversion:
     """One run's output: a pair of files for each dataset (or partition of one), and the list of rejects."""
 
-    def __init__(
-        self, vocab_size: int, partitions: int, rejects: RejectLog, progress: ConversionProgress
-    ) -> None:
-        self.vocab_size, self.partitions = vocab_size, partitions
-        self.rejects, self.progress = rejects, progress
-        self.targets: list[PairWriter] = []
-        self.parts: list[list[PairWriter]] = []
+    vocab_size: int
+    partitions: int
+    rejects: RejectLog
+    progress: ConversionProgress
+    targets: list[PairWriter] = field(default_factory=list)
+    parts: list[list[PairWriter]] = field(default_factory=list)
 
-    def open(self, outputs: Sequence[tuple[str, np.dtype[Any]]]) -> None:
-        """Open all outputs (prefix and type of the tokens) under temporary names."""
-        for output, dtype in outputs:
-            self.targets.append(PairWriter(output, dtype))
-            self.parts.append([])
-            for number in range(self.partitions if self.partitions > 1 else 0):
-                self.parts[-1].append(PairWriter(f"{output}.part{number}", dtype))
-
-    def carry_out(
+    def run(
         self,
+        outputs: dict[str, np.dtype[Any]],
         names: Sequence[str],
         keys: Sequence[str],
         workers: int,
         process: Callable[[Chunk], ChunkResult],
         interruption: Interruption,
+        marker: Path,
     ) -> Figures:
-        """Read, `process` in worker processes, and write everything; what it came to.
+        """Read the inputs `names`, `process` in worker processes, write and publish everything; what it came to.
+
+        `outputs` are the datasets' prefixes and the types of their tokens; they have temporary names until all
+        is written. While `marker` stands, not all of them are published.
 
         Raises:
             UserError: an input cannot be read, too many documents were rejected, or none is left.
         """
-        figures = Figures()
-        for result in in_order(read_chunks(names, keys), workers, process):
-            self._write(result)
-            figures.add(result.figures)
-            self.progress.update(result.position, figures.documents, figures.tokens)
-            interruption.check()
+        try:
+            for output, dtype in outputs.items():
+                self.targets.append(PairWriter(output, dtype))
+                self.parts.append([])
+                for number in range(self.partitions if self.partitions > 1 else 0):
+                    self.parts[-1].append(PairWriter(f"{output}.part{number}", dtype))
+            figures = Figures()
+            for result in in_order(read_chunks(names, keys), workers, process):
+                self._write(result)
+                figures.add(result.figures)
+                self.progress.update(result.position, figures.documents, figures.tokens)
+                interruption.check()
+            self._judge(names, figures)
+            for target, parts in zip(self.targets, self.parts, strict=True):
+                concatenate(parts, target)  # in Megatron-LM's order
+                for part in parts:
+                    part.discard()
+            publish_all(self.targets, marker)
+        finally:
+            self.progress.stop()
+            for pair in [*self.targets, *(part for parts in self.parts for part in parts)]:
+                pair.discard()
+        self.progress.finish(figures)
+        return figures
+
+    def _judge(self, names: Sequence[str], figures: Figures) -> None:
+        """Publish the rejects, and refuse what is not worth publishing."""
         if not figures.documents and not figures.rejected:
             raise UserError(f"no documents in {', '.join(names)}")
         self.rejects.publish()
         self.rejects.verdict(figures.documents)
         if not figures.documents:
             raise UserError(f"no usable documents in {', '.join(names)}; see {self.rejects.path}")
-        return figures
 
     def _write(self, result: ChunkResult) -> None:
         for target, parts, packed in zip(self.targets, self.parts, result.packed, strict=True):
@@ -265,20 +276,6 @@ class Conversion:
         for line, reason in result.rejects:
             self.rejects.add(result.name, line, reason)
 
-    def finished(self) -> list[PairWriter]:
-        """The pairs to publish, partitions put together in Megatron-LM's order."""
-        for target, parts in zip(self.targets, self.parts, strict=True):
-            concatenate(parts, target)
-            for part in parts:
-                part.discard()
-        return self.targets
-
-    def close(self) -> None:
-        """Remove what is still temporary; harmless after success."""
-        self.progress.stop()
-        for pair in [*self.targets, *(part for parts in self.parts for part in parts)]:
-            pair.discard()
-
 
 def in_order(
     chunks: Iterable[Chunk], workers: int, process: Callable[[Chunk], ChunkResult]
@@ -290,13 +287,13 @@ def in_order(
     """
     context = multiprocessing.get_context("fork")
     executor = ProcessPoolExecutor(
-        workers, mp_context=context, initializer=start_process, initargs=(os.getpid(), process)
+        workers, mp_context=context, initializer=WorkerProcess.start, initargs=(os.getpid(), process)
     )
     waiting: deque[Future[ChunkResult]] = deque()
     try:
         executor.submit(int)  # forks all processes at once, before a reader starts a thread
         for chunk in chunks:
-            waiting.append(executor.submit(process_chunk, chunk))
+            waiting.append(executor.submit(WorkerProcess.run, chunk))
             while waiting and (len(waiting) >= CHUNKS_IN_FLIGHT * workers or waiting[0].done()):
                 yield waiting.popleft().result()
         while waiting:

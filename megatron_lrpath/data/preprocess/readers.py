@@ -10,6 +10,7 @@ import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -98,12 +99,12 @@ def read_file(name: str, keys: Sequence[str], index: int, position: int) -> Iter
 
 def _read_lines(name: str, raw: BinaryIO, head: bytes, index: int, position: int) -> Iterator[Chunk]:
     counter = _Counter(raw)
-    if head[:2] == GZIP_MAGIC:
-        blocks = _read_blocks(gzip.GzipFile(fileobj=cast(BinaryIO, counter), mode="rb"))
-    elif head == ZSTD_MAGIC:
+    if head == ZSTD_MAGIC:
         blocks = _unpack_zstd(name, counter)
     else:
-        blocks = _read_blocks(counter)
+        packed = head[:2] == GZIP_MAGIC
+        stream = gzip.GzipFile(fileobj=cast(BinaryIO, counter), mode="rb") if packed else counter
+        blocks = iter(partial(stream.read, READ_BYTES), b"")
     first = 1
     for lines in _whole_lines(blocks):
         count = lines.count(b"\n") + (not lines.endswith(b"\n"))
@@ -125,11 +126,6 @@ class _Counter:
         data = self._raw.read(size)
         self.bytes += len(data)
         return data
-
-
-def _read_blocks(stream: Any) -> Iterator[bytes]:
-    while block := stream.read(READ_BYTES):
-        yield block
 
 
 def _unpack_zstd(name: str, stream: _Counter) -> Iterator[bytes]:

@@ -9,12 +9,13 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from megatron_lrpath.data.preprocess.readers import Chunk
+from megatron_lrpath.exits import FAILED, leave_at_once
 from megatron_lrpath.tokenizers.encoders import Encoder, TextError
 
 type Texts = list[str]  # one document of one key: its text, or its sentences
@@ -73,12 +74,12 @@ class Rejected(Exception):
     """One document cannot be used; the text is the reason."""
 
 
+@dataclass(frozen=True)
 class Worker:
     """Lives in each worker process, made before the fork so that the tokenizer is loaded once."""
 
-    def __init__(self, options: DocumentOptions, encoder: Encoder) -> None:
-        self.options = options
-        self.encoder = encoder
+    options: DocumentOptions
+    encoder: Encoder
 
     def process(self, chunk: Chunk) -> ChunkResult:
         """Encode all documents of a chunk: column by column, without those that fail in any."""
@@ -242,24 +243,22 @@ def _json_type(value: Any) -> str:
     return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
 
 
-_process: Callable[[Chunk], Any] | None = None  # set in each worker process
+class WorkerProcess:
+    """A process of the pool. `process` is inherited by the fork, with its tokenizer: nothing of it is pickled."""
 
+    process: ClassVar[Callable[[Chunk], ChunkResult]]
 
-def start_process(parent: int, process: Callable[[Chunk], Any]) -> None:
-    """First thing in a worker process: end with the parent (even a killed one), leave Ctrl-C to it.
+    @classmethod
+    def start(cls, parent: int, process: Callable[[Chunk], ChunkResult]) -> None:
+        """End with the parent (even a killed one), leave Ctrl-C to it, and keep what is to be done."""
+        cls.process = process
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if sys.platform == "linux":
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it ended before that took effect
+            leave_at_once(FAILED)
 
-    `process` is inherited by the fork, with the tokenizer that it holds: nothing of it is pickled.
-    """
-    global _process
-    _process = process
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before that took effect
-        os._exit(1)
-
-
-def process_chunk(chunk: Chunk) -> Any:
-    """What this process was started for, on a chunk."""
-    assert _process is not None
-    return _process(chunk)
+    @classmethod
+    def run(cls, chunk: Chunk) -> ChunkResult:
+        """The result of a chunk."""
+        return cls.process(chunk)

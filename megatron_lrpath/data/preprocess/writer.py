@@ -58,14 +58,15 @@ class PairWriter:
         `tokens`: all token ids in order; `lengths`: tokens per sequence; `counts`: sequences per document.
         Raises `OverflowError` when an id does not fit the dataset's type.
         """
-        if tokens.dtype != self.dtype:
-            tokens = _checked_cast(tokens, self.dtype)
+        if tokens.dtype != self.dtype and tokens.size:
+            limits = np.iinfo(self.dtype)
+            low, high = int(tokens.min()), int(tokens.max())
+            if low < limits.min or high > limits.max:
+                outside = low if low < limits.min else high
+                raise OverflowError(f"token id {outside} does not fit {self.dtype.name}")
+        tokens = tokens.astype(self.dtype, copy=False)
         self._bin.write(memoryview(np.ascontiguousarray(tokens)).cast("B"))
-        self._lengths.write(lengths.astype(np.int32).tobytes())
-        self._counts.write(counts.astype(np.int32).tobytes())
-        self.documents += len(counts)
-        self.sequences += len(lengths)
-        self.tokens += len(tokens)
+        self.append_index((lengths,), (counts,))
 
     def append_file(self, path: str) -> None:
         """Copy the tokens of another dataset's `.bin`; their lengths come by `append_index`."""
@@ -74,7 +75,7 @@ class PairWriter:
             shutil.copyfileobj(source, self._bin, 1 << 22)
 
     def append_index(self, lengths: Iterable[IntArray], counts: Iterable[IntArray]) -> None:
-        """Add the index of tokens that `append_file` copied, block by block."""
+        """Add the index of tokens that are in the `.bin` already, block by block."""
         for block in lengths:
             self._lengths.write(block.astype(np.int32).tobytes())
             self.sequences += len(block)
@@ -233,8 +234,7 @@ class RejectLog:
         self._stream.flush()
         if self.count:
             with atomic_open(self.path) as target, open(self._aside, "rb") as source:
-                while block := source.read(1 << 20):
-                    target.write(block)
+                shutil.copyfileobj(source, target, 1 << 20)
         else:
             self.path.unlink(missing_ok=True)
 
@@ -254,12 +254,3 @@ class RejectLog:
                 f"  {self.first}\n"
                 f"Mend them, or allow them with {self.option} {self.count}"
             )
-
-
-def _checked_cast(tokens: IntArray, dtype: np.dtype[Any]) -> IntArray:
-    if tokens.size:
-        limits = np.iinfo(dtype)
-        low, high = int(tokens.min()), int(tokens.max())
-        if low < limits.min or high > limits.max:
-            raise OverflowError(f"token id {low if low < limits.min else high} does not fit {dtype.name}")
-    return tokens.astype(dtype)

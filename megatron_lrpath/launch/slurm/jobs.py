@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import megatron_lrpath
-from megatron_lrpath.data.slice_check import check_mixes
+from megatron_lrpath.data.slice import check_mixes
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.launch.layouts import Allocation, Layout, allocate, allocate_evaluation
 from megatron_lrpath.launch.slurm.ledger import SubmittedPlan

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.data.index_cache import local_rank
-from megatron_lrpath.data.slice import open_slices
-from megatron_lrpath.data.slice_check import open_mix
+from megatron_lrpath.data.slice import open_mix, open_slices
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.models import megatron_flags, resolve_model
 from megatron_lrpath.plan import Plan, Run, load_plan, run_identity
