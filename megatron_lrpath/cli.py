@@ -13,8 +13,7 @@ from megatron_lrpath import __version__
 from megatron_lrpath.commands import COMMANDS, completion
 from megatron_lrpath.console import say_error
 from megatron_lrpath.errors import UserError, refusal
-
-BAD_INPUT, INTERRUPTED, PIPE_CLOSED = 2, 130, 141
+from megatron_lrpath.exits import BAD_INPUT, INTERRUPTED, PIPE_CLOSED
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.exits import BAD_INPUT, INTERRUPTED
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -65,13 +66,13 @@ def run_script(main: Callable[[], int]) -> int:
         return main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted; nothing half-written was left under a final name", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except OSError as error:
         print(f"error: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
-        return 2
+        return BAD_INPUT
 
 
 def run_tool(parser: ArgumentParser, action: Callable[[Namespace], int], argv: Sequence[str] | None) -> int:

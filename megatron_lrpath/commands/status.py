@@ -114,7 +114,11 @@ def states(name: str, output: str, tasks: Sequence[Task]) -> dict[str, Any]:
         known = state.state == "running" and state.seconds_per_step is not None
         pace = task.step_tokens / state.seconds_per_step if state.seconds_per_step else None
         left = (task.run.last_step - state.step) * (state.seconds_per_step or 0.0) if known else None
-        measured = {"lr": state.logged.lr, "loss": state.logged.loss, "seconds_per_step": state.seconds_per_step}
+        measured = {
+            "lr": state.logged.lr,
+            "loss": state.logged.loss,
+            "seconds_per_step": state.seconds_per_step,
+        }
         measured |= {"tokens_per_second": pace, "mfu": state.logged.mfu, "seconds_left": left}
         rows.append(
             {
