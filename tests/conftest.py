@@ -10,12 +10,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 STARTS = ((subprocess.Popen, "__init__"), (multiprocessing.process.BaseProcess, "start"), (os, "fork"))
 WAITING = ("test_slurm_training", "test_reliability_kills", "test_slurm_jobs")
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+settings.register_profile("busy", deadline=None)  # how long an example takes says nothing on a busy machine
+settings.load_profile("busy")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
