@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -89,7 +90,7 @@ class VersionSamples:
         return self.sources[int(self.order["source"][sample])], int(self.order["sample"][sample])
 
 
-class PlacedSamples(torch.utils.data.Dataset):
+class PlacedSamples(torch.utils.data.Dataset, ABC):
     """A dataset that only knows where its samples are: `_place` finds them, the source builds the tensors.
 
     Items are GPTDataset's: `tokens`, `labels`, `loss_mask`, `position_ids` (each [seq_length]) and, if the
@@ -110,13 +111,13 @@ class PlacedSamples(torch.utils.data.Dataset):
         version, dataset, number = self._place(sample)
         return dataset.locate(number, version)
 
+    @abstractmethod
     def _place(self, sample: int) -> tuple[str, SourceDataset, int]:
         """(version, source, number in it) of the sample at this position."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _any_source(self) -> SourceDataset:
         """The source whose masked-out samples fill up a batch."""
-        raise NotImplementedError
 
     def _fills(self, sample: int) -> bool:
         """Whether this position only fills up a batch."""

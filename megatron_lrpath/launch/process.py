@@ -80,7 +80,7 @@ def supervised(
 
 
 def stop_all(processes: Sequence[subprocess.Popen[bytes]], grace: float) -> None:
-    """End supervised runs, all at the same time; whoever is not gone after the grace period is killed.
+    """End supervised runs, all at the same time; those that still run after the grace period are killed.
 
     A second Ctrl-C kills them at once.
     """

@@ -37,7 +37,7 @@ def training_command(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run torchrun; where all its ranks have saved and stopped, leave with their status instead of 1."""
-    # Seconds to import, and whoever only builds a command does not need them.
+    # Importing them takes seconds, and building a command does not need them.
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 

@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
     child = os.fork()  # before torch and its threads are there
     if child:
         end_as(wait_for(child, int(variables["RANK"])))
-    orphans.RULE.die_with_parent()  # whoever kills one of the two kills the rank
+    orphans.RULE.die_with_parent()  # a signal that kills one of the two ends the rank
     signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
     sys.argv = [module, *arguments]
     with failure.recorded():
