@@ -59,7 +59,10 @@ def test_a_lock_that_was_let_go_of_is_taken_at_once(tmp_path: Path, monkeypatch:
 def write_elsewhere(root: Path, beat: int) -> None:
     """What an owner on another machine writes into the lock file."""
     record = {"pid": 4711, "host": "elsewhere", "since": 1, "beat": beat}
-    (root / LOCK_NAME).write_text(json.dumps(record))
+    path = root / LOCK_NAME
+    path.touch()
+    with path.open("r+b") as stream:  # as RunLock writes: at no moment is the file empty
+        stream.truncate(stream.write(json.dumps(record).encode()))
 
 
 def test_an_owner_on_another_machine_is_noticed_by_its_heartbeat(tmp_path: Path) -> None:
