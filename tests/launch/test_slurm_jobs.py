@@ -82,7 +82,7 @@ def test_before_the_time_limit_it_saves_requeues_itself_and_goes_on(site):
     site.cluster.until(lambda: len(site.starts("ours/main")) == 4, 60)
     first, again = (start["step"] for start in site.starts("ours/main") if start["rank"] == 0)
     assert first == 0
-    assert again == 24
+    assert 20 < again <= 24  # the step in which the signal came; from 24 on it waits
     status = site.status()["ours/main"]
     assert (status["state"], status["job"]["number"], status["job"]["starts"]) == ("running", main, 2)
     site.go_on("ours/main")
