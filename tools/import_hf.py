@@ -77,7 +77,7 @@ def import_folder(source: Path, target: Path, dtype: torch.dtype | None = None) 
         dtype: type to store, None for the stored one.
 
     Raises:
-        UserError: the model is another, or its weights are not whole.
+        UserError: the folder holds a different model, or its weights are incomplete.
     """
     if target.exists() and any(target.iterdir()):
         raise UserError(f"{target}: exists and is not empty; name another --output.")

@@ -69,7 +69,7 @@ def _lengths_of(source: SliceSource, documents: Documents) -> Lengths:
     """Tokens of each of `documents`.
 
     Raises:
-        UserError: they are not what the slice counted, so the dataset is another.
+        UserError: they differ from what the slice counted: it is not the same dataset.
     """
     every = document_lengths(source.prefix)
     beyond = len(documents) and int(documents.max()) >= len(every)
