@@ -64,7 +64,10 @@ class Ranks:
         if world == 1:
             return cls(rank, world, None)
         try:
-            store = next(rendezvous("env://", timeout=MEETING))[0]
+            # torchrun may keep its store when it restarts the ranks (--max-restarts): addresses and reports of an
+            # earlier attempt are not for this one.
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            store = PrefixStore(f"attempt/{attempt}", next(rendezvous("env://", timeout=MEETING))[0])
             ranks = cls(rank, world, store)
             assert ranks._ours is not None
             ranks._ours.set(f"here/{rank}", "1")
