@@ -28,6 +28,9 @@ _COVERED_BY = {
 COVERED = frozenset(name for names in _COVERED_BY.values() for name in names.split())
 """Arguments that the identity holds in another form, or that say where a run starts (its parent is compared too)."""
 
+SET_IN_TRAINING = frozenset({"check_for_nan_in_loss_and_grad", "pretrained_checkpoint"})
+"""Arguments that a training sets anew after Megatron has validated them: a checkpoint holds other values."""
+
 
 def identity_of(args: Namespace, path: LRPath, parser: ArgumentParser) -> dict[str, Any]:
     """The identity of the run that `args` describe, before Megatron validates them.
@@ -110,7 +113,10 @@ def differences_from_checkpoint(
     names = [
         name
         for name, _ in compared(parser)
-        if hasattr(stored, name) and tells(name, stored, args) and not moved(name, stored, args)
+        if hasattr(stored, name)
+        and name not in SET_IN_TRAINING
+        and tells(name, stored, args)
+        and not moved(name, stored, args)
     ]
     sides = []
     for one, curve in ((stored, LRPath.from_dict(record) if record else path), (args, path)):
