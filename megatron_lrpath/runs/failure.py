@@ -51,6 +51,11 @@ class Failure:
     consequence: bool = False
     time: str = ""
 
+    @property
+    def may_follow_from_a_stop(self) -> bool:
+        """Whether it may be no more than the trace of ranks that were told to stop while they started."""
+        return self.kind != USER and (self.consequence or self.kind in (DIED, NOT_MET))
+
 
 _TYPES = get_type_hints(Failure)
 
