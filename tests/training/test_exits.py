@@ -76,35 +76,35 @@ def test_an_exit_has_one_message_and_a_status(code: Any, kind: type, status: int
     assert said in str(error)
 
 
-def test_a_parent_without_the_optimizers_state_is_refused_by_all_ranks(tmp_path: Path) -> None:
+def test_a_parent_that_cannot_be_loaded_whole_is_refused_by_all_ranks(tmp_path: Path) -> None:
     make_plan(tmp_path, (6,))
     words = [*words_without_plan(tmp_path / "plan.yaml", tmp_path), "--lr", "0.01"]
-    plain = [
-        "--train-iters",
-        "3",
-        "--lr-decay-style",
-        "constant",
-        "--no-save-optim",
-        "--save",
-        str(tmp_path / "plain"),
-    ]
-    train([*words, *plain]).ok()
-    parent = ["--lr-path-parent", str(tmp_path / "plain"), "--lr-path-parent-step", "3"]
-    branch = [
-        *words,
-        "--lr-path",
-        "branch",
-        *parent,
-        "--lr-path-decay-iters",
-        "2",
-        "--save",
-        str(tmp_path / "own"),
-    ]
+    plain = ["--train-iters", "3", "--lr-decay-style", "constant", "--save"]
+    train([*words, *plain, str(tmp_path / "whole")]).ok()
+    train([*words, *plain, str(tmp_path / "weights"), "--no-save-optim"]).ok()
     for ranks in (1, 2):
-        message = refusal(branch, ranks)
-        assert "optimizer" in message
+        outcome = train(branch(words, tmp_path, "whole"), ranks, probe="no_random_states")
+        assert outcome.status == [2] * ranks, outcome.output[-3000:]
+        message = outcome.output.partition("lrpath: error: ")[2]
+        assert "Unable to load rng state" in message
         assert "Calling again without a change" in message
         assert message.count("lrpath: error") == 0
+    assert "without the optimizer's state" in refusal(branch(words, tmp_path, "weights"))
+    other = ["--optimizer", "adam", "--adam-beta2", "0.9"]
+    train([*branch(words, tmp_path, "whole"), *other]).ok()
+
+
+def branch(words: list[str], folder: Path, parent: str) -> list[str]:
+    """The command line of a branch off a run in `folder`."""
+    start = [
+        "--lr-path-parent",
+        str(folder / parent),
+        "--lr-path-parent-step",
+        "3",
+        "--lr-path-decay-iters",
+        "2",
+    ]
+    return [*words, "--lr-path", "branch", *start, "--save", str(folder / f"off-{parent}")]
 
 
 @pytest.mark.parametrize(
