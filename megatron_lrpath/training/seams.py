@@ -137,6 +137,12 @@ SEAMS = (
         "the same for the file that says how the checkpoint is stored",
     ),
     Seam(
+        "megatron.training.checkpointing:print_rank_0",
+        "megatron_lrpath.training.hooks:note_print",
+        ("message",),
+        "a checkpoint that cannot be loaded ends the process with status 0, and the reason is only printed",
+    ),
+    Seam(
         "megatron.training.checkpointing:ensure_directory_exists",
         "megatron_lrpath.training.hooks:ensure_directory",
         ("filename", "check_parent"),

@@ -20,7 +20,7 @@ from megatron.training.global_vars import set_global_variables
 from megatron_lrpath.console import say
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import sweep_unfinished
-from megatron_lrpath.paradigms import SFT
+from megatron_lrpath.paradigms import MAIN, SFT
 from megatron_lrpath.plan import run_identity
 from megatron_lrpath.runs import checkpoints, failure, lineage
 from megatron_lrpath.runs.checkpoints import latest_step, present_fingerprint
@@ -42,7 +42,6 @@ from megatron_lrpath.training.options.argument_identity import differences_from_
 from megatron_lrpath.training.options.arguments import (
     arguments_provider,
     explicit_arguments,
-    full_parser,
 )
 from megatron_lrpath.training.options.from_arguments import argument_context, flag
 from megatron_lrpath.training.options.from_plan import PlannedRun, apply_defaults
@@ -81,6 +80,7 @@ def arguments(session: Session, argv: list[str], defaults: Mapping[str, Any] | N
         where = traceback.extract_tb(error.__traceback__)[-1]
         raise UserError(f"Megatron refuses these arguments: {error or where.line}") from None
     if session.context is not None:
+        refuse_endless_ramp(args, session.context)
         check_lineage(session.context)
     set_global_variables(args)
     return args
@@ -142,23 +142,37 @@ def check_lineage(context: RunContext) -> None:
 
 def check_argument_lineage(context: RunContext) -> None:
     """Refuse to continue another run by --lr-path; one without a checkpoint of its own begins anew."""
-    assert context.save is not None
-    parent = context.parent
-    if not checkpoints.has_begun(context.save):
+    own, parent = context.save, context.parent
+    assert own is not None
+    if parent is not None and own.resolve() == parent.folder.resolve():
+        raise UserError(
+            f"--save {own} is the parent's own checkpoint folder: a run never writes into its parent."
+        )
+    if not checkpoints.has_begun(own):
         return
-    if parent is not None and parent.folder.resolve() == context.save.resolve():
-        return  # refused with the choice of the checkpoint: a run never writes into its parent
-    lineage.check_same_run(context.save, context.identity, lineage.ANOTHER_SAVE)
+    lineage.check_same_run(own, context.identity, lineage.ANOTHER_SAVE)
     if parent is not None:
-        lineage.check_same_parent(context.save, parent.folder, parent.step)
+        lineage.check_same_parent(own, parent.folder, parent.step)
+
+
+def refuse_endless_ramp(args: Any, context: RunContext) -> None:
+    """Refuse to begin a main path, which has no end, with a weight decay that moves over its length.
+
+    One that has begun goes on; the identity holds the length.
+    """
+    begun = context.save is None or checkpoints.has_begun(context.save)
+    if context.kind == MAIN.name and not begun and args.weight_decay_incr_style != "constant":
+        raise UserError(
+            f"--weight-decay-incr-style {args.weight_decay_incr_style}: the weight decay would move over the "
+            "length of the main path, which every extension changes. Give --weight-decay alone."
+        )
 
 
 def check_unrecorded(session: Session, args: Any, common: dict[str, Any]) -> None:
     """Compare a run by --lr-path with its checkpoint, which an older version or plain Megatron saved."""
     context = session.context
     assert context is not None
-    parser = full_parser(session.own_arguments)
-    found = differences_from_checkpoint(common, args, context.path, parser)
+    found = differences_from_checkpoint(common, args, context.path, context.identity["arguments"])
     lineage.refuse_differences(context.records, found, lineage.ANOTHER_SAVE)
     if args.rank == 0:
         say(
@@ -176,10 +190,6 @@ def begin(session: Session, args: Any) -> None:
     context = session.context
     assert context is not None
     own = Path(args.save)
-    if context.parent is not None and own.resolve() == context.parent.folder.resolve():
-        raise UserError(
-            f"--save {own} is the parent's own checkpoint folder: a run never writes into its parent."
-        )
     ranks = Ranks.from_environment()
     session.peers = session.exits.peers = PeerWatch(ranks)
     session.peers.start()

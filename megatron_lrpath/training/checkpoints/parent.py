@@ -51,14 +51,34 @@ def check_model(args: Any, folder: Path, step: int, weights_only: bool = False) 
             f"{folder}: the checkpoint of step {step} belongs to another model: {'; '.join(wrong)}. "
             "Use the model settings it was trained with."
         )
-    if not weights_only and bool(stored.use_distributed_optimizer) != bool(args.use_distributed_optimizer):
+    if not weights_only:
+        check_optimizer(args, stored, f"{folder}: the checkpoint of step {step}")
+    return dict(common)
+
+
+def check_optimizer(args: Any, stored: Any, what: str) -> None:
+    """Refuse a checkpoint whose optimizer's state this run cannot go on from; `what` names it.
+
+    Raises:
+        UserError: it has none, or that of another optimizer, or in another format.
+    """
+    if getattr(stored, "no_save_optim", False):
+        raise UserError(
+            f"{what} was saved without the optimizer's state (--no-save-optim), which a run goes on from. Train the "
+            "parent anew without that argument."
+        )
+    if getattr(stored, "optimizer", args.optimizer) != args.optimizer:
+        raise UserError(
+            f"{what} was saved with --optimizer {stored.optimizer} and this run is with {args.optimizer}: each keeps "
+            "a state of its own. Use the same for both."
+        )
+    if bool(stored.use_distributed_optimizer) != bool(args.use_distributed_optimizer):
         how = ("with", "without") if stored.use_distributed_optimizer else ("without", "with")
         raise UserError(
-            f"{folder}: the checkpoint of step {step} was saved {how[0]} --use-distributed-optimizer and "
+            f"{what} was saved {how[0]} --use-distributed-optimizer and "
             f"this run is {how[1]}: the two keep the optimizer's state in different formats. Use the same "
             "for both."
         )
-    return dict(common)
 
 
 def differences(stored: Any, args: Any, free: tuple[str, ...], more: tuple[str, ...] = ()) -> list[str]:

@@ -23,7 +23,7 @@ from torch.distributed import DistError, HashStore, PrefixStore, Store, rendezvo
 from torch.distributed.constants import default_pg_timeout
 
 from megatron_lrpath.console import say, say_error
-from megatron_lrpath.errors import CONSEQUENCES, NotMetError
+from megatron_lrpath.errors import CONSEQUENCES, NotMetError, repeats
 from megatron_lrpath.exits import FAILED, leave_at_once
 from megatron_lrpath.runs import failure
 
@@ -115,6 +115,7 @@ LOOK_SECONDS = 2.0  # between looks at the store
 SETTLE_SECONDS = 2.0  # for what lies behind a broken connection to be reported
 LINGER = timedelta(seconds=15)  # at most, of the rank that keeps the store, for the others to have looked
 HOW_TO_GO_ON = "All ranks end; call again to go on from the last checkpoint."
+NO_USE = "All ranks end; calling again would end in the same way. The lines above say where it was raised."
 
 
 @dataclass(frozen=True)
@@ -224,8 +225,14 @@ class PeerWatch:
         except RuntimeError:
             first = False
         if first:
-            report = f"rank {self.ranks.rank} ended {self.where}: {text}. {HOW_TO_GO_ON}"
-            failure.record(failure.here(failure.EXCEPTION, report, step=self.step, consequence=consequence))
+            again = repeats(error, self.step)
+            report = f"rank {self.ranks.rank} ended {self.where}: {text}. {NO_USE if again else HOW_TO_GO_ON}"
+            known = {
+                "step": self.step,
+                "consequence": consequence,
+                "calling_again_helps": False if again else None,
+            }
+            failure.record(failure.here(failure.EXCEPTION, report, **known))
             say("".join(traceback.format_exception(error)).rstrip())
             say_error(report)
         self.end(FAILED)

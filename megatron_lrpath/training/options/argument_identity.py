@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,43 @@ DATA = frozenset({"data_path", "train_data_path", "valid_data_path", "test_data_
 FILES = frozenset(
     {"tokenizer_model", "vocab_file", "merge_file", "data_args_path", "per_split_data_args_path"}
 )
-_COVERED_BY = {
-    "where a run reads and writes": "plan paradigm run device checkpoint_check peak_tflops save load help ckpt_step "
-    "finetune no_load_optim no_load_rng",
-    "path": "lr min_lr lr_warmup_iters train_iters lr_path",
-    "weight_decay": "weight_decay start_weight_decay end_weight_decay weight_decay_incr_style",
-    "batch": "global_batch_size seq_length",
-}
-COVERED = frozenset(name for names in _COVERED_BY.values() for name in names.split())
+COVERED = (
+    frozenset(
+        {"plan", "paradigm", "run", "device", "checkpoint_check", "peak_tflops", "save", "load", "help"}
+    )
+    | {"ckpt_step", "finetune", "no_load_optim", "no_load_rng"}  # where a run starts
+    | {"lr", "min_lr", "lr_warmup_iters", "train_iters", "lr_path"}  # in `path`
+    | {"weight_decay", "start_weight_decay", "end_weight_decay", "weight_decay_incr_style"}
+    | {"global_batch_size", "seq_length"}  # in `batch`
+)
 """Arguments that the identity holds in another form, or that say where a run starts (its parent is compared too)."""
-
-SET_IN_TRAINING = frozenset({"check_for_nan_in_loss_and_grad", "pretrained_checkpoint"})
-"""Arguments that a training sets anew after Megatron has validated them: a checkpoint holds other values."""
+STABLE = DATA | frozenset(
+    [
+        "seed",
+        "split",
+        "optimizer",
+        "adam_beta1",
+        "adam_beta2",
+        "adam_eps",
+        "sgd_momentum",
+        "clip_grad",
+        "decoupled_lr",
+        "decoupled_min_lr",
+        "bf16",
+        "fp16",
+        "init_method_std",
+        "attention_dropout",
+        "hidden_dropout",
+        "dataloader_type",
+        "tokenizer_type",
+        "tokenizer_model",
+        "vocab_size",
+        "eod_mask_loss",
+        "reset_position_ids",
+        "reset_attention_mask",
+    ]
+)
+"""Arguments that Megatron's validation leaves as they were given, whatever the layout and the device."""
 
 
 def identity_of(args: Namespace, path: LRPath, parser: ArgumentParser) -> dict[str, Any]:
@@ -98,7 +123,7 @@ def weight_decay(args: Namespace) -> dict[str, Any]:
 
 
 def differences_from_checkpoint(
-    common: dict[str, Any], args: Namespace, path: LRPath, parser: ArgumentParser
+    common: dict[str, Any], args: Namespace, path: LRPath, given: Collection[str]
 ) -> list[str]:
     """What differs between this run and the one that saved a checkpoint without a lineage beside it, in words.
 
@@ -107,16 +132,13 @@ def differences_from_checkpoint(
             Megatron saved it.
         args: Megatron's arguments of this run, validated as those of the checkpoint are.
         path: this run's learning rate, positions in samples.
-        parser: Megatron's, with all groups of the script.
+        given: the arguments of this run's identity.
     """
     stored, record = common["args"], (common.get("opt_param_scheduler") or {}).get("lr_path")
     names = [
         name
-        for name, _ in compared(parser)
-        if hasattr(stored, name)
-        and name not in SET_IN_TRAINING
-        and tells(name, stored, args)
-        and not moved(name, stored, args)
+        for name in STABLE | set(given)
+        if hasattr(stored, name) and tells(name, stored, args) and not moved(name, stored, args)
     ]
     sides = []
     for one, curve in ((stored, LRPath.from_dict(record) if record else path), (args, path)):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.paradigms import LR_PATH_KINDS, MAIN, path_form
+from megatron_lrpath.paradigms import LR_PATH_KINDS, path_form
 from megatron_lrpath.plan.neutral import is_neutral
 from megatron_lrpath.plan.runs import run_path
 from megatron_lrpath.schedule.styles import KNOBS, Schedule
@@ -84,11 +84,6 @@ def argument_context(
     if args.global_batch_size is None:
         raise UserError("--lr-path counts in steps of --global-batch-size: give it.")
     kind, variant = args.lr_path, args.lr_path_cpt_variant
-    if kind == MAIN.name and args.weight_decay_incr_style != "constant":
-        raise UserError(
-            "--weight-decay-incr-style with --lr-path main: a main path may be extended, which would change the "
-            "weight decay of steps that are trained; give a constant --weight-decay."
-        )
     warmup = (args.lr_warmup_iters or 0) if path_form(kind, variant)[1] else 0
     try:
         knobs = {name: getattr(args, f"lr_path_{name}") for name in KNOBS}
