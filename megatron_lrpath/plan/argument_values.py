@@ -62,12 +62,12 @@ class Form:
             return f"{value!r} is none of {', '.join(known)}{nearest(text, known)}"
         return None
 
-    def schema(self) -> dict[str, Any]:
-        """The JSON schema of the values in a plan file."""
+    def schema(self, allowed: tuple[Any, ...] = (), refused: tuple[Any, ...] = ()) -> dict[str, Any]:
+        """The JSON schema of the values in a plan file; of the choices those that are `allowed` and not `refused`."""
         if self.type == "flag":
             return {"type": "boolean"}
         item: dict[str, Any] = (
-            {"enum": list(self.choices)}
+            {"enum": [one for one in allowed or self.choices if one not in refused]}
             if self.choices
             else {"type": {"int": ["integer"], "float": ["number"], "text": ["string", "number"]}[self.type]}
         )
