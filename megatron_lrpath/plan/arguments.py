@@ -39,7 +39,7 @@ class Argument:
         plan, path: its class for a run of a plan, and for one by --lr-path.
         reason: why it has this class.
         refusal: why it, or some of its values, is refused.
-        instead: what to use instead where it is refused.
+        instead: what to use instead where it is refused: `nothing`, `nothing: why`, or its name.
         key: the key of a plan that says it, in place of its `model` and `megatron`.
         allowed, refused_values: where only some values are refused.
     """
@@ -74,10 +74,10 @@ class Argument:
 
     def why(self, way: str) -> str:
         """Why it is refused and what to use instead, as the end of a sentence."""
-        if way == PATH and not self.refusal:
-            return f"in its place: {self.instead}"
-        instead = "leave it out" if self.instead == NOTHING else f"in its place: {self.instead}"
-        return f"{self.refusal}; {instead}" if self.instead else self.refusal
+        nothing, _, because = self.instead.partition(NOTHING)
+        instead = f"in its place: {self.instead}" if nothing or not self.instead else f"leave it out{because}"
+        refusal = "" if way == PATH and self.plan == SET else self.refusal
+        return "; ".join(part for part in (refusal, instead if self.instead else "") if part)
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,9 @@ from megatron_lrpath.plan.arguments import (
 
 _VALUE = re.compile(r"-?[0-9.].*")  # a negative number is a value, not an option
 _SCRIPT = re.compile(r"\.py$")
+_NO_VALUE = re.compile(
+    r"\.py$|^\w+=|^(torchrun|python3?|srun|bash|exec)$|\$\{?\w+(ARGS|OPTIONS)|\[@\]", re.IGNORECASE
+)
 UNKNOWN = "unknown"
 
 
@@ -70,7 +74,7 @@ class Given:
         if way == PLAN and argument.key:
             return f"`{argument.key}` of the plan"
         section = "model" if argument.reason == "the model" else "megatron"
-        where = f"`{section}: {{{self.name}: …}}` of the plan, or the command line; " if way == PLAN else ""
+        where = f"`{section}.{self.name}` of the plan; " if way == PLAN else ""
         texts = {
             NEUTRAL: f"{where}{argument.reason}; may change from start to start",
             IDENTITY: f"{where}belongs to the run: {argument.reason or 'samples and batches'}",
@@ -91,8 +95,8 @@ def read_script(text: str) -> list[Given]:
 
     Options that the table lacks are left out: they may be those of any command.
     """
-    given = _options(_words_of(text))
-    return list({one.option: one for one in given if one.argument is not None}.values())
+    given = (_cut(one) for one in _options(_words_of(text)) if one.argument is not None)
+    return list({one.option: one for one in given}.values())
 
 
 def line_problems(words: Sequence[str], way: str = PLAN) -> list[str]:
@@ -110,6 +114,16 @@ def line_problems(words: Sequence[str], way: str = PLAN) -> list[str]:
         elif found == START and given.name != "lr_path_neutral":
             problems.append(f"{given.option}: the runs are started with it; leave it out.")
     return problems
+
+
+def _cut(given: Given) -> Given:
+    """Without the words behind it that belong to something else: the next variable, command or script."""
+    assert given.argument is not None
+    form = given.argument.forms[given.name]
+    count = 0 if form.type == "flag" else form.nargs or 1
+    values = given.values[:count] if isinstance(count, int) else given.values
+    own = itertools.takewhile(lambda value: not _NO_VALUE.search(value), values)
+    return Given(given.option, tuple(own) if isinstance(count, str) else values, given.argument)
 
 
 def _behind_module(words: Sequence[str]) -> Sequence[str]:

@@ -44,6 +44,7 @@ from megatron_lrpath.training.options.arguments import (
     arguments_provider,
     explicit_arguments,
 )
+from megatron_lrpath.training.options.classes import refuse_defaults
 from megatron_lrpath.training.options.from_arguments import (
     argument_context,
     refuse_companions,
@@ -68,6 +69,7 @@ def arguments(session: Session, argv: list[str], defaults: Mapping[str, Any] | N
     planned = PlannedRun.read(given, session.own_arguments) if "plan" in given else None
     if planned is None:
         refuse_with_path(given, session.own_arguments)
+    refuse_defaults(defaults or {}, given)
     sys.argv[1:] = [*planned.flags, *argv] if planned else argv
     args = parse_args(arguments_provider(session.own_arguments))
     if planned is None:

@@ -8,7 +8,7 @@ from typing import Any
 import megatron.core
 
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.plan.arguments import MEGATRON, find, flag
+from megatron_lrpath.plan.arguments import MEGATRON, PATH, find, flag
 from megatron_lrpath.training.options.arguments import ArgumentsProvider, full_parser
 from megatron_lrpath.wording import nearest
 
@@ -26,6 +26,22 @@ def word(name: str, value: Any) -> str:
     argument = find(name)
     shown = argument is not None and (argument.allowed or argument.refused_values)
     return f"{flag(name)} {getattr(value, 'name', value)}" if shown else flag(name)
+
+
+def refuse_defaults(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Stop at defaults of a script (Megatron's `args_defaults`) that a run with a path has no room for.
+
+    Raises:
+        UserError: all of them, a line each.
+    """
+    raise_all(
+        [
+            f"{word(name, value)} among the script's args_defaults: {argument.why(PATH)}."
+            for name, value in defaults.items()
+            if name not in given and value not in (None, False)
+            if (argument := find(name)) is not None and argument.refuses(PATH, value)
+        ]
+    )
 
 
 def neutral_names(given: Mapping[str, Any]) -> frozenset[str]:
