@@ -9,7 +9,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_lrpath.commands.options import PLAN_OR_EXPERIMENT, add_runs, paradigms_of
+from megatron_lrpath.commands.options import PLAN_OR_EXPERIMENT, add_runs, check_extra, paradigms_of
 from megatron_lrpath.console import terminal_table
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def execute(args: argparse.Namespace) -> int:
     from megatron_lrpath.launch.slurm.submit import Submission
 
     settings = within_job(read_settings(args.settings, vars(args)), os.environ)
+    check_extra(args.extra)
     wanted = (settings, paradigms_of(args), args.run, tuple(args.extra))
     follow = args.plan  # the file to ask for its status: the copy where the output is another
     if is_experiment(args.plan):

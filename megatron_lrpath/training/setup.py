@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing import set_forkserver_preload
 from pathlib import Path
@@ -14,7 +14,8 @@ from typing import Any
 
 import torch.distributed as dist
 from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
-from megatron.training.arguments import parse_args, validate_args
+from megatron.training.arguments import parse_and_validate_args, parse_args, validate_args
+from megatron.training.checkpointing import load_args_from_checkpoint
 from megatron.training.global_vars import set_global_variables
 
 from megatron_lrpath.console import say
@@ -22,6 +23,7 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import sweep_unfinished
 from megatron_lrpath.paradigms import MAIN, SFT
 from megatron_lrpath.plan import run_identity
+from megatron_lrpath.plan.arguments import flag
 from megatron_lrpath.runs import checkpoints, failure, lineage
 from megatron_lrpath.runs.checkpoints import latest_step, present_fingerprint
 from megatron_lrpath.runs.folder import RunFolder
@@ -40,10 +42,16 @@ from megatron_lrpath.training.layers import local_layers
 from megatron_lrpath.training.optimizer import RateChange
 from megatron_lrpath.training.options.argument_identity import differences_from_checkpoint
 from megatron_lrpath.training.options.arguments import (
+    ArgumentsProvider,
     arguments_provider,
     explicit_arguments,
 )
-from megatron_lrpath.training.options.from_arguments import argument_context, flag
+from megatron_lrpath.training.options.classes import refuse_defaults
+from megatron_lrpath.training.options.from_arguments import (
+    argument_context,
+    refuse_companions,
+    refuse_with_path,
+)
 from megatron_lrpath.training.options.from_plan import PlannedRun, apply_defaults
 from megatron_lrpath.training.session import Session
 from megatron_lrpath.training.steps import StepRecorder, set_wandb_defaults
@@ -58,7 +66,12 @@ def arguments(session: Session, argv: list[str], defaults: Mapping[str, Any] | N
         UserError: arguments contradict the plan or each other.
     """
     given = explicit_arguments(argv, session.own_arguments)
-    planned = PlannedRun.read(given) if "plan" in given else None
+    if "plan" not in given and "lr_path" not in given:
+        return plain_arguments(session, given, argv, dict(defaults or {}))
+    planned = PlannedRun.read(given, session.own_arguments) if "plan" in given else None
+    if planned is None:
+        refuse_with_path(given, session.own_arguments)
+    refuse_defaults(defaults or {}, given)
     sys.argv[1:] = [*planned.flags, *argv] if planned else argv
     args = parse_args(arguments_provider(session.own_arguments))
     if planned is None:
@@ -68,22 +81,69 @@ def arguments(session: Session, argv: list[str], defaults: Mapping[str, Any] | N
         set_wandb_defaults(args, planned.plan, planned.run)
         session.context = planned.context()
     set_environment_flags(args, planned.explicit if planned else given, session)
-    if session.context is not None:
-        take_over_saving(args)
+    take_over_saving(args)
     if session.is_packed and args.context_parallel_size != 1:
         raise UserError(
             "--context-parallel-size: packed samples are not split over ranks; leave it out for sft runs"
         )
-    try:
+    with megatrons_refusals():
         validate_args(args, defaults=dict(defaults or {}))
-    except (AssertionError, ValueError) as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        raise UserError(f"Megatron refuses these arguments: {error or where.line}") from None
     if session.context is not None:
         refuse_endless_ramp(args, session.context)
         check_lineage(session.context)
     set_global_variables(args)
     return args
+
+
+def plain_arguments(
+    session: Session, given: Mapping[str, Any], argv: list[str], defaults: dict[str, Any]
+) -> Any:
+    """The validated arguments of plain Megatron, with what follows from the device.
+
+    Raises:
+        UserError: companions of --plan or --lr-path, or arguments that Megatron refuses.
+    """
+    refuse_companions(given)
+    sys.argv[1:] = argv
+    provider = arguments_provider(session.own_arguments)
+    with megatrons_refusals():
+        if "yaml_cfg" in given:  # the file holds all arguments, those of the device too
+            return yaml_arguments(given["yaml_cfg"], provider, defaults)
+        args = parse_args(provider)
+        if args.use_checkpoint_args or defaults.get("use_checkpoint_args"):
+            if not (args.load or args.pretrained_checkpoint):
+                raise UserError("--use-checkpoint-args takes them from --load or --pretrained-checkpoint.")
+            load_args_from_checkpoint(args, load_arg="pretrained_checkpoint")
+            load_args_from_checkpoint(args)
+        set_environment_flags(args, given, session)
+        validate_args(args, defaults=defaults)
+    set_global_variables(args)
+    return args
+
+
+def yaml_arguments(file: str, provider: ArgumentsProvider, defaults: dict[str, Any]) -> Any:
+    """Megatron's experimental --yaml-cfg, which takes every argument from the file.
+
+    Raises:
+        UserError: the file cannot be read, or lacks an argument that Megatron reads.
+    """
+    try:
+        return parse_and_validate_args(provider, args_defaults=defaults)
+    except (OSError, AttributeError) as error:
+        raise UserError(
+            f"--yaml-cfg {file}: {error}. Megatron takes all arguments from this file (the option is "
+            "experimental); complete the file, or give the arguments on the command line."
+        ) from None
+
+
+@contextmanager
+def megatrons_refusals() -> Iterator[None]:
+    """Megatron's checks of its arguments as one message."""
+    try:
+        yield
+    except (AssertionError, ValueError) as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(f"Megatron refuses these arguments: {error or where.line}") from None
 
 
 def set_environment_flags(args: Any, explicit: Mapping[str, Any], session: Session) -> None:
@@ -108,11 +168,6 @@ def take_over_saving(args: Any) -> None:
 
     Megatron turns --async-save off without its persistent worker; see `protect` for the CPU.
     """
-    if args.non_persistent_ckpt_type or args.non_persistent_save_interval:
-        raise UserError(
-            "--non-persistent-save-interval, --non-persistent-ckpt-type: a run with a learning-rate path has "
-            "one kind of checkpoint. Use a shorter --save-interval with --save-retain-interval."
-        )
     args.exit_signal_handler = False  # ours answers
     if args.async_save:
         args.use_persistent_ckpt_worker = True

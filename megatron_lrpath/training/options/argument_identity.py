@@ -8,11 +8,12 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from megatron_lrpath.plan.arguments import START, find, is_neutral
 from megatron_lrpath.plan.identity import argument_identity
-from megatron_lrpath.plan.neutral import is_neutral
 from megatron_lrpath.runs.checkpoints import files_fingerprint
 from megatron_lrpath.runs.lineage import differences
 from megatron_lrpath.schedule import LRPath
+from megatron_lrpath.training.options.classes import neutral_names
 
 DATA = frozenset({"data_path", "train_data_path", "valid_data_path", "test_data_path"})
 FILES = frozenset(
@@ -67,9 +68,11 @@ def identity_of(args: Namespace, path: LRPath, parser: ArgumentParser) -> dict[s
         path: the run's learning rate, positions in steps.
         parser: Megatron's, with all groups of the script.
     """
+    neutral = neutral_names(vars(args))
     arguments = {
         name: value
         for name, default in compared(parser)
+        if name not in neutral
         if tells(name, args) and (value := plain(name, getattr(args, name, None))) != plain(name, default)
     }
     batch = {"global_batch_size": args.global_batch_size, "seq_length": args.seq_length}
@@ -83,8 +86,10 @@ def compared(parser: ArgumentParser) -> Iterator[tuple[str, Any]]:
         words = {word.lstrip("-").replace("-", "_") for word in action.option_strings}
         options.setdefault(action.dest, {action.dest}).update(words)
     for name, words in options.items():
-        is_ours = name in COVERED or name.startswith("lr_path_")
-        if not is_ours and not any(is_neutral(word) for word in words):
+        argument = find(name)
+        is_covered = name in COVERED or name.startswith("lr_path_")
+        only_starts = argument is not None and argument.path == START
+        if not is_covered and not only_starts and not any(is_neutral(word) for word in words):
             yield name, parser.get_default(name)
 
 
