@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Print the plan; 0."""
+    from megatron_lrpath.data.record import require_tokenizer
     from megatron_lrpath.plan import json_schema, load_plan
 
     if args.schema:
@@ -42,6 +43,7 @@ def execute(args: argparse.Namespace) -> int:
         raise UserError("which plan? lrpath plan PLAN (the file), or lrpath plan --schema")
     plan = load_plan(args.plan)
     paradigms = paradigms_of(args)
+    require_tokenizer(plan)
     if Path(plan.data.slices).is_dir():  # a plan may be looked at before its data are there
         from megatron_lrpath.data.slice import check_mixes
 
