@@ -192,7 +192,7 @@ class Comparison:
                 else "no id compared"
             )
             self.notes.append(
-                f"{named(seen)}: nothing records the tokenizer that made it ({ENDING}); taken as made with "
+                f"{named(seen)}: nothing records the tokenizer ({ENDING}); taken as made with "
                 f"{self.spec.label}: {within}. To record it: tools/check_dataset.py PREFIX --tokenizer-model "
                 f"{self.spec.model or 'MODEL'} --record"
             )
@@ -207,7 +207,8 @@ def named(group: Sequence[Made]) -> str:
 def tokenizer_problems(plan: Plan, model: str | None = None) -> Findings:
     """Compare the tokenizer of a plan with the ones that made its data, as far as the files are there.
 
-    `model` is another place of its tokenizer, as an export names it. Covered are the sources of all slices (versions, validation, those of mixes) and the prepared chat data.
+    Covered are the sources of all slices (versions, validation, those of mixes) and the prepared chat data.
+    `model` is another place of its tokenizer, as an export names it.
     Cheap: files are hashed, headers read, and a million ids of each dataset without a record, once.
     """
     spec = TokenizerSpec.of_plan(plan)
@@ -222,11 +223,12 @@ def tokenizer_problems(plan: Plan, model: str | None = None) -> Findings:
     for path in slice_files(plan):
         try:
             for fingerprint, one in sources_of(path):
-                datasets.setdefault(fingerprint, one)
+                if fingerprint not in datasets or datasets[fingerprint].facts is None:
+                    datasets[fingerprint] = one
         except UserError as error:
             problems.append(str(error))
     found = Comparison(spec, owner, Samples(folder / CACHE)).findings([*datasets.values()])
-    return Findings((*problems, *found.problems), (*found.notes, *prepared_notes(plan, spec)))
+    return Findings((*problems, *found.problems), (*found.notes, *prepared_notes(plan)))
 
 
 def require_tokenizer(plan: Plan, model: str | None = None) -> None:
@@ -238,9 +240,19 @@ def require_tokenizer(plan: Plan, model: str | None = None) -> None:
     refuse(tokenizer_problems(plan, model))
 
 
+def require_tokenizers(plans: Iterable[Plan]) -> None:
+    """`require_tokenizer` of several plans, what they have in common once."""
+    found = [tokenizer_problems(plan) for plan in plans]
+    refuse(
+        Findings(
+            tuple(p for one in found for p in one.problems), tuple(n for one in found for n in one.notes)
+        )
+    )
+
+
 def refuse(findings: Findings) -> None:
     """Print notes; raise UserError with all problems."""
-    for note in findings.notes:
+    for note in dict.fromkeys(findings.notes):
         say(f"note: {note}")
     if findings.problems:
         raise UserError("\n".join(dict.fromkeys(findings.problems)))
@@ -281,18 +293,32 @@ def shown(path: Path) -> Path:
     return whole.relative_to(here) if whole.is_relative_to(here) else whole
 
 
-def prepared_notes(plan: Plan, spec: TokenizerSpec) -> list[str]:
+def prepared_notes(plan: Plan) -> list[str]:
     """A line where chat data were prepared with another tokenizer; `lrpath run` and `lrpath sft` prepare them anew."""
     record = plan.prepared_record() if plan.sft is not None else None
-    facts = (record or {}).get("tokenizer")
-    if not facts:
-        return []
-    difference = spec.difference(check_facts(facts))
-    command = f"lrpath sft {plan.path} --prepare"
+    try:
+        difference = prepared_difference(plan, record or {})
+    except UserError as error:
+        difference = str(error)
+    return [difference] if difference else []
+
+
+def prepared_difference(plan: Plan, record: Mapping[str, Any]) -> str | None:
+    """How the tokenizer of the prepared chat data that `record` describes differs from the plan's, if it does.
+
+    None for data that were prepared before tokenizers were recorded.
+    """
+    if not (facts := record.get("tokenizer")):
+        return None
+    spec = TokenizerSpec.of_plan(plan)
+    try:
+        difference = spec.difference(check_facts(facts))
+    except (ValueError, TypeError):
+        difference = "what was written of it cannot be read"
     made = (
         f"{plan.sft_folder}: prepared with {label(facts)}, and {plan.path} names {spec.label}: {difference}"
     )
-    return [f"{made}. Prepare the data anew: {command}"] if difference else []
+    return f"{made}. Prepare the data anew: lrpath sft {plan.path} --prepare" if difference else None
 
 
 def blend_problems(prefixes: Iterable[str], spec: TokenizerSpec) -> Findings:

@@ -16,7 +16,10 @@ import torch.distributed as dist
 from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
 from megatron.training.arguments import parse_args, validate_args
 from megatron.training.global_vars import set_global_variables
+from megatron.training.utils import get_blend_and_blend_per_split
 
+from megatron_lrpath.data.index_cache import local_rank
+from megatron_lrpath.data.record import blend_problems, refuse
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import sweep_unfinished
 from megatron_lrpath.paradigms import SFT
@@ -25,6 +28,7 @@ from megatron_lrpath.runs import failure, lineage
 from megatron_lrpath.runs.checkpoints import checkpoint_fingerprint, latest_step
 from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.runs.history import losses_before
+from megatron_lrpath.tokenizers.prints import TokenizerSpec
 from megatron_lrpath.training import environment
 from megatron_lrpath.training.checkpoints import parent as parents
 from megatron_lrpath.training.checkpoints.commit import Commits
@@ -76,8 +80,16 @@ def arguments(session: Session, argv: list[str], defaults: Mapping[str, Any] | N
         raise UserError(f"Megatron refuses these arguments: {error or where.line}") from None
     if session.context is not None and session.context.folder is not None:
         check_lineage(session.context)
+    if session.context is not None and session.context.plan is None and local_rank() == 0:
+        refuse(blend_problems(blend_prefixes(args), TokenizerSpec.of_arguments(args)))
     set_global_variables(args)
     return args
+
+
+def blend_prefixes(args: Any) -> list[str]:
+    """The indexed datasets that --data-path and its kin name."""
+    blend, per_split = get_blend_and_blend_per_split(args)
+    return [prefix for part in [blend, *(per_split or ())] if part is not None for prefix in part[0]]
 
 
 def set_environment_flags(args: Any, explicit: Mapping[str, Any], session: Session) -> None:
