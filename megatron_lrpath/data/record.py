@@ -314,11 +314,15 @@ def prepared_difference(plan: Plan, record: Mapping[str, Any]) -> str | None:
     try:
         difference = spec.difference(check_facts(facts))
     except (ValueError, TypeError):
-        difference = "what was written of it cannot be read"
-    made = (
-        f"{plan.sft_folder}: prepared with {label(facts)}, and {plan.path} names {spec.label}: {difference}"
+        return (
+            f"{plan.sft_folder}: the record of its tokenizer cannot be read: lrpath sft {plan.path} --prepare"
+        )
+    if difference is None:
+        return None
+    return (
+        f"{plan.sft_folder}: prepared with {label(facts)}, and {plan.path} names {spec.label}: {difference}. "
+        f"Prepare the data anew: lrpath sft {plan.path} --prepare"
     )
-    return f"{made}. Prepare the data anew: lrpath sft {plan.path} --prepare" if difference else None
 
 
 def blend_problems(prefixes: Iterable[str], spec: TokenizerSpec) -> Findings:

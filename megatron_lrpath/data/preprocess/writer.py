@@ -17,7 +17,7 @@ import numpy.typing as npt
 from megatron_lrpath.data.indexed import DTYPE_CODES, INDEX_MAGIC, INDEX_VERSION
 from megatron_lrpath.data.record import record_path
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.files import atomic_open, sync_folder
+from megatron_lrpath.files import atomic_open, sweep_unfinished, sync_folder
 
 IntArray = npt.NDArray[np.integer[Any]]
 
@@ -129,6 +129,7 @@ class PairWriter:
         """
         folder = Path(self.prefix).parent
         record_path(self.prefix).unlink(missing_ok=True)
+        sweep_unfinished(record_path(self.prefix))
         if os.path.exists(self.path(".idx")):
             os.unlink(self.path(".idx"))
             sync_folder(folder)
