@@ -33,7 +33,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Print the plan; 0."""
-    from megatron_lrpath.data.record import require_tokenizer
     from megatron_lrpath.plan import json_schema, load_plan
 
     if args.schema:
@@ -41,6 +40,8 @@ def execute(args: argparse.Namespace) -> int:
         return 0
     if args.plan is None:
         raise UserError("which plan? lrpath plan PLAN (the file), or lrpath plan --schema")
+    from megatron_lrpath.data.record import require_tokenizer
+
     plan = load_plan(args.plan)
     paradigms = paradigms_of(args)
     require_tokenizer(plan)

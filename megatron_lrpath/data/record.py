@@ -187,14 +187,17 @@ class Comparison:
             looked += sample.ids
         if seen:
             within = (
-                f"{looked:,} ids of a sample are all in its vocabulary of {size:,}"
+                f"{looked:,} ids, sampled, are in its vocabulary of {size:,}"
                 if size
-                else "no id compared"
+                else "no id was compared"
+            )
+            option = f"--tokenizer-model {self.spec.model}" if self.spec.model else f"--vocab-size {size}"
+            names = listing(
+                [*(str(one.prefix) for one in seen[:2]), *([f"{len(seen) - 2:,} more"] if seen[2:] else [])]
             )
             self.notes.append(
-                f"{named(seen)}: nothing records the tokenizer ({ENDING}); taken as made with "
-                f"{self.spec.label}: {within}. To record it: tools/check_dataset.py PREFIX --tokenizer-model "
-                f"{self.spec.model or 'MODEL'} --record"
+                f"{names}: no record of the tokenizer ({ENDING}); taken as made with {self.spec.label}: {within}. To "
+                f"look at all ids and record it: tools/check_dataset.py PREFIX {option} --record"
             )
 
 
