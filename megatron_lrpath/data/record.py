@@ -176,7 +176,6 @@ class Comparison:
             if not os.path.isfile(f"{one.prefix}.bin"):
                 continue  # what opens the data says so
             sample = self.samples.of(one.prefix)
-            looked += sample.ids
             if (wrong := sample.outside(size)) is not None:
                 self.problems.append(
                     f"{one.prefix}.bin{one.where}: holds the id {wrong:,}, and the vocabulary of {self.spec.label}, "
