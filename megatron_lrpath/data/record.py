@@ -20,6 +20,7 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.paradigms import OURS
 from megatron_lrpath.plan import Plan
+from megatron_lrpath.plan.sft import PREPARED
 from megatron_lrpath.tokenizers.prints import Facts, TokenizerSpec, check_facts, facts_differ, label
 from megatron_lrpath.wording import listing
 
@@ -176,7 +177,8 @@ class Comparison:
             if not os.path.isfile(f"{one.prefix}.bin"):
                 continue  # what opens the data says so
             sample = self.samples.of(one.prefix)
-            if (wrong := sample.outside(size)) is not None:
+            known = None if size is None else size + control_tokens(one.prefix)
+            if (wrong := sample.outside(known)) is not None:
                 self.problems.append(
                     f"{one.prefix}.bin{one.where}: holds the id {wrong:,}, and the vocabulary of {self.spec.label}, "
                     f"which {self.owner} names, has {size or 0:,} entries: another tokenizer made it. {REMEDY}"
@@ -198,6 +200,14 @@ class Comparison:
                 f"{names}: no record of the tokenizer ({ENDING}); taken as made with {self.spec.label}: {within}. To "
                 f"look at all ids and record it: tools/check_dataset.py PREFIX {option} --record"
             )
+
+
+def control_tokens(prefix: Path) -> int:
+    """How many control tokens prepared chats have beyond the vocabulary, where the dataset is one of them."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        prepared = json.loads((prefix.parent / PREPARED).read_text(encoding="utf-8"))
+        return len(prepared["control_tokens"])
+    return 0
 
 
 def named(group: Sequence[Made]) -> str:

@@ -69,15 +69,17 @@ class Samples:
 def look(path: Path, dtype: np.dtype[Any]) -> Sample:
     """Ids spread over a file of tokens, its first and last among them; all where there are few."""
     whole = os.path.getsize(path) // dtype.itemsize
-    if not whole:
-        return Sample(0, 0, -1)
-    tokens = np.memmap(path, dtype=dtype, mode="r", shape=(whole,))
-    if whole <= BLOCKS * IDS_IN_BLOCK:
-        starts = [0]
-        length = whole
-    else:
+    starts, length = [0], whole
+    if whole > BLOCKS * IDS_IN_BLOCK:
         length = IDS_IN_BLOCK
         starts = [(whole - length) * number // (BLOCKS - 1) for number in range(BLOCKS)]
-    parts = [tokens[start : start + length] for start in starts]
-    extremes = [(int(part.min()), int(part.max())) for part in parts]
-    return Sample(length * len(parts), min(low for low, _ in extremes), max(high for _, high in extremes))
+    ids, smallest, largest = 0, 0, -1
+    with path.open("rb", buffering=0) as stream:
+        for start in starts:
+            stream.seek(start * dtype.itemsize)
+            part = np.fromfile(stream, dtype, length)
+            if part.size:
+                low, high = int(part.min()), int(part.max())
+                smallest, largest = (min(smallest, low), max(largest, high)) if ids else (low, high)
+                ids += part.size
+    return Sample(ids, smallest, largest)

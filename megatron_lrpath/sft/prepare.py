@@ -18,7 +18,7 @@ from megatron_lrpath.data.preprocess.pipeline import Conversion, ConversionProgr
 from megatron_lrpath.data.preprocess.readers import PARQUET_MAGIC, Chunk, expand_inputs, total_bytes
 from megatron_lrpath.data.preprocess.worker import ChunkResult, Figures, Packed, Rejected
 from megatron_lrpath.data.preprocess.writer import RejectLog, optimal_dtype, remove_left_overs
-from megatron_lrpath.data.record import prepared_difference
+from megatron_lrpath.data.record import inputs_of, prepared_difference, write_record
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.locks import FolderLock, LockHeldError
@@ -78,9 +78,11 @@ def build(
     folder = plan.sft_folder
     (folder / PREPARED).unlink(missing_ok=True)
     record: dict[str, Any] = {"format": FORMAT, "settings": wanted, "inputs": input_prints(sft)}
-    record["tokenizer"] = TokenizerSpec.of_plan(plan).facts
+    record["tokenizer"] = facts = TokenizerSpec.of_plan(plan).facts
     for name, patterns in inputs(sft).items():
         figures = convert(patterns, folder / name, encoder, sft, workers, interruption)
+        details = {"control_tokens": encoder.added, "inputs": inputs_of(expand_inputs(patterns))}
+        write_record(f"{folder / name}_{TOKENS}", "lrpath sft", facts, details)
         record[name] = {
             "examples": figures.documents,
             "tokens": figures.tokens,

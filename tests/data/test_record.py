@@ -429,3 +429,18 @@ def test_the_type_of_ids_changes_where_megatrons_does(size: int, dtype: type, tm
     assert np.frombuffer(content, dtype=dtype).tolist() == [1, size - 1, size - 1]
     assert check_dataset.main([str(tmp_path / "out_text_document"), "--vocab-size", str(size)]) == 0
     assert check_dataset.main([str(tmp_path / "out_text_document"), "--vocab-size", str(size - 1)]) == 2
+
+
+def test_prepared_chats_can_be_mixed_with_and_without_a_record(team: Path) -> None:
+    (team / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in conversations()))
+    plan = plan_of(team, sft=SFT | {"data": str(team / "chat.jsonl")})
+    prepare(plan)
+    chats = team / "runs/sft/train_tokens"
+    draw = ["--documents", f"chat={chats}:0-", "--output", team / "apart"]
+    assert call("slice_versions", *draw).stderr == ""
+    mixed = plan_of(team, branch_mix={"slices": {f"{team}/apart/chat": 0.25}})
+    assert tokenizer_problems(mixed).problems == tokenizer_problems(mixed).notes == ()
+    record_path(chats).unlink()
+    without_facts(team / "apart/chat.slice")  # prepared before there were records
+    assert tokenizer_problems(mixed).problems == ()
+    assert len(tokenizer_problems(mixed).notes) == 1
