@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Submit, or show what would be submitted; 0."""
+    from megatron_lrpath.data.record import require_tokenizers
     from megatron_lrpath.experiment.load import is_experiment, load_experiment
     from megatron_lrpath.launch.slurm.ledger import SubmittedPlan
     from megatron_lrpath.launch.slurm.settings import read_settings, within_job
@@ -54,6 +55,7 @@ def execute(args: argparse.Namespace) -> int:
         submitted = SubmittedPlan.of(args.plan, settings.data, settings.output)
         submission = Submission.of(submitted, *wanted)
         follow = submitted.latest if settings.data or settings.output else args.plan
+    require_tokenizers(submitted.plan for submitted in submission.plans)
     if args.dry_run:
         show_dry_run(submission, args.json)
         return 0

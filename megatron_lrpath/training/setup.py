@@ -17,8 +17,11 @@ from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_
 from megatron.training.arguments import parse_and_validate_args, parse_args, validate_args
 from megatron.training.checkpointing import load_args_from_checkpoint
 from megatron.training.global_vars import set_global_variables
+from megatron.training.utils import get_blend_and_blend_per_split
 
 from megatron_lrpath.console import say
+from megatron_lrpath.data.index_cache import local_rank
+from megatron_lrpath.data.record import blend_problems, refuse
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import sweep_unfinished
 from megatron_lrpath.paradigms import MAIN, SFT
@@ -28,6 +31,7 @@ from megatron_lrpath.runs import checkpoints, failure, lineage
 from megatron_lrpath.runs.checkpoints import latest_step, present_fingerprint
 from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.runs.history import losses_before
+from megatron_lrpath.tokenizers.prints import TokenizerSpec
 from megatron_lrpath.training import environment
 from megatron_lrpath.training.checkpoints import parent as parents
 from megatron_lrpath.training.checkpoints.commit import Commits
@@ -91,6 +95,8 @@ def arguments(session: Session, argv: list[str], defaults: Mapping[str, Any] | N
     if session.context is not None:
         refuse_endless_ramp(args, session.context)
         check_lineage(session.context)
+    if session.context is not None and session.context.plan is None and local_rank() == 0:
+        refuse(blend_problems(blend_prefixes(args), TokenizerSpec.of_arguments(args)))
     set_global_variables(args)
     return args
 
@@ -144,6 +150,12 @@ def megatrons_refusals() -> Iterator[None]:
     except (AssertionError, ValueError) as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         raise UserError(f"Megatron refuses these arguments: {error or where.line}") from None
+
+
+def blend_prefixes(args: Any) -> list[str]:
+    """The indexed datasets that --data-path and its kin name."""
+    blend, per_split = get_blend_and_blend_per_split(args)
+    return [prefix for part in [blend, *(per_split or ())] if part is not None for prefix in part[0]]
 
 
 def set_environment_flags(args: Any, explicit: Mapping[str, Any], session: Session) -> None:

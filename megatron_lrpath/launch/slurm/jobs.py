@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import megatron_lrpath
+from megatron_lrpath.data.record import prepared_difference
 from megatron_lrpath.data.slice import check_mixes
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.launch.layouts import Allocation, Layout, allocate, allocate_evaluation
@@ -74,7 +75,10 @@ def plan_jobs(
     `extra` are Megatron arguments for every training. Raises UserError where the nodes do not fit the plan.
     """
     plan = submitted.plan
-    if plan.sft is not None and plan.prepared_record() is None:
+    prepared = plan.prepared_record() if plan.sft is not None else None
+    if plan.sft is not None and prepared and (difference := prepared_difference(plan, prepared)):
+        raise UserError(difference)
+    if plan.sft is not None and prepared is None:
         raise UserError(
             f"{plan.sft.place}: the data of the fine-tuning are not prepared yet; do it here, once: "
             f"lrpath sft {plan.path} --prepare --output {plan.output}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.data.index_cache import local_rank
+from megatron_lrpath.data.record import require_tokenizer
 from megatron_lrpath.data.slice import open_mix, open_slices
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.models import megatron_flags, resolve_model
@@ -177,7 +178,7 @@ class PlannedRun:
             verify: whether to compare the data with their fingerprints; None: in one process of a node.
 
         Raises:
-            UserError: the data are missing, changed or not prepared.
+            UserError: the data are missing, changed, not prepared, or of another tokenizer.
         """
         plan, run = self.plan, self.run
         verify = local_rank() == 0 if verify is None else verify
@@ -200,6 +201,8 @@ class PlannedRun:
             data: dict[str, Any] = {"slices": {}, "sft_data": prepared.identity}
             identity = {**context.identity, **self._trainer_facts(), **data}
             return replace(context, identity=identity, prepared=prepared)
+        if verify:
+            require_tokenizer(plan)
         # A position counts from the first sample of all, so the versions before the run's own are opened, too.
         names = tuple(version.name for version in plan.versions[: run.version_index])
         slices = open_slices(plan.data, names, verify=verify)
