@@ -146,7 +146,7 @@ def begin(session: Session, args: Any) -> None:
         raise UserError(
             f"--save {own} is the parent's own checkpoint folder: a run never writes into its parent."
         )
-    ranks = Ranks.from_environment()
+    ranks = Ranks.from_environment(own)
     session.peers = session.exits.peers = PeerWatch(ranks)
     session.peers.start()
 
