@@ -14,8 +14,17 @@ from megatron_lrpath.plan.plan import Plan
 from megatron_lrpath.plan.runs import Run
 from megatron_lrpath.schedule import STYLES, LRPath
 
-_COMPARED = ("run", "order", "model", "batch", "tokenizer", "megatron", "seed", "mix", "sft", "sft_megatron")
-_LABELS = {"order": "order of the samples", "mix": "branch mix", "sft_megatron": "sft.megatron"}
+_COMPARED = (
+    "run", "kind", "order", "model", "batch", "tokenizer", "megatron", "seed", "mix", "sft", "sft_megatron",
+    "weight_decay",
+)  # fmt: skip
+THIS_RUN = "this run"
+_LABELS = {
+    "order": "order of the samples",
+    "mix": "branch mix",
+    "sft_megatron": "sft.megatron",
+    "weight_decay": "weight decay",
+}
 
 
 def run_identity(plan: Plan, run: Run) -> dict[str, Any]:
@@ -46,8 +55,35 @@ def run_identity(plan: Plan, run: Run) -> dict[str, Any]:
         "tokenizer": asdict(plan.tokenizer),
         "order": "shuffled together" if trained.kind == SCRATCH.name and count > 1 else "one after the other",
         "versions": [{"name": version.name, "steps": version.steps} for version in plan.versions[:count]],
-        "path": [{"run": stage.name} | _path_facts(stage.path) for stage in _lineage(plan, trained) + last],
+        "path": [{"run": stage.name} | path_facts(stage.path) for stage in _lineage(plan, trained) + last],
     } | extra
+
+
+def argument_identity(
+    kind: str,
+    path: LRPath,
+    batch: dict[str, Any],
+    weight_decay: dict[str, Any],
+    arguments: dict[str, Any],
+) -> dict[str, Any]:
+    """Everything that the result of a run by --lr-path depends on, JSON-able; its data are among the arguments.
+
+    A main path has no end, so that extending it does not change it.
+
+    Args:
+        kind: main, branch, scratch or continual.
+        path: the run's learning rate.
+        batch: global_batch_size, seq_length.
+        weight_decay: the constant, or the ramp with its length in steps.
+        arguments: the others that a result depends on, where they differ from their defaults.
+    """
+    return {
+        "kind": kind,
+        "batch": batch,
+        "weight_decay": weight_decay,
+        "path": [{"run": THIS_RUN} | path_facts(path)],
+        "arguments": dict(sorted(arguments.items())),
+    }
 
 
 def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
@@ -73,7 +109,7 @@ def _lineage(plan: Plan, run: Run) -> list[Run]:
     return chain
 
 
-def _path_facts(path: LRPath) -> dict[str, Any]:
+def path_facts(path: LRPath) -> dict[str, Any]:
     """What a learning-rate path depends on: the knobs that its shape and style read, no others."""
     schedule = path.schedule
     facts: dict[str, Any] = {"shape": path.shape, "start": path.start}

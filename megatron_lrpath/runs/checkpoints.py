@@ -205,6 +205,11 @@ def steps_found(root: Path) -> list[int]:
     return sorted(int(match[1]) for name in _names(root) if (match := _STEP_FOLDER.fullmatch(name)))
 
 
+def has_begun(root: Path) -> bool:
+    """Whether a run has left any checkpoint under `root`, damaged or not."""
+    return bool(steps_found(root) or damaged_found(root))
+
+
 def latest_step(root: Path) -> int | None:
     """The newest complete checkpoint's step, None where there is none."""
     steps = complete_steps(root)

@@ -16,12 +16,19 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.plan import Plan, Run, run_identity
 from megatron_lrpath.plan import differences as plan_differences
-from megatron_lrpath.runs.checkpoints import checkpoint_fingerprint, checkpoint_folder
+from megatron_lrpath.runs.checkpoints import (
+    checkpoint_fingerprint,
+    checkpoint_folder,
+    present_fingerprint,
+)
 from megatron_lrpath.runs.failure import now
 from megatron_lrpath.runs.folder import RunFolder, json_digest, read_json_object
 from megatron_lrpath.runs.results import is_complete
 
 PACKAGES = ("megatron-core", "torch", "numpy", "transformer-engine", "apex", "sentencepiece", "transformers")
+
+UNDER_A_PLAN = "give the plan another `output` (or move this folder away)"
+ANOTHER_SAVE = "give another --save (or move this folder away)"
 
 
 def package_versions() -> dict[str, str]:
@@ -126,20 +133,54 @@ def plan_changes(folder: Path, lineage: dict[str, Any], plan: Plan, run: Run) ->
     return plan_differences(stored, current)
 
 
-def check_same_run(folder: Path, identity: dict[str, Any]) -> None:
+def check_same_run(folder: Path, identity: dict[str, Any], anew: str = UNDER_A_PLAN) -> None:
     """Refuse to continue a run under a plan, data or arguments that would give another result.
+
+    `anew` says how to train under the new settings.
 
     Raises:
         UserError: what differs, and how to go on.
     """
     lineage = read_lineage(folder)
-    if lineage is not None and (found := differences(lineage["identity"], identity)):
+    if lineage is not None:
+        refuse_differences(folder, differences(lineage["identity"], identity), anew)
+
+
+def refuse_differences(folder: Path, found: list[str], anew: str = UNDER_A_PLAN) -> None:
+    """Refuse to continue the run in `folder` where something differs.
+
+    Raises:
+        UserError: what differs, and how to go on.
+    """
+    if found:
         raise UserError(
             f"{folder}: this run was started under other settings: "
             + "; ".join(found)
-            + ". Go back to the settings it was started with, or give the plan another `output` (or move "
-            "this folder away) to train anew."
+            + f". Go back to the settings it was started with, or {anew} to train anew."
         )
+
+
+def check_same_parent(folder: Path, parent: Path, step: int) -> None:
+    """Refuse another parent than the one that the run by --lr-path in `folder` started from.
+
+    A parent may be moved; one whose checkpoint is gone is known by its folder.
+
+    Raises:
+        UserError: the two checkpoints differ, or cannot be compared.
+    """
+    lineage = read_lineage(folder)
+    recorded = lineage["parent"] if lineage is not None else None
+    if recorded is None:
+        return
+    was, now_there = Path(recorded["checkpoints"]), present_fingerprint(parent, step)
+    is_named_alike = parent == was or parent.resolve() == was.resolve()
+    if now_there == recorded["fingerprint"] or (now_there is None and is_named_alike):
+        return
+    what = "is gone, so that it cannot be compared with the one" if now_there is None else "is not the one"
+    raise UserError(
+        f"{parent}: the checkpoint of step {step} {what} that {folder} was started from "
+        f"({was}, step {recorded['step']}). Restore it, name that parent, or {ANOTHER_SAVE} to branch off anew."
+    )
 
 
 def check_parent(folder: Path, parent: Path, step: int, parent_identity: dict[str, Any]) -> None:
@@ -201,6 +242,11 @@ def write_lineage(
         "skipped": [one for one in earlier.get("skipped", []) if one["step"] <= first_step],
     }
     atomic_write_json(RunFolder(folder).lineage, lineage)
+
+
+def forget(folder: Path) -> None:
+    """Remove the lineage of a run that has nothing to go on from, before it begins anew."""
+    RunFolder(folder).lineage.unlink(missing_ok=True)
 
 
 def retain_intervals(folder: Path) -> list[int | None]:

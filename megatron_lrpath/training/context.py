@@ -40,6 +40,7 @@ class RunContext:
         parent: checkpoint to start from, None for a run from random weights.
         identity: what the run's result depends on (JSON values), compared with the lineage of earlier starts.
         folder: the run's own folder, None without a plan.
+        save: the run's own checkpoint folder, where it has no other; None under a plan.
         plan, run: the plan and the run in it, None without a plan.
         slices: data of the plan's versions from the first to the run's own.
         mix: the slices that a branch reads beside them, in the order of its mix.
@@ -52,8 +53,16 @@ class RunContext:
     parent: ParentCheckpoint | None
     identity: dict[str, Any]
     folder: Path | None = None
+    save: Path | None = None
     plan: Plan | None = None
     run: Run | None = None
     slices: tuple[Slice, ...] = ()
     mix: tuple[Slice, ...] = ()
     prepared: Prepared | None = None
+
+    @property
+    def records(self) -> Path:
+        """Where the run's lineage lies: its folder, or without a plan beside its checkpoints."""
+        place = self.folder or self.save
+        assert place is not None
+        return place

@@ -17,12 +17,13 @@ from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_
 from megatron.training.arguments import parse_args, validate_args
 from megatron.training.global_vars import set_global_variables
 
+from megatron_lrpath.console import say
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import sweep_unfinished
 from megatron_lrpath.paradigms import SFT
 from megatron_lrpath.plan import run_identity
-from megatron_lrpath.runs import failure, lineage
-from megatron_lrpath.runs.checkpoints import checkpoint_fingerprint, latest_step
+from megatron_lrpath.runs import checkpoints, failure, lineage
+from megatron_lrpath.runs.checkpoints import latest_step, present_fingerprint
 from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.runs.history import losses_before
 from megatron_lrpath.training import environment
@@ -37,7 +38,12 @@ from megatron_lrpath.training.guards.peers import PeerWatch, Ranks, own_store
 from megatron_lrpath.training.guards.runlock import hold
 from megatron_lrpath.training.layers import local_layers
 from megatron_lrpath.training.optimizer import RateChange
-from megatron_lrpath.training.options.arguments import arguments_provider, explicit_arguments
+from megatron_lrpath.training.options.argument_identity import differences_from_checkpoint
+from megatron_lrpath.training.options.arguments import (
+    arguments_provider,
+    explicit_arguments,
+    full_parser,
+)
 from megatron_lrpath.training.options.from_arguments import argument_context, flag
 from megatron_lrpath.training.options.from_plan import PlannedRun, apply_defaults
 from megatron_lrpath.training.session import Session
@@ -57,7 +63,7 @@ def arguments(session: Session, argv: list[str], defaults: Mapping[str, Any] | N
     sys.argv[1:] = [*planned.flags, *argv] if planned else argv
     args = parse_args(arguments_provider(session.own_arguments))
     if planned is None:
-        session.context = argument_context(args, given)
+        session.context = argument_context(args, given, session.own_arguments)
     else:
         apply_defaults(args, planned.explicit)
         set_wandb_defaults(args, planned.plan, planned.run)
@@ -74,7 +80,7 @@ def arguments(session: Session, argv: list[str], defaults: Mapping[str, Any] | N
     except (AssertionError, ValueError) as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         raise UserError(f"Megatron refuses these arguments: {error or where.line}") from None
-    if session.context is not None and session.context.folder is not None:
+    if session.context is not None:
         check_lineage(session.context)
     set_global_variables(args)
     return args
@@ -116,7 +122,8 @@ def take_over_saving(args: Any) -> None:
 
 def check_lineage(context: RunContext) -> None:
     """Refuse, before anything is written, to continue another run or to leave another parent."""
-    assert context.folder is not None
+    if context.folder is None:
+        return check_argument_lineage(context)
     lineage.check_same_run(context.folder, context.identity)
     if context.parent is None:
         return
@@ -131,6 +138,33 @@ def check_lineage(context: RunContext) -> None:
         own["arguments"] = recorded["identity"].get("arguments", {})
     identity = run_identity(context.plan, parent) | own
     lineage.check_parent(context.folder, context.plan.folder(parent), context.parent.step, identity)
+
+
+def check_argument_lineage(context: RunContext) -> None:
+    """Refuse to continue another run by --lr-path; one without a checkpoint of its own begins anew."""
+    assert context.save is not None
+    parent = context.parent
+    if not checkpoints.has_begun(context.save):
+        return
+    if parent is not None and parent.folder.resolve() == context.save.resolve():
+        return  # refused with the choice of the checkpoint: a run never writes into its parent
+    lineage.check_same_run(context.save, context.identity, lineage.ANOTHER_SAVE)
+    if parent is not None:
+        lineage.check_same_parent(context.save, parent.folder, parent.step)
+
+
+def check_unrecorded(session: Session, args: Any, common: dict[str, Any]) -> None:
+    """Compare a run by --lr-path with its checkpoint, which an older version or plain Megatron saved."""
+    context = session.context
+    assert context is not None
+    parser = full_parser(session.own_arguments)
+    found = differences_from_checkpoint(common, args, context.path, parser)
+    lineage.refuse_differences(context.records, found, lineage.ANOTHER_SAVE)
+    if args.rank == 0:
+        say(
+            f"{context.records}: its checkpoints have no record of the run beside them (an older version or plain "
+            "Megatron wrote them); this start leaves one."
+        )
 
 
 def begin(session: Session, args: Any) -> None:
@@ -158,7 +192,10 @@ def begin(session: Session, args: Any) -> None:
         failure.use_folder(context.folder)
     start.apply(args)
     if start.folder is not None:
-        stored = parents.check_model(args, Path(start.folder), start.loaded, start.weights_of is not None)
+        common = parents.check_model(args, Path(start.folder), start.loaded, start.weights_of is not None)
+        stored = common["args"]
+        if context.folder is None and start.existing and lineage.read_lineage(own) is None:
+            check_unrecorded(session, args, common)
         session.rate_change = RateChange((stored.lr, stored.min_lr), (args.lr, args.min_lr))
         args.pretrained_checkpoint = None  # Megatron, not seeing the tracker, would take it
     elif args.pretrained_checkpoint:
@@ -167,13 +204,20 @@ def begin(session: Session, args: Any) -> None:
         args.lrpath_chat = context.prepared.chat
     retain_interval = args.save_retain_interval
     protect(session, args, start, ranks)
-    if context.folder is not None and args.rank == 0:
-        for file in RunFolder(context.folder).written_by_training:  # a killed process left them half-written
-            sweep_unfinished(file)
-        plan = str(context.plan.path.resolve()) if context.plan else None
-        record = context.identity, parent_record(context), start.step, args.world_size, retain_interval, plan
-        lineage.write_lineage(context.folder, *record)
+    if args.rank == 0:
+        record_start(context, args, start, retain_interval)
     session.first_step, session.store = start.step, ranks.store or own_store()
+
+
+def record_start(context: RunContext, args: Any, start: Start, retain_interval: int | None) -> None:
+    """Write the lineage; on rank 0."""
+    for file in RunFolder(context.records).written_by_training:  # a killed process left them half-written
+        sweep_unfinished(file)
+    if context.folder is None and not start.existing:
+        lineage.forget(context.records)
+    plan = str(context.plan.path.resolve()) if context.plan else None
+    record = context.identity, parent_record(context), start.step, args.world_size, retain_interval, plan
+    lineage.write_lineage(context.records, *record)
 
 
 def protect(session: Session, args: Any, start: Start, ranks: Ranks) -> None:
@@ -181,7 +225,7 @@ def protect(session: Session, args: Any, start: Start, ranks: Ranks) -> None:
     context = session.context
     assert context is not None
     retain_interval, args.save_retain_interval = args.save_retain_interval, None
-    earlier = lineage.retain_intervals(context.folder) if context.folder is not None else []
+    earlier = lineage.retain_intervals(context.records)
     points = branch_points(context)
     saves = Saves(Path(args.save), context.keep_steps, points, retain_interval, start.existing, earlier)
     set_forkserver_preload([orphans.__name__])
@@ -227,16 +271,25 @@ def spike_detector(args: Any, context: RunContext, start: Start, ranks: Ranks) -
 
 def parent_record(context: RunContext) -> dict[str, Any] | None:
     """What the lineage says of a run's parent."""
-    if context.parent is None or context.run is None or context.run.parent is None:
-        return None
-    if context.folder is not None and lineage.read_lineage(context.folder) is not None:
+    if context.parent is None or lineage.read_lineage(context.records) is not None:
         return None  # recorded at the first start; the parent's checkpoint may be gone by now
+    fingerprint = present_fingerprint(context.parent.folder, context.parent.step)
+    if fingerprint is None:
+        return None  # of a run that an older version began
     return {
-        "run": context.run.parent.run,
+        "run": parent_name(context),
         "step": context.parent.step,
         "checkpoints": str(context.parent.folder),
-        "fingerprint": checkpoint_fingerprint(context.parent.folder, context.parent.step),
+        "fingerprint": fingerprint,
     }
+
+
+def parent_name(context: RunContext) -> str:
+    """The name of the parent's run in the plan; without one, that of its checkpoint folder."""
+    assert context.parent is not None
+    if context.run is not None and context.run.parent is not None:
+        return context.run.parent.run
+    return context.parent.folder.resolve().name
 
 
 def configuration(args: Any) -> Any:

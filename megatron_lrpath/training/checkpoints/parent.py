@@ -32,11 +32,11 @@ def require_checkpoint(parent: ParentCheckpoint) -> None:
     )
 
 
-def check_model(args: Any, folder: Path, step: int, weights_only: bool = False) -> Any:
+def check_model(args: Any, folder: Path, step: int, weights_only: bool = False) -> dict[str, Any]:
     """Refuse a checkpoint of another model before any weight is read; weights alone fit any batch and length.
 
     Returns:
-        The Megatron arguments that the checkpoint was saved under.
+        What the checkpoint holds beside its tensors: under `args` the Megatron arguments that it was saved with.
 
     Raises:
         UserError: which arguments differ.
@@ -44,7 +44,8 @@ def check_model(args: Any, folder: Path, step: int, weights_only: bool = False) 
     from megatron.core import dist_checkpointing
 
     with load_failures(folder):
-        stored = dist_checkpointing.load_common_state_dict(str(checkpoint_folder(folder, step)))["args"]
+        common = dist_checkpointing.load_common_state_dict(str(checkpoint_folder(folder, step)))
+    stored = common["args"]
     if wrong := differences(stored, args, FREE if weights_only else ()):
         raise UserError(
             f"{folder}: the checkpoint of step {step} belongs to another model: {'; '.join(wrong)}. "
@@ -57,7 +58,7 @@ def check_model(args: Any, folder: Path, step: int, weights_only: bool = False) 
             f"this run is {how[1]}: the two keep the optimizer's state in different formats. Use the same "
             "for both."
         )
-    return stored
+    return dict(common)
 
 
 def differences(stored: Any, args: Any, free: tuple[str, ...], more: tuple[str, ...] = ()) -> list[str]:

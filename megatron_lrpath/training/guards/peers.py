@@ -19,7 +19,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
-from torch.distributed import DistError, HashStore, Store, rendezvous
+from torch.distributed import DistError, HashStore, PrefixStore, Store, rendezvous
 from torch.distributed.constants import default_pg_timeout
 
 from megatron_lrpath.console import say, say_error
@@ -72,7 +72,10 @@ class Ranks:
         file, reason = secret_file(folder, address), ""
         channel: Channel | None = None
         try:
-            store = next(rendezvous("env://", timeout=MEETING))[0]
+            # torchrun may keep its store when it restarts the ranks (--max-restarts): addresses and reports of an
+            # earlier attempt are not for this one.
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            store = PrefixStore(f"attempt/{attempt}", next(rendezvous("env://", timeout=MEETING))[0])
             channel = meet(store, rank, world, file, MEETING)
             store.set_timeout(default_pg_timeout)  # as torch would have made it
         except DistError as error:

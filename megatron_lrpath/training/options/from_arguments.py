@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.paradigms import LR_PATH_KINDS, path_form
+from megatron_lrpath.paradigms import LR_PATH_KINDS, MAIN, path_form
 from megatron_lrpath.plan.neutral import is_neutral
 from megatron_lrpath.plan.runs import run_path
 from megatron_lrpath.schedule.styles import KNOBS, Schedule
 from megatron_lrpath.training.context import ParentCheckpoint, RunContext
+from megatron_lrpath.training.options.argument_identity import identity_of
+from megatron_lrpath.training.options.arguments import ArgumentsProvider, full_parser
 
 # Arguments of the group that say which run this is; a result does not depend on their wording.
 OWN = ("plan", "paradigm", "run", "device", "checkpoint_check", "peak_tflops")
@@ -49,8 +52,12 @@ def results_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
     return dict(json.loads(json.dumps(kept, default=str)))
 
 
-def argument_context(args: Any, given: Mapping[str, Any]) -> RunContext | None:
+def argument_context(
+    args: Any, given: Mapping[str, Any], own: ArgumentsProvider | None = None
+) -> RunContext | None:
     """The context of a run described by --lr-path and its companions; None without --lr-path.
+
+    `own` adds the arguments of a script of its own to the parser.
 
     Raises:
         UserError: companions that are missing or contradict each other.
@@ -74,7 +81,14 @@ def argument_context(args: Any, given: Mapping[str, Any]) -> RunContext | None:
     args.train_iters = last
     if args.lr is None:
         raise UserError("--lr-path needs --lr, the maximal learning rate.")
+    if args.global_batch_size is None:
+        raise UserError("--lr-path counts in steps of --global-batch-size: give it.")
     kind, variant = args.lr_path, args.lr_path_cpt_variant
+    if kind == MAIN.name and args.weight_decay_incr_style != "constant":
+        raise UserError(
+            "--weight-decay-incr-style with --lr-path main: a main path may be extended, which would change the "
+            "weight decay of steps that are trained; give a constant --weight-decay."
+        )
     warmup = (args.lr_warmup_iters or 0) if path_form(kind, variant)[1] else 0
     try:
         knobs = {name: getattr(args, f"lr_path_{name}") for name in KNOBS}
@@ -87,7 +101,8 @@ def argument_context(args: Any, given: Mapping[str, Any]) -> RunContext | None:
         path=path.scaled(args.global_batch_size),
         keep_steps=frozenset(args.lr_path_keep_steps),
         parent=parent,
-        identity={"arguments": results_arguments(given)},
+        identity=identity_of(args, path, full_parser(own)),
+        save=Path(args.save),
     )
 
 
