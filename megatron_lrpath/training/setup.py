@@ -257,7 +257,7 @@ def begin(session: Session, args: Any) -> None:
     context = session.context
     assert context is not None
     own = Path(args.save)
-    ranks = Ranks.from_environment()
+    ranks = Ranks.from_environment(own)
     session.peers = session.exits.peers = PeerWatch(ranks)
     session.peers.start()
 
