@@ -130,18 +130,23 @@ def read_data(
             for item in items:
                 place = _place(reader, item.storage_index)
                 if place.offset + place.length > size:
-                    raise UserError(f"{path}: cut short, `{item.storage_index.fqn}` is not in it.")
+                    raise unreadable(path, item.storage_index.fqn, "the file is cut short")
                 _read_piece(path, item, _create_file_view(file, place.offset, place.length), planner)
     done: Future[None] = Future()
     done.set_result(None)
     return done
 
 
+def unreadable(path: Path, name: str, why: str) -> UserError:
+    """The error for an entry of a checkpoint that cannot be used."""
+    return UserError(f"{path}: {name} cannot be read ({why}); restore the checkpoint or take another step.")
+
+
 def _place(reader: FileSystemReader, index: MetadataIndex) -> Any:
     """Where a piece lies."""
     place = reader.storage_data.get(index)
     if place is None:
-        raise UserError(f"{reader.path}: the checkpoint does not hold all of `{index.fqn}`.")
+        raise unreadable(Path(reader.path), index.fqn, "the checkpoint does not hold all of it")
     return place
 
 
@@ -154,13 +159,13 @@ def _read_piece(path: Path, item: ReadItem, stream: Any, planner: LoadPlanner) -
     try:
         tensor = objects.load(stream, tensor=True)
     except NotDataError as error:
-        raise UserError(f"{path}: the tensor `{name}` cannot be read: {error}.") from None
+        raise unreadable(path, name, str(error)) from None
     within = isinstance(tensor, Tensor) and tensor.dim() == len(item.lengths)
     if not within or any(
         start + length > end
         for start, length, end in zip(item.storage_offsets, item.lengths, tensor.shape, strict=True)
     ):
-        raise UserError(f"{path}: the tensor `{name}` has another shape than the metadata say.")
+        raise unreadable(path, name, "it has another shape than the metadata say")
     target = planner.resolve_tensor(item).detach()
     target.copy_(narrow_tensor_by_index(tensor, item.storage_offsets, item.lengths))
     planner.commit_tensor(item, target)
