@@ -174,6 +174,13 @@ SEAMS = (
         "it unpickles a checkpoint's metadata, and so runs what a stranger's file says",
     ),
     Seam(
+        "torch.distributed.checkpoint.filesystem:FileSystemReader.read_data",
+        "megatron_lrpath.training.checkpoints.unpickle:read_data",
+        ("self", "plan", "planner"),
+        "weights-only loading still changes members of enumerations, and hands Transformer Engine what it "
+        "unpickles",
+    ),
+    Seam(
         "torch.distributed.checkpoint.default_planner:DefaultLoadPlanner.load_bytes",
         "megatron_lrpath.training.checkpoints.unpickle:load_bytes",
         ("self", "read_item", "value"),

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from megatron_lrpath.checkpoints.reader import METADATA, load_common
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.runs.checkpoints import TRACKER, checkpoint_complete, checkpoint_folder, complete_steps
-from megatron_lrpath.training.checkpoints.unpickle import load_failures
+from megatron_lrpath.runs.checkpoints import (
+    RELEASE,
+    TRACKER,
+    checkpoint_complete,
+    checkpoint_folder,
+    complete_steps,
+)
 from megatron_lrpath.training.context import ParentCheckpoint
 
 # Arguments that make a model: a checkpoint of another one cannot be continued.
@@ -41,11 +48,8 @@ def check_model(args: Any, folder: Path, step: int, weights_only: bool = False) 
     Raises:
         UserError: which arguments differ.
     """
-    from megatron.core import dist_checkpointing
-
-    with load_failures(folder):
-        common = dist_checkpointing.load_common_state_dict(str(checkpoint_folder(folder, step)))
-    stored = common["args"]
+    common = load_common(checkpoint_folder(folder, step))
+    stored = model_arguments(common, folder)
     if wrong := differences(stored, args, FREE if weights_only else ()):
         raise UserError(
             f"{folder}: the checkpoint of step {step} belongs to another model: {'; '.join(wrong)}. "
@@ -81,6 +85,19 @@ def check_optimizer(args: Any, stored: Any, what: str) -> None:
         )
 
 
+def stored_arguments(folder: Path) -> Any:
+    """The Megatron arguments that the checkpoint in `folder`, of one step, was saved under; raises UserError."""
+    return model_arguments(load_common(folder), folder)
+
+
+def model_arguments(common: Mapping[str, Any], folder: Path) -> Any:
+    """The Megatron arguments in what the checkpoint in `folder` holds beside its tensors; raises UserError."""
+    stored = common.get("args")
+    if stored is None:
+        raise UserError(f"{folder}: the checkpoint does not say of which model it is.")
+    return stored
+
+
 def differences(stored: Any, args: Any, free: tuple[str, ...], more: tuple[str, ...] = ()) -> list[str]:
     """What of the model differs between a checkpoint's arguments and this run's, except in `free`."""
     wrong = [
@@ -111,9 +128,6 @@ def expect_iteration(args: Any, first_step: int) -> None:
         )
 
 
-RELEASE = "release"
-
-
 def weights_folder(root: Path) -> Path:
     """The folder of the checkpoint that the tracker file in `root` names, as Megatron finds it."""
     try:
@@ -124,7 +138,7 @@ def weights_folder(root: Path) -> Path:
             f"{root}: not a folder of Megatron checkpoints ({TRACKER} is missing or unreadable); "
             "tools/import_hf.py writes one from a Hugging Face folder."
         ) from None
-    if not (folder / ".metadata").is_file():
+    if not (folder / METADATA).is_file():
         raise UserError(f"{folder}: the checkpoint that {root / TRACKER} names is not there.")
     return folder
 
@@ -143,14 +157,12 @@ def check_pretrained(args: Any) -> None:
     Raises:
         UserError: which arguments differ, or that the folders are one.
     """
-    from megatron.core import dist_checkpointing
-
     if args.save and Path(args.save).resolve() == Path(args.pretrained_checkpoint).resolve():
         raise UserError(
             f"--save {args.save} is the folder of the weights to start from, which a run only reads."
         )
     folder = weights_folder(Path(args.pretrained_checkpoint))
-    stored = dist_checkpointing.load_common_state_dict(str(folder))["args"]
+    stored = stored_arguments(folder)
     free, more = (*FREE, "vocab_size"), ("layernorm_epsilon", "use_rope_scaling")
     if wrong := differences(stored, args, free, more):
         raise UserError(
