@@ -3,10 +3,10 @@
     .venv/bin/python scripts/fuzz_checkpoints.py [--inputs 20000] [--seed 1]
 
 A grammar makes the pickles: all opcodes, on all names that a reader knows and some that a stranger would like, half
-of them inside whole metadata. Each is read as `.metadata`, as an object, as a tensor and as an `_extra_state`. Before and
-after, the interpreter is compared: the attributes of every listed class, function and enumeration, modules, environment,
-files, and what Python's audit events tell of processes, imports, sockets and writes. Prints a line, and the inputs that
-had an effect; status 1 if there is one.
+of them inside whole metadata. Each is read as `.metadata`, as an object, as a tensor and as an `_extra_state`. Before
+and after, the interpreter is compared: the attributes of every listed class, function and enumeration, modules,
+environment, files, and what Python's audit events tell of processes, imports, sockets and writes. Prints a line, and
+the inputs that had an effect; status 1 if there is one.
 """
 
 from __future__ import annotations
@@ -38,16 +38,62 @@ from megatron_lrpath.checkpoints.pickle_data import May, NotDataError
 from megatron_lrpath.errors import UserError
 
 STRANGERS = (
-    "os.system", "builtins.exec", "builtins.eval", "builtins.getattr", "builtins.setattr", "builtins.__import__",
-    "builtins.open", "subprocess.Popen", "pathlib.Path", "pathlib.PosixPath", "pathlib.Path.parent", "copyreg.__newobj__",
-    "torch.storage._load_from_bytes", "torch.hub.load", "torch.load", "pickle.loads", "signal.signal",
-    "megatron_lrpath.runs.lineage.git_commit", "collections.Counter", "functools.partial", "types.FunctionType",
-)  # fmt: skip
-ATTRIBUTES = ("parent", "__init__", "__setstate__", "__class__", "__reduce__", "__getattr__", "_value_", "cache", "fqn",
-              "offset", "__dict__", "relative_path", "__code__", "state_dict_metadata", "x")  # fmt: skip
+    "os.system",
+    "builtins.exec",
+    "builtins.eval",
+    "builtins.getattr",
+    "builtins.setattr",
+    "builtins.__import__",
+    "builtins.open",
+    "subprocess.Popen",
+    "pathlib.Path",
+    "pathlib.PosixPath",
+    "pathlib.Path.parent",
+    "copyreg.__newobj__",
+    "torch.storage._load_from_bytes",
+    "torch.hub.load",
+    "torch.load",
+    "pickle.loads",
+    "signal.signal",
+    "megatron_lrpath.runs.lineage.git_commit",
+    "collections.Counter",
+    "functools.partial",
+    "types.FunctionType",
+)
+ATTRIBUTES = (
+    "parent",
+    "__init__",
+    "__setstate__",
+    "__class__",
+    "__reduce__",
+    "__getattr__",
+    "_value_",
+    "cache",
+    "fqn",
+    "offset",
+    "__dict__",
+    "relative_path",
+    "__code__",
+    "state_dict_metadata",
+    "x",
+)
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-EVENTS = ("os.", "subprocess.", "socket.", "shutil.", "ctypes.", "import", "exec", "compile", "signal.", "open",
-          "pickle.find_class", "object.__setattr__", "code.__new__", "function.__new__")  # fmt: skip
+EVENTS = (
+    "os.",
+    "subprocess.",
+    "socket.",
+    "shutil.",
+    "ctypes.",
+    "import",
+    "exec",
+    "compile",
+    "signal.",
+    "open",
+    "pickle.find_class",
+    "object.__setattr__",
+    "code.__new__",
+    "function.__new__",
+)
 
 
 def known_names() -> list[str]:
@@ -121,17 +167,35 @@ class Grammar:
                 [b"N", b"\x88", b"K\x01", b"G" + bytes(8), self.text(text.decode()), self.any_name()]
             )
         long = number.to_bytes(8, "little")
-        return self.rng.choice([
-            lambda: b"N", lambda: b"\x88", lambda: b"\x89", lambda: b"I%d\n" % number, lambda: b"K" + bytes([number % 256]),
-            lambda: b"M" + struct.pack("<H", number % 65536), lambda: b"J" + struct.pack("<i", number),
-            lambda: b"L%dL\n" % number, lambda: b"\x8a\x08" + long, lambda: b"\x8b\x08\0\0\0" + long,
-            lambda: b"F1.5\n", lambda: b"G" + struct.pack(">d", 1.5), lambda: b"S'" + text.replace(b"\xc3\xa9", b"e") + b"'\n",
-            lambda: b"T" + struct.pack("<i", len(text)) + text, lambda: b"U" + bytes([len(text)]) + text,
-            lambda: b"V" + text + b"\n", lambda: self.text(text.decode()), lambda: b"X" + struct.pack("<I", len(text)) + text,
-            lambda: b"\x8d" + struct.pack("<Q", len(text)) + text, lambda: b"C" + bytes([len(text)]) + text,
-            lambda: b"B" + struct.pack("<I", len(text)) + text, lambda: b"\x8e" + struct.pack("<Q", len(text)) + text,
-            lambda: b"\x96" + struct.pack("<Q", len(text)) + text, lambda: self.any_name(), lambda: self.any_name(),
-        ])()  # fmt: skip
+        return self.rng.choice(
+            [
+                lambda: b"N",
+                lambda: b"\x88",
+                lambda: b"\x89",
+                lambda: b"I%d\n" % number,
+                lambda: b"K" + bytes([number % 256]),
+                lambda: b"M" + struct.pack("<H", number % 65536),
+                lambda: b"J" + struct.pack("<i", number),
+                lambda: b"L%dL\n" % number,
+                lambda: b"\x8a\x08" + long,
+                lambda: b"\x8b\x08\0\0\0" + long,
+                lambda: b"F1.5\n",
+                lambda: b"G" + struct.pack(">d", 1.5),
+                lambda: b"S'" + text.replace(b"\xc3\xa9", b"e") + b"'\n",
+                lambda: b"T" + struct.pack("<i", len(text)) + text,
+                lambda: b"U" + bytes([len(text)]) + text,
+                lambda: b"V" + text + b"\n",
+                lambda: self.text(text.decode()),
+                lambda: b"X" + struct.pack("<I", len(text)) + text,
+                lambda: b"\x8d" + struct.pack("<Q", len(text)) + text,
+                lambda: b"C" + bytes([len(text)]) + text,
+                lambda: b"B" + struct.pack("<I", len(text)) + text,
+                lambda: b"\x8e" + struct.pack("<Q", len(text)) + text,
+                lambda: b"\x96" + struct.pack("<Q", len(text)) + text,
+                lambda: self.any_name(),
+                lambda: self.any_name(),
+            ]
+        )()
 
     def text(self, value: str) -> bytes:
         """A text."""
@@ -163,11 +227,24 @@ class Grammar:
         key = self.text(self.rng.choice(ATTRIBUTES))
         if self.mild:
             return self.rng.choice([b"](" + one + two + b"e", one + two + b"\x86", b"}(" + key + one + b"u"])
-        return self.rng.choice([
-            b"]" + one + b"a", b"](" + one + two + b"e", b"(" + one + two + b"l", b")", one + b"\x85", one + two + b"\x86",
-            one + two + one + b"\x87", b"(" + one + two + b"t", b"}" + key + one + b"s", b"}(" + key + one + b"u",
-            b"(" + key + one + b"d", b"}" + one + two + b"s", b"\x8f(" + one + b"\x90", b"(" + one + b"\x91",
-        ])  # fmt: skip
+        return self.rng.choice(
+            [
+                b"]" + one + b"a",
+                b"](" + one + two + b"e",
+                b"(" + one + two + b"l",
+                b")",
+                one + b"\x85",
+                one + two + b"\x86",
+                one + two + one + b"\x87",
+                b"(" + one + two + b"t",
+                b"}" + key + one + b"s",
+                b"}(" + key + one + b"u",
+                b"(" + key + one + b"d",
+                b"}" + one + two + b"s",
+                b"\x8f(" + one + b"\x90",
+                b"(" + one + b"\x91",
+            ]
+        )
 
     def arguments(self, depth: int) -> bytes:
         """A tuple."""
@@ -186,10 +263,15 @@ class Grammar:
             return self.allowed(May.NEW) + self.rng.choice([b")", arguments]) + b"\x81"
         module, _, last = self.rng.choice([*self.names, *STRANGERS]).rpartition(".")
         line = module.encode() + b"\n" + last.encode() + b"\n"
-        return self.rng.choice([
-            name + arguments + b"R", name + arguments + b"\x81", name + arguments + b"}\x92",
-            b"(" + self.value(depth - 1) + b"i" + line, b"(" + name + self.value(depth - 1) + b"o",
-        ])  # fmt: skip
+        return self.rng.choice(
+            [
+                name + arguments + b"R",
+                name + arguments + b"\x81",
+                name + arguments + b"}\x92",
+                b"(" + self.value(depth - 1) + b"i" + line,
+                b"(" + name + self.value(depth - 1) + b"o",
+            ]
+        )
 
     def built(self, depth: int) -> bytes:
         """BUILD, items or elements on a name, an object, a member or a kept value."""
@@ -203,19 +285,37 @@ class Grammar:
                 + self.rng.choice([state, state, state, self.arguments(depth), b"N" + state + b"\x86"])
                 + b"b"
             )
-        return target + self.rng.choice([
-            state + b"b", b"N" + state + b"\x86b", state + state + b"\x86b", self.value(depth - 1) + b"b",
-            key + self.value(depth - 1) + b"s", self.value(depth - 1) + b"a", b"(" + self.value(depth - 1) + b"\x90",
-        ])  # fmt: skip
+        return target + self.rng.choice(
+            [
+                state + b"b",
+                b"N" + state + b"\x86b",
+                state + state + b"\x86b",
+                self.value(depth - 1) + b"b",
+                key + self.value(depth - 1) + b"s",
+                self.value(depth - 1) + b"a",
+                b"(" + self.value(depth - 1) + b"\x90",
+            ]
+        )
 
     def odd(self, depth: int) -> bytes:
         """What pickles of data do not use."""
-        return self.rng.choice([
-            self.value(depth - 1) + b"2", self.value(depth - 1) + self.value(depth - 1) + b"0",
-            self.value(depth - 1) + b"(" + self.value(depth - 1) + b"1", b"P" + b"storage\n", self.value(depth - 1) + b"Q",
-            b"\x82\x01", b"\x83\x01\x00", b"\x84\x01\x00\x00\x00", b"\x97", self.value(depth - 1) + b"\x98",
-            b"\x95" + struct.pack("<Q", 2**40), b"\x80\x05N", self.any_name() + b"\x85R",
-        ])  # fmt: skip
+        return self.rng.choice(
+            [
+                self.value(depth - 1) + b"2",
+                self.value(depth - 1) + self.value(depth - 1) + b"0",
+                self.value(depth - 1) + b"(" + self.value(depth - 1) + b"1",
+                b"P" + b"storage\n",
+                self.value(depth - 1) + b"Q",
+                b"\x82\x01",
+                b"\x83\x01\x00",
+                b"\x84\x01\x00\x00\x00",
+                b"\x97",
+                self.value(depth - 1) + b"\x98",
+                b"\x95" + struct.pack("<Q", 2**40),
+                b"\x80\x05N",
+                self.any_name() + b"\x85R",
+            ]
+        )
 
 
 def resolved(name: str) -> Any:
@@ -272,10 +372,15 @@ class Oracle:
             for number, one in self.watched.items()
         }
         state |= {
-            "environment": dict(os.environ), "folder": os.getcwd(), "files": sorted(os.listdir()), "path": list(sys.path),
-            "numpy": [np.dtype(code).str for code in "bhilqefdBHILQ?"], "default": torch.get_default_dtype(),
-            "handlers": [str(torch.get_num_threads()), sys.getrecursionlimit()], "modules": len(sys.modules),
-        }  # fmt: skip
+            "environment": dict(os.environ),
+            "folder": os.getcwd(),
+            "files": sorted(os.listdir()),
+            "path": list(sys.path),
+            "numpy": [np.dtype(code).str for code in "bhilqefdBHILQ?"],
+            "default": torch.get_default_dtype(),
+            "handlers": [str(torch.get_num_threads()), sys.getrecursionlimit()],
+            "modules": len(sys.modules),
+        }
         return state
 
     @contextlib.contextmanager
