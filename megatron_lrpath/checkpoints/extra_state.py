@@ -37,9 +37,11 @@ RECIPE_CLASSES = (
     "DelayedScaling", "Float8CurrentScaling", "Float8BlockScaling", "MXFP8BlockScaling", "NVFP4BlockScaling",
 )  # fmt: skip
 PART_CLASSES = ("MMParams", "QParams")
+# A process that has imported Megatron's safe globals pickles tensors under the second name.
+LOADERS = ("torch.storage._load_from_bytes", "megatron.core.safe_globals.safe_load_from_bytes")
 NAMES = {
     **dict.fromkeys(DTYPES, MENTION),
-    "torch.storage._load_from_bytes": May.CALL,
+    **dict.fromkeys(LOADERS, May.CALL),
     "torch.Size": May.CALL,
     "torch._utils._rebuild_tensor_v2": May.CALL,
     "collections.OrderedDict": May.CALL,
@@ -113,7 +115,7 @@ def _tensor(plain: Any) -> Tensor:
     args = _call(plain, "torch._utils._rebuild_tensor_v2")
     if len(args) < 4 or type(args[1]) is not int or any(type(part) is not tuple for part in args[2:4]):
         raise NotDataError("it holds a tensor of another form")
-    packed = _call(args[0], "torch.storage._load_from_bytes")
+    packed = _call(args[0], *LOADERS)
     if len(packed) != 1 or type(packed[0]) is not bytes:
         raise NotDataError("it holds a tensor of another form")
     numbers = [args[1], *args[2], *args[3]]
@@ -149,10 +151,10 @@ def _storage(content: bytes) -> Tensor:
     return torch.frombuffer(bytearray(rest[8:]), dtype=torch.float32)
 
 
-def _call(plain: Any, name: str) -> tuple[Any, ...]:
-    """The arguments of a call of `name`."""
-    if type(plain) is not Record or plain.name != name or plain.state is not None:
-        raise NotDataError(f"it holds something else where {name.rpartition('.')[2]} belongs")
+def _call(plain: Any, *names: str) -> tuple[Any, ...]:
+    """The arguments of a call of one of `names`."""
+    if type(plain) is not Record or plain.name not in names or plain.state is not None:
+        raise NotDataError(f"it holds something else where {names[0].rpartition('.')[2]} belongs")
     return plain.args
 
 

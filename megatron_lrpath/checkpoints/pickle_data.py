@@ -304,7 +304,9 @@ class _Machine:
         self.named(module, name)
 
     def line_global(self) -> None:
-        self.named(self.line(), self.line())
+        module, name = self.line(), self.line()
+        # Protocols before 3 have the builtins under the name that Python 2 knew.
+        self.named("builtins" if module == "__builtin__" else module, name)
 
     def line(self) -> str:
         """The text up to the next end of line."""

@@ -71,7 +71,7 @@ class Reduced:
         {"x._extra_state": 1},
         print,
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,
 )
 def test_what_changes_something_is_refused_and_leaves_nothing(value: Any) -> None:
     def seen() -> list[Any]:
@@ -90,7 +90,11 @@ def test_a_tensor_is_one_tensor() -> None:
             objects.load(saved(value), tensor=True)
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x80\x02N.", saved([1]).getvalue()[:-30]])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"PK\x03\x04", b"\x80\x02N.", saved([1]).getvalue()[:-30]],
+    ids=["empty", "zip", "pickle", "cut"],
+)
 def test_what_is_no_archive_is_refused(content: bytes) -> None:
     with pytest.raises(NotDataError):
         objects.load(io.BytesIO(content))
