@@ -13,6 +13,7 @@ from megatron.training import get_args
 from megatron_lrpath.runs.checkpoints import TRACKER
 from megatron_lrpath.training.checkpoints.parent import is_pretrained
 from megatron_lrpath.training.checkpoints.saves import SaveFailedError
+from megatron_lrpath.training.optimizer import own_groups
 from megatron_lrpath.training.scheduler import LRPathScheduler
 from megatron_lrpath.training.session import Session
 
@@ -185,8 +186,10 @@ def step_with_ready_grads(session: Session, original: Wrapped, self: Any, *args:
 
 def load_state_dict(session: Session, original: Wrapped, self: Any, state_dict: dict[str, Any]) -> None:
     """Load a distributed optimizer's state that may have been saved under other rates; a step count a parameter."""
-    inner, change = state_dict["optimizer"], session.rate_change
-    groups = change.renamed(inner["param_groups"]) if change else inner["param_groups"]
+    inner = state_dict["optimizer"]
+    groups = inner["param_groups"]
+    if session.context is not None:
+        groups = own_groups(groups, self.optimizer.param_groups)
     original(self, {**state_dict, "optimizer": {**inner, "param_groups": groups}})
     for moments in self.optimizer.state.values():
         # One tensor was given to all parameters, so that torch's Adam would count every step many times.
@@ -203,6 +206,5 @@ def filter_and_reorder(
     **named: Any,
 ) -> Any:
     """Pair parameter groups that may have been saved under other rates."""
-    change = session.rate_change
-    stored = change.renamed(state_dict_groups) if change else state_dict_groups
+    stored = state_dict_groups if session.context is None else own_groups(state_dict_groups, current_groups)
     return original(current_groups, stored, *args, **named)

@@ -202,7 +202,14 @@ SEAMS = (
         "megatron.core.optimizer.distrib_optimizer:DistributedOptimizer.sharded_state_dict",
         "megatron_lrpath.training.optimizer:sharded_state_dict",
         ("self", "model_sharded_state_dict", "is_loading"),
-        "without Transformer Engine and Apex it asserts on loading that torch's Adam has made a step already",
+        "without Transformer Engine and Apex it asserts that torch's Adam has made a step already: not before "
+        "loading, nor while the loss scale of fp16 comes down",
+    ),
+    Seam(
+        "megatron.core.optimizer.optimizer:Float16OptimizerWithFloat16Params.sharded_state_dict",
+        "megatron_lrpath.training.optimizer:sharded_state_dict_fp16",
+        ("self", "model_sharded_state_dict", "is_loading"),
+        "the same where the optimizer is not distributed: what it saves before the first update cannot be loaded",
     ),
     Seam(
         "megatron.core.optimizer.distrib_optimizer:DistributedOptimizer._set_main_param_and_optimizer_states",
@@ -214,8 +221,8 @@ SEAMS = (
         "megatron.core.optimizer.distrib_optimizer:DistributedOptimizer.load_state_dict",
         "megatron_lrpath.training.hooks:load_state_dict",
         ("self", "state_dict"),
-        "it finds a stored parameter group by its rates, so that a run with another maximal rate could "
-        "not load it; and it gives all parameters one step-count tensor, which torch's Adam counts up "
+        "it finds a stored parameter group by its rates, so that a run with another maximal rate (or rate of the "
+        "embeddings) could not load it; it takes the stored betas over; and it gives all parameters one step-count tensor, which torch's Adam counts up "
         "for each",
     ),
     Seam(

@@ -17,7 +17,6 @@ from megatron_lrpath.training.guards.guard import Guard
 from megatron_lrpath.training.guards.peers import PeerWatch
 from megatron_lrpath.training.guards.runlock import RunLock
 from megatron_lrpath.training.guards.signals import Signals
-from megatron_lrpath.training.optimizer import RateChange
 from megatron_lrpath.training.options.arguments import ArgumentsProvider
 from megatron_lrpath.training.scheduler import LRPathScheduler
 from megatron_lrpath.training.steps import StepRecorder
@@ -36,7 +35,6 @@ class Session:
         lock: the run's lock, on rank 0 of a training.
         saves, commits, guard, recorder: in a training of a run.
         scheduler: the learning-rate path in Megatron's loop, once Megatron has built its optimizer.
-        rate_change: the rates of the checkpoint that is loaded, and this run's.
         first_step: the step that the training starts at.
         store: where the ranks have met, for `init_process_group`.
     """
@@ -54,7 +52,6 @@ class Session:
     guard: Guard | None = None
     recorder: StepRecorder | None = None
     scheduler: LRPathScheduler | None = None
-    rate_change: RateChange | None = None
     first_step: int = 0
     store: Store | None = None
 

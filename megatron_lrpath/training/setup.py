@@ -43,7 +43,6 @@ from megatron_lrpath.training.guards.guard import Guard, SpikeDetector
 from megatron_lrpath.training.guards.peers import PeerWatch, Ranks, own_store
 from megatron_lrpath.training.guards.runlock import hold
 from megatron_lrpath.training.layers import local_layers
-from megatron_lrpath.training.optimizer import RateChange
 from megatron_lrpath.training.options.argument_identity import differences_from_checkpoint
 from megatron_lrpath.training.options.arguments import (
     ArgumentsProvider,
@@ -270,10 +269,8 @@ def begin(session: Session, args: Any) -> None:
     start.apply(args)
     if start.folder is not None:
         common = parents.check_model(args, Path(start.folder), start.loaded, start.weights_of is not None)
-        stored = common["args"]
         if context.folder is None and start.existing and lineage.read_lineage(own) is None:
             check_unrecorded(session, args, common)
-        session.rate_change = RateChange((stored.lr, stored.min_lr), (args.lr, args.min_lr))
         args.pretrained_checkpoint = None  # Megatron, not seeing the tracker, would take it
     elif args.pretrained_checkpoint:
         parents.check_pretrained(args)
