@@ -177,6 +177,16 @@ def get_grad_norm(session: Session, original: Wrapped, self: Any, *args: Any, **
     return norm
 
 
+def prepare_grads(session: Session, original: Wrapped, self: Any, *args: Any, **named: Any) -> bool:
+    """Begin the step; where gradients overflowed Megatron makes no update, and the ranks agree on signals here."""
+    if session.guard is not None:
+        session.guard.gradients_ready()
+    overflowed = bool(original(self, *args, **named))
+    if overflowed and session.guard is not None:
+        session.guard.overflowed()
+    return overflowed
+
+
 def step_with_ready_grads(session: Session, original: Wrapped, self: Any, *args: Any, **named: Any) -> bool:
     """Ask the guard first; a skipped update counts as Megatron counts one with an overflow."""
     if session.guard is None or session.guard.before_update():

@@ -187,6 +187,12 @@ SEAMS = (
         "it unpickles a checkpoint's objects (arguments, random states) with weights_only=False",
     ),
     Seam(
+        "megatron.core.optimizer.optimizer:ChainedOptimizer.prepare_grads",
+        "megatron_lrpath.training.hooks:prepare_grads",
+        ("self",),
+        "a step whose gradients overflow (fp16) makes no update, and signals are answered in it as well",
+    ),
+    Seam(
         "megatron.core.optimizer.optimizer:ChainedOptimizer.get_grad_norm",
         "megatron_lrpath.training.hooks:get_grad_norm",
         ("self",),
@@ -222,8 +228,8 @@ SEAMS = (
         "megatron_lrpath.training.hooks:load_state_dict",
         ("self", "state_dict"),
         "it finds a stored parameter group by its rates, so that a run with another maximal rate (or rate of the "
-        "embeddings) could not load it; it takes the stored betas over; and it gives all parameters one step-count tensor, which torch's Adam counts up "
-        "for each",
+        "embeddings) could not load it; it takes the stored betas over; and it gives all parameters one "
+        "step-count tensor, which torch's Adam counts up for each",
     ),
     Seam(
         "megatron.core.optimizer.optimizer:MegatronOptimizer._filter_and_reorder_param_groups",

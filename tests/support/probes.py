@@ -81,7 +81,7 @@ def state_at_start() -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def state_at_end() -> Iterator[dict[str, Any]]:
-    """The same after the last step, without the counters."""
+    """The same after the last step, without the counters: Megatron's loop does not keep all of them."""
     from megatron.training import get_args, training
 
     seen: dict[str, Any] = {}
@@ -90,6 +90,8 @@ def state_at_end() -> Iterator[dict[str, Any]]:
     def watching(forward: Any, model: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
         ended = original(forward, model, optimizer, *args, **kwargs)
         seen.update(snapshot(model, optimizer, get_args()))
+        del seen["iteration"]
+        seen["moments"] = [one for one in seen["moments"] if "weight" in one]
         return ended
 
     training.train = watching

@@ -151,24 +151,40 @@ class Guard:
     first_step: int | None = None
     _losses: list[torch.Tensor] = field(default_factory=list)
     _skips: int = 0
+    _decided: bool = False
 
     def note(self, loss: torch.Tensor, tokens: torch.Tensor) -> None:
         """Take note of a micro-batch: the sum of its losses, and its tokens."""
         if torch.is_grad_enabled():  # evaluations are not ours to judge
             self._losses.append(torch.stack([loss.detach().double(), tokens.detach().double()]))
 
-    def before_update(self) -> bool:
-        """Decide, on all ranks alike, whether the update is to be made.
+    def gradients_ready(self) -> None:
+        """Begin with the first step of the training, whether it makes an update or not.
 
         Raises:
-            TrainingStoppedError: the loss or the gradient norm is not finite.
-            UserError: the first step is not the one that belongs to the loaded checkpoint.
+            UserError: it is not the step that belongs to the loaded checkpoint.
         """
         if not self.signals.training:
             self.signals.begin()
         if self.first_step is not None:
             expect_iteration(get_args(), self.first_step)
             self.first_step = None
+
+    def overflowed(self) -> None:
+        """Agree with the other ranks in a step that makes no update: its gradients overflowed (fp16)."""
+        if not self._decided:
+            self._decided = True
+            self.signals.stopping |= bool(self._agree([])[3])
+
+    def before_update(self) -> bool:
+        """Decide, on all ranks alike, whether the update is to be made.
+
+        Raises:
+            TrainingStoppedError: the loss or the gradient norm is not finite.
+        """
+        if self._decided:  # one optimizer of several that Megatron has chained within each other
+            return not self.skipped
+        self._decided = True
         losses, self._losses = self._losses, []
         total, tokens, wrong, asked = self._agree(losses)
         if asked:
@@ -184,7 +200,7 @@ class Guard:
     def step_ended(self) -> None:
         """Reset per-step state (a step with an overflow skips the update)."""
         self._losses.clear()
-        self.loss, self.spike, self.skipped = None, None, False
+        self.loss, self.spike, self.skipped, self._decided = None, None, False, False
 
     def _agree(self, losses: list[torch.Tensor]) -> list[float]:
         """Sums over the ranks: losses, tokens, norms that are not finite, ranks that were asked to stop."""
