@@ -28,6 +28,20 @@ def scheduler_builder(session: Session, original: Wrapped, optimizer: Any, *args
     return session.scheduler
 
 
+def build_model(session: Session, original: Wrapped, self: Any, *args: Any, **named: Any) -> None:
+    """Draw the first weights of several pipeline stages in the order of one."""
+    if session.first_weights is None:
+        return original(self, *args, **named)
+    session.first_weights.build(lambda: original(self, *args, **named))
+
+
+def share_embeddings(session: Session, original: Wrapped, self: Any, *args: Any, **named: Any) -> None:
+    """Share the embeddings between the first stage and the last, when all stages have drawn their weights."""
+    if session.first_weights is None:
+        return original(self, *args, **named)
+    session.first_weights.when_built(lambda: original(self, *args, **named))
+
+
 def training_log(
     session: Session,
     original: Wrapped,

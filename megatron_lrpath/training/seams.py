@@ -187,6 +187,20 @@ SEAMS = (
         "it unpickles a checkpoint's objects (arguments, random states) with weights_only=False",
     ),
     Seam(
+        "megatron.core.models.gpt.gpt_model:GPTModel.__init__",
+        "megatron_lrpath.training.hooks:build_model",
+        ("self",),
+        "each pipeline stage draws its first weights from a seed of its own, so that another layout trains "
+        "another model",
+    ),
+    Seam(
+        "megatron.core.models.common.language_module.language_module:LanguageModule."
+        "setup_embeddings_and_output_layer",
+        "megatron_lrpath.training.hooks:share_embeddings",
+        ("self",),
+        "while it builds the model, the first stage waits in it for the last, which draws its weights after it",
+    ),
+    Seam(
         "megatron.core.optimizer.optimizer:ChainedOptimizer.prepare_grads",
         "megatron_lrpath.training.hooks:prepare_grads",
         ("self",),

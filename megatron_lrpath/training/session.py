@@ -13,6 +13,7 @@ from megatron_lrpath.training.checkpoints.commit import Commits
 from megatron_lrpath.training.checkpoints.saves import Saves
 from megatron_lrpath.training.context import RunContext
 from megatron_lrpath.training.exits import Exits
+from megatron_lrpath.training.first_weights import StageOrder
 from megatron_lrpath.training.guards.guard import Guard
 from megatron_lrpath.training.guards.peers import PeerWatch
 from megatron_lrpath.training.guards.runlock import RunLock
@@ -35,6 +36,7 @@ class Session:
         lock: the run's lock, on rank 0 of a training.
         saves, commits, guard, recorder: in a training of a run.
         scheduler: the learning-rate path in Megatron's loop, once Megatron has built its optimizer.
+        first_weights: the order in which several pipeline stages draw them, in a run that starts from random ones.
         first_step: the step that the training starts at.
         store: where the ranks have met, for `init_process_group`.
     """
@@ -52,6 +54,7 @@ class Session:
     guard: Guard | None = None
     recorder: StepRecorder | None = None
     scheduler: LRPathScheduler | None = None
+    first_weights: StageOrder | None = None
     first_step: int = 0
     store: Store | None = None
 

@@ -38,6 +38,7 @@ from megatron_lrpath.training.checkpoints.commit import Commits
 from megatron_lrpath.training.checkpoints.saves import Saves
 from megatron_lrpath.training.checkpoints.start import Start, agree_on_start
 from megatron_lrpath.training.context import RunContext
+from megatron_lrpath.training.first_weights import StageOrder
 from megatron_lrpath.training.guards import orphans
 from megatron_lrpath.training.guards.guard import Guard, SpikeDetector
 from megatron_lrpath.training.guards.peers import PeerWatch, Ranks, own_store
@@ -274,6 +275,8 @@ def begin(session: Session, args: Any) -> None:
         args.pretrained_checkpoint = None  # Megatron, not seeing the tracker, would take it
     elif args.pretrained_checkpoint:
         parents.check_pretrained(args)
+    elif args.pipeline_model_parallel_size > 1:
+        session.first_weights = StageOrder(args.virtual_pipeline_model_parallel_size or 1)
     if context.prepared is not None:  # stored in every checkpoint: an export knows how to talk to the model
         args.lrpath_chat = context.prepared.chat
     retain_interval = args.save_retain_interval
