@@ -4,6 +4,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+OPTIMIZERS = ["emerging-optimizers>=0.2"]  # muon, lion
 EVALUATION = ["lm_eval[hf]>=0.4.9"]
 TESTS = ["pytest", "pytest-xdist", "hypothesis", "jsonschema", "ruff", "mypy", "types-PyYAML"]
 SHIPPED = ["megatron_lrpath.tools", "megatron_lrpath.examples", "megatron_lrpath.slurm"]
@@ -57,7 +58,8 @@ setup(
         "gpu": ["transformer-engine[pytorch]"],
         "eval": EVALUATION,
         "wandb": ["wandb"],
-        "test": [*TESTS, "wandb", *EVALUATION],
+        "optimizers": OPTIMIZERS,
+        "test": [*TESTS, "wandb", *OPTIMIZERS, *EVALUATION],
     },
     entry_points={"console_scripts": ["lrpath=megatron_lrpath.cli:main"]},
 )

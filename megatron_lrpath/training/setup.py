@@ -57,6 +57,7 @@ from megatron_lrpath.training.options.from_arguments import (
     refuse_with_path,
 )
 from megatron_lrpath.training.options.from_plan import PlannedRun, apply_defaults
+from megatron_lrpath.training.options.optimizers import check_optimizer
 from megatron_lrpath.training.session import Session
 from megatron_lrpath.training.steps import StepRecorder, set_wandb_defaults
 
@@ -86,6 +87,7 @@ def arguments(session: Session, argv: list[str], defaults: Mapping[str, Any] | N
         session.context = planned.context()
     set_environment_flags(args, planned.explicit if planned else given, session)
     take_over_saving(args)
+    check_optimizer(args, with_path=True)
     if session.is_packed and args.context_parallel_size != 1:
         raise UserError(
             "--context-parallel-size: packed samples are not split over ranks; leave it out for sft runs"
@@ -122,6 +124,7 @@ def plain_arguments(
             load_args_from_checkpoint(args, load_arg="pretrained_checkpoint")
             load_args_from_checkpoint(args)
         set_environment_flags(args, given, session)
+        check_optimizer(args, with_path=False)
         validate_args(args, defaults=defaults)
     set_global_variables(args)
     return args

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from megatron_lrpath.errors import UserError
 from megatron_lrpath.runs.checkpoints import complete_steps
 from megatron_lrpath.schedule import LRPath, Schedule
-from tests.support.training_fixtures import make_plan, train
+from megatron_lrpath.training.options import optimizers
+from megatron_lrpath.training.options.optimizers import PACKAGE, is_installed
+from tests.support.training_fixtures import make_plan, run_words, train
 from tests.training.test_training_rates import OPTIMIZER, words_without_plan
 
 RATES = ["--lr", "0.01", "--min-lr", "0.001"]
+needs_package = pytest.mark.skipif(not is_installed(), reason=f"needs {PACKAGE}")
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +57,15 @@ def branch(folder: Path, *others: str, parent: int = 3) -> list[str]:
     return ["--lr-path", "branch", *start, "--save", str(folder / "branch"), *others]
 
 
+def refused(words: list[str], ranks: int = 1) -> str:
+    """The one message with which a start is refused."""
+    outcome = train(words, ranks)
+    assert outcome.status == [2] * ranks, outcome.output[-3000:]
+    assert outcome.output.count("lrpath: error: ") == 1
+    assert "Traceback" not in outcome.output
+    return outcome.output.partition("lrpath: error: ")[2]
+
+
 def rates(max_lr: float = 0.01, min_lr: float = 0.001, first: int = 3) -> list[float]:
     """Those of a branch."""
     path = LRPath(
@@ -88,7 +103,6 @@ DECOUPLED = ["--decoupled-lr", "0.02", "--decoupled-min-lr", "0.002"]
 OTHER = ["--decoupled-lr", "0.04", "--decoupled-min-lr", "0.004"]
 
 
-@pytest.mark.parametrize("distributed", [OPTIMIZER, []], ids=["distributed", "not distributed"])
 @pytest.mark.parametrize(
     ("before", "after", "expected"),
     [
@@ -100,6 +114,7 @@ OTHER = ["--decoupled-lr", "0.04", "--decoupled-min-lr", "0.004"]
     ],
     ids=["same", "other", "new", "gone", "both others"],
 )
+@pytest.mark.parametrize("distributed", [OPTIMIZER, []], ids=["distributed", "not distributed"])
 def test_a_branch_has_its_own_rates_of_the_embeddings(
     words: list[str],
     tmp_path: Path,
@@ -110,6 +125,9 @@ def test_a_branch_has_its_own_rates_of_the_embeddings(
 ) -> None:
     train([*words, *distributed, *main(tmp_path, *before)]).ok()
     start = [*words, *distributed, *branch(tmp_path, *after)]
+    if not distributed and bool(before) != bool(after):
+        assert "--decoupled-lr" in refused(start)
+        return
     first = train([*start, "--exit-interval", "5"], probe="rates").ok().probed[0]
     seen = first + train(start, probe="rates").ok().probed[0]
     others = rates(0.02, 0.001) if "--lr" in after else rates()
@@ -124,3 +142,72 @@ def test_a_branch_has_its_own_betas(words: list[str], tmp_path: Path) -> None:
     start = [*words, *OPTIMIZER, *branch(tmp_path, "--adam-beta2", "0.9")]
     outcome = train(start, probe="betas").ok()
     assert set(outcome.probed[0]) == {(0.9, 0.9)}
+
+
+@needs_package
+@pytest.mark.parametrize("name", ["muon", "lion"])
+def test_an_optimizer_of_the_package_goes_on_as_if_never_stopped(
+    words: list[str], tmp_path: Path, name: str
+) -> None:
+    """Main path on two ranks, resumed there, and a branch of other rates on one."""
+    chosen = [*words, "--optimizer", name]
+    whole = train([*chosen, *main(tmp_path)], 2, probe="state_at_end").ok()
+    own = [*chosen, *main(tmp_path / "stopped")]
+    train([*own, "--exit-interval", "4"], 2).ok()
+    assert train(own, 2, probe="state_at_end").ok().probed == whole.probed
+    seen = train([*chosen, *branch(tmp_path, "--lr", "0.02")], probe="rates").ok().probed[0]
+    inner = len(seen) // 4  # Megatron chains one optimizer for matrices and one for the rest
+    assert [set(groups) for groups in seen] == [{rate} for rate in rates(0.02) for _ in range(inner)]
+
+
+@needs_package
+def test_a_plan_trains_with_an_optimizer_of_the_package(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, (4, 4), megatron={"optimizer": "muon", "bf16": True})
+    for run in ("main", "branch-v2"):
+        train(run_words(plan, "ours", run)).ok()
+
+
+@needs_package
+@pytest.mark.slow
+def test_a_layout_whose_checkpoints_could_not_be_loaded_is_refused_before_the_first_step(
+    words: list[str], tmp_path: Path
+) -> None:
+    """The stage in the middle has no embeddings, which have settings of their own (NVIDIA/Megatron-LM#2625)."""
+    layout = ["--num-layers", "3", "--pipeline-model-parallel-size", "3", "--optimizer", "muon"]
+    message = refused([*words, *layout, *main(tmp_path)], ranks=3)
+    assert "fewer pipeline stages" in message
+    assert not complete_steps(tmp_path / "main")
+
+
+REFUSED = [
+    (["--optimizer", "sgd"], ["--optimizer sgd"]),
+    (["--optimizer", "soap"], ["--optimizer soap", "`optimizers`"]),
+    (["--optimizer", "adaptive_muon"], ["--optimizer adaptive_muon"]),
+    (["--optimizer", "dist_muon"], ["--optimizer dist_muon"]),
+    (["--optimizer", "muon", "--use-distributed-optimizer"], ["leave --use-distributed-optimizer out"]),
+    (["--optimizer", "lion", "--fp16"], ["--bf16"]),
+]
+
+
+@pytest.mark.parametrize(("flags", "said"), REFUSED, ids=[flags[1] for flags, _ in REFUSED])
+def test_what_cannot_go_on_from_its_checkpoints_is_refused_at_the_start(
+    words: list[str], tmp_path: Path, flags: list[str], said: list[str]
+) -> None:
+    message = refused([*words, *main(tmp_path, *flags)])
+    assert all(word in message for word in said)
+    assert not (tmp_path / "main").exists()
+
+
+@pytest.mark.parametrize("with_path", [True, False])
+def test_a_missing_package_is_one_line_with_its_extra(
+    monkeypatch: pytest.MonkeyPatch, with_path: bool
+) -> None:
+    monkeypatch.setattr(optimizers, "PACKAGE", "a-package-that-nobody-has")
+    for name, is_there in (("muon", False), ("lion", False), ("adam", True)):
+        args = Namespace(optimizer=name, fp16=False, use_distributed_optimizer=False)
+        with nullcontext() if is_there else pytest.raises(UserError) as raised:
+            optimizers.check_optimizer(args, with_path)
+        if not is_there:
+            message = str(raised.value)
+            assert "\n" not in message
+            assert "megatron-lrpath[optimizers]" in message

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from megatron_lrpath.runs.checkpoints import complete_steps
-from tests.support.training_fixtures import Outcome, history, make_plan, run_words, train
+from tests.support.training_fixtures import MODEL, Outcome, history, make_plan, run_words, train
 
 pytestmark = pytest.mark.slow
 
@@ -135,3 +135,22 @@ def test_bfloat16_trains_and_resumes_exactly(tmp_path: Path, single: Path, layou
     uninterrupted = steps(tmp_path)
     resume(tmp_path, words, nproc)
     assert steps(tmp_path) == uninterrupted
+
+
+VIRTUAL = ("--num-layers-per-virtual-pipeline-stage", "1")
+UNEVEN = ("--decoder-first-pipeline-num-layers", "1")
+
+
+@pytest.mark.parametrize("layout", [(), VIRTUAL, UNEVEN], ids=["even", "virtual", "uneven"])
+def test_first_weights_with_shared_embeddings_are_those_of_one_stage(
+    tmp_path: Path, layout: tuple[str, ...]
+) -> None:
+    """The first stage shares its embeddings with the last, which draws its weights last."""
+    model = {**MODEL, "num_layers": 4, "untie_embeddings_and_output_weights": False}
+    losses = []
+    for name, nproc, flags in (("single", 1, ()), ("stages", 2, (*PP2, *layout))):
+        plan = plan_in(tmp_path / name, model=model)
+        train(run_words(plan, "ours", "main", *flags, "--exit-interval", "2"), nproc).ok()
+        lines = history(tmp_path / name / "runs/ours/main")
+        losses.append([(line["loss"], line["grad_norm"]) for line in lines])
+    assert_same(*losses)

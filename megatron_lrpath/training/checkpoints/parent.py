@@ -83,6 +83,13 @@ def check_optimizer(args: Any, stored: Any, what: str) -> None:
             f"this run is {how[1]}: the two keep the optimizer's state in different formats. Use the same "
             "for both."
         )
+    with_own = [getattr(one, "decoupled_lr", None) is not None for one in (stored, args)]
+    if with_own[0] != with_own[1] and not args.use_distributed_optimizer:
+        how = ("with", "without") if with_own[0] else ("without", "with")
+        raise UserError(
+            f"{what} was saved {how[0]} --decoupled-lr and this run is {how[1]}: without --use-distributed-optimizer "
+            "Megatron keeps a state for each rate. Use it for both or for none; the rates themselves may differ."
+        )
 
 
 def stored_arguments(folder: Path) -> Any:

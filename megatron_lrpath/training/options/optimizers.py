@@ -1,0 +1,54 @@
+"""Optimizers besides Adam: the package that has them, and what Megatron cannot do with them."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import Any
+
+from megatron_lrpath.training.options.classes import raise_all
+
+PACKAGE, EXTRA = "emerging-optimizers", "optimizers"
+OLDEST = (0, 2)  # Megatron 0.19 takes no older one
+OF_MEGATRON = frozenset({"adam", "sgd"})
+
+
+def of_the_package(args: Any) -> bool:
+    """Whether the optimizer of these arguments comes from the package."""
+    return args.optimizer not in OF_MEGATRON
+
+
+def check_optimizer(args: Any, with_path: bool) -> None:
+    """Refuse what would end the training when the optimizer is built, or when its state is loaded.
+
+    Args:
+        args: Megatron's arguments, before it validates them.
+        with_path: whether this is a run with a path (not plain Megatron), which goes on from its checkpoints.
+
+    Raises:
+        UserError: all of it, a line each.
+    """
+    if not of_the_package(args):
+        return
+    chosen = f"--optimizer {args.optimizer}"
+    problems = [] if is_installed() else [f"{chosen} needs the package {PACKAGE}: {install()}."]
+    if args.fp16:
+        problems.append(f"{chosen}: Megatron has it for --bf16 and for 32 bits, not for --fp16.")
+    if with_path and args.use_distributed_optimizer:
+        problems.append(
+            f"{chosen} with --use-distributed-optimizer: Megatron 0.19 cannot be trusted to load what it saves of an "
+            "optimizer that is distributed by layers; leave --use-distributed-optimizer out."
+        )
+    raise_all(problems)
+
+
+def is_installed() -> bool:
+    """Whether the package is there, in a version that Megatron takes."""
+    try:
+        return tuple(int(part) for part in metadata.version(PACKAGE).split(".")[:2]) >= OLDEST
+    except (metadata.PackageNotFoundError, ValueError):
+        return False
+
+
+def install() -> str:
+    """How to install it."""
+    return f"pip install 'megatron-lrpath[{EXTRA}]' (in a checkout: pip install -e '.[{EXTRA}]')"
