@@ -13,7 +13,7 @@ from megatron.training import get_args
 from megatron_lrpath.runs.checkpoints import TRACKER
 from megatron_lrpath.training.checkpoints.parent import is_pretrained
 from megatron_lrpath.training.checkpoints.saves import SaveFailedError
-from megatron_lrpath.training.optimizer import check_groups, own_groups
+from megatron_lrpath.training.optimizer import own_groups
 from megatron_lrpath.training.scheduler import LRPathScheduler
 from megatron_lrpath.training.session import Session
 
@@ -24,7 +24,6 @@ def scheduler_builder(session: Session, original: Wrapped, optimizer: Any, *args
     """Megatron's builder, or ours where the run has a learning-rate path."""
     if session.context is None:
         return original(optimizer, *args, **named)
-    check_groups(optimizer)
     session.scheduler = LRPathScheduler.of(optimizer, session.context.path, get_args())
     return session.scheduler
 

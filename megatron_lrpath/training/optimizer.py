@@ -6,9 +6,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-import torch.distributed as dist
-
-from megatron_lrpath.errors import UserError
 
 Group = dict[str, Any]
 PARAMETERS, STEP = "params", "step"
@@ -31,28 +28,6 @@ def own_groups(stored: list[Group], current: list[Group]) -> list[Group]:
         {**group, PARAMETERS: ids} if any(PARAMETERS in one for one in stored) else group
         for group, ids in zip(paired, numbers, strict=True)
     ]
-
-
-def check_groups(optimizer: Any) -> None:
-    """Refuse, before the first step, a layout at which Megatron could not load what it saves; all ranks call this.
-
-    It stores the parameter groups of rank 0 for all, and a pipeline stage without embeddings may have fewer.
-
-    Raises:
-        UserError: the ranks differ.
-    """
-    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer  # after the device's choice
-
-    inner = getattr(optimizer, "chained_optimizers", [optimizer])
-    counts = [len(one.param_groups) for one in inner if not isinstance(one, DistributedOptimizer)]
-    everybody: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everybody, counts)
-    if any(other != everybody[0] for other in everybody):
-        raise UserError(
-            "at this layout some pipeline stages have other groups of parameters than the first (no embeddings, for "
-            "which the optimizer has settings of their own), and Megatron 0.19 could not load the checkpoints. Give "
-            "fewer pipeline stages, or --optimizer adam with --use-distributed-optimizer."
-        )
 
 
 def settings(group: Group) -> Group:

@@ -169,14 +169,15 @@ def test_a_plan_trains_with_an_optimizer_of_the_package(tmp_path: Path) -> None:
 
 @needs_package
 @pytest.mark.slow
-def test_a_layout_whose_checkpoints_could_not_be_loaded_is_refused_before_the_first_step(
-    words: list[str], tmp_path: Path
-) -> None:
+def test_muon_goes_on_at_another_layout(words: list[str], tmp_path: Path) -> None:
     """The stage in the middle has no embeddings, which have settings of their own (NVIDIA/Megatron-LM#2625)."""
-    layout = ["--num-layers", "3", "--pipeline-model-parallel-size", "3", "--optimizer", "muon"]
-    message = refused([*words, *layout, *main(tmp_path)], ranks=3)
-    assert "fewer pipeline stages" in message
-    assert not complete_steps(tmp_path / "main")
+    chosen = [*words, "--num-layers", "3", "--optimizer", "muon"]
+    stages = [*chosen, "--pipeline-model-parallel-size", "3", *main(tmp_path)]
+    train([*stages, "--exit-interval", "4"], 3).ok()
+    train(stages, 3).ok()
+    whole = ["--tensor-model-parallel-size", "2", "--muon-tp-mode", "duplicated"]
+    seen = train([*chosen, *whole, *branch(tmp_path)], 2, probe="rates").ok().probed
+    assert all(sorted({rate for step in rank for rate in step}, reverse=True) == rates() for rank in seen)
 
 
 REFUSED = [
@@ -186,14 +187,15 @@ REFUSED = [
     (["--optimizer", "dist_muon"], ["--optimizer dist_muon"]),
     (["--optimizer", "muon", "--use-distributed-optimizer"], ["leave --use-distributed-optimizer out"]),
     (["--optimizer", "lion", "--fp16"], ["--bf16"]),
+    (["--optimizer", "muon", "--tensor-model-parallel-size", "2"], ["--muon-tp-mode duplicated"]),
 ]
 
 
-@pytest.mark.parametrize(("flags", "said"), REFUSED, ids=[flags[1] for flags, _ in REFUSED])
+@pytest.mark.parametrize(("flags", "said"), REFUSED, ids=["-".join(flags[1:]) for flags, _ in REFUSED])
 def test_what_cannot_go_on_from_its_checkpoints_is_refused_at_the_start(
     words: list[str], tmp_path: Path, flags: list[str], said: list[str]
 ) -> None:
-    message = refused([*words, *main(tmp_path, *flags)])
+    message = refused([*words, *main(tmp_path, *flags)], ranks=2 if "2" in flags else 1)
     assert all(word in message for word in said)
     assert not (tmp_path / "main").exists()
 
@@ -204,7 +206,8 @@ def test_a_missing_package_is_one_line_with_its_extra(
 ) -> None:
     monkeypatch.setattr(optimizers, "PACKAGE", "a-package-that-nobody-has")
     for name, is_there in (("muon", False), ("lion", False), ("adam", True)):
-        args = Namespace(optimizer=name, fp16=False, use_distributed_optimizer=False)
+        layout = {"tensor_model_parallel_size": 1, "use_distributed_optimizer": False}
+        args = Namespace(optimizer=name, fp16=False, **layout)
         with nullcontext() if is_there else pytest.raises(UserError) as raised:
             optimizers.check_optimizer(args, with_path)
         if not is_there:

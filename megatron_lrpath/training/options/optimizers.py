@@ -9,6 +9,7 @@ from megatron_lrpath.training.options.classes import raise_all
 
 PACKAGE, EXTRA = "emerging-optimizers", "optimizers"
 OLDEST = (0, 2)  # Megatron 0.19 takes no older one
+MUON = "muon"
 OF_MEGATRON = frozenset({"adam", "sgd"})
 
 
@@ -38,7 +39,18 @@ def check_optimizer(args: Any, with_path: bool) -> None:
             f"{chosen} with --use-distributed-optimizer: Megatron 0.19 cannot be trusted to load what it saves of an "
             "optimizer that is distributed by layers; leave --use-distributed-optimizer out."
         )
+    if with_path and args.optimizer == MUON and splits_matrices(args):
+        problems.append(
+            f"{chosen} at --tensor-model-parallel-size {args.tensor_model_parallel_size}: each rank would "
+            "orthogonalize its part of a matrix alone, so that another layout trains another model; give "
+            "--muon-tp-mode duplicated or distributed."
+        )
     raise_all(problems)
+
+
+def splits_matrices(args: Any) -> bool:
+    """Whether Muon takes the parts of a matrix on the tensor-parallel ranks for matrices of their own."""
+    return args.tensor_model_parallel_size > 1 and args.muon_tp_mode == "blockwise"
 
 
 def is_installed() -> bool:
