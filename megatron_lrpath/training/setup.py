@@ -59,7 +59,7 @@ from megatron_lrpath.training.options.from_arguments import (
 from megatron_lrpath.training.options.from_plan import PlannedRun, apply_defaults
 from megatron_lrpath.training.options.optimizers import check_optimizer
 from megatron_lrpath.training.session import Session
-from megatron_lrpath.training.steps import StepRecorder, set_wandb_defaults
+from megatron_lrpath.training.steps import StepRecorder, continue_wandb_run, set_wandb_defaults
 
 
 def arguments(session: Session, argv: list[str], defaults: Mapping[str, Any] | None = None) -> Any:
@@ -81,6 +81,8 @@ def arguments(session: Session, argv: list[str], defaults: Mapping[str, Any] | N
     args = parse_args(arguments_provider(session.own_arguments))
     if planned is None:
         session.context = argument_context(args, given, session.own_arguments)
+        if getattr(args, "wandb_project", ""):
+            continue_wandb_run(Path(args.save))
     else:
         apply_defaults(args, planned.explicit)
         set_wandb_defaults(args, planned.plan, planned.run)
