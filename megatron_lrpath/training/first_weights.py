@@ -1,7 +1,10 @@
-"""First weights at several pipeline stages: drawn in the order of one stage, so that they are that stage's.
+"""First weights at several pipeline stages or expert-parallel ranks: those that one process draws.
 
 Megatron seeds every stage differently, and each draws its layers from its own seed. Here a stage draws where the one
 before it has left off; only the states of the random numbers go from stage to stage, and nothing is drawn twice.
+
+Where weights are drawn on the CPU, the expert-parallel ranks draw from one seed, so that each rank's experts would be
+copies of the first rank's, and what is drawn after them another layout's. There every rank draws the experts of all.
 """
 
 from __future__ import annotations
@@ -55,6 +58,13 @@ class StageOrder:
     def when_built(self, share: Callable[[], None]) -> None:
         """Keep what needs the last stage (it shares the embeddings with the first) until all parts are built."""
         self._shares.append(share)
+
+
+def draw_all_experts(build: Callable[[Any], None], own: Any) -> None:
+    """Build the experts of every expert-parallel rank in turn, and keep those of this one in `own`."""
+    rank = mpu.get_expert_model_parallel_rank()
+    for other in range(mpu.get_expert_model_parallel_world_size()):
+        build(own if other == rank else type(own).__new__(type(own)))
 
 
 def random_states() -> States:

@@ -13,6 +13,7 @@ from megatron.training import get_args
 from megatron_lrpath.runs.checkpoints import TRACKER
 from megatron_lrpath.training.checkpoints.parent import is_pretrained
 from megatron_lrpath.training.checkpoints.saves import SaveFailedError
+from megatron_lrpath.training.first_weights import draw_all_experts
 from megatron_lrpath.training.optimizer import own_groups
 from megatron_lrpath.training.scheduler import LRPathScheduler
 from megatron_lrpath.training.session import Session
@@ -33,6 +34,13 @@ def build_model(session: Session, original: Wrapped, self: Any, *args: Any, **na
     if session.first_weights is None:
         return original(self, *args, **named)
     session.first_weights.build(lambda: original(self, *args, **named))
+
+
+def build_experts(session: Session, original: Wrapped, self: Any, *args: Any, **named: Any) -> None:
+    """Draw the first weights of the experts of all ranks, where they come from one seed."""
+    if not session.draws_all_experts:
+        return original(self, *args, **named)
+    draw_all_experts(lambda experts: original(experts, *args, **named), self)
 
 
 def share_embeddings(session: Session, original: Wrapped, self: Any, *args: Any, **named: Any) -> None:

@@ -201,6 +201,12 @@ SEAMS = (
         "while it builds the model, the first stage waits in it for the last, which draws its weights after it",
     ),
     Seam(
+        "megatron.core.transformer.moe.experts:SequentialMLP.__init__",
+        "megatron_lrpath.training.hooks:build_experts",
+        ("self",),
+        "where weights are drawn on the CPU, all expert-parallel ranks draw the same, so that experts are copies",
+    ),
+    Seam(
         "megatron.core.optimizer.optimizer:ChainedOptimizer.prepare_grads",
         "megatron_lrpath.training.hooks:prepare_grads",
         ("self",),

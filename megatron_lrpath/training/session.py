@@ -37,6 +37,7 @@ class Session:
         saves, commits, guard, recorder: in a training of a run.
         scheduler: the learning-rate path in Megatron's loop, once Megatron has built its optimizer.
         first_weights: the order in which several pipeline stages draw them, in a run that starts from random ones.
+        draws_all_experts: whether a rank draws the first weights of all ranks' experts, to keep its own.
         first_step: the step that the training starts at.
         store: where the ranks have met, for `init_process_group`.
     """
@@ -55,6 +56,7 @@ class Session:
     recorder: StepRecorder | None = None
     scheduler: LRPathScheduler | None = None
     first_weights: StageOrder | None = None
+    draws_all_experts: bool = False
     first_step: int = 0
     store: Store | None = None
 

@@ -280,8 +280,10 @@ def begin(session: Session, args: Any) -> None:
         args.pretrained_checkpoint = None  # Megatron, not seeing the tracker, would take it
     elif args.pretrained_checkpoint:
         parents.check_pretrained(args)
-    elif args.pipeline_model_parallel_size > 1:
-        session.first_weights = StageOrder(args.virtual_pipeline_model_parallel_size or 1)
+    else:
+        if args.pipeline_model_parallel_size > 1:
+            session.first_weights = StageOrder(args.virtual_pipeline_model_parallel_size or 1)
+        session.draws_all_experts = args.expert_model_parallel_size > 1 and args.use_cpu_initialization
     if context.prepared is not None:  # stored in every checkpoint: an export knows how to talk to the model
         args.lrpath_chat = context.prepared.chat
     retain_interval = args.save_retain_interval

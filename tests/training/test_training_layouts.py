@@ -154,3 +154,14 @@ def test_first_weights_with_shared_embeddings_are_those_of_one_stage(
         lines = history(tmp_path / name / "runs/ours/main")
         losses.append([(line["loss"], line["grad_norm"]) for line in lines])
     assert_same(*losses)
+
+
+@pytest.mark.parametrize("layout", [("--expert-model-parallel-size", "2"), PP2], ids=["experts", "stages"])
+def test_first_weights_of_experts_are_those_of_one_process(tmp_path: Path, layout: tuple[str, ...]) -> None:
+    model = {**MODEL, "num_experts": 4, "moe_router_topk": 2, "moe_aux_loss_coeff": 0.01}
+    losses = []
+    for name, nproc, flags in (("single", 1, ()), ("spread", 2, layout)):
+        plan = plan_in(tmp_path / name, model=model)
+        train(run_words(plan, "ours", "main", *flags, "--exit-interval", "2"), nproc).ok()
+        losses.append([line["loss"] for line in history(tmp_path / name / "runs/ours/main")])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
