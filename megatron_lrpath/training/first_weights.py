@@ -60,11 +60,22 @@ class StageOrder:
         self._shares.append(share)
 
 
+def drawn_at(args: Any) -> dict[str, Any]:
+    """What of the layout the first weights depend on, for the run's lineage.
+
+    Drawn on the CPU they depend on no layout; on GPUs every tensor- and expert-parallel rank draws its own part.
+    """
+    if args.use_cpu_initialization:
+        return {"device": "cpu"}
+    sizes = ("tensor_model_parallel_size", "expert_model_parallel_size", "expert_tensor_parallel_size")
+    return {"device": "gpu"} | {name: getattr(args, name) for name in sizes}
+
+
 def draw_all_experts(build: Callable[[Any], None], own: Any) -> None:
     """Build the experts of every expert-parallel rank in turn, and keep those of this one in `own`."""
     rank = mpu.get_expert_model_parallel_rank()
     for other in range(mpu.get_expert_model_parallel_world_size()):
-        build(own if other == rank else type(own).__new__(type(own)))
+        build(own if other == rank else object.__new__(type(own)))
 
 
 def random_states() -> States:

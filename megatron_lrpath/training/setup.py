@@ -38,7 +38,7 @@ from megatron_lrpath.training.checkpoints.commit import Commits
 from megatron_lrpath.training.checkpoints.saves import Saves
 from megatron_lrpath.training.checkpoints.start import Start, agree_on_start
 from megatron_lrpath.training.context import RunContext
-from megatron_lrpath.training.first_weights import StageOrder
+from megatron_lrpath.training.first_weights import StageOrder, drawn_at
 from megatron_lrpath.training.guards import orphans
 from megatron_lrpath.training.guards.guard import Guard, SpikeDetector
 from megatron_lrpath.training.guards.peers import PeerWatch, Ranks, own_store
@@ -300,7 +300,16 @@ def record_start(context: RunContext, args: Any, start: Start, retain_interval: 
     if context.folder is None and not start.existing:
         lineage.forget(context.records)
     plan = str(context.plan.path.resolve()) if context.plan else None
-    record = context.identity, parent_record(context), start.step, args.world_size, retain_interval, plan
+    drawn = drawn_at(args) if start.folder is None and not args.pretrained_checkpoint else None
+    record = (
+        context.identity,
+        parent_record(context),
+        start.step,
+        args.world_size,
+        retain_interval,
+        plan,
+        drawn,
+    )
     lineage.write_lineage(context.records, *record)
 
 
