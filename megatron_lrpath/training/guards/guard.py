@@ -151,7 +151,6 @@ class Guard:
     first_step: int | None = None
     _losses: list[torch.Tensor] = field(default_factory=list)
     _skips: int = 0
-    _decided: bool = False
 
     def note(self, loss: torch.Tensor, tokens: torch.Tensor) -> None:
         """Take note of a micro-batch: the sum of its losses, and its tokens."""
@@ -172,9 +171,7 @@ class Guard:
 
     def overflowed(self) -> None:
         """Agree with the other ranks in a step that makes no update: its gradients overflowed (fp16)."""
-        if not self._decided:
-            self._decided = True
-            self.signals.stopping |= bool(self._agree([])[3])
+        self.signals.stopping |= bool(self._agree([])[3])
 
     def before_update(self) -> bool:
         """Decide, on all ranks alike, whether the update is to be made.
@@ -182,9 +179,6 @@ class Guard:
         Raises:
             TrainingStoppedError: the loss or the gradient norm is not finite.
         """
-        if self._decided:  # one optimizer of several that Megatron has chained within each other
-            return not self.skipped
-        self._decided = True
         losses, self._losses = self._losses, []
         total, tokens, wrong, asked = self._agree(losses)
         if asked:
@@ -200,7 +194,7 @@ class Guard:
     def step_ended(self) -> None:
         """Reset per-step state (a step with an overflow skips the update)."""
         self._losses.clear()
-        self.loss, self.spike, self.skipped, self._decided = None, None, False, False
+        self.loss, self.spike, self.skipped = None, None, False
 
     def _agree(self, losses: list[torch.Tensor]) -> list[float]:
         """Sums over the ranks: losses, tokens, norms that are not finite, ranks that were asked to stop."""
