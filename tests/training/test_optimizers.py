@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from megatron_lrpath.doctor.plans import optimizer_check
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.plan import load_plan
+from megatron_lrpath.plan import optimizers as packages
+from megatron_lrpath.plan.optimizers import PACKAGE, is_installed
 from megatron_lrpath.runs.checkpoints import complete_steps
 from megatron_lrpath.schedule import LRPath, Schedule
 from megatron_lrpath.training.options import optimizers
-from megatron_lrpath.training.options.optimizers import PACKAGE, is_installed
 from tests.support.training_fixtures import make_plan, run_words, train
 from tests.training.test_training_rates import OPTIMIZER, words_without_plan
 
@@ -204,7 +207,7 @@ def test_what_cannot_go_on_from_its_checkpoints_is_refused_at_the_start(
 def test_a_missing_package_is_one_line_with_its_extra(
     monkeypatch: pytest.MonkeyPatch, with_path: bool
 ) -> None:
-    monkeypatch.setattr(optimizers, "PACKAGE", "a-package-that-nobody-has")
+    monkeypatch.setattr(packages, "PACKAGE", "a-package-that-nobody-has")
     for name, is_there in (("muon", False), ("lion", False), ("adam", True)):
         layout = {"tensor_model_parallel_size": 1, "use_distributed_optimizer": False}
         args = Namespace(optimizer=name, fp16=False, **layout)
@@ -214,3 +217,15 @@ def test_a_missing_package_is_one_line_with_its_extra(
             message = str(raised.value)
             assert "\n" not in message
             assert "megatron-lrpath[optimizers]" in message
+
+
+@needs_package
+def test_doctor_looks_for_the_package_of_a_plans_optimizer(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    plan = load_plan(make_plan(tmp_path, (4, 4), megatron={"optimizer": "muon"}))
+    assert [one.status for one in optimizer_check(plan)] == ["ok"]
+    monkeypatch.setattr(packages, "PACKAGE", "a-package-that-nobody-has")
+    (found,) = optimizer_check(plan)
+    assert found.status == "failed"
+    assert "megatron-lrpath[optimizers]" in found.found

@@ -1,16 +1,13 @@
-"""Optimizers besides Adam: the package that has them, and what Megatron cannot do with them."""
+"""Optimizers besides Adam, and what Megatron cannot do with them."""
 
 from __future__ import annotations
 
-from importlib import metadata
 from typing import Any
 
+from megatron_lrpath.plan.optimizers import OF_MEGATRON, missing_package
 from megatron_lrpath.training.options.classes import raise_all
 
-PACKAGE, EXTRA = "emerging-optimizers", "optimizers"
-OLDEST = (0, 2)  # Megatron 0.19 takes no older one
 MUON = "muon"
-OF_MEGATRON = frozenset({"adam", "sgd"})
 
 
 def of_the_package(args: Any) -> bool:
@@ -31,7 +28,7 @@ def check_optimizer(args: Any, with_path: bool) -> None:
     if not of_the_package(args):
         return
     chosen = f"--optimizer {args.optimizer}"
-    problems = [] if is_installed() else [f"{chosen} needs the package {PACKAGE}: {install()}."]
+    problems = [missing] if (missing := missing_package(args.optimizer)) else []
     if args.fp16:
         problems.append(f"{chosen}: Megatron has it for --bf16 and for 32 bits, not for --fp16.")
     if with_path and args.use_distributed_optimizer:
@@ -51,16 +48,3 @@ def check_optimizer(args: Any, with_path: bool) -> None:
 def splits_matrices(args: Any) -> bool:
     """Whether Muon takes the parts of a matrix on the tensor-parallel ranks for matrices of their own."""
     return args.tensor_model_parallel_size > 1 and args.muon_tp_mode == "blockwise"
-
-
-def is_installed() -> bool:
-    """Whether the package is there, in a version that Megatron takes."""
-    try:
-        return tuple(int(part) for part in metadata.version(PACKAGE).split(".")[:2]) >= OLDEST
-    except (metadata.PackageNotFoundError, ValueError):
-        return False
-
-
-def install() -> str:
-    """How to install it."""
-    return f"pip install 'megatron-lrpath[{EXTRA}]' (in a checkout: pip install -e '.[{EXTRA}]')"
