@@ -32,6 +32,7 @@ class StageOrder:
 
     chunks: int
     built: int = 0
+    _building: bool = False
     _shares: list[Callable[[], None]] = field(default_factory=list)
 
     def build(self, build: Callable[[], None]) -> None:
@@ -45,7 +46,9 @@ class StageOrder:
         own = random_states()
         if not first:
             set_random_states(receive((stage - 1) % stages))
+        self._building = True
         build()
+        self._building = False
         self.built += 1
         if stage < stages - 1 or self.built < self.chunks:
             send(random_states(), (stage + 1) % stages)
@@ -56,8 +59,14 @@ class StageOrder:
                 share()
 
     def when_built(self, share: Callable[[], None]) -> None:
-        """Keep what needs the last stage (it shares the embeddings with the first) until all parts are built."""
-        self._shares.append(share)
+        """Keep what needs the last stage (it shares the embeddings with the first) until all parts are built.
+
+        A model of another class is not built in this order, and shares them at once.
+        """
+        if self._building:
+            self._shares.append(share)
+        else:
+            share()
 
 
 def drawn_at(args: Any) -> dict[str, Any]:

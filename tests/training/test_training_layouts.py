@@ -77,6 +77,7 @@ def resume(folder: Path, words: list[str], nproc: int) -> Outcome:
     outcome = train(words, nproc).ok()
     lineage = json.loads((folder / "runs/ours/main/lineage.json").read_text())
     assert lineage["starts"][-1]["step"] == STOP
+    assert [start.get("first_weights") for start in lineage["starts"]] == [{"device": "cpu"}, None]
     return outcome
 
 
