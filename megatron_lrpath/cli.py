@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from megatron_lrpath import __version__
 from megatron_lrpath.commands import COMMANDS, completion
 from megatron_lrpath.console import say_error
-from megatron_lrpath.errors import UserError, refusal
-from megatron_lrpath.exits import BAD_INPUT, INTERRUPTED, PIPE_CLOSED
+from megatron_lrpath.errors import UserError, may_pass, told
+from megatron_lrpath.exits import BAD_INPUT, FAILED, INTERRUPTED, PIPE_CLOSED
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,12 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (`| head`) has gone; without this the interpreter complains once more at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
-    except (UserError, OSError) as error:
-        reason = refusal(error) if isinstance(error, OSError) else error
-        if reason is None:
-            raise
-        say_error(reason)
+    except UserError as error:
+        say_error(error)
         return BAD_INPUT
+    except OSError as error:
+        say_error(told(error))
+        return FAILED if may_pass(error) else BAD_INPUT
     except KeyboardInterrupt:
         print("lrpath: interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -21,6 +21,7 @@ from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.paradigms import OURS
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.plan.sft import PREPARED
+from megatron_lrpath.reading import read_json, read_object, why
 from megatron_lrpath.tokenizers.prints import Facts, TokenizerSpec, check_facts, facts_differ, label
 from megatron_lrpath.wording import listing
 
@@ -96,19 +97,15 @@ def read_record(prefix: Path | str, fingerprint: str, folder: Path | None = None
 def read_content(path: Path) -> dict[str, Any] | None:
     """A record's content, checked; None where there is none. UserError where it cannot be read."""
     try:
-        with path.open("rb") as stream:
-            text = stream.read(LIMIT + 1)
-        if len(text) > LIMIT:
-            raise ValueError("too long")
-        content = json.loads(text)
+        content = read_object(path, LIMIT)
         if content["format"] == FORMAT:
             check_facts(content["tokenizer"])
             return dict(content, fingerprint=str(content["fingerprint"]))
         reason = f"is of format {content['format']}, and this version of the program reads {FORMAT}"
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = f"cannot be read ({getattr(error, 'strerror', None) or repr(error)})"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"cannot be read ({why(error)})"
     raise UserError(f"{path}: {reason}; remove it, and write it anew with tools/check_dataset.py … --record")
 
 
@@ -205,7 +202,7 @@ class Comparison:
 def control_tokens(prefix: Path) -> int:
     """How many control tokens prepared chats have beyond the vocabulary, where the dataset is one of them."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        prepared = json.loads((prefix.parent / PREPARED).read_text(encoding="utf-8"))
+        prepared = read_json(prefix.parent / PREPARED)
         return len(prepared["control_tokens"])
     return 0
 

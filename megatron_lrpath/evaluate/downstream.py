@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.runs.checkpoints import checkpoint_fingerprint, checkpoint_folder, files_fingerprint
 from megatron_lrpath.runs.folder import RunFolder, read_json_object
 from megatron_lrpath.runs.results import is_complete, model_runs
+from megatron_lrpath.sealed import write_sealed
 from megatron_lrpath.training.checkpoints.parent import require_checkpoint
 from megatron_lrpath.training.context import ParentCheckpoint
 
@@ -156,4 +156,4 @@ def add_result(subject: Subject, benchmark: Benchmark, result: dict[str, Any]) -
     """Record a result; those of earlier weights are dropped."""
     results = results_of(subject) | {benchmark.task: result}
     stored = {"step": subject.step, "checkpoint": subject.fingerprint, "results": results}
-    atomic_write_json(RunFolder(subject.folder).downstream, stored)
+    write_sealed(RunFolder(subject.folder).downstream, stored)

@@ -11,11 +11,12 @@ from typing import Any
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.paradigms import TABLE_ORDER
 from megatron_lrpath.plan import Plan, Run
-from megatron_lrpath.runs.folder import RunFolder, json_digest, read_json_object
+from megatron_lrpath.runs.folder import RunFolder, read_json_object
 from megatron_lrpath.runs.history import History, read_history
 from megatron_lrpath.runs.lineage import plan_changes
 from megatron_lrpath.runs.results import is_fresh
 from megatron_lrpath.runs.state import RunState, read_state
+from megatron_lrpath.sealed import json_digest
 from megatron_lrpath.wording import listing, plural
 
 

@@ -16,11 +16,12 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
-from megatron_lrpath.files import atomic_write_bytes, atomic_write_json, atomic_write_text
+from megatron_lrpath.files import atomic_write_bytes, atomic_write_text
 from megatron_lrpath.paradigms import PARADIGM_ROWS
 from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.plan.wording import paradigm_name
 from megatron_lrpath.runs.folder import read_json_object
+from megatron_lrpath.sealed import write_sealed
 
 COLOURS = {name: paradigm.colour for name, paradigm in PARADIGM_ROWS.items()}
 INK, SOFT, GRID = "#1f2328", "#59636e", "#e4e7eb"
@@ -217,7 +218,7 @@ def save_advice(plan: Plan, advice: SavedAdvice, facts: dict[str, object]) -> Pa
     atomic_write_bytes(folder / f"{ADVICE}.png", advice.drawing.png)
     atomic_write_text(folder / f"{ADVICE}.csv", advice.drawing.data)
     text = {"written": advice.written, "title": advice.drawing.title, "caption": advice.drawing.caption}
-    atomic_write_json(folder / f"{ADVICE}.json", {**text, "sentences": list(advice.sentences), **facts})
+    write_sealed(folder / f"{ADVICE}.json", {**text, "sentences": list(advice.sentences), **facts})
     return folder
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.locks import LOCK_NAME
-
-MAXIMUM_BYTES = 64 * 2**20  # of a JSON file; a manifest, the largest, has 100 bytes for each rank and thread
+from megatron_lrpath.reading import why
+from megatron_lrpath.sealed import read_sealed
 
 
 class Entry:
@@ -71,29 +69,6 @@ def report_sources(folder: Path) -> Path:
     return folder / "made-from.json"
 
 
-def load_json(path: Path, maximum: int = MAXIMUM_BYTES) -> Any:
-    """The JSON value in a file of at most `maximum` bytes.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: it is larger, or does not hold JSON.
-    """
-    with path.open("rb") as stream:
-        size = os.fstat(stream.fileno()).st_size
-        if size > maximum:
-            raise ValueError(f"it has {size} bytes, more than the {maximum} allowed")
-        content = stream.read(size)
-    try:
-        return json.loads(content)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
-def json_digest(value: Any) -> str:
-    """The SHA-256 of a JSON value, whatever the order of its keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
 def read_json_object(path: Path, problems: list[str] | None = None) -> dict[str, Any] | None:
     """The JSON object in a file; None where there is no file, or none that can be used.
 
@@ -105,11 +80,18 @@ def read_json_object(path: Path, problems: list[str] | None = None) -> dict[str,
     if not path.is_file():
         return None
     try:
-        value = load_json(path)
+        return read_sealed(path)[0]
     except (OSError, ValueError) as error:
-        problems.append(f"{path.name} cannot be read ({error})")
+        problems.append(f"{path.name} cannot be read ({why(error)})")
         return None
-    if not isinstance(value, dict):
-        problems.append(f"{path.name} does not hold a JSON object")
-        return None
-    return value
+
+
+def unverified(folder: Path) -> list[str]:
+    """The names of a run's files that carry no checksum, as those of earlier versions."""
+    run = RunFolder(folder)
+    found = []
+    for path in (run.lineage, run.result, run.evaluation, run.evaluations, run.downstream, run.merged):
+        with suppress(OSError, ValueError):
+            if not read_sealed(path)[1]:
+                found.append(path.name)
+    return found

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import statistics
 import time
+import zlib
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,12 +17,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_lrpath.console import warn
 from megatron_lrpath.files import atomic_write_text
 from megatron_lrpath.full_disk import PatientFile
+from megatron_lrpath.reading import parse_json
 from megatron_lrpath.runs.folder import RunFolder
+from megatron_lrpath.wording import plural
 
 FIELDS = ("consumed_samples", "lr", "loss", "grad_norm", "seconds", "valid_loss")
 TAIL_BYTES = 64 * 1024
+CHECK = "crc32"  # of the line up to this field; lines of earlier versions have none
+_CHECK_PART = f', "{CHECK}": "'.encode()
+_WAS_WHOLE = re.compile(rb'"' + CHECK.encode() + rb'": ".{8}"\}')  # a torn line has no such end
 LARGEST_STEP = 2**63 - 1
 
 
@@ -48,14 +56,22 @@ class LoggedStep:
 def parse_line(line: bytes) -> LoggedStep | None:
     """One line of a history; None where it is damaged or only a part (as the first of a tail may be)."""
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
+        row = parse_json(line, own=True)
+    except ValueError:
+        return None
+    if isinstance(row, dict) and CHECK in row and not _is_whole(line, row[CHECK]):
         return None
     step = row.get("step") if isinstance(row, dict) else None
     if not isinstance(step, int) or isinstance(step, bool) or not 0 < step <= LARGEST_STEP:
         return None
     numbers = {name: _number(row[name]) for name in (*FIELDS, "mfu") if name in row}
     return LoggedStep(step, **numbers, skipped=bool(row.get("skipped")), spike=bool(row.get("spike")))
+
+
+def _is_whole(line: bytes, check: object) -> bool:
+    """Whether a line holds what was written; `check` is the checksum in it."""
+    content, found, _ = line.rpartition(_CHECK_PART)
+    return bool(found) and check == f"{zlib.crc32(content):08x}"
 
 
 def _number(value: object) -> float | None:
@@ -115,7 +131,11 @@ def read_history(folder: Path) -> History:
     rows = {row.step: row for row in parsed if row is not None}
     ordered = [rows[step] for step in sorted(rows)]
     columns = {name: np.array([getattr(row, name) for row in ordered], np.float64) for name in FIELDS}
-    unreadable = sum(row is None for row in parsed[:-1])
+    unreadable = sum(
+        row is None
+        for row, line in zip(parsed, lines, strict=True)
+        if line is not lines[-1] or _WAS_WHOLE.search(line)
+    )
     return History(np.array([row.step for row in ordered], np.int64), columns, unreadable)
 
 
@@ -209,7 +229,8 @@ class HistoryWriter:
         now = time.perf_counter()
         record["seconds"] = round(now - self.last_time, 6)
         self.last_time = now
-        self._file.write(json.dumps(record).encode() + b"\n")
+        line = json.dumps(record).encode()
+        self._file.write(line[:-1] + _CHECK_PART + f'{zlib.crc32(line[:-1]):08x}"}}\n'.encode())
 
     def sync(self) -> None:
         """Let the lines survive a power cut: a checkpoint is about to stand for them.
@@ -230,6 +251,9 @@ def drop_steps_after(path: Path, step: int) -> None:
     damaged_before_good = kept != lines[: len(kept)]
     lacks_its_end = bool(kept) and not kept[-1].endswith(b"\n")
     if damaged_before_good or lacks_its_end:
+        damaged = sum(parse_line(line) is None for line in lines[:-1])
+        if damaged:
+            warn(f"{path}: {plural(damaged, 'line')} cannot be read, or is not as it was written; left out.")
         text = b"".join(line.rstrip(b"\r\n") + b"\n" for line in kept)
         atomic_write_text(path, text.decode("utf-8", errors="replace"))
     elif len(kept) < len(lines):

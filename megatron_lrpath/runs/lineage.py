@@ -13,7 +13,6 @@ from typing import Any
 
 from megatron_lrpath import __version__
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.plan import Plan, Run, run_identity
 from megatron_lrpath.plan import differences as plan_differences
 from megatron_lrpath.plan.identity import without_neutral
@@ -23,8 +22,9 @@ from megatron_lrpath.runs.checkpoints import (
     present_fingerprint,
 )
 from megatron_lrpath.runs.failure import now
-from megatron_lrpath.runs.folder import RunFolder, json_digest, read_json_object
+from megatron_lrpath.runs.folder import RunFolder, read_json_object
 from megatron_lrpath.runs.results import is_complete
+from megatron_lrpath.sealed import json_digest, write_sealed
 
 PACKAGES = ("megatron-core", "torch", "numpy", "transformer-engine", "apex", "sentencepiece", "transformers")
 
@@ -242,7 +242,7 @@ def write_lineage(
         "starts": [*earlier["starts"], start],
         "skipped": [one for one in earlier.get("skipped", []) if one["step"] <= first_step],
     }
-    atomic_write_json(RunFolder(folder).lineage, lineage)
+    write_sealed(RunFolder(folder).lineage, lineage)
 
 
 def forget(folder: Path) -> None:
@@ -262,4 +262,4 @@ def add_skipped(folder: Path, record: dict[str, Any]) -> None:
     lineage = read_lineage(folder)
     if lineage is not None:
         lineage["skipped"] = [*lineage.get("skipped", []), record]
-        atomic_write_json(RunFolder(folder).lineage, lineage)
+        write_sealed(RunFolder(folder).lineage, lineage)

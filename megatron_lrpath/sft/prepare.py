@@ -20,11 +20,11 @@ from megatron_lrpath.data.preprocess.worker import ChunkResult, Figures, Packed,
 from megatron_lrpath.data.preprocess.writer import RejectLog, optimal_dtype, remove_left_overs
 from megatron_lrpath.data.record import inputs_of, prepared_difference, write_record
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.locks import FolderLock, LockHeldError
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.plan.sft import PREPARED, Sft
 from megatron_lrpath.runs.folder import RunFolder
+from megatron_lrpath.sealed import write_sealed
 from megatron_lrpath.sft.encode import ChatEncoder, Example, build_encoder
 from megatron_lrpath.sft.prepared import ANSWERS, TOKENS, TRAIN, VALID, held_out, pack
 from megatron_lrpath.sft.template import messages_of
@@ -97,7 +97,7 @@ def build(
         "stop_token": encoder.stop_token(),
     }
     count_samples(record, folder, sft)
-    atomic_write_json(folder / PREPARED, record)
+    write_sealed(folder / PREPARED, record)
     return record
 
 

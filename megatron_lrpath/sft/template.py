@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 from megatron_lrpath.data.preprocess.worker import Rejected
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan.file.keys import TEMPLATES
+from megatron_lrpath.reading import UnreadableError, parse_json
 
 Message = dict[str, str]
 
@@ -30,11 +30,9 @@ def messages_of(line: bytes) -> list[Message]:
         Rejected: the line is none of the forms, or holds nothing to learn.
     """
     try:
-        record = json.loads(line)
-    except UnicodeDecodeError:
-        raise Rejected("not UTF-8") from None
-    except (ValueError, RecursionError) as error:
-        raise Rejected(f"not JSON: {error}") from None
+        record = parse_json(line)
+    except UnreadableError as error:
+        raise Rejected(str(error)) from None
     if not isinstance(record, dict):
         raise Rejected(f"not a JSON object, but {type(record).__name__}")
     messages = [checked(message, number) for number, message in enumerate(conversation(record), start=1)]

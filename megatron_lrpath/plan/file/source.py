@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from megatron_lrpath.errors import PlanError
+from megatron_lrpath.errors import PlanError, cause
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 8
@@ -21,6 +21,7 @@ _TRUE = re.compile(r"true|True|TRUE|yes|Yes|YES|on|On|ON")
 _FALSE = re.compile(r"false|False|FALSE|no|No|NO|off|Off|OFF")
 _WHOLE = re.compile(r"[-+]?(?:0|[1-9][0-9_]*)")
 _NUMBER = re.compile(r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?")
+MAX_DIGITS = 400  # of a number; more are text
 _SPECIAL = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
 
 Scalar = None | bool | int | float | str
@@ -132,7 +133,7 @@ def _read_text(path: Path) -> str:
     except FileNotFoundError:
         raise PlanError(f"{path}: no such plan file; give the path of a YAML file") from None
     except OSError as error:
-        raise PlanError(f"{path}: cannot be read: {error.strerror}") from None
+        raise PlanError(f"{path}: cannot be read: {cause(error)}") from None
     if len(data) > MAX_BYTES:
         raise PlanError(f"{path}: larger than {MAX_BYTES // 1024} KiB; this is hardly a plan file")
     try:
@@ -176,6 +177,8 @@ def _plain_scalar(text: str) -> Scalar:
         return True
     if _FALSE.fullmatch(text):
         return False
+    if len(text) > MAX_DIGITS:
+        return text
     digits = text.replace("_", "")
     if _WHOLE.fullmatch(text):
         return int(digits) if len(digits) < 40 else float(digits)
