@@ -58,13 +58,10 @@ def read_json(path: Path, maximum: int = MAXIMUM_BYTES, own: bool = False) -> An
         UnreadableError: it is larger, is not JSON, or beyond the bounds.
     """
     with path.open("rb") as stream:
-        size = os.fstat(stream.fileno()).st_size
-        if size > maximum:
-            raise UnreadableError(f"it has {size} bytes, more than the {maximum} allowed")
-        content = stream.read(maximum + 1)  # a pipe has no size
-    if len(content) > maximum:
-        raise UnreadableError(f"it has more than the {maximum} bytes allowed")
-    return parse_json(content, own)
+        about = os.fstat(stream.fileno())
+        if about.st_size > maximum:
+            raise UnreadableError(f"it has {about.st_size} bytes, more than the {maximum} allowed")
+        return parse_json(stream.read(about.st_size), own)
 
 
 def read_object(path: Path, maximum: int = MAXIMUM_BYTES, own: bool = False) -> dict[str, Any]:

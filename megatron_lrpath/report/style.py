@@ -67,7 +67,8 @@ STYLE: dict[Any, Any] = {
 class Drawing:
     """A finished figure: its short name (of files and ids), title, caption, both forms and data.
 
-    `data` is the CSV's text, `caption` plain text, `svg` markup that is safe to stand in an HTML page.
+    `data` is the CSV's text, `caption` plain text, `svg` markup that is safe to stand in an HTML page, unless it was
+    read from a file (`from_file`): then it is shown as an image, in which nothing runs and nothing is loaded.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Drawing:
     svg: str
     png: bytes
     data: str
+    from_file: bool = False
 
 
 @contextmanager
@@ -231,7 +233,7 @@ def read_advice(plan: Plan) -> SavedAdvice | None:
             return None
         svg, data = ((folder / f"{ADVICE}.{kind}").read_text(encoding="utf-8") for kind in ("svg", "csv"))
         drawing = Drawing(
-            ADVICE, text["title"], text["caption"], svg, (folder / f"{ADVICE}.png").read_bytes(), data
+            ADVICE, text["title"], text["caption"], svg, (folder / f"{ADVICE}.png").read_bytes(), data, True
         )
         return SavedAdvice(text["written"], tuple(text["sentences"]), drawing)
     except (OSError, ValueError, KeyError, TypeError):

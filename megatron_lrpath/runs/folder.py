@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +41,19 @@ class RunFolder:
     evaluation_job = Entry("evaluation")  # holds the `logs` of the Slurm job that evaluates the run
     tensorboard = Entry("tensorboard")
     lock = Entry(LOCK_NAME)
+
+    @property
+    def sealed(self) -> tuple[Path, ...]:
+        """The files that carry their own checksum."""
+        return (
+            self.lineage,
+            self.result,
+            self.error,
+            self.evaluation,
+            self.evaluations,
+            self.downstream,
+            self.merged,
+        )
 
     @property
     def written_by_training(self) -> tuple[Path, ...]:
@@ -86,12 +98,16 @@ def read_json_object(path: Path, problems: list[str] | None = None) -> dict[str,
         return None
 
 
-def unverified(folder: Path) -> list[str]:
-    """The names of a run's files that carry no checksum, as those of earlier versions."""
-    run = RunFolder(folder)
-    found = []
-    for path in (run.lineage, run.result, run.evaluation, run.evaluations, run.downstream, run.merged):
-        with suppress(OSError, ValueError):
+def inspect(folder: Path) -> tuple[list[str], list[str]]:
+    """A run's JSON files that cannot be used, in words, and the names of those without a checksum, of before."""
+    problems: list[str] = []
+    unverified: list[str] = []
+    for path in RunFolder(folder).sealed:
+        try:
             if not read_sealed(path)[1]:
-                found.append(path.name)
-    return found
+                unverified.append(path.name)
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            problems.append(f"{path.name} cannot be read ({why(error)})")
+    return problems, unverified

@@ -173,6 +173,7 @@ class HistoryTail:
         self._offset: int | None = None
         self._inode = 0
         self._rest = b""
+        self.unreadable = 0  # whole lines that cannot be read, or are not as they were written
 
     @property
     def seconds_per_step(self) -> float | None:
@@ -181,7 +182,9 @@ class HistoryTail:
 
     def poll(self) -> list[LoggedStep]:
         """The lines that have come since the last call (at first, and after a cut: the file's last ones)."""
-        rows = [row for line in self._new_lines() if (row := parse_line(line))]
+        parsed = [parse_line(line) for line in self._new_lines() if line.strip()]
+        self.unreadable += sum(row is None for row in parsed)
+        rows = [row for row in parsed if row is not None]
         for row in rows:
             self.last = row
             if row.seconds:
@@ -196,12 +199,15 @@ class HistoryTail:
                     # at first, or when a resumed run has cut the file back
                     self._offset, self._rest = max(0, about.st_size - TAIL_BYTES), b""
                     self._inode = about.st_ino
+                is_cut = self._offset > 0 and not self._rest and self._offset == about.st_size - TAIL_BYTES
                 stream.seek(self._offset)
                 data = stream.read()
         except OSError:
             return []
         self._offset += len(data)
         lines = (self._rest + data).split(b"\n")
+        if is_cut and len(lines) > 1:
+            del lines[0]  # the rest of a line
         self._rest = lines.pop()  # a line that is still being written
         return lines
 
