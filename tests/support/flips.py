@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import random
 import re
@@ -16,6 +15,7 @@ from typing import Any
 
 from megatron_lrpath.checkpoints.reader import COMMON, SafeReader, own_metadata
 from megatron_lrpath.runs.checkpoints import TRACKER, checkpoint_folder, latest_step
+from megatron_lrpath.runs.history import parse_line
 from tests.support.sft_fixtures import SFT, TOKENIZER, conversations, write_lines
 from tests.support.training_fixtures import Outcome, launch, make_plan, run_words, train
 
@@ -46,6 +46,8 @@ def build(folder: Path) -> None:
     train(run_words(plan, "ours", "main", "--exit-interval", "10")).ok()
     train(run_words(plan, "ours", "branch-v1")).ok()
     evaluate(folder).ok()
+    for lock in folder.rglob(".lock"):
+        lock.unlink()  # a fresh one would say that the run is running
 
 
 def records(words: list[str]) -> None:
@@ -141,8 +143,8 @@ def digest(path: Path) -> str:
 
 def losses(folder: Path) -> list[Any]:
     """The rows of a history without times and checksums."""
-    rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
-    return [(row["step"], row.get("loss"), row.get("grad_norm"), row.get("lr")) for row in rows]
+    rows = [parse_line(line) for line in (folder / "history.jsonl").read_bytes().splitlines()]
+    return [(row.step, row.loss, row.grad_norm, row.lr) if row else None for row in rows]
 
 
 def tensors(folder: Path) -> str:
