@@ -16,6 +16,7 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import Plan, Run, run_identity
 from megatron_lrpath.plan import differences as plan_differences
 from megatron_lrpath.plan.identity import without_neutral
+from megatron_lrpath.plan.secrets import hide_values, hide_words
 from megatron_lrpath.runs.checkpoints import (
     checkpoint_fingerprint,
     checkpoint_folder,
@@ -231,9 +232,9 @@ def write_lineage(
         "save_retain_interval": retain_interval,
         "packages": package_versions(),
         "git_commit": git_commit(),
-        "command": sys.argv,
+        "command": hide_words(sys.argv),
         "plan": plan,
-        "launch": read_json_object(Path(launch)) if launch else None,
+        "launch": without_secrets(read_json_object(Path(launch)) if launch else None),
     }
     lineage = {
         "identity": identity,
@@ -243,6 +244,13 @@ def write_lineage(
         "skipped": [one for one in earlier.get("skipped", []) if one["step"] <= first_step],
     }
     write_sealed(RunFolder(folder).lineage, lineage)
+
+
+def without_secrets(launch: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What the launcher has recorded, without the values of variables that hold secrets."""
+    if launch is None:
+        return None
+    return {name: hide_values(one) if isinstance(one, dict) else one for name, one in launch.items()}
 
 
 def forget(folder: Path) -> None:
