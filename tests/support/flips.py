@@ -24,7 +24,7 @@ NAMED = re.compile(
     r"not known to be|is missing|no file|holds something else|holds other bytes|another|unverified|lacks|cannot be",
 )
 TIMES = re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:\d\d)?|\b\d+(\.\d+)? s\b")
-MAIN, BRANCH = "runs/ours/main", "runs/ours/branch-v1"
+MAIN, BRANCH, SCRATCH = "runs/ours/main", "runs/ours/branch-v1", "runs/ptfs/scratch-v1"
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,14 @@ def build(folder: Path) -> None:
     plan = make_plan(folder, (8, 4), tokenizer=TOKENIZER, sft=section, megatron={"save_interval": 2})
     launch("tests.support.flips:records", [str(plan)]).ok()
     launch("tests.support.sft_fixtures:prepare", [str(plan)]).ok()
-    train(run_words(plan, "ours", "main", "--exit-interval", "10")).ok()
+    train(run_words(plan, "ptfs", "scratch-v1", "--exit-interval", "4")).ok()
+    train(run_words(plan, "ours", "main")).ok()
     train(run_words(plan, "ours", "branch-v1")).ok()
     evaluate(folder).ok()
-    for path in (folder / "runs/ours").rglob("*"):
+    for path in (folder / "runs").glob("*/*/*"):
         os.utime(
             path, times=(10_000, 10_000), follow_symlinks=False
-        )  # what was just written says that a run is running
+        )  # a fresh file says that a run is running
 
 
 def records(words: list[str]) -> None:
@@ -96,8 +97,8 @@ def trained(folder: Path, paradigm: str, run: str, *extra: str) -> Outcome:
 
 
 READERS: dict[str, tuple[Callable[[Path], Outcome], str]] = {
-    "start": (lambda at: trained(at, "ptfs", "scratch-v1", "--exit-interval", "2"), "runs/ptfs/scratch-v1"),
-    "resume": (lambda at: trained(at, "ours", "main"), MAIN),
+    "start": (lambda at: trained(at, "ptfs", "scratch-v2", "--exit-interval", "2"), "runs/ptfs/scratch-v2"),
+    "resume": (lambda at: trained(at, "ptfs", "scratch-v1"), SCRATCH),
     "branch": (lambda at: trained(at, "ours", "branch-v2"), "runs/ours/branch-v2"),
     "fine-tuning": (lambda at: trained(at, "ours", "sft-v1", "--exit-interval", "2"), "runs/ours/sft-v1"),
     "evaluation": (evaluate, f"{BRANCH}/eval.json"),
@@ -211,10 +212,12 @@ def of_checkpoint(run: str, step: int, readers: Sequence[str]) -> Iterator[Place
 
 
 PLACES: tuple[Place, ...] = (
-    *of_checkpoint(MAIN, 10, ("resume", "branch")),
+    *of_checkpoint(SCRATCH, 4, ("resume",)),
+    *of_checkpoint(MAIN, 10, ("branch",)),
     *of_checkpoint(BRANCH, 8, ("evaluation", "export", "fine-tuning")),
     *of_checkpoint(MAIN, 6, ("merge",)),
-    Place("tracker", whole(f"{MAIN}/checkpoints/{TRACKER}"), ("resume", "branch", "status")),
+    Place("tracker", whole(f"{SCRATCH}/checkpoints/{TRACKER}"), ("resume", "status")),
+    Place("tracker", whole(f"{MAIN}/checkpoints/{TRACKER}"), ("branch",)),
     Place("tracker", whole(f"{BRANCH}/checkpoints/{TRACKER}"), ("evaluation", "export")),
     Place(".bin", whole("data/v1_*.bin", "data/valid_*.bin"), ("start", "resume", "check --full")),
     Place(".idx", whole("data/v1_*.idx", "data/valid_*.idx"), ("start", "branch", "check --full")),
@@ -224,10 +227,11 @@ PLACES: tuple[Place, ...] = (
     Place("record", whole("data/v1_*.tokens.json"), ("start", "check --full")),
     Place("prepared chats", whole("runs/sft/*_tokens.bin", "runs/sft/*_answers.bin"), ("fine-tuning",)),
     Place("prepared chats", whole("runs/sft/*.idx", "runs/sft/prepared.json"), ("fine-tuning", "status")),
-    Place("lineage", whole(f"{MAIN}/lineage.json"), ("resume", "branch", "report", "status")),
+    Place("lineage", whole(f"{MAIN}/lineage.json"), ("branch", "report", "status")),
+    Place("lineage", whole(f"{SCRATCH}/lineage.json"), ("resume",)),
     Place("lineage", whole(f"{BRANCH}/lineage.json"), ("fine-tuning", "report", "status")),
     Place("results", whole(f"{BRANCH}/result.json", f"{BRANCH}/eval.json"), ("report", "status", "export")),
-    Place("results", whole(f"{MAIN}/history.jsonl"), ("resume", "report", "status")),
+    Place("results", whole(f"{SCRATCH}/history.jsonl"), ("resume", "report", "status")),
     Place("results", whole(f"{BRANCH}/history.jsonl"), ("report", "status")),
 )
 CHEAP = ("report", "status", "check --full")
