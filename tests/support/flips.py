@@ -23,6 +23,12 @@ NAMED = re.compile(
     r"damaged|unreadable|cannot be read|not what was|not as it was|is not the one|not a lineage|not an evaluation|"
     r"not known to be|is missing|no file|holds something else|holds other bytes|another|unverified|lacks|cannot be",
 )
+NOT_OF_THE_OUTCOME = (
+    "manifest.json",
+    ".metadata",
+    "made-from.json",
+    "result.json",
+)  # hold times and random names
 TIMES = re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:\d\d)?|\b\d+(\.\d+)? s\b")
 MAIN, BRANCH, SCRATCH = "runs/ours/main", "runs/ours/branch-v1", "runs/ptfs/scratch-v1"
 
@@ -136,7 +142,7 @@ def digest(path: Path) -> str:
     files = [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.is_file())
     total = hashlib.sha256()
     for file in files:
-        if ".distcp" in file.name or file.name in ("manifest.json", ".metadata", "made-from.json"):
+        if ".distcp" in file.name or file.name in NOT_OF_THE_OUTCOME:
             continue
         total.update(
             file.name.encode() + TIMES.sub("", file.read_text("latin-1")).encode("latin-1", "replace")
