@@ -254,12 +254,12 @@ def drop_steps_after(path: Path, step: int) -> None:
         return
     lines = path.read_bytes().splitlines(keepends=True)
     kept = [line for line in lines if (row := parse_line(line)) and row.step <= step]
+    damaged = sum(line.endswith(b"\n") and parse_line(line) is None for line in lines)
+    if damaged:
+        warn(f"{path}: {plural(damaged, 'line')} cannot be read, or is not as it was written; left out.")
     damaged_before_good = kept != lines[: len(kept)]
     lacks_its_end = bool(kept) and not kept[-1].endswith(b"\n")
     if damaged_before_good or lacks_its_end:
-        damaged = sum(parse_line(line) is None for line in lines[:-1])
-        if damaged:
-            warn(f"{path}: {plural(damaged, 'line')} cannot be read, or is not as it was written; left out.")
         text = b"".join(line.rstrip(b"\r\n") + b"\n" for line in kept)
         atomic_write_text(path, text.decode("utf-8", errors="replace"))
     elif len(kept) < len(lines):

@@ -20,7 +20,7 @@ from tests.support.sft_fixtures import SFT, TOKENIZER, conversations, write_line
 from tests.support.training_fixtures import Outcome, launch, make_plan, run_words, train
 
 NAMED = re.compile(
-    r"damaged|unreadable|cannot be read|not what was|not as it was|is not the one|not a lineage|not an evaluation|"
+    r"damaged|unreadable|not a whole|cannot be read|not what was|not as it was|is not the one|not a lineage|not an evaluation|"
     r"not known to be|is missing|no file|holds something else|holds other bytes|another|unverified|lacks|cannot be",
 )
 NOT_OF_THE_OUTCOME = (
@@ -42,14 +42,15 @@ class Answer:
     outcome: str
 
 
-def build(folder: Path) -> None:
-    """A plan whose main path can go on, with a branch that is trained, evaluated and reported, and chats."""
+def build(folder: Path, whole: bool = True) -> None:
+    """A plan whose main path is trained, with a branch that is evaluated; `whole`: chats and a run to go on, too."""
     chats = write_lines(folder / "chat.jsonl", conversations())
     section = {"data": str(chats)} | SFT
     plan = make_plan(folder, (8, 4), tokenizer=TOKENIZER, sft=section, megatron={"save_interval": 2})
     launch("tests.support.flips:records", [str(plan)]).ok()
-    launch("tests.support.sft_fixtures:prepare", [str(plan)]).ok()
-    train(run_words(plan, "ptfs", "scratch-v1", "--exit-interval", "4")).ok()
+    if whole:
+        launch("tests.support.sft_fixtures:prepare", [str(plan)]).ok()
+        train(run_words(plan, "ptfs", "scratch-v1", "--exit-interval", "4")).ok()
     train(run_words(plan, "ours", "main")).ok()
     train(run_words(plan, "ours", "branch-v1")).ok()
     evaluate(folder).ok()
@@ -184,6 +185,7 @@ class Place:
     kind: str
     find: Callable[[Path], list[tuple[Path, int, int]]]
     readers: tuple[str, ...]
+    run: str = ""
 
 
 def whole(*patterns: str) -> Callable[[Path], list[tuple[Path, int, int]]]:
@@ -211,8 +213,8 @@ def stretches(checkpoint: str, common: bool) -> Callable[[Path], list[tuple[Path
 def of_checkpoint(run: str, step: int, readers: Sequence[str]) -> Iterator[Place]:
     """The kinds of places in a checkpoint."""
     at = f"{run}/checkpoints/iter_{step:07d}"
-    yield Place("tensor data", stretches(at, common=False), tuple(readers))
-    yield Place("common state", stretches(at, common=True), tuple(readers))
+    yield Place("tensor data", stretches(at, common=False), tuple(readers), run)
+    yield Place("common state", stretches(at, common=True), tuple(readers), run)
     yield Place("metadata", whole(f"{at}/.metadata", f"{at}/metadata.json"), tuple(readers))
     yield Place("manifest", whole(f"{at}/manifest.json"), (*readers, "status"))
 
@@ -240,7 +242,7 @@ PLACES: tuple[Place, ...] = (
     Place("results", whole(f"{SCRATCH}/history.jsonl"), ("resume", "report", "status")),
     Place("results", whole(f"{BRANCH}/history.jsonl"), ("report", "status")),
 )
-CHEAP = ("report", "status", "check --full")
+CHEAP = ("report", "status", "check --full", "export")
 
 
 @dataclass(frozen=True)
@@ -257,9 +259,10 @@ class Flip:
     said: tuple[str, ...] = ()
 
 
-def pairs(readers: Sequence[str]) -> list[tuple[Place, str]]:
-    """Every place with each of its readers."""
-    return [(place, reader) for place in PLACES for reader in place.readers if reader in readers]
+def pairs(base: Path, readers: Sequence[str]) -> list[tuple[Place, str]]:
+    """Every place that is there, with each of its readers."""
+    there = [place for place in PLACES if (base / place.run).is_dir() and place.find(base)]
+    return [(place, reader) for place in there for reader in place.readers if reader in readers]
 
 
 def flip_bits(
@@ -267,7 +270,7 @@ def flip_bits(
 ) -> list[Flip]:
     """Flip `count` single bits, places and readers in turn, each in a fresh copy of `base` at `work`."""
     generator = random.Random(seed)
-    chosen = pairs(readers)
+    chosen = pairs(base, readers)
     undamaged: dict[str, Answer] = {}
     found = []
     for number in range(count):
