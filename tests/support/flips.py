@@ -20,8 +20,9 @@ from tests.support.sft_fixtures import SFT, TOKENIZER, conversations, write_line
 from tests.support.training_fixtures import Outcome, launch, make_plan, run_words, train
 
 NAMED = re.compile(
-    r"damaged|unreadable|not a whole|cannot be read|not what was|not as it was|is not the one|not a lineage|not an evaluation|"
-    r"not known to be|is missing|no file|holds something else|holds other bytes|another|unverified|lacks|cannot be",
+    r"damaged|unreadable|not a whole|cannot be read|not what was|not as it was|is not the one|not a lineage|"
+    r"not an evaluation|not known to be|is missing|no file|holds something else|holds other bytes|another|unverified|"
+    r"lacks|cannot be",
 )
 NOT_OF_THE_OUTCOME = (
     "manifest.json",
