@@ -7,7 +7,8 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from megatron_lrpath.errors import cause
 
@@ -130,3 +131,32 @@ def _check_text(value: Any) -> None:
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
         raise UnreadableError("half a surrogate pair, which is no text") from None
+
+
+def build[Kind](kind: type[Kind], row: Any) -> Kind:
+    """The dataclass `kind` from a JSON object of its fields; a list stands for a tuple.
+
+    Raises:
+        UnreadableError: no object, a field is unknown, missing, or of another type.
+    """
+    if not isinstance(row, dict):
+        raise UnreadableError(f"no JSON object, but {_kind(row)}")
+    hints = get_type_hints(kind)
+    wrong = [name for name, value in row.items() if name not in hints or not _fits(value, hints[name])]
+    if wrong:
+        raise UnreadableError(f"`{wrong[0][:40]}` is unknown, or of another type")
+    try:
+        return kind(**{name: tuple(one) if isinstance(one, list) else one for name, one in row.items()})
+    except TypeError as error:
+        raise UnreadableError(str(error)) from None
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a JSON value is of a type: bool, int, float, str, None, tuples of them, and unions."""
+    if isinstance(hint, UnionType):
+        return any(_fits(value, one) for one in get_args(hint))
+    if get_origin(hint) is tuple:
+        return isinstance(value, list | tuple) and all(_fits(one, get_args(hint)[0]) for one in value)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is (NoneType if hint is None else hint)

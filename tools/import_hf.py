@@ -237,8 +237,13 @@ class SafetensorsFolder:
             raise UserError(
                 f"{self.folder / INDEX}: not an index of safetensors ({reading.why(error)})."
             ) from None
-        for name in set(places.values()):
-            if not isinstance(name, str) or Path(name).name != name or not (self.folder / name).is_file():
+        for name in places.values():
+            if (
+                not isinstance(name, str)
+                or "\0" in name
+                or Path(name).name != name
+                or not (self.folder / name).is_file()
+            ):
                 raise UserError(
                     f"{self.folder / INDEX}: names the file {name!r}, which is not in the folder."
                 )

@@ -166,7 +166,7 @@ def report_is_fresh(report: Path, runs: Iterable[Path]) -> bool:
     """Whether the report in `report` shows the present evaluation of each of the folders `runs`."""
     used = (read_json_object(report_sources(report)) or {}).get("evaluations")
     found = [read_json_object(RunFolder(folder).evaluation) for folder in runs]
-    known = set(used.values()) if isinstance(used, dict) else set()
+    known = {one for one in used.values() if isinstance(one, str)} if isinstance(used, dict) else set()
     return all(one is not None and json_digest(one) in known for one in found)
 
 

@@ -18,7 +18,7 @@ from megatron_lrpath.launch.layouts import Allocation, Layout, allocate, allocat
 from megatron_lrpath.launch.slurm.ledger import SIGNALS, SubmittedPlan
 from megatron_lrpath.launch.slurm.settings import Settings
 from megatron_lrpath.plan import Plan
-from megatron_lrpath.reading import read_object
+from megatron_lrpath.reading import build, read_object, why
 from megatron_lrpath.runs.folder import OutputFolder, report_page
 from megatron_lrpath.runs.results import needs_evaluation, report_is_fresh
 from megatron_lrpath.runs.tasks import Task, build_tasks, with_ancestors
@@ -188,11 +188,11 @@ class Spec:
 
     @classmethod
     def read(cls, path: Path) -> Spec:
-        """The spec in a file that `lrpath submit` wrote."""
-        row = read_object(path)
-        for name in ("arguments", "srun", "python"):
-            row[name] = tuple(row[name])
-        return cls(**row)
+        """The spec in a file that `lrpath submit` wrote; raises UserError."""
+        try:
+            return build(cls, read_object(path))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: cannot be read ({why(error)}); call lrpath submit again.") from None
 
 
 @dataclass(frozen=True)

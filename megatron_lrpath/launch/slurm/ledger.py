@@ -15,7 +15,7 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_bytes, atomic_write_json
 from megatron_lrpath.plan import Plan, load_plan
 from megatron_lrpath.plan.spec import Data
-from megatron_lrpath.reading import parse_json, read_object, why
+from megatron_lrpath.reading import build, parse_json, read_object, why
 
 FOLDER = "slurm"
 SIGNALS = "signals"
@@ -61,7 +61,7 @@ class Ledger:
         """All entries, oldest first; none before the first submission. UserError where the file is damaged."""
         try:
             rows = read_object(self.file)["jobs"]
-            return [SubmittedJob(**{**row, "depends": tuple(row["depends"])}) for row in rows]
+            return [build(SubmittedJob, row) for row in rows]
         except FileNotFoundError:
             return []
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -274,9 +274,9 @@ def read_attempts(path: Path) -> list[Attempt]:
     """The attempts noted in a file, oldest first; a line that was cut off is left out."""
     found: list[Attempt] = []
     with suppress(OSError):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError, TypeError):
-                found.append(Attempt(**parse_json(line)))
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with suppress(ValueError):
+                found.append(build(Attempt, parse_json(line)))
     return found
 
 

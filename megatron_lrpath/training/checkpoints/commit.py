@@ -23,7 +23,7 @@ from torch.distributed.checkpoint import CheckpointException
 
 from megatron_lrpath.errors import cause
 from megatron_lrpath.files import atomic_write_text, sync_folder
-from megatron_lrpath.reading import read_json
+from megatron_lrpath.reading import build, read_object
 from megatron_lrpath.runs import checkpoints as disk
 from megatron_lrpath.runs.checkpoints import FileSum
 from megatron_lrpath.training.checkpoints.saves import SaveFailedError, Saves
@@ -197,7 +197,7 @@ def collect_sums(aside: Path) -> dict[str, FileSum]:
     """The sums of all files: those that the ranks left; the others (metadata) are summed and synced now."""
     sums: dict[str, FileSum] = {}
     for path in sorted(aside.glob(f"{SUMS}*")):
-        sums |= {name: FileSum(**entry) for name, entry in read_json(path).items()}
+        sums |= {name: build(FileSum, entry) for name, entry in read_object(path).items()}
         path.unlink()
     for path in sorted(aside.iterdir()):
         if path.name not in sums:
