@@ -19,7 +19,7 @@ SKIPPED_SHOWN = 10  # steps of a run
 Scores = dict[tuple[str, str], float]
 """(paradigm, version) -> perplexity, for the models that have one."""
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the beginning of one
+FORMULA = ("=", "+", "-", "@")  # what a spreadsheet takes for the beginning of one
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,10 @@ def csv_cell(value: object) -> object:
     """A value for a CSV file: text that a spreadsheet would take for a formula has an apostrophe before it."""
     if isinstance(value, float) and math.isnan(value):
         return ""
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+    if not isinstance(value, str):
+        return value
+    text = value.replace("\r", " ")  # which Python's writer leaves unquoted
+    return f"'{text}" if text.lstrip().startswith(FORMULA) else text
 
 
 def perplexity_csv(tree: RunTree) -> str:

@@ -226,11 +226,11 @@ def replaced(value: Any, way: tuple[Any, ...], new: Any) -> Any:
 
 
 def check(reader: Reader, folder: Path, text: str) -> None:
-    """A user's error with a text, or a load."""
+    """A user's error with a text, or a load; for an error of the system the command line has a message."""
     path = folder / reader.file
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(text.encode())
-    with contextlib.suppress(UserError, ManifestError):
+    with contextlib.suppress(UserError, ManifestError, OSError):
         reader.read(folder)
 
 
