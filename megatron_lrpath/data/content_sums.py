@@ -64,9 +64,9 @@ def wrong_blocks(path: Path, sums: Mapping[str, Any], numbers: Iterable[int] | N
     return [f"{path}: bytes {first:,} to {min(first + block, size):,} are not what was written{more}"]
 
 
-def sampled(path: Path, sums: Mapping[str, Any]) -> list[int]:
-    """The blocks that a start compares: a few, others each time, more where the file's time is another."""
-    count = AT_A_START if path.stat().st_mtime_ns == sums["mtime_ns"] else AT_A_START_IF_NEWER
+def sampled(path: Path, sums: Mapping[str, Any], least: int = AT_A_START) -> list[int]:
+    """The blocks that a start compares: `least`, others each time, more where the file's time is another."""
+    count = least if path.stat().st_mtime_ns == sums["mtime_ns"] else AT_A_START_IF_NEWER
     blocks = len(sums["xxh3_64"])
     return random.Random(os.urandom(8)).sample(range(blocks), min(count, blocks))
 

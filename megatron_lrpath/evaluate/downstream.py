@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_lrpath.console import warn
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.runs.checkpoints import checkpoint_fingerprint, checkpoint_folder, files_fingerprint
@@ -142,7 +143,10 @@ def folder_subject(folder: Path) -> Subject:
 
 def results_of(subject: Subject) -> dict[str, Any]:
     """Task -> result of this very model; none where the results are another model's."""
-    stored = read_json_object(RunFolder(subject.folder).downstream) or {}
+    problems: list[str] = []
+    stored = read_json_object(RunFolder(subject.folder).downstream, problems) or {}
+    for problem in problems:
+        warn(f"{subject.folder}: {problem}; its results are measured anew.")
     return dict(stored.get("results", {})) if stored.get("checkpoint") == subject.fingerprint else {}
 
 

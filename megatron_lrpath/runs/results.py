@@ -140,6 +140,10 @@ def add_main_path_evaluation(folder: Path, evaluation: dict[str, Any]) -> None:
     path = RunFolder(folder).evaluations
     with RunFolder(folder).evaluations_lock.open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        problems: list[str] = []
+        read_json_object(path, problems)
+        if problems:
+            raise UserError(f"{path}: {problems[0]}; restore it, or remove it and evaluate again.")
         write_sealed(path, main_path_evaluations(folder) | {evaluation["step"]: evaluation})
 
 

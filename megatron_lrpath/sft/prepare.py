@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from megatron_lrpath.data.content_sums import KEY, content_sums
 from megatron_lrpath.data.indexed import document_lengths, fingerprint_source, spread_blocks
 from megatron_lrpath.data.preprocess.pipeline import Conversion, ConversionProgress, Interruption
 from megatron_lrpath.data.preprocess.readers import PARQUET_MAGIC, Chunk, expand_inputs, total_bytes
@@ -90,6 +91,7 @@ def build(
             "text_bytes": figures.text_bytes,
             "rejected": figures.rejected,
             "fingerprints": [fingerprint_source(f"{folder / name}_{kind}") for kind in (TOKENS, ANSWERS)],
+            KEY: {kind: content_sums(Path(f"{folder / name}_{kind}.bin")) for kind in (TOKENS, ANSWERS)},
         }
     record |= {
         "control_tokens": encoder.added,
