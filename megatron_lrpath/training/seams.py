@@ -168,6 +168,12 @@ SEAMS = (
         "its thread ends at a full disk, and with the next value it is given the training",
     ),
     Seam(
+        "megatron.training.arguments:_print_args",
+        "megatron_lrpath.training.environment:print_args",
+        ("title", "args"),
+        "it prints the values of all arguments, a script's own secrets among them",
+    ),
+    Seam(
         "torch.distributed.checkpoint.filesystem:FileSystemReader.read_metadata",
         "megatron_lrpath.training.checkpoints.unpickle:read_metadata",
         ("self",),

@@ -15,6 +15,7 @@ from typing import Any
 
 from megatron_lrpath.console import warn
 from megatron_lrpath.devices import peak_flops
+from megatron_lrpath.errors import cause
 from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.runs.history import HistoryWriter, LoggedStep, row_of_step
@@ -232,7 +233,7 @@ class StepRecorder:
                 self.record_skips()
             except OSError as error:
                 file = RunFolder(self.context.folder).lineage
-                warn(f"{file}: {error.strerror}; it learns of step {step} at the next save.")
+                warn(f"{file}: {cause(error)}; it learns of step {step} at the next save.")
 
     def record_skips(self) -> None:
         """Enter skipped updates in the lineage; raises OSError where the disk has no room. On rank 0."""

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.data.index_cache import local_rank
-from megatron_lrpath.data.record import require_tokenizer
-from megatron_lrpath.data.slice import open_mix, open_slices
+from megatron_lrpath.data.record import require_tokenizer, verify_content
+from megatron_lrpath.data.slice import held_out, open_mix, open_slices
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.models import megatron_flags, resolve_model
 from megatron_lrpath.plan import Plan, Run, load_plan, run_identity
@@ -208,6 +208,8 @@ class PlannedRun:
         names = tuple(version.name for version in plan.versions[: run.version_index])
         slices = open_slices(plan.data, names, verify=verify)
         mix = open_mix(plan.data, run.mix, verify=verify) if run.mix else []
+        if verify:
+            verify_content([*slices, *mix, *held_out(plan.data)])
         data = {"mix_slices": {one.name: one.fingerprint for one in mix}} if mix else {}
         data["slices"] = {one.name: one.fingerprint for one in slices}
         identity = {**context.identity, **data, **self._trainer_facts()}
