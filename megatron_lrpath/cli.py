@@ -15,7 +15,6 @@ from megatron_lrpath.commands import COMMANDS, completion
 from megatron_lrpath.console import say_error
 from megatron_lrpath.errors import UserError, may_pass, told
 from megatron_lrpath.exits import BAD_INPUT, FAILED, INTERRUPTED, PIPE_CLOSED
-from megatron_lrpath.plan.secrets import hide_message
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,6 +61,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the usage and the message, and exit with 2."""
+        from megatron_lrpath.plan.secrets import hide_message  # start-up time: it loads what reads plans
+
         super().error(hide_message(message))
 
 
