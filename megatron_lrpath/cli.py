@@ -61,7 +61,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the usage and the message, and exit with 2."""
-        from megatron_lrpath.plan.secrets import hide_message  # loads the plan's modules: only for an error
+        from megatron_lrpath.plan.secrets import hide_message  # start-up time: it loads what reads plans
 
         super().error(hide_message(message))
 
