@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from megatron_lrpath.data.indexed import fingerprint_source
+from megatron_lrpath.data.indexed import fingerprint_source, map_lengths, read_header
 from megatron_lrpath.data.slice_codec import DamagedError, Documents, decode, encode, read_slice_bytes
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_bytes
 from megatron_lrpath.plan import Plan, Run
-from megatron_lrpath.plan.mix import Mix
+from megatron_lrpath.plan.mix import Mix, MixPart
 from megatron_lrpath.plan.spec import Data
 
 ENDING = ".slice"
@@ -202,26 +203,68 @@ def verify_slices(slices: Iterable[Slice]) -> None:
     Reads all of every .idx and 256 KiB of every .bin once: call it in one process of a node, not in all.
 
     Raises:
-        UserError: a dataset is missing or another.
+        UserError: datasets are missing or others, all of them in one message.
+    """
+    if problems := source_problems(slices):
+        raise UserError("; ".join(problem.text for problem in problems))
+
+
+@dataclass(frozen=True)
+class SourceProblem:
+    """What is wrong with a dataset that a slice names, in a sentence, and whether it is only not there."""
+
+    text: str
+    is_missing: bool
+
+
+def source_problems(slices: Iterable[Slice], largest: float = math.inf) -> list[SourceProblem]:
+    """What is wrong with the datasets that the slices name, one problem for each dataset.
+
+    Of an .idx with more than `largest` bytes only the header and the lengths of the slice's documents are read.
     """
     known: dict[Path, str] = {}
+    problems: dict[Path, SourceProblem] = {}
     for one in slices:
         where = one.path or one.name
         for source in one.sources:
+            prefix = source.prefix
+            if prefix in problems:
+                continue
             try:
-                if source.prefix not in known:
-                    known[source.prefix] = fingerprint_source(source.prefix)
+                if _index_bytes(prefix) > largest:
+                    same = _has_documents(source)
+                else:
+                    if prefix not in known:
+                        known[prefix] = fingerprint_source(prefix)
+                    same = known[prefix] == source.fingerprint
             except UserError as error:
-                raise UserError(
-                    f"{where}: names the indexed dataset {error}; put it (or a link) back, or move slices "
-                    f"and data together"
-                ) from None
-            if known[source.prefix] != source.fingerprint:
-                raise UserError(
-                    f"{where}: the indexed dataset {source.prefix} is not the one this slice was drawn from "
-                    f"(fingerprint {known[source.prefix][:12]}, not {source.fingerprint[:12]}); bring the "
-                    f"old one back, or give new data a name of its own"
+                text = f"{where}: names the indexed dataset {error}; put it (or a link) back, or move slices and data together"
+                problems[prefix] = SourceProblem(text, is_missing=True)
+                continue
+            if not same:
+                found = f" (fingerprint {known[prefix][:12]}, not {source.fingerprint[:12]})" if prefix in known else ""
+                text = (
+                    f"{where}: the indexed dataset {prefix} is not the one this slice was drawn from{found}; bring "
+                    "the old one back, or give new data a name of its own"
                 )
+                problems[prefix] = SourceProblem(text, is_missing=False)
+    return list(problems.values())
+
+
+def _index_bytes(prefix: Path) -> int:
+    try:
+        return os.path.getsize(f"{prefix}.idx")
+    except OSError:
+        return 0  # the fingerprint says what is wrong
+
+
+def _has_documents(source: SliceSource) -> bool:
+    """Whether the documents of a slice are there and have the tokens that it counts."""
+    lengths = map_lengths(read_header(str(source.prefix)))
+    if not len(source.documents):
+        return True
+    is_there = int(source.documents[-1]) < len(lengths)
+    return is_there and int(lengths[source.documents].sum(dtype=np.int64)) == source.tokens
 
 
 def check_disjoint(slices: Sequence[Slice]) -> None:
@@ -298,6 +341,11 @@ def require_mix_samples(
     return needed
 
 
+def mix_path(data: Data, part: MixPart) -> Path:
+    """The file of a mix's slice: beside the versions', or where its name says."""
+    return slice_path(Path(part.slice).parent if "/" in part.slice else data.slices, part.name)
+
+
 def open_mix(data: Data, mix: Mix, verify: bool = True) -> list[Slice]:
     """Load a mix's slices, in its order, and prove them disjoint from each other and from validation.
 
@@ -309,9 +357,8 @@ def open_mix(data: Data, mix: Mix, verify: bool = True) -> list[Slice]:
     """
     slices = []
     for part in mix.parts:
-        folder = Path(part.slice).parent if "/" in part.slice else data.slices
         try:
-            slices.append(Slice.load(slice_path(folder, part.name)))
+            slices.append(Slice.load(mix_path(data, part)))
         except UserError as error:
             raise UserError(f"{part.place}: {error}") from None
     checked = [*slices, open_validation(data)] if validation_path(data).exists() else slices

@@ -26,7 +26,8 @@ from megatron_lrpath.launch.slurm.ledger import (
 from megatron_lrpath.launch.slurm.settings import Settings
 from megatron_lrpath.plan import PARADIGMS, Plan, differences, load_plan, run_identity
 from megatron_lrpath.runs.checkpoints import checkpoint_complete
-from megatron_lrpath.runs.lineage import plan_changes, read_lineage
+from megatron_lrpath.runs.lineage import changes as run_changes
+from megatron_lrpath.runs.lineage import read_lineage
 from megatron_lrpath.runs.state import has_begun
 from megatron_lrpath.runs.tasks import build_tasks, link_aliases
 
@@ -60,7 +61,7 @@ def _begun(plan: Plan) -> Iterator[Conflict]:
     for paradigm in PARADIGMS:
         for run in (*plan.runs(paradigm), *plan.sft_runs(paradigm)):
             lineage = read_lineage(plan.folder(run)) if run.same_as is None else None
-            if lineage and (changes := plan_changes(plan.folder(run), lineage, plan, run)):
+            if lineage and (changes := run_changes(plan.folder(run), lineage, plan, run)):
                 yield f"{paradigm}/{run.name}", "was trained", changes
 
 

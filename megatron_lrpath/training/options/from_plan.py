@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
+from megatron_lrpath.data.identity import training_identity
 from megatron_lrpath.data.index_cache import local_rank
 from megatron_lrpath.data.slice import open_mix, open_slices
 from megatron_lrpath.errors import UserError
@@ -208,25 +207,26 @@ class PlannedRun:
         )
         if run.is_sft:
             prepared = open_prepared(plan, verify=verify)
-            data: dict[str, Any] = {"slices": {}, "sft_data": prepared.identity}
-            identity = {**context.identity, **self._trainer_facts(), **data}
+            identity = training_identity(plan, run, [], chats=prepared.identity, arguments=self.beside)
             return replace(context, identity=identity, prepared=prepared)
         # A position counts from the first sample of all, so the versions before the run's own are opened, too.
         names = tuple(version.name for version in plan.versions[: run.version_index])
         slices = open_slices(plan.data, names, verify=verify)
         mix = open_mix(plan.data, run.mix, verify=verify) if run.mix else []
-        data = {"mix_slices": {one.name: one.fingerprint for one in mix}} if mix else {}
-        data["slices"] = {one.name: one.fingerprint for one in slices}
-        identity = {**context.identity, **data, **self._trainer_facts()}
+        identity = training_identity(plan, run, slices, mix, arguments=self.beside)
         return replace(context, identity=identity, slices=tuple(slices), mix=tuple(mix))
 
-    def _trainer_facts(self) -> dict[str, Any]:
-        """What of the run's identity only the trainer knows: the tokenizer's file, the arguments beside the plan's."""
-        model = self.plan.tokenizer.model
-        beside = {
-            name: value for name, value in results_arguments(self.given).items() if name not in self.planned
-        }
-        return {"tokenizer_model": file_digest(Path(model)) if model else None, "arguments": beside}
+    @property
+    def beside(self) -> dict[str, Any]:
+        """The arguments of the command line that a result depends on, beside the plan's."""
+        found = results_arguments(self.given)
+        return {name: value for name, value in found.items() if name not in self.planned}
+
+
+def arguments_beside(plan: Plan, run: Run, extra: Sequence[str]) -> dict[str, Any]:
+    """What `PlannedRun.beside` is for a run that is started with these Megatron arguments; needs Megatron's parser."""
+    flags = [word for part in plan_flags(plan, run).values() for word in part]
+    return PlannedRun(plan, run, explicit_arguments(list(extra)), explicit_arguments(flags), flags).beside
 
 
 def refuse_contradictions(given: Mapping[str, Any], planned: Mapping[str, Any], where: str) -> None:
@@ -266,11 +266,3 @@ def apply_defaults(args: Any, given: Mapping[str, Any]) -> None:
         args.save_interval = SAVE_INTERVAL
         if not args.save_retain_interval:
             args.save_retain_interval = SAVE_INTERVAL * max(1, args.train_iters)  # longer than the run
-
-
-def file_digest(path: Path) -> str | None:
-    """SHA-256 of a file, None where it is a folder or a name that a tokenizer library resolves."""
-    if not path.is_file():
-        return None
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,46 @@
+"""The result of one check, and what becomes of several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from megatron_lrpath.errors import UserError
+
+OK, INFO, WARNING, FAILED = "ok", "info", "warning", "failed"
+ORDER = (OK, INFO, WARNING, FAILED)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The result of one check: what was looked at, its status, what was found, what to do about it.
+
+    `is_missing`: a file is not there, which contradicts nothing yet.
+    """
+
+    name: str
+    status: str
+    found: str
+    advice: str = ""
+    is_missing: bool = False
+
+    @property
+    def line(self) -> str:
+        """The finding in a line."""
+        return f"{self.name}: {self.found}" + (f". {self.advice}" if self.advice else "")
+
+
+def worst(findings: Iterable[Finding]) -> str:
+    """The worst status among the findings."""
+    return max((finding.status for finding in findings), key=ORDER.index, default=OK)
+
+
+def attempt(name: str, proof: Callable[[], str | None], found: str = "", missing: bool = False) -> Finding:
+    """What `proof` returns (or `found`) as a finding that is ok; its user error as one that failed.
+
+    `missing` says that a failure is for want of a file.
+    """
+    try:
+        return Finding(name, OK, proof() or found)
+    except UserError as error:
+        return Finding(name, FAILED, str(error), is_missing=missing)
