@@ -22,6 +22,8 @@ setup(
     package_data={
         "megatron_lrpath": [
             "py.typed",
+            "plan/megatron_arguments.toml",
+            "plan/megatron_parser.json",
             "report/templates/*",
             "sft/templates/*",
             "evaluate/tasks/*.yaml",

@@ -65,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"lrpath {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     for name in COMMANDS:
-        module = importlib.import_module(f"megatron_lrpath.commands.{name}")
+        module = importlib.import_module(f"megatron_lrpath.commands.{name.replace('-', '_')}")
         command = commands.add_parser(
             name,
             help=module.HELP,

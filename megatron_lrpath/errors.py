@@ -37,7 +37,33 @@ class NotMetError(Exception):
 
 
 class TrainingStoppedError(Exception):
-    """A training that cannot go on, through no fault of the command line; the trainer prints it and exits with 1."""
+    """A training that cannot go on, through no fault of the command line; the trainer prints it and exits with 1.
+
+    `calling_again_helps` is None where nobody knows.
+    """
+
+    def __init__(self, message: str, calling_again_helps: bool | None = None) -> None:
+        super().__init__(message)
+        self.calling_again_helps = calling_again_helps
+
+
+REPEATED = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    TypeError,
+    ValueError,
+)
+"""What code raises for what it was given: before the first step, another start raises it again."""
+
+
+def repeats(error: BaseException, step: int | None) -> bool:
+    """Whether another start would meet an unexpected error again; `step` is the last finished one of this start."""
+    consequence = any(mark in str(error) for mark in CONSEQUENCES)
+    return step is None and isinstance(error, REPEATED) and not consequence
 
 
 def refusal(error: OSError) -> str | None:

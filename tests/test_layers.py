@@ -41,6 +41,7 @@ LAYERS = (
     ("tokenizers",),
     ("data",),
     ("sft",),
+    ("checkpoints",),
     ("training",),
     ("export",),
     ("merge",),

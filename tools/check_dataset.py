@@ -1,7 +1,10 @@
 #!/usr/bin/env python3
 """Check indexed datasets (.bin and .idx): format, lengths, offsets, sizes, token ids; print their figures.
 
-Exits with 2 when one of them is missing, truncated, swapped, foreign or damaged, and says which and how.
+Exits with 2 when one of them is missing, truncated, swapped, foreign or damaged, or of another tokenizer than the
+one that is named, and says which and how.
+
+  check_dataset.py data/web_text_document --tokenizer-model data/tokenizer.model --record   # of Megatron-LM's own tool
 """
 
 from __future__ import annotations
@@ -10,41 +13,90 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.console import run_tool
-from megatron_lrpath.data.indexed import PairReport, check_pair, strip_ending
+from megatron_lrpath.data.indexed import PairReport, check_pair, fingerprint_source, strip_ending
+from megatron_lrpath.data.record import read_record, record_path, write_record
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.tokenizers.files import HUGGING_FACE, NO_TOKENIZER
+from megatron_lrpath.tokenizers.prints import TokenizerSpec, label
+from megatron_lrpath.tokenizers.sentencepiece_model import SENTENCEPIECE
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The arguments."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("prefix", nargs="+", help="a dataset, by its path without .bin or .idx (or with)")
     parser.add_argument("--vocab-size", type=int, help="every id must be below this")
     parser.add_argument(
-        "--tokenizer-model", metavar="PATH", help="a SentencePiece model, for the size of its vocabulary"
+        "--tokenizer-model",
+        metavar="PATH",
+        help="the tokenizer that made the data: its vocabulary is compared with the ids, and it with the record",
+    )
+    parser.add_argument(
+        "--tokenizer-type",
+        choices=(*SENTENCEPIECE, HUGGING_FACE, NO_TOKENIZER),
+        metavar="TYPE",
+        help=f"default: {HUGGING_FACE} for a folder or tokenizer.json, else {SENTENCEPIECE[0]}; {NO_TOKENIZER} "
+        "without a model",
+    )
+    parser.add_argument("--null-tokenizer-eod-id", type=int, metavar="ID", help=f"of {NO_TOKENIZER}")
+    parser.add_argument(
+        "--record",
+        action="store_true",
+        help="when all ids are within its vocabulary, record the tokenizer in PREFIX.tokens.json, which plans are "
+        "compared with",
+    )
+    parser.add_argument(
+        "--record-in",
+        type=Path,
+        metavar="FOLDER",
+        help="write the record there: the folder of the slices, where the data's own is read-only",
     )
     parser.add_argument("--index-only", action="store_true", help="do not read the tokens themselves")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     return parser
 
 
-def vocabulary(args: argparse.Namespace) -> int | None:
-    """The size to hold ids against, if one was given."""
-    if not args.tokenizer_model:
-        return args.vocab_size
-    from megatron_lrpath.tokenizers.sentencepiece_model import open_model
+def tokenizer_of(args: argparse.Namespace) -> TokenizerSpec | None:
+    """The tokenizer that is named, None without one.
 
-    return open_model(args.tokenizer_model, "--tokenizer-model")[1].get_piece_size()
+    Raises:
+        UserError: it is not there or cannot be opened, or a record is wanted without one.
+    """
+    model, kind = args.tokenizer_model, args.tokenizer_type
+    if model and not Path(model).exists():
+        raise UserError(f"--tokenizer-model {model}: there is no such file")
+    if model and kind is None:
+        kind = HUGGING_FACE if Path(model).is_dir() or model.endswith(".json") else SENTENCEPIECE[0]
+    if kind is None and args.record and args.vocab_size:
+        kind = NO_TOKENIZER
+    if kind == NO_TOKENIZER and not args.vocab_size:
+        raise UserError(f"--tokenizer-type {NO_TOKENIZER} needs --vocab-size")
+    if kind is None or (kind != NO_TOKENIZER and not model):
+        if args.record or kind is not None:
+            raise UserError("name the tokenizer that made the data: --tokenizer-model PATH")
+        return None
+    return TokenizerSpec(kind, model, args.vocab_size, args.null_tokenizer_eod_id)
 
 
 def check(args: argparse.Namespace) -> int:
     """Check every dataset, report all that is wrong; 2 if anything is."""
-    size, reports, failed = vocabulary(args), [], 0
+    args.record = args.record or args.record_in is not None
+    if args.record and args.index_only:
+        raise UserError("--record reads all ids; leave --index-only out")
+    spec = tokenizer_of(args)
+    size = args.vocab_size if spec is None else spec.size
+    reports, failed = [], 0
     for prefix in map(strip_ending, args.prefix):
         try:
             report = figures(check_pair(prefix, size, ids=not args.index_only), not args.index_only)
+            if spec is not None:
+                compare(prefix, spec, args)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             failed = 2
@@ -56,6 +108,31 @@ def check(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(reports, indent=2))
     return failed
+
+
+def compare(prefix: str, spec: TokenizerSpec, args: argparse.Namespace) -> None:
+    """Compare a dataset's record with the tokenizer; with --record write one where there is none.
+
+    Raises:
+        UserError: another tokenizer is recorded, or the record cannot be written.
+    """
+    made = read_record(prefix, fingerprint_source(prefix), args.record_in)
+    if made is not None and (difference := spec.difference(made)):
+        raise UserError(
+            f"{record_path(prefix)}: says that {prefix} was made with {label(made)}, not with {spec.label}: "
+            f"{difference}. If the record is wrong, remove it"
+        )
+    if made is not None or not args.record:
+        return
+    details: dict[str, Any] = {"options": {}, "inputs": None}
+    try:
+        path = write_record(prefix, "check_dataset.py --record", spec.facts, details, args.record_in)
+    except OSError as error:
+        raise UserError(
+            f"{record_path(prefix)}: {error.strerror}; where the data are read-only, write it into the slices' folder: "
+            "--record-in FOLDER"
+        ) from None
+    print(f"{path}: made with {spec.label}", file=sys.stderr)
 
 
 def figures(report: PairReport, with_ids: bool = True) -> dict[str, Any]:

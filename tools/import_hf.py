@@ -30,9 +30,8 @@ from megatron_lrpath.export.folder import IMPORTED_VOCABULARY
 from megatron_lrpath.export.safetensors_files import INDEX, SINGLE, TYPES
 from megatron_lrpath.export.weights import DTYPES, OUTPUT, TensorMapping, tensor_mappings
 from megatron_lrpath.files import appearing_folder, atomic_write_text
-from megatron_lrpath.runs.checkpoints import TRACKER
+from megatron_lrpath.runs.checkpoints import RELEASE, TRACKER, sum_files, write_manifest
 from megatron_lrpath.tokenizers.files import HUGGING_FACE, MODEL_FILE, NO_TOKENIZER, ORIGIN, copy_files
-from megatron_lrpath.training.checkpoints.parent import RELEASE
 
 SNIPPET = "plan.yaml"
 TOKENIZER = "tokenizer"
@@ -98,6 +97,7 @@ def import_folder(source: Path, target: Path, dtype: torch.dtype | None = None) 
 
         common = common_state(model, next(iter(mappings)).dtype, tokenizer)
         write_checkpoint(folder / RELEASE, list(mappings), joined, common, extra_states(model.layers))
+        write_manifest(folder / RELEASE, 0, sum_files(folder / RELEASE))
         atomic_write_text(folder / SNIPPET, plan_lines(model, tokenizer, target, list(mappings)))
         atomic_write_text(folder / TRACKER, RELEASE)
     return model

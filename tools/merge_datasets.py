@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,16 @@ from megatron_lrpath.data.indexed import (
     PairReport,
     blocks,
     check_pair,
+    fingerprint_source,
     map_bounds,
     map_lengths,
     strip_ending,
 )
 from megatron_lrpath.data.preprocess.writer import PairWriter, publish_all, refuse_existing
+from megatron_lrpath.data.record import inputs_of, one_tokenizer, read_record, write_record
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.tokenizers.prints import Facts
+from megatron_lrpath.wording import plural
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -67,6 +72,11 @@ def merge_datasets(inputs: Sequence[str], output: str, overwrite: bool = False) 
     refuse_existing([output], marker, overwrite)
     reports = [check_pair(prefix, ids=False) for prefix in prefixes]
     _check_types(reports)
+    records = [read_record(prefix, fingerprint_source(prefix)) for prefix in prefixes]
+    facts = one_tokenizer(
+        [*zip(prefixes, records, strict=True)], "Datasets of different tokenizers do not go together"
+    )
+    record = recorder(prefixes, records, facts)
     pair = PairWriter(output, np.dtype(reports[0].header.dtype))
     try:
         refuse_existing([output], marker, overwrite)
@@ -77,10 +87,32 @@ def merge_datasets(inputs: Sequence[str], output: str, overwrite: bool = False) 
                 (lengths for _, lengths in blocks(map_lengths(report.header))),
                 (np.diff(block) for _, block in bounds),  # sequences per document
             )
-        publish_all([pair], marker)
+        publish_all([pair], marker, record)
     finally:
         pair.discard()
     return pair
+
+
+def recorder(
+    prefixes: Sequence[str], records: Sequence[Facts | None], facts: Facts | None
+) -> Callable[[str], object] | None:
+    """What writes the merged dataset's record; None, with a line, where not every part has one."""
+    without = [prefix for prefix, one in zip(prefixes, records, strict=True) if one is None]
+    if facts is None or without:
+        print(
+            f"note: nothing records the tokenizer of {plural(len(without), 'part')} ({without[0]}), so the merged "
+            f"dataset has no record: tools/check_dataset.py PREFIX --tokenizer-model MODEL --record",
+            file=sys.stderr,
+        )
+        return None
+    ends = {one.get("append_eod") for one in records if one is not None}
+    merged = facts | {"append_eod": ends.pop() if len(ends) == 1 else None}
+    return partial(
+        write_record,
+        tool="merge_datasets.py",
+        facts=merged,
+        details={"inputs": inputs_of(f"{prefix}.bin" for prefix in prefixes)},
+    )
 
 
 def _expand(inputs: Sequence[str]) -> list[str]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from megatron_lrpath.data.draw import ShortageError
     from megatron_lrpath.data.draw_request import DrawRequest
+    from megatron_lrpath.data.slice import Slice
 
 LIST: dict[str, Any] = {"action": "append", "default": []}
 OPTIONS: tuple[tuple[str, str, dict[str, Any], str], ...] = (
@@ -100,7 +101,7 @@ def slice_versions(args: argparse.Namespace) -> int:
         existing = existing_slices(args.output)
         request = request_of(args, [one.name for one in existing])
         with console.status("reading") as status:
-            drawn = draw(request, existing, lambda text: status.update(text))
+            drawn = draw(request, existing, lambda text: status.update(text), args.output)
         paths = write_slices(drawn.slices, args.output)
     except ShortageError as error:
         console.print(shortage_table(error))
@@ -108,6 +109,7 @@ def slice_versions(args: argparse.Namespace) -> int:
     finally:
         lock.close()
     written = [Slice.load(path) for path in paths]
+    tell_unrecorded(written)
     if args.json:
         made = {"output": str(args.output), "slices": [describe(one) for one in written], "left": drawn.left}
         print(json.dumps(made, indent=2, ensure_ascii=False))
@@ -116,6 +118,21 @@ def slice_versions(args: argparse.Namespace) -> int:
         for one in written:
             print(f"{one.path}  {one.fingerprint[:12]}")
     return 0
+
+
+def tell_unrecorded(slices: Sequence[Slice]) -> None:
+    """Say in a line which sources come without a record of their tokenizer."""
+    from megatron_lrpath.wording import listing
+
+    sources = [source for one in slices for source in one.sources if source.tokenizer is None]
+    names = [str(prefix) for prefix in dict.fromkeys(source.prefix for source in sources)]
+    if names:
+        more = [f"{len(names) - 3:,} more"] if len(names) > 3 else []
+        print(
+            f"note: nothing records which tokenizer made {listing([*names[:3], *more])}, so plans cannot be compared "
+            "with it; tools/check_dataset.py PREFIX --tokenizer-model MODEL --record writes it down",
+            file=sys.stderr,
+        )
 
 
 def shortage_table(error: ShortageError) -> Table:

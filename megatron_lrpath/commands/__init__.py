@@ -1,6 +1,6 @@
 """The subcommands of `lrpath`, a module each, in the order in which the help lists them.
 
-To add a command NAME, write `commands/NAME.py` and put NAME into `COMMANDS`. The module has
+To add a command NAME, write `commands/NAME.py` (`_` for `-`) and put NAME into `COMMANDS`. The module has
 
 - `HELP`: one line in lower case, without a full stop; the help begins with it
 - `EXAMPLE`: a command line that parses (a test tries it), shown at the end of the help
@@ -13,6 +13,6 @@ every call, help and completion included, and must load nothing heavy (`tests/co
 """
 
 COMMANDS = (
-    "init", "plan", "lr", "experiment", "run", "sft", "submit", "status", "cancel",
+    "init", "check-args", "plan", "lr", "experiment", "run", "sft", "submit", "status", "cancel",
     "eval", "report", "samples", "advise", "merge", "export", "doctor", "completion",
 )  # fmt: skip

@@ -55,6 +55,7 @@ def add_task_arguments(parser: argparse.ArgumentParser, about: str) -> None:
 
 def execute_tasks(args: argparse.Namespace) -> int:
     """Measure what is missing, print the table; 0, or the worker's status where it failed."""
+    from megatron_lrpath.data.record import require_tokenizer
     from megatron_lrpath.evaluate.downstream import (
         TaskSettings,
         benchmarks,
@@ -75,6 +76,7 @@ def execute_tasks(args: argparse.Namespace) -> int:
         subjects, output = [folder_subject(args.plan)], args.plan
     else:
         plan = load_plan(args.plan)
+        require_tokenizer(plan)
         paradigms = paradigms_of(args)
         subjects, output = plan_subjects(plan, paradigms, args.run, args.models), Path(plan.output)
     left = subjects if args.force else [one for one in subjects if missing(one, wanted, settings)]
@@ -177,6 +179,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Evaluate what is trained and not evaluated yet; 0, or 1 where the evaluation failed."""
+    from megatron_lrpath.data.record import require_tokenizer
     from megatron_lrpath.data.slice import open_validation
     from megatron_lrpath.plan import load_plan
     from megatron_lrpath.runs.results import (
@@ -194,6 +197,7 @@ def execute(args: argparse.Namespace) -> int:
     if args.tasks:
         return execute_tasks(args)
     plan = load_plan(args.plan)
+    require_tokenizer(plan)
     if args.main_path:
         targets = main_path_targets(plan, open_validation(plan.data).fingerprint, args.force)
         if not targets:

@@ -71,6 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> int:
     """Export, and say what was written; 0."""
     quiet()
+    from megatron_lrpath.data.record import require_tokenizer
     from megatron_lrpath.export.card import origin_of
     from megatron_lrpath.export.folder import Wishes, export_checkpoint
     from megatron_lrpath.plan import load_plan
@@ -80,6 +81,7 @@ def execute(args: argparse.Namespace) -> int:
         print_exported(export_folder(args, wishes))
         return 0
     plan = load_plan(args.source)
+    require_tokenizer(plan, args.tokenizer)
     for run in chosen(plan, args):
         step, checkpoint = find_checkpoint(RunFolder(plan.folder(run)).checkpoints, args.step)
         if args.step is None and step != run.last_step:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_lrpath.errors import UserError
 from megatron_lrpath.paradigms import PARADIGMS
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def training_options(args: argparse.Namespace, only_sft: bool = False) -> Option
     """What the command line chooses of a training on this machine."""
     from megatron_lrpath.launch.local import Options
 
+    check_extra(args.extra)
     return Options(
         paradigms=paradigms_of(args),
         run=args.run,
@@ -67,6 +69,18 @@ def training_options(args: argparse.Namespace, only_sft: bool = False) -> Option
         only_sft=only_sft,
         extra=tuple(args.extra),
     )
+
+
+def check_extra(extra: Sequence[str]) -> None:
+    """Refuse what a plan's runs cannot take of the Megatron arguments behind `--`, before anything is started.
+
+    Raises:
+        UserError: all that is wrong with them, a line each.
+    """
+    from megatron_lrpath.plan.launch_line import line_problems
+
+    if problems := line_problems(extra):
+        raise UserError("after --: " + "\n".join(problems))
 
 
 def count_from(least: int, alternative: str = "") -> Callable[[str], int | str]:

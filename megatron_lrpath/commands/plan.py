@@ -40,8 +40,11 @@ def execute(args: argparse.Namespace) -> int:
         return 0
     if args.plan is None:
         raise UserError("which plan? lrpath plan PLAN (the file), or lrpath plan --schema")
+    from megatron_lrpath.data.record import require_tokenizer
+
     plan = load_plan(args.plan)
     paradigms = paradigms_of(args)
+    require_tokenizer(plan)
     if Path(plan.data.slices).is_dir():  # a plan may be looked at before its data are there
         from megatron_lrpath.data.slice import check_mixes
 

@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Prepare, fine-tune and evaluate; exit status as of `lrpath run`."""
+    from megatron_lrpath.data.record import require_tokenizer
     from megatron_lrpath.launch.local import carry_out
     from megatron_lrpath.launch.resources import cores
     from megatron_lrpath.plan import load_plan
@@ -47,6 +48,7 @@ def execute(args: argparse.Namespace) -> int:
         if not args.prepare:
             raise UserError("--output goes with --prepare; else the plan's own `output` holds the runs")
         plan = replace(plan, output=args.output)
+    require_tokenizer(plan)
     if args.prepare or args.workers:  # else carry_out does it
         print_summary(prepare(plan, args.workers or cores()), plan.sft_folder)
     if args.prepare:

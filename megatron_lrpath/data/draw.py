@@ -13,6 +13,7 @@ import numpy as np
 from megatron_lrpath.data.draw_random import permutation
 from megatron_lrpath.data.draw_request import VALIDATION, DrawRequest, SourceRequest, default_domain
 from megatron_lrpath.data.indexed import blocks, document_lengths, fingerprint_source
+from megatron_lrpath.data.record import one_tokenizer, read_record
 from megatron_lrpath.data.slice import ENDING, Slice, SliceSource, slice_path
 from megatron_lrpath.data.slice_codec import Documents
 from megatron_lrpath.errors import UserError
@@ -22,16 +23,25 @@ from megatron_lrpath.files import atomic_write_bytes
 class SourcePool:
     """One dataset: which documents are free, and their tokens. A byte of memory per document.
 
-    Documents without tokens belong to no slice. `weight` None: in proportion to the free tokens.
+    Documents without tokens belong to no slice. `weight` None: in proportion to the free tokens. `records` is
+    another folder for the record of the tokenizer.
 
     Raises:
         UserError: no dataset of documents, or an existing slice was drawn from another state of it.
     """
 
-    def __init__(self, prefix: Path, domain: str, weight: Fraction | None, existing: Sequence[Slice]) -> None:
+    def __init__(
+        self,
+        prefix: Path,
+        domain: str,
+        weight: Fraction | None,
+        existing: Sequence[Slice],
+        records: Path | None = None,
+    ) -> None:
         self.prefix, self.domain, self.weight = prefix, domain, weight
         self.lengths = document_lengths(prefix)
         self.fingerprint = fingerprint_source(prefix)
+        self.tokenizer = read_record(prefix, self.fingerprint, records)
         self.free = np.empty(len(self.lengths), dtype=bool)
         self.free_tokens = 0
         for start, block in blocks(self.lengths):
@@ -101,7 +111,7 @@ class SourcePool:
     def source(self, documents: Documents) -> SliceSource:
         """These documents as a source of a slice."""
         tokens = int(self.lengths[documents].sum(dtype=np.int64))
-        return SliceSource(self.prefix, self.fingerprint, self.domain, documents, tokens)
+        return SliceSource(self.prefix, self.fingerprint, self.domain, documents, tokens, self.tokenizer)
 
 
 @dataclass(frozen=True)
@@ -144,7 +154,10 @@ class Drawn:
 
 
 def draw(
-    request: DrawRequest, existing: Sequence[Slice], note: Callable[[str], None] = lambda text: None
+    request: DrawRequest,
+    existing: Sequence[Slice],
+    note: Callable[[str], None] = lambda text: None,
+    records: Path | None = None,
 ) -> Drawn:
     """Draw what is requested, from documents that no existing slice holds.
 
@@ -152,10 +165,12 @@ def draw(
     of that source's random order that holds its share of tokens: so the mixture is right to within one
     document per source, and a version's tokens are what was asked for or up to a document per source more
     (or, where a source is about to be used up, less). Memory: five bytes per document, and 24 more per
-    document of the largest source. `note` hears what is being done.
+    document of the largest source. `note` hears what is being done. `records` is another folder for the records
+    of the datasets' tokenizers, which the slices carry.
 
     Raises:
-        UserError: a name is taken, a source is given twice, has changed or is no dataset of documents.
+        UserError: a name is taken, a source is given twice, has changed, is no dataset of documents, or was made by
+            another tokenizer than the rest.
         ShortageError: there are too few tokens.
     """
     request.check()
@@ -166,7 +181,18 @@ def draw(
             f"behind the last version, --names gives other names (if an interrupted draw left it, remove it "
             f"and draw again: the same seed draws the same)"
         )
-    pools = _open_pools(request, existing, note)
+    pools = _open_pools(request, existing, note, records)
+    one_tokenizer(
+        [
+            *(
+                (f"{source.prefix} (in {one.path or one.name})", source.tokenizer)
+                for one in existing
+                for source in one.sources
+            ),
+            *((str(pool.prefix), pool.tokenizer) for pool in pools),
+        ],
+        "A model reads one tokenizer's data: tokenize the text anew with the first one.",
+    )
     chosen = _take_ranges(request, pools)
     mixture = pools[: len(request.sources)]
     names = [name for name in request.names if name not in chosen]
@@ -224,7 +250,7 @@ def write_slices(slices: Sequence[Slice], folder: Path | str) -> list[Path]:
 
 
 def _open_pools(
-    request: DrawRequest, existing: Sequence[Slice], note: Callable[[str], None]
+    request: DrawRequest, existing: Sequence[Slice], note: Callable[[str], None], records: Path | None
 ) -> list[SourcePool]:
     """The pools of the mixture's sources, then of datasets that only ranges name."""
     requests = list(request.sources)
@@ -236,7 +262,7 @@ def _open_pools(
     pools: list[SourcePool] = []
     for source in requests:
         note(f"reading {source.prefix}")
-        pool = SourcePool(source.prefix, source.domain, source.weight, existing)
+        pool = SourcePool(source.prefix, source.domain, source.weight, existing, records)
         for other in pools:
             if other.fingerprint == pool.fingerprint:
                 raise UserError(

@@ -140,7 +140,8 @@ def check_pair(prefix: str, vocab_size: int | None = None, ids: bool = True) -> 
     header = read_header(prefix)
     tokens, shortest, longest = _check_lengths(header)
     _check_bin_size(header, tokens)
-    empty, _ = _check_bounds(header)
+    _check_bounds(header)
+    empty = _empty_documents(header, tokens)
     smallest, largest = _check_ids(header, tokens, vocab_size) if ids and tokens else (0, 0)
     return PairReport(header, tokens, shortest, longest, empty, smallest, largest)
 
@@ -160,8 +161,13 @@ def document_lengths(prefix: Path | str) -> Lengths:
         raise UserError(
             f"{prefix}.idx: {header.sequences:,} documents, and Megatron counts to 2**31 - 1; split it"
         )
-    _, most = _check_bounds(header)
-    if header.modes or most > 1:
+    most = _check_bounds(header)
+    if header.modes:
+        raise UserError(
+            f"{prefix}.idx: is multimodal (it has a mode for each of its {header.sequences:,} sequences); versions are "
+            "drawn from text alone, as preprocess_data.py writes it"
+        )
+    if most > 1:
         raise UserError(
             f"{prefix}.idx: has documents of several sequences ({header.sequences:,} sequences, "
             f"{header.documents:,} documents); versions are drawn from text with one sequence per "
@@ -246,10 +252,10 @@ def _check_bin_size(header: IndexHeader, tokens: int) -> None:
         )
 
 
-def _check_bounds(header: IndexHeader) -> tuple[int, int]:
-    """(documents without a sequence, most sequences of one); bounds go from 0 to `sequences`, never back."""
+def _check_bounds(header: IndexHeader) -> int:
+    """Most sequences of one document; bounds go from 0 to `sequences`, never back."""
     path, bounds = f"{header.prefix}.idx", map_bounds(header)
-    empty = most = 0
+    most = 0
     if int(bounds[0]) != 0 or int(bounds[-1]) != header.sequences:
         raise UserError(
             f"{path}: damaged: documents run from sequence {int(bounds[0])} to {int(bounds[-1])}, "
@@ -259,9 +265,20 @@ def _check_bounds(header: IndexHeader) -> tuple[int, int]:
         steps = np.diff(block)
         if steps.size and int(steps.min()) < 0:
             raise UserError(f"{path}: damaged: document {start + int(steps.argmin())} ends before it begins")
-        empty += int((steps == 0).sum())
         most = max(most, int(steps.max(initial=0)))
-    return empty, most
+    return most
+
+
+def _empty_documents(header: IndexHeader, tokens: int) -> int:
+    """Documents without a token: of no sequence, or of empty ones. Offsets and bounds have been checked."""
+    offsets, empty = _mapped(header, "int64", header.sequences, 4 * header.sequences), 0
+    for _, bounds in blocks(map_bounds(header), overlap=1):
+        inside = int(np.searchsorted(bounds, header.sequences))  # behind it: the end of the last sequence
+        begins = np.concatenate(
+            [offsets[bounds[:inside]], np.full(len(bounds) - inside, tokens * header.itemsize)]
+        )
+        empty += int((np.diff(begins) == 0).sum())
+    return empty
 
 
 def _check_ids(header: IndexHeader, tokens: int, vocab_size: int | None) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from megatron_lrpath.files import atomic_write_bytes
 from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.plan.mix import Mix, MixPart
 from megatron_lrpath.plan.spec import Data
+from megatron_lrpath.tokenizers.prints import Facts, check_facts
 
 ENDING = ".slice"
 
@@ -30,7 +31,8 @@ class SliceSource:
     """Documents of one indexed dataset.
 
     `prefix` is where the dataset lies now, `fingerprint` what it must be (see `fingerprint_source`),
-    `documents` are sorted int32 numbers of documents in it, `tokens` their tokens together.
+    `documents` are sorted int32 numbers of documents in it, `tokens` their tokens together. `tokenizer` are the
+    facts of what made it, where they were recorded; they are no part of the slice's fingerprint.
     """
 
     prefix: Path
@@ -38,6 +40,7 @@ class SliceSource:
     domain: str
     documents: Documents
     tokens: int
+    tokenizer: Facts | None = field(default=None, compare=False)
 
     def described(self, prefix: Path | str) -> dict[str, Any]:
         """JSON-able values, all but the documents' numbers; `prefix` is how to write its place."""
@@ -47,6 +50,7 @@ class SliceSource:
             "fingerprint": self.fingerprint,
             "documents": len(self.documents),
             "tokens": self.tokens,
+            **({} if self.tokenizer is None else {"tokenizer": self.tokenizer}),
         }
 
     @cached_property
@@ -142,6 +146,7 @@ def _from_header(header: dict[str, Any], lists: list[Documents], path: Path) -> 
                 domain=str(described["domain"]),
                 documents=documents,
                 tokens=int(described["tokens"]),
+                tokenizer=None if described.get("tokenizer") is None else check_facts(described["tokenizer"]),
             )
             for described, documents in zip(header["sources"], lists, strict=True)
         )

@@ -99,6 +99,23 @@ def read_slice_bytes(path: Path) -> bytes:
         return head + stream.read() if head.startswith(MAGIC) else head
 
 
+def read_slice_header(path: Path) -> dict[str, Any]:
+    """The header alone of a slice file, quickly: its checksum is not compared.
+
+    Raises:
+        DamagedError, ValueError, OSError: it cannot be read.
+    """
+    with path.open("rb") as stream:
+        head = stream.read(PREAMBLE.size)
+        if len(head) < PREAMBLE.size or not head.startswith(MAGIC):
+            raise DamagedError("it does not begin like one")
+        length = PREAMBLE.unpack(head)[2]
+        header = json.loads(stream.read(min(length, path.stat().st_size)))
+    if not isinstance(header, dict):
+        raise DamagedError("its header is no object")
+    return header
+
+
 def decode(data: bytes) -> tuple[dict[str, Any], list[Documents]]:
     """The header and each source's documents of a whole slice file.
 

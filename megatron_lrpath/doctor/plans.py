@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from megatron_lrpath.data.record import tokenizer_problems
 from megatron_lrpath.data.slice import check_mixes, open_slices, require_samples
 from megatron_lrpath.doctor.machine import (
     FAILED,
@@ -46,7 +47,7 @@ def plan_checks(path: Path) -> list[Finding]:
     left = (run for run in runs if not is_complete(plan.folder(run), run))
     disk = disk_check(Path(plan.output), sum(checkpoint_bytes(sized, run) for run in left))
     memory = memory_check(plan, vocabulary)
-    return [loaded, tokenizer, *data_checks(plan), *chat_checks(plan), memory, disk]
+    return [loaded, tokenizer, *data_checks(plan), made_check(plan), *chat_checks(plan), memory, disk]
 
 
 def tokenizer_check(plan: Plan) -> tuple[Finding, int]:
@@ -92,6 +93,16 @@ def data_checks(plan: Plan) -> list[Finding]:
     apart = "its slices are there, long enough, and apart from the validation set"
     mixed = [run for run in plan.runs(OURS.name) if run.mix is not None]
     return checks + [attempt(f"mix of {run.name}", partial(check_mixes, plan, [run]), apart) for run in mixed]
+
+
+def made_check(plan: Plan) -> Finding:
+    """Whether the plan's tokenizer is the one that made its data."""
+    name, found = "tokenizer of the data", tokenizer_problems(plan)
+    if found.problems:
+        return Finding(name, FAILED, "\n".join(found.problems))
+    if found.notes:
+        return Finding(name, INFO, "\n".join(found.notes))
+    return Finding(name, OK, "the plan's, as far as the data are there")
 
 
 def chat_checks(plan: Plan) -> list[Finding]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from megatron_lrpath.data.record import require_tokenizers
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.experiment.load import Experiment, Point, training_key
 from megatron_lrpath.experiment.table import PAGE
@@ -107,6 +108,7 @@ def carry_out_experiment(
     if options.run:
         experiment = replace(experiment, only=(options.run,))
     tasks = experiment_tasks(experiment, options.paradigms)
+    require_tokenizers(point.plan for point in experiment.points)
     plan = experiment.points[0].plan
     share = share_out(plan, width(tasks), options.device, options.nproc, options.jobs, options.extra)
 

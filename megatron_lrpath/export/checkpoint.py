@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import pickle
 import re
 import warnings
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter, SavePlan, save
+from torch.distributed.checkpoint import FileSystemWriter, SavePlan, save
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
@@ -25,7 +24,6 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 from torch.distributed.checkpoint.planner import (
-    LoadItemType,
     LoadPlan,
     ReadItem,
     TensorWriteData,
@@ -34,13 +32,16 @@ from torch.distributed.checkpoint.planner import (
 )
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
+from megatron_lrpath.checkpoints.reader import BACKEND as BACKEND_FILE
+from megatron_lrpath.checkpoints.reader import COMMON, METADATA, SafeReader, load_common, object_bytes
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_json
-from megatron_lrpath.training.checkpoints.unpickle import load_metadata
 
 # The model's own tensors; optimizer and random state are not read.
 MODEL_PREFIXES = ("embedding.", "decoder.", "output_layer.", "mtp.")
 LAYERS = "decoder.layers."
+# What of a checkpoint an export or a merge reads.
+READ = (*MODEL_PREFIXES, COMMON)
 # Megatron pads these to a round number of rows.
 PADDED = ("embedding.word_embeddings.weight", "output_layer.weight")
 
@@ -54,15 +55,23 @@ class CheckpointReader:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        if not (folder / ".metadata").is_file() or not (folder / "metadata.json").is_file():
+        if not (folder / METADATA).is_file() or not (folder / BACKEND_FILE).is_file():
             raise UserError(
                 f"{folder}: not a whole torch_dist checkpoint (it has no .metadata or metadata.json). Name "
                 "the folder of one step, or train with --ckpt-format torch_dist."
             )
-        self.reader = FileSystemReader(folder)
-        with (folder / ".metadata").open("rb") as stream:
-            self.metadata: Metadata = load_metadata(stream.read(), folder / ".metadata")
+        self.reader = SafeReader(folder)
+        self.metadata: Metadata = self.reader.read_metadata()
         self.reader.set_up_storage_reader(self.metadata, is_coordinator=True)
+
+    def verify(self) -> None:
+        """Compare all files that hold something of the model with the manifest, before anything is written.
+
+        Raises:
+            UserError: which files are damaged.
+        """
+        places = (self.metadata.storage_data or {}).items()
+        self.reader.verify({place.relative_path for index, place in places if index.fqn.startswith(READ)})
 
     @property
     def entries(self) -> dict[str, Any]:
@@ -72,15 +81,10 @@ class CheckpointReader:
     @cached_property
     def args(self) -> Any:
         """The Megatron arguments that the checkpoint was saved under."""
-        from megatron.core import dist_checkpointing
-
         try:
-            return dist_checkpointing.load_common_state_dict(str(self.folder))["args"]
-        except Exception as error:
-            raise UserError(
-                f"{self.folder}: the checkpoint's arguments cannot be read ({error}); restore it or take "
-                "another step."
-            ) from None
+            return load_common(self.folder, self.reader)["args"]
+        except KeyError:
+            raise UserError(f"{self.folder}: the checkpoint does not say of which model it is.") from None
 
     def model_keys(self) -> set[str]:
         """The names of the model's tensors: `decoder.layers.3.mlp.…` as `decoder.layers.mlp.…`."""
@@ -131,12 +135,8 @@ class CheckpointReader:
         return self._stretch(name, entry, ChunkStorageMetadata(torch.Size([0] * len(entry.size)), entry.size))
 
     def raw(self, name: str) -> bytes:
-        """The bytes of an entry that is no tensor, as they are."""
-        index, nowhere = MetadataIndex(name), torch.Size([0])
-        item = ReadItem(LoadItemType.BYTE_IO, index, nowhere, index, nowhere, nowhere)
-        into = _Into(torch.empty(0))
-        self._read_items(name, [item], into)
-        return into.raw
+        """The bytes of an entry that is no tensor, as they are; raises as `object_bytes`."""
+        return object_bytes(self.reader, name)
 
     def _stretch(self, name: str, entry: TensorStorageMetadata, stretch: ChunkStorageMetadata) -> Tensor:
         """A stretch of a tensor, put together from the pieces that were saved."""
@@ -145,6 +145,9 @@ class CheckpointReader:
             raise UserError(
                 f"{self.folder}: the checkpoint holds only parts of {name}; restore it or take another step."
             )
+        stored = sum(self.reader.storage_data[item.storage_index].length for item in items)
+        if math.prod(stretch.sizes) * entry.properties.dtype.itemsize > stored:
+            raise UserError(f"{self.folder}: {name} is larger by its metadata than by its files; restore it.")
         into = _Into(torch.empty(stretch.sizes, dtype=entry.properties.dtype))
         self._read_items(name, items, into)
         return into.target
@@ -152,7 +155,7 @@ class CheckpointReader:
     def _read_items(self, name: str, items: list[ReadItem], into: _Into) -> None:
         try:
             self.reader.read_data(LoadPlan(items), into)  # type: ignore[arg-type]
-        except (OSError, RuntimeError, EOFError, AssertionError, pickle.UnpicklingError) as error:
+        except (OSError, RuntimeError, AssertionError) as error:
             raise UserError(
                 f"{self.folder}: {name} cannot be read ({error}); restore the checkpoint or take another "
                 "step."
@@ -160,11 +163,10 @@ class CheckpointReader:
 
 
 class _Into:
-    """The part of a load planner that a storage reader calls: where each piece of a tensor, or an object, goes."""
+    """The part of a load planner that a storage reader calls: where each piece of a tensor goes."""
 
     def __init__(self, target: Tensor) -> None:
         self.target = target
-        self.raw = b""
 
     def resolve_tensor(self, item: ReadItem) -> Tensor:
         """The part of the target that the piece fills."""
@@ -176,13 +178,8 @@ class _Into:
     def commit_tensor(self, item: ReadItem, tensor: Tensor) -> None:
         """Nothing is left to do: the part is a view."""
 
-    def load_bytes(self, item: ReadItem, value: io.BytesIO) -> None:
-        """Keep an object's bytes without unpickling them."""
-        self.raw = value.getvalue()
-
 
 BACKEND = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
-COMMON = "common_state/shard_0_1"
 
 
 @dataclass(frozen=True)
@@ -268,4 +265,4 @@ def write_checkpoint(
             no_dist=True,
         )
     # Last, as Megatron does: it shows that the rest is whole.
-    atomic_write_json(folder / "metadata.json", BACKEND)
+    atomic_write_json(folder / BACKEND_FILE, BACKEND)

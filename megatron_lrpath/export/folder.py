@@ -136,6 +136,7 @@ def export_checkpoint(checkpoint: Path, target: Path, origin: Origin, wishes: Wi
     rows = wishes.vocab_size or getattr(args, IMPORTED_VOCABULARY, None) or tokenizer.vocab_size
     rows = max(rows, chat.rows if chat else 0)
     model = architecture.from_megatron(args, rows)
+    reader.verify()
     dtype = wishes.dtype or str(reader.dtype(EMBEDDING)).removeprefix("torch.")
     with appearing_folder(target) as folder:
         weights = write_weights(reader, model, folder, wishes.dtype, wishes.shard_bytes)

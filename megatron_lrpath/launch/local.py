@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from megatron_lrpath.console import say, say_error
+from megatron_lrpath.data.record import require_tokenizer
 from megatron_lrpath.data.slice import check_mixes
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.launch.display import PlainDisplay, open_display
@@ -83,6 +84,7 @@ def carry_out(
     if wanted and (options.run is None or options.run.startswith(SFT.prefix)):
         # first of all: what is wrong with the data shows before days of training, and they say how many steps
         print_summary(prepare(plan, cores()), plan.sft_folder)
+    require_tokenizer(plan)
     tasks = chosen_tasks(plan, options)
     # the whole choice counts, not what is left of it: a second call shares the machine in the same way
     share = share_out(plan, width(tasks), options.device, options.nproc, options.jobs, options.extra)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_lrpath.errors import FULL, refusal
-from megatron_lrpath.exits import SAVED_AND_STOPPED
+from megatron_lrpath.exits import BAD_INPUT, SAVED_AND_STOPPED
 from megatron_lrpath.launch.display import PlainDisplay, PlanProgress, RunLine
 from megatron_lrpath.launch.graph import Advance, next_task, seconds_left
 from megatron_lrpath.launch.process import new_log, stop_all, supervised
@@ -260,7 +260,7 @@ class Runner:
             raise RunFailedError(
                 f"{task.key} failed at step {state.step} of {task.run.last_step}: {cause(task, status)}\n"
                 f"  log: {process.log}\n"
-                "  call the same command again to go on from the last checkpoints"
+                f"  {how_to_go_on(task, status)}"
             )
         state.done, state.step = True, task.run.last_step
         took = clock(time.monotonic() - process.started)
@@ -286,6 +286,14 @@ class Runner:
         startups = [state.startup for state in self.states.values() if state.startup is not None]
         startup = statistics.fmean(startups) if startups else STARTUP_SECONDS
         return {key: state.advance(seconds, startup) for key, state in self.states.items()}
+
+
+def how_to_go_on(task: Task, status: int) -> str:
+    """What to do after a run's process has ended with `status` before the run was complete."""
+    found = failure.read(RunFolder(task.folder).error) if status not in (0, SAVED_AND_STOPPED) else None
+    if status == BAD_INPUT or (found is not None and found.calling_again_helps is False):
+        return "calling again without a change would end in the same way"
+    return "call the same command again to go on from the last checkpoints"
 
 
 def cause(task: Task, status: int) -> str:

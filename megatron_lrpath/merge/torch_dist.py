@@ -19,7 +19,14 @@ from torch.distributed.checkpoint.planner import WriteItem, WriteItemType
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.export.checkpoint import CheckpointReader
 from megatron_lrpath.files import appearing_folder, atomic_write_text
-from megatron_lrpath.runs.checkpoints import TRACKER, checkpoint_complete, checkpoint_folder, complete_steps
+from megatron_lrpath.runs.checkpoints import (
+    TRACKER,
+    checkpoint_complete,
+    checkpoint_folder,
+    complete_steps,
+    sum_files,
+    write_manifest,
+)
 
 LEFT_OUT = ("optimizer", "rng_state")
 """Keys that begin so are not merged: a merged model is evaluated or exported, not trained on."""
@@ -76,6 +83,8 @@ def merge_checkpoints(
         raise UserError(f"{folder}: there is a checkpoint already; remove it or choose another place")
     readers = [CheckpointReader(checkpoint_folder(root, one)) for one in steps]
     state = _wanted(readers, root, steps)
+    for reader in readers:
+        reader.verify()
     try:
         with appearing_folder(folder) as partial, warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # that is meant
@@ -83,7 +92,9 @@ def merge_checkpoints(
             dcp.save(state, storage_writer=dcp.FileSystemWriter(partial), planner=planner, no_dist=True)
             for name in FILES:
                 if (source := readers[-1].folder / name).is_file():
+                    readers[-1].reader.verify([name])
                     shutil.copyfile(source, partial / name)
+            write_manifest(partial, step, sum_files(partial))
     except CheckpointException as error:
         reason = next(iter(error.failures.values()))[0]
         raise UserError(f"{root}: the checkpoints could not be merged: {reason}") from None

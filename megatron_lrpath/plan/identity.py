@@ -9,7 +9,7 @@ from typing import Any
 
 from megatron_lrpath.models import resolve_model
 from megatron_lrpath.paradigms import MAIN, SCRATCH
-from megatron_lrpath.plan.neutral import is_neutral
+from megatron_lrpath.plan.arguments import is_neutral
 from megatron_lrpath.plan.plan import Plan
 from megatron_lrpath.plan.runs import Run
 from megatron_lrpath.schedule import STYLES, LRPath
@@ -33,7 +33,7 @@ def run_identity(plan: Plan, run: Run) -> dict[str, Any]:
     `versions` lists name and steps of every version read up to the run's end, `path` the learning rate of
     every ancestor and of the run itself. Appending a version changes neither for the earlier runs; for the
     main path it only makes `versions` longer, because its rate has no end and branch points do not bend it.
-    The micro batch, the parallel layout, folders, logging and the like are left out (see `plan.neutral`);
+    The micro batch, the parallel layout, folders, logging and the like are left out (see `plan.arguments`);
     the data themselves are known by the slices' own fingerprints. A run that is carried out as another one
     (`same_as`) has that one's identity. A fine-tuning depends on all that its version's model does, and on its own.
     """
@@ -92,7 +92,7 @@ def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
     The main path may have more versions now than when it was stored: it goes on into them.
     """
     # as they come back from a file: lists for tuples, so that both sides compare
-    stored, current = (json.loads(json.dumps(identity)) for identity in (stored, current))
+    stored, current = (_comparable(json.loads(json.dumps(identity))) for identity in (stored, current))
     lines = []
     for name in _COMPARED:
         lines += _compare(_LABELS.get(name, name), stored.get(name), current.get(name))
@@ -122,6 +122,16 @@ def reached(stored: dict[str, Any], current: dict[str, Any], step: int) -> dict[
     names = {version["name"] for version in bound}
     slices = {name: print_ for name, print_ in stored.get("slices", {}).items() if name in names}
     return stored | {"versions": bound} | ({"slices": slices} if "slices" in stored else {})
+
+
+def without_neutral(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that change the result: an older version may have stored some that are known not to."""
+    return {name: value for name, value in arguments.items() if not is_neutral(name)}
+
+
+def _comparable(identity: dict[str, Any]) -> dict[str, Any]:
+    groups = (name for name in ("model", "megatron", "sft_megatron") if isinstance(identity.get(name), dict))
+    return identity | {name: without_neutral(identity[name]) for name in groups}
 
 
 def _lineage(plan: Plan, run: Run) -> list[Run]:
@@ -158,7 +168,7 @@ def path_facts(path: LRPath) -> dict[str, Any]:
 
 def _telling(arguments: dict[str, Any]) -> dict[str, Any]:
     """The arguments that change the result; false is the same as not given."""
-    kept = {name: value for name, value in arguments.items() if value is not False and not is_neutral(name)}
+    kept = {name: value for name, value in without_neutral(arguments).items() if value is not False}
     return dict(sorted(kept.items()))
 
 

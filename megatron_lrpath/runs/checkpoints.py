@@ -24,6 +24,7 @@ from megatron_lrpath.files import atomic_write_json, atomic_write_text, sweep_un
 from megatron_lrpath.runs.folder import load_json, read_json_object
 
 MANIFEST = "manifest.json"
+RELEASE = "release"  # Megatron's name of the folder of weights that no run trained; its manifest says step 0
 FORMAT = 1
 CHUNK = 4 * 2**20  # bytes read at a time
 BLOCK = 64 * 1024  # bytes of a fingerprint's block
@@ -54,6 +55,11 @@ def sum_file(path: Path) -> FileSum:
     return FileSum(size, digest.hexdigest())
 
 
+def sum_files(folder: Path) -> dict[str, FileSum]:
+    """Read and sum every file of a folder, by name."""
+    return {path.name: sum_file(path) for path in sorted(folder.iterdir())}
+
+
 def write_manifest(folder: Path, step: int, sums: Mapping[str, FileSum]) -> None:
     """Write the manifest of the checkpoint of `step` in `folder`; `sums` by file name."""
     files = {name: asdict(sums[name]) for name in sorted(sums)}
@@ -79,7 +85,8 @@ def _parse_manifest(value: object, folder_name: str) -> dict[str, FileSum]:
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise ValueError(f"not a manifest of format {FORMAT}")
     step, files = value.get("step"), value.get("files")
-    if not isinstance(step, int) or not folder_name.startswith(f"iter_{step:07d}"):
+    own = isinstance(step, int) and folder_name.startswith(f"iter_{step:07d}")
+    if not own and not (step == 0 and folder_name == RELEASE):
         raise ValueError(f"it belongs to step {step!r}")
     if not isinstance(files, dict) or not files:
         raise ValueError("it lists no files")

@@ -12,7 +12,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from megatron_lrpath.errors import CONSEQUENCES, NotMetError, TrainingStoppedError, UserError, refusal
+from megatron_lrpath.errors import (
+    CONSEQUENCES,
+    NotMetError,
+    TrainingStoppedError,
+    UserError,
+    refusal,
+    repeats,
+)
 from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.runs.folder import RunFolder, load_json
 
@@ -50,6 +57,11 @@ class Failure:
     calling_again_helps: bool | None = None
     consequence: bool = False
     time: str = ""
+
+    @property
+    def may_follow_from_a_stop(self) -> bool:
+        """Whether it may be no more than the trace of ranks that were told to stop while they started."""
+        return self.kind != USER and (self.consequence or self.kind in (DIED, NOT_MET))
 
 
 _TYPES = get_type_hints(Failure)
@@ -167,7 +179,7 @@ def of_error(error: BaseException, step: int | None = None) -> Failure:
     if isinstance(error, UserError):
         return here(USER, message, step=step, status=2, calling_again_helps=False)
     if isinstance(error, TrainingStoppedError):
-        return here(STOPPED, message, step=step)
+        return here(STOPPED, message, step=step, calling_again_helps=error.calling_again_helps)
     if isinstance(error, NotMetError):
         return here(NOT_MET, message, step=step, calling_again_helps=True)
     if isinstance(error, OSError) and (refused := refusal(error)) is not None:
@@ -176,7 +188,8 @@ def of_error(error: BaseException, step: int | None = None) -> Failure:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         message = f"rank {os.environ.get('RANK', '?')}: {message}"
     consequence = any(mark in str(error) for mark in CONSEQUENCES)
-    return here(EXCEPTION, message, step=step, consequence=consequence)
+    helps = False if repeats(error, step) else None
+    return here(EXCEPTION, message, step=step, consequence=consequence, calling_again_helps=helps)
 
 
 def here(kind: str, message: str, **known: Any) -> Failure:

@@ -16,7 +16,7 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.plan import Plan, Run, run_identity
 from megatron_lrpath.plan import differences as plan_differences
-from megatron_lrpath.plan.identity import reached
+from megatron_lrpath.plan.identity import reached, without_neutral
 from megatron_lrpath.runs.checkpoints import (
     checkpoint_fingerprint,
     checkpoint_folder,
@@ -113,7 +113,7 @@ def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
         found.append("the tokenizer's model file is another")
     if stored.get("sft_data") != current.get("sft_data"):
         found.append("the prepared chat data are others")
-    old, new = stored.get("arguments", {}), current.get("arguments", {})
+    old, new = (without_neutral(one.get("arguments", {})) for one in (stored, current))
     found += [
         f"argument {name}: was {old.get(name, 'not given')}, is {new.get(name, 'not given')}"
         for name in sorted(old.keys() | new.keys())

@@ -18,6 +18,7 @@ from megatron_lrpath.data.preprocess.pipeline import Conversion, ConversionProgr
 from megatron_lrpath.data.preprocess.readers import PARQUET_MAGIC, Chunk, expand_inputs, total_bytes
 from megatron_lrpath.data.preprocess.worker import ChunkResult, Figures, Packed, Rejected
 from megatron_lrpath.data.preprocess.writer import RejectLog, optimal_dtype, remove_left_overs
+from megatron_lrpath.data.record import inputs_of, prepared_difference, write_record
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.locks import FolderLock, LockHeldError
@@ -27,6 +28,7 @@ from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.sft.encode import ChatEncoder, Example, build_encoder
 from megatron_lrpath.sft.prepared import ANSWERS, TOKENS, TRAIN, VALID, held_out, pack
 from megatron_lrpath.sft.template import messages_of
+from megatron_lrpath.tokenizers.prints import TokenizerSpec
 
 FORMAT = 1
 
@@ -45,6 +47,8 @@ def prepare(plan: Plan, workers: int = 1) -> dict[str, Any]:
     encoder = build_encoder(plan)
     wanted = settings(plan, sft, encoder)
     record = plan.prepared_record()
+    if record is not None and resaved(plan, record):
+        record["settings"]["tokenizer"] = wanted["tokenizer"]
     changed = None if record is None else difference(record, wanted, sft)
     if record is not None and changed is None:
         return record
@@ -74,8 +78,11 @@ def build(
     folder = plan.sft_folder
     (folder / PREPARED).unlink(missing_ok=True)
     record: dict[str, Any] = {"format": FORMAT, "settings": wanted, "inputs": input_prints(sft)}
+    record["tokenizer"] = facts = TokenizerSpec.of_plan(plan).facts
     for name, patterns in inputs(sft).items():
         figures = convert(patterns, folder / name, encoder, sft, workers, interruption)
+        details = {"control_tokens": encoder.added, "inputs": inputs_of(expand_inputs(patterns))}
+        write_record(f"{folder / name}_{TOKENS}", "lrpath sft", facts, details)
         record[name] = {
             "examples": figures.documents,
             "tokens": figures.tokens,
@@ -185,6 +192,11 @@ def settings(plan: Plan, sft: Sft, encoder: ChatEncoder) -> dict[str, Any]:
         "data": list(sft.data),
         "seed": sft.seed,
     }
+
+
+def resaved(plan: Plan, record: dict[str, Any]) -> bool:
+    """Whether the tokenizer that the data were prepared with is the plan's, whatever its files look like now."""
+    return bool(record.get("tokenizer")) and prepared_difference(plan, record) is None
 
 
 def difference(record: dict[str, Any], wanted: dict[str, Any], sft: Sft) -> str | None:

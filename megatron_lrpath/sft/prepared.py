@@ -13,6 +13,7 @@ import numpy.typing as npt
 from megatron_lrpath.data.draw_random import permutation
 from megatron_lrpath.data.index_cache import Arrays, CacheEntry
 from megatron_lrpath.data.indexed import fingerprint_source
+from megatron_lrpath.data.record import prepared_difference
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.plan.sft import PREPARED, Sft
@@ -128,10 +129,11 @@ class Prepared:
 
 
 def open_prepared(plan: Plan, verify: bool) -> Prepared:
-    """The plan's prepared data; with `verify` (wanted in one process of a node) their fingerprints are compared.
+    """The plan's prepared data; with `verify` (wanted in one process of a node) prints and tokenizer are compared.
 
     Raises:
-        UserError: they are not prepared, or for another sequence length, seed or share of validation, or changed.
+        UserError: they are not prepared, or for another sequence length, seed, share of validation or tokenizer, or
+            changed.
     """
     assert plan.sft is not None
     record, sft = plan.prepared_record(), plan.sft
@@ -145,6 +147,8 @@ def open_prepared(plan: Plan, verify: bool) -> Prepared:
             f"{plan.sft_folder / PREPARED}: was prepared with another {', '.join(wrong)} than {sft.place} says: "
             f"lrpath sft {plan.path} --prepare"
         )
+    if verify and (difference := prepared_difference(plan, record)):
+        raise UserError(difference)
     prepared = Prepared(plan.sft_folder, sft, record)
     for name, prints in prepared.identity.items() if verify else ():
         for kind, wanted in zip((TOKENS, ANSWERS), prints, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,22 +17,53 @@ from megatron_lrpath.runs import failure
 if TYPE_CHECKING:  # it imports torch, which the device must precede
     from megatron_lrpath.training.guards.peers import PeerWatch
 
+EXIT_BUILTIN = "_sitebuiltins"  # where `exit()` raises
+ON_SIGNAL = "_graceful_shutdown"  # Megatron's answer to SIGINT and SIGTERM
+RERUN = (16, 17)  # the statuses of Megatron's rerun state machine
+
+
+def reason_of(error: SystemExit, place: str, said: str) -> tuple[Exception, int]:
+    """What an exit of Megatron's means, as an error, and the status to leave with."""
+    if error.code in RERUN:
+        text = (
+            f"Megatron's rerun state machine ended the training (its status {error.code}, {place}): a result was not "
+            "what it should be, see its lines above. Call again to go on from the last checkpoint."
+        )
+        return TrainingStoppedError(text, calling_again_helps=True), FAILED
+    said = (error.code if isinstance(error.code, str) else said).strip()
+    what = f"Megatron ended the process before the training was done ({place})"
+    reason = f": {said}" if said else "; the lines above say why"
+    return UserError(f"{what}{reason}. Calling again without a change would end in the same way."), BAD_INPUT
+
 
 class Exits:
-    """How this process ends. `peers` is set as soon as the ranks have met."""
+    """How this process ends.
+
+    Attributes:
+        peers: set as soon as the ranks have met.
+        asked: Megatron may leave by itself: the user, or a signal, has asked for it.
+        said: what Megatron printed last while it loaded a checkpoint.
+    """
 
     def __init__(self) -> None:
         self.peers: PeerWatch | None = None
+        self.asked = False
+        self.said = ""
 
     @contextmanager
     def reported(self) -> Iterator[None]:
         """Turn what ends the block into one message and an exit status.
 
         A user's error leaves with `BAD_INPUT`, a training that cannot go on with `FAILED`. An unexpected exception
-        is raised before the ranks have met; afterwards it ends all ranks with one message.
+        is raised before the ranks have met; afterwards it ends all ranks with one message. Where Megatron leaves by
+        itself and nobody has asked for it, that is a user's error, whatever its status.
         """
         try:
             yield
+        except SystemExit as error:
+            if (place := self.unasked(error)) is None:
+                raise
+            self.leave(*reason_of(error, place, self.said))
         except UserError as error:
             self.leave(error, BAD_INPUT)
         except TrainingStoppedError as error:
@@ -46,6 +78,16 @@ class Exits:
             leave_at_once(FAILED)
         except Exception as error:
             self.report(error)
+
+    def unasked(self, error: SystemExit) -> str | None:
+        """Where in Megatron an exit comes from that nobody asked for; None for every other."""
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        while frames and frames[-1].f_globals.get("__name__") == EXIT_BUILTIN:
+            frames.pop()
+        if self.asked or not frames or frames[-1].f_code.co_name == ON_SIGNAL:
+            return None
+        module, line = str(frames[-1].f_globals.get("__name__")), frames[-1].f_lineno
+        return f"{module}, line {line}" if module.partition(".")[0] == "megatron" else None
 
     def report(self, error: Exception) -> NoReturn:
         """Raise an unexpected exception; once ranks have met, name the rank that it ended and end all."""

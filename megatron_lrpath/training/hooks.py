@@ -76,10 +76,17 @@ def checkpoint_and_decide_exit(
     if saves is not None and saves.is_due(iteration, settings.save_interval, settings.train_iters):
         save()
     if original(*trained, iteration, *rest, train_data_iterator, *args, **named):
-        return True
-    if session.signals.stopping:
+        session.exits.asked = True
+    elif session.signals.stopping:
         save()
-    return session.signals.stopping
+        session.exits.asked = True
+    return session.exits.asked
+
+
+def note_print(session: Session, original: Wrapped, message: str, *args: Any, **named: Any) -> None:
+    """Keep what Megatron says while it loads: its exits have no reason of their own."""
+    session.exits.said = str(message)
+    original(message, *args, **named)
 
 
 def save_checkpoint(session: Session, original: Wrapped, iteration: int, *args: Any, **named: Any) -> None:

@@ -46,6 +46,9 @@ def loop(session: Session, args: Any) -> None:
         UserError: the checkpoint cannot be loaded.
         SystemExit: Megatron ends before the last step (a signal, --exit-interval and its kind).
     """
+    session.exits.asked = bool(
+        args.ckpt_convert_format
+    )  # Megatron leaves when it has converted the checkpoint
     with load_failures(args.load):
         pretrain(
             setup.configuration(args),
@@ -61,7 +64,9 @@ def carry_out(session: Session, args: Any, run_loop: Callable[[], None]) -> None
     if session.first_step < args.train_iters:
         try:
             run_loop()
-        except SystemExit:
+        except SystemExit as error:
+            if session.exits.unasked(error):
+                raise  # perhaps on this rank alone
             setup.end(session)
             if session.signals.stopping:
                 sys.exit(stop_status(session.saves))
@@ -94,7 +99,8 @@ def finish(session: Session, args: Any) -> None:
     if last < args.train_iters:
         raise TrainingStoppedError(
             f"{args.save}: trained to step {args.train_iters}, but the newest checkpoint is of step {last}. "
-            "Call again to go on from there."
+            "Call again to go on from there.",
+            calling_again_helps=True,
         )
     context = session.context
     if context is not None and context.folder is not None and context.run is not None:

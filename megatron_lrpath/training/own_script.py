@@ -13,7 +13,6 @@ from megatron.training import get_args
 from megatron.training import training as megatron_training
 
 from megatron_lrpath import full_disk
-from megatron_lrpath.errors import UserError
 from megatron_lrpath.training import seams, setup
 from megatron_lrpath.training.checkpoints.unpickle import load_failures
 from megatron_lrpath.training.datasets import DatasetProvider
@@ -59,7 +58,6 @@ class Script:
             if session.context is None:
                 session.signals.let_go()
             else:
-                refuse_unsupported(args)
                 setup.begin(session, args)
             return args
 
@@ -113,16 +111,6 @@ def is_plain(argv: list[str]) -> bool:
     known = {option: action.dest for action in group._actions for option in action.option_strings}
     from_arguments.refuse_companions({known[name]: "" for name in known if name in named})
     return True
-
-
-def refuse_unsupported(args: Any) -> None:
-    """Stop at what restarts or configures a run behind its lineage's back."""
-    for name in ("inprocess_restart", "yaml_cfg", "use_checkpoint_args"):
-        if getattr(args, name, None):
-            raise UserError(
-                f"{from_arguments.flag(name)} cannot be given with --plan or --lr-path: a run's arguments and "
-                "starts are recorded and compared. Leave it out."
-            )
 
 
 def watched(forward_step: Callable[..., Any], guard: Guard | None) -> Callable[..., Any]:

@@ -137,6 +137,12 @@ SEAMS = (
         "the same for the file that says how the checkpoint is stored",
     ),
     Seam(
+        "megatron.training.checkpointing:print_rank_0",
+        "megatron_lrpath.training.hooks:note_print",
+        ("message",),
+        "a checkpoint that cannot be loaded ends the process with status 0, and the reason is only printed",
+    ),
+    Seam(
         "megatron.training.checkpointing:ensure_directory_exists",
         "megatron_lrpath.training.hooks:ensure_directory",
         ("filename", "check_parent"),
@@ -166,6 +172,13 @@ SEAMS = (
         "megatron_lrpath.training.checkpoints.unpickle:read_metadata",
         ("self",),
         "it unpickles a checkpoint's metadata, and so runs what a stranger's file says",
+    ),
+    Seam(
+        "torch.distributed.checkpoint.filesystem:FileSystemReader.read_data",
+        "megatron_lrpath.training.checkpoints.unpickle:read_data",
+        ("self", "plan", "planner"),
+        "weights-only loading still changes members of enumerations, and hands Transformer Engine what it "
+        "unpickles",
     ),
     Seam(
         "torch.distributed.checkpoint.default_planner:DefaultLoadPlanner.load_bytes",

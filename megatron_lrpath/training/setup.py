@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing import set_forkserver_preload
 from pathlib import Path
@@ -14,18 +14,24 @@ from typing import Any
 
 import torch.distributed as dist
 from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
-from megatron.training.arguments import parse_args, validate_args
+from megatron.training.arguments import parse_and_validate_args, parse_args, validate_args
+from megatron.training.checkpointing import load_args_from_checkpoint
 from megatron.training.global_vars import set_global_variables
+from megatron.training.utils import get_blend_and_blend_per_split
 
 from megatron_lrpath.console import say
+from megatron_lrpath.data.index_cache import local_rank
+from megatron_lrpath.data.record import blend_problems, refuse
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import sweep_unfinished
-from megatron_lrpath.paradigms import SFT
+from megatron_lrpath.paradigms import MAIN, SFT
 from megatron_lrpath.plan import run_identity
+from megatron_lrpath.plan.arguments import flag
 from megatron_lrpath.runs import checkpoints, failure, lineage
 from megatron_lrpath.runs.checkpoints import latest_step, present_fingerprint
 from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.runs.history import losses_before
+from megatron_lrpath.tokenizers.prints import TokenizerSpec
 from megatron_lrpath.training import environment
 from megatron_lrpath.training.checkpoints import parent as parents
 from megatron_lrpath.training.checkpoints.commit import Commits
@@ -40,11 +46,16 @@ from megatron_lrpath.training.layers import local_layers
 from megatron_lrpath.training.optimizer import RateChange
 from megatron_lrpath.training.options.argument_identity import differences_from_checkpoint
 from megatron_lrpath.training.options.arguments import (
+    ArgumentsProvider,
     arguments_provider,
     explicit_arguments,
-    full_parser,
 )
-from megatron_lrpath.training.options.from_arguments import argument_context, flag
+from megatron_lrpath.training.options.classes import refuse_defaults
+from megatron_lrpath.training.options.from_arguments import (
+    argument_context,
+    refuse_companions,
+    refuse_with_path,
+)
 from megatron_lrpath.training.options.from_plan import PlannedRun, apply_defaults
 from megatron_lrpath.training.session import Session
 from megatron_lrpath.training.steps import StepRecorder, set_wandb_defaults
@@ -59,7 +70,12 @@ def arguments(session: Session, argv: list[str], defaults: Mapping[str, Any] | N
         UserError: arguments contradict the plan or each other.
     """
     given = explicit_arguments(argv, session.own_arguments)
-    planned = PlannedRun.read(given) if "plan" in given else None
+    if "plan" not in given and "lr_path" not in given:
+        return plain_arguments(session, given, argv, dict(defaults or {}))
+    planned = PlannedRun.read(given, session.own_arguments) if "plan" in given else None
+    if planned is None:
+        refuse_with_path(given, session.own_arguments)
+    refuse_defaults(defaults or {}, given)
     sys.argv[1:] = [*planned.flags, *argv] if planned else argv
     args = parse_args(arguments_provider(session.own_arguments))
     if planned is None:
@@ -69,21 +85,77 @@ def arguments(session: Session, argv: list[str], defaults: Mapping[str, Any] | N
         set_wandb_defaults(args, planned.plan, planned.run)
         session.context = planned.context()
     set_environment_flags(args, planned.explicit if planned else given, session)
-    if session.context is not None:
-        take_over_saving(args)
+    take_over_saving(args)
     if session.is_packed and args.context_parallel_size != 1:
         raise UserError(
             "--context-parallel-size: packed samples are not split over ranks; leave it out for sft runs"
         )
-    try:
+    with megatrons_refusals():
         validate_args(args, defaults=dict(defaults or {}))
+    if session.context is not None:
+        refuse_endless_ramp(args, session.context)
+        check_lineage(session.context)
+    if session.context is not None and session.context.plan is None and local_rank() == 0:
+        refuse(blend_problems(blend_prefixes(args), TokenizerSpec.of_arguments(args)))
+    set_global_variables(args)
+    return args
+
+
+def plain_arguments(
+    session: Session, given: Mapping[str, Any], argv: list[str], defaults: dict[str, Any]
+) -> Any:
+    """The validated arguments of plain Megatron, with what follows from the device.
+
+    Raises:
+        UserError: companions of --plan or --lr-path, or arguments that Megatron refuses.
+    """
+    refuse_companions(given)
+    sys.argv[1:] = argv
+    provider = arguments_provider(session.own_arguments)
+    with megatrons_refusals():
+        if "yaml_cfg" in given:  # the file holds all arguments, those of the device too
+            return yaml_arguments(given["yaml_cfg"], provider, defaults)
+        args = parse_args(provider)
+        if args.use_checkpoint_args or defaults.get("use_checkpoint_args"):
+            if not (args.load or args.pretrained_checkpoint):
+                raise UserError("--use-checkpoint-args takes them from --load or --pretrained-checkpoint.")
+            load_args_from_checkpoint(args, load_arg="pretrained_checkpoint")
+            load_args_from_checkpoint(args)
+        set_environment_flags(args, given, session)
+        validate_args(args, defaults=defaults)
+    set_global_variables(args)
+    return args
+
+
+def yaml_arguments(file: str, provider: ArgumentsProvider, defaults: dict[str, Any]) -> Any:
+    """Megatron's experimental --yaml-cfg, which takes every argument from the file.
+
+    Raises:
+        UserError: the file cannot be read, or lacks an argument that Megatron reads.
+    """
+    try:
+        return parse_and_validate_args(provider, args_defaults=defaults)
+    except (OSError, AttributeError) as error:
+        raise UserError(
+            f"--yaml-cfg {file}: {error}. Megatron takes all arguments from this file (the option is "
+            "experimental); complete the file, or give the arguments on the command line."
+        ) from None
+
+
+@contextmanager
+def megatrons_refusals() -> Iterator[None]:
+    """Megatron's checks of its arguments as one message."""
+    try:
+        yield
     except (AssertionError, ValueError) as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         raise UserError(f"Megatron refuses these arguments: {error or where.line}") from None
-    if session.context is not None:
-        check_lineage(session.context)
-    set_global_variables(args)
-    return args
+
+
+def blend_prefixes(args: Any) -> list[str]:
+    """The indexed datasets that --data-path and its kin name."""
+    blend, per_split = get_blend_and_blend_per_split(args)
+    return [prefix for part in [blend, *(per_split or ())] if part is not None for prefix in part[0]]
 
 
 def set_environment_flags(args: Any, explicit: Mapping[str, Any], session: Session) -> None:
@@ -108,11 +180,6 @@ def take_over_saving(args: Any) -> None:
 
     Megatron turns --async-save off without its persistent worker; see `protect` for the CPU.
     """
-    if args.non_persistent_ckpt_type or args.non_persistent_save_interval:
-        raise UserError(
-            "--non-persistent-save-interval, --non-persistent-ckpt-type: a run with a learning-rate path has "
-            "one kind of checkpoint. Use a shorter --save-interval with --save-retain-interval."
-        )
     args.exit_signal_handler = False  # ours answers
     if args.async_save:
         args.use_persistent_ckpt_worker = True
@@ -143,23 +210,37 @@ def check_lineage(context: RunContext) -> None:
 
 def check_argument_lineage(context: RunContext) -> None:
     """Refuse to continue another run by --lr-path; one without a checkpoint of its own begins anew."""
-    assert context.save is not None
-    parent = context.parent
-    if not checkpoints.has_begun(context.save):
+    own, parent = context.save, context.parent
+    assert own is not None
+    if parent is not None and own.resolve() == parent.folder.resolve():
+        raise UserError(
+            f"--save {own} is the parent's own checkpoint folder: a run never writes into its parent."
+        )
+    if not checkpoints.has_begun(own):
         return
-    if parent is not None and parent.folder.resolve() == context.save.resolve():
-        return  # refused with the choice of the checkpoint: a run never writes into its parent
-    lineage.check_same_run(context.save, context.identity, lineage.ANOTHER_SAVE)
+    lineage.check_same_run(own, context.identity, lineage.ANOTHER_SAVE)
     if parent is not None:
-        lineage.check_same_parent(context.save, parent.folder, parent.step)
+        lineage.check_same_parent(own, parent.folder, parent.step)
+
+
+def refuse_endless_ramp(args: Any, context: RunContext) -> None:
+    """Refuse to begin a main path, which has no end, with a weight decay that moves over its length.
+
+    One that has begun goes on; the identity holds the length.
+    """
+    begun = context.save is None or checkpoints.has_begun(context.save)
+    if context.kind == MAIN.name and not begun and args.weight_decay_incr_style != "constant":
+        raise UserError(
+            f"--weight-decay-incr-style {args.weight_decay_incr_style}: the weight decay would move over the "
+            "length of the main path, which every extension changes. Give --weight-decay alone."
+        )
 
 
 def check_unrecorded(session: Session, args: Any, common: dict[str, Any]) -> None:
     """Compare a run by --lr-path with its checkpoint, which an older version or plain Megatron saved."""
     context = session.context
     assert context is not None
-    parser = full_parser(session.own_arguments)
-    found = differences_from_checkpoint(common, args, context.path, parser)
+    found = differences_from_checkpoint(common, args, context.path, context.identity["arguments"])
     lineage.refuse_differences(context.records, found, lineage.ANOTHER_SAVE)
     if args.rank == 0:
         say(
@@ -177,11 +258,7 @@ def begin(session: Session, args: Any) -> None:
     context = session.context
     assert context is not None
     own = Path(args.save)
-    if context.parent is not None and own.resolve() == context.parent.folder.resolve():
-        raise UserError(
-            f"--save {own} is the parent's own checkpoint folder: a run never writes into its parent."
-        )
-    ranks = Ranks.from_environment()
+    ranks = Ranks.from_environment(own)
     session.peers = session.exits.peers = PeerWatch(ranks)
     session.peers.start()
 

@@ -16,7 +16,11 @@ from hypothesis import strategies as st
 from megatron_lrpath.data import indexed
 from megatron_lrpath.data.indexed import check_pair
 from megatron_lrpath.data.preprocess.writer import PairWriter, optimal_dtype, publish_all
+from megatron_lrpath.data.slice import available_samples
+from megatron_lrpath.data.token_sample import BLOCKS, IDS_IN_BLOCK, Samples
+from megatron_lrpath.data.versioned_index import source_entry
 from megatron_lrpath.errors import UserError
+from tests.support.data_fixtures import make_lengths_dataset, make_slice
 from tests.support.preprocess_fixtures import GOLDEN, call, documents, pair
 from tools import check_dataset
 from tools import merge_datasets as merge_tool
@@ -261,3 +265,54 @@ def test_what_cannot_be_merged_is_refused(whole: Path, tmp_path: Path) -> None:
     merge_datasets([str(whole)], out, overwrite=True)
     assert pair(out) == pair(whole)
     assert not list(tmp_path.glob("out*partial"))
+
+
+def test_documents_without_a_token_are_counted(tmp_path: Path) -> None:
+    prefix = make(tmp_path / "data", [[20], [0], [40], [], [0, 0], [0, 3], [3, 0], []])
+    assert check_pair(str(prefix)).empty_documents == 4
+    assert check_pair(str(make(tmp_path / "none", [[], [0]]))).empty_documents == 2
+
+
+def test_a_multimodal_dataset_is_named_as_such(whole: Path) -> None:
+    with open(f"{whole}.idx", "ab") as index:
+        index.write(bytes(indexed.read_header(str(whole)).sequences))
+    with pytest.raises(UserError, match=r"is multimodal"):
+        indexed.document_lengths(whole)
+
+
+def test_datasets_beyond_two_billion_tokens(tmp_path: Path) -> None:
+    """A sparse file: pointers, counts, slices and samples are 64 bits wide throughout."""
+    long = 2**31 - 1
+    lengths = [long, 7, long, 100, 9]
+    prefix = make_lengths_dataset(tmp_path / "data", lengths)
+    starts = np.cumsum([0, *lengths[:-1]])
+    with open(f"{prefix}.bin", "r+b") as tokens:
+        for number, start in enumerate(starts.tolist()):
+            tokens.seek(2 * (start + lengths[number] - 3))
+            tokens.write(np.array([1, 2, 3 + number], dtype=np.uint16).tobytes())
+    assert check_pair(str(prefix), ids=False).tokens == sum(lengths) > 2**32
+    one = make_slice(tmp_path / "v1.slice", [(prefix, [0, 2, 3], "web"), (prefix, [1, 4], "web")])
+    assert one.tokens == sum(lengths)
+    length = 2**24
+    assert available_samples(one, length) == (2 * long + 100 - 1) // length
+    sample = Samples().of(prefix)
+    assert (sample.ids, sample.largest) == (BLOCKS * IDS_IN_BLOCK, 7)
+    entry = source_entry(one.sources[0], length, 1, None).build()
+    samples = entry["samples"]
+    assert samples.tolist()[128] == [1, 1], "sample 128 begins one token into the second document"
+    assert len(samples) == 258
+    assert written_offsets(prefix, tmp_path / "again") == [2 * start for start in starts.tolist()]
+
+
+def written_offsets(prefix: Path, target: Path) -> list[int]:
+    """The offsets (bytes) that the writer gives a dataset of the same lengths."""
+    header = indexed.read_header(str(prefix))
+    writer = PairWriter(target, np.dtype("uint16"))
+    writer.append_index([np.array(indexed.map_lengths(header))], [np.ones(header.sequences, dtype=np.int32)])
+    writer.seal()
+    count = header.sequences
+    offsets = np.fromfile(
+        f"{target}.idx.partial", dtype="<i8", count=count, offset=indexed.HEADER_BYTES + 4 * count
+    )
+    writer.discard()
+    return [int(offset) for offset in offsets]

@@ -22,6 +22,7 @@ from megatron_lrpath.launch.slurm.ledger import (
 from megatron_lrpath.launch.slurm.queue import clock_seconds
 from megatron_lrpath.launch.slurm.rank import torch_variables
 from megatron_lrpath.launch.slurm.steps import Place, Steps, cause
+from megatron_lrpath.launch.slurm.stop import StopRequest
 from megatron_lrpath.plan import load_plan
 from megatron_lrpath.runs import failure
 from tests.support import ROOT
@@ -105,7 +106,7 @@ def test_neighbouring_jobs_and_the_starts_of_one_have_ports_of_their_own():
             "rank 1 on n2 was killed by SIGKILL, perhaps for want of memory",
             None,
         ),
-        ("", ["lost", "bad luck"], 9, "rank 1: ValueError: bad luck", None),
+        ("", ["lost", "bad luck"], 9, "rank 1: ValueError: bad luck", False),
         (
             "srun: error: n2: task 1: Killed\nsrun: error: n1: task 0: Exited with exit code 1\n",
             ["lost"],  # rank 1's own parent was killed, too
@@ -130,7 +131,13 @@ def test_the_cause_is_what_a_rank_has_written_else_sruns_end(
     tmp_path, monkeypatch, printed, written, status, text, again
 ):
     spec = Spec("ours/main", "train", "p", "ours", "main", str(tmp_path), "cpu", (), (), (), False)
-    steps = Steps(spec, Place(1, 0, "n1"), tmp_path / "x.log", tmp_path / "error.json")
+    steps = Steps(
+        spec,
+        Place(1, 0, "n1"),
+        tmp_path / "x.log",
+        tmp_path / "error.json",
+        StopRequest(tmp_path / "signals"),
+    )
     steps.log.write_text(printed)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")

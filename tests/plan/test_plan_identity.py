@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from megatron_lrpath.plan import PARADIGMS, differences, load_plan, run_identity
-from megatron_lrpath.plan.neutral import NEUTRAL, SET_BY_PLAN, is_neutral
+from megatron_lrpath.plan.arguments import is_neutral
 from tests.support.plan_text import SOUND, plan_with, versions
 
 
@@ -159,18 +159,9 @@ def test_what_trains_differently_is_not_neutral(name: str) -> None:
     assert not is_neutral(name)
 
 
-def test_every_listed_argument_is_one_of_megatrons() -> None:
-    arguments = pytest.importorskip("megatron.training.arguments")
-    argparse = pytest.importorskip("argparse")
-    parser = argparse.ArgumentParser(allow_abbrev=False)
-    arguments.add_megatron_arguments(parser)
-    known = {
-        option.removeprefix("--").replace("-", "_")
-        for action in parser._actions
-        for option in action.option_strings
-    }
-    listed = set(SET_BY_PLAN).union(*(group.names for group in NEUTRAL))
-    assert listed - known == set()
-    prefixes = [prefix for group in NEUTRAL for prefix in group.prefixes]
-    assert [prefix for prefix in prefixes if not any(name.startswith(prefix) for name in known)] == []
-    assert {name for name in SET_BY_PLAN if is_neutral(name)} <= {"micro_batch_size", "tensorboard_dir"}
+def test_what_an_older_version_counted_and_this_one_does_not_is_no_difference(tmp_path: Path) -> None:
+    """Lineages of earlier versions hold arguments that are known to be neutral by now."""
+    now = identities(tmp_path)["ours/main"]
+    stored = now | {"megatron": now["megatron"] | {"use_mcore_models": True}}
+    assert differences(stored, now) == []
+    assert differences(now | {"megatron": now["megatron"] | {"fp16": True}}, now) != []

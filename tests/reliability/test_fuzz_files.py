@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from megatron_lrpath.checkpoints.metadata import load_metadata
 from megatron_lrpath.commands.samples import named_run
 from megatron_lrpath.data.indexed import HEADER_BYTES, read_header
 from megatron_lrpath.data.slice import Slice
@@ -28,7 +29,6 @@ from megatron_lrpath.runs import checkpoints as disk
 from megatron_lrpath.runs import history, lineage
 from megatron_lrpath.runs.checkpoints import MANIFEST, FileSum, ManifestError, read_manifest, write_manifest
 from megatron_lrpath.runs.folder import RunFolder, json_digest
-from megatron_lrpath.training.checkpoints.unpickle import load_metadata
 from tests.support.data_fixtures import make_random_dataset, make_slice
 
 MAXIMUM_BYTES = 16 * 2**20

@@ -215,6 +215,31 @@ def slow_steps(seconds: str) -> None:
     after(training, "train_step", lambda: time.sleep(float(seconds)))
 
 
+def attack(step: str, kind: str) -> None:
+    """In step `step` a stranger, who knows the address and our names alone, changes what stands in the store."""
+
+    def change(losses: Any) -> Any:
+        from torch.distributed import TCPStore
+
+        from megatron_lrpath.training.guards import peers
+
+        store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+        for name in ("report", "left/0", "left/1", "share/1", "collect/1/0", "peers/reports", "nobody's"):
+            key = f"attempt/0/lrpath/{name}"
+            if kind == "delete":
+                store.delete_key(key)
+            elif kind == "add":
+                store.delete_key(key)
+                store.add(key, 1)
+            else:
+                store.set(key, "0" * 64 + " 0")
+        time.sleep(2 * peers.LOOK_SECONDS)  # the other threads look meanwhile
+        print(f"attacked: {kind}")
+        return losses
+
+    on_loss(step, "1", change)
+
+
 FAULTS: dict[str, Callable[..., None]] = {
     "nan": lambda step, rank="0": times(step, rank, float("nan")),
     "large": lambda step, factor, rank="0": times(step, rank, float(factor)),
@@ -223,6 +248,7 @@ FAULTS: dict[str, Callable[..., None]] = {
     "die": lambda step, rank="0": on_loss(step, rank, send(signal.SIGKILL)),
     "bug": lambda step, rank="0": on_loss(step, rank, fail),
     "absent": absent,
+    "attack": attack,
     "early": stop_early,
     "kill": kill_at,
     "full": full_disk,

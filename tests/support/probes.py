@@ -145,6 +145,23 @@ def save_at_start() -> Iterator[None]:
 
 
 @contextmanager
+def no_random_states() -> Iterator[None]:
+    """Take the random states out of what is loaded: Megatron prints that they are missing, and leaves with 0."""
+    from megatron.training import checkpointing
+
+    original = checkpointing._load_base_checkpoint
+
+    def without(*args: Any, **kwargs: Any) -> Any:
+        loaded = original(*args, **kwargs)
+        loaded[0].pop("rng_state", None)
+        return loaded
+
+    checkpointing._load_base_checkpoint = without
+    yield None
+    checkpointing._load_base_checkpoint = original
+
+
+@contextmanager
 def unfused_attention() -> Iterator[list[int]]:
     """Train with Megatron's own unfused attention in place of ours; the layers that it computed, in order."""
     from megatron.core.transformer.dot_product_attention import DotProductAttention

@@ -57,8 +57,7 @@ class Outcome:
 
 def make_plan(folder: Path, versions: Sequence[int] = (6, 6, 6), **changes: Any) -> Path:
     """A plan of tiny versions (steps each) with its data in `folder`; `changes` replace keys of the file."""
-    make_data(folder / "data", versions)
-    plan = {
+    plan: dict[str, Any] = {
         "name": "tiny-test",
         "seed": 7,
         "model": MODEL,
@@ -71,13 +70,16 @@ def make_plan(folder: Path, versions: Sequence[int] = (6, 6, 6), **changes: Any)
         "output": str(folder / "runs"),
     }
     plan.update(changes)
+    make_data(folder / "data", versions, plan["tokenizer"].get("vocab_size"))
     path = folder / "plan.yaml"
     path.write_text(yaml.safe_dump(plan, sort_keys=False))
     return path
 
 
-def make_data(folder: Path, versions: Sequence[int]) -> None:
+def make_data(folder: Path, versions: Sequence[int], vocab_size: int | None) -> None:
     """Random documents in an indexed dataset and a slice a version, with some more than its steps need."""
+    from megatron_lrpath.data.record import write_record
+    from megatron_lrpath.tokenizers.prints import TokenizerSpec
     from tests.support.data_fixtures import make_indexed_dataset, make_slice
 
     for number, steps in enumerate([*versions, 2], start=1):
@@ -89,6 +91,8 @@ def make_data(folder: Path, versions: Sequence[int]) -> None:
         wanted = steps * 4 * 16 + 100
         documents = [generator.integers(1, VOCABULARY, size=25).tolist() for _ in range(wanted // 25 + 1)]
         prefix = make_indexed_dataset(folder / f"{name}_text_document", documents)
+        if vocab_size is not None:
+            write_record(prefix, "tests", TokenizerSpec("NullTokenizer", vocab_size=vocab_size).facts, {})
         slice_path.parent.mkdir(parents=True, exist_ok=True)
         half = len(documents) // 2
         domains = [(prefix, range(half), "prose"), (prefix, range(half, len(documents)), "code")]

@@ -161,7 +161,10 @@ BRANCH = ["--lr-path", "branch", "--lr-path-parent", "MAIN", "--lr-path-parent-s
             [*BRANCH, "--train-iters", "9", "--lr-path-decay-iters", "4"],
             "ends the run at step 8, --train-iters at 9",
         ),
-        ([*BRANCH, "--train-samples", "64"], "--lr-path counts in steps"),
+        (
+            [*BRANCH, "--train-samples", "64"],
+            "--train-samples cannot be given with --lr-path; in its place: --train-iters (a path counts in steps",
+        ),
         ([*BRANCH, "--lr-path-decay-iters", "4", "--save", "MAIN"], "never writes into its parent"),
         (
             [

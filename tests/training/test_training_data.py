@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from megatron_lrpath.data.record import record_path
 from megatron_lrpath.plan import load_plan
 from megatron_lrpath.runs.checkpoints import complete_steps
 from tests.support.training_fixtures import history, make_plan, run_words, train
 from tests.training.test_training_branch import digests, refusal, tensors
+from tests.training.test_training_rates import words_without_plan
 
 VERSIONS = (4, 6, 4)  # steps; with α = 0.5 the branches leave the main path at steps 2, 7 and 12
 BATCH = 4  # samples a step
@@ -136,3 +138,16 @@ def test_a_version_with_too_few_tokens_is_refused_with_both_numbers(tmp_path: Pa
     assert "360 samples of 16 tokens (5,760 tokens)" in message, "what its steps need"
     assert "has 23 (375 tokens" in message, "what there is"
     assert not complete_steps(tmp_path / "runs/ours/main/checkpoints")
+
+
+def test_data_of_another_tokenizer_are_refused_with_and_without_a_plan(tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, (4, 4))
+    for name in ("v1", "v2", "valid"):  # all ids would fit
+        assert record_path(tmp_path / f"data/{name}_text_document").exists()
+    plan.write_text(plan.read_text().replace("vocab_size: 120", "vocab_size: 128"))
+    alone = ["--lr-path", "main", "--lr", "0.1", "--train-iters", "4", "--save", str(tmp_path / "own")]
+    for words in (run_words(plan, "ours", "main"), [*words_without_plan(plan, tmp_path), *alone]):
+        message = refusal(words)
+        assert "v1_text_document" in message
+        assert "made with NullTokenizer (vocab_size 120)" in message
+        assert "NullTokenizer (vocab_size 128)" in message

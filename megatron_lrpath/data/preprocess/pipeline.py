@@ -15,6 +15,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -38,8 +39,10 @@ from megatron_lrpath.data.preprocess.writer import (
     refuse_existing,
     remove_left_overs,
 )
+from megatron_lrpath.data.record import inputs_of, write_record
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.tokenizers.encoders import build_encoder
+from megatron_lrpath.tokenizers.encoders import Encoder, build_encoder
+from megatron_lrpath.tokenizers.prints import Facts, TokenizerSpec
 
 
 class Interruption:
@@ -148,6 +151,12 @@ def _terminal_bar(total: int | None) -> Any:
     return bar
 
 
+TOOL = "preprocess_data.py"
+# Options that change which ids a text becomes, for the record.
+TEXT_OPTIONS = (
+    "parse_special_tokens", "tokenizer_sentencepiece_legacy", "tokenizer_hf_no_use_fast",
+    "tokenizer_hf_no_include_special_tokens", "sentence_lists", "keep_empty",
+)  # fmt: skip
 CHUNKS_IN_FLIGHT = 3  # per worker: one being worked on, one waiting for it, one being written
 
 
@@ -183,8 +192,22 @@ def preprocess(args: Namespace) -> None:
         conversion = Conversion(encoder.vocab_size, options.partitions, rejects, progress)
         datasets = dict.fromkeys(outputs, optimal_dtype(encoder.vocab_size))
         process = Worker(options, encoder).process
+        unusual = {name: True for name in TEXT_OPTIONS if getattr(args, name)}
+        details = {"options": unusual, "inputs": inputs_of(names)}
+        conversion.record = partial(write_record, tool=TOOL, facts=facts_of(args, encoder), details=details)
         with Interruption() as interruption:
             conversion.run(datasets, names, args.json_keys, args.workers, process, interruption, marker)
+
+
+def facts_of(args: Namespace, encoder: Encoder) -> Facts:
+    """The facts of the tokenizer in use; its size and end as the encoder has them, with added tokens."""
+    spec = TokenizerSpec.of_arguments(args)
+    try:
+        facts = spec.facts
+    except UserError:  # only with code of its own, which is not run a second time
+        facts = spec.described
+    own = {"vocab_size": encoder.vocab_size, "eod": encoder.eod, "append_eod": args.append_eod}
+    return own | facts if facts.get("vocabulary") else facts | own
 
 
 def _check_arguments(args: Namespace) -> None:
@@ -212,6 +235,7 @@ class Conversion:
     progress: ConversionProgress
     targets: list[PairWriter] = field(default_factory=list)
     parts: list[list[PairWriter]] = field(default_factory=list)
+    record: Callable[[str], object] | None = None  # writes the record of a published dataset
 
     def run(
         self,
@@ -248,7 +272,7 @@ class Conversion:
                 concatenate(parts, target)  # in Megatron-LM's order
                 for part in parts:
                     part.discard()
-            publish_all(self.targets, marker)
+            publish_all(self.targets, marker, self.record)
         finally:
             self.progress.stop()
             for pair in [*self.targets, *(part for parts in self.parts for part in parts)]:

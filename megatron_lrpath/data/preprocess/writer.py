@@ -7,7 +7,7 @@ import glob
 import os
 import shutil
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_lrpath.data.indexed import DTYPE_CODES, INDEX_MAGIC, INDEX_VERSION
+from megatron_lrpath.data.record import record_path
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.files import atomic_open, sync_folder
+from megatron_lrpath.files import atomic_open, sweep_unfinished, sync_folder
 
 IntArray = npt.NDArray[np.integer[Any]]
 
@@ -122,11 +123,13 @@ class PairWriter:
             first = int(ends[-1])
 
     def publish(self) -> None:
-        """Give the sealed pair its final names: an old index goes first, the new one comes last.
+        """Give the sealed pair its final names: an old record and index go first, the new index comes last.
 
-        At no moment does an index stand beside tokens that are not its own.
+        At no moment does an index or a record stand beside tokens that are not its own.
         """
         folder = Path(self.prefix).parent
+        record_path(self.prefix).unlink(missing_ok=True)
+        sweep_unfinished(record_path(self.prefix))
         if os.path.exists(self.path(".idx")):
             os.unlink(self.path(".idx"))
             sync_folder(folder)
@@ -144,8 +147,12 @@ class PairWriter:
             stream.close()
 
 
-def publish_all(writers: list[PairWriter], marker: Path) -> None:
-    """Publish pairs that belong together. While `marker` stands, the set is not complete.
+def publish_all(
+    writers: list[PairWriter], marker: Path, record: Callable[[str], object] | None = None
+) -> None:
+    """Publish pairs that belong together, each with the record that `record(prefix)` writes.
+
+    While `marker` stands, the set is not complete.
 
     The locks are held until it is gone, so that who finds it knows that its owner is dead.
     """
@@ -155,6 +162,8 @@ def publish_all(writers: list[PairWriter], marker: Path) -> None:
     sync_folder(marker.parent)
     for writer in writers:
         writer.publish()
+        if record is not None:
+            record(writer.prefix)
     marker.unlink()
     sync_folder(marker.parent)
     for writer in writers:

@@ -32,6 +32,7 @@ from megatron_lrpath.launch.slurm.ledger import (
     read_attempts,
 )
 from megatron_lrpath.launch.slurm.steps import Place, Steps, cause
+from megatron_lrpath.launch.slurm.stop import BY_USR2, StopRequest
 from megatron_lrpath.launch.torchrun import TRAINING
 from megatron_lrpath.plan import PARADIGMS, Plan, load_plan
 from megatron_lrpath.runs import failure
@@ -43,6 +44,7 @@ from megatron_lrpath.runs.tasks import Task, build_tasks, link_aliases
 
 LOCK_SECONDS = 120.0  # an earlier start of the job may still be ending on another node
 PREFLIGHT_SECONDS = 600.0
+EARLY_SECONDS = 90  # Slurm's signal comes up to 60 s before its time
 PREFLIGHT = "megatron_lrpath.launch.preflight"
 EVALUATION = "megatron_lrpath.evaluate.worker"
 
@@ -112,9 +114,10 @@ class JobStart:
     place: Place
     task: Task
     parent: Task | None
+    asked: StopRequest
 
     @classmethod
-    def of(cls, spec: Spec) -> JobStart:
+    def of(cls, spec: Spec, asked: StopRequest) -> JobStart:
         """The start of a spec in the job that this process runs in. UserError where its run is gone."""
         pinned = current(Path(spec.plan))
         plan = load_plan(pinned)
@@ -123,7 +126,7 @@ class JobStart:
         if task is None:
             raise UserError(f"{spec.key}: the plan that was submitted last has no such run any more")
         parent = next((other for other in tasks.values() if other.key == task.parent), None)
-        return cls(spec, pinned, plan, Place.here(), task, parent)
+        return cls(spec, pinned, plan, Place.here(), task, parent, asked)
 
     @property
     def ledger(self) -> Ledger:
@@ -132,7 +135,15 @@ class JobStart:
 
     def steps(self, folder: Path) -> Steps:
         """The sruns of this start, which log into `folder`."""
-        return Steps(self.spec, self.place, new_log(folder), RunFolder(folder).error)
+        return Steps(self.spec, self.place, new_log(folder), RunFolder(folder).error, self.asked)
+
+    def met_its_limit(self) -> bool:
+        """Whether it was asked to stop because of its time limit; where Slurm does not answer, it was not."""
+        left = commands.seconds_left(self.place.number)
+        if left is None:
+            return False
+        at_request = left + (time.monotonic() - self.asked.when if self.asked.received else 0.0)
+        return at_request <= self.spec.signal_seconds + EARLY_SECONDS
 
     def is_hopeless(self, found: failure.Failure | None) -> bool:
         """Whether another start would fail too; not where another plan has been submitted since this one began."""
@@ -210,7 +221,6 @@ class TrainingStart:
     def carry_out(self) -> int:
         """Check the allocation, train, and do what follows from how that ends; the batch script's exit status."""
         start, steps = self.start, self.steps
-        steps.watch_signals()
         spec, last_step = start.spec, start.task.run.last_step
         steps.note(f"start {start.place.start + 1} of job {start.place.number}, on {start.place.nodes}")
         steps.note(f"{start.task.key} from step {self.first} to step {last_step}")
@@ -248,13 +258,7 @@ class TrainingStart:
     def conclude(self, status: int) -> int:
         """Note how this start ended, and requeue or stop; the batch script's exit status."""
         start, steps = self.start, self.steps
-        found: failure.Failure | None = None
-        if status == 0 and start.task.complete:
-            ending = COMPLETE
-        elif status == SAVED_AND_STOPPED or (steps.asked and status == 0):
-            ending = SAVED
-        else:
-            ending, found = FAILED, cause(steps, status)
+        ending, found = self.judge(status)
         attempt = Attempt(
             start=self.first,
             step=self.last_step(),
@@ -263,20 +267,39 @@ class TrainingStart:
             cause=found.message if found else None,
             hopeless=start.is_hopeless(found),
             time=datetime.now(UTC).isoformat(timespec="seconds"),
+            at_limit=ending == SAVED and start.met_its_limit(),
         )
         file = start.ledger.attempts_file(start.place.number)
         conclusion = conclude(attempt, read_attempts(file))
-        note_attempt(file, attempt)
+        note_attempt(file, replace(attempt, stopped=conclusion.reason))
+        if conclusion.reason and not found:
+            found = failure.here(failure.STOPPED, conclusion.reason)
         if found:
             reason = conclusion.reason or found.message
             failure.replace(steps.error_file, replace(found, message=reason))
             steps.note(f"lrpath: error: {reason}")
-        steps.note(f"{ending} at step {attempt.step} of {start.task.run.last_step}: {conclusion.action}")
+        steps.note(f"{attempt.said(start.task.run.last_step)}: {conclusion.action}")
         if conclusion.action == COMPLETE:
             return 0
         if conclusion.action == REQUEUE:
             return start.again(steps)
         return start.stop(steps, self.chain, conclusion.reason)
+
+    def judge(self, status: int) -> tuple[str, failure.Failure | None]:
+        """(how this start ended: complete, saved or failed; why it failed), from srun's status.
+
+        Whatever follows from the request to stop alone is no failure: a process that the signal has ended while
+        it started, or ranks that miss one that has left.
+        """
+        steps, asked = self.steps, bool(self.start.asked.received)
+        if self.start.task.complete and status in (0, SAVED_AND_STOPPED):
+            return COMPLETE, None
+        if status == SAVED_AND_STOPPED or status in BY_USR2 or (asked and status == 0):
+            return SAVED, None
+        found = cause(steps, status)
+        if asked and self.last_step() == self.first and found.may_follow_from_a_stop:
+            return SAVED, None
+        return FAILED, found
 
 
 def evaluate(start: JobStart) -> int:
@@ -289,6 +312,8 @@ def evaluate(start: JobStart) -> int:
     status = steps.run(EVALUATION, argv, lambda: None)
     if status == 0:
         return 0
+    if status == SAVED_AND_STOPPED or status in BY_USR2:
+        return start.again(steps)
     found = cause(steps, status)
     failure.replace(steps.error_file, found)
     steps.note(f"lrpath: error: {found.message}")
@@ -315,11 +340,14 @@ def main(argv: list[str]) -> int:
     if ledger.cancel_mark(place.number).exists():
         print("cancelled: nothing is started")
         return 1
+    asked = StopRequest(ledger.signals_file(place.number, place.start))
     if spec.kind == REPORT:
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # it has nothing to save, and ends soon
         command = [sys.executable, "-m", "megatron_lrpath.cli", "report", spec.plan]
         os.execv(command[0], command)
+    asked.watch()
     try:
-        start = JobStart.of(spec)
+        start = JobStart.of(spec, asked)
         return train(start) if spec.kind == "train" else evaluate(start)
     except UserError as error:
         print(f"lrpath: error: {error}", file=sys.stderr, flush=True)

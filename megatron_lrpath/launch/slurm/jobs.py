@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import megatron_lrpath
+from megatron_lrpath.data.record import prepared_difference
 from megatron_lrpath.data.slice import check_mixes
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.launch.layouts import Allocation, Layout, allocate, allocate_evaluation
-from megatron_lrpath.launch.slurm.ledger import SubmittedPlan
+from megatron_lrpath.launch.slurm.ledger import SIGNALS, SubmittedPlan
 from megatron_lrpath.launch.slurm.settings import Settings
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.runs.folder import OutputFolder, json_digest, report_page
@@ -23,6 +24,7 @@ from megatron_lrpath.runs.results import needs_evaluation, report_is_fresh
 from megatron_lrpath.runs.tasks import Task, build_tasks, with_ancestors
 
 REPORT = "report"
+JOB_MODULE = "megatron_lrpath.launch.slurm.job"
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,10 @@ def plan_jobs(
     `extra` are Megatron arguments for every training. Raises UserError where the nodes do not fit the plan.
     """
     plan = submitted.plan
-    if plan.sft is not None and plan.prepared_record() is None:
+    prepared = plan.prepared_record() if plan.sft is not None else None
+    if plan.sft is not None and prepared and (difference := prepared_difference(plan, prepared)):
+        raise UserError(difference)
+    if plan.sft is not None and prepared is None:
         raise UserError(
             f"{plan.sft.place}: the data of the fine-tuning are not prepared yet; do it here, once: "
             f"lrpath sft {plan.path} --prepare --output {plan.output}"
@@ -163,7 +168,8 @@ class Spec:
 
     `plan` is the copy submitted last; for a report the file that it is made for.
 
-    `arguments` are Megatron's; `srun` options of each srun; `python` the command that is Python on a rank.
+    `arguments` are Megatron's; `srun` options of each srun; `python` the command that is Python on a rank;
+    `signal_seconds` how long before the time limit the job is asked to stop.
     """
 
     key: str
@@ -177,6 +183,7 @@ class Spec:
     srun: tuple[str, ...]
     python: tuple[str, ...]
     preflight: bool
+    signal_seconds: int = 300
 
     @classmethod
     def read(cls, path: Path) -> Spec:
@@ -231,6 +238,7 @@ def make_spec(job: Job, settings: Settings, folder: Path, extra: Sequence[str]) 
         srun=(f"--cpus-per-task={settings.cpus_per_task}", *srun, *settings.srun),
         python=tuple(python),
         preflight=settings.preflight and job.kind == "train",
+        signal_seconds=settings.signal_seconds,
     )
 
 
@@ -295,8 +303,8 @@ def log_option(folder: Path, job: Job) -> str:
 
 def script_text(name: str, job: Job, settings: Settings, spec_file: Path) -> str:
     """The batch script. Every path in it is one quoted word."""
-    lines = ["#!/bin/bash", f"# {job.key} of {name}; written by `lrpath submit`."]
     folder = spec_file.parents[1]
+    lines = ["#!/bin/bash", f"# {job.key} of {name}; written by `lrpath submit`.", *signal_traps(folder)]
     if log_option(folder, job) == "/dev/null":
         log = shlex.quote(str(folder / "logs" / job.name))
         lines.append(f'exec >>{log}-"$SLURM_JOB_ID".log 2>&1')
@@ -306,9 +314,21 @@ def script_text(name: str, job: Job, settings: Settings, spec_file: Path) -> str
     root = package_root()
     if root:
         lines.append(f'export PYTHONPATH={shlex.quote(str(root))}"${{PYTHONPATH:+:$PYTHONPATH}}"')
-    module = "megatron_lrpath.launch.slurm.job"
-    lines.append(f"exec {shlex.quote(sys.executable)} -m {module} {shlex.quote(str(spec_file))}")
+    program = f"{shlex.quote(sys.executable)} -m {JOB_MODULE} {shlex.quote(str(spec_file))}"
+    lines += [
+        f"(trap '' USR2; exec {program}) &",
+        "program=$!",
+        'while wait "$program"; kill -0 "$program" 2>/dev/null; do :; done  # a signal ends wait, not the program',
+        'wait "$program"',
+    ]
     return "\n".join(lines) + "\n"
+
+
+def signal_traps(folder: Path) -> list[str]:
+    """Lines that note a signal in a file: the program that reads it takes a moment to start, and misses none."""
+    start = '"$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}"'  # as in `Ledger.signals_file`
+    file = f"{shlex.quote(str(folder / SIGNALS))}/{start}"
+    return [f"trap {shlex.quote(f'echo {name} >>{file}')} {name}" for name in ("USR2", "TERM")]
 
 
 def package_root() -> Path | None:

@@ -17,6 +17,7 @@ from megatron_lrpath.plan import Plan, load_plan
 from megatron_lrpath.plan.spec import Data
 
 FOLDER = "slurm"
+SIGNALS = "signals"
 MARK = "lrpath: "  # begins the comment of a job that was held or stopped for a reason
 
 
@@ -80,6 +81,10 @@ class Ledger:
     def attempts_file(self, number: int) -> Path:
         """Where a job notes how each of its starts ended."""
         return self.folder / "attempts" / f"{number}.jsonl"
+
+    def signals_file(self, number: int, start: int) -> Path:
+        """Where the batch script of a job's start notes the signals that it receives."""
+        return self.folder / SIGNALS / f"{number}-{start}"
 
     def cancel_mark(self, number: int) -> Path:
         """A file that says: this job is not to be requeued."""
@@ -195,8 +200,9 @@ class Attempt:
     """One start of a job.
 
     `start` is the step it started from, `step` the last one it logged, `checkpoint` the newest complete one at
-    its end. `ending`: complete, saved (asked to stop, has saved) or failed; `cause` is a sentence.
-    `hopeless` is a failure that another start cannot mend, as bad data.
+    its end. `ending`: complete, saved (asked to stop; has saved, or had nothing to save yet) or failed; `cause` is
+    a sentence. `hopeless` is a failure that another start cannot mend, as bad data. `at_limit`: where it was asked
+    to stop, that was because of its time limit. `stopped` says why no other start follows, "" where one may.
     """
 
     start: int
@@ -206,6 +212,25 @@ class Attempt:
     cause: str | None = None
     hopeless: bool = False
     time: str = ""
+    at_limit: bool = True
+    stopped: str = ""
+
+    def said(self, last_step: int) -> str:
+        """How it ended, for people; `last_step` is the run's."""
+        if self.ending == COMPLETE:
+            return f"complete at step {last_step}"
+        if self.ending == FAILED:
+            return f"failed in step {self.step + 1} of {last_step}"
+        if self.checkpoint > self.start:
+            return f"saved at step {self.checkpoint} of {last_step}"
+        if self.step > self.start:
+            return f"stopped at step {self.step} of {last_step} without a new checkpoint"
+        return "stopped before the first step, nothing to save"
+
+    @property
+    def counts(self) -> bool:
+        """Whether it says something against going on: not where an operator or a preemption has stopped it."""
+        return self.ending == FAILED or self.at_limit
 
 
 @dataclass(frozen=True)
@@ -220,8 +245,8 @@ def conclude(attempt: Attempt, earlier: Sequence[Attempt]) -> Conclusion:
     """What follows from the last attempt and those before it.
 
     A failure is tried once more, for it may have been the machine's. The same step failing twice stops, and so
-    do three starts in a row from one checkpoint that do not get to the next: whatever the reasons, they would
-    go on for ever.
+    do three starts in a row from one checkpoint that failed or met the time limit before the next: whatever the
+    reasons, they would go on for ever. A start that somebody has stopped does not count.
     """
     if attempt.ending == COMPLETE:
         return Conclusion(COMPLETE)
@@ -235,7 +260,7 @@ def conclude(attempt: Attempt, earlier: Sequence[Attempt]) -> Conclusion:
     for one in reversed([*earlier, attempt]):
         if one.start != attempt.start or one.checkpoint > one.start:
             break
-        stuck += 1
+        stuck += one.counts
     if stuck >= SAME_CHECKPOINT:
         why = f"; the last time: {cause}" if attempt.ending == FAILED else ": the time limit is too short"
         return Conclusion(

@@ -68,6 +68,16 @@ def may_be_requeued(number: int) -> bool:
     return about.get("JobState") == "RUNNING" or (about.get("JobState") == "COMPLETING" and timed_out)
 
 
+def seconds_left(number: int) -> float | None:
+    """Seconds to a job's time limit; None where it has none, or where Slurm does not answer."""
+    try:
+        about = show("job", str(number))
+    except UserError:
+        return None
+    used, limit = (clock_seconds(about.get(name, "")) for name in ("RunTime", "TimeLimit"))
+    return None if used is None or limit is None else limit - used
+
+
 def show(kind: str, name: str) -> dict[str, str]:
     """What `scontrol show` says of a job or node; values with spaces are cut off at the first."""
     fields = call("scontrol", "show", kind, "--oneliner", name).split()

@@ -9,19 +9,25 @@ from __future__ import annotations
 import os
 import resource
 import runpy
+import select
 import signal
 import socket
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from megatron_lrpath.exits import SAVED_AND_STOPPED, leave_at_once
+from megatron_lrpath.launch.slurm.stop import confirmation
 from megatron_lrpath.runs import failure
 from megatron_lrpath.training.guards import orphans
+from megatron_lrpath.training.guards.signals import BEGUN
 
 PASSED_ON = (signal.SIGUSR2, signal.SIGTERM)
+WATCHED = (*PASSED_ON, signal.SIGCHLD)
+LEAVING_SECONDS = 3.0  # for a rank that has nothing to save yet
 
 
 def main(argv: list[str]) -> None:
@@ -36,38 +42,76 @@ def main(argv: list[str]) -> None:
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
+    signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
+    begun = os.pipe()
     child = os.fork()  # before torch and its threads are there
     if child:
-        end_as(wait_for(child, int(variables["RANK"])))
+        os.close(begun[1])
+        end_as(Watch(child, int(variables["RANK"]), Path(folder), begun[0]).wait())
+    os.close(begun[0])
+    os.environ[BEGUN] = str(begun[1])
     orphans.RULE.die_with_parent()  # a signal that kills one of the two ends the rank
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
     sys.argv = [module, *arguments]
     with failure.recorded():
         runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
-def wait_for(child: int, rank: int) -> int:
-    """Wait for the rank's process, pass signals on to it, write a failure; its exit status, -n for signal n.
+@dataclass
+class Watch:
+    """Waits for a rank's process and passes signals on to it.
 
-    Slurm's tracking of processes by control groups signals only what srun started, that by process trees the
-    child too. A training takes a repeated signal as one.
+    `begun` is the read end of a pipe: the training writes to it when it has something to save.
     """
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        with suppress(ProcessLookupError):
-            os.kill(child, number)
+    child: int
+    rank: int
+    folder: Path
+    begun: int
+    asked: bool = False
+    killed: bool = False
 
-    for number in PASSED_ON:
-        signal.signal(number, pass_on)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    for number in PASSED_ON:
-        signal.signal(number, signal.SIG_IGN)
-    if status not in (0, SAVED_AND_STOPPED):
-        who = f"rank {rank} on {socket.gethostname()}"
-        failure.record(failure.of_status(who, status, rank, child))
-    return status
+    def wait(self) -> int:
+        """The exit status of the rank's process, -n for signal n; a failure is written.
+
+        Asked to stop before it has something to save, it is killed where it does not leave by itself: inside a
+        library that waits for other ranks Python takes no signal. Its status is then `SAVED_AND_STOPPED`.
+
+        Slurm's tracking of processes by control groups signals only what srun started, that by process trees
+        the child too. A training takes a repeated signal as one.
+        """
+        deadline: float | None = None
+        while (ended := os.waitpid(self.child, os.WNOHANG))[0] == 0:
+            seconds = 3600.0 if deadline is None else max(0.0, deadline - time.monotonic())
+            info = signal.sigtimedwait(WATCHED, seconds)
+            if info and info.si_signo in PASSED_ON:
+                self.pass_on(info.si_signo)
+                deadline = deadline or time.monotonic() + LEAVING_SECONDS
+            elif info is None and deadline:
+                self.kill_unless_begun()
+                deadline = None
+        status = os.waitstatus_to_exitcode(ended[1])
+        if self.killed or status == -signal.SIGUSR2:
+            return SAVED_AND_STOPPED
+        if status not in (0, SAVED_AND_STOPPED):
+            who = f"rank {self.rank} on {socket.gethostname()}"
+            failure.record(failure.of_status(who, status, self.rank, self.child))
+        return status
+
+    def pass_on(self, number: int) -> None:
+        """Hand a signal on, and confirm the first."""
+        with suppress(ProcessLookupError):
+            os.kill(self.child, number)
+        if not self.asked:
+            self.asked = True
+            with suppress(OSError):  # a full disk: it is asked again, no more
+                confirmation(self.folder, self.rank).touch()
+
+    def kill_unless_begun(self) -> None:
+        """Kill the rank's process, unless the training has said that it has something to save."""
+        if not select.select([self.begun], [], [], 0)[0]:
+            self.killed = True
+            os.kill(self.child, signal.SIGKILL)
 
 
 def end_as(status: int) -> None:

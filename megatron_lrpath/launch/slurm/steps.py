@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 import platform
-import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
+from megatron_lrpath.exits import SAVED_AND_STOPPED
 from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.launch.slurm import queue as commands
 from megatron_lrpath.launch.slurm.jobs import Spec
+from megatron_lrpath.launch.slurm.stop import StopRequest, block_usr2
 from megatron_lrpath.runs import failure
 
 NOTE = "[lrpath "  # begins a line of ours in a log
@@ -78,21 +78,9 @@ class Steps:
     place: Place
     log: Path
     error_file: Path
-    asked: bool = False
+    stop: StopRequest
     log_offset: int = 0  # bytes of the log before the last srun
-    _process: subprocess.Popen[bytes] | None = None
-    _handlers: dict[int, Any] = field(default_factory=dict)
-
-    def watch_signals(self) -> None:
-        """Pass SIGUSR2 (time limit ahead) and SIGTERM (the job ends) on to the ranks as SIGUSR2."""
-        for number in (signal.SIGUSR2, signal.SIGTERM):
-            signal.signal(number, self._pass_on)
-
-    def _pass_on(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        self.note(f"received {signal.Signals(number).name}: asking the ranks to save and stop")
-        if self._process and self._process.poll() is None:
-            self._process.send_signal(signal.SIGUSR2)  # srun hands it to every rank
+    _noted: bool = False
 
     def note(self, text: str) -> None:
         """A line in the job's log and in the run's."""
@@ -111,28 +99,40 @@ class Steps:
     ) -> int:
         """Run a module on every rank and return srun's status; `between` is called every other second.
 
-        After `seconds` the step is ended, with status `TIMED_OUT`.
+        After `seconds` the step is ended, with status `TIMED_OUT`. Nothing is started once the job was asked to
+        stop: the status is `SAVED_AND_STOPPED`.
         """
         self.ranks.mkdir(parents=True, exist_ok=True)
         failure.clear(self.error_file)
         command = ["srun", "--kill-on-bad-exit=0", f"--wait={STRAGGLER_SECONDS}", *self.spec.srun]
         command += [*self.spec.python, "-m", RANK_MODULE, str(self.ranks), module, *argv]
         deadline = time.monotonic() + seconds if seconds else None
+        environment = os.environ | self.environment()
+        if self.was_asked():
+            return SAVED_AND_STOPPED
         with self.log.open("ab") as output:
             self.log_offset = output.tell()
-            environment = os.environ | self.environment()
-            self._process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
-        if self.asked:  # the signal came while there was nobody to pass it on to
-            self._process.send_signal(signal.SIGUSR2)
+            process = subprocess.Popen(
+                command, stdout=output, stderr=output, env=environment, preexec_fn=block_usr2
+            )
+        self.stop.tell(process, self.ranks)
         while True:
             try:
-                return self._process.wait(2.0)
+                return process.wait(2.0)
             except subprocess.TimeoutExpired:
+                self.was_asked()
                 between()
             if deadline and time.monotonic() > deadline:
-                self._process.kill()
-                self._process.wait()
+                process.kill()
+                process.wait()
                 return TIMED_OUT
+
+    def was_asked(self) -> bool:
+        """Whether the job was asked to stop; said once in the logs."""
+        if self.stop.received and not self._noted:
+            self._noted = True
+            self.note(f"received {self.stop.received}: the ranks are asked to save and stop")
+        return bool(self.stop.received)
 
     def environment(self) -> dict[str, str]:
         """Variables of the ranks: the rendezvous, threads, and where the record of this start lies."""
@@ -179,7 +179,8 @@ def cause(steps: Steps, status: int) -> failure.Failure:
     if status == TIMED_OUT:
         return failure.here(failure.STOPPED, "it did not end within its time", status=status)
     last = lines[-1] if lines else "it printed nothing"
-    return failure.here(failure.EXCEPTION, f"srun ended with status {status}: {last}", status=status)
+    text = f"srun ended with status {status}: {last}"
+    return failure.here(failure.EXCEPTION, text, status=status, consequence=True)
 
 
 def wait_for_failure(steps: Steps) -> failure.Failure | None:

@@ -17,6 +17,7 @@ from megatron_lrpath.launch.slurm import queue as commands
 from megatron_lrpath.launch.slurm.jobs import Job, JobFiles, Wait, is_finished, job_files, plan_jobs
 from megatron_lrpath.launch.slurm.ledger import (
     MARK,
+    SIGNALS,
     Ledger,
     SubmittedJob,
     SubmittedPlan,
@@ -188,7 +189,8 @@ class Submission:
         options = [*files.options, *([f"--dependency={dependency.kind}:{waited}"] if waited else [])]
         atomic_write_json(files.spec_file, files.spec)
         atomic_write_text(files.script_file, files.script)
-        (files.script_file.parents[1] / "logs").mkdir(exist_ok=True)
+        for name in ("logs", SIGNALS):
+            (self.ledger.folder / name).mkdir(exist_ok=True)
         entry = SubmittedJob(
             key=job.key,
             number=commands.submit(options, files.script_file),

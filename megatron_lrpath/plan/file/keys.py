@@ -116,13 +116,7 @@ CYCLE = {
         },
     ]
 }
-_SCALAR = {"type": ["boolean", "number", "string"]}
-ARGUMENTS = {
-    "type": "object",
-    "additionalProperties": {"anyOf": [_SCALAR, {"type": "array", "items": _SCALAR}]},
-}
-_RECIPE = choice(*RECIPES)
-MODEL = {"anyOf": [_RECIPE, ARGUMENTS | {"properties": {"recipe": _RECIPE}}]}
+RECIPE_NAME = choice(*RECIPES)
 MIX_KEYS = (
     Key(
         "slices",
@@ -172,7 +166,7 @@ VERSION_KEYS = (
 PLAN_KEYS = (
     Key("name", NAME, REQUIRED, "name of the plan; jobs and the report are named after it"),
     Key("seed", SEED, 1234, "seed of the weights and of every shuffle"),
-    Key("model", MODEL, REQUIRED, "a recipe, or Megatron's arguments, on top of `recipe:` if that is given"),
+    Key("model", {}, REQUIRED, "a recipe, or Megatron's arguments, on top of `recipe:` if that is given"),
     Key("schedule", OBJECT, REQUIRED, "learning-rate schedule, the same for all runs"),
     Key("alpha", ALPHA, 0.6, "share of a version's steps that its branch lasts: round(alpha · steps)"),
     Key("cpt_variant", choice(*CPT_VARIANTS), RESET_MAX.name, "how continual pre-training sets its rate"),
@@ -190,9 +184,7 @@ PLAN_KEYS = (
     Key("branch_mix", OBJECT, None, "other data in the branches, beside the main path's"),
     Key("sft", OBJECT, None, "fine-tuning of the versions' models on chats or instructions"),
     Key("output", TEXT, None, "folder of all runs, `OUTPUT/<paradigm>/<run>`; default: `runs/NAME`"),
-    Key(
-        "megatron", ARGUMENTS, {}, "any other Megatron arguments, with `-` or `_`, without the dashes before"
-    ),
+    Key("megatron", OBJECT, {}, "any other Megatron arguments, with `-` or `_`, without the dashes before"),
 )
 SECTIONS = {
     "schedule": SCHEDULE_KEYS,
@@ -202,40 +194,3 @@ SECTIONS = {
     "branch_mix": MIX_KEYS,
     "sft": SFT_KEYS,
 }
-
-
-def json_schema() -> dict[str, Any]:
-    """The plan file's JSON schema (draft 2020-12), for editors; `load_plan` checks more, across keys."""
-    properties = {}
-    for key in PLAN_KEYS:
-        schema = _section_schema(SECTIONS[key.name]) if key.name in SECTIONS else _key_schema(key)
-        properties[key.name] = schema | {"description": key.about}
-    version = _section_schema(VERSION_KEYS)
-    version["properties"]["branch_mix"] |= _section_schema(MIX_KEYS)
-    properties["versions"]["items"] = version
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "Plan of version updates",
-    } | _object_schema(PLAN_KEYS, properties)
-
-
-def _section_schema(keys: tuple[Key, ...]) -> dict[str, Any]:
-    return _object_schema(keys, {key.name: _key_schema(key) for key in keys})
-
-
-def _object_schema(keys: tuple[Key, ...], properties: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": [key.name for key in keys if key.required],
-        "additionalProperties": False,
-    }
-
-
-def _key_schema(key: Key) -> dict[str, Any]:
-    extra: dict[str, Any] = {"description": key.about}
-    if not key.required and key.default is not None:
-        extra["default"] = list(key.default) if isinstance(key.default, tuple) else key.default
-    if "enum" in key.schema:
-        extra["enum"] = list(key.schema["enum"])
-    return key.schema | extra

@@ -10,6 +10,7 @@ from typing import Any
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.models import RECIPES, ModelSpec, resolve_model
 from megatron_lrpath.paradigms import PARADIGMS
+from megatron_lrpath.plan.file.arguments import RECIPE, check_arguments, read_arguments
 from megatron_lrpath.plan.file.consistency import check_plan
 from megatron_lrpath.plan.file.keys import (
     PLAN_KEYS,
@@ -23,7 +24,6 @@ from megatron_lrpath.plan.file.keys import (
 )
 from megatron_lrpath.plan.file.source import Entry, Source, read_source
 from megatron_lrpath.plan.file.values import (
-    read_arguments,
     read_cycle,
     read_key,
     read_list,
@@ -32,9 +32,8 @@ from megatron_lrpath.plan.file.values import (
     read_value,
 )
 from megatron_lrpath.plan.mix import Mix, MixPart
-from megatron_lrpath.plan.neutral import SET_BY_PLAN
 from megatron_lrpath.plan.plan import Plan
-from megatron_lrpath.plan.sft import DROPPED, Sft
+from megatron_lrpath.plan.sft import Sft
 from megatron_lrpath.plan.spec import Batch, Data, Tokenizer, Version
 from megatron_lrpath.schedule import STYLES, Schedule
 from megatron_lrpath.schedule.curves import tenth
@@ -82,9 +81,7 @@ def _check_names(parts: list[MixPart], named: dict[str, Entry]) -> None:
 _OWN_READERS = ("data", "valid", "special_tokens", "versions", "paradigms", "megatron", "style")  # of `sft`
 
 
-def read_sft(
-    entry: Entry | None, seed: int, batch: Batch, versions: tuple[Version, ...], model: ModelSpec
-) -> Sft | None:
+def read_sft(entry: Entry | None, seed: int, batch: Batch, versions: tuple[Version, ...]) -> Sft | None:
     """The section, None where there is none; the others are the plan's.
 
     Raises PlanError like `load_plan`.
@@ -104,7 +101,7 @@ def read_sft(
         versions=_names(section.get("versions"), tuple(version.name for version in versions)),
         paradigms=_names(section.get("paradigms"), PARADIGMS),
         seed=plain["seed"] or seed,
-        megatron=_megatron(section.get("megatron"), model),
+        megatron=read_arguments(section.get("megatron")),
         place=entry.place,
         **{name: plain[name] for name in ("epochs", "steps", "too_long", "max_rejects")},
     )
@@ -179,23 +176,6 @@ def _batch(entry: Entry, section: dict[str, Entry], plain: dict[str, Any], batch
     return own
 
 
-def _megatron(entry: Entry | None, model: ModelSpec) -> dict[str, Any]:
-    """Megatron arguments; none that the plan sets, that make another model, or that split packed samples."""
-
-    def reason(name: str) -> str | None:
-        if name in SET_BY_PLAN:
-            instead = f"follows from the plan and the keys of `sft` (`{SET_BY_PLAN[name]}` for versions)"
-        elif name in resolve_model(model):
-            instead = "the model is the version's"
-        elif name in DROPPED:
-            instead = "packed samples have an attention of their own and are not split over ranks"
-        else:
-            return None
-        return f"cannot be set here; leave it out: {instead}"
-
-    return read_arguments(entry, reason)
-
-
 def load_plan(path: Path | str) -> Plan:
     """Read and check a plan file.
 
@@ -216,6 +196,7 @@ def plan_from(source: Source) -> Plan:
     values = _read_fields(top, PLAN_KEYS, *SECTIONS, "model", "versions", "megatron")
     values["output"] = values["output"] or f"runs/{values['name']}"
     model = _read_model(top["model"])
+    check_arguments(top["model"], top.get("megatron"), _sft_megatron(top.get("sft")), model)
     batch = Batch(**_read_plain_section(top, "batch"))
     data = _read_plain_section(top, "data")
     schedule = read_section(top["schedule"], SECTIONS["schedule"])
@@ -228,8 +209,8 @@ def plan_from(source: Source) -> Plan:
         tokenizer=_read_tokenizer(top),
         data=Data(data["slices"], data["valid"] or str(Path(data["slices"]) / "valid")),
         versions=versions,
-        megatron=_read_megatron(top.get("megatron"), model),
-        sft=read_sft(top.get("sft"), values["seed"], batch, versions, model),
+        megatron=read_arguments(top.get("megatron")),
+        sft=read_sft(top.get("sft"), values["seed"], batch, versions),
         **values,
     )
     check_plan(source, plan)
@@ -283,11 +264,15 @@ def _read_versions(top: dict[str, Entry], cycle: dict[str, float], seed: int) ->
     return tuple(versions)
 
 
+def _sft_megatron(sft: Entry | None) -> Entry | None:
+    return sft.value.get("megatron") if sft is not None and isinstance(sft.value, dict) else None
+
+
 def _read_model(entry: Entry) -> ModelSpec:
     if isinstance(entry.value, dict):
-        overrides = read_arguments(entry, _set_by_plan)
-        recipe = overrides.pop("recipe", None)
-        place = entry.value.get("recipe", entry)
+        overrides = read_arguments(entry)
+        recipe = overrides.pop(RECIPE, None)
+        place = entry.value.get(RECIPE, entry)
     else:
         overrides, recipe, place = {}, read_value(entry, TEXT), entry
     if recipe is not None and recipe not in RECIPES:
@@ -299,18 +284,3 @@ def _read_model(entry: Entry) -> ModelSpec:
     except UserError as error:
         raise entry.error(str(error)) from None
     return spec
-
-
-def _read_megatron(entry: Entry | None, model: ModelSpec) -> dict[str, Any]:
-    of_model = resolve_model(model)
-
-    def reason(name: str) -> str | None:
-        return "an argument of the model; set it under `model:`" if name in of_model else _set_by_plan(name)
-
-    return read_arguments(entry, reason)
-
-
-def _set_by_plan(name: str) -> str | None:
-    if name not in SET_BY_PLAN:
-        return None
-    return f"follows from the plan; leave it out and set `{SET_BY_PLAN[name]}`"

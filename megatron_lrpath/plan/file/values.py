@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 from typing import Any
 
 from megatron_lrpath.paradigms import CYCLE_KINDS
@@ -12,8 +11,6 @@ from megatron_lrpath.plan.file.keys import STEPS, Key
 from megatron_lrpath.plan.file.source import Entry, Scalar
 from megatron_lrpath.schedule.styles import within
 from megatron_lrpath.wording import nearest
-
-_ARGUMENT = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 
 def read_section(entry: Entry, keys: tuple[Key, ...]) -> dict[str, Entry]:
@@ -81,27 +78,16 @@ def read_cycle(entry: Entry | None) -> dict[str, float]:
     return {kind: _cycle_length(child) for kind, child in entry.value.items()}
 
 
-def read_arguments(entry: Entry | None, refusal: Callable[[str], str | None]) -> dict[str, Any]:
-    """A mapping of Megatron arguments, its keys with underscores; values are scalars or lists of them.
-
-    `refusal` gives the reason why an argument cannot be set here, None for one that can.
-    """
-    if entry is None or entry.value is None:
-        return {}
-    arguments: dict[str, Any] = {}
-    for written, child in read_mapping(entry).items():
-        name = written.replace("-", "_")
-        if not _ARGUMENT.fullmatch(written):
-            raise child.error("not the name of an argument; write it without the dashes before it")
-        if name in arguments:
-            raise child.error("given twice, with `-` and with `_`; keep one of them")
-        if isinstance(child.value, list):
-            arguments[name] = [_scalar(item) for item in child.value]
-        else:
-            arguments[name] = _scalar(child)
-        if reason := refusal(name):
-            raise child.error(reason)
-    return arguments
+def read_scalar(entry: Entry) -> Scalar:
+    """The value of an argument: true, false, a finite number or text; PlanError for anything else."""
+    value = entry.value
+    if value is None or isinstance(value, list | dict):
+        raise entry.error(f"must be true, false, a number, text or a list of them, not {described(entry)}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise entry.error(f"must be finite, not {value}")
+    if isinstance(value, str) and "\0" in value:
+        raise entry.error("must not contain a NUL character")
+    return value
 
 
 def described(entry: Entry) -> str:
@@ -161,14 +147,3 @@ def _cycle_length(entry: Entry) -> float:
     if entry.value in ("inf", math.inf):
         return math.inf
     return int(_number(entry, STEPS))
-
-
-def _scalar(entry: Entry) -> Scalar:
-    value = entry.value
-    if value is None or isinstance(value, list | dict):
-        raise entry.error(f"must be true, false, a number, text or a list of them, not {described(entry)}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise entry.error(f"must be finite, not {value}")
-    if isinstance(value, str) and "\0" in value:
-        raise entry.error("must not contain a NUL character")
-    return value

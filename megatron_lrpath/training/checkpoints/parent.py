@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from megatron_lrpath.checkpoints.reader import METADATA, load_common
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.runs.checkpoints import TRACKER, checkpoint_complete, checkpoint_folder, complete_steps
-from megatron_lrpath.training.checkpoints.unpickle import load_failures
+from megatron_lrpath.runs.checkpoints import (
+    RELEASE,
+    TRACKER,
+    checkpoint_complete,
+    checkpoint_folder,
+    complete_steps,
+)
 from megatron_lrpath.training.context import ParentCheckpoint
 
 # Arguments that make a model: a checkpoint of another one cannot be continued.
@@ -41,24 +48,54 @@ def check_model(args: Any, folder: Path, step: int, weights_only: bool = False) 
     Raises:
         UserError: which arguments differ.
     """
-    from megatron.core import dist_checkpointing
-
-    with load_failures(folder):
-        common = dist_checkpointing.load_common_state_dict(str(checkpoint_folder(folder, step)))
-    stored = common["args"]
+    common = load_common(checkpoint_folder(folder, step))
+    stored = model_arguments(common, folder)
     if wrong := differences(stored, args, FREE if weights_only else ()):
         raise UserError(
             f"{folder}: the checkpoint of step {step} belongs to another model: {'; '.join(wrong)}. "
             "Use the model settings it was trained with."
         )
-    if not weights_only and bool(stored.use_distributed_optimizer) != bool(args.use_distributed_optimizer):
+    if not weights_only:
+        check_optimizer(args, stored, f"{folder}: the checkpoint of step {step}")
+    return dict(common)
+
+
+def check_optimizer(args: Any, stored: Any, what: str) -> None:
+    """Refuse a checkpoint whose optimizer's state this run cannot go on from; `what` names it.
+
+    Raises:
+        UserError: it has none, or that of another optimizer, or in another format.
+    """
+    if getattr(stored, "no_save_optim", False):
+        raise UserError(
+            f"{what} was saved without the optimizer's state (--no-save-optim), which a run goes on from. Train the "
+            "parent anew without that argument."
+        )
+    if getattr(stored, "optimizer", args.optimizer) != args.optimizer:
+        raise UserError(
+            f"{what} was saved with --optimizer {stored.optimizer} and this run is with {args.optimizer}: each keeps "
+            "a state of its own. Use the same for both."
+        )
+    if bool(stored.use_distributed_optimizer) != bool(args.use_distributed_optimizer):
         how = ("with", "without") if stored.use_distributed_optimizer else ("without", "with")
         raise UserError(
-            f"{folder}: the checkpoint of step {step} was saved {how[0]} --use-distributed-optimizer and "
+            f"{what} was saved {how[0]} --use-distributed-optimizer and "
             f"this run is {how[1]}: the two keep the optimizer's state in different formats. Use the same "
             "for both."
         )
-    return dict(common)
+
+
+def stored_arguments(folder: Path) -> Any:
+    """The Megatron arguments that the checkpoint in `folder`, of one step, was saved under; raises UserError."""
+    return model_arguments(load_common(folder), folder)
+
+
+def model_arguments(common: Mapping[str, Any], folder: Path) -> Any:
+    """The Megatron arguments in what the checkpoint in `folder` holds beside its tensors; raises UserError."""
+    stored = common.get("args")
+    if stored is None:
+        raise UserError(f"{folder}: the checkpoint does not say of which model it is.")
+    return stored
 
 
 def differences(stored: Any, args: Any, free: tuple[str, ...], more: tuple[str, ...] = ()) -> list[str]:
@@ -91,9 +128,6 @@ def expect_iteration(args: Any, first_step: int) -> None:
         )
 
 
-RELEASE = "release"
-
-
 def weights_folder(root: Path) -> Path:
     """The folder of the checkpoint that the tracker file in `root` names, as Megatron finds it."""
     try:
@@ -104,7 +138,7 @@ def weights_folder(root: Path) -> Path:
             f"{root}: not a folder of Megatron checkpoints ({TRACKER} is missing or unreadable); "
             "tools/import_hf.py writes one from a Hugging Face folder."
         ) from None
-    if not (folder / ".metadata").is_file():
+    if not (folder / METADATA).is_file():
         raise UserError(f"{folder}: the checkpoint that {root / TRACKER} names is not there.")
     return folder
 
@@ -123,14 +157,12 @@ def check_pretrained(args: Any) -> None:
     Raises:
         UserError: which arguments differ, or that the folders are one.
     """
-    from megatron.core import dist_checkpointing
-
     if args.save and Path(args.save).resolve() == Path(args.pretrained_checkpoint).resolve():
         raise UserError(
             f"--save {args.save} is the folder of the weights to start from, which a run only reads."
         )
     folder = weights_folder(Path(args.pretrained_checkpoint))
-    stored = dist_checkpointing.load_common_state_dict(str(folder))["args"]
+    stored = stored_arguments(folder)
     free, more = (*FREE, "vocab_size"), ("layernorm_epsilon", "use_rope_scaling")
     if wrong := differences(stored, args, free, more):
         raise UserError(

@@ -164,7 +164,8 @@ class Guard:
             TrainingStoppedError: the loss or the gradient norm is not finite.
             UserError: the first step is not the one that belongs to the loaded checkpoint.
         """
-        self.signals.training = True
+        if not self.signals.training:
+            self.signals.begin()
         if self.first_step is not None:
             expect_iteration(get_args(), self.first_step)
             self.first_step = None

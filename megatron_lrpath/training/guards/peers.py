@@ -7,7 +7,6 @@ connection or a collective without end, needs no report of its own.
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import socket
@@ -17,15 +16,17 @@ import traceback
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NoReturn
 
 from torch.distributed import DistError, HashStore, PrefixStore, Store, rendezvous
 from torch.distributed.constants import default_pg_timeout
 
 from megatron_lrpath.console import say, say_error
-from megatron_lrpath.errors import CONSEQUENCES, NotMetError
+from megatron_lrpath.errors import CONSEQUENCES, NotMetError, TrainingStoppedError, repeats
 from megatron_lrpath.exits import FAILED, leave_at_once
 from megatron_lrpath.runs import failure
+from megatron_lrpath.training.guards.channel import Channel, meet, secret_file
 
 MEETING = timedelta(minutes=10)  # from the first rank's arrival to the last one's
 PATIENCE = timedelta(hours=1)  # rank 0 may read a large checkpoint before it answers
@@ -42,20 +43,24 @@ class Ranks:
     Attributes:
         rank, world: this process's number and the number of processes.
         store: where they meet, to be handed to `init_process_group`; None for a single process.
+        channel: their signed values in it; None for a single process.
         store_is_launchers: it outlives rank 0.
     """
 
-    def __init__(self, rank: int, world: int, store: Store | None) -> None:
+    def __init__(self, rank: int, world: int, store: Store | None, channel: Channel | None = None) -> None:
         self.rank = rank
         self.world = world
         self.store = store
         self.store_is_launchers = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        self._ours = self.beside("start")
+        self.channel = channel
         self._calls = 0
 
     @classmethod
-    def from_environment(cls) -> Ranks:
+    def from_environment(cls, folder: Path) -> Ranks:
         """Meet the other ranks at the address that torchrun or srun gave in the environment.
+
+        Args:
+            folder: of the run, on the file system that all ranks share; holds the secret while they meet.
 
         Raises:
             NotMetError: some of them do not come within ten minutes.
@@ -63,58 +68,55 @@ class Ranks:
         rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         if world == 1:
             return cls(rank, world, None)
+        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        file, reason = secret_file(folder, address), ""
+        channel: Channel | None = None
         try:
             # torchrun may keep its store when it restarts the ranks (--max-restarts): addresses and reports of an
             # earlier attempt are not for this one.
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
             store = PrefixStore(f"attempt/{attempt}", next(rendezvous("env://", timeout=MEETING))[0])
-            ranks = cls(rank, world, store)
-            assert ranks._ours is not None
-            ranks._ours.set(f"here/{rank}", "1")
-            ranks._ours.wait([f"here/{other}" for other in range(world)], MEETING)
+            channel = meet(store, rank, world, file, MEETING)
             store.set_timeout(default_pg_timeout)  # as torch would have made it
         except DistError as error:
-            address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            reason = f" ({str(error).splitlines()[0]})"
+        if channel is None:
             raise NotMetError(
                 f"rank {rank}: not all {world} ranks have come to {address} within "
-                f"{MEETING.total_seconds() / 60:g} minutes: one has ended before, or cannot reach that address. "
-                f"Look at the other ranks' output, then call again. ({str(error).splitlines()[0]})"
-            ) from None
-        return ranks
-
-    def beside(self, name: str) -> Store | None:
-        """A part of the store under a name of its own; None for a single process."""
-        return PrefixStore(f"lrpath/{name}", self.store) if self.store is not None else None
+                f"{MEETING.total_seconds() / 60:g} minutes: one has ended before, cannot reach that address, or "
+                f"does not see {folder}, which all must share. Look at the other ranks' output, then call again."
+                f"{reason}"
+            )
+        return cls(rank, world, store, channel)
 
     def share(self, value: Any = None) -> Any:
         """The value (JSON) that rank 0 calls this with, on every rank."""
-        if self._ours is None:
+        if self.channel is None:
             return value
         self._calls += 1
         key = f"share/{self._calls}"
         if self.rank == 0:
-            self._ours.set(key, json.dumps(value))
+            self.channel.put(key, [value])  # a list: None is a value too
             return value
-        self._ours.wait([key], PATIENCE)
-        return json.loads(self._ours.get(key))
+        return self.channel.wait([key], PATIENCE)[0][0]
 
     def collect(self, value: Any) -> list[Any]:
         """The values (JSON) of all ranks in their order, on rank 0; nothing on the others."""
-        if self._ours is None:
+        if self.channel is None:
             return [value]
         self._calls += 1
         keys = [f"collect/{self._calls}/{rank}" for rank in range(self.world)]
-        self._ours.set(keys[self.rank], json.dumps(value))
+        self.channel.put(keys[self.rank], [value])
         if self.rank:
             return []
-        self._ours.wait(keys, PATIENCE)
-        return [json.loads(self._ours.get(key)) for key in keys]
+        return [found for (found,) in self.channel.wait(keys, PATIENCE)]
 
 
 LOOK_SECONDS = 2.0  # between looks at the store
 SETTLE_SECONDS = 2.0  # for what lies behind a broken connection to be reported
 LINGER = timedelta(seconds=15)  # at most, of the rank that keeps the store, for the others to have looked
 HOW_TO_GO_ON = "All ranks end; call again to go on from the last checkpoint."
+NO_USE = "All ranks end; calling again would end in the same way. The lines above say where it was raised."
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ class PeerWatch:
 
     def __init__(self, ranks: Ranks) -> None:
         self.ranks = ranks
-        self.store = ranks.beside("peers")
+        self.channel = ranks.channel
         self.peers = [Peer(**one) for one in ranks.share(ranks.collect(vars(Peer.me())))]
         self.step: int | None = None  # the last finished one of this start
         self._leaving = threading.Event()
@@ -153,7 +155,7 @@ class PeerWatch:
 
     def start(self) -> None:
         """Begin to watch, where there are others."""
-        if self.store is None:
+        if self.channel is None:
             return
         threading.Thread(target=self._look_around, name="peers", daemon=True).start()
         neighbour = self.neighbour()
@@ -172,8 +174,8 @@ class PeerWatch:
     def leave(self) -> None:
         """Say that this rank ends for a reason that is known; from now on it reports nothing."""
         self._leaving.set()
-        if self.store is not None:
-            self.store.set(f"left/{self.ranks.rank}", "1")
+        if self.channel is not None:
+            self.channel.put(f"left/{self.ranks.rank}", True)
 
     def claim(self) -> bool:
         """Take it upon this thread to end the process; whether nobody else has reported an end before.
@@ -183,7 +185,8 @@ class PeerWatch:
         """
         self._reporting.acquire()
         self._leaving.set()
-        return self.store is None or bool(self.store.add("reports", 1) == 1)
+        rank = self.ranks.rank
+        return self.channel is None or bool(self.channel.claim("report", rank) == rank)
 
     def end(self, status: int, dead: int | None = None) -> NoReturn:
         """End this process. Where the store is rank 0's, that waits for the others (but not for the dead)."""
@@ -194,9 +197,10 @@ class PeerWatch:
 
     def see_others_off(self, dead: int | None = None) -> None:
         """Where the store is this process's own: wait until the others need it no more (but not for the dead)."""
-        if self.store is not None and self.ranks.rank == 0 and not self.ranks.store_is_launchers:
+        if self.channel is not None and self.ranks.rank == 0 and not self.ranks.store_is_launchers:
             others = [rank for rank in range(1, self.ranks.world) if rank != dead]
-            self.store.wait([f"left/{rank}" for rank in others], LINGER)
+            with suppress(TrainingStoppedError):
+                self.channel.wait([f"left/{rank}" for rank in others], LINGER)
 
     def report_death(self, rank: int) -> NoReturn:
         """Say that `rank` is gone, unless somebody has, and end this process."""
@@ -216,7 +220,7 @@ class PeerWatch:
     def report_error(self, error: BaseException) -> NoReturn:
         """Say what ended this rank, unless another one's end is behind it, and end this process."""
         text = f"{type(error).__name__}: {error}"
-        consequence = self.store is not None and any(mark in text for mark in CONSEQUENCES)
+        consequence = self.channel is not None and any(mark in text for mark in CONSEQUENCES)
         if consequence:
             self._let_the_death_be_reported()
         try:
@@ -224,8 +228,14 @@ class PeerWatch:
         except RuntimeError:
             first = False
         if first:
-            report = f"rank {self.ranks.rank} ended {self.where}: {text}. {HOW_TO_GO_ON}"
-            failure.record(failure.here(failure.EXCEPTION, report, step=self.step, consequence=consequence))
+            again = repeats(error, self.step)
+            report = f"rank {self.ranks.rank} ended {self.where}: {text}. {NO_USE if again else HOW_TO_GO_ON}"
+            known = {
+                "step": self.step,
+                "consequence": consequence,
+                "calling_again_helps": False if again else None,
+            }
+            failure.record(failure.here(failure.EXCEPTION, report, **known))
             say("".join(traceback.format_exception(error)).rstrip())
             say_error(report)
         self.end(FAILED)
@@ -239,24 +249,37 @@ class PeerWatch:
             self.report_death(rank)
 
     def _has_left(self, rank: int) -> bool:
-        assert self.store is not None
+        assert self.channel is not None
         try:
-            return bool(self.store.check([f"left/{rank}"]))
+            return self.channel.get(f"left/{rank}") is not None
         except RuntimeError:
             return False
 
     def _look_around(self) -> None:
-        assert self.store is not None
+        assert self.channel is not None
         while not self._leaving.wait(LOOK_SECONDS):
             try:
-                if not self.store.check(["reports"]):
+                self.channel.restore()
+                if (reporter := self.channel.get("report")) is None:
                     continue
+                self._see_reason(reporter)
             except RuntimeError as error:
                 if self.neighbour() == 0:
                     self._let_the_death_be_reported()
                 self._lost_store(error)
             self._reporting.acquire()
             self.end(FAILED)
+
+    def _see_reason(self, reporter: int) -> None:
+        """Wait until the rank that reports the end has said why; say so where it has not."""
+        assert self.channel is not None
+        try:
+            self.channel.wait([f"left/{reporter}"], timedelta(seconds=2 * SETTLE_SECONDS))
+        except TrainingStoppedError:
+            if self.ranks.rank == (1 if reporter == 0 else 0):
+                say_error(
+                    f"rank {reporter} ended the run {self.where} and has given no reason. {HOW_TO_GO_ON}"
+                )
 
     def _let_the_death_be_reported(self) -> None:
         """Give who watches the rank that died the time to say so; that may be this process's other thread."""

@@ -13,6 +13,7 @@ from types import FrameType
 from megatron_lrpath.exits import SAVED_AND_STOPPED, leave_at_once
 
 WATCHED = (signal.SIGTERM, signal.SIGUSR2)
+BEGUN = "LRPATH_BEGUN"  # a pipe, open for writing, to the launcher that wants to know when there is something to save
 
 
 class Signals:
@@ -38,6 +39,13 @@ class Signals:
         """Give the signals back: plain Megatron has its own options for them."""
         for number in WATCHED:
             signal.signal(number, signal.SIG_DFL)
+
+    def begin(self) -> None:
+        """From now on there is something to save; the launcher, where it has asked for it, learns it."""
+        self.training = True
+        descriptor = os.environ.pop(BEGUN, None)
+        if descriptor is not None:
+            os.write(int(descriptor), b"1")
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = True

@@ -4,29 +4,58 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from megatron_lrpath.plan.arguments import START, find, is_neutral
 from megatron_lrpath.plan.identity import argument_identity
-from megatron_lrpath.plan.neutral import is_neutral
 from megatron_lrpath.runs.checkpoints import files_fingerprint
 from megatron_lrpath.runs.lineage import differences
 from megatron_lrpath.schedule import LRPath
+from megatron_lrpath.training.options.classes import neutral_names
 
 DATA = frozenset({"data_path", "train_data_path", "valid_data_path", "test_data_path"})
 FILES = frozenset(
     {"tokenizer_model", "vocab_file", "merge_file", "data_args_path", "per_split_data_args_path"}
 )
-_COVERED_BY = {
-    "where a run reads and writes": "plan paradigm run device checkpoint_check peak_tflops save load help ckpt_step "
-    "finetune no_load_optim no_load_rng",
-    "path": "lr min_lr lr_warmup_iters train_iters lr_path",
-    "weight_decay": "weight_decay start_weight_decay end_weight_decay weight_decay_incr_style",
-    "batch": "global_batch_size seq_length",
-}
-COVERED = frozenset(name for names in _COVERED_BY.values() for name in names.split())
+COVERED = (
+    frozenset(
+        {"plan", "paradigm", "run", "device", "checkpoint_check", "peak_tflops", "save", "load", "help"}
+    )
+    | {"ckpt_step", "finetune", "no_load_optim", "no_load_rng"}  # where a run starts
+    | {"lr", "min_lr", "lr_warmup_iters", "train_iters", "lr_path"}  # in `path`
+    | {"weight_decay", "start_weight_decay", "end_weight_decay", "weight_decay_incr_style"}
+    | {"global_batch_size", "seq_length"}  # in `batch`
+)
 """Arguments that the identity holds in another form, or that say where a run starts (its parent is compared too)."""
+STABLE = DATA | frozenset(
+    [
+        "seed",
+        "split",
+        "optimizer",
+        "adam_beta1",
+        "adam_beta2",
+        "adam_eps",
+        "sgd_momentum",
+        "clip_grad",
+        "decoupled_lr",
+        "decoupled_min_lr",
+        "bf16",
+        "fp16",
+        "init_method_std",
+        "attention_dropout",
+        "hidden_dropout",
+        "dataloader_type",
+        "tokenizer_type",
+        "tokenizer_model",
+        "vocab_size",
+        "eod_mask_loss",
+        "reset_position_ids",
+        "reset_attention_mask",
+    ]
+)
+"""Arguments that Megatron's validation leaves as they were given, whatever the layout and the device."""
 
 
 def identity_of(args: Namespace, path: LRPath, parser: ArgumentParser) -> dict[str, Any]:
@@ -39,9 +68,11 @@ def identity_of(args: Namespace, path: LRPath, parser: ArgumentParser) -> dict[s
         path: the run's learning rate, positions in steps.
         parser: Megatron's, with all groups of the script.
     """
+    neutral = neutral_names(vars(args))
     arguments = {
         name: value
         for name, default in compared(parser)
+        if name not in neutral
         if tells(name, args) and (value := plain(name, getattr(args, name, None))) != plain(name, default)
     }
     batch = {"global_batch_size": args.global_batch_size, "seq_length": args.seq_length}
@@ -55,8 +86,10 @@ def compared(parser: ArgumentParser) -> Iterator[tuple[str, Any]]:
         words = {word.lstrip("-").replace("-", "_") for word in action.option_strings}
         options.setdefault(action.dest, {action.dest}).update(words)
     for name, words in options.items():
-        is_ours = name in COVERED or name.startswith("lr_path_")
-        if not is_ours and not any(is_neutral(word) for word in words):
+        argument = find(name)
+        is_covered = name in COVERED or name.startswith("lr_path_")
+        only_starts = argument is not None and argument.path == START
+        if not is_covered and not only_starts and not any(is_neutral(word) for word in words):
             yield name, parser.get_default(name)
 
 
@@ -95,7 +128,7 @@ def weight_decay(args: Namespace) -> dict[str, Any]:
 
 
 def differences_from_checkpoint(
-    common: dict[str, Any], args: Namespace, path: LRPath, parser: ArgumentParser
+    common: dict[str, Any], args: Namespace, path: LRPath, given: Collection[str]
 ) -> list[str]:
     """What differs between this run and the one that saved a checkpoint without a lineage beside it, in words.
 
@@ -104,12 +137,12 @@ def differences_from_checkpoint(
             Megatron saved it.
         args: Megatron's arguments of this run, validated as those of the checkpoint are.
         path: this run's learning rate, positions in samples.
-        parser: Megatron's, with all groups of the script.
+        given: the arguments of this run's identity.
     """
     stored, record = common["args"], (common.get("opt_param_scheduler") or {}).get("lr_path")
     names = [
         name
-        for name, _ in compared(parser)
+        for name in STABLE | set(given)
         if hasattr(stored, name) and tells(name, stored, args) and not moved(name, stored, args)
     ]
     sides = []

@@ -99,6 +99,14 @@ def add_lrpath_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentPa
         metavar="STEP",
         help="main: steps to save and never remove (the branch points of later runs)",
     )
+    group.add_argument(
+        "--lr-path-neutral",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="arguments of this script or of a fork of Megatron that leave the result of a run alone; others of "
+        "theirs belong to the run, with --plan and with --lr-path",
+    )
     for name, knob in KNOBS.items():
         group.add_argument(f"--lr-path-{name.replace('_', '-')}", help=knob.about, **knob_options(knob))
     group.add_argument(

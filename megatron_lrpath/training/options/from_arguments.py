@@ -8,45 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.paradigms import LR_PATH_KINDS, MAIN, path_form
-from megatron_lrpath.plan.neutral import is_neutral
+from megatron_lrpath.paradigms import LR_PATH_KINDS, path_form
+from megatron_lrpath.plan.arguments import PATH, START, find, flag, is_neutral
 from megatron_lrpath.plan.runs import run_path
 from megatron_lrpath.schedule.styles import KNOBS, Schedule
 from megatron_lrpath.training.context import ParentCheckpoint, RunContext
 from megatron_lrpath.training.options.argument_identity import identity_of
 from megatron_lrpath.training.options.arguments import ArgumentsProvider, full_parser
-
-# Arguments of the group that say which run this is; a result does not depend on their wording.
-OWN = ("plan", "paradigm", "run", "device", "checkpoint_check", "peak_tflops")
-
-# Megatron's ways of saying what a learning-rate path says; beside one they would be dropped in silence.
-REPLACED = {
-    "lr_decay_style": "--lr-path-style",
-    "lr_decay_iters": "--lr-path-cycle-iters",
-    "lr_decay_samples": "--lr-path-cycle-iters",
-    "lr_warmup_fraction": "--lr-warmup-iters",
-    "lr_warmup_samples": "--lr-warmup-iters",
-    "lr_warmup_init": "--lr-warmup-iters (from 0)",
-    "lr_wsd_decay_style": "--lr-path-wsd-decay-shape",
-    "lr_wsd_decay_iters": "--lr-path-wsd-decay-fraction",
-    "lr_wsd_decay_samples": "--lr-path-wsd-decay-fraction",
-    "override_opt_param_scheduler": "nothing: a path never takes rates from a checkpoint",
-    "use_checkpoint_opt_param_scheduler": "nothing: a path never takes rates from a checkpoint",
-    "ckpt_step": "--lr-path-parent-step",
-    "finetune": "nothing: a run starts with all of its parent's state",
-    "no_load_optim": "nothing: a run starts with all of its parent's state",
-    "no_load_rng": "nothing: a run starts with all of its parent's state",
-}
-
-
-def flag(destination: str) -> str:
-    """`train_iters` -> `--train-iters`."""
-    return "--" + destination.replace("_", "-")
+from megatron_lrpath.training.options.classes import neutral_names, raise_all, unclassified, word
 
 
 def results_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
     """The explicit arguments that a run's result depends on, as JSON values."""
-    kept = {name: given[name] for name in sorted(given) if not is_neutral(name) and name not in OWN}
+    kept = {name: given[name] for name in sorted(given) if tells(name, given)}
     if given.get("loss_spike_action", "log") != "skip":
         kept = {name: kept[name] for name in kept if not name.startswith("loss_spike_")}
     return dict(json.loads(json.dumps(kept, default=str)))
@@ -62,19 +36,10 @@ def argument_context(
     Raises:
         UserError: companions that are missing or contradict each other.
     """
-    if args.lr_path is None:
-        refuse_companions(given)
+    if "lr_path" not in given:
         return None
     if not args.save:
         raise UserError("--lr-path needs --save, the folder of this run's own checkpoints.")
-    for name, instead in REPLACED.items():
-        if name in given:
-            raise UserError(f"{flag(name)} cannot be given with --lr-path; in its place: {instead}.")
-    if given.get("load", given.get("save")) != given.get("save"):
-        raise UserError(
-            f"--load {given['load']}: with --lr-path a run resumes from its --save, and starts from "
-            "--lr-path-parent; leave --load out."
-        )
     parent = parent_of(args)
     first = parent.step if parent else 0
     last = last_step(args, first)
@@ -84,11 +49,6 @@ def argument_context(
     if args.global_batch_size is None:
         raise UserError("--lr-path counts in steps of --global-batch-size: give it.")
     kind, variant = args.lr_path, args.lr_path_cpt_variant
-    if kind == MAIN.name and args.weight_decay_incr_style != "constant":
-        raise UserError(
-            "--weight-decay-incr-style with --lr-path main: a main path may be extended, which would change the "
-            "weight decay of steps that are trained; give a constant --weight-decay."
-        )
     warmup = (args.lr_warmup_iters or 0) if path_form(kind, variant)[1] else 0
     try:
         knobs = {name: getattr(args, f"lr_path_{name}") for name in KNOBS}
@@ -106,15 +66,48 @@ def argument_context(
     )
 
 
+def tells(name: str, given: Mapping[str, Any]) -> bool:
+    """Whether a given argument belongs to the run's identity; of others' those that are not named neutral."""
+    argument = find(name)
+    if argument is None:
+        return name not in neutral_names(given)
+    return not is_neutral(name) and argument.path != START
+
+
 def refuse_companions(given: Mapping[str, Any]) -> None:
-    """Stop at arguments that mean nothing without --plan or --lr-path."""
-    for name in given:
-        if name in ("paradigm", "run"):
-            raise UserError(
-                f"{flag(name)} {given[name]} names a run of a plan: give --plan too, or leave it out."
-            )
-        if name.startswith("lr_path_"):
-            raise UserError(f"{flag(name)} says nothing without --lr-path: give that too, or leave it out.")
+    """Stop at arguments that mean nothing without --plan or --lr-path.
+
+    Raises:
+        UserError: all of them, a line each.
+    """
+    raise_all(
+        [
+            f"{flag(name)} {given[name]} names a run of a plan: give --plan too, or leave it out."
+            if name in ("paradigm", "run")
+            else f"{flag(name)} says nothing without --lr-path: give that too, or leave it out."
+            for name in given
+            if name in ("paradigm", "run") or name.startswith("lr_path_")
+        ]
+    )
+
+
+def refuse_with_path(given: Mapping[str, Any], own: ArgumentsProvider | None) -> None:
+    """Stop at arguments that a run by --lr-path has no room for.
+
+    Raises:
+        UserError: all of them, a line each.
+    """
+    problems = [
+        f"{word(name, value)} cannot be given with --lr-path; {argument.why(PATH)}."
+        for name, value in given.items()
+        if (argument := find(name)) is not None and argument.refuses(PATH, value)
+    ]
+    if given.get("load", given.get("save")) != given.get("save"):
+        problems.append(
+            f"--load {given['load']}: with --lr-path a run resumes from its --save, and starts from "
+            "--lr-path-parent; leave --load out."
+        )
+    raise_all(problems + unclassified(given, own))
 
 
 def parent_of(args: Any) -> ParentCheckpoint | None:
@@ -135,10 +128,6 @@ def parent_of(args: Any) -> ParentCheckpoint | None:
 
 def last_step(args: Any, first: int) -> int:
     """The step at which the run ends, from --lr-path-decay-iters or --train-iters."""
-    if args.train_samples or args.rampup_batch_size:
-        raise UserError(
-            "--lr-path counts in steps of --global-batch-size: give --train-iters, and no batch ramp."
-        )
     by_length = None if args.lr_path_decay_iters is None else first + args.lr_path_decay_iters
     if by_length is not None and args.train_iters not in (None, by_length):
         raise UserError(

@@ -8,18 +8,20 @@ from typing import Any
 
 from megatron_lrpath.data.identity import training_identity
 from megatron_lrpath.data.index_cache import local_rank
+from megatron_lrpath.data.record import require_tokenizer
 from megatron_lrpath.data.slice import open_mix, open_slices
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.models import megatron_flags, resolve_model
 from megatron_lrpath.plan import Plan, Run, load_plan, run_identity
-from megatron_lrpath.plan.neutral import SET_BY_PLAN, is_neutral
+from megatron_lrpath.plan.arguments import PLAN, SET, find, flag, is_neutral
 from megatron_lrpath.plan.spec import Batch
 from megatron_lrpath.runs.checkpoints import SAVE_INTERVAL
 from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.sft.prepared import open_prepared
 from megatron_lrpath.training.context import ParentCheckpoint, RunContext
-from megatron_lrpath.training.options.arguments import explicit_arguments
-from megatron_lrpath.training.options.from_arguments import OWN, flag, results_arguments
+from megatron_lrpath.training.options.arguments import ArgumentsProvider, explicit_arguments
+from megatron_lrpath.training.options.classes import raise_all, unclassified, word
+from megatron_lrpath.training.options.from_arguments import results_arguments
 
 
 def tokenizer_flags(plan: Plan) -> list[str]:
@@ -96,19 +98,6 @@ PLAN_DEFAULTS: dict[str, Any] = {
     "dist_ckpt_optim_fully_reshardable": True,
 }
 
-# Refused beside what SET_BY_PLAN names: each would change steps, samples, weights or rates unseen.
-REFUSED = {
-    "no_load_optim": "a branch keeps its parent's optimizer state",
-    "no_load_rng": "a branch keeps its parent's random state",
-    "no_save_optim": "a branch and a resumed run need the optimizer state",
-    "no_save_rng": "a resumed run needs the random state",
-    "iterations_to_skip": "a skipped step would shift every later batch of the plan",
-    "weight_decay_incr_style": "it depends on the length of a run, which an appended version changes",
-    "start_weight_decay": "the weight decay is constant under a plan: give --weight-decay",
-    "end_weight_decay": "the weight decay is constant under a plan: give --weight-decay",
-    "ckpt_format": "branches, resharding and the checks of a checkpoint need torch_dist",
-}
-
 
 def plan_flags(plan: Plan, run: Run) -> dict[str, list[str]]:
     """The Megatron arguments that a plan sets for a run, by the plan's key."""
@@ -147,10 +136,11 @@ class PlannedRun:
     flags: list[str]
 
     @classmethod
-    def read(cls, given: Mapping[str, Any]) -> PlannedRun:
+    def read(cls, given: Mapping[str, Any], own: ArgumentsProvider | None = None) -> PlannedRun:
         """The run that the explicit arguments `given` name, --plan among them.
 
         The command line may override what leaves the result alone (layout, logging, saving), nothing else.
+        `own` adds the arguments of a script of its own.
 
         Raises:
             UserError: an argument contradicts the plan, or would change what the plan alone decides; --paradigm or
@@ -165,14 +155,14 @@ class PlannedRun:
         run = plan.carried_out(plan.run(given["paradigm"], given["run"]))
         flags: list[str] = []
         planned: dict[str, Any] = {}
+        problems: list[str] = []
         for key, part in plan_flags(plan, run).items():
             values = explicit_arguments(part)
-            if key in ("model", "megatron"):
-                refuse(values, plan, where=f"{plan.path}: {key}: ")
-            refuse_contradictions(given, values, f"{plan.path}, whose `{key}`")
+            problems += contradictions(given, values, f"{plan.path}, whose `{key}`")
             planned |= values
             flags += part
-        refuse({name: value for name, value in given.items() if name not in planned}, plan, where="")
+        beside = {name: value for name, value in given.items() if name not in planned}
+        raise_all(problems + refused(beside, plan) + unclassified(given, own))
         return cls(plan, run, given, planned, flags)
 
     @property
@@ -187,7 +177,7 @@ class PlannedRun:
             verify: whether to compare the data with their fingerprints; None: in one process of a node.
 
         Raises:
-            UserError: the data are missing, changed or not prepared.
+            UserError: the data are missing, changed, not prepared, or of another tokenizer.
         """
         plan, run = self.plan, self.run
         verify = local_rank() == 0 if verify is None else verify
@@ -209,6 +199,8 @@ class PlannedRun:
             prepared = open_prepared(plan, verify=verify)
             identity = training_identity(plan, run, [], chats=prepared.identity, arguments=self.beside)
             return replace(context, identity=identity, prepared=prepared)
+        if verify:
+            require_tokenizer(plan)
         # A position counts from the first sample of all, so the versions before the run's own are opened, too.
         names = tuple(version.name for version in plan.versions[: run.version_index])
         slices = open_slices(plan.data, names, verify=verify)
@@ -229,29 +221,30 @@ def arguments_beside(plan: Plan, run: Run, extra: Sequence[str]) -> dict[str, An
     return PlannedRun(plan, run, explicit_arguments(list(extra)), explicit_arguments(flags), flags).beside
 
 
-def refuse_contradictions(given: Mapping[str, Any], planned: Mapping[str, Any], where: str) -> None:
-    """Stop at an argument of the command line that the plan sets otherwise."""
-    for name, value in planned.items():
-        if name in given and given[name] != value and not is_neutral(name):
-            raise UserError(
-                f"{flag(name)} {given[name]} contradicts {where} makes it {value}. "
-                "Change the plan (and its `output`), or leave the argument out."
-            )
+def contradictions(given: Mapping[str, Any], planned: Mapping[str, Any], where: str) -> list[str]:
+    """The arguments of the command line that the plan sets otherwise."""
+    return [
+        f"{flag(name)} {given[name]} contradicts {where} makes it {value}. "
+        "Change the plan (and its `output`), or leave the argument out."
+        for name, value in planned.items()
+        if name in given and given[name] != value and not is_neutral(name)
+    ]
 
 
-def refuse(given: Mapping[str, Any], plan: Plan, where: str) -> None:
-    """Stop at an argument that a plan leaves no room for."""
-    for name in given:
-        if name in OWN:
+def refused(given: Mapping[str, Any], plan: Plan) -> list[str]:
+    """The arguments of the command line that a plan leaves no room for."""
+    problems = []
+    for name, value in given.items():
+        argument = find(name)
+        if argument is None:
             continue
-        if name in SET_BY_PLAN:
-            raise UserError(
-                f"{where}{flag(name)} follows from the plan: set `{SET_BY_PLAN[name]}` in {plan.path} "
-                "instead."
-            )
-        reason = "the plan says which path a run is" if name.startswith("lr_path") else REFUSED.get(name)
-        if reason:
-            raise UserError(f"{where}{flag(name)} cannot be given with a plan ({plan.path}): {reason}.")
+        if argument.plan == SET:
+            said = f"follows from the plan: set `{argument.key}` in {plan.path} instead."
+            problems.append(f"{flag(name)} {said}")
+        elif argument.refuses(PLAN, value):
+            said = f"cannot be given with a plan ({plan.path}): {argument.why(PLAN)}."
+            problems.append(f"{word(name, value)} {said}")
+    return problems
 
 
 def apply_defaults(args: Any, given: Mapping[str, Any]) -> None:

@@ -20,6 +20,7 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.exits import SAVED_AND_STOPPED
 from megatron_lrpath.plan import Plan, Run, load_plan
 from megatron_lrpath.runs import failure
+from megatron_lrpath.training.guards.signals import Signals
 
 RANK = int(os.environ["RANK"])
 stop = False
@@ -63,6 +64,7 @@ def train(plan: Plan, run: Run) -> None:
     interval = int(plan.megatron.get("save_interval", 10**9))
     while step < run.last_step:
         step += 1
+        Signals().begin()
         misbehave(folder, run, step)
         time.sleep(float(os.environ.get("FAKE_PACE", "0.02")))
         if RANK == 0:

@@ -1,0 +1,223 @@
+"""A checkpoint's folder, opened so that no process needs a patch to be safe: data only, and the bytes verified."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.distributed._shard._utils import narrow_tensor_by_index
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta
+from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
+from torch.distributed.checkpoint.utils import _create_file_view
+from torch.futures import Future
+
+from megatron_lrpath.checkpoints import objects
+from megatron_lrpath.checkpoints.metadata import read_metadata_file
+from megatron_lrpath.checkpoints.pickle_data import NotDataError
+from megatron_lrpath.console import warn
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.runs import checkpoints as disk
+from megatron_lrpath.runs.checkpoints import FileSum, ManifestError
+
+METADATA, BACKEND = ".metadata", "metadata.json"
+COMMON, OLD_COMMON = "common_state/shard_0_1", "common.pt"
+"""Where Megatron keeps what is no tensor, arguments among it: an object, before version 0.19 a file."""
+
+
+class SafeReader(FileSystemReader):
+    """Torch's reader of a checkpoint's folder, for data only.
+
+    Args:
+        folder: of one step.
+        verify: compare each file that is read with the manifest, where there is one; otherwise somebody else did.
+
+    Raises:
+        UserError: the manifest is damaged, or a file is not of the size that it says.
+    """
+
+    def __init__(self, folder: Path, verify: bool = True) -> None:
+        super().__init__(folder)
+        self.folder = folder
+        self.sums = manifest_sums(folder) if verify else None
+        self.verified: set[str] = set()
+
+    def verify(self, names: Collection[str]) -> None:
+        """Compare files with the manifest, each once.
+
+        Raises:
+            UserError: which files hold other bytes than were written.
+        """
+        new = sorted(set(names) - self.verified)
+        if self.sums is not None and new:
+            missing = [f"{name} is not in {disk.MANIFEST}" for name in new if name not in self.sums]
+            known = [name for name in new if name in self.sums]
+            refuse_damage(self.folder, missing + disk.wrong_content(self.folder, self.sums, known))
+        self.verified.update(new)
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """The checkpoint's metadata; raises UserError."""
+        path = Path(self._get_metadata_path(kwargs.get("rank")))
+        self.verify([path.name])
+        return own_metadata(path, self.load_id)
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        """Give the planner the tensors and objects that it asks for; raises UserError."""
+        return read_data(self, plan, planner, self.verify)
+
+
+def manifest_sums(folder: Path) -> Mapping[str, FileSum] | None:
+    """What the manifest says, where there is one; all sizes are right.
+
+    Raises:
+        UserError: the manifest is damaged, or files are missing or of another size.
+    """
+    if not (folder / disk.MANIFEST).exists():
+        warn(f"{folder}: it has no {disk.MANIFEST}, so it is read unverified.")
+        return None
+    try:
+        sums = disk.read_manifest(folder)
+    except ManifestError as error:
+        refuse_damage(folder, [str(error)])
+        raise
+    refuse_damage(folder, disk.wrong_sizes(folder, sums))
+    return sums
+
+
+def refuse_damage(folder: Path, problems: list[str]) -> None:
+    """Raise UserError where there are problems."""
+    if problems:
+        raise UserError(
+            f"{folder}: the checkpoint is damaged: {'; '.join(problems)}. Restore it from a backup, or take the "
+            "checkpoint of another step."
+        )
+
+
+def own_metadata(path: Path, load_id: str) -> Metadata:
+    """The metadata in the file at `path`, of its own for each caller, down to what is ever replaced."""
+    metadata = read_metadata_file(path)
+    owner = replace(metadata.storage_meta or StorageMeta(), load_id=load_id)
+    return replace(metadata, storage_meta=owner, state_dict_metadata=dict(metadata.state_dict_metadata))
+
+
+def read_data(
+    reader: FileSystemReader, plan: LoadPlan, planner: LoadPlanner, verify: Callable[[list[str]], None]
+) -> Future[None]:
+    """Torch's `FileSystemReader.read_data`, of pieces that are data.
+
+    Args:
+        reader: whose folder and storage data are used.
+        plan: what to read.
+        planner: gets tensors and objects; an object's bytes are safe for any way of loading.
+        verify: called with the name of each file before it is read.
+
+    Raises:
+        UserError: a piece is missing, damaged, or holds more than data.
+    """
+    by_file: dict[str, list[ReadItem]] = {}
+    for item in plan.items:
+        by_file.setdefault(_place(reader, item.storage_index).relative_path, []).append(item)
+    for name, items in by_file.items():
+        verify([name])
+        path = Path(reader.path) / name
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            for item in items:
+                place = _place(reader, item.storage_index)
+                if place.offset + place.length > size:
+                    raise unreadable(path, item.storage_index.fqn, "the file is cut short")
+                _read_piece(path, item, _create_file_view(file, place.offset, place.length), planner)
+    done: Future[None] = Future()
+    done.set_result(None)
+    return done
+
+
+def unreadable(path: Path, name: str, why: str) -> UserError:
+    """The error for an entry of a checkpoint that cannot be used."""
+    return UserError(f"{path}: {name} cannot be read ({why}); restore the checkpoint or take another step.")
+
+
+def _place(reader: FileSystemReader, index: MetadataIndex) -> Any:
+    """Where a piece lies."""
+    place = reader.storage_data.get(index)
+    if place is None:
+        raise unreadable(Path(reader.path), index.fqn, "the checkpoint does not hold all of it")
+    return place
+
+
+def _read_piece(path: Path, item: ReadItem, stream: Any, planner: LoadPlanner) -> None:
+    """Read an object or a piece of a tensor."""
+    name = item.storage_index.fqn
+    if item.type == LoadItemType.BYTE_IO:
+        planner.load_bytes(item, io.BytesIO(objects.checked_bytes(name, stream.read(-1))))
+        return
+    try:
+        tensor = objects.load(stream, tensor=True)
+    except NotDataError as error:
+        raise unreadable(path, name, str(error)) from None
+    within = isinstance(tensor, Tensor) and tensor.dim() == len(item.lengths)
+    if not within or any(
+        start + length > end
+        for start, length, end in zip(item.storage_offsets, item.lengths, tensor.shape, strict=True)
+    ):
+        raise unreadable(path, name, "it has another shape than the metadata say")
+    target = planner.resolve_tensor(item).detach()
+    target.copy_(narrow_tensor_by_index(tensor, item.storage_offsets, item.lengths))
+    planner.commit_tensor(item, target)
+
+
+def object_bytes(reader: FileSystemReader, name: str) -> bytes:
+    """The bytes of an object of the checkpoint, which any way of loading may be given.
+
+    Raises:
+        UserError: there is none of the name, it is damaged or holds more than data.
+    """
+    index = MetadataIndex(name)
+    place = _place(reader, index)
+    path = Path(reader.path) / place.relative_path
+    if isinstance(reader, SafeReader):
+        reader.verify([path.name])
+    try:
+        with path.open("rb") as file:
+            file.seek(place.offset)
+            content = file.read(place.length)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
+    return objects.checked_bytes(name, content)
+
+
+def load_common(folder: Path, reader: SafeReader | None = None) -> dict[str, Any]:
+    """What a checkpoint holds besides tensors: the arguments that it was saved under, counters.
+
+    Args:
+        folder: of one step.
+        reader: one that is open already; otherwise the files are taken as verified.
+
+    Raises:
+        UserError: it is missing, damaged or holds more than data.
+    """
+    old = folder / OLD_COMMON
+    try:
+        if old.is_file():
+            if reader is not None:
+                reader.verify([OLD_COMMON])
+            with old.open("rb") as stream:
+                loaded = objects.load(stream)
+        else:
+            if reader is None:
+                reader = SafeReader(folder, verify=False)
+            if not reader.storage_data:
+                reader.set_up_storage_reader(reader.read_metadata(), is_coordinator=True)
+            loaded = objects.load(io.BytesIO(object_bytes(reader, COMMON)))[0]
+        if not isinstance(loaded, dict):
+            raise NotDataError(f"it holds {type(loaded).__name__}")
+    except (NotDataError, OSError, IndexError, TypeError) as error:
+        raise UserError(
+            f"{folder}: the checkpoint's arguments cannot be read ({error}); restore it or take another step."
+        ) from None
+    return loaded

@@ -1,0 +1,78 @@
+"""`lrpath check-args`: what becomes of the arguments of a Megatron launch line under a plan or --lr-path."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_lrpath.console import terminal_table
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.exits import BAD_INPUT
+
+if TYPE_CHECKING:
+    from megatron_lrpath.plan.launch_line import Given
+
+HELP = "say what becomes of Megatron's arguments: which stay, which a plan's key says, which are refused"
+EXAMPLE = "lrpath check-args -- torchrun --nproc-per-node 8 pretrain_gpt.py --num-layers 24 --lr 3e-4"
+TAKES_EXTRA = True
+WAYS = {"plan": "plan", "lr-path": "path"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where the arguments stand, and for which way of describing a run."""
+    parser.add_argument(
+        "--script", type=Path, metavar="FILE", help="a launch script that has them, instead of words after --"
+    )
+    parser.add_argument(
+        "--for", dest="way", choices=WAYS, default="plan", help="under a plan (default), or under --lr-path"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Print what becomes of each argument; 2 where some cannot be given, else 0."""
+    given, way = read(args), WAYS[args.way]
+    entries = [entry(one, way) for one in given]
+    if args.json:
+        print(json.dumps(entries, indent=2, ensure_ascii=False))
+    else:
+        show(entries)
+    return BAD_INPUT if any(one["class"] == "refused" for one in entries) else 0
+
+
+def read(args: argparse.Namespace) -> list[Given]:
+    """The options of the words behind `--`, or of the script.
+
+    Raises:
+        UserError: neither is given, or the script cannot be read.
+    """
+    from megatron_lrpath.plan.launch_line import read_script, read_words
+
+    if args.script is None and not args.extra:
+        raise UserError("which arguments? lrpath check-args -- ARGUMENTS, or --script FILE")
+    if args.script is None:
+        return read_words(args.extra)
+    try:
+        return read_script(args.script.read_text(encoding="utf-8", errors="replace"))
+    except OSError as error:
+        raise UserError(f"{args.script}: cannot be read: {error.strerror}") from None
+
+
+def entry(one: Given, way: str) -> dict[str, str]:
+    """An argument as an entry of the list; a value that the parser does not take counts as refused."""
+    wrong = one.problem()
+    if wrong:
+        return {"argument": one.text, "class": "refused", "meaning": wrong}
+    return {"argument": one.text, "class": one.class_for(way), "meaning": one.meaning(way)}
+
+
+def show(entries: list[dict[str, str]]) -> None:
+    """The entries as a table, those that need a change first."""
+    from rich.console import Console
+
+    order = ("refused", "unknown", "set", "identity", "neutral", "start")
+    rows = sorted(entries, key=lambda one: order.index(one["class"]))
+    columns = (tuple(one[name] for name in ("class", "argument", "meaning")) for one in rows)
+    Console().print(terminal_table(("", "argument", "what becomes of it"), "Lll", columns))

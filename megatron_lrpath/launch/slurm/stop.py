@@ -1,0 +1,106 @@
+"""A request to stop a job: taken from its script's first line on, and passed on until every rank has it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+SIGNALS = (signal.SIGUSR2, signal.SIGTERM)  # time limit ahead; the job ends
+LOOK_SECONDS = 0.25
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds between a signal that nobody has confirmed and the next
+BY_USR2 = (-signal.SIGUSR2, 128 + signal.SIGUSR2)  # statuses of srun: itself, or a rank, was ended by USR2
+ASKED = ".asked"  # ends the name of the file by which a rank confirms that it was asked
+
+
+def confirmation(folder: Path, rank: int) -> Path:
+    """The file in the folder of the ranks' logs by which a rank confirms that it was asked to stop."""
+    return folder / f"rank-{rank}{ASKED}"
+
+
+def block_usr2() -> None:
+    """For a child before its program starts: a SIGUSR2 waits until the program asks for it, and does not end it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+
+
+@dataclass
+class _Step:
+    """A running srun that has to be told; `due` is when, in monotonic seconds."""
+
+    process: subprocess.Popen[bytes]
+    ranks: Path
+    pause: float = FIRST_PAUSE
+    due: float = 0.0
+
+    @property
+    def knows(self) -> bool:
+        """Whether every rank has confirmed."""
+        wanted = int(os.environ.get("SLURM_NTASKS") or 1)
+        return len(list(self.ranks.glob(f"rank-*{ASKED}"))) >= wanted
+
+    def remind(self) -> None:
+        """Send SIGUSR2 to srun, which hands it to its ranks, unless they all know or were told just now.
+
+        An srun that has no ranks yet drops the signal, so that one is not enough.
+        """
+        now = time.monotonic()
+        if now < self.due or self.process.poll() is not None or self.knows:
+            return
+        self.process.send_signal(signal.SIGUSR2)
+        self.due, self.pause = now + self.pause, min(2 * self.pause, LONGEST_PAUSE)
+
+
+class StopRequest:
+    """Whether this start of a job was asked to stop.
+
+    The batch script notes its signals in `file`, because this process cannot take them while it starts. A signal
+    for this process itself counts as well.
+
+    Attributes:
+        received: the name of the first signal, "" as long as there was none.
+        when: when it was seen, in monotonic seconds.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.received = ""
+        self.when = 0.0
+        self._step: _Step | None = None
+
+    def watch(self) -> None:
+        """Look for the request from now on, in a thread of its own."""
+        for number in SIGNALS:
+            signal.signal(number, self._on_signal)
+        self._look()
+        threading.Thread(target=self._attend, name="signals", daemon=True).start()
+
+    def tell(self, process: subprocess.Popen[bytes], ranks: Path) -> None:
+        """From now on this srun, whose ranks log into `ranks`, is the one to be told."""
+        self._step = _Step(process, ranks)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._note(signal.Signals(number).name)
+
+    def _note(self, name: str) -> None:
+        if not self.received:
+            self.when = time.monotonic()
+            self.received = name
+
+    def _look(self) -> None:
+        if self.received or not self.file.exists():
+            return
+        words = self.file.read_text(encoding="ascii", errors="replace").split()
+        self._note(f"SIG{words[0]}" if words else signal.SIGUSR2.name)
+
+    def _attend(self) -> None:
+        while True:
+            self._look()
+            step = self._step
+            if self.received and step:
+                step.remind()
+            time.sleep(LOOK_SECONDS)

@@ -1,0 +1,136 @@
+"""What every argument of Megatron and of this project means to a run: the table that plans and paths follow.
+
+`megatron_arguments.toml` holds the classes, by hand; `megatron_parser.json` what the parser takes, written by
+`scripts/megatron_arguments.py`. Both are read without torch, so that a plan's arguments are checked when it is read.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_lrpath.plan.argument_values import Form
+from megatron_lrpath.wording import nearest
+
+TABLE_FILE = Path(__file__).with_name("megatron_arguments.toml")
+PARSER_FILE = Path(__file__).with_name("megatron_parser.json")
+
+NEUTRAL, IDENTITY, SET, REFUSED, START = CLASSES = ("neutral", "identity", "set", "refused", "start")
+PLAN, PATH = WAYS = ("plan", "path")
+"""The ways to describe a run: --plan, and --lr-path with its companions."""
+
+NOTHING = "nothing"
+MEGATRON = "0.19"
+"""The Megatron whose arguments the table has."""
+
+
+@dataclass(frozen=True)
+class Argument:
+    """A row of the table.
+
+    Attributes:
+        name: the parser's destination.
+        forms: how it is written, an entry for each option (`no_rope_fusion`) and what follows it.
+        plan, path: its class for a run of a plan, and for one by --lr-path.
+        reason: why it has this class.
+        refusal: why it, or some of its values, is refused.
+        instead: what to use instead where it is refused: `nothing`, `nothing: why`, or its name.
+        key: the key of a plan that says it, in place of its `model` and `megatron`.
+        allowed, refused_values: where only some values are refused.
+    """
+
+    name: str
+    forms: Mapping[str, Form]
+    plan: str
+    path: str
+    reason: str = ""
+    refusal: str = ""
+    instead: str = ""
+    key: str = ""
+    allowed: tuple[str, ...] = ()
+    refused_values: tuple[str, ...] = ()
+
+    @property
+    def option(self) -> str:
+        """The option as a command line has it."""
+        own = [form for form in self.forms.values() if form.spelling.replace("-", "_") == self.name]
+        return "--" + (own or list(self.forms.values()))[0].spelling
+
+    def class_for(self, way: str) -> str:
+        """The class in this way of describing a run."""
+        return self.plan if way == PLAN else self.path
+
+    def refuses(self, way: str, value: Any) -> bool:
+        """Whether the argument is refused with this value (parsed, or as a plan has it)."""
+        if self.class_for(way) == REFUSED:
+            return True
+        words = {str(getattr(one, "name", one)) for one in (value if isinstance(value, list) else [value])}
+        return bool((self.allowed and words - set(self.allowed)) or words & set(self.refused_values))
+
+    def why(self, way: str) -> str:
+        """Why it is refused and what to use instead, as the end of a sentence."""
+        nothing, _, because = self.instead.partition(NOTHING)
+        instead = f"in its place: {self.instead}" if nothing or not self.instead else f"leave it out{because}"
+        refusal = "" if way == PATH and self.plan == SET else self.refusal
+        return "; ".join(part for part in (refusal, instead if self.instead else "") if part)
+
+
+@functools.cache
+def table() -> dict[str, Argument]:
+    """Every argument by its destination."""
+    classes = {
+        name: group
+        for group in tomllib.loads(TABLE_FILE.read_text(encoding="utf-8"))["group"]
+        for name in group["names"].split()
+    }
+    forms: dict[str, dict[str, Form]] = {name: {} for name in classes}
+    for fact in parser_facts():
+        for spelling in fact["options"]:
+            form = Form(spelling, fact["type"], fact.get("nargs"), tuple(fact.get("choices", ())))
+            forms.setdefault(fact["name"], {})[spelling.replace("-", "_")] = form
+    return {name: _argument(name, group, forms[name]) for name, group in classes.items()}
+
+
+def parser_facts() -> list[dict[str, Any]]:
+    """What the parser takes, a row for each of its actions: name, options, type, nargs, choices."""
+    return list(json.loads(PARSER_FILE.read_text(encoding="utf-8")))
+
+
+def _argument(name: str, group: dict[str, Any], forms: dict[str, Form]) -> Argument:
+    fields: dict[str, Any] = {way: group.get("class") or group[way] for way in WAYS}
+    fields |= {field: group[field] for field in ("reason", "refusal", "instead", "key") if field in group}
+    fields |= {field: tuple(group[field]) for field in ("allowed", "refused_values") if field in group}
+    return Argument(name, forms, **fields)
+
+
+@functools.cache
+def by_option() -> dict[str, Argument]:
+    """Every argument by each of its options, with underscores."""
+    return {spelling: argument for argument in table().values() for spelling in argument.forms}
+
+
+def find(name: str) -> Argument | None:
+    """The argument of an option or a destination (with underscores); None for one that nobody has classified."""
+    return by_option().get(name) or table().get(name)
+
+
+def is_neutral(name: str) -> bool:
+    """Whether an argument, named as above, leaves the result of a run alone."""
+    argument = find(name)
+    return argument is not None and NEUTRAL in (argument.plan, argument.path)
+
+
+def flag(destination: str) -> str:
+    """`train_iters` as the command line has it: `--train-iters`."""
+    argument = table().get(destination)
+    return argument.option if argument else "--" + destination.replace("_", "-")
+
+
+def hint(name: str, besides: Iterable[str] = ()) -> str:
+    """` (did you mean …?)` for an unknown name, empty where nothing is near."""
+    return nearest(name, [*by_option(), *besides])

@@ -1,0 +1,64 @@
+"""Write what the installed Megatron's parser and ours take, for checks without torch; list what has no class yet.
+
+    .venv/bin/python scripts/megatron_arguments.py
+
+writes megatron_lrpath/plan/megatron_parser.json (one line for each argument). The classes stand in
+megatron_lrpath/plan/megatron_arguments.toml and are written by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from enum import Enum
+from typing import Any
+
+from megatron_lrpath.plan.arguments import PARSER_FILE, parser_facts, table
+from megatron_lrpath.training import device
+from megatron_lrpath.training.options.arguments import full_parser
+
+TYPES = {int: "int", float: "float"}
+
+
+def fact(action: argparse.Action) -> dict[str, Any]:
+    """What the parser says of one argument; types of Megatron's own are `text`."""
+    found: dict[str, Any] = {
+        "name": action.dest,
+        "options": [option.removeprefix("--") for option in action.option_strings],
+    }
+    if action.nargs == 0:
+        return found | {"type": "flag"}
+    choices = list(action.choices or [])
+    kind = TYPES.get(action.type, "text")  # type: ignore[call-overload]
+    found |= {"type": kind}
+    if action.nargs is not None:
+        found["nargs"] = action.nargs
+    if choices:
+        found["choices"] = [one.name if isinstance(one, Enum) else one for one in choices]
+    return found
+
+
+def facts() -> list[dict[str, Any]]:
+    """One for each argument of `pretrain_gpt.py`, by name; --help sets nothing."""
+    device.activate("cpu")
+    found = [fact(action) for action in full_parser()._actions if action.dest != "help"]
+    return sorted(found, key=lambda one: (one["name"], one["options"]))
+
+
+def text() -> str:
+    """The file's content."""
+    return "[\n" + ",\n".join(json.dumps(one) for one in facts()) + "\n]\n"
+
+
+def main() -> None:
+    """Write the file and say which arguments the table lacks, or has too many."""
+    PARSER_FILE.write_text(text(), encoding="utf-8")
+    known, classes = {one["name"] for one in parser_facts()}, table()
+    for name in sorted(known - classes.keys()):
+        print(f"without a class: {name}")
+    for name in sorted(classes.keys() - known):
+        print(f"unknown to the parser: {name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""A signal at any moment of a job under a real Slurm: it saves or has nothing to save, is requeued, never fails.
+
+`LRPATH_SIGNALS` (12) is the number of moments, `LRPATH_SEED` (1) chooses them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.support.slurm_cluster.site import Site, fake_site
+
+pytestmark = pytest.mark.slow
+COUNT = int(os.environ.get("LRPATH_SIGNALS", "12"))
+SEED = int(os.environ.get("LRPATH_SEED", "1"))
+LONGEST = 3.0  # seconds after the script's first line; by then the stand-in has trained for a while
+
+
+def attempts(site: Site, number: int) -> list[dict]:
+    """How the starts of a job have ended."""
+    file = site.folder / f"runs/slurm/attempts/{number}.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def noted(site: Site, number: int, start: int) -> Callable[[], bool]:
+    """Whether the job has noted how this start (0, 1, …) ended."""
+    return lambda: len(attempts(site, number)) > start
+
+
+def requeued(site: Site, number: int, start: int) -> Callable[[], bool]:
+    """Whether Slurm has counted a start after this one."""
+    return lambda: int(site.cluster.job(number)["Restarts"]) > start
+
+
+def test_a_signal_at_any_moment_is_saved_or_stopped_before_the_first_step(tmp_path):
+    site = fake_site(tmp_path, processes=2)
+    site.write_plan(4000)
+    chosen = random.Random(SEED)
+    main = site.submit(FAKE_PACE="0.05")["ours/main"]["job"]
+    script = next((site.folder / "runs/slurm/scripts").glob("ours.main-*.sh"))
+    assert script.read_text().splitlines()[2].startswith("trap "), "the first command is the trap"
+    for start in range(COUNT):
+        job = site.cluster.wait(main, "RUNNING", "FAILED", "CANCELLED", seconds=60)
+        assert (job["JobState"], job["Restarts"]) == ("RUNNING", str(start))
+        pause = chosen.uniform(0.0, LONGEST) if start else 0.0
+        time.sleep(pause)
+        site.cluster.call("scancel", "--batch", "--signal=USR2", str(main))
+        site.cluster.until(noted(site, main, start), 60)
+        last = attempts(site, main)[-1]
+        assert last["ending"] == "saved", (start, pause, last)
+        site.cluster.until(requeued(site, main, start), 60, str(last).strip)
+    site.cluster.empty()

@@ -1,0 +1,187 @@
+"""The table of arguments against Megatron's parser, and applied to command lines: --plan, --lr-path, own scripts."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+from typing import Any
+
+import pytest
+
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.plan import Plan, load_plan
+from megatron_lrpath.plan.arguments import (
+    IDENTITY,
+    NEUTRAL,
+    PARSER_FILE,
+    PATH,
+    PLAN,
+    REFUSED,
+    SET,
+    START,
+    Argument,
+    parser_facts,
+    table,
+)
+from tests.support import ROOT
+from tests.support.plan_text import SOUND
+
+classes = pytest.importorskip("megatron_lrpath.training.options.classes")
+from megatron_lrpath.training.options import arguments, from_arguments, from_plan  # noqa: E402
+
+ROWS = [pytest.param(argument, id=name) for name, argument in sorted(table().items())]
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    """A sound plan."""
+    path = tmp_path_factory.mktemp("plan") / "plan.yaml"
+    path.write_text(SOUND)
+    return load_plan(path)
+
+
+def values_of(argument: Argument) -> Any:
+    """A value as the parser has it, of those that the table allows."""
+    choices = argument.allowed or next(iter(argument.forms.values())).choices
+    return next((one for one in choices if one not in argument.refused_values), True)
+
+
+def test_the_table_has_every_argument_of_megatron_and_no_other() -> None:
+    known = {action.dest for action in arguments.full_parser()._actions} - {"help"}
+    assert set(table()) == known, "classify them in megatron_arguments.toml (scripts/megatron_arguments.py)"
+
+
+def test_what_the_parser_takes_is_up_to_date() -> None:
+    spec = importlib.util.spec_from_file_location(
+        "megatron_arguments", ROOT / "scripts/megatron_arguments.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert script.facts() == parser_facts(), f"run scripts/megatron_arguments.py, which writes {PARSER_FILE}"
+
+
+@pytest.mark.parametrize("argument", ROWS)
+def test_a_row_acts_with_lr_path_as_its_class_says(argument: Argument) -> None:
+    given = {"lr_path": "main", argument.name: values_of(argument)}
+    if argument.name == "load":
+        given["save"] = given["load"]
+    if argument.name == "lr_path_neutral":
+        given["lr_path_neutral"] = []
+    kept = argument.name in from_arguments.results_arguments(given | {"loss_spike_action": "skip"})
+    if argument.path == REFUSED:
+        with pytest.raises(UserError, match=f"^{argument.option} cannot be given with --lr-path; "):
+            from_arguments.refuse_with_path(given, None)
+        return
+    from_arguments.refuse_with_path(given, None)
+    assert kept == (argument.path in (IDENTITY, SET))
+
+
+@pytest.mark.parametrize("argument", ROWS)
+def test_a_row_acts_beside_a_plan_as_its_class_says(argument: Argument, plan: Plan) -> None:
+    given = {argument.name: values_of(argument)}
+    said = from_plan.refused(given, plan)
+    if argument.plan == SET:
+        assert said == [
+            f"{argument.option} follows from the plan: set `{argument.key}` in {plan.path} instead."
+        ]
+    elif argument.plan == REFUSED:
+        assert said == [f"{argument.option} cannot be given with a plan ({plan.path}): {argument.why(PLAN)}."]
+    else:
+        assert not said
+        kept = argument.name in from_arguments.results_arguments(given | {"loss_spike_action": "skip"})
+        assert kept == (argument.plan == IDENTITY)
+        assert argument.plan in (NEUTRAL, IDENTITY, START)
+
+
+@pytest.mark.parametrize("way", [PLAN, PATH])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("dataloader_type", "cyclic"),
+        ("dataloader_type", "external"),
+        ("optimizer", "sgd"),
+        ("ckpt_format", "torch"),
+    ],
+)
+def test_a_value_that_is_refused_is_named(name: str, value: str, way: str, plan: Plan) -> None:
+    if way == PLAN:
+        said = from_plan.refused({name: value}, plan)[0]
+    else:
+        with pytest.raises(UserError) as raised:
+            from_arguments.refuse_with_path({"lr_path": "main", name: value}, None)
+        said = str(raised.value)
+    assert said.startswith(f"{table()[name].option} {value} cannot be given with")
+
+
+def test_all_refusals_of_a_command_line_come_in_one_message() -> None:
+    given = {"lr_path": "main", "no_save_optim": True, "finetune": True, "dataloader_type": "cyclic"}
+    with pytest.raises(UserError) as raised:
+        from_arguments.refuse_with_path(given | {"load": "elsewhere"}, None)
+    message = str(raised.value)
+    assert message.startswith("4 problems:")
+    for word in ("--no-save-optim", "--finetune", "--dataloader-type cyclic", "--load elsewhere"):
+        assert f"- {word}" in message
+
+
+def own_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """What a script of a team adds."""
+    parser.add_argument("--team-loss", type=float)
+    parser.add_argument("--team-log", action="store_true")
+    return parser
+
+
+def test_a_scripts_own_arguments_belong_to_the_run_unless_they_are_named() -> None:
+    line = ["--lr-path", "main", "--team-loss", "0.5", "--team-log"]
+    given = arguments.explicit_arguments(line, own_arguments)
+    from_arguments.refuse_with_path(given, own_arguments)
+    assert from_arguments.results_arguments(given).keys() >= {"team_loss", "team_log"}
+    given = arguments.explicit_arguments([*line, "--lr-path-neutral", "--team-log"[2:]], own_arguments)
+    from_arguments.refuse_with_path(given, own_arguments)
+    kept = from_arguments.results_arguments(given)
+    assert "team_loss" in kept
+    assert not {"team_log", "lr_path_neutral"} & kept.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (
+            "team-lgo",
+            "--lr-path-neutral team_lgo: this script has no such argument (did you mean 'team_log'?)",
+        ),
+        (
+            "weight-decay",
+            "--lr-path-neutral weight_decay: an argument of Megatron's, which has its class already",
+        ),
+    ],
+)
+def test_only_a_scripts_own_arguments_can_be_called_neutral(name: str, said: str) -> None:
+    given = arguments.explicit_arguments(["--lr-path", "main", "--lr-path-neutral", name], own_arguments)
+    with pytest.raises(UserError) as raised:
+        from_arguments.refuse_with_path(given, own_arguments)
+    assert said in str(raised.value)
+
+
+def test_an_argument_of_another_megatron_is_refused_and_one_of_a_fork_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = {"lr_path": "main", "nobody_knows": 3}
+    from_arguments.refuse_with_path(given, None)  # a fork of the Megatron that the table knows
+    assert "nobody_knows" in from_arguments.results_arguments(given)
+    monkeypatch.setattr("megatron.core.__version__", "0.20.0")
+    with pytest.raises(UserError, match="nobody has classified this argument of Megatron"):
+        from_arguments.refuse_with_path(given, None)
+    from_arguments.refuse_with_path({"lr_path": "main", "team_log": True}, own_arguments)
+
+
+def test_a_scripts_defaults_are_refused_as_its_arguments() -> None:
+    defaults = {"dataloader_type": "cyclic", "no_load_rng": True, "tokenizer_type": "GPT2BPETokenizer"}
+    with pytest.raises(UserError) as raised:
+        classes.refuse_defaults(defaults, {})
+    assert "--dataloader-type cyclic among the script's args_defaults" in str(raised.value)
+    assert "--no-load-rng among the script's args_defaults" in str(raised.value)
+    classes.refuse_defaults(
+        {"no_load_optim": False, "dataloader_type": "cyclic"}, {"dataloader_type": "single"}
+    )
