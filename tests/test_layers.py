@@ -49,6 +49,7 @@ LAYERS = (
     ("report",),
     ("advise",),
     ("launch",),
+    ("readiness",),
     ("experiment",),
     ("doctor",),
     ("commands",),

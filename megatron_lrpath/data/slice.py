@@ -222,38 +222,47 @@ class SourceProblem:
     is_missing: bool
 
 
-def source_problems(slices: Iterable[Slice], largest: float = math.inf) -> list[SourceProblem]:
+def source_problems(
+    slices: Iterable[Slice], largest: float = math.inf, known: dict[Path, str] | None = None
+) -> list[SourceProblem]:
     """What is wrong with the datasets that the slices name, one problem for each dataset.
 
-    Of an .idx with more than `largest` bytes only the header and the lengths of the slice's documents are read.
+    Args:
+        slices: the slices.
+        largest: of an .idx with more bytes only the header and the lengths of the slice's documents are read.
+        known: fingerprints of datasets that have been read, which is added to.
     """
-    known: dict[Path, str] = {}
+    known = {} if known is None else known
     problems: dict[Path, SourceProblem] = {}
     for one in slices:
-        where = one.path or one.name
         for source in one.sources:
-            prefix = source.prefix
-            if prefix in problems:
-                continue
-            try:
-                if _index_bytes(prefix) > largest:
-                    same = _has_documents(source)
-                else:
-                    if prefix not in known:
-                        known[prefix] = fingerprint_source(prefix)
-                    same = known[prefix] == source.fingerprint
-            except UserError as error:
-                text = f"{where}: names the indexed dataset {error}; put it (or a link) back, or move slices and data together"
-                problems[prefix] = SourceProblem(text, is_missing=True)
-                continue
-            if not same:
-                found = f" (fingerprint {known[prefix][:12]}, not {source.fingerprint[:12]})" if prefix in known else ""
-                text = (
-                    f"{where}: the indexed dataset {prefix} is not the one this slice was drawn from{found}; bring "
-                    "the old one back, or give new data a name of its own"
-                )
-                problems[prefix] = SourceProblem(text, is_missing=False)
+            if source.prefix not in problems and (found := _source_problem(one, source, largest, known)):
+                problems[source.prefix] = found
     return list(problems.values())
+
+
+def _source_problem(
+    one: Slice, source: SliceSource, largest: float, known: dict[Path, str]
+) -> SourceProblem | None:
+    prefix, where = source.prefix, one.path or one.name
+    try:
+        if _index_bytes(prefix) > largest:
+            same, found = _has_documents(source), ""
+        else:
+            if prefix not in known:
+                known[prefix] = fingerprint_source(prefix)
+            same = known[prefix] == source.fingerprint
+            found = f" (fingerprint {known[prefix][:12]}, not {source.fingerprint[:12]})"
+    except UserError as error:
+        text = f"{where}: names the indexed dataset {error}; put it (or a link) back, or move slices and data together"
+        return SourceProblem(text, is_missing=_index_bytes(prefix) == 0)
+    if same:
+        return None
+    text = (
+        f"{where}: the indexed dataset {prefix} is not the one this slice was drawn from{found}; bring the old one "
+        "back, or give new data a name of its own"
+    )
+    return SourceProblem(text, is_missing=False)
 
 
 def _index_bytes(prefix: Path) -> int:
@@ -324,6 +333,23 @@ def require_samples(one: Slice, samples: int, seq_length: int) -> None:
             f"it with at least that many tokens (slice_versions.py --seq-length {seq_length} adds what the "
             f"ends of its sources cost)"
         )
+
+
+def require_versions(plan: Plan, slices: Iterable[Slice]) -> None:
+    """Refuse slices that have too few samples for their versions' steps.
+
+    Raises:
+        UserError: all of them, a line each.
+    """
+    steps = {version.name: version.steps for version in plan.versions}
+    problems = []
+    for one in slices:
+        try:
+            require_samples(one, steps[one.name] * plan.batch.global_batch_size, plan.batch.seq_length)
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
 
 
 def require_mix_samples(

@@ -1,8 +1,8 @@
-"""Whether a plan's tokenizer and data are there and are enough for what is left to train."""
+"""Whether a plan's slices are there, unchanged, apart from each other, and enough for what is left to train."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,75 +20,62 @@ from megatron_lrpath.data.slice import (
 )
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import Plan, Run
-from megatron_lrpath.readiness.finding import FAILED, INFO, OK, WARNING, Finding, attempt
-from megatron_lrpath.sft.encode import build_encoder
-from megatron_lrpath.sft.prepare import input_prints
-from megatron_lrpath.tokenizers.files import hugging_face_tokenizer, sentencepiece_tokenizer
-from megatron_lrpath.tokenizers.sentencepiece_model import SENTENCEPIECE
+from megatron_lrpath.readiness.finding import FAILED, OK, WARNING, Finding, attempt
+from megatron_lrpath.runs.elsewhere import lies_elsewhere
 from megatron_lrpath.wording import listing
 
-USUAL_VOCABULARY = 100_000  # where the tokenizer does not say
 LARGE_INDEX = 256 * 2**20  # bytes of an .idx that is not read whole before the start
-DRAW = "Draw it with tools/slice_versions.py, or say where the data are (`data` in the plan, submit's --data)."
+DRAW = (
+    "Draw it with tools/slice_versions.py, or say where the data are (`data` in the plan, submit's --data)."
+)
 
 
 @dataclass
 class OpenedData:
-    """The slices of the versions that could be opened, by name, and a finding for each check."""
+    """The slices of the versions that could be opened, by name, and a finding for each check.
+
+    `known` are the fingerprints of the datasets that have been read, those of other plans too.
+    """
 
     slices: dict[str, Slice] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
+    known: dict[Path, str] = field(default_factory=dict)
 
 
-def tokenizer_checks(plan: Plan) -> tuple[list[Finding], int]:
-    """Everything about the tokenizer, and the number of its tokens."""
-    kind, model, size = plan.tokenizer.type, plan.tokenizer.model, plan.tokenizer.vocab_size
-    try:
-        found = tokens_of(kind, model) or size
-    except UserError as error:
-        missing = not Path(model or "").exists()
-        return [Finding("tokenizer", FAILED, str(error), is_missing=missing)], size or USUAL_VOCABULARY
-    if found is None:
-        return [Finding("tokenizer", INFO, f"{kind}: not looked into")], USUAL_VOCABULARY
-    return [Finding("tokenizer", OK, f"{kind}: {found:,} tokens")], found
-
-
-def tokens_of(kind: str, model: str | None) -> int | None:
-    """The number of tokens of a tokenizer with files (UserError where it has none), None for other types."""
-    if kind not in (*SENTENCEPIECE, "HuggingFaceTokenizer"):
-        return None
-    path = Path(model or "")
-    if kind in SENTENCEPIECE:
-        if not path.is_file():
-            raise UserError(f"{path}: there is no such file; train one with tools/train_tokenizer.py")
-        return sentencepiece_tokenizer(kind, path).vocab_size
-    # A name that is not a path is one of the hub, resolved by transformers when the training starts.
-    return hugging_face_tokenizer(path).vocab_size if path.exists() else None
-
-
-def data_checks(plan: Plan, todo: Sequence[Run], evaluate: bool = True) -> OpenedData:
+def data_checks(
+    plan: Plan,
+    todo: Sequence[Run],
+    evaluate: bool = True,
+    renamed: Mapping[str, str] | None = None,
+    known: dict[Path, str] | None = None,
+) -> OpenedData:
     """Whether the slices are whole, their sources unchanged, disjoint, and long enough for the runs `todo`.
 
-    With `evaluate` the versions are evaluated at the end, so there must be something to evaluate them on.
+    Args:
+        plan: the plan.
+        todo: what is left to train.
+        evaluate: whether the versions are evaluated at the end, so that there must be something to do it on.
+        renamed: versions that were trained under another name, with that name.
+        known: see `OpenedData`.
     """
-    opened = OpenedData()
+    opened = OpenedData(known={} if known is None else known)
     runs = [run for run in todo if not run.is_sft]
-    needed = [version.name for version in plan.versions[: max((run.version_index for run in runs), default=0)]]
+    count = max((run.version_index for run in runs), default=0)
+    needed = [version.name for version in plan.versions[:count]]
     missing = []
     for version in plan.versions:  # those that nothing needs any more still tell what was trained on
         path = slice_path(plan.data.slices, version.name)
         if path.exists():
             opened.findings += open_slice(path, version.name, opened)
-        elif version.name in needed:
-            missing.append(str(path))
-    if missing:
-        opened.findings.append(Finding("data", FAILED, f"no slice {listing(missing)}", DRAW, is_missing=True))
+        elif version.name in needed and version.name not in (renamed or {}):
+            missing.append(path)
+    opened.findings += missing_checks(plan, missing)
     if not runs:
         return opened
     found, validation = validation_checks(plan, evaluate)
     used = [opened.slices[name] for name in needed if name in opened.slices]
-    opened.findings += found + source_checks(used, validation) + token_checks(plan, used)
-    opened.findings += [mix_check(plan, run) for run in runs if run.mix is not None]
+    opened.findings += found + source_checks(used, validation, opened.known) + token_checks(plan, used)
+    opened.findings += [mix_check(plan, run, opened.known) for run in runs if run.mix is not None]
     return opened
 
 
@@ -101,12 +88,22 @@ def open_slice(path: Path, name: str, opened: OpenedData) -> list[Finding]:
     return []
 
 
+def missing_checks(plan: Plan, missing: Sequence[Path]) -> list[Finding]:
+    """A finding about slices that are not there, if any."""
+    if not missing:
+        return []
+    names = [str(path) for path in missing]
+    advice = lies_elsewhere(plan, plan.data.slices) or DRAW
+    return [Finding("data", FAILED, f"no slice {listing(names)}", advice, is_missing=True)]
+
+
 def validation_checks(plan: Plan, evaluate: bool) -> tuple[list[Finding], list[Slice]]:
     """What is to be said of the validation slice, and the slice where it could be opened."""
     path = validation_path(plan.data)
     if not path.exists():
-        found = f"no slice {path}, which the versions are evaluated on"
-        missing = Finding("validation", FAILED, found, DRAW, is_missing=True)
+        found, advice = f"no slice {path}, which the versions are evaluated on", DRAW
+        advice = lies_elsewhere(plan, plan.data.valid or plan.data.slices) or DRAW
+        missing = Finding("validation", FAILED, found, advice, is_missing=True)
         return ([missing] if plan.data.valid or evaluate else []), []
     try:
         held_out = Slice.load(path)
@@ -121,14 +118,16 @@ def validation_checks(plan: Plan, evaluate: bool) -> tuple[list[Finding], list[S
     return [Finding("validation", status, f"{held_out.tokens:,} tokens in {path}", advice)], [held_out]
 
 
-def source_checks(used: Sequence[Slice], validation: Sequence[Slice]) -> list[Finding]:
+def source_checks(
+    used: Sequence[Slice], validation: Sequence[Slice], known: dict[Path, str]
+) -> list[Finding]:
     """Whether the datasets of the slices are unchanged, and no document is in two slices."""
     everything = [*used, *validation]
     if not everything:
         return []
     checks = [
         Finding("data", FAILED, problem.text, is_missing=problem.is_missing)
-        for problem in source_problems(everything, LARGE_INDEX)
+        for problem in source_problems(everything, LARGE_INDEX, known)
     ]
     tokens = sum(part.tokens for part in used)
     found = f"{len(used)} slices with {tokens:,} tokens, disjoint, sources unchanged"
@@ -148,36 +147,17 @@ def token_checks(plan: Plan, used: Sequence[Slice]) -> list[Finding]:
     return checks
 
 
-def mix_check(plan: Plan, run: Run) -> Finding:
+def mix_check(plan: Plan, run: Run, known: dict[Path, str]) -> Finding:
     """Whether what a branch reads beside the main path's samples is there, unchanged and long enough."""
     mix = run.mix
     assert mix is not None
-    name = f"mix of {run.name}"
 
     def proof() -> str:
         slices = open_mix(plan.data, mix, verify=False)
-        if problems := source_problems(slices, LARGE_INDEX):
+        if problems := source_problems(slices, LARGE_INDEX, known):
             raise UserError("; ".join(problem.text for problem in problems))
         check_mixes(plan, [run])
         return "its slices are there, long enough, and apart from the validation set"
 
     there = all(mix_path(plan.data, part).exists() for part in mix.parts)
-    return attempt(name, proof, missing=not there)
-
-
-def chat_checks(plan: Plan) -> list[Finding]:
-    """Whether the fine-tuning's data are there and its template fits the tokenizer; nothing without a section."""
-    sft = plan.sft
-    if sft is None:
-        return []
-
-    def ready() -> str:
-        build_encoder(plan)
-        record = plan.prepared_record()
-        if record is not None:
-            train = record["train"]
-            return f"prepared: {train['examples']:,} examples, {train['samples']:,} packed samples an epoch"
-        return f"{len(input_prints(sft))} files, not prepared yet; the template {sft.template} fits the tokenizer"
-
-    there = all(Path(name).exists() for name in (*sft.data, *filter(None, [plan.tokenizer.model])))
-    return [attempt("fine-tuning", ready, missing=not there)]
+    return attempt(f"mix of {run.name}", proof, missing=not there)

@@ -13,9 +13,14 @@ ORDER = (OK, INFO, WARNING, FAILED)
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check: what was looked at, its status, what was found, what to do about it.
+    """The result of one check.
 
-    `is_missing`: a file is not there, which contradicts nothing yet.
+    Attributes:
+        name: what was looked at.
+        status: OK, INFO, WARNING or FAILED.
+        found: what was found.
+        advice: what to do about it, where `found` does not say so.
+        is_missing: a file is not there, which contradicts nothing yet.
     """
 
     name: str
@@ -26,8 +31,9 @@ class Finding:
 
     @property
     def line(self) -> str:
-        """The finding in a line."""
-        return f"{self.name}: {self.found}" + (f". {self.advice}" if self.advice else "")
+        """The finding in one line."""
+        text = f"{self.name}: {self.found}" + (f". {self.advice}" if self.advice else "")
+        return " ".join(text.split("\n"))
 
 
 def worst(findings: Iterable[Finding]) -> str:

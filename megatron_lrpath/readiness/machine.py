@@ -8,20 +8,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
-
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.launch.preflight import checkpoint_bytes
 from megatron_lrpath.launch.resources import (
+    check_batch,
     check_fine_tuning,
     gpu_memory,
-    micro_batch_words,
+    machine_memory,
     model_parallel_size,
     share_out,
 )
 from megatron_lrpath.models import parameter_count, resolve_model
 from megatron_lrpath.plan import Plan
-from megatron_lrpath.readiness.finding import FAILED, INFO, OK, WARNING, Finding, attempt
+from megatron_lrpath.readiness.finding import FAILED, OK, WARNING, Finding, attempt
 from megatron_lrpath.runs.tasks import Task
 from megatron_lrpath.wording import byte_size, plural
 
@@ -33,10 +32,10 @@ def process_check(plan: Plan, device: str, nproc: int | None, extra: Sequence[st
 
     def proof() -> str:
         share = share_out(plan, 1, device, nproc, None, extra)
-        micro = micro_batch_words(plan, plan.batch, share.nproc, extra)
+        check_batch(plan, share.nproc, extra)
         check_fine_tuning(plan, share.nproc, extra)
-        smaller = f", in micro batches of {micro[-1]}" if micro else ""
-        return f"{plural(share.nproc, 'process', 'es')} a run on {share.device}{smaller}"
+        where = f"{plural(len(share.gpus), 'GPU')}" if share.gpus else "the CPU"
+        return f"{plural(share.nproc, 'process', 'es')} a run on {where}"
 
     return attempt("processes", proof)
 
@@ -53,7 +52,7 @@ def memory_check(plan: Plan, vocabulary: int, device: str = "auto") -> Finding:
     try:
         parameters = parameter_count(model, vocabulary)
     except UserError as error:
-        return Finding("memory", INFO, str(error))
+        return Finding("memory", OK, f"not estimated: {error}")
     small = bool(plan.megatron.get("bf16") or plan.megatron.get("fp16"))
     parts = model_parallel_size({**model, **plan.megatron})
     tokens = plan.batch.seq_length * plan.batch.micro_batch_size
@@ -63,10 +62,10 @@ def memory_check(plan: Plan, vocabulary: int, device: str = "auto") -> Finding:
     logits = tokens * vocabulary * (4 + 4 + (2 if small else 0))
     needed = (parameters * (18 if small else 16) + layers + logits) / parts
     gpus = gpu_memory() if device != "cpu" else ()
-    who, most = ("a GPU", min(gpus)) if gpus else ("a process", psutil.virtual_memory().total)
+    who, most = ("a GPU", min(gpus)) if gpus else ("a process", machine_memory())
     found = f"{parameters / 1e6:,.1f}M parameters; {who} alone would hold about {byte_size(needed)}"
     if needed < 0.9 * most:
-        return Finding("memory", OK if gpus else INFO, found)
+        return Finding("memory", OK, found)
     advice = (
         "Data parallelism shares the optimizer's part; else a smaller micro_batch_size or tensor parallelism."
     )

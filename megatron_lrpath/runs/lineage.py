@@ -224,10 +224,21 @@ def check_parent(folder: Path, parent: Path, step: int, parent_identity: dict[st
             + "; ".join(found)
             + ". Use the plan it was trained with, or train the parent anew under another `output`."
         )
+    require_same_parent(folder, parent, step)
+
+
+def require_same_parent(folder: Path, parent: Path, step: int) -> None:
+    """Refuse a parent whose checkpoint is another than the one that the run in `folder` started from.
+
+    A run that has checkpoints of its own outlives its parent's; one that has none is bound to no parent.
+
+    Raises:
+        UserError: the checkpoint is another.
+    """
     own = read_lineage(folder)
     root = RunFolder(parent).checkpoints
     if own is None or not own["parent"] or not is_bound(folder) or not checkpoint_folder(root, step).is_dir():
-        return  # a run that has checkpoints of its own outlives its parent's; one that has none is bound to no parent
+        return
     if own["parent"]["fingerprint"] != checkpoint_fingerprint(root, step):
         raise UserError(
             f"{root}: the checkpoint of step {step} is not the one that {folder.name} was "

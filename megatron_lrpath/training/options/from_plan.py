@@ -9,7 +9,7 @@ from typing import Any
 from megatron_lrpath.data.identity import training_identity
 from megatron_lrpath.data.index_cache import local_rank
 from megatron_lrpath.data.record import require_tokenizer
-from megatron_lrpath.data.slice import open_mix, open_slices
+from megatron_lrpath.data.slice import check_mixes, open_mix, open_slices, require_versions
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.models import megatron_flags, resolve_model
 from megatron_lrpath.plan import Plan, Run, load_plan, run_identity
@@ -153,17 +153,19 @@ class PlannedRun:
                 f"--plan {given['plan']}: {' and '.join(missing)} must be given too; `lrpath plan` lists the runs."
             )
         run = plan.carried_out(plan.run(given["paradigm"], given["run"]))
-        flags: list[str] = []
-        planned: dict[str, Any] = {}
-        problems: list[str] = []
-        for key, part in plan_flags(plan, run).items():
-            values = explicit_arguments(part)
-            problems += contradictions(given, values, f"{plan.path}, whose `{key}`")
-            planned |= values
-            flags += part
-        beside = {name: value for name, value in given.items() if name not in planned}
-        raise_all(problems + refused(beside, plan) + unclassified(given, own))
-        return cls(plan, run, given, planned, flags)
+        flags = plan_flags(plan, run)
+        planned = {name: value for part in flags.values() for name, value in explicit_arguments(part).items()}
+        planned_run = cls(plan, run, given, planned, [word for part in flags.values() for word in part])
+        raise_all(planned_run.problems(own))
+        return planned_run
+
+    def problems(self, own: ArgumentsProvider | None = None) -> list[str]:
+        """What is wrong with the arguments of the command line, a line each."""
+        found: list[str] = []
+        for key, part in plan_flags(self.plan, self.run).items():
+            found += contradictions(self.given, explicit_arguments(part), f"{self.plan.path}, whose `{key}`")
+        beside = {name: value for name, value in self.given.items() if name not in self.planned}
+        return found + refused(beside, self.plan) + unclassified(self.given, own)
 
     @property
     def explicit(self) -> dict[str, Any]:
@@ -204,6 +206,8 @@ class PlannedRun:
         # A position counts from the first sample of all, so the versions before the run's own are opened, too.
         names = tuple(version.name for version in plan.versions[: run.version_index])
         slices = open_slices(plan.data, names, verify=verify)
+        require_versions(plan, slices)
+        check_mixes(plan, [run])
         mix = open_mix(plan.data, run.mix, verify=verify) if run.mix else []
         identity = training_identity(plan, run, slices, mix, arguments=self.beside)
         return replace(context, identity=identity, slices=tuple(slices), mix=tuple(mix))
@@ -215,10 +219,14 @@ class PlannedRun:
         return {name: value for name, value in found.items() if name not in self.planned}
 
 
-def arguments_beside(plan: Plan, run: Run, extra: Sequence[str]) -> dict[str, Any]:
-    """What `PlannedRun.beside` is for a run that is started with these Megatron arguments; needs Megatron's parser."""
+def with_arguments(plan: Plan, run: Run, extra: Sequence[str]) -> PlannedRun:
+    """A run of a plan as it is started with these Megatron arguments; nothing but their form is checked.
+
+    Raises:
+        UserError: Megatron has no such argument, or it does not take such a value.
+    """
     flags = [word for part in plan_flags(plan, run).values() for word in part]
-    return PlannedRun(plan, run, explicit_arguments(list(extra)), explicit_arguments(flags), flags).beside
+    return PlannedRun(plan, run, explicit_arguments(list(extra)), explicit_arguments(flags), flags)
 
 
 def contradictions(given: Mapping[str, Any], planned: Mapping[str, Any], where: str) -> list[str]:
