@@ -24,6 +24,7 @@ from megatron_lrpath.readiness.finding import FAILED, OK, WARNING, Finding, atte
 from megatron_lrpath.runs.elsewhere import lies_elsewhere
 from megatron_lrpath.wording import listing
 
+DATA = "data"  # the name of what is found about slices and their sources
 LARGE_INDEX = 256 * 2**20  # bytes of an .idx that is not read whole before the start
 DRAW = (
     "Draw it with tools/slice_versions.py, or say where the data are (`data` in the plan, submit's --data)."
@@ -76,6 +77,8 @@ def data_checks(
     used = [opened.slices[name] for name in needed if name in opened.slices]
     opened.findings += found + source_checks(used, validation, opened.known) + token_checks(plan, used)
     opened.findings += [mix_check(plan, run, opened.known) for run in runs if run.mix is not None]
+    if any(finding.name == DATA and finding.status == FAILED for finding in opened.findings):
+        opened.findings = [one for one in opened.findings if one.name != DATA or one.status != OK]
     return opened
 
 
@@ -84,7 +87,7 @@ def open_slice(path: Path, name: str, opened: OpenedData) -> list[Finding]:
     try:
         opened.slices[name] = Slice.load(path)
     except UserError as error:
-        return [Finding("data", FAILED, str(error))]
+        return [Finding(DATA, FAILED, str(error))]
     return []
 
 
@@ -93,16 +96,16 @@ def missing_checks(plan: Plan, missing: Sequence[Path]) -> list[Finding]:
     if not missing:
         return []
     names = [str(path) for path in missing]
-    advice = lies_elsewhere(plan, plan.data.slices) or DRAW
-    return [Finding("data", FAILED, f"no slice {listing(names)}", advice, is_missing=True)]
+    advice = lies_elsewhere(plan.path, plan.data.slices) or DRAW
+    return [Finding(DATA, FAILED, f"no slice {listing(names)}", advice, is_missing=True)]
 
 
 def validation_checks(plan: Plan, evaluate: bool) -> tuple[list[Finding], list[Slice]]:
     """What is to be said of the validation slice, and the slice where it could be opened."""
     path = validation_path(plan.data)
     if not path.exists():
-        found, advice = f"no slice {path}, which the versions are evaluated on", DRAW
-        advice = lies_elsewhere(plan, plan.data.valid or plan.data.slices) or DRAW
+        found = f"no slice {path}, which the versions are evaluated on"
+        advice = lies_elsewhere(plan.path, plan.data.valid or plan.data.slices) or DRAW
         missing = Finding("validation", FAILED, found, advice, is_missing=True)
         return ([missing] if plan.data.valid or evaluate else []), []
     try:
@@ -126,13 +129,13 @@ def source_checks(
     if not everything:
         return []
     checks = [
-        Finding("data", FAILED, problem.text, is_missing=problem.is_missing)
+        Finding(DATA, FAILED, problem.text, is_missing=problem.is_missing)
         for problem in source_problems(everything, LARGE_INDEX, known)
     ]
     tokens = sum(part.tokens for part in used)
     found = f"{len(used)} slices with {tokens:,} tokens, disjoint, sources unchanged"
-    apart = attempt("data", partial(check_disjoint, everything), found)
-    return checks if checks and apart.status == OK else [*checks, apart]
+    apart = attempt(DATA, partial(check_disjoint, everything), found)
+    return [*checks, apart]
 
 
 def token_checks(plan: Plan, used: Sequence[Slice]) -> list[Finding]:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from megatron_lrpath.plan import Plan
 
+def lies_elsewhere(plan: Path, name: str | Path) -> str:
+    """Where a folder that the file `plan` names lies, as a sentence with what to do; empty where it is here.
 
-def lies_elsewhere(plan: Plan, name: str | Path) -> str:
-    """Where a folder of the plan's lies, as a sentence with what to do; empty where it is here, or nowhere near.
-
-    A relative name counts from the working directory. Looked at are the folders above the plan's file.
+    Empty, too, where it is nowhere near. A relative name counts from the working directory. Looked at are the folders above the plan's file.
     """
     relative = Path(name)
     if relative.is_absolute() or relative.exists():
         return ""
-    for folder in plan.path.absolute().resolve().parents:
+    for folder in plan.resolve().parents:
         if (folder / relative).exists():
             here = "paths in a plan count from the folder of the call"
             return f"{folder / relative} is there: {here}, so call it in {folder}."

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -120,6 +121,17 @@ def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
         if old.get(name) != new.get(name)
     ]
     return found
+
+
+def trained_tokens(lineage: Mapping[str, Any]) -> int | None:
+    """Tokens of a step of the run that left this lineage, None where it does not say."""
+    identity = lineage.get("identity")
+    sizes = (identity.get("sft") or identity.get("batch")) if isinstance(identity, dict) else None
+    numbers = (
+        [sizes.get(name) for name in ("global_batch_size", "seq_length")] if isinstance(sizes, dict) else []
+    )
+    whole = [number for number in numbers if isinstance(number, int)]
+    return whole[0] * whole[1] if len(whole) == 2 else None
 
 
 def is_bound(folder: Path) -> bool:
