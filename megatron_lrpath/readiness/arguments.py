@@ -14,6 +14,7 @@ from megatron_lrpath.plan.launch_line import line_problems
 from megatron_lrpath.readiness.finding import FAILED, Finding
 
 NAME = "arguments"
+BEHIND = "after --: "
 
 
 def argument_checks(plan: Plan, runs: Sequence[Run], extra: Sequence[str]) -> list[Finding]:
@@ -23,18 +24,32 @@ def argument_checks(plan: Plan, runs: Sequence[Run], extra: Sequence[str]) -> li
     where an argument is given that is not known to be neutral.
     """
     if problems := line_problems(extra):
-        return [Finding(NAME, FAILED, f"after --: {problem}") for problem in problems]
+        return [Finding(NAME, FAILED, f"{BEHIND}{problem}") for problem in problems]
     if all_neutral(extra):
         return []
-    kinds = {run.is_sft: run for run in reversed(runs)}
+    kinds = {run.is_sft: run for run in reversed(runs)}.values()
     try:
-        found = [problem for run in kinds.values() for problem in read(plan, run, extra).problems()]
+        found = [problem for run in kinds for problem in read(plan, run, extra).problems()]
     except UserError as error:
-        near = " ".join(
-            f"{name}{near}" for name in given_options(extra) if not find(name) and (near := hint(name))
-        )
-        found = [f"{error}{'; ' if near else ''}{near}"]
-    return [Finding(NAME, FAILED, f"after --: {problem}") for problem in dict.fromkeys(found)]
+        found = [str(error)]
+        if known := without_unknown(extra):
+            names = [name for name in given_options(extra) if find(name) is None]
+            found = [
+                f"--{name.replace('_', '-')}: Megatron has no such argument{hint(name)}" for name in names
+            ]
+            found += [problem.found.removeprefix(BEHIND) for problem in argument_checks(plan, runs, known)]
+    return [Finding(NAME, FAILED, f"{BEHIND}{problem}") for problem in dict.fromkeys(found)]
+
+
+def without_unknown(extra: Sequence[str]) -> list[str]:
+    """The arguments without those that the table lacks; nothing where it has all of them."""
+    kept: list[str] = []
+    keeps = True
+    for word in extra:
+        if word.startswith("--"):
+            keeps = find(word[2:].partition("=")[0].replace("-", "_")) is not None
+        kept += [word] if keeps else []
+    return kept if len(kept) < len(extra) else []
 
 
 def given_beside(plan: Plan, run: Run, extra: Sequence[str]) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def subtitle(tree: RunTree) -> str:
         f"{schedule_name(plan)} schedule",
         f"α {plan.alpha:g}",
         f"{plural(len(plan.versions), 'version')} of {' to '.join(sizes)} tokens",
-        f"seed {plan.seed}",
+        f"seed {as_trained(tree, 'seed', str)}",
     ]
     return " · ".join(parts)
 

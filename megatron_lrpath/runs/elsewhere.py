@@ -8,7 +8,8 @@ from pathlib import Path
 def lies_elsewhere(plan: Path, name: str | Path) -> str:
     """Where a folder that the file `plan` names lies, as a sentence with what to do; empty where it is here.
 
-    Empty, too, where it is nowhere near. A relative name counts from the working directory. Looked at are the folders above the plan's file.
+    Empty, too, where it is nowhere near. A relative name counts from the working directory; looked at are the folders
+    above the plan's file.
     """
     relative = Path(name)
     if relative.is_absolute() or relative.exists():
