@@ -51,6 +51,7 @@ LAYERS = (
     ("report",),
     ("advise",),
     ("launch",),
+    ("readiness",),
     ("experiment",),
     ("doctor",),
     ("commands",),

@@ -13,7 +13,7 @@ from megatron_lrpath.commands.options import add_plan
 from megatron_lrpath.console import quiet, terminal_table
 
 if TYPE_CHECKING:
-    from megatron_lrpath.doctor import Finding
+    from megatron_lrpath.readiness import Finding
 
 HELP = "check this machine (versions, GPUs, NCCL, disk) and what a plan needs (tokenizer, data, memory)"
 EXAMPLE = "lrpath doctor examples/quickstart/plan.yaml"
@@ -34,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> int:
     """Finding and tell; 0, or 1 where something failed."""
     quiet()
-    from megatron_lrpath.doctor import machine_checks, plan_checks, worst
+    from megatron_lrpath.doctor import machine_checks, plan_checks
+    from megatron_lrpath.readiness import worst
 
     machine = machine_checks(Path.cwd())
     plan = plan_checks(args.plan) if args.plan else []

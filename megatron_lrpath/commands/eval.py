@@ -182,6 +182,7 @@ def execute(args: argparse.Namespace) -> int:
     from megatron_lrpath.data.record import require_tokenizer
     from megatron_lrpath.data.slice import open_validation
     from megatron_lrpath.plan import load_plan
+    from megatron_lrpath.runs.elsewhere import lies_elsewhere
     from megatron_lrpath.runs.results import (
         Target,
         is_complete,
@@ -213,9 +214,13 @@ def execute(args: argparse.Namespace) -> int:
             raise UserError(f"{plan.path} has no version's run {args.run!r}; it has {known}.")
     trained = [run for run in runs if is_complete(plan.folder(run), run)]
     wanted = trained if args.force else [run for run in trained if needs_evaluation(plan, run)]
+    if not trained:
+        where = lies_elsewhere(plan.path, plan.output) or f"Train first: lrpath run {plan.path}"
+        raise UserError(f"{plan.output}: nothing to evaluate, no version is trained yet. {where}")
     if not wanted:
-        done = f"{len(trained)} of {len(runs)} versions are trained, all of them evaluated"
-        print("nothing to evaluate: " + (done if trained else "no version is trained yet (lrpath run PLAN)"))
+        print(
+            f"nothing to evaluate: {len(trained)} of {len(runs)} versions are trained, all of them evaluated"
+        )
         return 0
     kinds = ([run for run in wanted if not run.is_sft], [run for run in wanted if run.is_sft])
     return max(evaluate(plan, [Target(run) for run in runs], args) for runs in kinds if runs)

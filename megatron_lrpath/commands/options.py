@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_lrpath.errors import UserError
 from megatron_lrpath.paradigms import PARADIGMS
 
 if TYPE_CHECKING:
     from megatron_lrpath.launch.local import Options
+    from megatron_lrpath.readiness import Request
 
 PLAN, PLAN_OR_EXPERIMENT = "the plan file", "the plan (or experiment) file"
 AUTO, EVERY = "auto", "all"
@@ -58,7 +58,6 @@ def training_options(args: argparse.Namespace, only_sft: bool = False) -> Option
     """What the command line chooses of a training on this machine."""
     from megatron_lrpath.launch.local import Options
 
-    check_extra(args.extra)
     return Options(
         paradigms=paradigms_of(args),
         run=args.run,
@@ -71,20 +70,19 @@ def training_options(args: argparse.Namespace, only_sft: bool = False) -> Option
     )
 
 
-def check_extra(extra: Sequence[str]) -> None:
-    """Refuse what a plan's runs cannot take of the Megatron arguments behind `--`, before anything is started.
+def request_of(options: Options) -> Request:
+    """What is to be checked before a training on this machine."""
+    from megatron_lrpath.readiness import Request
 
-    Raises:
-        UserError: all that is wrong with them, a line each.
-    """
-    from megatron_lrpath.plan.launch_line import line_problems
-    from megatron_lrpath.plan.secrets import secret_problem
-
-    problems = line_problems(extra)
-    if secret := secret_problem(extra):
-        problems.append(secret)
-    if problems:
-        raise UserError("after --: " + "\n".join(problems))
+    return Request(
+        paradigms=options.paradigms,
+        runs=(options.run,) if options.run else (),
+        fine_tunings="only" if options.only_sft else "too",
+        extra=options.extra,
+        device=options.device,
+        nproc=options.nproc,
+        evaluate=options.evaluate,
+    )
 
 
 def count_from(least: int, alternative: str = "") -> Callable[[str], int | str]:

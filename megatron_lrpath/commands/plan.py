@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Print the plan; 0."""
+    """Print the plan; 0. UserError (status 2) where files that are there contradict it."""
     from megatron_lrpath.plan import json_schema, load_plan
 
     if args.schema:
@@ -40,15 +41,8 @@ def execute(args: argparse.Namespace) -> int:
         return 0
     if args.plan is None:
         raise UserError("which plan? lrpath plan PLAN (the file), or lrpath plan --schema")
-    from megatron_lrpath.data.record import require_tokenizer
-
     plan = load_plan(args.plan)
     paradigms = paradigms_of(args)
-    require_tokenizer(plan)
-    if Path(plan.data.slices).is_dir():  # a plan may be looked at before its data are there
-        from megatron_lrpath.data.slice import check_mixes
-
-        check_mixes(plan, plan.runs(OURS.name))
     if args.png:
         from megatron_lrpath.files import atomic_write_bytes
 
@@ -59,13 +53,28 @@ def execute(args: argparse.Namespace) -> int:
             raise UserError(text) from None
     if args.json:
         print(json.dumps(as_json(plan, paradigms), indent=2, ensure_ascii=False, allow_nan=False))
-        return 0
-    from megatron_lrpath.commands.plan_view import show_plan
+    else:
+        from megatron_lrpath.commands.plan_view import show_plan
 
-    show_plan(plan, paradigms, curves=not args.no_curves)
-    if args.png:
-        print(f"Curves: {args.png}")
+        show_plan(plan, paradigms, curves=not args.no_curves)
+        if args.png:
+            print(f"Curves: {args.png}")
+    sys.stdout.flush()
+    check_files(plan, paradigms)
     return 0
+
+
+def check_files(plan: Plan, paradigms: tuple[str, ...]) -> None:
+    """Compare the plan with the files that are there; a plan may be looked at before any is.
+
+    Raises:
+        UserError: all that contradicts it.
+    """
+    from megatron_lrpath.readiness import ANYWHERE, Request, check_plan, refuse, tell
+
+    findings = check_plan(plan, Request(paradigms, where=ANYWHERE))
+    tell(findings)
+    refuse([(plan, findings)], missing_too=False)
 
 
 def draw_curves(plan: Plan, paradigms: tuple[str, ...]) -> bytes:

@@ -11,6 +11,7 @@ from megatron_lrpath.commands.options import (
     add_machine,
     add_runs,
     count_from,
+    request_of,
     training_options,
 )
 
@@ -48,10 +49,15 @@ def train(args: argparse.Namespace) -> int:
     from megatron_lrpath.experiment.load import is_experiment, load_experiment
     from megatron_lrpath.launch.local import carry_out
     from megatron_lrpath.plan import load_plan
+    from megatron_lrpath.readiness import require_ready
 
     options = training_options(args)
     if is_experiment(args.plan):
-        from megatron_lrpath.experiment.run import carry_out_experiment
+        from megatron_lrpath.experiment.run import carry_out_experiment, require_experiment
 
-        return carry_out_experiment(load_experiment(args.plan), options)
-    return carry_out(load_plan(args.plan), options)
+        experiment = load_experiment(args.plan)
+        require_experiment(experiment, request_of(options))
+        return carry_out_experiment(experiment, options)
+    plan = load_plan(args.plan)
+    require_ready([plan], request_of(options))
+    return carry_out(plan, options)

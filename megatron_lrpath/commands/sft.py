@@ -10,6 +10,7 @@ from megatron_lrpath.commands.options import (
     add_machine,
     add_runs,
     count_from,
+    request_of,
     training_options,
 )
 from megatron_lrpath.errors import UserError
@@ -41,6 +42,7 @@ def execute(args: argparse.Namespace) -> int:
     from megatron_lrpath.launch.local import carry_out
     from megatron_lrpath.launch.resources import cores
     from megatron_lrpath.plan import load_plan
+    from megatron_lrpath.readiness import require_ready
     from megatron_lrpath.sft.prepare import prepare, print_summary
 
     plan = load_plan(args.plan)
@@ -48,9 +50,13 @@ def execute(args: argparse.Namespace) -> int:
         if not args.prepare:
             raise UserError("--output goes with --prepare; else the plan's own `output` holds the runs")
         plan = replace(plan, output=args.output)
-    require_tokenizer(plan)
+    options = training_options(args, only_sft=True)
+    if args.prepare:
+        require_tokenizer(plan)
+    else:
+        require_ready([plan], request_of(options))
     if args.prepare or args.workers:  # else carry_out does it
         print_summary(prepare(plan, args.workers or cores()), plan.sft_folder)
     if args.prepare:
         return 0
-    return carry_out(plan, training_options(args, only_sft=True))
+    return carry_out(plan, options)

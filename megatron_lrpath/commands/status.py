@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_lrpath.commands.options import PLAN_OR_EXPERIMENT, add_runs, number_in, paradigms_of
 from megatron_lrpath.console import terminal_table
-from megatron_lrpath.wording import clock, plural, short_number
+from megatron_lrpath.wording import clock, listing, plural, short_number
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
     from rich.table import Table
 
+    from megatron_lrpath.plan import Plan
     from megatron_lrpath.runs.tasks import Task
 
 HELP = "show what is done, running, interrupted or waiting"
@@ -69,50 +70,79 @@ def view(status: dict[str, Any]) -> Group:
     reasons = [(row["key"], row["cause"] or (row["log"] and f"see {row['log']}")) for row in status["runs"]]
     causes = [f"{key}: {reason}" for key, reason in reasons if reason]
     unprepared = [f"fine-tuning: {status['unprepared']}"] if status.get("unprepared") else []
-    return Group(Text(heading), table(status), *map(Text, [*unprepared, *causes, *status["problems"]]))
+    elsewhere = [f"nothing in {status['output']} here: {status['elsewhere']}"] if status["elsewhere"] else []
+    lines = [*elsewhere, *unprepared, *causes, *differing(status["runs"]), *status["problems"]]
+    return Group(Text(heading), table(status), *map(Text, lines))
+
+
+def differing(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """A line for the runs that were trained with the same other settings than the plan's."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for row in rows:
+        if row["differs"]:
+            alike.setdefault(tuple(row["differs"]), []).append(row["key"])
+    return [
+        f"{listing(keys)}: shown as trained; the plan now differs: {'; '.join(changes)}"
+        for changes, keys in alike.items()
+    ]
 
 
 def collect(path: Path, paradigms: Sequence[str]) -> dict[str, Any]:
     """The states of the runs of a plan or an experiment, as `states` gives them.
 
-    `unprepared` says what keeps a plan's fine-tunings from having steps; null where nothing does.
+    `unprepared` says what keeps a plan's fine-tunings from having steps, `elsewhere` where the output lies when the
+    command is called from another folder; null where nothing does.
     """
     from megatron_lrpath.experiment.load import is_experiment, load_experiment
     from megatron_lrpath.plan import load_plan
+    from megatron_lrpath.runs.elsewhere import lies_elsewhere
     from megatron_lrpath.runs.tasks import build_tasks
 
     if is_experiment(path):
         from megatron_lrpath.experiment.run import experiment_tasks
 
         experiment = load_experiment(path)
+        plans = {point.name: point.plan for point in experiment.points}
         tasks = experiment_tasks(experiment, paradigms)
-        return states(experiment.name, str(experiment.output), tasks) | {"unprepared": None}
+        found = states(experiment.name, str(experiment.output), [(task, plans[task.point]) for task in tasks])
+        return found | {"unprepared": None, "elsewhere": lies_elsewhere(path, experiment.output) or None}
     plan = load_plan(path)
     wanted = plan.sft is not None and set(plan.sft.paradigms) & set(paradigms)
     known = any(plan.sft_runs(name) for name in paradigms)
     missing = f"data not prepared yet (lrpath sft {path} --prepare)" if wanted and not known else None
-    return states(plan.name, str(plan.output), build_tasks(plan, paradigms)) | {"unprepared": missing}
+    found = states(plan.name, str(plan.output), [(task, plan) for task in build_tasks(plan, paradigms)])
+    return found | {"unprepared": missing, "elsewhere": lies_elsewhere(path, plan.output) or None}
 
 
-def states(name: str, output: str, tasks: Sequence[Task]) -> dict[str, Any]:
+def states(name: str, output: str, planned: Sequence[tuple[Task, Plan]]) -> dict[str, Any]:
     """The states as JSON-able data: `runs` (each training once), `done_steps`, `total_steps`.
+
+    Args:
+        name: of the plan or experiment.
+        output: its folder.
+        planned: the trainings, each with its plan.
 
     A run has `key`, `paradigm`, `run`, `same_as` (other names of this training), `state`, `waiting_for`,
     `first_step`, `step`, `last_step`, `lr`, `loss`, `seconds_per_step`, `tokens_per_second`, `mfu`,
     `seconds_left` (while it runs), `checkpoints` (steps of the complete ones), `cause` (of an interruption,
-    where the run has left one) and `log` (the newest one of an interrupted run). A plan that was submitted to
+    where the run has left one), `log` (the newest one of an interrupted run) and `differs` (where the plan says
+    something else than the run was trained with; throughput is that of the training). A plan that was submitted to
     Slurm has `job` too, see `launch.slurm.submit.add_jobs`.
     `problems` names files of runs that cannot be used. What is not known is null.
     """
     from megatron_lrpath.launch.slurm.submit import add_jobs
+    from megatron_lrpath.runs.folder import RunFolder, read_json_object
+    from megatron_lrpath.runs.lineage import changes, trained_tokens
     from megatron_lrpath.runs.state import read_state
 
-    by_key = {task.key: task for task in tasks}
+    by_key = {task.key: task for task, _ in planned}
     rows: list[dict[str, Any]] = []
-    for task in tasks:
+    for task, plan in planned:
         state = read_state(task.folder, task.run, by_key.get(task.parent or ""))
+        lineage = read_json_object(RunFolder(task.folder).lineage) or {}
+        step_tokens = trained_tokens(lineage) or task.step_tokens
         known = state.state == "running" and state.seconds_per_step is not None
-        pace = task.step_tokens / state.seconds_per_step if state.seconds_per_step else None
+        pace = step_tokens / state.seconds_per_step if state.seconds_per_step else None
         left = (task.run.last_step - state.step) * (state.seconds_per_step or 0.0) if known else None
         measured = {
             "lr": state.logged.lr,
@@ -135,6 +165,7 @@ def states(name: str, output: str, tasks: Sequence[Task]) -> dict[str, Any]:
                 "checkpoints": state.checkpoints,
                 "cause": state.cause,
                 "log": str(state.log) if state.log else None,
+                "differs": changes(task.folder, lineage, plan, task.run),
             }
         )
     add_jobs(output, rows)

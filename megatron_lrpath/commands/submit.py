@@ -9,7 +9,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_lrpath.commands.options import PLAN_OR_EXPERIMENT, add_runs, check_extra, paradigms_of
+from megatron_lrpath.commands.options import PLAN_OR_EXPERIMENT, add_runs, paradigms_of
 from megatron_lrpath.console import terminal_table
 
 if TYPE_CHECKING:
@@ -37,25 +37,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Submit, or show what would be submitted; 0."""
-    from megatron_lrpath.data.record import require_tokenizers
     from megatron_lrpath.experiment.load import is_experiment, load_experiment
     from megatron_lrpath.launch.slurm.ledger import SubmittedPlan
     from megatron_lrpath.launch.slurm.settings import read_settings, within_job
     from megatron_lrpath.launch.slurm.submit import Submission
+    from megatron_lrpath.readiness import CLUSTER, Request, require_ready
 
     settings = within_job(read_settings(args.settings, vars(args)), os.environ)
-    check_extra(args.extra)
+    request = Request(
+        paradigms_of(args), (args.run,) if args.run else (), extra=tuple(args.extra), where=CLUSTER
+    )
     wanted = (settings, paradigms_of(args), args.run, tuple(args.extra))
     follow = args.plan  # the file to ask for its status: the copy where the output is another
     if is_experiment(args.plan):
-        from megatron_lrpath.experiment.run import experiment_submission
+        from megatron_lrpath.experiment.run import experiment_submission, require_experiment
 
-        submission = experiment_submission(load_experiment(args.plan), *wanted)
+        experiment = load_experiment(args.plan)
+        require_experiment(experiment, request)
+        submission = experiment_submission(experiment, *wanted)
     else:
         submitted = SubmittedPlan.of(args.plan, settings.data, settings.output)
+        require_ready([submitted.plan], request)
         submission = Submission.of(submitted, *wanted)
         follow = submitted.latest if settings.data or settings.output else args.plan
-    require_tokenizers(submitted.plan for submitted in submission.plans)
     if args.dry_run:
         show_dry_run(submission, args.json)
         return 0

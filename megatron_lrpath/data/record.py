@@ -303,16 +303,6 @@ def require_tokenizer(plan: Plan, model: str | None = None) -> None:
     refuse(tokenizer_problems(plan, model))
 
 
-def require_tokenizers(plans: Iterable[Plan]) -> None:
-    """`require_tokenizer` of several plans, what they have in common once."""
-    found = [tokenizer_problems(plan) for plan in plans]
-    refuse(
-        Findings(
-            tuple(p for one in found for p in one.problems), tuple(n for one in found for n in one.notes)
-        )
-    )
-
-
 def refuse(findings: Findings) -> None:
     """Print notes; raise UserError with all problems."""
     for note in dict.fromkeys(findings.notes):

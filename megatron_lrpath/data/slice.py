@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from megatron_lrpath.data.indexed import fingerprint_source
+from megatron_lrpath.data.indexed import fingerprint_source, map_lengths, read_header
 from megatron_lrpath.data.slice_codec import DamagedError, Documents, decode, encode, read_slice_bytes
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_bytes
 from megatron_lrpath.plan import Plan, Run
-from megatron_lrpath.plan.mix import Mix
+from megatron_lrpath.plan.mix import Mix, MixPart
 from megatron_lrpath.plan.spec import Data
 from megatron_lrpath.tokenizers.prints import Facts, check_facts
 
@@ -212,26 +213,77 @@ def verify_slices(slices: Iterable[Slice]) -> None:
     Reads all of every .idx and 256 KiB of every .bin once: call it in one process of a node, not in all.
 
     Raises:
-        UserError: a dataset is missing or another.
+        UserError: datasets are missing or others, all of them in one message.
     """
-    known: dict[Path, str] = {}
+    if problems := source_problems(slices):
+        raise UserError("; ".join(problem.text for problem in problems))
+
+
+@dataclass(frozen=True)
+class SourceProblem:
+    """What is wrong with a dataset that a slice names, in a sentence, and whether it is only not there."""
+
+    text: str
+    is_missing: bool
+
+
+def source_problems(
+    slices: Iterable[Slice], largest: float = math.inf, known: dict[Path, str] | None = None
+) -> list[SourceProblem]:
+    """What is wrong with the datasets that the slices name, one problem for each dataset.
+
+    Args:
+        slices: the slices.
+        largest: of an .idx with more bytes only the header and the lengths of the slice's documents are read.
+        known: fingerprints of datasets that have been read, which is added to.
+    """
+    known = {} if known is None else known
+    problems: dict[Path, SourceProblem] = {}
     for one in slices:
-        where = one.path or one.name
         for source in one.sources:
-            try:
-                if source.prefix not in known:
-                    known[source.prefix] = fingerprint_source(source.prefix)
-            except UserError as error:
-                raise UserError(
-                    f"{where}: names the indexed dataset {error}; put it (or a link) back, or move slices "
-                    f"and data together"
-                ) from None
-            if known[source.prefix] != source.fingerprint:
-                raise UserError(
-                    f"{where}: the indexed dataset {source.prefix} is not the one this slice was drawn from "
-                    f"(fingerprint {known[source.prefix][:12]}, not {source.fingerprint[:12]}); bring the "
-                    f"old one back, or give new data a name of its own"
-                )
+            if source.prefix not in problems and (found := _source_problem(one, source, largest, known)):
+                problems[source.prefix] = found
+    return list(problems.values())
+
+
+def _source_problem(
+    one: Slice, source: SliceSource, largest: float, known: dict[Path, str]
+) -> SourceProblem | None:
+    prefix, where = source.prefix, one.path or one.name
+    try:
+        if _index_bytes(prefix) > largest:
+            same, found = _has_documents(source), ""
+        else:
+            if prefix not in known:
+                known[prefix] = fingerprint_source(prefix)
+            same = known[prefix] == source.fingerprint
+            found = f" (fingerprint {known[prefix][:12]}, not {source.fingerprint[:12]})"
+    except UserError as error:
+        text = f"{where}: names the indexed dataset {error}; put it (or a link) back, or move slices and data together"
+        return SourceProblem(text, is_missing=_index_bytes(prefix) == 0)
+    if same:
+        return None
+    text = (
+        f"{where}: the indexed dataset {prefix} is not the one this slice was drawn from{found}; bring the old one "
+        "back, or give new data a name of its own"
+    )
+    return SourceProblem(text, is_missing=False)
+
+
+def _index_bytes(prefix: Path) -> int:
+    try:
+        return os.path.getsize(f"{prefix}.idx")
+    except OSError:
+        return 0  # the fingerprint says what is wrong
+
+
+def _has_documents(source: SliceSource) -> bool:
+    """Whether the documents of a slice are there and have the tokens that it counts."""
+    lengths = map_lengths(read_header(str(source.prefix)))
+    if not len(source.documents):
+        return True
+    is_there = int(source.documents[-1]) < len(lengths)
+    return is_there and int(lengths[source.documents].sum(dtype=np.int64)) == source.tokens
 
 
 def check_disjoint(slices: Sequence[Slice]) -> None:
@@ -288,6 +340,23 @@ def require_samples(one: Slice, samples: int, seq_length: int) -> None:
         )
 
 
+def require_versions(plan: Plan, slices: Iterable[Slice]) -> None:
+    """Refuse slices that have too few samples for their versions' steps.
+
+    Raises:
+        UserError: all of them, a line each.
+    """
+    steps = {version.name: version.steps for version in plan.versions}
+    problems = []
+    for one in slices:
+        try:
+            require_samples(one, steps[one.name] * plan.batch.global_batch_size, plan.batch.seq_length)
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
+
+
 def require_mix_samples(
     slices: Sequence[Slice], mix: Mix, batch: int, steps: int, seq_length: int
 ) -> list[int]:
@@ -308,6 +377,11 @@ def require_mix_samples(
     return needed
 
 
+def mix_path(data: Data, part: MixPart) -> Path:
+    """The file of a mix's slice: beside the versions', or where its name says."""
+    return slice_path(Path(part.slice).parent if "/" in part.slice else data.slices, part.name)
+
+
 def open_mix(data: Data, mix: Mix, verify: bool = True) -> list[Slice]:
     """Load a mix's slices, in its order, and prove them disjoint from each other and from validation.
 
@@ -319,9 +393,8 @@ def open_mix(data: Data, mix: Mix, verify: bool = True) -> list[Slice]:
     """
     slices = []
     for part in mix.parts:
-        folder = Path(part.slice).parent if "/" in part.slice else data.slices
         try:
-            slices.append(Slice.load(slice_path(folder, part.name)))
+            slices.append(Slice.load(mix_path(data, part)))
         except UserError as error:
             raise UserError(f"{part.place}: {error}") from None
     checked = [*slices, open_validation(data)] if validation_path(data).exists() else slices

@@ -7,49 +7,20 @@ import platform
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 import torch
 
-from megatron_lrpath.errors import UserError
 from megatron_lrpath.launch.resources import cores, driver_gpus
+from megatron_lrpath.readiness.finding import FAILED, INFO, OK, WARNING, Finding
+from megatron_lrpath.readiness.machine import disk_check
 from megatron_lrpath.training import environment
 from megatron_lrpath.training.seams import MEGATRON
 from megatron_lrpath.wording import byte_size
 
-OK, INFO, WARNING, FAILED = "ok", "info", "warning", "failed"
-ORDER = (OK, INFO, WARNING, FAILED)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """The result of one check: what was looked at, its status, what was found, what to do about it."""
-
-    name: str
-    status: str
-    found: str
-    advice: str = ""
-
-
-def worst(findings: Iterable[Finding]) -> str:
-    """The worst status among the findings."""
-    return max((finding.status for finding in findings), key=ORDER.index, default=OK)
-
-
-def attempt(name: str, proof: Callable[[], str | None], found: str = "") -> Finding:
-    """What `proof` returns (or `found`) as a finding that is ok; its user error as one that failed."""
-    try:
-        return Finding(name, OK, proof() or found)
-    except UserError as error:
-        return Finding(name, FAILED, str(error))
-
-
 PYTHON = (3, 12)
 PACKAGES = ("torch", "numpy", "transformers", "sentencepiece", "gigatoken", "safetensors", "psutil")
-LITTLE_DISK = 10e9  # bytes
 
 
 def machine_checks(folder: Path) -> list[Finding]:
@@ -173,18 +144,3 @@ def nccl_check(gpu: bool) -> Finding:
         return Finding("NCCL", FAILED, "torch was built without it", "Install torch's CUDA build.")
     gloo = torch.distributed.is_gloo_available()
     return Finding("NCCL", INFO if gloo else FAILED, "not used without GPUs; processes talk through Gloo")
-
-
-def disk_check(folder: Path, needed: float) -> Finding:
-    """Free space where `folder` is or will be, against what is needed."""
-    there = folder.absolute()
-    while not there.exists():
-        there = there.parent
-    free = shutil.disk_usage(there).free
-    found = f"{byte_size(free)} free at {folder}"
-    if needed:
-        found += f", the checkpoints take about {byte_size(needed)}"
-    if free < needed:
-        return Finding("disk", FAILED, found, "Free space, or give the plan another `output`.")
-    advice = "Checkpoints and caches need room." if free < LITTLE_DISK else ""
-    return Finding("disk", WARNING if advice else OK, found, advice)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from megatron_lrpath.data.record import require_tokenizers
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.experiment.load import Experiment, Point, training_key
 from megatron_lrpath.experiment.table import PAGE
@@ -20,6 +19,7 @@ from megatron_lrpath.launch.slurm.jobs import report_job, task_jobs
 from megatron_lrpath.launch.slurm.ledger import Ledger, SubmittedPlan
 from megatron_lrpath.launch.slurm.settings import Settings
 from megatron_lrpath.launch.slurm.submit import Submission
+from megatron_lrpath.readiness import Request, require_ready
 from megatron_lrpath.runs.folder import OutputFolder
 from megatron_lrpath.runs.tasks import Task, build_tasks, with_ancestors
 
@@ -101,6 +101,13 @@ def point_tasks(experiment: Experiment, point: Point, paradigms: Sequence[str]) 
     return [task for task in tasks if task.key in wanted]
 
 
+def require_experiment(experiment: Experiment, request: Request) -> None:
+    """Check every point's plan before any process starts; UserError with all that is wrong."""
+    paradigms = tuple(name for name in experiment.paradigms if name in request.paradigms)
+    request = replace(request, paradigms=paradigms, runs=request.runs or experiment.only, fine_tunings=None)
+    require_ready((point.plan for point in experiment.points), request)
+
+
 def carry_out_experiment(
     experiment: Experiment, options: Options, command_for: CommandFor | None = None
 ) -> int:
@@ -108,7 +115,6 @@ def carry_out_experiment(
     if options.run:
         experiment = replace(experiment, only=(options.run,))
     tasks = experiment_tasks(experiment, options.paradigms)
-    require_tokenizers(point.plan for point in experiment.points)
     plan = experiment.points[0].plan
     share = share_out(plan, width(tasks), options.device, options.nproc, options.jobs, options.extra)
 

@@ -12,8 +12,6 @@ from pathlib import Path
 from types import FrameType
 
 from megatron_lrpath.console import say, say_error
-from megatron_lrpath.data.record import require_tokenizer
-from megatron_lrpath.data.slice import check_mixes
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.launch.display import PlainDisplay, open_display
 from megatron_lrpath.launch.graph import width
@@ -84,7 +82,6 @@ def carry_out(
     if wanted and (options.run is None or options.run.startswith(SFT.prefix)):
         # first of all: what is wrong with the data shows before days of training, and they say how many steps
         print_summary(prepare(plan, cores()), plan.sft_folder)
-    require_tokenizer(plan)
     tasks = chosen_tasks(plan, options)
     # the whole choice counts, not what is left of it: a second call shares the machine in the same way
     share = share_out(plan, width(tasks), options.device, options.nproc, options.jobs, options.extra)
@@ -168,7 +165,6 @@ def chosen_tasks(plan: Plan, options: Options) -> list[Task]:
     """The tasks of the chosen paradigms; with `run` that one and its ancestors."""
     tasks = build_tasks(plan, options.paradigms)
     chosen = with_ancestors(tasks, plan, options.run) if options.run else tasks
-    check_mixes(plan, (task.run for task in chosen))
     return fine_tunings(plan, tasks, options.run) if options.only_sft else chosen
 
 

@@ -16,6 +16,7 @@ import psutil
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import Plan
+from megatron_lrpath.wording import plural
 
 CPU_PROCESS_BYTES = 2 * 1024**3  # what a training process of a small model with its libraries takes
 _PARALLEL = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
@@ -98,6 +99,21 @@ def check_fine_tuning(plan: Plan, nproc: int, extra: Sequence[str] = ()) -> None
         )
 
 
+def check_batch(plan: Plan, nproc: int, extra: Sequence[str] = ()) -> None:
+    """UserError where the batch cannot be shared out among the data-parallel ranks of `nproc` processes."""
+    sizes = whole_numbers(extra)
+    shares = nproc // model_parallel_size({**plan.model.overrides, **plan.megatron, **sizes})
+    micro = int(sizes.get("micro_batch_size", plan.batch.micro_batch_size))
+    batch = plan.batch.global_batch_size
+    if not shares:
+        raise UserError(f"{plural(nproc, 'process', 'es')} cannot hold one copy of the model; change --nproc")
+    if batch % (max(1, micro) * shares):
+        raise UserError(
+            f"batch.global_batch_size: {batch} samples cannot be shared out among {shares} data-parallel ranks in "
+            f"micro batches of {micro}; change --nproc or batch.micro_batch_size"
+        )
+
+
 def model_parallel_size(arguments: Mapping[str, Any]) -> int:
     """Processes that hold one copy of the model, from Megatron arguments (names with - or _)."""
     given = {name.replace("-", "_"): value for name, value in arguments.items()}
@@ -151,9 +167,30 @@ def driver_gpus() -> int:
     return sum(line.startswith("GPU ") for line in answer.stdout.splitlines()) if not answer.returncode else 0
 
 
-def _memory_places(nproc: int) -> int:
-    """Runs that the memory of this machine, or of the container, has room for."""
+def gpu_memory() -> tuple[int, ...]:
+    """Bytes of memory of each GPU that a process started here would see; empty where nvidia-smi does not tell."""
+    visible = visible_gpus()
+    if not visible or shutil.which("nvidia-smi") is None:
+        return ()
+    query = ["nvidia-smi", "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    rows = [[cell.strip() for cell in line.split(",")] for line in answer.stdout.splitlines()]
+    told = [row for row in rows if len(row) == 3 and row[2].isdigit()]
+    seen = [row for row in told if row[0] in visible or any(row[1].startswith(name) for name in visible)]
+    return tuple(int(row[2]) * 2**20 for row in seen or told)  # a part of a GPU (MIG) has a name of its own
+
+
+def machine_memory() -> int:
+    """Bytes of memory of this machine, or of the container where that has a limit."""
     memory = psutil.virtual_memory().total
     with suppress(OSError, ValueError):  # no limit: the file is missing or says `max`
         memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")) or memory)
-    return max(1, memory // (nproc * CPU_PROCESS_BYTES))
+    return int(memory)
+
+
+def _memory_places(nproc: int) -> int:
+    """Runs that the memory has room for."""
+    return max(1, machine_memory() // (nproc * CPU_PROCESS_BYTES))

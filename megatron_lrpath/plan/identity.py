@@ -100,6 +100,30 @@ def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
     return lines + _compare_paths(stored.get("path", []), current.get("path", []))
 
 
+def reached(stored: dict[str, Any], current: dict[str, Any], step: int) -> dict[str, Any]:
+    """What binds a main path that has come to `step`, as an identity to compare with `current`.
+
+    A version that no checkpoint has reached may change, its data too. Of the one that `step` lies in, the samples do
+    not depend on its length: that may change as long as the step lies in it. Other runs are bound by all of theirs.
+    """
+    if stored.get("run") != MAIN.prefix:
+        return stored
+    bound: list[dict[str, Any]] = []
+    end = 0
+    for before in stored.get("versions", []):
+        if end >= step:
+            break
+        start, end = end, end + before["steps"]
+        bound.append(before)
+    if bound and end > step:
+        now = current.get("versions", [])[len(bound) - 1 :][:1]
+        if now and now[0]["name"] == bound[-1]["name"] and start + now[0]["steps"] >= step:
+            bound[-1] = now[0]
+    names = {version["name"] for version in bound}
+    slices = {name: print_ for name, print_ in stored.get("slices", {}).items() if name in names}
+    return stored | {"versions": bound} | ({"slices": slices} if "slices" in stored else {})
+
+
 def without_neutral(arguments: dict[str, Any]) -> dict[str, Any]:
     """The arguments that change the result: an older version may have stored some that are known not to."""
     return {name: value for name, value in arguments.items() if not is_neutral(name)}

@@ -11,9 +11,11 @@ from typing import Any
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.paradigms import TABLE_ORDER
 from megatron_lrpath.plan import Plan, Run
+from megatron_lrpath.runs.elsewhere import lies_elsewhere
 from megatron_lrpath.runs.folder import RunFolder, inspect, read_json_object
 from megatron_lrpath.runs.history import History, read_history
-from megatron_lrpath.runs.lineage import plan_changes
+from megatron_lrpath.runs.lineage import changes as run_changes
+from megatron_lrpath.runs.lineage import trained_tokens
 from megatron_lrpath.runs.results import is_fresh
 from megatron_lrpath.runs.state import RunState, read_state
 from megatron_lrpath.sealed import json_digest
@@ -68,6 +70,11 @@ class RunRecord:
         """The steps whose update was skipped for a loss spike, as the lineage says."""
         return [one["step"] for one in self.recorded("skipped") if isinstance(one.get("step"), int)]
 
+    @property
+    def step_tokens(self) -> int | None:
+        """Tokens of a step as it was trained; None where the lineage does not say."""
+        return trained_tokens(self.lineage)
+
     def recorded(self, name: str) -> list[dict[str, Any]]:
         """The lineage's entries under `name` (`starts`, `skipped`); what is no mapping is left out."""
         found = self.lineage.get(name)
@@ -113,9 +120,10 @@ def collect(plan: Plan) -> RunTree:
     """Read every run's folder under the plan's output; UserError when there is no such folder."""
     output = Path(plan.output)
     if not output.is_dir():
+        advice = f"Train first with `lrpath run {plan.path}`."
         raise UserError(
-            f"{output}: there is no such folder, so there is nothing to report. Train first with "
-            f"`lrpath run {plan.path}`, or go to the folder that `output` of the plan is relative to."
+            f"{output}: there is no such folder here, so there is nothing to report. "
+            + (lies_elsewhere(plan.path, output) or advice)
         )
     records = {name: [_record(plan, run) for run in plan.runs(name)] for name in TABLE_ORDER}
     tuned = [run for name in TABLE_ORDER for run in plan.sft_runs(name) if run.same_as is None]
@@ -131,7 +139,7 @@ def _record(plan: Plan, run: Run) -> RunRecord:
         name = RunFolder(folder).history.name
         problems.append(f"{name}: {history.unreadable} unreadable lines were left out")
     lineage = read_json_object(RunFolder(folder).lineage, problems) or {}
-    changes = plan_changes(folder, lineage, plan, run)
+    changes = run_changes(folder, lineage, plan, run)
     problems.extend(f"trained under another plan: {change}" for change in changes)
     problems += [problem for problem in inspect(folder)[0] if problem not in problems]
     return RunRecord(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,19 @@ from megatron_lrpath.data.slice import Slice, open_validation, slice_path
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.models import parameter_count, resolve_model
 from megatron_lrpath.paradigms import CPT_VARIANTS, OURS
-from megatron_lrpath.plan import Plan
+from megatron_lrpath.plan import Plan, run_identity
+from megatron_lrpath.plan.identity import without_neutral
 from megatron_lrpath.plan.wording import mix_text, schedule_name, sft_text
 from megatron_lrpath.report.collect import RunTree
 from megatron_lrpath.report.tables import Cell, Table
+from megatron_lrpath.runs.folder import json_digest
 from megatron_lrpath.wording import MISSING, listing, plural, short_number
 
 
 def facts(tree: RunTree) -> dict[str, str]:
     """Label and value of every line of the summary; what the runs' lineage does not record is left out."""
     plan, model = tree.plan, tree.plan.model
-    batch, starts = plan.batch, [start for record in tree for start in record.recorded("starts")]
+    starts = [start for record in tree for start in record.recorded("starts")]
     alphas = ", ".join(f"{one.name}: {one.alpha:g}" for one in plan.versions if one.alpha is not None)
     schedule, times = plan.schedule, [str(one["time"]) for one in starts if one.get("time")]
     commits = dict.fromkeys(str(one["git_commit"]) for one in starts if one.get("git_commit"))
@@ -32,7 +35,12 @@ def facts(tree: RunTree) -> dict[str, str]:
             packages.setdefault(str(name), {})[str(version)] = None
     found = {
         "Plan": str(plan.path),
-        "Model": "; ".join(part for part in (model.recipe or "", _arguments(model.overrides)) if part),
+        "Model": as_trained(
+            tree,
+            "model",
+            _arguments,
+            "; ".join(part for part in (model.recipe or "", _arguments(model.overrides)) if part),
+        ),
         "Parameters": _parameters(plan),
         "Schedule": f"{schedule_name(plan)}, from {schedule.max_lr:g} to {schedule.min_lr:g}, "
         + (f"warm-up {schedule.warmup:,} steps" if schedule.warmup else "no warm-up"),
@@ -40,11 +48,11 @@ def facts(tree: RunTree) -> dict[str, str]:
         "Branch mix": _mixes(plan),
         "Fine-tuning": sft_text(plan.sft) if plan.sft else "",
         "CPT variant": CPT_VARIANTS[plan.cpt_variant].title,
-        "Batch": f"{batch.global_batch_size:,} sequences of {batch.seq_length:,} tokens",
-        "Tokens a step": f"{plan.batch.tokens:,}",
-        "Tokenizer": f"{plan.tokenizer.type} {plan.tokenizer.model or ''}".strip(),
-        "Seed": str(plan.seed),
-        "Other arguments": _arguments(plan.megatron),
+        "Batch": as_trained(tree, "batch", _batch),
+        "Tokens a step": as_trained(tree, "batch", _step_tokens),
+        "Tokenizer": as_trained(tree, "tokenizer", _tokenizer),
+        "Seed": as_trained(tree, "seed", str),
+        "Other arguments": as_trained(tree, "megatron", _arguments, _arguments(plan.megatron)),
         "Trained": f"started {', last start '.join(f'{time} UTC' for time in dict.fromkeys(span))}"
         if span
         else "",
@@ -52,6 +60,40 @@ def facts(tree: RunTree) -> dict[str, str]:
         "Code": listing(list(commits)),
     }
     return {label: value for label, value in found.items() if value}
+
+
+def as_trained(tree: RunTree, name: str, text: Callable[[Any], str], planned: str | None = None) -> str:
+    """A setting as the runs were trained with it, in words; several where they differ.
+
+    Args:
+        tree: the runs.
+        name: the setting in a run's identity.
+        text: the words for a value of it.
+        planned: the words for the plan's value (default: `text` of it).
+    """
+    own = run_identity(tree.plan, tree.plan.main)[name]
+    words = {json_digest(own): text(own) if planned is None else planned}
+    used: dict[str, None] = {}
+    for record in tree:
+        identity = record.lineage.get("identity")
+        if not record.run.is_sft and isinstance(identity, dict) and name in identity:
+            value = without_neutral(identity[name]) if name in ("model", "megatron") else identity[name]
+            used[json_digest(value)] = None
+            with suppress(KeyError, TypeError, ValueError, AttributeError):  # a damaged lineage
+                words.setdefault(json_digest(value), text(value))
+    return " and ".join(words[one] for one in used or words if one in words)
+
+
+def _batch(sizes: Mapping[str, int]) -> str:
+    return f"{sizes['global_batch_size']:,} sequences of {sizes['seq_length']:,} tokens"
+
+
+def _step_tokens(sizes: Mapping[str, int]) -> str:
+    return f"{sizes['global_batch_size'] * sizes['seq_length']:,}"
+
+
+def _tokenizer(facts: Mapping[str, Any]) -> str:
+    return f"{facts['type']} {facts.get('model') or ''}".strip()
 
 
 def subtitle(tree: RunTree) -> str:
@@ -64,7 +106,7 @@ def subtitle(tree: RunTree) -> str:
         f"{schedule_name(plan)} schedule",
         f"α {plan.alpha:g}",
         f"{plural(len(plan.versions), 'version')} of {' to '.join(sizes)} tokens",
-        f"seed {plan.seed}",
+        f"seed {as_trained(tree, 'seed', str)}",
     ]
     return " · ".join(parts)
 

@@ -106,6 +106,7 @@ def run_table(tree: RunTree) -> Table:
         paradigm = record.label.split("/")[0]
         last = record.history["loss"][-10:]  # a single one would be mostly noise
         last = last[np.isfinite(last)]
+        tokens = record.step_tokens or tree.plan.batch_of(run).tokens
         rows.append(
             (
                 Cell(record.label, opens=paradigm != before, paradigm=paradigm),
@@ -113,7 +114,7 @@ def run_table(tree: RunTree) -> Table:
                 Cell(f"{run.first_step:,} → {run.last_step:,}"),
                 Cell(f"{run.steps:,}"),
                 Cell(duration(record.history.seconds)),
-                Cell(short_number(tree.plan.batch.tokens / usual) if usual else MISSING),
+                Cell(short_number(tokens / usual) if usual else MISSING),
                 Cell(f"{last.mean():.3f}" if len(last) else MISSING),
                 Cell(record.state.progress),
             )

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -15,16 +16,18 @@ from megatron_lrpath import __version__
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import Plan, Run, run_identity
 from megatron_lrpath.plan import differences as plan_differences
-from megatron_lrpath.plan.identity import without_neutral
+from megatron_lrpath.plan.identity import reached, without_neutral
 from megatron_lrpath.plan.secrets import hide_values, hide_words
 from megatron_lrpath.runs.checkpoints import (
     checkpoint_fingerprint,
     checkpoint_folder,
+    has_begun,
     present_fingerprint,
+    steps_found,
 )
 from megatron_lrpath.runs.failure import now
 from megatron_lrpath.runs.folder import RunFolder, read_json_object
-from megatron_lrpath.runs.results import is_complete
+from megatron_lrpath.runs.results import completed_step, is_complete
 from megatron_lrpath.sealed import json_digest, write_sealed
 
 PACKAGES = ("megatron-core", "torch", "numpy", "transformer-engine", "apex", "sentencepiece", "transformers")
@@ -121,18 +124,49 @@ def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
     return found
 
 
-def plan_changes(folder: Path, lineage: dict[str, Any], plan: Plan, run: Run) -> list[str]:
-    """What differs between the plan that the run in `folder` was last started with and `plan`, in words.
+def trained_tokens(lineage: Mapping[str, Any]) -> int | None:
+    """Tokens of a step of the run that left this lineage, None where it does not say."""
+    identity = lineage.get("identity")
+    sizes = (identity.get("sft") or identity.get("batch")) if isinstance(identity, dict) else None
+    numbers = (
+        [sizes.get(name) for name in ("global_batch_size", "seq_length")] if isinstance(sizes, dict) else []
+    )
+    whole = [number for number in numbers if isinstance(number, int)]
+    return whole[0] * whole[1] if len(whole) == 2 else None
+
+
+def is_bound(folder: Path) -> bool:
+    """Whether the run in `folder` has come to anything that binds it to its settings: a checkpoint, or its end."""
+    return has_begun(RunFolder(folder).checkpoints) or completed_step(folder) is not None
+
+
+def newest_step(folder: Path) -> int:
+    """The newest step that the run in `folder` has kept, 0 without a checkpoint that is named as one."""
+    return max([*steps_found(RunFolder(folder).checkpoints), completed_step(folder) or 0])
+
+
+def changes(
+    folder: Path, lineage: dict[str, Any], plan: Plan, run: Run, current: dict[str, Any] | None = None
+) -> list[str]:
+    """What differs between what the run in `folder` was trained with and `plan`, in words; nothing before a checkpoint.
 
     A main path that went on for versions that the plan no longer has, and is complete, is the plan's.
+
+    Args:
+        folder: the run's.
+        lineage: what its file holds.
+        plan: the plan.
+        run: the run in it.
+        current: the identity to compare with (default: what the plan alone says).
     """
-    stored, current = lineage.get("identity"), run_identity(plan, run)
-    if not isinstance(stored, dict):
+    stored, current = lineage.get("identity"), current or run_identity(plan, run)
+    if not isinstance(stored, dict) or not is_bound(folder):
         return []
     versions = stored.get("versions")
     if not run.makes_version and isinstance(versions, list) and is_complete(folder, run):
         stored = stored | {"versions": versions[: len(current["versions"])]}
-    return plan_differences(stored, current)
+    compare = differences if "tokenizer_model" in current else plan_differences
+    return compare(reached(stored, current, newest_step(folder)), current)
 
 
 def check_same_run(folder: Path, identity: dict[str, Any], anew: str = UNDER_A_PLAN) -> None:
@@ -145,7 +179,8 @@ def check_same_run(folder: Path, identity: dict[str, Any], anew: str = UNDER_A_P
     """
     lineage = read_lineage(folder)
     if lineage is not None:
-        refuse_differences(folder, differences(lineage["identity"], identity), anew)
+        stored = reached(lineage["identity"], identity, newest_step(folder))
+        refuse_differences(folder, differences(stored, identity), anew)
 
 
 def refuse_differences(folder: Path, found: list[str], anew: str = UNDER_A_PLAN) -> None:
@@ -195,16 +230,28 @@ def check_parent(folder: Path, parent: Path, step: int, parent_identity: dict[st
         parent_identity: what the parent's result should depend on according to the present plan.
     """
     lineage = read_lineage(parent)
-    if lineage is not None and (found := differences(lineage["identity"], parent_identity)):
+    stored = reached(lineage["identity"], parent_identity, step) if lineage is not None else {}
+    if lineage is not None and (found := differences(stored, parent_identity)):
         raise UserError(
             f"{parent}: the parent was trained under another plan: "
             + "; ".join(found)
             + ". Use the plan it was trained with, or train the parent anew under another `output`."
         )
+    require_same_parent(folder, parent, step)
+
+
+def require_same_parent(folder: Path, parent: Path, step: int) -> None:
+    """Refuse a parent whose checkpoint is another than the one that the run in `folder` started from.
+
+    A run that has checkpoints of its own outlives its parent's; one that has none is bound to no parent.
+
+    Raises:
+        UserError: the checkpoint is another.
+    """
     own = read_lineage(folder)
     root = RunFolder(parent).checkpoints
-    if own is None or not own["parent"] or not checkpoint_folder(root, step).is_dir():
-        return  # a run that has checkpoints of its own outlives its parent's
+    if own is None or not own["parent"] or not is_bound(folder) or not checkpoint_folder(root, step).is_dir():
+        return
     if own["parent"]["fingerprint"] != checkpoint_fingerprint(root, step):
         raise UserError(
             f"{root}: the checkpoint of step {step} is not the one that {folder.name} was "

@@ -196,7 +196,8 @@ def check_lineage(context: RunContext) -> None:
     """Refuse, before anything is written, to continue another run or to leave another parent."""
     if context.folder is None:
         return check_argument_lineage(context)
-    lineage.check_same_run(context.folder, context.identity)
+    if lineage.is_bound(context.folder):  # a start that came to no checkpoint binds nothing
+        lineage.check_same_run(context.folder, context.identity)
     if context.parent is None:
         return
     assert context.plan is not None
@@ -297,7 +298,7 @@ def record_start(context: RunContext, args: Any, start: Start, retain_interval: 
     """Write the lineage; on rank 0."""
     for file in RunFolder(context.records).written_by_training:  # a killed process left them half-written
         sweep_unfinished(file)
-    if context.folder is None and not start.existing:
+    if not start.existing:
         lineage.forget(context.records)
     plan = str(context.plan.path.resolve()) if context.plan else None
     drawn = drawn_at(args) if start.folder is None and not args.pretrained_checkpoint else None

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from megatron_lrpath.cli import main
-from megatron_lrpath.doctor import Finding, plan_checks, worst
 from megatron_lrpath.doctor import machine as machine_module
-from megatron_lrpath.doctor.machine import disk_check, gpu_check, megatron_check, within
+from megatron_lrpath.doctor import plan_checks
+from megatron_lrpath.doctor.machine import gpu_check, megatron_check, within
+from megatron_lrpath.readiness import Finding
 from tests.support.training_fixtures import make_plan
 
 
@@ -77,21 +77,3 @@ def test_gpus_that_torch_cannot_use_are_a_failure(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(machine_module, "driver_gpus", lambda: 0)
     assert gpu_check([]).status == "info"
     assert gpu_check([("H100", 80 * 10**9)]).status == "ok"
-
-
-def test_a_full_disk_fails_by_what_the_checkpoints_take(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Usage:
-        free = 50e9
-
-    monkeypatch.setattr(machine_module.shutil, "disk_usage", lambda folder: Usage)
-    folder: Any = tmp_path / "not/there/yet"
-    assert disk_check(folder, 60e9).status == "failed"
-    assert disk_check(folder, 40e9).status == "ok"
-
-
-def test_the_worst_finding_counts() -> None:
-    checks = [Finding("a", status, "") for status in ("ok", "warning", "info")]
-    assert worst(checks) == "warning"
-    assert worst([]) == "ok"

@@ -15,7 +15,9 @@ from megatron_lrpath.launch.slurm.settings import Settings, read_settings
 from megatron_lrpath.launch.slurm.submit import Submission
 from megatron_lrpath.locks import LOCK_NAME
 from megatron_lrpath.plan import load_plan, run_identity
+from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.runs.lineage import write_lineage
+from tests.support.fake_trainer import save
 from tests.support.launch_fixtures import write_plan
 
 RATE = ("max_lr: 1.0e-3", "max_lr: 2.0e-3")
@@ -102,7 +104,9 @@ def test_a_plan_is_refused_where_another_has_trained(tmp_path, slurm):
     main = plan.run("ours", "main")
     plan.folder(main).mkdir(parents=True)
     write_lineage(plan.folder(main), json.loads(json.dumps(run_identity(plan, main))), None, 0, 1, None)
-    submission(plan.path).look()
+    submission(plan_file(tmp_path, MODEL), "ptfs").look()  # nothing has been kept yet
+    save(RunFolder(plan.folder(main)).checkpoints, 4)
+    submission(plan_file(tmp_path)).look()
     with pytest.raises(UserError, match=r"ours/main was trained there under other settings \(model\.num_l"):
         submission(plan_file(tmp_path, MODEL), "ptfs").carry_out()
     assert not (tmp_path / "out/slurm/plan.yaml").exists()

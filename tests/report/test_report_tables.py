@@ -14,6 +14,7 @@ from megatron_lrpath.report.collect import collect, gaps
 from megatron_lrpath.report.facts import data_table, facts
 from megatron_lrpath.report.rates import check_rates, summarize
 from megatron_lrpath.report.tables import domain_table, main_table, perplexity_csv, result_in_words, run_table
+from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.runs.tasks import build_tasks
 from tests.support.report_tree import score, write_plan, write_slices, write_tree
 
@@ -228,6 +229,8 @@ def test_the_summary_tells_parameters_and_recorded_packages(plan):
 
 
 def test_the_summary_shows_arguments_as_one_writes_them(plan):
+    for run in plan.runs("ours") + plan.runs("ptfs") + plan.runs("cpt"):
+        RunFolder(plan.folder(run)).lineage.unlink(missing_ok=True)  # trained with what the plan says
     plan.path.write_text(
         plan.path.read_text().replace(
             "model: tiny",
@@ -236,6 +239,18 @@ def test_the_summary_shows_arguments_as_one_writes_them(plan):
     )
     shown = facts(collect(load_plan(plan.path)))
     assert shown["Model"] == "tiny; qk_layernorm, no add_qkv_bias, num_layers 3"
+
+
+def test_the_summary_shows_the_runs_as_they_were_trained(plan):
+    usual = run_table(collect(plan)).rows[0][5].text
+    text = plan.path.read_text()
+    plan.path.write_text(text.replace("seq_length: 256", "seq_length: 512").replace("seed: 1234", "seed: 2"))
+    assert plan.path.read_text() != text
+    changed = collect(load_plan(plan.path))
+    shown = facts(changed)
+    assert (shown["Batch"], shown["Seed"]) == ("32 sequences of 256 tokens", "1234")
+    assert run_table(changed).rows[0][5].text == usual
+    assert any("batch.seq_length: was 256, is 512" in gap.text for gap in gaps(changed))
 
 
 def test_the_summary_names_every_version_of_a_package(plan):

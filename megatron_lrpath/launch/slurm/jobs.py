@@ -12,7 +12,6 @@ from typing import Any
 
 import megatron_lrpath
 from megatron_lrpath.data.record import prepared_difference
-from megatron_lrpath.data.slice import check_mixes
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.launch.layouts import Allocation, Layout, allocate, allocate_evaluation
 from megatron_lrpath.launch.slurm.ledger import SIGNALS, SubmittedPlan
@@ -100,8 +99,6 @@ def task_jobs(
     With equal priorities the queue then never lets an update delay the next.
     Raises UserError where the nodes do not fit a plan.
     """
-    for submitted, task in tasks:
-        check_mixes(submitted.plan, [task.run])
     ordered = sorted(tasks, key=lambda pair: pair[1].run.makes_version)
     every = {task.key: task for _, task in tasks}
     jobs = []

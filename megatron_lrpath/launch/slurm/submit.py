@@ -27,7 +27,8 @@ from megatron_lrpath.launch.slurm.ledger import (
 from megatron_lrpath.launch.slurm.settings import Settings
 from megatron_lrpath.plan import PARADIGMS, Plan, differences, load_plan, run_identity
 from megatron_lrpath.runs.checkpoints import checkpoint_complete
-from megatron_lrpath.runs.lineage import plan_changes, read_lineage
+from megatron_lrpath.runs.lineage import changes as run_changes
+from megatron_lrpath.runs.lineage import read_lineage
 from megatron_lrpath.runs.state import has_begun
 from megatron_lrpath.runs.tasks import build_tasks, link_aliases
 
@@ -61,7 +62,7 @@ def _begun(plan: Plan) -> Iterator[Conflict]:
     for paradigm in PARADIGMS:
         for run in (*plan.runs(paradigm), *plan.sft_runs(paradigm)):
             lineage = read_lineage(plan.folder(run)) if run.same_as is None else None
-            if lineage and (changes := plan_changes(plan.folder(run), lineage, plan, run)):
+            if lineage and (changes := run_changes(plan.folder(run), lineage, plan, run)):
                 yield f"{paradigm}/{run.name}", "was trained", changes
 
 
@@ -160,9 +161,8 @@ class Submission:
     def carry_out(self) -> list[tuple[Decision, int | None]]:
         """Submit what is missing; each job with its number (None: nothing in the queue).
 
-        Raises UserError, before anything is written, where data are missing or the output is another plan's.
+        Raises UserError, before anything is written, where the output is another plan's.
         """
-        check_data(self.jobs)
         doing = "is submitting this plan now; wait for it"
         with only_one(self.ledger.folder, doing, patience=30, without_locks=True):
             cluster = Comparison(self, commands.queue(), self.ledger.newest())
@@ -288,24 +288,6 @@ def never_starts(queued: commands.QueuedJob) -> bool:
     """Whether it is a waiting job, and waits for what is gone or was held for a reason."""
     gone = queued.reason == "DependencyNeverSatisfied"
     return queued.state == "PENDING" and (gone or queued.comment.startswith(MARK))
-
-
-def check_data(jobs: Sequence[Job]) -> None:
-    """Stop before anything is submitted where a slice is missing: the job would find out days later."""
-    missing: dict[str, Path] = {}
-    for job in jobs:
-        count = job.task.run.version_index if job.task else 0
-        data = job.plan.data
-        files = [f"{data.slices}/{version.name}.slice" for version in job.plan.versions[:count]]
-        for file in (*files, f"{data.valid}.slice"):
-            if not Path(file).is_file():
-                missing[file] = job.plan.path
-    if missing:
-        (file, plan), more = next(iter(missing.items())), len(missing) - 1
-        raise UserError(
-            f"{plan}: no slice {file}{f' (and {more} more)' if more else ''}. "
-            "Draw it with tools/slice_versions.py, or say where the data are (--data)."
-        )
 
 
 def cancel(ledger: Ledger, keys: Collection[str], now: bool) -> list[tuple[SubmittedJob, str]]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
+from megatron_lrpath.data.identity import training_identity
 from megatron_lrpath.data.index_cache import local_rank
 from megatron_lrpath.data.record import require_tokenizer, verify_content
-from megatron_lrpath.data.slice import held_out, open_mix, open_slices
+from megatron_lrpath.data.slice import check_mixes, held_out, open_mix, open_slices, require_versions
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.models import megatron_flags, resolve_model
 from megatron_lrpath.plan import Plan, Run, load_plan, run_identity
@@ -155,17 +154,19 @@ class PlannedRun:
                 f"--plan {given['plan']}: {' and '.join(missing)} must be given too; `lrpath plan` lists the runs."
             )
         run = plan.carried_out(plan.run(given["paradigm"], given["run"]))
-        flags: list[str] = []
-        planned: dict[str, Any] = {}
-        problems: list[str] = []
-        for key, part in plan_flags(plan, run).items():
-            values = explicit_arguments(part)
-            problems += contradictions(given, values, f"{plan.path}, whose `{key}`")
-            planned |= values
-            flags += part
-        beside = {name: value for name, value in given.items() if name not in planned}
-        raise_all(problems + refused(beside, plan) + unclassified(given, own))
-        return cls(plan, run, given, planned, flags)
+        flags = plan_flags(plan, run)
+        planned = {name: value for part in flags.values() for name, value in explicit_arguments(part).items()}
+        planned_run = cls(plan, run, given, planned, [word for part in flags.values() for word in part])
+        raise_all(planned_run.problems(own))
+        return planned_run
+
+    def problems(self, own: ArgumentsProvider | None = None) -> list[str]:
+        """What is wrong with the arguments of the command line, a line each."""
+        found: list[str] = []
+        for key, part in plan_flags(self.plan, self.run).items():
+            found += contradictions(self.given, explicit_arguments(part), f"{self.plan.path}, whose `{key}`")
+        beside = {name: value for name, value in self.given.items() if name not in self.planned}
+        return found + refused(beside, self.plan) + unclassified(self.given, own)
 
     @property
     def explicit(self) -> dict[str, Any]:
@@ -199,29 +200,36 @@ class PlannedRun:
         )
         if run.is_sft:
             prepared = open_prepared(plan, verify=verify)
-            data: dict[str, Any] = {"slices": {}, "sft_data": prepared.identity}
-            identity = {**context.identity, **self._trainer_facts(), **data}
+            identity = training_identity(plan, run, [], chats=prepared.identity, arguments=self.beside)
             return replace(context, identity=identity, prepared=prepared)
         if verify:
             require_tokenizer(plan)
         # A position counts from the first sample of all, so the versions before the run's own are opened, too.
         names = tuple(version.name for version in plan.versions[: run.version_index])
         slices = open_slices(plan.data, names, verify=verify)
+        require_versions(plan, slices)
+        check_mixes(plan, [run])
         mix = open_mix(plan.data, run.mix, verify=verify) if run.mix else []
         if verify:
             verify_content([*slices, *mix, *held_out(plan.data)])
-        data = {"mix_slices": {one.name: one.fingerprint for one in mix}} if mix else {}
-        data["slices"] = {one.name: one.fingerprint for one in slices}
-        identity = {**context.identity, **data, **self._trainer_facts()}
+        identity = training_identity(plan, run, slices, mix, arguments=self.beside)
         return replace(context, identity=identity, slices=tuple(slices), mix=tuple(mix))
 
-    def _trainer_facts(self) -> dict[str, Any]:
-        """What of the run's identity only the trainer knows: the tokenizer's file, the arguments beside the plan's."""
-        model = self.plan.tokenizer.model
-        beside = {
-            name: value for name, value in results_arguments(self.given).items() if name not in self.planned
-        }
-        return {"tokenizer_model": file_digest(Path(model)) if model else None, "arguments": beside}
+    @property
+    def beside(self) -> dict[str, Any]:
+        """The arguments of the command line that a result depends on, beside the plan's."""
+        found = results_arguments(self.given)
+        return {name: value for name, value in found.items() if name not in self.planned}
+
+
+def with_arguments(plan: Plan, run: Run, extra: Sequence[str]) -> PlannedRun:
+    """A run of a plan as it is started with these Megatron arguments; nothing but their form is checked.
+
+    Raises:
+        UserError: Megatron has no such argument, or it does not take such a value.
+    """
+    flags = [word for part in plan_flags(plan, run).values() for word in part]
+    return PlannedRun(plan, run, explicit_arguments(list(extra)), explicit_arguments(flags), flags)
 
 
 def contradictions(given: Mapping[str, Any], planned: Mapping[str, Any], where: str) -> list[str]:
@@ -262,11 +270,3 @@ def apply_defaults(args: Any, given: Mapping[str, Any]) -> None:
         args.save_interval = SAVE_INTERVAL
         if not args.save_retain_interval:
             args.save_retain_interval = SAVE_INTERVAL * max(1, args.train_iters)  # longer than the run
-
-
-def file_digest(path: Path) -> str | None:
-    """SHA-256 of a file, None where it is a folder or a name that a tokenizer library resolves."""
-    if not path.is_file():
-        return None
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,52 @@
+"""What a run's result depends on beside its plan: slices, the tokenizer's file, prepared chats, further arguments."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from megatron_lrpath.data.slice import Slice
+from megatron_lrpath.plan import Plan, Run, run_identity
+
+
+def training_identity(
+    plan: Plan,
+    run: Run,
+    slices: Iterable[Slice],
+    mix: Iterable[Slice] = (),
+    chats: Any = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The whole identity of a run of a plan, JSON-able: what the lineage holds and every later start is compared with.
+
+    Args:
+        plan: the plan.
+        run: the run in it.
+        slices: of the versions from the first to the run's own; a fine-tuning has none.
+        mix: what a branch reads beside them.
+        chats: the identity of a fine-tuning's prepared data.
+        arguments: Megatron's that a result depends on, beside the plan's.
+    """
+    data: dict[str, Any] = {"slices": {one.name: one.fingerprint for one in slices}}
+    if mixed := {one.name: one.fingerprint for one in mix}:
+        data["mix_slices"] = mixed
+    if chats is not None:
+        data["sft_data"] = chats
+    return run_identity(plan, run) | data | trainer_facts(plan, arguments)
+
+
+def trainer_facts(plan: Plan, arguments: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a start alone decides: the tokenizer's file as it is now, the arguments beside the plan's."""
+    model = plan.tokenizer.model
+    digest = file_digest(Path(model)) if model else None
+    return {"tokenizer_model": digest, "arguments": dict(arguments or {})}
+
+
+def file_digest(path: Path) -> str | None:
+    """SHA-256 of a file, None where it is a folder or a name that a tokenizer library resolves."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,80 @@
+"""Whether the Megatron arguments beside a plan's are there and leave the plan what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from megatron_lrpath.console import quiet
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.launch.resources import given_options
+from megatron_lrpath.plan import Plan, Run
+from megatron_lrpath.plan.arguments import find, hint, is_neutral
+from megatron_lrpath.plan.launch_line import line_problems
+from megatron_lrpath.plan.secrets import secret_problem
+from megatron_lrpath.readiness.finding import FAILED, Finding
+
+NAME = "arguments"
+BEHIND = "after --: "
+
+
+def argument_checks(plan: Plan, runs: Sequence[Run], extra: Sequence[str]) -> list[Finding]:
+    """What is wrong with the arguments behind `--`, which each of the runs gets.
+
+    The names and classes are checked without Megatron. Its parser, which takes seconds to import, is asked only
+    where an argument is given that is not known to be neutral.
+    """
+    problems = line_problems(extra)
+    if secret := secret_problem(extra):
+        problems.append(secret)
+    if problems:
+        return [Finding(NAME, FAILED, f"{BEHIND}{problem}") for problem in problems]
+    if all_neutral(extra):
+        return []
+    kinds = {run.is_sft: run for run in reversed(runs)}.values()
+    try:
+        found = [problem for run in kinds for problem in read(plan, run, extra).problems()]
+    except UserError as error:
+        found = [str(error)]
+        if known := without_unknown(extra):
+            names = [name for name in given_options(extra) if find(name) is None]
+            found = [
+                f"--{name.replace('_', '-')}: Megatron has no such argument{hint(name)}" for name in names
+            ]
+            found += [problem.found.removeprefix(BEHIND) for problem in argument_checks(plan, runs, known)]
+    return [Finding(NAME, FAILED, f"{BEHIND}{problem}") for problem in dict.fromkeys(found)]
+
+
+def without_unknown(extra: Sequence[str]) -> list[str]:
+    """The arguments without those that the table lacks; nothing where it has all of them."""
+    kept: list[str] = []
+    keeps = True
+    for word in extra:
+        if word.startswith("--"):
+            keeps = find(word[2:].partition("=")[0].replace("-", "_")) is not None
+        kept += [word] if keeps else []
+    return kept if len(kept) < len(extra) else []
+
+
+def given_beside(plan: Plan, run: Run, extra: Sequence[str]) -> dict[str, Any]:
+    """The arguments beside the plan's that the run's result depends on, as the trainer reads them.
+
+    Raises:
+        UserError: Megatron's parser does not take them.
+    """
+    beside: dict[str, Any] = {} if all_neutral(extra) else read(plan, run, extra).beside
+    return beside
+
+
+def all_neutral(extra: Sequence[str]) -> bool:
+    """Whether no result depends on any of these arguments."""
+    return all(is_neutral(name) for name in given_options(extra))
+
+
+def read(plan: Plan, run: Run, extra: Sequence[str]) -> Any:
+    """The `PlannedRun` of a run that is started with these arguments."""
+    quiet()
+    # Imports torch and Megatron, which nothing else here needs.
+    from megatron_lrpath.training.options.from_plan import with_arguments
+
+    return with_arguments(plan, run, extra)

@@ -1,0 +1,139 @@
+"""One check of a plan before anything starts: arguments, data, what lies in the output, and the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_lrpath.console import say, warn
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.plan import PARADIGMS, Plan
+from megatron_lrpath.readiness import machine
+from megatron_lrpath.readiness.arguments import argument_checks
+from megatron_lrpath.readiness.data import data_checks
+from megatron_lrpath.readiness.finding import FAILED, INFO, WARNING, Finding
+from megatron_lrpath.readiness.identity import identity_checks
+from megatron_lrpath.readiness.parents import parent_checks
+from megatron_lrpath.readiness.renamed import renamed_checks, renamed_versions
+from megatron_lrpath.readiness.tokenizer import chat_checks, made_checks, tokenizer_check
+from megatron_lrpath.runs.tasks import Task, build_tasks, with_ancestors
+
+ANYWHERE, HERE, CLUSTER = "anywhere", "here", "cluster"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is about to be done with a plan.
+
+    Attributes:
+        paradigms, runs: what of it; with `runs` those and their ancestors.
+        fine_tunings: None without any, "only" for those alone.
+        extra: Megatron arguments beside the plan's.
+        device, nproc: of the processes, where they are to start here; None leaves their number open.
+        evaluate: whether the versions are evaluated at the end.
+        where: HERE, CLUSTER (its memory and GPUs are not here), or ANYWHERE (the files alone count).
+    """
+
+    paradigms: tuple[str, ...] = PARADIGMS
+    runs: tuple[str, ...] = ()
+    fine_tunings: str | None = "too"
+    extra: tuple[str, ...] = ()
+    device: str = "auto"
+    nproc: int | None = None
+    evaluate: bool = True
+    where: str = HERE
+
+    def tasks(self, plan: Plan) -> list[Task]:
+        """The trainings that are asked for, parents before children."""
+        tasks = build_tasks(plan, self.paradigms, fine_tunings=self.fine_tunings is not None)
+        if not self.runs:
+            return tasks
+        wanted = {task.key for name in self.runs for task in with_ancestors(tasks, plan, name)}
+        return [task for task in tasks if task.key in wanted]
+
+    def todo(self, tasks: Sequence[Task]) -> list[Task]:
+        """Those of them that are not complete."""
+        return [
+            task for task in tasks if not task.complete and (task.run.is_sft or self.fine_tunings != "only")
+        ]
+
+    def tunes(self, plan: Plan) -> bool:
+        """Whether fine-tunings of the plan are asked for."""
+        named = not self.runs or any(name.startswith("sft") for name in self.runs)
+        return bool(
+            self.fine_tunings and named and plan.sft and set(plan.sft.paradigms) & set(self.paradigms)
+        )
+
+
+def check_plan(plan: Plan, request: Request, known: dict[Path, str] | None = None) -> list[Finding]:
+    """Every check, in seconds; no run's folder is written to and no process started.
+
+    Args:
+        plan: the plan.
+        request: what is about to be done with it.
+        known: fingerprints of datasets that were read for other plans.
+
+    Raises:
+        UserError: the plan has no such run.
+    """
+    tasks = request.tasks(plan)
+    todo = request.todo(tasks)
+    findings = argument_checks(plan, [task.run for task in todo], request.extra)
+    extra = () if findings else request.extra
+    tokenizer, vocabulary = tokenizer_check(plan)
+    findings += [tokenizer] if todo else []
+    renamed = renamed_versions(plan)
+    names = {one.new: one.old for one in renamed}
+    opened = data_checks(plan, [task.run for task in todo], request.evaluate, names, known)
+    findings += opened.findings + made_checks(plan)
+    findings += chat_checks(plan) if request.tunes(plan) and todo else []
+    findings += renamed_checks(plan, renamed)
+    going_on = {task.key for task in todo} | {
+        task.parent for task in todo if task.parent and not task.run.is_sft
+    }
+    findings += identity_checks(plan, opened.slices, going_on, extra) + parent_checks(tasks)
+    if request.where != ANYWHERE and todo:
+        findings += machine.optimizer_checks(plan)
+        findings += [machine.output_check(Path(plan.output)), machine.room_check(plan, todo, vocabulary)]
+    if request.where == HERE and todo:
+        findings.append(machine.process_check(plan, request.device, request.nproc, extra))
+        findings.append(machine.memory_check(plan, vocabulary, request.device))
+    return findings
+
+
+def require_ready(plans: Iterable[Plan], request: Request) -> None:
+    """Stop before any process starts where something is wrong; what is doubtful or to be known is said.
+
+    Raises:
+        UserError: everything that is wrong, in one message.
+    """
+    known: dict[Path, str] = {}
+    found = [(plan, check_plan(plan, request, known)) for plan in plans]
+    refuse(found)
+    tell(finding for _, findings in found for finding in findings)
+
+
+def tell(findings: Iterable[Finding]) -> None:
+    """Print warnings and notes, each once."""
+    for status, line in dict.fromkeys((finding.status, finding.line) for finding in findings):
+        if status == WARNING:
+            warn(line)
+        elif status == INFO:
+            say(f"note: {line}")
+
+
+def refuse(found: Sequence[tuple[Plan, Sequence[Finding]]], missing_too: bool = True) -> None:
+    """Raise UserError with all that failed; without `missing_too` files that are not there do not count."""
+    messages = []
+    told: set[str] = set()
+    for plan, findings in found:
+        lines = [one.line for one in findings if one.status == FAILED and (missing_too or not one.is_missing)]
+        new = [line for line in dict.fromkeys(lines) if line not in told]
+        told |= set(new)
+        if len(new) == 1:
+            messages.append(f"{plan.path}: {new[0]}")
+        elif new:
+            messages.append("\n  ".join([f"{plan.path}: {len(new)} things are to be mended first", *new]))
+    if messages:
+        raise UserError("\n".join(messages))

@@ -1,0 +1,166 @@
+"""Whether a plan's slices are there, unchanged, apart from each other, and enough for what is left to train."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from megatron_lrpath.data.slice import (
+    Slice,
+    check_disjoint,
+    check_mixes,
+    mix_path,
+    open_mix,
+    require_samples,
+    slice_path,
+    source_problems,
+    validation_path,
+)
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.plan import Plan, Run
+from megatron_lrpath.readiness.finding import FAILED, OK, WARNING, Finding, attempt
+from megatron_lrpath.runs.elsewhere import lies_elsewhere
+from megatron_lrpath.wording import listing
+
+DATA = "data"  # the name of what is found about slices and their sources
+LARGE_INDEX = 256 * 2**20  # bytes of an .idx that is not read whole before the start
+DRAW = (
+    "Draw it with tools/slice_versions.py, or say where the data are (`data` in the plan, submit's --data)."
+)
+
+
+@dataclass
+class OpenedData:
+    """The slices of the versions that could be opened, by name, and a finding for each check.
+
+    `known` are the fingerprints of the datasets that have been read, those of other plans too.
+    """
+
+    slices: dict[str, Slice] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+    known: dict[Path, str] = field(default_factory=dict)
+
+
+def data_checks(
+    plan: Plan,
+    todo: Sequence[Run],
+    evaluate: bool = True,
+    renamed: Mapping[str, str] | None = None,
+    known: dict[Path, str] | None = None,
+) -> OpenedData:
+    """Whether the slices are whole, their sources unchanged, disjoint, and long enough for the runs `todo`.
+
+    Args:
+        plan: the plan.
+        todo: what is left to train.
+        evaluate: whether the versions are evaluated at the end, so that there must be something to do it on.
+        renamed: versions that were trained under another name, with that name.
+        known: see `OpenedData`.
+    """
+    opened = OpenedData(known={} if known is None else known)
+    runs = [run for run in todo if not run.is_sft]
+    count = max((run.version_index for run in runs), default=0)
+    needed = [version.name for version in plan.versions[:count]]
+    missing = []
+    for version in plan.versions:  # those that nothing needs any more still tell what was trained on
+        path = slice_path(plan.data.slices, version.name)
+        if path.exists():
+            opened.findings += open_slice(path, version.name, opened)
+        elif version.name in needed and version.name not in (renamed or {}):
+            missing.append(path)
+    opened.findings += missing_checks(plan, missing)
+    if not runs:
+        return opened
+    found, validation = validation_checks(plan, evaluate)
+    used = [opened.slices[name] for name in needed if name in opened.slices]
+    opened.findings += found + source_checks(used, validation, opened.known) + token_checks(plan, used)
+    opened.findings += [mix_check(plan, run, opened.known) for run in runs if run.mix is not None]
+    if any(finding.name == DATA and finding.status == FAILED for finding in opened.findings):
+        opened.findings = [one for one in opened.findings if one.name != DATA or one.status != OK]
+    return opened
+
+
+def open_slice(path: Path, name: str, opened: OpenedData) -> list[Finding]:
+    """Open a version's slice; what keeps it from being opened."""
+    try:
+        opened.slices[name] = Slice.load(path)
+    except UserError as error:
+        return [Finding(DATA, FAILED, str(error))]
+    return []
+
+
+def missing_checks(plan: Plan, missing: Sequence[Path]) -> list[Finding]:
+    """A finding about slices that are not there, if any."""
+    if not missing:
+        return []
+    names = [str(path) for path in missing]
+    advice = lies_elsewhere(plan.path, plan.data.slices) or DRAW
+    return [Finding(DATA, FAILED, f"no slice {listing(names)}", advice, is_missing=True)]
+
+
+def validation_checks(plan: Plan, evaluate: bool) -> tuple[list[Finding], list[Slice]]:
+    """What is to be said of the validation slice, and the slice where it could be opened."""
+    path = validation_path(plan.data)
+    if not path.exists():
+        found = f"no slice {path}, which the versions are evaluated on"
+        advice = lies_elsewhere(plan.path, plan.data.valid or plan.data.slices) or DRAW
+        missing = Finding("validation", FAILED, found, advice, is_missing=True)
+        return ([missing] if plan.data.valid or evaluate else []), []
+    try:
+        held_out = Slice.load(path)
+    except UserError as error:
+        return [Finding("validation", FAILED, str(error))], []
+    if not any(source.tokens > 1 for source in held_out.sources):
+        found = f"{path} holds nothing to predict ({held_out.tokens:,} tokens)"
+        return [Finding("validation", FAILED, found, "Draw it with more text.")], [held_out]
+    status, advice = OK, ""
+    if held_out.tokens <= plan.batch.seq_length:
+        status, advice = WARNING, "Less than a sample: perplexities will say little; draw more text."
+    return [Finding("validation", status, f"{held_out.tokens:,} tokens in {path}", advice)], [held_out]
+
+
+def source_checks(
+    used: Sequence[Slice], validation: Sequence[Slice], known: dict[Path, str]
+) -> list[Finding]:
+    """Whether the datasets of the slices are unchanged, and no document is in two slices."""
+    everything = [*used, *validation]
+    if not everything:
+        return []
+    checks = [
+        Finding(DATA, FAILED, problem.text, is_missing=problem.is_missing)
+        for problem in source_problems(everything, LARGE_INDEX, known)
+    ]
+    tokens = sum(part.tokens for part in used)
+    found = f"{len(used)} slices with {tokens:,} tokens, disjoint, sources unchanged"
+    apart = attempt(DATA, partial(check_disjoint, everything), found)
+    return [*checks, apart]
+
+
+def token_checks(plan: Plan, used: Sequence[Slice]) -> list[Finding]:
+    """Whether each version has the tokens that its steps need."""
+    steps, length = {version.name: version.steps for version in plan.versions}, plan.batch.seq_length
+    checks = []
+    for part in used:
+        samples = steps[part.name] * plan.batch.global_batch_size
+        there = f"{samples:,} samples of {length:,} tokens are there"
+        enough = partial(require_samples, part, samples, length)
+        checks.append(attempt(f"tokens of {part.name}", enough, there))
+    return checks
+
+
+def mix_check(plan: Plan, run: Run, known: dict[Path, str]) -> Finding:
+    """Whether what a branch reads beside the main path's samples is there, unchanged and long enough."""
+    mix = run.mix
+    assert mix is not None
+
+    def proof() -> str:
+        slices = open_mix(plan.data, mix, verify=False)
+        if problems := source_problems(slices, LARGE_INDEX, known):
+            raise UserError("; ".join(problem.text for problem in problems))
+        check_mixes(plan, [run])
+        return "its slices are there, long enough, and apart from the validation set"
+
+    there = all(mix_path(plan.data, part).exists() for part in mix.parts)
+    return attempt(f"mix of {run.name}", proof, missing=not there)

@@ -1,0 +1,104 @@
+"""Whether what lies in the output is what the plan would train: the identity of every run that has a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron_lrpath.data.identity import training_identity
+from megatron_lrpath.data.slice import Slice, open_mix
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.plan import PARADIGMS, Plan, Run
+from megatron_lrpath.readiness.arguments import given_beside
+from megatron_lrpath.readiness.finding import FAILED, Finding
+from megatron_lrpath.runs.lineage import changes, is_bound, read_lineage
+from megatron_lrpath.sft.prepared import open_prepared
+from megatron_lrpath.wording import listing
+
+GO_BACK = "Go back to those settings, or give the plan another `output` to train anew."
+SHOWN = 4  # differences of a run that the message names
+
+
+def identity_checks(
+    plan: Plan, slices: Mapping[str, Slice], going_on: Collection[str], extra: Sequence[str] = ()
+) -> list[Finding]:
+    """Whether every run in the output that has a checkpoint was trained with what the plan says now.
+
+    Args:
+        plan: the plan.
+        slices: those of the versions that are there.
+        going_on: the keys of the runs that are to go on with `extra`, or whose checkpoints others start from.
+        extra: Megatron arguments beside the plan's.
+    """
+    alike: dict[tuple[str, ...], list[str]] = {}
+    problems = []
+    for run in planned_runs(plan):
+        try:
+            found = run_changes(plan, run, slices, extra if run.key in going_on else None)
+        except UserError as error:
+            problems.append(Finding("identity", FAILED, str(error)))
+            continue
+        if found:
+            alike.setdefault(tuple(found), []).append(run.key)
+    if alike:
+        told = [f"{listing(keys)} ({shortened(found)})" for found, keys in alike.items()]
+        text = f"{plan.output}: trained under other settings than the plan's: {'; '.join(told)}"
+        problems.append(Finding("identity", FAILED, text, GO_BACK))
+    return problems
+
+
+def planned_runs(plan: Plan) -> list[Run]:
+    """Every training of the plan, once."""
+    runs = (run for name in PARADIGMS for run in (*plan.runs(name), *plan.sft_runs(name)))
+    return [run for run in runs if run.same_as is None]
+
+
+def shortened(found: Sequence[str]) -> str:
+    """The first of the differences, and how many more there are."""
+    more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    return "; ".join(found[:SHOWN]) + more
+
+
+def run_changes(
+    plan: Plan, run: Run, slices: Mapping[str, Slice], extra: Sequence[str] | None = None
+) -> list[str]:
+    """What differs between a run's lineage and what the trainer would compare it with; nothing without a checkpoint.
+
+    What cannot be known here, as its file is not there, counts as unchanged; the arguments where `extra` is None.
+    """
+    folder = plan.folder(run)
+    lineage = read_lineage(folder)
+    if lineage is None or not is_bound(folder):
+        return []
+    stored = lineage["identity"]
+    names = [version.name for version in plan.versions[: run.version_index]] if not run.is_sft else []
+    current = training_identity(
+        plan,
+        run,
+        [slices[name] for name in names if name in slices],
+        mixed(plan, run),
+        chats(plan, run, stored),
+        stored.get("arguments") if extra is None else given_beside(plan, run, extra),
+    )
+    if not Path(plan.tokenizer.model or "").is_file():
+        current["tokenizer_model"] = stored.get("tokenizer_model")
+    return changes(folder, lineage, plan, run, current)
+
+
+def mixed(plan: Plan, run: Run) -> list[Slice]:
+    """The slices of a branch's mix, none where they are not all there."""
+    try:
+        return open_mix(plan.data, run.mix, verify=False) if run.mix else []
+    except UserError:  # told by the checks of the data
+        return []
+
+
+def chats(plan: Plan, run: Run, stored: Mapping[str, Any]) -> Any:
+    """The identity of a fine-tuning's prepared data; the recorded one where they are not there."""
+    if not run.is_sft:
+        return None
+    try:
+        return open_prepared(plan, verify=False).identity
+    except UserError:  # preparing them tells
+        return stored.get("sft_data")

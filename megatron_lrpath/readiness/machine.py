@@ -1,0 +1,130 @@
+"""Whether the machine and its disk have what a plan's runs take: GPUs, processes, memory, room, a place to write."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.launch.preflight import checkpoint_bytes
+from megatron_lrpath.launch.resources import (
+    check_batch,
+    check_fine_tuning,
+    gpu_memory,
+    machine_memory,
+    model_parallel_size,
+    share_out,
+)
+from megatron_lrpath.models import parameter_count, resolve_model
+from megatron_lrpath.plan import Plan
+from megatron_lrpath.plan.optimizers import OF_MEGATRON, missing_package
+from megatron_lrpath.readiness.finding import FAILED, OK, WARNING, Finding, attempt
+from megatron_lrpath.runs.tasks import Task
+from megatron_lrpath.wording import byte_size, plural
+
+LITTLE_DISK = 10e9  # bytes
+
+
+def process_check(plan: Plan, device: str, nproc: int | None, extra: Sequence[str]) -> Finding:
+    """Whether the processes of a run are there, and share out its batch."""
+
+    def proof() -> str:
+        share = share_out(plan, 1, device, nproc, None, extra)
+        check_batch(plan, share.nproc, extra)
+        check_fine_tuning(plan, share.nproc, extra)
+        where = f"{plural(len(share.gpus), 'GPU')}" if share.gpus else "the CPU"
+        return f"{plural(share.nproc, 'process', 'es')} a run on {where}"
+
+    return attempt("processes", proof)
+
+
+def memory_check(plan: Plan, vocabulary: int, device: str = "auto") -> Finding:
+    """What one GPU has to hold, roughly, against what it has.
+
+    Weights, gradients and Adam's state as Megatron keeps them with its distributed optimizer (bf16: 6 bytes a
+    parameter on every GPU and 12 shared among the data-parallel ones, counted here as one; fp32: 16), and the
+    activations of a micro-batch with an attention that keeps no s×s matrix (34·s·b·h bytes a layer in
+    bf16, Korthikanti et al., arXiv 2205.05198), and the logits in fp32.
+    """
+    model = resolve_model(plan.model)
+    try:
+        parameters = parameter_count(model, vocabulary)
+    except UserError as error:
+        return Finding("memory", OK, f"not estimated: {error}")
+    small = bool(plan.megatron.get("bf16") or plan.megatron.get("fp16"))
+    parts = model_parallel_size({**model, **plan.megatron})
+    tokens = plan.batch.seq_length * plan.batch.micro_batch_size
+    whole = plan.megatron.get("recompute_granularity") == "full"
+    kept = (2 if whole else 34) if small else (4 if whole else 60)
+    layers = int(model["num_layers"]) * int(model["hidden_size"]) * tokens * kept
+    logits = tokens * vocabulary * (4 + 4 + (2 if small else 0))
+    needed = (parameters * (18 if small else 16) + layers + logits) / parts
+    gpus = gpu_memory() if device != "cpu" else ()
+    who, most = ("a GPU", min(gpus)) if gpus else ("a process", machine_memory())
+    found = f"{parameters / 1e6:,.1f}M parameters; {who} alone would hold about {byte_size(needed)}"
+    if needed < 0.9 * most:
+        return Finding("memory", OK, found)
+    advice = (
+        "Data parallelism shares the optimizer's part; else a smaller micro_batch_size or tensor parallelism."
+    )
+    return Finding("memory", WARNING, f"{found}, it has {byte_size(most)}", advice)
+
+
+def room_check(plan: Plan, todo: Sequence[Task], vocabulary: int) -> Finding:
+    """Free disk at the output against what the checkpoints of the runs will take beside those that lie there."""
+    sized = replace(plan, tokenizer=replace(plan.tokenizer, vocab_size=vocabulary))
+    try:
+        needed = sum(max(0, checkpoint_bytes(sized, task.run) - lying(task.checkpoints)) for task in todo)
+    except UserError:  # a model whose parameters nobody can count
+        needed = 0
+    return disk_check(Path(plan.output), needed)
+
+
+def lying(folder: Path) -> int:
+    """Bytes of the files under `folder`."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def disk_check(folder: Path, needed: float) -> Finding:
+    """Free space where `folder` is or will be, against what is needed."""
+    free = shutil.disk_usage(existing(folder)).free
+    found = f"{byte_size(free)} free at {folder}"
+    if needed:
+        found += f", the checkpoints take about {byte_size(needed)}"
+    if free < needed:
+        return Finding("disk", FAILED, found, "Free space, or give the plan another `output`.")
+    advice = "Checkpoints and caches need room." if free < LITTLE_DISK else ""
+    return Finding("disk", WARNING if advice else OK, found, advice)
+
+
+def output_check(output: Path) -> Finding:
+    """Whether the output is a folder, or can be made one, and may be written to."""
+    there = existing(output)
+    if not there.is_dir():
+        advice = "Move it away, or give the plan another `output`."
+        return Finding("output", FAILED, f"{output}: {there} is a file, not a folder", advice)
+    if not os.access(there, os.W_OK | os.X_OK):
+        advice = "Change its rights, or give the plan another `output`."
+        return Finding("output", FAILED, f"{output}: {there} may not be written to", advice)
+    return Finding("output", OK, f"{output.absolute()}")
+
+
+def existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    there = folder.absolute()
+    while not there.exists():
+        there = there.parent
+    return there
+
+
+def optimizer_checks(plan: Plan) -> list[Finding]:
+    """Whether the package of the plan's optimizers is installed; nothing where Megatron has them."""
+    parts = [plan.megatron, *([plan.sft_megatron] if plan.sft else [])]
+    chosen = {str(part.get("optimizer", "adam")) for part in parts} - OF_MEGATRON
+    missing = [text for name in sorted(chosen) if (text := missing_package(name))]
+    if not chosen:
+        return []
+    return [Finding("optimizer", FAILED if missing else OK, " ".join(missing) or ", ".join(sorted(chosen)))]

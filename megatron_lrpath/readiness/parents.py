@@ -1,0 +1,55 @@
+"""Whether the runs that are left to train find the checkpoints that they start from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.readiness.finding import FAILED, Finding
+from megatron_lrpath.runs.checkpoints import checkpoint_complete, complete_steps, latest_step
+from megatron_lrpath.runs.lineage import require_same_parent
+from megatron_lrpath.runs.results import completed_step
+from megatron_lrpath.runs.state import has_begun
+from megatron_lrpath.runs.tasks import Task
+from megatron_lrpath.wording import plural
+
+
+def parent_checks(tasks: Sequence[Task]) -> list[Finding]:
+    """What keeps a run from its parent: it has changed since, or went past the step without keeping it."""
+    by_key = {task.key: task for task in tasks}
+    checks = []
+    for task in tasks:
+        parent = by_key.get(task.parent or "")
+        if parent is None or task.complete:
+            continue
+        name = f"parent of {task.key}"
+        if has_begun(task):
+            try:
+                require_same_parent(task.folder, parent.folder, task.parent_step)
+            except UserError as error:
+                checks.append(Finding(name, FAILED, str(error)))
+        elif has_passed(parent, task.parent_step):
+            checks.append(Finding(name, FAILED, *gone(task, parent)))
+    return checks
+
+
+def has_passed(parent: Task, step: int) -> bool:
+    """Whether the parent has come to `step` or further, and has no whole checkpoint of it."""
+    if checkpoint_complete(parent.checkpoints, step):
+        return False
+    return (completed_step(parent.folder) or 0) >= step or (latest_step(parent.checkpoints) or 0) > step
+
+
+def gone(task: Task, parent: Task) -> tuple[str, str]:
+    """What is said of a parent's checkpoint that is not there, and how to go on."""
+    kept = complete_steps(parent.checkpoints)
+    steps = f"{plural(len(kept), 'checkpoint')}: {', '.join(map(str, kept))}" if kept else "no checkpoint"
+    found = (
+        f"it starts from the checkpoint of {parent.key} at step {task.parent_step}, which is not in "
+        f"{parent.checkpoints} ({steps})"
+    )
+    advice = (
+        "Restore it; or, where steps or alpha of the plan have changed, choose them so that the run leaves at one of "
+        f"those steps or a later one; or remove {parent.folder} to train {parent.key} again."
+    )
+    return found, advice
