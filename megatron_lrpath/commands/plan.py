@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_lrpath.commands.options import add_plan, paradigms_of
 from megatron_lrpath.errors import UserError, cause
-from megatron_lrpath.paradigms import OURS, PARADIGMS
+from megatron_lrpath.paradigms import PARADIGMS
 
 if TYPE_CHECKING:
     from megatron_lrpath.plan import Plan
