@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.plan.secrets import secret_problem
 
 PREFIX = "LRPATH_"
 _LINE = re.compile(r"(?:export\s+)?([A-Za-z_]\w*)=(.*)")
@@ -158,6 +157,8 @@ def _value(setting: Setting, text: str, where: str) -> Any:
             words = tuple(shlex.split(text))
         except ValueError as error:
             raise UserError(f"{where}: {error}") from None
+        from megatron_lrpath.plan.secrets import secret_problem  # start-up time: it loads what reads plans
+
         if secret := secret_problem(words):
             raise UserError(f"{where}: {secret}")
         return words
