@@ -220,8 +220,12 @@ def write_lineage(
     world_size: int,
     retain_interval: int | None,
     plan: str | None = None,
+    first_weights: dict[str, Any] | None = None,
 ) -> None:
-    """Record a start: the identity (as of this start) and who, when and with what; what it keeps of its saves."""
+    """Record a start: the identity (as of this start) and who, when and with what; what it keeps of its saves.
+
+    `first_weights` says at which layout they are drawn, in the start that draws them.
+    """
     earlier = read_lineage(folder) or {"parent": parent, "starts": []}
     launch = os.environ.get("LRPATH_LAUNCH")  # the launcher's file about the machines of this start
     start = {
@@ -236,6 +240,8 @@ def write_lineage(
         "plan": plan,
         "launch": without_secrets(read_json_object(Path(launch)) if launch else None),
     }
+    if first_weights is not None:
+        start["first_weights"] = first_weights
     lineage = {
         "identity": identity,
         "identity_hash": json_digest(identity),

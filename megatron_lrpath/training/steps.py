@@ -143,14 +143,16 @@ def set_wandb_defaults(args: Any, plan: Plan, run: Run) -> None:
         return
     args.wandb_exp_name = args.wandb_exp_name or run.key
     args.wandb_save_dir = args.wandb_save_dir or str(Path(plan.output))
-    place = str(plan.folder(run).resolve())
-    for name, value in {
-        "WANDB_RUN_GROUP": plan.name,
-        "WANDB_JOB_TYPE": run.kind,
-        "WANDB_RUN_ID": hashlib.sha256(place.encode()).hexdigest()[:16],
-        "WANDB_RESUME": "allow",
-    }.items():
-        os.environ.setdefault(name, value)
+    os.environ.setdefault("WANDB_RUN_GROUP", plan.name)
+    os.environ.setdefault("WANDB_JOB_TYPE", run.kind)
+    continue_wandb_run(plan.folder(run))
+
+
+def continue_wandb_run(place: Path) -> None:
+    """Let every start of the run in `place` go on in one W&B run, unless the environment names another."""
+    own = hashlib.sha256(str(place.resolve()).encode()).hexdigest()[:16]
+    os.environ.setdefault("WANDB_RUN_ID", own)
+    os.environ.setdefault("WANDB_RESUME", "allow")
 
 
 class StepRecorder:

@@ -153,6 +153,8 @@ def _value(setting: Setting, text: str, where: str) -> Any:
             raise UserError(f"{where}: must be at least 1")
         return int(text)
     if setting.kind == "options":
+        from megatron_lrpath.plan.secrets import secret_problem  # start-up time: the parser reads this module
+
         try:
             words = tuple(shlex.split(text))
         except ValueError as error:

@@ -23,6 +23,7 @@ from megatron_lrpath.training.context import ParentCheckpoint, RunContext
 from megatron_lrpath.training.options.arguments import ArgumentsProvider, explicit_arguments
 from megatron_lrpath.training.options.classes import raise_all, unclassified, word
 from megatron_lrpath.training.options.from_arguments import results_arguments
+from megatron_lrpath.training.options.optimizers import of_the_package
 
 
 def tokenizer_flags(plan: Plan) -> list[str]:
@@ -252,7 +253,7 @@ def refused(given: Mapping[str, Any], plan: Plan) -> list[str]:
 def apply_defaults(args: Any, given: Mapping[str, Any]) -> None:
     """Set a planned run's defaults, where neither the plan nor the command line says otherwise."""
     for name, value in PLAN_DEFAULTS.items():
-        if name not in given:
+        if name not in given and not (name == "use_distributed_optimizer" and of_the_package(args)):
             setattr(args, name, value)
     if "make_vocab_size_divisible_by" not in given:
         # Megatron pads to a multiple of this times the tensor-parallel size; padding is part of the softmax.
