@@ -159,8 +159,6 @@ def _value(setting: Setting, text: str, where: str) -> Any:
             words = tuple(shlex.split(text))
         except ValueError as error:
             raise UserError(f"{where}: {error}") from None
-        from megatron_lrpath.plan.secrets import secret_problem  # start-up time: it loads what reads plans
-
         if secret := secret_problem(words):
             raise UserError(f"{where}: {secret}")
         return words
