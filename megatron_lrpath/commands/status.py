@@ -175,7 +175,7 @@ def states(name: str, output: str, planned: Sequence[tuple[Task, Plan]]) -> dict
         "done_steps": sum(max(0, row["step"] - row["first_step"]) for row in rows),
         "total_steps": sum(row["last_step"] - row["first_step"] for row in rows),
         "runs": rows,
-        "problems": file_problems(tasks),
+        "problems": file_problems([task for task, _ in planned]),
     }
 
 

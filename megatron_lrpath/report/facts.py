@@ -16,7 +16,7 @@ from megatron_lrpath.plan.identity import without_neutral
 from megatron_lrpath.plan.wording import mix_text, schedule_name, sft_text
 from megatron_lrpath.report.collect import RunTree
 from megatron_lrpath.report.tables import Cell, Table
-from megatron_lrpath.runs.folder import json_digest
+from megatron_lrpath.sealed import json_digest
 from megatron_lrpath.wording import MISSING, listing, plural, short_number
 
 
