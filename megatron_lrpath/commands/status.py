@@ -101,10 +101,10 @@ def states(name: str, output: str, tasks: Sequence[Task]) -> dict[str, Any]:
     `first_step`, `step`, `last_step`, `lr`, `loss`, `seconds_per_step`, `tokens_per_second`, `mfu`,
     `seconds_left` (while it runs), `checkpoints` (steps of the complete ones), `cause` (of an interruption,
     where the run has left one) and `log` (the newest one of an interrupted run). A plan that was submitted to
-    Slurm has `job` too, see `launch.slurm.submit.add_jobs`.
+    Slurm has `job` too, see `launch.slurm.show.add_jobs`.
     What is not known is null.
     """
-    from megatron_lrpath.launch.slurm.submit import add_jobs
+    from megatron_lrpath.launch.slurm.show import add_jobs
     from megatron_lrpath.runs.state import read_state
 
     by_key = {task.key: task for task in tasks}
@@ -151,7 +151,7 @@ def table(status: dict[str, Any]) -> Table:
     """The states as a table."""
     from rich.text import Text
 
-    from megatron_lrpath.launch.slurm.submit import job_text
+    from megatron_lrpath.launch.slurm.show import job_text
 
     submitted = any("job" in row for row in status["runs"])
     measured = any(row["mfu"] is not None for row in status["runs"])

@@ -15,7 +15,8 @@ from megatron_lrpath.console import terminal_table
 if TYPE_CHECKING:
     from rich.tree import Tree
 
-    from megatron_lrpath.launch.slurm.submit import Decision, Submission
+    from megatron_lrpath.launch.slurm.compare import Decision
+    from megatron_lrpath.launch.slurm.submit import Submission
 
 HELP = "submit a plan (or experiment) to Slurm; called again it adds only what is missing"
 EXAMPLE = "lrpath submit plan.yaml --paradigm ours --nodes 4 --time 1-00:00:00 --dry-run"

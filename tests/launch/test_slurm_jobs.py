@@ -205,6 +205,31 @@ def test_cancel_lets_a_running_training_save_and_ends_the_rest(site):
     assert "no job" in site.lrpath("cancel", "plan.yaml").stdout
 
 
+@pytest.mark.parametrize("how", ["cancel", "scancel"])
+def test_submitted_again_while_a_cancelled_training_still_saves_it_trains_on(site, how):
+    site.write_plan(10, 80)
+    jobs = site.submit(FAKE_main="hold:24")
+    main = jobs["ours/main"]["job"]
+    site.cluster.until(lambda: len(site.steps("ours/main")) > 20)
+    saving = site.run_folder("ours/main") / "saving"
+    saving.touch()
+    if how == "cancel":
+        assert "saves and ends" in site.lrpath("cancel", "plan.yaml").stdout
+    else:
+        site.cluster.call("scancel", str(main))
+        site.cluster.wait(main, "COMPLETING")
+    again = site.submit()
+    assert again["ours/main"]["action"] == "submit"
+    assert again["ours/branch-v2"]["action"] == ("submit" if how == "cancel" else "replace")
+    assert site.cluster.job(again["ours/main"]["job"])["JobState"] == "PENDING"
+    assert {job["action"] for job in site.submit().values()} <= {"queued", "done"}, "no doubles"
+    saving.unlink()
+    site.finish(again["ours/main"]["job"])
+    first, second = (one["step"] for one in site.starts("ours/main") if one["rank"] == 0)
+    assert first == 0 and second > 20
+    assert site.steps("ours/main") == list(range(1, 51))
+
+
 def test_a_submission_that_was_killed_is_taken_up_without_doubles(site):
     site.write_plan(40)
     jobs = site.submit(FAKE_main="hold:10")

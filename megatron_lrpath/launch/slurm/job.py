@@ -15,6 +15,7 @@ from megatron_lrpath.exits import SAVED_AND_STOPPED, leave_at_once
 from megatron_lrpath.launch.preflight import checkpoint_bytes
 from megatron_lrpath.launch.process import new_log, only_one
 from megatron_lrpath.launch.slurm import queue as commands
+from megatron_lrpath.launch.slurm.compare import never_starts
 from megatron_lrpath.launch.slurm.jobs import REPORT, Spec
 from megatron_lrpath.launch.slurm.ledger import (
     COMPLETE,
@@ -84,7 +85,10 @@ class Chain:
         return freed
 
     def hold_dependents(self, reason: str) -> list[SubmittedJob]:
-        """Hold what cannot start any more because this job stops; branches whose checkpoint is there go on."""
+        """Hold what cannot start any more because this job stops; branches whose checkpoint is there go on.
+
+        The report does not wait for what is held: it says what is missing.
+        """
         entries = self.ledger.entries()
         spared = {
             entry.number
@@ -92,12 +96,16 @@ class Chain:
             if entry.parent == self.key and checkpoint_complete(self.checkpoints, entry.parent_step)
         }
         queue = commands.queue()
-        held = []
-        for entry in dependents([entry for entry in entries if entry.number not in spared], self.number):
-            job = queue.get(entry.number)
-            if job and job.state == "PENDING":
-                commands.hold(entry.number, f"{MARK}held: {self.key} (job {self.number}) stopped: {reason}")
-                held.append(entry)
+        waiting = {number for number, job in queue.items() if job.state == "PENDING"}
+        concerned = dependents([entry for entry in entries if entry.number not in spared], self.number)
+        held = [entry for entry in concerned if entry.number in waiting and entry.key != REPORT]
+        for entry in held:
+            commands.hold(entry.number, f"{MARK}held: {self.key} (job {self.number}) stopped: {reason}")
+        numbers = {entry.number for entry in held}
+        for entry in entries:
+            if entry.key == REPORT and entry.number in waiting and numbers.intersection(entry.depends):
+                coming = [one for one in entry.depends if one in queue and one not in numbers]
+                commands.wait_for([one for one in coming if not never_starts(queue[one])], entry.number)
         return held
 
 
@@ -159,6 +167,9 @@ class JobStart:
         if not commands.may_be_requeued(self.place.number):
             steps.note("Slurm is ending the job: not requeued from here")
             return 1
+        mark = self.ledger.requeue_mark(self.place.number)
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
         return leave("requeue", self.place.number)
 
     def stop(self, steps: Steps, chain: Chain, reason: str) -> int:
@@ -337,6 +348,7 @@ def main(argv: list[str]) -> int:
     """`job.py SPEC`; a user's error is one message and status 2, and what waits for the job is held."""
     spec = Spec.read(Path(argv[0]))
     place, ledger = Place.here(), Ledger(Path(spec.folder))
+    ledger.requeue_mark(place.number).unlink(missing_ok=True)
     if ledger.cancel_mark(place.number).exists():
         print("cancelled: nothing is started")
         return 1

@@ -62,6 +62,11 @@ class Job:
         """The key as part of a file name and of Slurm's job name."""
         return self.key.replace("/", ".")
 
+    @property
+    def target(self) -> int:
+        """The last step of a training, 0 for the others."""
+        return self.task.run.last_step if self.kind == "train" and self.task else 0
+
 
 def plan_jobs(
     submitted: SubmittedPlan,

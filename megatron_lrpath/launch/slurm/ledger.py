@@ -19,6 +19,7 @@ from megatron_lrpath.plan.spec import Data
 FOLDER = "slurm"
 SIGNALS = "signals"
 MARK = "lrpath: "  # begins the comment of a job that was held or stopped for a reason
+OURS = "lrpath submit"  # the comment of every other job that was not handed in by hand
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,10 @@ class Ledger:
     def cancel_mark(self, number: int) -> Path:
         """A file that says: this job is not to be requeued."""
         return self.folder / "cancelled" / str(number)
+
+    def requeue_mark(self, number: int) -> Path:
+        """A file that says: this start has put the job back into the queue; squeue shows it as if it was over."""
+        return self.folder / "requeued" / str(number)
 
 
 def dependents(entries: Sequence[SubmittedJob], number: int) -> Iterator[SubmittedJob]:

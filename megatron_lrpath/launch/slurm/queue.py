@@ -99,6 +99,12 @@ def forget_dependency(number: int) -> None:
     call("scontrol", "update", f"JobId={number}", "Dependency=")
 
 
+def wait_for(numbers: Sequence[int], number: int) -> None:
+    """Let a waiting job start once all these have ended, however; at once where there are none."""
+    waited = f"afterany:{':'.join(map(str, numbers))}" if numbers else ""
+    call("scontrol", "update", f"JobId={number}", f"Dependency={waited}")
+
+
 def hold(number: int, reason: str) -> None:
     """Keep a waiting job from starting and say why in its comment."""
     set_comment(number, reason)
