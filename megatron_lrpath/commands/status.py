@@ -67,6 +67,7 @@ def view(status: dict[str, Any]) -> Group:
 
     heading = f"{status['plan']}: {status['done_steps']}/{status['total_steps']} steps, in {status['output']}"
     reasons = [(row["key"], row["cause"] or (row["log"] and f"see {row['log']}")) for row in status["runs"]]
+    reasons += [(row["key"], row["cause"]) for row in status.get("jobs", [])]
     causes = [f"{key}: {reason}" for key, reason in reasons if reason]
     unprepared = [f"fine-tuning: {status['unprepared']}"] if status.get("unprepared") else []
     return Group(Text(heading), table(status), *map(Text, [*unprepared, *causes]))
@@ -100,8 +101,9 @@ def states(name: str, output: str, tasks: Sequence[Task]) -> dict[str, Any]:
     A run has `key`, `paradigm`, `run`, `same_as` (other names of this training), `state`, `waiting_for`,
     `first_step`, `step`, `last_step`, `lr`, `loss`, `seconds_per_step`, `tokens_per_second`, `mfu`,
     `seconds_left` (while it runs), `checkpoints` (steps of the complete ones), `cause` (of an interruption,
-    where the run has left one) and `log` (the newest one of an interrupted run). A plan that was submitted to
-    Slurm has `job` too, see `launch.slurm.show.add_jobs`.
+    where the run has left one) and `log` (the newest one of an interrupted run). In a plan that was submitted to
+    Slurm a run has `job` and `next_job` too, and `jobs` are its evaluations and the report, see
+    `launch.slurm.show.add_jobs`; without Slurm `jobs` is empty.
     What is not known is null.
     """
     from megatron_lrpath.launch.slurm.show import add_jobs
@@ -137,13 +139,14 @@ def states(name: str, output: str, tasks: Sequence[Task]) -> dict[str, Any]:
                 "log": str(state.log) if state.log else None,
             }
         )
-    add_jobs(output, rows)
+    jobs = add_jobs(output, rows, tasks)
     return {
         "plan": name,
         "output": output,
         "done_steps": sum(max(0, row["step"] - row["first_step"]) for row in rows),
         "total_steps": sum(row["last_step"] - row["first_step"] for row in rows),
         "runs": rows,
+        "jobs": jobs,
     }
 
 
@@ -172,8 +175,12 @@ def table(status: dict[str, Any]) -> Table:
             *(["" if row["mfu"] is None else f"{row['mfu']:.1%}"] if measured else []),
             "" if row["seconds_left"] is None else clock(row["seconds_left"]),
             " ".join(steps) if len(steps) <= 4 else f"{len(steps)}: {steps[0]} … {steps[-1]}",
-            *([job_text(row["job"])] if submitted else []),
+            *([job_text(row.get("job"), row.get("next_job"))] if submitted else []),
         )
+    for row in status.get("jobs", []):
+        style = _STYLES.get(row["state"], "red" if row["state"] == "missing" else "")
+        empty = [""] * (len(titles) - 3)
+        drawn.add_row(row["key"], Text(row["state"], style=style), *empty, job_text(row["job"]))
     return drawn
 
 
@@ -191,6 +198,7 @@ def watch(
         for status in statuses(collect, seconds):
             # States and steps make it worth another print, not paces.
             progress = [(row["key"], row["state"], row["step"]) for row in status["runs"]]
+            progress += [(row["key"], row["state"], 0) for row in status["jobs"]]
             if progress != before:
                 if as_json:
                     print(json.dumps(status, allow_nan=False), flush=True)
@@ -208,6 +216,7 @@ def statuses(collect: Callable[[], dict[str, Any]], seconds: float) -> Iterator[
     while True:
         status = collect()
         yield status
-        if all(row["state"] == "done" for row in status["runs"]):
+        others = {row["state"] for row in status.get("jobs", [])}
+        if all(row["state"] == "done" for row in status["runs"]) and not others & {"running", "waiting"}:
             return
         time.sleep(seconds)

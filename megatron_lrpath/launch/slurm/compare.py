@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from megatron_lrpath.launch.slurm import queue as commands
 from megatron_lrpath.launch.slurm.jobs import REPORT, Job, Wait, is_finished
-from megatron_lrpath.launch.slurm.ledger import MARK, OURS, Ledger, SubmittedJob
+from megatron_lrpath.launch.slurm.ledger import MARK, Ledger, SubmittedJob
 from megatron_lrpath.runs.checkpoints import checkpoint_complete
 from megatron_lrpath.runs.state import has_begun
 
@@ -152,8 +152,3 @@ def never_starts(queued: commands.QueuedJob) -> bool:
     """Whether it is a waiting job, and waits for what is gone or was held for a reason."""
     gone = queued.reason == "DependencyNeverSatisfied"
     return queued.state == "PENDING" and (gone or queued.comment.startswith(MARK))
-
-
-def by_hand(queued: commands.QueuedJob) -> bool:
-    """Whether somebody has handed the job's script to sbatch, and not `lrpath submit`."""
-    return not queued.comment.startswith((OURS, MARK))

@@ -16,7 +16,7 @@ from megatron_lrpath.launch.preflight import checkpoint_bytes
 from megatron_lrpath.launch.process import new_log, only_one
 from megatron_lrpath.launch.slurm import queue as commands
 from megatron_lrpath.launch.slurm.compare import never_starts
-from megatron_lrpath.launch.slurm.jobs import REPORT, Spec
+from megatron_lrpath.launch.slurm.jobs import REPORT, Spec, rank_command, report_command
 from megatron_lrpath.launch.slurm.ledger import (
     COMPLETE,
     FAILED,
@@ -34,7 +34,6 @@ from megatron_lrpath.launch.slurm.ledger import (
 )
 from megatron_lrpath.launch.slurm.steps import Place, Steps, cause
 from megatron_lrpath.launch.slurm.stop import BY_USR2, StopRequest
-from megatron_lrpath.launch.torchrun import TRAINING
 from megatron_lrpath.plan import PARADIGMS, Plan, load_plan
 from megatron_lrpath.runs import failure
 from megatron_lrpath.runs.checkpoints import checkpoint_complete, latest_step
@@ -47,7 +46,6 @@ LOCK_SECONDS = 120.0  # an earlier start of the job may still be ending on anoth
 PREFLIGHT_SECONDS = 600.0
 EARLY_SECONDS = 90  # Slurm's signal comes up to 60 s before its time
 PREFLIGHT = "megatron_lrpath.launch.preflight"
-EVALUATION = "megatron_lrpath.evaluate.worker"
 
 
 @dataclass
@@ -237,8 +235,7 @@ class TrainingStart:
         steps.note(f"{start.task.key} from step {self.first} to step {last_step}")
         status = self.preflight()
         if status == 0:
-            argv = ["--plan", str(start.pinned), "--paradigm", spec.paradigm, "--run", spec.run]
-            status = steps.run(TRAINING, [*argv, "--device", spec.device, *spec.arguments], self.look)
+            status = steps.run(*rank_command(spec, str(start.pinned), start.task.key), self.look)
         self.look()
         return self.conclude(status)
 
@@ -319,8 +316,7 @@ def evaluate(start: JobStart) -> int:
     if not task.complete:
         raise UserError(f"{task.key} is not trained up to step {task.run.last_step}")
     steps = start.steps(RunFolder(task.folder).evaluation_job)
-    argv = ["--plan", str(start.pinned), "--runs", task.key, "--device", spec.device, *spec.arguments]
-    status = steps.run(EVALUATION, argv, lambda: None)
+    status = steps.run(*rank_command(spec, str(start.pinned), task.key), lambda: None)
     if status == 0:
         return 0
     if status == SAVED_AND_STOPPED or status in BY_USR2:
@@ -355,7 +351,7 @@ def main(argv: list[str]) -> int:
     asked = StopRequest(ledger.signals_file(place.number, place.start))
     if spec.kind == REPORT:
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # it has nothing to save, and ends soon
-        command = [sys.executable, "-m", "megatron_lrpath.cli", "report", spec.plan]
+        command = report_command(spec.plan)
         os.execv(command[0], command)
     asked.watch()
     try:

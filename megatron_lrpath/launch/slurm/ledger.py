@@ -19,7 +19,6 @@ from megatron_lrpath.plan.spec import Data
 FOLDER = "slurm"
 SIGNALS = "signals"
 MARK = "lrpath: "  # begins the comment of a job that was held or stopped for a reason
-OURS = "lrpath submit"  # the comment of every other job that was not handed in by hand
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,9 @@ from megatron_lrpath.errors import PlanError, UserError
 from megatron_lrpath.files import atomic_write_json, atomic_write_text
 from megatron_lrpath.launch.process import only_one
 from megatron_lrpath.launch.slurm import queue as commands
-from megatron_lrpath.launch.slurm.compare import REPLACE, Comparison, Decision, Dependency, by_hand
+from megatron_lrpath.launch.slurm.compare import REPLACE, Comparison, Decision, Dependency
 from megatron_lrpath.launch.slurm.jobs import Job, JobFiles, job_files, plan_jobs
 from megatron_lrpath.launch.slurm.ledger import (
-    OURS,
     SIGNALS,
     Ledger,
     SubmittedJob,
@@ -171,7 +170,7 @@ class Submission:
         lost = []
         for queued in cluster.unrecorded():
             job = keys.get(Path(queued.script).stem.rpartition("-")[0])
-            if job and by_hand(queued):
+            if job and queued.by_hand:
                 self.ledger.add(SubmittedJob(job.key, queued.number, queued.script, target=job.target))
             else:
                 lost.append(queued.number)
@@ -179,8 +178,7 @@ class Submission:
 
     def _submit(self, decision: Decision, dependency: Dependency) -> int:
         job, files, parent = decision.job, self.files(decision.job), dependency.parent
-        options = [*files.options, f"--comment={OURS}"]
-        options += [f"--dependency={dependency.text}"] if dependency.text else []
+        options = [*files.options, *([f"--dependency={dependency.text}"] if dependency.text else [])]
         atomic_write_json(files.spec_file, files.spec)
         atomic_write_text(files.script_file, files.script)
         for name in ("logs", SIGNALS):
