@@ -11,9 +11,9 @@ import pytest
 
 from megatron_lrpath.training.guards import standstill
 from megatron_lrpath.training.guards.standstill import Standstill, culprits, fit_collectives
-from tests.support.faults import train_with
-from tests.support.training_fixtures import make_plan, run_words
+from tests.support.training_fixtures import Ranks, make_plan, run_words
 
+PATIENCE = 90.0  # seconds for a start and its end
 SOON = ("--rank-timeout", "0.03")
 
 
@@ -28,7 +28,12 @@ SOON = ("--rank-timeout", "0.03")
 def test_the_rank_that_has_not_entered_the_collective_is_named(tmp_path: Path, fault: str, said: str) -> None:
     plan = make_plan(tmp_path)
     words = [*run_words(plan, "ours", "main"), *SOON]
-    outcome = train_with(["impatient", fault], words, nproc=2, timeout=60)
+    ranks = Ranks.start("tests.support.faults:main", ["impatient", fault, "--", *words], 2)
+    still = int(fault[-1])
+    ranks.processes[1 - still].join(PATIENCE)
+    assert ranks.processes[1 - still].exitcode == 1
+    ranks.processes[still].kill()  # as a launcher does; a stopped process takes no other signal
+    outcome = ranks.outcome(PATIENCE)
     start, end = said.split(" (process {} on {}) ")
     (line,) = [one for one in outcome.output.splitlines() if "has stood still" in one]
     assert f"{start} (process " in line

@@ -26,6 +26,7 @@ from torch.distributed.constants import default_pg_timeout
 from megatron_lrpath.console import say, say_error
 from megatron_lrpath.errors import CONSEQUENCES, NotMetError, TrainingStoppedError, repeats
 from megatron_lrpath.exits import FAILED, leave_at_once
+from megatron_lrpath.locks import process_space
 from megatron_lrpath.runs import failure
 from megatron_lrpath.training.guards.channel import Channel, meet, secret_file
 
@@ -131,11 +132,7 @@ class Peer:
     @classmethod
     def me(cls) -> Peer:
         """This process."""
-        try:
-            space = os.readlink("/proc/self/ns/pid")
-        except OSError:
-            space = ""
-        return cls(os.getpid(), socket.gethostname(), f"{socket.gethostname()} {space}")
+        return cls(os.getpid(), socket.gethostname(), process_space())
 
 
 class PeerWatch:
