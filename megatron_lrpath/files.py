@@ -17,7 +17,6 @@ from typing import Any, BinaryIO
 
 from megatron_lrpath.errors import UserError
 
-
 TEMPORARY = ".tmp"  # ends the name of what is not finished; `.NAME.xxxxxxxx.tmp` is to become NAME
 REPLACED = ".old"  # ends the name of what stands aside while its successor takes its place
 ABANDONED_SECONDS = 86400.0  # where a disk has no locks: what is that old is nobody's

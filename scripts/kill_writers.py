@@ -114,7 +114,11 @@ def model_inputs(folder: Path) -> None:
         "attention_bias": False, "mlp_bias": False, "rope_theta": 10000.0,
     }  # fmt: skip
     shapes = {f"self_attn.{name}_proj": (hidden, hidden) for name in "qkvo"}
-    shapes |= {"mlp.gate_proj": (inner, hidden), "mlp.up_proj": (inner, hidden), "mlp.down_proj": (hidden, inner)}
+    shapes |= {
+        "mlp.gate_proj": (inner, hidden),
+        "mlp.up_proj": (inner, hidden),
+        "mlp.down_proj": (hidden, inner),
+    }
     shapes |= {"input_layernorm": (hidden,), "post_attention_layernorm": (hidden,)}
     names = {f"model.layers.0.{name}.weight": shape for name, shape in shapes.items()}
     names |= {"model.embed_tokens.weight": (rows, hidden), "lm_head.weight": (rows, hidden)}
@@ -227,7 +231,9 @@ def submit_plan(folder: Path) -> None:
 
     def queue() -> dict[int, slurm.QueuedJob]:
         rows = {job_number(one): one.read_text() for one in jobs.iterdir()}
-        return {number: slurm.QueuedJob(number, "PENDING", "", "", "", text, "") for number, text in rows.items()}
+        return {
+            number: slurm.QueuedJob(number, "PENDING", "", "", "", text, "") for number, text in rows.items()
+        }
 
     def cancel(numbers: Any) -> None:
         for one in list(jobs.iterdir()):
@@ -256,8 +262,12 @@ WRITERS = {
     "merge": Writer(checkpoint_inputs, merge_checkpoints, exact=False, warm=TORCH),
     "import": Writer(model_inputs, import_model, exact=False, warm=TORCH),
     "export": Writer(export_inputs, export_model, again=True, warm=TORCH),
-    "report": Writer(report_inputs, write_report, exact=False, again=True, warm=("megatron_lrpath.report.page",)),
-    "chats": Writer(chat_inputs, prepare_chats, exact=False, again=True, warm=("megatron_lrpath.sft.prepare",)),
+    "report": Writer(
+        report_inputs, write_report, exact=False, again=True, warm=("megatron_lrpath.report.page",)
+    ),
+    "chats": Writer(
+        chat_inputs, prepare_chats, exact=False, again=True, warm=("megatron_lrpath.sft.prepare",)
+    ),
     "run": Writer(plan_inputs, run_plan, exact=False, again=True),
     "submit": Writer(plan_inputs, submit_plan, exact=False, again=True),
 }
@@ -457,10 +467,14 @@ def harass(folder: Path, name: str, kills: int, chosen: random.Random) -> Counte
 
 def main() -> None:
     """All writers, or those that are named."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--writers", default=",".join(WRITERS), help="names, with commas (default: all)")
-    parser.add_argument("--kills", type=int, default=10**6, help="of each writer at most (default: every moment)")
+    parser.add_argument(
+        "--kills", type=int, default=10**6, help="of each writer at most (default: every moment)"
+    )
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     chosen = random.Random(args.seed)

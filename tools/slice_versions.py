@@ -84,7 +84,13 @@ def slice_versions(args: argparse.Namespace) -> int:
     Raises:
         UserError: nothing was written.
     """
-    from megatron_lrpath.data.draw import ShortageError, draw, existing_slices, remove_unfinished, write_slices
+    from megatron_lrpath.data.draw import (
+        ShortageError,
+        draw,
+        existing_slices,
+        remove_unfinished,
+        write_slices,
+    )
     from megatron_lrpath.data.slice import Slice
     from megatron_lrpath.data.slice_tools import describe, tokens_table, wide_console
     from megatron_lrpath.errors import UserError

@@ -225,6 +225,8 @@ class Attempt:
             return f"complete at step {last_step}"
         if self.ending == FAILED:
             return f"failed in step {self.step + 1} of {last_step}"
+        if self.checkpoint > self.start and self.step > self.checkpoint:
+            return f"stopped at step {self.step} of {last_step}; its newest checkpoint is of step {self.checkpoint}"
         if self.checkpoint > self.start:
             return f"saved at step {self.checkpoint} of {last_step}"
         if self.step > self.start:
