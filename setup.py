@@ -4,6 +4,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+OPTIMIZERS = ["emerging-optimizers>=0.2"]  # muon, lion
 EVALUATION = ["lm_eval[hf]>=0.4.9"]
 DOCS = ["mkdocs-material"]
 TESTS = ["pytest", "pytest-xdist", "hypothesis", "jsonschema", "ruff", "mypy", "types-PyYAML"]
@@ -65,8 +66,9 @@ setup(
         "gpu": ["transformer-engine[pytorch]"],
         "eval": EVALUATION,
         "wandb": ["wandb"],
+        "optimizers": OPTIMIZERS,
         "docs": DOCS,
-        "test": [*TESTS, *DOCS, "wandb", *EVALUATION],
+        "test": [*TESTS, *DOCS, "wandb", *OPTIMIZERS, *EVALUATION],
     },
     entry_points={"console_scripts": ["lrpath=megatron_lrpath.cli:main"]},
 )

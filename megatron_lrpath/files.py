@@ -22,6 +22,24 @@ REPLACED = ".old"  # ends the name of what stands aside while its successor take
 ABANDONED_SECONDS = 86400.0  # where a disk has no locks: what is that old is nobody's
 EXCHANGE = 2  # renameat2: RENAME_EXCHANGE
 AT_FDCWD = -100
+NAME_LIMIT, PATH_LIMIT = 255, 4095  # bytes, on Linux
+ROOM = 300  # bytes, for a run and its longest files below an output
+
+
+def length_problem(folder: Path | str) -> str | None:
+    """Why the file system would not take a folder with runs in it; None where it would. Nothing needs to exist."""
+    whole = os.path.abspath(folder)
+    longest = max(len(os.fsencode(part)) for part in Path(whole).parts)
+    if longest > NAME_LIMIT:
+        return (
+            f"a folder's name in it has {longest} bytes, and {NAME_LIMIT} is the most; give it a shorter name"
+        )
+    most, length = PATH_LIMIT - ROOM, len(os.fsencode(whole))
+    if length > most:
+        return (
+            f"the path has {length} bytes, and {most} leave room for the files below it; choose a shorter one"
+        )
+    return None
 
 
 @contextmanager

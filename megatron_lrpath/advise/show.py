@@ -21,7 +21,7 @@ from megatron_lrpath.advise.fit import NAME as LAW
 from megatron_lrpath.advise.predict import Candidate, Decay, own_decay
 from megatron_lrpath.advise.read import beginning
 from megatron_lrpath.console import terminal_table
-from megatron_lrpath.errors import UserError
+from megatron_lrpath.errors import UserError, cause
 from megatron_lrpath.files import atomic_write_bytes
 from megatron_lrpath.paradigms import MAIN, OURS
 from megatron_lrpath.plan import Plan
@@ -243,7 +243,7 @@ def write_figure(advice: Advice, path: Path) -> None:
     try:
         atomic_write_bytes(path, stream.getvalue())
     except OSError as error:
-        raise UserError(f"--figure {path}: cannot be written: {error.strerror}") from None
+        raise UserError(f"--figure {path}: cannot be written: {cause(error)}") from None
 
 
 def for_report(advice: Advice, now: datetime) -> SavedAdvice:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.plan.secrets import secret_problem
 
 PREFIX = "LRPATH_"
 _LINE = re.compile(r"(?:export\s+)?([A-Za-z_]\w*)=(.*)")
@@ -206,9 +207,12 @@ def _value(setting: Setting, text: str, where: str) -> Any:
         return int(text)
     if setting.kind == "options":
         try:
-            return tuple(shlex.split(text))
+            words = tuple(shlex.split(text))
         except ValueError as error:
             raise UserError(f"{where}: {error}") from None
+        if secret := secret_problem(words):
+            raise UserError(f"{where}: {secret}")
+        return words
     if setting.kind == "switch":
         if text.lower() not in ("yes", "no", "1", "0", "true", "false"):
             raise UserError(f"{where}: {text!r} is neither yes nor no")

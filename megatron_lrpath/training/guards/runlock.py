@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from megatron_lrpath.errors import FULL, UserError
+from megatron_lrpath.errors import FULL, UserError, cause
 from megatron_lrpath.locks import (
     LOCK_NAME,
     FolderLock,
@@ -134,7 +134,7 @@ def hold(root: Path, lost: Callable[[str], NoReturn], patience: float = PATIENCE
         if error.errno in FULL:
             raise
         if error.errno not in NO_LOCKS:
-            raise UserError(f"{root}: cannot be locked ({error.strerror}).") from None
+            raise UserError(f"{root}: cannot be locked ({cause(error)}).") from None
         certain = False
     run_lock = RunLock(root, lock, lost)
     # The lock's last owner may be on another machine and have not said that it had ended.
