@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from megatron_lrpath.data.record import one_tokenizer, read_record
 from megatron_lrpath.data.slice import ENDING, Slice, SliceSource, slice_path
 from megatron_lrpath.data.slice_codec import Documents
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.files import atomic_write_bytes, atomic_write_json, sweep_abandoned, sync_folder
+from megatron_lrpath.files import atomic_write_bytes, atomic_write_text, sweep_abandoned, sync_folder
 
 UNFINISHED = ".unfinished"  # names the slices of a draw, until all of them are there
 
@@ -248,7 +247,7 @@ def write_slices(slices: Sequence[Slice], folder: Path | str) -> list[Path]:
             )
     contents = [one.to_bytes(path.parent) for one, path in zip(slices, paths, strict=True)]
     marker = Path(folder) / UNFINISHED
-    atomic_write_json(marker, [path.name for path in paths])
+    atomic_write_text(marker, "".join(f"{path.name}\n" for path in paths))
     for path, content in zip(paths, contents, strict=True):
         atomic_write_bytes(path, content)
     marker.unlink()
@@ -261,7 +260,7 @@ def remove_unfinished(folder: Path) -> None:
     marker = folder / UNFINISHED
     if not marker.exists():
         return
-    for name in json.loads(marker.read_text(encoding="utf-8")):
+    for name in marker.read_text(encoding="utf-8").splitlines():
         path = folder / Path(name).name
         sweep_abandoned(path)
         path.unlink(missing_ok=True)
