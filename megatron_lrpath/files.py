@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import glob
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from megatron_lrpath.errors import UserError
+
+TEMPORARY = ".tmp"  # ends the name of what is not finished; `.NAME.xxxxxxxx.tmp` is to become NAME
+REPLACED = ".old"  # ends the name of what stands aside while its successor takes its place
+ABANDONED_SECONDS = 86400.0  # where a disk has no locks: what is that old is nobody's
+EXCHANGE = 2  # renameat2: RENAME_EXCHANGE
+AT_FDCWD = -100
 NAME_LIMIT, PATH_LIMIT = 255, 4095  # bytes, on Linux
 ROOM = 300  # bytes, for a run and its longest files below an output
 
@@ -37,13 +47,15 @@ def atomic_open(path: Path | str) -> Iterator[BinaryIO]:
     """Open a file for binary writing that appears under `path` only once the block ends without an error.
 
     The temporary file lies in the same folder (a rename is atomic only within one file system); data and
-    folder entry are synced before and after the rename.
+    folder entry are synced before and after the rename. What killed processes left of the same file is removed.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+    sweep_abandoned(target)
+    descriptor, name = _new_file(target)
     try:
-        with naming(target), os.fdopen(descriptor, "wb") as stream:
+        # the copy keeps the lock until the file has its name
+        with naming(target), os.fdopen(os.dup(descriptor), "wb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -53,6 +65,50 @@ def atomic_open(path: Path | str) -> Iterator[BinaryIO]:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+    finally:
+        os.close(descriptor)
+
+
+def _new_file(target: Path) -> tuple[int, str]:
+    """A temporary file for `target`, locked as long as its descriptor is open: (descriptor, name)."""
+    while True:
+        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=TEMPORARY, dir=target.parent)
+        with suppress(OSError):  # a disk without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor, name
+        os.close(descriptor)  # somebody has taken it for abandoned before it was locked
+
+
+def sweep_abandoned(target: Path) -> bool:
+    """Remove what killed processes left of `target` while they wrote it; whether somebody writes it now."""
+    at_work = False
+    for left in target.parent.glob(f".{glob.escape(target.name)}.{'?' * 8}{TEMPORARY}"):
+        at_work |= not _remove_abandoned(left)
+    return at_work
+
+
+def _remove_abandoned(path: Path) -> bool:
+    """Remove a temporary file or folder, unless its writer lives (it holds the lock); whether that was so."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    except OSError:
+        return True  # gone by now, or somebody else's
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return False
+    except OSError:
+        if time.time() - os.fstat(descriptor).st_mtime < ABANDONED_SECONDS:
+            os.close(descriptor)
+            return False
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+    os.close(descriptor)
+    return True
 
 
 @contextmanager
@@ -90,18 +146,75 @@ def sweep_unfinished(path: Path) -> None:
 
 @contextmanager
 def appearing_folder(target: Path) -> Iterator[Path]:
-    """A new folder beside `target` that takes its place once the block ends without an error."""
+    """A new folder beside `target` that takes its place once the block ends without an error.
+
+    Until then what stands there stays. What killed processes left of the same folder is removed.
+
+    Raises:
+        UserError: another process is writing `target` now.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    descriptor, folder = _new_folder(target)
     try:
         yield folder
         folder.chmod(0o777 & ~current_umask())
-        if target.exists():
-            shutil.rmtree(target)
+        _put_in_place(folder, target)
+        sync_folder(target.parent)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # what was replaced, or what did not get so far
+        os.close(descriptor)
+
+
+def _new_folder(target: Path) -> tuple[int, Path]:
+    """A temporary folder for `target`, locked as long as its descriptor is open: (descriptor, folder)."""
+    parent = os.open(target.parent, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # one at a time looks around and takes its place
+            fcntl.flock(parent, fcntl.LOCK_EX)
+        _restore(target)
+        if sweep_abandoned(target):
+            raise UserError(
+                f"{target}: another process is writing it now. Wait for it; call again if it is still needed then."
+            )
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=TEMPORARY, dir=target.parent))
+        descriptor = os.open(folder, os.O_RDONLY)
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+    finally:
+        os.close(parent)
+    return descriptor, folder
+
+
+def _put_in_place(folder: Path, target: Path) -> None:
+    """Let `folder` take the place of `target`; what stood there is then in `folder`, or gone."""
+    if not target.exists():
         folder.rename(target)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+        return
+    if _exchange(folder, target):
+        return
+    old = target.with_name(f".{target.name}{REPLACED}")  # a kill in between: `_restore` brings it back
+    target.rename(old)
+    folder.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _restore(target: Path) -> None:
+    """Bring back what stood aside while a process was killed, or remove it where its successor is there."""
+    old = target.with_name(f".{target.name}{REPLACED}")
+    if old.exists() and target.exists():
+        shutil.rmtree(old, ignore_errors=True)
+    elif old.exists():
+        old.rename(target)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two names in one step; whether kernel and file system can do that."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    try:
+        done: int = libc.renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), EXCHANGE)
+    except AttributeError:  # an old C library
+        return False
+    return done == 0
 
 
 def sync_folder(folder: Path) -> None:

@@ -93,6 +93,18 @@ def describe_owner(folder: Path) -> str:
     return f"process {owner['pid']} on {owner.get('host', 'an unknown host')}"
 
 
+def process_space() -> str:
+    """What tells apart machines, and containers on one, that may have the same host name: who shares process ids.
+
+    The kernel's start and the namespace of process ids; without /proc the host name.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()
+
+
 def _try_lock(descriptor: int, kind: int) -> bool:
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)

@@ -84,7 +84,13 @@ def slice_versions(args: argparse.Namespace) -> int:
     Raises:
         UserError: nothing was written.
     """
-    from megatron_lrpath.data.draw import ShortageError, draw, existing_slices, write_slices
+    from megatron_lrpath.data.draw import (
+        ShortageError,
+        draw,
+        existing_slices,
+        remove_unfinished,
+        write_slices,
+    )
     from megatron_lrpath.data.slice import Slice
     from megatron_lrpath.data.slice_tools import describe, tokens_table, wide_console
     from megatron_lrpath.errors import UserError
@@ -98,6 +104,7 @@ def slice_versions(args: argparse.Namespace) -> int:
             f"{args.output}: {owner} is drawing slices there now; try again when it is done"
         ) from None
     try:
+        remove_unfinished(args.output)
         existing = existing_slices(args.output)
         request = request_of(args, [one.name for one in existing])
         with console.status("reading") as status:

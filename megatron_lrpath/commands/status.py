@@ -68,6 +68,7 @@ def view(status: dict[str, Any]) -> Group:
 
     heading = f"{status['plan']}: {status['done_steps']}/{status['total_steps']} steps, in {status['output']}"
     reasons = [(row["key"], row["cause"] or (row["log"] and f"see {row['log']}")) for row in status["runs"]]
+    reasons += [(row["key"], row["cause"]) for row in status.get("jobs", [])]
     causes = [f"{key}: {reason}" for key, reason in reasons if reason]
     unprepared = [f"fine-tuning: {status['unprepared']}"] if status.get("unprepared") else []
     elsewhere = [f"nothing in {status['output']} here: {status['elsewhere']}"] if status["elsewhere"] else []
@@ -126,16 +127,18 @@ def states(name: str, output: str, planned: Sequence[tuple[Task, Plan]]) -> dict
     `first_step`, `step`, `last_step`, `lr`, `loss`, `seconds_per_step`, `tokens_per_second`, `mfu`,
     `seconds_left` (while it runs), `checkpoints` (steps of the complete ones), `cause` (of an interruption,
     where the run has left one), `log` (the newest one of an interrupted run) and `differs` (where the plan says
-    something else than the run was trained with; throughput is that of the training). A plan that was submitted to
-    Slurm has `job` too, see `launch.slurm.submit.add_jobs`.
+    something else than the run was trained with; throughput is that of the training). In a plan that was submitted to
+    Slurm a run has `job` and `next_job` too, and `jobs` are its evaluations and the report, see
+    `launch.slurm.show.add_jobs`; without Slurm `jobs` is empty.
     `problems` names files of runs that cannot be used. What is not known is null.
     """
-    from megatron_lrpath.launch.slurm.submit import add_jobs
+    from megatron_lrpath.launch.slurm.show import add_jobs
     from megatron_lrpath.runs.folder import RunFolder, read_json_object
     from megatron_lrpath.runs.lineage import changes, trained_tokens
     from megatron_lrpath.runs.state import read_state
 
-    by_key = {task.key: task for task, _ in planned}
+    tasks = [task for task, _ in planned]
+    by_key = {task.key: task for task in tasks}
     rows: list[dict[str, Any]] = []
     for task, plan in planned:
         state = read_state(task.folder, task.run, by_key.get(task.parent or ""))
@@ -168,14 +171,15 @@ def states(name: str, output: str, planned: Sequence[tuple[Task, Plan]]) -> dict
                 "differs": changes(task.folder, lineage, plan, task.run),
             }
         )
-    add_jobs(output, rows)
+    jobs = add_jobs(output, rows, tasks)
     return {
         "plan": name,
         "output": output,
         "done_steps": sum(max(0, row["step"] - row["first_step"]) for row in rows),
         "total_steps": sum(row["last_step"] - row["first_step"] for row in rows),
         "runs": rows,
-        "problems": file_problems([task for task, _ in planned]),
+        "jobs": jobs,
+        "problems": file_problems(tasks),
     }
 
 
@@ -206,7 +210,7 @@ def table(status: dict[str, Any]) -> Table:
     """The states as a table."""
     from rich.text import Text
 
-    from megatron_lrpath.launch.slurm.submit import job_text
+    from megatron_lrpath.launch.slurm.show import job_text
 
     submitted = any("job" in row for row in status["runs"])
     measured = any(row["mfu"] is not None for row in status["runs"])
@@ -227,8 +231,12 @@ def table(status: dict[str, Any]) -> Table:
             *(["" if row["mfu"] is None else f"{row['mfu']:.1%}"] if measured else []),
             "" if row["seconds_left"] is None else clock(row["seconds_left"]),
             " ".join(steps) if len(steps) <= 4 else f"{len(steps)}: {steps[0]} … {steps[-1]}",
-            *([job_text(row["job"])] if submitted else []),
+            *([job_text(row.get("job"), row.get("next_job"))] if submitted else []),
         )
+    for row in status.get("jobs", []):
+        style = _STYLES.get(row["state"], "red" if row["state"] == "missing" else "")
+        empty = [""] * (len(titles) - 3)
+        drawn.add_row(row["key"], Text(row["state"], style=style), *empty, job_text(row["job"]))
     return drawn
 
 
@@ -246,6 +254,7 @@ def watch(
         for status in statuses(collect, seconds):
             # States and steps make it worth another print, not paces.
             progress = [(row["key"], row["state"], row["step"]) for row in status["runs"]]
+            progress += [(row["key"], row["state"], 0) for row in status["jobs"]]
             if progress != before:
                 if as_json:
                     print(json.dumps(status, allow_nan=False), flush=True)
@@ -263,6 +272,7 @@ def statuses(collect: Callable[[], dict[str, Any]], seconds: float) -> Iterator[
     while True:
         status = collect()
         yield status
-        if all(row["state"] == "done" for row in status["runs"]):
+        others = {row["state"] for row in status.get("jobs", [])}
+        if all(row["state"] == "done" for row in status["runs"]) and not others & {"running", "waiting"}:
             return
         time.sleep(seconds)

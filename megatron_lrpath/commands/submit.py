@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_lrpath.commands.options import PLAN_OR_EXPERIMENT, add_runs, paradigms_of
 from megatron_lrpath.console import terminal_table
+from megatron_lrpath.wording import short_number
 
 if TYPE_CHECKING:
     from rich.tree import Tree
 
-    from megatron_lrpath.launch.slurm.submit import Decision, Submission
+    from megatron_lrpath.launch.slurm.compare import Decision
+    from megatron_lrpath.launch.slurm.submit import Submission
 
 HELP = "submit a plan (or experiment) to Slurm; called again it adds only what is missing"
 EXAMPLE = "lrpath submit plan.yaml --paradigm ours --nodes 4 --time 1-00:00:00 --dry-run"
@@ -96,20 +98,54 @@ def show_dry_run(submission: Submission, as_json: bool) -> None:
     for decision, shown in zip(decisions, rows, strict=True):
         if decision.is_new:
             files, waits = submission.files(decision.job), decision.job.waits
-            kind = "afterany" if any(wait.step is not None for wait in waits) else "afterok"
+            branch = any(wait.step is not None for wait in waits)
+            kind = "afterany" if branch or decision.job.kind == "report" else "afterok"
             keys = ":".join(wait.key for wait in waits)  # where their jobs' numbers will stand
             dependency = [f"--dependency={kind}:{keys}"] if waits else []
             shown["sbatch"] = ["sbatch", *files.options, *dependency, str(files.script_file)]
             shown["script"], shown["spec"] = files.script, files.spec
+    costs = cost(submission, decisions)
     if as_json:
-        print(json.dumps({"jobs": rows}, indent=2))
+        print(json.dumps({"jobs": rows, "cost": costs}, indent=2))
         return
     show_table(submission, rows)
     console = Console(highlight=False)
+    for one in costs:
+        console.print(cost_text(one), markup=False, soft_wrap=True)
     console.print(graph(submission))
     for shown in rows:
         if "script" in shown:
             console.out(f"\n# {shlex.join(shown['sbatch'])}\n{shown['script']}", end="", highlight=False)
+
+
+def cost(submission: Submission, decisions: list[Decision]) -> list[dict[str, Any]]:
+    """What is left to train, by plan: its steps, tokens and GPU hours by the kind of GPU; none without GPUs."""
+    from megatron_lrpath.launch.layouts import MFU, PEAK, gpu_seconds
+    from megatron_lrpath.runs.checkpoints import latest_step
+
+    found: dict[str, dict[str, Any]] = {}
+    for decision in decisions:
+        task, plan = decision.job.task, decision.job.plan
+        if decision.job.kind != "train" or task is None or decision.action == "done":
+            continue
+        steps = task.run.last_step - max(task.run.first_step, latest_step(task.checkpoints) or 0)
+        tokens = steps * task.step_tokens
+        one = found.setdefault(str(plan.path), {"plan": plan.name, "steps": 0, "tokens": 0, "mfu": MFU})
+        one["steps"] += steps
+        one["tokens"] += tokens
+        hours = one.setdefault(
+            "gpu_hours", dict.fromkeys(PEAK if submission.settings.gpus_per_node else (), 0.0)
+        )
+        for name in hours:
+            hours[name] += gpu_seconds(plan, tokens, PEAK[name]) / 3600
+    return list(found.values())
+
+
+def cost_text(one: dict[str, Any]) -> str:
+    """The cost of a plan in a line."""
+    text = f"{one['plan']}: {one['steps']:,} steps left to train, {short_number(one['tokens'])} tokens"
+    hours = [f"{hours:,.1f} GPU hours on {name}" for name, hours in one["gpu_hours"].items()]
+    return f"{text}; computed for {one['mfu']:.0%} of the peak: {', '.join(hours)}" if hours else text
 
 
 def show_table(submission: Submission, rows: list[dict[str, Any]]) -> None:

@@ -17,7 +17,9 @@ from megatron_lrpath.data.record import one_tokenizer, read_record
 from megatron_lrpath.data.slice import ENDING, Slice, SliceSource, slice_path
 from megatron_lrpath.data.slice_codec import Documents
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.files import atomic_write_bytes
+from megatron_lrpath.files import atomic_write_bytes, atomic_write_text, sweep_abandoned, sync_folder
+
+UNFINISHED = ".unfinished"  # names the slices of a draw, until all of them are there
 
 
 class SourcePool:
@@ -244,9 +246,25 @@ def write_slices(slices: Sequence[Slice], folder: Path | str) -> list[Path]:
                 f"{path}: is there already, and slices are never changed; use another name or folder"
             )
     contents = [one.to_bytes(path.parent) for one, path in zip(slices, paths, strict=True)]
-    for path, content in zip(paths, contents, strict=True):  # nothing slow between the first and the last
+    marker = Path(folder) / UNFINISHED
+    atomic_write_text(marker, "".join(f"{path.name}\n" for path in paths))
+    for path, content in zip(paths, contents, strict=True):
         atomic_write_bytes(path, content)
+    marker.unlink()
+    sync_folder(Path(folder))
     return paths
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove the slices of a draw that was killed before all of them were there; for who holds the folder's lock."""
+    marker = folder / UNFINISHED
+    if not marker.exists():
+        return
+    for name in marker.read_text(encoding="utf-8").splitlines():
+        path = folder / Path(name).name
+        sweep_abandoned(path)
+        path.unlink(missing_ok=True)
+    marker.unlink()
 
 
 def _open_pools(

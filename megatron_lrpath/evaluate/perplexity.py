@@ -69,7 +69,7 @@ class ValidationSets:
 def evaluate_targets(plan: Plan, targets: list[Target], device: str, extra: list[str]) -> None:
     """Evaluate each checkpoint; rank 0 writes, with the checkpoint's fingerprint. `device` is activated already."""
     session = Session(device)
-    set_single_process_environment()
+    set_single_process_environment(is_run=True)
     seams.apply(session)
     argv = ["--plan", str(plan.path), "--paradigm", targets[0].run.paradigm, "--run", targets[0].run.name]
     argv += ["--tensorboard-dir", "", *extra]  # an evaluation adds nothing to the training's records

@@ -13,7 +13,7 @@ from megatron_lrpath.files import atomic_write_text
 from megatron_lrpath.launch.display import open_display
 from megatron_lrpath.launch.graph import width
 from megatron_lrpath.launch.local import CommandFor, Options, alone, call, default_command, evaluation_command
-from megatron_lrpath.launch.resources import Share, share_out
+from megatron_lrpath.launch.resources import Share, micro_batch_arguments, share_out
 from megatron_lrpath.launch.runner import Runner
 from megatron_lrpath.launch.slurm.jobs import report_job, task_jobs
 from megatron_lrpath.launch.slurm.ledger import Ledger, SubmittedPlan
@@ -117,6 +117,9 @@ def carry_out_experiment(
     tasks = experiment_tasks(experiment, options.paradigms)
     plan = experiment.points[0].plan
     share = share_out(plan, width(tasks), options.device, options.nproc, options.jobs, options.extra)
+    options = replace(
+        options, extra=(*options.extra, *micro_batch_arguments(plan, share.nproc, options.extra))
+    )
 
     def work() -> int:
         write_plans(experiment)

@@ -227,6 +227,11 @@ def seconds_per_step(plan: Plan, gpus: int, peak: float, mfu: float = MFU) -> fl
     return step_flops(plan) / (gpus * peak * mfu)
 
 
+def gpu_seconds(plan: Plan, tokens: float, peak: float, mfu: float = MFU) -> float:
+    """Seconds that one GPU would take to train on so many tokens at that share of its peak."""
+    return tokens / plan.batch.tokens * seconds_per_step(plan, 1, peak, mfu)
+
+
 def memory_table(plans: dict[str, Plan]) -> list[str]:
     """The layouts with memory a GPU by Megatron's theoretical figures, as lines of Markdown.
 

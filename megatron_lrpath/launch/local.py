@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
@@ -16,7 +16,7 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.launch.display import PlainDisplay, open_display
 from megatron_lrpath.launch.graph import width
 from megatron_lrpath.launch.process import only_one, supervised
-from megatron_lrpath.launch.resources import Share, check_fine_tuning, cores, share_out
+from megatron_lrpath.launch.resources import Share, check_fine_tuning, cores, micro_batch_arguments, share_out
 from megatron_lrpath.launch.runner import GRACE_SECONDS, RunFailedError, Runner
 from megatron_lrpath.launch.torchrun import training_command
 from megatron_lrpath.paradigms import SFT
@@ -85,6 +85,9 @@ def carry_out(
     tasks = chosen_tasks(plan, options)
     # the whole choice counts, not what is left of it: a second call shares the machine in the same way
     share = share_out(plan, width(tasks), options.device, options.nproc, options.jobs, options.extra)
+    options = replace(
+        options, extra=(*options.extra, *micro_batch_arguments(plan, share.nproc, options.extra))
+    )
     check_fine_tuning(plan, share.nproc, options.extra)
 
     def work() -> int:

@@ -86,16 +86,43 @@ def default_nproc(plan: Plan, gpus: int, extra: Sequence[str] = ()) -> int:
     return base * max(fitting, default=1)
 
 
+def micro_batch_arguments(plan: Plan, nproc: int, extra: Sequence[str] = ()) -> tuple[str, ...]:
+    """`--micro-batch-size N` where the plan's is too large for `nproc` processes; none where it fits or is given.
+
+    As `lrpath submit` does: the largest up to the plan's that divides what a copy of the model gets of a batch.
+
+    Raises:
+        UserError: the processes do not divide into copies of the model, or the batch not into the copies.
+    """
+    if "micro_batch_size" in given_options(extra):
+        return ()
+    parallel = model_parallel_size({**plan.model.overrides, **plan.megatron, **whole_numbers(extra)})
+    if nproc % parallel:
+        raise UserError(
+            f"--nproc {nproc}: {parallel} processes hold a copy of the model; give a multiple of it"
+        )
+    copies, batch = nproc // parallel, plan.batch
+    if batch.global_batch_size % copies:
+        raise UserError(
+            f"--nproc {nproc}: the batch of {batch.global_batch_size} samples does not divide by {copies} copies of "
+            "the model; give a number that does"
+        )
+    share = batch.global_batch_size // copies
+    micro = max(size for size in range(1, min(batch.micro_batch_size, share) + 1) if share % size == 0)
+    return () if micro == batch.micro_batch_size else ("--micro-batch-size", str(micro))
+
+
 def check_fine_tuning(plan: Plan, nproc: int, extra: Sequence[str] = ()) -> None:
     """UserError, before days are trained, where the fine-tuning's batch cannot be shared out among `nproc`."""
     if plan.sft is None:
         return
     arguments = {**plan.model.overrides, **plan.sft_megatron, **whole_numbers(extra)}
     shares, batch = nproc // model_parallel_size(arguments), plan.sft.batch
-    if shares and batch.global_batch_size % (batch.micro_batch_size * shares):
+    micro = int(whole_numbers(extra).get("micro_batch_size", batch.micro_batch_size))
+    if shares and batch.global_batch_size % (micro * shares):
         raise UserError(
             f"{plan.sft.place}.global_batch_size: {batch.global_batch_size} samples cannot be shared out among "
-            f"{shares} data-parallel ranks in micro batches of {batch.micro_batch_size}"
+            f"{shares} data-parallel ranks in micro batches of {micro}"
         )
 
 

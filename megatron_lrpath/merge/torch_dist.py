@@ -80,6 +80,9 @@ def merge_checkpoints(
             raise UserError(f"{root}: no complete checkpoint of step {one}; there are {have}")
     folder = checkpoint_folder(target, step)
     if folder.exists():
+        if not (target / TRACKER).exists():  # killed between the two: the checkpoint is whole
+            atomic_write_text(target / TRACKER, str(step))
+            return folder
         raise UserError(f"{folder}: there is a checkpoint already; remove it or choose another place")
     readers = [CheckpointReader(checkpoint_folder(root, one)) for one in steps]
     state = _wanted(readers, root, steps)

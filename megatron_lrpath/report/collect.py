@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -198,11 +200,11 @@ def gaps(tree: RunTree) -> list[Gap]:
     if unfinished:
         states = listing([f"{record.label} ({record.state.progress})" for record in unfinished])
         text = f"{plural(len(unfinished), 'run')} not finished: {states}."
-        found.append(Gap(text, f"lrpath run {tree.plan.path}"))
+        found.append(Gap(text, next_command(tree.plan.path)))
     if unevaluated:
         names = listing([record.label for record in unevaluated])
         text = f"{plural(len(unevaluated), 'trained model')} without a perplexity: {names}."
-        found.append(Gap(text, f"lrpath eval {tree.plan.path}"))
+        found.append(Gap(text, next_command(tree.plan.path, "eval")))
     sizes = sorted({record.evaluation.score.tokens for record in tree if record.evaluation})
     if len(sizes) > 1:
         text = (
@@ -212,3 +214,9 @@ def gaps(tree: RunTree) -> list[Gap]:
         found.append(Gap(text))
     found.extend(Gap(f"{record.label}: {problem}.") for record in tree for problem in record.problems)
     return found
+
+
+def next_command(plan: Path, command: str = "run") -> str:
+    """What trains or evaluates the rest; from a job of Slurm's, other jobs do both."""
+    command = "submit" if os.environ.get("SLURM_JOB_ID") else command
+    return f"lrpath {command} {shlex.quote(str(plan))}"

@@ -14,6 +14,7 @@ from megatron.training import get_args, get_timers
 from torch import Tensor
 
 from megatron_lrpath.training.guards.guard import Guard
+from megatron_lrpath.training.guards.standstill import Standstill
 
 Batch = dict[str, Tensor | None]
 KEYS = ("tokens", "labels", "loss_mask", "position_ids", "attention_mask")
@@ -93,14 +94,20 @@ class ForwardStep:
     Args:
         guard: notes the loss of each micro-batch; None where nobody judges it (evaluations).
         packed: whether batches are packed samples.
+        standstill: keeps the time of the training's steps; None where there are none.
     """
 
-    def __init__(self, guard: Guard | None = None, packed: bool = False) -> None:
+    def __init__(
+        self, guard: Guard | None = None, packed: bool = False, standstill: Standstill | None = None
+    ) -> None:
         self.guard = guard
         self.packed = packed
+        self.standstill = standstill
 
     def __call__(self, data_iterator: Iterator[dict[str, Tensor]] | None, model: Any) -> tuple[Tensor, Any]:
         """The model's output for the next micro-batch, and the function that makes a loss of it."""
+        if self.standstill is not None and torch.is_grad_enabled():
+            self.standstill.step_begins()
         timers = get_timers()
         timers("batch-generator", log_level=2).start()
         if self.packed:

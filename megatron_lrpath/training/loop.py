@@ -54,7 +54,7 @@ def loop(session: Session, args: Any) -> None:
             setup.configuration(args),
             DatasetProvider(session.context),
             ModelType.encoder_or_decoder,
-            ForwardStep(session.guard, session.is_packed),
+            ForwardStep(session.guard, session.is_packed, session.standstill),
             store=session.store,
         )
 

@@ -9,6 +9,8 @@ import warnings
 from typing import TYPE_CHECKING
 
 from megatron_lrpath import full_disk
+from megatron_lrpath.console import warn
+from megatron_lrpath.errors import UserError
 from megatron_lrpath.training import device as devices
 from megatron_lrpath.training.checkpoints.ahead import ReadAhead
 from megatron_lrpath.training.exits import Exits
@@ -48,15 +50,30 @@ def open_session(argv: list[str], exits: Exits, signals: Signals) -> Session:
     ahead.begin(early)
     device = devices.choose_device(early.device)
     devices.activate(device)
-    set_single_process_environment()
+    set_single_process_environment(is_run=early.plan is not None or any("--lr-path" in word for word in argv))
     from megatron_lrpath.training.session import Session  # imports Megatron, which the device must precede
 
     return Session(device, exits, signals, ahead)
 
 
-def set_single_process_environment() -> None:
-    """Let `python pretrain_gpt.py …` work without a launcher, as one process."""
+def set_single_process_environment(is_run: bool) -> None:
+    """Let `python pretrain_gpt.py …` work without a launcher, as one process.
+
+    Raises:
+        UserError: srun has started several of them, each of which would train a run (`is_run`) alone.
+    """
     if "RANK" not in os.environ:
+        tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+        if tasks.isdigit() and int(tasks) > 1:
+            text = (
+                f"srun has started {tasks} processes, and RANK is not set: each would train alone, as one process. "
+                "Start them with `lrpath submit`, with torchrun under srun, or with RANK, WORLD_SIZE, LOCAL_RANK, "
+                "MASTER_ADDR and MASTER_PORT set from Slurm's variables"
+            )
+            if is_run:
+                raise UserError(f"{text}.")
+            if os.environ.get("SLURM_PROCID", "0") == "0":
+                warn(f"{text}; it goes on.")
         from torch.distributed.elastic.utils.distributed import get_free_port
 
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}

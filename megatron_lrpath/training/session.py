@@ -18,6 +18,7 @@ from megatron_lrpath.training.guards.guard import Guard
 from megatron_lrpath.training.guards.peers import PeerWatch
 from megatron_lrpath.training.guards.runlock import RunLock
 from megatron_lrpath.training.guards.signals import Signals
+from megatron_lrpath.training.guards.standstill import Standstill
 from megatron_lrpath.training.options.arguments import ArgumentsProvider
 from megatron_lrpath.training.scheduler import LRPathScheduler
 from megatron_lrpath.training.steps import StepRecorder
@@ -33,6 +34,7 @@ class Session:
         own_arguments: adds the arguments of a script of the user's own to the parser.
         context: the run; None for plain Megatron.
         peers: the watch over the other ranks, from the moment they have met.
+        standstill: the clock of a training's steps.
         lock: the run's lock, on rank 0 of a training.
         saves, commits, guard, recorder: in a training of a run.
         scheduler: the learning-rate path in Megatron's loop, once Megatron has built its optimizer.
@@ -49,6 +51,7 @@ class Session:
     own_arguments: ArgumentsProvider | None = None
     context: RunContext | None = None
     peers: PeerWatch | None = None
+    standstill: Standstill | None = None
     lock: RunLock | None = None
     saves: Saves | None = None
     commits: Commits | None = None
@@ -83,4 +86,6 @@ class Session:
             self.guard.step_ended()
         if self.peers is not None:
             self.peers.step = step
+        if self.standstill is not None:
+            self.standstill.step_ended()
         return rate

@@ -43,6 +43,7 @@ from megatron_lrpath.training.guards import orphans
 from megatron_lrpath.training.guards.guard import Guard, SpikeDetector
 from megatron_lrpath.training.guards.peers import PeerWatch, Ranks, own_store
 from megatron_lrpath.training.guards.runlock import hold
+from megatron_lrpath.training.guards.standstill import Standstill, fit_collectives
 from megatron_lrpath.training.layers import local_layers
 from megatron_lrpath.training.options.argument_identity import differences_from_checkpoint
 from megatron_lrpath.training.options.arguments import (
@@ -87,7 +88,9 @@ def arguments(session: Session, argv: list[str], defaults: Mapping[str, Any] | N
         apply_defaults(args, planned.explicit)
         set_wandb_defaults(args, planned.plan, planned.run)
         session.context = planned.context()
-    set_environment_flags(args, planned.explicit if planned else given, session)
+    explicit = planned.explicit if planned else given
+    set_environment_flags(args, explicit, session)
+    fit_collectives(args, explicit)
     take_over_saving(args)
     check_optimizer(args, with_path=True)
     if session.is_packed and args.context_parallel_size != 1:
@@ -265,6 +268,8 @@ def begin(session: Session, args: Any) -> None:
     own = Path(args.save)
     ranks = Ranks.from_environment(own)
     session.peers = session.exits.peers = PeerWatch(ranks)
+    session.standstill = Standstill(session.peers, args.rank_timeout)
+    session.standstill.start()
     session.peers.start()
 
     def take_lock() -> None:

@@ -11,6 +11,7 @@ from megatron_lrpath.launch import resources
 from megatron_lrpath.launch.resources import (
     Share,
     default_nproc,
+    micro_batch_arguments,
     model_parallel_size,
     share_out,
     whole_numbers,
@@ -99,3 +100,16 @@ def test_numbers_are_found_among_words_in_both_spellings():
         "b": "3",
         "e_f": "5",
     }
+
+
+@pytest.mark.parametrize(
+    ("nproc", "extra", "arguments"),
+    [(1, (), ()), (2, (), ()), (4, (), ("--micro-batch-size", "2")), (4, ("--micro-batch-size", "1"), ())],
+)
+def test_the_micro_batch_shrinks_to_what_each_process_gets(plan, nproc, extra, arguments):
+    assert micro_batch_arguments(plan, nproc, extra) == arguments
+
+
+def test_a_number_of_processes_that_does_not_divide_the_batch_is_refused_in_the_users_words(plan):
+    with pytest.raises(UserError, match=r"--nproc 3: the batch of 8 samples does not divide by 3 copies"):
+        micro_batch_arguments(plan, 3)

@@ -114,19 +114,22 @@ def test_the_same_step_failing_twice_stops_the_chain_and_says_why(site):
     assert reason in site.cluster.call("squeue", "-h", "-t", "all", "-j", str(main), "-o", "%k")
     # branch 1 had its checkpoint: it goes its way. What cannot come is held, and says so.
     site.finish(jobs["eval/ours/branch-v1"]["job"])
-    for key in ("ours/branch-v2", "ours/branch-v3", "eval/ours/branch-v2", "eval/ours/branch-v3", "report"):
+    for key in ("ours/branch-v2", "ours/branch-v3", "eval/ours/branch-v2", "eval/ours/branch-v3"):
         held = site.cluster.job(jobs[key]["job"])
         assert (held["JobState"], held["Reason"]) in (("PENDING", "JobHeldUser"), ("PENDING", "Dependency"))
         assert held["Priority"] == "0", key
         assert reason in site.cluster.call("squeue", "-h", "-j", str(jobs[key]["job"]), "-o", "%k")
     status = site.status()
     assert "failed twice at step 12" in status["ours/main"]["cause"]
+    site.finish(jobs["report"]["job"])  # it does not wait for what is held, and says what is missing
+    assert "branch-v2" in (site.folder / "runs/report/report.md").read_text()
     assert reason in status["ours/branch-v2"]["job"]["comment"]
 
     again = site.submit()  # without the cause
     assert again["ours/branch-v1"]["action"] == again["eval/ours/branch-v1"]["action"] == "done"
     assert again["ours/main"]["action"] == "submit"
-    assert again["ours/branch-v2"]["action"] == again["report"]["action"] == "replace"
+    assert again["ours/branch-v2"]["action"] == "replace"
+    assert again["report"]["action"] == "submit"
     site.finish(again["ours/branch-v3"]["job"])
     assert site.steps("ours/main") == list(range(1, 36))
 
@@ -166,6 +169,9 @@ def test_a_version_appended_while_the_main_path_runs_continues_it(site):
     site.cluster.until(lambda: site.steps("ours/main"))
     site.write_plan(10, 40, 10)
     second = site.submit()
+    row = site.status()["ours/main"]
+    assert (row["job"]["number"], row["job"]["state"]) == (first["ours/main"]["job"], "running")
+    assert (row["next_job"]["number"], row["next_job"]["state"]) == (second["ours/main"]["job"], "pending")
     site.go_on("ours/main")
     assert second["ours/main"]["action"] == "extend"
     assert {second[key]["action"] for key in ("ours/branch-v1", "ours/branch-v2")} <= {"queued", "done"}
@@ -205,6 +211,32 @@ def test_cancel_lets_a_running_training_save_and_ends_the_rest(site):
     assert "no job" in site.lrpath("cancel", "plan.yaml").stdout
 
 
+@pytest.mark.parametrize("how", ["cancel", "scancel"])
+def test_submitted_again_while_a_cancelled_training_still_saves_it_trains_on(site, how):
+    site.write_plan(10, 80)
+    jobs = site.submit(FAKE_main="hold:24")
+    main = jobs["ours/main"]["job"]
+    site.cluster.until(lambda: len(site.steps("ours/main")) > 20)
+    saving = site.run_folder("ours/main") / "saving"
+    saving.touch()
+    if how == "cancel":
+        assert "saves and ends" in site.lrpath("cancel", "plan.yaml").stdout
+    else:
+        site.cluster.call("scancel", str(main))
+        site.cluster.wait(main, "COMPLETING")
+    again = site.submit()
+    assert again["ours/main"]["action"] == "submit"
+    assert again["ours/branch-v2"]["action"] == ("submit" if how == "cancel" else "replace")
+    assert site.cluster.job(again["ours/main"]["job"])["JobState"] == "PENDING"
+    assert {job["action"] for job in site.submit().values()} <= {"queued", "done"}, "no doubles"
+    saving.unlink()
+    site.finish(again["ours/main"]["job"])
+    first, second = (one["step"] for one in site.starts("ours/main") if one["rank"] == 0)
+    assert first == 0
+    assert second > 20
+    assert site.steps("ours/main") == list(range(1, 51))
+
+
 def test_a_submission_that_was_killed_is_taken_up_without_doubles(site):
     site.write_plan(40)
     jobs = site.submit(FAKE_main="hold:10")
@@ -213,6 +245,44 @@ def test_a_submission_that_was_killed_is_taken_up_without_doubles(site):
     again = site.submit(FAKE_main="hold:10")
     assert again["ours/main"]["job"] != jobs["ours/main"]["job"]
     site.cluster.wait(jobs["ours/main"]["job"], "CANCELLED")
+
+
+def test_a_script_handed_in_by_hand_goes_on_and_is_known(site):
+    site.write_plan(10, 40)
+    main = site.submit(FAKE_main="hold:20")["ours/main"]["job"]
+    site.cluster.until(lambda: len(site.steps("ours/main")) > 18)
+    site.cluster.call("scancel", str(main))
+    site.cluster.until(lambda: str(main) not in site.cluster.call("squeue", "-h", "-o", "%A").split())
+    assert "the job was ended" in site.status()["ours/main"]["cause"]
+    script = next((site.folder / "runs/slurm/scripts").glob("ours.main-*.sh"))
+    words = ["sbatch", "--parsable", str(script)]
+    environment = site.cluster.environment | site.variables
+    by_hand = int(subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout)
+    again = site.submit()["ours/main"]
+    assert (again["action"], again["job"]) == ("queued", by_hand) or again["action"] == "done"
+    site.finish(by_hand)
+    assert site.steps("ours/main") == list(range(1, 31))
+
+
+def test_status_knows_evaluations_the_report_and_an_early_death(site):
+    site.write_plan(10)
+    jobs = site.submit("--setup", "missing.sh")  # the script ends in its first lines
+    site.cluster.wait(jobs["ours/main"]["job"], "FAILED")
+    row = site.status()["ours/main"]
+    assert (row["state"], row["job"]["state"]) == ("not started", "ended")
+    assert "missing.sh" in row["cause"]
+    jobs = site.submit(FAKE_branch_v1="hold:9")
+    site.cluster.until(lambda: site.steps("ours/branch-v1"))
+    site.cluster.call("scancel", str(jobs["eval/ours/branch-v1"]["job"]))
+    site.go_on("ours/branch-v1")
+    site.finish(jobs["report"]["job"])
+    others = {one["key"]: one for one in site.all_status()["jobs"]}
+    assert {one["state"] for one in others.values()} == {"missing"}
+    assert "`lrpath submit` again" in others["eval/ours/branch-v1"]["cause"]
+    again = site.submit()
+    assert {key for key, job in again.items() if job["action"] == "submit"} == set(others)
+    site.finish(again["report"]["job"])
+    assert {one["state"] for one in site.all_status()["jobs"]} == {"done"}
 
 
 def test_sbatch_of_a_recipe_trains_the_whole_plan_with_the_settings_file_alone(site):

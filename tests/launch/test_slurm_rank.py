@@ -12,7 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from megatron_lrpath.errors import UserError
 from megatron_lrpath.runs import failure
+from megatron_lrpath.training.pretrain import set_single_process_environment
 from tests.support import ROOT
 from tests.support.waiting import until
 
@@ -81,3 +83,24 @@ def test_the_rank_does_not_outlive_what_srun_started(tmp_path):
     process.kill()
     process.wait()
     until(lambda: not psutil.pid_exists(rank) or psutil.Process(rank).status() == "zombie", 60)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "is_run", "refused"), [("2", True, True), ("2", False, False), ("1", True, False)]
+)
+def test_several_tasks_of_srun_without_a_rank_do_not_train_a_run_each(
+    monkeypatch, capsys, tasks, is_run, refused
+):
+    variables = {"SLURM_STEP_NUM_TASKS": tasks, "SLURM_PROCID": "0", "MASTER_PORT": "1", "MASTER_ADDR": "x"}
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.setenv(name, "0")  # restored at the end
+        monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if refused:
+        with pytest.raises(UserError, match="srun has started 2 processes, and RANK is not set"):
+            set_single_process_environment(is_run)
+        return
+    set_single_process_environment(is_run)
+    assert os.environ["WORLD_SIZE"] == "1"
+    assert ("RANK is not set" in capsys.readouterr().err) is (tasks == "2")

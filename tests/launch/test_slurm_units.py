@@ -21,6 +21,8 @@ from megatron_lrpath.launch.slurm.ledger import (
 )
 from megatron_lrpath.launch.slurm.queue import clock_seconds
 from megatron_lrpath.launch.slurm.rank import torch_variables
+from megatron_lrpath.launch.slurm.settings import limit_seconds, read_settings
+from megatron_lrpath.launch.slurm.show import REASONS
 from megatron_lrpath.launch.slurm.steps import Place, Steps, cause
 from megatron_lrpath.launch.slurm.stop import StopRequest
 from megatron_lrpath.plan import load_plan
@@ -152,6 +154,54 @@ def test_the_cause_is_what_a_rank_has_written_else_sruns_end(
         failure.write(steps.error_file, failures[name])
     found = cause(steps, status)
     assert (found.message, found.calling_again_helps) == (text, again)
+
+
+def test_the_documents_have_a_row_for_every_reason_that_status_explains():
+    text = (ROOT / "docs/cluster.md").read_text()
+    assert [reason for reason in REASONS if reason not in text] == []
+
+
+SECONDS_OF = [("90", 5400), ("1:30", 90), ("1:00:30", 3630), ("2-3", 183600), ("1-0:30", 88200), ("0", None)]
+
+
+@pytest.mark.parametrize(("text", "seconds"), SECONDS_OF)
+def test_time_limits_are_read_as_sbatch_reads_them(text, seconds):
+    assert limit_seconds(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("time", "own", "evaluation", "report"),
+    [
+        (None, {}, None, None),
+        ("2-00:00:00", {}, "4:00:00", "30"),
+        ("20", {}, "20", "20"),
+        ("0", {}, "4:00:00", "30"),
+        ("20", {"eval_time": "1:00:00", "report_time": "5"}, "1:00:00", "5"),
+    ],
+)
+def test_evaluations_and_the_report_have_short_limits_of_their_own(time, own, evaluation, report):
+    settings = read_settings(None, {"time": time, **own})
+    assert settings.time_of("train") == time
+    assert (settings.time_of("eval"), settings.time_of("report")) == (evaluation, report)
+
+
+def test_a_limit_that_leaves_a_training_no_time_is_refused():
+    with pytest.raises(UserError, match="of 7 minutes or more"):
+        read_settings(None, {"time": "5"})
+    read_settings(None, {"time": "5", "signal_seconds": "60"})
+
+
+@pytest.mark.parametrize(
+    ("attempt", "said"),
+    [
+        (Attempt(0, 20, 20, SAVED), "saved at step 20 of 50"),
+        (Attempt(0, 23, 20, SAVED), "stopped at step 23 of 50; its newest checkpoint is of step 20"),
+        (Attempt(20, 23, 20, SAVED), "stopped at step 23 of 50 without a new checkpoint"),
+        (Attempt(20, 20, 20, SAVED), "stopped before the first step, nothing to save"),
+    ],
+)
+def test_saved_is_said_only_where_something_was_saved(attempt, said):
+    assert attempt.said(50) == said
 
 
 def test_what_waits_for_a_job_is_found_through_others():

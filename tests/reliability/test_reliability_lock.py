@@ -56,34 +56,48 @@ def test_a_lock_that_was_let_go_of_is_taken_at_once(tmp_path: Path, monkeypatch:
     hold(tmp_path).close()
 
 
-def write_elsewhere(root: Path, beat: int) -> None:
-    """What an owner on another machine writes into the lock file."""
-    record = {"pid": 4711, "host": "elsewhere", "since": 1, "beat": beat}
+def write_elsewhere(root: Path, beat: int, **owner: str) -> None:
+    """What an owner on another machine, or in another container, writes into the lock file."""
+    record = {"pid": 4711, "host": "elsewhere", "since": 1, "beat": beat, **owner}
     path = root / LOCK_NAME
     path.touch()
     with path.open("r+b") as stream:  # as RunLock writes: at no moment is the file empty
         stream.truncate(stream.write(json.dumps(record).encode()))
 
 
-def test_an_owner_on_another_machine_is_noticed_by_its_heartbeat(tmp_path: Path) -> None:
-    """Where flock does not reach the other machine."""
+@pytest.mark.parametrize("owner", [{}, {"host": socket.gethostname(), "space": "another container's"}])
+def test_an_owner_on_another_machine_is_noticed_by_its_heartbeat(
+    tmp_path: Path, owner: dict[str, str]
+) -> None:
+    """Where flock does not reach the other machine, or container, which may have this one's name."""
     stop = threading.Event()
 
     def beat() -> None:
         number = 0
         while not stop.wait(0.05):
             number += 1
-            write_elsewhere(tmp_path, number)
+            write_elsewhere(tmp_path, number, **owner)
 
-    write_elsewhere(tmp_path, 0)
+    write_elsewhere(tmp_path, 0, **owner)
     thread = threading.Thread(target=beat)
     thread.start()
     try:
-        with pytest.raises(UserError, match="process 4711 on elsewhere is training this run already"):
+        with pytest.raises(UserError, match=r"process 4711 on \S+ is training this run already"):
             hold(tmp_path)
     finally:
         stop.set()
         thread.join()
+
+
+def test_two_owners_with_one_name_process_id_and_second_are_told_apart(tmp_path: Path) -> None:
+    """As two containers have them, each with a lock that does not reach the other."""
+    (tmp_path / LOCK_NAME).touch()
+    first, second = (runlock.RunLock(tmp_path, None, pytest.fail) for _ in range(2))
+    second.start()
+    assert not first.is_ours()
+    with pytest.raises(runlock.LockLostError):
+        first.beat()
+    second.close()
 
 
 def test_a_dead_owner_on_another_machine_holds_nothing(tmp_path: Path) -> None:

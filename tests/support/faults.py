@@ -83,6 +83,20 @@ def send(number: signal.Signals) -> Callable[[Any], Any]:
     return act
 
 
+def hang(losses: Any) -> Any:
+    """A step that does not go on, in a process that lives."""
+    time.sleep(600)
+    return losses
+
+
+def impatient() -> None:
+    """Standstills are found in seconds."""
+    from megatron_lrpath.training.guards import peers, standstill
+
+    peers.LOOK_SECONDS = standstill.LOOK_SECONDS = 0.2
+    standstill.ANSWER_SECONDS = 2.0
+
+
 def fail(losses: Any) -> Any:
     """An ordinary bug."""
     raise ArithmeticError("something is broken")
@@ -246,6 +260,9 @@ FAULTS: dict[str, Callable[..., None]] = {
     "term": lambda step, rank="0": on_loss(step, rank, send(signal.SIGTERM)),
     "usr2": lambda step, rank="0": on_loss(step, rank, send(signal.SIGUSR2)),
     "die": lambda step, rank="0": on_loss(step, rank, send(signal.SIGKILL)),
+    "freeze": lambda step, rank="0": on_loss(step, rank, send(signal.SIGSTOP)),
+    "hang": lambda step, rank="0": on_loss(step, rank, hang),
+    "impatient": impatient,
     "bug": lambda step, rank="0": on_loss(step, rank, fail),
     "absent": absent,
     "attack": attack,

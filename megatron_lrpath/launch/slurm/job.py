@@ -16,7 +16,8 @@ from megatron_lrpath.exits import BAD_INPUT, SAVED_AND_STOPPED, leave_at_once
 from megatron_lrpath.launch.preflight import checkpoint_bytes
 from megatron_lrpath.launch.process import new_log, only_one
 from megatron_lrpath.launch.slurm import queue as commands
-from megatron_lrpath.launch.slurm.jobs import REPORT, Spec
+from megatron_lrpath.launch.slurm.compare import never_starts
+from megatron_lrpath.launch.slurm.jobs import REPORT, Spec, rank_command, report_command
 from megatron_lrpath.launch.slurm.ledger import (
     COMPLETE,
     FAILED,
@@ -34,7 +35,6 @@ from megatron_lrpath.launch.slurm.ledger import (
 )
 from megatron_lrpath.launch.slurm.steps import Place, Steps, cause
 from megatron_lrpath.launch.slurm.stop import BY_USR2, StopRequest
-from megatron_lrpath.launch.torchrun import TRAINING
 from megatron_lrpath.plan import PARADIGMS, Plan, load_plan
 from megatron_lrpath.runs import failure
 from megatron_lrpath.runs.checkpoints import checkpoint_complete, latest_step
@@ -47,7 +47,6 @@ LOCK_SECONDS = 120.0  # an earlier start of the job may still be ending on anoth
 PREFLIGHT_SECONDS = 600.0
 EARLY_SECONDS = 90  # Slurm's signal comes up to 60 s before its time
 PREFLIGHT = "megatron_lrpath.launch.preflight"
-EVALUATION = "megatron_lrpath.evaluate.worker"
 
 
 @dataclass
@@ -85,7 +84,10 @@ class Chain:
         return freed
 
     def hold_dependents(self, reason: str) -> list[SubmittedJob]:
-        """Hold what cannot start any more because this job stops; branches whose checkpoint is there go on."""
+        """Hold what cannot start any more because this job stops; branches whose checkpoint is there go on.
+
+        The report does not wait for what is held: it says what is missing.
+        """
         entries = self.ledger.entries()
         spared = {
             entry.number
@@ -93,12 +95,16 @@ class Chain:
             if entry.parent == self.key and checkpoint_complete(self.checkpoints, entry.parent_step)
         }
         queue = commands.queue()
-        held = []
-        for entry in dependents([entry for entry in entries if entry.number not in spared], self.number):
-            job = queue.get(entry.number)
-            if job and job.state == "PENDING":
-                commands.hold(entry.number, f"{MARK}held: {self.key} (job {self.number}) stopped: {reason}")
-                held.append(entry)
+        waiting = {number for number, job in queue.items() if job.state == "PENDING"}
+        concerned = dependents([entry for entry in entries if entry.number not in spared], self.number)
+        held = [entry for entry in concerned if entry.number in waiting and entry.key != REPORT]
+        for entry in held:
+            commands.hold(entry.number, f"{MARK}held: {self.key} (job {self.number}) stopped: {reason}")
+        numbers = {entry.number for entry in held}
+        for entry in entries:
+            if entry.key == REPORT and entry.number in waiting and numbers.intersection(entry.depends):
+                coming = [one for one in entry.depends if one in queue and one not in numbers]
+                commands.wait_for([one for one in coming if not never_starts(queue[one])], entry.number)
         return held
 
 
@@ -160,6 +166,9 @@ class JobStart:
         if not commands.may_be_requeued(self.place.number):
             steps.note("Slurm is ending the job: not requeued from here")
             return 1
+        mark = self.ledger.requeue_mark(self.place.number)
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
         return leave("requeue", self.place.number)
 
     def stop(self, steps: Steps, chain: Chain, reason: str) -> int:
@@ -227,8 +236,7 @@ class TrainingStart:
         steps.note(f"{start.task.key} from step {self.first} to step {last_step}")
         status = self.preflight()
         if status == 0:
-            argv = ["--plan", str(start.pinned), "--paradigm", spec.paradigm, "--run", spec.run]
-            status = steps.run(TRAINING, [*argv, "--device", spec.device, *spec.arguments], self.look)
+            status = steps.run(*rank_command(spec, str(start.pinned), start.task.key), self.look)
         self.look()
         return self.conclude(status)
 
@@ -309,8 +317,7 @@ def evaluate(start: JobStart) -> int:
     if not task.complete:
         raise UserError(f"{task.key} is not trained up to step {task.run.last_step}")
     steps = start.steps(RunFolder(task.folder).evaluation_job)
-    argv = ["--plan", str(start.pinned), "--runs", task.key, "--device", spec.device, *spec.arguments]
-    status = steps.run(EVALUATION, argv, lambda: None)
+    status = steps.run(*rank_command(spec, str(start.pinned), task.key), lambda: None)
     if status == 0:
         return 0
     if status == SAVED_AND_STOPPED or status in BY_USR2:
@@ -342,13 +349,14 @@ def main(argv: list[str]) -> int:
         say_error(error)
         return BAD_INPUT
     place, ledger = Place.here(), Ledger(Path(spec.folder))
+    ledger.requeue_mark(place.number).unlink(missing_ok=True)
     if ledger.cancel_mark(place.number).exists():
         print("cancelled: nothing is started")
         return 1
     asked = StopRequest(ledger.signals_file(place.number, place.start))
     if spec.kind == REPORT:
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # it has nothing to save, and ends soon
-        command = [sys.executable, "-m", "megatron_lrpath.cli", "report", spec.plan]
+        command = report_command(spec.plan)
         os.execv(command[0], command)
     asked.watch()
     try:

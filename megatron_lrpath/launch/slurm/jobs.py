@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.launch.layouts import Allocation, Layout, allocate, allocate_evaluation
 from megatron_lrpath.launch.slurm.ledger import SIGNALS, SubmittedPlan
 from megatron_lrpath.launch.slurm.settings import Settings
+from megatron_lrpath.launch.torchrun import TRAINING
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.reading import build, read_object, why
 from megatron_lrpath.runs.folder import OutputFolder, report_page
@@ -25,6 +27,9 @@ from megatron_lrpath.sealed import json_digest
 
 REPORT = "report"
 JOB_MODULE = "megatron_lrpath.launch.slurm.job"
+RANK_MODULE = "megatron_lrpath.launch.slurm.rank"
+EVALUATION = "megatron_lrpath.evaluate.worker"
+STRAGGLER_SECONDS = 60  # from the end of the first rank to the end of all: they may hang in a collective
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,11 @@ class Job:
     def name(self) -> str:
         """The key as part of a file name and of Slurm's job name."""
         return self.key.replace("/", ".")
+
+    @property
+    def target(self) -> int:
+        """The last step of a training, 0 for the others."""
+        return self.task.run.last_step if self.kind == "train" and self.task else 0
 
 
 def plan_jobs(
@@ -208,12 +218,13 @@ def job_files(name: str, job: Job, settings: Settings, folder: Path, extra: Sequ
     folder = Path(os.path.abspath(folder))
     if any(ord(character) < 32 for character in str(folder)):  # Slurm's line-wise answers could not name it
         raise UserError(f"{str(folder)!r}: control characters cannot stand in the name of an output folder")
-    spec = asdict(make_spec(job, settings, folder, extra))
+    made = make_spec(job, settings, folder, extra)
+    spec = asdict(made)
     digest = json_digest(spec)[:8]
     spec_file = folder / "specs" / f"{job.name}-{digest}.json"
     return JobFiles(
         options=tuple(sbatch_options(name, job, settings, folder)),
-        script=script_text(name, job, settings, spec_file),
+        script=script_text(name, job, settings, made, spec_file),
         script_file=folder / "scripts" / f"{job.name}-{digest}.sh",
         spec=spec,
         spec_file=spec_file,
@@ -284,10 +295,9 @@ def sbatch_options(name: str, job: Job, settings: Settings, folder: Path) -> lis
         options += [f"--gpus-per-node={place.per_node}"] if settings.gpus_per_node else []
         options += [f"--mem={settings.memory}"] if settings.memory else []
     options += [f"--signal=B:USR2@{settings.signal_seconds}"] if job.kind == "train" else []
-    for word in ("partition", "account", "qos", "time"):
-        value = getattr(settings, word)
-        options += [f"--{word}={value}"] if value else []
-    return [*options, *settings.sbatch]
+    words = {"partition": settings.partition_of(job.kind), "account": settings.account, "qos": settings.qos}
+    words["time"] = settings.time_of(job.kind)
+    return [*options, *(f"--{word}={value}" for word, value in words.items() if value), *settings.sbatch]
 
 
 def log_option(folder: Path, job: Job) -> str:
@@ -299,10 +309,13 @@ def log_option(folder: Path, job: Job) -> str:
     return "/dev/null" if set(str(folder)) & set("%\\") else str(folder / "logs" / f"{job.name}-%j.log")
 
 
-def script_text(name: str, job: Job, settings: Settings, spec_file: Path) -> str:
-    """The batch script. Every path in it is one quoted word."""
+def script_text(name: str, job: Job, settings: Settings, spec: Spec, spec_file: Path) -> str:
+    """The batch script: sbatch's options, what it comes to, and the program. Every path in it is one quoted word."""
     folder = spec_file.parents[1]
-    lines = ["#!/bin/bash", f"# {job.key} of {name}; written by `lrpath submit`.", *signal_traps(folder)]
+    lines = ["#!/bin/bash", f"# {comment_text(f'{job.key} of {name}; written by `lrpath submit`.')}"]
+    lines += [f"#SBATCH {directive(option)}" for option in sbatch_options(name, job, settings, folder)]
+    lines += [f"# {comment_text(line)}" for line in about_job(job, spec)]
+    lines += signal_traps(folder)
     if log_option(folder, job) == "/dev/null":
         log = shlex.quote(str(folder / "logs" / job.name))
         lines.append(f'exec >>{log}-"$SLURM_JOB_ID".log 2>&1')
@@ -320,6 +333,49 @@ def script_text(name: str, job: Job, settings: Settings, spec_file: Path) -> str
         'wait "$program"',
     ]
     return "\n".join(lines) + "\n"
+
+
+def directive(option: str) -> str:
+    """An option as a word of an #SBATCH line, whose quoting is not the shell's: \\ escapes within quotes, too."""
+    if re.fullmatch(r"[\w@%+=:,./-]+", option):
+        return option
+    return '"' + re.sub(r"([\"'#\\])", r"\\\1", option) + '"'
+
+
+def comment_text(text: str) -> str:
+    """Text for a comment of the script: in one line, whatever is in it."""
+    return "".join(character if character.isprintable() else f"\\x{ord(character):02x}" for character in text)
+
+
+def about_job(job: Job, spec: Spec) -> list[str]:
+    """What the program does, for who reads the script: the sruns and the commands of the ranks."""
+    if job.kind == "report":
+        return [f"It runs: {shlex.join(report_command(spec.plan))}"]
+    told = [
+        "Handed to sbatch as it is, it goes on from the last checkpoint; the program below runs on the first"
+    ]
+    told += ["node, follows the ranks and requeues the job. What it runs on every rank:"]
+    module, argv = rank_command(spec, spec.plan, job.task.key if job.task else "")
+    return [*told, f"  {shlex.join(srun_command(spec, Path('LOGS'), module, argv))}"]
+
+
+def srun_command(spec: Spec, logs: Path, module: str, argv: Sequence[str]) -> list[str]:
+    """The srun that runs a module on every rank, each with a log in the folder `logs`."""
+    command = ["srun", "--kill-on-bad-exit=0", f"--wait={STRAGGLER_SECONDS}", *spec.srun]
+    return [*command, *spec.python, "-m", RANK_MODULE, str(logs), module, *argv]
+
+
+def rank_command(spec: Spec, plan: str, key: str) -> tuple[str, list[str]]:
+    """(module, arguments) of the training, or of the evaluation of the run `key`, by the plan in this file."""
+    if spec.kind == "eval":
+        return EVALUATION, ["--plan", plan, "--runs", key, "--device", spec.device, *spec.arguments]
+    argv = ["--plan", plan, "--paradigm", spec.paradigm, "--run", spec.run, "--device", spec.device]
+    return TRAINING, [*argv, *spec.arguments]
+
+
+def report_command(subject: str) -> list[str]:
+    """The command of the report's job."""
+    return [sys.executable, "-m", "megatron_lrpath.cli", "report", subject]
 
 
 def signal_traps(folder: Path) -> list[str]:

@@ -91,6 +91,10 @@ class Ledger:
         """A file that says: this job is not to be requeued."""
         return self.folder / "cancelled" / str(number)
 
+    def requeue_mark(self, number: int) -> Path:
+        """A file that says: this start has put the job back into the queue; squeue shows it as if it was over."""
+        return self.folder / "requeued" / str(number)
+
 
 def dependents(entries: Sequence[SubmittedJob], number: int) -> Iterator[SubmittedJob]:
     """The entries that wait for job `number`, directly or through others, nearest first."""
@@ -222,6 +226,8 @@ class Attempt:
             return f"complete at step {last_step}"
         if self.ending == FAILED:
             return f"failed in step {self.step + 1} of {last_step}"
+        if self.checkpoint > self.start and self.step > self.checkpoint:
+            return f"stopped at step {self.step} of {last_step}; its newest checkpoint is of step {self.checkpoint}"
         if self.checkpoint > self.start:
             return f"saved at step {self.checkpoint} of {last_step}"
         if self.step > self.start:

@@ -18,6 +18,7 @@ ALIVE = frozenset((
 TIMEOUT_SECONDS = 60.0
 PATIENCE_SECONDS = (1.0, 5.0, 20.0)  # between tries while the controller does not answer
 _BUSY = ("timed out", "Unable to contact", "Connection refused", "temporarily", "try again")
+SUBMITTED = "submitted"  # an argument of every script that `submit` hands in, which the script does not read
 _SEPARATOR = "\x1f"
 
 
@@ -27,7 +28,7 @@ class SlurmError(UserError):
 
 @dataclass(frozen=True)
 class QueuedJob:
-    """A job in the queue, as squeue says it. `script` is the file that was submitted."""
+    """A job in the queue, as squeue says it. `script` is the file that was submitted, with its argument."""
 
     number: int
     state: str
@@ -37,10 +38,15 @@ class QueuedJob:
     script: str
     comment: str
 
+    @property
+    def by_hand(self) -> bool:
+        """Whether somebody has handed the script to sbatch, and not `submit`."""
+        return not self.script.endswith(f" {SUBMITTED}")
+
 
 def submit(options: Sequence[str], script: Path) -> int:
     """`sbatch` with these options; the job's number."""
-    output = call("sbatch", "--parsable", *options, str(script), tries=1)
+    output = call("sbatch", "--parsable", *options, str(script), SUBMITTED, tries=1)
     return int(output.strip().splitlines()[-1].partition(";")[0])
 
 
@@ -97,6 +103,12 @@ def clock_seconds(text: str) -> int | None:
 def forget_dependency(number: int) -> None:
     """Let a waiting job start now."""
     call("scontrol", "update", f"JobId={number}", "Dependency=")
+
+
+def wait_for(numbers: Sequence[int], number: int) -> None:
+    """Let a waiting job start once all these have ended, however; at once where there are none."""
+    waited = f"afterany:{':'.join(map(str, numbers))}" if numbers else ""
+    call("scontrol", "update", f"JobId={number}", f"Dependency={waited}")
 
 
 def hold(number: int, reason: str) -> None:

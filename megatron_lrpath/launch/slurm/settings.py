@@ -40,6 +40,15 @@ class Settings:
     account: str | None = _setting("sbatch's --account; default: yours")
     qos: str | None = _setting("sbatch's --qos; default: the site's")
     time: str | None = _setting("time limit of a training job, D-HH:MM:SS; default: the partition's", "time")
+    eval_time: str | None = _setting(
+        "time limit of an evaluation; default: --time, and 4 hours where that is more", "time"
+    )
+    report_time: str | None = _setting(
+        "time limit of the report; default: --time, and 30 minutes where that is more", "time"
+    )
+    report_partition: str | None = _setting(
+        "partition of the report, which needs no GPU; default: --partition"
+    )
     signal_seconds: int = _setting(
         "how long before the time limit a training saves and requeues", "count", 300
     )
@@ -63,6 +72,48 @@ class Settings:
     def device(self) -> str:
         """What the training runs on, as its --device."""
         return "cuda" if self.gpus_per_node else "cpu"
+
+    def time_of(self, kind: str) -> str | None:
+        """The time limit of a job of this kind (train, eval, report); None: the partition's."""
+        own = {"eval": self.eval_time, "report": self.report_time}.get(kind)
+        if own or self.time is None or kind not in LONGEST:
+            return own or self.time
+        limit = limit_seconds(self.time)
+        return LONGEST[kind] if limit is None or limit > (limit_seconds(LONGEST[kind]) or 0) else self.time
+
+    def partition_of(self, kind: str) -> str | None:
+        """The partition of a job of this kind; None: the site's default."""
+        return (self.report_partition if kind == "report" else None) or self.partition
+
+
+LONGEST = {"eval": "4:00:00", "report": "30"}  # without a setting of their own, as sbatch takes it
+START_SECONDS = 120  # least time from a training's start to its signal, which may come a minute early
+
+
+def limit_seconds(text: str) -> int | None:
+    """Seconds of a time limit as sbatch takes it (minutes, M:S, H:M:S, D-H, D-H:M, D-H:M:S); None for no limit."""
+    days, dash, clock = text.rpartition("-")
+    parts = [int(part) for part in clock.split(":")]
+    if dash:
+        hours, minutes, seconds = [*parts, 0, 0][:3]
+    elif len(parts) == 3:
+        hours, minutes, seconds = parts
+    else:
+        hours, (minutes, seconds) = 0, [*parts, 0][:2]
+    total = ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+    return total or None
+
+
+def check_limit(settings: Settings) -> None:
+    """Raises UserError where a training would be asked to stop before it could train a step."""
+    limit = limit_seconds(settings.time) if settings.time else None
+    if limit is not None and limit < settings.signal_seconds + START_SECONDS:
+        raise UserError(
+            f"a time limit of {limit} s leaves a training no time: it is asked to save {settings.signal_seconds} s "
+            f"before the limit (Slurm may be 60 s early) and takes a minute to start. Give it --time (LRPATH_TIME) "
+            f"of {-(-(settings.signal_seconds + START_SECONDS) // 60)} minutes or more, or a smaller "
+            "--signal-seconds (LRPATH_SIGNAL_SECONDS)."
+        )
 
 
 @dataclass(frozen=True)
@@ -110,6 +161,7 @@ def read_settings(path: Path | None, options: Mapping[str, Any]) -> Settings:
     settings = Settings(**values)
     if settings.per_node < 1:
         raise UserError("gpus_per_node and tasks_per_node are both 0: give one of them")
+    check_limit(settings)
     return settings
 
 

@@ -15,16 +15,14 @@ from typing import Any
 from megatron_lrpath.exits import SAVED_AND_STOPPED
 from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.launch.slurm import queue as commands
-from megatron_lrpath.launch.slurm.jobs import Spec
+from megatron_lrpath.launch.slurm.jobs import Spec, srun_command
 from megatron_lrpath.launch.slurm.stop import StopRequest, block_usr2
 from megatron_lrpath.plan.secrets import hide_values
 from megatron_lrpath.runs import failure
 
 NOTE = "[lrpath "  # begins a line of ours in a log
 RECORD = "launch.json"  # in the folder of the ranks' logs, for the lineage
-RANK_MODULE = "megatron_lrpath.launch.slurm.rank"
 FIRST_PORT, PORTS = 12000, 20000  # below the ports that Linux gives to outgoing connections
-STRAGGLER_SECONDS = 60  # from the end of the first rank to the end of all: they may hang in a collective
 _RECORDED = ("NCCL_", "UCX_", "FI_", "GLOO_", "CUDA_", "TORCH_", "OMP_", "NVTE_", "OFI_")
 _SLURM = (
     "SLURM_JOB_ID", "SLURM_JOB_NODELIST", "SLURM_JOB_PARTITION", "SLURM_JOB_ACCOUNT", "SLURM_CLUSTER_NAME",
@@ -105,8 +103,7 @@ class Steps:
         """
         self.ranks.mkdir(parents=True, exist_ok=True)
         failure.clear(self.error_file)
-        command = ["srun", "--kill-on-bad-exit=0", f"--wait={STRAGGLER_SECONDS}", *self.spec.srun]
-        command += [*self.spec.python, "-m", RANK_MODULE, str(self.ranks), module, *argv]
+        command = srun_command(self.spec, self.ranks, module, argv)
         deadline = time.monotonic() + seconds if seconds else None
         environment = os.environ | self.environment()
         if self.was_asked():

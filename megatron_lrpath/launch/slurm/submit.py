@@ -1,35 +1,30 @@
-"""Submits a plan's jobs, cancels them and tells their state: graph, results, ledger and queue compared."""
+"""Submits a plan's jobs, and cancels them."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from megatron_lrpath.errors import PlanError, UserError
 from megatron_lrpath.files import atomic_write_json, atomic_write_text
 from megatron_lrpath.launch.process import only_one
 from megatron_lrpath.launch.slurm import queue as commands
-from megatron_lrpath.launch.slurm.jobs import Job, JobFiles, Wait, is_finished, job_files, plan_jobs
+from megatron_lrpath.launch.slurm.compare import REPLACE, Comparison, Decision, Dependency
+from megatron_lrpath.launch.slurm.jobs import Job, JobFiles, job_files, plan_jobs
 from megatron_lrpath.launch.slurm.ledger import (
-    MARK,
     SIGNALS,
     Ledger,
     SubmittedJob,
     SubmittedPlan,
     dependents,
-    read_attempts,
 )
 from megatron_lrpath.launch.slurm.settings import Settings
 from megatron_lrpath.plan import PARADIGMS, Plan, differences, load_plan, run_identity
-from megatron_lrpath.runs.checkpoints import checkpoint_complete
 from megatron_lrpath.runs.lineage import changes as run_changes
 from megatron_lrpath.runs.lineage import read_lineage
-from megatron_lrpath.runs.state import has_begun
 from megatron_lrpath.runs.tasks import build_tasks, link_aliases
 
 SHOWN = 3  # differences that the message names
@@ -88,32 +83,6 @@ def _queued(submitted: SubmittedPlan, alive: Collection[str]) -> Iterator[Confli
             yield key, "has a job", changes
 
 
-DONE, QUEUED, SUBMIT, REPLACE, EXTEND = "done", "queued", "submit", "replace", "extend"
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What becomes of a job: done, queued (kept), submit, replace (`old` is ended), extend (after `old`)."""
-
-    job: Job
-    action: str
-    old: int | None = None
-
-    @property
-    def is_new(self) -> bool:
-        """Whether sbatch is called for it."""
-        return self.action in (SUBMIT, REPLACE, EXTEND)
-
-
-@dataclass(frozen=True)
-class Dependency:
-    """A dependency of Slurm's: its type, the jobs, and the checkpoint that is really meant, if it is one."""
-
-    kind: str = "afterok"
-    numbers: tuple[int, ...] = ()
-    parent: Wait | None = None
-
-
 @dataclass(frozen=True)
 class Submission:
     """One call of `lrpath submit`: the graph of jobs, and where they are noted.
@@ -153,10 +122,19 @@ class Submission:
 
     def look(self) -> list[Decision]:
         """Read the queue, where anything was ever submitted, and decide. UserError as of `check_outputs`."""
-        newest = self.ledger.newest()
-        cluster = Comparison(self, commands.queue() if newest else {}, newest)
-        cluster.check_outputs()
+        entries = self.ledger.entries()
+        cluster = Comparison(self.jobs, self.ledger, commands.queue() if entries else {}, entries)
+        self.check_outputs(cluster)
         return cluster.decide()
+
+    def check_outputs(self, cluster: Comparison) -> None:
+        """Raises UserError where the output, or that of one of an experiment's plans, is another plan's."""
+        keys = dict.fromkeys(key.removeprefix("eval/") for key in cluster.starting())
+        for submitted in self.plans:
+            place = Path(submitted.plan.output).relative_to(self.output).as_posix()
+            start = "" if place == "." else f"{place}/"
+            own = [key.removeprefix(start) for key in keys if key.startswith(start)]
+            check_output(submitted, [key for key in own if key.count("/") == 1])
 
     def carry_out(self) -> list[tuple[Decision, int | None]]:
         """Submit what is missing; each job with its number (None: nothing in the queue).
@@ -165,14 +143,15 @@ class Submission:
         """
         doing = "is submitting this plan now; wait for it"
         with only_one(self.ledger.folder, doing, patience=30, without_locks=True):
-            cluster = Comparison(self, commands.queue(), self.ledger.newest())
-            cluster.check_outputs()
+            queue = commands.queue()
+            self.take_up(Comparison(self.jobs, self.ledger, queue, self.ledger.entries()))
+            cluster = Comparison(self.jobs, self.ledger, queue, self.ledger.entries())
+            self.check_outputs(cluster)
             for submitted in self.plans:
                 submitted.write()
             for job in self.jobs:
                 if job.task:
                     link_aliases(job.task)
-            cluster.end_unrecorded()
             decisions = cluster.decide()
             commands.cancel([one.old for one in decisions if one.action == REPLACE and one.old])
             numbers: dict[str, int | None] = {}
@@ -182,10 +161,24 @@ class Submission:
                     numbers[decision.job.key] = self._submit(decision, cluster.dependency(decision, numbers))
         return [(decision, numbers[decision.job.key]) for decision in decisions]
 
+    def take_up(self, cluster: Comparison) -> None:
+        """Note the jobs that somebody has handed in by hand, and end those of a submission that was killed.
+
+        Such a submission could not note them, nor what waits for them.
+        """
+        keys = {job.name: job for job in self.jobs}
+        lost = []
+        for queued in cluster.unrecorded():
+            job = keys.get(Path(queued.script).stem.rpartition("-")[0])
+            if job and queued.by_hand:
+                self.ledger.add(SubmittedJob(job.key, queued.number, queued.script, target=job.target))
+            else:
+                lost.append(queued.number)
+        commands.cancel(lost)
+
     def _submit(self, decision: Decision, dependency: Dependency) -> int:
         job, files, parent = decision.job, self.files(decision.job), dependency.parent
-        waited = ":".join(map(str, dependency.numbers))
-        options = [*files.options, *([f"--dependency={dependency.kind}:{waited}"] if waited else [])]
+        options = [*files.options, *([f"--dependency={dependency.text}"] if dependency.text else [])]
         atomic_write_json(files.spec_file, files.spec)
         atomic_write_text(files.script_file, files.script)
         for name in ("logs", SIGNALS):
@@ -197,97 +190,11 @@ class Submission:
             depends=dependency.numbers,
             parent=parent.key if parent else None,
             parent_step=(parent.step or 0) if parent else 0,
-            target=job.task.run.last_step if job.kind == "train" and job.task else 0,
+            target=job.target,
             submitted=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         self.ledger.add(entry)
         return entry.number
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A submission beside what is in the queue now, and what was submitted last for each job."""
-
-    submission: Submission
-    queue: Mapping[int, commands.QueuedJob]
-    newest: Mapping[str, SubmittedJob]
-
-    def decide(self) -> list[Decision]:
-        """What is to be done about each job of the graph, by results, ledger and queue."""
-        decisions: dict[str, Decision] = {}
-        for job in self.submission.jobs:
-            entry = self.newest.get(job.key)
-            alive = entry.number if entry and entry.number in self.queue else None
-            if is_finished(job, self.submission.jobs):
-                action = DONE
-            elif entry is None or alive is None:
-                action = SUBMIT
-            elif job.kind == "train" and job.task and entry.target < job.task.run.last_step:
-                action = EXTEND
-            else:
-                action = REPLACE if self._is_stale(job, entry, decisions) else QUEUED
-            decisions[job.key] = Decision(job, action, alive)
-        return list(decisions.values())
-
-    def _is_stale(self, job: Job, entry: SubmittedJob, decisions: Mapping[str, Decision]) -> bool:
-        """Whether a waiting job waits for what will not come, or would run with too little."""
-        if self.queue[entry.number].state != "PENDING":
-            return False
-        new = {key for key, decision in decisions.items() if decision.action in (SUBMIT, REPLACE)}
-        return never_starts(self.queue[entry.number]) or any(
-            wait.key in new and not self._is_there(wait) for wait in job.waits
-        )
-
-    def _is_there(self, wait: Wait) -> bool:
-        """Whether what is waited for is there already."""
-        job = next(job for job in self.submission.jobs if job.key == wait.key)
-        if wait.step is None or job.task is None:
-            return is_finished(job, self.submission.jobs)
-        return checkpoint_complete(job.task.checkpoints, wait.step)
-
-    def check_outputs(self) -> None:
-        """Raises UserError where the output, or that of one of an experiment's plans, is another plan's."""
-        alive = [key for key, entry in self.newest.items() if entry.number in self.queue]
-        starting = [key for key in alive if not never_starts(self.queue[self.newest[key].number])]
-        keys = dict.fromkeys(key.removeprefix("eval/") for key in starting)
-        for submitted in self.submission.plans:
-            place = Path(submitted.plan.output).relative_to(self.submission.output).as_posix()
-            start = "" if place == "." else f"{place}/"
-            own = [key.removeprefix(start) for key in keys if key.startswith(start)]
-            check_output(submitted, [key for key in own if key.count("/") == 1])
-
-    def end_unrecorded(self) -> None:
-        """End jobs of ours that the ledger does not know: a submission was killed before it could note them."""
-        ledger = self.submission.ledger
-        known = {entry.number for entry in ledger.entries()}
-        scripts = os.path.abspath(ledger.folder / "scripts") + os.sep
-        ours = [job.number for job in self.queue.values() if job.script.startswith(scripts)]
-        commands.cancel([number for number in ours if number not in known])
-
-    def dependency(self, decision: Decision, numbers: Mapping[str, int | None]) -> Dependency:
-        """What the job waits for, as numbers of jobs that are in the queue now.
-
-        A branch waits for the main path's checkpoint, which Slurm cannot express: it is submitted to start
-        after the end of the main path's job, however that ends, and that job lifts the dependency as soon as
-        the checkpoint is complete. So a branch is never forgotten, whatever happens to the main path's job.
-        """
-        job = decision.job
-        if decision.action == EXTEND and decision.old:
-            return Dependency("afterok", (decision.old,))
-        if job.task and job.kind == "train" and has_begun(job.task):
-            return Dependency()
-        waits = [wait for wait in job.waits if not self._is_there(wait)]
-        waited = tuple(number for wait in waits if (number := numbers.get(wait.key)))
-        middle = next((wait for wait in waits if wait.step is not None), None)
-        if middle:
-            return Dependency("afterany", waited, middle)
-        return Dependency("afterok", waited)
-
-
-def never_starts(queued: commands.QueuedJob) -> bool:
-    """Whether it is a waiting job, and waits for what is gone or was held for a reason."""
-    gone = queued.reason == "DependencyNeverSatisfied"
-    return queued.state == "PENDING" and (gone or queued.comment.startswith(MARK))
 
 
 def cancel(ledger: Ledger, keys: Collection[str], now: bool) -> list[tuple[SubmittedJob, str]]:
@@ -323,53 +230,3 @@ def plan_keys(plan: Plan, paradigms: Sequence[str], run: str | None) -> set[str]
     if not runs:
         raise UserError(f"--run {run}: there is no such run; `lrpath plan {plan.path}` lists them")
     return {one.carried_out_as for one in runs}
-
-
-def add_jobs(output: str, rows: list[dict[str, Any]]) -> None:
-    """Give each row of a run its `job`: None, or number, state, reason, time_used, nodes, starts, comment.
-
-    `output` is the folder of the plan's (or experiment's) results. What was never submitted is left as it is.
-    Where squeue does not answer, the state is `unknown`. A run whose job is running is running, whatever its
-    lock file says here: locks may not reach other nodes.
-    """
-    ledger = Ledger.of(output)
-    newest = ledger.newest()
-    if not newest:
-        return
-    try:
-        queue: dict[int, commands.QueuedJob] | None = commands.queue()
-    except UserError:
-        queue = None
-    for row in rows:
-        entry = newest.get(row["key"])
-        row["job"] = None
-        if entry is None:
-            continue
-        job = (queue or {}).get(entry.number)
-        starts = len(read_attempts(ledger.attempts_file(entry.number)))
-        row["job"] = {
-            "number": entry.number,
-            "state": job.state.lower() if job else ("unknown" if queue is None else "ended"),
-            "reason": job.reason if job and job.state == "PENDING" else "",
-            "comment": job.comment.removeprefix(MARK) if job and job.comment.startswith(MARK) else "",
-            "time_used": job.time_used if job else "",
-            "nodes": job.nodes if job else "",
-            "starts": starts + bool(job and job.state == "RUNNING"),
-        }
-        if job and job.state == "RUNNING":
-            row["state"] = "running"
-            row["waiting_for"] = row["cause"] = row["log"] = None
-            pace = row["seconds_per_step"]
-            row["seconds_left"] = (row["last_step"] - row["step"]) * pace if pace else None
-        elif row["job"]["comment"] and not row["cause"]:
-            row["cause"] = row["job"]["comment"]
-
-
-def job_text(job: dict[str, Any] | None) -> str:
-    """The job for a table: `4711 running 1:02:03`, `4712 pending (Dependency)`, `4713 running, start 3`."""
-    if job is None or job["state"] == "ended":
-        return ""
-    reason = f" ({job['reason']})" if job["reason"] and job["reason"] != "None" else ""
-    again = f", start {job['starts']}" if job["starts"] > 1 else ""
-    used = f" {job['time_used']}" if job["state"] == "running" else ""
-    return f"{job['number']} {job['state']}{used}{reason}{again}"

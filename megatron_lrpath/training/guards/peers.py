@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,6 +26,7 @@ from torch.distributed.constants import default_pg_timeout
 from megatron_lrpath.console import say, say_error
 from megatron_lrpath.errors import CONSEQUENCES, NotMetError, TrainingStoppedError, repeats
 from megatron_lrpath.exits import FAILED, leave_at_once
+from megatron_lrpath.locks import process_space
 from megatron_lrpath.runs import failure
 from megatron_lrpath.training.guards.channel import Channel, meet, secret_file
 
@@ -130,22 +132,26 @@ class Peer:
     @classmethod
     def me(cls) -> Peer:
         """This process."""
-        try:
-            space = os.readlink("/proc/self/ns/pid")
-        except OSError:
-            space = ""
-        return cls(os.getpid(), socket.gethostname(), f"{socket.gethostname()} {space}")
+        return cls(os.getpid(), socket.gethostname(), process_space())
 
 
 class PeerWatch:
-    """Watches the other ranks of this process's run until `leave`."""
+    """Watches the other ranks of this process's run until `leave`.
+
+    Attributes:
+        peers: where each rank lives.
+        step: the last finished one of this start.
+        leaving: set when this rank ends for a reason that is known.
+        between_looks: called every other second from the watching thread; may raise RuntimeError for a lost store.
+    """
 
     def __init__(self, ranks: Ranks) -> None:
         self.ranks = ranks
         self.channel = ranks.channel
         self.peers = [Peer(**one) for one in ranks.share(ranks.collect(vars(Peer.me())))]
-        self.step: int | None = None  # the last finished one of this start
-        self._leaving = threading.Event()
+        self.step: int | None = None
+        self.leaving = threading.Event()
+        self.between_looks: list[Callable[[], None]] = []
         self._reporting = threading.Lock()  # never released: who has it ends the process
 
     @property
@@ -173,7 +179,7 @@ class PeerWatch:
 
     def leave(self) -> None:
         """Say that this rank ends for a reason that is known; from now on it reports nothing."""
-        self._leaving.set()
+        self.leaving.set()
         if self.channel is not None:
             self.channel.put(f"left/{self.ranks.rank}", True)
 
@@ -184,7 +190,7 @@ class PeerWatch:
             RuntimeError: the store is gone, and rank 0 with it.
         """
         self._reporting.acquire()
-        self._leaving.set()
+        self.leaving.set()
         rank = self.ranks.rank
         return self.channel is None or bool(self.channel.claim("report", rank) == rank)
 
@@ -245,7 +251,7 @@ class PeerWatch:
         poll.register(process, select.POLLIN)
         poll.poll()
         time.sleep(SETTLE_SECONDS)  # a signal that ended the neighbour may be on its way here
-        if not self._leaving.is_set() and not self._has_left(rank):
+        if not self.leaving.is_set() and not self._has_left(rank):
             self.report_death(rank)
 
     def _has_left(self, rank: int) -> bool:
@@ -257,9 +263,11 @@ class PeerWatch:
 
     def _look_around(self) -> None:
         assert self.channel is not None
-        while not self._leaving.wait(LOOK_SECONDS):
+        while not self.leaving.wait(LOOK_SECONDS):
             try:
                 self.channel.restore()
+                for look in self.between_looks:
+                    look()
                 if (reporter := self.channel.get("report")) is None:
                     continue
                 self._see_reason(reporter)
@@ -289,7 +297,7 @@ class PeerWatch:
         """Rank 0's machine is gone: the first rank of each other machine says so."""
         mine = self.peers[self.ranks.rank].space
         first = next(rank for rank, peer in enumerate(self.peers) if peer.space == mine)
-        if first == self.ranks.rank and mine != self.peers[0].space and not self._leaving.is_set():
+        if first == self.ranks.rank and mine != self.peers[0].space and not self.leaving.is_set():
             self._say_dead(f"rank 0 on {self.peers[0].host} cannot be reached ({error}). All ranks end.", 0)
 
     def _say_dead(self, text: str, rank: int) -> None:

@@ -2,8 +2,8 @@
 
 The lock is the kernel's (`flock`), which a dead owner never holds, whatever killed it; on NFS, and on Lustre
 with `-o flock`, it holds between machines too. Where a disk has locks on one machine only, or none, the
-owner's heartbeat in the lock file tells: a new owner that finds another machine's name there waits for two
-beats, and gives way if the file is written to. An owner that was away for longer (a suspended machine, a disk
+owner's heartbeat in the lock file tells: a new owner that finds another machine's (or container's) name there waits
+for two beats, and gives way if the file is written to. An owner that was away for longer (a suspended machine, a disk
 that hung) finds its successor's name and ends, before both write.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import secrets
 import socket
 import threading
 import time
@@ -20,7 +21,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from megatron_lrpath.errors import FULL, UserError, cause
-from megatron_lrpath.locks import LOCK_NAME, FolderLock, LockHeldError, describe_owner, owner_of
+from megatron_lrpath.locks import (
+    LOCK_NAME,
+    FolderLock,
+    LockHeldError,
+    describe_owner,
+    owner_of,
+    process_space,
+)
 
 PATIENCE = 10.0  # seconds for a process that is ending, or its writers, to be gone
 BEAT = 5.0  # seconds between signs of life
@@ -43,6 +51,8 @@ class RunLock:
         self._ended = threading.Event()
         self._beats = 0  # 0: not sure of the lock yet
         self._record = {"pid": os.getpid(), "host": socket.gethostname(), "since": int(time.time())}
+        # in containers, two owners may share process id, host name and second
+        self._record |= {"space": process_space(), "token": secrets.token_hex(8)}
         self.write()
         self._thread = threading.Thread(target=self._keep_beating, name="run lock", daemon=True)
 
@@ -128,12 +138,18 @@ def hold(root: Path, lost: Callable[[str], NoReturn], patience: float = PATIENCE
         certain = False
     run_lock = RunLock(root, lock, lost)
     # The lock's last owner may be on another machine and have not said that it had ended.
-    elsewhere = bool(before) and before.get("host") != socket.gethostname()
+    elsewhere = bool(before) and not is_here(before)
     if (not certain or elsewhere) and not undisturbed(run_lock):
         run_lock.give_way()
         raise UserError(refusal(root, describe_owner(root)))
     run_lock.start()
     return run_lock
+
+
+def is_here(owner: dict[str, Any]) -> bool:
+    """Whether an owner shared this process's kernel and process ids, so that the kernel's lock holds between them."""
+    here = owner.get("host") == socket.gethostname()
+    return here and owner.get("space", process_space()) == process_space()
 
 
 def undisturbed(lock: RunLock) -> bool:

@@ -121,6 +121,14 @@ def add_lrpath_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentPa
         metavar="TFLOPS",
         help="peak rate of one device, for the model-FLOPs utilization (default: a known GPU's in bf16)",
     )
+    group.add_argument(
+        "--rank-timeout",
+        type=float,
+        default=30.0,
+        metavar="MINUTES",
+        help="how long a step may take before the run ends with the name of the rank that the others wait for "
+        "(not counted: a start's first step, saves, evaluations); 0: for ever",
+    )
     spikes = parser.add_argument_group("loss spikes")
     spikes.add_argument(
         "--loss-spike-action",

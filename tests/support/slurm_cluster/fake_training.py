@@ -112,7 +112,9 @@ def misbehave(folder: Path, run: Run, step: int) -> None:
 
 
 def save(root: Path, step: int) -> None:
-    """A checkpoint as Megatron leaves one."""
+    """A checkpoint as Megatron leaves one; it takes as long as the run's folder has a file `saving`."""
+    while (root.parent / "saving").exists():
+        time.sleep(0.05)
     folder = root / f"iter_{step:07d}"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ".metadata").write_text("x")

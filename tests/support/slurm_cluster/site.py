@@ -72,11 +72,16 @@ class Site:
         assert answer.returncode == 0, answer.stderr
         return {job["key"]: job for job in json.loads(answer.stdout)["jobs"]}
 
-    def status(self) -> dict[str, dict[str, Any]]:
-        """`lrpath status`: the rows by `paradigm/run`."""
+    def all_status(self) -> dict[str, Any]:
+        """`lrpath status --json`."""
         answer = self.lrpath("status", "plan.yaml", "--json")
         assert answer.returncode == 0, answer.stderr
-        return {f"{row['paradigm']}/{row['run']}": row for row in json.loads(answer.stdout)["runs"]}
+        found: dict[str, Any] = json.loads(answer.stdout)
+        return found
+
+    def status(self) -> dict[str, dict[str, Any]]:
+        """The runs of `lrpath status` by `paradigm/run`."""
+        return {f"{row['paradigm']}/{row['run']}": row for row in self.all_status()["runs"]}
 
     def run_folder(self, key: str) -> Path:
         """The folder of `paradigm/run`."""

@@ -1,0 +1,203 @@
+"""Notices that a step does not end, finds the rank that the others wait for, and ends the run in its name.
+
+Every rank keeps the time of its own step. The first that has waited too long asks the others where they are; each
+answers from a thread of its own, again and again. A process that is stopped (SIGSTOP, a hung disk or machine) does
+not answer; one that works on alone answers that it is in no collective.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from megatron_lrpath.console import say_error, warn
+from megatron_lrpath.exits import FAILED, leave_at_once
+from megatron_lrpath.runs import failure
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from megatron_lrpath.training.guards.peers import PeerWatch
+
+LOOK_SECONDS = 2.0  # between looks at the clock
+ANSWER_SECONDS = 10.0  # in which a thread that lives answers several times
+ASKED = "standstill"
+# Where the main thread waits for other ranks; on a GPU that is where the result of a collective is first needed.
+COLLECTIVES = (
+    "torch.distributed.distributed_c10d",
+    "megatron.core.distributed",
+    "megatron.core.optimizer",
+    "megatron.core.pipeline_parallel.p2p_communication",
+    "megatron_lrpath.training.guards.guard",
+)
+
+MARGIN_MINUTES = 5  # by which a collective's own time limit lies above ours
+
+
+def fit_collectives(args: Any, explicit: Mapping[str, Any]) -> None:
+    """Let collectives wait longer than --rank-timeout, whose message names the rank; warn where they do not."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or args.rank_timeout <= 0:
+        return
+    if "distributed_timeout_minutes" not in explicit:
+        least = int(args.rank_timeout) + MARGIN_MINUTES
+        args.distributed_timeout_minutes = max(args.distributed_timeout_minutes, least)
+    elif args.distributed_timeout_minutes <= args.rank_timeout and os.environ.get("RANK", "0") == "0":
+        warn(
+            f"--distributed-timeout-minutes {args.distributed_timeout_minutes} is not above --rank-timeout "
+            f"{args.rank_timeout:g}: where a rank stands still the collective gives up first, and its message does "
+            "not say which rank that is."
+        )
+
+
+class Standstill:
+    """The clock of this rank's step.
+
+    Args:
+        peers: the watch over the other ranks.
+        minutes: how long a step may take; 0 for ever.
+    """
+
+    def __init__(self, peers: PeerWatch, minutes: float) -> None:
+        self.peers = peers
+        self.limit = 60.0 * minutes
+        self._step = 0  # grows with every step
+        self._under_way = False
+        self._answers = 0
+
+    def step_begins(self) -> None:
+        """A micro-batch of a step begins."""
+        if not self._under_way:
+            self._step += 1
+            self._under_way = True
+
+    def step_ended(self) -> None:
+        """What follows (saves, evaluations) may take its time."""
+        self._under_way = False
+
+    def start(self) -> None:
+        """Begin to watch, where there are others and a limit."""
+        if self.peers.channel is not None and self.limit > 0:
+            self.peers.between_looks.append(self.answer)
+            threading.Thread(target=self._watch, name="standstill", daemon=True).start()
+
+    def _watch(self) -> None:
+        """Add up the time that this process has really run: one that was stopped itself accuses nobody."""
+        counted, waited, last = 0, 0.0, time.monotonic()
+        while not self.peers.leaving.wait(LOOK_SECONDS):
+            now = time.monotonic()
+            waited, last = waited + min(now - last, 2 * LOOK_SECONDS), now
+            if counted != self._step or not self._under_way or self.peers.step is None:
+                counted, waited = self._step, 0.0
+            elif waited > self.limit:
+                self._find(counted)
+
+    def answer(self) -> None:
+        """Say where this rank is, if somebody has asked; called every few seconds from a thread of its own."""
+        channel = self.peers.channel
+        assert channel is not None
+        if channel.get(ASKED) is not None:
+            self._answers += 1
+            waits, place = whereabouts() if self._under_way else (False, "between two steps")
+            channel.put(answer_key(self.peers.ranks.rank), [self._answers, waits, place])
+
+    def _find(self, step: int) -> None:
+        """Ask, and end the run; nothing where the step has ended meanwhile."""
+        found: list[dict[int, list[object]]] = []
+
+        def ask() -> None:
+            channel = self.peers.channel
+            assert channel is not None
+            channel.claim(ASKED, self.peers.ranks.rank)
+            for _ in range(2):
+                self.peers.leaving.wait(ANSWER_SECONDS)
+                answers = {rank: channel.get(answer_key(rank)) for rank in range(self.peers.ranks.world)}
+                found.append(answers)
+
+        asking = threading.Thread(target=ask, name="asking", daemon=True)
+        asking.start()
+        asking.join(4 * ANSWER_SECONDS)  # the store of a rank that stands still does not answer
+        if self.peers.leaving.is_set() or step != self._step or not self._under_way:
+            return
+        if len(found) == 2:
+            self._accuse(*culprits(*found))
+        elif not self.peers.ranks.store_is_launchers:
+            self._accuse_store()
+
+    def _accuse(self, ranks: list[int], doing: str) -> NoReturn:
+        minutes = f"{self.limit / 60:g} minutes (--rank-timeout)"
+        who = ", ".join(self._name(rank) for rank in ranks)
+        if ranks:
+            text = (
+                f"the step {self.peers.where} has stood still for {minutes}: {who} {doing} and has not entered the "
+                "collective that the others wait in."
+            )
+        else:
+            text = (
+                f"the step {self.peers.where} has stood still for {minutes}: every rank waits in a collective. "
+                "The network between them, or a GPU, does not answer."
+            )
+        if self.peers.claim():
+            self._say(text, ranks[0] if ranks else None)
+        self.peers.end(FAILED, dead=ranks[0] if ranks else None)
+
+    def _accuse_store(self) -> NoReturn:
+        """Rank 0 keeps the store, and does not answer: every other rank ends, and rank 1 says why."""
+        if self.peers.ranks.rank == 1:
+            self._say(
+                f"the step {self.peers.where} has stood still for {self.limit / 60:g} minutes (--rank-timeout): "
+                f"{self._name(0)} does not answer and has not entered the collective that the others wait in.",
+                0,
+            )
+        leave_at_once(FAILED)
+
+    def _say(self, text: str, rank: int | None) -> None:
+        text = f"{text} All ranks end; call again to go on from the last checkpoint."
+        peer = self.peers.peers[rank] if rank is not None else None
+        host, pid = (peer.host, peer.pid) if peer else ("", None)
+        found = failure.Failure(failure.STOPPED, text, rank, host, pid, self.peers.step, time=failure.now())
+        failure.record(found)
+        say_error(text)
+
+    def _name(self, rank: int) -> str:
+        peer = self.peers.peers[rank]
+        return f"rank {rank} (process {peer.pid} on {peer.host})"
+
+
+def answer_key(rank: int) -> str:
+    """Where a rank says where it is."""
+    return f"{ASKED}/{rank}"
+
+
+def culprits(before: dict[int, list[object]], after: dict[int, list[object]]) -> tuple[list[int], str]:
+    """(the ranks that the others wait for, what they do), from two rounds of answers.
+
+    Who has not answered in between stands still; without such a rank it is those that wait in no collective.
+    """
+    silent = [rank for rank, answer in after.items() if answer is None or answer == before[rank]]
+    if silent:
+        return silent, "does not answer"
+    busy = [rank for rank, (_, waits, _) in after.items() if not waits]
+    return busy, f"is at {after[busy[0]][2]}" if busy else ""
+
+
+def whereabouts() -> tuple[bool, str]:
+    """(whether the main thread waits for other ranks, its place in the code)."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    frames = list(_outward(frame))
+    names = [str(one.f_globals.get("__name__")) for one in frames]
+    inner = next((index for index, name in enumerate(names) if name.partition(".")[0] != "torch"), len(names))
+    if inner == len(names):
+        return False, "an unknown place"
+    # the frames further out say little: the model's whole forward pass is called by one of Megatron's of that kind
+    waits = any(name.startswith(COLLECTIVES) for name in names[: inner + 1])
+    return waits, f"{names[inner]}, line {frames[inner].f_lineno}"
+
+
+def _outward(frame: FrameType | None) -> Iterator[FrameType]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
