@@ -92,9 +92,12 @@ def check_plan(plan: Plan, request: Request, known: dict[Path, str] | None = Non
     going_on = {task.key for task in todo} | {
         task.parent for task in todo if task.parent and not task.run.is_sft
     }
-    findings += identity_checks(plan, opened.slices, going_on, extra) + parent_checks(tasks)
+    findings += identity_checks(plan, tasks, opened.slices, going_on, extra) + parent_checks(todo, tasks)
     if request.where != ANYWHERE and todo:
-        findings += [machine.output_check(Path(plan.output)), machine.room_check(plan, todo, vocabulary)]
+        findings += [
+            machine.output_check(Path(plan.output)),
+            machine.room_check(plan, todo, vocabulary, request.where == HERE),
+        ]
     if request.where == HERE and todo:
         findings.append(machine.process_check(plan, request.device, request.nproc, extra))
         findings.append(machine.memory_check(plan, vocabulary, request.device))

@@ -9,10 +9,11 @@ from typing import Any
 from megatron_lrpath.data.identity import training_identity
 from megatron_lrpath.data.slice import Slice, open_mix
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.plan import PARADIGMS, Plan, Run
+from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.readiness.arguments import given_beside
 from megatron_lrpath.readiness.finding import FAILED, Finding
 from megatron_lrpath.runs.lineage import changes, is_bound, read_lineage
+from megatron_lrpath.runs.tasks import Task
 from megatron_lrpath.sft.prepared import open_prepared
 from megatron_lrpath.wording import listing
 
@@ -21,19 +22,24 @@ SHOWN = 4  # differences of a run that the message names
 
 
 def identity_checks(
-    plan: Plan, slices: Mapping[str, Slice], going_on: Collection[str], extra: Sequence[str] = ()
+    plan: Plan,
+    tasks: Sequence[Task],
+    slices: Mapping[str, Slice],
+    going_on: Collection[str],
+    extra: Sequence[str] = (),
 ) -> list[Finding]:
-    """Whether every run in the output that has a checkpoint was trained with what the plan says now.
+    """Whether every run that has a checkpoint was trained with what the plan says now.
 
     Args:
         plan: the plan.
+        tasks: the runs that are asked for.
         slices: those of the versions that are there.
         going_on: the keys of the runs that are to go on with `extra`, or whose checkpoints others start from.
         extra: Megatron arguments beside the plan's.
     """
     alike: dict[tuple[str, ...], list[str]] = {}
     problems = []
-    for run in planned_runs(plan):
+    for run in (task.run for task in tasks):
         try:
             found = run_changes(plan, run, slices, extra if run.key in going_on else None)
         except UserError as error:
@@ -46,12 +52,6 @@ def identity_checks(
         text = f"{plan.output}: trained under other settings than the plan's: {'; '.join(told)}"
         problems.append(Finding("identity", FAILED, text, GO_BACK))
     return problems
-
-
-def planned_runs(plan: Plan) -> list[Run]:
-    """Every training of the plan, once."""
-    runs = (run for name in PARADIGMS for run in (*plan.runs(name), *plan.sft_runs(name)))
-    return [run for run in runs if run.same_as is None]
 
 
 def shortened(found: Sequence[str]) -> str:

@@ -72,14 +72,17 @@ def memory_check(plan: Plan, vocabulary: int, device: str = "auto") -> Finding:
     return Finding("memory", WARNING, f"{found}, it has {byte_size(most)}", advice)
 
 
-def room_check(plan: Plan, todo: Sequence[Task], vocabulary: int) -> Finding:
-    """Free disk at the output against what the checkpoints of the runs will take beside those that lie there."""
+def room_check(plan: Plan, todo: Sequence[Task], vocabulary: int, waits: bool) -> Finding:
+    """Free disk at the output against what the checkpoints of the runs will take beside those that lie there.
+
+    `waits` says that the runs wait for room here, while a job ends at once.
+    """
     sized = replace(plan, tokenizer=replace(plan.tokenizer, vocab_size=vocabulary))
     try:
         needed = sum(max(0, checkpoint_bytes(sized, task.run) - lying(task.checkpoints)) for task in todo)
     except UserError:  # a model whose parameters nobody can count
         needed = 0
-    return disk_check(Path(plan.output), needed)
+    return disk_check(Path(plan.output), needed, waits)
 
 
 def lying(folder: Path) -> int:
@@ -87,14 +90,16 @@ def lying(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def disk_check(folder: Path, needed: float) -> Finding:
+def disk_check(folder: Path, needed: float, waits: bool = False) -> Finding:
     """Free space where `folder` is or will be, against what is needed."""
     free = shutil.disk_usage(existing(folder)).free
     found = f"{byte_size(free)} free at {folder}"
     if needed:
         found += f", the checkpoints take about {byte_size(needed)}"
     if free < needed:
-        return Finding("disk", FAILED, found, "Free space, or give the plan another `output`.")
+        advice = "Free space, or give the plan another `output`"
+        status, end = (WARNING, "; a run that finds none waits for it.") if waits else (FAILED, ".")
+        return Finding("disk", status, found, advice + end)
     advice = "Checkpoints and caches need room." if free < LITTLE_DISK else ""
     return Finding("disk", WARNING if advice else OK, found, advice)
 

@@ -14,13 +14,13 @@ from megatron_lrpath.runs.tasks import Task
 from megatron_lrpath.wording import plural
 
 
-def parent_checks(tasks: Sequence[Task]) -> list[Finding]:
-    """What keeps a run from its parent: it has changed since, or went past the step without keeping it."""
+def parent_checks(todo: Sequence[Task], tasks: Sequence[Task]) -> list[Finding]:
+    """What keeps a run of `todo` from its parent: it has changed since, or went past the step without keeping it."""
     by_key = {task.key: task for task in tasks}
     checks = []
-    for task in tasks:
+    for task in todo:
         parent = by_key.get(task.parent or "")
-        if parent is None or task.complete:
+        if parent is None:
             continue
         name = f"parent of {task.key}"
         if has_begun(task):
