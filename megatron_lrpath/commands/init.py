@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from megatron_lrpath.errors import UserError
+from megatron_lrpath.errors import UserError, cause
 
 HELP = "write the example plans, the Slurm recipes and the plan's JSON schema into a folder"
 EXAMPLE = "lrpath init my-model && cd my-model && lrpath plan examples/quickstart/plan.yaml"
@@ -36,7 +36,7 @@ def execute(args: argparse.Namespace) -> int:
             elif path.read_bytes() != data:
                 kept.append(path)
         except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror}); name another folder") from None
+            raise UserError(f"{path}: cannot be written ({cause(error)}); name another folder") from None
     print(f"{args.folder}: {len(contents) - len(kept)} files (plans in examples/, Slurm recipes in slurm/)")
     for path in kept:
         print(f"kept as it is, since it differs: {path}")

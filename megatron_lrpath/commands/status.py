@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_lrpath.commands.options import PLAN_OR_EXPERIMENT, add_runs, number_in, paradigms_of
 from megatron_lrpath.console import terminal_table
-from megatron_lrpath.wording import clock, listing, short_number
+from megatron_lrpath.wording import clock, listing, plural, short_number
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
@@ -71,11 +71,8 @@ def view(status: dict[str, Any]) -> Group:
     causes = [f"{key}: {reason}" for key, reason in reasons if reason]
     unprepared = [f"fine-tuning: {status['unprepared']}"] if status.get("unprepared") else []
     elsewhere = [f"nothing in {status['output']} here: {status['elsewhere']}"] if status["elsewhere"] else []
-    return Group(
-        Text(heading),
-        table(status),
-        *map(Text, [*elsewhere, *unprepared, *causes, *differing(status["runs"])]),
-    )
+    notes = [*elsewhere, *unprepared, *causes, *differing(status["runs"]), *status["problems"]]
+    return Group(Text(heading), table(status), *map(Text, notes))
 
 
 def differing(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -131,7 +128,7 @@ def states(name: str, output: str, planned: Sequence[tuple[Task, Plan]]) -> dict
     where the run has left one), `log` (the newest one of an interrupted run) and `differs` (where the plan says
     something else than the run was trained with; throughput is that of the training). A plan that was submitted to
     Slurm has `job` too, see `launch.slurm.submit.add_jobs`.
-    What is not known is null.
+    `problems` names files of runs that cannot be used. What is not known is null.
     """
     from megatron_lrpath.launch.slurm.submit import add_jobs
     from megatron_lrpath.runs.folder import RunFolder, read_json_object
@@ -178,7 +175,31 @@ def states(name: str, output: str, planned: Sequence[tuple[Task, Plan]]) -> dict
         "done_steps": sum(max(0, row["step"] - row["first_step"]) for row in rows),
         "total_steps": sum(row["last_step"] - row["first_step"] for row in rows),
         "runs": rows,
+        "problems": file_problems([task for task, _ in planned]),
     }
+
+
+def file_problems(tasks: Sequence[Task]) -> list[str]:
+    """Files of runs that are damaged, a line each, and how many carry no checksum, in one line."""
+    from megatron_lrpath.runs.folder import inspect
+    from megatron_lrpath.runs.history import HistoryTail
+
+    found: list[str] = []
+    unverified: list[str] = []
+    for task in tasks:
+        problems, names = inspect(task.folder)
+        tail = HistoryTail(task.folder)
+        tail.poll()
+        if tail.unreadable:
+            problems.append(f"{tail.path.name}: {plural(tail.unreadable, 'unreadable line')} left out")
+        found += [f"{task.key}: {problem}" for problem in problems]
+        unverified += [f"{task.key}/{name}" for name in names]
+    if unverified:
+        found.append(
+            f"note: {plural(len(unverified), 'file')} of an earlier version without a checksum, read unverified "
+            f"({unverified[0]}{', …' if unverified[1:] else ''})"
+        )
+    return found
 
 
 def table(status: dict[str, Any]) -> Table:

@@ -53,12 +53,12 @@ def execute(args: argparse.Namespace) -> int:
         from megatron_lrpath.experiment.run import experiment_submission, require_experiment
 
         experiment = load_experiment(args.plan)
-        require_experiment(experiment, request)
         submission = experiment_submission(experiment, *wanted)
+        require_experiment(experiment, request)
     else:
         submitted = SubmittedPlan.of(args.plan, settings.data, settings.output)
-        require_ready([submitted.plan], request)
         submission = Submission.of(submitted, *wanted)
+        require_ready([submitted.plan], request)
         follow = submitted.latest if settings.data or settings.output else args.plan
     if args.dry_run:
         show_dry_run(submission, args.json)

@@ -11,6 +11,7 @@ from megatron_lrpath.launch.resources import given_options
 from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.plan.arguments import find, hint, is_neutral
 from megatron_lrpath.plan.launch_line import line_problems
+from megatron_lrpath.plan.secrets import secret_problem
 from megatron_lrpath.readiness.finding import FAILED, Finding
 
 NAME = "arguments"
@@ -23,7 +24,10 @@ def argument_checks(plan: Plan, runs: Sequence[Run], extra: Sequence[str]) -> li
     The names and classes are checked without Megatron. Its parser, which takes seconds to import, is asked only
     where an argument is given that is not known to be neutral.
     """
-    if problems := line_problems(extra):
+    problems = line_problems(extra)
+    if secret := secret_problem(extra):
+        problems.append(secret)
+    if problems:
         return [Finding(NAME, FAILED, f"{BEHIND}{problem}") for problem in problems]
     if all_neutral(extra):
         return []

@@ -20,6 +20,7 @@ from megatron_lrpath.launch.resources import (
 )
 from megatron_lrpath.models import parameter_count, resolve_model
 from megatron_lrpath.plan import Plan
+from megatron_lrpath.plan.optimizers import OF_MEGATRON, missing_package
 from megatron_lrpath.readiness.finding import FAILED, OK, WARNING, Finding, attempt
 from megatron_lrpath.runs.tasks import Task
 from megatron_lrpath.wording import byte_size, plural
@@ -38,6 +39,16 @@ def process_check(plan: Plan, device: str, nproc: int | None, extra: Sequence[st
         return f"{plural(share.nproc, 'process', 'es')} a run on {where}"
 
     return attempt("processes", proof)
+
+
+def optimizer_checks(plan: Plan) -> list[Finding]:
+    """Whether the package is there from which the optimizers of the plan come; nothing where none does."""
+    parts = [plan.megatron, *([plan.sft_megatron] if plan.sft else [])]
+    chosen = sorted({str(part.get("optimizer", "adam")) for part in parts} - OF_MEGATRON)
+    missing = [text for name in chosen if (text := missing_package(name))]
+    if missing:
+        return [Finding("optimizer", FAILED, text) for text in missing]
+    return [Finding("optimizer", OK, ", ".join(chosen))] if chosen else []
 
 
 def memory_check(plan: Plan, vocabulary: int, device: str = "auto") -> Finding:

@@ -21,6 +21,7 @@ from megatron_lrpath.cli import main as lrpath
 from megatron_lrpath.data.slice import Slice
 from megatron_lrpath.runs.checkpoints import complete_steps
 from megatron_lrpath.runs.results import add_main_path_evaluation, main_path_evaluations
+from megatron_lrpath.sealed import read_sealed
 from tests.support import ROOT
 from tests.support.training_fixtures import MODEL, Outcome, launch, make_plan, run_words, train
 
@@ -238,8 +239,8 @@ def test_the_command_says_when_there_is_nothing_to_do(
         "nothing to evaluate: 2 of 2 versions are trained, all of them evaluated" in capsys.readouterr().out
     )
     shutil.rmtree(copy / "runs")
-    assert lrpath(["eval", plan]) == 0
-    assert "no version is trained yet (lrpath run PLAN)" in capsys.readouterr().out
+    assert lrpath(["eval", plan]) == 2
+    assert f"no version is trained yet. Train first: lrpath run {plan}" in capsys.readouterr().err
     assert lrpath(["eval", plan, "--run", "branch-v9"]) == 2
     assert "branch-v9" in capsys.readouterr().err
 
@@ -283,7 +284,7 @@ def test_the_main_paths_checkpoints_are_evaluated_each_once(
     steps = complete_steps(folder / "checkpoints")
     answer = command(str(plan), "--main-path", "--device", "cpu")
     assert answer.returncode == 0, answer.stdout + answer.stderr
-    found = json.loads((folder / "evals.json").read_text())
+    found, _ = read_sealed(folder / "evals.json")
     assert [int(step) for step in found] == steps
     for step in steps:
         assert_equal(found[str(step)], independent(copy, "ours/main", step))
@@ -295,7 +296,7 @@ def test_the_main_paths_checkpoints_are_evaluated_each_once(
     outcome = evaluate(copy, ["ours/main@5", f"ours/main@{steps[-1]}"], nproc=2)  # step 5 has been removed
     outcome.ok()
     assert "evaluated ours/main@5" not in outcome.output
-    assert json.loads((folder / "evals.json").read_text()) == {
+    assert read_sealed(folder / "evals.json")[0] == {
         "1": found[str(steps[0])],
         str(steps[-1]): found[str(steps[-1])],
     }
