@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pytest
 
@@ -104,7 +105,9 @@ class Site:
 
 def write_slice(file: Path) -> None:
     """A slice of a dataset of its own, without a token worth the name, for ten thousand steps."""
-    prefix = make_lengths_dataset(file.parent.with_name(f"{file.stem}_text_document"), [10_000] * 257)
+    prefix = make_lengths_dataset(
+        file.parent.with_name(f"{file.stem}_text_document"), [10_000] * 257, mark=crc32(file.stem.encode())
+    )
     write_record(prefix, "tests", TokenizerSpec("NullTokenizer", vocab_size=100).facts, {})
     file.parent.mkdir(parents=True, exist_ok=True)
     make_slice(file, [(prefix, range(257), "prose")])
