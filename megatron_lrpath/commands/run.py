@@ -53,10 +53,11 @@ def train(args: argparse.Namespace) -> int:
 
     options = training_options(args)
     if is_experiment(args.plan):
-        from megatron_lrpath.experiment.run import carry_out_experiment, require_experiment
+        from megatron_lrpath.experiment.run import carry_out_experiment, experiment_request
 
         experiment = load_experiment(args.plan)
-        require_experiment(experiment, request_of(options))
+        plans = (point.plan for point in experiment.points)
+        require_ready(plans, experiment_request(experiment, request_of(options)))
         return carry_out_experiment(experiment, options)
     plan = load_plan(args.plan)
     require_ready([plan], request_of(options))

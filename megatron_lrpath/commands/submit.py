@@ -6,6 +6,8 @@ import argparse
 import json
 import os
 import shlex
+import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Submit, or show what would be submitted; 0."""
+    """Submit, or show what would be submitted; 0. UserError (status 2) where something is to be mended first."""
     from megatron_lrpath.experiment.load import is_experiment, load_experiment
     from megatron_lrpath.launch.slurm.ledger import SubmittedPlan
     from megatron_lrpath.launch.slurm.settings import read_settings, within_job
@@ -52,19 +54,24 @@ def execute(args: argparse.Namespace) -> int:
     wanted = (settings, paradigms_of(args), args.run, tuple(args.extra))
     follow = args.plan  # the file to ask for its status: the copy where the output is another
     if is_experiment(args.plan):
-        from megatron_lrpath.experiment.run import experiment_submission, require_experiment
+        from megatron_lrpath.experiment.run import experiment_request, experiment_submission
 
         experiment = load_experiment(args.plan)
-        require_experiment(experiment, request)
         submission = experiment_submission(experiment, *wanted)
+        request = experiment_request(experiment, request)
     else:
         submitted = SubmittedPlan.of(args.plan, settings.data, settings.output)
-        require_ready([submitted.plan], request)
         submission = Submission.of(submitted, *wanted)
         follow = submitted.latest if settings.data or settings.output else args.plan
+    check = partial(require_ready, [submitted.plan for submitted in submission.plans], request)
     if args.dry_run:
-        show_dry_run(submission, args.json)
+        try:
+            show_dry_run(submission, args.json)
+            sys.stdout.flush()
+        finally:  # what stops the submission comes last, and all at once
+            check()
         return 0
+    check()
     rows = [row(submission, decision, number) for decision, number in submission.carry_out()]
     if args.json:
         print(json.dumps({"jobs": rows}, indent=2))

@@ -19,7 +19,7 @@ from megatron_lrpath.launch.slurm.jobs import report_job, task_jobs
 from megatron_lrpath.launch.slurm.ledger import Ledger, SubmittedPlan
 from megatron_lrpath.launch.slurm.settings import Settings
 from megatron_lrpath.launch.slurm.submit import Submission
-from megatron_lrpath.readiness import Request, require_ready
+from megatron_lrpath.readiness import Request
 from megatron_lrpath.runs.folder import OutputFolder
 from megatron_lrpath.runs.tasks import Task, build_tasks, with_ancestors
 
@@ -101,11 +101,10 @@ def point_tasks(experiment: Experiment, point: Point, paradigms: Sequence[str]) 
     return [task for task in tasks if task.key in wanted]
 
 
-def require_experiment(experiment: Experiment, request: Request) -> None:
-    """Check every point's plan before any process starts; UserError with all that is wrong."""
+def experiment_request(experiment: Experiment, request: Request) -> Request:
+    """What is to be checked of every point's plan."""
     paradigms = tuple(name for name in experiment.paradigms if name in request.paradigms)
-    request = replace(request, paradigms=paradigms, runs=request.runs or experiment.only, fine_tunings=None)
-    require_ready((point.plan for point in experiment.points), request)
+    return replace(request, paradigms=paradigms, runs=request.runs or experiment.only, fine_tunings=None)
 
 
 def carry_out_experiment(

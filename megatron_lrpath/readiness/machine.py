@@ -41,6 +41,16 @@ def process_check(plan: Plan, device: str, nproc: int | None, extra: Sequence[st
     return attempt("processes", proof)
 
 
+def optimizer_checks(plan: Plan) -> list[Finding]:
+    """Whether the package is there from which the optimizers of the plan come; nothing where none does."""
+    parts = [plan.megatron, *([plan.sft_megatron] if plan.sft else [])]
+    chosen = sorted({str(part.get("optimizer", "adam")) for part in parts} - OF_MEGATRON)
+    missing = [text for name in chosen if (text := missing_package(name))]
+    if missing:
+        return [Finding("optimizer", FAILED, text) for text in missing]
+    return [Finding("optimizer", OK, ", ".join(chosen))] if chosen else []
+
+
 def memory_check(plan: Plan, vocabulary: int, device: str = "auto") -> Finding:
     """What one GPU has to hold, roughly, against what it has.
 

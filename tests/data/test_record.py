@@ -16,9 +16,9 @@ import yaml
 from megatron_lrpath.cli import main as lrpath
 from megatron_lrpath.data.record import blend_problems, record_path, tokenizer_problems
 from megatron_lrpath.data.slice import Slice
-from megatron_lrpath.doctor.plans import made_check
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import Plan, load_plan
+from megatron_lrpath.readiness.tokenizer import made_checks
 from megatron_lrpath.sft.prepare import prepare
 from megatron_lrpath.sft.prepared import open_prepared
 from megatron_lrpath.tokenizers.prints import TokenizerSpec
@@ -156,7 +156,7 @@ def test_another_model_of_the_same_size_is_refused_naming_both(
 
 def test_the_doctor_tells_all_three(team: Path, foreign: Path) -> None:
     right, wrong, unknown = (
-        made_check(plan_of(*where)) for where in ((team,), (team, OTHER_MODEL), (foreign,))
+        made_checks(plan_of(*where))[0] for where in ((team,), (team, OTHER_MODEL), (foreign,))
     )
     assert (right.status, wrong.status, unknown.status) == ("ok", "failed", "info")
     assert "nfkc.model" in wrong.found

@@ -10,9 +10,13 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pytest
 
+from megatron_lrpath.data.record import write_record
+from megatron_lrpath.tokenizers.prints import TokenizerSpec
+from tests.support.data_fixtures import make_lengths_dataset, make_slice
 from tests.support.slurm_cluster.cluster import Cluster, NoSlurmError, running_cluster
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -55,8 +59,8 @@ class Site:
         self.plan.write_text(text)
         for name in [*(f"v{number}" for number in range(1, len(steps) + 1)), "valid"]:
             file = self.folder / "data" / "slices" / f"{name}.slice"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.touch()
+            if not file.exists():
+                write_slice(file)
 
     def lrpath(self, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
         """Call the command in the folder."""
@@ -102,6 +106,16 @@ class Site:
     def finish(self, number: int, seconds: float = 90) -> dict[str, str]:
         """Wait until the job is completed."""
         return self.cluster.wait(number, "COMPLETED", seconds=seconds)
+
+
+def write_slice(file: Path) -> None:
+    """A slice of a dataset of its own, without a token worth the name, for ten thousand steps."""
+    prefix = make_lengths_dataset(
+        file.parent.with_name(f"{file.stem}_text_document"), [10_000] * 257, mark=crc32(file.stem.encode())
+    )
+    write_record(prefix, "tests", TokenizerSpec("NullTokenizer", vocab_size=100).facts, {})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    make_slice(file, [(prefix, range(257), "prose")])
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
