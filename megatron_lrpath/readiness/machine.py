@@ -133,13 +133,3 @@ def existing(folder: Path) -> Path:
     while not there.exists():
         there = there.parent
     return there
-
-
-def optimizer_checks(plan: Plan) -> list[Finding]:
-    """Whether the package of the plan's optimizers is installed; nothing where Megatron has them."""
-    parts = [plan.megatron, *([plan.sft_megatron] if plan.sft else [])]
-    chosen = {str(part.get("optimizer", "adam")) for part in parts} - OF_MEGATRON
-    missing = [text for name in sorted(chosen) if (text := missing_package(name))]
-    if not chosen:
-        return []
-    return [Finding("optimizer", FAILED if missing else OK, " ".join(missing) or ", ".join(sorted(chosen)))]

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from megatron_lrpath.doctor.plans import optimizer_check
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import load_plan
 from megatron_lrpath.plan import optimizers as packages
 from megatron_lrpath.plan.optimizers import PACKAGE, is_installed
+from megatron_lrpath.readiness.machine import optimizer_checks
 from megatron_lrpath.runs.checkpoints import complete_steps
 from megatron_lrpath.schedule import LRPath, Schedule
 from megatron_lrpath.training.options import optimizers
@@ -224,8 +224,8 @@ def test_doctor_looks_for_the_package_of_a_plans_optimizer(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     plan = load_plan(make_plan(tmp_path, (4, 4), megatron={"optimizer": "muon"}))
-    assert [one.status for one in optimizer_check(plan)] == ["ok"]
+    assert [one.status for one in optimizer_checks(plan)] == ["ok"]
     monkeypatch.setattr(packages, "PACKAGE", "a-package-that-nobody-has")
-    (found,) = optimizer_check(plan)
+    (found,) = optimizer_checks(plan)
     assert found.status == "failed"
     assert "megatron-lrpath[optimizers]" in found.found
