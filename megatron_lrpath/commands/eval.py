@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_lrpath.commands.options import PLAN, add_device, add_runs, count_from, paradigms_of
+from megatron_lrpath.commands.options import EVERY, PLAN, add_device, add_runs, count_from, paradigms_of
 from megatron_lrpath.console import say_error, terminal_table
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.paradigms import OURS
@@ -77,7 +77,7 @@ def execute_tasks(args: argparse.Namespace) -> int:
     else:
         plan = load_plan(args.plan)
         require_tokenizer(plan)
-        paradigms = paradigms_of(args)
+        paradigms = paradigms_of(args, plan)
         subjects, output = plan_subjects(plan, paradigms, args.run, args.models), Path(plan.output)
     left = subjects if args.force else [one for one in subjects if missing(one, wanted, settings)]
     names = [one.name for one in left] if not args.plan.is_dir() else []
@@ -190,7 +190,7 @@ def execute(args: argparse.Namespace) -> int:
         needs_evaluation,
     )
 
-    if args.main_path and (args.tasks or args.run or args.paradigm not in ("all", OURS.name)):
+    if args.main_path and (args.tasks or args.run or args.paradigm not in (None, EVERY, OURS.name)):
         raise UserError(
             "--main-path evaluates the main path's checkpoints; leave out --tasks, --run and --paradigm."
         )
@@ -203,7 +203,7 @@ def execute(args: argparse.Namespace) -> int:
         if not targets:
             print("nothing to evaluate: all checkpoints of the main path are evaluated")
         return evaluate(plan, targets, args) if targets else 0
-    paradigms = paradigms_of(args)
+    paradigms = paradigms_of(args, plan)
     runs = model_runs(plan, paradigms)
     if args.run:
         known = ", ".join(run.name for run in runs)

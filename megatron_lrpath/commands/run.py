@@ -49,9 +49,9 @@ def train(args: argparse.Namespace) -> int:
     from megatron_lrpath.launch.local import carry_out
     from megatron_lrpath.plan import load_plan
 
-    options = training_options(args)
     if is_experiment(args.plan):
         from megatron_lrpath.experiment.run import carry_out_experiment
 
-        return carry_out_experiment(load_experiment(args.plan), options)
-    return carry_out(load_plan(args.plan), options)
+        return carry_out_experiment(load_experiment(args.plan), training_options(args))
+    plan = load_plan(args.plan)
+    return carry_out(plan, training_options(args, plan))

@@ -53,4 +53,4 @@ def execute(args: argparse.Namespace) -> int:
         print_summary(prepare(plan, args.workers or cores()), plan.sft_folder)
     if args.prepare:
         return 0
-    return carry_out(plan, training_options(args, only_sft=True))
+    return carry_out(plan, training_options(args, plan, only_sft=True))

@@ -46,7 +46,7 @@ def execute(args: argparse.Namespace) -> int:
     """Print the states of all runs; 0."""
     from rich.console import Console
 
-    look = partial(collect, args.plan, paradigms_of(args))
+    look = partial(collect, args.plan, partial(paradigms_of, args))
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 160  # nobody's line to fit into
@@ -72,10 +72,11 @@ def view(status: dict[str, Any]) -> Group:
     return Group(Text(heading), table(status), *map(Text, [*unprepared, *causes]))
 
 
-def collect(path: Path, paradigms: Sequence[str]) -> dict[str, Any]:
+def collect(path: Path, choose: Callable[..., Sequence[str]]) -> dict[str, Any]:
     """The states of the runs of a plan or an experiment, as `states` gives them.
 
-    `unprepared` says what keeps a plan's fine-tunings from having steps; null where nothing does.
+    `choose` gives the paradigms, of an experiment or of the plan that it is called with. `unprepared` says what
+    keeps a plan's fine-tunings from having steps; null where nothing does.
     """
     from megatron_lrpath.experiment.load import is_experiment, load_experiment
     from megatron_lrpath.plan import load_plan
@@ -85,9 +86,10 @@ def collect(path: Path, paradigms: Sequence[str]) -> dict[str, Any]:
         from megatron_lrpath.experiment.run import experiment_tasks
 
         experiment = load_experiment(path)
-        tasks = experiment_tasks(experiment, paradigms)
+        tasks = experiment_tasks(experiment, choose())
         return states(experiment.name, str(experiment.output), tasks) | {"unprepared": None}
     plan = load_plan(path)
+    paradigms = choose(plan)
     wanted = plan.sft is not None and set(plan.sft.paradigms) & set(paradigms)
     known = any(plan.sft_runs(name) for name in paradigms)
     missing = f"data not prepared yet (lrpath sft {path} --prepare)" if wanted and not known else None

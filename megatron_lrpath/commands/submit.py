@@ -45,15 +45,18 @@ def execute(args: argparse.Namespace) -> int:
 
     settings = within_job(read_settings(args.settings, vars(args)), os.environ)
     check_extra(args.extra)
-    wanted = (settings, paradigms_of(args), args.run, tuple(args.extra))
+    extra = tuple(args.extra)
     follow = args.plan  # the file to ask for its status: the copy where the output is another
     if is_experiment(args.plan):
         from megatron_lrpath.experiment.run import experiment_submission
 
-        submission = experiment_submission(load_experiment(args.plan), *wanted)
+        submission = experiment_submission(
+            load_experiment(args.plan), settings, paradigms_of(args), args.run, extra
+        )
     else:
         submitted = SubmittedPlan.of(args.plan, settings.data, settings.output)
-        submission = Submission.of(submitted, *wanted)
+        paradigms = paradigms_of(args, submitted.plan)
+        submission = Submission.of(submitted, settings, paradigms, args.run, extra)
         follow = submitted.latest if settings.data or settings.output else args.plan
     require_tokenizers(submitted.plan for submitted in submission.plans)
     if args.dry_run:

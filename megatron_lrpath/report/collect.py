@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from megatron_lrpath.runs.history import History, read_history
 from megatron_lrpath.runs.lineage import plan_changes
 from megatron_lrpath.runs.results import is_fresh
 from megatron_lrpath.runs.state import RunState, read_state
+from megatron_lrpath.runs.tasks import named_paradigms
 from megatron_lrpath.wording import listing, plural
 
 
@@ -75,11 +76,16 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class RunTree:
-    """Every run of a plan, by paradigm in dependency order; `tuned` are the fine-tunings, each once."""
+    """The runs of some paradigms of a plan, each in dependency order; `tuned` are their fine-tunings, each once."""
 
     plan: Plan
     records: dict[str, list[RunRecord]] = field(default_factory=dict)
     tuned: list[RunRecord] = field(default_factory=list)
+
+    @property
+    def paradigms(self) -> tuple[str, ...]:
+        """The paradigms that are shown, in the tables' order."""
+        return tuple(self.records)
 
     def __iter__(self) -> Iterator[RunRecord]:
         """Every training once: a run that two paradigms share comes under the first alone."""
@@ -95,7 +101,7 @@ class RunTree:
 
     def evaluated(self) -> Iterator[tuple[str, str, RunRecord, Evaluation]]:
         """Paradigm, version, run and evaluation of every version's model that has one, in the tables' order."""
-        for paradigm in TABLE_ORDER:
+        for paradigm in self.paradigms:
             for version in self.plan.versions:
                 record = self.model_of(paradigm, version.name)
                 if record is not None and record.evaluation is not None:
@@ -103,22 +109,30 @@ class RunTree:
 
     @property
     def compared(self) -> list[str]:
-        """The versions that the tables compare: all but the first, as in the paper (a lone first stays)."""
+        """The versions that the tables compare: all but the first, as in the paper (a lone first stays).
+
+        A single paradigm is compared with none, so that its first version is shown, too.
+        """
         names = [version.name for version in self.plan.versions]
-        return names[1:] or names
+        return names if len(self.paradigms) == 1 else names[1:] or names
 
 
-def collect(plan: Plan) -> RunTree:
-    """Read every run's folder under the plan's output; UserError when there is no such folder."""
+def collect(plan: Plan, paradigms: Sequence[str] | None = None) -> RunTree:
+    """Read the runs' folders under the plan's output; UserError when there is no such folder.
+
+    `paradigms` None: those that the plan is reported for (`runs.tasks.named_paradigms`).
+    """
     output = Path(plan.output)
     if not output.is_dir():
         raise UserError(
             f"{output}: there is no such folder, so there is nothing to report. Train first with "
             f"`lrpath run {plan.path}`, or go to the folder that `output` of the plan is relative to."
         )
-    records = {name: [_record(plan, run) for run in plan.runs(name)] for name in TABLE_ORDER}
-    tuned = [run for name in TABLE_ORDER for run in plan.sft_runs(name) if run.same_as is None]
-    return RunTree(plan, records, [_record(plan, run) for run in tuned])
+    chosen = named_paradigms(plan) if paradigms is None else paradigms
+    shown = [name for name in TABLE_ORDER if name in chosen]
+    records = {name: [_record(plan, run) for run in plan.runs(name)] for name in shown}
+    tuned = {run.carried_out_as: plan.carried_out(run) for name in shown for run in plan.sft_runs(name)}
+    return RunTree(plan, records, [_record(plan, run) for run in tuned.values()])
 
 
 def _record(plan: Plan, run: Run) -> RunRecord:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -34,7 +35,7 @@ from megatron_lrpath.report.tables import (
     run_table,
 )
 from megatron_lrpath.runs.folder import report_page
-from megatron_lrpath.runs.results import write_report_sources
+from megatron_lrpath.runs.results import evaluation_digests, write_report_sources
 
 EMBEDDED_BYTES = 1_000_000
 """Data up to this size stand in the page itself, too; beyond it only in the file beside it."""
@@ -72,9 +73,13 @@ class Report:
         return [drawing for drawing in (self.rates, self.cost, self.losses, advice) if drawing is not None]
 
 
-def make_report(plan: Plan, now: datetime) -> Report:
-    """Read the plan's runs and work out the report; UserError where the plan's output folder is not there."""
-    tree: RunTree = collect(plan)
+def make_report(plan: Plan, now: datetime, paradigms: Sequence[str] | None = None) -> Report:
+    """Read the plan's runs and work out the report; UserError where the plan's output folder is not there.
+
+    `paradigms` as of `collect`. The record of what it was made from names the evaluations of the other paradigms,
+    too: the report shows all that it is to show of them, nothing.
+    """
+    tree: RunTree = collect(plan, paradigms)
     return Report(
         name=plan.name,
         written=now.strftime("%Y-%m-%d %H:%M %Z").strip(),
@@ -95,7 +100,8 @@ def make_report(plan: Plan, now: datetime) -> Report:
         data=data_table(tree),
         scores=perplexity_csv(tree),
         downstream_scores=downstream_csv(tree),
-        sources={one.label: one.evaluation.digest for one in (*tree, *tree.tuned) if one.evaluation},
+        sources=evaluation_digests(plan)
+        | {one.label: one.evaluation.digest for one in (*tree, *tree.tuned) if one.evaluation},
     )
 
 

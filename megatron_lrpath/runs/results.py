@@ -11,7 +11,7 @@ from typing import Any
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_json
-from megatron_lrpath.plan import Plan, Run
+from megatron_lrpath.plan import PARADIGMS, Plan, Run
 from megatron_lrpath.runs.checkpoints import complete_steps, present_fingerprint
 from megatron_lrpath.runs.folder import RunFolder, json_digest, read_json_object, report_sources
 from megatron_lrpath.runs.history import last_loss
@@ -155,6 +155,15 @@ def loss_of(evaluation: Any) -> float | None:
     """The loss (nats per token) of an evaluation, None where it has no usable one."""
     loss = evaluation.get("loss") if isinstance(evaluation, dict) else None
     return loss if isinstance(loss, float) and 0 < loss < math.inf else None
+
+
+def evaluation_digests(plan: Plan) -> dict[str, str]:
+    """The digests of the evaluations that there are of a plan's models, by `paradigm/run`."""
+    found = {
+        run.key: read_json_object(RunFolder(plan.folder(run)).evaluation)
+        for run in model_runs(plan, PARADIGMS)
+    }
+    return {key: json_digest(evaluation) for key, evaluation in found.items() if evaluation}
 
 
 def write_report_sources(report: Path, digests: Mapping[str, str]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_lrpath.models import RECIPES
-from megatron_lrpath.paradigms import CPT_VARIANTS, CYCLE_KINDS, RESET_MAX
+from megatron_lrpath.paradigms import CPT_VARIANTS, CYCLE_KINDS, PARADIGMS, RESET_MAX
 from megatron_lrpath.schedule.styles import KNOBS, STYLES
 
 SAFE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
@@ -169,6 +169,13 @@ PLAN_KEYS = (
     Key("model", {}, REQUIRED, "a recipe, or Megatron's arguments, on top of `recipe:` if that is given"),
     Key("schedule", OBJECT, REQUIRED, "learning-rate schedule, the same for all runs"),
     Key("alpha", ALPHA, 0.6, "share of a version's steps that its branch lasts: round(alpha · steps)"),
+    Key(
+        "paradigms",
+        {"type": "array", "items": choice(*PARADIGMS), "minItems": 1},
+        None,
+        "what run, submit, status, eval and report keep to: a list of ours, ptfs and cpt; default: ours, and what "
+        "has been trained in the output already",
+    ),
     Key("cpt_variant", choice(*CPT_VARIANTS), RESET_MAX.name, "how continual pre-training sets its rate"),
     Key("batch", OBJECT, REQUIRED, "batch and sequence"),
     Key("tokenizer", OBJECT, REQUIRED, "tokenizer"),

@@ -141,6 +141,11 @@ def _names(entry: Entry | None, known: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name for name in known if name in chosen)
 
 
+def _paradigms(entry: Entry | None) -> tuple[str, ...] | None:
+    """The paradigms that a plan names, None where it does not say."""
+    return None if entry is None or entry.value is None else _names(entry, PARADIGMS)
+
+
 def _schedule(section: dict[str, Entry], plain: dict[str, Any]) -> Schedule:
     style = read_value(section["style"], choice(*STYLES)) if "style" in section else "cosine"
     lowest = _min_lr(section, plain)
@@ -193,7 +198,7 @@ def load_plan(path: Path | str) -> Plan:
 def plan_from(source: Source) -> Plan:
     """The plan that a file's text says; raises PlanError like `load_plan`."""
     top = read_section(source.root, PLAN_KEYS)
-    values = _read_fields(top, PLAN_KEYS, *SECTIONS, "model", "versions", "megatron")
+    values = _read_fields(top, PLAN_KEYS, *SECTIONS, "model", "versions", "megatron", "paradigms")
     values["output"] = values["output"] or f"runs/{values['name']}"
     model = _read_model(top["model"])
     check_arguments(top["model"], top.get("megatron"), _sft_megatron(top.get("sft")), model)
@@ -211,6 +216,7 @@ def plan_from(source: Source) -> Plan:
         versions=versions,
         megatron=read_arguments(top.get("megatron")),
         sft=read_sft(top.get("sft"), values["seed"], batch, versions),
+        paradigms=_paradigms(top.get("paradigms")),
         **values,
     )
     check_plan(source, plan)
