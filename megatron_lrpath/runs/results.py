@@ -110,9 +110,21 @@ def fresh_evaluation(folder: Path, step: int) -> dict[str, Any] | None:
 
 
 def needs_evaluation(plan: Plan, run: Run) -> bool:
-    """Whether the run is complete and its model not evaluated as it is now."""
+    """Whether the run is complete and its model not evaluated as it is now, on every validation set."""
     folder = plan.folder(run)
-    return is_complete(folder, run) and fresh_evaluation(folder, run.last_step) is None
+    return is_complete(folder, run) and bool(missing_sets(plan, folder, run.last_step))
+
+
+FIRST_SET = ""  # the first validation set, among the names of the others
+
+
+def missing_sets(plan: Plan, folder: Path, step: int) -> list[str]:
+    """The validation sets on which the model of `step` is not evaluated as it is now, the first as `FIRST_SET`."""
+    found = fresh_evaluation(folder, step)
+    if found is None:
+        return [FIRST_SET, *plan.data.more_sets]
+    measured = found.get("sets")
+    return [name for name in plan.data.more_sets if not isinstance(measured, dict) or name not in measured]
 
 
 def evaluation_of(plan: Plan, target: Target) -> dict[str, Any] | None:

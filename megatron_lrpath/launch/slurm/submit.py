@@ -297,7 +297,7 @@ def check_data(jobs: Sequence[Job]) -> None:
         count = job.task.run.version_index if job.task else 0
         data = job.plan.data
         files = [f"{data.slices}/{version.name}.slice" for version in job.plan.versions[:count]]
-        for file in (*files, f"{data.valid}.slice"):
+        for file in (*files, *(f"{path}.slice" for path in (data.valid, *data.more_valid))):
             if not Path(file).is_file():
                 missing[file] = job.plan.path
     if missing:

@@ -154,7 +154,13 @@ TOKENIZER_KEYS = (
 )
 DATA_KEYS = (
     Key("slices", TEXT, REQUIRED, "folder with one `<version>.slice` for each version"),
-    Key("valid", TEXT, None, "the validation slice, without `.slice`; default: `valid` in that folder"),
+    Key(
+        "valid",
+        {"anyOf": [TEXT, {"type": "array", "items": TEXT, "minItems": 1, "maxItems": 1000}]},
+        None,
+        "the validation slice, without `.slice`, or a list: the first, then one for a later delivery each; default: "
+        "`valid` in that folder",
+    ),
 )
 VERSION_KEYS = (
     Key("name", NAME, REQUIRED, "letters, digits, `.`, `_` and `-`; runs and slices are named after it"),

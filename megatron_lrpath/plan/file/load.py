@@ -203,7 +203,6 @@ def plan_from(source: Source) -> Plan:
     model = _read_model(top["model"])
     check_arguments(top["model"], top.get("megatron"), _sft_megatron(top.get("sft")), model)
     batch = Batch(**_read_plain_section(top, "batch"))
-    data = _read_plain_section(top, "data")
     schedule = read_section(top["schedule"], SECTIONS["schedule"])
     versions = _read_versions(top, read_cycle(schedule.get("cycle_steps")), values["seed"])
     plan = Plan(
@@ -212,7 +211,7 @@ def plan_from(source: Source) -> Plan:
         schedule=_read_schedule(schedule),
         batch=batch,
         tokenizer=_read_tokenizer(top),
-        data=Data(data["slices"], data["valid"] or str(Path(data["slices"]) / "valid")),
+        data=_read_data(top["data"]),
         versions=versions,
         megatron=read_arguments(top.get("megatron")),
         sft=read_sft(top.get("sft"), values["seed"], batch, versions),
@@ -230,6 +229,18 @@ def _read_fields(section: dict[str, Entry], keys: tuple[Key, ...], *besides: str
 
 def _read_plain_section(top: dict[str, Entry], name: str) -> dict[str, Any]:
     return _read_fields(read_section(top[name], SECTIONS[name]), SECTIONS[name])
+
+
+def _read_data(entry: Entry) -> Data:
+    section = read_section(entry, SECTIONS["data"])
+    slices = str(_read_fields(section, SECTIONS["data"], "valid")["slices"])
+    valid = section.get("valid")
+    first, *more = _texts(valid) or (str(Path(slices) / "valid"),)
+    data = Data(slices, first, tuple(more))
+    names = [Path(first).name.removesuffix(".slice"), *data.more_sets]
+    if valid is not None and len({name.casefold() for name in names}) < len(names):
+        raise valid.error(f"two validation slices of one name; there are {', '.join(names)}")
+    return data
 
 
 def _read_schedule(section: dict[str, Entry]) -> Schedule:
