@@ -94,8 +94,10 @@ def test_a_report_of_ours_alone_is_whole(tmp_path):
     assert (tree.paradigms, gaps(tree)) == (("ours",), [])
     table = main_table(tree)
     assert table.header[3:] == ("v1", "v2", "v3", "Mean")
-    assert len(table.rows) == 1 and "–" not in texts(table)[0]
-    assert draw_cost(tree) is None and "PTFS" not in draw_losses(tree).caption
+    assert len(table.rows) == 1
+    assert "–" not in texts(table)[0]
+    assert draw_cost(tree) is None
+    assert "PTFS" not in draw_losses(tree).caption
 
 
 def test_after_an_append_the_mean_is_over_the_versions_before(plan):
