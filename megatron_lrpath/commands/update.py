@@ -142,6 +142,8 @@ def prepared(args: argparse.Namespace, plan: Plan, delivery: Delivery, existing:
     if args.name in (None, last):
         again = drawn(delivery, last, existing)
         if again and is_drawn(again, existing):
+            if args.alpha not in (None, plan.versions[-1].alpha):
+                raise UserError(f"--alpha: {last} is in {plan.path} already; write its alpha there")
             return Update(last, again, "", plan, known=True)
         if args.name:
             raise UserError(f"--name {last}: is a version of {plan.path} already, drawn from other data")

@@ -83,7 +83,10 @@ class ValidationSets:
 def evaluate_targets(
     plan: Plan, targets: list[Target], device: str, extra: list[str], again: bool = False
 ) -> None:
-    """Evaluate each checkpoint on the validation sets that it was not measured on, or with `again` on all; rank 0 writes, with the checkpoint's fingerprint. `device` is activated already."""
+    """Evaluate each checkpoint on the validation sets that it was not measured on, or with `again` on all.
+
+    Rank 0 writes, with the checkpoint's fingerprint. `device` is activated already.
+    """
     session = Session(device)
     set_single_process_environment()
     seams.apply(session)

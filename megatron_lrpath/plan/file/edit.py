@@ -59,6 +59,7 @@ def _end(node: yaml.Node) -> int:
 
 
 def _appended(text: str, versions: yaml.Node, version: dict[str, Any], newline: str) -> Edit:
+    assert isinstance(versions, yaml.SequenceNode)
     last, end = versions.value[-1], _end(versions.value[-1])
     if versions.flow_style:
         return end, end, f", {_flow(version)}"
@@ -75,6 +76,7 @@ def _valid(text: str, data: yaml.Node, valid: Sequence[str], newline: str) -> li
     """What sets `data.valid`; nothing where it says so already."""
     if not valid:
         return []
+    assert isinstance(data, yaml.MappingNode)
     held = {key.value: value for key, value in data.value}
     if "valid" in held:
         node = held["valid"]
@@ -115,7 +117,7 @@ def _scalar(value: Any) -> str:
     if not isinstance(value, str):
         return str(value)
     try:
-        bare = yaml.safe_load(f"[{value}]") == [value]
-    except yaml.YAMLError:
+        bare = plain(parse_source(Path(), f"text: [{value}]").root) == {"text": [value]}
+    except PlanError:
         bare = False
     return value if bare else json.dumps(value)
