@@ -33,7 +33,7 @@ class Score:
 class Evaluation:
     """The model of step `step` on the whole validation set and on each domain.
 
-    `answers` are the held-out answers of a fine-tuning; `digest` is that of the file's content.
+    `sets` are the same of the validation sets of later deliveries, the whole under "". `answers` are the held-out answers of a fine-tuning; `digest` is that of the file's content.
     """
 
     step: int
@@ -41,6 +41,7 @@ class Evaluation:
     digest: str
     domains: dict[str, Score]
     answers: Score | None = None
+    sets: dict[str, dict[str, Score]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -165,9 +166,12 @@ def _evaluation(folder: Path, run: Run, problems: list[str]) -> Evaluation | Non
     if value is None:
         return None
     try:
-        domains = {str(name): _score(score) for name, score in (value.get("domains") or {}).items()}
+        domains = _domains(value)
+        sets = {
+            str(name): {"": _score(one), **_domains(one)} for name, one in (value.get("sets") or {}).items()
+        }
         answers = _score(value["answers"]) if value.get("answers") else None
-        evaluation = Evaluation(int(value["step"]), _score(value), json_digest(value), domains, answers)
+        evaluation = Evaluation(int(value["step"]), _score(value), json_digest(value), domains, answers, sets)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         problems.append(f"{path.name} is not an evaluation ({type(error).__name__}: {error})")
         return None
@@ -180,6 +184,10 @@ def _evaluation(folder: Path, run: Run, problems: list[str]) -> Evaluation | Non
             f"{path.name} is not known to be of the checkpoint that the run ended with: evaluate it again"
         )
     return evaluation
+
+
+def _domains(value: dict[str, Any]) -> dict[str, Score]:
+    return {str(name): _score(score) for name, score in (value.get("domains") or {}).items()}
 
 
 def _score(value: dict[str, Any]) -> Score:
@@ -199,7 +207,10 @@ def gaps(tree: RunTree) -> list[Gap]:
     found = []
     unfinished = [record for record in tree if not record.state.complete]
     trained = [record for record in tree if record.state.complete and record.run.makes_version]
-    unevaluated = [record for record in trained if record.evaluation is None]
+    sets = tree.plan.data.more_sets
+    unevaluated = [
+        record for record in trained if record.evaluation is None or set(sets) - record.evaluation.sets.keys()
+    ]
     if unfinished:
         states = listing([f"{record.label} ({record.state.progress})" for record in unfinished])
         text = f"{plural(len(unfinished), 'run')} not finished: {states}."

@@ -40,11 +40,13 @@ class Table:
     notes: tuple[str, ...] = ()
 
 
-def perplexities(tree: RunTree, domain: str = "") -> Scores:
-    """Of each version's model on the whole validation set, or one domain; models without one are left out."""
+def perplexities(tree: RunTree, domain: str = "", of_set: str = "") -> Scores:
+    """Of each version's model on a whole validation set (the first), or one domain; models without one are left out."""
     found: Scores = {}
     for paradigm, version, _, evaluation in tree.evaluated():
         score = evaluation.domains.get(domain) if domain else evaluation.score
+        if of_set:
+            score = evaluation.sets.get(of_set, {}).get(domain)
         if score is not None:
             found[paradigm, version] = score.perplexity
     return found
@@ -96,6 +98,22 @@ def domain_table(tree: RunTree) -> Table | None:
         label = f"{domain} ({short_number(size)} tokens)"
         rows.extend(cells for _, cells in _paradigm_rows(tree, perplexities(tree, domain), label))
     return Table(("Domain", "Paradigm", *tree.compared), tuple(rows), left=2) if rows else None
+
+
+def set_table(tree: RunTree) -> Table | None:
+    """The same for the validation sets of later deliveries, each whole and by domain; None where there are none."""
+    sizes: dict[tuple[str, str], int] = {}
+    for name in tree.plan.data.more_sets:
+        for record in tree:
+            found = record.evaluation.sets.get(name, {}) if record.evaluation else {}
+            for domain, score in found.items():
+                if not domain or len(found) > 2:
+                    sizes.setdefault((name, domain), score.tokens)
+    rows: list[tuple[Cell, ...]] = []
+    for (name, domain), size in sizes.items():
+        label = f"{name}{f', {domain}' if domain else ''} ({short_number(size)} tokens)"
+        rows.extend(cells for _, cells in _paradigm_rows(tree, perplexities(tree, domain, name), label))
+    return Table(("Validation set", "Paradigm", *tree.compared), tuple(rows), left=2) if rows else None
 
 
 def _paradigm_rows(tree: RunTree, scores: Scores, label: str) -> Iterator[tuple[str, tuple[Cell, ...]]]:
@@ -245,11 +263,25 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def perplexity_csv(tree: RunTree) -> str:
-    """Every evaluation: one row for the whole validation set (domain empty) and one for each domain."""
+    """Every evaluation: one row for a whole validation set (domain empty) and one for each domain.
+
+    Where there are several sets, a last column names those after the first.
+    """
+    further = bool(tree.plan.data.more_sets)
     rows: list[tuple[object, ...]] = []
     for paradigm, version, record, evaluation in tree.evaluated():
-        for domain, score in {"": evaluation.score, **evaluation.domains}.items():
-            values = (domain, score.perplexity, score.loss, score.tokens)
-            rows.append((paradigm, version, record.label, *values))
-    header = ("paradigm", "version", "run", "domain", "perplexity", "loss", "tokens")
+        for name, scores in {"": {"": evaluation.score, **evaluation.domains}, **evaluation.sets}.items():
+            for domain, score in scores.items():
+                values = (domain, score.perplexity, score.loss, score.tokens, *([name] if further else []))
+                rows.append((paradigm, version, record.label, *values))
+    header = (
+        "paradigm",
+        "version",
+        "run",
+        "domain",
+        "perplexity",
+        "loss",
+        "tokens",
+        *(["set"] if further else []),
+    )
     return csv_text(header, rows)

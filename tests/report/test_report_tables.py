@@ -14,7 +14,14 @@ from megatron_lrpath.report.collect import collect, gaps
 from megatron_lrpath.report.facts import data_table, facts
 from megatron_lrpath.report.figures import draw_cost, draw_losses
 from megatron_lrpath.report.rates import check_rates, summarize
-from megatron_lrpath.report.tables import domain_table, main_table, perplexity_csv, result_in_words, run_table
+from megatron_lrpath.report.tables import (
+    domain_table,
+    main_table,
+    perplexity_csv,
+    result_in_words,
+    run_table,
+    set_table,
+)
 from megatron_lrpath.runs.tasks import build_tasks
 from tests.support.report_tree import score, write_plan, write_slices, write_tree
 
@@ -98,6 +105,25 @@ def test_a_report_of_ours_alone_is_whole(tmp_path):
     assert "–" not in texts(table)[0]
     assert draw_cost(tree) is None
     assert "PTFS" not in draw_losses(tree).caption
+
+
+def test_sets_of_later_deliveries_have_a_table_and_a_text_without_any_is_named(plan):
+    lines = plan.path.read_text().replace(f"valid: {plan.data.valid}", f"valid: [{plan.data.valid}, later]")
+    plan.path.write_text(lines)
+    plan = load_plan(plan.path)
+    score = {"loss": 1.5, "perplexity": 4.48, "tokens": 1000}
+    measured = {"later": {**score, "domains": {"a": score, "b": score}}}
+    evaluation(plan, "ours", "branch-v3", 18.81, sets=measured)
+    tree = collect(plan)
+    table = set_table(tree)
+    assert [row[0].text for row in table.rows if row[0].text] == [
+        "later (1K tokens)",
+        "later, a (1K tokens)",
+        "later, b (1K tokens)",
+    ]
+    assert next(row[-1].text for row in table.rows if row[1].text == "Ours") == "4.480"
+    assert any("ours/branch-v2" in gap.text and "ours/branch-v3" not in gap.text for gap in gaps(tree))
+    assert "ours,v3,ours/branch-v3,a,4.48,1.5,1000,later" in perplexity_csv(tree)
 
 
 def test_after_an_append_the_mean_is_over_the_versions_before(plan):
