@@ -33,7 +33,8 @@ class Score:
 class Evaluation:
     """The model of step `step` on the whole validation set and on each domain.
 
-    `sets` are the same of the validation sets of later deliveries, the whole under "". `answers` are the held-out answers of a fine-tuning; `digest` is that of the file's content.
+    `sets` are the same of the validation sets of later deliveries, the whole under "". `answers` are the held-out
+    answers of a fine-tuning; `digest` is that of the file's content.
     """
 
     step: int

@@ -10,6 +10,7 @@ import pytest
 from megatron_lrpath.cli import main
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import load_plan
+from megatron_lrpath.report import tables
 from megatron_lrpath.report.collect import collect, gaps
 from megatron_lrpath.report.facts import data_table, facts
 from megatron_lrpath.report.figures import draw_cost, draw_losses
@@ -20,7 +21,6 @@ from megatron_lrpath.report.tables import (
     perplexity_csv,
     result_in_words,
     run_table,
-    set_table,
 )
 from megatron_lrpath.runs.tasks import build_tasks
 from tests.support.report_tree import score, write_plan, write_slices, write_tree
@@ -115,7 +115,7 @@ def test_sets_of_later_deliveries_have_a_table_and_a_text_without_any_is_named(p
     measured = {"later": {**score, "domains": {"a": score, "b": score}}}
     evaluation(plan, "ours", "branch-v3", 18.81, sets=measured)
     tree = collect(plan)
-    table = set_table(tree)
+    table = tables.set_table(tree)
     assert [row[0].text for row in table.rows if row[0].text] == [
         "later (1K tokens)",
         "later, a (1K tokens)",
