@@ -213,9 +213,12 @@ def execute(args: argparse.Namespace) -> int:
             raise UserError(f"{plan.path} has no version's run {args.run!r}; it has {known}.")
     trained = [run for run in runs if is_complete(plan.folder(run), run)]
     wanted = trained if args.force else [run for run in trained if needs_evaluation(plan, run)]
+    if not trained:
+        raise UserError(f"nothing to evaluate: no version is trained yet: lrpath run {plan.path}")
     if not wanted:
-        done = f"{len(trained)} of {len(runs)} versions are trained, all of them evaluated"
-        print("nothing to evaluate: " + (done if trained else "no version is trained yet (lrpath run PLAN)"))
+        print(
+            f"nothing to evaluate: {len(trained)} of {len(runs)} versions are trained, all of them evaluated"
+        )
         return 0
     kinds = ([run for run in wanted if not run.is_sft], [run for run in wanted if run.is_sft])
     return max(evaluate(plan, [Target(run) for run in runs], args) for runs in kinds if runs)

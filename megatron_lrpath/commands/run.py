@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 
 from megatron_lrpath.commands import eval as eval_tasks
 from megatron_lrpath.commands.options import (
@@ -54,4 +55,7 @@ def train(args: argparse.Namespace) -> int:
 
         return carry_out_experiment(load_experiment(args.plan), training_options(args))
     plan = load_plan(args.plan)
-    return carry_out(plan, training_options(args, plan))
+    status = carry_out(plan, training_options(args, plan))
+    if status == 0:
+        print(f"next: lrpath report {shlex.quote(str(args.plan))}")
+    return status
