@@ -103,10 +103,12 @@ def natural(name: str) -> tuple[tuple[int, int | str], ...]:
 def fitting(tokens: int) -> str:
     """The largest recipe for which the tokens are enough, `tiny` where they are for none."""
     counts = {
-        name: parameter_count(resolve_model(Spec(name)), VOCABULARY) for name in RECIPES if name != "tiny"
+        name: parameter_count(resolve_model(Spec(name)), VOCABULARY)
+        for name in RECIPES
+        if name[0].isdigit()  # the paper's LLaMA models
     }
     fit = {name: count for name, count in counts.items() if TOKENS_A_PARAMETER * count <= tokens}
-    return max(fit, key=lambda name: (fit[name], -list(RECIPES).index(name)), default="tiny")
+    return max(fit, key=lambda name: fit[name], default="tiny")
 
 
 def sizes(model: str, versions: Sequence[Slice]) -> tuple[int, int, int]:

@@ -241,8 +241,8 @@ def test_the_command_says_when_there_is_nothing_to_do(
         "nothing to evaluate: 2 of 2 versions are trained, all of them evaluated" in capsys.readouterr().out
     )
     shutil.rmtree(copy / "runs")
-    assert lrpath(["eval", plan]) == 0
-    assert "no version is trained yet (lrpath run PLAN)" in capsys.readouterr().out
+    assert lrpath(["eval", plan]) == 2
+    assert "no version is trained yet: lrpath run" in capsys.readouterr().err
     assert lrpath(["eval", plan, "--run", "branch-v9"]) == 2
     assert "branch-v9" in capsys.readouterr().err
 

@@ -41,7 +41,7 @@ def _check_names(source: Source, plan: Plan) -> None:
             )
         newest[letters] = version
         if os.path.normpath(Path(plan.data.slices) / version.name) in validation:
-            raise place.error(f"{version.name!r} is a validation slice; choose another name")
+            raise place.error(f"{version.name!r} is the validation slice; choose another name")
 
 
 def _parts(name: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
