@@ -1,13 +1,14 @@
 # `make quickstart`: set up, train versions of a tiny model on real text under three paradigms, report.
 # `make test`:       set up, check style and types, run the tests.
 # `make test-fast`:  the tests that start no process, in a few minutes.
+# `make docs`:       set up, build the documents as a site; fails at a link or an anchor that leads nowhere.
 # `make setup`:      set up alone, in .venv (PYTHON=… names an interpreter).
 
 PLAN ?= examples/quickstart/plan.yaml
 # Two workers, a file at a time: many tests wait (for a cluster, a kill, a time limit) more than they compute.
 PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test test-fast setup lint clean
+.PHONY: quickstart test test-fast setup lint docs clean
 
 quickstart: setup
 	.venv/bin/python examples/quickstart/prepare.py
@@ -25,8 +26,11 @@ lint: setup
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
+docs: setup
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet
+
 setup:
 	@scripts/setup.sh
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf .venv megatron_lrpath/site .pytest_cache .mypy_cache .ruff_cache *.egg-info

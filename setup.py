@@ -4,19 +4,26 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+OPTIMIZERS = ["emerging-optimizers>=0.2"]  # muon, lion
 EVALUATION = ["lm_eval[hf]>=0.4.9"]
+DOCS = ["mkdocs-material"]
 TESTS = ["pytest", "pytest-xdist", "hypothesis", "jsonschema", "ruff", "mypy", "types-PyYAML"]
-SHIPPED = ["megatron_lrpath.tools", "megatron_lrpath.examples", "megatron_lrpath.slurm"]
+SHIPPED = [
+    "megatron_lrpath.tools",
+    "megatron_lrpath.examples",
+    "megatron_lrpath.slurm",
+    "megatron_lrpath.docs",
+]
 
 setup(
     name="megatron-lrpath",
-    version="0.1.0",
+    version="0.2.0",
     description="Version updates of large language models by learning-rate path switching, on Megatron-Core",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.12",
-    # The tools, the example plans and the Slurm recipes stand beside the package and travel inside it.
+    # The tools, the example plans, the Slurm recipes and the documents stand beside the package and travel inside it.
     packages=[*find_packages(include=["megatron_lrpath", "megatron_lrpath.*"]), *SHIPPED],
     package_dir={name: name.rpartition(".")[2] for name in SHIPPED},
     package_data={
@@ -27,9 +34,11 @@ setup(
             "report/templates/*",
             "sft/templates/*",
             "evaluate/tasks/*.yaml",
+            "site/**",  # where `make docs` has built it
         ],
         "megatron_lrpath.examples": ["**/*.yaml", "**/*.py"],
         "megatron_lrpath.slurm": ["*.sh", "settings.env.example"],
+        "megatron_lrpath.docs": ["*.md"],
     },
     install_requires=[
         "megatron-core>=0.19,<0.20",
@@ -57,7 +66,9 @@ setup(
         "gpu": ["transformer-engine[pytorch]"],
         "eval": EVALUATION,
         "wandb": ["wandb"],
-        "test": [*TESTS, "wandb", *EVALUATION],
+        "optimizers": OPTIMIZERS,
+        "docs": DOCS,
+        "test": [*TESTS, *DOCS, "wandb", *OPTIMIZERS, *EVALUATION],
     },
     entry_points={"console_scripts": ["lrpath=megatron_lrpath.cli:main"]},
 )

@@ -8,12 +8,13 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from megatron_lrpath import __version__
 from megatron_lrpath.commands import COMMANDS, completion
 from megatron_lrpath.console import say_error
-from megatron_lrpath.errors import UserError, refusal
-from megatron_lrpath.exits import BAD_INPUT, INTERRUPTED, PIPE_CLOSED
+from megatron_lrpath.errors import UserError, may_pass, told
+from megatron_lrpath.exits import BAD_INPUT, FAILED, INTERRUPTED, PIPE_CLOSED
 from megatron_lrpath.wording import nearest
 
 
@@ -50,20 +51,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (`| head`) has gone; without this the interpreter complains once more at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
-    except (UserError, OSError) as error:
-        reason = refusal(error) if isinstance(error, OSError) else error
-        if reason is None:
-            raise
-        say_error(reason)
+    except UserError as error:
+        say_error(error)
         return BAD_INPUT
+    except OSError as error:
+        say_error(told(error))
+        return FAILED if may_pass(error) else BAD_INPUT
     except KeyboardInterrupt:
         print("lrpath: interrupted", file=sys.stderr)
         return INTERRUPTED
 
 
+class Parser(argparse.ArgumentParser):
+    """The parser; what it says of a wrong command line does not repeat secrets."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the message, and exit with 2."""
+        from megatron_lrpath.plan.secrets import hide_message  # start-up time: it loads what reads plans
+
+        super().error(hide_message(message))
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser with every command of `COMMANDS`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="lrpath",
         description="Version updates of language models by learning-rate path switching, on Megatron-Core.",
         epilog="`lrpath COMMAND --help` explains a command.",

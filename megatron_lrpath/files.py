@@ -12,6 +12,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+NAME_LIMIT, PATH_LIMIT = 255, 4095  # bytes, on Linux
+ROOM = 300  # bytes, for a run and its longest files below an output
+
+
+def length_problem(folder: Path | str) -> str | None:
+    """Why the file system would not take a folder with runs in it; None where it would. Nothing needs to exist."""
+    whole = os.path.abspath(folder)
+    longest = max(len(os.fsencode(part)) for part in Path(whole).parts)
+    if longest > NAME_LIMIT:
+        return (
+            f"a folder's name in it has {longest} bytes, and {NAME_LIMIT} is the most; give it a shorter name"
+        )
+    most, length = PATH_LIMIT - ROOM, len(os.fsencode(whole))
+    if length > most:
+        return (
+            f"the path has {length} bytes, and {most} leave room for the files below it; choose a shorter one"
+        )
+    return None
+
 
 @contextmanager
 def atomic_open(path: Path | str) -> Iterator[BinaryIO]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from megatron_lrpath.console import say, warn
+from megatron_lrpath.errors import cause
 from megatron_lrpath.files import naming
 
 
@@ -106,7 +107,7 @@ class PatientFile:
         except OSError as error:
             if not self._refused:
                 warn(
-                    f"{self.path}: {error.strerror}. {self.what} cannot be written and waits in memory; the "
+                    f"{self.path}: {cause(error)}. {self.what} cannot be written and waits in memory; the "
                     "training goes on. Make room: what still waits at its end is lost."
                 )
             self._refused = True

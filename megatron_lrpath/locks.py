@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.files import naming
+from megatron_lrpath.reading import read_json
 
 LOCK_NAME = ".lock"
+MAX_BYTES = 4096  # of the owner
 
 
 class LockHeldError(Exception):
@@ -77,7 +79,7 @@ def is_held(folder: Path) -> bool:
 def owner_of(folder: Path) -> dict[str, Any]:
     """What the last owner wrote into the lock: `pid`, `host`, `since` (Unix seconds); empty if unreadable."""
     try:
-        owner = json.loads((folder / LOCK_NAME).read_text(encoding="utf-8"))
+        owner = read_json(folder / LOCK_NAME, MAX_BYTES)
     except (OSError, ValueError):
         return {}
     return owner if isinstance(owner, dict) else {}

@@ -1,8 +1,9 @@
 """Write what the installed Megatron's parser and ours take, for checks without torch; list what has no class yet.
 
-    .venv/bin/python scripts/megatron_arguments.py
+    .venv/bin/python scripts/megatron_arguments.py [--check]
 
-writes megatron_lrpath/plan/megatron_parser.json (one line for each argument). The classes stand in
+writes megatron_lrpath/plan/megatron_parser.json (one line for each argument); with --check it only says whether the
+file is up to date, by its exit status. The classes stand in
 megatron_lrpath/plan/megatron_arguments.toml and are written by hand.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from enum import Enum
 from typing import Any
 
@@ -50,15 +52,24 @@ def text() -> str:
     return "[\n" + ",\n".join(json.dumps(one) for one in facts()) + "\n]\n"
 
 
-def main() -> None:
-    """Write the file and say which arguments the table lacks, or has too many."""
+def main() -> int:
+    """Write the file and name the arguments that the table lacks, or has too many; with --check compare it only."""
+    parser = argparse.ArgumentParser(description="Write what the installed Megatron's parser and ours take.")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; status 1 where the file is out of date"
+    )
+    if parser.parse_args().check:
+        current = PARSER_FILE.read_text(encoding="utf-8") == text()
+        print(f"{PARSER_FILE}: {'up to date' if current else 'out of date; run this script without --check'}")
+        return 0 if current else 1
     PARSER_FILE.write_text(text(), encoding="utf-8")
     known, classes = {one["name"] for one in parser_facts()}, table()
     for name in sorted(known - classes.keys()):
         print(f"without a class: {name}")
     for name in sorted(classes.keys() - known):
         print(f"unknown to the parser: {name}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

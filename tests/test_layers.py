@@ -26,6 +26,8 @@ LAYERS = (
         "errors",
         "exits",
         "files",
+        "reading",
+        "sealed",
         "locks",
         "console",
         "full_disk",

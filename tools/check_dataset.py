@@ -19,7 +19,7 @@ from typing import Any
 from megatron_lrpath.console import run_tool
 from megatron_lrpath.data.indexed import PairReport, check_pair, fingerprint_source, strip_ending
 from megatron_lrpath.data.record import read_record, record_path, write_record
-from megatron_lrpath.errors import UserError
+from megatron_lrpath.errors import UserError, cause
 from megatron_lrpath.tokenizers.files import HUGGING_FACE, NO_TOKENIZER
 from megatron_lrpath.tokenizers.prints import TokenizerSpec, label
 from megatron_lrpath.tokenizers.sentencepiece_model import SENTENCEPIECE
@@ -129,7 +129,7 @@ def compare(prefix: str, spec: TokenizerSpec, args: argparse.Namespace) -> None:
         path = write_record(prefix, "check_dataset.py --record", spec.facts, details, args.record_in)
     except OSError as error:
         raise UserError(
-            f"{record_path(prefix)}: {error.strerror}; where the data are read-only, write it into the slices' folder: "
+            f"{record_path(prefix)}: {cause(error)}; where the data are read-only, write it into the slices' folder: "
             "--record-in FOLDER"
         ) from None
     print(f"{path}: made with {spec.label}", file=sys.stderr)

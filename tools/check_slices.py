@@ -2,6 +2,7 @@
 """Prove what slices claim: files whole, sources there and unchanged, tokens as counted, no document in two.
 
   check_slices.py data/slices
+  check_slices.py data/slices --full   # reads all of every .bin, and compares it with the record that was made with it
 
 Exit status: 0 if all of it holds, 1 if anything does not (every failure is named), 2 for bad input.
 """
@@ -30,7 +31,7 @@ def check_slices(args: argparse.Namespace) -> int:
     """
     from megatron_lrpath.data.slice_tools import describe, tokens_table, wide_console
 
-    checked = check_files(slice_files(args.slices))
+    checked = check_files(slice_files(args.slices), args.full)
     if args.json:
         slices = [describe(one) for one in checked.slices]
         print(
@@ -77,7 +78,7 @@ class CheckedSlices:
     failures: list[str]
 
 
-def check_files(files: list[Path]) -> CheckedSlices:
+def check_files(files: list[Path], full: bool = False) -> CheckedSlices:
     """Prove for all files: whole; sources there and unchanged; documents, tokens as counted; disjoint."""
     from megatron_lrpath.data.slice import Slice, check_disjoint, verify_slices
     from megatron_lrpath.errors import UserError
@@ -98,7 +99,28 @@ def check_files(files: list[Path]) -> CheckedSlices:
         for source in one.sources:
             attempt(partial(check_counts, one, source))
     attempt(partial(check_disjoint, slices))
+    if full:
+        attempt(partial(check_content, slices))
     return CheckedSlices(slices, failures)
+
+
+def check_content(slices: list[Slice]) -> None:
+    """Compare every byte of the sources with their records; a line for those whose record keeps no checksums.
+
+    Raises:
+        UserError: bytes are not what was written.
+    """
+    from megatron_lrpath.console import say
+    from megatron_lrpath.data.record import verify_content
+    from megatron_lrpath.wording import plural
+
+    unverified = verify_content(slices, whole=True)
+    if unverified:
+        say(
+            f"note: {plural(len(unverified), 'dataset')} without checksums of the content, not compared "
+            f"({unverified[0]}{', …' if unverified[1:] else ''}); tools/check_dataset.py PREFIX --tokenizer-model "
+            "MODEL --record writes them"
+        )
 
 
 def check_counts(one: Slice, source: SliceSource) -> None:
@@ -128,6 +150,9 @@ def main() -> int:
     )
     parser.add_argument(
         "slices", nargs="+", type=Path, metavar="PATH", help="slice files, or folders of them"
+    )
+    parser.add_argument(
+        "--full", action="store_true", help="compare every byte of the datasets with their records"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     args = parser.parse_args()

@@ -11,7 +11,6 @@ weights. Only safetensors and JSON are read; code in the folder is never run.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_lrpath import reading
 from megatron_lrpath.console import run_tool
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.export import architecture
@@ -199,12 +199,9 @@ def read_object(path: Path) -> dict[str, Any]:
         UserError: there is none.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return reading.read_object(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a JSON file ({error}).") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: not a JSON object.")
-    return value
+        raise UserError(f"{path}: not a JSON file that can be used ({reading.why(error)}).") from None
 
 
 def describe(model: Architecture) -> str:
@@ -235,11 +232,18 @@ class SafetensorsFolder:
     def read_index(self) -> dict[str, str]:
         """The file of every tensor."""
         try:
-            places = dict(json.loads((self.folder / INDEX).read_text(encoding="utf-8"))["weight_map"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self.folder / INDEX}: not an index of safetensors ({error}).") from None
-        for name in set(places.values()):
-            if not isinstance(name, str) or Path(name).name != name or not (self.folder / name).is_file():
+            places = dict(reading.read_object(self.folder / INDEX)["weight_map"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{self.folder / INDEX}: not an index of safetensors ({reading.why(error)})."
+            ) from None
+        for name in places.values():
+            if (
+                not isinstance(name, str)
+                or "\0" in name
+                or Path(name).name != name
+                or not (self.folder / name).is_file()
+            ):
                 raise UserError(
                     f"{self.folder / INDEX}: names the file {name!r}, which is not in the folder."
                 )

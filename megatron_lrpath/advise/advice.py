@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from megatron_lrpath.advise.by_version import Allocation, allocate
 from megatron_lrpath.advise.curves import Curve, read_drops
 from megatron_lrpath.advise.fit import NAME, PARAMETERS
 from megatron_lrpath.advise.model import Model, build_model
@@ -26,10 +27,10 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.paradigms import BRANCH, MAIN
 from megatron_lrpath.plan import Plan, differences, run_identity
 
-WITHIN = 0.003
-"""How near to the best loss is near enough, unless the user says."""
+WITHIN = 0.0075
+"""How near to the best perplexity is near enough, unless the user says."""
 
-DOUBTFUL = 0.01
+DOUBTFUL = 0.025
 """Width of the interval of the chosen gap above which the advice comes with a warning."""
 
 
@@ -61,8 +62,10 @@ class HeldOut:
 class Advice:
     """What `lrpath advise` has to say.
 
-    `candidates`: every alpha with every decay. `choices`: those to choose from. `chosen`: the one to take, None
-    where none meets the target; `target` describes what it was chosen by. `checks`: branches held out.
+    `candidates`: every alpha, the same for all versions, with every decay. `choices`: those to choose from.
+    `chosen`: the one to take, None where none meets the target; `target` describes what it was chosen by.
+    `allocation`: the alphas to take where each version has its own, None where none meet the target.
+    `checks`: branches held out.
     """
 
     plan: Plan
@@ -70,6 +73,7 @@ class Advice:
     candidates: tuple[Candidate, ...]
     choices: tuple[Candidate, ...]
     chosen: Candidate | None
+    allocation: Allocation | None
     target: str
     checks: tuple[HeldOut, ...]
 
@@ -114,7 +118,8 @@ class Advice:
             "candidates": [_candidate(self.plan, one) for one in self.candidates],
             "target": self.target,
             "doubt": self.doubt,
-            "chosen": _candidate(self.plan, self.chosen) if self.chosen else None,
+            "chosen": self.allocation.to_dict() if self.allocation else None,
+            "one_alpha": _candidate(self.plan, self.chosen) if self.chosen else None,
             "checks": [
                 asdict(check) | {"error": check.error, "inside": check.inside} for check in self.checks
             ],
@@ -129,18 +134,20 @@ def advise(
     floors: Sequence[float] = (),
     any_decay: bool = False,
     fit_on: str | None = None,
+    limits: Mapping[str, float] | None = None,
 ) -> Advice:
     """Fit, predict and choose.
 
     Args:
         plan: the plan to advise on; its own runs are fitted.
         others: plans with further branches off the same main path.
-        within: choose the least cost whose mean loss is at most this share above the best.
+        within: choose the least cost whose perplexity is at most this share above the best.
         budget: choose the lowest loss whose relative cost is at most this.
         floors: further ends of decays, as shares of max_lr, beside the plan's own.
         any_decay: choose among all decays, not only alphas with the plan's own. A law that has seen one shape
             is less sure of another.
         fit_on: fit only what had been trained when this version ended; the rest is predicted and compared.
+        limits: by version, how far its perplexity may lie above its own best, see `allocate`.
 
     Raises:
         UserError: the losses logged so far support no prediction, or no alpha meets the target.
@@ -159,11 +166,13 @@ def advise(
             f"{plan.path}: no alpha from 0.1 to 1 keeps the branches out of the warm-up; lengthen v1"
         )
     chosen, target = choose(choices, within, budget)
+    nearness = WITHIN if within is None and budget is None else within
+    allocation = allocate(plan, model, ALPHAS, nearness, budget, limits or {})
     names = {curve.name for curve in used}
     checks = tuple(
         held_out_end(curve, model) for curve in curves if curve.name not in names and curve.complete
     )
-    return Advice(plan, model, candidates, choices, chosen, target, checks)
+    return Advice(plan, model, candidates, choices, chosen, allocation, target, checks)
 
 
 def all_curves(plan: Plan, others: Sequence[Plan]) -> list[Curve]:
@@ -208,7 +217,7 @@ def choose(
     if limit and within is None:
         return min(possible, key=lambda one: one.loss, default=None), f"the lowest loss at {limit}"
     within = WITHIN if within is None else within
-    target = f"a loss within {within:.2%} of the best" + (f", at {limit}" if limit else "")
+    target = f"a perplexity within {within:.2%} of the best" + (f", at {limit}" if limit else "")
     near = [one for one in possible if one.gap <= within + 1e-12]
     return min(near, key=lambda one: (one.cost, one.loss), default=None), f"the least cost for {target}"
 

@@ -51,8 +51,9 @@ class Candidate:
     """One alpha for all versions with one decay.
 
     `versions`: a prediction for each, None where its branch would leave the main path in its warm-up. `cost`:
-    steps of all runs over those of pre-training from scratch. `gap`: mean loss of the judged versions over that
-    of the best that may be chosen, minus 1; its interval is that of the resampled fits, see `GAIN_SPREAD`.
+    steps of all runs over those of pre-training from scratch. `gap`: how far the perplexity (of the mean loss of the
+    judged versions) lies above that of the best that may be chosen, relative; its interval is that of the resampled
+    fits, see `GAIN_SPREAD`.
     """
 
     alpha: float
@@ -100,7 +101,7 @@ def predict(
     made, draws = [], []
     for decay in decays:
         for alpha in alphas:
-            ends = [_ends_at(plan, model, decay, alpha, index) for index in range(len(plan.versions))]
+            ends = [ends_at(plan, model, decay, alpha, index) for index in range(len(plan.versions))]
             judged = [ends[index] for index in judged_versions(plan)]
             if any(end is None for end in judged):
                 continue
@@ -114,7 +115,7 @@ def predict(
     if not len(rows):
         return []
     losses = np.array(draws)
-    gaps = losses / losses[rows[int(np.argmin(losses[rows, 0]))]] - 1
+    gaps = np.expm1(losses - losses[rows[int(np.argmin(losses[rows, 0]))]])
     low, high = gap_intervals(model, gaps)
     return [
         replace(one, gap=float(gap), gap_low=float(least), gap_high=float(most))
@@ -130,7 +131,7 @@ def gap_intervals(model: Model, gaps: F64) -> tuple[F64, F64]:
     return middle - np.hypot(middle - low, own), middle + np.hypot(high - middle, own)
 
 
-def _ends_at(plan: Plan, model: Model, decay: Decay, alpha: float, index: int) -> F64 | None:
+def ends_at(plan: Plan, model: Model, decay: Decay, alpha: float, index: int) -> F64 | None:
     """The version's final loss by the fit and by each sample, shape [1 + samples]; None where impossible."""
     steps, last = round(alpha * plan.versions[index].steps), plan.timeline.ends[index]
     point = last - steps

@@ -15,14 +15,16 @@ from rich.table import Table
 from rich.text import Text
 
 from megatron_lrpath.advise.advice import WITHIN, Advice
+from megatron_lrpath.advise.by_version import Allocation
 from megatron_lrpath.advise.curves import enough
 from megatron_lrpath.advise.fit import NAME as LAW
 from megatron_lrpath.advise.predict import Candidate, Decay, own_decay
 from megatron_lrpath.advise.read import beginning
 from megatron_lrpath.console import terminal_table
-from megatron_lrpath.errors import UserError
+from megatron_lrpath.errors import UserError, cause
 from megatron_lrpath.files import atomic_write_bytes
 from megatron_lrpath.paradigms import MAIN, OURS
+from megatron_lrpath.plan import Plan
 from megatron_lrpath.report.style import (
     ADVICE,
     COLOURS,
@@ -51,7 +53,13 @@ def show(advice: Advice, console: Console) -> None:
     if advice.doubt:
         console.print(Text(advice.doubt, style="yellow"))
     console.print(Text(fitted(advice), style="dim"))
-    tables = [alphas_table(advice), decays_table(advice), *([checks_table(advice)] if advice.checks else [])]
+    allocated = [allocation_table(advice.plan, advice.allocation)] if advice.allocation else []
+    tables = [
+        *allocated,
+        alphas_table(advice),
+        decays_table(advice),
+        *([checks_table(advice)] if advice.checks else []),
+    ]
     for table in tables:
         console.print()
         console.print(table)
@@ -59,8 +67,8 @@ def show(advice: Advice, console: Console) -> None:
     text = "the validation set" if advice.model.evaluated else "the version's own text"
     console.print(
         Text(
-            f"Losses: nats a token on {text} at the branch's end; ±: half of the widest 95% interval; gap: mean "
-            "loss of the compared versions above the best." + hint(advice),
+            f"Losses: nats a token on {text} at the branch's end; ±: half of the widest 95% interval; gap: "
+            "perplexity (of the mean loss of the compared versions) above the best." + hint(advice),
             style="dim",
         )
     )
@@ -69,8 +77,12 @@ def show(advice: Advice, console: Console) -> None:
 def sentences(advice: Advice) -> list[str]:
     """What to choose, the plan's own alpha beside it, and the best of all."""
     lines = []
+    if advice.allocation:
+        lines.append(f"Advice ({advice.target}): {_allocation_text(advice, advice.allocation)}")
     if advice.chosen:
-        lines.append(f"Advice ({advice.target}): {_candidate_text(advice, advice.chosen)}.")
+        lines.append(f"One alpha for all versions: {_candidate_text(advice, advice.chosen)}.")
+    elif advice.allocation:
+        lines.append("One alpha for all versions does not give it.")
     else:
         lines.append(
             f"No alpha gives {advice.target.removeprefix('the least cost for ')}; the table has what is near."
@@ -100,6 +112,48 @@ def application(advice: Advice) -> str:
         if begun
         else "."
     )
+
+
+def _allocation_text(advice: Advice, one: Allocation) -> str:
+    """The alphas with their cost, beside the plan's own; what is still to come, and how to apply them."""
+    alphas = ", ".join(f"{alpha:g} for {name}" for name, alpha in one.alphas.items())
+    text = f"alpha={alphas} costs {one.cost:.3f} of PTFS"
+    if one.loss_of_plan is not None:
+        change = np.expm1(one.loss - one.loss_of_plan)
+        cost = advice.plan.cost(OURS.name).relative
+        text += f", predicted perplexity {change:+.2%} against the plan's alphas at {cost:.3f}"
+    last = advice.plan.versions[-1].name
+    text += f". The branch of {last} adds no step to that now, and {one.due_next:,} once a further version is appended."
+    if one.kept:
+        text += f" Trained already, and left as they are: {listing(one.kept)}."
+    if not one.applies:
+        text += " All versions are trained: this is for a fresh plan of the same versions."
+    return text
+
+
+def allocation_table(plan: Plan, one: Allocation) -> Table:
+    """A line for each version: its alpha, its branch's steps, and the predicted loss and perplexity."""
+    table = _table(["version", "alpha", "branch steps", "loss", "95%", "perplexity", "alpha is"], left=1)
+    table.title = "An alpha for each version"
+    for version in plan.versions:
+        name, found = version.name, one.predictions[version.name]
+        state = (
+            "settled: trained" if name in one.kept else "as in the plan" if name not in one.changes else "new"
+        )
+        table.add_row(
+            name,
+            f"{one.alphas[name]:g}",
+            f"{one.steps[name]:,}",
+            f"{found.loss:.3f}",
+            f"{found.low:.3f} … {found.high:.3f}",
+            f"{np.exp(found.loss):.3f}",
+            state,
+        )
+    if one.applies and one.changes:
+        table.caption = "In the plan: " + "; ".join(
+            f"{name}: alpha: {alpha:g}" for name, alpha in one.changes.items()
+        )
+    return table
 
 
 def fitted(advice: Advice) -> str:
@@ -158,7 +212,7 @@ def alphas_table(advice: Advice) -> Table:
 
 def decays_table(advice: Advice) -> Table:
     """For each decay the alpha with the lowest loss, and the cheapest one near the best."""
-    table = _table(["decay", "best alpha", "cost", "gap", f"within {WITHIN:.1%}", "cost"], left=1)
+    table = _table(["decay", "best alpha", "cost", "gap", f"within {WITHIN:.2%}", "cost"], left=1)
     for decay in dict.fromkeys(one.decay for one in advice.candidates):
         mine = [one for one in advice.candidates if one.decay == decay and one.possible]
         best = min(mine, key=lambda one: one.loss, default=None)
@@ -184,7 +238,9 @@ def checks_table(advice: Advice) -> Table:
 def _candidate_text(advice: Advice, one: Candidate) -> str:
     decay = "" if one.decay == own_decay(advice.plan) else f" with {_decay(one.decay)} decay"
     gap = (
-        "the lowest predicted loss" if one == advice.best else f"predicted loss {one.gap:.2%} above the best"
+        "the lowest predicted loss"
+        if one == advice.best
+        else f"predicted perplexity {one.gap:.2%} above the best"
     )
     return f"alpha={one.alpha:g}{decay} costs {one.cost:.2f} of PTFS, {gap} ({one.loss:.4f})"
 
@@ -208,7 +264,7 @@ def write_figure(advice: Advice, path: Path) -> None:
     try:
         atomic_write_bytes(path, stream.getvalue())
     except OSError as error:
-        raise UserError(f"--figure {path}: cannot be written: {error.strerror}") from None
+        raise UserError(f"--figure {path}: cannot be written: {cause(error)}") from None
 
 
 def for_report(advice: Advice, now: datetime) -> SavedAdvice:

@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from megatron_lrpath.checkpoints.pickle_data import MAX_BYTES, MENTION, May, Name, NotDataError, Record, parse
-from megatron_lrpath.errors import UserError
+from megatron_lrpath.errors import UserError, cause
 
 EXTRA_STATE = "_extra_state"
 OBJECT = May.NEW | May.FIELDS
@@ -98,7 +98,7 @@ def read_metadata_file(path: Path) -> Metadata:
         with path.open("rb") as stream:
             content = stream.read(MAX_BYTES + 1)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
+        raise UserError(f"{path}: cannot be read ({cause(error)}).") from None
     return load_metadata(content, path)
 
 

@@ -21,7 +21,7 @@ from megatron_lrpath.checkpoints import objects
 from megatron_lrpath.checkpoints.metadata import read_metadata_file
 from megatron_lrpath.checkpoints.pickle_data import NotDataError
 from megatron_lrpath.console import warn
-from megatron_lrpath.errors import UserError
+from megatron_lrpath.errors import UserError, cause
 from megatron_lrpath.runs import checkpoints as disk
 from megatron_lrpath.runs.checkpoints import FileSum, ManifestError
 
@@ -187,7 +187,7 @@ def object_bytes(reader: FileSystemReader, name: str) -> bytes:
             file.seek(place.offset)
             content = file.read(place.length)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
+        raise UserError(f"{path}: cannot be read ({cause(error)}).") from None
     return objects.checked_bytes(name, content)
 
 

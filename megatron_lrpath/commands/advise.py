@@ -29,13 +29,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--within",
         type=percentage,
         metavar="P%",
-        help="choose the least cost whose loss is within P%% of the best",
+        help="choose the least cost whose perplexity is within P%% of the best",
     )
     parser.add_argument(
         "--budget",
         type=share,
         metavar="COST",
         help="choose the lowest loss for at most this share of PTFS's steps",
+    )
+    parser.add_argument(
+        "--max-loss",
+        dest="limits",
+        type=limit,
+        nargs="+",
+        default=[],
+        metavar="VERSION=P%",
+        help="let no such version's perplexity lie more than P%% above what its best alpha gives",
     )
     parser.add_argument(
         "--any-decay", action="store_true", help="choose among other decays than the plan's, too"
@@ -60,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Print the advice and leave it for the report; 0, or 1 where no alpha meets the target."""
+    """Print the advice and save it for the report; return 0, or 1 where no alphas meet the target."""
     from rich.console import Console
 
     from megatron_lrpath.advise.advice import advise
@@ -77,6 +86,7 @@ def execute(args: argparse.Namespace) -> int:
         floors=args.min_lr_share,
         any_decay=args.any_decay,
         fit_on=args.fit_on,
+        limits=dict(args.limits),
     )
     if args.figure:
         write_figure(advice, args.figure)
@@ -88,4 +98,12 @@ def execute(args: argparse.Namespace) -> int:
         show(advice, Console())
         if args.figure:
             print(f"Figure: {args.figure}")
-    return 0 if advice.chosen else 1
+    return 0 if advice.allocation else 1
+
+
+def limit(text: str) -> tuple[str, float]:
+    """`v1=1%` -> ("v1", 0.01)."""
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"{text!r}: write a version and a percentage, like v1=1%")
+    return name, percentage(value)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_lrpath.console import terminal_table
-from megatron_lrpath.errors import UserError
+from megatron_lrpath.errors import UserError, cause
 from megatron_lrpath.exits import BAD_INPUT
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def read(args: argparse.Namespace) -> list[Given]:
     try:
         return read_script(args.script.read_text(encoding="utf-8", errors="replace"))
     except OSError as error:
-        raise UserError(f"{args.script}: cannot be read: {error.strerror}") from None
+        raise UserError(f"{args.script}: cannot be read: {cause(error)}") from None
 
 
 def entry(one: Given, way: str) -> dict[str, str]:

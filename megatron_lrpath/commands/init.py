@@ -7,7 +7,7 @@ import json
 import shlex
 from pathlib import Path
 
-from megatron_lrpath.errors import UserError
+from megatron_lrpath.errors import UserError, cause
 from megatron_lrpath.models import RECIPES
 
 HELP = (
@@ -57,7 +57,7 @@ def execute(args: argparse.Namespace) -> int:
             elif path.read_bytes() != data:
                 kept.append(path)
         except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror}); name another folder") from None
+            raise UserError(f"{path}: cannot be written ({cause(error)}); name another folder") from None
     print(f"{args.folder}: {len(contents) - len(kept)} files (plans in examples/, Slurm recipes in slurm/)")
     for path in kept:
         print(f"kept as it is, since it differs: {path}")

@@ -92,8 +92,12 @@ def check_extra(extra: Sequence[str]) -> None:
         UserError: all that is wrong with them, a line each.
     """
     from megatron_lrpath.plan.launch_line import line_problems
+    from megatron_lrpath.plan.secrets import secret_problem
 
-    if problems := line_problems(extra):
+    problems = line_problems(extra)
+    if secret := secret_problem(extra):
+        problems.append(secret)
+    if problems:
         raise UserError("after --: " + "\n".join(problems))
 
 

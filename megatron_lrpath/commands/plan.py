@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_lrpath.commands.options import add_plan, paradigms_of
-from megatron_lrpath.errors import UserError
+from megatron_lrpath.errors import UserError, cause
 from megatron_lrpath.paradigms import OURS, PARADIGMS
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def execute(args: argparse.Namespace) -> int:
         try:
             atomic_write_bytes(args.png, draw_curves(plan, paradigms))
         except OSError as error:
-            text = f"cannot write {args.png}: {error.strerror}; choose another place for --png"
+            text = f"cannot write {args.png}: {cause(error)}; choose another place for --png"
             raise UserError(text) from None
     if args.json:
         print(json.dumps(as_json(plan, paradigms), indent=2, ensure_ascii=False, allow_nan=False))

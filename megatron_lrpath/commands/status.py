@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_lrpath.commands.options import PLAN_OR_EXPERIMENT, add_runs, number_in, paradigms_of
 from megatron_lrpath.console import terminal_table
-from megatron_lrpath.wording import clock, short_number
+from megatron_lrpath.wording import clock, plural, short_number
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
@@ -69,7 +69,7 @@ def view(status: dict[str, Any]) -> Group:
     reasons = [(row["key"], row["cause"] or (row["log"] and f"see {row['log']}")) for row in status["runs"]]
     causes = [f"{key}: {reason}" for key, reason in reasons if reason]
     unprepared = [f"fine-tuning: {status['unprepared']}"] if status.get("unprepared") else []
-    return Group(Text(heading), table(status), *map(Text, [*unprepared, *causes]))
+    return Group(Text(heading), table(status), *map(Text, [*unprepared, *causes, *status["problems"]]))
 
 
 def collect(path: Path, choose: Callable[..., Sequence[str]]) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def states(name: str, output: str, tasks: Sequence[Task]) -> dict[str, Any]:
     `seconds_left` (while it runs), `checkpoints` (steps of the complete ones), `cause` (of an interruption,
     where the run has left one) and `log` (the newest one of an interrupted run). A plan that was submitted to
     Slurm has `job` too, see `launch.slurm.submit.add_jobs`.
-    What is not known is null.
+    `problems` names files of runs that cannot be used. What is not known is null.
     """
     from megatron_lrpath.launch.slurm.submit import add_jobs
     from megatron_lrpath.runs.state import read_state
@@ -146,7 +146,31 @@ def states(name: str, output: str, tasks: Sequence[Task]) -> dict[str, Any]:
         "done_steps": sum(max(0, row["step"] - row["first_step"]) for row in rows),
         "total_steps": sum(row["last_step"] - row["first_step"] for row in rows),
         "runs": rows,
+        "problems": file_problems(tasks),
     }
+
+
+def file_problems(tasks: Sequence[Task]) -> list[str]:
+    """Files of runs that are damaged, a line each, and how many carry no checksum, in one line."""
+    from megatron_lrpath.runs.folder import inspect
+    from megatron_lrpath.runs.history import HistoryTail
+
+    found: list[str] = []
+    unverified: list[str] = []
+    for task in tasks:
+        problems, names = inspect(task.folder)
+        tail = HistoryTail(task.folder)
+        tail.poll()
+        if tail.unreadable:
+            problems.append(f"{tail.path.name}: {plural(tail.unreadable, 'unreadable line')} left out")
+        found += [f"{task.key}: {problem}" for problem in problems]
+        unverified += [f"{task.key}/{name}" for name in names]
+    if unverified:
+        found.append(
+            f"note: {plural(len(unverified), 'file')} of an earlier version without a checksum, read unverified "
+            f"({unverified[0]}{', …' if unverified[1:] else ''})"
+        )
+    return found
 
 
 def table(status: dict[str, Any]) -> Table:

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from megatron_lrpath.errors import UserError
+from megatron_lrpath.errors import UserError, cause
 from megatron_lrpath.files import atomic_open
-from megatron_lrpath.runs.folder import json_digest
+from megatron_lrpath.sealed import json_digest
 
 type Arrays = dict[str, np.ndarray]
 
@@ -84,8 +84,8 @@ class IndexCache:
                 entry.write(folder, arrays)
             except OSError as error:
                 raise UserError(
-                    f"cannot write the index of the data, neither to {self.folder} ({refusal.strerror}) "
-                    f"nor to {folder} ({error.strerror}); make room, or name another folder "
+                    f"cannot write the index of the data, neither to {self.folder} ({cause(refusal)}) "
+                    f"nor to {folder} ({cause(error)}); make room, or name another folder "
                     f"with --data-cache-path"
                 ) from None
 

@@ -12,15 +12,17 @@ from typing import Any
 
 from megatron_lrpath import __version__
 from megatron_lrpath.console import say
+from megatron_lrpath.data import content_sums
 from megatron_lrpath.data.indexed import fingerprint_source, read_header
-from megatron_lrpath.data.slice import slice_path, validation_paths
+from megatron_lrpath.data.slice import Slice, slice_path, validation_paths
 from megatron_lrpath.data.slice_codec import DamagedError, read_slice_header
 from megatron_lrpath.data.token_sample import Samples
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.paradigms import OURS
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.plan.sft import PREPARED
+from megatron_lrpath.reading import read_json, why
+from megatron_lrpath.sealed import read_sealed, write_sealed
 from megatron_lrpath.tokenizers.prints import Facts, TokenizerSpec, check_facts, facts_differ, label
 from megatron_lrpath.wording import listing
 
@@ -65,10 +67,11 @@ def write_record(
         "type": header.dtype,
         "documents": header.documents,
         "tokenizer": facts,
+        content_sums.KEY: content_sums.content_sums(Path(f"{prefix}.bin")),
         **details,
     }
     path = record_path(prefix) if folder is None else path_in(folder, prefix, fingerprint)
-    atomic_write_json(path, content)
+    write_sealed(path, content)
     return path
 
 
@@ -96,20 +99,68 @@ def read_record(prefix: Path | str, fingerprint: str, folder: Path | None = None
 def read_content(path: Path) -> dict[str, Any] | None:
     """A record's content, checked; None where there is none. UserError where it cannot be read."""
     try:
-        with path.open("rb") as stream:
-            text = stream.read(LIMIT + 1)
-        if len(text) > LIMIT:
-            raise ValueError("too long")
-        content = json.loads(text)
+        content, _ = read_sealed(path, LIMIT)
         if content["format"] == FORMAT:
             check_facts(content["tokenizer"])
+            if content_sums.KEY in content:
+                content_sums.check_form(content[content_sums.KEY])
             return dict(content, fingerprint=str(content["fingerprint"]))
         reason = f"is of format {content['format']}, and this version of the program reads {FORMAT}"
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        reason = f"cannot be read ({getattr(error, 'strerror', None) or repr(error)})"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"cannot be read ({why(error)})"
     raise UserError(f"{path}: {reason}; remove it, and write it anew with tools/check_dataset.py … --record")
+
+
+def recorded_content(
+    prefix: Path | str, fingerprint: str, folder: Path | None = None
+) -> Mapping[str, Any] | None:
+    """The checksums of a dataset's `.bin` that its record keeps; None where it has no record, or one of before.
+
+    Raises:
+        UserError: the record cannot be read.
+    """
+    paths = [record_path(prefix), *([path_in(folder, prefix, fingerprint)] if folder else [])]
+    found = [content for path in paths if (content := read_content(path)) is not None]
+    own = [content for content in found if content["fingerprint"] == fingerprint]
+    return next((content[content_sums.KEY] for content in own if content_sums.KEY in content), None)
+
+
+def verify_content(slices: Iterable[Slice], whole: bool = False) -> list[Path]:
+    """Compare the `.bin` of each source with its record: sampled blocks, or all; the prefixes without checksums.
+
+    Raises:
+        UserError: bytes are not what was written; all of them.
+    """
+    problems: list[str] = []
+    unverified: list[Path] = []
+    for prefix, (fingerprint, folder) in _places(slices).items():
+        path = Path(f"{prefix}.bin")
+        sums = recorded_content(prefix, fingerprint, folder)
+        if sums is None:
+            unverified.append(prefix)
+        else:
+            chosen = (
+                None if whole or path.stat().st_size != sums["bytes"] else content_sums.sampled(path, sums)
+            )
+            problems += content_sums.wrong_blocks(path, sums, chosen)
+    if problems:
+        raise UserError(
+            "; ".join(problems)
+            + ". Restore the file from a copy, or tokenize the text again (the same text and "
+            "tokenizer give the same bytes)."
+        )
+    return unverified
+
+
+def _places(slices: Iterable[Slice]) -> dict[Path, tuple[str, Path | None]]:
+    """Each source's prefix: its fingerprint, and the folder of a slice that names it."""
+    return {
+        source.prefix: (source.fingerprint, one.path.resolve().parent if one.path else None)
+        for one in slices
+        for source in one.sources
+    }
 
 
 @dataclass(frozen=True)
@@ -205,7 +256,7 @@ class Comparison:
 def control_tokens(prefix: Path) -> int:
     """How many control tokens prepared chats have beyond the vocabulary, where the dataset is one of them."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        prepared = json.loads((prefix.parent / PREPARED).read_text(encoding="utf-8"))
+        prepared = read_json(prefix.parent / PREPARED)
         return len(prepared["control_tokens"])
     return 0
 

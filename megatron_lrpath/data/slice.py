@@ -183,9 +183,7 @@ def open_slices(data: Data, versions: Iterable[str], verify: bool = True) -> lis
         UserError: a slice or source is missing, damaged or another, or two slices share documents.
     """
     slices = [Slice.load(slice_path(data.slices, name)) for name in versions]
-    everything = (
-        [*slices, *open_validations(data)] if data.valid or validation_path(data).exists() else slices
-    )
+    everything = [*slices, *held_out(data)]
     if verify:
         verify_slices(everything)
     check_disjoint(everything)
@@ -214,6 +212,11 @@ def open_validations(data: Data) -> list[Slice]:
 def open_validation(data: Data) -> Slice:
     """Load the first validation slice (its sources are verified by `open_slices`)."""
     return Slice.load(validation_path(data))
+
+
+def held_out(data: Data) -> list[Slice]:
+    """The validation slices, where there is one or the plan names one."""
+    return open_validations(data) if data.valid or validation_path(data).exists() else []
 
 
 def verify_slices(slices: Iterable[Slice]) -> None:

@@ -24,6 +24,8 @@ from typing import Any
 
 import numpy as np
 
+from megatron_lrpath.reading import parse_json
+
 type Documents = np.ndarray[tuple[int], np.dtype[np.int32]]
 
 MAGIC = b"LRPSLICE"
@@ -110,7 +112,7 @@ def read_slice_header(path: Path) -> dict[str, Any]:
         if len(head) < PREAMBLE.size or not head.startswith(MAGIC):
             raise DamagedError("it does not begin like one")
         length = PREAMBLE.unpack(head)[2]
-        header = json.loads(stream.read(min(length, path.stat().st_size)))
+        header = parse_json(stream.read(min(length, path.stat().st_size)))
     if not isinstance(header, dict):
         raise DamagedError("its header is no object")
     return header
@@ -131,7 +133,7 @@ def decode(data: bytes) -> tuple[dict[str, Any], list[Documents]]:
     if length > len(body) or hashlib.sha256(body).digest() != checksum:
         raise DamagedError("its content is not what its checksum says: cut short or changed")
     try:
-        header = json.loads(bytes(body[:length]))
+        header = parse_json(bytes(body[:length]))
         lists = [[(int(n), int(size)) for n, size in source["blocks"]] for source in header["sources"]]
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"its header cannot be read ({error!r})") from None

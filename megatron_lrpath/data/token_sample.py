@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 
 from megatron_lrpath.data.indexed import read_header
 from megatron_lrpath.files import atomic_write_json
+from megatron_lrpath.reading import read_json
 
 BLOCKS, IDS_IN_BLOCK = 256, 1 << 12  # of each dataset, spread evenly: a million ids
 CACHE = "token-samples.json"
@@ -42,7 +42,7 @@ class Samples:
         if self._path is None:
             return
         with suppress(OSError, ValueError):
-            content = json.loads(self._path.read_text(encoding="utf-8"))
+            content = read_json(self._path)
             self._known = content if isinstance(content, dict) else {}
 
     def of(self, prefix: Path | str) -> Sample:

@@ -24,6 +24,7 @@ from megatron_lrpath.launch.resources import model_parallel_size
 from megatron_lrpath.models import parameter_count, resolve_model
 from megatron_lrpath.paradigms import OURS
 from megatron_lrpath.plan import PARADIGMS, Plan, load_plan
+from megatron_lrpath.plan.optimizers import OF_MEGATRON, missing_package
 from megatron_lrpath.runs.results import is_complete
 from megatron_lrpath.sft.encode import build_encoder
 from megatron_lrpath.sft.prepare import input_prints
@@ -47,7 +48,18 @@ def plan_checks(path: Path) -> list[Finding]:
     left = (run for run in runs if not is_complete(plan.folder(run), run))
     disk = disk_check(Path(plan.output), sum(checkpoint_bytes(sized, run) for run in left))
     memory = memory_check(plan, vocabulary)
-    return [loaded, tokenizer, *data_checks(plan), made_check(plan), *chat_checks(plan), memory, disk]
+    data = [*data_checks(plan), made_check(plan), *chat_checks(plan)]
+    return [loaded, *optimizer_check(plan), tokenizer, *data, memory, disk]
+
+
+def optimizer_check(plan: Plan) -> list[Finding]:
+    """Whether the package is there from which the optimizers of the plan come; nothing where none does."""
+    parts = [plan.megatron, *([plan.sft_megatron] if plan.sft else [])]
+    chosen = {str(part.get("optimizer", "adam")) for part in parts} - OF_MEGATRON
+    missing = [text for name in sorted(chosen) if (text := missing_package(name))]
+    if not chosen:
+        return []
+    return [Finding("optimizer", FAILED if missing else OK, " ".join(missing) or ", ".join(sorted(chosen)))]
 
 
 def tokenizer_check(plan: Plan) -> tuple[Finding, int]:

@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_lrpath.console import warn
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.runs.checkpoints import checkpoint_fingerprint, checkpoint_folder, files_fingerprint
 from megatron_lrpath.runs.folder import RunFolder, read_json_object
 from megatron_lrpath.runs.results import is_complete, model_runs
+from megatron_lrpath.sealed import write_sealed
 from megatron_lrpath.training.checkpoints.parent import require_checkpoint
 from megatron_lrpath.training.context import ParentCheckpoint
 
@@ -142,7 +143,10 @@ def folder_subject(folder: Path) -> Subject:
 
 def results_of(subject: Subject) -> dict[str, Any]:
     """Task -> result of this very model; none where the results are another model's."""
-    stored = read_json_object(RunFolder(subject.folder).downstream) or {}
+    problems: list[str] = []
+    stored = read_json_object(RunFolder(subject.folder).downstream, problems) or {}
+    for problem in problems:
+        warn(f"{subject.folder}: {problem}; its results are measured anew.")
     return dict(stored.get("results", {})) if stored.get("checkpoint") == subject.fingerprint else {}
 
 
@@ -156,4 +160,4 @@ def add_result(subject: Subject, benchmark: Benchmark, result: dict[str, Any]) -
     """Record a result; those of earlier weights are dropped."""
     results = results_of(subject) | {benchmark.task: result}
     stored = {"step": subject.step, "checkpoint": subject.fingerprint, "results": results}
-    atomic_write_json(RunFolder(subject.folder).downstream, stored)
+    write_sealed(RunFolder(subject.folder).downstream, stored)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +11,9 @@ from typing import Any
 from unittest import mock
 
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.reading import parse_json, read_json, why
 
+LARGEST = 2**30  # bytes of a file of a benchmark
 ENDINGS = (".parquet", ".jsonl", ".json", ".csv")
 Rows = list[dict[str, Any]]
 
@@ -91,10 +92,13 @@ def read_file(path: Path) -> Rows:
     if path.suffix == ".csv":
         with path.open(encoding="utf-8-sig", newline="") as stream:
             return list(csv.DictReader(stream))
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".json" and text.lstrip().startswith("["):
-        return list(json.loads(text))
-    return [json.loads(line) for line in text.splitlines() if line.strip()]
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".json" and text.lstrip().startswith("["):
+            return list(parse_json(text))
+        return [parse_json(line) for line in text.splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({why(error)}); copy it again.") from None
 
 
 def own_folder(folder: Path | None, dataset: str) -> Path:
@@ -120,6 +124,14 @@ def matching(folder: Path, pattern: str) -> list[Path]:
     return files
 
 
+def benchmark(path: Path) -> Any:
+    """The JSON value in a file of a benchmark's authors; raises UserError."""
+    try:
+        return read_json(path, LARGEST)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({why(error)}); copy it again.") from None
+
+
 def read_c3(folder: Path) -> Rows:
     """C3's test questions: `c3-d-test.json` (dialogues) and `c3-m-test.json`, as in the repository's data/.
 
@@ -127,7 +139,7 @@ def read_c3(folder: Path) -> Rows:
     """
     rows: Rows = []
     for path in matching(folder, "**/c3-[dm]-test.json"):
-        for lines, questions, _ in json.loads(path.read_text(encoding="utf-8")):
+        for lines, questions, _ in benchmark(path):
             for asked in questions:
                 rows.append(
                     {
@@ -161,7 +173,7 @@ def read_gaokao(folder: Path) -> Rows:
     """
     rows: Rows = []
     for path in matching(folder, "**/20*.json"):
-        for asked in json.loads(path.read_text(encoding="utf-8"))["example"]:
+        for asked in benchmark(path)["example"]:
             answers = asked["answer"]
             if len(answers) == 1 and answers[0] in ("A", "B", "C", "D"):
                 question = asked["question"].strip()
@@ -169,8 +181,23 @@ def read_gaokao(folder: Path) -> Rows:
     return rows
 
 
+def in_their_form(read: Callable[[Path], Rows]) -> Callable[[Path], Rows]:
+    """The same reader; a file in another form than its authors' is a user's error."""
+
+    def checked(folder: Path) -> Rows:
+        try:
+            return read(folder)
+        except (LookupError, TypeError, ValueError, AttributeError, OSError) as error:
+            raise UserError(
+                f"{folder}: its files have another form than the benchmark's authors gave them ({why(error)}); copy "
+                "them again (docs/evaluation.md)."
+            ) from None
+
+    return checked
+
+
 OWN: dict[str, Callable[[Path], Rows]] = {
-    "lrpath/c3": read_c3,
-    "lrpath/csl": read_csl,
-    "lrpath/gaokao": read_gaokao,
+    "lrpath/c3": in_their_form(read_c3),
+    "lrpath/csl": in_their_form(read_csl),
+    "lrpath/gaokao": in_their_form(read_gaokao),
 }

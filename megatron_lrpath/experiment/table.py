@@ -18,8 +18,8 @@ from megatron_lrpath.files import atomic_write_text
 from megatron_lrpath.paradigms import TABLE_ORDER
 from megatron_lrpath.plan.wording import paradigm_name
 from megatron_lrpath.report.tables import csv_text
-from megatron_lrpath.runs.folder import json_digest
 from megatron_lrpath.runs.results import fresh_evaluation, version_runs, write_report_sources
+from megatron_lrpath.sealed import json_digest
 from megatron_lrpath.wording import MISSING, decimals
 
 PAGE = "table.md"

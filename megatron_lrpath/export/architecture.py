@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +32,8 @@ _FOREIGN = (
     "hybrid_override_pattern", "glu_linear_offset", "activation_func_clamp_value",
     "experimental_attention_variant",
 )  # fmt: skip
+LARGEST = 2**24  # of a size in a `config.json`
+MOST = {"num_hidden_layers": 4096}
 _SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
 
 
@@ -182,11 +186,18 @@ def from_config(config: dict[str, Any]) -> Architecture:
         UserError: another kind of model, or a setting that Megatron's dense GPT does not have.
     """
     kind = config.get("model_type")
-    if kind not in CLASSES:
+    if not isinstance(kind, str) or kind not in CLASSES:
         raise UserError(f"config.json: model_type {kind!r}; imported are {', '.join(CLASSES)}.")
-    missing = [name for name in _SIZES if not isinstance(config.get(name), int) or config[name] < 1]
+    missing = [name for name in _SIZES if not _is_size(config.get(name), MOST.get(name, LARGEST))]
+    optional = ("num_key_value_heads", "head_dim", "max_position_embeddings")
+    missing += [
+        name for name in optional if config.get(name) is not None and not _is_size(config[name], LARGEST)
+    ]
     if missing:
-        raise UserError(f"config.json: {', '.join(missing)} must be positive whole numbers.")
+        raise UserError(
+            f"config.json: {', '.join(missing)} must be positive whole numbers (at most {LARGEST:,}; "
+            f"{MOST['num_hidden_layers']:,} layers)."
+        )
     wrong = foreign_settings(config)
     if wrong:
         raise UserError(f"config.json: not supported by Megatron's dense GPT: {'; '.join(wrong)}.")
@@ -201,14 +212,37 @@ def from_config(config: dict[str, Any]) -> Architecture:
         groups=config.get("num_key_value_heads") or heads,
         head_dim=config.get("head_dim") or hidden // heads,
         vocab_size=config["vocab_size"],
-        max_positions=config.get("max_position_embeddings", 2048),
+        max_positions=config.get("max_position_embeddings") or 2048,
         rope_theta=theta,
-        norm_epsilon=config.get("rms_norm_eps", 1e-6),
+        norm_epsilon=_number(config, "rms_norm_eps", 1e-6),
         tied=bool(config.get("tie_word_embeddings", False)),
         linear_bias=bool(config.get("attention_bias", False)),
         rope_factor=factor,
-        init_std=config.get("initializer_range", 0.02),
+        init_std=_number(config, "initializer_range", 0.02),
     )
+
+
+def _is_size(value: Any, most: int) -> bool:
+    """Whether a value is a whole number from 1 to `most`."""
+    return type(value) is int and 0 < value <= most
+
+
+def _number(settings: Mapping[str, Any], name: str, default: float) -> float:
+    """A finite number of a `config.json`; raises UserError."""
+    value = settings.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf:
+        raise UserError(f"config.json: {name} must be a number.")
+    return float(value)
+
+
+def _section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """An object of a `config.json`, {} where there is none; raises UserError."""
+    value = config.get(name) or {}
+    if not isinstance(value, dict):
+        raise UserError(f"config.json: {name} must be an object.")
+    return value
 
 
 def foreign_settings(config: dict[str, Any]) -> list[str]:
@@ -226,9 +260,9 @@ def foreign_settings(config: dict[str, Any]) -> list[str]:
 
 def rope_of(config: dict[str, Any]) -> tuple[float, float | None]:
     """RoPE's base and LLaMA 3's factor (None without), from transformers 4's or 5's spelling."""
-    rope = config.get("rope_parameters") or {}
-    theta = float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
-    scaling = config.get("rope_scaling") or rope
+    rope = _section(config, "rope_parameters")
+    theta = _number(rope, "rope_theta", 0.0) or _number(config, "rope_theta", 0.0) or 10000.0
+    scaling = _section(config, "rope_scaling") or rope
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     if scaling.get("partial_rotary_factor", 1.0) != 1.0:
         raise UserError(
@@ -237,7 +271,7 @@ def rope_of(config: dict[str, Any]) -> tuple[float, float | None]:
     if kind == "default":
         return theta, None
     if kind == "llama3" and all(scaling.get(name) == value for name, value in ROPE_STRETCH.items()):
-        return theta, float(scaling["factor"])
+        return theta, _number(scaling, "factor", 1.0)
     raise UserError(
         f"config.json: RoPE scaled as {scaling} is not supported; only LLaMA 3's with {ROPE_STRETCH} is."
     )

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from megatron_lrpath.console import warn
 from megatron_lrpath.data.slice import open_slices
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.export.architecture import CLASSES, Architecture
 from megatron_lrpath.paradigms import KINDS, OURS
 from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.plan.wording import mix_text
-from megatron_lrpath.runs.folder import RunFolder, read_json_object
+from megatron_lrpath.runs.folder import RunFolder, inspect, read_json_object
 from megatron_lrpath.runs.results import fresh_evaluation
 from megatron_lrpath.schedule import Schedule
 
@@ -32,6 +33,8 @@ class Origin:
 def origin_of(plan: Plan, run: Run, step: int) -> Origin:
     """What the plan, the run's folder and its slices say of the run."""
     folder = plan.folder(run)
+    for problem in inspect(folder)[0]:
+        warn(f"{folder}: {problem}; the model card does without it.")
     lineage = read_json_object(RunFolder(folder).lineage)
     names = [version.name for version in plan.versions[: run.version_index]]
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from megatron_lrpath.export.card import Origin, model_card
 from megatron_lrpath.export.checkpoint import CheckpointReader
 from megatron_lrpath.export.weights import EMBEDDING, write_weights
 from megatron_lrpath.files import appearing_folder, atomic_write_json, atomic_write_text
+from megatron_lrpath.reading import read_object, why
 from megatron_lrpath.tokenizers.files import TokenizerFiles, find_tokenizer, write_tokenizer
 
 STORED = "lrpath_chat"  # among the arguments of a fine-tuned checkpoint
@@ -45,7 +45,10 @@ def write_chat(chat: Chat, folder: Path) -> list[str]:
     if not path.is_file():
         return ["the chat template is not written, since there are no tokenizer files."]
     add_control_tokens(chat, folder / "tokenizer.json")
-    config = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        config = read_object(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({why(error)}).") from None
     config |= {"chat_template": chat.template, "split_special_tokens": False}
     if chat.control_tokens:
         known = config.get("extra_special_tokens", config.get("additional_special_tokens", []))

@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.files import atomic_write_json, atomic_write_text
+from megatron_lrpath.files import atomic_write_text
 from megatron_lrpath.paradigms import BRANCH, OURS
 from megatron_lrpath.plan import Plan, Run, load_plan
 from megatron_lrpath.plan.file.source import plain, read_source
@@ -20,6 +20,7 @@ from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.runs.results import write_result
 from megatron_lrpath.schedule import LRPath, Schedule
 from megatron_lrpath.schedule.styles import with_branch_shape
+from megatron_lrpath.sealed import write_sealed
 
 
 def decay_shares(path: LRPath, steps: Sequence[int]) -> list[float]:
@@ -113,7 +114,7 @@ def write_preview(preview: Preview) -> Path:
     last = preview.run.last_step
     merge_checkpoints(root, preview.steps, preview.weights, folder.checkpoints, last)
     merged = dict(zip(map(str, preview.steps), preview.weights, strict=True))
-    atomic_write_json(folder.merged, {"from": str(root), "weights": merged})
+    write_sealed(folder.merged, {"from": str(root), "weights": merged})
     write_result(folder.path, preview.run, last)
     return path
 

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.plan.argument_values import Form
+from megatron_lrpath.reading import read_json
 from megatron_lrpath.wording import nearest
 
 TABLE_FILE = Path(__file__).with_name("megatron_arguments.toml")
@@ -98,7 +98,7 @@ def table() -> dict[str, Argument]:
 
 def parser_facts() -> list[dict[str, Any]]:
     """What the parser takes, a row for each of its actions: name, options, type, nargs, choices."""
-    return list(json.loads(PARSER_FILE.read_text(encoding="utf-8")))
+    return list(read_json(PARSER_FILE))
 
 
 def _argument(name: str, group: dict[str, Any], forms: dict[str, Form]) -> Argument:

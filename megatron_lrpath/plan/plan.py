@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +13,9 @@ from megatron_lrpath.paradigms import MAIN, OURS, PARADIGMS, SFT
 from megatron_lrpath.plan.runs import Run, Timeline
 from megatron_lrpath.plan.sft import DROPPED, FOLDER, PREPARED, Sft
 from megatron_lrpath.plan.spec import Batch, Data, Tokenizer, Version
+from megatron_lrpath.reading import why
 from megatron_lrpath.schedule import Schedule
+from megatron_lrpath.sealed import read_sealed
 from megatron_lrpath.wording import nearest
 
 
@@ -124,13 +125,13 @@ class Plan:
         """
         path = self.sft_folder / PREPARED
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record, _ = read_sealed(path)
             int(record["train"]["samples"])
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise UserError(
-                f"{path}: cannot be read ({error!r}); remove it and prepare the data again: lrpath sft "
+                f"{path}: cannot be read ({why(error)}); remove it and prepare the data again: lrpath sft "
                 f"{self.path} --prepare"
             ) from None
         return dict(record)

@@ -11,12 +11,13 @@ from typing import Any
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.paradigms import TABLE_ORDER
 from megatron_lrpath.plan import Plan, Run
-from megatron_lrpath.runs.folder import RunFolder, json_digest, read_json_object
+from megatron_lrpath.runs.folder import RunFolder, inspect, read_json_object
 from megatron_lrpath.runs.history import History, read_history
 from megatron_lrpath.runs.lineage import plan_changes
 from megatron_lrpath.runs.results import is_fresh
 from megatron_lrpath.runs.state import RunState, read_state
 from megatron_lrpath.runs.tasks import named_paradigms
+from megatron_lrpath.sealed import json_digest
 from megatron_lrpath.wording import listing, plural
 
 
@@ -148,7 +149,7 @@ def _record(plan: Plan, run: Run) -> RunRecord:
     lineage = read_json_object(RunFolder(folder).lineage, problems) or {}
     changes = plan_changes(folder, lineage, plan, run)
     problems.extend(f"trained under another plan: {change}" for change in changes)
-    read_json_object(RunFolder(folder).result, problems)  # for what is wrong with it
+    problems += [problem for problem in inspect(folder)[0] if problem not in problems]
     return RunRecord(
         run=run,
         folder=folder,

@@ -74,8 +74,9 @@ def data_table(tree: RunTree) -> Table:
     """Each version: its steps, the tokens trained on, what its slice holds, by domain where it names some."""
     plan = tree.plan
     folder = Path(plan.data.slices)
-    slices = {one.name: _opened(Slice.load, slice_path(folder, one.name)) for one in plan.versions}
-    valid = _opened(open_validation, plan.data)
+    opened = {one.name: _opened(Slice.load, slice_path(folder, one.name)) for one in plan.versions}
+    slices = {name: part for name, (part, _) in opened.items()}
+    valid, problem = _opened(open_validation, plan.data)
     known = [part for part in (*slices.values(), valid) if part is not None]
     domains = list(dict.fromkeys(name for part in known for name in part.tokens_by_domain))
     domains = domains if len(domains) > 1 else []
@@ -86,14 +87,15 @@ def data_table(tree: RunTree) -> Table:
     mixes = [run.mix for run in plan.runs(OURS.name) if run.mix is not None]
     for part in {part.slice: part for mix in mixes for part in mix.parts}.values():
         place = Path(part.slice).parent if "/" in part.slice else folder
-        mixed = _opened(Slice.load, slice_path(place, part.name))
+        mixed, _ = _opened(Slice.load, slice_path(place, part.name))
         rows.append((Cell(f"{part.name} (mix)"), Cell(MISSING), Cell(MISSING), *_slice_cells(mixed, domains)))
     rows.append((Cell("validation", opens=True), Cell(MISSING), Cell(MISSING), *_slice_cells(valid, domains)))
     by_domain = (f"of which {name}" for name in domains)
     header = ("Version", "Steps", "New tokens trained on", "Tokens in the slice", *by_domain)
     missing = [name for name, part in slices.items() if part is None] + ([] if valid else ["validation"])
     note = f"Slices not found, so their contents are not shown: {listing(missing)}."
-    return Table(header, tuple(rows), left=1, notes=(note,) if missing else ())
+    damaged = [why for _, why in [*opened.values(), (valid, problem)] if "not a whole slice file" in why]
+    return Table(header, tuple(rows), left=1, notes=(*([note] if missing else ()), *damaged))
 
 
 def unmeasured(plan: Plan) -> str:
@@ -124,12 +126,12 @@ def _slice_cells(part: Slice | None, domains: list[str]) -> list[Cell]:
     return [Cell(short_number(part.tokens)), *(Cell(short_number(counts.get(name, 0))) for name in domains)]
 
 
-def _opened[Source](load: Callable[[Source], Slice], source: Source) -> Slice | None:
-    """The slice, or None where it cannot be read: a report may be made away from the data."""
+def _opened[Source](load: Callable[[Source], Slice], source: Source) -> tuple[Slice | None, str]:
+    """The slice, or None and why it cannot be read: a report may be made away from the data."""
     try:
-        return load(source)
-    except (UserError, OSError):
-        return None
+        return load(source), ""
+    except (UserError, OSError) as error:
+        return None, str(error)
 
 
 def _arguments(arguments: dict[str, Any]) -> str:

@@ -140,9 +140,17 @@ def render(template: str, report: Report) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["md"] = markdown_text
-    environment.filters["figure"] = Markup
+    environment.filters["figure"] = figure
     environment.filters["embedded"] = embedded
     return environment.get_template(template).render(report=report)
+
+
+def figure(drawing: Drawing) -> Markup:
+    """A figure for the page: markup of our own as it is, what lay in a file as an image."""
+    if not drawing.from_file:
+        return Markup(drawing.svg)
+    address = f"data:image/svg+xml;base64,{base64.b64encode(drawing.svg.encode()).decode()}"
+    return Markup('<img alt="{}" src="{}">').format(drawing.caption, address)
 
 
 @functools.cache

@@ -16,11 +16,12 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
-from megatron_lrpath.files import atomic_write_bytes, atomic_write_json, atomic_write_text
+from megatron_lrpath.files import atomic_write_bytes, atomic_write_text
 from megatron_lrpath.paradigms import PARADIGM_ROWS
 from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.plan.wording import paradigm_name
 from megatron_lrpath.runs.folder import read_json_object
+from megatron_lrpath.sealed import write_sealed
 from megatron_lrpath.wording import listing
 
 COLOURS = {name: paradigm.colour for name, paradigm in PARADIGM_ROWS.items()}
@@ -67,7 +68,8 @@ STYLE: dict[Any, Any] = {
 class Drawing:
     """A finished figure: its short name (of files and ids), title, caption, both forms and data.
 
-    `data` is the CSV's text, `caption` plain text, `svg` markup that is safe to stand in an HTML page.
+    `data` is the CSV's text, `caption` plain text, `svg` markup that is safe to stand in an HTML page, unless it was
+    read from a file (`from_file`): then it is shown as an image, in which nothing runs and nothing is loaded.
     """
 
     name: str
@@ -76,6 +78,7 @@ class Drawing:
     svg: str
     png: bytes
     data: str
+    from_file: bool = False
 
 
 @contextmanager
@@ -218,7 +221,7 @@ def save_advice(plan: Plan, advice: SavedAdvice, facts: dict[str, object]) -> Pa
     atomic_write_bytes(folder / f"{ADVICE}.png", advice.drawing.png)
     atomic_write_text(folder / f"{ADVICE}.csv", advice.drawing.data)
     text = {"written": advice.written, "title": advice.drawing.title, "caption": advice.drawing.caption}
-    atomic_write_json(folder / f"{ADVICE}.json", {**text, "sentences": list(advice.sentences), **facts})
+    write_sealed(folder / f"{ADVICE}.json", {**text, "sentences": list(advice.sentences), **facts})
     return folder
 
 
@@ -231,7 +234,7 @@ def read_advice(plan: Plan) -> SavedAdvice | None:
             return None
         svg, data = ((folder / f"{ADVICE}.{kind}").read_text(encoding="utf-8") for kind in ("svg", "csv"))
         drawing = Drawing(
-            ADVICE, text["title"], text["caption"], svg, (folder / f"{ADVICE}.png").read_bytes(), data
+            ADVICE, text["title"], text["caption"], svg, (folder / f"{ADVICE}.png").read_bytes(), data, True
         )
         names, sentences = [version.name for version in plan.versions], list(text["sentences"])
         advised = list(text["candidates"][0]["versions"]) if text.get("candidates") else names

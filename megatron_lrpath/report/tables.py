@@ -19,6 +19,8 @@ SKIPPED_SHOWN = 10  # steps of a run
 Scores = dict[tuple[str, str], float]
 """(paradigm, version) -> perplexity, for the models that have one."""
 
+FORMULA = ("=", "+", "-", "@")  # what a spreadsheet takes for the beginning of one
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -253,13 +255,23 @@ def fine_tuning_table(tree: RunTree) -> Table | None:
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Rows as CSV; None and NaN become empty fields, floats keep every digit."""
+    """Rows as CSV; None and NaN become empty fields, floats keep every digit, text is text to a spreadsheet too."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(header)
+    writer.writerow(map(csv_cell, header))
     for row in rows:
-        writer.writerow("" if isinstance(cell, float) and math.isnan(cell) else cell for cell in row)
+        writer.writerow(map(csv_cell, row))
     return stream.getvalue()
+
+
+def csv_cell(value: object) -> object:
+    """A value for a CSV file: text that a spreadsheet would take for a formula has an apostrophe before it."""
+    if isinstance(value, float) and math.isnan(value):
+        return ""
+    if not isinstance(value, str):
+        return value
+    text = value.replace("\r", " ")  # which Python's writer leaves unquoted
+    return f"'{text}" if text.lstrip().startswith(FORMULA) else text
 
 
 def perplexity_csv(tree: RunTree) -> str:

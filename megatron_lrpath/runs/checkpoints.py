@@ -20,8 +20,10 @@ from pathlib import Path
 
 import xxhash
 
+from megatron_lrpath.errors import cause
 from megatron_lrpath.files import atomic_write_json, atomic_write_text, sweep_unfinished, sync_folder
-from megatron_lrpath.runs.folder import load_json, read_json_object
+from megatron_lrpath.reading import read_json
+from megatron_lrpath.runs.folder import read_json_object
 
 MANIFEST = "manifest.json"
 RELEASE = "release"  # Megatron's name of the folder of weights that no run trained; its manifest says step 0
@@ -73,9 +75,9 @@ def read_manifest(folder: Path) -> dict[str, FileSum]:
         ManifestError: there is none, or it cannot be used.
     """
     try:
-        return _parse_manifest(load_json(folder / MANIFEST), folder.name)
+        return _parse_manifest(read_json(folder / MANIFEST), folder.name)
     except OSError as error:
-        raise ManifestError(f"{MANIFEST} cannot be read ({error.strerror})") from None
+        raise ManifestError(f"{MANIFEST} cannot be read ({cause(error)})") from None
     except ValueError as error:
         raise ManifestError(f"{MANIFEST} is damaged ({error})") from None
 
@@ -112,7 +114,7 @@ def wrong_sizes(folder: Path, sums: Mapping[str, FileSum]) -> list[str]:
         try:
             size = (folder / name).stat().st_size
         except OSError as error:
-            found.append(f"{name} cannot be read ({error.strerror})")
+            found.append(f"{name} cannot be read ({cause(error)})")
             continue
         if size != expected.bytes:
             found.append(f"{name} has {size} bytes instead of {expected.bytes}")
@@ -126,7 +128,7 @@ def wrong_content(folder: Path, sums: Mapping[str, FileSum], names: Iterable[str
         try:
             actual = sum_file(folder / name)
         except OSError as error:
-            found.append(f"{name} cannot be read ({error.strerror})")
+            found.append(f"{name} cannot be read ({cause(error)})")
             continue
         if actual != sums[name]:
             found.append(f"{name} holds other bytes than were written")

@@ -20,8 +20,8 @@ from megatron_lrpath.errors import (
     refusal,
     repeats,
 )
-from megatron_lrpath.files import atomic_write_json
-from megatron_lrpath.runs.folder import RunFolder, load_json
+from megatron_lrpath.runs.folder import RunFolder
+from megatron_lrpath.sealed import read_sealed, write_sealed
 
 VARIABLE = "LRPATH_FAILURE"  # environment variable with the file's path, set by the launcher
 MAX_BYTES = 64 * 1024
@@ -72,10 +72,10 @@ def read(path: Path | str | None) -> Failure | None:
     if path is None:
         return None
     try:
-        row = load_json(Path(path), MAX_BYTES)
+        row = read_sealed(Path(path), MAX_BYTES)[0]
     except (OSError, ValueError):
         return None
-    if not isinstance(row, dict) or not {"kind", "message"} <= row.keys():
+    if not {"kind", "message"} <= row.keys():
         return None
     known = {name: row[name] for name in _TYPES if name in row}
     for name, value in known.items():
@@ -102,7 +102,7 @@ def _create(path: Path, failure: Failure) -> bool:
     """Write a file that is not there, whole; False where it is: on NFS, only the server knows."""
     draft = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     try:
-        atomic_write_json(draft, asdict(failure))
+        write_sealed(draft, asdict(failure))
         os.link(draft, path)
     except FileExistsError:
         return False
@@ -116,7 +116,7 @@ def _create(path: Path, failure: Failure) -> bool:
 def replace(path: Path | str, failure: Failure) -> None:
     """Write the failure whatever stands there; for the launcher, after the end of all ranks."""
     with suppress(OSError):
-        atomic_write_json(path, asdict(failure))
+        write_sealed(path, asdict(failure))
 
 
 def clear(path: Path | str) -> None:

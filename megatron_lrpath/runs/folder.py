@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.locks import LOCK_NAME
-
-MAXIMUM_BYTES = 64 * 2**20  # of a JSON file; a manifest, the largest, has 100 bytes for each rank and thread
+from megatron_lrpath.reading import why
+from megatron_lrpath.sealed import read_sealed
 
 
 class Entry:
@@ -46,6 +43,19 @@ class RunFolder:
     lock = Entry(LOCK_NAME)
 
     @property
+    def sealed(self) -> tuple[Path, ...]:
+        """The files that carry their own checksum."""
+        return (
+            self.lineage,
+            self.result,
+            self.error,
+            self.evaluation,
+            self.evaluations,
+            self.downstream,
+            self.merged,
+        )
+
+    @property
     def written_by_training(self) -> tuple[Path, ...]:
         """The files that only the training writes, atomically: what a killed one left of them may be removed."""
         return self.lineage, self.history, self.result
@@ -71,29 +81,6 @@ def report_sources(folder: Path) -> Path:
     return folder / "made-from.json"
 
 
-def load_json(path: Path, maximum: int = MAXIMUM_BYTES) -> Any:
-    """The JSON value in a file of at most `maximum` bytes.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: it is larger, or does not hold JSON.
-    """
-    with path.open("rb") as stream:
-        size = os.fstat(stream.fileno()).st_size
-        if size > maximum:
-            raise ValueError(f"it has {size} bytes, more than the {maximum} allowed")
-        content = stream.read(size)
-    try:
-        return json.loads(content)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
-def json_digest(value: Any) -> str:
-    """The SHA-256 of a JSON value, whatever the order of its keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
 def read_json_object(path: Path, problems: list[str] | None = None) -> dict[str, Any] | None:
     """The JSON object in a file; None where there is no file, or none that can be used.
 
@@ -105,11 +92,22 @@ def read_json_object(path: Path, problems: list[str] | None = None) -> dict[str,
     if not path.is_file():
         return None
     try:
-        value = load_json(path)
+        return read_sealed(path)[0]
     except (OSError, ValueError) as error:
-        problems.append(f"{path.name} cannot be read ({error})")
+        problems.append(f"{path.name} cannot be read ({why(error)})")
         return None
-    if not isinstance(value, dict):
-        problems.append(f"{path.name} does not hold a JSON object")
-        return None
-    return value
+
+
+def inspect(folder: Path) -> tuple[list[str], list[str]]:
+    """A run's JSON files that cannot be used, in words, and the names of those without a checksum, of before."""
+    problems: list[str] = []
+    unverified: list[str] = []
+    for path in RunFolder(folder).sealed:
+        try:
+            if not read_sealed(path)[1]:
+                unverified.append(path.name)
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            problems.append(f"{path.name} cannot be read ({why(error)})")
+    return problems, unverified

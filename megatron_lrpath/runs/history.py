@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import statistics
 import time
+import zlib
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,12 +17,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_lrpath.console import warn
 from megatron_lrpath.files import atomic_write_text
 from megatron_lrpath.full_disk import PatientFile
+from megatron_lrpath.reading import parse_json
 from megatron_lrpath.runs.folder import RunFolder
+from megatron_lrpath.wording import plural
 
 FIELDS = ("consumed_samples", "lr", "loss", "grad_norm", "seconds", "valid_loss")
 TAIL_BYTES = 64 * 1024
+CHECK = "crc32"  # of the line up to this field; lines of earlier versions have none
+_CHECK_PART = f', "{CHECK}": "'.encode()
+_WAS_WHOLE = re.compile(rb'"' + CHECK.encode() + rb'": ".{8}"\}')  # a torn line has no such end
 LARGEST_STEP = 2**63 - 1
 
 
@@ -48,14 +56,22 @@ class LoggedStep:
 def parse_line(line: bytes) -> LoggedStep | None:
     """One line of a history; None where it is damaged or only a part (as the first of a tail may be)."""
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
+        row = parse_json(line, own=True)
+    except ValueError:
+        return None
+    if isinstance(row, dict) and CHECK in row and not _is_whole(line, row[CHECK]):
         return None
     step = row.get("step") if isinstance(row, dict) else None
     if not isinstance(step, int) or isinstance(step, bool) or not 0 < step <= LARGEST_STEP:
         return None
     numbers = {name: _number(row[name]) for name in (*FIELDS, "mfu") if name in row}
     return LoggedStep(step, **numbers, skipped=bool(row.get("skipped")), spike=bool(row.get("spike")))
+
+
+def _is_whole(line: bytes, check: object) -> bool:
+    """Whether a line holds what was written; `check` is the checksum in it."""
+    content, found, _ = line.rpartition(_CHECK_PART)
+    return bool(found) and check == f"{zlib.crc32(content):08x}"
 
 
 def _number(value: object) -> float | None:
@@ -115,7 +131,11 @@ def read_history(folder: Path) -> History:
     rows = {row.step: row for row in parsed if row is not None}
     ordered = [rows[step] for step in sorted(rows)]
     columns = {name: np.array([getattr(row, name) for row in ordered], np.float64) for name in FIELDS}
-    unreadable = sum(row is None for row in parsed[:-1])
+    unreadable = sum(
+        row is None
+        for row, line in zip(parsed, lines, strict=True)
+        if line is not lines[-1] or _WAS_WHOLE.search(line)
+    )
     return History(np.array([row.step for row in ordered], np.int64), columns, unreadable)
 
 
@@ -153,6 +173,7 @@ class HistoryTail:
         self._offset: int | None = None
         self._inode = 0
         self._rest = b""
+        self.unreadable = 0  # whole lines that cannot be read, or are not as they were written
 
     @property
     def seconds_per_step(self) -> float | None:
@@ -161,7 +182,9 @@ class HistoryTail:
 
     def poll(self) -> list[LoggedStep]:
         """The lines that have come since the last call (at first, and after a cut: the file's last ones)."""
-        rows = [row for line in self._new_lines() if (row := parse_line(line))]
+        parsed = [parse_line(line) for line in self._new_lines() if line.strip()]
+        self.unreadable += sum(row is None for row in parsed)
+        rows = [row for row in parsed if row is not None]
         for row in rows:
             self.last = row
             if row.seconds:
@@ -176,12 +199,15 @@ class HistoryTail:
                     # at first, or when a resumed run has cut the file back
                     self._offset, self._rest = max(0, about.st_size - TAIL_BYTES), b""
                     self._inode = about.st_ino
+                is_cut = self._offset > 0 and not self._rest and self._offset == about.st_size - TAIL_BYTES
                 stream.seek(self._offset)
                 data = stream.read()
         except OSError:
             return []
         self._offset += len(data)
         lines = (self._rest + data).split(b"\n")
+        if is_cut and len(lines) > 1:
+            del lines[0]  # the rest of a line
         self._rest = lines.pop()  # a line that is still being written
         return lines
 
@@ -209,7 +235,8 @@ class HistoryWriter:
         now = time.perf_counter()
         record["seconds"] = round(now - self.last_time, 6)
         self.last_time = now
-        self._file.write(json.dumps(record).encode() + b"\n")
+        line = json.dumps(record).encode()
+        self._file.write(line[:-1] + _CHECK_PART + f'{zlib.crc32(line[:-1]):08x}"}}\n'.encode())
 
     def sync(self) -> None:
         """Let the lines survive a power cut: a checkpoint is about to stand for them.
@@ -227,6 +254,9 @@ def drop_steps_after(path: Path, step: int) -> None:
         return
     lines = path.read_bytes().splitlines(keepends=True)
     kept = [line for line in lines if (row := parse_line(line)) and row.step <= step]
+    damaged = sum(line.endswith(b"\n") and parse_line(line) is None for line in lines)
+    if damaged:
+        warn(f"{path}: {plural(damaged, 'line')} cannot be read, or is not as it was written; left out.")
     damaged_before_good = kept != lines[: len(kept)]
     lacks_its_end = bool(kept) and not kept[-1].endswith(b"\n")
     if damaged_before_good or lacks_its_end:

@@ -13,18 +13,19 @@ from typing import Any
 
 from megatron_lrpath import __version__
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.plan import Plan, Run, run_identity
 from megatron_lrpath.plan import differences as plan_differences
 from megatron_lrpath.plan.identity import without_neutral
+from megatron_lrpath.plan.secrets import hide_values, hide_words
 from megatron_lrpath.runs.checkpoints import (
     checkpoint_fingerprint,
     checkpoint_folder,
     present_fingerprint,
 )
 from megatron_lrpath.runs.failure import now
-from megatron_lrpath.runs.folder import RunFolder, json_digest, read_json_object
+from megatron_lrpath.runs.folder import RunFolder, read_json_object
 from megatron_lrpath.runs.results import is_complete
+from megatron_lrpath.sealed import json_digest, write_sealed
 
 PACKAGES = ("megatron-core", "torch", "numpy", "transformer-engine", "apex", "sentencepiece", "transformers")
 
@@ -219,8 +220,12 @@ def write_lineage(
     world_size: int,
     retain_interval: int | None,
     plan: str | None = None,
+    first_weights: dict[str, Any] | None = None,
 ) -> None:
-    """Record a start: the identity (as of this start) and who, when and with what; what it keeps of its saves."""
+    """Record a start: the identity (as of this start) and who, when and with what; what it keeps of its saves.
+
+    `first_weights` says at which layout they are drawn, in the start that draws them.
+    """
     earlier = read_lineage(folder) or {"parent": parent, "starts": []}
     launch = os.environ.get("LRPATH_LAUNCH")  # the launcher's file about the machines of this start
     start = {
@@ -231,10 +236,12 @@ def write_lineage(
         "save_retain_interval": retain_interval,
         "packages": package_versions(),
         "git_commit": git_commit(),
-        "command": sys.argv,
+        "command": hide_words(sys.argv),
         "plan": plan,
-        "launch": read_json_object(Path(launch)) if launch else None,
+        "launch": without_secrets(read_json_object(Path(launch)) if launch else None),
     }
+    if first_weights is not None:
+        start["first_weights"] = first_weights
     lineage = {
         "identity": identity,
         "identity_hash": json_digest(identity),
@@ -242,7 +249,14 @@ def write_lineage(
         "starts": [*earlier["starts"], start],
         "skipped": [one for one in earlier.get("skipped", []) if one["step"] <= first_step],
     }
-    atomic_write_json(RunFolder(folder).lineage, lineage)
+    write_sealed(RunFolder(folder).lineage, lineage)
+
+
+def without_secrets(launch: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What the launcher has recorded, without the values of variables that hold secrets."""
+    if launch is None:
+        return None
+    return {name: hide_values(one) if isinstance(one, dict) else one for name, one in launch.items()}
 
 
 def forget(folder: Path) -> None:
@@ -262,4 +276,4 @@ def add_skipped(folder: Path, record: dict[str, Any]) -> None:
     lineage = read_lineage(folder)
     if lineage is not None:
         lineage["skipped"] = [*lineage.get("skipped", []), record]
-        atomic_write_json(RunFolder(folder).lineage, lineage)
+        write_sealed(RunFolder(folder).lineage, lineage)

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.plan import PARADIGMS, Plan, Run
 from megatron_lrpath.runs.checkpoints import complete_steps, present_fingerprint
-from megatron_lrpath.runs.folder import RunFolder, json_digest, read_json_object, report_sources
+from megatron_lrpath.runs.folder import RunFolder, read_json_object, report_sources
 from megatron_lrpath.runs.history import last_loss
+from megatron_lrpath.sealed import json_digest, write_sealed
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def write_result(folder: Path, run: Run, step: int) -> None:
         "loss": last_loss(folder),
         "checkpoint": present_fingerprint(RunFolder(folder).checkpoints, step),
     }
-    atomic_write_json(RunFolder(folder).result, result)
+    write_sealed(RunFolder(folder).result, result)
 
 
 def completed_step(folder: Path) -> int | None:
@@ -142,7 +142,7 @@ def add_evaluation(plan: Plan, target: Target, evaluation: dict[str, Any]) -> No
     """
     folder = RunFolder(plan.folder(target.run))
     if target.at is None:
-        atomic_write_json(folder.evaluation, evaluation)
+        write_sealed(folder.evaluation, evaluation)
     else:
         add_main_path_evaluation(folder.path, evaluation)
 
@@ -152,7 +152,11 @@ def add_main_path_evaluation(folder: Path, evaluation: dict[str, Any]) -> None:
     path = RunFolder(folder).evaluations
     with RunFolder(folder).evaluations_lock.open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        atomic_write_json(path, main_path_evaluations(folder) | {evaluation["step"]: evaluation})
+        problems: list[str] = []
+        read_json_object(path, problems)
+        if problems:
+            raise UserError(f"{path}: {problems[0]}; restore it, or remove it and evaluate again.")
+        write_sealed(path, main_path_evaluations(folder) | {evaluation["step"]: evaluation})
 
 
 def main_path_evaluations(folder: Path) -> dict[int, dict[str, Any]]:
@@ -180,14 +184,14 @@ def evaluation_digests(plan: Plan) -> dict[str, str]:
 
 def write_report_sources(report: Path, digests: Mapping[str, str]) -> None:
     """Record in the report's folder the evaluations that it was made from: run -> digest."""
-    atomic_write_json(report_sources(report), {"evaluations": dict(digests)})
+    write_sealed(report_sources(report), {"evaluations": dict(digests)})
 
 
 def report_is_fresh(report: Path, runs: Iterable[Path]) -> bool:
     """Whether the report in `report` shows the present evaluation of each of the folders `runs`."""
     used = (read_json_object(report_sources(report)) or {}).get("evaluations")
     found = [read_json_object(RunFolder(folder).evaluation) for folder in runs]
-    known = set(used.values()) if isinstance(used, dict) else set()
+    known = {one for one in used.values() if isinstance(one, str)} if isinstance(used, dict) else set()
     return all(one is not None and json_digest(one) in known for one in found)
 
 

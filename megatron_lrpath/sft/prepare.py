@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from megatron_lrpath.data.content_sums import KEY, content_sums
 from megatron_lrpath.data.indexed import document_lengths, fingerprint_source, spread_blocks
 from megatron_lrpath.data.preprocess.pipeline import Conversion, ConversionProgress, Interruption
 from megatron_lrpath.data.preprocess.readers import PARQUET_MAGIC, Chunk, expand_inputs, total_bytes
@@ -20,11 +21,11 @@ from megatron_lrpath.data.preprocess.worker import ChunkResult, Figures, Packed,
 from megatron_lrpath.data.preprocess.writer import RejectLog, optimal_dtype, remove_left_overs
 from megatron_lrpath.data.record import inputs_of, prepared_difference, write_record
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.locks import FolderLock, LockHeldError
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.plan.sft import PREPARED, Sft
 from megatron_lrpath.runs.folder import RunFolder
+from megatron_lrpath.sealed import write_sealed
 from megatron_lrpath.sft.encode import ChatEncoder, Example, build_encoder
 from megatron_lrpath.sft.prepared import ANSWERS, TOKENS, TRAIN, VALID, held_out, pack
 from megatron_lrpath.sft.template import messages_of
@@ -90,6 +91,7 @@ def build(
             "text_bytes": figures.text_bytes,
             "rejected": figures.rejected,
             "fingerprints": [fingerprint_source(f"{folder / name}_{kind}") for kind in (TOKENS, ANSWERS)],
+            KEY: {kind: content_sums(Path(f"{folder / name}_{kind}.bin")) for kind in (TOKENS, ANSWERS)},
         }
     record |= {
         "control_tokens": encoder.added,
@@ -97,7 +99,7 @@ def build(
         "stop_token": encoder.stop_token(),
     }
     count_samples(record, folder, sft)
-    atomic_write_json(folder / PREPARED, record)
+    write_sealed(folder / PREPARED, record)
     return record
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from megatron_lrpath.data.content_sums import AT_A_START_IF_NEWER, KEY, check_form, sampled, wrong_blocks
 from megatron_lrpath.data.draw_random import permutation
 from megatron_lrpath.data.index_cache import Arrays, CacheEntry
 from megatron_lrpath.data.indexed import fingerprint_source
@@ -128,6 +129,18 @@ class Prepared:
         return hashlib.sha256(repr((self.identity, part, self.sft.valid, self.sft.seed)).encode()).hexdigest()
 
 
+def _wrong_content(prefix: str, recorded: Any, kind: str) -> bool:
+    """Whether 64 blocks (of a MiB in most cases) of the data are not what was written; False where nothing is known."""
+    if not isinstance(recorded, dict):
+        return False
+    path = Path(f"{prefix}.bin")
+    try:
+        sums = check_form(recorded.get(kind))
+    except ValueError:
+        return True
+    return bool(wrong_blocks(path, sums, sampled(path, sums, AT_A_START_IF_NEWER)))
+
+
 def open_prepared(plan: Plan, verify: bool) -> Prepared:
     """The plan's prepared data; with `verify` (wanted in one process of a node) prints and tokenizer are compared.
 
@@ -152,7 +165,8 @@ def open_prepared(plan: Plan, verify: bool) -> Prepared:
     prepared = Prepared(plan.sft_folder, sft, record)
     for name, prints in prepared.identity.items() if verify else ():
         for kind, wanted in zip((TOKENS, ANSWERS), prints, strict=True):
-            if fingerprint_source(f"{prepared.folder / name}_{kind}") != wanted:
+            prefix = f"{prepared.folder / name}_{kind}"
+            if fingerprint_source(prefix) != wanted or _wrong_content(prefix, record[name].get(KEY), kind):
                 raise UserError(
                     f"{prepared.folder / name}_{kind}: is not what was prepared; remove {prepared.folder / PREPARED} "
                     "and prepare the data again"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,8 @@ from typing import Any
 from megatron_lrpath.data.preprocess.worker import Rejected
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan.file.keys import TEMPLATES
+from megatron_lrpath.reading import UnreadableError, parse_json, why
+from megatron_lrpath.sft.bounds import TooMuchError, bounded
 
 Message = dict[str, str]
 
@@ -30,11 +31,9 @@ def messages_of(line: bytes) -> list[Message]:
         Rejected: the line is none of the forms, or holds nothing to learn.
     """
     try:
-        record = json.loads(line)
-    except UnicodeDecodeError:
-        raise Rejected("not UTF-8") from None
-    except (ValueError, RecursionError) as error:
-        raise Rejected(f"not JSON: {error}") from None
+        record = parse_json(line)
+    except UnreadableError as error:
+        raise Rejected(str(error)) from None
     if not isinstance(record, dict):
         raise Rejected(f"not a JSON object, but {type(record).__name__}")
     messages = [checked(message, number) for number, message in enumerate(conversation(record), start=1)]
@@ -85,6 +84,9 @@ def checked(message: Any, number: int) -> Message:
 
 
 Span = tuple[int, int]
+SECONDS, MEMORY = 5.0, 1 << 30  # of the rendering of one conversation; bytes beyond what the process has
+CHARACTERS = 1 << 26  # of its text
+LARGEST = 1 << 20  # characters of a template
 TRIAL = ({"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"})
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
@@ -112,16 +114,22 @@ class ChatTemplate:
             return text, [(int(start), int(end)) for start, end in spans]
         except Rejected:
             raise
+        except TooMuchError as error:
+            raise Rejected(f"the chat template makes {error} of a conversation") from None
         except Exception as error:  # whatever a template raises
             raise Rejected(f"the chat template refuses it: {error}") from None
 
     def _render(self, messages: Sequence[Message], **options: bool) -> tuple[str, list[Any]]:
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        texts, spans = render_jinja_template(
-            [list(messages)], chat_template=self.source, **options, **self.special
-        )
-        return str(texts[0]), spans[0] if spans else []
+        with bounded(SECONDS, MEMORY):
+            texts, spans = render_jinja_template(
+                [list(messages)], chat_template=self.source, **options, **self.special
+            )
+        text = str(texts[0])
+        if len(text) > CHARACTERS:
+            raise TooMuchError(f"more than {CHARACTERS:,} characters")
+        return text, spans[0] if spans else []
 
     def _compared(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
         spans = []
@@ -158,11 +166,17 @@ def load_template(name: str, own: str | None, special: Mapping[str, str]) -> Cha
         source = resources.files("megatron_lrpath.sft").joinpath(f"templates/{name}.jinja").read_text("utf-8")
     else:
         try:
-            source = Path(name).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            with Path(name).open(encoding="utf-8") as stream:
+                source = stream.read(LARGEST + 1)
+        except (OSError, ValueError) as error:
             raise UserError(
-                f"sft.chat_template: {name} is none of {', '.join(TEMPLATES)} and cannot be read as a file ({error})"
+                f"sft.chat_template: {name} is none of {', '.join(TEMPLATES)} and cannot be read as a file "
+                f"({why(error)})"
             ) from None
+    if len(source) > LARGEST:
+        raise UserError(
+            f"sft.chat_template: {name} has {len(source):,} characters, more than the {LARGEST:,} allowed"
+        )
     template = ChatTemplate(source, dict(special))
     try_out(template, name)
     return template

@@ -14,6 +14,7 @@ from typing import Any
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import Plan
+from megatron_lrpath.reading import read_json
 from megatron_lrpath.tokenizers.files import HUGGING_FACE, NO_TOKENIZER, open_hugging_face
 from megatron_lrpath.tokenizers.sentencepiece_model import (
     NASTY,
@@ -348,6 +349,6 @@ def special_tokens(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         with suppress(OSError, ValueError):
-            content = json.loads((folder / name).read_text(encoding="utf-8"))
+            content = read_json(folder / name)
             found |= content if isinstance(content, dict) else {}
     return found

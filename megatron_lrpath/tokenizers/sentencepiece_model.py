@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from megatron_lrpath.errors import UserError
+from megatron_lrpath.errors import UserError, cause
 
 SENTENCEPIECE = ("SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer")  # Megatron's types
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # sentencepiece_model.proto
@@ -42,7 +42,7 @@ def open_model(path: Path | str, option: str = "") -> tuple[bytes, Any]:
         model = Path(path).read_bytes()
         processor.LoadFromSerializedProto(model)
     except OSError as error:
-        raise UserError(f"{place}: {error.strerror}") from None
+        raise UserError(f"{place}: {cause(error)}") from None
     except RuntimeError:
         raise UserError(f"{place}: not a SentencePiece model") from None
     return model, processor

@@ -7,9 +7,12 @@ import importlib.util
 import multiprocessing
 import queue
 import secrets
+from argparse import Namespace
 from collections.abc import Callable
 from multiprocessing.managers import SyncManager
 from typing import Any
+
+from megatron_lrpath.plan.secrets import hide_values
 
 TRANSFORMER_ENGINE = "transformer_engine.pytorch"  # it may be built for another CUDA than this machine's
 APEX_FUSIONS = "fused_weight_gradient_mlp_cuda"  # Apex's compiled gradient accumulation
@@ -95,3 +98,8 @@ def initialize_megatron(
 
 def set_jit_fusion_options(original: Callable[..., None], *_: Any, **__: Any) -> None:
     """No kernels to warm up."""
+
+
+def print_args(original: Callable[..., None], title: str, args: Any) -> None:
+    """Let Megatron print the arguments, without the values of secrets."""
+    original(title, Namespace(**hide_values(vars(args))))

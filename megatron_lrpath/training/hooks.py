@@ -13,6 +13,8 @@ from megatron.training import get_args
 from megatron_lrpath.runs.checkpoints import TRACKER
 from megatron_lrpath.training.checkpoints.parent import is_pretrained
 from megatron_lrpath.training.checkpoints.saves import SaveFailedError
+from megatron_lrpath.training.first_weights import draw_all_experts
+from megatron_lrpath.training.optimizer import own_groups
 from megatron_lrpath.training.scheduler import LRPathScheduler
 from megatron_lrpath.training.session import Session
 
@@ -25,6 +27,27 @@ def scheduler_builder(session: Session, original: Wrapped, optimizer: Any, *args
         return original(optimizer, *args, **named)
     session.scheduler = LRPathScheduler.of(optimizer, session.context.path, get_args())
     return session.scheduler
+
+
+def build_model(session: Session, original: Wrapped, self: Any, *args: Any, **named: Any) -> None:
+    """Draw the first weights of several pipeline stages in the order of one."""
+    if session.first_weights is None:
+        return original(self, *args, **named)
+    session.first_weights.build(lambda: original(self, *args, **named))
+
+
+def build_experts(session: Session, original: Wrapped, self: Any, *args: Any, **named: Any) -> None:
+    """Draw the first weights of the experts of all ranks, where they come from one seed."""
+    if not session.draws_all_experts:
+        return original(self, *args, **named)
+    draw_all_experts(lambda experts: original(experts, *args, **named), self)
+
+
+def share_embeddings(session: Session, original: Wrapped, self: Any, *args: Any, **named: Any) -> None:
+    """Share the embeddings between the first stage and the last, when all stages have drawn their weights."""
+    if session.first_weights is None:
+        return original(self, *args, **named)
+    session.first_weights.when_built(lambda: original(self, *args, **named))
 
 
 def training_log(
@@ -176,6 +199,16 @@ def get_grad_norm(session: Session, original: Wrapped, self: Any, *args: Any, **
     return norm
 
 
+def prepare_grads(session: Session, original: Wrapped, self: Any, *args: Any, **named: Any) -> bool:
+    """Begin the step; where gradients overflowed Megatron makes no update, and the ranks agree on signals here."""
+    if session.guard is not None:
+        session.guard.gradients_ready()
+    overflowed = bool(original(self, *args, **named))
+    if overflowed and session.guard is not None:
+        session.guard.overflowed()
+    return overflowed
+
+
 def step_with_ready_grads(session: Session, original: Wrapped, self: Any, *args: Any, **named: Any) -> bool:
     """Ask the guard first; a skipped update counts as Megatron counts one with an overflow."""
     if session.guard is None or session.guard.before_update():
@@ -185,8 +218,10 @@ def step_with_ready_grads(session: Session, original: Wrapped, self: Any, *args:
 
 def load_state_dict(session: Session, original: Wrapped, self: Any, state_dict: dict[str, Any]) -> None:
     """Load a distributed optimizer's state that may have been saved under other rates; a step count a parameter."""
-    inner, change = state_dict["optimizer"], session.rate_change
-    groups = change.renamed(inner["param_groups"]) if change else inner["param_groups"]
+    inner = state_dict["optimizer"]
+    groups = inner["param_groups"]
+    if session.context is not None:
+        groups = own_groups(groups, self.optimizer.param_groups)
     original(self, {**state_dict, "optimizer": {**inner, "param_groups": groups}})
     for moments in self.optimizer.state.values():
         # One tensor was given to all parameters, so that torch's Adam would count every step many times.
@@ -203,6 +238,5 @@ def filter_and_reorder(
     **named: Any,
 ) -> Any:
     """Pair parameter groups that may have been saved under other rates."""
-    change = session.rate_change
-    stored = change.renamed(state_dict_groups) if change else state_dict_groups
+    stored = state_dict_groups if session.context is None else own_groups(state_dict_groups, current_groups)
     return original(current_groups, stored, *args, **named)

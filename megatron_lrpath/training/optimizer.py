@@ -1,27 +1,79 @@
-"""What Megatron's optimizers lack for loading a parent: torch's Adam at any layout, other maximal rates."""
+"""What Megatron's optimizers lack for saving and loading: torch's Adam at any step, groups of other rates."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 
-@dataclass(frozen=True)
-class RateChange:
-    """The (max_lr, min_lr) that the checkpoint to load was saved under, and this run's own."""
+Group = dict[str, Any]
+PARAMETERS, STEP = "params", "step"
+RATES = frozenset({"max_lr", "min_lr"})
 
-    stored: tuple[float, float]
-    own: tuple[float, float]
 
-    def renamed(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Stored parameter groups under this run's rates; groups with rates of their own (decoupled) stay."""
-        return [
-            {**group, "max_lr": self.own[0], "min_lr": self.own[1]}
-            if (group.get("max_lr"), group.get("min_lr")) == self.stored
-            else group
-            for group in groups
-        ]
+def own_groups(stored: list[Group], current: list[Group]) -> list[Group]:
+    """This run's parameter groups with what a checkpoint's say of the past: their step.
+
+    Rates, betas and the like are this run's. The groups of another maximal rate, and those that only one of the two
+    has (a learning rate of the embeddings' own), are paired by what else they have in common.
+
+    Args:
+        stored: the groups in the checkpoint; their `params`, where there are any, are numbers.
+        current: the groups of this run's optimizer.
+    """
+    numbers = numbered(current)
+    paired = [{**closest(group, stored), **settings(group)} for group in current]
+    return [
+        {**group, PARAMETERS: ids} if any(PARAMETERS in one for one in stored) else group
+        for group, ids in zip(paired, numbers, strict=True)
+    ]
+
+
+def settings(group: Group) -> Group:
+    """What a run says of a group, without its parameters and how far it has come."""
+    return {name: value for name, value in group.items() if name not in (PARAMETERS, STEP)}
+
+
+def numbered(groups: list[Group]) -> Iterator[list[int]]:
+    """The parameters of each group as torch numbers them in a state: all groups through."""
+    first = 0
+    for group in groups:
+        yield list(range(first, first + len(group[PARAMETERS])))
+        first += len(group[PARAMETERS])
+
+
+def closest(group: Group, stored: list[Group]) -> Group:
+    """The stored group that has most in common with `group`; of those one with its rates, if there is one."""
+    from megatron.core.optimizer.optimizer import (
+        param_group_identifier_keys as keys,  # after the device's choice
+    )
+
+    def in_common(other: Group) -> tuple[int, bool, int]:
+        same = [key for key in keys if value_of(other, key) == value_of(group, key)]
+        alike = other.get("default_config") == group.get("default_config")
+        return len([key for key in same if key not in RATES]), alike, len(same)
+
+    return max(stored, key=in_common)
+
+
+def value_of(group: Group, key: str) -> Any:
+    """The value of a key that tells groups apart; NeMo's name for it begins with `pre_`."""
+    return group.get(key, group.get(f"pre_{key}"))
+
+
+def make_state(optimizer: Any) -> None:
+    """Make the state that the first update would make, where there was none yet; nothing of it tells anything.
+
+    In fp16 the first steps are skipped, until the loss scale fits; a save before the first update finds no state.
+    """
+    inner = optimizer.optimizer
+    if inner is None or inner.state or optimizer.init_state_fn is None:
+        return
+    optimizer.init_state_fn(inner, optimizer.config)
+    if isinstance(inner, torch.optim.Adam):
+        for state in inner.state.values():
+            state.setdefault(STEP, torch.tensor(0.0))
 
 
 def sharded_state_dict(
@@ -32,13 +84,32 @@ def sharded_state_dict(
     *rest: Any,
     **named: Any,
 ) -> Any:
-    """Make the optimizer's state before it is described for loading, as Megatron does for other optimizers.
+    """Make the optimizer's state before it is described, as Megatron does for other optimizers on loading.
 
-    The values made here are all replaced by the loaded ones.
+    The values made for loading are all replaced by the loaded ones.
     """
-    if is_loading and not self.optimizer.state:
+    if not is_loading:
+        make_state(self)
+    elif not self.optimizer.state:
         self._init_optimizer_states_with_dummy_values()
     return original(self, model_sharded_state_dict, is_loading, *rest, **named)
+
+
+def sharded_state_dict_fp16(
+    original: Callable[..., Any],
+    self: Any,
+    model_sharded_state_dict: Any,
+    is_loading: bool = False,
+    *rest: Any,
+    **named: Any,
+) -> Any:
+    """The same for an optimizer that is not distributed, which leaves a step count of 0 out."""
+    if not is_loading:
+        make_state(self)
+    described = original(self, model_sharded_state_dict, is_loading, *rest, **named)
+    if not is_loading and isinstance(self.optimizer, torch.optim.Adam):
+        described["optimizer"]["state"].setdefault("common_step", torch.tensor(0.0))
+    return described
 
 
 def set_states(
@@ -50,4 +121,4 @@ def set_states(
     **named: Any,
 ) -> None:
     """Set weights and moments; the step count, the same for all, came with the parameter groups already."""
-    original(self, model_param, {"step": None, **tensors}, *args, **named)
+    original(self, model_param, {STEP: None, **tensors}, *args, **named)

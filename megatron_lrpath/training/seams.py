@@ -168,6 +168,12 @@ SEAMS = (
         "its thread ends at a full disk, and with the next value it is given the training",
     ),
     Seam(
+        "megatron.training.arguments:_print_args",
+        "megatron_lrpath.training.environment:print_args",
+        ("title", "args"),
+        "it prints the values of all arguments, a script's own secrets among them",
+    ),
+    Seam(
         "torch.distributed.checkpoint.filesystem:FileSystemReader.read_metadata",
         "megatron_lrpath.training.checkpoints.unpickle:read_metadata",
         ("self",),
@@ -187,6 +193,32 @@ SEAMS = (
         "it unpickles a checkpoint's objects (arguments, random states) with weights_only=False",
     ),
     Seam(
+        "megatron.core.models.gpt.gpt_model:GPTModel.__init__",
+        "megatron_lrpath.training.hooks:build_model",
+        ("self",),
+        "each pipeline stage draws its first weights from a seed of its own, so that another layout trains "
+        "another model",
+    ),
+    Seam(
+        "megatron.core.models.common.language_module.language_module:LanguageModule."
+        "setup_embeddings_and_output_layer",
+        "megatron_lrpath.training.hooks:share_embeddings",
+        ("self",),
+        "while it builds the model, the first stage waits in it for the last, which draws its weights after it",
+    ),
+    Seam(
+        "megatron.core.transformer.moe.experts:SequentialMLP.__init__",
+        "megatron_lrpath.training.hooks:build_experts",
+        ("self",),
+        "where weights are drawn on the CPU, all expert-parallel ranks draw the same, so that experts are copies",
+    ),
+    Seam(
+        "megatron.core.optimizer.optimizer:ChainedOptimizer.prepare_grads",
+        "megatron_lrpath.training.hooks:prepare_grads",
+        ("self",),
+        "a step whose gradients overflow (fp16) makes no update, and signals are answered in it as well",
+    ),
+    Seam(
         "megatron.core.optimizer.optimizer:ChainedOptimizer.get_grad_norm",
         "megatron_lrpath.training.hooks:get_grad_norm",
         ("self",),
@@ -202,7 +234,14 @@ SEAMS = (
         "megatron.core.optimizer.distrib_optimizer:DistributedOptimizer.sharded_state_dict",
         "megatron_lrpath.training.optimizer:sharded_state_dict",
         ("self", "model_sharded_state_dict", "is_loading"),
-        "without Transformer Engine and Apex it asserts on loading that torch's Adam has made a step already",
+        "without Transformer Engine and Apex it asserts that torch's Adam has made a step already: not before "
+        "loading, nor while the loss scale of fp16 comes down",
+    ),
+    Seam(
+        "megatron.core.optimizer.optimizer:Float16OptimizerWithFloat16Params.sharded_state_dict",
+        "megatron_lrpath.training.optimizer:sharded_state_dict_fp16",
+        ("self", "model_sharded_state_dict", "is_loading"),
+        "the same where the optimizer is not distributed: what it saves before the first update cannot be loaded",
     ),
     Seam(
         "megatron.core.optimizer.distrib_optimizer:DistributedOptimizer._set_main_param_and_optimizer_states",
@@ -214,9 +253,9 @@ SEAMS = (
         "megatron.core.optimizer.distrib_optimizer:DistributedOptimizer.load_state_dict",
         "megatron_lrpath.training.hooks:load_state_dict",
         ("self", "state_dict"),
-        "it finds a stored parameter group by its rates, so that a run with another maximal rate could "
-        "not load it; and it gives all parameters one step-count tensor, which torch's Adam counts up "
-        "for each",
+        "it finds a stored parameter group by its rates, so that a run with another maximal rate (or rate of the "
+        "embeddings) could not load it; it takes the stored betas over; and it gives all parameters one "
+        "step-count tensor, which torch's Adam counts up for each",
     ),
     Seam(
         "megatron.core.optimizer.optimizer:MegatronOptimizer._filter_and_reorder_param_groups",

@@ -13,11 +13,11 @@ from megatron_lrpath.training.checkpoints.commit import Commits
 from megatron_lrpath.training.checkpoints.saves import Saves
 from megatron_lrpath.training.context import RunContext
 from megatron_lrpath.training.exits import Exits
+from megatron_lrpath.training.first_weights import StageOrder
 from megatron_lrpath.training.guards.guard import Guard
 from megatron_lrpath.training.guards.peers import PeerWatch
 from megatron_lrpath.training.guards.runlock import RunLock
 from megatron_lrpath.training.guards.signals import Signals
-from megatron_lrpath.training.optimizer import RateChange
 from megatron_lrpath.training.options.arguments import ArgumentsProvider
 from megatron_lrpath.training.scheduler import LRPathScheduler
 from megatron_lrpath.training.steps import StepRecorder
@@ -36,7 +36,8 @@ class Session:
         lock: the run's lock, on rank 0 of a training.
         saves, commits, guard, recorder: in a training of a run.
         scheduler: the learning-rate path in Megatron's loop, once Megatron has built its optimizer.
-        rate_change: the rates of the checkpoint that is loaded, and this run's.
+        first_weights: the order in which several pipeline stages draw them, in a run that starts from random ones.
+        draws_all_experts: whether a rank draws the first weights of all ranks' experts, to keep its own.
         first_step: the step that the training starts at.
         store: where the ranks have met, for `init_process_group`.
     """
@@ -54,7 +55,8 @@ class Session:
     guard: Guard | None = None
     recorder: StepRecorder | None = None
     scheduler: LRPathScheduler | None = None
-    rate_change: RateChange | None = None
+    first_weights: StageOrder | None = None
+    draws_all_experts: bool = False
     first_step: int = 0
     store: Store | None = None
 

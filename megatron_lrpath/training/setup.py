@@ -38,12 +38,12 @@ from megatron_lrpath.training.checkpoints.commit import Commits
 from megatron_lrpath.training.checkpoints.saves import Saves
 from megatron_lrpath.training.checkpoints.start import Start, agree_on_start
 from megatron_lrpath.training.context import RunContext
+from megatron_lrpath.training.first_weights import StageOrder, drawn_at
 from megatron_lrpath.training.guards import orphans
 from megatron_lrpath.training.guards.guard import Guard, SpikeDetector
 from megatron_lrpath.training.guards.peers import PeerWatch, Ranks, own_store
 from megatron_lrpath.training.guards.runlock import hold
 from megatron_lrpath.training.layers import local_layers
-from megatron_lrpath.training.optimizer import RateChange
 from megatron_lrpath.training.options.argument_identity import differences_from_checkpoint
 from megatron_lrpath.training.options.arguments import (
     ArgumentsProvider,
@@ -57,8 +57,9 @@ from megatron_lrpath.training.options.from_arguments import (
     refuse_with_path,
 )
 from megatron_lrpath.training.options.from_plan import PlannedRun, apply_defaults
+from megatron_lrpath.training.options.optimizers import check_optimizer
 from megatron_lrpath.training.session import Session
-from megatron_lrpath.training.steps import StepRecorder, set_wandb_defaults
+from megatron_lrpath.training.steps import StepRecorder, continue_wandb_run, set_wandb_defaults
 
 
 def arguments(session: Session, argv: list[str], defaults: Mapping[str, Any] | None = None) -> Any:
@@ -80,12 +81,15 @@ def arguments(session: Session, argv: list[str], defaults: Mapping[str, Any] | N
     args = parse_args(arguments_provider(session.own_arguments))
     if planned is None:
         session.context = argument_context(args, given, session.own_arguments)
+        if getattr(args, "wandb_project", ""):
+            continue_wandb_run(Path(args.save))
     else:
         apply_defaults(args, planned.explicit)
         set_wandb_defaults(args, planned.plan, planned.run)
         session.context = planned.context()
     set_environment_flags(args, planned.explicit if planned else given, session)
     take_over_saving(args)
+    check_optimizer(args, with_path=True)
     if session.is_packed and args.context_parallel_size != 1:
         raise UserError(
             "--context-parallel-size: packed samples are not split over ranks; leave it out for sft runs"
@@ -122,6 +126,7 @@ def plain_arguments(
             load_args_from_checkpoint(args, load_arg="pretrained_checkpoint")
             load_args_from_checkpoint(args)
         set_environment_flags(args, given, session)
+        check_optimizer(args, with_path=False)
         validate_args(args, defaults=defaults)
     set_global_variables(args)
     return args
@@ -270,13 +275,15 @@ def begin(session: Session, args: Any) -> None:
     start.apply(args)
     if start.folder is not None:
         common = parents.check_model(args, Path(start.folder), start.loaded, start.weights_of is not None)
-        stored = common["args"]
         if context.folder is None and start.existing and lineage.read_lineage(own) is None:
             check_unrecorded(session, args, common)
-        session.rate_change = RateChange((stored.lr, stored.min_lr), (args.lr, args.min_lr))
         args.pretrained_checkpoint = None  # Megatron, not seeing the tracker, would take it
     elif args.pretrained_checkpoint:
         parents.check_pretrained(args)
+    else:
+        if args.pipeline_model_parallel_size > 1:
+            session.first_weights = StageOrder(args.virtual_pipeline_model_parallel_size or 1)
+        session.draws_all_experts = args.expert_model_parallel_size > 1 and args.use_cpu_initialization
     if context.prepared is not None:  # stored in every checkpoint: an export knows how to talk to the model
         args.lrpath_chat = context.prepared.chat
     retain_interval = args.save_retain_interval
@@ -293,7 +300,16 @@ def record_start(context: RunContext, args: Any, start: Start, retain_interval: 
     if context.folder is None and not start.existing:
         lineage.forget(context.records)
     plan = str(context.plan.path.resolve()) if context.plan else None
-    record = context.identity, parent_record(context), start.step, args.world_size, retain_interval, plan
+    drawn = drawn_at(args) if start.folder is None and not args.pretrained_checkpoint else None
+    record = (
+        context.identity,
+        parent_record(context),
+        start.step,
+        args.world_size,
+        retain_interval,
+        plan,
+        drawn,
+    )
     lineage.write_lineage(context.records, *record)
 
 

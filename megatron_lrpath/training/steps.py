@@ -15,6 +15,7 @@ from typing import Any
 
 from megatron_lrpath.console import warn
 from megatron_lrpath.devices import peak_flops
+from megatron_lrpath.errors import cause
 from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.runs.history import HistoryWriter, LoggedStep, row_of_step
@@ -142,14 +143,16 @@ def set_wandb_defaults(args: Any, plan: Plan, run: Run) -> None:
         return
     args.wandb_exp_name = args.wandb_exp_name or run.key
     args.wandb_save_dir = args.wandb_save_dir or str(Path(plan.output))
-    place = str(plan.folder(run).resolve())
-    for name, value in {
-        "WANDB_RUN_GROUP": plan.name,
-        "WANDB_JOB_TYPE": run.kind,
-        "WANDB_RUN_ID": hashlib.sha256(place.encode()).hexdigest()[:16],
-        "WANDB_RESUME": "allow",
-    }.items():
-        os.environ.setdefault(name, value)
+    os.environ.setdefault("WANDB_RUN_GROUP", plan.name)
+    os.environ.setdefault("WANDB_JOB_TYPE", run.kind)
+    continue_wandb_run(plan.folder(run))
+
+
+def continue_wandb_run(place: Path) -> None:
+    """Let every start of the run in `place` go on in one W&B run, unless the environment names another."""
+    own = hashlib.sha256(str(place.resolve()).encode()).hexdigest()[:16]
+    os.environ.setdefault("WANDB_RUN_ID", own)
+    os.environ.setdefault("WANDB_RESUME", "allow")
 
 
 class StepRecorder:
@@ -230,7 +233,7 @@ class StepRecorder:
                 self.record_skips()
             except OSError as error:
                 file = RunFolder(self.context.folder).lineage
-                warn(f"{file}: {error.strerror}; it learns of step {step} at the next save.")
+                warn(f"{file}: {cause(error)}; it learns of step {step} at the next save.")
 
     def record_skips(self) -> None:
         """Enter skipped updates in the lineage; raises OSError where the disk has no room. On rank 0."""

@@ -194,7 +194,7 @@ def test_a_main_path_evaluated_only_early_hardly_tells_the_share(tmp_path: Path)
     early = advise(plan)
     assert early.model.path
     for one, other in zip(early.own, without.own, strict=True):
-        assert one.gap == pytest.approx(other.gap, abs=0.002)
+        assert one.gap == pytest.approx(other.gap, abs=0.007)
 
 
 def test_a_main_path_evaluated_on_another_text_is_left_aside(tmp_path: Path) -> None:
@@ -347,7 +347,7 @@ def test_a_budget_is_kept_and_used(trained: Plan, advice: Advice) -> None:
 def test_no_choice_where_both_targets_cannot_be_met(advice: Advice) -> None:
     assert choose(advice.choices, 0.0, 0.45) == (
         None,
-        "the least cost for a loss within 0.00% of the best, at a cost of at most 0.45",
+        "the least cost for a perplexity within 0.00% of the best, at a cost of at most 0.45",
     )
 
 

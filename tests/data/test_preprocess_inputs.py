@@ -177,3 +177,15 @@ def test_duplicate_keys_and_escapes_as_python_reads_them(tmp_path: Path) -> None
     assert preprocess(source, tmp_path / "out", *NULL) == 0
     assert documents(tmp_path / "out_text_document") == [[2, 3], [4]]
     assert json.loads('"\\u0034"') == "4"
+
+
+def test_zstandard_is_unpacked_in_bounded_pieces(tmp_path: Path) -> None:
+    """A few kilobytes that hold a hundred megabytes do not become one block in memory."""
+    path = tmp_path / "small.zst"
+    path.write_bytes(zstandard.compress((b'{"text": "a"}' + b" " * 4000 + b"\n") * 25_000))
+    assert path.stat().st_size < 200_000
+    largest = total = 0
+    for chunk in readers.read_file(str(path), ["text"], 0, 0):
+        largest, total = max(largest, len(chunk.lines or b"")), total + chunk.count
+    assert total == 25_000
+    assert largest < 48 * 2**20

@@ -304,7 +304,7 @@ def test_where_the_data_are_read_only_the_record_lies_beside_the_slices(
         raise OSError(30, "Read-only file system", str(path))
 
     with monkeypatch.context() as patched:
-        patched.setattr("megatron_lrpath.data.record.atomic_write_json", refused)
+        patched.setattr("megatron_lrpath.data.record.write_sealed", refused)
         assert check_dataset.main([*options, "--record"]) == 2
         assert "--record-in FOLDER" in capsys.readouterr().err
     assert check_dataset.main([*options, "--record-in", str(slices)]) == 0

@@ -23,6 +23,7 @@ from megatron_lrpath.data.slice import Slice
 from megatron_lrpath.plan import load_plan
 from megatron_lrpath.runs.checkpoints import complete_steps
 from megatron_lrpath.runs.results import add_main_path_evaluation, main_path_evaluations, needs_evaluation
+from megatron_lrpath.sealed import read_sealed
 from tests.support import ROOT
 from tests.support.data_fixtures import make_indexed_dataset, make_slice
 from tests.support.training_fixtures import MODEL, Outcome, launch, make_plan, run_words, train
@@ -286,7 +287,7 @@ def test_the_main_paths_checkpoints_are_evaluated_each_once(
     steps = complete_steps(folder / "checkpoints")
     answer = command(str(plan), "--main-path", "--device", "cpu")
     assert answer.returncode == 0, answer.stdout + answer.stderr
-    found = json.loads((folder / "evals.json").read_text())
+    found, _ = read_sealed(folder / "evals.json")
     assert [int(step) for step in found] == steps
     for step in steps:
         assert_equal(found[str(step)], independent(copy, "ours/main", step))
@@ -298,7 +299,7 @@ def test_the_main_paths_checkpoints_are_evaluated_each_once(
     outcome = evaluate(copy, ["ours/main@5", f"ours/main@{steps[-1]}"], nproc=2)  # step 5 has been removed
     outcome.ok()
     assert "evaluated ours/main@5" not in outcome.output
-    assert json.loads((folder / "evals.json").read_text()) == {
+    assert read_sealed(folder / "evals.json")[0] == {
         "1": found[str(steps[0])],
         str(steps[-1]): found[str(steps[-1])],
     }
@@ -365,7 +366,7 @@ def test_the_main_path_is_evaluated_alone_and_once_it_has_checkpoints(
 def test_of_a_later_set_only_what_is_missing_is_measured(copy: Path) -> None:
     evaluate(copy, ["ours/branch-v1"]).ok()
     path = copy / "runs/ours/branch-v1/eval.json"
-    before = json.loads(path.read_text())
+    before = read_sealed(path)[0]
     generator = np.random.default_rng(8)
     texts = [generator.integers(1, 100, size=25).tolist() for _ in range(6)]
     prefix = make_indexed_dataset(copy / "late", texts)
@@ -379,10 +380,10 @@ def test_of_a_later_set_only_what_is_missing_is_measured(copy: Path) -> None:
     marked = before | {"perplexity": 2.0}  # kept: not measured again
     path.write_text(json.dumps(marked))
     evaluate(copy, ["ours/branch-v1"]).ok()
-    after = json.loads(path.read_text())
+    after = read_sealed(path)[0]
     found = after.pop("sets")["valid-v2"]
     assert after == marked
     assert (found["tokens"], list(found["domains"])) == (149, ["news"])
     assert not needs_evaluation(plan, run)
     evaluate(copy, ["ours/branch-v1"], "--again").ok()
-    assert json.loads(path.read_text())["perplexity"] == before["perplexity"]
+    assert read_sealed(path)[0]["perplexity"] == before["perplexity"]

@@ -243,6 +243,8 @@ REFUSED = [
     ("  - {name: v1, steps: 100}\n  - {name: v2, steps: 100}\n", "", "10: versions", "'versions' is missing"),
     ("versions:", "versions: []\nversion:", "11: version", "did you mean 'versions'?"),
     ("output: runs/quickstart", "output: 5", "13: output", "must be text"),
+    ("output: runs/quickstart", f"output: {'x' * 256}", "13: output", "256 bytes, and 255 is the most"),
+    ("output: runs/quickstart", f"output: {'x/' * 2000}y", "13: output", "leave room for the files"),
     ("output: runs/quickstart", "megatron: {lr: 1}", "13: megatron.lr", "set `schedule.max_lr`"),
     ("output: runs/quickstart", "megatron: {train-iters: 1}", "13: megatron.train-iters", "set `versions`"),
     ("output: runs/quickstart", "megatron: {num_layers: 1}", "13: megatron.num_layers", "under `model:`"),

@@ -28,7 +28,8 @@ from megatron_lrpath.report.tables import run_table
 from megatron_lrpath.runs import checkpoints as disk
 from megatron_lrpath.runs import history, lineage
 from megatron_lrpath.runs.checkpoints import MANIFEST, FileSum, ManifestError, read_manifest, write_manifest
-from megatron_lrpath.runs.folder import RunFolder, json_digest
+from megatron_lrpath.runs.folder import RunFolder
+from megatron_lrpath.sealed import json_digest
 from tests.support.data_fixtures import make_random_dataset, make_slice
 
 MAXIMUM_BYTES = 16 * 2**20

@@ -49,6 +49,14 @@ def test_a_signal_saves_at_the_next_step_boundary_and_leaves_with_its_own_code(
     assert [line["step"] for line in history(tmp_path / "runs/ours/main")] == list(range(1, 10))
 
 
+def test_a_signal_is_answered_while_the_loss_scale_comes_down(tmp_path: Path) -> None:
+    """In fp16 the first steps make no update; there is something to save all the same."""
+    outcome = train_with(["term:2:1"], main_words(tmp_path, megatron={"fp16": True}), nproc=2)
+    assert outcome.status == [SAVED_AND_STOPPED] * 2, outcome.output[-3000:]
+    assert complete_steps(checkpoints(tmp_path)) == [2]
+    assert [line.get("skipped") for line in history(tmp_path / "runs/ours/main")] == [True, True]
+
+
 def test_a_signal_before_the_first_step_ends_at_once(tmp_path: Path) -> None:
     words = main_words(tmp_path)
     outcome = train_with(["early"], words)

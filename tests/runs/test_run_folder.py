@@ -24,6 +24,7 @@ from megatron_lrpath.runs.folder import Entry, RunFolder
 from megatron_lrpath.runs.history import read_history
 from megatron_lrpath.runs.lineage import read_lineage
 from megatron_lrpath.runs.results import fresh_evaluation, is_complete, needs_evaluation, write_result
+from megatron_lrpath.sealed import SEAL, read_sealed, write_sealed
 from tests.support import ROOT
 from tests.support.training_fixtures import launch, run_words, train
 
@@ -168,11 +169,9 @@ def test_what_was_trained_again_is_evaluated_and_reported_again(
         "eval/ours/branch-v2": "submit",
         "report": "submit",
     }
-    evaluation = json.loads(folder.evaluation.read_text())
-    result = json.loads(folder.result.read_text())
-    folder.evaluation.write_text(
-        json.dumps(evaluation | {"checkpoint": result["checkpoint"], "perplexity": 99.0})
-    )
+    evaluation, _ = read_sealed(folder.evaluation)
+    result, _ = read_sealed(folder.result)
+    write_sealed(folder.evaluation, evaluation | {"checkpoint": result["checkpoint"], "perplexity": 99.0})
     assert {key for key, action in jobs(capsys).items() if action != "done"} == {"report"}
 
 
@@ -189,9 +188,9 @@ def test_an_evaluation_of_today_beside_a_training_of_before_is_compared_with_the
 ) -> None:
     plan = load_plan(Path("plan.yaml"))
     run, folder = plan.run("ours", "branch-v2"), run_folder(plan, "branch-v2")
-    result = json.loads(folder.result.read_text())
+    result, _ = read_sealed(folder.result)
     del result["checkpoint"]
-    folder.result.write_text(json.dumps(result))
+    write_sealed(folder.result, result)
     assert not needs_evaluation(plan, run)
     (folder.checkpoints / "iter_0000012/manifest.json").write_text("{}")
     assert needs_evaluation(plan, run)
@@ -230,11 +229,15 @@ def test_the_page_describes_every_field_and_no_other(continued: Path, file: str)
 
 
 def test_the_page_describes_every_field_of_a_failure() -> None:
-    assert tables("Fields of `error.json`").keys() == {field.name for field in dataclasses.fields(Failure)}
+    assert tables("Fields of `error.json`").keys() == {
+        *(field.name for field in dataclasses.fields(Failure)),
+        SEAL,
+    }
 
 
 def test_evaluations_of_the_main_path_have_the_fields_of_an_evaluation(continued: Path) -> None:
-    entries = json.loads((continued / "runs/ours/main/evals.json").read_text())
+    entries, sealed = read_sealed(continued / "runs/ours/main/evals.json")
+    assert sealed
     assert [int(step) for step in entries] == list(MAIN_STEPS)
     described = tables("Fields of `eval.json`").keys()
     assert all(entry["checkpoint"] and entry.keys() <= described for entry in entries.values())

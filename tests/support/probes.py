@@ -79,6 +79,41 @@ def state_at_start() -> Iterator[dict[str, Any]]:
     training.train = original
 
 
+@contextmanager
+def state_at_end() -> Iterator[dict[str, Any]]:
+    """The same after the last step, without the counters: Megatron's loop does not keep all of them."""
+    from megatron.training import get_args, training
+
+    seen: dict[str, Any] = {}
+    original = training.train
+
+    def watching(forward: Any, model: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+        ended = original(forward, model, optimizer, *args, **kwargs)
+        seen.update(snapshot(model, optimizer, get_args()))
+        del seen["iteration"]
+        seen["moments"] = [one for one in seen["moments"] if "weight" in one]
+        return ended
+
+    training.train = watching
+    yield seen
+    training.train = original
+
+
+@contextmanager
+def betas() -> Iterator[list[tuple[float, float]]]:
+    """Adam's betas in every parameter group at each update."""
+    from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+    seen: list[tuple[float, float]] = []
+
+    def note(optimizer: Any, args: Any, kwargs: Any) -> None:
+        seen.extend(tuple(group["betas"]) for group in optimizer.param_groups)
+
+    handle = register_optimizer_step_pre_hook(note)
+    yield seen
+    handle.remove()
+
+
 def snapshot(model: Any, optimizer: Any, args: Any) -> dict[str, Any]:
     """Everything that decides how a training goes on, as digests of exact bytes."""
     import numpy as np

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from megatron_lrpath.runs.checkpoints import complete_steps
-from tests.support.training_fixtures import Outcome, history, make_plan, run_words, train
+from tests.support.training_fixtures import MODEL, Outcome, history, make_plan, run_words, train
 
 pytestmark = pytest.mark.slow
 
@@ -77,6 +77,7 @@ def resume(folder: Path, words: list[str], nproc: int) -> Outcome:
     outcome = train(words, nproc).ok()
     lineage = json.loads((folder / "runs/ours/main/lineage.json").read_text())
     assert lineage["starts"][-1]["step"] == STOP
+    assert [start.get("first_weights") for start in lineage["starts"]] == [{"device": "cpu"}, None]
     return outcome
 
 
@@ -89,9 +90,8 @@ def test_a_layout_trains_evaluates_saves_and_resumes_exactly(
     outcome = train(words, nproc).ok()
     evaluated = validation_losses(outcome.output)
     assert len(evaluated) == len(validation_losses((single / "log").read_text()))
-    if "pp2" not in layout:  # Megatron draws the first weights of each pipeline stage from a seed of its own
-        assert_same(steps(tmp_path), steps(single))
-        assert evaluated == pytest.approx(validation_losses((single / "log").read_text()), rel=1e-5)
+    assert_same(steps(tmp_path), steps(single))
+    assert evaluated == pytest.approx(validation_losses((single / "log").read_text()), rel=1e-5)
     uninterrupted = steps(tmp_path)
     resume(tmp_path, words, nproc)
     assert steps(tmp_path) == uninterrupted
@@ -136,3 +136,33 @@ def test_bfloat16_trains_and_resumes_exactly(tmp_path: Path, single: Path, layou
     uninterrupted = steps(tmp_path)
     resume(tmp_path, words, nproc)
     assert steps(tmp_path) == uninterrupted
+
+
+VIRTUAL = ("--num-layers-per-virtual-pipeline-stage", "1")
+UNEVEN = ("--decoder-first-pipeline-num-layers", "1")
+
+
+@pytest.mark.parametrize("layout", [(), VIRTUAL, UNEVEN], ids=["even", "virtual", "uneven"])
+def test_first_weights_with_shared_embeddings_are_those_of_one_stage(
+    tmp_path: Path, layout: tuple[str, ...]
+) -> None:
+    """The first stage shares its embeddings with the last, which draws its weights last."""
+    model = {**MODEL, "num_layers": 4, "untie_embeddings_and_output_weights": False}
+    losses = []
+    for name, nproc, flags in (("single", 1, ()), ("stages", 2, (*PP2, *layout))):
+        plan = plan_in(tmp_path / name, model=model)
+        train(run_words(plan, "ours", "main", *flags, "--exit-interval", "2"), nproc).ok()
+        lines = history(tmp_path / name / "runs/ours/main")
+        losses.append([(line["loss"], line["grad_norm"]) for line in lines])
+    assert_same(*losses)
+
+
+@pytest.mark.parametrize("layout", [("--expert-model-parallel-size", "2"), PP2], ids=["experts", "stages"])
+def test_first_weights_of_experts_are_those_of_one_process(tmp_path: Path, layout: tuple[str, ...]) -> None:
+    model = {**MODEL, "num_experts": 4, "moe_router_topk": 2, "moe_aux_loss_coeff": 0.01}
+    losses = []
+    for name, nproc, flags in (("single", 1, ()), ("spread", 2, layout)):
+        plan = plan_in(tmp_path / name, model=model)
+        train(run_words(plan, "ours", "main", *flags, "--exit-interval", "2"), nproc).ok()
+        losses.append([line["loss"] for line in history(tmp_path / name / "runs/ours/main")])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)

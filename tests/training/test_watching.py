@@ -16,6 +16,7 @@ from megatron_lrpath.devices import peak_flops
 from megatron_lrpath.plan import differences, load_plan, run_identity
 from megatron_lrpath.training import steps as watching
 from tests.support.training_fixtures import history, make_plan, run_words, train
+from tests.training.test_training_rates import words_without_plan
 
 BATCH_TOKENS = 4 * 16
 PEAK = ["--peak-tflops", "0.001"]
@@ -163,3 +164,13 @@ def test_a_peak_in_the_plan_changes_no_run(tmp_path: Path) -> None:
     said = load_plan(make_plan(tmp_path, (4,), megatron={"peak_tflops": 989, "wandb_project": "x"}))
     run = plan.run("ours", "main")
     assert differences(run_identity(plan, run), run_identity(said, run)) == []
+
+
+def test_a_run_by_lr_path_goes_on_in_its_wandb_run(folder: Path, tmp_path: Path) -> None:
+    words = [*words_without_plan(folder / "plan.yaml", folder), "--lr", "0.01", "--lr-path", "main"]
+    words += ["--train-iters", "4", "--save", str(tmp_path / "own"), "--wandb-save-dir", str(tmp_path)]
+    words += ["--wandb-project", "versions", "--wandb-exp-name", "main"]
+    train([*words, "--exit-interval", "2"], probe="wandb_offline").ok()
+    train(words, probe="wandb_offline").ok()
+    own = hashlib.sha256(str((tmp_path / "own").resolve()).encode()).hexdigest()[:16]
+    assert {path.name for path in tmp_path.glob("wandb/offline-run-*/run-*.wandb")} == {f"run-{own}.wandb"}

@@ -19,6 +19,8 @@ from megatron_lrpath.errors import UserError
 STDIN = "-"
 CHUNK_BYTES = 1 << 20
 READ_BYTES = 1 << 18
+ZSTD_PIECE = 512  # bytes, unpacked at a time: to 16 MiB at most, whatever the ratio
+ZSTD_WINDOW = 1 << 27  # bytes that a frame may refer back to, as for the command zstd
 PARQUET_ROWS = 1024
 GZIP_MAGIC, ZSTD_MAGIC, PARQUET_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
 UTF8_BOM = b"\xef\xbb\xbf"
@@ -137,12 +139,14 @@ def _unpack_zstd(name: str, stream: _Counter) -> Iterator[bytes]:
     frame = None
     try:
         while data := stream.read(READ_BYTES):
-            while data:
-                frame = frame or zstandard.ZstdDecompressor().decompressobj()
-                if block := frame.decompress(data):
-                    yield block
-                data = frame.unused_data if frame.eof else b""
-                frame = None if frame.eof else frame
+            for start in range(0, len(data), ZSTD_PIECE):
+                piece = data[start : start + ZSTD_PIECE]
+                while piece:
+                    frame = frame or zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW).decompressobj()
+                    if block := frame.decompress(piece):
+                        yield block
+                    piece = frame.unused_data if frame.eof else b""
+                    frame = None if frame.eof else frame
     except zstandard.ZstdError as error:
         raise UserError(f"{name}: cannot be read to its end: {error}") from None
     if frame is not None:

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from megatron_lrpath.console import say_error
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.exits import SAVED_AND_STOPPED, leave_at_once
+from megatron_lrpath.exits import BAD_INPUT, SAVED_AND_STOPPED, leave_at_once
 from megatron_lrpath.launch.preflight import checkpoint_bytes
 from megatron_lrpath.launch.process import new_log, only_one
 from megatron_lrpath.launch.slurm import queue as commands
@@ -335,7 +336,11 @@ def leave(how: str, number: int) -> int:
 
 def main(argv: list[str]) -> int:
     """`job.py SPEC`; a user's error is one message and status 2, and what waits for the job is held."""
-    spec = Spec.read(Path(argv[0]))
+    try:
+        spec = Spec.read(Path(argv[0]))
+    except UserError as error:
+        say_error(error)
+        return BAD_INPUT
     place, ledger = Place.here(), Ledger(Path(spec.folder))
     if ledger.cancel_mark(place.number).exists():
         print("cancelled: nothing is started")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
@@ -19,9 +18,11 @@ from megatron_lrpath.launch.layouts import Allocation, Layout, allocate, allocat
 from megatron_lrpath.launch.slurm.ledger import SIGNALS, SubmittedPlan
 from megatron_lrpath.launch.slurm.settings import Settings
 from megatron_lrpath.plan import Plan
-from megatron_lrpath.runs.folder import OutputFolder, json_digest, report_page
+from megatron_lrpath.reading import build, read_object, why
+from megatron_lrpath.runs.folder import OutputFolder, report_page
 from megatron_lrpath.runs.results import needs_evaluation, report_is_fresh
 from megatron_lrpath.runs.tasks import Task, build_tasks, with_ancestors
+from megatron_lrpath.sealed import json_digest
 
 REPORT = "report"
 JOB_MODULE = "megatron_lrpath.launch.slurm.job"
@@ -187,11 +188,11 @@ class Spec:
 
     @classmethod
     def read(cls, path: Path) -> Spec:
-        """The spec in a file that `lrpath submit` wrote."""
-        row: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        for name in ("arguments", "srun", "python"):
-            row[name] = tuple(row[name])
-        return cls(**row)
+        """The spec in a file that `lrpath submit` wrote; raises UserError."""
+        try:
+            return build(cls, read_object(path))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: cannot be read ({why(error)}); call lrpath submit again.") from None
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_bytes, atomic_write_json
 from megatron_lrpath.plan import Plan, load_plan
 from megatron_lrpath.plan.spec import Data
+from megatron_lrpath.reading import build, parse_json, read_object, why
 
 FOLDER = "slurm"
 SIGNALS = "signals"
@@ -59,14 +60,14 @@ class Ledger:
     def entries(self) -> list[SubmittedJob]:
         """All entries, oldest first; none before the first submission. UserError where the file is damaged."""
         try:
-            rows = json.loads(self.file.read_text(encoding="utf-8"))["jobs"]
-            return [SubmittedJob(**{**row, "depends": tuple(row["depends"])}) for row in rows]
+            rows = read_object(self.file)["jobs"]
+            return [build(SubmittedJob, row) for row in rows]
         except FileNotFoundError:
             return []
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{self.file}: cannot be read ({error}). Cancel this plan's jobs by hand (squeue --me), remove the "
-                "file and submit again: what is trained stays."
+                f"{self.file}: cannot be read ({why(error)}). Cancel this plan's jobs by hand (squeue --me), remove "
+                "the file and submit again: what is trained stays."
             ) from None
 
     def add(self, entry: SubmittedJob) -> None:
@@ -283,9 +284,9 @@ def read_attempts(path: Path) -> list[Attempt]:
     """The attempts noted in a file, oldest first; a line that was cut off is left out."""
     found: list[Attempt] = []
     with suppress(OSError):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError, TypeError):
-                found.append(Attempt(**json.loads(line)))
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with suppress(ValueError):
+                found.append(build(Attempt, parse_json(line)))
     return found
 
 

@@ -153,10 +153,15 @@ def _value(setting: Setting, text: str, where: str) -> Any:
             raise UserError(f"{where}: must be at least 1")
         return int(text)
     if setting.kind == "options":
+        from megatron_lrpath.plan.secrets import secret_problem  # start-up time: the parser reads this module
+
         try:
-            return tuple(shlex.split(text))
+            words = tuple(shlex.split(text))
         except ValueError as error:
             raise UserError(f"{where}: {error}") from None
+        if secret := secret_problem(words):
+            raise UserError(f"{where}: {secret}")
+        return words
     if setting.kind == "switch":
         if text.lower() not in ("yes", "no", "1", "0", "true", "false"):
             raise UserError(f"{where}: {text!r} is neither yes nor no")

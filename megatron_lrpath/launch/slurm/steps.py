@@ -17,6 +17,7 @@ from megatron_lrpath.files import atomic_write_json
 from megatron_lrpath.launch.slurm import queue as commands
 from megatron_lrpath.launch.slurm.jobs import Spec
 from megatron_lrpath.launch.slurm.stop import StopRequest, block_usr2
+from megatron_lrpath.plan.secrets import hide_values
 from megatron_lrpath.runs import failure
 
 NOTE = "[lrpath "  # begins a line of ours in a log
@@ -149,7 +150,9 @@ class Steps:
     def record(self, found: Mapping[str, Any]) -> None:
         """Write what is known of this start: Slurm's variables, those of the network libraries, what was `found`."""
         about = {name: os.environ[name] for name in _SLURM if name in os.environ}
-        network = {name: value for name, value in sorted(os.environ.items()) if name.startswith(_RECORDED)}
+        network = hide_values(
+            {name: os.environ[name] for name in sorted(os.environ) if name.startswith(_RECORDED)}
+        )
         system = {"kernel": platform.release(), "slurm": commands.call("srun", "--version").strip()}
         rendezvous = f"{self.place.address()}:{self.place.port}"
         row = {"slurm": about, "variables": network, "system": system, "rendezvous": rendezvous, **found}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.files import length_problem
 from megatron_lrpath.models import RECIPES, ModelSpec, resolve_model
 from megatron_lrpath.paradigms import PARADIGMS
 from megatron_lrpath.plan.file.arguments import RECIPE, check_arguments, read_arguments
@@ -200,6 +201,8 @@ def plan_from(source: Source) -> Plan:
     top = read_section(source.root, PLAN_KEYS)
     values = _read_fields(top, PLAN_KEYS, *SECTIONS, "model", "versions", "megatron", "paradigms")
     values["output"] = values["output"] or f"runs/{values['name']}"
+    if problem := length_problem(values["output"]):
+        raise top.get("output", top["name"]).error(problem)
     model = _read_model(top["model"])
     check_arguments(top["model"], top.get("megatron"), _sft_megatron(top.get("sft")), model)
     batch = Batch(**_read_plain_section(top, "batch"))

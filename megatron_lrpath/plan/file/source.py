@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from megatron_lrpath.errors import PlanError
+from megatron_lrpath.errors import PlanError, cause
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 8
@@ -21,6 +21,8 @@ _TRUE = re.compile(r"true|True|TRUE|yes|Yes|YES|on|On|ON")
 _FALSE = re.compile(r"false|False|FALSE|no|No|NO|off|Off|OFF")
 _WHOLE = re.compile(r"[-+]?(?:0|[1-9][0-9_]*)")
 _NUMBER = re.compile(r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?")
+MAX_DIGITS = 400  # of a number; more are text
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 _SPECIAL = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
 
 Scalar = None | bool | int | float | str
@@ -132,7 +134,9 @@ def _read_text(path: Path) -> str:
     except FileNotFoundError:
         raise PlanError(f"{path}: no such plan file; give the path of a YAML file") from None
     except OSError as error:
-        raise PlanError(f"{path}: cannot be read: {error.strerror}") from None
+        raise PlanError(f"{path}: cannot be read: {cause(error)}") from None
+    except ValueError:  # a NUL in the name
+        raise PlanError(f"{str(path)!r}: not a file's name") from None
     if len(data) > MAX_BYTES:
         raise PlanError(f"{path}: larger than {MAX_BYTES // 1024} KiB; this is hardly a plan file")
     try:
@@ -149,6 +153,8 @@ def _mapping(path: Path, node: yaml.MappingNode, prefix: str) -> dict[str, Entry
         if not isinstance(key_node, yaml.ScalarNode):
             raise PlanError(f"{path}:{line}: a key must be plain text")
         name = key_node.value
+        if _NO_TEXT.search(name):
+            raise PlanError(f"{path}:{line}: a key holds a NUL or half a surrogate pair, which is no text")
         key = f"{prefix}.{name}" if prefix else name
         if name in entries:
             raise PlanError(
@@ -165,6 +171,8 @@ def _entry(path: Path, node: yaml.Node, line: int, key: str) -> Entry:
         items = [_entry(path, item, _line(item), f"{key}[{i}]") for i, item in enumerate(node.value)]
         return Entry(items, path, line, key)
     quoted = isinstance(node, yaml.ScalarNode) and node.style is not None
+    if _NO_TEXT.search(node.value):
+        raise PlanError(f"{path}:{line}: {key}: holds a NUL or half a surrogate pair, which is no text")
     return Entry(node.value if quoted else _plain_scalar(node.value), path, line, key)
 
 
@@ -176,6 +184,8 @@ def _plain_scalar(text: str) -> Scalar:
         return True
     if _FALSE.fullmatch(text):
         return False
+    if len(text) > MAX_DIGITS:
+        return text
     digits = text.replace("_", "")
     if _WHOLE.fullmatch(text):
         return int(digits) if len(digits) < 40 else float(digits)

@@ -21,7 +21,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint import CheckpointException
 
+from megatron_lrpath.errors import cause
 from megatron_lrpath.files import atomic_write_text, sync_folder
+from megatron_lrpath.reading import build, read_object
 from megatron_lrpath.runs import checkpoints as disk
 from megatron_lrpath.runs.checkpoints import FileSum
 from megatron_lrpath.training.checkpoints.saves import SaveFailedError, Saves
@@ -167,7 +169,7 @@ def write_failures(aside: Path) -> Iterator[None]:
     except OSError as error:
         if dist.get_world_size() > 1:
             raise  # the other ranks do not know
-        raise SaveFailedError(f"writing failed: {error.strerror}{left_on(aside)}") from None
+        raise SaveFailedError(f"writing failed: {cause(error)}{left_on(aside)}") from None
 
 
 def left_on(aside: Path) -> str:
@@ -195,7 +197,7 @@ def collect_sums(aside: Path) -> dict[str, FileSum]:
     """The sums of all files: those that the ranks left; the others (metadata) are summed and synced now."""
     sums: dict[str, FileSum] = {}
     for path in sorted(aside.glob(f"{SUMS}*")):
-        sums |= {name: FileSum(**entry) for name, entry in json.loads(path.read_text()).items()}
+        sums |= {name: build(FileSum, entry) for name, entry in read_object(path).items()}
         path.unlink()
     for path in sorted(aside.iterdir()):
         if path.name not in sums:
@@ -219,7 +221,7 @@ def on_rank(rank: int, act: Callable[[], None]) -> None:
         except SaveFailedError as error:
             outcome = [str(error)]
         except OSError as error:
-            what = error.strerror or str(error)
+            what = cause(error)
             outcome = [f"{what}: {error.filename}" if error.filename else what]
     dist.broadcast_object_list(outcome, src=rank)
     if outcome[0] is not None:

@@ -76,13 +76,26 @@ def check_optimizer(args: Any, stored: Any, what: str) -> None:
             f"{what} was saved with --optimizer {stored.optimizer} and this run is with {args.optimizer}: each keeps "
             "a state of its own. Use the same for both."
         )
-    if bool(stored.use_distributed_optimizer) != bool(args.use_distributed_optimizer):
-        how = ("with", "without") if stored.use_distributed_optimizer else ("without", "with")
+    if is_distributed(stored) != is_distributed(args):
+        how = ("with", "without") if is_distributed(stored) else ("without", "with")
         raise UserError(
             f"{what} was saved {how[0]} --use-distributed-optimizer and "
             f"this run is {how[1]}: the two keep the optimizer's state in different formats. Use the same "
             "for both."
         )
+    with_own = [getattr(one, "decoupled_lr", None) is not None for one in (stored, args)]
+    if with_own[0] != with_own[1] and not args.use_distributed_optimizer:
+        how = ("with", "without") if with_own[0] else ("without", "with")
+        raise UserError(
+            f"{what} was saved {how[0]} --decoupled-lr and this run is {how[1]}: without --use-distributed-optimizer "
+            "Megatron keeps a state for each rate. Use it for both or for none; the rates themselves may differ."
+        )
+
+
+def is_distributed(args: Any) -> bool:
+    """Whether the optimizer's state is spread over the ranks; Megatron turns the argument into another for some."""
+    by_layers = getattr(args, "use_layer_wise_distributed_optimizer", False)
+    return bool(args.use_distributed_optimizer or by_layers)
 
 
 def stored_arguments(folder: Path) -> Any:

@@ -157,18 +157,28 @@ class Guard:
         if torch.is_grad_enabled():  # evaluations are not ours to judge
             self._losses.append(torch.stack([loss.detach().double(), tokens.detach().double()]))
 
-    def before_update(self) -> bool:
-        """Decide, on all ranks alike, whether the update is to be made.
+    def gradients_ready(self) -> None:
+        """Begin with the first step of the training, whether it makes an update or not.
 
         Raises:
-            TrainingStoppedError: the loss or the gradient norm is not finite.
-            UserError: the first step is not the one that belongs to the loaded checkpoint.
+            UserError: it is not the step that belongs to the loaded checkpoint.
         """
         if not self.signals.training:
             self.signals.begin()
         if self.first_step is not None:
             expect_iteration(get_args(), self.first_step)
             self.first_step = None
+
+    def overflowed(self) -> None:
+        """Agree with the other ranks in a step that makes no update: its gradients overflowed (fp16)."""
+        self.signals.stopping |= bool(self._agree([])[3])
+
+    def before_update(self) -> bool:
+        """Decide, on all ranks alike, whether the update is to be made.
+
+        Raises:
+            TrainingStoppedError: the loss or the gradient norm is not finite.
+        """
         losses, self._losses = self._losses, []
         total, tokens, wrong, asked = self._agree(losses)
         if asked:

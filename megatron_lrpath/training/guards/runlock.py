@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from megatron_lrpath.errors import FULL, UserError
+from megatron_lrpath.errors import FULL, UserError, cause
 from megatron_lrpath.locks import LOCK_NAME, FolderLock, LockHeldError, describe_owner, owner_of
 
 PATIENCE = 10.0  # seconds for a process that is ending, or its writers, to be gone
@@ -124,7 +124,7 @@ def hold(root: Path, lost: Callable[[str], NoReturn], patience: float = PATIENCE
         if error.errno in FULL:
             raise
         if error.errno not in NO_LOCKS:
-            raise UserError(f"{root}: cannot be locked ({error.strerror}).") from None
+            raise UserError(f"{root}: cannot be locked ({cause(error)}).") from None
         certain = False
     run_lock = RunLock(root, lock, lost)
     # The lock's last owner may be on another machine and have not said that it had ended.

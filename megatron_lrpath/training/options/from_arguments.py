@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.files import length_problem
 from megatron_lrpath.paradigms import LR_PATH_KINDS, path_form
 from megatron_lrpath.plan.arguments import PATH, START, find, flag, is_neutral
 from megatron_lrpath.plan.runs import run_path
@@ -40,6 +41,8 @@ def argument_context(
         return None
     if not args.save:
         raise UserError("--lr-path needs --save, the folder of this run's own checkpoints.")
+    if problem := length_problem(args.save):
+        raise UserError(f"--save {args.save}: {problem}.")
     parent = parent_of(args)
     first = parent.step if parent else 0
     last = last_step(args, first)

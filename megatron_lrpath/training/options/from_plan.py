@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.data.index_cache import local_rank
-from megatron_lrpath.data.record import require_tokenizer
-from megatron_lrpath.data.slice import open_mix, open_slices
+from megatron_lrpath.data.record import require_tokenizer, verify_content
+from megatron_lrpath.data.slice import held_out, open_mix, open_slices
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.models import megatron_flags, resolve_model
 from megatron_lrpath.plan import Plan, Run, load_plan, run_identity
@@ -23,6 +23,7 @@ from megatron_lrpath.training.context import ParentCheckpoint, RunContext
 from megatron_lrpath.training.options.arguments import ArgumentsProvider, explicit_arguments
 from megatron_lrpath.training.options.classes import raise_all, unclassified, word
 from megatron_lrpath.training.options.from_arguments import results_arguments
+from megatron_lrpath.training.options.optimizers import of_the_package
 
 
 def tokenizer_flags(plan: Plan) -> list[str]:
@@ -207,6 +208,8 @@ class PlannedRun:
         names = tuple(version.name for version in plan.versions[: run.version_index])
         slices = open_slices(plan.data, names, verify=verify)
         mix = open_mix(plan.data, run.mix, verify=verify) if run.mix else []
+        if verify:
+            verify_content([*slices, *mix, *held_out(plan.data)])
         data = {"mix_slices": {one.name: one.fingerprint for one in mix}} if mix else {}
         data["slices"] = {one.name: one.fingerprint for one in slices}
         identity = {**context.identity, **data, **self._trainer_facts()}
@@ -250,7 +253,7 @@ def refused(given: Mapping[str, Any], plan: Plan) -> list[str]:
 def apply_defaults(args: Any, given: Mapping[str, Any]) -> None:
     """Set a planned run's defaults, where neither the plan nor the command line says otherwise."""
     for name, value in PLAN_DEFAULTS.items():
-        if name not in given:
+        if name not in given and not (name == "use_distributed_optimizer" and of_the_package(args)):
             setattr(args, name, value)
     if "make_vocab_size_divisible_by" not in given:
         # Megatron pads to a multiple of this times the tensor-parallel size; padding is part of the softmax.

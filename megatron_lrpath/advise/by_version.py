@@ -1,0 +1,267 @@
+"""An alpha for each version: how a budget of steps is best spent on the versions' branches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from megatron_lrpath.advise.curves import F64
+from megatron_lrpath.advise.model import Model
+from megatron_lrpath.advise.predict import Prediction, ends_at, interval, judged_versions, own_decay
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.paradigms import BRANCH, OURS
+from megatron_lrpath.plan import Plan
+from megatron_lrpath.runs.checkpoints import complete_steps, has_begun
+from megatron_lrpath.runs.folder import RunFolder
+from megatron_lrpath.wording import listing, nearest
+
+FIRST_LIMIT = 0.01
+"""How far a version that alpha is not judged by may lie above its own best, in perplexity, unless the user says."""
+RESOLUTION = 2000
+"""Steps are compared in parts of the total, so that the number of sums stays bounded whatever the versions' lengths."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One alpha for one version: its steps, and its final loss (nats a token) by the fit and by each sample."""
+
+    alpha: float
+    steps: int
+    losses: F64
+
+    @property
+    def loss(self) -> float:
+        """The loss by the fit."""
+        return float(self.losses[0])
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """An alpha for each version of a plan.
+
+    `cost`: steps of the main path up to the last branch point and of all branches, over those of pre-training from
+    scratch. The last version's branch adds nothing to it, because the main path ends where it begins; `due_next` is
+    the number of steps that it adds once a further version is appended. `loss`: mean over the versions that alpha
+    is judged by. `loss_of_plan`: the same for the plan's own alphas, None where those are impossible. `kept`: names
+    of the versions that are trained, whose alphas stay. `applies`: False where all of them are, so that this is for
+    a fresh plan of the same versions. `changes`: the alphas that differ from the plan's.
+    """
+
+    alphas: dict[str, float]
+    predictions: dict[str, Prediction]
+    steps: dict[str, int]
+    cost: float
+    due_next: int
+    loss: float
+    loss_of_plan: float | None
+    kept: tuple[str, ...]
+    applies: bool
+    changes: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; losses in nats a token as [low, middle, high] of the 95% interval."""
+        losses = {name: [one.low, one.loss, one.high] for name, one in self.predictions.items()}
+        return {
+            "alphas": self.alphas,
+            "relative_cost": self.cost,
+            "losses": losses,
+            "loss": self.loss,
+            "loss_of_plan": self.loss_of_plan,
+            "steps_due_with_next_version": self.due_next,
+            "kept": list(self.kept),
+            "applies": self.applies,
+            "changes": self.changes,
+        }
+
+
+def allocate(
+    plan: Plan,
+    model: Model,
+    alphas: Sequence[float],
+    within: float | None,
+    budget: float | None,
+    limits: Mapping[str, float],
+) -> Allocation | None:
+    """The alphas with the lowest mean loss within `budget`, or the cheapest ones near the lowest mean loss.
+
+    The losses of the judged versions add up, and so do the steps: the sums that no other one beats in both are kept,
+    version by version, which is exact up to a part in `RESOLUTION` of the steps.
+
+    Args:
+        plan: its own decay is predicted.
+        model: the fitted law.
+        alphas: those to choose from, beside the plan's own.
+        within: how far (in perplexity, relative) the mean of the judged versions may lie above the lowest.
+        budget: the largest relative cost; with `within` both have to be met.
+        limits: by version, how far (in perplexity, relative) it may lie above its own best.
+
+    Returns:
+        None where no alphas meet the targets.
+
+    Raises:
+        UserError: a limit names a version that the plan does not have, or a version has no possible alpha.
+    """
+    check_names(plan, limits)
+    trained = trained_versions(plan)
+    applies = len(trained) < len(plan.versions)
+    kept = trained if applies else ()
+    columns = []
+    for index, version in enumerate(plan.versions):
+        found = options(plan, model, index, alphas, fixed=version.name in kept, fresh=not applies)
+        limit = limits.get(version.name)
+        if limit is None and index not in judged_versions(plan):
+            limit = FIRST_LIMIT
+        columns.append(near_best(found, limit))
+    sums = cheapest_sums(plan, columns)
+    floor = min(total for _, total, _ in sums)
+    judged = len(judged_versions(plan))
+    tolerance = np.inf if within is None else np.log1p(within) * judged
+    fixed = plan.timeline.ends[-1]
+    scale = sum(plan.timeline.ends)
+    meeting = [
+        one
+        for one in sums
+        if (budget is None or (fixed + one[0]) / scale <= budget + 1e-9)
+        and one[1] <= floor + tolerance + 1e-12
+    ]
+    if not meeting:
+        return None
+    steps, _, picks = min(
+        meeting, key=(lambda one: one[:2]) if within is not None else (lambda one: one[1::-1])
+    )
+    chosen = [column[pick] for column, pick in zip(columns, picks, strict=True)]
+    names = [version.name for version in plan.versions]
+    return Allocation(
+        alphas={name: one.alpha for name, one in zip(names, chosen, strict=True)},
+        predictions={
+            name: interval(model, index, one.losses)
+            for index, (name, one) in enumerate(zip(names, chosen, strict=True))
+        },
+        steps={name: one.steps for name, one in zip(names, chosen, strict=True)},
+        cost=(fixed + steps) / scale,
+        due_next=chosen[-1].steps,
+        loss=mean_loss(plan, chosen),
+        loss_of_plan=loss_of_plan(plan, model),
+        kept=kept,
+        applies=applies,
+        changes={
+            version.name: one.alpha
+            for version, one in zip(plan.versions, chosen, strict=True)
+            if one.alpha != (version.alpha or plan.alpha)
+        },
+    )
+
+
+def check_names(plan: Plan, limits: Mapping[str, float]) -> None:
+    """UserError where a limit is for a version that the plan does not have."""
+    names = [version.name for version in plan.versions]
+    for name in limits:
+        if name not in names:
+            raise UserError(
+                f"--max-loss {name}=…: {plan.path} has no version {name!r}{nearest(name, names)}; "
+                f"it has {listing(names)}"
+            )
+
+
+def trained_versions(plan: Plan) -> tuple[str, ...]:
+    """The versions whose branch has a checkpoint or a result, so that its alpha is settled."""
+    found = []
+    for run in plan.runs(OURS.name):
+        folder = RunFolder(plan.folder(run))
+        if run.kind == BRANCH.name and (folder.result.exists() or has_begun(folder.checkpoints)):
+            found.append(run.version)
+    return tuple(found)
+
+
+def options(
+    plan: Plan, model: Model, index: int, alphas: Sequence[float], *, fixed: bool, fresh: bool
+) -> list[Option]:
+    """The alphas that version `index` may have; its own alone where it is `fixed`.
+
+    Left out are branches that would leave the main path in its warm-up and, unless the plan is a `fresh` one, at a
+    step that the main path has passed without a checkpoint that is kept.
+    """
+    version = plan.versions[index]
+    own = version.alpha or plan.alpha
+    there = complete_steps(RunFolder(plan.folder(plan.main)).checkpoints)
+    passed = 0 if fresh else max(there, default=0)
+    found = []
+    for alpha in (own,) if fixed else sorted({*alphas, own}):
+        steps = round(alpha * version.steps)
+        point = plan.timeline.ends[index] - steps
+        if not fixed and point < passed and point not in there:
+            continue
+        losses = ends_at(plan, model, own_decay(plan), alpha, index)
+        if losses is not None:
+            found.append(Option(alpha, steps, losses))
+    if not found:
+        raise UserError(
+            f"{plan.path}: no alpha is possible for version {version.name}: its branch would begin in the main path's "
+            f"warm-up, or at a step before step {passed} whose checkpoint is not kept"
+        )
+    return found
+
+
+def near_best(found: Sequence[Option], limit: float | None) -> list[Option]:
+    """The options whose perplexity is within `limit` of the best one's; all of them without a limit."""
+    if limit is None:
+        return list(found)
+    best = min(one.loss for one in found)
+    return [one for one in found if one.loss <= best + np.log1p(limit) + 1e-12]
+
+
+type Sum = tuple[int, float, tuple[int, ...]]
+"""Steps of all branches but the last, losses of the judged versions, and the option taken for each version."""
+
+
+def cheapest_sums(plan: Plan, columns: Sequence[Sequence[Option]]) -> list[Sum]:
+    """The sums over all versions that no other one beats in both steps and loss, by ascending steps."""
+    judged, last = judged_versions(plan), len(columns) - 1
+    part = max(1, sum(plan.timeline.ends) // RESOLUTION)
+    sums: list[Sum] = [(0, 0.0, ())]
+    for index, column in enumerate(columns):
+        longer = [
+            (
+                steps + (0 if index == last else one.steps),
+                total + (one.loss if index in judged else 0.0),
+                (*picks, number),
+            )
+            for steps, total, picks in sums
+            for number, one in enumerate(column)
+        ]
+        sums = unbeaten(longer, part)
+    return sums
+
+
+def unbeaten(sums: Sequence[Sum], part: int) -> list[Sum]:
+    """Of sums within `part` steps the lowest loss, and of those the ones that lower the loss by their steps."""
+    best: dict[int, Sum] = {}
+    for one in sums:
+        place = one[0] // part
+        if place not in best or (one[1], one[0]) < (best[place][1], best[place][0]):
+            best[place] = one
+    ordered = [best[place] for place in sorted(best)]
+    lowest = np.minimum.accumulate([one[1] for one in ordered])
+    return [
+        ordered[0],
+        *(one for (before, _), one in zip(pairwise(lowest), ordered[1:], strict=True) if one[1] < before),
+    ]
+
+
+def mean_loss(plan: Plan, chosen: Sequence[Option]) -> float:
+    """The mean loss of the judged versions, nats a token."""
+    return float(np.mean([chosen[index].loss for index in judged_versions(plan)]))
+
+
+def loss_of_plan(plan: Plan, model: Model) -> float | None:
+    """The mean loss of the judged versions at the alphas that the plan has; None where one is impossible."""
+    ends = [
+        ends_at(plan, model, own_decay(plan), plan.versions[index].alpha or plan.alpha, index)
+        for index in judged_versions(plan)
+    ]
+    losses = [float(end[0]) for end in ends if end is not None]
+    return float(np.mean(losses)) if len(losses) == len(ends) else None

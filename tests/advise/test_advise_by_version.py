@@ -1,0 +1,157 @@
+"""An alpha for each version: a budget is met and beaten by no other choice, and what is trained stays."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megatron_lrpath.advise.by_version import Allocation, Option, allocate, cheapest_sums, trained_versions
+from megatron_lrpath.advise.model import Model, build_model
+from megatron_lrpath.advise.predict import ALPHAS
+from megatron_lrpath.advise.read import read_curves, scale_of
+from megatron_lrpath.cli import main
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.paradigms import BRANCH
+from megatron_lrpath.plan import Plan, load_plan
+from tests.support.advise_fixtures import small_plan, true_losses, write_losses
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    plan = small_plan(tmp_path_factory.mktemp("by-version"))
+    write_losses(plan)
+    return plan
+
+
+@pytest.fixture(scope="module")
+def model(trained: Plan) -> Model:
+    return build_model(read_curves(trained), scale_of(trained), 10)
+
+
+def chosen(
+    plan: Plan, model: Model, budget: float | None = None, within: float | None = None, **limits: float
+) -> Allocation:
+    found = allocate(plan, model, ALPHAS, within, budget, limits)
+    assert found is not None
+    return found
+
+
+def true_mean(folder: Path, alphas: dict[str, float]) -> float:
+    """The mean final loss of versions 2 to 4 by the law itself, each with an alpha of its own."""
+    losses = []
+    plan = small_plan(folder)
+    for name, alpha in [*alphas.items()][1:]:
+        own = replace(plan, versions=tuple(replace(one, alpha=alpha) for one in plan.versions))
+        run = next(run for run in own.runs("ours") if run.kind == BRANCH.name and run.version == name)
+        losses.append(true_losses(own, run)[-1])
+    return float(np.mean(losses))
+
+
+@pytest.mark.parametrize("budget", [0.45, 0.5, 0.55])
+def test_a_budget_is_kept_and_buys_more_than_one_alpha(
+    trained: Plan, model: Model, tmp_path: Path, budget: float
+) -> None:
+    found = chosen(trained, model, budget)
+    assert found.cost <= budget + 1e-9
+    branches = [round(alpha * 400) for alpha in found.alphas.values()]
+    assert found.cost == pytest.approx((1600 + sum(branches[:-1])) / 4000)
+    assert found.due_next == branches[-1]
+    # One alpha for all at the same cost: (1600 + 3·400·alpha) / 4000.
+    one = int((budget * 4000 - 1600) / 1200 / 0.05) * 0.05
+    alike = true_mean(tmp_path, {f"v{number}": round(one, 2) for number in (1, 2, 3, 4)})
+    assert true_mean(tmp_path, found.alphas) < alike
+
+
+def test_no_other_choice_is_better(trained: Plan) -> None:
+    """Against all combinations of a few random options; lengths that are no multiples of each other."""
+    rng = np.random.default_rng(7)
+    plan = trained
+    columns = [
+        [
+            Option(0.1 * n, int(rng.integers(1, 400)), np.array([float(rng.uniform(2, 3))]))
+            for n in range(1, 6)
+        ]
+        for _ in plan.versions
+    ]
+    sums = cheapest_sums(plan, columns)
+    part = max(1, sum(plan.timeline.ends) // 2000)
+    for picks in itertools.product(range(5), repeat=4):
+        options = [column[pick] for column, pick in zip(columns, picks, strict=True)]
+        steps = sum(one.steps for one in options[:-1])
+        loss = sum(one.loss for one in options[1:])
+        assert any(known[0] <= steps + 4 * part and known[1] <= loss + 1e-12 for known in sums)
+
+
+def test_the_last_versions_branch_is_free_and_longest(trained: Plan, model: Model) -> None:
+    alphas = list(chosen(trained, model, 0.5).alphas.values())
+    assert alphas[-1] == max(alphas)
+
+
+def test_within_takes_the_least_cost(trained: Plan, model: Model) -> None:
+    near, best = chosen(trained, model, within=0.01), chosen(trained, model, within=0.0)
+    assert near.cost < best.cost
+    assert np.expm1(near.loss - best.loss) <= 0.01 + 1e-12
+
+
+def test_a_limit_keeps_a_version_from_paying_for_the_others(trained: Plan, model: Model) -> None:
+    free = chosen(trained, model, 0.5)
+    kept = chosen(trained, model, 0.5, v2=0.0003)
+    assert kept.alphas["v2"] > free.alphas["v2"]
+    assert kept.cost <= 0.5 + 1e-9
+    assert (
+        chosen(trained, model, 0.5, v1=0.5).alphas["v1"] < chosen(trained, model, 0.5, v1=0.0001).alphas["v1"]
+    )
+
+
+def test_targets_that_no_alphas_meet(trained: Plan, model: Model) -> None:
+    assert allocate(trained, model, ALPHAS, None, 0.2, {}) is None
+    with pytest.raises(UserError, match="no version 'v9'"):
+        allocate(trained, model, ALPHAS, None, 0.5, {"v9": 0.1})
+
+
+def has_trained(plan: Plan, name: str) -> None:
+    """Leave the result of a version's branch."""
+    (plan.folder(plan.run("ours", f"branch-{name}")) / "result.json").write_text("{}")
+
+
+def test_trained_versions_keep_their_alpha(tmp_path: Path) -> None:
+    plan = small_plan(tmp_path)
+    write_losses(plan)
+    fitted = build_model(read_curves(plan), scale_of(plan), 5)
+    for name in ("v1", "v2"):
+        has_trained(plan, name)
+    assert trained_versions(plan) == ("v1", "v2")
+    found = chosen(plan, fitted, 0.55)
+    assert (found.alphas["v1"], found.alphas["v2"]) == (0.6, 0.6)
+    assert found.kept == ("v1", "v2")
+    assert found.applies
+    assert set(found.changes) <= {"v3", "v4"}
+    for name in ("v3", "v4"):
+        has_trained(plan, name)
+    fresh = chosen(plan, fitted, 0.55)
+    assert not fresh.applies
+    assert fresh.kept == ()
+    assert fresh.alphas["v2"] != 0.6
+
+
+def test_a_version_keeps_the_alpha_that_its_plan_gives_it_alone(trained: Plan, model: Model) -> None:
+    own = replace(trained, versions=(replace(trained.versions[0], alpha=0.37), *trained.versions[1:]))
+    assert chosen(own, model, 0.5, v1=1e-9).alphas["v1"] in {0.37, *ALPHAS}
+
+
+def test_the_command_names_the_alphas(trained: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = load_plan(trained.path)
+    assert main(["advise", str(plan.path), "--json", "--budget", "0.5", "--max-loss", "v1=2%"]) == 0
+    found = json.loads(capsys.readouterr().out)["chosen"]
+    assert set(found["alphas"]) == {"v1", "v2", "v3", "v4"}
+    assert found["relative_cost"] <= 0.5
+    assert all(low <= middle <= high for low, middle, high in found["losses"].values())
+    assert main(["advise", str(plan.path), "--budget", "0.5"]) == 0
+    text = capsys.readouterr().out
+    assert "An alpha for each version" in text
+    assert "once a further version is appended" in text

@@ -1,0 +1,63 @@
+"""One flipped bit is refused, named, or without an effect; `scripts/flip_bits.py` flips hundreds, for all readers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.export.checkpoint import CheckpointReader
+from megatron_lrpath.merge.torch_dist import merge_checkpoints
+from megatron_lrpath.runs.checkpoints import MANIFEST
+from tests.support.flips import BRANCH, CHEAP, MAIN, Flip, build, flip, flip_bits, fresh, stretches
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained plan; its readers find it under the name `plan` beside it."""
+    at = tmp_path_factory.mktemp("flips") / "plan"
+    at.mkdir()
+    build(at, whole=False)
+    return at.rename(at.with_name("base"))
+
+
+def test_no_flip_is_accepted_in_silence(base: Path) -> None:
+    silent: list[Flip] = []
+
+    def told(one: Flip) -> None:
+        if one.taken == "silent" or one.trace:
+            silent.append(one)
+
+    flips = flip_bits(base, base.with_name("plan"), 30, 1, CHEAP, told)
+    assert silent == []
+    assert {one.taken for one in flips} >= {"refused", "named"}
+
+
+@pytest.mark.parametrize("common", [False, True], ids=["tensors", "common state"])
+def test_a_merge_and_an_export_verify_the_bytes_that_they_read(base: Path, common: bool) -> None:
+    """The manifest is untouched, and nothing is written."""
+    at = base.with_name("plan")
+    for run, step in ((BRANCH, 8), (MAIN, 6)):
+        fresh(base, at)
+        checkpoint = f"{run}/checkpoints/iter_{step:07d}"
+        path, begin, end = stretches(checkpoint, common)(at)[0]
+        flip(path, (begin + end) // 2, 0)
+        with pytest.raises(UserError, match="holds other bytes than were written"):
+            CheckpointReader(at / checkpoint).verify()
+    with pytest.raises(UserError, match="holds other bytes than were written"):
+        merge_checkpoints(at / MAIN / "checkpoints", [4, 6], [0.5, 0.5], at / "merged", 6)
+    assert not (at / "merged").exists()
+
+
+def test_a_checkpoint_without_a_manifest_is_called_unverified(
+    base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at = base.with_name("plan")
+    fresh(base, at)
+    checkpoint = at / f"{BRANCH}/checkpoints/iter_0000008"
+    (checkpoint / MANIFEST).unlink()
+    CheckpointReader(checkpoint).verify()
+    assert "read unverified" in capsys.readouterr().err

@@ -1,0 +1,178 @@
+"""Files are read through doors: JSON by `reading`, YAML by `plan.file.source`, checkpoints by `checkpoints`.
+
+A use of a library's own reader outside of them fails here, unless it is listed with its reason.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+
+import pytest
+
+from tests.support import ROOT
+
+JSON = ("json.load", "json.loads", "json.JSONDecoder", "json.decoder", "raw_decode")
+YAML = (
+    "yaml.load",
+    "yaml.load_all",
+    "yaml.safe_load",
+    "yaml.safe_load_all",
+    "yaml.full_load",
+    "yaml.unsafe_load",
+    "yaml.compose",
+    "yaml.parse",
+    "yaml.SafeLoader",
+    "yaml.FullLoader",
+    "yaml.UnsafeLoader",
+    "yaml.Loader",
+    "yaml.CSafeLoader",
+    "tomllib.load",
+    "tomllib.loads",
+)
+PICKLES = (
+    "torch.load",
+    "torch.jit.load",
+    "pickle.load",
+    "pickle.loads",
+    "pickle.Unpickler",
+    "pickle._Unpickler",
+    "dcp.load",
+    "dcp.load_state_dict",
+    "torch.distributed.checkpoint.load",
+    "FileSystemReader",
+    "marshal.load",
+    "marshal.loads",
+    "shelve.open",
+    "joblib.load",
+    "dill.load",
+    "dill.loads",
+    "cloudpickle.load",
+    "cloudpickle.loads",
+    "np.load",
+    "numpy.load",
+    "read_pickle",
+)
+
+OWN = "a value of this process, once through JSON"
+SENT = "what processes of one run send each other, signed"
+SHIPPED = "a file of the package"
+ALLOWED: dict[str, dict[str, str]] = {
+    "megatron_lrpath/reading.py": {"json.JSONDecoder": "the door to JSON"},
+    "megatron_lrpath/sealed.py": {"json.loads": OWN},
+    "megatron_lrpath/plan/identity.py": {"json.loads": OWN},
+    "megatron_lrpath/training/options/argument_identity.py": {"json.loads": OWN},
+    "megatron_lrpath/training/options/from_arguments.py": {"json.loads": OWN},
+    "megatron_lrpath/training/guards/channel.py": {"json.loads": SENT},
+    "megatron_lrpath/data/preprocess/worker.py": {
+        "json.loads": "a document's line, where speed counts; a number, depth or letter too many rejects the document",
+        "json.JSONDecoder": "the same",
+        "raw_decode": "the same",
+    },
+    "megatron_lrpath/plan/arguments.py": {"tomllib.loads": SHIPPED},
+    "megatron_lrpath/plan/file/source.py": {"yaml.SafeLoader": "the door to YAML"},
+    "megatron_lrpath/experiment/load.py": {"yaml.safe_load": "a plan that this process made as text"},
+    "megatron_lrpath/launch/slurm/ledger.py": {
+        "yaml.compose": "a plan that has been through the door already",
+        "yaml.SafeLoader": "the same",
+    },
+    "megatron_lrpath/checkpoints/reader.py": {"FileSystemReader": "the door to a checkpoint"},
+    "megatron_lrpath/checkpoints/objects.py": {
+        "torch.load": "weights only, of what was parsed as data before"
+    },
+    "megatron_lrpath/data/index_cache.py": {
+        "np.load": "allow_pickle=False",
+        "numpy.load": "the same",
+    },
+    "scripts/call_path.py": {"json.loads": "lines of a process that the script started"},
+}
+
+
+@cache
+def trees() -> dict[str, ast.Module]:
+    """Every module of the package, the tools and the scripts."""
+    files = (
+        path
+        for name in ("megatron_lrpath", "tools", "scripts")
+        for path in sorted((ROOT / name).rglob("*.py"))
+    )
+    return {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in files}
+
+
+def dotted(node: ast.expr) -> str:
+    """`a.b.c` of names and attributes; what else stands before is left out."""
+    if isinstance(node, ast.Attribute):
+        before = dotted(node.value)
+        return f"{before}.{node.attr}" if before else node.attr
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def full_names(tree: ast.Module) -> Iterator[str]:
+    """Every name that a module uses or imports, with its module's name before it, whatever it is called there."""
+    known: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                first = alias.name.partition(".")[0]
+                known[alias.asname or first] = alias.name if alias.asname else first
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                known[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+                yield f"{node.module}.{alias.name}"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute | ast.Name) and (name := dotted(node)):
+            first, dot, rest = name.partition(".")
+            yield name
+            yield f"{known.get(first, first)}{dot}{rest}"
+
+
+def uses(tree: ast.Module, readers: tuple[str, ...]) -> set[str]:
+    """The readers that a module names."""
+    names = set(full_names(tree))
+    return {one for one in readers if any(name == one or name.endswith(f".{one}") for name in names)}
+
+
+@pytest.mark.parametrize("readers", [JSON, YAML, PICKLES], ids=["json", "yaml", "pickles"])
+def test_files_are_read_through_the_doors(readers: tuple[str, ...]) -> None:
+    outside = {
+        f"{file}: {name}"
+        for file, tree in trees().items()
+        for name in uses(tree, readers) - ALLOWED.get(file, {}).keys()
+    }
+    assert outside == set()
+
+
+def test_every_exemption_is_needed() -> None:
+    unneeded = {
+        f"{file}: {name}"
+        for file, names in ALLOWED.items()
+        for name in names.keys() - uses(trees()[file], JSON + YAML + PICKLES)
+    }
+    assert unneeded == set()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import json\njson.loads(x)",
+        "from json import loads as read\nread(x)",
+        "import json as j\nj.load(x)",
+        "from yaml import safe_load\nsafe_load(x)",
+        "import torch\ntorch.load(x)",
+        "import torch.distributed.checkpoint as dcp\ndcp.load(x)",
+        "from torch.distributed.checkpoint import load\nload(x)",
+        "from torch.distributed.checkpoint.filesystem import FileSystemReader",
+        "import pickle\npickle.Unpickler(x).load()",
+        "import numpy\nnumpy.load(x)",
+        "def f():\n    import json\n    return map(json.loads, x)",
+    ],
+)
+def test_a_use_outside_is_found(text: str) -> None:
+    assert uses(ast.parse(text), JSON + YAML + PICKLES)
+
+
+def test_what_is_no_reader_is_not_found() -> None:
+    assert not uses(
+        ast.parse("import json\njson.dumps(x)\nplan.load(x)\nself.loads(x)"), JSON + YAML + PICKLES
+    )
