@@ -15,6 +15,7 @@ from megatron_lrpath.commands import COMMANDS, completion
 from megatron_lrpath.console import say_error
 from megatron_lrpath.errors import UserError, may_pass, told
 from megatron_lrpath.exits import BAD_INPUT, FAILED, INTERRUPTED, PIPE_CLOSED
+from megatron_lrpath.wording import nearest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,6 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         completion.complete(parser)
     argv = list(sys.argv[1:] if argv is None else argv)
     cut = argv.index("--") if "--" in argv else len(argv)  # argparse confuses the two sides
+    command = next((word for word in argv[:cut] if not word.startswith("-")), None)
+    if command is not None and command not in COMMANDS:
+        parser.error(
+            f"there is no command {command!r}{nearest(command, COMMANDS)}; `lrpath --help` lists them"
+        )
     args = parser.parse_args(argv[:cut])
     args.extra = argv[cut + 1 :]
     if args.extra and not getattr(args, "takes_extra", False):

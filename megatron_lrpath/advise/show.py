@@ -48,6 +48,8 @@ def show(advice: Advice, console: Console) -> None:
     """Print the advice."""
     for line in sentences(advice):
         console.print(Text(line))
+    if how := application(advice):
+        console.print(Text(how))
     if advice.doubt:
         console.print(Text(advice.doubt, style="yellow"))
     console.print(Text(fitted(advice), style="dim"))
@@ -91,6 +93,25 @@ def sentences(advice: Advice) -> list[str]:
     if advice.best != advice.chosen:
         lines.append(f"The best: {_candidate_text(advice, advice.best)}.")
     return lines
+
+
+def application(advice: Advice) -> str:
+    """How the chosen alpha is taken, and what of it reaches versions that are trained; empty where it is the plan's."""
+    plan, chosen = advice.plan, advice.chosen
+    if chosen is None or (chosen.alpha == plan.alpha and chosen.decay == own_decay(plan)):
+        return ""
+    begun = [
+        run.version
+        for run in plan.runs(OURS.name)
+        if run.makes_version and RunFolder(plan.folder(run)).lineage.exists()
+    ]
+    text = f"To take it: `alpha: {chosen.alpha:g}` for a version in {plan.path} whose branch has not begun"
+    return text + (
+        f"; {listing(begun)} {'has' if len(begun) == 1 else 'have'} begun and cannot change any more, so leave the "
+        "plan's own alpha as it is."
+        if begun
+        else "."
+    )
 
 
 def _allocation_text(advice: Advice, one: Allocation) -> str:

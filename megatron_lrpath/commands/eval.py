@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_lrpath.commands.options import PLAN, add_device, add_runs, count_from, paradigms_of
+from megatron_lrpath.commands.options import EVERY, PLAN, add_device, add_runs, count_from, paradigms_of
 from megatron_lrpath.console import say_error, terminal_table
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.paradigms import OURS
@@ -77,7 +77,7 @@ def execute_tasks(args: argparse.Namespace) -> int:
     else:
         plan = load_plan(args.plan)
         require_tokenizer(plan)
-        paradigms = paradigms_of(args)
+        paradigms = paradigms_of(args, plan)
         subjects, output = plan_subjects(plan, paradigms, args.run, args.models), Path(plan.output)
     left = subjects if args.force else [one for one in subjects if missing(one, wanted, settings)]
     names = [one.name for one in left] if not args.plan.is_dir() else []
@@ -191,7 +191,7 @@ def execute(args: argparse.Namespace) -> int:
         needs_evaluation,
     )
 
-    if args.main_path and (args.tasks or args.run or args.paradigm not in ("all", OURS.name)):
+    if args.main_path and (args.tasks or args.run or args.paradigm not in (None, EVERY, OURS.name)):
         raise UserError(
             "--main-path evaluates the main path's checkpoints; leave out --tasks, --run and --paradigm."
         )
@@ -204,7 +204,7 @@ def execute(args: argparse.Namespace) -> int:
         if not targets:
             print("nothing to evaluate: all checkpoints of the main path are evaluated")
         return evaluate(plan, targets, args) if targets else 0
-    paradigms = paradigms_of(args)
+    paradigms = paradigms_of(args, plan)
     runs = model_runs(plan, paradigms)
     if args.run:
         known = ", ".join(run.name for run in runs)
@@ -233,11 +233,18 @@ def evaluate(plan: Plan, targets: list[Target], args: argparse.Namespace) -> int
 
     kind = "-main-path" if targets[0].at is not None else "-sft" if targets[0].run.is_sft else ""
     log = OutputFolder(Path(plan.output)).logs / f"eval{kind}.log"
-    options = ["--plan", str(plan.path), "--device", args.device, "--runs"]
+    options = [
+        "--plan",
+        str(plan.path),
+        "--device",
+        args.device,
+        *(["--again"] if args.force else []),
+        "--runs",
+    ]
     options += [*(target.name for target in targets), *getattr(args, "extra", ())]
     command = torchrun.command("megatron_lrpath.evaluate.worker", options, args.nproc)
     threads = str(max(1, (os.cpu_count() or 1) // args.nproc))
-    print(f"evaluating {len(targets)} models on {plan.data.valid} …", flush=True)
+    print(f"evaluating {what(plan, targets, args.force)} …", flush=True)
     _, found = run_logged(command, {"OMP_NUM_THREADS": threads}, log, "torchrun", all_output=True)
     if found:
         say_error(f"the evaluation failed: {found.message}\n  log: {log}")
@@ -249,5 +256,26 @@ def evaluate(plan: Plan, targets: list[Target], args: argparse.Namespace) -> int
             continue
         answers = evaluation.get("answers")
         held = f", of held-out answers {answers['perplexity']:.3f}" if answers else ""
-        print(f"  {target.name:24} perplexity {evaluation['perplexity']:.3f}{held}")
+        sets = evaluation.get("sets") or {}
+        further = "".join(f", on {name} {score['perplexity']:.3f}" for name, score in sets.items())
+        print(f"  {target.name:24} perplexity {evaluation['perplexity']:.3f}{held}{further}")
     return 0
+
+
+def what(plan: Plan, targets: list[Target], again: bool) -> str:
+    """The models, and the validation sets that they are measured on; where only a new one is missing, on it alone."""
+    from megatron_lrpath.runs.results import FIRST_SET, missing_sets
+    from megatron_lrpath.wording import listing, plural
+
+    every = [FIRST_SET, *plan.data.more_sets]
+    by_sets: dict[tuple[str, ...], list[Target]] = {}
+    for target in targets:
+        wanted = every if again else missing_sets(plan, plan.folder(target.run), target.step)
+        by_sets.setdefault(tuple([FIRST_SET] if target.at is not None else wanted or every), []).append(
+            target
+        )
+    parts = [
+        f"{plural(len(held), 'model')} on {listing([name or plan.data.valid for name in names])}"
+        for names, held in by_sets.items()
+    ]
+    return listing(parts)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_lrpath.commands.options import paradigms_of
 from megatron_lrpath.console import quiet
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.paradigms import OURS, PARADIGMS
@@ -35,7 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source", type=Path, metavar="PLAN", help="the plan file; or a folder of Megatron checkpoints"
     )
-    parser.add_argument("--paradigm", choices=PARADIGMS, default=OURS.name, help=f"default: {OURS.name}")
+    parser.add_argument(
+        "--paradigm",
+        choices=PARADIGMS,
+        help=f"default: {OURS.name}; with --run the one that has a run of this name",
+    )
     parser.add_argument(
         "--run",
         metavar="NAME",
@@ -96,10 +101,11 @@ def chosen(plan: Plan, args: argparse.Namespace) -> list[Run]:
     from megatron_lrpath.runs.results import is_complete, model_runs
 
     if args.run:
-        return [plan.carried_out(plan.run(args.paradigm, args.run))]
-    runs = [run for run in model_runs(plan, [args.paradigm]) if is_complete(plan.folder(run), run)]
+        return [plan.carried_out(plan.run(paradigms_of(args, plan)[0], args.run))]
+    paradigm = args.paradigm or OURS.name
+    runs = [run for run in model_runs(plan, [paradigm]) if is_complete(plan.folder(run), run)]
     if not runs:
-        raise UserError(f"no version of {args.paradigm} is trained yet: lrpath run {plan.path}")
+        raise UserError(f"no version of {paradigm} is trained yet: lrpath run {plan.path}")
     if (args.output or args.step is not None) and len(runs) > 1:
         raise UserError(
             f"--output and --step are for one run: add --run, one of {', '.join(r.name for r in runs)}"

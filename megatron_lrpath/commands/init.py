@@ -4,24 +4,45 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 
 from megatron_lrpath.errors import UserError, cause
+from megatron_lrpath.models import RECIPES
 
-HELP = "write the example plans, the Slurm recipes and the plan's JSON schema into a folder"
-EXAMPLE = "lrpath init my-model && cd my-model && lrpath plan examples/quickstart/plan.yaml"
+HELP = (
+    "write a plan for slices that were drawn (--slices), or the example plans and Slurm recipes into a folder"
+)
+EXAMPLE = """lrpath init --slices data/slices --tokenizer data/tokenizer.model --model 1.2b
+  lrpath init my-model && cd my-model && lrpath plan examples/quickstart/plan.yaml"""
 SCHEMA = Path("plan.schema.json")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The folder."""
+    """The folder; or the slices, the tokenizer and the model of a plan."""
     parser.add_argument(
-        "folder", type=Path, metavar="DIR", help="made where it is not there; files that differ are kept"
+        "folder",
+        type=Path,
+        metavar="DIR",
+        nargs="?",
+        help="made where it is not there; files that differ are kept (with --slices: where plan.yaml goes, default: .)",
+    )
+    group = parser.add_argument_group("a plan for your data")
+    group.add_argument("--slices", type=Path, metavar="DIR", help="folder of slices; one version each")
+    group.add_argument("--tokenizer", metavar="PATH", help="a SentencePiece model, or a Hugging Face folder")
+    group.add_argument(
+        "--model", choices=RECIPES, help="the recipe (default: the largest that has 20 tokens a parameter)"
     )
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Write what is missing, say what was kept; 0."""
+    """Write what is missing, say what was kept; or write a plan; 0."""
+    if args.slices is not None:
+        return write_plan(args)
+    if args.folder is None or args.tokenizer or args.model:
+        raise UserError(
+            "name a folder for the examples, or give --slices DIR --tokenizer PATH for a plan of your own"
+        )
     from megatron_lrpath.plan import json_schema
     from megatron_lrpath.shipped import shipped_files
 
@@ -40,4 +61,38 @@ def execute(args: argparse.Namespace) -> int:
     print(f"{args.folder}: {len(contents) - len(kept)} files (plans in examples/, Slurm recipes in slurm/)")
     for path in kept:
         print(f"kept as it is, since it differs: {path}")
+    return 0
+
+
+def write_plan(args: argparse.Namespace) -> int:
+    """Write `plan.yaml` for the slices and name the next commands; 0."""
+    from megatron_lrpath.data.draw import existing_slices
+    from megatron_lrpath.data.first_plan import first_plan
+    from megatron_lrpath.data.record import require_tokenizer
+    from megatron_lrpath.plan.file.load import plan_from
+    from megatron_lrpath.plan.file.source import parse_source
+
+    path = (args.folder or Path()) / "plan.yaml"
+    if path.exists():
+        raise UserError(
+            f"{path}: is there already and is never overwritten; name another folder for the plan"
+        )
+    if args.tokenizer is None:
+        raise UserError("--slices needs --tokenizer PATH, the tokenizer that made the data")
+    if not args.slices.is_dir():
+        raise UserError(f"{args.slices}: there is no such folder; draw slices with tools/slice_versions.py")
+    text = first_plan(existing_slices(args.slices), args.slices, args.tokenizer, args.model)
+    plan = plan_from(parse_source(path, text))
+    require_tokenizer(plan)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("x", encoding="utf-8") as stream:
+            stream.write(text)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); name another folder") from None
+    steps = ", ".join(f"{version.name} {version.steps:,}" for version in plan.versions)
+    quoted = shlex.quote(str(path))
+    print(f"{path}: {plan.model.recipe}, steps by version: {steps}\nnext:")
+    for command in ("plan", "run", "report"):
+        print(f"  lrpath {command} {quoted}")
     return 0

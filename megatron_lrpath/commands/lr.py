@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from megatron_lrpath.commands.options import add_plan
+from megatron_lrpath.commands.options import add_plan, paradigms_of
 from megatron_lrpath.console import terminal_table
 from megatron_lrpath.paradigms import PARADIGMS
 
@@ -21,7 +21,11 @@ ROWS = 24
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The plan, the run, and in which form."""
     add_plan(parser)
-    parser.add_argument("--paradigm", choices=PARADIGMS, required=True, help="the run's paradigm")
+    parser.add_argument(
+        "--paradigm",
+        choices=PARADIGMS,
+        help="the run's paradigm (default: the one that has a run of this name)",
+    )
     parser.add_argument(
         "--run", required=True, metavar="NAME", help="the run: main, branch-v2, scratch-v2, …"
     )
@@ -36,7 +40,8 @@ def execute(args: argparse.Namespace) -> int:
 
     from megatron_lrpath.plan import load_plan
 
-    run = load_plan(args.plan).run(args.paradigm, args.run)
+    plan = load_plan(args.plan)
+    run = plan.run(paradigms_of(args, plan)[0], args.run)
     if args.json:
         steps = range(run.first_step + 1, run.last_step + 1)
         rates = [run.path.lr_at(step - 1) for step in steps]

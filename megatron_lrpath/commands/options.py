@@ -13,6 +13,7 @@ from megatron_lrpath.paradigms import PARADIGMS
 
 if TYPE_CHECKING:
     from megatron_lrpath.launch.local import Options
+    from megatron_lrpath.plan import Plan
     from megatron_lrpath.readiness import Request
 
 PLAN, PLAN_OR_EXPERIMENT = "the plan file", "the plan (or experiment) file"
@@ -25,11 +26,16 @@ def add_plan(parser: argparse.ArgumentParser, about: str = PLAN, optional: bool 
 
 
 def add_runs(parser: argparse.ArgumentParser, about_plan: str, about_run: str = "") -> None:
-    """PLAN, --paradigm (by default every one, see `paradigms_of`) and, with a help, --run."""
+    """PLAN, --paradigm (see `paradigms_of`) and, with a help, --run."""
     add_plan(parser, about_plan)
-    parser.add_argument("--paradigm", choices=(*PARADIGMS, EVERY), default=EVERY)
+    add_paradigm(parser)
     if about_run:
         parser.add_argument("--run", metavar="NAME", help=about_run)
+
+
+def add_paradigm(parser: argparse.ArgumentParser, default: str = "those that the plan names") -> None:
+    """--paradigm: one, or all."""
+    parser.add_argument("--paradigm", choices=(*PARADIGMS, EVERY), help=f"default: {default}")
 
 
 def add_machine(parser: argparse.ArgumentParser, models: str, nproc: str) -> None:
@@ -49,17 +55,25 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=(AUTO, "cpu", "cuda"), default=AUTO)
 
 
-def paradigms_of(args: argparse.Namespace) -> tuple[str, ...]:
-    """The paradigms that --paradigm chooses: the one given, or every one."""
-    return (args.paradigm,) if args.paradigm in PARADIGMS else PARADIGMS
+def paradigms_of(args: argparse.Namespace, plan: Plan | None = None) -> tuple[str, ...]:
+    """The paradigms that --paradigm chooses: the one given, or every one.
+
+    Without it those that have the run of --run, and else those that the plan names; every one without a plan.
+    """
+    if args.paradigm is not None or plan is None:
+        return (args.paradigm,) if args.paradigm in PARADIGMS else PARADIGMS
+    from megatron_lrpath.runs.tasks import named_paradigms, paradigms_with
+
+    run = getattr(args, "run", None)
+    return (paradigms_with(plan, run) if run else ()) or named_paradigms(plan)
 
 
-def training_options(args: argparse.Namespace, only_sft: bool = False) -> Options:
-    """What the command line chooses of a training on this machine."""
+def training_options(args: argparse.Namespace, plan: Plan | None = None, only_sft: bool = False) -> Options:
+    """What the command line chooses of a training on this machine; `plan` None for an experiment."""
     from megatron_lrpath.launch.local import Options
 
     return Options(
-        paradigms=paradigms_of(args),
+        paradigms=paradigms_of(args, plan),
         run=args.run,
         nproc=args.nproc,
         jobs=None if args.jobs == AUTO else args.jobs,

@@ -6,7 +6,7 @@ import argparse
 from datetime import datetime
 from pathlib import Path
 
-from megatron_lrpath.commands.options import PLAN_OR_EXPERIMENT, add_plan
+from megatron_lrpath.commands.options import PLAN_OR_EXPERIMENT, add_runs, paradigms_of
 from megatron_lrpath.runs.folder import OutputFolder
 
 HELP = "write a page with tables and figures of what has been trained"
@@ -15,7 +15,7 @@ EXAMPLE = "lrpath report examples/quickstart/plan.yaml"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The plan, and where the page goes."""
-    add_plan(parser, PLAN_OR_EXPERIMENT)
+    add_runs(parser, PLAN_OR_EXPERIMENT)
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="folder of the report (default: OUTPUT/report of the plan)"
     )
@@ -37,7 +37,7 @@ def execute(args: argparse.Namespace) -> int:
         show_table(table, page, Console())
         return 0
     plan = load_plan(args.plan)
-    report = make_report(plan, datetime.now().astimezone())
+    report = make_report(plan, datetime.now().astimezone(), paradigms_of(args, plan))
     page = write_report(report, args.output or OutputFolder(Path(plan.output)).report)
     show(report, page, Console())
     return 0

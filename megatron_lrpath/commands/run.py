@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 
 from megatron_lrpath.commands import eval as eval_tasks
 from megatron_lrpath.commands.options import (
@@ -51,14 +52,17 @@ def train(args: argparse.Namespace) -> int:
     from megatron_lrpath.plan import load_plan
     from megatron_lrpath.readiness import require_ready
 
-    options = training_options(args)
     if is_experiment(args.plan):
         from megatron_lrpath.experiment.run import carry_out_experiment, experiment_request
 
-        experiment = load_experiment(args.plan)
+        experiment, options = load_experiment(args.plan), training_options(args)
         plans = (point.plan for point in experiment.points)
         require_ready(plans, experiment_request(experiment, request_of(options)))
         return carry_out_experiment(experiment, options)
     plan = load_plan(args.plan)
+    options = training_options(args, plan)
     require_ready([plan], request_of(options))
-    return carry_out(plan, options)
+    status = carry_out(plan, options)
+    if status == 0:
+        print(f"next: lrpath report {shlex.quote(str(args.plan))}")
+    return status

@@ -50,7 +50,7 @@ def execute(args: argparse.Namespace) -> int:
         if not args.prepare:
             raise UserError("--output goes with --prepare; else the plan's own `output` holds the runs")
         plan = replace(plan, output=args.output)
-    options = training_options(args, only_sft=True)
+    options = training_options(args, plan, only_sft=True)
     if args.prepare:
         require_tokenizer(plan)
     else:

@@ -47,7 +47,7 @@ def execute(args: argparse.Namespace) -> int:
     """Print the states of all runs; 0."""
     from rich.console import Console
 
-    look = partial(collect, args.plan, paradigms_of(args))
+    look = partial(collect, args.plan, partial(paradigms_of, args))
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 160  # nobody's line to fit into
@@ -88,11 +88,12 @@ def differing(rows: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
-def collect(path: Path, paradigms: Sequence[str]) -> dict[str, Any]:
+def collect(path: Path, choose: Callable[..., Sequence[str]]) -> dict[str, Any]:
     """The states of the runs of a plan or an experiment, as `states` gives them.
 
-    `unprepared` says what keeps a plan's fine-tunings from having steps, `elsewhere` where the output lies when the
-    command is called from another folder; null where nothing does.
+    `choose` gives the paradigms, of an experiment or of the plan that it is called with. `unprepared` says what keeps
+    a plan's fine-tunings from having steps, `elsewhere` where the output lies when the command is called from another
+    folder; null where nothing does.
     """
     from megatron_lrpath.experiment.load import is_experiment, load_experiment
     from megatron_lrpath.plan import load_plan
@@ -104,10 +105,11 @@ def collect(path: Path, paradigms: Sequence[str]) -> dict[str, Any]:
 
         experiment = load_experiment(path)
         plans = {point.name: point.plan for point in experiment.points}
-        tasks = experiment_tasks(experiment, paradigms)
+        tasks = experiment_tasks(experiment, choose())
         found = states(experiment.name, str(experiment.output), [(task, plans[task.point]) for task in tasks])
         return found | {"unprepared": None, "elsewhere": lies_elsewhere(path, experiment.output) or None}
     plan = load_plan(path)
+    paradigms = choose(plan)
     wanted = plan.sft is not None and set(plan.sft.paradigms) & set(paradigms)
     known = any(plan.sft_runs(name) for name in paradigms)
     missing = f"data not prepared yet (lrpath sft {path} --prepare)" if wanted and not known else None

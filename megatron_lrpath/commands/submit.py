@@ -48,20 +48,23 @@ def execute(args: argparse.Namespace) -> int:
     from megatron_lrpath.readiness import CLUSTER, Request, require_ready
 
     settings = within_job(read_settings(args.settings, vars(args)), os.environ)
-    request = Request(
-        paradigms_of(args), (args.run,) if args.run else (), extra=tuple(args.extra), where=CLUSTER
-    )
-    wanted = (settings, paradigms_of(args), args.run, tuple(args.extra))
+    extra = tuple(args.extra)
+
+    def request_for(paradigms: tuple[str, ...]) -> Request:
+        return Request(paradigms, (args.run,) if args.run else (), extra=extra, where=CLUSTER)
+
     follow = args.plan  # the file to ask for its status: the copy where the output is another
     if is_experiment(args.plan):
         from megatron_lrpath.experiment.run import experiment_request, experiment_submission
 
-        experiment = load_experiment(args.plan)
-        submission = experiment_submission(experiment, *wanted)
-        request = experiment_request(experiment, request)
+        experiment, paradigms = load_experiment(args.plan), paradigms_of(args)
+        submission = experiment_submission(experiment, settings, paradigms, args.run, extra)
+        request = experiment_request(experiment, request_for(paradigms))
     else:
         submitted = SubmittedPlan.of(args.plan, settings.data, settings.output)
-        submission = Submission.of(submitted, *wanted)
+        paradigms = paradigms_of(args, submitted.plan)
+        submission = Submission.of(submitted, settings, paradigms, args.run, extra)
+        request = request_for(paradigms)
         follow = submitted.latest if settings.data or settings.output else args.plan
     check = partial(require_ready, [submitted.plan for submitted in submission.plans], request)
     if args.dry_run:

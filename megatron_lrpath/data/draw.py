@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron_lrpath.data.draw_random import permutation
-from megatron_lrpath.data.draw_request import VALIDATION, DrawRequest, SourceRequest, default_domain
+from megatron_lrpath.data.draw_request import DrawRequest, SourceRequest, default_domain
 from megatron_lrpath.data.indexed import blocks, document_lengths, fingerprint_source
 from megatron_lrpath.data.record import one_tokenizer, read_record
 from megatron_lrpath.data.slice import ENDING, Slice, SliceSource, slice_path
@@ -213,7 +213,7 @@ def draw(
             pool.source(documents[pool.prefix]) for pool in pools if len(documents.get(pool.prefix, ()))
         )
         if not sources:
-            what = "validation" if name == VALIDATION else f"version {name}"
+            what = "validation" if name == request.valid_name else f"version {name}"
             raise UserError(
                 f"nothing is left for {what}: every document of the sources is in a slice already"
             )

@@ -49,11 +49,12 @@ class DrawRequest:
     ranges: tuple[RangeRequest, ...]
     seed: int
     seq_length: int | None = None
+    valid_name: str = VALIDATION
 
     @property
     def names(self) -> list[str]:
         """Names of the slices to be made: validation, then versions as drawn, then those of ranges."""
-        drawn = [VALIDATION] if self.valid_tokens is not None else []
+        drawn = [self.valid_name] if self.valid_tokens is not None else []
         drawn += [name for name, _ in self.versions]
         return drawn + list(dict.fromkeys(part.version for part in self.ranges))
 

@@ -14,7 +14,7 @@ from megatron_lrpath import __version__
 from megatron_lrpath.console import say
 from megatron_lrpath.data import content_sums
 from megatron_lrpath.data.indexed import fingerprint_source, read_header
-from megatron_lrpath.data.slice import Slice, slice_path, validation_path
+from megatron_lrpath.data.slice import Slice, slice_path, validation_paths
 from megatron_lrpath.data.slice_codec import DamagedError, read_slice_header
 from megatron_lrpath.data.token_sample import Samples
 from megatron_lrpath.errors import UserError
@@ -315,7 +315,7 @@ def slice_files(plan: Plan) -> list[Path]:
     """The slice files that are there: of the versions, of validation, and of the mixes."""
     folder = Path(plan.data.slices)
     paths = [slice_path(folder, version.name) for version in plan.versions]
-    paths.append(validation_path(plan.data))
+    paths += validation_paths(plan.data)
     for run in plan.runs(OURS.name):
         for part in run.mix.parts if run.mix else ():
             paths.append(slice_path(Path(part.slice).parent if "/" in part.slice else folder, part.name))

@@ -193,18 +193,31 @@ def open_slices(data: Data, versions: Iterable[str], verify: bool = True) -> lis
 
 def validation_path(data: Data) -> Path:
     """The validation slice's file: the one that is named (with or without its ending), else `valid`."""
-    path = Path(data.valid) if data.valid else Path(data.slices) / "valid"
+    return _with_ending(Path(data.valid) if data.valid else Path(data.slices) / "valid")
+
+
+def validation_paths(data: Data) -> list[Path]:
+    """The files of all validation slices, the first one first."""
+    return [validation_path(data), *(_with_ending(Path(path)) for path in data.more_valid)]
+
+
+def _with_ending(path: Path) -> Path:
     return path if path.name.endswith(ENDING) else path.with_name(path.name + ENDING)
 
 
+def open_validations(data: Data) -> list[Slice]:
+    """Load all validation slices, the first one first."""
+    return [Slice.load(path) for path in validation_paths(data)]
+
+
 def open_validation(data: Data) -> Slice:
-    """Load the validation slice (its sources are verified by `open_slices`)."""
+    """Load the first validation slice (its sources are verified by `open_slices`)."""
     return Slice.load(validation_path(data))
 
 
 def held_out(data: Data) -> list[Slice]:
-    """The validation slice, where there is one or the plan names one."""
-    return [open_validation(data)] if data.valid or validation_path(data).exists() else []
+    """The validation slices, where there is one or the plan names one."""
+    return open_validations(data) if data.valid or validation_path(data).exists() else []
 
 
 def verify_slices(slices: Iterable[Slice]) -> None:
@@ -397,7 +410,7 @@ def open_mix(data: Data, mix: Mix, verify: bool = True) -> list[Slice]:
             slices.append(Slice.load(mix_path(data, part)))
         except UserError as error:
             raise UserError(f"{part.place}: {error}") from None
-    checked = [*slices, open_validation(data)] if validation_path(data).exists() else slices
+    checked = [*slices, *open_validations(data)] if validation_path(data).exists() else slices
     if verify:
         verify_slices(slices)
     check_disjoint(checked)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,13 @@ from megatron.training import get_args, training
 from megatron.training.checkpointing import load_checkpoint
 from torch.utils.data import default_collate
 
-from megatron_lrpath.data.slice import open_validation
+from megatron_lrpath.data.slice import open_validations
 from megatron_lrpath.data.versioned import build_validation
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.runs.checkpoints import MANIFEST, checkpoint_folder, present_fingerprint
 from megatron_lrpath.runs.folder import RunFolder
-from megatron_lrpath.runs.results import Target, add_evaluation
+from megatron_lrpath.runs.results import FIRST_SET, Target, add_evaluation, fresh_evaluation, missing_sets
 from megatron_lrpath.sft.dataset import build_packed_validation
 from megatron_lrpath.training import seams, setup
 from megatron_lrpath.training.checkpoints import parent, start
@@ -43,20 +43,34 @@ CHUNK = 64
 
 @dataclass
 class ValidationSets:
-    """The plan's fixed validation set; for fine-tunings the held-out answers, too, where there are any.
+    """The plan's validation sets; for fine-tunings the held-out answers, too, where there are any.
 
-    `fingerprint` is that of the validation slice; `answers_length` is the answers' length; `args` are Megatron's
+    `validation` is the first set, by which versions are compared, `fingerprint` its slice's; `more` has the sets of
+    later deliveries with their fingerprints, by name. `answers_length` is the answers' length; `args` are Megatron's
     arguments, which carry the length in use.
     """
 
     args: Any
     validation: Any
     fingerprint: str
+    more: dict[str, tuple[Any, str]] = field(default_factory=dict)
     answers: Any = None
     answers_length: int = 0
 
-    def evaluate(self, model: list[Any]) -> dict[str, Any]:
-        """What an evaluation says but for the step; held-out answers under `answers`."""
+    def evaluate(self, model: list[Any], sets: Collection[str], known: dict[str, Any]) -> dict[str, Any]:
+        """What an evaluation says but for the step: `known`, and what is measured on `sets` now.
+
+        Held-out answers under `answers`, sets of later deliveries under `sets`.
+        """
+        found = self._first(model) if FIRST_SET in sets else dict(known)
+        measured = {} if FIRST_SET in sets else dict(known.get("sets") or {})
+        for name in self.more.keys() & set(sets):
+            dataset, fingerprint = self.more[name]
+            measured[name] = evaluate_model(model, dataset) | {"validation": fingerprint}
+        ordered = {name: measured[name] for name in self.more if name in measured}
+        return found | {"sets": ordered} if ordered else found
+
+    def _first(self, model: list[Any]) -> dict[str, Any]:
         found = evaluate_model(model, self.validation) | {"validation": self.fingerprint}
         if self.answers is None:
             return found
@@ -66,8 +80,13 @@ class ValidationSets:
         return found | {"answers": {name: answers[name] for name in ("loss", "perplexity", "tokens")}}
 
 
-def evaluate_targets(plan: Plan, targets: list[Target], device: str, extra: list[str]) -> None:
-    """Evaluate each checkpoint; rank 0 writes, with the checkpoint's fingerprint. `device` is activated already."""
+def evaluate_targets(
+    plan: Plan, targets: list[Target], device: str, extra: list[str], again: bool = False
+) -> None:
+    """Evaluate each checkpoint on the validation sets that it was not measured on, or with `again` on all.
+
+    Rank 0 writes, with the checkpoint's fingerprint. `device` is activated already.
+    """
     session = Session(device)
     set_single_process_environment(is_run=True)
     seams.apply(session)
@@ -78,10 +97,15 @@ def evaluate_targets(plan: Plan, targets: list[Target], device: str, extra: list
     for target in targets:
         if not load_weights(plan, target, args, model):
             continue
-        scores = sets.evaluate(model)
+        wanted, known = [FIRST_SET, *plan.data.more_sets], None
+        if target.at is not None:
+            wanted = [FIRST_SET]
+        elif not again and (known := fresh_evaluation(plan.folder(target.run), target.step)):
+            wanted = missing_sets(plan, plan.folder(target.run), target.step)
+        scores = sets.evaluate(model, wanted, known or {})
         if int(os.environ["RANK"]) == 0:
             checkpoint = present_fingerprint(RunFolder(plan.folder(target.run)).checkpoints, target.step)
-            add_evaluation(plan, target, {"step": target.step, "checkpoint": checkpoint, **scores})
+            add_evaluation(plan, target, {**scores, "step": target.step, "checkpoint": checkpoint})
             print(f"evaluated {target.name} {scores['perplexity']:.4f}", flush=True)
     setup.end(session)
 
@@ -96,9 +120,9 @@ def build(session: Session, plan: Plan, args: Any) -> tuple[list[Any], Validatio
         pg_collection=ProcessGroupCollection.use_mpu_process_groups(),
     )
     seq_length, args.seq_length = args.seq_length, plan.batch.seq_length
-    held_out = open_validation(plan.data)
-    dataset = build_validation(held_out, dataset_config(args, versioned=True))
-    sets = ValidationSets(args, dataset, held_out.fingerprint)
+    config = dataset_config(args, versioned=True)
+    built = [(build_validation(one, config), one.fingerprint) for one in open_validations(plan.data)]
+    sets = ValidationSets(args, *built[0], dict(zip(plan.data.more_sets, built[1:], strict=True)))
     context = session.context
     if context is not None and context.prepared is not None:
         sets.answers, sets.answers_length = build_packed_validation(context.prepared), seq_length

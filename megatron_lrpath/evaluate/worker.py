@@ -23,6 +23,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__)
     parser.add_argument("--plan", type=Path, required=True)
     parser.add_argument("--runs", nargs="+", required=True, metavar="PARADIGM/RUN[@STEP]")
+    parser.add_argument("--again", action="store_true")
     parser.add_argument("--device", default="auto", choices=DEVICES)
     args, extra = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
     try:
@@ -35,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
                 perplexity,  # imports Megatron: only once the device is activated
             )
 
-            perplexity.evaluate_targets(plan, targets, device, extra)
+            perplexity.evaluate_targets(plan, targets, device, extra, args.again)
     except UserError as error:
         if int(os.environ.get("RANK", "0")) == 0:
             print(f"lrpath: error: {error}", file=sys.stderr, flush=True)

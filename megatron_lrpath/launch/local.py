@@ -146,11 +146,17 @@ def evaluation_command(plan: Plan, tasks: Sequence[Task], share: Share, options:
     runs = [task.run for task in tasks if task.run.makes_version]
     if not any(needs_evaluation(plan, run) for run in runs):
         return None
-    paradigm = options.paradigms[0] if len(options.paradigms) == 1 else "all"
-    argv = ["eval", str(plan.path), "--paradigm", paradigm, "--nproc", str(share.nproc)]
+    argv = ["eval", str(plan.path), *_paradigm_option(options.paradigms), "--nproc", str(share.nproc)]
     argv += ["--device", options.device, *(["--run", options.run] if options.run else [])]
     argv += ["--", *options.extra] if options.extra else []
     return [sys.executable, "-m", "megatron_lrpath.cli", *argv]
+
+
+def _paradigm_option(paradigms: Sequence[str]) -> list[str]:
+    """--paradigm for some, one or all paradigms; some are those that the plan names."""
+    if len(paradigms) == 1:
+        return ["--paradigm", paradigms[0]]
+    return ["--paradigm", "all"] if len(paradigms) == len(PARADIGMS) else []
 
 
 def call(command: Sequence[str], grace: float) -> int:

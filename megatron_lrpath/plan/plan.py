@@ -34,7 +34,8 @@ class Plan:
     """A checked plan. Paths are as in the file, relative to the working directory.
 
     `schedule.warmup` is in steps; `cycle_steps` of the versions has the schedule's own default merged in;
-    `megatron` holds further Megatron arguments, their names with underscores.
+    `megatron` holds further Megatron arguments, their names with underscores. `paradigms` are those that the file
+    names (None: it does not say, see `runs.tasks.named_paradigms`); every one can be asked for all the same.
     """
 
     path: Path
@@ -52,6 +53,7 @@ class Plan:
     megatron: dict[str, Any]
     also_branch_at: tuple[int, ...] = ()
     sft: Sft | None = None
+    paradigms: tuple[str, ...] | None = None
 
     @cached_property
     def timeline(self) -> Timeline:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import PurePath
 
 from megatron_lrpath.plan.mix import Mix
 
@@ -33,10 +34,19 @@ class Tokenizer:
 
 @dataclass(frozen=True)
 class Data:
-    """Paths as in the plan, relative to the working directory: the slices' folder, the validation slice."""
+    """Paths as in the plan, relative to the working directory: the slices' folder, the validation slices.
+
+    `valid` is the first validation slice, by which versions are compared; `more_valid` are those of later deliveries.
+    """
 
     slices: str
     valid: str
+    more_valid: tuple[str, ...] = ()
+
+    @property
+    def more_sets(self) -> tuple[str, ...]:
+        """The names of the further validation slices."""
+        return tuple(PurePath(path).name.removesuffix(".slice") for path in self.more_valid)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from megatron_lrpath.runs.lineage import changes as run_changes
 from megatron_lrpath.runs.lineage import trained_tokens
 from megatron_lrpath.runs.results import is_fresh
 from megatron_lrpath.runs.state import RunState, read_state
+from megatron_lrpath.runs.tasks import named_paradigms
 from megatron_lrpath.sealed import json_digest
 from megatron_lrpath.wording import listing, plural
 
@@ -37,7 +38,8 @@ class Score:
 class Evaluation:
     """The model of step `step` on the whole validation set and on each domain.
 
-    `answers` are the held-out answers of a fine-tuning; `digest` is that of the file's content.
+    `sets` are the same of the validation sets of later deliveries, the whole under "". `answers` are the held-out
+    answers of a fine-tuning; `digest` is that of the file's content.
     """
 
     step: int
@@ -45,6 +47,7 @@ class Evaluation:
     digest: str
     domains: dict[str, Score]
     answers: Score | None = None
+    sets: dict[str, dict[str, Score]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -85,11 +88,16 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class RunTree:
-    """Every run of a plan, by paradigm in dependency order; `tuned` are the fine-tunings, each once."""
+    """The runs of some paradigms of a plan, each in dependency order; `tuned` are their fine-tunings, each once."""
 
     plan: Plan
     records: dict[str, list[RunRecord]] = field(default_factory=dict)
     tuned: list[RunRecord] = field(default_factory=list)
+
+    @property
+    def paradigms(self) -> tuple[str, ...]:
+        """The paradigms that are shown, in the tables' order."""
+        return tuple(self.records)
 
     def __iter__(self) -> Iterator[RunRecord]:
         """Every training once: a run that two paradigms share comes under the first alone."""
@@ -105,7 +113,7 @@ class RunTree:
 
     def evaluated(self) -> Iterator[tuple[str, str, RunRecord, Evaluation]]:
         """Paradigm, version, run and evaluation of every version's model that has one, in the tables' order."""
-        for paradigm in TABLE_ORDER:
+        for paradigm in self.paradigms:
             for version in self.plan.versions:
                 record = self.model_of(paradigm, version.name)
                 if record is not None and record.evaluation is not None:
@@ -113,13 +121,19 @@ class RunTree:
 
     @property
     def compared(self) -> list[str]:
-        """The versions that the tables compare: all but the first, as in the paper (a lone first stays)."""
+        """The versions that the tables compare: all but the first, as in the paper (a lone first stays).
+
+        A single paradigm is compared with none, so that its first version is shown, too.
+        """
         names = [version.name for version in self.plan.versions]
-        return names[1:] or names
+        return names if len(self.paradigms) == 1 else names[1:] or names
 
 
-def collect(plan: Plan) -> RunTree:
-    """Read every run's folder under the plan's output; UserError when there is no such folder."""
+def collect(plan: Plan, paradigms: Sequence[str] | None = None) -> RunTree:
+    """Read the runs' folders under the plan's output; UserError when there is no such folder.
+
+    `paradigms` None: those that the plan is reported for (`runs.tasks.named_paradigms`).
+    """
     output = Path(plan.output)
     if not output.is_dir():
         advice = f"Train first with `lrpath run {plan.path}`."
@@ -127,9 +141,11 @@ def collect(plan: Plan) -> RunTree:
             f"{output}: there is no such folder here, so there is nothing to report. "
             + (lies_elsewhere(plan.path, output) or advice)
         )
-    records = {name: [_record(plan, run) for run in plan.runs(name)] for name in TABLE_ORDER}
-    tuned = [run for name in TABLE_ORDER for run in plan.sft_runs(name) if run.same_as is None]
-    return RunTree(plan, records, [_record(plan, run) for run in tuned])
+    chosen = named_paradigms(plan) if paradigms is None else paradigms
+    shown = [name for name in TABLE_ORDER if name in chosen]
+    records = {name: [_record(plan, run) for run in plan.runs(name)] for name in shown}
+    tuned = {run.carried_out_as: plan.carried_out(run) for name in shown for run in plan.sft_runs(name)}
+    return RunTree(plan, records, [_record(plan, run) for run in tuned.values()])
 
 
 def _record(plan: Plan, run: Run) -> RunRecord:
@@ -162,9 +178,12 @@ def _evaluation(folder: Path, run: Run, problems: list[str]) -> Evaluation | Non
     if value is None:
         return None
     try:
-        domains = {str(name): _score(score) for name, score in (value.get("domains") or {}).items()}
+        domains = _domains(value)
+        sets = {
+            str(name): {"": _score(one), **_domains(one)} for name, one in (value.get("sets") or {}).items()
+        }
         answers = _score(value["answers"]) if value.get("answers") else None
-        evaluation = Evaluation(int(value["step"]), _score(value), json_digest(value), domains, answers)
+        evaluation = Evaluation(int(value["step"]), _score(value), json_digest(value), domains, answers, sets)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         problems.append(f"{path.name} is not an evaluation ({type(error).__name__}: {error})")
         return None
@@ -177,6 +196,10 @@ def _evaluation(folder: Path, run: Run, problems: list[str]) -> Evaluation | Non
             f"{path.name} is not known to be of the checkpoint that the run ended with: evaluate it again"
         )
     return evaluation
+
+
+def _domains(value: dict[str, Any]) -> dict[str, Score]:
+    return {str(name): _score(score) for name, score in (value.get("domains") or {}).items()}
 
 
 def _score(value: dict[str, Any]) -> Score:
@@ -196,7 +219,10 @@ def gaps(tree: RunTree) -> list[Gap]:
     found = []
     unfinished = [record for record in tree if not record.state.complete]
     trained = [record for record in tree if record.state.complete and record.run.makes_version]
-    unevaluated = [record for record in trained if record.evaluation is None]
+    sets = tree.plan.data.more_sets
+    unevaluated = [
+        record for record in trained if record.evaluation is None or set(sets) - record.evaluation.sets.keys()
+    ]
     if unfinished:
         states = listing([f"{record.label} ({record.state.progress})" for record in unfinished])
         text = f"{plural(len(unfinished), 'run')} not finished: {states}."

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_lrpath.evaluate.downstream import Benchmark, in_order
-from megatron_lrpath.paradigms import TABLE_ORDER
 from megatron_lrpath.plan.wording import paradigm_name
 from megatron_lrpath.report.collect import RunTree
 from megatron_lrpath.report.tables import Cell, Table, csv_text, score_cell
@@ -34,7 +33,7 @@ def collected(tree: RunTree) -> list[Measured]:
     """
     found = []
     for version in (version.name for version in tree.plan.versions):
-        bare = [(tree.model_of(paradigm, version), False) for paradigm in TABLE_ORDER]
+        bare = [(tree.model_of(paradigm, version), False) for paradigm in tree.paradigms]
         tuned = [(record, True) for record in tree.tuned if record.run.version == version]
         for record, is_tuned in (*bare, *tuned):
             if record is None:

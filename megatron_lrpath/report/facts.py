@@ -7,7 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from megatron_lrpath.data.slice import Slice, open_validation, slice_path
+from megatron_lrpath.data.slice import Slice, open_validation, slice_path, validation_paths
+from megatron_lrpath.data.slice_codec import DamagedError, read_slice_header
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.models import parameter_count, resolve_model
 from megatron_lrpath.paradigms import CPT_VARIANTS, OURS
@@ -137,6 +138,27 @@ def data_table(tree: RunTree) -> Table:
     note = f"Slices not found, so their contents are not shown: {listing(missing)}."
     damaged = [why for _, why in [*opened.values(), (valid, problem)] if "not a whole slice file" in why]
     return Table(header, tuple(rows), left=1, notes=(*([note] if missing else ()), *damaged))
+
+
+def unmeasured(plan: Plan) -> str:
+    """Which versions' text no validation set is drawn from, as a sentence; empty where there are none.
+
+    A version counts as measured where some dataset of its slice is in a set. Versions or sets that are not here
+    are passed over.
+    """
+    measured = set().union(*(_datasets(path) or set() for path in validation_paths(plan.data)))
+    of_version = {one.name: _datasets(slice_path(plan.data.slices, one.name)) for one in plan.versions}
+    names = [name for name, datasets in of_version.items() if datasets and not datasets & measured]
+    if not names or not measured:
+        return ""
+    return f"{listing(names)}: no validation: no validation set holds text of its data."
+
+
+def _datasets(path: Path) -> set[str] | None:
+    try:
+        return {str(source["fingerprint"]) for source in read_slice_header(path)["sources"]}
+    except (OSError, DamagedError, KeyError, TypeError, ValueError):
+        return None
 
 
 def _slice_cells(part: Slice | None, domains: list[str]) -> list[Cell]:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from megatron_lrpath.paradigms import CPT, CPT_VARIANTS, KEEP_MIN, TABLE_ORDER
+from megatron_lrpath.paradigms import CPT, CPT_VARIANTS, KEEP_MIN
 from megatron_lrpath.plan.wording import paradigm_name
 from megatron_lrpath.report.collect import RunRecord, RunTree
 from megatron_lrpath.report.rates import planned_rates
@@ -28,7 +28,7 @@ from megatron_lrpath.report.style import (
     run_colour,
     write_label,
 )
-from megatron_lrpath.report.tables import csv_text, mean_perplexity, perplexities
+from megatron_lrpath.report.tables import common, csv_text, mean_perplexity, perplexities, span
 from megatron_lrpath.runs.results import main_path_evaluations
 from megatron_lrpath.wording import decimals
 
@@ -39,7 +39,7 @@ MARKERS = 100
 def draw_rates(tree: RunTree) -> Drawing:
     """Figure 1: a panel for each paradigm, planned rates as pale bands, recorded ones as lines with dots."""
     with drawing_style():
-        figure, panels, unit = rate_panels(tree.plan, TABLE_ORDER, 7.6)
+        figure, panels, unit = rate_panels(tree.plan, tree.paradigms, 0.7 + 2.3 * len(tree.paradigms))
         for paradigm, axes in panels.items():
             _rate_panel(axes, tree, paradigm, unit)
         band = Line2D([], [], color=INK, alpha=0.25, linewidth=5, label="planned")
@@ -57,22 +57,22 @@ def draw_rates(tree: RunTree) -> Drawing:
 def draw_cost(tree: RunTree) -> Drawing | None:
     """Figure 2: mean perplexity of the compared versions against relative cost.
 
-    None without any mean, and for a lone version, for which all paradigms cost the same.
+    None without any mean, for a lone paradigm, and for a lone version, for which all paradigms cost the same.
     """
     scores = perplexities(tree)
-    means = {p: mean_perplexity(tree, scores, p) for p in TABLE_ORDER}
+    means = {p: mean_perplexity(tree, scores, p) for p in tree.paradigms}
     points = {p: (tree.plan.cost(p).relative, mean) for p, mean in means.items() if mean is not None}
-    if not points or len(tree.plan.versions) == 1:
+    if not points or len(tree.paradigms) == 1 or len(tree.plan.versions) == 1:
         return None
-    span = f"{tree.compared[0]} to {tree.compared[-1]}" if len(tree.compared) > 1 else tree.compared[0]
+    versions = span(common(tree, scores))
     with drawing_style():
         figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
         axes = figure.subplots()
         _cost_panel(axes, tree, points)
-        axes.set_ylabel(f"mean perplexity, {span}")
+        axes.set_ylabel(f"mean perplexity, {versions}")
         axes.set_xlabel("relative cost (training steps over those of PTFS)")
-        caption = f"Mean validation perplexity of {span} against relative cost; the lower left is best."
-        rows = [(paradigm_name(tree.plan, p), tree.plan.cost(p).relative, means[p]) for p in TABLE_ORDER]
+        caption = f"Mean validation perplexity of {versions} against relative cost; the lower left is best."
+        rows = [(paradigm_name(tree.plan, p), tree.plan.cost(p).relative, means[p]) for p in tree.paradigms]
         data = csv_text(("paradigm", "relative_cost", "mean_perplexity"), rows)
         return finished(figure, "perplexity-cost", "Figure 2. Perplexity against cost", caption, data)
 
@@ -117,6 +117,10 @@ def _cost_panel(axes: Axes, tree: RunTree, points: dict[str, tuple[float, float]
 
 
 Column = NDArray[np.float64]
+_COMPARED = (
+    " PTFS reads all versions shuffled together, CPT and ours the newest: compare training losses within a paradigm, "
+    "and paradigms by their perplexities."
+)
 POINTS = 1500
 """Points that a raw curve is drawn with at most; more would be thinner than the picture's dots."""
 
@@ -126,7 +130,7 @@ def draw_losses(tree: RunTree) -> Drawing | None:
     if not any(np.isfinite(record.history["loss"]).any() for record in tree):
         return None
     with drawing_style():
-        figure, panels = paradigm_panels(tree.plan, TABLE_ORDER, 8.4)
+        figure, panels = paradigm_panels(tree.plan, tree.paradigms, 0.6 + 2.6 * len(tree.paradigms))
         raw_alpha = 0.22 * min(1.0, 4 / len(tree.plan.versions))  # many runs lie over one another
         for paradigm, axes in panels.items():
             for record in tree.records[paradigm]:
@@ -146,8 +150,8 @@ def draw_losses(tree: RunTree) -> Drawing | None:
         caption = (
             f"Training loss of every step (pale) and its mean over {window} steps (line)"
             f"{'; dots: loss on the validation set' if dots else ''}. Branches begin where they leave the main "
-            "path; the steep fall of the first steps is cut off. PTFS reads all versions shuffled together, CPT "
-            "and ours the newest: compare training losses within a paradigm, and paradigms by their perplexities."
+            "path; the steep fall of the first steps is cut off."
+            + (_COMPARED if len(tree.paradigms) > 1 else "")
         )
         data = csv_text(("run", "step", "train_loss", "train_loss_smoothed", "valid_loss"), _rows(tree))
         return finished(figure, "loss-curves", "Loss curves", caption, data)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import functools
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from megatron_lrpath.files import atomic_write_bytes, atomic_write_text
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.report.collect import Gap, RunTree, collect, gaps
 from megatron_lrpath.report.downstream import downstream_csv, downstream_table
-from megatron_lrpath.report.facts import data_table, facts, subtitle
+from megatron_lrpath.report.facts import data_table, facts, subtitle, unmeasured
 from megatron_lrpath.report.figures import draw_cost, draw_losses, draw_rates
 from megatron_lrpath.report.rates import RateSummary, check_rates, summarize
 from megatron_lrpath.report.style import Drawing, SavedAdvice, read_advice
@@ -32,9 +33,10 @@ from megatron_lrpath.report.tables import (
     perplexity_csv,
     result_in_words,
     run_table,
+    set_table,
 )
 from megatron_lrpath.runs.folder import report_page
-from megatron_lrpath.runs.results import write_report_sources
+from megatron_lrpath.runs.results import evaluation_digests, write_report_sources
 
 EMBEDDED_BYTES = 1_000_000
 """Data up to this size stand in the page itself, too; beyond it only in the file beside it."""
@@ -51,6 +53,7 @@ class Report:
     result: str
     results: Table
     domains: Table | None
+    sets: Table | None
     downstream: Table | None
     rate_check: RateSummary
     rates: Drawing
@@ -72,17 +75,23 @@ class Report:
         return [drawing for drawing in (self.rates, self.cost, self.losses, advice) if drawing is not None]
 
 
-def make_report(plan: Plan, now: datetime) -> Report:
-    """Read the plan's runs and work out the report; UserError where the plan's output folder is not there."""
-    tree: RunTree = collect(plan)
+def make_report(plan: Plan, now: datetime, paradigms: Sequence[str] | None = None) -> Report:
+    """Read the plan's runs and work out the report; UserError where the plan's output folder is not there.
+
+    `paradigms` as of `collect`. The record of what it was made from names the evaluations of the other paradigms,
+    too: the report shows all that it is to show of them, nothing.
+    """
+    tree: RunTree = collect(plan, paradigms)
+    results = main_table(tree)
     return Report(
         name=plan.name,
         written=now.strftime("%Y-%m-%d %H:%M %Z").strip(),
         gaps=gaps(tree),
         subtitle=subtitle(tree),
         result=result_in_words(tree),
-        results=main_table(tree),
+        results=replace(results, notes=(*results.notes, *([unmeasured(plan)] if unmeasured(plan) else []))),
         domains=domain_table(tree),
+        sets=set_table(tree),
         downstream=downstream_table(tree),
         rate_check=summarize(check_rates(tree)),
         rates=draw_rates(tree),
@@ -95,7 +104,8 @@ def make_report(plan: Plan, now: datetime) -> Report:
         data=data_table(tree),
         scores=perplexity_csv(tree),
         downstream_scores=downstream_csv(tree),
-        sources={one.label: one.evaluation.digest for one in (*tree, *tree.tuned) if one.evaluation},
+        sources=evaluation_digests(plan)
+        | {one.label: one.evaluation.digest for one in (*tree, *tree.tuned) if one.evaluation},
     )
 
 
@@ -164,6 +174,8 @@ def show(report: Report, page: Path, console: Console) -> None:
     console.print(rich_table(report.results))
     for note in report.results.notes[1:]:
         console.print(Text(note, style="dim"))
+    if report.sets:
+        console.print(rich_table(report.sets))
     if report.downstream:
         console.print(rich_table(report.downstream))
     if report.result:

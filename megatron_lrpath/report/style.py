@@ -22,6 +22,7 @@ from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.plan.wording import paradigm_name
 from megatron_lrpath.runs.folder import read_json_object
 from megatron_lrpath.sealed import write_sealed
+from megatron_lrpath.wording import listing
 
 COLOURS = {name: paradigm.colour for name, paradigm in PARADIGM_ROWS.items()}
 INK, SOFT, GRID = "#1f2328", "#59636e", "#e4e7eb"
@@ -235,6 +236,13 @@ def read_advice(plan: Plan) -> SavedAdvice | None:
         drawing = Drawing(
             ADVICE, text["title"], text["caption"], svg, (folder / f"{ADVICE}.png").read_bytes(), data, True
         )
-        return SavedAdvice(text["written"], tuple(text["sentences"]), drawing)
-    except (OSError, ValueError, KeyError, TypeError):
+        names, sentences = [version.name for version in plan.versions], list(text["sentences"])
+        advised = list(text["candidates"][0]["versions"]) if text.get("candidates") else names
+        if advised != names:
+            sentences.append(
+                f"This advice is for {listing(advised)}; the plan has {listing(names)}. Ask again: lrpath advise "
+                f"{plan.path}"
+            )
+        return SavedAdvice(text["written"], tuple(sentences), drawing)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

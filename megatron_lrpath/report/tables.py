@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_lrpath.paradigms import CPT, OURS, PTFS, TABLE_ORDER
+from megatron_lrpath.paradigms import CPT, OURS, PARADIGM_ROWS, PTFS
 from megatron_lrpath.plan.wording import paradigm_name, schedule_name
 from megatron_lrpath.report.collect import RunTree
 from megatron_lrpath.wording import MISSING, decimals, duration, listing, plural, short_number, signed_percent
@@ -42,35 +42,50 @@ class Table:
     notes: tuple[str, ...] = ()
 
 
-def perplexities(tree: RunTree, domain: str = "") -> Scores:
-    """Of each version's model on the whole validation set, or one domain; models without one are left out."""
+def perplexities(tree: RunTree, domain: str = "", of_set: str = "") -> Scores:
+    """Of each version's model on a whole validation set (the first), or one domain; models without one are left out."""
     found: Scores = {}
     for paradigm, version, _, evaluation in tree.evaluated():
         score = evaluation.domains.get(domain) if domain else evaluation.score
+        if of_set:
+            score = evaluation.sets.get(of_set, {}).get(domain)
         if score is not None:
             found[paradigm, version] = score.perplexity
     return found
 
 
 def mean_perplexity(tree: RunTree, scores: Scores, paradigm: str) -> float | None:
-    """The mean over the compared versions; None unless every one of them has a perplexity."""
-    values = [scores.get((paradigm, version)) for version in tree.compared]
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if len(known) == len(values) else None
+    """The mean over the common versions, see `common`; None where there are none or the paradigm has no perplexity."""
+    values = [scores[paradigm, version] for version in common(tree, scores) if (paradigm, version) in scores]
+    return sum(values) / len(values) if values else None
+
+
+def common(tree: RunTree, scores: Scores) -> list[str]:
+    """The compared versions that every paradigm has a perplexity of; a paradigm without any does not count."""
+    have = {p: {v for v in tree.compared if (p, v) in scores} for p in tree.paradigms}
+    known = [versions for versions in have.values() if versions]
+    return [v for v in tree.compared if known and all(v in versions for versions in known)]
+
+
+def span(versions: Sequence[str]) -> str:
+    """`v2 to v4`, or their list where there are two at most."""
+    return f"{versions[0]} to {versions[-1]}" if len(versions) > 2 else listing(versions)
 
 
 def main_table(tree: RunTree) -> Table:
     """The paper's Table 1: schedule, paradigm, cost and the perplexity of every version but the first."""
     scores = perplexities(tree)
     places = decimals(list(scores.values()))
-    means = {p: mean_perplexity(tree, scores, p) for p in TABLE_ORDER}
+    means = {p: mean_perplexity(tree, scores, p) for p in tree.paradigms}
     mean_column = len(tree.compared) > 1
+    shared = common(tree, scores)
+    mean_of = "Mean" if shared in ([], tree.compared) else f"Mean of {span(shared)}"
     rows = []
     for paradigm, (label, name, *cells) in _paradigm_rows(tree, scores, schedule_name(tree.plan)):
         if mean_column:
             cells.append(score_cell(means[paradigm], [m for m in means.values() if m is not None], places))
         rows.append((label, name, Cell(f"{tree.plan.cost(paradigm).relative:.2f}×"), *cells))
-    header = ("Schedule", "Paradigm", "Cost", *tree.compared, *(("Mean",) if mean_column else ()))
+    header = ("Schedule", "Paradigm", "Cost", *tree.compared, *((mean_of,) if mean_column else ()))
     return Table(header, tuple(rows), left=2, notes=tuple(_main_notes(tree, scores, places)))
 
 
@@ -87,12 +102,28 @@ def domain_table(tree: RunTree) -> Table | None:
     return Table(("Domain", "Paradigm", *tree.compared), tuple(rows), left=2) if rows else None
 
 
+def set_table(tree: RunTree) -> Table | None:
+    """The same for the validation sets of later deliveries, each whole and by domain; None where there are none."""
+    sizes: dict[tuple[str, str], int] = {}
+    for name in tree.plan.data.more_sets:
+        for record in tree:
+            found = record.evaluation.sets.get(name, {}) if record.evaluation else {}
+            for domain, score in found.items():
+                if not domain or len(found) > 2:
+                    sizes.setdefault((name, domain), score.tokens)
+    rows: list[tuple[Cell, ...]] = []
+    for (name, domain), size in sizes.items():
+        label = f"{name}{f', {domain}' if domain else ''} ({short_number(size)} tokens)"
+        rows.extend(cells for _, cells in _paradigm_rows(tree, perplexities(tree, domain, name), label))
+    return Table(("Validation set", "Paradigm", *tree.compared), tuple(rows), left=2) if rows else None
+
+
 def _paradigm_rows(tree: RunTree, scores: Scores, label: str) -> Iterator[tuple[str, tuple[Cell, ...]]]:
     """For each paradigm its cells: the label (of the group, once), its name, a perplexity for each compared version."""
     places = decimals(list(scores.values()))
-    columns = {v: [scores[p, v] for p in TABLE_ORDER if (p, v) in scores] for v in tree.compared}
-    for paradigm in TABLE_ORDER:
-        first = paradigm == TABLE_ORDER[0]
+    columns = {v: [scores[p, v] for p in tree.paradigms if (p, v) in scores] for v in tree.compared}
+    for paradigm in tree.paradigms:
+        first = paradigm == tree.paradigms[0]
         cells = (score_cell(scores.get((paradigm, v)), column, places) for v, column in columns.items())
         name = Cell(paradigm_name(tree.plan, paradigm), paradigm=paradigm)
         yield paradigm, (Cell(label if first else "", opens=first), name, *cells)
@@ -157,9 +188,8 @@ def result_in_words(tree: RunTree) -> str:
                 f"{paradigm_name(tree.plan, paradigm)} {mean:.{places}f} ({signed_percent(mean / base - 1)}) "
                 f"at {tree.plan.cost(paradigm).relative:.2f}× the cost"
             )
-    compared = tree.compared
-    span = f"{compared[0]} to {compared[-1]}" if len(compared) > 2 else listing(compared)
-    return f"Mean perplexity of {span}: PTFS {base:.{places}f}, {', '.join(parts)}." if parts else ""
+    versions = span(common(tree, scores))
+    return f"Mean perplexity of {versions}: PTFS {base:.{places}f}, {', '.join(parts)}." if parts else ""
 
 
 def score_cell(
@@ -176,19 +206,21 @@ def _main_notes(tree: RunTree, scores: Scores, places: int) -> list[str]:
     """What the columns mean, and the first version, which the table leaves out."""
     sizes = {r.evaluation.score.tokens for r in tree if r.evaluation}
     basis = f"{short_number(sizes.pop())} validation tokens" if len(sizes) == 1 else "the validation set"
+    best = ", the best of each column in bold" if len(tree.paradigms) > 1 else ""
     notes = [
-        f"Perplexity on {basis}, lower is better, the best of each column in bold. "
+        f"Perplexity on {basis}, lower is better{best}. "
         "Cost: steps of all of a paradigm's runs over those of PTFS."
     ]
     first = tree.plan.versions[0].name
-    if first not in tree.compared and any((p, first) in scores for p in TABLE_ORDER):
+    if first not in tree.compared and any((p, first) in scores for p in tree.paradigms):
         shown = {
-            p: f"{scores[p, first]:.{places}f}" if (p, first) in scores else MISSING for p in TABLE_ORDER
+            p: f"{scores[p, first]:.{places}f}" if (p, first) in scores else MISSING for p in tree.paradigms
         }
-        notes.append(
-            f"{first}, as in the paper not in the table: PTFS and CPT {shown[PTFS.name]} "
-            f"(one and the same run), {OURS.title} {shown[OURS.name]}."
-        )
+        both = {PTFS.name, CPT.name} <= shown.keys()
+        same = [f"{PTFS.title} and {CPT.title} {shown[PTFS.name]} (one and the same run)"] if both else []
+        others = [p for p in shown if not (both and p in (PTFS.name, CPT.name))]
+        parts = [*same, *(f"{PARADIGM_ROWS[p].title} {shown[p]}" for p in others)]
+        notes.append(f"{first}, as in the paper not in the table: {', '.join(parts)}.")
     return notes
 
 
@@ -244,11 +276,25 @@ def csv_cell(value: object) -> object:
 
 
 def perplexity_csv(tree: RunTree) -> str:
-    """Every evaluation: one row for the whole validation set (domain empty) and one for each domain."""
+    """Every evaluation: one row for a whole validation set (domain empty) and one for each domain.
+
+    Where there are several sets, a last column names those after the first.
+    """
+    further = bool(tree.plan.data.more_sets)
     rows: list[tuple[object, ...]] = []
     for paradigm, version, record, evaluation in tree.evaluated():
-        for domain, score in {"": evaluation.score, **evaluation.domains}.items():
-            values = (domain, score.perplexity, score.loss, score.tokens)
-            rows.append((paradigm, version, record.label, *values))
-    header = ("paradigm", "version", "run", "domain", "perplexity", "loss", "tokens")
+        for name, scores in {"": {"": evaluation.score, **evaluation.domains}, **evaluation.sets}.items():
+            for domain, score in scores.items():
+                values = (domain, score.perplexity, score.loss, score.tokens, *([name] if further else []))
+                rows.append((paradigm, version, record.label, *values))
+    header = (
+        "paradigm",
+        "version",
+        "run",
+        "domain",
+        "perplexity",
+        "loss",
+        "tokens",
+        *(["set"] if further else []),
+    )
     return csv_text(header, rows)

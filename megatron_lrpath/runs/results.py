@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.plan import Plan, Run
+from megatron_lrpath.plan import PARADIGMS, Plan, Run
 from megatron_lrpath.runs.checkpoints import complete_steps, present_fingerprint
 from megatron_lrpath.runs.folder import RunFolder, read_json_object, report_sources
 from megatron_lrpath.runs.history import last_loss
@@ -110,9 +110,21 @@ def fresh_evaluation(folder: Path, step: int) -> dict[str, Any] | None:
 
 
 def needs_evaluation(plan: Plan, run: Run) -> bool:
-    """Whether the run is complete and its model not evaluated as it is now."""
+    """Whether the run is complete and its model not evaluated as it is now, on every validation set."""
     folder = plan.folder(run)
-    return is_complete(folder, run) and fresh_evaluation(folder, run.last_step) is None
+    return is_complete(folder, run) and bool(missing_sets(plan, folder, run.last_step))
+
+
+FIRST_SET = ""  # the first validation set, among the names of the others
+
+
+def missing_sets(plan: Plan, folder: Path, step: int) -> list[str]:
+    """The validation sets on which the model of `step` is not evaluated as it is now, the first as `FIRST_SET`."""
+    found = fresh_evaluation(folder, step)
+    if found is None:
+        return [FIRST_SET, *plan.data.more_sets]
+    measured = found.get("sets")
+    return [name for name in plan.data.more_sets if not isinstance(measured, dict) or name not in measured]
 
 
 def evaluation_of(plan: Plan, target: Target) -> dict[str, Any] | None:
@@ -159,6 +171,15 @@ def loss_of(evaluation: Any) -> float | None:
     """The loss (nats per token) of an evaluation, None where it has no usable one."""
     loss = evaluation.get("loss") if isinstance(evaluation, dict) else None
     return loss if isinstance(loss, float) and 0 < loss < math.inf else None
+
+
+def evaluation_digests(plan: Plan) -> dict[str, str]:
+    """The digests of the evaluations that there are of a plan's models, by `paradigm/run`."""
+    found = {
+        run.key: read_json_object(RunFolder(plan.folder(run)).evaluation)
+        for run in model_runs(plan, PARADIGMS)
+    }
+    return {key: json_digest(evaluation) for key, evaluation in found.items() if evaluation}
 
 
 def write_report_sources(report: Path, digests: Mapping[str, str]) -> None:

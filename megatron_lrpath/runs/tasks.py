@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.paradigms import OURS
 from megatron_lrpath.plan import PARADIGMS, Plan, Run
 from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.runs.results import is_complete
@@ -42,6 +43,37 @@ class Task:
     def checkpoints(self) -> Path:
         """The folder of the run's checkpoints."""
         return RunFolder(self.folder).checkpoints
+
+
+def named_paradigms(plan: Plan) -> tuple[str, ...]:
+    """The paradigms that a plan is carried out and reported for, where no option says otherwise.
+
+    Those that its key `paradigms` names. Without the key: ours, those that only `sft` names, and those that have
+    been begun in the output, so that the output of before the key shows all that it holds.
+    """
+    if plan.paradigms is not None:
+        return plan.paradigms
+    tuned = set(plan.sft.paradigms) if plan.sft is not None else set(PARADIGMS)
+    tuned = set() if tuned == set(PARADIGMS) else tuned
+    return tuple(name for name in PARADIGMS if name == OURS.name or name in tuned or _is_begun(plan, name))
+
+
+def _is_begun(plan: Plan, paradigm: str) -> bool:
+    """Whether runs of a paradigm have a folder; one that another paradigm carries out, or begun, is not enough."""
+    begun = [run for run in plan.runs(paradigm) if plan.folder(run).is_dir()]
+    others = [run for name in PARADIGMS if name != paradigm for run in plan.runs(name)]
+    shared = {run.carried_out_as for run in others if run.same_as and plan.folder(run).is_symlink()}
+    alone = [run for run in begun if run.key not in shared]
+    return bool(alone) or len(begun) == len(plan.runs(paradigm))
+
+
+def paradigms_with(plan: Plan, name: str) -> tuple[str, ...]:
+    """The paradigms that have a run of this name: those of `named_paradigms`, or else others; none where none has."""
+    named = named_paradigms(plan)
+    has = [
+        one for one in PARADIGMS if any(run.name == name for run in (*plan.runs(one), *plan.sft_runs(one)))
+    ]
+    return tuple(one for one in has if one in named) or tuple(has)
 
 
 def build_tasks(plan: Plan, paradigms: Sequence[str], fine_tunings: bool = True) -> list[Task]:

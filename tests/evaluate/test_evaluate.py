@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,10 +20,12 @@ import yaml
 
 from megatron_lrpath.cli import main as lrpath
 from megatron_lrpath.data.slice import Slice
+from megatron_lrpath.plan import load_plan
 from megatron_lrpath.runs.checkpoints import complete_steps
-from megatron_lrpath.runs.results import add_main_path_evaluation, main_path_evaluations
+from megatron_lrpath.runs.results import add_main_path_evaluation, main_path_evaluations, needs_evaluation
 from megatron_lrpath.sealed import read_sealed
 from tests.support import ROOT
+from tests.support.data_fixtures import make_indexed_dataset, make_slice
 from tests.support.training_fixtures import MODEL, Outcome, launch, make_plan, run_words, train
 
 SEQUENCE = 16
@@ -358,3 +361,29 @@ def test_the_main_path_is_evaluated_alone_and_once_it_has_checkpoints(
     shutil.rmtree(copy / "runs/ours/main/checkpoints")
     assert lrpath(["eval", plan, "--main-path"]) == 2
     assert "the main path has no checkpoint yet" in capsys.readouterr().err
+
+
+def test_of_a_later_set_only_what_is_missing_is_measured(copy: Path) -> None:
+    evaluate(copy, ["ours/branch-v1"]).ok()
+    path = copy / "runs/ours/branch-v1/eval.json"
+    before = read_sealed(path)[0]
+    generator = np.random.default_rng(8)
+    texts = [generator.integers(1, 100, size=25).tolist() for _ in range(6)]
+    prefix = make_indexed_dataset(copy / "late", texts)
+    make_slice(copy / "valid-v2.slice", [(prefix, range(6), "news")])
+    keys = yaml.safe_load((copy / "plan.yaml").read_text())
+    keys["data"]["valid"] = [keys["data"]["valid"], str(copy / "valid-v2")]
+    (copy / "plan.yaml").write_text(yaml.safe_dump(keys))
+    plan = load_plan(copy / "plan.yaml")
+    run = plan.run("ours", "branch-v1")
+    assert needs_evaluation(plan, run)
+    marked = before | {"perplexity": 2.0}  # kept: not measured again
+    path.write_text(json.dumps(marked))
+    evaluate(copy, ["ours/branch-v1"]).ok()
+    after = read_sealed(path)[0]
+    found = after.pop("sets")["valid-v2"]
+    assert after == marked
+    assert (found["tokens"], list(found["domains"])) == (149, ["news"])
+    assert not needs_evaluation(plan, run)
+    evaluate(copy, ["ours/branch-v1"], "--again").ok()
+    assert read_sealed(path)[0]["perplexity"] == before["perplexity"]

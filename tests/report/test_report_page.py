@@ -264,5 +264,5 @@ def test_the_default_place_is_in_the_plans_output(plan, report, monkeypatch):
     monkeypatch.setattr("megatron_lrpath.report.page.make_report", lambda *_: report)
     page = Path(plan.output) / "report" / "index.html"
     page.unlink(missing_ok=True)
-    assert command.execute(argparse.Namespace(plan=plan.path, output=None)) == 0
+    assert command.execute(argparse.Namespace(plan=plan.path, output=None, paradigm=None)) == 0
     assert page.is_file()

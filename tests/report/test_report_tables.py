@@ -10,10 +10,18 @@ import pytest
 from megatron_lrpath.cli import main
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import load_plan
+from megatron_lrpath.report import tables
 from megatron_lrpath.report.collect import collect, gaps
 from megatron_lrpath.report.facts import data_table, facts
+from megatron_lrpath.report.figures import draw_cost, draw_losses
 from megatron_lrpath.report.rates import check_rates, summarize
-from megatron_lrpath.report.tables import domain_table, main_table, perplexity_csv, result_in_words, run_table
+from megatron_lrpath.report.tables import (
+    domain_table,
+    main_table,
+    perplexity_csv,
+    result_in_words,
+    run_table,
+)
 from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.runs.tasks import build_tasks
 from tests.support.report_tree import score, write_plan, write_slices, write_tree
@@ -69,15 +77,62 @@ def test_the_main_table_has_the_papers_form(plan):
 def test_equal_digits_share_the_bold_and_a_lone_value_has_none(plan):
     set_table(plan, (20.841, None), (21.11, None), (20.839, 19.0))
     table = main_table(collect(plan))
-    assert best(table) == {("PTFS", "v2"), ("Ours", "v2")}
+    assert best(table) == {(name, column) for name in ("PTFS", "Ours") for column in ("v2", "Mean of v2")}
 
 
-def test_a_missing_perplexity_is_a_dash_and_its_mean_too(plan):
+def test_a_missing_perplexity_is_a_dash_and_means_are_over_common_versions(plan):
     set_table(plan, (20.84, 19.28), (None, 19.7), (20.13, 18.81))
     tree = collect(plan)
-    assert texts(main_table(tree))[1] == ["", "CPT (ResetMax)", "0.50×", "–", "19.70", "–"]
-    assert "CPT" not in result_in_words(tree)
+    assert texts(main_table(tree))[1] == ["", "CPT (ResetMax)", "0.50×", "–", "19.70", "19.70"]
+    assert main_table(tree).header[-1] == "Mean of v3"
+    assert result_in_words(tree).startswith("Mean perplexity of v3: PTFS 19.28")
     assert any("cpt/continual-v2" in gap.text and gap.command.startswith("lrpath eval") for gap in gaps(tree))
+
+
+def test_a_report_of_ours_alone_is_whole(tmp_path):
+    """Without the key `paradigms` a plan is of ours and of what is in the output: nothing of the others is missing."""
+    plan = write_plan(tmp_path, versions=3)
+    plan.path.write_text(plan.path.read_text().replace("paradigms: [ours, ptfs, cpt]\n", ""))
+    plan = load_plan(plan.path)
+    write_tree(plan)
+    assert set(collect(plan).paradigms) == {"ours", "ptfs", "cpt"}
+    for other in ("ptfs", "cpt"):
+        shutil.rmtree(tmp_path / "runs" / other)
+    tree = collect(plan)
+    assert (tree.paradigms, gaps(tree)) == (("ours",), [])
+    table = main_table(tree)
+    assert table.header[3:] == ("v1", "v2", "v3", "Mean")
+    assert len(table.rows) == 1
+    assert "–" not in texts(table)[0]
+    assert draw_cost(tree) is None
+    assert "PTFS" not in draw_losses(tree).caption
+
+
+def test_sets_of_later_deliveries_have_a_table_and_a_text_without_any_is_named(plan):
+    lines = plan.path.read_text().replace(f"valid: {plan.data.valid}", f"valid: [{plan.data.valid}, later]")
+    plan.path.write_text(lines)
+    plan = load_plan(plan.path)
+    score = {"loss": 1.5, "perplexity": 4.48, "tokens": 1000}
+    measured = {"later": {**score, "domains": {"a": score, "b": score}}}
+    evaluation(plan, "ours", "branch-v3", 18.81, sets=measured)
+    tree = collect(plan)
+    table = tables.set_table(tree)
+    assert [row[0].text for row in table.rows if row[0].text] == [
+        "later (1K tokens)",
+        "later, a (1K tokens)",
+        "later, b (1K tokens)",
+    ]
+    assert next(row[-1].text for row in table.rows if row[1].text == "Ours") == "4.480"
+    assert any("ours/branch-v2" in gap.text and "ours/branch-v3" not in gap.text for gap in gaps(tree))
+    assert "ours,v3,ours/branch-v3,a,4.48,1.5,1000,later" in perplexity_csv(tree)
+
+
+def test_after_an_append_the_mean_is_over_the_versions_before(plan):
+    before = main_table(collect(plan))
+    plan.path.write_text(plan.path.read_text().replace("output:", "  - {name: v4, steps: 60}\noutput:"))
+    table = main_table(collect(load_plan(plan.path)))
+    assert table.header[3:] == ("v2", "v3", "v4", "Mean of v2 and v3")
+    assert [row[-1] for row in texts(table)] == [row[-1] for row in texts(before)]
 
 
 def test_perplexities_below_ten_have_three_decimals(plan):

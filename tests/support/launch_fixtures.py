@@ -19,6 +19,7 @@ model: tiny
 schedule: {{style: cosine, max_lr: 1.0e-3, min_lr: 1.0e-4, warmup_steps: 2}}
 alpha: 0.5
 cpt_variant: reset-max
+paradigms: [ours, ptfs, cpt]
 batch: {{global_batch_size: 8, micro_batch_size: 4, seq_length: 32}}
 tokenizer: {{type: SentencePieceTokenizer, model: data/tokenizer.model}}
 data: {{slices: data/slices, valid: data/slices/valid}}

@@ -25,6 +25,7 @@ model: tiny
 schedule: {{style: {style}, max_lr: 1.0e-3, min_lr: 1.0e-4, warmup_steps: {warmup}}}
 alpha: 0.6
 cpt_variant: reset-max
+paradigms: [ours, ptfs, cpt]
 batch: {{global_batch_size: 32, micro_batch_size: 8, seq_length: 256}}
 tokenizer: {{type: SentencePieceTokenizer, model: data/tokenizer.model}}
 data: {{slices: {folder}/slices, valid: {folder}/slices/valid}}

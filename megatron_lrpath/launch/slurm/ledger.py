@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -121,14 +121,18 @@ class SubmittedPlan:
         plan, text = load_plan(path), path.read_bytes()
         if data is None and output is None:
             return cls(plan, text)
-        changes: dict[tuple[str, ...], str] = {}
+        changes: dict[tuple[str, ...], str | list[str]] = {}
         if output is not None:
             plan, changes["output",] = replace(plan, output=output), output
         if data is not None:
             slices = Path(data) / "slices"
-            moved = Data(str(slices), str(slices / Path(plan.data.valid).name))
+            sets = [str(slices / Path(path).name) for path in (plan.data.valid, *plan.data.more_valid)]
+            moved = Data(str(slices), sets[0], tuple(sets[1:]))
             plan = replace(plan, data=moved)
-            changes |= {("data", "slices"): moved.slices, ("data", "valid"): moved.valid}
+            changes |= {
+                ("data", "slices"): moved.slices,
+                ("data", "valid"): sets if moved.more_valid else moved.valid,
+            }
             model = Path(data) / Path(plan.tokenizer.model or "").name
             if plan.tokenizer.model and model.exists():
                 plan = replace(plan, tokenizer=replace(plan.tokenizer, model=str(model)))
@@ -165,7 +169,7 @@ def current(latest: Path) -> Path:
     return pinned(latest, latest.read_bytes())
 
 
-def with_values(text: bytes, changes: dict[tuple[str, ...], str]) -> bytes:
+def with_values(text: bytes, changes: Mapping[tuple[str, ...], str | list[str]]) -> bytes:
     """A YAML text with these values at these keys, all other scalars as they were written."""
     root = yaml.compose(text, Loader=yaml.SafeLoader)
     assert isinstance(root, yaml.MappingNode)  # the plan has been loaded
@@ -176,18 +180,24 @@ def with_values(text: bytes, changes: dict[tuple[str, ...], str]) -> bytes:
     return serialized
 
 
-def _set(node: yaml.MappingNode, keys: tuple[str, ...], value: str) -> None:
+def _set(node: yaml.MappingNode, keys: tuple[str, ...], value: str | list[str]) -> None:
     first, *rest = keys
     pairs = {key.value: number for number, (key, _) in enumerate(node.value)}
     if first not in pairs:
         pairs[first] = len(node.value)
-        held = yaml.MappingNode("tag:yaml.org,2002:map", []) if rest else _scalar(value)
+        held = yaml.MappingNode("tag:yaml.org,2002:map", []) if rest else _node(value)
         node.value.append((_scalar(first), held))
     key, held = node.value[pairs[first]]
     if rest:
         _set(held, tuple(rest), value)
     else:
-        node.value[pairs[first]] = (key, _scalar(value))
+        node.value[pairs[first]] = (key, _node(value))
+
+
+def _node(value: str | list[str]) -> yaml.Node:
+    if isinstance(value, str):
+        return _scalar(value)
+    return yaml.SequenceNode("tag:yaml.org,2002:seq", [_scalar(text) for text in value], flow_style=True)
 
 
 def _scalar(text: str) -> yaml.ScalarNode:

@@ -27,7 +27,7 @@ def check_plan(source: Source, plan: Plan) -> None:
 def _check_names(source: Source, plan: Plan) -> None:
     seen: dict[str, str] = {}
     newest: dict[tuple[str, ...], Version] = {}
-    validation = os.path.normpath(plan.data.valid)
+    validation = {os.path.normpath(path) for path in (plan.data.valid, *plan.data.more_valid)}
     for index, version in enumerate(plan.versions):
         place = source.find(f"versions[{index}].name")
         same = seen.setdefault(version.name.casefold(), f"version {index + 1}")
@@ -40,7 +40,7 @@ def _check_names(source: Source, plan: Plan) -> None:
                 f"{version.name!r} comes after {before.name!r}: versions out of order; list the oldest first"
             )
         newest[letters] = version
-        if os.path.normpath(Path(plan.data.slices) / version.name) == validation:
+        if os.path.normpath(Path(plan.data.slices) / version.name) in validation:
             raise place.error(f"{version.name!r} is the validation slice; choose another name")
 
 

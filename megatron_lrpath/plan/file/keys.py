@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_lrpath.models import RECIPES
-from megatron_lrpath.paradigms import CPT_VARIANTS, CYCLE_KINDS, RESET_MAX
+from megatron_lrpath.paradigms import CPT_VARIANTS, CYCLE_KINDS, PARADIGMS, RESET_MAX
 from megatron_lrpath.schedule.styles import KNOBS, STYLES
 
 SAFE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
@@ -154,7 +154,13 @@ TOKENIZER_KEYS = (
 )
 DATA_KEYS = (
     Key("slices", TEXT, REQUIRED, "folder with one `<version>.slice` for each version"),
-    Key("valid", TEXT, None, "the validation slice, without `.slice`; default: `valid` in that folder"),
+    Key(
+        "valid",
+        {"anyOf": [TEXT, {"type": "array", "items": TEXT, "minItems": 1, "maxItems": 1000}]},
+        None,
+        "the validation slice, without `.slice`, or a list: the first, then one for a later delivery each; default: "
+        "`valid` in that folder",
+    ),
 )
 VERSION_KEYS = (
     Key("name", NAME, REQUIRED, "letters, digits, `.`, `_` and `-`; runs and slices are named after it"),
@@ -169,6 +175,13 @@ PLAN_KEYS = (
     Key("model", {}, REQUIRED, "a recipe, or Megatron's arguments, on top of `recipe:` if that is given"),
     Key("schedule", OBJECT, REQUIRED, "learning-rate schedule, the same for all runs"),
     Key("alpha", ALPHA, 0.6, "share of a version's steps that its branch lasts: round(alpha · steps)"),
+    Key(
+        "paradigms",
+        {"type": "array", "items": choice(*PARADIGMS), "minItems": 1},
+        None,
+        "what run, submit, status, eval and report keep to: a list of ours, ptfs and cpt; default: ours, and what "
+        "has been trained in the output already",
+    ),
     Key("cpt_variant", choice(*CPT_VARIANTS), RESET_MAX.name, "how continual pre-training sets its rate"),
     Key("batch", OBJECT, REQUIRED, "batch and sequence"),
     Key("tokenizer", OBJECT, REQUIRED, "tokenizer"),

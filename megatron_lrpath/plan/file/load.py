@@ -142,6 +142,11 @@ def _names(entry: Entry | None, known: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name for name in known if name in chosen)
 
 
+def _paradigms(entry: Entry | None) -> tuple[str, ...] | None:
+    """The paradigms that a plan names, None where it does not say."""
+    return None if entry is None or entry.value is None else _names(entry, PARADIGMS)
+
+
 def _schedule(section: dict[str, Entry], plain: dict[str, Any]) -> Schedule:
     style = read_value(section["style"], choice(*STYLES)) if "style" in section else "cosine"
     lowest = _min_lr(section, plain)
@@ -194,14 +199,13 @@ def load_plan(path: Path | str) -> Plan:
 def plan_from(source: Source) -> Plan:
     """The plan that a file's text says; raises PlanError like `load_plan`."""
     top = read_section(source.root, PLAN_KEYS)
-    values = _read_fields(top, PLAN_KEYS, *SECTIONS, "model", "versions", "megatron")
+    values = _read_fields(top, PLAN_KEYS, *SECTIONS, "model", "versions", "megatron", "paradigms")
     values["output"] = values["output"] or f"runs/{values['name']}"
     if problem := length_problem(values["output"]):
         raise top.get("output", top["name"]).error(problem)
     model = _read_model(top["model"])
     check_arguments(top["model"], top.get("megatron"), _sft_megatron(top.get("sft")), model)
     batch = Batch(**_read_plain_section(top, "batch"))
-    data = _read_plain_section(top, "data")
     schedule = read_section(top["schedule"], SECTIONS["schedule"])
     versions = _read_versions(top, read_cycle(schedule.get("cycle_steps")), values["seed"])
     plan = Plan(
@@ -210,10 +214,11 @@ def plan_from(source: Source) -> Plan:
         schedule=_read_schedule(schedule),
         batch=batch,
         tokenizer=_read_tokenizer(top),
-        data=Data(data["slices"], data["valid"] or str(Path(data["slices"]) / "valid")),
+        data=_read_data(top["data"]),
         versions=versions,
         megatron=read_arguments(top.get("megatron")),
         sft=read_sft(top.get("sft"), values["seed"], batch, versions),
+        paradigms=_paradigms(top.get("paradigms")),
         **values,
     )
     check_plan(source, plan)
@@ -227,6 +232,18 @@ def _read_fields(section: dict[str, Entry], keys: tuple[Key, ...], *besides: str
 
 def _read_plain_section(top: dict[str, Entry], name: str) -> dict[str, Any]:
     return _read_fields(read_section(top[name], SECTIONS[name]), SECTIONS[name])
+
+
+def _read_data(entry: Entry) -> Data:
+    section = read_section(entry, SECTIONS["data"])
+    slices = str(_read_fields(section, SECTIONS["data"], "valid")["slices"])
+    valid = section.get("valid")
+    first, *more = _texts(valid) or (str(Path(slices) / "valid"),)
+    data = Data(slices, first, tuple(more))
+    names = [Path(first).name.removesuffix(".slice"), *data.more_sets]
+    if valid is not None and len({name.casefold() for name in names}) < len(names):
+        raise valid.error(f"two validation slices of one name; there are {', '.join(names)}")
+    return data
 
 
 def _read_schedule(section: dict[str, Entry]) -> Schedule:

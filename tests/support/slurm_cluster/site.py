@@ -27,6 +27,7 @@ seed: 1
 model: tiny
 schedule: {{style: cosine, max_lr: 1.0e-3, min_lr: 1.0e-4, warmup_steps: 2}}
 alpha: 0.5
+paradigms: [ours, ptfs, cpt]
 batch: {{global_batch_size: 8, micro_batch_size: 2, seq_length: 32}}
 tokenizer: {{type: NullTokenizer, vocab_size: 100}}
 data: {{slices: data/slices, valid: data/slices/valid}}

@@ -1,0 +1,123 @@
+"""A version appended to the text of a plan file: comments, order and everything else stay as they were written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megatron_lrpath.errors import PlanError
+from megatron_lrpath.plan.file.source import parse_source, plain
+
+Edit = tuple[int, int, str]
+"""From one character to another: what stands there instead."""
+
+
+def with_version(path: Path, text: str, version: dict[str, Any], valid: Sequence[str]) -> str:
+    """The text of the plan `path` with `version` (its keys in order) appended and `data.valid` as given.
+
+    Raises:
+        PlanError: the file is written in a way that this does not understand; with the lines to add by hand.
+    """
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    versions, data = _value(root, "versions"), _value(root, "data")
+    newline = "\r\n" if "\r\n" in text else "\n"
+    edits = [_appended(text, versions, version, newline), *_valid(text, data, valid, newline)]
+    changed = text
+    for begin, end, new in sorted(edits, reverse=True):
+        changed = changed[:begin] + new + changed[end:]
+    before = plain(parse_source(path, text).root)
+    wanted = before | {
+        "versions": [*before["versions"], version],
+        "data": before["data"] | ({"valid": _as_value(valid)} if valid else {}),
+    }
+    try:
+        if plain(parse_source(path, changed).root) == wanted:
+            return changed
+    except PlanError:
+        pass
+    by_hand = f"`- {_flow(version)}` to `versions`" + (
+        f", and `valid: {_list(valid)}` to `data`" if valid else ""
+    )
+    raise PlanError(f"{path}: cannot be edited as it is written; add {by_hand} and call again")
+
+
+def _value(node: yaml.Node | None, key: str) -> yaml.Node:
+    assert isinstance(node, yaml.MappingNode)  # the plan has been loaded
+    return next(value for name, value in node.value if name.value == key)
+
+
+def _end(node: yaml.Node) -> int:
+    """Where the last character of a node stands: a block's own mark lies behind the comments that follow."""
+    if isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
+        last = node.value[-1]
+        return _end(last[1] if isinstance(node, yaml.MappingNode) else last)
+    return int(node.end_mark.index)
+
+
+def _appended(text: str, versions: yaml.Node, version: dict[str, Any], newline: str) -> Edit:
+    assert isinstance(versions, yaml.SequenceNode)
+    last, end = versions.value[-1], _end(versions.value[-1])
+    if versions.flow_style:
+        return end, end, f", {_flow(version)}"
+    indent = " " * versions.start_mark.column
+    if last.flow_style:
+        lines = [f"{indent}- {_flow(version)}"]
+    else:
+        pairs = [f"{key}: {_scalar(value)}" for key, value in version.items()]
+        lines = [f"{indent}- {pairs[0]}", *(f"{indent}  {pair}" for pair in pairs[1:])]
+    return _line_behind(text, end, lines, newline)
+
+
+def _valid(text: str, data: yaml.Node, valid: Sequence[str], newline: str) -> list[Edit]:
+    """What sets `data.valid`; nothing where it says so already."""
+    if not valid:
+        return []
+    assert isinstance(data, yaml.MappingNode)
+    held = {key.value: value for key, value in data.value}
+    if "valid" in held:
+        node = held["valid"]
+        if isinstance(node, yaml.SequenceNode) and not node.flow_style:
+            indent = " " * node.start_mark.column
+            new = [f"{indent}- {_scalar(one)}" for one in valid[len(node.value) :]]
+            return [_line_behind(text, _end(node), new, newline)] if new else []
+        return [(node.start_mark.index, _end(node), _list(valid))]
+    if data.flow_style:
+        return [(_end(data.value[-1][1]), _end(data.value[-1][1]), f", valid: {_list(valid)}")]
+    return [
+        _line_behind(text, _end(data), [" " * data.start_mark.column + f"valid: {_list(valid)}"], newline)
+    ]
+
+
+def _line_behind(text: str, place: int, lines: list[str], newline: str) -> Edit:
+    """These lines after the line in which `place` lies."""
+    end = text.find("\n", place)
+    if end < 0:
+        return len(text), len(text), newline + newline.join(lines) + newline
+    return end + 1, end + 1, "".join(line + newline for line in lines)
+
+
+def _as_value(valid: Sequence[str]) -> str | list[str]:
+    return valid[0] if len(valid) == 1 else list(valid)
+
+
+def _list(valid: Sequence[str]) -> str:
+    return _scalar(valid[0]) if len(valid) == 1 else f"[{', '.join(map(_scalar, valid))}]"
+
+
+def _flow(version: dict[str, Any]) -> str:
+    return "{" + ", ".join(f"{key}: {_scalar(value)}" for key, value in version.items()) + "}"
+
+
+def _scalar(value: Any) -> str:
+    """A value in YAML; text in quotes where it would be read as something else."""
+    if not isinstance(value, str):
+        return str(value)
+    try:
+        bare = plain(parse_source(Path(), f"text: [{value}]").root) == {"text": [value]}
+    except PlanError:
+        bare = False
+    return value if bare else json.dumps(value)

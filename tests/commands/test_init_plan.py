@@ -1,0 +1,66 @@
+"""`lrpath init --slices` writes a plan from the tokens there are, once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from megatron_lrpath.cli import main
+from megatron_lrpath.data.first_plan import fitting, natural
+from megatron_lrpath.plan import load_plan
+from tests.support.data_fixtures import make_random_dataset, make_slice
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Slices v9 and v10 of 60,000 and 120,000 tokens, and a validation slice, of one dataset."""
+    monkeypatch.chdir(tmp_path)
+    prefix = make_random_dataset(tmp_path / "data" / "text", [100] * 2000)
+    for name, documents in (("v9", range(600)), ("v10", range(600, 1800)), ("valid", range(1800, 2000))):
+        make_slice(tmp_path / "slices" / f"{name}.slice", [(prefix, documents, "text")])
+    (tmp_path / "tokenizer").mkdir()
+    return tmp_path
+
+
+def test_the_plan_follows_from_the_slices(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["init", "--slices", "slices", "--tokenizer", "gone.model"]
+    assert main(words) == 0
+    plan = load_plan("plan.yaml")
+    assert [version.name for version in plan.versions] == ["v9", "v10"]
+    first, second = (version.steps for version in plan.versions)
+    assert (second, plan.batch.seq_length) == (120_000 // 128 // plan.batch.global_batch_size, 128)
+    assert first == 60_000 // 128 // plan.batch.global_batch_size >= 50
+    assert plan.data.valid == "slices/valid"
+    assert plan.paradigms == ("ours",)
+    said = capsys.readouterr().out
+    assert [f"lrpath {name} plan.yaml" in said for name in ("plan", "run", "report")] == [True] * 3
+    written = Path("plan.yaml").read_text()
+    assert main(words) == 2
+    assert "never overwritten" in capsys.readouterr().err
+    assert Path("plan.yaml").read_text() == written
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["init"], "name a folder"),
+        (["init", "--slices", "slices"], "--tokenizer"),
+        (["init", "--slices", "none", "--tokenizer", "t.model"], "no such folder"),
+        (["init", "--slices", "data", "--tokenizer", "t.model"], "holds no slice"),
+        (["init", "--slices", "slices", "--tokenizer", "t.model", "--model", "1.2b"], None),
+    ],
+)
+def test_what_is_missing_is_said(
+    work: Path, words: list[str], said: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == (2 if said else 0)
+    assert (said or "") in capsys.readouterr().err
+    assert Path("plan.yaml").exists() == (said is None)
+
+
+def test_the_recipe_grows_with_the_tokens() -> None:
+    assert [fitting(tokens) for tokens in (10**6, 5 * 10**9, 30 * 10**9)] == ["tiny", "203m", "1.2b"]
+    assert sorted(["valid-v10", "v10", "valid-v9", "v9", "valid"], key=natural) == [
+        "v9", "v10", "valid", "valid-v9", "valid-v10",
+    ]  # fmt: skip
