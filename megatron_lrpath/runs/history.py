@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import time
@@ -189,8 +190,9 @@ class HistoryTail:
 class HistoryWriter:
     """Appends to a run's history; a resumed run continues it, without the steps that it will do again.
 
-    A line holds the fields of `LoggedStep` that are known of the step, `mfu` only where the devices' peak is
-    known, `skipped` only where the update was skipped, and `spike` (median, limit) only at a loss spike.
+    A line holds the fields of `LoggedStep` that are known of the step, null where one is not finite: `mfu` only
+    where the devices' peak is known, `skipped` only where the update was skipped, and `spike` (median, limit) only
+    at a loss spike.
 
     Args:
         folder: the run's folder.
@@ -209,7 +211,8 @@ class HistoryWriter:
         now = time.perf_counter()
         record["seconds"] = round(now - self.last_time, 6)
         self.last_time = now
-        self._file.write(json.dumps(record).encode() + b"\n")
+        known = {name: None if is_not_finite(value) else value for name, value in record.items()}
+        self._file.write(json.dumps(known).encode() + b"\n")
 
     def sync(self) -> None:
         """Let the lines survive a power cut: a checkpoint is about to stand for them.
@@ -218,6 +221,11 @@ class HistoryWriter:
             OSError: the disk has no room for all of them.
         """
         self._file.sync()
+
+
+def is_not_finite(value: Any) -> bool:
+    """Whether a value is NaN or infinite, for which JSON has no word."""
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def drop_steps_after(path: Path, step: int) -> None:
