@@ -75,6 +75,7 @@ ALLOWED: dict[str, dict[str, str]] = {
         "raw_decode": "the same",
     },
     "megatron_lrpath/plan/arguments.py": {"tomllib.loads": SHIPPED},
+    "megatron_lrpath/plan/needs.py": {"tomllib.loads": SHIPPED},
     "megatron_lrpath/plan/file/source.py": {"yaml.SafeLoader": "the door to YAML"},
     "megatron_lrpath/experiment/load.py": {"yaml.safe_load": "a plan that this process made as text"},
     "megatron_lrpath/launch/slurm/ledger.py": {
