@@ -13,11 +13,10 @@ from multiprocessing.managers import SyncManager
 from typing import TYPE_CHECKING, Any
 
 from megatron_lrpath.plan.needs import ENGINE, GPU, installed
+from megatron_lrpath.plan.secrets import hide_values
 
 if TYPE_CHECKING:
     from megatron_lrpath.training.session import Session
-
-from megatron_lrpath.plan.secrets import hide_values
 
 TRANSFORMER_ENGINE = "transformer_engine.pytorch"  # it may be built for another CUDA than this machine's
 APEX_FUSIONS = "fused_weight_gradient_mlp_cuda"  # Apex's compiled gradient accumulation
