@@ -11,6 +11,7 @@ from megatron_lrpath.commands.options import (
     PLAN_OR_EXPERIMENT,
     add_machine,
     add_runs,
+    check_extra,
     count_from,
     training_options,
 )
@@ -50,6 +51,7 @@ def train(args: argparse.Namespace) -> int:
     from megatron_lrpath.launch.local import carry_out
     from megatron_lrpath.plan import load_plan
 
+    check_extra(args.extra)
     if is_experiment(args.plan):
         from megatron_lrpath.experiment.run import carry_out_experiment
 
