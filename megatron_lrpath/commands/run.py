@@ -11,6 +11,7 @@ from megatron_lrpath.commands.options import (
     PLAN_OR_EXPERIMENT,
     add_machine,
     add_runs,
+    check_extra,
     count_from,
     request_of,
     training_options,
@@ -52,6 +53,7 @@ def train(args: argparse.Namespace) -> int:
     from megatron_lrpath.plan import load_plan
     from megatron_lrpath.readiness import require_ready
 
+    check_extra(args.extra)
     if is_experiment(args.plan):
         from megatron_lrpath.experiment.run import carry_out_experiment, experiment_request
 
