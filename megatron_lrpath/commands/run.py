@@ -11,7 +11,6 @@ from megatron_lrpath.commands.options import (
     PLAN_OR_EXPERIMENT,
     add_machine,
     add_runs,
-    check_extra,
     count_from,
     request_of,
     training_options,
@@ -53,7 +52,6 @@ def train(args: argparse.Namespace) -> int:
     from megatron_lrpath.plan import load_plan
     from megatron_lrpath.readiness import require_ready
 
-    check_extra(args.extra)
     if is_experiment(args.plan):
         from megatron_lrpath.experiment.run import carry_out_experiment, experiment_request
 
