@@ -36,24 +36,24 @@ def argument_checks(plan: Plan, runs: Sequence[Run], extra: Sequence[str]) -> li
         found = [problem for run in kinds for problem in read(plan, run, extra).problems()]
     except UserError as error:
         found = [str(error)]
-        if known := without_unknown(extra):
-            names = [name for name in given_options(extra) if find(name) is None]
+        if unknown := [name for name in given_options(extra) if find(name) is None]:
             found = [
-                f"--{name.replace('_', '-')}: Megatron has no such argument{hint(name)}" for name in names
+                f"--{name.replace('_', '-')}: Megatron has no such argument{hint(name)}" for name in unknown
             ]
-            found += [problem.found.removeprefix(BEHIND) for problem in argument_checks(plan, runs, known)]
+            known = argument_checks(plan, runs, without_unknown(extra))
+            found += [problem.found.removeprefix(BEHIND) for problem in known]
     return [Finding(NAME, FAILED, f"{BEHIND}{problem}") for problem in dict.fromkeys(found)]
 
 
 def without_unknown(extra: Sequence[str]) -> list[str]:
-    """The arguments without those that the table lacks; nothing where it has all of them."""
+    """The arguments without those that the table lacks."""
     kept: list[str] = []
     keeps = True
     for word in extra:
         if word.startswith("--"):
             keeps = find(word[2:].partition("=")[0].replace("-", "_")) is not None
         kept += [word] if keeps else []
-    return kept if len(kept) < len(extra) else []
+    return kept
 
 
 def given_beside(plan: Plan, run: Run, extra: Sequence[str]) -> dict[str, Any]:
