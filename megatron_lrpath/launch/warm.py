@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.process import BaseProcess
@@ -163,15 +164,27 @@ class ForkedRanks:
                 die_with_parent(parent)
                 be_rank(self.ranks, rank, listener)
             pids.append(pid)
+        # Threads begin when there is nothing left to fork.
         if listener is not None:
             from torch.distributed import TCPStore  # imported by the server already
 
-            # Its threads begin when there is nothing left to fork.
             port, descriptor = listener.getsockname()[1], listener.detach()
             self.store = TCPStore(
                 HOST, port, is_master=True, wait_for_workers=False, master_listen_fd=descriptor
             )
+        threading.Thread(target=end_with_runner, daemon=True).start()
         return pids
+
+
+def end_with_runner() -> None:
+    """Ask this supervisor to end when the process that started it has died.
+
+    The server notices that only after the last process that it has forked.
+    """
+    runner = multiprocessing.parent_process()
+    if runner is not None:
+        runner.join()
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def be_rank(ranks: Ranks, rank: int, listener: socket.socket | None) -> None:
