@@ -1,0 +1,112 @@
+"""`lrpath prune` removes what nothing starts from any more, and nothing else; it can be called again after any kill."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from megatron_lrpath.cli import main
+from megatron_lrpath.locks import FolderLock
+from megatron_lrpath.plan import Plan, load_plan
+from megatron_lrpath.runs.checkpoints import REMOVING, complete_steps
+from megatron_lrpath.runs.folder import RunFolder
+from tests.support.killed_at import killed_at
+from tests.support.years_tree import make_tree
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    return make_tree(tmp_path)
+
+
+def steps(plan: Plan, name: str) -> list[int]:
+    return complete_steps(RunFolder(plan.folder(plan.run("ours", name))).checkpoints)
+
+
+def test_it_lists_first_and_removes_with_yes(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prune", str(plan.path)]) == 0
+    said = capsys.readouterr().out
+    assert "the model of v2" in said
+    assert "nothing was removed; to remove 8 checkpoints, " in said
+    assert f": lrpath prune {plan.path} --yes" in said
+    assert len(steps(plan, "main")) == 10
+    assert main(["prune", str(plan.path), "--yes"]) == 0
+    assert steps(plan, "main") == [45, 50]
+    assert steps(plan, "branch-v2") == [35, 40]
+    assert main(["prune", str(plan.path), "--yes"]) == 0
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_what_something_may_start_from_stays(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("branch-v1", "branch-v2"):
+        shutil.rmtree(plan.folder(plan.run("ours", name)))
+    path = Path(plan.path)
+    path.write_text(path.read_text() + "also_branch_at: [15]\n")
+    assert main(["prune", str(path), "--yes", "--keep-ends", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    reasons = {row["step"]: row["reason"] for row in answer["staying"] if row["key"] == "ours/main"}
+    assert steps(plan, "main") == sorted(reasons) == [10, 15, 20, 30, 40, 45, 50]
+    assert "ours/branch-v1" in reasons[10]
+    assert "also_branch_at" in reasons[15]
+    assert "the end of v1" in reasons[20]
+
+
+def test_a_plan_with_fewer_versions_does_not_decide(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path(plan.path)
+    lines = [line for line in path.read_text().splitlines() if "crawler" not in line]
+    path.write_text("\n".join(lines) + "\n")
+    assert len(load_plan(path).versions) == 2
+    assert main(["prune", str(path), "--yes"]) == 0
+    assert len(steps(plan, "main")) == 10
+    assert "the plan that has its later versions" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("place", ["output", "run", "checkpoints"])
+def test_it_is_refused_while_something_is_at_work(
+    plan: Plan, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunFolder(plan.folder(plan.main))
+    folder = {"output": Path(plan.output), "run": run.path, "checkpoints": run.checkpoints}[place]
+    lock = FolderLock.acquire(folder)
+    assert main(["prune", str(plan.path), "--yes"]) == 2
+    lock.close()
+    said = capsys.readouterr().err
+    assert str(folder) in said
+    assert "then call again" in said
+    assert len(steps(plan, "main")) == 10
+
+
+def test_killed_anywhere_it_can_be_called_again(tmp_path: Path) -> None:
+    for number in count(1):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        plan = make_tree(folder)
+        words = ["prune", str(plan.path), "--yes"]
+        was_killed = killed_at(number, words)
+        assert set(steps(plan, "main")) >= {45, 50}
+        assert main(words) == 0
+        assert steps(plan, "main") == [45, 50]
+        assert not [*Path(plan.output).rglob(f"*{REMOVING}")]
+        if not was_killed:
+            break
+    assert number > 10
+
+
+def test_plan_and_status_say_what_checkpoints_take(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(plan.path), "--json"]) == 0
+    storage = json.loads(capsys.readouterr().out)["paradigms"]["ours"]["storage"]
+    assert storage["checkpoint"] == storage["weights"] + storage["optimizer_state"]
+    one = storage["checkpoint"]
+    # main: branch points 10, 30, 50 and the ends 20, 40; a branch: its end
+    assert storage["kept_by_version"] == {"v1": 3 * one, "v2": 3 * one, "v3": 2 * one}
+    assert main(["plan", str(plan.path), "--no-curves"]) == 0
+    assert "Storage: a checkpoint takes about" in capsys.readouterr().out
+    assert main(["status", str(plan.path), "--json"]) == 0
+    rows = {row["key"]: row for row in json.loads(capsys.readouterr().out)["runs"]}
+    assert rows["ours/main"]["bytes"] > 10_000
+    assert main(["status", str(plan.path)]) == 0
+    assert "on disk" in capsys.readouterr().out
