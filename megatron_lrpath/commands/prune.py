@@ -47,7 +47,7 @@ def execute(args: argparse.Namespace) -> int:
         else:
             tell(found)
         if args.yes:
-            carry_out(found.spare)
+            carry_out(found)
     if not args.json:
         print(ending(args, found))
     return 0

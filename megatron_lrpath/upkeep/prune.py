@@ -111,9 +111,9 @@ def has_model(task: Task) -> bool:
     return task.complete and checkpoint_complete(task.checkpoints, task.run.last_step)
 
 
-def carry_out(spare: Sequence[Found]) -> None:
-    """Remove these checkpoints, and what a killed call has left half removed. Only while nothing trains."""
-    for root in dict.fromkeys(one.root for one in spare):
+def carry_out(found: Survey) -> None:
+    """Remove the spare checkpoints, and what a killed call has left half removed. Only while nothing trains."""
+    for root in dict.fromkeys(one.root for one in found.found):
         sweep(root)
-    for one in spare:
+    for one in found.spare:
         remove(one.root, one.step)

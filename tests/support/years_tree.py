@@ -1,4 +1,4 @@
-"""A plan with comments, its slices, and runs that look trained: histories, results, lineages, checkpoints."""
+"""A plan with comments and runs that look trained: histories, results, lineages, checkpoints."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_lrpath.data.slice import Slice
 from megatron_lrpath.plan import Plan, Run, load_plan, run_identity
 from megatron_lrpath.runs.checkpoints import checkpoint_folder, sum_files, write_manifest, write_tracker
 from megatron_lrpath.runs.folder import RunFolder
@@ -40,10 +39,6 @@ def make_tree(folder: Path) -> Plan:
     path = folder / "plan.yaml"
     path.write_text(PLAN.format(folder=folder))
     plan = load_plan(path)
-    slices = Path(plan.data.slices)
-    slices.mkdir(parents=True)
-    for name in ("v1", "v2", "v3", "valid", "valid-v3"):
-        Slice(name, 1, ()).save(slices / f"{name}.slice")
     for run in plan.runs("ours"):
         parent = plan.parent_of(run) if run.parent else None
         train(plan, run, range(run.first_step + 5, run.last_step + 1, 5), parent)
