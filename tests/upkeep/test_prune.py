@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from megatron_lrpath.cli import main
+from megatron_lrpath.launch.slurm import queue
+from megatron_lrpath.launch.slurm.ledger import Ledger, SubmittedJob
+from megatron_lrpath.launch.slurm.queue import QueuedJob, SlurmError
 from megatron_lrpath.locks import FolderLock
 from megatron_lrpath.plan import Plan, load_plan
 from megatron_lrpath.runs.checkpoints import REMOVING, complete_steps
@@ -110,3 +113,25 @@ def test_plan_and_status_say_what_checkpoints_take(plan: Plan, capsys: pytest.Ca
     assert rows["ours/main"]["bytes"] > 10_000
     assert main(["status", str(plan.path)]) == 0
     assert "on disk" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_it_is_refused_while_jobs_of_the_plan_are_in_the_queue(
+    plan: Plan, answers: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledger = Ledger.of(str(plan.output))
+    ledger.folder.mkdir()
+    ledger.add(SubmittedJob("ours/main", 17, "main.sh"))
+
+    def squeue() -> dict[int, QueuedJob]:
+        if not answers:
+            raise SlurmError("squeue: Unable to contact slurm controller")
+        return {17: QueuedJob(17, "PENDING", "Resources", "0:00", "", "main.sh submitted", "")}
+
+    monkeypatch.setattr(queue, "queue", squeue)
+    assert main(["prune", str(plan.path), "--yes"]) == 2
+    said = capsys.readouterr().err
+    assert ("ours/main (job 17)" if answers else "squeue does not answer here") in said
+    assert len(steps(plan, "main")) == 10
+    monkeypatch.setattr(queue, "queue", dict)  # the job is over
+    assert main(["prune", str(plan.path), "--yes"]) == 0
