@@ -27,7 +27,7 @@ lint: setup
 	.venv/bin/mypy
 
 docs: setup
-	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 
 setup:
 	@scripts/setup.sh

@@ -63,7 +63,7 @@ setup(
         "argcomplete",
     ],
     extras_require={
-        "gpu": ["transformer-engine[pytorch]"],
+        "gpu": ["transformer-engine[core_cu13,pytorch]"],  # as megatron-core's extra `te`
         "eval": EVALUATION,
         "wandb": ["wandb"],
         "optimizers": OPTIMIZERS,

@@ -56,3 +56,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what waits longest, so that the other worker is not idle at the end."""
     place = {name: number for number, name in enumerate(WAITING)}
     items.sort(key=lambda item: place.get(item.path.stem, len(WAITING)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def torch_is_left_as_it_was() -> Iterator[None]:
+    """Fail where a module leaves the CPU's backend installed in this process: other tests would compute with it."""
+    yield
+    if torch := sys.modules.get("torch"):
+        assert not torch.compile.__module__.startswith("megatron_lrpath"), (
+            "activate it in a process of its own"
+        )

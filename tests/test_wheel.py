@@ -76,6 +76,12 @@ def test_example_plans_and_schema_come_along(installed: Path, work: Path) -> Non
     assert json.loads((work / "plan.schema.json").read_text())["required"]
 
 
+def test_the_documents_come_along(installed: Path, work: Path) -> None:
+    listed = [line.split()[0] for line in call(installed / "lrpath", "docs", cwd=work).splitlines()]
+    assert set(listed) == {path.stem for path in (ROOT / "docs").glob("*.md")}
+    assert "branch_mix" in call(installed / "lrpath", "docs", "plan-file", cwd=work)
+
+
 def test_init_again_keeps_what_was_changed(installed: Path, work: Path) -> None:
     changed = work / "examples/paper/203m.yaml"
     before = changed.read_text()

@@ -89,13 +89,14 @@ class Advice:
 
     @property
     def doubt(self) -> str | None:
-        """A warning where the resampled fits do not agree on what was chosen."""
+        """A warning where the resampled fits do not agree on the alpha that was chosen for all versions."""
         one = self.chosen
         if one is None or one.gap_high - one.gap_low <= DOUBTFUL:
             return None
         return (
-            f"The losses so far hardly tell the alphas apart: that gap lies between {one.gap_low:.1%} and "
-            f"{one.gap_high:.1%}, with 95%. A branch at another alpha, or of another version, would tell most."
+            "The losses so far hardly tell the alphas apart: the gap of one alpha for all versions lies between "
+            f"{one.gap_low:.1%} and {one.gap_high:.1%}, with 95%. A branch at another alpha, or of another version, "
+            "would tell most."
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from megatron_lrpath.advise.predict import Prediction, ends_at, interval, judged
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.paradigms import BRANCH, OURS
 from megatron_lrpath.plan import Plan
+from megatron_lrpath.plan.spec import Version
 from megatron_lrpath.runs.checkpoints import complete_steps, has_begun
 from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.wording import listing, nearest
@@ -43,24 +44,28 @@ class Option:
 class Allocation:
     """An alpha for each version of a plan.
 
-    `cost`: steps of the main path up to the last branch point and of all branches, over those of pre-training from
-    scratch. The last version's branch adds nothing to it, because the main path ends where it begins; `due_next` is
-    the number of steps that it adds once a further version is appended. `loss`: mean over the versions that alpha
-    is judged by. `loss_of_plan`: the same for the plan's own alphas, None where those are impossible. `kept`: names
-    of the versions that are trained, whose alphas stay. `applies`: False where all of them are, so that this is for
-    a fresh plan of the same versions. `changes`: the alphas that differ from the plan's.
+    `steps`: of each version's branch. `cost`: steps of the main path up to the last branch point and of all branches,
+    over those of pre-training from scratch; the last version's branch adds nothing to it, because the main path ends
+    where it begins. `loss`: mean over the versions that alpha is judged by. `loss_of_plan`: the same for the plan's
+    own alphas, None where those are impossible. `kept`: names of the versions that are trained, whose alphas stay.
+    `applies`: False where all of them are, so that this is for a fresh plan of the same versions. `changes`: the
+    alphas that differ from the plan's.
     """
 
     alphas: dict[str, float]
     predictions: dict[str, Prediction]
     steps: dict[str, int]
     cost: float
-    due_next: int
     loss: float
     loss_of_plan: float | None
     kept: tuple[str, ...]
     applies: bool
     changes: dict[str, float]
+
+    @property
+    def due_next(self) -> int:
+        """Steps of the last version's branch, which add to the cost once a further version is appended."""
+        return [*self.steps.values()][-1]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; losses in nats a token as [low, middle, high] of the 95% interval."""
@@ -89,7 +94,7 @@ def allocate(
     """The alphas with the lowest mean loss within `budget`, or the cheapest ones near the lowest mean loss.
 
     The losses of the judged versions add up, and so do the steps: the sums that no other one beats in both are kept,
-    version by version, which is exact up to a part in `RESOLUTION` of the steps.
+    version by version, which is exact up to a part in `RESOLUTION` of the steps for each version.
 
     Args:
         plan: its own decay is predicted.
@@ -109,51 +114,46 @@ def allocate(
     trained = trained_versions(plan)
     applies = len(trained) < len(plan.versions)
     kept = trained if applies else ()
-    columns = []
-    for index, version in enumerate(plan.versions):
-        found = options(plan, model, index, alphas, fixed=version.name in kept, fresh=not applies)
-        limit = limits.get(version.name)
-        if limit is None and index not in judged_versions(plan):
-            limit = FIRST_LIMIT
-        columns.append(near_best(found, limit))
-    sums = cheapest_sums(plan, columns)
-    floor = min(total for _, total, _ in sums)
-    judged = len(judged_versions(plan))
-    tolerance = np.inf if within is None else np.log1p(within) * judged
-    fixed = plan.timeline.ends[-1]
-    scale = sum(plan.timeline.ends)
-    meeting = [
-        one
-        for one in sums
-        if (budget is None or (fixed + one[0]) / scale <= budget + 1e-9)
-        and one[1] <= floor + tolerance + 1e-12
-    ]
-    if not meeting:
-        return None
-    steps, _, picks = min(
-        meeting, key=(lambda one: one[:2]) if within is not None else (lambda one: one[1::-1])
-    )
-    chosen = [column[pick] for column, pick in zip(columns, picks, strict=True)]
+    there = complete_steps(RunFolder(plan.folder(plan.main)).checkpoints) if applies else []
     names = [version.name for version in plan.versions]
+    columns = []
+    for index, name in enumerate(names):
+        found = options(plan, model, index, () if name in kept else alphas, there)
+        columns.append(near_best(found, limit_of(plan, index, limits)))
+    best = best_sum(plan, cheapest_sums(plan, columns), within, budget)
+    if best is None:
+        return None
+    chosen = {name: column[pick] for name, column, pick in zip(names, columns, best[2], strict=True)}
     return Allocation(
-        alphas={name: one.alpha for name, one in zip(names, chosen, strict=True)},
+        alphas={name: one.alpha for name, one in chosen.items()},
         predictions={
-            name: interval(model, index, one.losses)
-            for index, (name, one) in enumerate(zip(names, chosen, strict=True))
+            name: interval(model, index, one.losses) for index, (name, one) in enumerate(chosen.items())
         },
-        steps={name: one.steps for name, one in zip(names, chosen, strict=True)},
-        cost=(fixed + steps) / scale,
-        due_next=chosen[-1].steps,
-        loss=mean_loss(plan, chosen),
+        steps={name: one.steps for name, one in chosen.items()},
+        cost=cost_of(plan, best[0]),
+        loss=best[1] / len(judged_versions(plan)),
         loss_of_plan=loss_of_plan(plan, model),
         kept=kept,
         applies=applies,
         changes={
-            version.name: one.alpha
-            for version, one in zip(plan.versions, chosen, strict=True)
-            if one.alpha != (version.alpha or plan.alpha)
+            v.name: chosen[v.name].alpha for v in plan.versions if chosen[v.name].alpha != own_alpha(plan, v)
         },
     )
+
+
+def limit_of(plan: Plan, index: int, limits: Mapping[str, float]) -> float | None:
+    """How far version `index` may lie above its own best: as given, else `FIRST_LIMIT` where nothing judges it."""
+    return limits.get(plan.versions[index].name, None if index in judged_versions(plan) else FIRST_LIMIT)
+
+
+def own_alpha(plan: Plan, version: Version) -> float:
+    """The alpha that the plan gives a version."""
+    return version.alpha or plan.alpha
+
+
+def cost_of(plan: Plan, steps: int) -> float:
+    """The relative cost with so many steps of all branches but the last, which costs what the main path saves."""
+    return (plan.timeline.ends[-1] + steps) / sum(plan.timeline.ends)
 
 
 def check_names(plan: Plan, limits: Mapping[str, float]) -> None:
@@ -178,22 +178,20 @@ def trained_versions(plan: Plan) -> tuple[str, ...]:
 
 
 def options(
-    plan: Plan, model: Model, index: int, alphas: Sequence[float], *, fixed: bool, fresh: bool
+    plan: Plan, model: Model, index: int, alphas: Sequence[float], there: Sequence[int]
 ) -> list[Option]:
-    """The alphas that version `index` may have; its own alone where it is `fixed`.
+    """The alphas that version `index` may have: the plan's own and those of `alphas` that are possible.
 
-    Left out are branches that would leave the main path in its warm-up and, unless the plan is a `fresh` one, at a
-    step that the main path has passed without a checkpoint that is kept.
+    Left out are branches that would leave the main path in its warm-up, or at a step that it has passed without
+    keeping a checkpoint; `there` are the steps of its checkpoints.
     """
     version = plan.versions[index]
-    own = version.alpha or plan.alpha
-    there = complete_steps(RunFolder(plan.folder(plan.main)).checkpoints)
-    passed = 0 if fresh else max(there, default=0)
+    own, passed = own_alpha(plan, version), max(there, default=0)
     found = []
-    for alpha in (own,) if fixed else sorted({*alphas, own}):
+    for alpha in sorted({*alphas, own}):
         steps = round(alpha * version.steps)
         point = plan.timeline.ends[index] - steps
-        if not fixed and point < passed and point not in there:
+        if alphas and point < passed and point not in there:
             continue
         losses = ends_at(plan, model, own_decay(plan), alpha, index)
         if losses is not None:
@@ -252,15 +250,24 @@ def unbeaten(sums: Sequence[Sum], part: int) -> list[Sum]:
     ]
 
 
-def mean_loss(plan: Plan, chosen: Sequence[Option]) -> float:
-    """The mean loss of the judged versions, nats a token."""
-    return float(np.mean([chosen[index].loss for index in judged_versions(plan)]))
+def best_sum(plan: Plan, sums: Sequence[Sum], within: float | None, budget: float | None) -> Sum | None:
+    """The sum that meets the targets: the lowest loss, with `within` the fewest steps; None where none meets them."""
+    floor = min(total for _, total, _ in sums)
+    tolerance = np.inf if within is None else np.log1p(within) * len(judged_versions(plan))
+    meeting = [
+        one
+        for one in sums
+        if (budget is None or cost_of(plan, one[0]) <= budget + 1e-9) and one[1] <= floor + tolerance + 1e-12
+    ]
+    return min(
+        meeting, key=lambda one: (one[1], one[0]) if within is None else (one[0], one[1]), default=None
+    )
 
 
 def loss_of_plan(plan: Plan, model: Model) -> float | None:
     """The mean loss of the judged versions at the alphas that the plan has; None where one is impossible."""
     ends = [
-        ends_at(plan, model, own_decay(plan), plan.versions[index].alpha or plan.alpha, index)
+        ends_at(plan, model, own_decay(plan), own_alpha(plan, plan.versions[index]), index)
         for index in judged_versions(plan)
     ]
     losses = [float(end[0]) for end in ends if end is not None]

@@ -76,17 +76,17 @@ def show(advice: Advice, console: Console) -> None:
 
 def sentences(advice: Advice) -> list[str]:
     """What to choose, the plan's own alpha beside it, and the best of all."""
-    lines = []
+    lines, wanted = [], advice.target.removeprefix("the least cost for ")
     if advice.allocation:
         lines.append(f"Advice ({advice.target}): {_allocation_text(advice, advice.allocation)}")
+    elif advice.chosen:
+        lines.append(f"No alphas by version give {wanted} within their limits (--max-loss).")
     if advice.chosen:
         lines.append(f"One alpha for all versions: {_candidate_text(advice, advice.chosen)}.")
     elif advice.allocation:
         lines.append("One alpha for all versions does not give it.")
     else:
-        lines.append(
-            f"No alpha gives {advice.target.removeprefix('the least cost for ')}; the table has what is near."
-        )
+        lines.append(f"No alpha gives {wanted}; the table has what is near.")
     own = next((one for one in advice.own if one.alpha == advice.plan.alpha), None)
     if own and own != advice.chosen:
         lines.append(f"The plan: {_candidate_text(advice, own)}.")

@@ -98,7 +98,7 @@ def execute(args: argparse.Namespace) -> int:
         show(advice, Console())
         if args.figure:
             print(f"Figure: {args.figure}")
-    return 0 if advice.allocation else 1
+    return 0 if advice.allocation or advice.chosen else 1
 
 
 def limit(text: str) -> tuple[str, float]:

@@ -113,6 +113,7 @@ def evaluate_targets(
 def build(session: Session, plan: Plan, args: Any) -> tuple[list[Any], ValidationSets]:
     """The model with random weights, and what it is evaluated on."""
     args.skip_train, args.load, args.no_load_rng = True, None, True
+    args.overlap_grad_reduce = args.overlap_param_gather = False  # nothing is trained
     training.initialize_megatron(store=own_store())
     model, _, _ = training.setup_model_and_optimizer(
         ModelType.encoder_or_decoder,

@@ -165,7 +165,6 @@ def _arguments(plan: Plan, layout: Layout, device: str, extra: Sequence[str]) ->
         if size != usual and (name not in given or str(given[name]) != str(size)):
             arguments += [_option(name), str(size)]
     flags = ["sequence_parallel"] if layout.tensor > 1 else []
-    flags += ["overlap_grad_reduce", "overlap_param_gather"] if device == "cuda" else []
     return arguments + [_option(name) for name in flags if name not in given]
 
 

@@ -16,7 +16,7 @@ from megatron_lrpath.data.slice import (
     require_samples,
     slice_path,
     source_problems,
-    validation_path,
+    validation_paths,
 )
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import Plan, Run
@@ -101,24 +101,34 @@ def missing_checks(plan: Plan, missing: Sequence[Path]) -> list[Finding]:
 
 
 def validation_checks(plan: Plan, evaluate: bool) -> tuple[list[Finding], list[Slice]]:
-    """What is to be said of the validation slice, and the slice where it could be opened."""
-    path = validation_path(plan.data)
-    if not path.exists():
-        found = f"no slice {path}, which the versions are evaluated on"
-        advice = lies_elsewhere(plan.path, plan.data.valid or plan.data.slices) or DRAW
-        missing = Finding("validation", FAILED, found, advice, is_missing=True)
-        return ([missing] if plan.data.valid or evaluate else []), []
-    try:
-        held_out = Slice.load(path)
-    except UserError as error:
-        return [Finding("validation", FAILED, str(error))], []
+    """What is to be said of the validation slices, and those that could be opened."""
+    findings: list[Finding] = []
+    opened: list[Slice] = []
+    for path in validation_paths(plan.data):
+        if not path.exists():
+            found = f"no slice {path}, which the versions are evaluated on"
+            advice = lies_elsewhere(plan.path, plan.data.valid or plan.data.slices) or DRAW
+            missing = Finding("validation", FAILED, found, advice, is_missing=True)
+            findings += [missing] if plan.data.valid or evaluate else []
+            continue
+        try:
+            opened.append(Slice.load(path))
+        except UserError as error:
+            findings.append(Finding("validation", FAILED, str(error)))
+            continue
+        findings.append(validation_check(plan, path, opened[-1]))
+    return findings, opened
+
+
+def validation_check(plan: Plan, path: Path, held_out: Slice) -> Finding:
+    """Whether a validation slice is long enough to tell something."""
     if not any(source.tokens > 1 for source in held_out.sources):
         found = f"{path} holds nothing to predict ({held_out.tokens:,} tokens)"
-        return [Finding("validation", FAILED, found, "Draw it with more text.")], [held_out]
+        return Finding("validation", FAILED, found, "Draw it with more text.")
     status, advice = OK, ""
     if held_out.tokens <= plan.batch.seq_length:
         status, advice = WARNING, "Less than a sample: perplexities will say little; draw more text."
-    return [Finding("validation", status, f"{held_out.tokens:,} tokens in {path}", advice)], [held_out]
+    return Finding("validation", status, f"{held_out.tokens:,} tokens in {path}", advice)
 
 
 def source_checks(

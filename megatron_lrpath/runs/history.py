@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import statistics
@@ -215,8 +216,9 @@ class HistoryTail:
 class HistoryWriter:
     """Appends to a run's history; a resumed run continues it, without the steps that it will do again.
 
-    A line holds the fields of `LoggedStep` that are known of the step, `mfu` only where the devices' peak is
-    known, `skipped` only where the update was skipped, and `spike` (median, limit) only at a loss spike.
+    A line holds the fields of `LoggedStep` that are known of the step, null where one is not finite: `mfu` only
+    where the devices' peak is known, `skipped` only where the update was skipped, and `spike` (median, limit) only
+    at a loss spike.
 
     Args:
         folder: the run's folder.
@@ -235,7 +237,8 @@ class HistoryWriter:
         now = time.perf_counter()
         record["seconds"] = round(now - self.last_time, 6)
         self.last_time = now
-        line = json.dumps(record).encode()
+        known = {name: None if is_not_finite(value) else value for name, value in record.items()}
+        line = json.dumps(known).encode()
         self._file.write(line[:-1] + _CHECK_PART + f'{zlib.crc32(line[:-1]):08x}"}}\n'.encode())
 
     def sync(self) -> None:
@@ -245,6 +248,11 @@ class HistoryWriter:
             OSError: the disk has no room for all of them.
         """
         self._file.sync()
+
+
+def is_not_finite(value: Any) -> bool:
+    """Whether a value is NaN or infinite, for which JSON has no word."""
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def drop_steps_after(path: Path, step: int) -> None:

@@ -32,7 +32,11 @@ def choose_device(wanted: str = "auto") -> str:
 
 
 def activate(device: str) -> None:
-    """Prepare the process for `device`; the CPU backend is imported for the CPU alone."""
+    """Prepare the process for `device`, before Megatron is imported; the CPU backend is imported for the CPU alone."""
+    if device == "cuda":
+        from megatron_lrpath.training import fused_gradients  # imports torch, which others must not pay for
+
+        fused_gradients.register()
     if device == "cpu":
         from megatron_lrpath.training.cpu import (
             backend as cpu,

@@ -1,4 +1,4 @@
-"""Megatron's fusion flags by what is installed; and what Megatron calls at start where there is no GPU."""
+"""What the machine and the installed libraries give: flags for Megatron, and what Megatron calls at its start."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ import secrets
 from argparse import Namespace
 from collections.abc import Callable
 from multiprocessing.managers import SyncManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from megatron_lrpath.plan.needs import ENGINE, GPU, installed
 from megatron_lrpath.plan.secrets import hide_values
+
+if TYPE_CHECKING:
+    from megatron_lrpath.training.session import Session
 
 TRANSFORMER_ENGINE = "transformer_engine.pytorch"  # it may be built for another CUDA than this machine's
 APEX_FUSIONS = "fused_weight_gradient_mlp_cuda"  # Apex's compiled gradient accumulation
@@ -31,15 +35,27 @@ def importable(module: str) -> bool:
     return True
 
 
+def available(device: str, packed: bool = False) -> frozenset[str]:
+    """What there is of the things that arguments need (`plan/needs.py`); packages are imported to be sure.
+
+    Packed samples do without Transformer Engine, whose attention would not keep their examples apart.
+    """
+    found = {name for name in installed(device) if name in (GPU, ENGINE) or importable(name)}
+    if packed or not importable(TRANSFORMER_ENGINE):
+        found -= {ENGINE}
+    return frozenset(found)
+
+
 def flags(device: str, packed: bool = False) -> dict[str, Any]:
     """Megatron arguments (by destination) that follow from the device and the libraries, not from the user.
 
-    Without Transformer Engine: the local implementation, no rope or softmax kernels, no mask from the loader
-    (the core attention is causal by itself). Without Apex: no fused gradient accumulation, no persistent
-    norm. Packed samples take the same way, whose attention keeps their examples apart.
+    Each from what its consumer needs. The layers are Transformer Engine's where that works, else the local ones,
+    whose kernels for rotary embeddings and softmax are Transformer Engine's and Apex's. The core attention is causal
+    by itself (packed samples bring a mask of their own), so that no loader makes a mask. The persistent norm is
+    Apex's. Gradients are accumulated inside the matrix product by Transformer Engine's layers, and by Megatron's own
+    (the output layer) through Apex or our module in its place: on every GPU.
     """
-    engine = device != "cpu" and not packed and importable(TRANSFORMER_ENGINE)
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"create_attention_mask_in_dataloader": False}
     if device == "cpu":
         found |= {
             "distributed_backend": "gloo",
@@ -47,19 +63,23 @@ def flags(device: str, packed: bool = False) -> dict[str, Any]:
             "disable_jit_fuser": True,
             "bias_gelu_fusion": False,
             "bias_dropout_fusion": False,
+            "gradient_accumulation_fusion": False,
         }
-    if not engine:
-        found |= {
-            "transformer_impl": "local",
-            "apply_rope_fusion": False,
-            "masked_softmax_fusion": False,
-            "create_attention_mask_in_dataloader": False,
-        }
+    if ENGINE not in available(device, packed):
+        found |= {"transformer_impl": "local", "apply_rope_fusion": False, "masked_softmax_fusion": False}
         if device == "cpu" or not importable(APEX_NORM):
             found["no_persist_layer_norm"] = True
-    if device == "cpu" or not (importable(APEX_FUSIONS) or engine):
-        found["gradient_accumulation_fusion"] = False
     return found
+
+
+def device_number(rank: int) -> int:
+    """The GPU of a rank of this node: its own number, or what is visible where a task sees fewer GPUs.
+
+    Slurm's --gpus-per-task=1 shows every task one GPU, which each calls 0.
+    """
+    import torch
+
+    return rank % max(1, torch.cuda.device_count())
 
 
 def get_write_results_queue(original: Callable[..., Any], *_: Any, **__: Any) -> Any:
@@ -96,10 +116,16 @@ def initialize_megatron(
     return original(True, *args, **kwargs)
 
 
-def set_jit_fusion_options(original: Callable[..., None], *_: Any, **__: Any) -> None:
-    """No kernels to warm up."""
-
-
 def print_args(original: Callable[..., None], title: str, args: Any) -> None:
     """Let Megatron print the arguments, without the values of secrets."""
     original(title, Namespace(**hide_values(vars(args))))
+
+
+def set_jit_fusion_options(session: Session, original: Callable[..., None], *args: Any, **named: Any) -> None:
+    """Warm up Megatron's kernels with bias and dropout only for a model that has both; never on the CPU."""
+    from megatron.training import get_args
+
+    settings = get_args()
+    dropout = settings.hidden_dropout or settings.attention_dropout
+    if session.device != "cpu" and (settings.add_bias_linear or dropout):
+        original(*args, **named)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
@@ -26,7 +25,6 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import sweep_unfinished
 from megatron_lrpath.paradigms import MAIN, SFT
 from megatron_lrpath.plan import run_identity
-from megatron_lrpath.plan.arguments import flag
 from megatron_lrpath.runs import checkpoints, failure, lineage
 from megatron_lrpath.runs.checkpoints import latest_step, present_fingerprint
 from megatron_lrpath.runs.folder import RunFolder
@@ -57,6 +55,7 @@ from megatron_lrpath.training.options.from_arguments import (
     refuse_companions,
     refuse_with_path,
 )
+from megatron_lrpath.training.options.from_machine import set_machine_flags
 from megatron_lrpath.training.options.from_plan import PlannedRun, apply_defaults
 from megatron_lrpath.training.options.optimizers import check_optimizer
 from megatron_lrpath.training.session import Session
@@ -89,7 +88,7 @@ def arguments(session: Session, argv: list[str], defaults: Mapping[str, Any] | N
         set_wandb_defaults(args, planned.plan, planned.run)
         session.context = planned.context()
     explicit = planned.explicit if planned else given
-    set_environment_flags(args, explicit, session)
+    set_machine_flags(args, explicit, session)
     fit_collectives(args, explicit)
     take_over_saving(args)
     check_optimizer(args, with_path=True)
@@ -128,7 +127,7 @@ def plain_arguments(
                 raise UserError("--use-checkpoint-args takes them from --load or --pretrained-checkpoint.")
             load_args_from_checkpoint(args, load_arg="pretrained_checkpoint")
             load_args_from_checkpoint(args)
-        set_environment_flags(args, given, session)
+        set_machine_flags(args, given, session)
         check_optimizer(args, with_path=False)
         validate_args(args, defaults=defaults)
     set_global_variables(args)
@@ -164,23 +163,6 @@ def blend_prefixes(args: Any) -> list[str]:
     """The indexed datasets that --data-path and its kin name."""
     blend, per_split = get_blend_and_blend_per_split(args)
     return [prefix for part in [blend, *(per_split or ())] if part is not None for prefix in part[0]]
-
-
-def set_environment_flags(args: Any, explicit: Mapping[str, Any], session: Session) -> None:
-    """Set what follows from the device and the installed libraries; refuse arguments that ask for others."""
-    for name, value in environment.flags(session.device, session.is_packed).items():
-        if explicit.get(name, value) != value:
-            engine = environment.importable(environment.TRANSFORMER_ENGINE)
-            raise UserError(
-                f"{flag(name)} {explicit[name]}: not available here (device {session.device}, Transformer "
-                f"Engine {'found' if engine else 'not installed'}); leave the argument out."
-            )
-        setattr(args, name, value)
-    if args.tensor_model_parallel_size > 1 or args.context_parallel_size > 1:
-        # Megatron asserts it, for the overlap of communication and computation.
-        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
-    if session.device == "cpu" and "num_workers" not in explicit:
-        args.num_workers = 0  # reading memory-mapped tokens needs no process of its own
 
 
 def take_over_saving(args: Any) -> None:
@@ -265,6 +247,8 @@ def begin(session: Session, args: Any) -> None:
     """
     context = session.context
     assert context is not None
+    if args.async_save:  # its process is forked before CUDA, NCCL and threads are up
+        environment.queue_between_processes()
     own = Path(args.save)
     ranks = Ranks.from_environment(own)
     session.peers = session.exits.peers = PeerWatch(ranks)

@@ -29,13 +29,6 @@ GAIN = PARAMETERS.index("ln B")
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Plan:
-    plan = small_plan(tmp_path_factory.mktemp("trained"))
-    write_losses(plan)
-    return plan
-
-
-@pytest.fixture(scope="module")
 def advice(trained: Plan) -> Advice:
     return advise(trained, floors=(0.0,))
 

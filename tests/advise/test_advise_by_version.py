@@ -22,13 +22,6 @@ from tests.support.advise_fixtures import small_plan, true_losses, write_losses
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Plan:
-    plan = small_plan(tmp_path_factory.mktemp("by-version"))
-    write_losses(plan)
-    return plan
-
-
-@pytest.fixture(scope="module")
 def model(trained: Plan) -> Model:
     return build_model(read_curves(trained), scale_of(trained), 10)
 
@@ -155,3 +148,13 @@ def test_the_command_names_the_alphas(trained: Plan, capsys: pytest.CaptureFixtu
     text = capsys.readouterr().out
     assert "An alpha for each version" in text
     assert "once a further version is appended" in text
+
+
+def test_where_limits_forbid_alphas_by_version_one_for_all_is_told(
+    trained: Plan, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A budget that leaves v2 no alpha within its limit; one alpha for all knows no limit."""
+    assert main(["advise", str(trained.path), "--budget", "0.45", "--max-loss", "v2=0.001%"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "No alphas by version give the lowest loss at a cost of at most 0.45 within their limits" in text
+    assert "One alpha for all versions: alpha=" in text

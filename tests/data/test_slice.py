@@ -7,7 +7,6 @@ import pickle
 import shutil
 import struct
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,6 +26,7 @@ from megatron_lrpath.data.slice import (
     verify_slices,
 )
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.plan.spec import Data
 from tests.support.data_fixtures import make_indexed_dataset, make_random_dataset, make_slice
 
 
@@ -140,7 +140,7 @@ def test_a_changed_source_is_refused(tree: Path, changed: str) -> None:
 
 
 def test_slices_of_a_plan_are_opened_in_order_and_proved_disjoint(tree: Path) -> None:
-    data = SimpleNamespace(slices=tree / "data/slices", valid=tree / "data/slices/valid")
+    data = Data(str(tree / "data/slices"), str(tree / "data/slices/valid"))
     assert [one.name for one in open_slices(data, ["v2", "v1"])] == ["v2", "v1"]
     make_slice(tree / "data/slices/v3.slice", [(tree / "data/a", [2, 5, 6], "web")])
     with pytest.raises(
@@ -152,7 +152,7 @@ def test_slices_of_a_plan_are_opened_in_order_and_proved_disjoint(tree: Path) ->
 @pytest.mark.parametrize("named", [True, False])
 def test_a_validation_document_in_a_version_is_refused(tree: Path, named: bool) -> None:
     make_slice(tree / "data/slices/v4.slice", [(tree / "data/b", [2], "books")])
-    data = SimpleNamespace(slices=tree / "data/slices", valid=tree / "data/slices/valid" if named else None)
+    data = Data(str(tree / "data/slices"), str(tree / "data/slices/valid") if named else "")
     with pytest.raises(UserError, match="share 1 documents"):
         open_slices(data, ["v4"])
 

@@ -15,7 +15,7 @@ from tests.support import ROOT
 from tests.support.export_worker import transformers_model
 from tests.support.training_fixtures import MODEL, launch, make_plan, run_words
 
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+TEXT = (ROOT / "docs/plan-file.md").read_text(encoding="utf-8")
 VOCABULARY = 403  # odd, so that Megatron pads it
 
 

@@ -141,7 +141,8 @@ def test_a_branch_with_bad_data_harms_nothing_but_itself(site):
     failed = site.cluster.job(jobs["ours/branch-v1"]["job"])
     assert (failed["JobState"], failed["Restarts"]) == ("FAILED", "0"), "bad data do not get better"
     assert site.cluster.job(jobs["eval/ours/branch-v1"]["job"])["Priority"] == "0"
-    assert site.status()["ours/branch-v1"]["cause"] == "the slice v9 is damaged; draw it again"
+    cause = "the slice v9 is damaged; draw it again; mend the cause, then `lrpath submit` again"
+    assert site.status()["ours/branch-v1"]["cause"] == cause
     again = site.submit()
     new = {key for key, job in again.items() if job["action"] not in ("done", "queued")}
     assert new == {"ours/branch-v1", "eval/ours/branch-v1", "report"}

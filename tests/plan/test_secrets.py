@@ -12,6 +12,7 @@ from megatron_lrpath.launch.slurm.settings import read_settings
 from megatron_lrpath.plan.arguments import parser_facts
 from megatron_lrpath.plan.secrets import hide_message, hide_values, hide_words, is_secret, secret_problem
 from megatron_lrpath.runs import lineage
+from tests.support.plan_text import plan_with
 
 SECRETS = (
     "WANDB_API_KEY",
@@ -100,6 +101,7 @@ def test_a_lineage_holds_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_secret_is_put_on_no_childs_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
+    plan_with(tmp_path)
     assert main([command, str(tmp_path / "plan.yaml"), "--", "--my-api-key", "hunter2"]) == 2
     said = capsys.readouterr().err
     assert "--my-api-key" in said

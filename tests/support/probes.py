@@ -250,3 +250,30 @@ def asked() -> Iterator[list[int]]:
 
     HFLM.loglikelihood = loglikelihood
     yield seen
+
+
+@contextmanager
+def fused_gradients() -> Iterator[list[str]]:
+    """Trains with the gradients added inside the product by our module; notes the type of each weight's inputs."""
+    from megatron.core.tensor_parallel import layers
+
+    from megatron_lrpath.training import environment, fused_gradients
+
+    seen: list[str] = []
+    originals = environment.flags, fused_gradients.wgrad_gemm_accum_fp32
+
+    def flags(*args: Any) -> dict[str, Any]:
+        return {
+            name: value
+            for name, value in originals[0](*args).items()
+            if name != "gradient_accumulation_fusion"
+        }
+
+    def noting(inputs: Any, grad_output: Any, main_grad: Any) -> None:
+        seen.append(str(inputs.dtype))
+        originals[1](inputs, grad_output, main_grad)
+
+    environment.flags, fused_gradients.wgrad_gemm_accum_fp32 = flags, noting
+    layers.fused_weight_gradient_mlp_cuda, layers._grad_accum_fusion_available = fused_gradients, True
+    yield seen
+    environment.flags, fused_gradients.wgrad_gemm_accum_fp32 = originals

@@ -1,0 +1,124 @@
+"""What arguments need of the machine: Transformer Engine, a GPU, a package. Read without torch and Megatron.
+
+The rows are the sections `[[need]]` of `megatron_arguments.toml`. Without what it needs Megatron ignores an argument,
+fails far into the start, or computes something else; so it is refused before anything is built.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import tomllib
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.plan.arguments import TABLE_FILE, find, flag
+
+GPU, ENGINE, PLAIN = "gpu", "transformer_engine", "plain"
+WORDS = {
+    GPU: "a GPU",
+    ENGINE: "Transformer Engine on a GPU",
+    PLAIN: "plain Megatron",
+    "nvidia_resiliency_ext": "the package nvidia-resiliency-ext",
+    "nvidia_kitchen": "the package nvidia-kitchen",
+    "deep_ep": "the package deep_ep",
+    "fla": "the package flash-linear-attention",
+    "wandb": "the package wandb",
+}
+
+
+@dataclass(frozen=True)
+class Need:
+    """A row: an argument that needs something.
+
+    Attributes:
+        name: the argument's destination.
+        of: what it needs: a key of `WORDS`; where it is a package, the name under which it is imported.
+        only: the values that need it; empty for all but false, nothing and `unless`.
+        unless: values that need nothing.
+        why: what happens without, where that is not plain.
+    """
+
+    name: str
+    of: str
+    only: tuple[str, ...] = ()
+    unless: tuple[str, ...] = ()
+    why: str = ""
+
+    def applies(self, value: Any) -> bool:
+        """Whether the argument needs it with this value (parsed, or as a plan has it)."""
+        if value is None or value is False or value == []:
+            return False
+        words = {str(getattr(one, "name", one)) for one in (value if isinstance(value, list) else [value])}
+        return bool(words & set(self.only)) if self.only else not words <= set(self.unless)
+
+    def said(self, value: Any) -> str:
+        """A line for a message."""
+        shown = (
+            "" if value is True else f" {' '.join(map(_word, value if isinstance(value, list) else [value]))}"
+        )
+        return f"{flag(self.name)}{shown} needs {WORDS[self.of]}{f': {self.why}' if self.why else ''}"
+
+
+def _word(value: Any) -> str:
+    return str(getattr(value, "name", value))
+
+
+@functools.cache
+def needs() -> tuple[Need, ...]:
+    """All rows."""
+    groups = tomllib.loads(TABLE_FILE.read_text(encoding="utf-8"))["need"]
+    return tuple(
+        Need(
+            name,
+            group["of"],
+            tuple(group.get("only", ())),
+            tuple(group.get("unless", ())),
+            group.get("why", ""),
+        )
+        for group in groups
+        for name in group["names"].split()
+    )
+
+
+def unmet(arguments: Mapping[str, Any], have: Collection[str]) -> list[str]:
+    """A line for each argument (by destination or option, with underscores) that needs what is not there.
+
+    Args:
+        arguments: parsed values, or those of a plan.
+        have: what is there, of the keys of `WORDS`.
+    """
+    values = {argument.name: value for name, value in arguments.items() if (argument := find(name))}
+    return [
+        need.said(values[need.name])
+        for need in needs()
+        if need.of not in have and need.name in values and need.applies(values[need.name])
+    ]
+
+
+def refuse(problems: Iterable[str], where: str) -> None:
+    """Raise one UserError with all lines of `unmet`; `where` names the machine's lack."""
+    lines = [f"- {problem}" for problem in dict.fromkeys(problems)]
+    if lines:
+        raise UserError(
+            f"{where}:\n" + "\n".join(lines) + "\nLeave these arguments out, or install what they need "
+            "(docs/cluster.md). Calling again does not help before that."
+        )
+
+
+def installed(device: str) -> frozenset[str]:
+    """What a process started here would have, as far as it can be told without importing anything."""
+    found = {name for name in WORDS if name not in (GPU, ENGINE, PLAIN) and is_installed(name)}
+    if device == "cuda":
+        found |= {GPU} | ({ENGINE} if is_installed(ENGINE) else set())
+    return frozenset(found)
+
+
+def is_installed(package: str) -> bool:
+    """Whether a top-level package can be found."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):
+        return False
