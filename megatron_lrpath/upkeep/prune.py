@@ -49,9 +49,10 @@ class Survey:
 def survey(plan: Plan, keep_ends: bool = False) -> Survey:
     """Which checkpoints of the plan's runs may go.
 
-    Never the newest two of a run, nor its end, nor one that a run starts from which is not complete, nor one that the
-    plan keeps for other plans (`also_branch_at`). A run that was trained under other settings than the plan's is left
-    alone, for the plan does not say what starts from it.
+    Never the newest two of a run, nor its end, nor one that a run starts from which is not complete, nor one in the
+    span of a version without a model (`advise` may choose another alpha for it, `merge` preview it), nor one that the
+    plan keeps for other plans (`also_branch_at`). A run that was trained under other settings than the plan's, or
+    lies in another output, is left alone, for the plan does not say what starts from it.
 
     Args:
         plan: the plan.
@@ -77,6 +78,10 @@ def survey(plan: Plan, keep_ends: bool = False) -> Survey:
 
 def left_alone(plan: Plan, task: Task) -> str:
     """Why nothing of a run is touched; empty where the plan knows all that starts from it."""
+    if not task.folder.resolve().is_relative_to(Path(plan.output).resolve()):
+        return (
+            f"it lies in another output ({task.folder.resolve()}), whose own plan knows what starts from it"
+        )
     lineage = read_json_object(RunFolder(task.folder).lineage)
     if lineage is None:
         return "it has no lineage that can be read, so that nobody knows which plan it belongs to"
@@ -98,10 +103,16 @@ def wanted(plan: Plan, task: Task, tasks: Sequence[Task], keep_ends: bool) -> di
     if task.run.makes_version:
         reasons.setdefault(task.run.last_step, f"the model of {task.run.version}")
         return reasons
+    ends = list(zip(plan.timeline.ends, plan.versions, strict=True))
+    branches = {child.run.version: child for child in tasks if child.parent == task.key}
+    for end, version in ends:
+        if (branch := branches.get(version.name)) is not None and not has_model(branch):
+            why = f"{version.name} has no model yet: another alpha may leave from it, or a merge read it"
+            reasons |= {step: why for step in range(end - version.steps + 1, end + 1) if step not in reasons}
     for step in plan.also_branch_at:
         reasons.setdefault(step, "other plans branch off it (also_branch_at)")
     if keep_ends:
-        for end, version in zip(plan.timeline.ends, plan.versions, strict=True):
+        for end, version in ends:
             reasons.setdefault(end, f"the end of {version.name} (--keep-ends)")
     return reasons
 

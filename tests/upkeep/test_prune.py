@@ -14,10 +14,13 @@ from megatron_lrpath.launch.slurm import queue
 from megatron_lrpath.launch.slurm.ledger import Ledger, SubmittedJob
 from megatron_lrpath.launch.slurm.queue import QueuedJob, SlurmError
 from megatron_lrpath.locks import FolderLock
+from megatron_lrpath.merge.preview import plan_preview
 from megatron_lrpath.plan import Plan, load_plan
 from megatron_lrpath.runs.checkpoints import REMOVING, complete_steps
 from megatron_lrpath.runs.folder import RunFolder
+from megatron_lrpath.runs.storage import checkpoint_size, lying
 from tests.support.killed_at import killed_at
+from tests.support.training_fixtures import MODEL, make_plan, run_words, train
 from tests.support.years_tree import make_tree
 
 
@@ -45,17 +48,31 @@ def test_it_lists_first_and_removes_with_yes(plan: Plan, capsys: pytest.CaptureF
 
 
 def test_what_something_may_start_from_stays(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("branch-v1", "branch-v2"):
-        shutil.rmtree(plan.folder(plan.run("ours", name)))
+    shutil.rmtree(plan.folder(plan.run("ours", "branch-v2")))
     path = Path(plan.path)
     path.write_text(path.read_text() + "also_branch_at: [15]\n")
     assert main(["prune", str(path), "--yes", "--keep-ends", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     reasons = {row["step"]: row["reason"] for row in answer["staying"] if row["key"] == "ours/main"}
-    assert steps(plan, "main") == sorted(reasons) == [10, 15, 20, 30, 40, 45, 50]
-    assert "ours/branch-v1" in reasons[10]
+    assert steps(plan, "main") == sorted(reasons) == [15, 20, 25, 30, 35, 40, 45, 50]
     assert "also_branch_at" in reasons[15]
     assert "the end of v1" in reasons[20]
+    assert "ours/branch-v2" in reasons[30]
+    assert "another alpha may leave from it, or a merge read it" in reasons[35]
+    assert plan_preview(load_plan(path), "v2", None, None, None).steps == (30, 35, 40)
+
+
+def test_a_run_that_lies_in_another_output_is_left_alone(
+    plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, elsewhere = plan.folder(plan.main), tmp_path / "other/ours/main"
+    elsewhere.parent.mkdir(parents=True)
+    folder.rename(elsewhere)
+    folder.symlink_to(elsewhere)
+    assert main(["prune", str(plan.path), "--yes"]) == 0
+    assert "ours/main: left alone: it lies in another output" in capsys.readouterr().out
+    assert len(steps(plan, "main")) == 10
+    assert steps(plan, "branch-v2") == [35, 40]
 
 
 def test_a_plan_with_fewer_versions_does_not_decide(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,6 +130,16 @@ def test_plan_and_status_say_what_checkpoints_take(plan: Plan, capsys: pytest.Ca
     assert rows["ours/main"]["bytes"] > 10_000
     assert main(["status", str(plan.path)]) == 0
     assert "on disk" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("megatron", [{}, {"bf16": True}])
+def test_a_real_checkpoint_takes_what_is_predicted(tmp_path: Path, megatron: dict[str, bool]) -> None:
+    model = MODEL | {"hidden_size": 128, "ffn_hidden_size": 512}
+    path = make_plan(tmp_path, (6,), model=model, megatron=megatron)
+    train(run_words(path, "ours", "main")).ok()
+    plan = load_plan(path)
+    real = lying(RunFolder(plan.folder(plan.main)).checkpoints, plan.main.last_step)
+    assert real == pytest.approx(checkpoint_size(plan).total, rel=0.05)
 
 
 @pytest.mark.parametrize("answers", [True, False])
