@@ -32,6 +32,8 @@ from megatron_lrpath.sealed import json_digest, write_sealed
 
 PACKAGES = ("megatron-core", "torch", "numpy", "transformer-engine", "apex", "sentencepiece", "transformers")
 
+KEPT = ("rewinds",)  # what the lineage carries on from one start to the next as it is
+
 UNDER_A_PLAN = "give the plan another `output` (or move this folder away)"
 ANOTHER_SAVE = "give another --save (or move this folder away)"
 
@@ -92,6 +94,10 @@ def check_form(lineage: Any) -> None:
             for start in lineage["starts"]
         ),
         "skipped": isinstance(skipped, list) and all(isinstance(one["step"], int) for one in skipped),
+        "rewinds": all(
+            isinstance(one["to_step"], int) and isinstance(one["number"], int)
+            for one in lineage.get("rewinds", [])
+        ),
     }
     wrong = [name for name, right in forms.items() if not right]
     if wrong:
@@ -179,8 +185,35 @@ def check_same_run(folder: Path, identity: dict[str, Any], anew: str = UNDER_A_P
     """
     lineage = read_lineage(folder)
     if lineage is not None:
+        require_no_rewind(folder, lineage)
         stored = reached(lineage["identity"], identity, newest_step(folder))
         refuse_differences(folder, differences(stored, identity), anew)
+
+
+def require_no_rewind(folder: Path, lineage: Mapping[str, Any]) -> None:
+    """Refuse to train a main path of which a killed rewind has moved a part only.
+
+    Raises:
+        UserError: with the command that goes on.
+    """
+    for one in lineage.get("rewinds", []):
+        if not one.get("finished"):
+            dropped = "".join(f" --drop {name}" for name in one.get("dropped", []))
+            raise UserError(
+                f"{folder}: its rewind to step {one['to_step']:,} was interrupted; call it again first: lrpath rewind "
+                f"PLAN --to-step {one['to_step']}{dropped}"
+            )
+
+
+def record_rewind(folder: Path, rewind: dict[str, Any]) -> None:
+    """Record a rewind (`number`, `to_step`, `finished`, …), or that it is finished; later skipped updates are gone."""
+    lineage = read_lineage(folder)
+    if lineage is None:
+        return
+    others = [one for one in lineage.get("rewinds", []) if one["number"] != rewind["number"]]
+    lineage["rewinds"] = [*others, rewind]
+    lineage["skipped"] = [one for one in lineage.get("skipped", []) if one["step"] <= rewind["to_step"]]
+    write_sealed(RunFolder(folder).lineage, lineage)
 
 
 def refuse_differences(folder: Path, found: list[str], anew: str = UNDER_A_PLAN) -> None:
@@ -296,6 +329,7 @@ def write_lineage(
         "starts": [*earlier["starts"], start],
         "skipped": [one for one in earlier.get("skipped", []) if one["step"] <= first_step],
     }
+    lineage |= {name: earlier[name] for name in KEPT if name in earlier}
     write_sealed(RunFolder(folder).lineage, lineage)
 
 

@@ -1,0 +1,181 @@
+"""`lrpath rewind`: the main path goes back, without a version; nothing is lost before --confirm, whatever kills it."""
+
+from __future__ import annotations
+
+import json
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from megatron_lrpath.cli import main
+from megatron_lrpath.data.slice import Slice
+from megatron_lrpath.locks import FolderLock
+from megatron_lrpath.plan import Plan, load_plan
+from megatron_lrpath.runs.checkpoints import complete_steps, tracked_step
+from megatron_lrpath.runs.folder import RunFolder
+from megatron_lrpath.runs.history import read_history
+from megatron_lrpath.runs.lineage import check_same_run, read_lineage
+from megatron_lrpath.runs.results import completed_step
+from tests.support.data_fixtures import make_indexed_dataset, make_slice
+from tests.support.killed_at import killed_at
+from tests.support.years_tree import make_tree
+
+WORDS = ("--to-step", "40", "--drop", "v3")
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    return grown(tmp_path)
+
+
+def grown(folder: Path) -> Plan:
+    """The tree, and the slices of its versions."""
+    plan = make_tree(folder)
+    for number, name in enumerate(("v1", "v2", "v3", "valid", "valid-v3")):
+        prefix = make_indexed_dataset(folder / f"data/{name}_text_document", [[number + 1] * 30] * 50)
+        make_slice(folder / f"data/slices/{name}.slice", [(prefix, range(50), "prose")])
+    return plan
+
+
+def steps(plan: Plan, name: str = "main") -> list[int]:
+    return complete_steps(RunFolder(plan.folder(plan.run("ours", name))).checkpoints)
+
+
+def test_the_main_path_goes_back_without_the_version(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+    path, output = Path(plan.path), Path(plan.output)
+    before = path.read_text()
+    assert main(["rewind", str(path), *WORDS, "--dry-run"]) == 0
+    assert path.read_text() == before
+    assert len(steps(plan)) == 10
+    assert main(["rewind", str(path), *WORDS]) == 0
+    said = capsys.readouterr().out
+    assert f"set aside in {output}/set-aside/1: 2 checkpoints after step 40 and ours/branch-v3" in said
+    assert "available again: v3 and valid-v3" in said
+    assert "as they are: ours/branch-v1 and ours/branch-v2" in said
+    text = path.read_text()
+    assert [line for line in before.splitlines() if line not in text.splitlines()] == [
+        f"  valid: [{path.parent}/data/slices/valid, {path.parent}/data/slices/valid-v3]",
+        "  - {name: v3, steps: 20}   # from the new crawler",
+    ]
+    assert [version.name for version in load_plan(path).versions] == ["v1", "v2"]
+    after_rewind(load_plan(path))
+    assert main(["rewind", str(path), *WORDS]) == 0
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def after_rewind(plan: Plan) -> None:
+    """What a finished rewind has left."""
+    output, folder = Path(plan.output), plan.folder(plan.main)
+    run = RunFolder(folder)
+    assert steps(plan) == [5, 10, 15, 20, 25, 30, 35, 40]
+    assert tracked_step(run.checkpoints) == completed_step(folder) == read_history(folder).steps[-1] == 40
+    assert steps(plan, "branch-v2") == [35, 40]
+    aside = output / "set-aside/1/ours"
+    assert complete_steps(aside / "main/checkpoints") == [45, 50]
+    assert complete_steps(aside / "branch-v3/checkpoints") == [55, 60]
+    assert read_history(aside / "main").steps[-1] == completed_step(aside / "main") == 50
+    assert not (output / "ours/branch-v3").exists()
+    (rewind,) = (read_lineage(folder) or {})["rewinds"]
+    assert (rewind["from_step"], rewind["to_step"], rewind["dropped"]) == (50, 40, ["v3"])
+    slices = Path(plan.data.slices)
+    assert sorted(one.name for one in slices.glob("*.slice")) == ["v1.slice", "v2.slice", "valid.slice"]
+    assert not plan.data.more_valid
+
+
+def test_new_data_can_follow_and_what_is_set_aside_goes_when_confirmed(
+    plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, output = str(plan.path), Path(plan.output)
+    assert main(["rewind", path, *WORDS]) == 0
+    assert main(["rewind", path]) == 0
+    assert "nothing was removed" in capsys.readouterr().out
+    assert main(["rewind", path, "--confirm"]) == 0
+    assert not (output / "set-aside").exists()
+    assert not list(Path(plan.data.slices).glob("*set-aside*"))
+    assert main(["status", path, "--json"]) == 0
+    (rewind,) = json.loads(capsys.readouterr().out.partition("removed\n")[2])["rewinds"]
+    assert (rewind["to_step"], rewind["dropped"]) == (40, ["v3"])
+    assert main(["report", path]) == 0
+    report = (output / "report/report.md").read_text()
+    assert "rewound from step 50 to step 40 on" in report
+    assert "without v3" in report
+    prefix = tmp_path / "data/v3_text_document"  # the documents of the dropped version are free again
+    assert Slice.load(tmp_path / "data/slices/v2.slice").name == "v2"
+    assert main(["rewind", path, "--to-step", "30"]) == 0
+    assert steps(plan) == [5, 10, 15, 20, 25, 30]
+    assert (output / "set-aside/2").is_dir()
+    assert prefix.with_suffix(".idx").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--to-step", "45", "--drop", "v3"), "from step 40 on; go back to that step or before (steps that"),
+        (("--to-step", "50"), "the main path stands at 50; go back"),
+        (("--to-step", "38"), "no complete checkpoint of step 38 (steps that are kept: 10, 15, 20, 25"),
+        (("--to-step", "40", "--drop", "v9"), "--drop v9: no version of"),
+        (("--to-step", "40", "--drop", "v1"), "begin a new plan"),
+        (("--drop", "v3"), "--to-step S says where"),
+        (("--to-step", "40", "--confirm"), "call it alone"),
+    ],
+)
+def test_what_is_not_possible_is_refused(
+    plan: Plan, words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["rewind", str(plan.path), *words]) == 2
+    assert said in capsys.readouterr().err
+    assert len(steps(plan)) == 10
+
+
+def test_it_is_refused_while_a_run_trains(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+    lock = FolderLock.acquire(plan.folder(plan.run("ours", "branch-v1")))
+    assert main(["rewind", str(plan.path), *WORDS]) == 2
+    lock.close()
+    assert "branch-v1" in capsys.readouterr().err
+    assert len(steps(plan)) == 10
+
+
+def test_killed_anywhere_it_can_be_called_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for number in count(1):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        plan = grown(folder)
+        words = ["rewind", str(plan.path), *WORDS]
+        if not killed_at(number, words):
+            break
+        recorded = (Path(plan.output) / "set-aside/1/rewind.json").exists()
+        if recorded and (read_lineage(plan.folder(plan.main)) or {}).get("rewinds"):
+            refused_until_finished(load_plan(plan.path), capfd)
+        assert main(words) == 0
+        after_rewind(load_plan(plan.path))
+        assert main(["rewind", str(plan.path), "--confirm"]) == 0
+    assert number > 12
+
+
+def refused_until_finished(plan: Plan, capfd: pytest.CaptureFixture[str]) -> None:
+    """A rewind that was interrupted keeps the main path from being trained; a finished one does not."""
+    folder = plan.folder(plan.main)
+    lineage = read_lineage(folder) or {}
+    if lineage["rewinds"][-1]["finished"]:
+        return
+    with pytest.raises(Exception, match="its rewind to step 40 was interrupted"):
+        check_same_run(folder, lineage["identity"])
+    assert main(["rewind", str(plan.path), "--to-step", "20"]) == 2
+    assert "another rewind was interrupted" in capfd.readouterr().err
+    assert main(["rewind", str(plan.path), "--confirm"]) == 2
+
+
+def test_a_killed_confirmation_can_be_called_again(tmp_path: Path) -> None:
+    for number in count(1):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        plan = grown(folder)
+        assert main(["rewind", str(plan.path), *WORDS]) == 0
+        words = ["rewind", str(plan.path), "--confirm"]
+        was_killed = killed_at(number, words)
+        assert main(words) == 0
+        assert not (Path(plan.output) / "set-aside").exists()
+        assert steps(plan)[-1] == 40
+        if not was_killed or number > 8:
+            break
