@@ -216,6 +216,19 @@ def record_rewind(folder: Path, rewind: dict[str, Any]) -> None:
     write_sealed(RunFolder(folder).lineage, lineage)
 
 
+def rewinds_told(lineage: Mapping[str, Any]) -> list[str]:
+    """What a lineage records of rewinds, a clause each."""
+    found = lineage.get("rewinds")
+    told = []
+    for one in found if isinstance(found, list) else []:
+        with suppress(KeyError, TypeError, ValueError, AttributeError):  # a damaged lineage
+            without = f", without {', '.join(one['dropped'])}" if one["dropped"] else ""
+            state = "" if one["finished"] else " (interrupted: call it again)"
+            span = f"from step {one['from_step']:,} to step {one['to_step']:,}"
+            told.append(f"rewound {span} on {one['time'][:10]}{without}{state}")
+    return told
+
+
 def refuse_differences(folder: Path, found: list[str], anew: str = UNDER_A_PLAN) -> None:
     """Refuse to continue the run in `folder` where something differs.
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from megatron_lrpath.cli import main
-from megatron_lrpath.data.slice import Slice
 from megatron_lrpath.locks import FolderLock
 from megatron_lrpath.plan import Plan, load_plan
+from megatron_lrpath.plan.file.edit import with_version, without_versions
 from megatron_lrpath.runs.checkpoints import complete_steps, tracked_step
 from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.runs.history import read_history
@@ -19,6 +19,7 @@ from megatron_lrpath.runs.lineage import check_same_run, read_lineage
 from megatron_lrpath.runs.results import completed_step
 from tests.support.data_fixtures import make_indexed_dataset, make_slice
 from tests.support.killed_at import killed_at
+from tests.support.training_fixtures import history, make_plan, run_words, train
 from tests.support.years_tree import make_tree
 
 WORDS = ("--to-step", "40", "--drop", "v3")
@@ -93,19 +94,23 @@ def test_new_data_can_follow_and_what_is_set_aside_goes_when_confirmed(
     assert main(["rewind", path, "--confirm"]) == 0
     assert not (output / "set-aside").exists()
     assert not list(Path(plan.data.slices).glob("*set-aside*"))
+    capsys.readouterr()
     assert main(["status", path, "--json"]) == 0
-    (rewind,) = json.loads(capsys.readouterr().out.partition("removed\n")[2])["rewinds"]
-    assert (rewind["to_step"], rewind["dropped"]) == (40, ["v3"])
+    rows = {row["key"]: row for row in json.loads(capsys.readouterr().out)["runs"]}
+    assert rows["ours/main"]["rewinds"][0].startswith("rewound from step 50 to step 40 on ")
+    assert main(["status", path]) == 0
+    assert "ours/main: rewound from step 50 to step 40 on " in capsys.readouterr().out
     assert main(["report", path]) == 0
     report = (output / "report/report.md").read_text()
-    assert "rewound from step 50 to step 40 on" in report
-    assert "without v3" in report
-    prefix = tmp_path / "data/v3_text_document"  # the documents of the dropped version are free again
-    assert Slice.load(tmp_path / "data/slices/v2.slice").name == "v2"
+    assert "ours/main was rewound from step 50 to step 40 on " in report
+    assert ", without v3." in report
+    # the documents of the dropped version are free again
+    source = ["--source", str(tmp_path / "data/v3_text_document"), "--name", "v3b", "--valid-share", "0"]
+    assert main(["update", path, *source]) == 0
+    assert [version.name for version in load_plan(path).versions] == ["v1", "v2", "v3b"]
     assert main(["rewind", path, "--to-step", "30"]) == 0
     assert steps(plan) == [5, 10, 15, 20, 25, 30]
     assert (output / "set-aside/2").is_dir()
-    assert prefix.with_suffix(".idx").exists()
 
 
 @pytest.mark.parametrize(
@@ -134,6 +139,26 @@ def test_it_is_refused_while_a_run_trains(plan: Plan, capsys: pytest.CaptureFixt
     lock.close()
     assert "branch-v1" in capsys.readouterr().err
     assert len(steps(plan)) == 10
+
+
+def test_a_rewound_main_path_trains_like_one_that_never_had_the_version(tmp_path: Path) -> None:
+    path = make_plan(tmp_path, (6, 6, 6))
+    train(run_words(path, "ours", "main")).ok()
+    train(run_words(path, "ours", "branch-v3")).ok()
+    assert main(["rewind", str(path), "--to-step", "12", "--drop", "v3"]) == 0
+    assert not (tmp_path / "runs/ours/branch-v3").exists()
+    prefix = make_indexed_dataset(
+        tmp_path / "data/better_text_document", [[n % 90 + 1] * 31 for n in range(30)]
+    )
+    make_slice(tmp_path / "data/slices/v3.slice", [(prefix, range(30), "prose")])
+    path.write_text(with_version(path, path.read_text(), {"name": "v3", "steps": 6}, []))
+    train(run_words(path, "ours", "main")).ok()
+    other = tmp_path / "other.yaml"
+    other.write_text(path.read_text().replace(f"{tmp_path}/runs", f"{tmp_path}/other"))
+    train(run_words(other, "ours", "main")).ok()
+    losses = [[row["loss"] for row in history(tmp_path / f"{name}/ours/main")] for name in ("runs", "other")]
+    assert len(losses[0]) == 15
+    assert losses[0] == losses[1]
 
 
 def test_killed_anywhere_it_can_be_called_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -179,3 +204,51 @@ def test_a_killed_confirmation_can_be_called_again(tmp_path: Path) -> None:
         assert steps(plan)[-1] == 40
         if not was_killed or number > 8:
             break
+
+
+BLOCK = """\
+data:
+  valid:   # by these
+  - s/valid
+  - s/valid-v2   # its own
+  - s/valid-v3
+versions:
+# the first
+- name: v1
+  steps: 4
+# a comment that stays
+- name: v2   # bad
+  steps: 4
+- {name: v3, steps: 4}
+seed: 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "wanted"),
+    [
+        (
+            BLOCK,
+            ["v2"],
+            BLOCK.replace("  - s/valid-v2   # its own\n", "").replace("- name: v2   # bad\n  steps: 4\n", ""),
+        ),
+        (
+            BLOCK,
+            ["v3"],
+            BLOCK.replace("  - s/valid-v3\n", "").replace("- {name: v3, steps: 4}\n", ""),
+        ),
+        (
+            "data: {valid: [a, valid-v2]}\nversions: [{name: v1, steps: 1}, {name: v2, steps: 2}]  # all\n",
+            ["v2"],
+            "data: {valid: [a]}\nversions: [{name: v1, steps: 1}]  # all\n",
+        ),
+        (
+            "versions: [\n  {name: v1, steps: 1},\n  {name: v2, steps: 2},\n  {name: v3, steps: 2}]\ndata: {}\n",
+            ["v2", "v3"],
+            "versions: [\n  {name: v1, steps: 1}]\ndata: {}\n",
+        ),
+    ],
+)
+def test_versions_are_taken_out_of_the_text(text: str, names: list[str], wanted: str) -> None:
+    valid = [f"{folder}valid-{name}" for name in names for folder in ("s/", "")]
+    assert without_versions(Path("plan.yaml"), text, names, valid) == wanted

@@ -1,4 +1,4 @@
-"""A version appended to the text of a plan file, or taken out of it: comments, order and everything else stay as they were written."""
+"""A version appended to the text of a plan file, or taken out of it: comments and the rest stay as they were written."""
 
 from __future__ import annotations
 
@@ -78,7 +78,8 @@ def without_versions(path: Path, text: str, names: Collection[str], valid: Colle
         f", and {_list(list(valid))} from `data.valid`" if valid else ""
     )
     raise PlanError(
-        f"{path}: cannot be edited as it is written; write `versions` a version a line ({by_hand})"
+        f"{path}: cannot be edited as it is written, to take out {by_hand}; write each of them on a line of its own, "
+        "and call again"
     )
 
 
