@@ -79,7 +79,7 @@ def rewind(plan: Plan, step: int, dropped: list[str], dry_run: bool) -> int:
         print("nothing was written (--dry-run)")
         return 0
     with ExitStack() as held:
-        if dropped:
+        if record.slices:
             held.enter_context(
                 only_one(Path(plan.data.slices), "is drawing slices there; call again when it is done")
             )
@@ -106,26 +106,28 @@ def tell(plan: Plan, record: SetAside, staying: tuple[str, ...]) -> None:
     print(f"  set aside in {record.folder(Path(plan.output))}: {listing(aside)}")
     if record.slices:
         names = [Path(source).name.removesuffix(".slice") for source, _ in record.slices]
-        print(f"  slices whose documents are available again: {listing(names)}")
+        print(f"  slices set aside, their documents available again: {listing(names)}")
+        print("  (another plan that reads them has to be given others, or their old names back)")
     if staying:
         print(f"  as they are: {listing(list(staying))}")
+    if beyond := [str(one) for one in plan.also_branch_at if one > record.to_step]:
+        print(
+            f"  no longer there for branches of other plans (also_branch_at) until trained anew: step {listing(beyond)}"
+        )
 
 
 def set_aside(plan: Plan, confirm: bool) -> int:
     """List what earlier rewinds have set aside, and remove it where that is confirmed."""
+    from megatron_lrpath.runs.lineage import read_lineage
+    from megatron_lrpath.runs.rewinds import require_no_rewind
     from megatron_lrpath.runs.set_aside import all_set_aside, half_removed
     from megatron_lrpath.runs.storage import folder_bytes
     from megatron_lrpath.upkeep.moves import remove_set_aside
-    from megatron_lrpath.upkeep.rewind import again
     from megatron_lrpath.wording import byte_size
 
-    output = Path(plan.output)
+    output, folder = Path(plan.output), plan.folder(plan.main)
+    require_no_rewind(folder, read_lineage(folder))
     records = all_set_aside(output)
-    for one in records:
-        if not one.finished:
-            raise UserError(
-                f"{one.folder(output)}: this rewind was interrupted; call it again: {again(plan, one)}"
-            )
     if not records and not half_removed(output):
         print(f"{output}: nothing is set aside")
         return 0

@@ -140,7 +140,8 @@ def states(name: str, output: str, planned: Sequence[tuple[Task, Plan]]) -> dict
     """
     from megatron_lrpath.launch.slurm.show import add_jobs
     from megatron_lrpath.runs.folder import RunFolder, read_json_object
-    from megatron_lrpath.runs.lineage import changes, rewinds_told, trained_tokens
+    from megatron_lrpath.runs.lineage import changes, trained_tokens
+    from megatron_lrpath.runs.rewinds import rewinds_told
     from megatron_lrpath.runs.state import read_state
     from megatron_lrpath.runs.storage import lying_in_all
 

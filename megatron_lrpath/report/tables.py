@@ -13,7 +13,7 @@ import numpy as np
 from megatron_lrpath.paradigms import CPT, OURS, PARADIGM_ROWS, PTFS
 from megatron_lrpath.plan.wording import paradigm_name, schedule_name
 from megatron_lrpath.report.collect import RunTree
-from megatron_lrpath.runs.lineage import rewinds_told
+from megatron_lrpath.runs.rewinds import rewinds_told
 from megatron_lrpath.wording import MISSING, decimals, duration, listing, plural, short_number, signed_percent
 
 SKIPPED_SHOWN = 10  # steps of a run

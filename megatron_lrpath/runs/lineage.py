@@ -28,6 +28,7 @@ from megatron_lrpath.runs.checkpoints import (
 from megatron_lrpath.runs.failure import now
 from megatron_lrpath.runs.folder import RunFolder, read_json_object
 from megatron_lrpath.runs.results import completed_step, is_complete
+from megatron_lrpath.runs.rewinds import require_no_rewind
 from megatron_lrpath.sealed import json_digest, write_sealed
 
 PACKAGES = ("megatron-core", "torch", "numpy", "transformer-engine", "apex", "sentencepiece", "transformers")
@@ -95,7 +96,9 @@ def check_form(lineage: Any) -> None:
         ),
         "skipped": isinstance(skipped, list) and all(isinstance(one["step"], int) for one in skipped),
         "rewinds": all(
-            isinstance(one["to_step"], int) and isinstance(one["number"], int)
+            isinstance(one["to_step"], int)
+            and isinstance(one["number"], int)
+            and isinstance(one["dropped"], list)
             for one in lineage.get("rewinds", [])
         ),
     }
@@ -184,25 +187,10 @@ def check_same_run(folder: Path, identity: dict[str, Any], anew: str = UNDER_A_P
         UserError: what differs, and how to go on.
     """
     lineage = read_lineage(folder)
+    require_no_rewind(folder, lineage)
     if lineage is not None:
-        require_no_rewind(folder, lineage)
         stored = reached(lineage["identity"], identity, newest_step(folder))
         refuse_differences(folder, differences(stored, identity), anew)
-
-
-def require_no_rewind(folder: Path, lineage: Mapping[str, Any]) -> None:
-    """Refuse to train a main path of which a killed rewind has moved a part only.
-
-    Raises:
-        UserError: with the command that goes on.
-    """
-    for one in lineage.get("rewinds", []):
-        if not one.get("finished"):
-            dropped = "".join(f" --drop {name}" for name in one.get("dropped", []))
-            raise UserError(
-                f"{folder}: its rewind to step {one['to_step']:,} was interrupted; call it again first: lrpath rewind "
-                f"PLAN --to-step {one['to_step']}{dropped}"
-            )
 
 
 def record_rewind(folder: Path, rewind: dict[str, Any]) -> None:
@@ -214,19 +202,6 @@ def record_rewind(folder: Path, rewind: dict[str, Any]) -> None:
     lineage["rewinds"] = [*others, rewind]
     lineage["skipped"] = [one for one in lineage.get("skipped", []) if one["step"] <= rewind["to_step"]]
     write_sealed(RunFolder(folder).lineage, lineage)
-
-
-def rewinds_told(lineage: Mapping[str, Any]) -> list[str]:
-    """What a lineage records of rewinds, a clause each."""
-    found = lineage.get("rewinds")
-    told = []
-    for one in found if isinstance(found, list) else []:
-        with suppress(KeyError, TypeError, ValueError, AttributeError):  # a damaged lineage
-            without = f", without {', '.join(one['dropped'])}" if one["dropped"] else ""
-            state = "" if one["finished"] else " (interrupted: call it again)"
-            span = f"from step {one['from_step']:,} to step {one['to_step']:,}"
-            told.append(f"rewound {span} on {one['time'][:10]}{without}{state}")
-    return told
 
 
 def refuse_differences(folder: Path, found: list[str], anew: str = UNDER_A_PLAN) -> None:
@@ -276,6 +251,7 @@ def check_parent(folder: Path, parent: Path, step: int, parent_identity: dict[st
         parent_identity: what the parent's result should depend on according to the present plan.
     """
     lineage = read_lineage(parent)
+    require_no_rewind(parent, lineage)
     stored = reached(lineage["identity"], parent_identity, step) if lineage is not None else {}
     if lineage is not None and (found := differences(stored, parent_identity)):
         raise UserError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from megatron_lrpath.errors import UserError
@@ -19,32 +19,30 @@ from megatron_lrpath.runs.set_aside import GOING, SetAside, half_removed
 from megatron_lrpath.sealed import write_sealed
 from megatron_lrpath.upkeep.rewind import new_text
 
-SHOWN = ("number", "time", "to_step", "from_step", "dropped", "finished")  # of a record, in the lineage
+SHOWN = ("number", "time", "to_step", "from_step", "dropped")  # of a record, in the lineage
 
 
 def carry_out(plan: Plan, record: SetAside) -> Plan:
     """Record the rewind, change the plan, set the tail aside; the plan as it is then. Only while nothing trains."""
     output, folder = Path(plan.output), plan.folder(plan.main)
     record.save(output)
-    note(folder, record)
+    note(folder, record, finished=False)
     plan = edit_plan(plan, record)
     sweep(RunFolder(folder).checkpoints)
-    for source, target in (*record.moves, *record.slices):
-        base = output.resolve() if (source, target) in record.slices else output
-        move(base / source, base / target)
+    for base, pairs in ((output, record.moves), (Path(plan.data.slices), record.slices)):
+        for source, target in pairs:
+            move(base / source, base / target)
     cut(folder, record.folder(output) / folder.relative_to(output), record.to_step)
     write_tracker(RunFolder(folder).checkpoints, record.to_step)
     write_result(folder, plan.main, record.to_step)
-    record = replace(record, finished=True)
-    note(folder, record)
-    record.save(output)  # last: until then the call is told to be called again
+    note(folder, record, finished=True)  # last: until then the main path is of no use to anybody
     return plan
 
 
-def note(folder: Path, record: SetAside) -> None:
-    """Record in the main path's lineage that it is, or was, rewound."""
+def note(folder: Path, record: SetAside, finished: bool) -> None:
+    """Record in the main path's lineage that it is being rewound, or was."""
     fields = asdict(record)
-    record_rewind(folder, {name: fields[name] for name in SHOWN})
+    record_rewind(folder, {name: fields[name] for name in SHOWN} | {"finished": finished})
 
 
 def edit_plan(plan: Plan, record: SetAside) -> Plan:
@@ -98,7 +96,7 @@ def remove_set_aside(plan: Plan, records: Sequence[SetAside]) -> None:
         shutil.rmtree(left, ignore_errors=True)
     for record in records:
         for _, target in record.slices:
-            (output.resolve() / target).unlink(missing_ok=True)
+            (Path(plan.data.slices) / target).unlink(missing_ok=True)
         folder = record.folder(output)
         going = folder.with_name(folder.name + GOING)
         folder.rename(going)

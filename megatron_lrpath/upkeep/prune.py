@@ -12,6 +12,7 @@ from megatron_lrpath.runs.checkpoints import checkpoint_complete, complete_steps
 from megatron_lrpath.runs.folder import RunFolder, read_json_object
 from megatron_lrpath.runs.lineage import changes
 from megatron_lrpath.runs.results import completed_step
+from megatron_lrpath.runs.rewinds import require_no_rewind
 from megatron_lrpath.runs.storage import NEWEST, lying
 from megatron_lrpath.runs.tasks import Task, build_tasks
 from megatron_lrpath.wording import listing
@@ -58,6 +59,8 @@ def survey(plan: Plan, keep_ends: bool = False) -> Survey:
         plan: the plan.
         keep_ends: leave the main path's ends of versions, so that it can be rewound to each of them.
     """
+    main = plan.folder(plan.main)
+    require_no_rewind(main, read_json_object(RunFolder(main).lineage))
     tasks = build_tasks(plan, PARADIGMS)
     found: list[Found] = []
     alone = []

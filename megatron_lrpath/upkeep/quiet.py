@@ -10,6 +10,7 @@ from typing import NoReturn
 from megatron_lrpath.console import say_error
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.exits import FAILED, leave_at_once
+from megatron_lrpath.experiment.load import is_written_by_experiment
 from megatron_lrpath.launch.process import only_one
 from megatron_lrpath.launch.slurm.ledger import FOLDER
 from megatron_lrpath.launch.slurm.show import Jobs
@@ -38,11 +39,13 @@ def at_rest(plan: Plan) -> Iterator[None]:
     at_work = (
         f"is at work there; wait for it, or end it (Ctrl-C, `lrpath cancel {plan.path}`), then call again"
     )
+    homes = [output.resolve().parent, output] if is_written_by_experiment(plan) else [output]
     with ExitStack() as held:
-        held.enter_context(only_one(output, at_work, PATIENCE))
-        if (output / FOLDER).is_dir():
-            held.enter_context(only_one(output / FOLDER, at_work, PATIENCE))
-        require_no_jobs(plan)
+        for home in homes:
+            held.enter_context(only_one(home, at_work, PATIENCE))
+            if (home / FOLDER).is_dir():
+                held.enter_context(only_one(home / FOLDER, at_work, PATIENCE))
+            require_no_jobs(plan, home)
         for folder in run_folders(output):
             if is_live(folder):
                 raise UserError(f"{folder}: a training {at_work}")
@@ -53,13 +56,13 @@ def at_rest(plan: Plan) -> Iterator[None]:
         yield
 
 
-def require_no_jobs(plan: Plan) -> None:
-    """Refuse where jobs of the plan wait or run, or nobody knows whether they do.
+def require_no_jobs(plan: Plan, output: Path) -> None:
+    """Refuse where jobs that were submitted for `output` wait or run, or nobody knows whether they do.
 
     Raises:
         UserError: with how to go on.
     """
-    jobs = Jobs.of(str(plan.output))
+    jobs = Jobs.of(str(output))
     if jobs.queue is None:
         raise UserError(
             f"{jobs.ledger.file}: this plan has jobs under Slurm, and squeue does not answer here; call again where it "

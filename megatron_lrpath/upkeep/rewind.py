@@ -10,6 +10,7 @@ from pathlib import Path
 from megatron_lrpath.data.delivery import valid_name
 from megatron_lrpath.data.slice import ENDING, slice_path, validation_paths
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.experiment.load import is_written_by_experiment
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.plan.file.edit import without_versions
 from megatron_lrpath.plan.file.load import plan_from
@@ -18,7 +19,8 @@ from megatron_lrpath.runs.checkpoints import checkpoint_folder, complete_steps, 
 from megatron_lrpath.runs.failure import now
 from megatron_lrpath.runs.folder import OutputFolder, RunFolder
 from megatron_lrpath.runs.lineage import changes, newest_step, read_lineage
-from megatron_lrpath.runs.set_aside import SetAside, all_set_aside, free_number
+from megatron_lrpath.runs.rewinds import command, unfinished
+from megatron_lrpath.runs.set_aside import SetAside, free_number, read_set_aside
 from megatron_lrpath.upkeep.quiet import run_folders
 from megatron_lrpath.wording import listing
 
@@ -39,20 +41,14 @@ def begun(plan: Plan, step: int, dropped: Sequence[str]) -> SetAside | None:
     Raises:
         UserError: it was called with other options.
     """
-    for one in all_set_aside(Path(plan.output)):
-        if not one.finished:
-            if (one.to_step, set(one.dropped)) == (step, set(dropped)):
-                return one
-            raise UserError(
-                f"{plan.output}: another rewind was interrupted; call it again first: {again(plan, one)}"
-            )
-    return None
-
-
-def again(plan: Plan, record: SetAside) -> str:
-    """The command of a rewind."""
-    dropped = "".join(f" --drop {name}" for name in record.dropped)
-    return f"lrpath rewind {plan.path} --to-step {record.to_step}{dropped}"
+    found = unfinished(read_lineage(plan.folder(plan.main)))
+    if found is None:
+        return None
+    if (found["to_step"], set(found["dropped"])) != (step, set(dropped)):
+        raise UserError(
+            f"{plan.output}: another rewind was interrupted; call it again first: {command(plan.path, found)}"
+        )
+    return read_set_aside(Path(plan.output), found["number"])
 
 
 def is_done(plan: Plan, step: int, dropped: Sequence[str]) -> bool:
@@ -77,8 +73,8 @@ def prepare(plan: Plan, step: int, dropped: Sequence[str]) -> Rewind:
     require_own(plan)
     require_versions(plan, dropped)
     require_step(plan, step, dropped)
+    require_valid(plan, new_text(plan, dropped))
     output, folder = Path(plan.output), plan.folder(plan.main)
-    plan_from(parse_source(plan.path, new_text(plan, dropped)))
     going = runs_after(plan, step, dropped)
     used = [one["number"] for one in (read_lineage(folder) or {}).get("rewinds", [])]
     number = free_number(output, max(used, default=0))
@@ -94,10 +90,7 @@ def prepare(plan: Plan, step: int, dropped: Sequence[str]) -> Rewind:
         dropped=tuple(dropped),
         runs=tuple(going),
         moves=tuple(pair(output, one, away / one.relative_to(output)) for one in sources),
-        slices=tuple(
-            pair(output.resolve(), one, one.with_name(f"{one.name}{AWAY}{number}"))
-            for one in slices_of(plan, dropped)
-        ),
+        slices=tuple((name, f"{name}{AWAY}{number}") for name in slices_of(plan, dropped)),
     )
     require_one_disk(output, sources)
     staying = [run.key for run in plan.runs("ours") if run.makes_version and run.key not in going]
@@ -118,17 +111,31 @@ def new_text(plan: Plan, dropped: Collection[str]) -> str:
     return without_versions(plan.path, text, names, valid) if names or valid else text
 
 
-def slices_of(plan: Plan, dropped: Collection[str]) -> list[Path]:
-    """The slices of dropped versions that there are, and their validation sets; not the first validation set."""
-    folder = Path(plan.data.slices).resolve()
-    paths = [slice_path(folder, name) for one in dropped for name in (one, valid_name(one))]
+def slices_of(plan: Plan, dropped: Collection[str]) -> list[str]:
+    """The files of the dropped versions' slices that there are, and of their validation sets; never the first one's."""
+    paths = [slice_path(plan.data.slices, name) for one in dropped for name in (one, valid_name(one))]
     first = validation_paths(plan.data)[0].resolve()
-    return [path for path in paths if path.is_file() and path.resolve() != first]
+    return [path.name for path in paths if path.is_file() and path.resolve() != first]
+
+
+def require_valid(plan: Plan, text: str) -> None:
+    """Refuse what would leave a plan that cannot be used. UserError with what else has to be changed in it."""
+    try:
+        plan_from(parse_source(plan.path, text))
+    except UserError as error:
+        raise UserError(
+            f"without these versions the plan could not be used; change it first: {error}"
+        ) from None
 
 
 def require_own(plan: Plan) -> None:
     """Refuse a main path that is not the plan's, or not in its output. UserError with how to go on."""
     folder = plan.folder(plan.main)
+    if is_written_by_experiment(plan):
+        raise UserError(
+            f"{plan.path}: was written by an experiment, whose other plans use the same main path; give this one "
+            "another name and `output`, and train it alone, to let its main path go another way"
+        )
     lineage = read_lineage(folder)
     if lineage is None:
         raise UserError(f"{folder}: there is no main path to rewind; train it first: lrpath run {plan.path}")
@@ -165,7 +172,7 @@ def require_versions(plan: Plan, dropped: Sequence[str]) -> None:
         if part.name in {one for name in dropped for one in (name, valid_name(name))}
     ]
     if mixed:
-        raise UserError(f"--drop: {listing(mixed)}; change the `mix` in {plan.path} first")
+        raise UserError(f"--drop: {listing(mixed)}; change their `branch_mix` in {plan.path} first")
 
 
 def require_step(plan: Plan, step: int, dropped: Sequence[str]) -> None:

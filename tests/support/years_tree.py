@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from megatron_lrpath.plan import Plan, Run, load_plan, run_identity
@@ -36,6 +37,7 @@ output: {folder}/runs
 
 def make_tree(folder: Path) -> Plan:
     """Versions of 20 steps, branches leaving at 10, 30 and 50; the main path is saved every 5 steps."""
+    folder.mkdir(exist_ok=True)
     path = folder / "plan.yaml"
     path.write_text(PLAN.format(folder=folder))
     plan = load_plan(path)
@@ -43,6 +45,16 @@ def make_tree(folder: Path) -> Plan:
         parent = plan.parent_of(run) if run.parent else None
         train(plan, run, range(run.first_step + 5, run.last_step + 1, 5), parent)
     return plan
+
+
+def again_and_again(make: Callable[[Path], Plan], folder: Path) -> Iterator[Plan]:
+    """What `make` makes in a folder, once, and then time after time as it was then."""
+    make(folder / "tree")
+    shutil.copytree(folder / "tree", folder / "kept")
+    while True:
+        yield load_plan(folder / "tree/plan.yaml")
+        shutil.rmtree(folder / "tree")
+        shutil.copytree(folder / "kept", folder / "tree")
 
 
 def train(plan: Plan, run: Run, saves: Sequence[int], parent: Run | None = None) -> None:

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from itertools import count
 from pathlib import Path
 
 import pytest
 
 from megatron_lrpath.cli import main
-from megatron_lrpath.launch.slurm import queue
-from megatron_lrpath.launch.slurm.ledger import Ledger, SubmittedJob
-from megatron_lrpath.launch.slurm.queue import QueuedJob, SlurmError
-from megatron_lrpath.locks import FolderLock
 from megatron_lrpath.merge.preview import plan_preview
 from megatron_lrpath.plan import Plan, load_plan
 from megatron_lrpath.runs.checkpoints import REMOVING, complete_steps
@@ -21,7 +16,7 @@ from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.runs.storage import checkpoint_size, lying
 from tests.support.killed_at import killed_at
 from tests.support.training_fixtures import MODEL, make_plan, run_words, train
-from tests.support.years_tree import make_tree
+from tests.support.years_tree import again_and_again, make_tree
 
 
 @pytest.fixture
@@ -85,26 +80,8 @@ def test_a_plan_with_fewer_versions_does_not_decide(plan: Plan, capsys: pytest.C
     assert "the plan that has its later versions" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("place", ["output", "run", "checkpoints"])
-def test_it_is_refused_while_something_is_at_work(
-    plan: Plan, place: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = RunFolder(plan.folder(plan.main))
-    folder = {"output": Path(plan.output), "run": run.path, "checkpoints": run.checkpoints}[place]
-    lock = FolderLock.acquire(folder)
-    assert main(["prune", str(plan.path), "--yes"]) == 2
-    lock.close()
-    said = capsys.readouterr().err
-    assert str(folder) in said
-    assert "then call again" in said
-    assert len(steps(plan, "main")) == 10
-
-
 def test_killed_anywhere_it_can_be_called_again(tmp_path: Path) -> None:
-    for number in count(1):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        plan = make_tree(folder)
+    for number, plan in enumerate(again_and_again(make_tree, tmp_path), 1):
         words = ["prune", str(plan.path), "--yes"]
         was_killed = killed_at(number, words)
         assert set(steps(plan, "main")) >= {45, 50}
@@ -140,25 +117,3 @@ def test_a_real_checkpoint_takes_what_is_predicted(tmp_path: Path, megatron: dic
     plan = load_plan(path)
     real = lying(RunFolder(plan.folder(plan.main)).checkpoints, plan.main.last_step)
     assert real == pytest.approx(checkpoint_size(plan).total, rel=0.05)
-
-
-@pytest.mark.parametrize("answers", [True, False])
-def test_it_is_refused_while_jobs_of_the_plan_are_in_the_queue(
-    plan: Plan, answers: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    ledger = Ledger.of(str(plan.output))
-    ledger.folder.mkdir()
-    ledger.add(SubmittedJob("ours/main", 17, "main.sh"))
-
-    def squeue() -> dict[int, QueuedJob]:
-        if not answers:
-            raise SlurmError("squeue: Unable to contact slurm controller")
-        return {17: QueuedJob(17, "PENDING", "Resources", "0:00", "", "main.sh submitted", "")}
-
-    monkeypatch.setattr(queue, "queue", squeue)
-    assert main(["prune", str(plan.path), "--yes"]) == 2
-    said = capsys.readouterr().err
-    assert ("ours/main (job 17)" if answers else "squeue does not answer here") in said
-    assert len(steps(plan, "main")) == 10
-    monkeypatch.setattr(queue, "queue", dict)  # the job is over
-    assert main(["prune", str(plan.path), "--yes"]) == 0

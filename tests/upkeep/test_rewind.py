@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import json
-from itertools import count
 from pathlib import Path
 
 import pytest
 
 from megatron_lrpath.cli import main
-from megatron_lrpath.locks import FolderLock
+from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import Plan, load_plan
 from megatron_lrpath.plan.file.edit import with_version, without_versions
 from megatron_lrpath.runs.checkpoints import complete_steps, tracked_step
 from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.runs.history import read_history
-from megatron_lrpath.runs.lineage import check_same_run, read_lineage
+from megatron_lrpath.runs.lineage import check_parent, check_same_run, read_lineage
 from megatron_lrpath.runs.results import completed_step
+from megatron_lrpath.runs.rewinds import unfinished
+from megatron_lrpath.upkeep.rewind import prepare
 from tests.support.data_fixtures import make_indexed_dataset, make_slice
 from tests.support.killed_at import killed_at
 from tests.support.training_fixtures import history, make_plan, run_words, train
-from tests.support.years_tree import make_tree
+from tests.support.years_tree import again_and_again, make_tree, save
 
 WORDS = ("--to-step", "40", "--drop", "v3")
 
@@ -133,12 +134,49 @@ def test_what_is_not_possible_is_refused(
     assert len(steps(plan)) == 10
 
 
-def test_it_is_refused_while_a_run_trains(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
-    lock = FolderLock.acquire(plan.folder(plan.run("ours", "branch-v1")))
-    assert main(["rewind", str(plan.path), *WORDS]) == 2
-    lock.close()
-    assert "branch-v1" in capsys.readouterr().err
-    assert len(steps(plan)) == 10
+def test_what_else_the_plan_says_of_a_dropped_version_is_told(
+    plan: Plan, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(plan.path)
+    before = path.read_text()
+    path.write_text(before + "also_branch_at: [45, 55]\n")
+    assert main(["rewind", str(path), "--to-step", "40"]) == 0
+    assert (
+        "for branches of other plans (also_branch_at) until trained anew: step 45 and 55"
+        in capsys.readouterr().out
+    )
+    path.write_text(before + "also_branch_at: [55]\n")
+    assert main(["rewind", str(path), "--to-step", "20", "--drop", "v3"]) == 2
+    said = capsys.readouterr().err
+    assert "without these versions the plan could not be used; change it first: " in said
+    assert "also_branch_at" in said
+    path.write_text(before.replace("20}   # from", "20, branch_mix: {slices: {valid-v2: 0.5}}}   # from"))
+    assert main(["rewind", str(path), "--to-step", "20", "--drop", "v2"]) == 2
+    assert "v3 mixes in valid-v2" in capsys.readouterr().err
+    assert not [*Path(plan.data.slices).glob("*set-aside*")]
+
+
+def test_a_record_whose_rewind_never_began_moves_nothing(plan: Plan) -> None:
+    prepare(plan, 40, ["v3"]).record.save(Path(plan.output))  # killed at once; then the main path goes on
+    save(RunFolder(plan.folder(plan.main)).checkpoints, 55)
+    assert main(["rewind", str(plan.path), "--confirm"]) == 0
+    assert steps(plan)[-1] == 55
+    assert main(["rewind", str(plan.path), *WORDS]) == 0
+    assert steps(plan)[-1] == 40
+    aside = Path(plan.output) / "set-aside/1/ours/main/checkpoints"
+    assert complete_steps(aside) == [45, 50, 55]
+
+
+def test_an_output_and_slices_behind_links_are_set_aside_where_they_lie(plan: Plan, tmp_path: Path) -> None:
+    for place in ("runs", "data/slices"):
+        there = tmp_path / "elsewhere" / place
+        there.parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).rename(there)
+        (tmp_path / place).symlink_to(there)
+    assert main(["rewind", str(plan.path), *WORDS]) == 0
+    after_rewind(load_plan(plan.path))
+    assert main(["rewind", str(plan.path), "--confirm"]) == 0
+    assert not list((tmp_path / "elsewhere/data/slices").glob("*set-aside*"))
 
 
 def test_a_rewound_main_path_trains_like_one_that_never_had_the_version(tmp_path: Path) -> None:
@@ -162,16 +200,11 @@ def test_a_rewound_main_path_trains_like_one_that_never_had_the_version(tmp_path
 
 
 def test_killed_anywhere_it_can_be_called_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    for number in count(1):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        plan = grown(folder)
+    for number, plan in enumerate(again_and_again(grown, tmp_path), 1):
         words = ["rewind", str(plan.path), *WORDS]
         if not killed_at(number, words):
             break
-        recorded = (Path(plan.output) / "set-aside/1/rewind.json").exists()
-        if recorded and (read_lineage(plan.folder(plan.main)) or {}).get("rewinds"):
-            refused_until_finished(load_plan(plan.path), capfd)
+        refused_until_finished(load_plan(plan.path), capfd)
         assert main(words) == 0
         after_rewind(load_plan(plan.path))
         assert main(["rewind", str(plan.path), "--confirm"]) == 0
@@ -182,20 +215,23 @@ def refused_until_finished(plan: Plan, capfd: pytest.CaptureFixture[str]) -> Non
     """A rewind that was interrupted keeps the main path from being trained; a finished one does not."""
     folder = plan.folder(plan.main)
     lineage = read_lineage(folder) or {}
-    if lineage["rewinds"][-1]["finished"]:
+    if unfinished(lineage) is None:
         return
-    with pytest.raises(Exception, match="its rewind to step 40 was interrupted"):
+    refusal = (
+        rf"to step 40 was interrupted; call it again first: lrpath rewind {plan.path} --to-step 40 --drop v3"
+    )
+    with pytest.raises(UserError, match=refusal):
         check_same_run(folder, lineage["identity"])
+    with pytest.raises(UserError, match=refusal):
+        check_parent(plan.folder(plan.run("ours", "branch-v2")), folder, 30, lineage["identity"])
+    assert main(["prune", str(plan.path), "--yes"]) == 2
     assert main(["rewind", str(plan.path), "--to-step", "20"]) == 2
     assert "another rewind was interrupted" in capfd.readouterr().err
     assert main(["rewind", str(plan.path), "--confirm"]) == 2
 
 
 def test_a_killed_confirmation_can_be_called_again(tmp_path: Path) -> None:
-    for number in count(1):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        plan = grown(folder)
+    for number, plan in enumerate(again_and_again(grown, tmp_path), 1):
         assert main(["rewind", str(plan.path), *WORDS]) == 0
         words = ["rewind", str(plan.path), "--confirm"]
         was_killed = killed_at(number, words)

@@ -1,4 +1,4 @@
-"""A version appended to the text of a plan file, or taken out of it: comments and the rest stay as they were written."""
+"""A version appended to the text of a plan file, or taken out of it: comments and the rest stay as written."""
 
 from __future__ import annotations
 
