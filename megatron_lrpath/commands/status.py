@@ -75,6 +75,8 @@ def view(status: dict[str, Any]) -> Group:
     unprepared = [f"fine-tuning: {status['unprepared']}"] if status.get("unprepared") else []
     elsewhere = [f"nothing in {status['output']} here: {status['elsewhere']}"] if status["elsewhere"] else []
     rewinds = [f"{row['key']}: {one}" for row in status["runs"] for one in row["rewinds"]]
+    if aside := status["set_aside"]:
+        rewinds.append(f"set aside by rewinds: {byte_size(aside)}, until `lrpath rewind PLAN --confirm`")
     lines = [*elsewhere, *unprepared, *causes, *rewinds, *differing(status["runs"]), *status["problems"]]
     return Group(Text(heading), table(status), *map(Text, lines))
 
@@ -96,11 +98,13 @@ def collect(path: Path, choose: Callable[..., Sequence[str]]) -> dict[str, Any]:
 
     `choose` gives the paradigms, of an experiment or of the plan that it is called with. `unprepared` says what keeps
     a plan's fine-tunings from having steps, `elsewhere` where the output lies when the command is called from another
-    folder; null where nothing does.
+    folder; null where nothing does. `set_aside` are the bytes that rewinds have set aside.
     """
     from megatron_lrpath.experiment.load import is_experiment, load_experiment
     from megatron_lrpath.plan import load_plan
     from megatron_lrpath.runs.elsewhere import lies_elsewhere
+    from megatron_lrpath.runs.folder import OutputFolder
+    from megatron_lrpath.runs.storage import folder_bytes
     from megatron_lrpath.runs.tasks import build_tasks
 
     if is_experiment(path):
@@ -110,14 +114,20 @@ def collect(path: Path, choose: Callable[..., Sequence[str]]) -> dict[str, Any]:
         plans = {point.name: point.plan for point in experiment.points}
         tasks = experiment_tasks(experiment, choose())
         found = states(experiment.name, str(experiment.output), [(task, plans[task.point]) for task in tasks])
-        return found | {"unprepared": None, "elsewhere": lies_elsewhere(path, experiment.output) or None}
+        return found | {
+            "unprepared": None,
+            "elsewhere": lies_elsewhere(path, experiment.output) or None,
+            "set_aside": 0,
+        }
     plan = load_plan(path)
     paradigms = choose(plan)
     wanted = plan.sft is not None and set(plan.sft.paradigms) & set(paradigms)
     known = any(plan.sft_runs(name) for name in paradigms)
     missing = f"data not prepared yet (lrpath sft {path} --prepare)" if wanted and not known else None
     found = states(plan.name, str(plan.output), [(task, plan) for task in build_tasks(plan, paradigms)])
-    return found | {"unprepared": missing, "elsewhere": lies_elsewhere(path, plan.output) or None}
+    aside = folder_bytes(OutputFolder(Path(plan.output)).set_aside)
+    there = lies_elsewhere(path, plan.output) or None
+    return found | {"unprepared": missing, "elsewhere": there, "set_aside": aside}
 
 
 def states(name: str, output: str, planned: Sequence[tuple[Task, Plan]]) -> dict[str, Any]:

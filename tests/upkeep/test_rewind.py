@@ -90,6 +90,8 @@ def test_new_data_can_follow_and_what_is_set_aside_goes_when_confirmed(
 ) -> None:
     path, output = str(plan.path), Path(plan.output)
     assert main(["rewind", path, *WORDS]) == 0
+    assert main(["status", path]) == 0
+    assert "set aside by rewinds: " in capsys.readouterr().out
     assert main(["rewind", path]) == 0
     assert "nothing was removed" in capsys.readouterr().out
     assert main(["rewind", path, "--confirm"]) == 0
