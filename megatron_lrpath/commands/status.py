@@ -74,7 +74,7 @@ def view(status: dict[str, Any]) -> Group:
     causes = [f"{key}: {reason}" for key, reason in reasons if reason]
     unprepared = [f"fine-tuning: {status['unprepared']}"] if status.get("unprepared") else []
     elsewhere = [f"nothing in {status['output']} here: {status['elsewhere']}"] if status["elsewhere"] else []
-    rewinds = [f"{row['key']}: {one}" for row in status["runs"] for one in row["rewinds"]]
+    rewinds = [f"{row['key']}: {one}" for row in status["runs"] for one in (*row["rewinds"], *row["breaks"])]
     if aside := status["set_aside"]:
         rewinds.append(f"set aside by rewinds: {byte_size(aside)}, until `lrpath rewind PLAN --confirm`")
     lines = [*elsewhere, *unprepared, *causes, *rewinds, *differing(status["runs"]), *status["problems"]]
@@ -143,12 +143,14 @@ def states(name: str, output: str, planned: Sequence[tuple[Task, Plan]]) -> dict
     `seconds_left` (while it runs), `checkpoints` (steps of the complete ones), `bytes` (of all of them on disk),
     `cause` (of an interruption, where the run has left one), `log` (the newest one of an interrupted run) and
     `differs` (where the plan says something else than the run was trained with; throughput is that of the training).
-    `rewinds` says which rewinds a main path has behind it, a clause each.
+    `rewinds` says which rewinds a main path has behind it, `breaks` which changes of machine or
+    libraries, a clause each.
     In a plan that was submitted to Slurm a run has `job` and `next_job` too, and `jobs` are its evaluations and the
     report, see `launch.slurm.show.add_jobs`; without Slurm `jobs` is empty.
     `problems` names files of runs that cannot be used. What is not known is null.
     """
     from megatron_lrpath.launch.slurm.show import add_jobs
+    from megatron_lrpath.runs.breaks import breaks_told
     from megatron_lrpath.runs.folder import RunFolder, read_json_object
     from megatron_lrpath.runs.lineage import changes, trained_tokens
     from megatron_lrpath.runs.rewinds import rewinds_told
@@ -189,6 +191,7 @@ def states(name: str, output: str, planned: Sequence[tuple[Task, Plan]]) -> dict
                 "log": str(state.log) if state.log else None,
                 "differs": changes(task.folder, lineage, plan, task.run),
                 "rewinds": rewinds_told(lineage),
+                "breaks": breaks_told(lineage),
             }
         )
     jobs = add_jobs(output, rows, tasks)

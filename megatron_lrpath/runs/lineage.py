@@ -18,6 +18,7 @@ from megatron_lrpath.plan import Plan, Run, run_identity
 from megatron_lrpath.plan import differences as plan_differences
 from megatron_lrpath.plan.identity import reached, without_neutral
 from megatron_lrpath.plan.secrets import hide_values, hide_words
+from megatron_lrpath.runs.breaks import new_break
 from megatron_lrpath.runs.checkpoints import (
     checkpoint_fingerprint,
     checkpoint_folder,
@@ -290,10 +291,12 @@ def write_lineage(
     retain_interval: int | None,
     plan: str | None = None,
     first_weights: dict[str, Any] | None = None,
-) -> None:
+    machine: Mapping[str, Any] | None = None,
+) -> list[str]:
     """Record a start: the identity (as of this start) and who, when and with what; what it keeps of its saves.
 
-    `first_weights` says at which layout they are drawn, in the start that draws them.
+    `first_weights` says at which layout they are drawn, in the start that draws them; `machine` are its `device` and
+    `layout`. Returns what makes the start a break, see `runs.breaks`.
     """
     earlier = read_lineage(folder) or {"parent": parent, "starts": []}
     launch = os.environ.get("LRPATH_LAUNCH")  # the launcher's file about the machines of this start
@@ -311,6 +314,10 @@ def write_lineage(
     }
     if first_weights is not None:
         start["first_weights"] = first_weights
+    start |= machine or {}
+    found = new_break(earlier["starts"], start)
+    if found:
+        start["break"] = found
     lineage = {
         "identity": identity,
         "identity_hash": json_digest(identity),
@@ -320,6 +327,7 @@ def write_lineage(
     }
     lineage |= {name: earlier[name] for name in KEPT if name in earlier}
     write_sealed(RunFolder(folder).lineage, lineage)
+    return found
 
 
 def without_secrets(launch: dict[str, Any] | None) -> dict[str, Any] | None:
