@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 import subprocess
 from pathlib import Path
 
@@ -53,6 +55,10 @@ def packed(kind: str, folder: Path) -> Path:
         path.write_bytes(zstandard.compress(LINES))
     elif kind == "zstd frames":
         path.write_bytes(zstandard.compress(LINES[:half]) + zstandard.compress(LINES[half:]))
+    elif kind == "pzstd":
+        skipped = b"\x50\x2a\x4d\x18" + (4).to_bytes(4, "little") + b"abcd"
+        halves = (skipped + zstandard.compress(part) for part in (LINES[:half], LINES[half:]))
+        path.write_bytes(b"".join(halves))
     elif kind == "bom":
         path.write_bytes(b"\xef\xbb\xbf" + LINES)
     elif kind == "windows":
@@ -69,7 +75,7 @@ def packed(kind: str, folder: Path) -> Path:
 
 
 KINDS = [
-    "gzip", "gzip members", "zstd", "zstd frames", "bom", "windows", "no end of line",
+    "gzip", "gzip members", "zstd", "zstd frames", "pzstd", "bom", "windows", "no end of line",
     "parquet", "parquet large", "parquet bytes", "parquet words",
 ]  # fmt: skip
 
@@ -161,6 +167,50 @@ def test_a_missing_column_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
     path = packed("parquet", tmp_path)
     answer = refusal(capsys, path, tmp_path / "out", *SP, "--json-keys", "body")
     assert "no column 'body'; it has id, text" in answer
+
+
+FOREIGN: dict[str, tuple[bytes, str]] = {
+    "bzip2": (bz2.compress(LINES), "bzip2 -dc"),
+    "xz": (lzma.compress(LINES), "xz -dc"),
+    "zip": (b"PK\x03\x04" + bytes(40), "unzip -p"),
+    "arrow": (b"ARROW1\0\0" + bytes(40), "an Arrow file"),
+    "utf-16": (('{"text": "1"}\n' * 9).encode("utf-16"), "iconv -f UTF-16"),
+    "utf-16 without its mark": (
+        ('{"text": "1"}\n' * 9).encode("utf-16-le"),
+        "iconv -f UTF-16LE",
+    ),
+    "array": (b'\n [{"text": "1"},\n{"text": "2"}]\n', "jq -c"),
+    "array with a mark": (b'\xef\xbb\xbf[{"text": "1"}]\n', "jq -c"),
+    "packed array": (gzip.compress(b'[{"text": "1"}]\n'), "jq -c"),
+    "packed twice": (gzip.compress(gzip.compress(LINES)), "packed twice"),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_foreign_format_stops_at_its_first_bytes(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, advice = FOREIGN[kind]
+    path = tmp_path / "input"
+    path.write_bytes(data)
+    assert advice in refusal(capsys, path, tmp_path / "out", *NULL, "--max-rejects", "1000000")
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "input"
+    table = pyarrow.Table.from_arrays([pyarrow.array(["1"])] * 2, names=["text", "text"])
+    pyarrow.parquet.write_table(table, path)
+    assert "several columns are named 'text'" in refusal(capsys, path, tmp_path / "out", *NULL)
+
+
+def test_a_frame_with_a_larger_window_is_refused_with_a_way_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "long.zst"
+    parameters = zstandard.ZstdCompressionParameters(window_log=28, enable_ldm=True)
+    stream = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    path.write_bytes(stream.compress(LINES) + stream.flush())
+    assert f"zstd -dc --long=31 {path}" in refusal(capsys, path, tmp_path / "out", *SP)
 
 
 def test_a_file_of_another_kind_does_not_pass_for_text(
