@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Import a Hugging Face LLaMA or Qwen2 folder as a Megatron checkpoint, so that a plan can start from it.
+"""Import a Hugging Face folder (LLaMA, Qwen2, Qwen3, Mistral) as a checkpoint that a plan can start from.
 
   import_hf.py models/Qwen2-1.5B --output imported/qwen2
 
@@ -21,11 +21,14 @@ import torch
 from torch import Tensor
 
 from megatron_lrpath import reading
+from megatron_lrpath.checkpoints.reader import CARRIED
 from megatron_lrpath.console import run_tool
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.export import architecture
 from megatron_lrpath.export.architecture import Architecture
+from megatron_lrpath.export.carried import Carried
 from megatron_lrpath.export.checkpoint import CheckpointTensor, write_checkpoint
+from megatron_lrpath.export.config import from_config
 from megatron_lrpath.export.folder import IMPORTED_VOCABULARY
 from megatron_lrpath.export.safetensors_files import INDEX, SINGLE, TYPES
 from megatron_lrpath.export.weights import DTYPES, OUTPUT, TensorMapping, tensor_mappings
@@ -35,6 +38,7 @@ from megatron_lrpath.tokenizers.files import HUGGING_FACE, MODEL_FILE, NO_TOKENI
 
 SNIPPET = "plan.yaml"
 TOKENIZER = "tokenizer"
+GENERATION = "generation_config.json"
 # Modules whose extra state Megatron reads (Transformer Engine's has five, the local layers four).
 STATEFUL = ("self_attention.linear_proj", "self_attention.linear_qkv", "self_attention.core_attention",
             "mlp.linear_fc1", "mlp.linear_fc2")  # fmt: skip
@@ -71,7 +75,7 @@ def import_folder(source: Path, target: Path, dtype: torch.dtype | None = None) 
     JSON and safetensors are read; code in the folder is never run.
 
     Args:
-        source: a LLaMA or Qwen2 folder.
+        source: a LLaMA, Qwen2, Qwen3 or Mistral folder.
         target: a folder that does not exist yet, or is empty.
         dtype: type to store, None for the stored one.
 
@@ -80,7 +84,9 @@ def import_folder(source: Path, target: Path, dtype: torch.dtype | None = None) 
     """
     if target.exists() and any(target.iterdir()):
         raise UserError(f"{target}: exists and is not empty; name another --output.")
-    model = architecture.from_config(read_object(source / "config.json"))
+    config, generation = read_object(source / "config.json"), source / GENERATION
+    model = from_config(config)
+    carried = Carried.of_folder(config, read_object(generation) if generation.is_file() else {})
     with SafetensorsFolder(source) as weights, appearing_folder(target) as folder:
         check_weights(model, weights)
         mappings: dict[CheckpointTensor, TensorMapping] = {}
@@ -95,7 +101,7 @@ def import_folder(source: Path, target: Path, dtype: torch.dtype | None = None) 
             mapping = mappings[tensor]
             return mapping.join([weights.read(piece.name) for piece in mapping.pieces])
 
-        common = common_state(model, next(iter(mappings)).dtype, tokenizer)
+        common = common_state(model, next(iter(mappings)).dtype, tokenizer, carried)
         write_checkpoint(folder / RELEASE, list(mappings), joined, common, extra_states(model.layers))
         write_manifest(folder / RELEASE, 0, sum_files(folder / RELEASE))
         atomic_write_text(folder / SNIPPET, plan_lines(model, tokenizer, target, list(mappings)))
@@ -119,7 +125,9 @@ def check_weights(model: Architecture, weights: SafetensorsFolder) -> None:
         raise UserError(f"{weights.folder}: not the weights of its config.json: {'; '.join(wrong[:6])}.")
 
 
-def common_state(model: Architecture, dtype: torch.dtype, tokenizer: dict[str, str] | None) -> dict[str, Any]:
+def common_state(
+    model: Architecture, dtype: torch.dtype, tokenizer: dict[str, str] | None, carried: Carried | None = None
+) -> dict[str, Any]:
     """What Megatron and this package read of a checkpoint besides its tensors."""
     arguments = architecture.to_megatron(model)
     renamed = ("disable_bias_linear", "norm_epsilon")
@@ -138,10 +146,11 @@ def common_state(model: Architecture, dtype: torch.dtype, tokenizer: dict[str, s
         tokenizer_type=tokenizer["type"] if tokenizer else NO_TOKENIZER,
         tokenizer_model=tokenizer["model"] if tokenizer else None,
         special_tokens=None,
-        **{IMPORTED_VOCABULARY: model.vocab_size},
+        **{IMPORTED_VOCABULARY: model.vocab_size, CARRIED: (carried or Carried()).stored()},
     )
     switches = (
         "add_qkv_bias",
+        "qk_layernorm",
         "group_query_attention",
         "untie_embeddings_and_output_weights",
         "use_rope_scaling",
