@@ -33,8 +33,10 @@ from megatron_lrpath.export.folder import IMPORTED_VOCABULARY
 from megatron_lrpath.export.safetensors_files import INDEX, SINGLE, TYPES
 from megatron_lrpath.export.weights import DTYPES, OUTPUT, TensorMapping, tensor_mappings
 from megatron_lrpath.files import appearing_folder, atomic_write_text
+from megatron_lrpath.reading import required_object
 from megatron_lrpath.runs.checkpoints import RELEASE, TRACKER, sum_files, write_manifest
-from megatron_lrpath.tokenizers.files import HUGGING_FACE, MODEL_FILE, NO_TOKENIZER, ORIGIN, copy_files
+from megatron_lrpath.tokenizers.files import NO_TOKENIZER
+from megatron_lrpath.tokenizers.imported import import_tokenizer
 
 SNIPPET = "plan.yaml"
 TOKENIZER = "tokenizer"
@@ -84,9 +86,9 @@ def import_folder(source: Path, target: Path, dtype: torch.dtype | None = None) 
     """
     if target.exists() and any(target.iterdir()):
         raise UserError(f"{target}: exists and is not empty; name another --output.")
-    config, generation = read_object(source / "config.json"), source / GENERATION
+    config, generation = required_object(source / "config.json"), source / GENERATION
     model = from_config(config)
-    carried = Carried.of_folder(config, read_object(generation) if generation.is_file() else {})
+    carried = Carried.of_folder(config, required_object(generation) if generation.is_file() else {})
     with SafetensorsFolder(source) as weights, appearing_folder(target) as folder:
         check_weights(model, weights)
         mappings: dict[CheckpointTensor, TensorMapping] = {}
@@ -94,7 +96,7 @@ def import_folder(source: Path, target: Path, dtype: torch.dtype | None = None) 
             stored = dtype or weights.dtype(mapping.pieces[0].name)
             tensor = CheckpointTensor(mapping.key, mapping.shape, stored, mapping.layer, model.layers)
             mappings[tensor] = mapping
-        tokenizer = import_tokenizer(source, folder, target)
+        tokenizer = import_tokenizer(source, folder / TOKENIZER, target / TOKENIZER)
 
         def joined(tensor: CheckpointTensor) -> Tensor:
             """The tensor from its pieces."""
@@ -168,23 +170,6 @@ def extra_states(layers: int) -> list[str]:
     ]
 
 
-def import_tokenizer(source: Path, folder: Path, target: Path) -> dict[str, str] | None:
-    """Copy the tokenizer's files; returns a plan's `tokenizer` section, None where there are none."""
-    place = folder / TOKENIZER
-    place.mkdir()
-    copy_files(source, place)
-    config = (
-        read_object(place / "tokenizer_config.json") if (place / "tokenizer_config.json").is_file() else {}
-    )
-    own = config.get(ORIGIN)
-    if own and (place / MODEL_FILE).is_file():
-        return {"type": str(own), "model": str(target / TOKENIZER / MODEL_FILE)}
-    if any(place.iterdir()):
-        return {"type": HUGGING_FACE, "model": str(target / TOKENIZER)}
-    place.rmdir()
-    return None
-
-
 def plan_lines(
     model: Architecture, tokenizer: dict[str, str] | None, target: Path, tensors: Sequence[CheckpointTensor]
 ) -> str:
@@ -199,18 +184,6 @@ def plan_lines(
         sections["megatron"]["bf16"] = True
     note = "# Lines for a plan whose runs without a parent start from this imported model.\n"
     return note + yaml.safe_dump(sections, sort_keys=False)
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        UserError: there is none.
-    """
-    try:
-        return reading.read_object(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a JSON file that can be used ({reading.why(error)}).") from None
 
 
 def describe(model: Architecture) -> str:
