@@ -16,6 +16,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megatron_lrpath.data.indexed import read_header
 from megatron_lrpath.data.preprocess import readers
 from megatron_lrpath.data.preprocess.readers import read_chunks
 from tests.golden.make import texts
@@ -239,3 +240,16 @@ def test_zstandard_is_unpacked_in_bounded_pieces(tmp_path: Path) -> None:
         largest, total = max(largest, len(chunk.lines or b"")), total + chunk.count
     assert total == 25_000
     assert largest < 48 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype"), [(65_499, "uint16"), (65_500, "int32"), (65_536, "int32"), (65_537, "int32")]
+)
+def test_ids_of_two_and_of_four_bytes(size: int, dtype: str, tmp_path: Path) -> None:
+    ids = [0, 32_767, 32_768, size - 2, size - 1]
+    source = write_lines(tmp_path / "in.jsonl", [" ".join(map(str, ids)), "1"])
+    options = ("--append-eod", "--tokenizer-type", "NullTokenizer", "--vocab-size", str(size))
+    assert preprocess(source, tmp_path / "out", *options) == 0
+    made = tmp_path / "out_text_document"
+    assert read_header(str(made)).dtype == dtype
+    assert documents(made) == [[*ids, size - 1], [1, size - 1]]
