@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -73,6 +73,18 @@ class Carried:
         """As it stands among a checkpoint's arguments."""
         return asdict(self)
 
+    def within(self, rows: int) -> tuple[Carried, list[str]]:
+        """Without special tokens that have no row of the embeddings; with a note for the user where there are any."""
+        lost = sorted({one for one in _ids(self.config) + _ids(self.generation) if one >= rows})
+        if not lost:
+            return self, []
+        kept = Carried(self.kind, _without_ids(self.config, lost), _without_ids(self.generation, lost))
+        named = ", ".join(map(str, lost))
+        return kept, [
+            f"the imported configuration names the tokens {named}, which the {rows:,} rows of the embeddings do not "
+            "hold; they are left out (--vocab-size N keeps more rows)."
+        ]
+
     def tokens(self, of_tokenizer: Mapping[str, int]) -> dict[str, Any]:
         """The special tokens of the configuration; those that it does not name are the tokenizer's."""
         return {**of_tokenizer, **_named(self.config)}
@@ -104,6 +116,20 @@ def as_list(value: int | list[int] | None) -> list[int]:
 def _named(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The special tokens that settings name."""
     return {name: settings[name] for name in TOKENS if settings.get(name) is not None}
+
+
+def _ids(settings: Mapping[str, Any]) -> list[int]:
+    """All special tokens that settings name."""
+    return [one for value in _named(settings).values() for one in as_list(value)]
+
+
+def _without_ids(settings: Mapping[str, Any], lost: Sequence[int]) -> dict[str, Any]:
+    """The settings without these ids among the special tokens."""
+    left: dict[str, Any] = {}
+    for name, value in _named(settings).items():
+        kept = [one for one in as_list(value) if one not in lost]
+        left[name] = kept or None if isinstance(value, list) else next(iter(kept), None)
+    return {**settings, **left}
 
 
 def _is_ids(value: Any) -> bool:

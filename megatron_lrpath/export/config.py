@@ -190,10 +190,15 @@ def foreign_settings(config: Mapping[str, Any]) -> list[str]:
         "attention_bias without mlp_bias, or the reverse": kind == LLAMA and one_bias,
         "attention_bias": kind == QWEN3 and config.get("attention_bias"),
         "use_sliding_window": config.get("use_sliding_window"),
-        "layer_types other than full_attention": layers and set(map(str, layers)) != {"full_attention"},
+        "layer_types other than full_attention": layers and not _all_full(layers),
         "quantized weights": config.get("quantization_config"),
     }
     return [text for text, is_set in settings.items() if is_set] + _used_window(config)
+
+
+def _all_full(layers: Any) -> bool:
+    """Whether `layer_types` names full attention for every layer."""
+    return isinstance(layers, list) and all(one == "full_attention" for one in layers)
 
 
 def _used_window(config: Mapping[str, Any]) -> list[str]:

@@ -141,12 +141,13 @@ def export_checkpoint(checkpoint: Path, target: Path, origin: Origin, wishes: Wi
     rows = max(rows, chat.rows if chat else 0)
     carried = Carried.of_arguments(args)
     model = architecture.from_megatron(args, rows, carried.kind)
+    carried, lost = carried.within(rows)
     reader.verify()
     dtype = wishes.dtype or str(reader.dtype(EMBEDDING)).removeprefix("torch.")
     with appearing_folder(target) as folder:
         weights = write_weights(reader, model, folder, wishes.dtype, wishes.shard_bytes)
         notes = write_tokenizer(tokenizer, folder, model.max_positions)
-        notes += write_chat(chat, folder) if chat else []
+        notes += [*(write_chat(chat, folder) if chat else []), *lost]
         config = to_config(model, dtype, carried.tokens(tokenizer.tokens))
         atomic_write_json(folder / "config.json", carried.config | config)
         generation = carried.generation_config(tokenizer.tokens, chat.stop_token if chat else None)

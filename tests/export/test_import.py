@@ -135,6 +135,19 @@ def test_the_end_of_an_answer_comes_before_the_ends_that_were_imported() -> None
     }  # fmt: skip
 
 
+def test_tokens_without_a_row_are_left_out_and_told() -> None:
+    carried = Carried(
+        "llama", {"eos_token_id": [5, 90], "pad_token_id": 91}, {"eos_token_id": [90], "top_p": 0.9}
+    )
+    kept, notes = carried.within(90)
+    assert (kept.config, kept.generation) == (
+        {"eos_token_id": [5], "pad_token_id": None}, {"eos_token_id": None, "top_p": 0.9},
+    )  # fmt: skip
+    assert "tokens 90, 91" in " ".join(notes)
+    assert kept.generation_config({"eos_token_id": 5}, None)["eos_token_id"] == [5]
+    assert carried.within(92) == (carried, [])
+
+
 def change_config(folder: Path, changes: dict[str, Any]) -> None:
     """Write the changes into the folder's `config.json`."""
     path = folder / "config.json"
@@ -151,6 +164,7 @@ CONFIGS: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "RoPE scaled as"),
     ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
     ("qwen2", {"layer_types": ["sliding_attention"] * 2}, "layer_types"),
+    ("qwen3", {"layer_types": 2}, "layer_types"),
     ("qwen3", {"attention_bias": True}, "attention_bias"),
     ("mistral", {"sliding_window": 32}, "a sliding_window of 32 below max_position_embeddings"),
     ("mistral", {"max_position_embeddings": 32768}, "a sliding_window of 4,096 below"),  # the class's own
