@@ -33,11 +33,11 @@ def set_machine_flags(args: Any, explicit: Mapping[str, Any], session: Session) 
         if explicit.get(name, value) != value
     ]
     engine = (
-        "packed samples do without it" if session.is_packed else "found" if ENGINE in have else "not usable"
+        "not used for packed samples" if session.is_packed else "found" if ENGINE in have else "not usable"
     )
     refuse(
         [*unmet(vars(args), have), *other],
-        f"these arguments need what is not there (device {session.device}, Transformer Engine {engine})",
+        f"requirements of these arguments are not met (device: {session.device}; Transformer Engine: {engine})",
     )
     for name, value in flags.items():
         setattr(args, name, value)
