@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from megatron_lrpath.export.folder import Exported, Wishes
     from megatron_lrpath.plan import Plan, Run
 
-HELP = "write trained versions as Hugging Face folders (LLaMA or Qwen2): weights, tokenizer, model card"
+HELP = "write trained versions as Hugging Face folders (LLaMA, Qwen2, Qwen3, Mistral): weights, tokenizer, model card"
 EXAMPLE = "lrpath export examples/quickstart/plan.yaml --run branch-v2"
 UNITS = {"": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3}
 

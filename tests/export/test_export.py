@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from megatron_lrpath.export import architecture
 from megatron_lrpath.export.architecture import Architecture
 from megatron_lrpath.export.card import origin_of
 from megatron_lrpath.export.checkpoint import CheckpointReader, CheckpointTensor, write_checkpoint
+from megatron_lrpath.export.config import to_config
 from megatron_lrpath.export.folder import refuse_target
 from megatron_lrpath.export.safetensors_files import FileTensor, into_shards
 from megatron_lrpath.export.weights import tensor_mappings, write_weights
@@ -133,7 +135,7 @@ def test_types_are_kept_or_converted_and_files_split_by_size(tmp_path: Path) -> 
         folder = tmp_path / str(dtype)
         folder.mkdir()
         names = write_weights(CheckpointReader(step), SMALL, folder, dtype, 8000)
-        config = architecture.to_config(SMALL, str(expected).removeprefix("torch."), {})
+        config = to_config(SMALL, str(expected).removeprefix("torch."), {})
         (folder / "config.json").write_text(json.dumps(config))
         model = transformers_model(folder)
         assert model.dtype == expected
@@ -149,7 +151,7 @@ def test_shards_hold_every_tensor_once_in_order() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("num_experts", 8), ("qk_layernorm", True), ("normalization", "LayerNorm"), ("swiglu", False),
+    [("num_experts", 8), ("qk_l2_norm", True), ("normalization", "LayerNorm"), ("swiglu", False),
      ("rotary_percent", 0.5), ("position_embedding_type", "learned_absolute"), ("window_size", (128, 0))],
 )  # fmt: skip
 def test_other_models_are_refused_by_name(name: str, value: Any) -> None:
@@ -157,6 +159,14 @@ def test_other_models_are_refused_by_name(name: str, value: Any) -> None:
     assert architecture.from_megatron(args, SMALL.vocab_size) == SMALL
     setattr(args, name, value)
     with pytest.raises(UserError, match=name):
+        architecture.from_megatron(args, SMALL.vocab_size)
+
+
+@pytest.mark.parametrize("bias", ["add_bias_linear", "add_qkv_bias"])
+def test_norms_of_queries_beside_biases_have_no_class(bias: str) -> None:
+    args = common_state(replace(SMALL, kind="qwen3"), torch.float32, None)["args"]
+    setattr(args, bias, True)
+    with pytest.raises(UserError, match=f"{bias} is True beside qk_layernorm"):
         architecture.from_megatron(args, SMALL.vocab_size)
 
 
