@@ -277,3 +277,44 @@ def fused_gradients() -> Iterator[list[str]]:
     layers.fused_weight_gradient_mlp_cuda, layers._grad_accum_fusion_available = fused_gradients, True
     yield seen
     environment.flags, fused_gradients.wgrad_gemm_accum_fp32 = originals
+
+
+@contextmanager
+def host_memory() -> Iterator[dict[str, list[int]]]:
+    """How much describing the optimizer's state for a save and for a load added to the peak of this process."""
+    yield from _host_memory(lambda original, *args, **named: None)
+
+
+@contextmanager
+def host_memory_of_megatron() -> Iterator[dict[str, list[int]]]:
+    """The same with Megatron's own way in place of ours."""
+    yield from _host_memory(lambda original, *args, **named: original(*args, **named))
+
+
+def _host_memory(instead: Any) -> Iterator[dict[str, list[int]]]:
+    from megatron_lrpath.training.checkpoints import optimizer_state
+
+    seen: dict[str, list[int]] = {"save": [], "load": [], "state": []}
+    ours = optimizer_state.sharded_param_state
+
+    def measured(original: Any, self: Any, model: Any, is_loading: bool = False, *rest: Any) -> Any:
+        before = peak_bytes(reset=True)
+        state = instead(original, self, model, is_loading, *rest)
+        state = ours(original, self, model, is_loading, *rest) if state is None else state
+        seen["load" if is_loading else "save"].append(peak_bytes() - before)
+        seen["state"].append(12 * sum(parameter.numel() for parameter in self.buffers[0].param_index_map))
+        return state
+
+    optimizer_state.sharded_param_state = measured
+    yield seen
+    optimizer_state.sharded_param_state = ours
+
+
+def peak_bytes(reset: bool = False) -> int:
+    """The most memory that this process has had at a time, since the last reset."""
+    if reset:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+    with open("/proc/self/status") as file:
+        line = next(line for line in file if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
