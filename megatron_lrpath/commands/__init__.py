@@ -13,6 +13,6 @@ every call, help and completion included, and must load nothing heavy (`tests/co
 """
 
 COMMANDS = (
-    "init", "check-args", "plan", "lr", "experiment", "update", "run", "sft", "submit", "status", "cancel",
+    "init", "check-args", "plan", "budget", "lr", "experiment", "update", "run", "sft", "submit", "status", "cancel",
     "eval", "report", "samples", "advise", "merge", "export", "doctor", "docs", "completion",
 )  # fmt: skip
