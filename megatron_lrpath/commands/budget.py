@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from megatron_lrpath.commands.options import add_plan, count_from
+from megatron_lrpath.exits import BAD_INPUT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 
 HELP = "predict the memory of GPUs and hosts for a plan, the layout that fits, and GPU hours"
 EXAMPLE = "lrpath budget examples/paper/3.1b.yaml --gpu-memory 40 -- --recompute-granularity full"
-TAKES_EXTRA = True
+TAKES_EXTRA = True  # Megatron arguments of the trainings
+TITLES = ("GPU", "nodes", "TP/PP", "micro", "state", "layers", "other", "total", "host")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,11 +37,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Print the prediction; 0, or 1 where no GPU of those asked for holds the training."""
+    """Print the prediction; 0, or 2 where no GPU of those asked for holds the training.
+
+    Raises:
+        UserError: arguments, or numbers of processes, that do not fit the plan; parameters that nobody can count.
+    """
     from megatron_lrpath.launch.memory import GPU_SIZES
     from megatron_lrpath.plan import load_plan
 
-    plan = load_plan(args.plan)
+    plan = ready(load_plan(args.plan), args.extra)
     sizes = (args.gpu_memory,) if args.gpu_memory else GPU_SIZES
     rows = [row(plan, gigabytes, args.nodes, args.gpus_per_node, args.extra) for gigabytes in sizes]
     hours = gpu_hours(plan)
@@ -47,47 +53,50 @@ def execute(args: argparse.Namespace) -> int:
         print(json.dumps({"predicted": True, "layouts": rows, "gpu_hours": hours}, indent=2))
     else:
         show(plan, rows, hours)
-    return 0 if any(one["fits"] for one in rows) else 1
+    return 0 if any(one["fits"] for one in rows) else BAD_INPUT
+
+
+def ready(plan: Plan, extra: Sequence[str]) -> Plan:
+    """The plan with the size of its tokenizer's vocabulary.
+
+    Raises:
+        UserError: arguments behind `--` that a training would refuse.
+    """
+    from dataclasses import replace
+
+    from megatron_lrpath.readiness import refuse
+    from megatron_lrpath.readiness.arguments import argument_checks
+    from megatron_lrpath.readiness.tokenizer import tokenizer_check
+
+    refuse([(plan, argument_checks(plan, [plan.run("ours", "main")], extra))])
+    return replace(plan, tokenizer=replace(plan.tokenizer, vocab_size=tokenizer_check(plan)[1]))
 
 
 def row(plan: Plan, gigabytes: int, nodes: int | None, per_node: int, extra: Sequence[str]) -> dict[str, Any]:
-    """The layout for GPUs of so many GiB; sizes in bytes.
+    """The layout for GPUs of so many GiB; sizes in bytes."""
+    from megatron_lrpath.launch.layouts import allocate
+    from megatron_lrpath.launch.memory import GIB, host_bytes, predict, sizes_of
 
-    Raises:
-        UserError: processes that do not fit the plan, or a model whose parameters nobody can count.
-    """
-    from megatron_lrpath.launch.layouts import allocate, predicted
-    from megatron_lrpath.launch.memory import GIB, host_bytes
-    from megatron_lrpath.readiness.tokenizer import tokenizer_check
-
-    _, vocabulary = tokenizer_check(plan)
     place = allocate(plan, nodes, per_node, "cuda", extra, gigabytes)
-    memory = predicted(with_recompute(plan, extra), place.layout, place.world_size, vocabulary)
+    arguments, vocabulary = (*place.arguments, *extra), plan.tokenizer.vocab_size or 0
+    sizes = sizes_of(plan, place.world_size, arguments)
+    memory = predict(plan, sizes, vocabulary, arguments)
     return {
         "gpu_memory": gigabytes * GIB,
         "nodes": place.nodes,
         "gpus_per_node": place.per_node,
-        "tensor_parallel": place.layout.tensor,
-        "pipeline_parallel": place.layout.pipeline,
-        "copies": place.data_parallel,
-        "micro_batch_size": place.layout.micro_batch_size,
+        "tensor_parallel": sizes.tensor,
+        "pipeline_parallel": sizes.pipeline,
+        "copies": sizes.copies,
+        "micro_batch_size": sizes.micro_batch_size,
+        "arguments": list(place.arguments),
         "state": round(memory.state),
         "activations": round(memory.activations),
         "other": round(memory.left_out),
         "total": round(memory.total),
-        "host": round(host_bytes(plan, place.per_node, place.world_size, vocabulary)),
+        "host": round(host_bytes(plan, place.per_node, place.world_size, vocabulary, arguments)),
         "fits": memory.fits(gigabytes * GIB),
     }
-
-
-def with_recompute(plan: Plan, extra: Sequence[str]) -> Plan:
-    """The plan with what the command line says of recomputation, which the activations depend on."""
-    from dataclasses import replace
-
-    from megatron_lrpath.launch.resources import given_options
-
-    chosen = given_options(extra).get("recompute_granularity")
-    return replace(plan, megatron={**plan.megatron, "recompute_granularity": chosen}) if chosen else plan
 
 
 def gpu_hours(plan: Plan) -> dict[str, dict[str, float]]:
@@ -105,33 +114,25 @@ def gpu_hours(plan: Plan) -> dict[str, dict[str, float]]:
 
 
 def show(plan: Plan, rows: Sequence[dict[str, Any]], hours: dict[str, dict[str, float]]) -> None:
-    """A table, and a line of hours for each GPU."""
+    """A table, the arguments of each layout, and a line of hours for each GPU."""
     from rich.console import Console
 
     from megatron_lrpath.console import terminal_table
     from megatron_lrpath.launch.layouts import MFU
+    from megatron_lrpath.launch.memory import GIB
 
-    titles = (
-        "GPU",
-        "nodes × GPUs",
-        "TP",
-        "PP",
-        "copies",
-        "micro batch",
-        "state",
-        "activations",
-        "other",
-        "in all",
-    )
-    table = terminal_table((*titles, "a save, host"), "LLrrrrrrrRr", map(cells, rows))
+    print(f"{plan.name}: GiB of a GPU, and of a node's host for a save. Predicted, not measured.")
     console = Console(highlight=False)
-    console.print(
-        f"{plan.name}: GiB of a GPU, and of a node's host for a save or a load. Predicted, not measured."
-    )
-    console.print(table)
+    console.print(terminal_table(TITLES, "LLrrrrrRr", map(cells, rows)))
+    for one in rows:
+        chosen = " ".join(one["arguments"]) or "the plan's arguments"
+        advice = (
+            "" if one["fits"] else ". It does NOT fit: more nodes, a smaller micro batch, or recomputation"
+        )
+        print(f"GPUs of {one['gpu_memory'] // GIB} GB: {chosen}{advice}")
     for name, of in hours.items():
         told = ", ".join(f"{paradigm} {value:,.0f}" for paradigm, value in of.items())
-        console.print(f"GPU hours on {name} at an assumed {MFU:.0%} of the peak: {told}")
+        print(f"GPU hours on {name} at an assumed {MFU:.0%} of the peak: {told}")
 
 
 def cells(one: dict[str, Any]) -> list[str]:
@@ -139,7 +140,6 @@ def cells(one: dict[str, Any]) -> list[str]:
     from megatron_lrpath.launch.memory import GIB
 
     sizes = [f"{one[name] / GIB:,.1f}" for name in ("state", "activations", "other", "total", "host")]
-    sizes[3] += "" if one["fits"] else " (too much)"
-    names = ("tensor_parallel", "pipeline_parallel", "copies", "micro_batch_size")
-    machine = [f"{one['gpu_memory'] // GIB} GB", f"{one['nodes']} × {one['gpus_per_node']}"]
-    return [*machine, *(str(one[name]) for name in names), *sizes]
+    split = f"{one['tensor_parallel']}/{one['pipeline_parallel']}"
+    machine = [f"{one['gpu_memory'] // GIB} GB", f"{one['nodes']} × {one['gpus_per_node']}", split]
+    return [*machine, str(one["micro_batch_size"]), *sizes]

@@ -11,7 +11,7 @@ from typing import Any
 
 from megatron_lrpath.devices import PEAKS
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.launch.memory import GIB, GPU_SIZES, Memory, Sizes, predict
+from megatron_lrpath.launch.memory import GIB, GPU_SIZES, Memory, arguments_of, predict, sizes_of
 from megatron_lrpath.launch.resources import given_options
 from megatron_lrpath.models import parameter_count, resolve_model
 from megatron_lrpath.paradigms import OURS
@@ -99,43 +99,44 @@ def layout_of(plan: Plan, extra: Sequence[str] = ()) -> Layout:
     return replace(base, **numbers)
 
 
-def fitted(plan: Plan, layout: Layout, world: int, gigabytes: int, extra: Sequence[str]) -> Layout:
+def fitted(
+    plan: Plan, layout: Layout, world: int, per_node: int, gigabytes: int, extra: Sequence[str]
+) -> Layout:
     """The first layout that GPUs of so many GiB hold, as predicted: as little tensor parallelism, then as large a micro
     batch as fit. What plan and command line say stays; the layout itself where nothing fits, or no recipe is meant.
     """
-    given = {**plan.model.overrides, **plan.megatron} | given_options(extra)
+    given = arguments_of(plan, extra)
     if plan.model.recipe not in LAYOUTS or _misfit(plan, layout, world):
         return layout
-    sizes = [layout.tensor] if _SIZES["tensor"] in given else [1, 2, 4, 8]
+    heads = int(given["num_attention_heads"])
+    within_a_node = [size for size in (1, 2, 4, 8) if size <= per_node and heads % size == 0]
     least = layout.micro_batch_size if _SIZES["micro_batch_size"] in given else 1
-    for tensor in sizes:
+    for tensor in [layout.tensor] if _SIZES["tensor"] in given else within_a_node:
         micro = layout.micro_batch_size
         while micro >= least:
             one = replace(layout, tensor=tensor, micro_batch_size=micro)
-            if not _misfit(plan, one, world) and predicted(plan, one, world, VOCABULARY).fits(
-                gigabytes * GIB
-            ):
+            if not _misfit(plan, one, world) and _fits(plan, one, world, gigabytes, extra):
                 return one
             micro //= 2
     return layout
 
 
-def _fits(plan: Plan, layout: Layout, world: int, gigabytes: int) -> bool:
+def _fits(plan: Plan, layout: Layout, world: int, gigabytes: int, extra: Sequence[str]) -> bool:
+    vocabulary = plan.tokenizer.vocab_size or VOCABULARY
     try:
-        return predicted(plan, layout, world, VOCABULARY).fits(gigabytes * GIB)
+        return predicted(plan, layout, world, vocabulary, extra).fits(gigabytes * GIB)
     except UserError:  # a model whose parameters nobody can count
         return True
 
 
-def predicted(plan: Plan, layout: Layout, world: int, vocabulary: int) -> Memory:
+def predicted(plan: Plan, layout: Layout, world: int, vocabulary: int, extra: Sequence[str] = ()) -> Memory:
     """The memory of a GPU under a layout.
 
     Raises:
         UserError: a model whose parameters nobody can count.
     """
-    copies = max(1, world // layout.model_parallel)
-    sizes = Sizes(layout.micro_batch_size, layout.tensor, layout.pipeline, layout.context, copies)
-    return predict(plan, sizes, vocabulary)
+    arguments = (*_arguments(plan, layout, extra), *extra)
+    return predict(plan, sizes_of(plan, world, arguments), vocabulary, arguments)
 
 
 def allocate(
@@ -153,7 +154,8 @@ def allocate(
     """
     layout = layout_of(plan, extra)
     nodes = layout.nodes if nodes is None else nodes
-    layout = fitted(plan, layout, nodes * per_node, gigabytes, extra) if device == "cuda" else layout
+    if device == "cuda":
+        layout = fitted(plan, layout, nodes * per_node, per_node, gigabytes, extra)
     _check_model(plan, layout)
     if why := _misfit(plan, layout, nodes * per_node):
         most = max(64, 2 * nodes)
@@ -171,7 +173,7 @@ def allocate(
             f"--micro-batch-size {most} does not divide the {share} samples of a copy of the model"
         )
     layout = replace(layout, nodes=nodes, micro_batch_size=micro)
-    return Allocation(nodes, per_node, layout, tuple(_arguments(plan, layout, device, extra)))
+    return Allocation(nodes, per_node, layout, tuple(_arguments(plan, layout, extra)))
 
 
 def allocate_evaluation(
@@ -208,7 +210,7 @@ def _check_model(plan: Plan, layout: Layout) -> None:
         raise UserError(f"{layers} layers do not divide by --pipeline-model-parallel-size {layout.pipeline}")
 
 
-def _arguments(plan: Plan, layout: Layout, device: str, extra: Sequence[str]) -> list[str]:
+def _arguments(plan: Plan, layout: Layout, extra: Sequence[str]) -> list[str]:
     """Megatron arguments for the layout, without those that the plan or the command line gives itself."""
     given = {**plan.model.overrides, **plan.megatron} | given_options(extra)
     arguments: list[str] = []

@@ -9,16 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.launch.memory import Sizes, host_bytes, predict
+from megatron_lrpath.launch.memory import host_bytes, predict, sizes_of
 from megatron_lrpath.launch.preflight import checkpoint_bytes
 from megatron_lrpath.launch.resources import (
     check_batch,
     check_fine_tuning,
     gpu_memory,
     machine_memory,
+    micro_batch_arguments,
     model_parallel_size,
     share_out,
-    whole_numbers,
 )
 from megatron_lrpath.models import parameter_count, resolve_model
 from megatron_lrpath.plan import Plan
@@ -27,7 +27,6 @@ from megatron_lrpath.readiness.finding import FAILED, OK, WARNING, Finding, atte
 from megatron_lrpath.runs.tasks import Task
 from megatron_lrpath.wording import byte_size, plural
 
-PARALLEL = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
 LITTLE_DISK = 10e9  # bytes
 
 
@@ -78,11 +77,8 @@ def gpu_checks(plan: Plan, vocabulary: int, most: float, nproc: int, extra: Sequ
     Raises:
         UserError: a model whose parameters nobody can count.
     """
-    arguments = {**plan.model.overrides, **plan.megatron, **whole_numbers(extra)}
-    tensor, pipeline, context = (int(arguments.get(name) or 1) for name in PARALLEL)
-    micro = int(whole_numbers(extra).get("micro_batch_size", plan.batch.micro_batch_size))
-    copies = max(1, nproc // (tensor * pipeline * context))
-    one = predict(plan, Sizes(micro, tensor, pipeline, context, copies), vocabulary)
+    extra = (*extra, *micro_batch_arguments(plan, nproc, extra))
+    one = predict(plan, sizes_of(plan, nproc, extra), vocabulary, extra)
     parts = f"state {byte_size(one.state)}, activations {byte_size(one.activations)}, other {byte_size(one.left_out)}"
     found = f"each of {plural(nproc, 'GPU')} will hold about {byte_size(one.total)} ({parts}; predicted)"
     if one.fits(most):
@@ -94,7 +90,7 @@ def gpu_checks(plan: Plan, vocabulary: int, most: float, nproc: int, extra: Sequ
         )
         status = FAILED if one.state > most else WARNING
         gpu = Finding("memory", status, f"{found}, it has {byte_size(most)}", advice)
-    return [gpu, host_check(host_bytes(plan, nproc, nproc, vocabulary), machine_memory())]
+    return [gpu, host_check(host_bytes(plan, nproc, nproc, vocabulary, extra), machine_memory())]
 
 
 def host_check(needed: float, there: float) -> Finding:

@@ -11,7 +11,7 @@ import pytest
 
 from megatron_lrpath.cli import main
 from megatron_lrpath.launch.layouts import PAPER, SIZES, allocate
-from megatron_lrpath.launch.memory import GIB, GPU_SIZES, Sizes, host_bytes, padded, predict
+from megatron_lrpath.launch.memory import GIB, GPU_SIZES, Sizes, host_bytes, padded, predict, sizes_of
 from megatron_lrpath.models import resolve_model
 from megatron_lrpath.plan import Plan, load_plan
 
@@ -31,7 +31,7 @@ def megatrons_arguments(plan: Plan, sizes: Sizes) -> Namespace:
         "kv_channels": int(model["hidden_size"]) // heads,
         "group_query_attention": False,
         "num_query_groups": heads,
-        "padded_vocab_size": padded(VOCABULARY, sizes.tensor),
+        "padded_vocab_size": padded(VOCABULARY),
         "seq_length": plan.batch.seq_length,
         "micro_batch_size": sizes.micro_batch_size,
         "tensor_model_parallel_size": sizes.tensor,
@@ -103,6 +103,23 @@ def test_recomputation_keeps_an_input_a_layer() -> None:
     assert little.activations < usual.activations / 2
 
 
+def test_tensor_parallel_ranks_without_sequence_parallelism_keep_more() -> None:
+    plan = paper("1.2b")
+    kept = [predict(plan, Sizes(4, 4, copies=8, sequence=on), VOCABULARY).activations for on in (True, False)]
+    assert kept[0] < kept[1] < 4 * kept[0]
+    arguments = ("--tensor-model-parallel-size", "4", "--sequence-parallel")
+    assert sizes_of(plan, 32, arguments) == Sizes(4, 4, copies=8)
+    assert not sizes_of(plan, 32, arguments[:2]).sequence
+
+
+def test_a_step_of_the_optimizer_counts_where_it_takes_more_than_the_activations() -> None:
+    plan = paper("3.1b")
+    alone, many = (predict(plan, Sizes(1, copies=copies), VOCABULARY) for copies in (1, 64))
+    assert alone.activations + alone.left_out > many.activations + many.left_out
+    undistributed = replace(plan, megatron={**plan.megatron, "use_distributed_optimizer": False})
+    assert predict(undistributed, Sizes(1, copies=64), VOCABULARY).state == alone.state
+
+
 def test_a_node_holds_its_share_of_a_save_unless_every_rank_holds_the_whole_state() -> None:
     plan = paper("1.2b")
     one, four = host_bytes(plan, 8, 8, VOCABULARY), host_bytes(plan, 8, 32, VOCABULARY)
@@ -122,8 +139,17 @@ def test_budget_says_what_fits_and_that_it_is_predicted(capsys: pytest.CaptureFi
     (layout,) = answer["layouts"]
     assert (answer["predicted"], layout["tensor_parallel"], layout["fits"]) == (True, 1, True)
     assert layout["total"] == pytest.approx(layout["state"] + layout["activations"] + layout["other"], abs=3)
-    assert main(["budget", plan, "--gpu-memory", "1"]) == 1
-    assert "too much" in capsys.readouterr().out
     full = ["budget", plan, "--gpu-memory", "40", "--json", "--", "--recompute-granularity", "full"]
     assert main(full) == 0
-    assert json.loads(capsys.readouterr().out)["layouts"][0]["activations"] < layout["activations"]
+    recomputed = json.loads(capsys.readouterr().out)["layouts"][0]
+    assert recomputed["micro_batch_size"] > layout["micro_batch_size"]
+
+
+def test_budget_refuses_what_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = str(PAPER / "3.1b.yaml")
+    assert main(["budget", plan, "--gpu-memory", "1"]) == 2
+    assert "It does NOT fit" in capsys.readouterr().out
+    assert main(["budget", plan, "--", "--recompute-granularty", "full"]) == 2
+    assert "did you mean '--recompute-granularity'" in capsys.readouterr().err
+    assert main(["budget", plan, "--nodes", "3"]) == 2
+    assert "Numbers of nodes that do" in capsys.readouterr().err
