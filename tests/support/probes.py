@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -318,3 +319,37 @@ def peak_bytes(reset: bool = False) -> int:
     with open("/proc/self/status") as file:
         line = next(line for line in file if line.startswith("VmHWM:"))
     return int(line.split()[1]) * 1024
+
+
+@contextmanager
+def engine() -> Iterator[list[str]]:
+    """A process with the stand-in takes it as if it had a GPU; the kinds of the model's layers."""
+    from megatron.training import training
+
+    from megatron_lrpath.plan.needs import ENGINE
+    from megatron_lrpath.training import environment
+
+    seen: list[str] = []
+    available, setup = environment.available, training.setup_model_and_optimizer
+
+    def with_engine(device: str, packed: bool = False) -> frozenset[str]:
+        return available(device, packed) | (set() if packed else {ENGINE})
+
+    def watching(*args: Any, **named: Any) -> Any:
+        made = setup(*args, **named)
+        seen.extend(sorted({type(part).__name__ for part in made[0][0].modules()}))
+        return made
+
+    environment.available, training.setup_model_and_optimizer = with_engine, watching
+    yield seen
+    environment.available, training.setup_model_and_optimizer = available, setup
+
+
+@contextmanager
+def engine_bytes() -> Iterator[list[str]]:
+    """The same, with extra states as Transformer Engine 1 saves them."""
+    from transformer_engine.pytorch.extra_state import FORM
+
+    os.environ[FORM] = "bytes"
+    with engine() as seen:
+        yield seen
