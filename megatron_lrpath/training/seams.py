@@ -124,6 +124,13 @@ SEAMS = (
         "it writes in place, so that a killed save leaves what looks like a checkpoint",
     ),
     Seam(
+        "megatron.core.dist_checkpointing:load",
+        "megatron_lrpath.training.checkpoints.extra_states:load",
+        ("sharded_state_dict", "checkpoint_dir"),
+        "a model of Transformer Engine's layers asks for a state of its last norm, which a checkpoint of other "
+        "layers does not hold",
+    ),
+    Seam(
         "megatron.core.dist_checkpointing.strategies.filesystem_async:FileSystemWriterAsync.finish",
         "megatron_lrpath.training.hooks:first_rank_write",
         (),

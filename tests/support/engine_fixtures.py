@@ -24,17 +24,18 @@ READY = "stand-in: "  # begins an answer, among whatever libraries print
 
 
 class Engine:
-    """The process that starts trainings which find the stand-in."""
+    """The process that starts trainings which find the stand-in; `trap` is made by a command that is executed."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process = process
+    def __init__(self, process: subprocess.Popen[str], trap: Path) -> None:
+        self.process, self.trap = process, trap
 
     def launch(
         self, words: list[str], entry: str = TRAINING, nproc: int = 1, probe: str = "engine"
     ) -> Outcome:
         """As `training_fixtures.launch`."""
         given = {"entry": entry, "words": words, "nproc": nproc, "probe": probe}
-        assert self.process.stdin and self.process.stdout
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(given) + "\n")
         self.process.stdin.flush()
         answer = next(line for line in self.process.stdout if line.startswith(READY))
@@ -42,13 +43,15 @@ class Engine:
 
 
 @contextmanager
-def engine_process() -> Iterator[Engine]:
-    """The process, ended with the block."""
+def engine_process(folder: Path) -> Iterator[Engine]:
+    """The process, ended with the block; `folder` is where a trap lies."""
+    trap = folder / "executed"
     path = os.pathsep.join([str(STAND_IN), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "STAND_IN_TRAP": str(trap)}
     command = [sys.executable, "-W", "ignore", "-m", "tests.support.engine_fixtures"]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, **pipes) as process:
-        yield Engine(process)
+    with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as process:
+        yield Engine(process, trap)
         process.communicate()  # closes its input, which ends it
 
 

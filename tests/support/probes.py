@@ -353,3 +353,21 @@ def engine_bytes() -> Iterator[list[str]]:
     os.environ[FORM] = "bytes"
     with engine() as seen:
         yield seen
+
+
+class Command:
+    """Makes a file where it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A call of the shell."""
+        return os.system, (f"touch {os.environ['STAND_IN_TRAP']}",)
+
+
+@contextmanager
+def engine_poisoned() -> Iterator[list[str]]:
+    """The norms save a command; `STAND_IN_TRAP` of the environment names the file that it makes."""
+    from transformer_engine.pytorch import RMSNorm
+
+    RMSNorm.without_fp8 = Command()
+    with engine() as seen:
+        yield seen

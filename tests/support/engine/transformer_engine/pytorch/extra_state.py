@@ -19,14 +19,14 @@ class ExtraState(torch.nn.Module):
     loaded: Any = None
 
     def get_extra_state(self) -> Any:
-        """What is saved: None pickled in version 1; in version 2 an empty tensor, or what `without_fp8` pickles to."""
-        if os.environ.get(FORM) == "bytes":
-            stream = io.BytesIO()
-            torch.save(self.without_fp8, stream)
-            return stream
-        if self.without_fp8 is None:
+        """What is saved: None in an archive in version 1, an empty tensor in 2; operations pickle `without_fp8`."""
+        if self.without_fp8 is not None:
+            return torch.frombuffer(bytearray(pickle.dumps(self.without_fp8)), dtype=torch.uint8)
+        if os.environ.get(FORM) != "bytes":
             return torch.empty(0, dtype=torch.uint8)
-        return torch.frombuffer(bytearray(pickle.dumps(self.without_fp8)), dtype=torch.uint8)
+        stream = io.BytesIO()
+        torch.save(None, stream)
+        return stream
 
     def set_extra_state(self, state: Any) -> None:
         """Unpickle it, whatever it is, as Transformer Engine does."""

@@ -40,5 +40,7 @@ class DotProductAttention(ExtraState):
         if attn_mask_type != "causal" or mask is not None:
             raise NotImplementedError("the stand-in has causal attention alone")
         rows = [part.permute(1, 2, 0, 3) for part in (query, key, value)]
-        found = F.scaled_dot_product_attention(*rows, is_causal=True, scale=self.softmax_scale, enable_gqa=True)
+        found = F.scaled_dot_product_attention(
+            *rows, is_causal=True, scale=self.softmax_scale, enable_gqa=True
+        )
         return found.permute(2, 0, 1, 3).reshape(*query.shape[:2], -1)
