@@ -323,26 +323,25 @@ def peak_bytes(reset: bool = False) -> int:
 
 @contextmanager
 def engine() -> Iterator[list[str]]:
-    """A process with the stand-in takes it as if it had a GPU; the kinds of the model's layers."""
-    from megatron.training import training
+    """A process with the stand-in takes it as if it had a GPU; the kinds of its modules that were made."""
+    from transformer_engine.pytorch.extra_state import ExtraState
 
     from megatron_lrpath.plan.needs import ENGINE
     from megatron_lrpath.training import environment
 
     seen: list[str] = []
-    available, setup = environment.available, training.setup_model_and_optimizer
+    available, made = environment.available, ExtraState.__init__
 
     def with_engine(device: str, packed: bool = False) -> frozenset[str]:
         return available(device, packed) | (set() if packed else {ENGINE})
 
-    def watching(*args: Any, **named: Any) -> Any:
-        made = setup(*args, **named)
-        seen.extend(sorted({type(part).__name__ for part in made[0][0].modules()}))
-        return made
+    def watching(self: Any, *args: Any, **named: Any) -> None:
+        seen.append(type(self).__name__)
+        made(self, *args, **named)
 
-    environment.available, training.setup_model_and_optimizer = with_engine, watching
+    environment.available, ExtraState.__init__ = with_engine, watching
     yield seen
-    environment.available, training.setup_model_and_optimizer = available, setup
+    environment.available, ExtraState.__init__ = available, made
 
 
 @contextmanager

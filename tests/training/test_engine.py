@@ -11,8 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
+from megatron_lrpath.cli import main as lrpath
 from tests.support.engine_fixtures import Engine, engine_process
 from tests.support.training_fixtures import Outcome, history, launch, make_plan, run_words
 
@@ -20,6 +23,7 @@ pytestmark = pytest.mark.slow
 
 EVALUATION = "megatron_lrpath.evaluate.worker:main"
 WAYS = ("local", "engine", "engine_bytes")
+LAYERS = {"TELayerNormColumnParallelLinear", "TERowParallelLinear", "TEDotProductAttention", "RMSNorm"}
 CLOSE = 1e-5  # of losses: other kernels, fp32
 
 
@@ -51,7 +55,8 @@ def trained(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     for by in WAYS:
         plans[by] = make_plan(tmp_path_factory.mktemp(by), (6, 6))
         for run in ("main", "branch-v1"):
-            start(by, run_words(plans[by], "ours", run)).ok()
+            outcome = start(by, run_words(plans[by], "ours", run)).ok()
+            assert layers(outcome) == (set() if by == "local" else LAYERS)
     return plans
 
 
@@ -69,18 +74,21 @@ def copy(trained: Trained, tmp_path: Path) -> Callable[[str], Path]:
     return made
 
 
+def layers(outcome: Outcome) -> set[str]:
+    """The kinds of the stand-in's modules that were made."""
+    return set(outcome.probed[0] or ())
+
+
 def losses(plan: Path, run: str) -> list[float]:
     return [line["loss"] for line in history(plan.parent / "runs/ours" / run)]
 
 
-def test_the_layers_are_the_engines_and_losses_the_local_ones(trained: Trained, start: Start) -> None:
+def test_losses_are_those_of_the_local_layers(trained: Trained) -> None:
     for run in ("main", "branch-v1"):
         wanted = losses(trained["local"], run)
         assert len(wanted) >= 3
         for by in WAYS[1:]:
             assert losses(trained[by], run) == pytest.approx(wanted, rel=CLOSE)
-    kinds = start("engine", run_words(trained["engine"], "ours", "main")).ok().probed[0]
-    assert {"TELayerNormColumnParallelLinear", "TERowParallelLinear", "TEDotProductAttention"} <= set(kinds)
 
 
 CROSSINGS = [(a, b) for a in WAYS for b in WAYS if a != b]
@@ -115,11 +123,23 @@ def test_the_others_version_is_evaluated_alike(
     words = ["--plan", str(plan), "--device", "cpu", "--runs", "ours/branch-v1"]
     found = []
     for by in (first, then):
-        start(by, words, EVALUATION).ok()
+        assert layers(start(by, words, EVALUATION).ok()) == (set() if by == "local" else LAYERS)
         result = plan.parent / "runs/ours/branch-v1/eval.json"
         found.append(json.loads(result.read_text())["perplexity"])
         result.unlink()
     assert found[1] == pytest.approx(found[0], rel=CLOSE)
+
+
+def test_exports_are_the_same_whatever_the_layers(copy: Callable[..., Path], tmp_path: Path) -> None:
+    weights = []
+    for by in WAYS:
+        folder = tmp_path / f"export-{by}"
+        assert lrpath(["export", str(copy(by)), "--run", "branch-v1", "--output", str(folder)]) == 0
+        weights.append(load_file(folder / "model.safetensors"))
+        shutil.rmtree(tmp_path / "runs")
+    for other in weights[1:]:
+        assert other.keys() == weights[0].keys()
+        assert all(torch.allclose(other[name], weights[0][name], atol=1e-4) for name in other)
 
 
 def test_an_extra_state_with_a_command_is_refused_and_not_run(
