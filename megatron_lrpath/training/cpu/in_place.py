@@ -1,4 +1,4 @@
-"""On the CPU a checkpoint is written from the very tensors that train: no copies on the way.
+"""On the CPU a checkpoint is written from the tensors that train: no copies on the way.
 
 Megatron copies every tensor that is a part of a larger buffer. That serves GPUs, whose memory has to be copied
 anyway. On the CPU it takes longer than writing, and an asynchronous save would stop the training for it, although its
