@@ -146,7 +146,7 @@ def _exchange(operation: Callable[..., Any], tensor: torch.Tensor, peer: int, gr
 def _room(optimizer: Any, parameter: Any, item: Any, parts: Parts) -> dict[str, torch.Tensor]:
     """What a parameter's state is loaded into, where this rank holds a part of it.
 
-    On the CPU those are the very tensors that train, where the rank holds all of it.
+    On the CPU those are the tensors that train, where the rank holds all of it.
     """
     if optimizer.data_parallel_group.rank() not in parts:
         return {}
