@@ -14,5 +14,5 @@ every call, help and completion included, and must load nothing heavy (`tests/co
 
 COMMANDS = (
     "init", "check-args", "plan", "lr", "experiment", "update", "run", "sft", "submit", "status", "cancel",
-    "eval", "report", "samples", "advise", "merge", "export", "doctor", "docs", "completion",
+    "eval", "generate", "chat", "report", "samples", "advise", "merge", "export", "doctor", "docs", "completion",
 )  # fmt: skip

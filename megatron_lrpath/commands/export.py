@@ -91,7 +91,7 @@ def execute(args: argparse.Namespace) -> int:
         step, checkpoint = find_checkpoint(RunFolder(plan.folder(run)).checkpoints, args.step)
         if args.step is None and step != run.last_step:
             print(f"{run.name}: not trained to its end ({step} of {run.last_step} steps)", file=sys.stderr)
-        target = args.output or plan.folder(run) / "huggingface"
+        target = args.output or RunFolder(plan.folder(run)).exported
         print_exported(export_checkpoint(checkpoint, target, origin_of(plan, run, step), wishes))
     return 0
 

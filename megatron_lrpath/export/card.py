@@ -13,6 +13,7 @@ from megatron_lrpath.export.architecture import CLASSES, Architecture
 from megatron_lrpath.paradigms import KINDS, OURS
 from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.plan.wording import mix_text
+from megatron_lrpath.runs.checkpoints import present_fingerprint
 from megatron_lrpath.runs.folder import RunFolder, inspect, read_json_object
 from megatron_lrpath.runs.results import fresh_evaluation
 from megatron_lrpath.schedule import Schedule
@@ -20,7 +21,10 @@ from megatron_lrpath.schedule import Schedule
 
 @dataclass(frozen=True)
 class Origin:
-    """What is known of an exported model: run and plan where it has them, its records, its data."""
+    """What is known of an exported model: run and plan where it has them, its records, its data.
+
+    `checkpoint` is the fingerprint of the checkpoint that it is made from.
+    """
 
     step: int
     plan: Plan | None = None
@@ -28,6 +32,7 @@ class Origin:
     lineage: dict[str, Any] | None = None
     evaluation: dict[str, Any] | None = None
     tokens_by_domain: dict[str, dict[str, int]] = field(default_factory=dict)  # version -> domain -> tokens
+    checkpoint: str | None = None
 
 
 def origin_of(plan: Plan, run: Run, step: int) -> Origin:
@@ -41,7 +46,8 @@ def origin_of(plan: Plan, run: Run, step: int) -> Origin:
         tokens = {one.name: one.tokens_by_domain for one in open_slices(plan.data, names, verify=False)}
     except UserError:  # the slices are gone
         tokens = {}
-    return Origin(step, plan, run, lineage, fresh_evaluation(folder, step), tokens)
+    checkpoint = present_fingerprint(RunFolder(folder).checkpoints, step)
+    return Origin(step, plan, run, lineage, fresh_evaluation(folder, step), tokens, checkpoint)
 
 
 def model_card(name: str, model: Architecture, dtype: str, origin: Origin, notes: Sequence[str]) -> str:

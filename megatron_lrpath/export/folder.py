@@ -15,6 +15,7 @@ from megatron_lrpath.files import appearing_folder, atomic_write_json, atomic_wr
 from megatron_lrpath.reading import read_object, why
 from megatron_lrpath.tokenizers.files import TokenizerFiles, find_tokenizer, write_tokenizer
 
+RECORD = "lrpath_export.json"  # in an exported folder: which checkpoint it was made from
 STORED = "lrpath_chat"  # among the arguments of a fine-tuned checkpoint
 OWN_TEMPLATES = ("chat_template.jinja", "chat_template.json")
 
@@ -148,6 +149,8 @@ def export_checkpoint(checkpoint: Path, target: Path, origin: Origin, wishes: Wi
         atomic_write_json(folder / "config.json", architecture.to_config(model, dtype, tokenizer.tokens))
         atomic_write_json(folder / "generation_config.json", generation_config(tokenizer, chat))
         atomic_write_text(folder / "README.md", model_card(target.name, model, dtype, origin, notes))
+        if origin.checkpoint is not None:
+            atomic_write_json(folder / RECORD, {"step": origin.step, "checkpoint": origin.checkpoint})
     return Exported(target, architecture.CLASSES[model.kind], weights, notes)
 
 

@@ -36,6 +36,7 @@ class RunFolder:
     evaluations = Entry("evals.json")  # of the main path's checkpoints; runs.results
     evaluations_lock = Entry(".evals.json.lock")
     downstream = Entry("downstream.json")  # evaluate.downstream
+    exported = Entry("huggingface")  # export.folder, export.fresh
     merged = Entry("merged.json")  # merge.preview
     logs = Entry("logs")
     evaluation_job = Entry("evaluation")  # holds the `logs` of the Slurm job that evaluates the run
