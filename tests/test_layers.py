@@ -70,6 +70,7 @@ RUN_FOLDER_FILES = (
     "evals.json",
     "lineage.json",
     "downstream.json",
+    "completions.json",
 )
 
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from megatron_lrpath.plan import Plan, load_plan
+from megatron_lrpath.report.page import make_report, write_report
+from megatron_lrpath.runs.completions import completions_of, needs_completions
 from megatron_lrpath.runs.folder import RunFolder
-from tests.support.sft_fixtures import sft_plan
+from tests.support.sft_fixtures import changed, sft_plan
 from tests.support.training_fixtures import Outcome, launch, run_words, train
 
 
@@ -123,3 +128,52 @@ def test_a_conversation_goes_on_and_begins_anew(trained: Path) -> None:
         "positions for prompt and answer" in outcome.output
     )  # a message too long; the talk went on to its end
     assert answers[0] == answers[2]  # the same question of a new conversation
+
+
+def completions(plan: Path) -> dict[str, Any]:
+    """What the evaluation of the version left."""
+    found: dict[str, Any] = json.loads(run_folder(plan, "branch-v1").completions.read_text())
+    return found
+
+
+def evaluate(plan: Path, nproc: int = 1, *extra: str) -> None:
+    """The worker that `lrpath eval` starts."""
+    words = ["--plan", str(plan), "--device", "cpu", "--runs", "ours/branch-v1", *extra]
+    launch("megatron_lrpath.evaluate.worker:main", words, nproc).ok()
+
+
+def test_an_evaluation_leaves_completions_that_the_report_shows(trained: Path) -> None:
+    evaluate(trained)
+    first = completions(trained)
+    assert [one["domain"] for one in first["completions"]] == ["prose", "code"] * 2
+    assert all(one["prompt"] for one in first["completions"])
+    plan = changed(trained, "prompted", prompts=["the plan", "of it"])
+    loaded = load_plan(plan)
+    assert needs_completions(loaded, loaded.run("ours", "branch-v1"))
+    evaluate(plan)
+    assert not needs_completions(loaded, loaded.run("ours", "branch-v1"))
+    asked = completions(plan)["completions"]
+    assert [one["prompt"] for one in asked] == ["the plan", "of it"]
+    greedy = generate(trained, "--run", "branch-v1", "--temperature", 0, "the plan")
+    written = completions_of(loaded.folder(loaded.run("ours", "branch-v1")), 4)[0].text
+    assert written
+    assert written[:5] in greedy  # transformers, of the exported model, writes the same
+    page, text = report_of(loaded)
+    assert "What the models write" in page
+    assert "the plan" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["--tensor-model-parallel-size", "--pipeline-model-parallel-size"])
+def test_two_ranks_write_the_same(trained: Path, layout: str) -> None:
+    evaluate(trained, 1, "--again")
+    alone = completions(trained)["completions"]
+    evaluate(trained, 2, "--again", layout, "2")
+    assert completions(trained)["completions"] == alone
+
+
+def report_of(plan: Plan) -> tuple[str, str]:
+    """The report's page and its Markdown."""
+    folder = Path(plan.output) / "report"
+    page = write_report(make_report(plan, datetime(2026, 11, 23, tzinfo=UTC)), folder)
+    return page.read_text(), (folder / "report.md").read_text()
