@@ -88,6 +88,15 @@ def test_a_stale_export_is_made_again_and_a_strangers_is_not_replaced(trained: P
     shutil.rmtree(exported)
 
 
+@pytest.mark.parametrize("run", ["branch-v1", "sft-v1"])
+def test_the_model_card_says_how_to_use_it(trained: Path, tmp_path: Path, run: str) -> None:
+    folder = tmp_path / "exported"
+    output = lrpath("export", trained, "--run", run, "--output", folder).ok().output
+    assert f"hf upload USER/tiny-test-{run} {folder}" in output
+    assert (folder / "README.md").read_text().count(f"# tiny-test {run}\n") == 1
+    launch("tests.support.export_worker:follow_card", [str(folder)]).ok()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

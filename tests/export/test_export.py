@@ -54,7 +54,7 @@ def save_model(
 
 def test_every_parallel_layout_exports_to_the_same_bytes(tmp_path: Path) -> None:
     tied_qwen = MODEL | {"add_qkv_bias": True, "untie_embeddings_and_output_weights": False}
-    plan = make_plan(tmp_path, versions=(4, 4), model=tied_qwen)
+    plan = make_plan(tmp_path, versions=(4, 4), model=tied_qwen, license="apache-2.0")
     train(run_words(plan, "ours", "main")).ok()
     layouts = {"branch-v1": "--tensor-model-parallel-size", "branch-v2": "--pipeline-model-parallel-size"}
     for run, layout in layouts.items():  # the parent's weights, saved by two ranks
@@ -76,7 +76,9 @@ def test_every_parallel_layout_exports_to_the_same_bytes(tmp_path: Path) -> None
     ).read_bytes()
     card = (tmp_path / "branch-v2/README.md").read_text()
     said = [
-        "tiny-test",
+        "# tiny-test branch-v2",
+        'license: "apache-2.0"',
+        "tokens trained on | 384,",
         "v2 (2 of 2)",
         "main, step 6",
         "| 0.5 |",
