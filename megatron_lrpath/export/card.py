@@ -51,11 +51,13 @@ def origin_of(plan: Plan, run: Run, step: int) -> Origin:
     return Origin(step, plan, run, lineage, fresh_evaluation(folder, step), tokens, checkpoint)
 
 
-def model_card(name: str, model: Architecture, dtype: str, origin: Origin, notes: Sequence[str]) -> str:
-    """The content of `README.md`; without a run, `name` is the title."""
+def model_card(
+    name: str, model: Architecture, dtype: str, origin: Origin, notes: Sequence[str], *, how: str
+) -> str:
+    """The content of `README.md`; without a run, `name` is the title. `how` is the part on usage, empty for none."""
     plan, run = origin.plan, origin.run
     title = f"{plan.name} {run.name}" if plan and run else name
-    parts = [front_matter(origin), f"# {title}\n", usage(origin), architecture_table(model, dtype)]
+    parts = [front_matter(origin), f"# {title}\n", how, architecture_table(model, dtype)]
     if plan is not None and run is not None:
         parts += [training(plan, run, origin), data_table(origin)]
     else:
@@ -92,11 +94,9 @@ ASK_CHAT = """chat = [{"role": "user", "content": "What is new?"}]
 asked = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)"""
 
 
-def usage(origin: Origin) -> str:
-    """How to let the model write: a conversation of a fine-tuned one, a text of others; none without a tokenizer."""
-    if origin.plan is not None and origin.plan.tokenizer.type.startswith("Null"):
-        return ""
-    return USAGE.replace("{ask}", ASK_CHAT if origin.run is not None and origin.run.is_sft else ASK_TEXT)
+def usage(chats: bool) -> str:
+    """How to let the model write: a conversation where it has a chat template, else a text that it goes on from."""
+    return USAGE.replace("{ask}", ASK_CHAT if chats else ASK_TEXT)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -149,6 +149,18 @@ def fine_tuning(plan: Plan, run: Run, origin: Origin) -> str:
     return "## Fine-tuning\n\n" + table(("", ""), rows) + "\n" + version
 
 
+def trained_on(plan: Plan, run: Run, step: int) -> str:
+    """The tokens from the first step of all to `step`, and whose they are."""
+    text = f"{plan.tokens(step):,}"
+    if run.parent:
+        text += (
+            f", of which {plan.tokens(run.parent.step):,} up to step {run.parent.step:,} of {run.parent.run}"
+        )
+    if plan.megatron.get("pretrained_checkpoint"):
+        text += "; those of the imported model are not counted"
+    return text
+
+
 def training(plan: Plan, run: Run, origin: Origin) -> str:
     """Plan, version, paradigm, schedule and steps."""
     if run.is_sft:
@@ -162,10 +174,7 @@ def training(plan: Plan, run: Run, origin: Origin) -> str:
         ("starts from", f"{run.parent.run}, step {run.parent.step:,}" if run.parent else weights),
         ("steps", f"{run.first_step:,} to {origin.step:,} of {run.last_step:,}"),
         ("tokens a step", f"{plan.batch.tokens:,}"),
-        (
-            "tokens trained on",
-            f"{plan.tokens(origin.step):,}, those of the runs that it starts from included",
-        ),
+        ("tokens trained on", trained_on(plan, run, origin.step)),
         ("schedule", rates(plan.schedule)),
         ("seed", plan.seed),
     ]

@@ -8,7 +8,7 @@ from typing import Any
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.export import architecture
-from megatron_lrpath.export.card import Origin, model_card
+from megatron_lrpath.export.card import Origin, model_card, usage
 from megatron_lrpath.export.checkpoint import CheckpointReader
 from megatron_lrpath.export.weights import EMBEDDING, write_weights
 from megatron_lrpath.files import appearing_folder, atomic_write_json, atomic_write_text
@@ -148,7 +148,9 @@ def export_checkpoint(checkpoint: Path, target: Path, origin: Origin, wishes: Wi
         notes += write_chat(chat, folder) if chat else []
         atomic_write_json(folder / "config.json", architecture.to_config(model, dtype, tokenizer.tokens))
         atomic_write_json(folder / "generation_config.json", generation_config(tokenizer, chat))
-        atomic_write_text(folder / "README.md", model_card(target.name, model, dtype, origin, notes))
+        how = usage(chats=chat is not None) if tokenizer.path is not None else ""
+        card = model_card(target.name, model, dtype, origin, notes, how=how)
+        atomic_write_text(folder / "README.md", card)
         if origin.checkpoint is not None:
             atomic_write_json(folder / RECORD, {"step": origin.step, "checkpoint": origin.checkpoint})
     return Exported(target, architecture.CLASSES[model.kind], weights, notes)
