@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Print the plan; 0. UserError (status 2) where files that are there contradict it."""
+    from megatron_lrpath.launch.estimate import estimate
     from megatron_lrpath.plan import json_schema, load_plan
 
     if args.schema:
@@ -43,6 +44,8 @@ def execute(args: argparse.Namespace) -> int:
         raise UserError("which plan? lrpath plan PLAN (the file), or lrpath plan --schema")
     plan = load_plan(args.plan)
     paradigms = paradigms_of(args)
+    trained = paradigms_of(args, plan)
+    left = estimate(plan, trained)
     if args.png:
         from megatron_lrpath.files import atomic_write_bytes
 
@@ -52,11 +55,12 @@ def execute(args: argparse.Namespace) -> int:
             text = f"cannot write {args.png}: {cause(error)}; choose another place for --png"
             raise UserError(text) from None
     if args.json:
-        print(json.dumps(as_json(plan, paradigms), indent=2, ensure_ascii=False, allow_nan=False))
+        whole = as_json(plan, paradigms) | {"left_to_train": {"paradigms": list(trained), **left.to_dict()}}
+        print(json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False))
     else:
         from megatron_lrpath.commands.plan_view import show_plan
 
-        show_plan(plan, paradigms, curves=not args.no_curves)
+        show_plan(plan, paradigms, trained, left, curves=not args.no_curves)
         if args.png:
             print(f"Curves: {args.png}")
     sys.stdout.flush()

@@ -77,11 +77,11 @@ class Report:
         return [drawing for drawing in (self.rates, self.cost, self.losses, advice) if drawing is not None]
 
 
-def make_report(plan: Plan, now: datetime, paradigms: Sequence[str] | None = None) -> Report:
+def make_report(plan: Plan, now: datetime, paradigms: Sequence[str] | None = None, left: str = "") -> Report:
     """Read the plan's runs and work out the report; UserError where the plan's output folder is not there.
 
-    `paradigms` as of `collect`. The record of what it was made from names the evaluations of the other paradigms,
-    too: the report shows all that it is to show of them, nothing.
+    `paradigms` as of `collect`; `left` says what is left to train and what that takes. The record of what it was made
+    from names the evaluations of the other paradigms, too: the report shows all that it is to show of them, nothing.
     """
     tree: RunTree = collect(plan, paradigms)
     results = main_table(tree)
@@ -103,7 +103,7 @@ def make_report(plan: Plan, now: datetime, paradigms: Sequence[str] | None = Non
         advice=read_advice(plan),
         tuned=fine_tuning_table(tree),
         runs=run_table(tree),
-        facts=facts(tree),
+        facts=facts(tree) | ({"Left to train": left} if left else {}),
         data=data_table(tree),
         scores=perplexity_csv(tree),
         downstream_scores=downstream_csv(tree),

@@ -96,11 +96,13 @@ class History:
     `steps` is int64 of shape [rows]; every column of `columns` is float64 of the same shape, NaN where a
     line did not say. `unreadable` counts the lines in the middle of the file that could not be read (a
     process that was killed while it wrote); a torn last line is expected of a running one and not counted.
+    `on_gpus`: a line gives its share of a device's peak.
     """
 
     steps: NDArray[np.int64]
     columns: dict[str, NDArray[np.float64]]
     unreadable: int = 0
+    on_gpus: bool = False
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -137,7 +139,8 @@ def read_history(folder: Path) -> History:
         for row, line in zip(parsed, lines, strict=True)
         if line is not lines[-1] or _WAS_WHOLE.search(line)
     )
-    return History(np.array([row.step for row in ordered], np.int64), columns, unreadable)
+    on_gpus = any(row.mfu is not None for row in ordered)
+    return History(np.array([row.step for row in ordered], np.int64), columns, unreadable, on_gpus)
 
 
 def rows_up_to(folder: Path, step: int) -> Iterator[LoggedStep]:
