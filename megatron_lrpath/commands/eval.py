@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -226,7 +227,10 @@ def execute(args: argparse.Namespace) -> int:
         )
         return 0
     kinds = ([run for run in wanted if not run.is_sft], [run for run in wanted if run.is_sft])
-    return max(evaluate(plan, [Target(run) for run in runs], args) for runs in kinds if runs)
+    status = max(evaluate(plan, [Target(run) for run in runs], args) for runs in kinds if runs)
+    if status == 0:
+        print(f"next: lrpath report {shlex.quote(str(args.plan))}")
+    return status
 
 
 def evaluate(plan: Plan, targets: list[Target], args: argparse.Namespace) -> int:

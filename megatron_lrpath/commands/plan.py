@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +66,9 @@ def execute(args: argparse.Namespace) -> int:
             print(f"Curves: {args.png}")
     sys.stdout.flush()
     check_files(plan, paradigms)
+    if not args.json:
+        path = shlex.quote(str(args.plan))
+        print(f"next: lrpath run {path}" if left.steps else f"next: lrpath report {path}")
     return 0
 
 

@@ -92,7 +92,9 @@ def test_a_branch_waits_for_its_part_of_the_main_path_alone(plan: Plan) -> None:
 def test_nothing_left_is_said(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
     for run in plan.runs("ours"):
         train(plan, run.name, 1.0, 1)
-    assert "To train (ours): nothing is left to train" in shown(plan, capsys)
+    said = shown(plan, capsys)
+    assert "To train (ours): nothing is left to train" in said
+    assert said.endswith(f"next: lrpath report {plan.path}\n")
 
 
 def test_the_report_says_what_was_spent_and_what_is_left(plan: Plan) -> None:
