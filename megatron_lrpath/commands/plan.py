@@ -35,7 +35,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Print the plan; 0. UserError (status 2) where files that are there contradict it."""
-    from megatron_lrpath.launch.estimate import estimate
     from megatron_lrpath.plan import json_schema, load_plan
 
     if args.schema:
@@ -43,6 +42,8 @@ def execute(args: argparse.Namespace) -> int:
         return 0
     if args.plan is None:
         raise UserError("which plan? lrpath plan PLAN (the file), or lrpath plan --schema")
+    from megatron_lrpath.launch.estimate import estimate
+
     plan = load_plan(args.plan)
     paradigms = paradigms_of(args)
     trained = paradigms_of(args, plan)

@@ -12,7 +12,6 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.launch.layouts import GPUS_PER_NODE, MFU, allocate, seconds_per_step
 from megatron_lrpath.plan import PARADIGMS, Plan
 from megatron_lrpath.runs.folder import RunFolder, read_json_object
-from megatron_lrpath.runs.history import read_history
 from megatron_lrpath.runs.state import read_state
 from megatron_lrpath.runs.tasks import Task, build_tasks
 from megatron_lrpath.wording import duration, hours_text, plural, short_number
@@ -111,6 +110,10 @@ def pace(plan: Plan) -> Pace | None:
     A step of a small model is not computed: a share of the peak says nothing about it.
     """
     for task in reversed(build_tasks(plan, PARADIGMS[::-1], fine_tunings=False)):
+        if not RunFolder(task.folder).history.is_file():
+            continue
+        from megatron_lrpath.runs.history import read_history  # start-up time: numpy, for `lrpath plan`
+
         history = read_history(task.folder)
         seconds = history.usual_seconds
         starts = (read_json_object(RunFolder(task.folder).lineage) or {}).get("starts")

@@ -13,10 +13,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from megatron_lrpath.console import warn
 from megatron_lrpath.files import atomic_write_text
@@ -24,6 +21,10 @@ from megatron_lrpath.full_disk import PatientFile
 from megatron_lrpath.reading import parse_json
 from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.wording import plural
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 FIELDS = ("consumed_samples", "lr", "loss", "grad_norm", "seconds", "valid_loss")
 TAIL_BYTES = 64 * 1024
@@ -113,12 +114,16 @@ class History:
     @property
     def usual_seconds(self) -> float | None:
         """The median time of a step, which neither a checkpoint nor the first step after a start bends."""
+        import numpy as np  # start-up time: readers of single lines need none
+
         known = self["seconds"][np.isfinite(self["seconds"])]
         return float(np.median(known)) if len(known) else None
 
     @property
     def seconds(self) -> float | None:
         """The time that the logged steps took together, None where no line says one."""
+        import numpy as np  # start-up time: readers of single lines need none
+
         known = self["seconds"][np.isfinite(self["seconds"])]
         return float(known.sum()) if len(known) else None
 
@@ -129,6 +134,8 @@ def read_history(folder: Path) -> History:
     A step that was logged again after a resume counts with its last line: the earlier one belongs to an
     attempt whose end was thrown away.
     """
+    import numpy as np  # start-up time: readers of single lines need none
+
     lines = _lines(RunFolder(folder).history)
     parsed = [parse_line(line) for line in lines]
     rows = {row.step: row for row in parsed if row is not None}
