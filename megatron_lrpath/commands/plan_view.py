@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from datetime import datetime
 from typing import Any
 
 import plotille
@@ -11,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from megatron_lrpath.console import terminal_table
+from megatron_lrpath.launch.estimate import Estimate, cost_lines
 from megatron_lrpath.paradigms import CPT, PARADIGM_ROWS
 from megatron_lrpath.plan import PARADIGMS, Plan, Run
 from megatron_lrpath.plan.wording import mix_text, paradigm_name, schedule_name, sft_text
@@ -26,8 +28,13 @@ AXIS_TITLE = " steps"
 LOOK: dict[str, Any] = {"title_justify": "left", "title_style": "bold"}
 
 
-def show_plan(plan: Plan, paradigms: tuple[str, ...], curves: bool) -> None:
-    """Print the runs of the paradigms, their costs and, if asked for, their curves."""
+def show_plan(
+    plan: Plan, paradigms: tuple[str, ...], trained: tuple[str, ...], left: Estimate, curves: bool
+) -> None:
+    """Print the runs of the paradigms, their costs and, if asked for, their curves.
+
+    `left` is what is left to train of the paradigms `trained`, which the plan is carried out for.
+    """
     console = Console()
     if not console.is_terminal:
         console = Console(width=PIPE_WIDTH)
@@ -45,6 +52,10 @@ def show_plan(plan: Plan, paradigms: tuple[str, ...], curves: bool) -> None:
     console.print(costs_table(plan, paradigms))
     for text in storage_texts(plan, paradigms):
         console.print(Text(text))
+    first, *further = cost_lines(left, datetime.now().astimezone())
+    console.print(Text(f"To train ({', '.join(trained)}): {first}"))
+    for line in further:
+        console.print(Text(f"  {line}"))
     if plan.sft is not None:
         text = f"Fine-tuning: {sft_text(plan.sft)}"
         if plan.sft.steps is None:  # epochs, whose steps are known once the data are prepared

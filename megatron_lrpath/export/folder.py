@@ -7,7 +7,7 @@ from pathlib import Path
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.export import architecture
-from megatron_lrpath.export.card import Origin, model_card
+from megatron_lrpath.export.card import Origin, model_card, usage
 from megatron_lrpath.export.carried import Carried
 from megatron_lrpath.export.checkpoint import CheckpointReader
 from megatron_lrpath.export.config import to_config
@@ -16,6 +16,7 @@ from megatron_lrpath.files import appearing_folder, atomic_write_json, atomic_wr
 from megatron_lrpath.reading import read_object, why
 from megatron_lrpath.tokenizers.files import find_tokenizer, write_tokenizer
 
+RECORD = "lrpath_export.json"  # in an exported folder: which checkpoint it was made from
 STORED = "lrpath_chat"  # among the arguments of a fine-tuned checkpoint
 OWN_TEMPLATES = ("chat_template.jinja", "chat_template.json")
 
@@ -152,7 +153,11 @@ def export_checkpoint(checkpoint: Path, target: Path, origin: Origin, wishes: Wi
         atomic_write_json(folder / "config.json", carried.config | config)
         generation = carried.generation_config(tokenizer.tokens, chat.stop_token if chat else None)
         atomic_write_json(folder / "generation_config.json", generation)
-        atomic_write_text(folder / "README.md", model_card(target.name, model, dtype, origin, notes))
+        how = usage(chats=chat is not None) if tokenizer.path is not None else ""
+        card = model_card(target.name, model, dtype, origin, notes, how=how)
+        atomic_write_text(folder / "README.md", card)
+        if origin.checkpoint is not None:
+            atomic_write_json(folder / RECORD, {"step": origin.step, "checkpoint": origin.checkpoint})
     return Exported(target, architecture.CLASSES[model.kind], weights, notes)
 
 

@@ -35,7 +35,8 @@ class Plan:
 
     `schedule.warmup` is in steps; `cycle_steps` of the versions has the schedule's own default merged in;
     `megatron` holds further Megatron arguments, their names with underscores. `paradigms` are those that the file
-    names (None: it does not say, see `runs.tasks.named_paradigms`); every one can be asked for all the same.
+    names (None: it does not say, see `runs.tasks.named_paradigms`); every one can be asked for all the same. `license`
+    is the models', for their cards; `prompts` are what evaluated models go on from, to be looked at.
     """
 
     path: Path
@@ -54,6 +55,8 @@ class Plan:
     also_branch_at: tuple[int, ...] = ()
     sft: Sft | None = None
     paradigms: tuple[str, ...] | None = None
+    license: str | None = None
+    prompts: tuple[str, ...] = ()
 
     @cached_property
     def timeline(self) -> Timeline:

@@ -18,7 +18,7 @@ from megatron_lrpath.plan.wording import mix_text, schedule_name, sft_text
 from megatron_lrpath.report.collect import RunTree
 from megatron_lrpath.report.tables import Cell, Table
 from megatron_lrpath.sealed import json_digest
-from megatron_lrpath.wording import MISSING, listing, plural, short_number
+from megatron_lrpath.wording import MISSING, hours_text, listing, plural, short_number
 
 
 def facts(tree: RunTree) -> dict[str, str]:
@@ -57,6 +57,7 @@ def facts(tree: RunTree) -> dict[str, str]:
         "Trained": f"started {', last start '.join(f'{time} UTC' for time in dict.fromkeys(span))}"
         if span
         else "",
+        "Hours trained": _hours(tree),
         "Packages": ", ".join(f"{name} {' and '.join(versions)}" for name, versions in packages.items()),
         "Code": listing(list(commits)),
     }
@@ -95,6 +96,21 @@ def _step_tokens(sizes: Mapping[str, int]) -> str:
 
 def _tokenizer(facts: Mapping[str, Any]) -> str:
     return f"{facts['type']} {facts.get('model') or ''}".strip()
+
+
+def _hours(tree: RunTree) -> str:
+    """Processes times hours of the recorded steps; empty where the lineage of a run does not say how many."""
+    hours: dict[str, float] = {}
+    for record in (*tree, *tree.tuned):
+        starts = record.recorded("starts")
+        processes = starts[-1].get("world_size") if starts else None
+        if record.history.seconds is None:
+            continue
+        if not isinstance(processes, int) or isinstance(processes, bool):
+            return ""
+        unit = "GPU" if record.history.on_gpus else "process"
+        hours[unit] = hours.get(unit, 0.0) + record.history.seconds * processes / 3600
+    return " and ".join(hours_text(number, unit) for unit, number in hours.items())
 
 
 def subtitle(tree: RunTree) -> str:

@@ -196,6 +196,18 @@ PLAN_KEYS = (
     Key("versions", {"type": "array", "minItems": 1, "maxItems": 1000}, REQUIRED, "versions in order"),
     Key("branch_mix", OBJECT, None, "other data in the branches, beside the main path's"),
     Key("sft", OBJECT, None, "fine-tuning of the versions' models on chats or instructions"),
+    Key(
+        "license",
+        TEXT,
+        None,
+        "licence of the models, for the cards of their exports: `apache-2.0`, `mit`, `other` …",
+    ),
+    Key(
+        "prompts",
+        {"type": "array", "items": TEXT, "minItems": 1, "maxItems": 100},
+        None,
+        "what the models go on from in `lrpath eval`, for the report; default: beginnings of the validation text",
+    ),
     Key("output", TEXT, None, "folder of all runs, `OUTPUT/<paradigm>/<run>`; default: `runs/NAME`"),
     Key("megatron", OBJECT, {}, "any other Megatron arguments, with `-` or `_`, without the dashes before"),
 )

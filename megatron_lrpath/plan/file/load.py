@@ -199,7 +199,7 @@ def load_plan(path: Path | str) -> Plan:
 def plan_from(source: Source) -> Plan:
     """The plan that a file's text says; raises PlanError like `load_plan`."""
     top = read_section(source.root, PLAN_KEYS)
-    values = _read_fields(top, PLAN_KEYS, *SECTIONS, "model", "versions", "megatron", "paradigms")
+    values = _read_fields(top, PLAN_KEYS, *SECTIONS, "model", "versions", "megatron", "paradigms", "prompts")
     values["output"] = values["output"] or f"runs/{values['name']}"
     if problem := length_problem(values["output"]):
         raise top.get("output", top["name"]).error(problem)
@@ -219,6 +219,7 @@ def plan_from(source: Source) -> Plan:
         megatron=read_arguments(top.get("megatron")),
         sft=read_sft(top.get("sft"), values["seed"], batch, versions),
         paradigms=_paradigms(top.get("paradigms")),
+        prompts=_texts(top.get("prompts")),
         **values,
     )
     check_plan(source, plan)
