@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from megatron_lrpath.advise.apply import apply_alphas
 from megatron_lrpath.advise.by_version import Allocation, Option, allocate, cheapest_sums, trained_versions
 from megatron_lrpath.advise.model import Model, build_model
 from megatron_lrpath.advise.predict import ALPHAS
@@ -158,3 +160,71 @@ def test_where_limits_forbid_alphas_by_version_one_for_all_is_told(
     text = " ".join(capsys.readouterr().out.split())
     assert "No alphas by version give the lowest loss at a cost of at most 0.45 within their limits" in text
     assert "One alpha for all versions: alpha=" in text
+
+
+def applicable(folder: Path) -> tuple[Plan, str]:
+    """A plan of which v1 and v2 are trained, as nothing trains it now, and the text of its file."""
+    plan = small_plan(folder)
+    write_losses(plan)
+    for run in plan.runs("ours"):
+        os.utime(plan.folder(run) / "history.jsonl", (1, 1))  # else taken for a training that goes on
+    for name in ("v1", "v2"):
+        has_trained(plan, name)
+    for name in ("v3", "v4"):
+        (plan.folder(plan.run("ours", f"branch-{name}")) / "history.jsonl").unlink()
+    text = "# ours\n" + plan.path.read_text().replace("output:", "# where\noutput:")
+    plan.path.write_text(text)
+    return plan, text
+
+
+def test_apply_puts_the_advice_into_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan, text = applicable(tmp_path)
+    words = ["advise", str(plan.path), "--budget", "0.55", "--json"]
+    assert main([*words, "--apply"]) == 0
+    found = json.loads(capsys.readouterr().out)["chosen"]
+    made = load_plan(plan.path)
+    assert found["changes"]
+    assert [one.alpha or made.alpha for one in made.versions] == list(found["alphas"].values())
+    assert [one.alpha for one in made.versions[:2]] == [None, None]
+    kept = [line for line in plan.path.read_text().splitlines() if "alpha: " not in line or "0.6" in line]
+    assert kept == text.splitlines()
+    assert made.cost("ours").relative == pytest.approx(found["relative_cost"])
+    written = plan.path.read_text()
+    assert main([*words, "--apply"]) == 0
+    assert "these alphas already" in capsys.readouterr().err
+    assert plan.path.read_text() == written
+
+
+@pytest.mark.parametrize("case", ["trained", "training", "fit-on", "no target"])
+def test_apply_changes_nothing_where_it_may_not(
+    tmp_path: Path, case: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan, text = applicable(tmp_path)
+    words = ["advise", str(plan.path), "--apply", "--budget", "0.1" if case == "no target" else "0.55"]
+    if case == "trained":
+        for name in ("v3", "v4"):
+            has_trained(plan, name)
+    if case == "training":
+        os.utime(plan.folder(plan.main) / "history.jsonl")
+    if case == "fit-on":
+        words += ["--fit-on", "v1"]
+    assert main(words) == (1 if case == "no target" else 2)
+    said = capsys.readouterr()
+    assert {
+        "trained": "all versions are trained",
+        "training": "ours/main is being trained",
+        "fit-on": "--fit-on",
+    }.get(case, "") in said.err
+    assert plan.path.read_text() == text
+
+
+def test_apply_leaves_a_plan_that_changed_meanwhile(tmp_path: Path) -> None:
+    plan, text = applicable(tmp_path)
+    changed = text.replace("alpha: 0.6", "alpha: 0.7")
+    plan.path.write_text(changed)
+    with pytest.raises(UserError, match="have changed since"):
+        apply_alphas(plan, {"v3": 0.4})
+    plan.path.write_text(text)
+    with pytest.raises(UserError, match="have changed since"):
+        apply_alphas(plan, {"v2": 0.4})
+    assert plan.path.read_text() == text

@@ -1,9 +1,9 @@
-"""A version appended to the text of a plan file: comments, order and everything else stay as they were written."""
+"""Changes to the text of a plan file (a version appended, alphas set): all else stays as it was written."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +26,66 @@ def with_version(path: Path, text: str, version: dict[str, Any], valid: Sequence
     versions, data = _value(root, "versions"), _value(root, "data")
     newline = "\r\n" if "\r\n" in text else "\n"
     edits = [_appended(text, versions, version, newline), *_valid(text, data, valid, newline)]
-    changed = text
-    for begin, end, new in sorted(edits, reverse=True):
-        changed = changed[:begin] + new + changed[end:]
     before = plain(parse_source(path, text).root)
     wanted = before | {
         "versions": [*before["versions"], version],
         "data": before["data"] | ({"valid": _as_value(valid)} if valid else {}),
     }
+    by_hand = f"`- {_flow(version)}` to `versions`" + (
+        f", and `valid: {_list(valid)}` to `data`" if valid else ""
+    )
+    return _edited(path, text, edits, wanted, f"add {by_hand} and call again")
+
+
+def with_alphas(path: Path, text: str, alphas: Mapping[str, float]) -> str:
+    """The text of the plan `path` with `alpha` as given for these versions.
+
+    Raises:
+        PlanError: the file is written in a way that this does not understand; with the lines to set by hand.
+    """
+    versions = _value(yaml.compose(text, Loader=yaml.SafeLoader), "versions")
+    newline = "\r\n" if "\r\n" in text else "\n"
+    before = plain(parse_source(path, text).root)
+    edits = [
+        _alpha(text, node, alphas[version["name"]], newline)
+        for node, version in zip(versions.value, before["versions"], strict=True)
+        if version["name"] in alphas
+    ]
+    wanted = before | {
+        "versions": [
+            version | ({"alpha": alphas[version["name"]]} if version["name"] in alphas else {})
+            for version in before["versions"]
+        ]
+    }
+    by_hand = "; ".join(f"`alpha: {alpha!r}` of version {name}" for name, alpha in alphas.items())
+    return _edited(path, text, edits, wanted, f"set {by_hand} by hand")
+
+
+def _edited(path: Path, text: str, edits: Sequence[Edit], wanted: dict[str, Any], by_hand: str) -> str:
+    """The text with the edits made. PlanError with what to do by hand where it does not say `wanted` then."""
+    changed = text
+    for begin, end, new in sorted(edits, reverse=True):
+        changed = changed[:begin] + new + changed[end:]
     try:
         if plain(parse_source(path, changed).root) == wanted:
             return changed
     except PlanError:
         pass
-    by_hand = f"`- {_flow(version)}` to `versions`" + (
-        f", and `valid: {_list(valid)}` to `data`" if valid else ""
-    )
-    raise PlanError(f"{path}: cannot be edited as it is written; add {by_hand} and call again")
+    raise PlanError(f"{path}: cannot be edited as it is written; {by_hand}")
+
+
+def _alpha(text: str, version: yaml.Node, alpha: float, newline: str) -> Edit:
+    """What gives a version this alpha: its value replaced where it has one, else a key behind the last one."""
+    assert isinstance(version, yaml.MappingNode)
+    held = {key.value: value for key, value in version.value}
+    if "alpha" in held:
+        begin, end = held["alpha"].start_mark.index, _end(held["alpha"])
+        return begin, end, repr(alpha) if end > begin else f" {alpha!r}"
+    end = _end(version)
+    if version.flow_style:
+        last = _end(version.value[-1][1])
+        return last, last, f", alpha: {alpha!r}"
+    return _line_behind(text, end, [" " * version.start_mark.column + f"alpha: {alpha!r}"], newline)
 
 
 def _value(node: yaml.Node | None, key: str) -> yaml.Node:
