@@ -26,6 +26,7 @@ from megatron_lrpath.advise.read import read_curves, scale_of
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.paradigms import BRANCH, MAIN
 from megatron_lrpath.plan import Plan, differences, run_identity
+from megatron_lrpath.plan.wording import main_rate_text
 
 WITHIN = 0.0075
 """How near to the best perplexity is near enough, unless the user says."""
@@ -153,6 +154,11 @@ def advise(
     Raises:
         UserError: the losses logged so far support no prediction, or no alpha meets the target.
     """
+    if plan.main.path.main is not None:
+        raise UserError(
+            f"{plan.path}: the main path's rate changes ({main_rate_text(plan)}), and the law does not hold across "
+            "maximum rates; lrpath advise takes plans whose main path stays at schedule.max_lr"
+        )
     curves = all_curves(plan, others)
     used = upto_version(plan, curves, fit_on) if fit_on else curves
     model = build_model(used, scale_of(plan))

@@ -12,7 +12,7 @@ from megatron_lrpath.models import ModelSpec
 from megatron_lrpath.paradigms import MAIN, OURS, PARADIGMS, SFT
 from megatron_lrpath.plan.runs import Run, Timeline
 from megatron_lrpath.plan.sft import DROPPED, FOLDER, PREPARED, Sft
-from megatron_lrpath.plan.spec import Batch, Data, Tokenizer, Version
+from megatron_lrpath.plan.spec import Batch, Data, Falling, Tokenizer, Version
 from megatron_lrpath.reading import why
 from megatron_lrpath.schedule import Schedule
 from megatron_lrpath.sealed import read_sealed
@@ -35,7 +35,8 @@ class Plan:
 
     `schedule.warmup` is in steps; `cycle_steps` of the versions has the schedule's own default merged in;
     `megatron` holds further Megatron arguments, their names with underscores. `paradigms` are those that the file
-    names (None: it does not say, see `runs.tasks.named_paradigms`); every one can be asked for all the same.
+    names (None: it does not say, see `runs.tasks.named_paradigms`); every one can be asked for all the same. `falling`
+    says how the main path's rate falls (None: not).
     """
 
     path: Path
@@ -54,11 +55,14 @@ class Plan:
     also_branch_at: tuple[int, ...] = ()
     sft: Sft | None = None
     paradigms: tuple[str, ...] | None = None
+    falling: Falling | None = None
 
     @cached_property
     def timeline(self) -> Timeline:
         """Version ends, branch points and the runs made of them."""
-        return Timeline(self.schedule, self.alpha, self.cpt_variant, self.versions, self.also_branch_at)
+        return Timeline(
+            self.schedule, self.alpha, self.cpt_variant, self.versions, self.also_branch_at, self.falling
+        )
 
     def runs(self, paradigm: str) -> list[Run]:
         """The runs of a paradigm, parents before children. UserError for an unknown paradigm."""
@@ -71,6 +75,11 @@ class Plan:
     def main(self) -> Run:
         """The main path."""
         return self.run(OURS.name, MAIN.prefix)
+
+    @property
+    def highest_rate(self) -> float:
+        """The highest rate of all versions."""
+        return max(self.timeline.rate_of(index) for index in range(len(self.versions)))
 
     def sft_runs(self, paradigm: str) -> list[Run]:
         """The fine-tunings of a paradigm's versions; none without the section `sft`, or while steps are unknown.

@@ -55,7 +55,8 @@ class Version:
 
     `cycle_steps` maps "scratch", "continual", "branch" to a length in steps (math.inf: never decays); kinds
     that are missing in it take the length of the run. `mix` is what its branch reads beside the main path's
-    samples, the plan's where the version does not say.
+    samples, the plan's where the version does not say. `max_lr` is the rate to which the main path moves where the
+    version begins, over `rate_steps` steps (None: as many as the warm-up has); None: the rate stays.
     """
 
     name: str
@@ -63,6 +64,16 @@ class Version:
     alpha: float | None = None
     cycle_steps: dict[str, float] = field(default_factory=dict)
     mix: Mix | None = None
+    max_lr: float | None = None
+    rate_steps: int | None = None
+
+
+@dataclass(frozen=True)
+class Falling:
+    """From step `begin` on the main path's rate is max_lr · (begin / step)^power."""
+
+    power: float
+    begin: int
 
 
 @dataclass(frozen=True)

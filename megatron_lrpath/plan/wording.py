@@ -16,6 +16,18 @@ def schedule_name(plan: Plan) -> str:
     return style.title or style.name
 
 
+def main_rate_text(plan: Plan) -> str:
+    """How the main path's rate changes, in words; empty where it does not."""
+    if plan.falling is not None:
+        return f"main path falling with power {plan.falling.power:g} from step {plan.falling.begin:,}"
+    moves = [
+        f"{version.max_lr:g} from {version.name} on (over {plural(plan.timeline.rate_steps(version), 'step')})"
+        for version in plan.versions
+        if version.max_lr is not None
+    ]
+    return f"main path at {', '.join(moves)}" if moves else ""
+
+
 def paradigm_name(plan: Plan, paradigm: str) -> str:
     """PTFS, CPT with its variant, or Ours."""
     title = PARADIGM_ROWS[paradigm].title

@@ -20,7 +20,7 @@ def check_plan(source: Source, plan: Plan) -> None:
             f"{batch.global_batch_size} is not a multiple of micro_batch_size {batch.micro_batch_size}; "
             "every step needs whole micro batches"
         )
-    for check in (_check_names, _check_warmup, _check_branches, _check_cycles, _check_mixes):
+    for check in (_check_names, _check_warmup, _check_rates, _check_branches, _check_cycles, _check_mixes):
         check(source, plan)
 
 
@@ -60,6 +60,43 @@ def _check_warmup(source: Source, plan: Plan) -> None:
                 f"a warm-up of {warmup} steps fills all {version.steps} steps of {kind.run_name(version.name)}; "
                 "a run needs steps after its warm-up"
             )
+
+
+def _check_rates(source: Source, plan: Plan) -> None:
+    schedule = plan.schedule
+    if plan.falling is not None and plan.falling.begin < schedule.warmup:
+        raise source.find("schedule.main.from").error(
+            f"step {plan.falling.begin} lies inside the warm-up of {schedule.warmup} steps; give at least "
+            f"{schedule.warmup}"
+        )
+    for index, version in enumerate(plan.versions):
+        place = source.find(f"versions[{index}].max_lr")
+        if version.max_lr is None:
+            if version.rate_steps is not None:
+                raise source.find(f"versions[{index}].rate_steps").error(
+                    f"{version.name} has no max_lr of its own to move to; give one, or leave rate_steps out"
+                )
+            continue
+        if index == 0:
+            raise place.error("the first version's rate is schedule.max_lr; set it there")
+        if plan.falling is not None:
+            raise place.error("the main path falls by schedule.main; leave one of them out")
+        if version.max_lr < schedule.min_lr:
+            raise place.error(f"{version.max_lr} is below min_lr {schedule.min_lr}; a decay goes downwards")
+        _check_reached(source, plan, index)
+
+
+def _check_reached(source: Source, plan: Plan, index: int) -> None:
+    """A branch leaves the main path at its version's rate, not on the way there."""
+    line, version = plan.timeline, plan.versions[index]
+    begin, over = line.ends[index] - version.steps, line.rate_steps(version)
+    point = line.branch_points[index]
+    if point < begin + over:
+        raise source.find(f"versions[{index}].rate_steps", f"versions[{index}].max_lr").error(
+            f"{BRANCH.run_name(version.name)} would leave the main path at step {point}, before it has the rate "
+            f"{version.max_lr:g} (at step {begin + over}); give rate_steps of at most {max(0, point - begin)}, or a "
+            "smaller alpha"
+        )
 
 
 def _check_branches(source: Source, plan: Plan) -> None:

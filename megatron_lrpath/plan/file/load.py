@@ -14,6 +14,7 @@ from megatron_lrpath.paradigms import PARADIGMS
 from megatron_lrpath.plan.file.arguments import RECIPE, check_arguments, read_arguments
 from megatron_lrpath.plan.file.consistency import check_plan
 from megatron_lrpath.plan.file.keys import (
+    FALLING_KEYS,
     PLAN_KEYS,
     SAFE_NAME,
     SECTIONS,
@@ -35,7 +36,7 @@ from megatron_lrpath.plan.file.values import (
 from megatron_lrpath.plan.mix import Mix, MixPart
 from megatron_lrpath.plan.plan import Plan
 from megatron_lrpath.plan.sft import Sft
-from megatron_lrpath.plan.spec import Batch, Data, Tokenizer, Version
+from megatron_lrpath.plan.spec import Batch, Data, Falling, Tokenizer, Version
 from megatron_lrpath.schedule import STYLES, Schedule
 from megatron_lrpath.schedule.curves import tenth
 from megatron_lrpath.wording import nearest
@@ -219,6 +220,7 @@ def plan_from(source: Source) -> Plan:
         megatron=read_arguments(top.get("megatron")),
         sft=read_sft(top.get("sft"), values["seed"], batch, versions),
         paradigms=_paradigms(top.get("paradigms")),
+        falling=_falling(schedule.get("main")),
         **values,
     )
     check_plan(source, plan)
@@ -247,12 +249,19 @@ def _read_data(entry: Entry) -> Data:
 
 
 def _read_schedule(section: dict[str, Entry]) -> Schedule:
-    fields = _read_fields(section, SECTIONS["schedule"], "cycle_steps")
+    fields = _read_fields(section, SECTIONS["schedule"], "cycle_steps", "main")
     fields["min_lr"] = _min_lr(section, fields)
     first, second = fields["multi_step_fractions"]
     if first > second:
         raise section["multi_step_fractions"].error(f"{first} and {second} must ascend")
     return Schedule(warmup=fields.pop("warmup_steps"), **fields)
+
+
+def _falling(entry: Entry | None) -> Falling | None:
+    if entry is None or entry.value is None:
+        return None
+    values = _read_fields(read_section(entry, FALLING_KEYS), FALLING_KEYS)
+    return Falling(values["power"], values["from"])
 
 
 def _read_tokenizer(top: dict[str, Entry]) -> Tokenizer:
