@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from megatron_lrpath.models import resolve_model
-from megatron_lrpath.paradigms import MAIN, OURS, SCRATCH
+from megatron_lrpath.paradigms import BRANCH, MAIN, OURS, SCRATCH
 from megatron_lrpath.plan.arguments import is_neutral
 from megatron_lrpath.plan.plan import Plan
 from megatron_lrpath.plan.runs import Run
@@ -16,8 +16,8 @@ from megatron_lrpath.plan.spec import Version
 from megatron_lrpath.schedule import STYLES, LRPath
 
 _COMPARED = (
-    "run", "kind", "order", "model", "batch", "tokenizer", "megatron", "seed", "mix", "sft", "sft_megatron",
-    "weight_decay",
+    "run", "kind", "order", "model", "batch", "tokenizer", "megatron", "branch_megatron", "seed", "mix", "sft",
+    "sft_megatron", "weight_decay",
 )  # fmt: skip
 THIS_RUN = "this run"
 _LABELS = {
@@ -45,6 +45,8 @@ def run_identity(plan: Plan, run: Run) -> dict[str, Any]:
     extra: dict[str, Any] = {}  # a branch without a mix is what it was before there were any
     if trained.mix:
         extra |= {"mix": trained.mix.to_dict()}
+    if trained.kind == BRANCH.name and (own := branch_arguments(plan)):
+        extra |= {"branch_megatron": own}
     if run.is_sft and plan.sft:
         extra |= {"sft": plan.sft.facts(), "sft_megatron": _telling(plan.sft.megatron)}
     return {
@@ -58,6 +60,12 @@ def run_identity(plan: Plan, run: Run) -> dict[str, Any]:
         "versions": [_version_facts(plan, trained, version) for version in plan.versions[:count]],
         "path": [{"run": stage.name} | path_facts(stage.path) for stage in _lineage(plan, trained) + last],
     } | extra
+
+
+def branch_arguments(plan: Plan) -> dict[str, Any]:
+    """The Megatron arguments in which the plan's branches differ from its main path."""
+    base = _telling(plan.megatron)
+    return {name: value for name, value in _telling(plan.branch_megatron).items() if base.get(name) != value}
 
 
 def _version_facts(plan: Plan, run: Run, version: Version) -> dict[str, Any]:

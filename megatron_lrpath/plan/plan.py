@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,8 @@ class Plan:
     """A checked plan. Paths are as in the file, relative to the working directory.
 
     `schedule.warmup` is in steps; `cycle_steps` of the versions has the schedule's own default merged in;
-    `megatron` holds further Megatron arguments, their names with underscores. `paradigms` are those that the file
+    `megatron` holds further Megatron arguments, their names with underscores, `branch_megatron` those that the
+    branches have in their place. `paradigms` are those that the file
     names (None: it does not say, see `runs.tasks.named_paradigms`); every one can be asked for all the same. `falling`
     says how the main path's rate falls (None: not).
     """
@@ -56,6 +57,7 @@ class Plan:
     sft: Sft | None = None
     paradigms: tuple[str, ...] | None = None
     falling: Falling | None = None
+    branch_megatron: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def timeline(self) -> Timeline:

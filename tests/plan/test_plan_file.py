@@ -390,6 +390,8 @@ def test_the_json_schema_names_every_key() -> None:
         "branch_mix": MIX_KEYS,
         "sft": SFT_KEYS,
     }
+    assert "adam_beta2" in properties["branch_megatron"]["properties"]
+    assert "bf16" not in properties["branch_megatron"]["properties"]
     for name, keys in sections.items():
         assert set(properties[name]["properties"]) == {key.name for key in keys}
     assert properties["schedule"]["properties"]["wsd_decay_fraction"]["default"] == 0.1

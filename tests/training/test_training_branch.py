@@ -43,6 +43,20 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+def test_a_branch_has_arguments_of_its_own(tmp_path: Path) -> None:
+    """They stand in the branch's optimizer, from its first step on and after it goes on; not in the main path's."""
+    plan = make_plan(tmp_path, (6, 6), megatron={"adam_beta2": 0.95}, branch_megatron={"adam_beta2": 0.999})
+    for name, beta, extra in (
+        ("main", 0.95, []),
+        ("branch-v2", 0.999, ["--exit-interval", "10"]),
+        ("branch-v2", 0.999, []),
+    ):
+        outcome = train(run_words(plan, "ours", name, *extra), probe="betas").ok()
+        assert set(outcome.probed[0]) == {(0.9, beta)}, name
+    refused = train(run_words(plan, "ours", "branch-v1", "--adam-beta2", "0.95"))
+    assert "whose `branch_megatron` makes it 0.999" in refused.output
+
+
 def test_the_main_path_keeps_branch_points_and_version_ends_whatever_the_retention(tmp_path: Path) -> None:
     plan = make_plan(tmp_path, megatron={"save_interval": 2, "save_retain_interval": 1000})
     train(run_words(plan, "ours", "main")).ok()

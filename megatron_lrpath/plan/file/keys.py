@@ -224,6 +224,12 @@ PLAN_KEYS = (
     ),
     Key("versions", {"type": "array", "minItems": 1, "maxItems": 1000}, REQUIRED, "versions in order"),
     Key("branch_mix", OBJECT, None, "other data in the branches, beside the main path's"),
+    Key(
+        "branch_megatron",
+        OBJECT,
+        {},
+        "Megatron arguments of the branches alone, on top of `megatron`: those of the optimizer",
+    ),
     Key("sft", OBJECT, None, "fine-tuning of the versions' models on chats or instructions"),
     Key("output", TEXT, None, "folder of all runs, `OUTPUT/<paradigm>/<run>`; default: `runs/NAME`"),
     Key("megatron", OBJECT, {}, "any other Megatron arguments, with `-` or `_`, without the dashes before"),

@@ -200,12 +200,16 @@ def load_plan(path: Path | str) -> Plan:
 def plan_from(source: Source) -> Plan:
     """The plan that a file's text says; raises PlanError like `load_plan`."""
     top = read_section(source.root, PLAN_KEYS)
-    values = _read_fields(top, PLAN_KEYS, *SECTIONS, "model", "versions", "megatron", "paradigms")
+    values = _read_fields(
+        top, PLAN_KEYS, *SECTIONS, "model", "versions", "megatron", "branch_megatron", "paradigms"
+    )
     values["output"] = values["output"] or f"runs/{values['name']}"
     if problem := length_problem(values["output"]):
         raise top.get("output", top["name"]).error(problem)
     model = _read_model(top["model"])
-    check_arguments(top["model"], top.get("megatron"), _sft_megatron(top.get("sft")), model)
+    check_arguments(
+        top["model"], top.get("megatron"), _sft_megatron(top.get("sft")), top.get("branch_megatron"), model
+    )
     batch = Batch(**_read_plain_section(top, "batch"))
     schedule = read_section(top["schedule"], SECTIONS["schedule"])
     versions = _read_versions(top, read_cycle(schedule.get("cycle_steps")), values["seed"])
@@ -218,6 +222,7 @@ def plan_from(source: Source) -> Plan:
         data=_read_data(top["data"]),
         versions=versions,
         megatron=read_arguments(top.get("megatron")),
+        branch_megatron=read_arguments(top.get("branch_megatron")),
         sft=read_sft(top.get("sft"), values["seed"], batch, versions),
         paradigms=_paradigms(top.get("paradigms")),
         falling=_falling(schedule.get("main")),
