@@ -138,3 +138,8 @@ def flag(destination: str) -> str:
 def hint(name: str, besides: Iterable[str] = ()) -> str:
     """` (did you mean …?)` for an unknown name, empty where nothing is near."""
     return nearest(name, [*by_option(), *besides])
+
+
+def option_hint(option: str) -> str:
+    """` (did you mean '--log-interval'?)` for an unknown option of a command line, empty where nothing is near."""
+    return nearest(option, ["--" + name.replace("_", "-") for name in by_option()])

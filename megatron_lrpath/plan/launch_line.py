@@ -17,7 +17,7 @@ from megatron_lrpath.plan.arguments import (
     START,
     Argument,
     by_option,
-    hint,
+    option_hint,
 )
 
 _VALUE = re.compile(r"-?[0-9.].*")  # a negative number is a value, not an option
@@ -67,7 +67,7 @@ class Given:
         """What becomes of it, as an entry of a list."""
         argument = self.argument
         if argument is None:
-            return f"Megatron has no such argument{hint(self.name)}; your script's own belong to the run"
+            return f"Megatron has no such argument{option_hint(self.option)}; your script's own belong to the run"
         found = self.class_for(way)
         if found == REFUSED:
             return argument.why(way)

@@ -10,7 +10,7 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.launch.resources import given_options
 from megatron_lrpath.paradigms import BRANCH
 from megatron_lrpath.plan import Plan, Run
-from megatron_lrpath.plan.arguments import find, hint, is_neutral
+from megatron_lrpath.plan.arguments import find, is_neutral, option_hint
 from megatron_lrpath.plan.launch_line import line_problems
 from megatron_lrpath.plan.secrets import secret_problem
 from megatron_lrpath.readiness.finding import FAILED, Finding
@@ -37,24 +37,23 @@ def argument_checks(plan: Plan, runs: Sequence[Run], extra: Sequence[str]) -> li
         found = [problem for run in kinds for problem in read(plan, run, extra).problems()]
     except UserError as error:
         found = [str(error)]
-        if known := without_unknown(extra):
-            names = [name for name in given_options(extra) if find(name) is None]
-            found = [
-                f"--{name.replace('_', '-')}: Megatron has no such argument{hint(name)}" for name in names
-            ]
-            found += [problem.found.removeprefix(BEHIND) for problem in argument_checks(plan, runs, known)]
+        if unknown := [name for name in given_options(extra) if find(name) is None]:
+            options = ["--" + name.replace("_", "-") for name in unknown]
+            found = [f"{option}: Megatron has no such argument{option_hint(option)}" for option in options]
+            known = argument_checks(plan, runs, without_unknown(extra))
+            found += [problem.found.removeprefix(BEHIND) for problem in known]
     return [Finding(NAME, FAILED, f"{BEHIND}{problem}") for problem in dict.fromkeys(found)]
 
 
 def without_unknown(extra: Sequence[str]) -> list[str]:
-    """The arguments without those that the table lacks; nothing where it has all of them."""
+    """The arguments without those that the table lacks."""
     kept: list[str] = []
     keeps = True
     for word in extra:
         if word.startswith("--"):
             keeps = find(word[2:].partition("=")[0].replace("-", "_")) is not None
         kept += [word] if keeps else []
-    return kept if len(kept) < len(extra) else []
+    return kept
 
 
 def given_beside(plan: Plan, run: Run, extra: Sequence[str]) -> dict[str, Any]:

@@ -39,10 +39,10 @@ def test_a_plan_is_trained_by_the_real_entry_and_complete_afterwards(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_mistyped_megatron_argument_is_the_cause_that_is_shown(tmp_path):
+def test_a_mistyped_megatron_argument_is_refused_before_anything_starts(tmp_path):
     plan = make_plan(tmp_path, (8,))
     answer = lrpath("run", str(plan), "--run", "main", "--device", "cpu", "--", "--lgo-interval", "5")
-    assert answer.returncode == 1
-    assert "ours/main failed at step 0 of 4: " in answer.stderr
-    assert "--lgo-interval" in answer.stderr.splitlines()[0]
+    assert answer.returncode == 2
+    assert "--lgo-interval: Megatron has no such argument (did you mean '--log-interval'?)" in answer.stderr
+    assert not (tmp_path / "runs").exists()
     assert "Traceback" not in answer.stderr

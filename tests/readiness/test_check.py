@@ -119,7 +119,7 @@ def test_everything_that_is_wrong_comes_in_one_message(
         "tokens of v1",
         "processes",
     ]
-    assert "did you mean 'log_interval'" in lines[1]
+    assert "did you mean '--log-interval'" in lines[1]
     assert "--seed 9 contradicts" in lines[2]
     assert started == []
 

@@ -237,7 +237,7 @@ def test_what_an_earlier_start_was_told_to_keep_stays(tmp_path: Path) -> None:
 
 
 def test_a_plan_that_says_nothing_saves_every_500_steps_and_keeps_the_newest_two(tmp_path: Path) -> None:
-    args = SimpleNamespace(save_interval=None, save_retain_interval=None, train_iters=1700)
+    args = SimpleNamespace(save_interval=None, save_retain_interval=None, train_iters=1700, optimizer="adam")
     args.tensor_model_parallel_size = 1
     from_plan.apply_defaults(args, {})
     assert args.save_interval == 500

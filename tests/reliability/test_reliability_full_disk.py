@@ -229,15 +229,16 @@ def test_a_log_keeps_the_order_of_what_is_printed_and_raised(
 def test_a_start_on_a_full_disk_says_so(
     tmp_path: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One message, of the training as of the commands, and the same words go on when there is room."""
+    """One error, of the training as of the commands, and the same arguments go on when there is room."""
     plan = make_plan(tmp_path, (6,))
     words = run_words(plan, "ours", "main")
     fill(str(small_disk))
     for command in ("run", "report"):
         assert cli.main([command, str(plan)]) == 2
-        said = capsys.readouterr().err
-        assert said.startswith(f"lrpath: error: {small_disk}")
-        assert said.endswith(": No space left on device. Make room and call again.\n")
+        *warnings, error = capsys.readouterr().err.splitlines()
+        assert all(line.startswith("lrpath: WARNING: disk: 0 bytes free") for line in warnings)
+        assert error.startswith(f"lrpath: error: {small_disk}")
+        assert error.endswith(": No space left on device. Make room and call again.")
     outcome = train(words)
     assert outcome.status == [1], outcome.output
     assert "Traceback" not in outcome.output

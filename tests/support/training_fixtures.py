@@ -71,13 +71,14 @@ def make_plan(folder: Path, versions: Sequence[int] = (6, 6, 6), **changes: Any)
         "output": str(folder / "runs"),
     }
     plan.update(changes)
-    make_data(folder / "data", versions, plan["tokenizer"].get("vocab_size"))
+    step_tokens = plan["batch"]["global_batch_size"] * plan["batch"]["seq_length"]
+    make_data(folder / "data", versions, step_tokens, plan["tokenizer"].get("vocab_size"))
     path = folder / "plan.yaml"
     path.write_text(yaml.safe_dump(plan, sort_keys=False))
     return path
 
 
-def make_data(folder: Path, versions: Sequence[int], vocab_size: int | None) -> None:
+def make_data(folder: Path, versions: Sequence[int], step_tokens: int, vocab_size: int | None) -> None:
     """Random documents in an indexed dataset and a slice a version, with some more than its steps need."""
     from megatron_lrpath.data.record import write_record
     from megatron_lrpath.tokenizers.prints import TokenizerSpec
@@ -89,7 +90,7 @@ def make_data(folder: Path, versions: Sequence[int], vocab_size: int | None) -> 
         if slice_path.exists():
             continue
         generator = np.random.default_rng(number if name != "valid" else 0)
-        wanted = steps * 4 * 16 + 100
+        wanted = steps * step_tokens + 100
         documents = [generator.integers(1, VOCABULARY, size=25).tolist() for _ in range(wanted // 25 + 1)]
         prefix = make_indexed_dataset(folder / f"{name}_text_document", documents)
         if vocab_size is not None:
