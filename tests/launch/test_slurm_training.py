@@ -37,7 +37,7 @@ def limited(tmp_path_factory):
     """A run that its time limit of three minutes interrupts; it goes on in the background."""
     options = ("--paradigm", "ptfs", "--nodes", "1", "--preflight", "no")
     options += ("--time", "3", "--signal-seconds", "1")
-    site = real_site(tmp_path_factory.mktemp("limited") / "work", (190,), "0.8", *options)
+    site = real_site(tmp_path_factory.mktemp("limited") / "work", (190,), "1", *options)
     return site, site.submit()
 
 
