@@ -13,8 +13,14 @@ from rich.text import Text
 from megatron_lrpath.console import terminal_table
 from megatron_lrpath.paradigms import CPT, PARADIGM_ROWS
 from megatron_lrpath.plan import PARADIGMS, Plan, Run
-from megatron_lrpath.plan.identity import branch_arguments
-from megatron_lrpath.plan.wording import main_rate_text, mix_text, paradigm_name, schedule_name, sft_text
+from megatron_lrpath.plan.wording import (
+    branch_arguments_text,
+    main_rate_text,
+    mix_text,
+    paradigm_name,
+    schedule_name,
+    sft_text,
+)
 from megatron_lrpath.wording import short_number
 
 COLOURS = ("cyan", "green", "yellow", "magenta", "blue", "red")
@@ -39,8 +45,8 @@ def show_plan(plan: Plan, paradigms: tuple[str, ...], curves: bool) -> None:
     )
     if changes := main_rate_text(plan):
         headline += f"; {changes}"
-    if own := branch_arguments(plan):
-        headline += f"; branches with {', '.join(f'{name} {value}' for name, value in own.items())}"
+    if own := branch_arguments_text(plan):
+        headline += f"; branches with {own}"
     console.print(Text(headline))
     for paradigm in paradigms:
         console.print()

@@ -122,7 +122,8 @@ def write_preview(preview: Preview) -> Path:
 
 def _require_one_rate(plan: Plan, version: str, steps: Sequence[int]) -> None:
     """UserError where the main path's rate changes between the checkpoints: the merge stands for a constant one."""
-    places = {*steps[:-1], steps[-1] - 1}
+    corners = {place for place in plan.main.path.corners if steps[0] < place < steps[-1]}
+    places = {*steps[:-1], *corners, steps[-1] - 1}
     if len({plan.main.path.lr_at(place) for place in places}) > 1:
         raise UserError(
             f"{plan.path}: the main path's rate changes between steps {steps[0]} and {steps[-1]}, where a merge for "

@@ -45,7 +45,7 @@ def run_identity(plan: Plan, run: Run) -> dict[str, Any]:
     extra: dict[str, Any] = {}  # a branch without a mix is what it was before there were any
     if trained.mix:
         extra |= {"mix": trained.mix.to_dict()}
-    if trained.kind == BRANCH.name and (own := branch_arguments(plan)):
+    if trained.kind == BRANCH.name and (own := branch_arguments(plan, plan.versions[count - 1])):
         extra |= {"branch_megatron": own}
     if run.is_sft and plan.sft:
         extra |= {"sft": plan.sft.facts(), "sft_megatron": _telling(plan.sft.megatron)}
@@ -62,10 +62,12 @@ def run_identity(plan: Plan, run: Run) -> dict[str, Any]:
     } | extra
 
 
-def branch_arguments(plan: Plan) -> dict[str, Any]:
-    """The Megatron arguments in which the plan's branches differ from its main path."""
+def branch_arguments(plan: Plan, version: Version) -> dict[str, Any]:
+    """The Megatron arguments in which a version's branch differs from the main path."""
     base = _telling(plan.megatron)
-    return {name: value for name, value in _telling(plan.branch_megatron).items() if base.get(name) != value}
+    return {
+        name: value for name, value in _telling(version.branch_megatron).items() if base.get(name) != value
+    }
 
 
 def _version_facts(plan: Plan, run: Run, version: Version) -> dict[str, Any]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.models import ModelSpec
-from megatron_lrpath.paradigms import MAIN, OURS, PARADIGMS, SFT
+from megatron_lrpath.paradigms import BRANCH, MAIN, OURS, PARADIGMS, SFT
 from megatron_lrpath.plan.runs import Run, Timeline
 from megatron_lrpath.plan.sft import DROPPED, FOLDER, PREPARED, Sft
 from megatron_lrpath.plan.spec import Batch, Data, Falling, Tokenizer, Version
@@ -34,8 +34,7 @@ class Plan:
     """A checked plan. Paths are as in the file, relative to the working directory.
 
     `schedule.warmup` is in steps; `cycle_steps` of the versions has the schedule's own default merged in;
-    `megatron` holds further Megatron arguments, their names with underscores, `branch_megatron` those that the
-    branches have in their place. `paradigms` are those that the file
+    `megatron` holds further Megatron arguments, their names with underscores. `paradigms` are those that the file
     names (None: it does not say, see `runs.tasks.named_paradigms`); every one can be asked for all the same. `falling`
     says how the main path's rate falls (None: not).
     """
@@ -57,7 +56,6 @@ class Plan:
     sft: Sft | None = None
     paradigms: tuple[str, ...] | None = None
     falling: Falling | None = None
-    branch_megatron: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def timeline(self) -> Timeline:
@@ -118,6 +116,10 @@ class Plan:
     def batch_of(self, run: Run) -> Batch:
         """The batch of a run: a fine-tuning has its own."""
         return self.sft.batch if run.is_sft and self.sft is not None else self.batch
+
+    def megatron_of(self, run: Run) -> dict[str, Any]:
+        """The Megatron arguments that a pre-training run has on top of `megatron`: a branch those of its version."""
+        return self.versions[run.version_index - 1].branch_megatron if run.kind == BRANCH.name else {}
 
     def folder(self, run: Run) -> Path:
         """OUTPUT/<paradigm>/<run>."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import PurePath
+from typing import Any
 
 from megatron_lrpath.plan.mix import Mix
 
@@ -56,7 +57,8 @@ class Version:
     `cycle_steps` maps "scratch", "continual", "branch" to a length in steps (math.inf: never decays); kinds
     that are missing in it take the length of the run. `mix` is what its branch reads beside the main path's
     samples, the plan's where the version does not say. `max_lr` is the rate to which the main path moves where the
-    version begins, over `rate_steps` steps (None: as many as the warm-up has); None: the rate stays.
+    version begins, over `rate_steps` steps (None: as many as the warm-up has); None: the rate stays. Its branch has
+    the Megatron arguments `branch_megatron` (names with underscores) on top of the plan's `megatron`.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Version:
     mix: Mix | None = None
     max_lr: float | None = None
     rate_steps: int | None = None
+    branch_megatron: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from typing import Any
 from megatron_lrpath.console import quiet
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.launch.resources import given_options
-from megatron_lrpath.paradigms import BRANCH
 from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.plan.arguments import find, is_neutral, option_hint
 from megatron_lrpath.plan.launch_line import line_problems
@@ -32,7 +31,7 @@ def argument_checks(plan: Plan, runs: Sequence[Run], extra: Sequence[str]) -> li
         return [Finding(NAME, FAILED, f"{BEHIND}{problem}") for problem in problems]
     if all_neutral(extra):
         return []
-    kinds = {(run.is_sft, run.kind == BRANCH.name): run for run in reversed(runs)}.values()
+    kinds = {(run.is_sft, str(plan.megatron_of(run))): run for run in reversed(runs)}.values()
     try:
         found = [problem for run in kinds for problem in read(plan, run, extra).problems()]
     except UserError as error:

@@ -13,8 +13,14 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.models import parameter_count, resolve_model
 from megatron_lrpath.paradigms import CPT_VARIANTS, OURS
 from megatron_lrpath.plan import Plan, run_identity
-from megatron_lrpath.plan.identity import branch_arguments, without_neutral
-from megatron_lrpath.plan.wording import main_rate_text, mix_text, schedule_name, sft_text
+from megatron_lrpath.plan.identity import without_neutral
+from megatron_lrpath.plan.wording import (
+    branch_arguments_text,
+    main_rate_text,
+    mix_text,
+    schedule_name,
+    sft_text,
+)
 from megatron_lrpath.report.collect import RunTree
 from megatron_lrpath.report.tables import Cell, Table
 from megatron_lrpath.sealed import json_digest
@@ -55,7 +61,7 @@ def facts(tree: RunTree) -> dict[str, str]:
         "Tokenizer": as_trained(tree, "tokenizer", _tokenizer),
         "Seed": as_trained(tree, "seed", str),
         "Other arguments": as_trained(tree, "megatron", _arguments, _arguments(plan.megatron)),
-        "Branches' arguments": _arguments(branch_arguments(plan)),
+        "Branches' arguments": branch_arguments_text(plan),
         "Trained": f"started {', last start '.join(f'{time} UTC' for time in dict.fromkeys(span))}"
         if span
         else "",

@@ -10,6 +10,7 @@ import pytest
 from megatron_lrpath.errors import PlanError
 from megatron_lrpath.plan import PARADIGMS, Plan, differences, run_identity
 from megatron_lrpath.plan.arguments import IDENTITY, table
+from megatron_lrpath.plan.wording import branch_arguments_text
 from tests.support.plan_text import plan_with
 
 OWN = {"branch_megatron": {"adam-beta2": 0.999}}
@@ -68,3 +69,36 @@ def test_arguments_for_branches_belong_to_the_identity() -> None:
     rows = [argument for argument in table().values() if argument.branch]
     assert rows
     assert {argument.plan for argument in rows} == {IDENTITY}
+
+
+def test_a_version_has_its_own(tmp_path: Path) -> None:
+    """So that an appended version's branch may differ while the trained ones stay what they were."""
+    one, two = {"name": "v1", "steps": 100}, {"name": "v2", "steps": 100}
+    three = {"name": "v3", "steps": 100, "branch_megatron": {"adam_beta2": 0.99}}
+    megatron = {"adam_beta2": 0.95}
+    before = identities(plan_with(tmp_path, megatron=megatron, versions=[one, two]))
+    plan = plan_with(tmp_path, megatron=megatron, versions=[one, two, three])
+    after = identities(plan)
+    assert all(differences(before[name], after[name]) == [] for name in before)
+    assert after["ours/branch-v3"]["branch_megatron"] == {"adam_beta2": 0.99}
+    assert branch_arguments_text(plan) == "v3: adam_beta2 0.99"
+    taken = plan_with(
+        tmp_path, megatron=megatron, versions=[one | {"branch_megatron": {}}, two, three], **OWN
+    )
+    assert [taken.megatron_of(run) for run in taken.runs("ours")] == [
+        {},
+        {},
+        {"adam_beta2": 0.999},
+        {"adam_beta2": 0.99},
+    ]
+
+
+def test_all_that_is_wrong_in_versions_is_told_at_once(tmp_path: Path) -> None:
+    wrong = [
+        {"name": "v1", "steps": 100, "branch_megatron": {"bf16": True}},
+        {"name": "v2", "steps": 100, "branch_megatron": {"adam_beta3": 0.9}},
+    ]
+    with pytest.raises(PlanError) as caught:
+        plan_with(tmp_path, versions=wrong)
+    assert "versions[0].branch_megatron.bf16" in str(caught.value)
+    assert "versions[1].branch_megatron.adam_beta3" in str(caught.value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from megatron_lrpath.errors import PlanError
@@ -42,9 +42,13 @@ def read_arguments(entry: Entry | None) -> dict[str, Any]:
 
 
 def check_arguments(
-    model_entry: Entry, megatron: Entry | None, sft: Entry | None, branch: Entry | None, model: ModelSpec
+    model_entry: Entry,
+    megatron: Entry | None,
+    sft: Entry | None,
+    branches: Sequence[Entry | None],
+    model: ModelSpec,
 ) -> None:
-    """Check the sections `model`, `megatron`, `sft.megatron` and `branch_megatron`.
+    """Check the sections `model`, `megatron`, `sft.megatron` and `branch_megatron`, the plan's and those of versions.
 
     Raises PlanError with all that is wrong in them, a line each: unknown names, values that the parser does not
     take, arguments that follow from the plan, are refused, or belong into another section.
@@ -83,7 +87,12 @@ def check_arguments(
             f"`megatron:`, or in a plan of its own. For branches alone there are {', '.join(known)}"
         )
 
-    sections = ((model_entry, in_model), (megatron, in_megatron), (sft, in_sft), (branch, in_branch))
+    sections = (
+        (model_entry, in_model),
+        (megatron, in_megatron),
+        (sft, in_sft),
+        *((one, in_branch) for one in branches),
+    )
     problems = [problem for entry, reason in sections for problem in _problems(entry, reason)]
     if problems:
         raise PlanError("\n".join(problems))

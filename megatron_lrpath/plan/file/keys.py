@@ -197,6 +197,12 @@ VERSION_KEYS = (
     ),
     Key("rate_steps", whole(0, 10**9), None, "the steps over which it moves there; default: warmup_steps"),
     Key("branch_mix", OBJECT, None, "branch_mix of this version's branch alone"),
+    Key(
+        "branch_megatron",
+        OBJECT,
+        None,
+        "branch_megatron of this version's branch alone, in place of the plan's",
+    ),
 )
 PLAN_KEYS = (
     Key("name", NAME, REQUIRED, "name of the plan; jobs and the report are named after it"),

@@ -208,7 +208,7 @@ def plan_from(source: Source) -> Plan:
         raise top.get("output", top["name"]).error(problem)
     model = _read_model(top["model"])
     check_arguments(
-        top["model"], top.get("megatron"), _sft_megatron(top.get("sft")), top.get("branch_megatron"), model
+        top["model"], top.get("megatron"), _sft_megatron(top.get("sft")), _branch_megatron(top), model
     )
     batch = Batch(**_read_plain_section(top, "batch"))
     schedule = read_section(top["schedule"], SECTIONS["schedule"])
@@ -222,7 +222,6 @@ def plan_from(source: Source) -> Plan:
         data=_read_data(top["data"]),
         versions=versions,
         megatron=read_arguments(top.get("megatron")),
-        branch_megatron=read_arguments(top.get("branch_megatron")),
         sft=read_sft(top.get("sft"), values["seed"], batch, versions),
         paradigms=_paradigms(top.get("paradigms")),
         falling=_falling(schedule.get("main")),
@@ -287,15 +286,23 @@ def _read_versions(top: dict[str, Entry], cycle: dict[str, float], seed: int) ->
     limit = next(key.schema["maxItems"] for key in PLAN_KEYS if key.name == "versions")
     if len(items) > limit:
         raise entry.error(f"{len(items)} versions are more than the {limit} that a plan may have")
-    mix = read_mix(top.get("branch_mix"), seed)
+    mix, arguments = read_mix(top.get("branch_mix"), seed), read_arguments(top.get("branch_megatron"))
     versions = []
     for item in items:
         section = read_section(item, VERSION_KEYS)
-        fields = _read_fields(section, VERSION_KEYS, "cycle_steps", "branch_mix")
+        fields = _read_fields(section, VERSION_KEYS, "cycle_steps", "branch_mix", "branch_megatron")
         own = read_cycle(section.get("cycle_steps"))
         mixed = read_mix(section.get("branch_mix"), seed) if "branch_mix" in section else mix
-        versions.append(Version(**fields, cycle_steps=cycle | own, mix=mixed))
+        alone = read_arguments(section["branch_megatron"]) if "branch_megatron" in section else arguments
+        versions.append(Version(**fields, cycle_steps=cycle | own, mix=mixed, branch_megatron=alone))
     return tuple(versions)
+
+
+def _branch_megatron(top: dict[str, Entry]) -> list[Entry | None]:
+    """The plan's `branch_megatron` and those of its versions."""
+    items = top["versions"].value if isinstance(top["versions"].value, list) else []
+    own = [item.value.get("branch_megatron") for item in items if isinstance(item.value, dict)]
+    return [top.get("branch_megatron"), *own]
 
 
 def _sft_megatron(sft: Entry | None) -> Entry | None:

@@ -31,7 +31,9 @@ def _name_arguments(properties: dict[str, Any]) -> None:
     known = _argument_schemas()
     properties["megatron"] |= _named(known)
     properties["model"] |= {"anyOf": [RECIPE_NAME, _named(known | {RECIPE: RECIPE_NAME})]}
-    properties["branch_megatron"] |= _named({name: known[name] for name in known if for_branches(name)})
+    of_branches = _named({name: known[name] for name in known if for_branches(name)})
+    properties["branch_megatron"] |= of_branches
+    properties["versions"]["items"]["properties"]["branch_megatron"] |= of_branches
     properties["sft"]["properties"]["megatron"] |= {"$ref": "#/properties/megatron"}
 
 

@@ -12,7 +12,6 @@ from megatron_lrpath.data.record import require_tokenizer, verify_content
 from megatron_lrpath.data.slice import check_mixes, held_out, open_mix, open_slices, require_versions
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.models import megatron_flags, resolve_model
-from megatron_lrpath.paradigms import BRANCH
 from megatron_lrpath.plan import Plan, Run, load_plan, run_identity
 from megatron_lrpath.plan.arguments import PLAN, SET, find, flag, is_neutral
 from megatron_lrpath.plan.spec import Batch
@@ -105,7 +104,7 @@ def plan_flags(plan: Plan, run: Run) -> dict[str, list[str]]:
     """The Megatron arguments that a plan sets for a run, by the plan's key."""
     if run.is_sft:
         return sft_flags(plan, run)
-    own = plan.branch_megatron if run.kind == BRANCH.name else {}
+    own = plan.megatron_of(run)
     flags = {
         "model": megatron_flags(resolve_model(plan.model)),
         "megatron": megatron_flags({name: value for name, value in plan.megatron.items() if name not in own}),
