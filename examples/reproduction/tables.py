@@ -20,6 +20,8 @@ from typing import Any
 from beyond import cheaper, draw_figure, shapes
 from findings import LATER, at_rates, findings
 from measured import RESULTS, Measured, percent, said
+from regret import MEAN_ALPHAS
+from regret import lines as regret_lines
 
 from megatron_lrpath.experiment.load import is_experiment, load_experiment
 from megatron_lrpath.experiment.run import experiment_tasks
@@ -154,6 +156,16 @@ def held_out(by: str) -> str:
     return markdown(["corpus", "fitted to", "seeds", "of", "branches", *errors, *gaps], lines)
 
 
+def regret_table() -> str:
+    """Regret of the advice's predictions, by fit and seed."""
+    if not (RESULTS / "advise.json").exists():
+        return "Not measured yet.\n"
+    return markdown(
+        ["fitted to", "of", "branches of v2, v4", *(f"mean α up to {one:g}" for one in MEAN_ALPHAS)],
+        regret_lines(),
+    )
+
+
 def groups_of(fits: Sequence[dict[str, Any]], by: str) -> dict[str, list[dict[str, Any]]]:
     """The branches that the fits have predicted, in groups; see `held_out`."""
     if by == "seed":
@@ -240,7 +252,7 @@ def rates() -> str:
 MAKERS: dict[str, Callable[[], str]] = {
     "findings": all_findings, "periods": periods, "merged": merged, "machines": machines,
     "held-out": partial(held_out, by="version"), "held-out-by": partial(held_out, by="choice"),
-    "held-out-seeds": partial(held_out, by="seed"),
+    "held-out-seeds": partial(held_out, by="seed"), "regret": regret_table,
     "rates": rates, "effort": effort, "shapes": shapes, "cheaper": cheaper,
     "published-parameters": lambda: published("parameters", "model", "{:.3f}".format),
     "published-errors": lambda: published("errors", "curve", "{:+.2%}".format),

@@ -23,6 +23,7 @@ from megatron_lrpath.advise.predict import (
     predict,
 )
 from megatron_lrpath.advise.read import read_curves, scale_of
+from megatron_lrpath.advise.regret import Regret, Tried, branch_steps, plan_regret
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.paradigms import BRANCH, MAIN
 from megatron_lrpath.plan import Plan, differences, run_identity
@@ -66,7 +67,8 @@ class Advice:
     `candidates`: every alpha, the same for all versions, with every decay. `choices`: those to choose from.
     `chosen`: the one to take, None where none meets the target; `target` describes what it was chosen by.
     `allocation`: the alphas to take where each version has its own, None where none meet the target.
-    `checks`: branches held out.
+    `checks`: branches held out. `regret`: what the predictions would have taken of the measured branches, over the
+    best of them; None where none are held out.
     """
 
     plan: Plan
@@ -77,6 +79,7 @@ class Advice:
     allocation: Allocation | None
     target: str
     checks: tuple[HeldOut, ...]
+    regret: Regret | None
 
     @property
     def own(self) -> list[Candidate]:
@@ -125,6 +128,7 @@ class Advice:
             "checks": [
                 asdict(check) | {"error": check.error, "inside": check.inside} for check in self.checks
             ],
+            "regret": self.regret.to_dict() if self.regret else None,
         }
 
 
@@ -179,7 +183,29 @@ def advise(
     checks = tuple(
         held_out_end(curve, model) for curve in curves if curve.name not in names and curve.complete
     )
-    return Advice(plan, model, candidates, choices, chosen, allocation, target, checks)
+    taken = allocation or chosen
+    missed = (
+        regret_of(plan, others, curves, model, taken.cost if budget is None else budget)
+        if taken and checks
+        else None
+    )
+    return Advice(plan, model, candidates, choices, chosen, allocation, target, checks, missed)
+
+
+def regret_of(
+    plan: Plan, others: Sequence[Plan], curves: Sequence[Curve], model: Model, cost: float
+) -> Regret | None:
+    """The regret at a relative cost, of the finished branches whatever their decay; see `plan_regret`.
+
+    Validation losses where the fit predicts them: branches that are not evaluated are left out then.
+    """
+    tried: dict[int, list[Tried]] = {}
+    steps = branch_steps(plan, others)
+    for curve in curves:
+        if curve.name in steps and curve.complete and (curve.validation is not None or not model.evaluated):
+            found, (version, length) = held_out_end(curve, model), steps[curve.name]
+            tried.setdefault(version, []).append(Tried(curve.name, length, found.predicted, found.measured))
+    return plan_regret(plan, tried, cost)
 
 
 def all_curves(plan: Plan, others: Sequence[Plan]) -> list[Curve]:
