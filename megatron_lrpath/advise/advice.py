@@ -141,6 +141,7 @@ def advise(
     any_decay: bool = False,
     fit_on: str | None = None,
     limits: Mapping[str, float] | None = None,
+    allow_long: bool = False,
 ) -> Advice:
     """Fit, predict and choose.
 
@@ -154,6 +155,7 @@ def advise(
             is less sure of another.
         fit_on: fit only what had been trained when this version ended; the rest is predicted and compared.
         limits: by version, how far its perplexity may lie above its own best, see `allocate`.
+        allow_long: let branches begin before their version's data, see `allocate`.
 
     Raises:
         UserError: the losses logged so far support no prediction, or no alpha meets the target.
@@ -178,7 +180,7 @@ def advise(
         )
     chosen, target = choose(choices, within, budget)
     nearness = WITHIN if within is None and budget is None else within
-    allocation = allocate(plan, model, ALPHAS, nearness, budget, limits or {})
+    allocation = allocate(plan, model, ALPHAS, nearness, budget, limits or {}, allow_long)
     names = {curve.name for curve in used}
     checks = tuple(
         held_out_end(curve, model) for curve in curves if curve.name not in names and curve.complete

@@ -49,6 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="let no such version's perplexity lie more than P%% above what its best alpha gives",
     )
     parser.add_argument(
+        "--allow-long",
+        action="store_true",
+        help="offer alphas above 1 as well: branches that begin before their version's data (not the first version's)",
+    )
+    parser.add_argument(
         "--any-decay", action="store_true", help="choose among other decays than the plan's, too"
     )
     parser.add_argument(
@@ -97,6 +102,7 @@ def execute(args: argparse.Namespace) -> int:
         any_decay=args.any_decay,
         fit_on=args.fit_on,
         limits=dict(args.limits),
+        allow_long=args.allow_long,
     )
     if args.figure:
         write_figure(advice, args.figure)

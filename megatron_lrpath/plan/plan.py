@@ -168,7 +168,7 @@ class Plan:
         """
         steps = sum(run.steps for run in self.runs(paradigm))
         if paradigm == OURS.name:
-            steps -= self.main.last_step - self.timeline.branch_points[-1]
+            steps -= self.main.last_step - max(self.timeline.branch_points)
         scratch = sum(self.timeline.ends)
         return Cost(paradigm, steps, self.tokens(steps), steps / scratch)
 

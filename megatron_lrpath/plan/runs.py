@@ -111,7 +111,8 @@ def run_path(
 class Timeline:
     """The steps at which versions end and branches leave, and the runs that follow from them.
 
-    E_i = T_1 + … + T_i; a branch lasts round(α_i·T_i) steps and leaves the main path at B_i = E_i minus that.
+    E_i = T_1 + … + T_i; a branch lasts round(α_i·T_i) steps and leaves the main path at B_i = E_i minus that; with an
+    α_i above 1 it begins on the batches of the versions before.
     `also_branch_at`: steps at which branches of other plans leave the same main path. `falling`: how the main path's
     rate falls, None where it does not.
     """
@@ -127,6 +128,11 @@ class Timeline:
     def ends(self) -> list[int]:
         """E_1 … E_N."""
         return list(itertools.accumulate(version.steps for version in self.versions))
+
+    @cached_property
+    def begins(self) -> list[int]:
+        """The steps at which the versions' data begin, E_0 … E_(N−1)."""
+        return [0, *self.ends[:-1]]
 
     @cached_property
     def branch_steps(self) -> list[int]:
@@ -167,8 +173,7 @@ class Timeline:
         """The main path and a branch for each version."""
         points, count = {*self.branch_points, *self.also_branch_at}, len(self.versions)
         last = max(points)
-        reads_last = last > self.ends[-1] - self.versions[-1].steps
-        slices = self._names(count if reads_last else count - 1)
+        slices = self._names(sum(begin < last for begin in self.begins))
         keep = tuple(sorted(points | {end for end in self.ends if end <= last}))
         main = self._run(MAIN, count, (0, last), slices=slices, keep_steps=keep)
         spans = enumerate(zip(self.branch_points, self.ends, strict=True), start=1)
@@ -202,7 +207,8 @@ class Timeline:
             path = replace(path, cycle=version.cycle_steps.get(kind.name), **self._rates(kind, index, first))
         fields: dict[str, Any] = {"parent": None, "slices": (version.name,)}
         if kind == BRANCH:
-            fields["mix"] = version.mix
+            before = itertools.takewhile(lambda end: end <= first, self.ends)
+            fields |= {"mix": version.mix, "slices": self._names(index)[sum(1 for _ in before) :]}
         return Run(
             name=kind.run_name(version.name),
             kind=kind.name,

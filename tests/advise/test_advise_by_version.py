@@ -228,3 +228,55 @@ def test_apply_leaves_a_plan_that_changed_meanwhile(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="have changed since"):
         apply_alphas(plan, {"v2": 0.4})
     assert plan.path.read_text() == text
+
+
+def test_long_branches_are_offered_as_far_as_the_main_path_has_come(trained: Plan, model: Model) -> None:
+    """Never of the first version; none leaves the main path before the branch of the version before it."""
+    longest = allocate(trained, model, ALPHAS, None, None, {}, allow_long=True)
+    assert longest is not None
+    steps = [round(alpha * 400) for alpha in longest.alphas.values()]
+    points = [400 * number - own for number, own in enumerate(steps, start=1)]
+    assert longest.alphas["v1"] <= 1
+    assert longest.alphas["v4"] > 1
+    assert points == sorted(points)
+    assert longest.cost == pytest.approx((points[-1] + sum(steps)) / 4000)
+    without = chosen(trained, model, longest.cost)
+    assert max(without.alphas.values()) <= 1
+    assert longest.loss < without.loss
+
+
+def test_no_other_choice_of_long_branches_is_better(trained: Plan) -> None:
+    rng = np.random.default_rng(5)
+    alphas = (0.3, 0.9, 1.4, 2.0)
+    columns = [
+        [Option(alpha, round(400 * alpha), np.array([float(rng.uniform(2, 3))])) for alpha in alphas[:count]]
+        for count in (2, 3, 4, 4)
+    ]
+    allowed = []
+    for options in itertools.product(*columns):
+        points = [400 * number - one.steps for number, one in enumerate(options, start=1)]
+        if all(
+            one.alpha <= 1 or point >= before
+            for one, point, before in zip(options[1:], points[1:], points, strict=False)
+        ):
+            allowed.append((sum(one.steps for one in options[:-1]), sum(one.loss for one in options[1:])))
+    sums = cheapest_sums(trained, columns)
+    for steps, loss in allowed:
+        assert any(one[0] <= steps and one[1] <= loss + 1e-12 for one in sums)
+    assert all(
+        any(one[0] == steps and one[1] == pytest.approx(loss) for steps, loss in allowed) for one in sums
+    )
+
+
+def test_the_command_offers_and_applies_long_branches(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan, _ = applicable(tmp_path)
+    words = ["advise", str(plan.path), "--within", "0.01%", "--json"]
+    assert main([*words, "--allow-long", "--apply"]) == 0
+    found = json.loads(capsys.readouterr().out)["chosen"]
+    assert max(found["alphas"].values()) > 1
+    changed = load_plan(plan.path)
+    assert {one.name: one.alpha or changed.alpha for one in changed.versions} == found["alphas"]
+    assert changed.cost("ours").relative == pytest.approx(found["relative_cost"])
+    assert main(words) == 0

@@ -20,7 +20,15 @@ def check_plan(source: Source, plan: Plan) -> None:
             f"{batch.global_batch_size} is not a multiple of micro_batch_size {batch.micro_batch_size}; "
             "every step needs whole micro batches"
         )
-    for check in (_check_names, _check_warmup, _check_rates, _check_branches, _check_cycles, _check_mixes):
+    for check in (
+        _check_names,
+        _check_warmup,
+        _check_rates,
+        _check_branches,
+        _check_reached,
+        _check_cycles,
+        _check_mixes,
+    ):
         check(source, plan)
 
 
@@ -83,20 +91,6 @@ def _check_rates(source: Source, plan: Plan) -> None:
             raise place.error("the main path falls by schedule.main; leave one of them out")
         if version.max_lr < schedule.min_lr:
             raise place.error(f"{version.max_lr} is below min_lr {schedule.min_lr}; a decay goes downwards")
-        _check_reached(source, plan, index)
-
-
-def _check_reached(source: Source, plan: Plan, index: int) -> None:
-    """A branch leaves the main path at its version's rate, not on the way there."""
-    line, version = plan.timeline, plan.versions[index]
-    begin, over = line.ends[index] - version.steps, line.rate_steps(version)
-    point = line.branch_points[index]
-    if point < begin + over:
-        raise source.find(f"versions[{index}].rate_steps", f"versions[{index}].max_lr").error(
-            f"{BRANCH.run_name(version.name)} would leave the main path at step {point}, before it has the rate "
-            f"{version.max_lr:g} (at step {begin + over}); give rate_steps of at most {max(0, point - begin)}, or a "
-            "smaller alpha"
-        )
 
 
 def _check_branches(source: Source, plan: Plan) -> None:
@@ -110,6 +104,10 @@ def _check_branches(source: Source, plan: Plan) -> None:
         place = source.find(f"versions[{index}].alpha", "alpha", f"versions[{index}].steps")
         alpha = version.alpha or plan.alpha
         steps, point = line.branch_steps[index], line.branch_points[index]
+        if index == 0 and alpha > 1:
+            raise place.error(
+                f"the first version's alpha may be at most 1, not {alpha:g}: nothing is before its data"
+            )
         if steps < 1:
             problem = f"last round({alpha} · {version.steps}) = 0 steps; give a larger alpha or more steps"
         elif point < plan.schedule.warmup:
@@ -122,6 +120,28 @@ def _check_branches(source: Source, plan: Plan) -> None:
         else:
             continue
         raise place.error(f"{BRANCH.run_name(version.name)} would {problem}")
+
+
+def _check_reached(source: Source, plan: Plan) -> None:
+    """A branch leaves the main path at its version's rate, not before it or on the way there."""
+    line, moved = plan.timeline, None
+    for index, version in enumerate(plan.versions):
+        moved = index if version.max_lr is not None else moved
+        if moved is None:
+            continue
+        origin = plan.versions[moved]
+        begin, over, point = line.begins[moved], line.rate_steps(origin), line.branch_points[index]
+        if point < begin + over:
+            places = (
+                f"versions[{index}].alpha",
+                f"versions[{moved}].rate_steps",
+                f"versions[{moved}].max_lr",
+            )
+            shorter = f"rate_steps of at most {point - begin}, or " if point >= begin else ""
+            raise source.find(*places).error(
+                f"{BRANCH.run_name(version.name)} would leave the main path at step {point}, before it has the rate "
+                f"{origin.max_lr:g} of {origin.name} (at step {begin + over}); give {shorter}a smaller alpha"
+            )
 
 
 def _check_cycles(source: Source, plan: Plan) -> None:

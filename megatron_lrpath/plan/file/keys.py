@@ -41,6 +41,7 @@ def choice(*values: str) -> dict[str, Any]:
 TEXT = {"type": "string", "minLength": 1, "maxLength": 4096}
 NAME = {"type": "string", "pattern": f"^{SAFE_NAME}$"}
 ALPHA = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
+LONG_ALPHA = {"type": "number", "exclusiveMinimum": 0, "maximum": 1000}
 SHARE = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
 SEED = whole(1, 2**31 - 1)
 STEPS = whole(1, 10**9)
@@ -187,7 +188,12 @@ DATA_KEYS = (
 VERSION_KEYS = (
     Key("name", NAME, REQUIRED, "letters, digits, `.`, `_` and `-`; runs and slices are named after it"),
     Key("steps", STEPS, REQUIRED, "T_i, the steps that its new data last"),
-    Key("alpha", ALPHA, None, "alpha of this version alone"),
+    Key(
+        "alpha",
+        LONG_ALPHA,
+        None,
+        "alpha of this version alone; above 1 (not of the first version) its branch begins before its data",
+    ),
     Key("cycle_steps", CYCLE, None, "cycle_steps of this version's runs alone"),
     Key(
         "max_lr",
