@@ -238,8 +238,13 @@ def upto_version(plan: Plan, curves: Sequence[Curve], name: str) -> list[Curve]:
     names = [version.name for version in plan.versions]
     if name not in names:
         raise UserError(f"{plan.path}: no version {name!r}; it has {', '.join(names)}")
-    last = plan.timeline.ends[names.index(name)]
-    begun = [curve for curve in curves if int(curve.logged[0]) <= last]
+    index = names.index(name)
+    last = plan.timeline.ends[index]
+    begun = [
+        curve
+        for curve in curves
+        if (int(curve.logged[0]) <= last if curve.kind == MAIN.name else curve.version <= index)
+    ]
     return [curve.upto(last) if curve.kind == MAIN.name else curve for curve in begun]
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
+from megatron_lrpath.advise.advice import upto_version
 from megatron_lrpath.advise.apply import apply_alphas
 from megatron_lrpath.advise.by_version import Allocation, Option, allocate, cheapest_sums, trained_versions
 from megatron_lrpath.advise.model import Model, build_model
@@ -280,3 +282,15 @@ def test_the_command_offers_and_applies_long_branches(
     assert {one.name: one.alpha or changed.alpha for one in changed.versions} == found["alphas"]
     assert changed.cost("ours").relative == pytest.approx(found["relative_cost"])
     assert main(words) == 0
+
+
+def test_a_long_branch_of_a_later_version_is_not_seen_before_it(tmp_path: Path) -> None:
+    """It begins in the first version's steps, but was not there when that version ended."""
+    plan = small_plan(tmp_path)
+    content = yaml.safe_load(plan.path.read_text())
+    content["versions"][1]["alpha"] = 1.5
+    plan.path.write_text(yaml.safe_dump(content))
+    plan = load_plan(plan.path)
+    write_losses(plan)
+    seen = upto_version(plan, read_curves(plan), "v1")
+    assert [curve.name for curve in seen] == ["main", "branch-v1"]
