@@ -54,7 +54,7 @@ def test_a_long_branch_that_is_appended_changes_nothing_before_it(tmp_path: Path
         ({"versions": [V1 | {"alpha": 1.1}, V2]}, "first version's alpha may be at most 1"),
         ({"alpha": 1.1}, "alpha: .*1.1"),
         ({"versions": [V1, V2 | {"alpha": 1.9}]}, "step 10, inside its warm-up"),
-        ({"versions": [V1, V2 | {"alpha": 6}]}, "smaller alpha"),
+        ({"versions": [V1, V2 | {"alpha": 6}]}, "last 600 steps, more than the 200 up to its end"),
         (
             {"versions": [V1, V2 | {"max_lr": 5e-4, "alpha": 1.2}]},
             "at step 80, before it has the rate 0.0005 of v2 .at step 120.; give a smaller alpha",
