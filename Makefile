@@ -1,5 +1,5 @@
 # `make quickstart`: set up, train versions of a tiny model on real text under three paradigms, report.
-# `make test`:       set up, check style and types, run the tests.
+# `make test`:       set up, check style, types and prose, run the tests.
 # `make test-fast`:  the tests that start no process, in a few minutes.
 # `make docs`:       set up, build the documents as a site; fails at a link or an anchor that leads nowhere.
 # `make setup`:      set up alone, in .venv (PYTHON=… names an interpreter).
@@ -25,6 +25,7 @@ lint: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/python scripts/prose.py
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict

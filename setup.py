@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 OPTIMIZERS = ["emerging-optimizers>=0.2"]  # muon, lion
 EVALUATION = ["lm_eval[hf]>=0.4.9"]
 DOCS = ["mkdocs-material"]
-TESTS = ["pytest", "pytest-xdist", "hypothesis", "jsonschema", "ruff", "mypy", "types-PyYAML"]
+TESTS = ["pytest", "pytest-xdist", "hypothesis", "jsonschema", "ruff", "mypy", "proselint", "types-PyYAML"]
 SHIPPED = [
     "megatron_lrpath.tools",
     "megatron_lrpath.examples",

@@ -12,8 +12,8 @@ and the first write to each page of memory that they still need copies it). The 
 
 Loading: real starts of `pretrain_gpt.py` until their first step is done, without a checkpoint and from the last one,
 by turns, with checksums (the default) and with sizes alone. By how much the second takes longer is what verifying and
-loading cost whoever waits for it; it stands beside a plain sequential read of the same files. Once with the files
-dropped from the page cache (as on a machine that did not write them), once with the files in it.
+loading cost a program that waits for them; it is shown next to a plain sequential read of the same files.
+Once with the files dropped from the page cache (as on a machine that did not write them), once with the files in it.
 """
 
 from __future__ import annotations

@@ -13,5 +13,5 @@ PIPE_CLOSED = 141
 
 
 def leave_at_once(status: int) -> NoReturn:
-    """End this process without cleaning up: other threads or ranks may wait for ever in a collective."""
+    """End this process without cleaning up: other threads or ranks may wait forever in a collective."""
     os._exit(status)

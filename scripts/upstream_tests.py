@@ -37,7 +37,7 @@ PASSED = "passed"
 
 
 def pytest_collection_modifyitems(items: list[Any]) -> None:
-    """Keep the tests that passed plain: others may wait for ever for a GPU that the backend only pretends."""
+    """Keep the tests that passed plain: others may wait forever for a GPU that the backend only pretends."""
     if os.environ.get(CHOSEN):
         chosen = set(Path(os.environ[CHOSEN]).read_text(encoding="utf-8").splitlines())
         items[:] = [item for item in items if test_name(item.nodeid) in chosen]

@@ -90,6 +90,7 @@ ALLOWED: dict[str, dict[str, str]] = {
         "np.load": "allow_pickle=False",
         "numpy.load": "the same",
     },
+    "scripts/prose.py": {"tomllib.loads": "the style, a file of the project"},
     "scripts/call_path.py": {"json.loads": "lines of a process that the script started"},
 }
 

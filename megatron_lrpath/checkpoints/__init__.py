@@ -1,1 +1,1 @@
-"""The one door to a checkpoint: its pickles read as data, its bytes verified, whoever opens it."""
+"""The one door to a checkpoint: its pickles read as data, its bytes verified."""

@@ -2,8 +2,8 @@
 
 Python's unpickler limits the names that a file may use, not what it does with them: `BUILD` sets attributes of listed
 classes and of members of enumerations, and they stay when the file is refused later. Here a name is a `Name`, a call
-or a new object is a `Record` of what the file says, and what may follow from which name stands in a table. Whoever
-asked for the data builds its own objects from them.
+or a new object is a `Record` of what the file says, and a table lists what may follow from which name. The
+caller builds its own objects from these data.
 """
 
 from __future__ import annotations

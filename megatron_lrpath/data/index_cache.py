@@ -1,8 +1,8 @@
 """Arrays that are built once, by one process, and mapped by all: the indices of versioned datasets.
 
 An entry's name is the hash of all it is made from, and what is built is decided by that alone. So it does not
-matter who builds it, or how many do at once: every file appears whole (temporary file, rename), and whoever
-replaces one replaces it with the same bytes.
+matter who builds it, or how many do at once: every file appears whole (temporary file, rename), and a
+process that replaces one replaces it with the same bytes.
 """
 
 from __future__ import annotations

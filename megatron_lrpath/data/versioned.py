@@ -242,7 +242,7 @@ def build_chained(
 def build_shuffled(
     slices: Sequence[Slice], samples: Sequence[int], config: GPTDatasetConfig, seed: int
 ) -> VersionedDataset:
-    """PTFS: the very samples of `build_chained`, permuted together by (seed, number of versions).
+    """PTFS: exactly the samples of `build_chained`, permuted together by (seed, number of versions).
 
     Raises as `build_chained`; every rank must call it.
     """

@@ -142,7 +142,7 @@ def folder_subject(folder: Path) -> Subject:
 
 
 def results_of(subject: Subject) -> dict[str, Any]:
-    """Task -> result of this very model; none where the results are another model's."""
+    """Task -> result of this model; none where the results are another model's."""
     problems: list[str] = []
     stored = read_json_object(RunFolder(subject.folder).downstream, problems) or {}
     for problem in problems:

@@ -80,7 +80,7 @@ def carry_out(
     """
     wanted = plan.sft is not None and set(plan.sft.paradigms) & set(options.paradigms)
     if wanted and (options.run is None or options.run.startswith(SFT.prefix)):
-        # first of all: what is wrong with the data shows before days of training, and they say how many steps
+        # first: what is wrong with the data shows before days of training, and they say how many steps
         print_summary(prepare(plan, cores()), plan.sft_folder)
     tasks = chosen_tasks(plan, options)
     # the whole choice counts, not what is left of it: a second call shares the machine in the same way

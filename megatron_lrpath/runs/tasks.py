@@ -18,7 +18,7 @@ from megatron_lrpath.runs.results import is_complete
 class Task:
     """One training to carry out.
 
-    `aliases` are the folders of runs that are this very training under another name. `parent` is the key of
+    `aliases` are the folders of runs that share this training under another name. `parent` is the key of
     the task whose checkpoint at step `parent_step` this one starts from. A step has `step_tokens` tokens.
     """
 

@@ -25,7 +25,7 @@ class LRPath:
     With a warm-up of W steps, step 1 has the rate 0 and step W+1 is the first at `max_lr`; the last step of
     a run that ends at E reads position E−1, one position before a decay is complete.
 
-    - `shape`: "whole" (warm-up, then the whole schedule), "plateau" (warm-up, then max_lr for ever: the main
+    - `shape`: "whole" (warm-up, then the whole schedule), "plateau" (warm-up, then max_lr forever: the main
       path), "branch" (a complete fast decay from max_lr), "floor" (min_lr all along: CPT's KeepMin).
     - `start`, `end`: positions where the curve begins and where it is complete.
     - `warmup`: positions of linear warm-up from 0 to max_lr after `start`; only for "whole" and "plateau".

@@ -88,14 +88,14 @@ def arguments(session: Session, argv: list[str], defaults: Mapping[str, Any] | N
         set_wandb_defaults(args, planned.plan, planned.run)
         session.context = planned.context()
     explicit = planned.explicit if planned else given
-    set_machine_flags(args, explicit, session)
-    fit_collectives(args, explicit)
-    take_over_saving(args)
-    check_optimizer(args, with_path=True)
     if session.is_packed and args.context_parallel_size != 1:
         raise UserError(
             "--context-parallel-size: packed samples are not split over ranks; leave it out for sft runs"
         )
+    set_machine_flags(args, explicit, session)
+    fit_collectives(args, explicit)
+    take_over_saving(args)
+    check_optimizer(args, with_path=True)
     with megatrons_refusals():
         validate_args(args, defaults=dict(defaults or {}))
     if session.context is not None:

@@ -271,7 +271,7 @@ def test_histories(tmp_path: Path, lines: list[bytes]) -> None:
 @FUZZ
 @given(edits=EDITS)
 def test_run_folders(tmp_path: Path, edits: list[Edit]) -> None:
-    """Whoever asks for a run's samples may name any folder."""
+    """A caller that asks for a run's samples may name any folder."""
     RunFolder(tmp_path).lineage.write_bytes(edited(json.dumps(LINEAGE).encode(), edits))
     with clear_error_or_load(UserError):
         named_run(tmp_path, None)

@@ -1,4 +1,4 @@
-"""Stopped and resumed at any step, a run ends with the very bytes of the undisturbed one."""
+"""Stopped and resumed at any step, a run ends with exactly the bytes of the undisturbed one."""
 
 from __future__ import annotations
 

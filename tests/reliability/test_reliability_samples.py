@@ -1,4 +1,4 @@
-"""The samples of any step can be told again: the very tokens that reached the model."""
+"""The samples of any step can be listed again: exactly the tokens that reached the model."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import os
 import random
 import socket
 
-# Below those that Linux gives to whoever asks for any (from 32768 on), above those of the Slurm tests' few jobs;
+# Below those that Linux gives to a process that asks for any (from 32768 on), above those of the Slurm tests' few jobs;
 # each of pytest's workers has a thousand of its own.
 WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 FIRST, COUNT = 15000 + 1000 * (WORKER % 16), 1000

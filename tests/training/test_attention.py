@@ -124,7 +124,7 @@ def test_what_it_does_not_compute_is_refused() -> None:
 def test_a_refusal_is_one_message_of_the_training(tmp_path: Path) -> None:
     outcome = train(run_words(make_plan(tmp_path, (6,)), "ours", "main", "--window-size", "8,0"))
     assert outcome.status == [2]
-    assert "lrpath: error: --window-size: not supported without Transformer Engine" in outcome.output
+    assert "- --window-size (8, 0) needs Transformer Engine" in outcome.output
     assert "Traceback" not in outcome.output
 
 

@@ -263,7 +263,7 @@ def conclude(attempt: Attempt, earlier: Sequence[Attempt]) -> Conclusion:
 
     A failure is tried once more, for it may have been the machine's. The same step failing twice stops, and so
     do three starts in a row from one checkpoint that failed or met the time limit before the next: whatever the
-    reasons, they would go on for ever. A start that somebody has stopped does not count.
+    reasons, they would go on forever. A start that somebody has stopped does not count.
     """
     if attempt.ending == COMPLETE:
         return Conclusion(COMPLETE)

@@ -76,7 +76,7 @@ class Saves:
         threading.Thread(target=self._remove, args=(going,), name="retention").start()
 
     def is_kept(self, step: int) -> bool:
-        """Whether retention leaves `step` alone for ever."""
+        """Whether retention leaves `step` alone forever."""
         return step in self.keep or retained(step, self.retain_interval)
 
     def failed(self, step: int, reason: str) -> None:

@@ -41,7 +41,7 @@ class CpuStream:
 
 
 class CpuEvent:
-    """A moment in time, taken when it is recorded."""
+    """The time at which it was recorded."""
 
     wait = synchronize = nothing
 

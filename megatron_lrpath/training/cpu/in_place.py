@@ -1,4 +1,4 @@
-"""On the CPU a checkpoint is written from, and loaded into, the very tensors that train: no copies on the way.
+"""On the CPU a checkpoint is written from, and loaded into, the tensors that train: no copies on the way.
 
 Megatron gathers the optimizer's state of all data-parallel ranks in fresh buffers and copies every tensor that is a
 part of a larger buffer. That serves GPUs, whose memory has to be copied anyway. On the CPU it takes longer than

@@ -1,7 +1,7 @@
 """No process outlives the one that forked it: writers and loaders die with a killed training.
 
 Importing this module registers the rule for the importing process. Megatron's helpers for asynchronous saving
-wait for work for ever otherwise, and would hold the run's lock, which they inherit.
+wait for work forever otherwise, and would hold the run's lock, which they inherit.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class Standstill:
 
     Args:
         peers: the watch over the other ranks.
-        minutes: how long a step may take; 0 for ever.
+        minutes: how long a step may take; 0 forever.
     """
 
     def __init__(self, peers: PeerWatch, minutes: float) -> None:

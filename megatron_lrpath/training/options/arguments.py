@@ -58,7 +58,7 @@ def add_lrpath_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentPa
     group.add_argument(
         "--lr-path",
         choices=tuple(LR_PATH_KINDS),
-        help="which path this run is, without a plan: main (warm-up, then --lr for ever), branch (a complete "
+        help="which path this run is, without a plan: main (warm-up, then --lr forever), branch (a complete "
         "decay off a main path), scratch (warm-up and whole schedule), continual (from the end of an earlier "
         "version)",
     )
@@ -127,7 +127,7 @@ def add_lrpath_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentPa
         default=30.0,
         metavar="MINUTES",
         help="how long a step may take before the run ends with the name of the rank that the others wait for "
-        "(not counted: a start's first step, saves, evaluations); 0: for ever",
+        "(not counted: a start's first step, saves, evaluations); 0: forever",
     )
     spikes = parser.add_argument_group("loss spikes")
     spikes.add_argument(

@@ -33,11 +33,11 @@ def set_machine_flags(args: Any, explicit: Mapping[str, Any], session: Session) 
         if explicit.get(name, value) != value
     ]
     engine = (
-        "packed samples do without it" if session.is_packed else "found" if ENGINE in have else "not usable"
+        "not used for packed samples" if session.is_packed else "found" if ENGINE in have else "not usable"
     )
     refuse(
         [*unmet(vars(args), have), *other],
-        f"these arguments need what is not there (device {session.device}, Transformer Engine {engine})",
+        f"requirements of these arguments are not met (device: {session.device}; Transformer Engine: {engine})",
     )
     for name, value in flags.items():
         setattr(args, name, value)
@@ -54,7 +54,7 @@ def set_machine_flags(args: Any, explicit: Mapping[str, Any], session: Session) 
 def overlap_communication(args: Any, off: frozenset[str] = frozenset()) -> None:
     """Overlap the gradients' reduction and the weights' gathering with the computation, where there are any.
 
-    THE place where this is decided, whoever starts the ranks. It needs more than one data-parallel rank and the
+    This is decided here alone, for every launcher. It needs more than one data-parallel rank and the
     distributed optimizer of Adam. `off` are the arguments that the plan sets to false.
     """
     model = args.tensor_model_parallel_size * args.pipeline_model_parallel_size * args.context_parallel_size

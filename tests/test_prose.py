@@ -1,0 +1,45 @@
+"""The prose linter sees what a reader reads, and only that."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from scripts import prose
+
+
+@pytest.fixture(autouse=True, scope="module")
+def config() -> prose.Config:
+    """The configuration of the project, its checks registered."""
+    return prose.registered()
+
+
+BAD = "who" + "ever"  # in two parts, since this file is checked as well
+READ = {
+    "page.md": [f"{BAD} reads", f"a [{BAD}](x.md)"],
+    "module.py": [
+        f'"""Do it for {BAD} asks."""',
+        f"x = 1  # {BAD} it is",
+        f'raise ValueError("{BAD} asks for this")',
+        f'raise ValueError(f"{{x}} {BAD} asks for this {{x}}")',
+    ],
+}
+UNREAD = {
+    "page.md": [f"`{BAD}`", f"```\n{BAD}\n```", f"[it]({BAD}.md)", f"<{BAD}>"],
+    "module.py": [f"{BAD} = 1", f'print("{BAD}")', f'x["{BAD}"]'],
+}
+
+
+@pytest.mark.parametrize(("name", "text"), [(name, text) for name in READ for text in READ[name]])
+def test_prose_is_read(name: str, text: str, tmp_path: Path, config: prose.Config) -> None:
+    (tmp_path / name).write_text(f"\n{text}\n")
+    found = list(prose.problems(tmp_path / name, name, config))
+    assert len(found) == 1
+    assert found[0].startswith(f"{name}:2: write ")
+
+
+@pytest.mark.parametrize(("name", "text"), [(name, text) for name in UNREAD for text in UNREAD[name]])
+def test_code_is_not_read(name: str, text: str, tmp_path: Path, config: prose.Config) -> None:
+    (tmp_path / name).write_text(f"\n{text}\n")
+    assert list(prose.problems(tmp_path / name, name, config)) == []
