@@ -111,7 +111,9 @@ def _check_branches(source: Source, plan: Plan) -> None:
         if steps < 1:
             problem = f"last round({alpha} · {version.steps}) = 0 steps; give a larger alpha or more steps"
         elif point < 0:
-            problem = f"last {steps} steps, more than the {line.ends[index]} up to its end; give a smaller alpha"
+            problem = (
+                f"last {steps} steps, more than the {line.ends[index]} up to its end; give a smaller alpha"
+            )
         elif point < plan.schedule.warmup:
             problem = (
                 f"leave the main path at step {point}, inside its warm-up of {plan.schedule.warmup} steps; "
