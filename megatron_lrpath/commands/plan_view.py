@@ -15,7 +15,14 @@ from megatron_lrpath.console import terminal_table
 from megatron_lrpath.launch.estimate import Estimate, cost_lines
 from megatron_lrpath.paradigms import CPT, PARADIGM_ROWS
 from megatron_lrpath.plan import PARADIGMS, Plan, Run
-from megatron_lrpath.plan.wording import mix_text, paradigm_name, schedule_name, sft_text
+from megatron_lrpath.plan.wording import (
+    branch_arguments_text,
+    main_rate_text,
+    mix_text,
+    paradigm_name,
+    schedule_name,
+    sft_text,
+)
 from megatron_lrpath.runs.storage import predicted
 from megatron_lrpath.wording import byte_size, short_number
 
@@ -44,6 +51,10 @@ def show_plan(
         f"{schedule.min_lr:g}, warm-up {schedule.warmup:,} steps, alpha {plan.alpha:g}, "
         f"{plan.batch.tokens:,} tokens a step"
     )
+    if changes := main_rate_text(plan):
+        headline += f"; {changes}"
+    if own := branch_arguments_text(plan):
+        headline += f"; branches with {own}"
     console.print(Text(headline))
     for paradigm in paradigms:
         console.print()
@@ -146,7 +157,7 @@ def storage_texts(plan: Plan, paradigms: tuple[str, ...]) -> list[str]:
 
 def curve_text(plan: Plan, paradigm: str, width: int) -> Text:
     """The paradigm's learning rates as braille dots, a colour for each version, version ends below."""
-    end, top = plan.timeline.ends[-1], plan.schedule.max_lr
+    end, top = plan.timeline.ends[-1], plan.highest_rate
     columns = max(20, min(width, PIPE_WIDTH) - MARGIN - 1 - len(AXIS_TITLE))
     canvas = plotille.Canvas(columns, CURVE_HEIGHT, 0, 0, end, top * 1.02, mode="names")
     for run in plan.runs(paradigm):
@@ -165,8 +176,8 @@ def curve_points(run: Run, count: int) -> list[tuple[float, float]]:
     first, last = run.first_step, run.last_step
     count = min(count, run.steps)
     places = {first + run.steps * index // count for index in range(count + 1)} if count else {first}
-    corner = run.path.start + run.path.warmup
-    return [(float(x), run.path.lr_at(x)) for x in sorted(places | ({corner} if corner <= last else set()))]
+    corners = {corner for corner in run.path.corners if corner <= last}
+    return [(float(x), run.path.lr_at(x)) for x in sorted(places | corners)]
 
 
 def run_colour(run: Run) -> str:
@@ -198,5 +209,8 @@ def _rate_text(run: Run) -> str:
         return f"{schedule.min_lr:g}"
     warm = "warm-up, " if path.warmup else ""
     if path.shape == "plateau":
-        return f"{warm}{schedule.max_lr:g}"
-    return f"{warm}{schedule.max_lr:g} → {path.lr_at(path.end):.3g}"
+        if path.main is not None and path.main.power:
+            return f"{warm}{schedule.max_lr:g} → {path.lr_at(path.end):.3g}"
+        moves = path.main.moves if path.main else ()
+        return warm + ", ".join(f"{rate:g}" for rate in (schedule.max_lr, *(move.rate for move in moves)))
+    return f"{warm}{path.begins_at:.6g} → {path.lr_at(path.end):.3g}"

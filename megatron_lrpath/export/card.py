@@ -118,9 +118,9 @@ def architecture_table(model: Architecture, dtype: str) -> str:
     return table(("model", ""), rows)
 
 
-def rates(schedule: Schedule) -> str:
-    """A schedule in a few words."""
-    return f"{schedule.style}, {schedule.max_lr:g} to {schedule.min_lr:g}, warm-up {schedule.warmup:,} steps"
+def rates(schedule: Schedule, peak: float | None = None) -> str:
+    """A schedule in a few words; `peak` is where its decay begins, where that is not max_lr."""
+    return f"{schedule.style}, {peak or schedule.max_lr:.6g} to {schedule.min_lr:g}, warm-up {schedule.warmup:,} steps"
 
 
 def fine_tuning(plan: Plan, run: Run, origin: Origin) -> str:
@@ -175,7 +175,7 @@ def training(plan: Plan, run: Run, origin: Origin) -> str:
         ("steps", f"{run.first_step:,} to {origin.step:,} of {run.last_step:,}"),
         ("tokens a step", f"{plan.batch.tokens:,}"),
         ("tokens trained on", trained_on(plan, run, origin.step)),
-        ("schedule", rates(plan.schedule)),
+        ("schedule", rates(plan.schedule, run.path.peak)),
         ("seed", plan.seed),
     ]
     if run.paradigm == OURS.name:

@@ -14,7 +14,13 @@ from megatron_lrpath.models import parameter_count, resolve_model
 from megatron_lrpath.paradigms import CPT_VARIANTS, OURS
 from megatron_lrpath.plan import Plan, run_identity
 from megatron_lrpath.plan.identity import without_neutral
-from megatron_lrpath.plan.wording import mix_text, schedule_name, sft_text
+from megatron_lrpath.plan.wording import (
+    branch_arguments_text,
+    main_rate_text,
+    mix_text,
+    schedule_name,
+    sft_text,
+)
 from megatron_lrpath.report.collect import RunTree
 from megatron_lrpath.report.tables import Cell, Table
 from megatron_lrpath.sealed import json_digest
@@ -45,6 +51,7 @@ def facts(tree: RunTree) -> dict[str, str]:
         "Parameters": _parameters(plan),
         "Schedule": f"{schedule_name(plan)}, from {schedule.max_lr:g} to {schedule.min_lr:g}, "
         + (f"warm-up {schedule.warmup:,} steps" if schedule.warmup else "no warm-up"),
+        "Main path": main_rate_text(plan).removeprefix("main path "),
         "α": f"{plan.alpha:g}" + (f" ({alphas})" if alphas else ""),
         "Branch mix": _mixes(plan),
         "Fine-tuning": sft_text(plan.sft) if plan.sft else "",
@@ -54,6 +61,7 @@ def facts(tree: RunTree) -> dict[str, str]:
         "Tokenizer": as_trained(tree, "tokenizer", _tokenizer),
         "Seed": as_trained(tree, "seed", str),
         "Other arguments": as_trained(tree, "megatron", _arguments, _arguments(plan.megatron)),
+        "Branches' arguments": branch_arguments_text(plan),
         "Trained": f"started {', last start '.join(f'{time} UTC' for time in dict.fromkeys(span))}"
         if span
         else "",
