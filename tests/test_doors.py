@@ -68,6 +68,8 @@ ALLOWED: dict[str, dict[str, str]] = {
     "megatron_lrpath/plan/identity.py": {"json.loads": OWN},
     "megatron_lrpath/training/options/argument_identity.py": {"json.loads": OWN},
     "megatron_lrpath/training/options/from_arguments.py": {"json.loads": OWN},
+    "megatron_lrpath/launch/preflight.py": {"json.loads": OWN},
+    "megatron_lrpath/tokenizers/fast_hugging_face.py": {"json.loads": OWN},
     "megatron_lrpath/training/guards/channel.py": {"json.loads": SENT},
     "megatron_lrpath/data/preprocess/worker.py": {
         "json.loads": "a document's line, where speed counts; a number, depth or letter too many rejects the document",
