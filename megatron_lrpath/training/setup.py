@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing import set_forkserver_preload
@@ -25,6 +26,7 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import sweep_unfinished
 from megatron_lrpath.paradigms import MAIN, SFT
 from megatron_lrpath.plan import run_identity
+from megatron_lrpath.plan.needs import unmet
 from megatron_lrpath.runs import checkpoints, failure, lineage
 from megatron_lrpath.runs.breaks import LAYOUT
 from megatron_lrpath.runs.checkpoints import latest_step, present_fingerprint
@@ -49,17 +51,20 @@ from megatron_lrpath.training.options.argument_identity import differences_from_
 from megatron_lrpath.training.options.arguments import (
     ArgumentsProvider,
     arguments_provider,
-    explicit_arguments,
+    full_parser,
+    raise_all,
+    read_arguments,
 )
-from megatron_lrpath.training.options.classes import refuse_defaults
+from megatron_lrpath.training.options.classes import default_problems
 from megatron_lrpath.training.options.from_arguments import (
     argument_context,
+    incomplete,
     refuse_companions,
     refuse_with_path,
 )
 from megatron_lrpath.training.options.from_machine import set_machine_flags
 from megatron_lrpath.training.options.from_plan import PlannedRun, apply_defaults
-from megatron_lrpath.training.options.optimizers import check_optimizer
+from megatron_lrpath.training.options.optimizers import check_optimizer, optimizer_problems
 from megatron_lrpath.training.session import Session
 from megatron_lrpath.training.steps import StepRecorder, continue_wandb_run, set_wandb_defaults
 from megatron_lrpath.wording import listing
@@ -73,13 +78,15 @@ def arguments(session: Session, argv: list[str], defaults: Mapping[str, Any] | N
     Raises:
         UserError: arguments contradict the plan or each other.
     """
-    given = explicit_arguments(argv, session.own_arguments)
+    own = session.own_arguments
+    given, wrong = read_arguments(argv, own)
     if "plan" not in given and "lr_path" not in given:
-        return plain_arguments(session, given, argv, dict(defaults or {}))
-    planned = PlannedRun.read(given, session.own_arguments) if "plan" in given else None
+        return plain_arguments(session, given, argv, dict(defaults or {}), wrong)
+    wrong += default_problems(defaults or {}, given)
+    later = found_later(given, wrong, session)
+    planned = PlannedRun.read(given, own, wrong, later) if "plan" in given else None
     if planned is None:
-        refuse_with_path(given, session.own_arguments)
-    refuse_defaults(defaults or {}, given)
+        refuse_with_path(given, own, wrong, later)
     sys.argv[1:] = [*planned.flags, *argv] if planned else argv
     args = parse_args(arguments_provider(session.own_arguments))
     if planned is None:
@@ -111,14 +118,20 @@ def arguments(session: Session, argv: list[str], defaults: Mapping[str, Any] | N
 
 
 def plain_arguments(
-    session: Session, given: Mapping[str, Any], argv: list[str], defaults: dict[str, Any]
+    session: Session,
+    given: Mapping[str, Any],
+    argv: list[str],
+    defaults: dict[str, Any],
+    wrong: Sequence[str] = (),
 ) -> Any:
     """The validated arguments of plain Megatron, with what follows from the device.
 
     Raises:
-        UserError: companions of --plan or --lr-path, or arguments that Megatron refuses.
+        UserError: companions of --plan or --lr-path, arguments that Megatron refuses, or what is `wrong` already.
     """
-    refuse_companions(given)
+    if any(problem.startswith("argument --lr-path:") for problem in wrong):
+        raise_all(wrong)  # nobody knows which of the others say something
+    refuse_companions(given, wrong)
     sys.argv[1:] = argv
     provider = arguments_provider(session.own_arguments)
     with megatrons_refusals():
@@ -135,6 +148,15 @@ def plain_arguments(
         validate_args(args, defaults=defaults)
     set_global_variables(args)
     return args
+
+
+def found_later(given: Mapping[str, Any], wrong: Sequence[str], session: Session) -> list[str]:
+    """What later checks would find wrong with the arguments of the command line beside what is `wrong`, a line each."""
+    found = unmet(given, environment.available(session.device, session.is_packed))
+    defaults = {action.dest: action.default for action in full_parser(session.own_arguments)._actions}
+    found += optimizer_problems(Namespace(**{**defaults, **given}), with_path=True)
+    are_all_read = not any(problem.startswith("argument ") for problem in wrong)
+    return found + (incomplete(given) if "lr_path" in given and are_all_read else [])
 
 
 def yaml_arguments(file: str, provider: ArgumentsProvider, defaults: dict[str, Any]) -> Any:
@@ -159,7 +181,12 @@ def megatrons_refusals() -> Iterator[None]:
         yield
     except (AssertionError, ValueError) as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
-        raise UserError(f"Megatron refuses these arguments: {error or where.line}") from None
+        raise UserError(f"Megatron refuses these arguments: {str(error) or broken_check(where)}") from None
+
+
+def broken_check(where: traceback.FrameSummary) -> str:
+    """The check of Megatron's that has no words for what it found, as its code has it."""
+    return f"{where.line} does not hold ({where.name} in {where.filename}, line {where.lineno})"
 
 
 def blend_prefixes(args: Any) -> list[str]:
