@@ -16,7 +16,7 @@ import torch.distributed as dist
 from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
 from megatron.training.arguments import parse_and_validate_args, parse_args, validate_args
 from megatron.training.checkpointing import load_args_from_checkpoint
-from megatron.training.global_vars import set_global_variables
+from megatron.training.global_vars import get_tensorboard_writer, set_global_variables
 from megatron.training.utils import get_blend_and_blend_per_split
 
 from megatron_lrpath.console import say
@@ -33,7 +33,7 @@ from megatron_lrpath.runs.checkpoints import latest_step, present_fingerprint
 from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.runs.history import losses_before
 from megatron_lrpath.tokenizers.prints import TokenizerSpec
-from megatron_lrpath.training import environment
+from megatron_lrpath.training import environment, event_files
 from megatron_lrpath.training.checkpoints import parent as parents
 from megatron_lrpath.training.checkpoints.commit import Commits
 from megatron_lrpath.training.checkpoints.saves import Saves
@@ -362,8 +362,22 @@ def protect(session: Session, args: Any, start: Start, ranks: Ranks) -> None:
         max_skips=args.loss_spike_max_skips,
         first_step=start.step,
     )
+    forget_curves(context, args, start)
     session.saves, session.recorder = saves, StepRecorder(context, session.guard, args)
     session.commits = Commits(saves, session.recorder.sync_history, session.recorder.record_skips)
+
+
+def forget_curves(context: RunContext, args: Any, start: Start) -> None:
+    """Let TensorBoard forget the steps that are trained again, in a folder that is the run's own; on its last rank."""
+    writer = get_tensorboard_writer()
+    if writer is None or context.folder is None:
+        return
+    folder = RunFolder(context.folder).tensorboard
+    own = event_files.file_of(writer)
+    if own is None or own.parent.resolve() != folder.resolve():
+        return
+    first = start.step + 1 if start.existing else start.step  # a branch begins with its parent's point
+    event_files.forget_from(folder, first, args.global_batch_size, args.seq_length, own)
 
 
 def branch_points(context: RunContext) -> frozenset[int]:
