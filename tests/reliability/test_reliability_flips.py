@@ -31,7 +31,7 @@ def test_no_flip_is_accepted_in_silence(base: Path) -> None:
         if one.taken == "silent" or one.trace:
             silent.append(one)
 
-    flips = flip_bits(base, base.with_name("plan"), 30, 1, CHEAP, told)
+    flips = flip_bits(base, base.with_name("plan"), 50, 1, CHEAP, told)
     assert silent == []
     assert {one.taken for one in flips} >= {"refused", "named"}
 
