@@ -36,6 +36,15 @@ LARGEST = 2**24  # of a size in a `config.json`
 MOST = {"num_hidden_layers": 4096}
 _SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
 
+# What a checkpoint's arguments say of the model, by type.
+_STORED_SIZES = (
+    "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "kv_channels", "max_position_embeddings",
+)  # fmt: skip
+_STORED_NUMBERS = ("rotary_base", "layernorm_epsilon", "init_method_std")
+_STORED_SWITCHES = (
+    "add_qkv_bias", "add_bias_linear", "untie_embeddings_and_output_weights", "group_query_attention",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -75,8 +84,10 @@ def from_megatron(args: Any, vocab_size: int) -> Architecture:
     """The architecture that a checkpoint's stored arguments describe.
 
     Raises:
-        UserError: the model is neither a LLaMA nor a Qwen2; which arguments make it another.
+        UserError: the model is neither a LLaMA nor a Qwen2, which arguments make it another; or an argument is
+            missing or no size of a model.
     """
+    _check_arguments(args)
     wrong = [
         f"{name} is {getattr(args, name)!r}"
         for name, allowed in _REQUIRED.items()
@@ -220,6 +231,28 @@ def from_config(config: dict[str, Any]) -> Architecture:
         rope_factor=factor,
         init_std=_number(config, "initializer_range", 0.02),
     )
+
+
+def _check_arguments(args: Any) -> None:
+    """Refuse arguments of a checkpoint, which may be a stranger's, that no model can have; raises UserError."""
+    grouped, stretched = (
+        getattr(args, "group_query_attention", None),
+        getattr(args, "use_rope_scaling", False),
+    )
+    sizes = (*_STORED_SIZES, *(["num_query_groups"] if grouped else []))
+    numbers = (*_STORED_NUMBERS, *(["rope_scaling_factor"] if stretched else []))
+    most = {"num_layers": MOST["num_hidden_layers"]}
+    values = {name: getattr(args, name, None) for name in (*sizes, *numbers, *_STORED_SWITCHES)}
+    wrong = [name for name in sizes if not _is_size(values[name], most.get(name, LARGEST))]
+    wrong += [
+        name for name in numbers if type(values[name]) not in (int, float) or not 0 <= values[name] < 1e18
+    ]
+    wrong += [name for name in _STORED_SWITCHES if type(values[name]) is not bool]
+    if wrong:
+        raise UserError(
+            "the checkpoint's arguments are those of no model that is exported: "
+            f"{', '.join(f'{name} is {values[name]!r:.40}' for name in wrong)}. Restore it, or take another step."
+        )
 
 
 def _is_size(value: Any, most: int) -> bool:

@@ -33,6 +33,15 @@ class Chat:
         return max(self.control_tokens.values(), default=-1) + 1
 
 
+def stored_chat(args: Any) -> Chat | None:
+    """What a fine-tuning has stored among a checkpoint's arguments; raises KeyError, TypeError, ValueError."""
+    if not isinstance(stored := getattr(args, STORED, None), dict):
+        return None
+    tokens = {str(token): int(number) for token, number in dict(stored["control_tokens"]).items()}
+    stop = stored["stop_token"]
+    return Chat(str(stored["template"]), tokens, None if stop is None else int(stop))
+
+
 def write_chat(chat: Chat, folder: Path) -> list[str]:
     """Complete the tokenizer files in `folder`; notes for the user.
 
@@ -130,14 +139,18 @@ def export_checkpoint(checkpoint: Path, target: Path, origin: Origin, wishes: Wi
     """
     refuse_target(target, wishes.force)
     reader = CheckpointReader(checkpoint)
-    args, chat = reader.args, None
-    if isinstance(stored := getattr(args, STORED, None), dict):  # it was fine-tuned here
-        chat = Chat(str(stored["template"]), dict(stored["control_tokens"]), stored["stop_token"])
-    place = wishes.tokenizer or args.tokenizer_model
-    tokenizer = find_tokenizer(args.tokenizer_type, place, args, wishes.vocab_size)
-    # An imported model may have more rows than its tokenizer has tokens.
-    rows = wishes.vocab_size or getattr(args, IMPORTED_VOCABULARY, None) or tokenizer.vocab_size
-    rows = max(rows, chat.rows if chat else 0)
+    args = reader.args
+    try:
+        chat = stored_chat(args)
+        place = wishes.tokenizer or args.tokenizer_model
+        tokenizer = find_tokenizer(args.tokenizer_type, place, args, wishes.vocab_size)
+        # An imported model may have more rows than its tokenizer has tokens.
+        rows = wishes.vocab_size or getattr(args, IMPORTED_VOCABULARY, None) or tokenizer.vocab_size
+        rows = max(rows, chat.rows if chat else 0)
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"{checkpoint}: its arguments do not say which tokenizer the model has ({why(error)}); restore it."
+        ) from None
     model = architecture.from_megatron(args, rows)
     reader.verify()
     dtype = wishes.dtype or str(reader.dtype(EMBEDDING)).removeprefix("torch.")
