@@ -242,7 +242,9 @@ def _check_arguments(args: Any) -> None:
     sizes = (*_STORED_SIZES, *(["num_query_groups"] if grouped else []))
     numbers = (*_STORED_NUMBERS, *(["rope_scaling_factor"] if stretched else []))
     most = {"num_layers": MOST["num_hidden_layers"]}
-    values = {name: getattr(args, name, None) for name in (*sizes, *numbers, *_STORED_SWITCHES)}
+    values: dict[str, Any] = {
+        name: getattr(args, name, None) for name in (*sizes, *numbers, *_STORED_SWITCHES)
+    }
     wrong = [name for name in sizes if not _is_size(values[name], most.get(name, LARGEST))]
     wrong += [
         name for name in numbers if type(values[name]) not in (int, float) or not 0 <= values[name] < 1e18
