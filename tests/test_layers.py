@@ -53,6 +53,7 @@ LAYERS = (
     ("launch",),
     ("readiness",),
     ("experiment",),
+    ("upkeep",),
     ("doctor",),
     ("commands",),
     ("cli", "script", "pretrain_gpt"),

@@ -24,6 +24,7 @@ from train import CONTEXTS, EVALUATE, call
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.experiment.load import Point, load_experiment
 from megatron_lrpath.files import atomic_write_json
+from megatron_lrpath.launch.warm import PRELOADED
 from megatron_lrpath.merge.preview import Preview, plan_preview, write_preview
 from megatron_lrpath.plan import load_plan
 from megatron_lrpath.runs.results import fresh_evaluation
@@ -82,7 +83,7 @@ def main() -> None:
     )
     parser.add_argument("--versions", nargs="+", default=["v2", "v3", "v4"])
     args = parser.parse_args()
-    CONTEXTS["cpu"].set_forkserver_preload(["preload"])
+    CONTEXTS["cpu"].set_forkserver_preload([PRELOADED])
     points = [point for point in load_experiment(args.experiment).points if point.plan.seed in args.seeds]
     chosen = [point for point in points if point.group.startswith(tuple(args.decays))]
     made = [row for point in chosen for row in rows(point, args.versions)]

@@ -27,6 +27,7 @@ from pathlib import Path
 from megatron_lrpath.experiment.load import Experiment, load_together
 from megatron_lrpath.experiment.run import PointTask, shared_tasks, write_plans
 from megatron_lrpath.launch.process import new_log
+from megatron_lrpath.launch.warm import PRELOADED
 from megatron_lrpath.runs.results import fresh_evaluation
 from megatron_lrpath.runs.state import parent_available
 from megatron_lrpath.runs.tasks import link_aliases
@@ -163,7 +164,7 @@ def main() -> None:
     experiments = load_together(args.experiments)
     for experiment in experiments:
         write_plans(experiment)
-    CONTEXTS["cpu"].set_forkserver_preload(["preload"])
+    CONTEXTS["cpu"].set_forkserver_preload([PRELOADED])
     tasks = [task for seed in args.seeds or [None] for task in wanted(experiments, seed, args.variations)]
     carry_out(tasks, args.jobs, args.device)
 

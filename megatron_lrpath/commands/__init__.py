@@ -14,5 +14,6 @@ every call, help and completion included, and must load nothing heavy (`tests/co
 
 COMMANDS = (
     "init", "check-args", "plan", "lr", "experiment", "update", "run", "sft", "submit", "status", "cancel",
-    "eval", "report", "samples", "advise", "merge", "export", "doctor", "docs", "completion",
+    "eval", "report", "samples", "prune", "rewind", "advise", "merge", "export",
+    "doctor", "docs", "completion",
 )  # fmt: skip

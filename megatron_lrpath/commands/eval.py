@@ -18,6 +18,7 @@ from megatron_lrpath.runs import failure
 from megatron_lrpath.runs.folder import OutputFolder, RunFolder, read_json_object
 
 if TYPE_CHECKING:
+    from megatron_lrpath.launch.torchrun import Ranks
     from megatron_lrpath.plan import Plan
     from megatron_lrpath.runs.results import Target
 
@@ -123,9 +124,13 @@ def run_worker(args: argparse.Namespace, names: list[str], log: Path) -> int:
 
 
 def run_logged(
-    command: list[str], environment: dict[str, str], log: Path, who: str, all_output: bool
+    command: Ranks | list[str], environment: dict[str, str], log: Path, who: str, all_output: bool
 ) -> tuple[int, failure.Failure | None]:
     """Run a worker (`who`) with its errors, or all of its output, in `log`; its status and why it failed, if it did."""
+    from megatron_lrpath.launch import warm
+    from megatron_lrpath.launch.runner import GRACE_SECONDS
+    from megatron_lrpath.launch.torchrun import Ranks
+
     error_file = failure.beside(log)
     failure.clear(error_file)
     # Threads that spin at barriers crawl on a machine that others use too.
@@ -133,8 +138,12 @@ def run_logged(
     environment[failure.VARIABLE] = str(error_file)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as stream:
-        stdout = stream if all_output else None
-        status = subprocess.run(command, stdout=stdout, stderr=stream, env=environment).returncode
+        if isinstance(command, Ranks) and warm.is_warm():  # `lrpath run` has forked this process
+            status = warm.start(command, environment, GRACE_SECONDS, log).wait() or 0
+        else:
+            argv = command.command if isinstance(command, Ranks) else command
+            stdout = stream if all_output else None
+            status = subprocess.run(argv, stdout=stdout, stderr=stream, env=environment).returncode
     return status, (failure.read(error_file) or failure.of_status(who, status)) if status else None
 
 
@@ -245,7 +254,7 @@ def evaluate(plan: Plan, targets: list[Target], args: argparse.Namespace) -> int
         "--runs",
     ]
     options += [*(target.name for target in targets), *getattr(args, "extra", ())]
-    command = torchrun.command("megatron_lrpath.evaluate.worker", options, args.nproc)
+    command = torchrun.Ranks("megatron_lrpath.evaluate.worker", tuple(options), args.nproc)
     threads = str(max(1, (os.cpu_count() or 1) // args.nproc))
     print(f"evaluating {what(plan, targets, args.force)} …", flush=True)
     _, found = run_logged(command, {"OMP_NUM_THREADS": threads}, log, "torchrun", all_output=True)

@@ -48,6 +48,12 @@ def add_machine(parser: argparse.ArgumentParser, models: str, nproc: str) -> Non
         default=True,
         help=f"evaluate the {models} at the end (default: yes)",
     )
+    parser.add_argument(
+        "--cold",
+        action="store_true",
+        help="start every training as a fresh process; without it, those on the CPU are forked from one that has "
+        "imported everything, which saves seconds each",
+    )
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -81,6 +87,7 @@ def training_options(args: argparse.Namespace, plan: Plan | None = None, only_sf
         evaluate=args.evaluate,
         only_sft=only_sft,
         extra=tuple(args.extra),
+        cold=args.cold,
     )
 
 

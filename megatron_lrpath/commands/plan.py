@@ -113,6 +113,7 @@ def as_json(plan: Plan, paradigms: tuple[str, ...]) -> dict[str, Any]:
             "total_steps": cost.steps,
             "total_tokens": cost.tokens,
             "relative_cost": cost.relative,
+            "storage": storage_as_json(plan, paradigm),
         }
     return {
         "name": plan.name,
@@ -122,6 +123,23 @@ def as_json(plan: Plan, paradigms: tuple[str, ...]) -> dict[str, Any]:
         ],
         "paradigms": paths,
         "sft": sft_as_json(plan),
+    }
+
+
+def storage_as_json(plan: Plan, paradigm: str) -> dict[str, Any] | None:
+    """What the paradigm's checkpoints take, in bytes; null for a model whose parameters are not counted."""
+    from megatron_lrpath.runs.storage import predicted
+
+    storage = predicted(plan, paradigm)
+    if storage is None:
+        return None
+    return {
+        "weights": storage.one.weights,
+        "optimizer_state": storage.one.state,
+        "checkpoint": storage.one.total,
+        "kept_by_version": storage.by_version,
+        "newest": storage.newest,
+        "total": storage.total,
     }
 
 

@@ -14,7 +14,8 @@ from megatron_lrpath.console import terminal_table
 from megatron_lrpath.paradigms import CPT, PARADIGM_ROWS
 from megatron_lrpath.plan import PARADIGMS, Plan, Run
 from megatron_lrpath.plan.wording import mix_text, paradigm_name, schedule_name, sft_text
-from megatron_lrpath.wording import short_number
+from megatron_lrpath.runs.storage import predicted
+from megatron_lrpath.wording import byte_size, short_number
 
 COLOURS = ("cyan", "green", "yellow", "magenta", "blue", "red")
 MAIN_COLOUR = "white"
@@ -42,6 +43,8 @@ def show_plan(plan: Plan, paradigms: tuple[str, ...], curves: bool) -> None:
         console.print(runs_table(plan, paradigm))
     console.print()
     console.print(costs_table(plan, paradigms))
+    for text in storage_texts(plan, paradigms):
+        console.print(Text(text))
     if plan.sft is not None:
         text = f"Fine-tuning: {sft_text(plan.sft)}"
         if plan.sft.steps is None:  # epochs, whose steps are known once the data are prepared
@@ -107,6 +110,27 @@ def costs_table(plan: Plan, paradigms: tuple[str, ...]) -> Table:
             f"{cost.relative:.2f}",
         )
     return table
+
+
+def storage_texts(plan: Plan, paradigms: tuple[str, ...]) -> list[str]:
+    """A line on the size of a checkpoint, and one a paradigm on what its checkpoints take; none where unknown."""
+    texts: list[str] = []
+    for paradigm in paradigms:
+        storage = predicted(plan, paradigm)
+        if storage is None:
+            return []
+        if not texts:
+            one = storage.one
+            texts.append(
+                f"Storage: a checkpoint takes about {byte_size(one.total)} (weights {byte_size(one.weights)}, "
+                f"optimizer's state {byte_size(one.state)})"
+            )
+        versions = ", ".join(f"{name} {byte_size(size)}" for name, size in storage.by_version.items())
+        newest = f", the newest of each run {byte_size(storage.newest)}" if storage.newest else ""
+        texts.append(
+            f"  {paradigm_name(plan, paradigm)}: {byte_size(storage.total)} at the end ({versions}{newest})"
+        )
+    return texts
 
 
 def curve_text(plan: Plan, paradigm: str, width: int) -> Text:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_lrpath.commands.options import PLAN_OR_EXPERIMENT, add_runs, number_in, paradigms_of
 from megatron_lrpath.console import terminal_table
-from megatron_lrpath.wording import clock, listing, plural, short_number
+from megatron_lrpath.wording import byte_size, clock, listing, plural, short_number
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
@@ -66,13 +66,18 @@ def view(status: dict[str, Any]) -> Group:
     from rich.console import Group
     from rich.text import Text
 
+    size = sum(row["bytes"] for row in status["runs"])
     heading = f"{status['plan']}: {status['done_steps']}/{status['total_steps']} steps, in {status['output']}"
+    heading += f", checkpoints of {byte_size(size)}" if size else ""
     reasons = [(row["key"], row["cause"] or (row["log"] and f"see {row['log']}")) for row in status["runs"]]
     reasons += [(row["key"], row["cause"]) for row in status.get("jobs", [])]
     causes = [f"{key}: {reason}" for key, reason in reasons if reason]
     unprepared = [f"fine-tuning: {status['unprepared']}"] if status.get("unprepared") else []
     elsewhere = [f"nothing in {status['output']} here: {status['elsewhere']}"] if status["elsewhere"] else []
-    lines = [*elsewhere, *unprepared, *causes, *differing(status["runs"]), *status["problems"]]
+    rewinds = [f"{row['key']}: {one}" for row in status["runs"] for one in (*row["rewinds"], *row["breaks"])]
+    if aside := status["set_aside"]:
+        rewinds.append(f"set aside by rewinds: {byte_size(aside)}, until `lrpath rewind PLAN --confirm`")
+    lines = [*elsewhere, *unprepared, *causes, *rewinds, *differing(status["runs"]), *status["problems"]]
     return Group(Text(heading), table(status), *map(Text, lines))
 
 
@@ -93,11 +98,13 @@ def collect(path: Path, choose: Callable[..., Sequence[str]]) -> dict[str, Any]:
 
     `choose` gives the paradigms, of an experiment or of the plan that it is called with. `unprepared` says what keeps
     a plan's fine-tunings from having steps, `elsewhere` where the output lies when the command is called from another
-    folder; null where nothing does.
+    folder; null where nothing does. `set_aside` are the bytes that rewinds have set aside.
     """
     from megatron_lrpath.experiment.load import is_experiment, load_experiment
     from megatron_lrpath.plan import load_plan
     from megatron_lrpath.runs.elsewhere import lies_elsewhere
+    from megatron_lrpath.runs.folder import OutputFolder
+    from megatron_lrpath.runs.storage import folder_bytes
     from megatron_lrpath.runs.tasks import build_tasks
 
     if is_experiment(path):
@@ -107,14 +114,20 @@ def collect(path: Path, choose: Callable[..., Sequence[str]]) -> dict[str, Any]:
         plans = {point.name: point.plan for point in experiment.points}
         tasks = experiment_tasks(experiment, choose())
         found = states(experiment.name, str(experiment.output), [(task, plans[task.point]) for task in tasks])
-        return found | {"unprepared": None, "elsewhere": lies_elsewhere(path, experiment.output) or None}
+        return found | {
+            "unprepared": None,
+            "elsewhere": lies_elsewhere(path, experiment.output) or None,
+            "set_aside": 0,
+        }
     plan = load_plan(path)
     paradigms = choose(plan)
     wanted = plan.sft is not None and set(plan.sft.paradigms) & set(paradigms)
     known = any(plan.sft_runs(name) for name in paradigms)
     missing = f"data not prepared yet (lrpath sft {path} --prepare)" if wanted and not known else None
     found = states(plan.name, str(plan.output), [(task, plan) for task in build_tasks(plan, paradigms)])
-    return found | {"unprepared": missing, "elsewhere": lies_elsewhere(path, plan.output) or None}
+    aside = folder_bytes(OutputFolder(Path(plan.output)).set_aside)
+    there = lies_elsewhere(path, plan.output) or None
+    return found | {"unprepared": missing, "elsewhere": there, "set_aside": aside}
 
 
 def states(name: str, output: str, planned: Sequence[tuple[Task, Plan]]) -> dict[str, Any]:
@@ -127,17 +140,22 @@ def states(name: str, output: str, planned: Sequence[tuple[Task, Plan]]) -> dict
 
     A run has `key`, `paradigm`, `run`, `same_as` (other names of this training), `state`, `waiting_for`,
     `first_step`, `step`, `last_step`, `lr`, `loss`, `seconds_per_step`, `tokens_per_second`, `mfu`,
-    `seconds_left` (while it runs), `checkpoints` (steps of the complete ones), `cause` (of an interruption,
-    where the run has left one), `log` (the newest one of an interrupted run) and `differs` (where the plan says
-    something else than the run was trained with; throughput is that of the training). In a plan that was submitted to
-    Slurm a run has `job` and `next_job` too, and `jobs` are its evaluations and the report, see
-    `launch.slurm.show.add_jobs`; without Slurm `jobs` is empty.
+    `seconds_left` (while it runs), `checkpoints` (steps of the complete ones), `bytes` (of all of them on disk),
+    `cause` (of an interruption, where the run has left one), `log` (the newest one of an interrupted run) and
+    `differs` (where the plan says something else than the run was trained with; throughput is that of the training).
+    `rewinds` says which rewinds a main path has behind it, `breaks` which changes of machine or
+    libraries, a clause each.
+    In a plan that was submitted to Slurm a run has `job` and `next_job` too, and `jobs` are its evaluations and the
+    report, see `launch.slurm.show.add_jobs`; without Slurm `jobs` is empty.
     `problems` names files of runs that cannot be used. What is not known is null.
     """
     from megatron_lrpath.launch.slurm.show import add_jobs
+    from megatron_lrpath.runs.breaks import breaks_told
     from megatron_lrpath.runs.folder import RunFolder, read_json_object
     from megatron_lrpath.runs.lineage import changes, trained_tokens
+    from megatron_lrpath.runs.rewinds import rewinds_told
     from megatron_lrpath.runs.state import read_state
+    from megatron_lrpath.runs.storage import lying_in_all
 
     tasks = [task for task, _ in planned]
     by_key = {task.key: task for task in tasks}
@@ -168,9 +186,12 @@ def states(name: str, output: str, planned: Sequence[tuple[Task, Plan]]) -> dict
                 "last_step": task.run.last_step,
                 **{name: one if math.isfinite(one or 0) else None for name, one in measured.items()},
                 "checkpoints": state.checkpoints,
+                "bytes": lying_in_all(task.checkpoints),
                 "cause": state.cause,
                 "log": str(state.log) if state.log else None,
                 "differs": changes(task.folder, lineage, plan, task.run),
+                "rewinds": rewinds_told(lineage),
+                "breaks": breaks_told(lineage),
             }
         )
     jobs = add_jobs(output, rows, tasks)
@@ -217,7 +238,7 @@ def table(status: dict[str, Any]) -> Table:
     submitted = any("job" in row for row in status["runs"])
     measured = any(row["mfu"] is not None for row in status["runs"])
     numbers = ("step", "rate", "loss", "tokens/s", *(("MFU",) if measured else ()), "left")
-    titles = ("run", "state", *numbers, "checkpoints", *(("job",) if submitted else ()))
+    titles = ("run", "state", *numbers, "checkpoints", "on disk", *(("job",) if submitted else ()))
     drawn = terminal_table(titles, "".join("r" if title in numbers else "l" for title in titles), box=None)
     for row in status["runs"]:
         name = " = ".join([row["key"], *row["same_as"]])
@@ -233,6 +254,7 @@ def table(status: dict[str, Any]) -> Table:
             *(["" if row["mfu"] is None else f"{row['mfu']:.1%}"] if measured else []),
             "" if row["seconds_left"] is None else clock(row["seconds_left"]),
             " ".join(steps) if len(steps) <= 4 else f"{len(steps)}: {steps[0]} … {steps[-1]}",
+            byte_size(row["bytes"]) if row["bytes"] else "",
             *([job_text(row.get("job"), row.get("next_job"))] if submitted else []),
         )
     for row in status.get("jobs", []):

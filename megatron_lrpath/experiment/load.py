@@ -22,6 +22,8 @@ from megatron_lrpath.plan.file.load import plan_from
 from megatron_lrpath.plan.file.source import Entry, Source, parse_source, plain, read_source
 from megatron_lrpath.plan.file.values import read_key, read_list, read_mapping, read_section, read_value
 
+PLANS = "plans"  # the folder of the written plans, in the experiment's output
+
 
 @dataclass(frozen=True)
 class Point:
@@ -251,13 +253,19 @@ def _points(
     return _sharing_main_paths(made)
 
 
+def is_written_by_experiment(plan: Plan) -> bool:
+    """Whether an experiment has written the plan's file: others may share its runs, and its jobs are theirs."""
+    output = Path(plan.output).resolve()
+    return Path(plan.path).resolve() == output.parent / PLANS / f"{output.name}.yaml"
+
+
 def _point(
     origin: Path, output: Path, name: str, group: str, values: dict[str, Any], mapping: dict[str, Any]
 ) -> Point:
     """The point whose plan is `mapping`, checked; its plan file lies under the experiment's `output`."""
     text = yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True, width=110)
     try:
-        plan = plan_from(parse_source(output / "plans" / f"{name}.yaml", text))
+        plan = plan_from(parse_source(output / PLANS / f"{name}.yaml", text))
     except UserError as error:
         raise PlanError(f"{origin}: the variation {name}: {error}") from None
     return Point(name, group, values, plan, text)

@@ -12,7 +12,15 @@ from megatron_lrpath.experiment.table import PAGE
 from megatron_lrpath.files import atomic_write_text
 from megatron_lrpath.launch.display import open_display
 from megatron_lrpath.launch.graph import width
-from megatron_lrpath.launch.local import CommandFor, Options, alone, call, default_command, evaluation_command
+from megatron_lrpath.launch.local import (
+    CommandFor,
+    Options,
+    alone,
+    call,
+    default_command,
+    evaluation_argv,
+    starter_of,
+)
 from megatron_lrpath.launch.resources import Share, micro_batch_arguments, share_out
 from megatron_lrpath.launch.runner import Runner
 from megatron_lrpath.launch.slurm.jobs import report_job, task_jobs
@@ -131,7 +139,8 @@ def carry_out_experiment(
                 f"{experiment.name}: {len(experiment.points)} plans, {len(tasks)} trainings, {len(todo)} to do, "
                 f"{steps} steps; {share.jobs} at a time, {share.nproc} processes each, {share.device}"
             )
-            Runner(experiment.name, tasks, share, command, display).run()
+            starter = starter_of(share, options)
+            Runner(experiment.name, tasks, share, command, display, options.grace, starter).run()
         return _evaluate(experiment, share, options) if options.evaluate else 0
 
     return alone(experiment.output, work)
@@ -144,8 +153,8 @@ def _evaluate(experiment: Experiment, share: Share, options: Options) -> int:
         for paradigm in paradigms:
             tasks = point_tasks(experiment, point, [paradigm])
             alone = replace(options, paradigms=(paradigm,), run=None)
-            command = evaluation_command(point.plan, tasks, share, alone)
-            if command and (status := call(command, options.grace)):
+            command = evaluation_argv(point.plan, tasks, share, alone)
+            if command and (status := call(command, options.grace, starter_of(share, options))):
                 return status
     return 0
 

@@ -13,12 +13,13 @@ from types import FrameType
 
 from megatron_lrpath.console import say, say_error
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.launch import warm
 from megatron_lrpath.launch.display import PlainDisplay, open_display
 from megatron_lrpath.launch.graph import width
-from megatron_lrpath.launch.process import only_one, supervised
+from megatron_lrpath.launch.process import only_one
 from megatron_lrpath.launch.resources import Share, check_fine_tuning, cores, micro_batch_arguments, share_out
-from megatron_lrpath.launch.runner import GRACE_SECONDS, RunFailedError, Runner
-from megatron_lrpath.launch.torchrun import training_command
+from megatron_lrpath.launch.runner import GRACE_SECONDS, RunFailedError, Runner, Starter, start_cold
+from megatron_lrpath.launch.torchrun import Ranks, training
 from megatron_lrpath.paradigms import SFT
 from megatron_lrpath.plan import PARADIGMS, Plan
 from megatron_lrpath.runs.results import needs_evaluation
@@ -44,7 +45,8 @@ def fine_tunings(plan: Plan, tasks: Sequence[Task], name: str | None) -> list[Ta
     return ready
 
 
-CommandFor = Callable[[Task], Sequence[str]]
+COMMAND_LINE = "megatron_lrpath.cli"
+CommandFor = Callable[[Task], Ranks | Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Options:
     evaluate: bool = True
     only_sft: bool = False  # fine-tune what is trained, and train no version
     extra: tuple[str, ...] = ()
+    cold: bool = False  # start every process fresh, also on the CPU
     grace: float = GRACE_SECONDS
 
 
@@ -92,9 +95,9 @@ def carry_out(
 
     def work() -> int:
         trained = train(plan, tasks, share, options, command_for, display or open_display())
-        evaluation = evaluation_command(plan, tasks, share, options) if options.evaluate else None
+        evaluation = evaluation_argv(plan, tasks, share, options) if options.evaluate else None
         if evaluation:
-            return call(evaluation, options.grace)
+            return call(evaluation, options.grace, starter_of(share, options))
         if not trained:
             print(f"nothing to do: {plural(len(tasks), 'run')} of {plan.path} complete in {plan.output}")
         return 0
@@ -133,7 +136,8 @@ def train(
         if todo:
             display.event(announcement(plan, tasks, todo, share))
         command_for = command_for or default_command(lambda _: plan.path, options, share)
-        Runner(plan.name, tasks, share, command_for, display, options.grace).run()
+        starter = starter_of(share, options)
+        Runner(plan.name, tasks, share, command_for, display, options.grace, starter).run()
         if todo:
             display.event(
                 f"{plan.name}: trained {plural(len(todo), 'run')} in {clock(time.monotonic() - started)}"
@@ -141,15 +145,15 @@ def train(
     return todo
 
 
-def evaluation_command(plan: Plan, tasks: Sequence[Task], share: Share, options: Options) -> list[str] | None:
-    """The `lrpath eval` for the versions trained and not evaluated since; None where there are none."""
+def evaluation_argv(plan: Plan, tasks: Sequence[Task], share: Share, options: Options) -> list[str] | None:
+    """The arguments of `lrpath` that evaluate what is trained and not evaluated since; None where there is nothing."""
     runs = [task.run for task in tasks if task.run.makes_version]
     if not any(needs_evaluation(plan, run) for run in runs):
         return None
     argv = ["eval", str(plan.path), *_paradigm_option(options.paradigms), "--nproc", str(share.nproc)]
     argv += ["--device", options.device, *(["--run", options.run] if options.run else [])]
     argv += ["--", *options.extra] if options.extra else []
-    return [sys.executable, "-m", "megatron_lrpath.cli", *argv]
+    return argv
 
 
 def _paradigm_option(paradigms: Sequence[str]) -> list[str]:
@@ -159,11 +163,12 @@ def _paradigm_option(paradigms: Sequence[str]) -> list[str]:
     return ["--paradigm", "all"] if len(paradigms) == len(PARADIGMS) else []
 
 
-def call(command: Sequence[str], grace: float) -> int:
-    """Run a command on this console; its exit status. It does not outlive this process."""
-    process = supervised(command, {}, grace)
+def call(argv: Sequence[str], grace: float, starter: Starter) -> int:
+    """Run `lrpath` with `argv` on this console; its exit status. It does not outlive this process."""
+    cold = [sys.executable, "-m", COMMAND_LINE, *argv]
+    process = starter(Ranks(COMMAND_LINE, tuple(argv), 1) if starter is warm.start else cold, {}, grace, None)
     try:
-        return process.wait()
+        return process.wait() or 0
     except KeyboardInterrupt:
         process.terminate()
         process.wait()
@@ -180,7 +185,12 @@ def chosen_tasks(plan: Plan, options: Options) -> list[Task]:
 def default_command(plan_path: Callable[[Task], Path], options: Options, share: Share) -> CommandFor:
     """The training entry under torchrun; `plan_path(task)` is the file of its plan."""
     device = None if options.device == "auto" else options.device
-    return lambda task: training_command(plan_path(task), task, share.nproc, device, options.extra)
+    return lambda task: training(plan_path(task), task, share.nproc, device, options.extra)
+
+
+def starter_of(share: Share, options: Options) -> Starter:
+    """How ranks are started: forked from one warm process on the CPU, fresh on GPUs and where `cold` asks for it."""
+    return start_cold if options.cold or share.device != "cpu" else warm.start
 
 
 def announcement(plan: Plan, tasks: Sequence[Task], todo: Sequence[Task], share: Share) -> str:

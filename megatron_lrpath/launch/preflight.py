@@ -21,15 +21,11 @@ from typing import Any
 
 from megatron_lrpath.errors import TrainingStoppedError
 from megatron_lrpath.files import atomic_write_json
-from megatron_lrpath.models import parameter_count, resolve_model
-from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.runs import failure
-from megatron_lrpath.runs.checkpoints import SAVE_INTERVAL
 from megatron_lrpath.runs.lineage import package_versions
 
 TIMEOUT = timedelta(minutes=3)
 MEBIBYTES = {"cuda": 256, "cpu": 1}  # what the all-reduce is timed with
-USUAL_VOCABULARY = 100_000  # where the plan leaves it to the tokenizer
 
 
 @dataclass(frozen=True)
@@ -42,26 +38,6 @@ class Facts:
     local_ranks: int
     versions: dict[str, str]
     files: dict[str, list[str] | None]
-
-
-def checkpoint_bytes(plan: Plan, run: Run) -> int:
-    """Disk that the checkpoints of a run will take, roughly.
-
-    A parameter takes 4 bytes in the optimizer's copy and 8 in Adam's moments, and 2 (bf16, fp16) or 4 in the
-    model's. Counted are the steps that are kept for others, the last step, and those of --save-interval that
-    --save-retain-interval keeps, with the newest two.
-    """
-    vocabulary = plan.tokenizer.vocab_size or USUAL_VOCABULARY
-    size = parameter_count(resolve_model(plan.model), vocabulary)
-    small = plan.megatron.get("bf16") or plan.megatron.get("fp16")
-    chosen = int(plan.megatron.get("save_interval") or 0)
-    interval = chosen or SAVE_INTERVAL
-    retained = int(plan.megatron.get("save_retain_interval") or chosen or SAVE_INTERVAL * run.last_step)
-    steps = {*run.keep_steps, run.last_step}
-    steps |= set(range(retained * (run.first_step // retained + 1), run.last_step, retained))
-    passing = (run.last_step - 1) // interval - run.first_step // interval
-    newest = min(2, passing) if retained > interval else 0
-    return (len([step for step in steps if step > run.first_step]) + newest) * size * (14 if small else 16)
 
 
 def main(argv: list[str]) -> int:
@@ -87,7 +63,7 @@ def check(args: argparse.Namespace) -> None:
     Raises:
         TrainingStoppedError: something is wrong, on rank 0; the text names all of it. Or no GPU is visible here.
     """
-    # Here and below: the job program takes `checkpoint_bytes` from this module and does without torch.
+    # Here and below: only the checks themselves need torch, which takes seconds to import.
     import torch.distributed as dist
 
     rank = int(os.environ["RANK"])

@@ -16,9 +16,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import Protocol
 
 import psutil
 
@@ -31,6 +32,7 @@ from megatron_lrpath.runs.folder import RunFolder
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 WATCHED = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
+CLOSING_SECONDS = 30.0  # what ranks may take to end after another has failed, as under torchrun
 LEFTOVER_SECONDS = 5.0  # what a run that has ended may still take to clean up
 
 
@@ -66,11 +68,8 @@ def supervised(
 
     To be called from the main thread: the kernel's signal comes when the thread that started a process ends.
     """
-    options = ["--parent", str(os.getpid()), "--grace", str(grace)]
-    options += ["--log", str(log)] if log else []
-    options += [option for descriptor in descriptors for option in ("--pass-fd", str(descriptor))]
     return subprocess.Popen(
-        [sys.executable, "-m", __name__, *options, "--", *command],
+        supervisor_command(command, os.getpid(), grace, log, descriptors),
         env={**os.environ, **environment},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL if log else None,
@@ -79,7 +78,33 @@ def supervised(
     )
 
 
-def stop_all(processes: Sequence[subprocess.Popen[bytes]], grace: float) -> None:
+def supervisor_command(
+    command: Sequence[str], parent: int, grace: float, log: Path | None, descriptors: Sequence[int]
+) -> list[str]:
+    """The command of a supervisor whose parent is the process `parent`."""
+    options = ["--parent", str(parent), "--grace", str(grace)]
+    options += ["--log", str(log)] if log else []
+    options += [option for descriptor in descriptors for option in ("--pass-fd", str(descriptor))]
+    return [sys.executable, "-m", __name__, *options, "--", *command]
+
+
+class Process(Protocol):
+    """A supervisor that was started, as its runner sees it."""
+
+    def poll(self) -> int | None:
+        """The exit status, -n for signal n, None while it runs."""
+
+    def send_signal(self, number: int, /) -> None:
+        """Send a signal, unless it has ended."""
+
+    def wait(self) -> int | None:
+        """Wait for the end; the exit status."""
+
+    def terminate(self) -> None:
+        """Send SIGTERM, unless it has ended."""
+
+
+def stop_all(processes: Sequence[Process], grace: float) -> None:
     """End supervised runs, all at the same time; those that still run after the grace period are killed.
 
     A second Ctrl-C kills them at once.
@@ -105,7 +130,7 @@ def new_log(folder: Path) -> Path:
     return next(logs / name for name in names if not (logs / name).exists())
 
 
-def _wait_for_all(processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
+def _wait_for_all(processes: Sequence[Process], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and any(process.poll() is None for process in processes):
         time.sleep(0.05)
@@ -115,10 +140,7 @@ def _wait_for_all(processes: Sequence[subprocess.Popen[bytes]], seconds: float) 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command until it ends or this process is told to end it; its exit status, 128+n for signal n.
-
-    How the command ended by itself is written as a failure, where it has left none of its own.
-    """
+    """Supervise a command; its exit status, 128+n for signal n."""
     parser = argparse.ArgumentParser(prog="python -m megatron_lrpath.launch.process")
     parser.add_argument("--parent", type=int, required=True, help="process id of the runner")
     parser.add_argument("--grace", type=float, required=True, help="seconds between SIGTERM and SIGKILL")
@@ -126,29 +148,67 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--pass-fd", type=int, action="append", default=[], help="open file to hand on")
     parser.add_argument("command", nargs="+")
     args = parser.parse_args(argv)
+
+    def begin() -> list[int]:
+        return [start(args.command, args.log, args.pass_fd).pid]
+
+    return supervise(args.parent, args.grace, begin)
+
+
+def supervise(parent: int, grace: float, begin: Callable[[], list[int]]) -> int:
+    """Be the supervisor of the processes that `begin` starts, one a rank, until they have ended or are ended here.
+
+    How they ended by themselves is written as a failure, where they have left none of their own.
+
+    Args:
+        parent: the process whose end ends them.
+        grace: seconds between SIGTERM and SIGKILL.
+        begin: starts them as children of this process and returns their ids.
+
+    Returns:
+        0 where all have ended well, else the exit status of the one that failed first, 128+n for signal n.
+    """
     signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != args.parent:  # died before the kernel was asked
+    if os.getppid() != parent:  # died before the kernel was asked
         return 128 + signal.SIGTERM
-    child = start(args.command, args.log, args.pass_fd)
-    status, told_to_end = wait(child.pid, args.grace)
-    if status not in (0, SAVED_AND_STOPPED) and not told_to_end:
-        failure.record(failure.of_status("its process", status, pid=child.pid))
+    pids = begin()
+    statuses, asked_to_end = wait(pids, grace)
+    pid = first_failure(statuses)
+    status = statuses[pid]
+    if status not in (0, SAVED_AND_STOPPED) and not asked_to_end:
+        who = "its process" if len(pids) == 1 else f"rank {pids.index(pid)}"
+        rank = None if len(pids) == 1 else pids.index(pid)
+        failure.record(failure.of_status(who, status, rank, pid=pid))
     end_leftovers(LEFTOVER_SECONDS)
     return status if status >= 0 else 128 - status
+
+
+def first_failure(statuses: Mapping[int, int]) -> int:
+    """The process that was killed by a signal, else the first that failed, by statuses in the order of the ends.
+
+    Those that this supervisor has asked to end come last, and before them all those that ended well.
+    """
+
+    def rank(pid: int) -> int:
+        status = statuses[pid]
+        return 3 if status == 0 else 2 if status in (-signal.SIGTERM, SAVED_AND_STOPPED) else int(status >= 0)
+
+    return min(statuses, key=rank)
+
+
+def die_with_parent(parent: int) -> None:
+    """In a child of a supervisor: unblock the signals, and be sent SIGTERM when the supervisor `parent` dies."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
+    prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        os._exit(128 + signal.SIGTERM)
 
 
 def start(command: Sequence[str], log: Path | None, descriptors: Sequence[int]) -> subprocess.Popen[bytes]:
     """Start `command` with the signals unblocked and a SIGTERM due when this process dies."""
     parent = os.getpid()
-
-    def setup() -> None:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
-        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:
-            os._exit(128 + signal.SIGTERM)
-
     with log.open("ab") if log else nullcontext() as output:
         return subprocess.Popen(
             command,
@@ -156,33 +216,50 @@ def start(command: Sequence[str], log: Path | None, descriptors: Sequence[int]) 
             stdout=output,
             stderr=subprocess.STDOUT if output else None,
             pass_fds=descriptors,
-            preexec_fn=setup,
+            preexec_fn=lambda: die_with_parent(parent),
         )
 
 
-def wait(pid: int, grace: float) -> tuple[int, bool]:
-    """Wait for the command `pid`, end it on SIGTERM, SIGHUP or SIGINT: (status or -signal, ended from here)."""
+def wait(pids: Sequence[int], grace: float) -> tuple[dict[int, int], bool]:
+    """Wait for the processes, and end them on SIGTERM, SIGHUP or SIGINT, or when one of them fails.
+
+    Returns:
+        Their statuses (-n: killed by signal n) in the order in which they ended; whether a signal asked for it.
+    """
+    statuses: dict[int, int] = {}
     deadline: float | None = None
+    asked = False
     while True:
-        status = reap(pid)
-        if status is not None:
-            return status, deadline is not None
+        statuses |= reap(pids)
+        left = [pid for pid in pids if pid not in statuses]
+        if not left:
+            return statuses, asked
+        if any(statuses.values()) and deadline is None:
+            deadline = terminate(left, min(grace, CLOSING_SECONDS))
         if deadline is None:
             received = signal.sigwaitinfo(WATCHED).si_signo
+            asked = received != signal.SIGCHLD
         else:
             info = signal.sigtimedwait(WATCHED, max(0.0, deadline - time.monotonic()))
             received = info.si_signo if info else signal.SIGINT
+            asked = asked or (info is not None and received != signal.SIGCHLD)
         if received == signal.SIGINT:
             kill_all(signal.SIGKILL)
             deadline = time.monotonic() + 1.0
         elif received != signal.SIGCHLD and deadline is None:
-            os.kill(pid, signal.SIGTERM)  # torchrun hands it on to its workers
-            deadline = time.monotonic() + grace
+            deadline = terminate(left, grace)
 
 
-def reap(pid: int) -> int | None:
-    """Collect every child that has ended; the exit status of `pid` (-n: killed by signal n) if it is among them."""
-    found: int | None = None
+def terminate(pids: Sequence[int], grace: float) -> float:
+    """Send SIGTERM (which torchrun hands on to its workers); the time at which their grace ends."""
+    for pid in pids:
+        os.kill(pid, signal.SIGTERM)
+    return time.monotonic() + grace
+
+
+def reap(pids: Sequence[int]) -> dict[int, int]:
+    """Collect every child that has ended; the exit statuses (-n: killed by signal n) of those in `pids`."""
+    found: dict[int, int] = {}
     while True:
         try:
             ended, status = os.waitpid(-1, os.WNOHANG)
@@ -190,8 +267,8 @@ def reap(pid: int) -> int | None:
             return found
         if ended == 0:
             return found
-        if ended == pid:
-            found = os.waitstatus_to_exitcode(status)
+        if ended in pids:
+            found[ended] = os.waitstatus_to_exitcode(status)
 
 
 def end_leftovers(seconds: float) -> None:
@@ -201,7 +278,7 @@ def end_leftovers(seconds: float) -> None:
     while psutil.Process().children():
         if time.monotonic() >= deadline:
             kill_all(signal.SIGKILL)
-        reap(-1)
+        reap(())
         time.sleep(0.02)
 
 

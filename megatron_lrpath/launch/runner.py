@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from megatron_lrpath.errors import FULL, refusal
 from megatron_lrpath.exits import BAD_INPUT, SAVED_AND_STOPPED
 from megatron_lrpath.launch.display import PlainDisplay, PlanProgress, RunLine
 from megatron_lrpath.launch.graph import Advance, next_task, seconds_left
-from megatron_lrpath.launch.process import new_log, stop_all, supervised
+from megatron_lrpath.launch.process import Process, new_log, stop_all, supervised
 from megatron_lrpath.launch.resources import Share
+from megatron_lrpath.launch.torchrun import Ranks
 from megatron_lrpath.locks import FolderLock, LockHeldError, describe_owner, is_held
 from megatron_lrpath.runs import failure
 from megatron_lrpath.runs.checkpoints import complete_steps
@@ -34,6 +35,31 @@ class RunFailedError(Exception):
     """A run did not come to its end; the text says which, why, and where its log lies."""
 
 
+class Starter(Protocol):
+    """Starts a command, or the ranks of a run, under a supervisor (see `process.supervised`)."""
+
+    def __call__(
+        self,
+        command: Ranks | Sequence[str],
+        environment: Mapping[str, str],
+        grace: float,
+        log: Path | None,
+        descriptors: Sequence[int] = (),
+    ) -> Process: ...
+
+
+def start_cold(
+    command: Ranks | Sequence[str],
+    environment: Mapping[str, str],
+    grace: float,
+    log: Path | None,
+    descriptors: Sequence[int] = (),
+) -> Process:
+    """Start it as a fresh process; ranks under torchrun."""
+    argv = command.command if isinstance(command, Ranks) else command
+    return supervised(argv, environment, grace, log, descriptors)
+
+
 @dataclass
 class RunProcess:
     """A run's process in this call. Its supervisor inherits the folder's lock, which so lasts as long as the run.
@@ -41,7 +67,7 @@ class RunProcess:
     `first` is the step that it trains from, `slot` its place among those that go side by side.
     """
 
-    popen: subprocess.Popen[bytes]
+    popen: Process
     log: Path
     slot: int
     first: int
@@ -52,11 +78,12 @@ class RunProcess:
     def start(
         cls,
         task: Task,
-        command: Sequence[str],
+        command: Ranks | Sequence[str],
         environment: Mapping[str, str],
         grace: float,
         slot: int,
         first: int,
+        starter: Starter,
     ) -> RunProcess:
         """Start `command` for `task`; raises `LockHeldError` when another process trains this run."""
         tail = HistoryTail(task.folder)
@@ -68,7 +95,7 @@ class RunProcess:
             error_file = RunFolder(task.folder).error
             failure.clear(error_file)
             environment = {**environment, failure.VARIABLE: str(error_file)}
-            popen = supervised(command, environment, grace, log, (lock.fileno(),))
+            popen = starter(command, environment, grace, log, (lock.fileno(),))
         finally:
             lock.close()
         return cls(popen, log, slot, first, tail)
@@ -149,15 +176,16 @@ class Runner:
     """Carries out `tasks` (parents before children).
 
     `command_for(task)` is the command of one run; what it writes into the run's folder (history,
-    checkpoints, result) is all that is known of its progress. `grace` is in seconds.
+    checkpoints, result) is all that is known of its progress. `grace` is in seconds; `starter` starts a command.
     """
 
     name: str
     tasks: Sequence[Task]
     share: Share
-    command_for: Callable[[Task], Sequence[str]]
+    command_for: Callable[[Task], Ranks | Sequence[str]]
     display: PlainDisplay
     grace: float = GRACE_SECONDS
+    starter: Starter = start_cold
     states: dict[str, TaskState] = field(default_factory=dict)
     _finish: float = 0.0
     _finish_known_until: float = 0.0
@@ -236,7 +264,9 @@ class Runner:
         slot = next(number for number in range(self.share.jobs) if number not in taken)
         command, variables = self.command_for(task), self.share.environment(slot)
         try:
-            state.process = RunProcess.start(task, command, variables, self.grace, slot, state.step)
+            state.process = RunProcess.start(
+                task, command, variables, self.grace, slot, state.step, self.starter
+            )
         except LockHeldError as error:
             raise RunFailedError(f"{task.key} is already being trained by {error}") from None
         where = f" from step {state.step}" if state.step else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,19 +21,28 @@ CLOSING_SECONDS = 20  # torchrun kills those that do not end within 30 seconds o
 TRAINING = "megatron_lrpath.training.pretrain"
 
 
-def command(module: str, argv: Sequence[str], nproc: int) -> list[str]:
-    """The command that runs a module in `nproc` processes, at a rendezvous of its own on a free port."""
-    options = ["--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", str(nproc)]
-    # `--`: torchrun's parser would take our --run for its own --run-path
-    return [sys.executable, "-m", __name__, *options, "-m", "--", module, *argv]
+@dataclass(frozen=True)
+class Ranks:
+    """A module's `main`, to be called with `argv` in `nproc` processes on this machine."""
+
+    module: str
+    argv: tuple[str, ...]
+    nproc: int
+
+    @property
+    def command(self) -> list[str]:
+        """The torchrun command that does it, with a rendezvous of its own on a free port."""
+        options = ["--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", str(self.nproc)]
+        # `--`: torchrun's parser would take our --run for its own --run-path
+        return [sys.executable, "-m", __name__, *options, "-m", "--", self.module, *self.argv]
 
 
-def training_command(
+def training(
     plan: Path, task: Task, nproc: int, device: str | None = None, extra: Sequence[str] = ()
-) -> list[str]:
-    """The command of a training; `device` is given on only where it was chosen, `extra` are Megatron arguments."""
+) -> Ranks:
+    """The ranks of a training; `device` is given on only where it was chosen, `extra` are Megatron arguments."""
     argv = ["--plan", str(plan), "--paradigm", task.run.paradigm, "--run", task.run.name]
-    return command(TRAINING, [*argv, *(["--device", device] if device else []), *extra], nproc)
+    return Ranks(TRAINING, (*argv, *(["--device", device] if device else []), *extra), nproc)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,26 +1,212 @@
-"""For a fork server: imports once what every training process on the CPU would import anew (seconds each)."""
+"""Runs on the CPU, forked from one process that has imported everything: the seconds of a start are paid once.
+
+The fork server is multiprocessing's, with `preloaded` imported. It forks a supervisor for each run, with the promises
+of `process`, and the supervisor forks the ranks. A supervisor whose server has several threads, or whose source files
+have changed since they were imported, starts its run cold instead.
+"""
 
 from __future__ import annotations
 
-from megatron_lrpath.training import device
+import importlib
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import DupFd
+from pathlib import Path
+from typing import Any
+
+from megatron_lrpath.launch.process import (
+    Process,
+    die_with_parent,
+    supervise,
+    supervised,
+    supervisor_command,
+)
+from megatron_lrpath.launch.torchrun import Ranks
+
+PRELOADED = "megatron_lrpath.launch.preloaded"
+HOST = "127.0.0.1"
 
 
-def import_everything() -> None:
-    """Import what a training, an evaluation and their seams need; nothing is replaced yet. Call in the parent.
+class WarmProcess:
+    """A forked supervisor with what the runner uses of `subprocess.Popen`."""
 
-    The forked processes should have one thread each: set OMP_NUM_THREADS=1 before the first import of torch.
+    def __init__(self, process: BaseProcess) -> None:
+        self._process = process
+
+    def poll(self) -> int | None:
+        """The exit status (-n: killed by signal n), None while it runs."""
+        return self._process.exitcode
+
+    def wait(self) -> int | None:
+        """Wait for the end; the exit status."""
+        self._process.join()
+        return self.poll()
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless it has ended."""
+        if self.poll() is None and self._process.pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(self._process.pid, number)
+
+    def terminate(self) -> None:
+        """Send SIGTERM, unless it has ended."""
+        self.send_signal(signal.SIGTERM)
+
+
+def start(
+    command: Ranks | Sequence[str],
+    environment: Mapping[str, str],
+    grace: float,
+    log: Path | None,
+    descriptors: Sequence[int] = (),
+) -> Process:
+    """Start ranks in forked processes under a supervisor, as `process.supervised` starts a command.
+
+    The first call starts the server, which ends with this process. A process that was itself forked by it needs no
+    server. A command that is no `Ranks` starts cold.
     """
-    device.activate("cpu")
-    import megatron.core.tokenizers.text.libraries.huggingface_tokenizer
-    import megatron.training  # noqa: F401
-    import torch
-    import torch.distributed.checkpoint
+    if not isinstance(command, Ranks):
+        return supervised(command, environment, grace, log, descriptors)
+    process: BaseProcess
+    if is_warm():
+        arguments = (command, dict(environment), grace, log, list(descriptors))
+        process = multiprocessing.get_context("fork").Process(target=forked_supervisor, args=arguments)
+    else:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([PRELOADED])
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # the server reads it once, for runs of all sizes
+        passed = (command, dict(environment), grace, log, Descriptors(descriptors))
+        process = context.Process(target=forked_supervisor, args=passed)
+    process.start()
+    return WarmProcess(process)
 
-    from megatron_lrpath.evaluate import perplexity  # noqa: F401  (the device must precede Megatron's import)
-    from megatron_lrpath.training import seams, setup  # noqa: F401
-    from megatron_lrpath.training.options import arguments  # the same
 
-    seams.import_rows("cpu")
-    arguments.full_parser(suppress_defaults=True)
-    # The first optimizer of a process imports torch's compiler (seconds).
-    torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))]).step()
+def is_warm() -> bool:
+    """Whether this process was forked by a server that has imported everything."""
+    return PRELOADED in sys.modules
+
+
+class Descriptors:
+    """Open files that a process is given when it is forked by the server."""
+
+    def __init__(self, numbers: Sequence[int]) -> None:
+        self.numbers = tuple(numbers)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return received, tuple(DupFd(number) for number in self.numbers)
+
+
+def received(*files: Any) -> list[int]:
+    """The numbers under which the files are open in this process."""
+    return [file.detach() for file in files]
+
+
+# --- in the forked processes ------------------------------------------------------------------------------
+
+
+def forked_supervisor(
+    ranks: Ranks, environment: dict[str, str], grace: float, log: Path | None, descriptors: list[int]
+) -> None:
+    """Supervise the ranks in this process and leave with their status.
+
+    Their output goes into `log`, without one to where the server's goes.
+    """
+    os.setsid()  # a Ctrl-C of the terminal reaches the runner alone
+    os.environ.update(environment)
+    if not is_forkable():
+        for number in descriptors:
+            os.set_inheritable(number, True)
+        command = supervisor_command(ranks.command, os.getppid(), grace, log, descriptors)
+        os.execv(command[0], command)
+    with open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    if log is not None:
+        with log.open("ab") as output:
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+    sys.exit(supervise(os.getppid(), grace, ForkedRanks(ranks).start))
+
+
+def is_forkable() -> bool:
+    """Whether what this process was forked with is as a fresh start would have it: one thread, today's sources."""
+    preloaded = sys.modules.get(PRELOADED)
+    if preloaded is None:  # its import failed: the cold start says why
+        return False
+    try:
+        threads = len(os.listdir(f"/proc/{os.getppid()}/task"))
+    except OSError:
+        return False
+    return threads == 1 and all(preloaded.modified(name) == then for name, then in preloaded.SOURCES.items())
+
+
+class ForkedRanks:
+    """The ranks of a run, and the store through which they meet; as under torchrun it is their launcher's."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+        self.store: Any = None
+
+    def start(self) -> list[int]:
+        """Fork the ranks; their process ids."""
+        listener = socket.create_server((HOST, 0)) if self.ranks.nproc > 1 else None
+        parent, pids = os.getpid(), []
+        for rank in range(self.ranks.nproc):
+            pid = os.fork()
+            if pid == 0:
+                die_with_parent(parent)
+                be_rank(self.ranks, rank, listener)
+            pids.append(pid)
+        # Threads begin when there is nothing left to fork.
+        if listener is not None:
+            from torch.distributed import TCPStore  # imported by the server already
+
+            port, descriptor = listener.getsockname()[1], listener.detach()
+            self.store = TCPStore(
+                HOST, port, is_master=True, wait_for_workers=False, master_listen_fd=descriptor
+            )
+        threading.Thread(target=end_with_runner, daemon=True).start()
+        return pids
+
+
+def end_with_runner() -> None:
+    """Ask this supervisor to end when the process that started it has died.
+
+    The server notices that only after the last process that it has forked.
+    """
+    runner = multiprocessing.parent_process()
+    if runner is not None:
+        runner.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def be_rank(ranks: Ranks, rank: int, listener: socket.socket | None) -> None:
+    """Run the module as this rank, in the environment that torchrun gives it; leave with its status."""
+    import torch  # imported by the server already
+
+    if listener is not None:
+        os.environ |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(ranks.nproc),
+            "LOCAL_WORLD_SIZE": str(ranks.nproc),
+            "MASTER_ADDR": HOST,
+            "MASTER_PORT": str(listener.getsockname()[1]),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "TORCHELASTIC_RESTART_COUNT": "0",
+        }
+        listener.close()
+    if os.environ.get("OMP_NUM_THREADS", "").isdigit():
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    # As in a process started by itself: Megatron's data loaders can only be forked.
+    multiprocessing.set_start_method("fork", force=True)
+    module = importlib.import_module(ranks.module)
+    sys.argv = [str(module.__file__), *ranks.argv]
+    sys.exit(module.main(list(ranks.argv)))

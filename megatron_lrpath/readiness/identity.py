@@ -13,6 +13,7 @@ from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.readiness.arguments import given_beside
 from megatron_lrpath.readiness.finding import FAILED, Finding
 from megatron_lrpath.runs.lineage import changes, is_bound, read_lineage
+from megatron_lrpath.runs.rewinds import require_no_rewind
 from megatron_lrpath.runs.tasks import Task
 from megatron_lrpath.sft.prepared import open_prepared
 from megatron_lrpath.wording import listing
@@ -69,6 +70,7 @@ def run_changes(
     """
     folder = plan.folder(run)
     lineage = read_lineage(folder)
+    require_no_rewind(folder, lineage)
     if lineage is None or not is_bound(folder):
         return []
     stored = lineage["identity"]

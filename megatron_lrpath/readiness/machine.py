@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.launch.preflight import checkpoint_bytes
 from megatron_lrpath.launch.resources import (
     check_batch,
     check_fine_tuning,
@@ -22,6 +21,7 @@ from megatron_lrpath.models import parameter_count, resolve_model
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.plan.optimizers import OF_MEGATRON, missing_package
 from megatron_lrpath.readiness.finding import FAILED, OK, WARNING, Finding, attempt
+from megatron_lrpath.runs.storage import checkpoint_bytes, folder_bytes
 from megatron_lrpath.runs.tasks import Task
 from megatron_lrpath.wording import byte_size, plural
 
@@ -90,15 +90,12 @@ def room_check(plan: Plan, todo: Sequence[Task], vocabulary: int, waits: bool) -
     """
     sized = replace(plan, tokenizer=replace(plan.tokenizer, vocab_size=vocabulary))
     try:
-        needed = sum(max(0, checkpoint_bytes(sized, task.run) - lying(task.checkpoints)) for task in todo)
+        needed = sum(
+            max(0, checkpoint_bytes(sized, task.run) - folder_bytes(task.checkpoints)) for task in todo
+        )
     except UserError:  # a model whose parameters nobody can count
         needed = 0
     return disk_check(Path(plan.output), needed, waits)
-
-
-def lying(folder: Path) -> int:
-    """Bytes of the files under `folder`."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def disk_check(folder: Path, needed: float, waits: bool = False) -> Finding:

@@ -29,6 +29,7 @@ from megatron_lrpath.report.style import (
     write_label,
 )
 from megatron_lrpath.report.tables import common, csv_text, mean_perplexity, perplexities, span
+from megatron_lrpath.runs.breaks import breaks
 from megatron_lrpath.runs.results import main_path_evaluations
 from megatron_lrpath.wording import decimals
 
@@ -147,9 +148,11 @@ def draw_losses(tree: RunTree) -> Drawing | None:
             dot = Line2D([], [], color=INK, linestyle="", marker="o", markersize=5, label="validation")
             handles.append(dot)
         figure.legend(handles=handles, loc="outside upper right", ncols=len(handles))
+        broken = any(breaks(record.lineage) for record in tree)
         caption = (
             f"Training loss of every step (pale) and its mean over {window} steps (line)"
-            f"{'; dots: loss on the validation set' if dots else ''}. Branches begin where they leave the main "
+            f"{'; dots: loss on the validation set' if dots else ''}"
+            f"{'; dotted upright lines: breaks' if broken else ''}. Branches begin where they leave the main "
             "path; the steep fall of the first steps is cut off."
             + (_COMPARED if len(tree.paradigms) > 1 else "")
         )
@@ -221,6 +224,8 @@ def _draw_run(axes: Axes, record: RunRecord, colour: str, window: int, raw_alpha
     mean = smoothed(loss, window)
     axes.plot(*thinned(steps, loss), color=colour, alpha=raw_alpha, linewidth=0.7, zorder=2)
     axes.plot(*thinned(steps, mean), color=colour, linewidth=1.6, zorder=3)
+    for step in breaks(record.lineage):
+        axes.axvline(step, color=colour, linestyle=":", linewidth=1.0, zorder=1)
     valid = validation_losses(record)
     axes.plot(
         list(valid), list(valid.values()), "o", color=colour, zorder=4, markersize=6, mec="white", mew=0.8

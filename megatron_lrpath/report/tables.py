@@ -13,6 +13,8 @@ import numpy as np
 from megatron_lrpath.paradigms import CPT, OURS, PARADIGM_ROWS, PTFS
 from megatron_lrpath.plan.wording import paradigm_name, schedule_name
 from megatron_lrpath.report.collect import RunTree
+from megatron_lrpath.runs.breaks import breaks_told
+from megatron_lrpath.runs.rewinds import rewinds_told
 from megatron_lrpath.wording import MISSING, decimals, duration, listing, plural, short_number, signed_percent
 
 SKIPPED_SHOWN = 10  # steps of a run
@@ -159,9 +161,11 @@ def run_table(tree: RunTree) -> Table:
 
 
 def _run_notes(tree: RunTree) -> list[str]:
-    """Which main path has gone further than its plan, and which updates were skipped (the first of many)."""
+    """Rewinds, breaks, a main path that has gone further than its plan, and which updates were skipped."""
     beyond, skipped = [], []
     for record in tree:
+        beyond += [f"{record.label} was {told}." for told in rewinds_told(record.lineage)]
+        beyond += [f"{record.label} {told}." for told in breaks_told(record.lineage)]
         if record.state.beyond is not None:
             further = f"{record.label} has gone on to step {record.state.beyond:,}"
             beyond.append(f"{further}, for versions that the plan no longer has.")

@@ -69,6 +69,7 @@ class OutputFolder:
 
     logs = Entry("logs")  # of `lrpath eval`
     report = Entry("report")
+    set_aside = Entry("set-aside")  # runs.set_aside
 
 
 def report_page(folder: Path) -> Path:

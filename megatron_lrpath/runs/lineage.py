@@ -18,6 +18,7 @@ from megatron_lrpath.plan import Plan, Run, run_identity
 from megatron_lrpath.plan import differences as plan_differences
 from megatron_lrpath.plan.identity import reached, without_neutral
 from megatron_lrpath.plan.secrets import hide_values, hide_words
+from megatron_lrpath.runs.breaks import new_break
 from megatron_lrpath.runs.checkpoints import (
     checkpoint_fingerprint,
     checkpoint_folder,
@@ -28,9 +29,12 @@ from megatron_lrpath.runs.checkpoints import (
 from megatron_lrpath.runs.failure import now
 from megatron_lrpath.runs.folder import RunFolder, read_json_object
 from megatron_lrpath.runs.results import completed_step, is_complete
+from megatron_lrpath.runs.rewinds import require_no_rewind
 from megatron_lrpath.sealed import json_digest, write_sealed
 
 PACKAGES = ("megatron-core", "torch", "numpy", "transformer-engine", "apex", "sentencepiece", "transformers")
+
+KEPT = ("rewinds",)  # what the lineage carries on from one start to the next as it is
 
 UNDER_A_PLAN = "give the plan another `output` (or move this folder away)"
 ANOTHER_SAVE = "give another --save (or move this folder away)"
@@ -92,6 +96,12 @@ def check_form(lineage: Any) -> None:
             for start in lineage["starts"]
         ),
         "skipped": isinstance(skipped, list) and all(isinstance(one["step"], int) for one in skipped),
+        "rewinds": all(
+            isinstance(one["to_step"], int)
+            and isinstance(one["number"], int)
+            and isinstance(one["dropped"], list)
+            for one in lineage.get("rewinds", [])
+        ),
     }
     wrong = [name for name, right in forms.items() if not right]
     if wrong:
@@ -178,9 +188,21 @@ def check_same_run(folder: Path, identity: dict[str, Any], anew: str = UNDER_A_P
         UserError: what differs, and how to go on.
     """
     lineage = read_lineage(folder)
+    require_no_rewind(folder, lineage)
     if lineage is not None:
         stored = reached(lineage["identity"], identity, newest_step(folder))
         refuse_differences(folder, differences(stored, identity), anew)
+
+
+def record_rewind(folder: Path, rewind: dict[str, Any]) -> None:
+    """Record a rewind (`number`, `to_step`, `finished`, …), or that it is finished; later skipped updates are gone."""
+    lineage = read_lineage(folder)
+    if lineage is None:
+        return
+    others = [one for one in lineage.get("rewinds", []) if one["number"] != rewind["number"]]
+    lineage["rewinds"] = [*others, rewind]
+    lineage["skipped"] = [one for one in lineage.get("skipped", []) if one["step"] <= rewind["to_step"]]
+    write_sealed(RunFolder(folder).lineage, lineage)
 
 
 def refuse_differences(folder: Path, found: list[str], anew: str = UNDER_A_PLAN) -> None:
@@ -230,6 +252,7 @@ def check_parent(folder: Path, parent: Path, step: int, parent_identity: dict[st
         parent_identity: what the parent's result should depend on according to the present plan.
     """
     lineage = read_lineage(parent)
+    require_no_rewind(parent, lineage)
     stored = reached(lineage["identity"], parent_identity, step) if lineage is not None else {}
     if lineage is not None and (found := differences(stored, parent_identity)):
         raise UserError(
@@ -268,10 +291,12 @@ def write_lineage(
     retain_interval: int | None,
     plan: str | None = None,
     first_weights: dict[str, Any] | None = None,
-) -> None:
+    machine: Mapping[str, Any] | None = None,
+) -> list[str]:
     """Record a start: the identity (as of this start) and who, when and with what; what it keeps of its saves.
 
-    `first_weights` says at which layout they are drawn, in the start that draws them.
+    `first_weights` says at which layout they are drawn, in the start that draws them; `machine` are its `device` and
+    `layout`. Returns what makes the start a break, see `runs.breaks`.
     """
     earlier = read_lineage(folder) or {"parent": parent, "starts": []}
     launch = os.environ.get("LRPATH_LAUNCH")  # the launcher's file about the machines of this start
@@ -289,6 +314,10 @@ def write_lineage(
     }
     if first_weights is not None:
         start["first_weights"] = first_weights
+    start |= machine or {}
+    found = new_break(earlier["starts"], start)
+    if found:
+        start["break"] = found
     lineage = {
         "identity": identity,
         "identity_hash": json_digest(identity),
@@ -296,7 +325,9 @@ def write_lineage(
         "starts": [*earlier["starts"], start],
         "skipped": [one for one in earlier.get("skipped", []) if one["step"] <= first_step],
     }
+    lineage |= {name: earlier[name] for name in KEPT if name in earlier}
     write_sealed(RunFolder(folder).lineage, lineage)
+    return found
 
 
 def without_secrets(launch: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from megatron_lrpath.errors import UserError
 
@@ -29,6 +30,14 @@ def choose_device(wanted: str = "auto") -> str:
     if wanted == "auto":
         return "cuda" if available else "cpu"
     return wanted
+
+
+def device_name(args: Any) -> str:
+    """What this process trains on, under Megatron's arguments: the GPU's name, or `cpu`."""
+    import torch
+
+    # the CPU backend stands in for torch's CUDA functions
+    return "cpu" if args.distributed_backend == "gloo" else torch.cuda.get_device_name()
 
 
 def activate(device: str) -> None:

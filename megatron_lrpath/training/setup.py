@@ -26,6 +26,7 @@ from megatron_lrpath.files import sweep_unfinished
 from megatron_lrpath.paradigms import MAIN, SFT
 from megatron_lrpath.plan import run_identity
 from megatron_lrpath.runs import checkpoints, failure, lineage
+from megatron_lrpath.runs.breaks import LAYOUT
 from megatron_lrpath.runs.checkpoints import latest_step, present_fingerprint
 from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.runs.history import losses_before
@@ -36,6 +37,7 @@ from megatron_lrpath.training.checkpoints.commit import Commits
 from megatron_lrpath.training.checkpoints.saves import Saves
 from megatron_lrpath.training.checkpoints.start import Start, agree_on_start
 from megatron_lrpath.training.context import RunContext
+from megatron_lrpath.training.device import device_name
 from megatron_lrpath.training.first_weights import StageOrder, drawn_at
 from megatron_lrpath.training.guards import orphans
 from megatron_lrpath.training.guards.guard import Guard, SpikeDetector
@@ -60,6 +62,7 @@ from megatron_lrpath.training.options.from_plan import PlannedRun, apply_default
 from megatron_lrpath.training.options.optimizers import check_optimizer
 from megatron_lrpath.training.session import Session
 from megatron_lrpath.training.steps import StepRecorder, continue_wandb_run, set_wandb_defaults
+from megatron_lrpath.wording import listing
 
 
 def arguments(session: Session, argv: list[str], defaults: Mapping[str, Any] | None = None) -> Any:
@@ -299,8 +302,13 @@ def record_start(context: RunContext, args: Any, start: Start, retain_interval: 
         retain_interval,
         plan,
         drawn,
+        {"device": device_name(args), "layout": {name: getattr(args, name, None) for name in LAYOUT}},
     )
-    lineage.write_lineage(context.records, *record)
+    if found := lineage.write_lineage(context.records, *record):
+        say(
+            f"{context.records}: a break at step {start.step:,}: goes on with {listing(found)}; equal bits are "
+            "promised between breaks only"
+        )
 
 
 def protect(session: Session, args: Any, start: Start, ranks: Ranks) -> None:

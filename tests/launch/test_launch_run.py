@@ -21,7 +21,7 @@ from megatron_lrpath.launch.local import Options, carry_out, chosen_tasks, evalu
 from megatron_lrpath.launch.process import only_one
 from megatron_lrpath.launch.resources import Share
 from megatron_lrpath.launch.runner import RunProcess
-from megatron_lrpath.launch.torchrun import training_command
+from megatron_lrpath.launch.torchrun import training
 from megatron_lrpath.locks import is_held
 from megatron_lrpath.plan import PARADIGMS, Plan
 from megatron_lrpath.runs.tasks import build_tasks
@@ -274,7 +274,7 @@ def test_plain_output_has_no_control_codes_and_shows_progress(tmp_path):
 
 def test_the_command_is_torchrun_with_the_entry_module(tmp_path):
     plan = write_plan(tmp_path, 1)
-    command = training_command(plan.path, build_tasks(plan, ("ours",))[1], 2, "cpu", ["--log-interval", "5"])
+    command = training(plan.path, build_tasks(plan, ("ours",))[1], 2, "cpu", ["--log-interval", "5"]).command
     text = " ".join(command[1:])
     assert "-m megatron_lrpath.launch.torchrun --standalone" in text
     assert "--nproc-per-node 2 -m -- megatron_lrpath.training.pretrain --plan" in text

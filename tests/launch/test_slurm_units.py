@@ -27,6 +27,7 @@ from megatron_lrpath.launch.slurm.steps import Place, Steps, cause
 from megatron_lrpath.launch.slurm.stop import StopRequest
 from megatron_lrpath.plan import load_plan
 from megatron_lrpath.runs import failure
+from megatron_lrpath.runs.storage import checkpoint_bytes
 from tests.support import ROOT
 from tests.support.launch_fixtures import write_plan
 
@@ -259,10 +260,10 @@ def test_too_little_disk_is_said_with_figures(tmp_path):
 def test_checkpoints_are_counted_as_retention_leaves_them(tmp_path):
     plan = load_plan(ROOT / "examples/paper/3.1b.yaml")
     size = 3_094_022_144 * 14
-    main = preflight.checkpoint_bytes(plan, plan.run("ours", "main"))
+    main = checkpoint_bytes(plan, plan.run("ours", "main"))
     # branch points 4, 14, 24, 34 thousand, ends 10, 20, 30 thousand, and the newest two
     assert main == pytest.approx(9 * size, rel=0.01)
     small = write_plan(tmp_path)
-    assert preflight.checkpoint_bytes(small, small.run("ours", "branch-v1")) > 0
+    assert checkpoint_bytes(small, small.run("ours", "branch-v1")) > 0
     del plan.megatron["save_interval"], plan.megatron["save_retain_interval"]  # the same by default
-    assert preflight.checkpoint_bytes(plan, plan.run("ours", "main")) == main
+    assert checkpoint_bytes(plan, plan.run("ours", "main")) == main

@@ -163,7 +163,7 @@ def test_without_a_launcher_the_run_folder_has_it_and_a_new_start_forgets_the_ol
 
 def under_torchrun(file: Path, *ends: str) -> int:
     """The exit status of ranks that end so."""
-    command = torchrun.command("tests.support.ends", ends, len(ends))
+    command = torchrun.Ranks("tests.support.ends", tuple(ends), len(ends)).command
     environment = {**os.environ, failure.VARIABLE: str(file), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [*command], env=environment, timeout=240, check=False, capture_output=True
@@ -190,7 +190,7 @@ def test_ranks_that_saved_and_stopped_are_no_failure(file):
 
 
 def test_the_entry_is_named_by_its_interpreter():
-    command = torchrun.command("a.module", ["--run", "main"], 2)
+    command = torchrun.Ranks("a.module", ("--run", "main"), 2).command
     assert command[0] == sys.executable
     assert command[-6:] == ["2", "-m", "--", "a.module", "--run", "main"]
     assert signal.Signals(9).name in failure.of_status("it", -9).message

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -18,9 +19,9 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.runs import failure
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     """End."""
-    how = sys.argv[1 + int(os.environ.get("RANK", "0"))]
+    how = argv[int(os.environ.get("RANK", "0"))]
     if how.startswith("late "):
         time.sleep(1.0)
         how = how.removeprefix("late ")
@@ -60,4 +61,4 @@ def wait(file: Path) -> None:
 
 if __name__ == "__main__":
     with failure.recorded():
-        main()
+        main(sys.argv[1:])

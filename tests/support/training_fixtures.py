@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 import yaml
 
+from megatron_lrpath.launch.warm import PRELOADED
 from megatron_lrpath.runs.history import CHECK
 from tests.support.ports import free_ports
 
 CONTEXT = mp.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.support.warm"])
+CONTEXT.set_forkserver_preload([PRELOADED])
 
 MODEL = {
     "num_layers": 2,

@@ -13,7 +13,6 @@ from pathlib import Path
 from megatron_lrpath.console import say_error
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.exits import BAD_INPUT, SAVED_AND_STOPPED, leave_at_once
-from megatron_lrpath.launch.preflight import checkpoint_bytes
 from megatron_lrpath.launch.process import new_log, only_one
 from megatron_lrpath.launch.slurm import queue as commands
 from megatron_lrpath.launch.slurm.compare import never_starts
@@ -41,6 +40,7 @@ from megatron_lrpath.runs.checkpoints import checkpoint_complete, latest_step
 from megatron_lrpath.runs.folder import RunFolder, read_json_object
 from megatron_lrpath.runs.history import HistoryTail
 from megatron_lrpath.runs.state import parent_available
+from megatron_lrpath.runs.storage import checkpoint_bytes
 from megatron_lrpath.runs.tasks import Task, build_tasks, link_aliases
 
 LOCK_SECONDS = 120.0  # an earlier start of the job may still be ending on another node

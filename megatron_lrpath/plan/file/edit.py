@@ -1,9 +1,9 @@
-"""A version appended to the text of a plan file: comments, order and everything else stay as they were written."""
+"""A version appended to the text of a plan file, or taken out of it: comments and the rest stay as written."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,55 @@ def with_version(path: Path, text: str, version: dict[str, Any], valid: Sequence
         f", and `valid: {_list(valid)}` to `data`" if valid else ""
     )
     raise PlanError(f"{path}: cannot be edited as it is written; add {by_hand} and call again")
+
+
+def without_versions(path: Path, text: str, names: Collection[str], valid: Collection[str]) -> str:
+    """The text of the plan `path` without the versions `names` and without the entries `valid` of `data.valid`.
+
+    A comment on a line of its own stays. The first version, and the first entry of `data.valid`, are never among them.
+
+    Raises:
+        PlanError: the file is written in a way that this does not understand; with what to remove by hand.
+    """
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    versions, data = _value(root, "versions"), _value(root, "data")
+    assert isinstance(versions, yaml.SequenceNode)
+    assert isinstance(data, yaml.MappingNode)
+    edits = [_removed(text, versions, node) for node in versions.value if _value(node, "name").value in names]
+    sets = next((value for key, value in data.value if key.value == "valid"), None)
+    if isinstance(sets, yaml.SequenceNode):
+        edits += [_removed(text, sets, node) for node in sets.value if node.value in valid]
+    changed = text
+    for begin, end, new in sorted(edits, reverse=True):
+        changed = changed[:begin] + new + changed[end:]
+    wanted = plain(parse_source(path, text).root)
+    wanted["versions"] = [one for one in wanted["versions"] if str(one["name"]) not in names]
+    if isinstance(wanted["data"].get("valid"), list):
+        kept = [one for one in wanted["data"]["valid"] if one not in valid]
+        wanted["data"] |= {"valid": kept}
+    try:
+        if plain(parse_source(path, changed).root) == wanted:
+            return changed
+    except PlanError:
+        pass
+    by_hand = f"{', '.join(names)} from `versions`" + (
+        f", and {_list(list(valid))} from `data.valid`" if valid else ""
+    )
+    raise PlanError(
+        f"{path}: cannot be edited as it is written, to take out {by_hand}; write each of them on a line of its own, "
+        "and call again"
+    )
+
+
+def _removed(text: str, sequence: yaml.SequenceNode, node: yaml.Node) -> Edit:
+    """What takes an item that is not the first out of a sequence."""
+    begin, end = node.start_mark.index, _end(node)
+    if not sequence.flow_style:
+        line = text.rfind("\n", 0, text.rfind("-", 0, begin)) + 1
+        after = text.find("\n", end)
+        return line, len(text) if after < 0 else after + 1, ""
+    comma = text.rfind(",", 0, begin)
+    return (comma if comma >= 0 else begin), end, ""
 
 
 def _value(node: yaml.Node | None, key: str) -> yaml.Node:

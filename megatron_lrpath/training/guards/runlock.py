@@ -17,6 +17,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -91,7 +92,8 @@ class RunLock:
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join()
-        (self.root / LOCK_NAME).write_bytes(b"")
+        with suppress(FileNotFoundError):  # a rewind has moved the folder away
+            (self.root / LOCK_NAME).write_bytes(b"")
         self.give_way()
 
     def give_way(self) -> None:

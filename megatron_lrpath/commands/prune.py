@@ -1,0 +1,109 @@
+"""`lrpath prune`: remove the checkpoints that nothing starts from any more."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from megatron_lrpath.commands.options import add_plan
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from megatron_lrpath.upkeep.prune import Found, Survey
+
+HELP = "list the checkpoints that nothing starts from any more, and remove them with --yes"
+EXAMPLE = "lrpath prune examples/quickstart/plan.yaml --dry-run"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The plan, and whether to remove."""
+    add_plan(parser)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--dry-run", action="store_true", help="list only (so without --yes, too)")
+    what.add_argument("--yes", action="store_true", help="remove what is listed")
+    parser.add_argument(
+        "--keep-ends",
+        action="store_true",
+        help="leave the main path's checkpoint at the end of each version, to rewind to",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def execute(args: argparse.Namespace) -> int:
+    """List, and remove where --yes says so; 0."""
+    from megatron_lrpath.plan import load_plan
+    from megatron_lrpath.upkeep.prune import carry_out, survey
+    from megatron_lrpath.upkeep.quiet import at_rest
+
+    plan = load_plan(args.plan)
+    with at_rest(plan):
+        found = survey(plan, args.keep_ends)
+        if args.json:
+            print(json.dumps(as_json(found, removed=args.yes), indent=2))
+        else:
+            tell(found)
+        if args.yes:
+            carry_out(found)
+    if not args.json:
+        print(ending(args, found))
+    return 0
+
+
+def as_json(found: Survey, removed: bool) -> dict[str, Any]:
+    """What may go, what stays with its reason, and the runs that are left alone."""
+
+    def row(one: Found) -> dict[str, Any]:
+        return {name: value for name, value in asdict(one).items() if name != "root"}
+
+    return {
+        "removed": removed,
+        "spare": [row(one) for one in found.spare],
+        "staying": [row(one) for one in found.staying],
+        "left_alone": list(found.alone),
+        "bytes": sum(one.bytes for one in found.spare),
+    }
+
+
+def tell(found: Survey) -> None:
+    """Print what may go, and why the others stay."""
+    from rich.console import Console
+
+    from megatron_lrpath.console import terminal_table
+    from megatron_lrpath.wording import byte_size
+
+    def table(title: str, rows: Sequence[Found]) -> None:
+        if rows:
+            cells = [
+                (one.key, f"{one.step:,}", byte_size(one.bytes), one.reason or "nothing starts from it")
+                for one in rows
+            ]
+            drawn = terminal_table(("run", "step", "on disk", "why"), "LRRl", cells, box=None, title=title)
+            drawn.title_justify = "left"
+            console.print(drawn)
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 160
+    table("May go:", found.spare)
+    table("Stay:", found.staying)
+    for line in found.alone:
+        console.print(line, soft_wrap=True, markup=False)
+
+
+def ending(args: argparse.Namespace, found: Survey) -> str:
+    """What was done, and the command that does it."""
+    from megatron_lrpath.wording import byte_size, plural
+
+    if not found.spare:
+        return (
+            "nothing to do: something may still start from every checkpoint, or it is one of the newest two"
+        )
+    amount = f"{plural(len(found.spare), 'checkpoint')}, {byte_size(sum(one.bytes for one in found.spare))}"
+    if args.yes:
+        return f"removed {amount}"
+    keep = " --keep-ends" if args.keep_ends else ""
+    return f"nothing was removed; to remove {amount}: lrpath prune {shlex.quote(str(args.plan))}{keep} --yes"

@@ -1,0 +1,49 @@
+"""Preload of a fork server: importing this module imports, once, what every process on the CPU needs (seconds each)."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+# Only a process with one thread can be forked safely; torch reads this on its first import.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def import_everything() -> None:
+    """Import what a training, an evaluation and their seams need. No name of Megatron's is replaced yet."""
+    from megatron_lrpath.console import quiet
+    from megatron_lrpath.training import device
+
+    quiet()
+    device.activate("cpu")  # must precede Megatron's import, and so all that follow
+    import megatron.core.tokenizers.text.libraries.huggingface_tokenizer
+    import megatron.training  # noqa: F401
+    import torch
+    import torch.distributed.checkpoint
+
+    from megatron_lrpath.evaluate import perplexity  # noqa: F401
+    from megatron_lrpath.training import loop, pretrain, seams, setup  # noqa: F401
+    from megatron_lrpath.training.options import arguments
+
+    seams.import_rows("cpu")
+    arguments.full_parser(suppress_defaults=True)
+    # The first optimizer of a process imports torch's compiler (seconds).
+    torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))]).step()
+
+
+def modified(path: str) -> int | None:
+    """When a file was modified, in ns; None where there is no such file."""
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return None
+
+
+def sources() -> dict[str, int | None]:
+    """The files of all modules that are imported, and when each was modified."""
+    names = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
+    return {name: modified(name) for name in names if name}
+
+
+import_everything()
+SOURCES = sources()

@@ -1,0 +1,133 @@
+"""Checkpoints that nothing starts from any more: which those are, and why the others stay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_lrpath.paradigms import PARADIGMS
+from megatron_lrpath.plan import Plan
+from megatron_lrpath.runs.checkpoints import checkpoint_complete, complete_steps, remove, sweep
+from megatron_lrpath.runs.folder import RunFolder, read_json_object
+from megatron_lrpath.runs.lineage import changes
+from megatron_lrpath.runs.results import completed_step
+from megatron_lrpath.runs.rewinds import require_no_rewind
+from megatron_lrpath.runs.storage import NEWEST, lying
+from megatron_lrpath.runs.tasks import Task, build_tasks
+from megatron_lrpath.wording import listing
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint of a run on disk; `reason` says why it stays, empty where it may go."""
+
+    key: str
+    root: Path
+    step: int
+    bytes: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Survey:
+    """All complete checkpoints of a plan's runs, and runs that are left alone, with why."""
+
+    found: tuple[Found, ...]
+    alone: tuple[str, ...]
+
+    @property
+    def spare(self) -> tuple[Found, ...]:
+        """Those that may go."""
+        return tuple(one for one in self.found if not one.reason)
+
+    @property
+    def staying(self) -> tuple[Found, ...]:
+        """The others."""
+        return tuple(one for one in self.found if one.reason)
+
+
+def survey(plan: Plan, keep_ends: bool = False) -> Survey:
+    """Which checkpoints of the plan's runs may go.
+
+    Never the newest two of a run, nor its end, nor one that a run starts from which is not complete, nor one in the
+    span of a version without a model (`advise` may choose another alpha for it, `merge` preview it), nor one that the
+    plan keeps for other plans (`also_branch_at`). A run that was trained under other settings than the plan's, or
+    lies in another output, is left alone, for the plan does not say what starts from it.
+
+    Args:
+        plan: the plan.
+        keep_ends: leave the main path's ends of versions, so that it can be rewound to each of them.
+    """
+    main = plan.folder(plan.main)
+    require_no_rewind(main, read_json_object(RunFolder(main).lineage))
+    tasks = build_tasks(plan, PARADIGMS)
+    found: list[Found] = []
+    alone = []
+    for task in tasks:
+        if not (steps := complete_steps(task.checkpoints)):
+            continue
+        if why := left_alone(plan, task):
+            alone.append(f"{task.key}: left alone: {why}")
+            continue
+        reasons = wanted(plan, task, tasks, keep_ends)
+        reasons |= {step: "one of the newest two" for step in steps[-NEWEST:] if step not in reasons}
+        found += [
+            Found(task.key, task.checkpoints, step, lying(task.checkpoints, step), reasons.get(step, ""))
+            for step in steps
+        ]
+    return Survey(tuple(found), tuple(alone))
+
+
+def left_alone(plan: Plan, task: Task) -> str:
+    """Why nothing of a run is touched; empty where the plan knows all that starts from it."""
+    if not task.folder.resolve().is_relative_to(Path(plan.output).resolve()):
+        return (
+            f"it lies in another output ({task.folder.resolve()}), whose own plan knows what starts from it"
+        )
+    lineage = read_json_object(RunFolder(task.folder).lineage)
+    if lineage is None:
+        return "it has no lineage that can be read, so that nobody knows which plan it belongs to"
+    reached = max([completed_step(task.folder) or 0, *complete_steps(task.checkpoints)])
+    if not task.run.makes_version and reached > task.run.last_step:
+        return f"it has gone on to step {reached:,}, past this plan; prune with the plan that has its later versions"
+    if differs := changes(task.folder, lineage, plan, task.run):
+        return f"trained under other settings than the plan's ({'; '.join(differs[:2])})"
+    return ""
+
+
+def wanted(plan: Plan, task: Task, tasks: Sequence[Task], keep_ends: bool) -> dict[int, str]:
+    """Steps of a run whose checkpoints others may still start from, and why."""
+    starting: dict[int, list[str]] = {}
+    for child in tasks:
+        if child.parent == task.key and not has_model(child):
+            starting.setdefault(child.parent_step, []).append(child.key)
+    reasons = {step: f"{listing(keys)} may still start from it" for step, keys in starting.items()}
+    if task.run.makes_version:
+        reasons.setdefault(task.run.last_step, f"the model of {task.run.version}")
+        return reasons
+    ends = list(zip(plan.timeline.ends, plan.versions, strict=True))
+    branches = {child.run.version: child for child in tasks if child.parent == task.key}
+    for end, version in ends:
+        if (branch := branches.get(version.name)) is not None and not has_model(branch):
+            why = f"{version.name} has no model yet: another alpha may leave from it, or a merge read it"
+            reasons |= {step: why for step in range(end - version.steps + 1, end + 1) if step not in reasons}
+    for step in plan.also_branch_at:
+        reasons.setdefault(step, "other plans branch off it (also_branch_at)")
+    if keep_ends:
+        for end, version in ends:
+            reasons.setdefault(end, f"the end of {version.name} (--keep-ends)")
+    return reasons
+
+
+def has_model(task: Task) -> bool:
+    """Whether a run is complete and its last checkpoint is there, so that it need not start from its parent again."""
+    return task.complete and checkpoint_complete(task.checkpoints, task.run.last_step)
+
+
+def carry_out(found: Survey) -> None:
+    """Remove the spare checkpoints, and what a killed call has left half removed. Only while nothing trains."""
+    for root in dict.fromkeys(one.root for one in found.found):
+        sweep(root)
+    for one in found.spare:
+        remove(one.root, one.step)

@@ -1,0 +1,93 @@
+"""Nothing trains while the output of a plan is changed: its jobs are over, and its runs' locks are held."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+from megatron_lrpath.console import say_error
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.exits import FAILED, leave_at_once
+from megatron_lrpath.experiment.load import is_written_by_experiment
+from megatron_lrpath.launch.process import only_one
+from megatron_lrpath.launch.slurm.ledger import FOLDER
+from megatron_lrpath.launch.slurm.show import Jobs
+from megatron_lrpath.paradigms import PARADIGMS
+from megatron_lrpath.plan import Plan
+from megatron_lrpath.runs.elsewhere import lies_elsewhere
+from megatron_lrpath.runs.folder import RunFolder
+from megatron_lrpath.runs.state import is_live
+from megatron_lrpath.training.guards.runlock import hold
+from megatron_lrpath.wording import plural
+
+PATIENCE = 1.0  # seconds for a process that is just ending
+
+
+@contextmanager
+def at_rest(plan: Plan) -> Iterator[None]:
+    """Keep every run in the plan's output from being trained, and its plan from being run or submitted.
+
+    Raises:
+        UserError: there is no output, something trains in it, or waits in Slurm's queue; with how to go on.
+    """
+    output = Path(plan.output)
+    if not output.is_dir():
+        where = lies_elsewhere(plan.path, plan.output)
+        raise UserError(f"{output}: nothing is there. {where or f'Train first: lrpath run {plan.path}'}")
+    at_work = (
+        f"is at work there; wait for it, or end it (Ctrl-C, `lrpath cancel {plan.path}`), then call again"
+    )
+    homes = [output.resolve().parent, output] if is_written_by_experiment(plan) else [output]
+    with ExitStack() as held:
+        for home in homes:
+            held.enter_context(only_one(home, at_work, PATIENCE))
+            if (home / FOLDER).is_dir():
+                held.enter_context(only_one(home / FOLDER, at_work, PATIENCE))
+            require_no_jobs(plan, home)
+        for folder in run_folders(output):
+            if is_live(folder):
+                raise UserError(f"{folder}: a training {at_work}")
+            held.enter_context(only_one(folder, at_work, PATIENCE))
+            checkpoints = RunFolder(folder).checkpoints
+            if checkpoints.is_dir():
+                held.callback(hold(checkpoints, lost, PATIENCE).close)
+        yield
+
+
+def require_no_jobs(plan: Plan, output: Path) -> None:
+    """Refuse where jobs that were submitted for `output` wait or run, or nobody knows whether they do.
+
+    Raises:
+        UserError: with how to go on.
+    """
+    jobs = Jobs.of(str(output))
+    if jobs.queue is None:
+        raise UserError(
+            f"{jobs.ledger.file}: this plan has jobs under Slurm, and squeue does not answer here; call again where it "
+            "does, when they are over"
+        )
+    alive = [entry for entry in jobs.entries if entry.number in jobs.queue]
+    if alive:
+        named = ", ".join(f"{entry.key} (job {entry.number})" for entry in alive[:3])
+        raise UserError(
+            f"{plural(len(alive), 'job')} of this plan in Slurm's queue: {named}{', …' if alive[3:] else ''}; wait for "
+            f"them, or end them with `lrpath cancel {plan.path}`, then call again"
+        )
+
+
+def run_folders(output: Path) -> list[Path]:
+    """The folders of all runs in an output, those that the plan does not have (any more) too; each once."""
+    return [
+        one
+        for paradigm in PARADIGMS
+        for one in sorted((output / paradigm).glob("*"))
+        if one.is_dir() and not one.is_symlink()
+    ]
+
+
+def lost(owner: str) -> NoReturn:
+    """Another process has begun to train one of the runs: end before both write."""
+    say_error(f"{owner} has taken a run over meanwhile; call again when it is done")
+    leave_at_once(FAILED)

@@ -1,0 +1,243 @@
+"""A main path that goes back to a kept checkpoint: what is set aside with its tail, and what stays."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_lrpath.data.delivery import valid_name
+from megatron_lrpath.data.slice import ENDING, slice_path, validation_paths
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.experiment.load import is_written_by_experiment
+from megatron_lrpath.plan import Plan
+from megatron_lrpath.plan.file.edit import without_versions
+from megatron_lrpath.plan.file.load import plan_from
+from megatron_lrpath.plan.file.source import parse_source
+from megatron_lrpath.runs.checkpoints import checkpoint_folder, complete_steps, steps_found
+from megatron_lrpath.runs.failure import now
+from megatron_lrpath.runs.folder import OutputFolder, RunFolder
+from megatron_lrpath.runs.lineage import changes, newest_step, read_lineage
+from megatron_lrpath.runs.rewinds import command, unfinished
+from megatron_lrpath.runs.set_aside import SetAside, free_number, read_set_aside
+from megatron_lrpath.upkeep.quiet import run_folders
+from megatron_lrpath.wording import listing
+
+AWAY = ".set-aside-"  # ends the name of a slice that is set aside, with the rewind's number
+
+
+@dataclass(frozen=True)
+class Rewind:
+    """What a call is to do: the record of it, and the keys of the branches that stay."""
+
+    record: SetAside
+    staying: tuple[str, ...]
+
+
+def begun(plan: Plan, step: int, dropped: Sequence[str]) -> SetAside | None:
+    """The rewind that an interrupted call has begun, None where there is none.
+
+    Raises:
+        UserError: it was called with other options.
+    """
+    found = unfinished(read_lineage(plan.folder(plan.main)))
+    if found is None:
+        return None
+    if (found["to_step"], set(found["dropped"])) != (step, set(dropped)):
+        raise UserError(
+            f"{plan.output}: another rewind was interrupted; call it again first: {command(plan.path, found)}"
+        )
+    return read_set_aside(Path(plan.output), found["number"])
+
+
+def is_done(plan: Plan, step: int, dropped: Sequence[str]) -> bool:
+    """Whether the main path's last rewind is the one that is asked for, and nothing was trained since."""
+    folder = plan.folder(plan.main)
+    rewinds = (read_lineage(folder) or {}).get("rewinds", [])
+    last = rewinds[-1] if rewinds else None
+    return (
+        last is not None
+        and (last["to_step"], set(last["dropped"])) == (step, set(dropped))
+        and newest_step(folder) == step
+        and not {version.name for version in plan.versions} & set(dropped)
+    )
+
+
+def prepare(plan: Plan, step: int, dropped: Sequence[str]) -> Rewind:
+    """What a rewind to `step` without the versions `dropped` moves. Nothing is written.
+
+    Raises:
+        UserError: it is not possible; with how to go on.
+    """
+    require_own(plan)
+    require_versions(plan, dropped)
+    require_step(plan, step, dropped)
+    require_valid(plan, new_text(plan, dropped))
+    output, folder = Path(plan.output), plan.folder(plan.main)
+    going = runs_after(plan, step, dropped)
+    used = [one["number"] for one in (read_lineage(folder) or {}).get("rewinds", [])]
+    number = free_number(output, max(used, default=0))
+    away = OutputFolder(output).set_aside / str(number)
+    root = RunFolder(folder).checkpoints
+    tail = [checkpoint_folder(root, one) for one in reversed(steps_found(root)) if one > step]
+    sources = [*tail, *(output / key for key in going)]
+    record = SetAside(
+        number=number,
+        time=now(),
+        to_step=step,
+        from_step=newest_step(folder),
+        dropped=tuple(dropped),
+        runs=tuple(going),
+        moves=tuple(pair(output, one, away / one.relative_to(output)) for one in sources),
+        slices=tuple((name, f"{name}{AWAY}{number}") for name in slices_of(plan, dropped)),
+    )
+    require_one_disk(output, sources)
+    staying = [run.key for run in plan.runs("ours") if run.makes_version and run.key not in going]
+    return Rewind(record, tuple(key for key in staying if (output / key).is_dir()))
+
+
+def pair(output: Path, source: Path, target: Path) -> tuple[str, str]:
+    """From and to, as in the record."""
+    return os.path.relpath(source, output), os.path.relpath(target, output)
+
+
+def new_text(plan: Plan, dropped: Collection[str]) -> str:
+    """The plan's text without the versions that it still has of `dropped`. PlanError where it cannot be edited."""
+    text = plan.path.read_bytes().decode("utf-8-sig")
+    names = [version.name for version in plan.versions if version.name in dropped]
+    sets = {valid_name(name) for name in dropped}
+    valid = [one for one in plan.data.more_valid if Path(one).name.removesuffix(ENDING) in sets]
+    return without_versions(plan.path, text, names, valid) if names or valid else text
+
+
+def slices_of(plan: Plan, dropped: Collection[str]) -> list[str]:
+    """The files of the dropped versions' slices that there are, and of their validation sets; never the first one's."""
+    paths = [slice_path(plan.data.slices, name) for one in dropped for name in (one, valid_name(one))]
+    first = validation_paths(plan.data)[0].resolve()
+    return [path.name for path in paths if path.is_file() and path.resolve() != first]
+
+
+def require_valid(plan: Plan, text: str) -> None:
+    """Refuse what would leave a plan that cannot be used. UserError with what else has to be changed in it."""
+    try:
+        plan_from(parse_source(plan.path, text))
+    except UserError as error:
+        raise UserError(
+            f"without these versions the plan could not be used; change it first: {error}"
+        ) from None
+
+
+def require_own(plan: Plan) -> None:
+    """Refuse a main path that is not the plan's, or not in its output. UserError with how to go on."""
+    folder = plan.folder(plan.main)
+    if is_written_by_experiment(plan):
+        raise UserError(
+            f"{plan.path}: was written by an experiment, whose other plans use the same main path; give this one "
+            "another name and `output`, and train it alone, to let its main path go another way"
+        )
+    lineage = read_lineage(folder)
+    if lineage is None:
+        raise UserError(f"{folder}: there is no main path to rewind; train it first: lrpath run {plan.path}")
+    if not folder.resolve().is_relative_to(Path(plan.output).resolve()):
+        raise UserError(f"{folder}: lies in another output ({folder.resolve()}); rewind it with its own plan")
+    if found := changes(folder, lineage, plan, plan.main):
+        raise UserError(
+            f"{folder}: was trained under other settings than the plan's ({listing(found[:2])}); rewind it with "
+            "the plan that it was trained with"
+        )
+    reached, last = newest_step(folder), plan.main.last_step
+    if reached > max(last, plan.timeline.ends[-1]):
+        raise UserError(
+            f"{folder}: has gone on to step {reached:,}, past this plan; rewind it with the plan that has its later "
+            "versions"
+        )
+
+
+def require_versions(plan: Plan, dropped: Sequence[str]) -> None:
+    """Refuse versions that cannot be dropped. UserError with how to go on."""
+    names = [version.name for version in plan.versions]
+    if unknown := [name for name in dropped if name not in names]:
+        raise UserError(f"--drop {', '.join(unknown)}: no version of {plan.path}; it has {', '.join(names)}")
+    if names[0] in dropped:
+        raise UserError(
+            f"--drop {names[0]}: nothing of the main path is older than its first version; begin a new plan with "
+            "another `output`"
+        )
+    mixed = [
+        f"{version.name} mixes in {part.name}"
+        for version in plan.versions
+        if version.mix is not None and version.name not in dropped
+        for part in version.mix.parts
+        if part.name in {one for name in dropped for one in (name, valid_name(name))}
+    ]
+    if mixed:
+        raise UserError(f"--drop: {listing(mixed)}; change their `branch_mix` in {plan.path} first")
+
+
+def require_step(plan: Plan, step: int, dropped: Sequence[str]) -> None:
+    """Refuse a step from which the main path cannot go on. UserError that names the steps that there are."""
+    folder = plan.folder(plan.main)
+    root = RunFolder(folder).checkpoints
+    ends = zip(plan.timeline.ends, plan.versions, strict=True)
+    starts = [end - version.steps for end, version in ends if version.name in dropped]
+    latest = min([*starts, newest_step(folder) - 1])
+    kept = [one for one in complete_steps(root) if one <= latest]
+    told = (
+        f"steps that are kept: {', '.join(f'{one}' for one in kept[-8:])}" if kept else "none is kept there"
+    )
+    if starts and step > latest == min(starts):
+        raise UserError(
+            f"--to-step {step}: the main path has read {dropped[starts.index(min(starts))]} from step "
+            f"{min(starts):,} on; go back to that step or before ({told})"
+        )
+    if step > latest:
+        raise UserError(
+            f"--to-step {step}: the main path stands at {newest_step(folder):,}; go back ({told})"
+        )
+    if step not in kept:
+        raise UserError(f"{root}: there is no complete checkpoint of step {step} ({told})")
+
+
+def require_one_disk(output: Path, sources: Sequence[Path]) -> None:
+    """Refuse what a rename cannot move. UserError with how to go on."""
+    disk = output.stat().st_dev
+    if far := [one for one in sources if one.parent.stat().st_dev != disk]:
+        raise UserError(
+            f"{far[0].parent}: lies on another disk than {output}, where nothing can be set aside without copying; "
+            "let the output's folder itself lie there (a link from its present place will do), and call again"
+        )
+
+
+def runs_after(plan: Plan, step: int, dropped: Collection[str]) -> list[str]:
+    """The keys of the runs that go with the tail: branches that left after `step`, runs that read what is dropped.
+
+    With them everything that starts from them, fine-tunings among it.
+    """
+    output = Path(plan.output)
+    parents = dict(_parents(output, run_folders(output)))
+    main = plan.main.key
+    going = {key for key, (parent, left) in parents.items() if parent == main and left > step}
+    going |= {key for key in _reading(plan, dropped) if key in parents}
+    while more := {key for key, (parent, _) in parents.items() if parent in going} - going:
+        going |= more
+    return sorted(going - {main})
+
+
+def _parents(output: Path, folders: Sequence[Path]) -> Iterator[tuple[str, tuple[str, int]]]:
+    """Each run's key with its parent's and the step at which it left; "" and 0 for random weights."""
+    for folder in folders:
+        lineage = read_lineage(folder)
+        parent = (lineage or {}).get("parent") or {}
+        paradigm, key = folder.parent.name, folder.relative_to(output).as_posix()
+        yield key, (f"{paradigm}/{parent['run']}" if parent.get("run") else "", int(parent.get("step") or 0))
+
+
+def _reading(plan: Plan, dropped: Collection[str]) -> set[str]:
+    """The keys of the runs that a dropped version belongs to, or whose steps come after it in another paradigm."""
+    if not dropped:
+        return set()
+    first = min(index for index, version in enumerate(plan.versions, 1) if version.name in dropped)
+    found = {run.key for run in plan.runs("ours") if run.makes_version and run.version in dropped}
+    others = (run for name in ("ptfs", "cpt") for run in plan.runs(name))
+    return found | {run.key for run in others if run.version_index >= first}
