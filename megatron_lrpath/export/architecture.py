@@ -253,8 +253,13 @@ def _check_arguments(args: Any) -> None:
     if wrong:
         raise UserError(
             "the checkpoint's arguments are those of no model that is exported: "
-            f"{', '.join(f'{name} is {values[name]!r:.40}' for name in wrong)}. Restore it, or take another step."
+            f"{', '.join(f'{name} is {_shown(values[name])}' for name in wrong)}. Restore it, or take another step."
         )
+
+
+def _shown(value: Any) -> str:
+    """A value for a message; Python refuses to write a number of thousands of digits."""
+    return "too large" if isinstance(value, int) and abs(value) >= 2**63 else f"{value!r:.40}"
 
 
 def _is_size(value: Any, most: int) -> bool:
