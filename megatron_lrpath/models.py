@@ -8,6 +8,9 @@ from typing import Any
 
 from megatron_lrpath.errors import UserError
 
+USUAL_VOCABULARY = 100_000
+"""Tokens of a vocabulary whose size neither the plan nor the tokenizer says; for predictions of sizes."""
+
 # LLaMA's architecture as Megatron's arguments. The FFN width and the untied embeddings are not in the paper; they
 # are the ones under which the parameter counts fit the names (see `parameter_count`).
 _LLAMA: dict[str, Any] = {

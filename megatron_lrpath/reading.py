@@ -10,7 +10,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from megatron_lrpath.errors import cause
+from megatron_lrpath.errors import UserError, cause
 
 MAXIMUM_BYTES = 64 * 2**20  # of a file; the largest, tokenizers and manifests, have a few of these
 MAXIMUM_DEPTH = 64  # of lists and objects in each other
@@ -71,6 +71,14 @@ def read_object(path: Path, maximum: int = MAXIMUM_BYTES, own: bool = False) -> 
     if not isinstance(value, dict):
         raise UnreadableError(f"it holds no JSON object, but {_kind(value)}")
     return value
+
+
+def required_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file that has to be there, see `read_json`; raises UserError."""
+    try:
+        return read_object(path)
+    except (OSError, UnreadableError) as error:
+        raise UserError(f"{path}: not a JSON file that can be used ({why(error)}).") from None
 
 
 def why(error: BaseException) -> str:

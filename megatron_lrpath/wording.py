@@ -43,6 +43,11 @@ def duration(seconds: float | None) -> str:
     return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
+def hours_text(hours: float, unit: str) -> str:
+    """`1,234.5 GPU hours`; `unit` is what was busy for them, a GPU or a process."""
+    return f"{hours:,.1f} {unit} hours" if hours >= 0.1 else f"less than 0.1 {unit} hours"
+
+
 def clock(seconds: float) -> str:
     """A duration in a narrow column: `m:ss`, `h:mm:ss`, or days and hours."""
     whole = max(0, round(seconds))

@@ -71,6 +71,7 @@ RUN_FOLDER_FILES = (
     "evals.json",
     "lineage.json",
     "downstream.json",
+    "completions.json",
 )
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Import a Hugging Face LLaMA or Qwen2 folder as a Megatron checkpoint, so that a plan can start from it.
+"""Import a Hugging Face folder (LLaMA, Qwen2, Qwen3, Mistral) as a checkpoint that a plan can start from.
 
   import_hf.py models/Qwen2-1.5B --output imported/qwen2
 
@@ -21,20 +21,26 @@ import torch
 from torch import Tensor
 
 from megatron_lrpath import reading
+from megatron_lrpath.checkpoints.reader import CARRIED
 from megatron_lrpath.console import run_tool
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.export import architecture
 from megatron_lrpath.export.architecture import Architecture
+from megatron_lrpath.export.carried import Carried
 from megatron_lrpath.export.checkpoint import CheckpointTensor, write_checkpoint
+from megatron_lrpath.export.config import from_config
 from megatron_lrpath.export.folder import IMPORTED_VOCABULARY
 from megatron_lrpath.export.safetensors_files import INDEX, SINGLE, TYPES
 from megatron_lrpath.export.weights import DTYPES, OUTPUT, TensorMapping, tensor_mappings
 from megatron_lrpath.files import appearing_folder, atomic_write_text
+from megatron_lrpath.reading import required_object
 from megatron_lrpath.runs.checkpoints import RELEASE, TRACKER, sum_files, write_manifest
-from megatron_lrpath.tokenizers.files import HUGGING_FACE, MODEL_FILE, NO_TOKENIZER, ORIGIN, copy_files
+from megatron_lrpath.tokenizers.files import NO_TOKENIZER
+from megatron_lrpath.tokenizers.imported import import_tokenizer
 
 SNIPPET = "plan.yaml"
 TOKENIZER = "tokenizer"
+GENERATION = "generation_config.json"
 # Modules whose extra state Megatron reads (Transformer Engine's has five, the local layers four).
 STATEFUL = ("self_attention.linear_proj", "self_attention.linear_qkv", "self_attention.core_attention",
             "mlp.linear_fc1", "mlp.linear_fc2")  # fmt: skip
@@ -71,7 +77,7 @@ def import_folder(source: Path, target: Path, dtype: torch.dtype | None = None) 
     JSON and safetensors are read; code in the folder is never run.
 
     Args:
-        source: a LLaMA or Qwen2 folder.
+        source: a LLaMA, Qwen2, Qwen3 or Mistral folder.
         target: a folder that does not exist yet, or is empty.
         dtype: type to store, None for the stored one.
 
@@ -80,7 +86,9 @@ def import_folder(source: Path, target: Path, dtype: torch.dtype | None = None) 
     """
     if target.exists() and any(target.iterdir()):
         raise UserError(f"{target}: exists and is not empty; name another --output.")
-    model = architecture.from_config(read_object(source / "config.json"))
+    config, generation = required_object(source / "config.json"), source / GENERATION
+    model = from_config(config)
+    carried = Carried.of_folder(config, required_object(generation) if generation.is_file() else {})
     with SafetensorsFolder(source) as weights, appearing_folder(target) as folder:
         check_weights(model, weights)
         mappings: dict[CheckpointTensor, TensorMapping] = {}
@@ -88,14 +96,14 @@ def import_folder(source: Path, target: Path, dtype: torch.dtype | None = None) 
             stored = dtype or weights.dtype(mapping.pieces[0].name)
             tensor = CheckpointTensor(mapping.key, mapping.shape, stored, mapping.layer, model.layers)
             mappings[tensor] = mapping
-        tokenizer = import_tokenizer(source, folder, target)
+        tokenizer = import_tokenizer(source, folder / TOKENIZER, target / TOKENIZER)
 
         def joined(tensor: CheckpointTensor) -> Tensor:
             """The tensor from its pieces."""
             mapping = mappings[tensor]
             return mapping.join([weights.read(piece.name) for piece in mapping.pieces])
 
-        common = common_state(model, next(iter(mappings)).dtype, tokenizer)
+        common = common_state(model, next(iter(mappings)).dtype, tokenizer, carried)
         write_checkpoint(folder / RELEASE, list(mappings), joined, common, extra_states(model.layers))
         write_manifest(folder / RELEASE, 0, sum_files(folder / RELEASE))
         atomic_write_text(folder / SNIPPET, plan_lines(model, tokenizer, target, list(mappings)))
@@ -119,7 +127,9 @@ def check_weights(model: Architecture, weights: SafetensorsFolder) -> None:
         raise UserError(f"{weights.folder}: not the weights of its config.json: {'; '.join(wrong[:6])}.")
 
 
-def common_state(model: Architecture, dtype: torch.dtype, tokenizer: dict[str, str] | None) -> dict[str, Any]:
+def common_state(
+    model: Architecture, dtype: torch.dtype, tokenizer: dict[str, str] | None, carried: Carried | None = None
+) -> dict[str, Any]:
     """What Megatron and this package read of a checkpoint besides its tensors."""
     arguments = architecture.to_megatron(model)
     renamed = ("disable_bias_linear", "norm_epsilon")
@@ -138,10 +148,11 @@ def common_state(model: Architecture, dtype: torch.dtype, tokenizer: dict[str, s
         tokenizer_type=tokenizer["type"] if tokenizer else NO_TOKENIZER,
         tokenizer_model=tokenizer["model"] if tokenizer else None,
         special_tokens=None,
-        **{IMPORTED_VOCABULARY: model.vocab_size},
+        **{IMPORTED_VOCABULARY: model.vocab_size, CARRIED: (carried or Carried()).stored()},
     )
     switches = (
         "add_qkv_bias",
+        "qk_layernorm",
         "group_query_attention",
         "untie_embeddings_and_output_weights",
         "use_rope_scaling",
@@ -159,23 +170,6 @@ def extra_states(layers: int) -> list[str]:
     ]
 
 
-def import_tokenizer(source: Path, folder: Path, target: Path) -> dict[str, str] | None:
-    """Copy the tokenizer's files; returns a plan's `tokenizer` section, None where there are none."""
-    place = folder / TOKENIZER
-    place.mkdir()
-    copy_files(source, place)
-    config = (
-        read_object(place / "tokenizer_config.json") if (place / "tokenizer_config.json").is_file() else {}
-    )
-    own = config.get(ORIGIN)
-    if own and (place / MODEL_FILE).is_file():
-        return {"type": str(own), "model": str(target / TOKENIZER / MODEL_FILE)}
-    if any(place.iterdir()):
-        return {"type": HUGGING_FACE, "model": str(target / TOKENIZER)}
-    place.rmdir()
-    return None
-
-
 def plan_lines(
     model: Architecture, tokenizer: dict[str, str] | None, target: Path, tensors: Sequence[CheckpointTensor]
 ) -> str:
@@ -190,18 +184,6 @@ def plan_lines(
         sections["megatron"]["bf16"] = True
     note = "# Lines for a plan whose runs without a parent start from this imported model.\n"
     return note + yaml.safe_dump(sections, sort_keys=False)
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        UserError: there is none.
-    """
-    try:
-        return reading.read_object(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a JSON file that can be used ({reading.why(error)}).") from None
 
 
 def describe(model: Architecture) -> str:

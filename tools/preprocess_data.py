@@ -44,14 +44,17 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--sentence-lists", action="store_true", help="a text may be a list of sentences")
     group.add_argument(
-        "--keep-empty", action="store_true", help="keep empty texts as documents without tokens"
+        "--keep-empty",
+        action="store_true",
+        help="keep empty texts as documents without tokens, as Megatron-LM does; without it they are "
+        "passed over and counted",
     )
     group.add_argument(
         "--max-rejects",
         type=int,
         default=0,
         metavar="N",
-        help="how many documents may be unusable before the run counts as failed (default: 0); they are "
+        help="how many documents may be unusable; one more ends the run at once (default: 0). They are "
         "listed in PREFIX.rejects",
     )
     group = parser.add_argument_group("output")

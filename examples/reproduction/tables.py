@@ -20,6 +20,8 @@ from typing import Any
 from beyond import cheaper, draw_figure, shapes
 from findings import LATER, at_rates, findings
 from measured import RESULTS, Measured, percent, said
+from regret import MEAN_ALPHAS
+from regret import lines as regret_lines
 
 from megatron_lrpath.experiment.load import is_experiment, load_experiment
 from megatron_lrpath.experiment.run import experiment_tasks
@@ -133,10 +135,11 @@ def merged() -> str:
     return markdown(header, lines)
 
 
-def held_out(details: bool) -> str:
-    """What the law of `lrpath advise` predicted of branches that it had not seen, over all seeds.
+def held_out(by: str) -> str:
+    """What the law of `lrpath advise` predicted of branches that it had not seen.
 
-    By version for every fit; with `details` by alpha and decay, of the fits that saw the main path evaluated.
+    `by` is `version` (for every fit), `choice` (alpha and decay, of the fits that saw the main path evaluated), both
+    over all seeds, or `seed`.
     """
     path = RESULTS / "advise.json"
     if not path.exists():
@@ -145,15 +148,34 @@ def held_out(details: bool) -> str:
     lines = []
     for key in dict.fromkeys((fit["corpus"], fit["fit"]) for fit in fits):
         mine = [fit for fit in fits if (fit["corpus"], fit["fit"]) == key]
-        every = [check for fit in mine for check in fit["checks"]]
-        groups = (
-            grouped(every, ("alpha", "decay")) if details else {"all": every} | grouped(every, ("version",))
-        )
-        if not details or key[1].endswith("evaluated"):
+        groups = groups_of(mine, by)
+        if by != "choice" or key[1].endswith("evaluated"):
             lines += [[*key, str(len(mine)), name, *errors_said(checks)] for name, checks in groups.items()]
     errors = ["mean", "mean size", "worst", "in the interval"]
     gaps = ["gap to the plan's branch: mean size", "worst", "in the interval"]
     return markdown(["corpus", "fitted to", "seeds", "of", "branches", *errors, *gaps], lines)
+
+
+def regret_table() -> str:
+    """Regret of the advice's predictions, by fit and seed."""
+    if not (RESULTS / "advise.json").exists():
+        return "Not measured yet.\n"
+    return markdown(
+        ["fitted to", "of", "branches of v2, v4", *(f"mean α up to {one:g}" for one in MEAN_ALPHAS)],
+        regret_lines(),
+    )
+
+
+def groups_of(fits: Sequence[dict[str, Any]], by: str) -> dict[str, list[dict[str, Any]]]:
+    """The branches that the fits have predicted, in groups; see `held_out`."""
+    if by == "seed":
+        return {f"seed {fit['seed']}": fit["checks"] for fit in fits}
+    every = [check for fit in fits for check in fit["checks"]]
+    return (
+        grouped(every, ("alpha", "decay"))
+        if by == "choice"
+        else {"all": every} | grouped(every, ("version",))
+    )
 
 
 def grouped(checks: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
@@ -229,7 +251,8 @@ def rates() -> str:
 
 MAKERS: dict[str, Callable[[], str]] = {
     "findings": all_findings, "periods": periods, "merged": merged, "machines": machines,
-    "held-out": partial(held_out, details=False), "held-out-by": partial(held_out, details=True),
+    "held-out": partial(held_out, by="version"), "held-out-by": partial(held_out, by="choice"),
+    "held-out-seeds": partial(held_out, by="seed"), "regret": regret_table,
     "rates": rates, "effort": effort, "shapes": shapes, "cheaper": cheaper,
     "published-parameters": lambda: published("parameters", "model", "{:.3f}".format),
     "published-errors": lambda: published("errors", "curve", "{:+.2%}".format),

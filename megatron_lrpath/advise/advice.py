@@ -23,9 +23,11 @@ from megatron_lrpath.advise.predict import (
     predict,
 )
 from megatron_lrpath.advise.read import read_curves, scale_of
+from megatron_lrpath.advise.regret import Regret, Tried, branch_steps, plan_regret
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.paradigms import BRANCH, MAIN
 from megatron_lrpath.plan import Plan, differences, run_identity
+from megatron_lrpath.plan.wording import main_rate_text
 
 WITHIN = 0.0075
 """How near to the best perplexity is near enough, unless the user says."""
@@ -65,7 +67,8 @@ class Advice:
     `candidates`: every alpha, the same for all versions, with every decay. `choices`: those to choose from.
     `chosen`: the one to take, None where none meets the target; `target` describes what it was chosen by.
     `allocation`: the alphas to take where each version has its own, None where none meet the target.
-    `checks`: branches held out.
+    `checks`: branches held out. `regret`: what the predictions would have taken of the measured branches, over the
+    best of them; None where none are held out.
     """
 
     plan: Plan
@@ -76,6 +79,7 @@ class Advice:
     allocation: Allocation | None
     target: str
     checks: tuple[HeldOut, ...]
+    regret: Regret | None
 
     @property
     def own(self) -> list[Candidate]:
@@ -124,6 +128,7 @@ class Advice:
             "checks": [
                 asdict(check) | {"error": check.error, "inside": check.inside} for check in self.checks
             ],
+            "regret": self.regret.to_dict() if self.regret else None,
         }
 
 
@@ -136,6 +141,7 @@ def advise(
     any_decay: bool = False,
     fit_on: str | None = None,
     limits: Mapping[str, float] | None = None,
+    allow_long: bool = False,
 ) -> Advice:
     """Fit, predict and choose.
 
@@ -149,10 +155,16 @@ def advise(
             is less sure of another.
         fit_on: fit only what had been trained when this version ended; the rest is predicted and compared.
         limits: by version, how far its perplexity may lie above its own best, see `allocate`.
+        allow_long: let branches begin before their version's data, see `allocate`.
 
     Raises:
         UserError: the losses logged so far support no prediction, or no alpha meets the target.
     """
+    if plan.main.path.main is not None:
+        raise UserError(
+            f"{plan.path}: the main path's rate changes ({main_rate_text(plan)}), and the law does not hold across "
+            "maximum rates; lrpath advise takes plans whose main path stays at schedule.max_lr"
+        )
     curves = all_curves(plan, others)
     used = upto_version(plan, curves, fit_on) if fit_on else curves
     model = build_model(used, scale_of(plan))
@@ -168,12 +180,34 @@ def advise(
         )
     chosen, target = choose(choices, within, budget)
     nearness = WITHIN if within is None and budget is None else within
-    allocation = allocate(plan, model, ALPHAS, nearness, budget, limits or {})
+    allocation = allocate(plan, model, ALPHAS, nearness, budget, limits or {}, allow_long)
     names = {curve.name for curve in used}
     checks = tuple(
         held_out_end(curve, model) for curve in curves if curve.name not in names and curve.complete
     )
-    return Advice(plan, model, candidates, choices, chosen, allocation, target, checks)
+    taken = allocation or chosen
+    missed = (
+        regret_of(plan, others, curves, model, taken.cost if budget is None else budget)
+        if taken and checks
+        else None
+    )
+    return Advice(plan, model, candidates, choices, chosen, allocation, target, checks, missed)
+
+
+def regret_of(
+    plan: Plan, others: Sequence[Plan], curves: Sequence[Curve], model: Model, cost: float
+) -> Regret | None:
+    """The regret at a relative cost, of the finished branches whatever their decay; see `plan_regret`.
+
+    Validation losses where the fit predicts them: branches that are not evaluated are left out then.
+    """
+    tried: dict[int, list[Tried]] = {}
+    steps = branch_steps(plan, others)
+    for curve in curves:
+        if curve.name in steps and curve.complete and (curve.validation is not None or not model.evaluated):
+            found, (version, length) = held_out_end(curve, model), steps[curve.name]
+            tried.setdefault(version, []).append(Tried(curve.name, length, found.predicted, found.measured))
+    return plan_regret(plan, tried, cost)
 
 
 def all_curves(plan: Plan, others: Sequence[Plan]) -> list[Curve]:
@@ -204,8 +238,13 @@ def upto_version(plan: Plan, curves: Sequence[Curve], name: str) -> list[Curve]:
     names = [version.name for version in plan.versions]
     if name not in names:
         raise UserError(f"{plan.path}: no version {name!r}; it has {', '.join(names)}")
-    last = plan.timeline.ends[names.index(name)]
-    begun = [curve for curve in curves if int(curve.logged[0]) <= last]
+    index = names.index(name)
+    last = plan.timeline.ends[index]
+    begun = [
+        curve
+        for curve in curves
+        if (int(curve.logged[0]) <= last if curve.kind == MAIN.name else curve.version <= index)
+    ]
     return [curve.upto(last) if curve.kind == MAIN.name else curve for curve in begun]
 
 

@@ -22,17 +22,23 @@ from megatron_lrpath.wording import listing, nearest
 
 FIRST_LIMIT = 0.01
 """How far a version that alpha is not judged by may lie above its own best, in perplexity, unless the user says."""
+LONG_ALPHAS = tuple(round(0.1 * number, 1) for number in range(11, 31))
+"""Alphas above 1 that are offered where branches may begin before their version's data."""
 RESOLUTION = 2000
 """Steps are compared in parts of the total, so that the number of sums stays bounded whatever the versions' lengths."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """One alpha for one version: its steps, and its final loss (nats a token) by the fit and by each sample."""
+    """One alpha for one version: its steps, and its final loss (nats a token) by the fit and by each sample.
+
+    `own`: whether it is the plan's.
+    """
 
     alpha: float
     steps: int
     losses: F64
+    own: bool = False
 
     @property
     def loss(self) -> float:
@@ -90,6 +96,7 @@ def allocate(
     within: float | None,
     budget: float | None,
     limits: Mapping[str, float],
+    allow_long: bool = False,
 ) -> Allocation | None:
     """The alphas with the lowest mean loss within `budget`, or the cheapest ones near the lowest mean loss.
 
@@ -103,6 +110,8 @@ def allocate(
         within: how far (in perplexity, relative) the mean of the judged versions may lie above the lowest.
         budget: the largest relative cost; with `within` both have to be met.
         limits: by version, how far (in perplexity, relative) it may lie above its own best.
+        allow_long: offer `LONG_ALPHAS`, too, but for the first version, and no branch point that lies before the one
+            of the version before: when a version is appended, the main path has come that far and no further.
 
     Returns:
         None where no alphas meet the targets.
@@ -118,7 +127,8 @@ def allocate(
     names = [version.name for version in plan.versions]
     columns = []
     for index, name in enumerate(names):
-        found = options(plan, model, index, () if name in kept else alphas, there)
+        offered = (*alphas, *LONG_ALPHAS) if allow_long and index else alphas
+        found = options(plan, model, index, () if name in kept else offered, there)
         columns.append(near_best(found, limit_of(plan, index, limits)))
     best = best_sum(plan, cheapest_sums(plan, columns), within, budget)
     if best is None:
@@ -130,7 +140,7 @@ def allocate(
             name: interval(model, index, one.losses) for index, (name, one) in enumerate(chosen.items())
         },
         steps={name: one.steps for name, one in chosen.items()},
-        cost=cost_of(plan, best[0]),
+        cost=exact_cost(plan, [one.steps for one in chosen.values()]),
         loss=best[1] / len(judged_versions(plan)),
         loss_of_plan=loss_of_plan(plan, model),
         kept=kept,
@@ -154,6 +164,13 @@ def own_alpha(plan: Plan, version: Version) -> float:
 def cost_of(plan: Plan, steps: int) -> float:
     """The relative cost with so many steps of all branches but the last, which costs what the main path saves."""
     return (plan.timeline.ends[-1] + steps) / sum(plan.timeline.ends)
+
+
+def exact_cost(plan: Plan, steps: Sequence[int]) -> float:
+    """The relative cost of the main path up to the last branch point and of branches of so many steps."""
+    ends = plan.timeline.ends
+    last = max(end - own for end, own in zip(ends, steps, strict=True))
+    return (last + sum(steps)) / sum(ends)
 
 
 def check_names(plan: Plan, limits: Mapping[str, float]) -> None:
@@ -195,7 +212,7 @@ def options(
             continue
         losses = ends_at(plan, model, own_decay(plan), alpha, index)
         if losses is not None:
-            found.append(Option(alpha, steps, losses))
+            found.append(Option(alpha, steps, losses, alpha == own))
     if not found:
         raise UserError(
             f"{plan.path}: no alpha is possible for version {version.name}: its branch would begin in the main path's "
@@ -230,9 +247,23 @@ def cheapest_sums(plan: Plan, columns: Sequence[Sequence[Option]]) -> list[Sum]:
             )
             for steps, total, picks in sums
             for number, one in enumerate(column)
+            if not index or follows(plan, index, one, columns[index - 1][picks[-1]])
         ]
-        sums = unbeaten(longer, part)
+        # What may follow depends on the last pick where the next version's branches may begin before its data.
+        bound = index < last and any(not one.own and one.alpha > 1 for one in columns[index + 1])
+        groups: dict[int, list[Sum]] = {}
+        for entry in longer:
+            groups.setdefault(entry[2][-1] if bound else 0, []).append(entry)
+        sums = [entry for group in groups.values() for entry in unbeaten(group, part)]
     return sums
+
+
+def follows(plan: Plan, index: int, one: Option, before: Option) -> bool:
+    """Whether a branch of version `index` leaves the main path no earlier than that of the version before.
+
+    So does every branch that begins within its version's data; the plan's own alphas are taken as they are.
+    """
+    return one.own or one.alpha <= 1 or one.steps <= plan.versions[index].steps + before.steps
 
 
 def unbeaten(sums: Sequence[Sum], part: int) -> list[Sum]:

@@ -231,8 +231,22 @@ def checks_table(advice: Advice) -> Table:
         cells = f"{check.predicted:.4f}", interval, f"{check.measured:.4f}", f"{check.error:+.2%}"
         table.add_row(check.run, *cells)
     errors = [abs(check.error) for check in advice.checks]
-    table.caption = f"mean error {sum(errors) / len(errors):.2%}, worst {max(errors):.2%}"
+    table.caption = f"mean error {sum(errors) / len(errors):.2%}, worst {max(errors):.2%}" + regret_text(
+        advice
+    )
     return table
+
+
+def regret_text(advice: Advice) -> str:
+    """What the predictions would have taken of the measured branches, in a sentence; empty where it cannot be said."""
+    one = advice.regret
+    if one is None:
+        return ""
+    text = f". Regret: of the measured branches, for at most {one.cost:.3f} of PTFS, they take "
+    text += listing([branch.name for branch in one.chosen])
+    if one.chosen == one.best:
+        return text + ", which is the best measured"
+    return f"{text}, {one.value:.2%} in perplexity above the best measured: {listing([b.name for b in one.best])}"
 
 
 def _candidate_text(advice: Advice, one: Candidate) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import io
 import pickle
+import zipfile
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from megatron_lrpath.checkpoints.pickle_data import (
 )
 
 MAX_STATE_BYTES = 64 * 2**20
+PICKLE, MAX_NONE_BYTES = "/data.pkl", 64
 TENSORS = frozenset(
     f"{what}_{way}" for what in ("scale", "scale_inv", "amax_history") for way in ("fwd", "bwd")
 )
@@ -59,10 +61,11 @@ def harmless(value: Any) -> Any:
     """An extra state as loaded by torch's weights-only unpickler, in a form that may be handed on.
 
     Args:
-        value: None, an empty one, a byte tensor or a `BytesIO` with a state of fp8; or a list of these.
+        value: None, an empty one, a byte tensor with a state of fp8, or a `BytesIO` without one (the form of
+            Transformer Engine 1, which saves None in an archive of torch's); or a list of these.
 
     Returns:
-        `value` itself where it is empty; otherwise the same state, pickled here.
+        `value` itself where it is empty, None for an archive of None; otherwise the same state, pickled here.
 
     Raises:
         NotDataError: it is anything else.
@@ -75,11 +78,23 @@ def harmless(value: Any) -> Any:
     if isinstance(value, Tensor) and value.dtype == torch.uint8 and value.dim() == 1:
         state = _state(parse(value.numpy().tobytes(), NAMES, limit=MAX_STATE_BYTES))
         return torch.frombuffer(bytearray(pickle.dumps(state)), dtype=torch.uint8)
-    if isinstance(value, io.BytesIO) and not value.getbuffer().nbytes:
-        return value
+    if isinstance(value, io.BytesIO):
+        return _without_fp8(value) if value.getbuffer().nbytes else value
     raise NotDataError(
         f"an extra state of type {type(value).__name__} is neither empty nor one of Transformer Engine 2"
     )
+
+
+def _without_fp8(archive: io.BytesIO) -> None:
+    """None, where an archive of torch's holds that and no more."""
+    try:
+        with zipfile.ZipFile(archive) as files:
+            (pickled,) = (one for one in files.infolist() if one.filename.endswith(PICKLE))
+            plain = parse(files.read(pickled), {}) if pickled.file_size < MAX_NONE_BYTES else archive
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError) as error:
+        raise NotDataError(f"an extra state is damaged ({error})") from None
+    if plain is not None:
+        raise NotDataError("an extra state with fp8 is of Transformer Engine 1; resume it there")
 
 
 def _state(plain: Any) -> dict[str, Any] | None:

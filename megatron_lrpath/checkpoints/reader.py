@@ -27,6 +27,7 @@ from megatron_lrpath.runs.checkpoints import FileSum, ManifestError
 
 METADATA, BACKEND = ".metadata", "metadata.json"
 COMMON, OLD_COMMON = "common_state/shard_0_1", "common.pt"
+CARRIED = "lrpath_hugging_face"  # among the arguments: what an export gives back of an imported folder
 """Where Megatron keeps what is no tensor, arguments among it: an object, before version 0.19 a file."""
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from datetime import datetime
 from pathlib import Path
 
 from megatron_lrpath.commands.options import add_plan, lr_share, percentage, share
+from megatron_lrpath.errors import UserError
 
 HELP = "predict the loss for every alpha and decay from the runs so far, the cost beside it"
-EXAMPLE = "lrpath advise plan.yaml --within 0.5%   or   lrpath advise plan.yaml --budget 0.5"
+EXAMPLE = "lrpath advise plan.yaml --within 0.5%   or   lrpath advise plan.yaml --budget 0.5 --apply"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="let no such version's perplexity lie more than P%% above what its best alpha gives",
     )
     parser.add_argument(
+        "--allow-long",
+        action="store_true",
+        help="offer alphas above 1 as well: branches that begin before their version's data (not the first version's)",
+    )
+    parser.add_argument(
         "--any-decay", action="store_true", help="choose among other decays than the plan's, too"
     )
     parser.add_argument(
@@ -62,6 +69,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="VERSION",
         help="fit only what had been trained when this version ended; compare the rest with the measured",
     )
+    parser.add_argument(
+        "--apply", action="store_true", help="put the alphas by version into the plan; all else in it stays"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument(
         "--figure", type=Path, metavar="FILE", help="draw curves and predictions (.png or .svg)"
@@ -73,11 +83,16 @@ def execute(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from megatron_lrpath.advise.advice import advise
+    from megatron_lrpath.advise.apply import apply_alphas, require_applicable
     from megatron_lrpath.advise.show import for_report, show, write_figure
     from megatron_lrpath.plan import load_plan
     from megatron_lrpath.report.style import save_advice
 
     plan = load_plan(args.plan)
+    if args.apply:
+        if args.fit_on:
+            raise UserError("--apply takes advice from all that was trained; leave --fit-on out")
+        require_applicable(plan)
     advice = advise(
         plan,
         [load_plan(path) for path in args.others],
@@ -87,6 +102,7 @@ def execute(args: argparse.Namespace) -> int:
         any_decay=args.any_decay,
         fit_on=args.fit_on,
         limits=dict(args.limits),
+        allow_long=args.allow_long,
     )
     if args.figure:
         write_figure(advice, args.figure)
@@ -98,6 +114,9 @@ def execute(args: argparse.Namespace) -> int:
         show(advice, Console())
         if args.figure:
             print(f"Figure: {args.figure}")
+    if args.apply and advice.allocation:
+        said = apply_alphas(plan, advice.allocation.changes)
+        print(said, file=sys.stderr if args.json else sys.stdout)
     return 0 if advice.allocation or advice.chosen else 1
 
 

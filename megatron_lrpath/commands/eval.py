@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -192,6 +193,7 @@ def execute(args: argparse.Namespace) -> int:
     from megatron_lrpath.data.slice import open_validation
     from megatron_lrpath.plan import load_plan
     from megatron_lrpath.plan.secrets import secret_problem
+    from megatron_lrpath.runs.completions import needs_completions
     from megatron_lrpath.runs.elsewhere import lies_elsewhere
     from megatron_lrpath.runs.results import (
         Target,
@@ -225,7 +227,9 @@ def execute(args: argparse.Namespace) -> int:
         elif not (runs := [run for run in runs if run.name == args.run]):
             raise UserError(f"{plan.path} has no version's run {args.run!r}; it has {known}.")
     trained = [run for run in runs if is_complete(plan.folder(run), run)]
-    wanted = trained if args.force else [run for run in trained if needs_evaluation(plan, run)]
+    wanted = [
+        run for run in trained if args.force or needs_evaluation(plan, run) or needs_completions(plan, run)
+    ]
     if not trained:
         where = lies_elsewhere(plan.path, plan.output) or f"Train first: lrpath run {plan.path}"
         raise UserError(f"{plan.output}: nothing to evaluate, no version is trained yet. {where}")
@@ -235,7 +239,10 @@ def execute(args: argparse.Namespace) -> int:
         )
         return 0
     kinds = ([run for run in wanted if not run.is_sft], [run for run in wanted if run.is_sft])
-    return max(evaluate(plan, [Target(run) for run in runs], args) for runs in kinds if runs)
+    status = max(evaluate(plan, [Target(run) for run in runs], args) for runs in kinds if runs)
+    if status == 0:
+        print(f"next: lrpath report {shlex.quote(str(args.plan))}")
+    return status
 
 
 def evaluate(plan: Plan, targets: list[Target], args: argparse.Namespace) -> int:

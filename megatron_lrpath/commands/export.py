@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from megatron_lrpath.export.folder import Exported, Wishes
     from megatron_lrpath.plan import Plan, Run
 
-HELP = "write trained versions as Hugging Face folders (LLaMA or Qwen2): weights, tokenizer, model card"
+HELP = "write trained versions as Hugging Face folders (LLaMA, Qwen2, Qwen3, Mistral): weights, tokenizer, model card"
 EXAMPLE = "lrpath export examples/quickstart/plan.yaml --run branch-v2"
 UNITS = {"": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3}
 
@@ -91,9 +92,22 @@ def execute(args: argparse.Namespace) -> int:
         step, checkpoint = find_checkpoint(RunFolder(plan.folder(run)).checkpoints, args.step)
         if args.step is None and step != run.last_step:
             print(f"{run.name}: not trained to its end ({step} of {run.last_step} steps)", file=sys.stderr)
-        target = args.output or plan.folder(run) / "huggingface"
+        target = args.output or RunFolder(plan.folder(run)).exported
         print_exported(export_checkpoint(checkpoint, target, origin_of(plan, run, step), wishes))
+        last = run, target
+    tell_next(plan, *last)
     return 0
+
+
+def tell_next(plan: Plan, run: Run, folder: Path) -> None:
+    """What may come after an export: seeing the model, and the line that pushes it to a hub."""
+    path, name = shlex.quote(str(plan.path)), f"{plan.name}-{run.name}"
+    see = f"lrpath chat {path}" if run.is_sft else f"lrpath generate {path}"
+    after = "" if run.is_sft else ' "some text"'
+    print(f"next: {see} --paradigm {run.paradigm} --run {run.name}{after}")
+    print(f"to a hub: hf upload USER/{name} {shlex.quote(str(folder))}")
+    if plan.license is None:
+        print("  (the model card names no licence: `license:` in the plan)", file=sys.stderr)
 
 
 def chosen(plan: Plan, args: argparse.Namespace) -> list[Run]:

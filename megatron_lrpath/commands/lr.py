@@ -55,8 +55,8 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def telling_steps(run: Run, count: int) -> list[int]:
-    """About `count` steps of a run, evenly spread, with the first, the last and the end of a warm-up."""
+    """About `count` steps of a run, evenly spread, with the first, the last and those where the curve bends."""
     first, last = run.first_step + 1, run.last_step
     spread = {first + (last - first) * index // (count - 1) for index in range(count)}
-    corner = run.path.start + run.path.warmup + 1
-    return sorted(spread | ({corner} if first <= corner <= last else set()))
+    corners = {corner + 1 for corner in run.path.corners}
+    return sorted(spread | {corner for corner in corners if first <= corner <= last})

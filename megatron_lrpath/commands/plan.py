@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,8 +42,12 @@ def execute(args: argparse.Namespace) -> int:
         return 0
     if args.plan is None:
         raise UserError("which plan? lrpath plan PLAN (the file), or lrpath plan --schema")
+    from megatron_lrpath.launch.estimate import estimate
+
     plan = load_plan(args.plan)
     paradigms = paradigms_of(args)
+    trained = paradigms_of(args, plan)
+    left = estimate(plan, trained)
     if args.png:
         from megatron_lrpath.files import atomic_write_bytes
 
@@ -52,15 +57,19 @@ def execute(args: argparse.Namespace) -> int:
             text = f"cannot write {args.png}: {cause(error)}; choose another place for --png"
             raise UserError(text) from None
     if args.json:
-        print(json.dumps(as_json(plan, paradigms), indent=2, ensure_ascii=False, allow_nan=False))
+        whole = as_json(plan, paradigms) | {"left_to_train": {"paradigms": list(trained), **left.to_dict()}}
+        print(json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False))
     else:
         from megatron_lrpath.commands.plan_view import show_plan
 
-        show_plan(plan, paradigms, curves=not args.no_curves)
+        show_plan(plan, paradigms, trained, left, curves=not args.no_curves)
         if args.png:
             print(f"Curves: {args.png}")
     sys.stdout.flush()
     check_files(plan, paradigms)
+    if not args.json:
+        path = shlex.quote(str(args.plan))
+        print(f"next: lrpath run {path}" if left.steps else f"next: lrpath report {path}")
     return 0
 
 

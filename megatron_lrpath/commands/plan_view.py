@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from datetime import datetime
 from typing import Any
 
 import plotille
@@ -11,9 +12,17 @@ from rich.table import Table
 from rich.text import Text
 
 from megatron_lrpath.console import terminal_table
+from megatron_lrpath.launch.estimate import Estimate, cost_lines
 from megatron_lrpath.paradigms import CPT, PARADIGM_ROWS
 from megatron_lrpath.plan import PARADIGMS, Plan, Run
-from megatron_lrpath.plan.wording import mix_text, paradigm_name, schedule_name, sft_text
+from megatron_lrpath.plan.wording import (
+    branch_arguments_text,
+    main_rate_text,
+    mix_text,
+    paradigm_name,
+    schedule_name,
+    sft_text,
+)
 from megatron_lrpath.runs.storage import predicted
 from megatron_lrpath.wording import byte_size, short_number
 
@@ -26,8 +35,13 @@ AXIS_TITLE = " steps"
 LOOK: dict[str, Any] = {"title_justify": "left", "title_style": "bold"}
 
 
-def show_plan(plan: Plan, paradigms: tuple[str, ...], curves: bool) -> None:
-    """Print the runs of the paradigms, their costs and, if asked for, their curves."""
+def show_plan(
+    plan: Plan, paradigms: tuple[str, ...], trained: tuple[str, ...], left: Estimate, curves: bool
+) -> None:
+    """Print the runs of the paradigms, their costs and, if asked for, their curves.
+
+    `left` is what is left to train of the paradigms `trained`, which the plan is carried out for.
+    """
     console = Console()
     if not console.is_terminal:
         console = Console(width=PIPE_WIDTH)
@@ -37,6 +51,10 @@ def show_plan(plan: Plan, paradigms: tuple[str, ...], curves: bool) -> None:
         f"{schedule.min_lr:g}, warm-up {schedule.warmup:,} steps, alpha {plan.alpha:g}, "
         f"{plan.batch.tokens:,} tokens a step"
     )
+    if changes := main_rate_text(plan):
+        headline += f"; {changes}"
+    if own := branch_arguments_text(plan):
+        headline += f"; branches with {own}"
     console.print(Text(headline))
     for paradigm in paradigms:
         console.print()
@@ -45,6 +63,10 @@ def show_plan(plan: Plan, paradigms: tuple[str, ...], curves: bool) -> None:
     console.print(costs_table(plan, paradigms))
     for text in storage_texts(plan, paradigms):
         console.print(Text(text))
+    first, *further = cost_lines(left, datetime.now().astimezone())
+    console.print(Text(f"To train ({', '.join(trained)}): {first}"))
+    for line in further:
+        console.print(Text(f"  {line}"))
     if plan.sft is not None:
         text = f"Fine-tuning: {sft_text(plan.sft)}"
         if plan.sft.steps is None:  # epochs, whose steps are known once the data are prepared
@@ -135,7 +157,7 @@ def storage_texts(plan: Plan, paradigms: tuple[str, ...]) -> list[str]:
 
 def curve_text(plan: Plan, paradigm: str, width: int) -> Text:
     """The paradigm's learning rates as braille dots, a colour for each version, version ends below."""
-    end, top = plan.timeline.ends[-1], plan.schedule.max_lr
+    end, top = plan.timeline.ends[-1], plan.highest_rate
     columns = max(20, min(width, PIPE_WIDTH) - MARGIN - 1 - len(AXIS_TITLE))
     canvas = plotille.Canvas(columns, CURVE_HEIGHT, 0, 0, end, top * 1.02, mode="names")
     for run in plan.runs(paradigm):
@@ -154,8 +176,8 @@ def curve_points(run: Run, count: int) -> list[tuple[float, float]]:
     first, last = run.first_step, run.last_step
     count = min(count, run.steps)
     places = {first + run.steps * index // count for index in range(count + 1)} if count else {first}
-    corner = run.path.start + run.path.warmup
-    return [(float(x), run.path.lr_at(x)) for x in sorted(places | ({corner} if corner <= last else set()))]
+    corners = {corner for corner in run.path.corners if corner <= last}
+    return [(float(x), run.path.lr_at(x)) for x in sorted(places | corners)]
 
 
 def run_colour(run: Run) -> str:
@@ -187,5 +209,8 @@ def _rate_text(run: Run) -> str:
         return f"{schedule.min_lr:g}"
     warm = "warm-up, " if path.warmup else ""
     if path.shape == "plateau":
-        return f"{warm}{schedule.max_lr:g}"
-    return f"{warm}{schedule.max_lr:g} → {path.lr_at(path.end):.3g}"
+        if path.main is not None and path.main.power:
+            return f"{warm}{schedule.max_lr:g} → {path.lr_at(path.end):.3g}"
+        moves = path.main.moves if path.main else ()
+        return warm + ", ".join(f"{rate:g}" for rate in (schedule.max_lr, *(move.rate for move in moves)))
+    return f"{warm}{path.begins_at:.6g} → {path.lr_at(path.end):.3g}"

@@ -27,6 +27,7 @@ def execute(args: argparse.Namespace) -> int:
 
     from megatron_lrpath.experiment.load import is_experiment, load_experiment
     from megatron_lrpath.experiment.table import make_table, show_table, write_table
+    from megatron_lrpath.launch.estimate import cost_lines, estimate
     from megatron_lrpath.plan import load_plan
     from megatron_lrpath.report.page import make_report, show, write_report
 
@@ -36,8 +37,10 @@ def execute(args: argparse.Namespace) -> int:
         page = write_table(table, args.output or OutputFolder(experiment.output).report)
         show_table(table, page, Console())
         return 0
-    plan = load_plan(args.plan)
-    report = make_report(plan, datetime.now().astimezone(), paradigms_of(args, plan))
+    plan, now = load_plan(args.plan), datetime.now().astimezone()
+    paradigms = paradigms_of(args, plan)
+    left = estimate(plan, paradigms)
+    report = make_report(plan, now, paradigms, "; ".join(cost_lines(left, now)) if left.steps else "")
     page = write_report(report, args.output or OutputFolder(Path(plan.output)).report)
     show(report, page, Console())
     return 0

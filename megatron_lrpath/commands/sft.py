@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from dataclasses import replace
 
 from megatron_lrpath.commands.options import (
@@ -57,6 +58,12 @@ def execute(args: argparse.Namespace) -> int:
         require_ready([plan], request_of(options))
     if args.prepare or args.workers:  # else carry_out does it
         print_summary(prepare(plan, args.workers or cores()), plan.sft_folder)
+    path = shlex.quote(str(args.plan))
     if args.prepare:
+        if not args.output:
+            print(f"next: lrpath sft {path}")
         return 0
-    return carry_out(plan, options)
+    status = carry_out(plan, options)
+    if status == 0:
+        print(f"next: lrpath chat {path}")
+    return status

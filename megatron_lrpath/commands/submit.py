@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_lrpath.commands.options import PLAN_OR_EXPERIMENT, add_runs, paradigms_of
 from megatron_lrpath.console import terminal_table
-from megatron_lrpath.wording import short_number
+from megatron_lrpath.wording import duration, hours_text, plural, short_number
 
 if TYPE_CHECKING:
     from rich.tree import Tree
 
     from megatron_lrpath.launch.slurm.compare import Decision
+    from megatron_lrpath.launch.slurm.jobs import Job
     from megatron_lrpath.launch.slurm.submit import Submission
+    from megatron_lrpath.plan import Plan
 
 HELP = "submit a plan (or experiment) to Slurm; called again it adds only what is missing"
 EXAMPLE = "lrpath submit plan.yaml --paradigm ours --nodes 4 --time 1-00:00:00 --dry-run"
@@ -75,11 +77,15 @@ def execute(args: argparse.Namespace) -> int:
             check()
         return 0
     check()
-    rows = [row(submission, decision, number) for decision, number in submission.carry_out()]
+    decided = submission.carry_out()
+    rows = [row(submission, decision, number) for decision, number in decided]
+    costs = cost(submission, [decision for decision, _ in decided])
     if args.json:
-        print(json.dumps({"jobs": rows}, indent=2))
+        print(json.dumps({"jobs": rows, "cost": costs}, indent=2))
     else:
         show_table(submission, rows)
+        for one in costs:
+            print(cost_text(one))
         print(f"\nfollow them: lrpath status {shlex.quote(str(follow))}")
     return 0
 
@@ -129,33 +135,69 @@ def show_dry_run(submission: Submission, as_json: bool) -> None:
 
 
 def cost(submission: Submission, decisions: list[Decision]) -> list[dict[str, Any]]:
-    """What is left to train, by plan: its steps, tokens and GPU hours by the kind of GPU; none without GPUs."""
-    from megatron_lrpath.launch.layouts import MFU, PEAK, gpu_seconds
+    """What is left to train, by plan: steps, tokens, GPU hours and wall time at the measured pace.
+
+    Before there is one, by the kind of GPU at an assumed share of its peak; neither without GPUs.
+    """
+    from megatron_lrpath.launch.layouts import MFU
     from megatron_lrpath.runs.checkpoints import latest_step
 
-    found: dict[str, dict[str, Any]] = {}
+    by_plan: dict[str, list[Job]] = {}
     for decision in decisions:
-        task, plan = decision.job.task, decision.job.plan
-        if decision.job.kind != "train" or task is None or decision.action == "done":
-            continue
-        steps = task.run.last_step - max(task.run.first_step, latest_step(task.checkpoints) or 0)
-        tokens = steps * task.step_tokens
-        one = found.setdefault(str(plan.path), {"plan": plan.name, "steps": 0, "tokens": 0, "mfu": MFU})
-        one["steps"] += steps
-        one["tokens"] += tokens
-        hours = one.setdefault(
-            "gpu_hours", dict.fromkeys(PEAK if submission.settings.gpus_per_node else (), 0.0)
-        )
-        for name in hours:
-            hours[name] += gpu_seconds(plan, tokens, PEAK[name]) / 3600
-    return list(found.values())
+        if decision.job.kind == "train" and decision.action != "done":
+            by_plan.setdefault(str(decision.job.plan.path), []).append(decision.job)
+    found = []
+    for jobs in by_plan.values():
+        plan, steps, tokens = jobs[0].plan, 0, 0
+        for task in (job.task for job in jobs if job.task is not None):
+            own = task.run.last_step - max(task.run.first_step, latest_step(task.checkpoints) or 0)
+            steps, tokens = steps + own, tokens + own * task.step_tokens
+        one = {"plan": plan.name, "steps": steps, "tokens": tokens, "mfu": MFU}
+        found.append(one | time_of(plan, tokens, jobs, bool(submission.settings.gpus_per_node)))
+    return found
+
+
+def time_of(plan: Plan, tokens: int, jobs: list[Job], gpus: bool) -> dict[str, Any]:
+    """Hours for so many tokens, and seconds until the last version of these jobs is trained, by their basis."""
+    from megatron_lrpath.launch.estimate import estimate_of
+    from megatron_lrpath.launch.layouts import PEAK, gpu_seconds, seconds_per_step
+
+    versions = [job.task for job in jobs if job.task is not None and not job.task.run.is_sft]
+    left = estimate_of(plan, versions)
+    if left.pace is not None and left.pace.measured:
+        hours = tokens / plan.batch.tokens * left.pace.seconds * left.pace.processes / 3600
+        return {
+            "gpu_hours": {"measured": hours},
+            "wall_seconds": {"measured": left.wall},
+            "pace": {"basis": left.pace.basis, "seconds_per_step": left.pace.seconds, "unit": left.pace.unit},
+        }
+    peaks = PEAK if gpus else {}
+    world = jobs[0].allocation.world_size
+    return {
+        "gpu_hours": {name: gpu_seconds(plan, tokens, peak) / 3600 for name, peak in peaks.items()},
+        "wall_seconds": {
+            name: left.chain * seconds_per_step(plan, world, peak) for name, peak in peaks.items()
+        },
+        "pace": None,
+    }
 
 
 def cost_text(one: dict[str, Any]) -> str:
-    """The cost of a plan in a line."""
-    text = f"{one['plan']}: {one['steps']:,} steps left to train, {short_number(one['tokens'])} tokens"
-    hours = [f"{hours:,.1f} GPU hours on {name}" for name, hours in one["gpu_hours"].items()]
-    return f"{text}; computed for {one['mfu']:.0%} of the peak: {', '.join(hours)}" if hours else text
+    """The cost of a plan in a line or two."""
+    text = (
+        f"{one['plan']}: {plural(one['steps'], 'step')} left to train, {short_number(one['tokens'])} tokens"
+    )
+    pace, wall = one["pace"], one["wall_seconds"]
+    unit = pace["unit"] if pace else "GPU"
+    times = [
+        f"{hours_text(hours, unit)}{f' on {name}' if pace is None else ''} ({duration(wall[name])} when no job waits)"
+        for name, hours in one["gpu_hours"].items()
+    ]
+    if not times:
+        return text
+    basis = f"at {pace['seconds_per_step']:.3g} s a step, {pace['basis']}" if pace else ""
+    basis = basis or f"computed for {one['mfu']:.0%} of the peak"
+    return f"{text}\n  {', '.join(times)}\n  {basis}"
 
 
 def show_table(submission: Submission, rows: list[dict[str, Any]]) -> None:

@@ -6,7 +6,7 @@ import argparse
 import re
 import shlex
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -210,10 +210,10 @@ def appended(args: argparse.Namespace, plan: Plan, name: str, slices: Sequence[S
 
 def tell(before: Plan, update: Update, args: argparse.Namespace) -> None:
     """Print the version, what it costs and which alpha to take."""
-    from megatron_lrpath.launch.estimate import estimate
+    from megatron_lrpath.launch.estimate import cost_lines, estimate
     from megatron_lrpath.runs.results import completed_step, version_runs
     from megatron_lrpath.runs.tasks import named_paradigms
-    from megatron_lrpath.wording import duration, listing, plural, short_number
+    from megatron_lrpath.wording import listing, plural, short_number
 
     plan, (version, *valid) = update.plan, update.slices
     steps = next(one.steps for one in plan.versions if one.name == update.name)
@@ -231,14 +231,10 @@ def tell(before: Plan, update: Update, args: argparse.Namespace) -> None:
         print(f"validation: {valid[0].name}, {short_number(valid[0].tokens)} tokens{cost}")
     else:
         print(f"validation: no validation: nothing measures the text of {update.name}")
-    left = estimate(plan, paradigms)
-    print(f"to train: {left.steps:,} steps, {short_number(left.tokens)} tokens ({listing(list(paradigms))})")
-    if left.pace is not None and left.hours is not None and left.wall is not None:
-        end = (datetime.now().astimezone() + timedelta(seconds=left.wall)).strftime("%Y-%m-%d %H:%M")
-        amount = f"{left.hours:,.1f}" if left.hours >= 0.1 else f"{left.hours:.2g}"
-        unit = "GPU" if "H100" in left.pace.basis else "process"
-        print(f"  {amount} {unit} hours, {duration(left.wall)}; begun now, done by {end}")
-        print(f"  at {left.pace.seconds:.3g} s a step, {left.pace.basis}")
+    first, *further = cost_lines(estimate(plan, paradigms), datetime.now().astimezone())
+    print(f"to train: {first} ({listing(list(paradigms))})")
+    for line in further:
+        print(f"  {line}")
     print(f"alpha: {alpha_text(before, plan, args)}")
 
 

@@ -29,8 +29,6 @@ from megatron_lrpath.evaluate.downstream import (
 )
 from megatron_lrpath.evaluate.local_data import local_datasets
 from megatron_lrpath.exits import BAD_INPUT
-from megatron_lrpath.export.card import origin_of
-from megatron_lrpath.files import atomic_write_text
 from megatron_lrpath.plan import Plan, load_plan
 from megatron_lrpath.runs import failure
 
@@ -198,19 +196,11 @@ def model_folder(subject: Subject, plan: Plan | None) -> Path:
 
     An export of the same weights that an interrupted evaluation has left is used again.
     """
-    if subject.checkpoint is None or plan is None or subject.run is None or subject.step is None:
+    if plan is None or subject.run is None or subject.step is None:
         return subject.folder
-    from megatron_lrpath.export.folder import Wishes, export_checkpoint  # imports torch and its checkpoints
+    from megatron_lrpath.export.fresh import fresh_export  # imports torch and its checkpoints
 
-    target = subject.folder / CACHE / "model"
-    note = target.with_name("model.checkpoint")
-    if target.is_dir() and note.is_file() and note.read_text() == subject.fingerprint:
-        return target
-    print(f"{subject.name}: exporting", flush=True)
-    origin = origin_of(plan, subject.run, subject.step)
-    export_checkpoint(subject.checkpoint, target, origin, Wishes(force=True))
-    atomic_write_text(note, subject.fingerprint)
-    return target
+    return fresh_export(plan, subject.run, subject.step, subject.folder / CACHE / "model")
 
 
 if __name__ == "__main__":

@@ -22,8 +22,10 @@ from torch.utils.data import default_collate
 from megatron_lrpath.data.slice import open_validations
 from megatron_lrpath.data.versioned import build_validation
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.evaluate.completions import complete, prompts_of
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.runs.checkpoints import MANIFEST, checkpoint_folder, present_fingerprint
+from megatron_lrpath.runs.completions import has_completions, write_completions
 from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.runs.results import FIRST_SET, Target, add_evaluation, fresh_evaluation, missing_sets
 from megatron_lrpath.sft.dataset import build_packed_validation
@@ -103,8 +105,12 @@ def evaluate_targets(
         elif not again and (known := fresh_evaluation(plan.folder(target.run), target.step)):
             wanted = missing_sets(plan, plan.folder(target.run), target.step)
         scores = sets.evaluate(model, wanted, known or {})
+        shown = target.at is None and has_completions(plan, target.run)
+        written = complete(model, prompts_of(plan, sets.validation)) if shown else []
         if int(os.environ["RANK"]) == 0:
             checkpoint = present_fingerprint(RunFolder(plan.folder(target.run)).checkpoints, target.step)
+            if shown:
+                write_completions(plan, target.run, checkpoint, written)
             add_evaluation(plan, target, {**scores, "step": target.step, "checkpoint": checkpoint})
             print(f"evaluated {target.name} {scores['perplexity']:.4f}", flush=True)
     setup.end(session)

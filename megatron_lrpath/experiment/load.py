@@ -137,7 +137,11 @@ def training_key(plan: Plan, run: Run) -> str:
     if run.mix is not None:
         facts["mix_slices"] = [part.slice for part in run.mix.parts]
     if not run.makes_version:
-        facts["versions"] = [(version.name, version.steps) for version in plan.versions]
+        facts["versions"] = [
+            (version.name, version.steps)
+            + ((version.max_lr, plan.timeline.rate_steps(version)) if version.max_lr is not None else ())
+            for version in plan.versions
+        ]
     return json.dumps(facts, sort_keys=True)
 
 

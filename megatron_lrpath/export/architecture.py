@@ -1,21 +1,21 @@
-"""A LLaMA-like model's architecture: read off Megatron's arguments or a `config.json`, written as either."""
+"""A LLaMA-like model's architecture: read off Megatron's arguments, and written as such."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from megatron_lrpath.errors import UserError
 
-LLAMA, QWEN2 = "llama", "qwen2"
-CLASSES = {LLAMA: "LlamaForCausalLM", QWEN2: "Qwen2ForCausalLM"}
+LLAMA, QWEN2, QWEN3, MISTRAL = "llama", "qwen2", "qwen3", "mistral"  # `model_type` in a config.json
+CLASSES = {
+    LLAMA: "LlamaForCausalLM",
+    QWEN2: "Qwen2ForCausalLM",
+    QWEN3: "Qwen3ForCausalLM",
+    MISTRAL: "MistralForCausalLM",
+}
 
-# LLaMA 3's stretching of RoPE as Megatron computes it; only the factor is an argument there.
-ROPE_STRETCH = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-
-# Megatron arguments and the only values under which a model is a LLaMA or a Qwen2.
+# Megatron arguments and the only values under which a model is one of them.
 _REQUIRED: dict[str, tuple[Any, ...]] = {
     "swiglu": (True,),
     "normalization": ("RMSNorm",),
@@ -26,16 +26,15 @@ _REQUIRED: dict[str, tuple[Any, ...]] = {
 # Arguments that make another model whenever they are set.
 _FOREIGN = (
     "num_experts", "multi_latent_attention", "rotary_interleaved", "rotary_seq_len_interpolation_factor",
-    "qk_layernorm", "qk_l2_norm", "apply_layernorm_1p", "layernorm_zero_centered_gamma", "window_size",
+    "qk_l2_norm", "apply_layernorm_1p", "layernorm_zero_centered_gamma", "window_size",
     "mtp_num_layers", "apply_query_key_layer_scaling", "apply_residual_connection_post_layernorm", "use_mup",
     "no_rope_freq", "attention_output_gate", "heterogeneous_layers_config_path", "hybrid_layer_pattern",
     "hybrid_override_pattern", "glu_linear_offset", "activation_func_clamp_value",
     "experimental_attention_variant",
 )  # fmt: skip
-LARGEST = 2**24  # of a size in a `config.json`
-MOST = {"num_hidden_layers": 4096}
-_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
 
+LARGEST = 2**24  # of a size
+MOST_LAYERS = 4096
 # What a checkpoint's arguments say of the model, by type.
 _STORED_SIZES = (
     "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "kv_channels", "max_position_embeddings",
@@ -51,7 +50,8 @@ class Architecture:
     """What decides the shapes and the computation of the model.
 
     Attributes:
-        kind: `llama`, or `qwen2` for biases in QKV alone.
+        kind: `llama`; `qwen2` for biases in QKV alone; `qwen3` for norms of queries and keys; `mistral`, which
+            computes what a LLaMA without biases does.
         vocab_size: rows of the embedding that stand for tokens, without padding.
         rope_factor: LLaMA 3's stretching factor, None without.
         linear_bias: biases in every linear layer (LLaMA's `attention_bias` and `mlp_bias`).
@@ -79,13 +79,23 @@ class Architecture:
         """Whether queries, keys and values have biases."""
         return self.linear_bias or self.kind == QWEN2
 
+    @property
+    def qk_norm(self) -> bool:
+        """Whether each head's queries and keys are normalized."""
+        return self.kind == QWEN3
 
-def from_megatron(args: Any, vocab_size: int) -> Architecture:
+
+def from_megatron(args: Any, vocab_size: int, imported: str = "") -> Architecture:
     """The architecture that a checkpoint's stored arguments describe.
 
+    Args:
+        args: the arguments.
+        vocab_size: rows of the embedding that stand for tokens.
+        imported: the kind that an import stored, which decides between kinds that compute the same.
+
     Raises:
-        UserError: the model is neither a LLaMA nor a Qwen2, which arguments make it another; or an argument is
-            missing or no size of a model.
+        UserError: the model is none of `CLASSES`, which arguments make it another; or an argument is missing or no
+            size of a model.
     """
     _check_arguments(args)
     wrong = [
@@ -94,16 +104,20 @@ def from_megatron(args: Any, vocab_size: int) -> Architecture:
         if getattr(args, name, allowed[0]) not in allowed
     ]
     wrong += [f"{name} is {getattr(args, name)!r}" for name in _FOREIGN if getattr(args, name, None)]
+    kind = _kind(args, imported)
     heads, hidden = args.num_attention_heads, args.hidden_size
-    qwen = bool(args.add_qkv_bias) and not args.add_bias_linear
-    if qwen and args.kv_channels * heads != hidden:
+    if kind == QWEN2 and args.kv_channels * heads != hidden:
         wrong.append(f"kv_channels is {args.kv_channels}, where Qwen2 has {hidden // heads}")
+    if kind == QWEN3:
+        biases = [name for name in ("add_bias_linear", "add_qkv_bias") if getattr(args, name)]
+        wrong += [f"{name} is True beside qk_layernorm, where Qwen3 has no biases" for name in biases]
     if wrong:
         raise UserError(
-            f"this model has no Hugging Face class that is exported here (LLaMA, Qwen2): {'; '.join(wrong)}."
+            f"this model has no Hugging Face class that is exported here ({', '.join(CLASSES.values())}): "
+            f"{'; '.join(wrong)}."
         )
     return Architecture(
-        kind=QWEN2 if qwen else LLAMA,
+        kind=kind,
         layers=args.num_layers,
         hidden=hidden,
         ffn=args.ffn_hidden_size,
@@ -119,6 +133,16 @@ def from_megatron(args: Any, vocab_size: int) -> Architecture:
         rope_factor=float(args.rope_scaling_factor) if getattr(args, "use_rope_scaling", False) else None,
         init_std=args.init_method_std,
     )
+
+
+def _kind(args: Any, imported: str) -> str:
+    """The kind that the arguments make, where they make one."""
+    if getattr(args, "qk_layernorm", False):
+        return QWEN3
+    if args.add_qkv_bias and not args.add_bias_linear:
+        return QWEN2
+    plain = not (args.add_bias_linear or getattr(args, "use_rope_scaling", False))
+    return MISTRAL if imported == MISTRAL and plain else LLAMA
 
 
 def to_megatron(model: Architecture) -> dict[str, Any]:
@@ -141,96 +165,13 @@ def to_megatron(model: Architecture) -> dict[str, Any]:
         "rope_scaling_factor": model.rope_factor,
         "disable_bias_linear": not model.linear_bias,
         "add_qkv_bias": model.kind == QWEN2,
+        "qk_layernorm": model.qk_norm,
         "untie_embeddings_and_output_weights": not model.tied,
         "attention_dropout": 0.0,
         "hidden_dropout": 0.0,
         "init_method_std": model.init_std,
     }
     return {name: value for name, value in arguments.items() if value is not None and value is not False}
-
-
-def to_config(model: Architecture, dtype: str, tokens: dict[str, int]) -> dict[str, Any]:
-    """The model as the content of `config.json`.
-
-    Args:
-        model: the architecture.
-        dtype: of the weights: float32, bfloat16 or float16.
-        tokens: `bos_token_id`, `eos_token_id` and `pad_token_id` where there are such tokens.
-    """
-    config: dict[str, Any] = {
-        "architectures": [CLASSES[model.kind]],
-        "model_type": model.kind,
-        "vocab_size": model.vocab_size,
-        "hidden_size": model.hidden,
-        "intermediate_size": model.ffn,
-        "num_hidden_layers": model.layers,
-        "num_attention_heads": model.heads,
-        "num_key_value_heads": model.groups,
-        "hidden_act": "silu",
-        "max_position_embeddings": model.max_positions,
-        "initializer_range": model.init_std,
-        "rms_norm_eps": model.norm_epsilon,
-        # Both spellings: transformers 4 reads rope_theta and rope_scaling, 5 takes them over.
-        "rope_theta": model.rope_theta,
-        "rope_scaling": None
-        if model.rope_factor is None
-        else {"rope_type": "llama3", "factor": model.rope_factor, **ROPE_STRETCH},
-        "attention_dropout": 0.0,
-        "tie_word_embeddings": model.tied,
-        "use_cache": True,
-        "torch_dtype": dtype,
-        **{name: tokens.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
-    }
-    if model.kind == QWEN2:
-        return config | {"use_sliding_window": False}
-    return config | {
-        "head_dim": model.head_dim,
-        "attention_bias": model.linear_bias,
-        "mlp_bias": model.linear_bias,
-    }
-
-
-def from_config(config: dict[str, Any]) -> Architecture:
-    """The architecture that a `config.json` describes.
-
-    Raises:
-        UserError: another kind of model, or a setting that Megatron's dense GPT does not have.
-    """
-    kind = config.get("model_type")
-    if not isinstance(kind, str) or kind not in CLASSES:
-        raise UserError(f"config.json: model_type {kind!r}; imported are {', '.join(CLASSES)}.")
-    missing = [name for name in _SIZES if not _is_size(config.get(name), MOST.get(name, LARGEST))]
-    optional = ("num_key_value_heads", "head_dim", "max_position_embeddings")
-    missing += [
-        name for name in optional if config.get(name) is not None and not _is_size(config[name], LARGEST)
-    ]
-    if missing:
-        raise UserError(
-            f"config.json: {', '.join(missing)} must be positive whole numbers (at most {LARGEST:,}; "
-            f"{MOST['num_hidden_layers']:,} layers)."
-        )
-    wrong = foreign_settings(config)
-    if wrong:
-        raise UserError(f"config.json: not supported by Megatron's dense GPT: {'; '.join(wrong)}.")
-    heads, hidden = config["num_attention_heads"], config["hidden_size"]
-    theta, factor = rope_of(config)
-    return Architecture(
-        kind=kind,
-        layers=config["num_hidden_layers"],
-        hidden=hidden,
-        ffn=config["intermediate_size"],
-        heads=heads,
-        groups=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or hidden // heads,
-        vocab_size=config["vocab_size"],
-        max_positions=config.get("max_position_embeddings") or 2048,
-        rope_theta=theta,
-        norm_epsilon=_number(config, "rms_norm_eps", 1e-6),
-        tied=bool(config.get("tie_word_embeddings", False)),
-        linear_bias=bool(config.get("attention_bias", False)),
-        rope_factor=factor,
-        init_std=_number(config, "initializer_range", 0.02),
-    )
 
 
 def _check_arguments(args: Any) -> None:
@@ -241,11 +182,11 @@ def _check_arguments(args: Any) -> None:
     )
     sizes = (*_STORED_SIZES, *(["num_query_groups"] if grouped else []))
     numbers = (*_STORED_NUMBERS, *(["rope_scaling_factor"] if stretched else []))
-    most = {"num_layers": MOST["num_hidden_layers"]}
+    most = {"num_layers": MOST_LAYERS}
     values: dict[str, Any] = {
         name: getattr(args, name, None) for name in (*sizes, *numbers, *_STORED_SWITCHES)
     }
-    wrong = [name for name in sizes if not _is_size(values[name], most.get(name, LARGEST))]
+    wrong = [name for name in sizes if not is_size(values[name], most.get(name, LARGEST))]
     wrong += [
         name for name in numbers if type(values[name]) not in (int, float) or not 0 <= values[name] < 1e18
     ]
@@ -262,56 +203,6 @@ def _shown(value: Any) -> str:
     return "too large" if isinstance(value, int) and abs(value) >= 2**63 else f"{value!r:.40}"
 
 
-def _is_size(value: Any, most: int) -> bool:
+def is_size(value: Any, most: int) -> bool:
     """Whether a value is a whole number from 1 to `most`."""
     return type(value) is int and 0 < value <= most
-
-
-def _number(settings: Mapping[str, Any], name: str, default: float) -> float:
-    """A finite number of a `config.json`; raises UserError."""
-    value = settings.get(name)
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf:
-        raise UserError(f"config.json: {name} must be a number.")
-    return float(value)
-
-
-def _section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """An object of a `config.json`, {} where there is none; raises UserError."""
-    value = config.get(name) or {}
-    if not isinstance(value, dict):
-        raise UserError(f"config.json: {name} must be an object.")
-    return value
-
-
-def foreign_settings(config: dict[str, Any]) -> list[str]:
-    """What of a `config.json` has no counterpart, in words."""
-    activation = config.get("hidden_act", "silu")
-    one_bias = bool(config.get("attention_bias")) != bool(config.get("mlp_bias"))
-    settings = {
-        f"hidden_act {activation!r}": activation != "silu",
-        "attention_bias without mlp_bias, or the reverse": config["model_type"] == LLAMA and one_bias,
-        "use_sliding_window": config.get("use_sliding_window"),
-        "quantized weights": config.get("quantization_config"),
-    }
-    return [text for text, is_set in settings.items() if is_set]
-
-
-def rope_of(config: dict[str, Any]) -> tuple[float, float | None]:
-    """RoPE's base and LLaMA 3's factor (None without), from transformers 4's or 5's spelling."""
-    rope = _section(config, "rope_parameters")
-    theta = _number(rope, "rope_theta", 0.0) or _number(config, "rope_theta", 0.0) or 10000.0
-    scaling = _section(config, "rope_scaling") or rope
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    if scaling.get("partial_rotary_factor", 1.0) != 1.0:
-        raise UserError(
-            f"config.json: partial_rotary_factor {scaling['partial_rotary_factor']} is not supported."
-        )
-    if kind == "default":
-        return theta, None
-    if kind == "llama3" and all(scaling.get(name) == value for name, value in ROPE_STRETCH.items()):
-        return theta, _number(scaling, "factor", 1.0)
-    raise UserError(
-        f"config.json: RoPE scaled as {scaling} is not supported; only LLaMA 3's with {ROPE_STRETCH} is."
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ from megatron_lrpath.export.architecture import CLASSES, Architecture
 from megatron_lrpath.paradigms import KINDS, OURS
 from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.plan.wording import mix_text
+from megatron_lrpath.runs.checkpoints import present_fingerprint
 from megatron_lrpath.runs.folder import RunFolder, inspect, read_json_object
 from megatron_lrpath.runs.results import fresh_evaluation
 from megatron_lrpath.schedule import Schedule
@@ -20,7 +22,10 @@ from megatron_lrpath.schedule import Schedule
 
 @dataclass(frozen=True)
 class Origin:
-    """What is known of an exported model: run and plan where it has them, its records, its data."""
+    """What is known of an exported model: run and plan where it has them, its records, its data.
+
+    `checkpoint` is the fingerprint of the checkpoint that it is made from.
+    """
 
     step: int
     plan: Plan | None = None
@@ -28,6 +33,7 @@ class Origin:
     lineage: dict[str, Any] | None = None
     evaluation: dict[str, Any] | None = None
     tokens_by_domain: dict[str, dict[str, int]] = field(default_factory=dict)  # version -> domain -> tokens
+    checkpoint: str | None = None
 
 
 def origin_of(plan: Plan, run: Run, step: int) -> Origin:
@@ -41,21 +47,56 @@ def origin_of(plan: Plan, run: Run, step: int) -> Origin:
         tokens = {one.name: one.tokens_by_domain for one in open_slices(plan.data, names, verify=False)}
     except UserError:  # the slices are gone
         tokens = {}
-    return Origin(step, plan, run, lineage, fresh_evaluation(folder, step), tokens)
+    checkpoint = present_fingerprint(RunFolder(folder).checkpoints, step)
+    return Origin(step, plan, run, lineage, fresh_evaluation(folder, step), tokens, checkpoint)
 
 
-def model_card(name: str, model: Architecture, dtype: str, origin: Origin, notes: Sequence[str]) -> str:
-    """The content of `README.md`."""
-    head = "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [megatron-lrpath]\n---\n"
-    parts = [head, f"# {name}\n", architecture_table(model, dtype)]
-    if origin.plan is not None and origin.run is not None:
-        parts += [training(origin.plan, origin.run, origin), data_table(origin)]
+def model_card(
+    name: str, model: Architecture, dtype: str, origin: Origin, notes: Sequence[str], *, how: str
+) -> str:
+    """The content of `README.md`; without a run, `name` is the title. `how` is the part on usage, empty for none."""
+    plan, run = origin.plan, origin.run
+    title = f"{plan.name} {run.name}" if plan and run else name
+    parts = [front_matter(origin), f"# {title}\n", how, architecture_table(model, dtype)]
+    if plan is not None and run is not None:
+        parts += [training(plan, run, origin), data_table(origin)]
     else:
         parts.append(f"## Training\n\nA Megatron checkpoint of step {origin.step:,}, without a plan.\n")
     parts += [evaluation(origin), provenance(origin)]
     if notes:
         parts.append("## Notes\n\n" + "".join(f"- {note}\n" for note in notes))
     return "\n".join(part for part in parts if part)
+
+
+def front_matter(origin: Origin) -> str:
+    """What hubs read: the library, the task, and the plan's licence if it names one."""
+    lines = ["library_name: transformers", "pipeline_tag: text-generation", "tags: [megatron-lrpath]"]
+    if origin.plan is not None and origin.plan.license:
+        lines.append(f"license: {json.dumps(origin.plan.license, ensure_ascii=False)}")
+    return "\n".join(["---", *lines, "---"]) + "\n"
+
+
+USAGE = """## Usage
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "."  # this folder, or its name on a hub
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+{ask}
+answer = model.generate(**asked, max_new_tokens=100)
+print(tokenizer.decode(answer[0], skip_special_tokens=True))
+```
+"""
+ASK_TEXT = 'asked = tokenizer("The first lines of", return_tensors="pt")'
+ASK_CHAT = """chat = [{"role": "user", "content": "What is new?"}]
+asked = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)"""
+
+
+def usage(chats: bool) -> str:
+    """How to let the model write: a conversation where it has a chat template, else a text that it goes on from."""
+    return USAGE.replace("{ask}", ASK_CHAT if chats else ASK_TEXT)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -77,9 +118,9 @@ def architecture_table(model: Architecture, dtype: str) -> str:
     return table(("model", ""), rows)
 
 
-def rates(schedule: Schedule) -> str:
-    """A schedule in a few words."""
-    return f"{schedule.style}, {schedule.max_lr:g} to {schedule.min_lr:g}, warm-up {schedule.warmup:,} steps"
+def rates(schedule: Schedule, peak: float | None = None) -> str:
+    """A schedule in a few words; `peak` is where its decay begins, where that is not max_lr."""
+    return f"{schedule.style}, {peak or schedule.max_lr:.6g} to {schedule.min_lr:g}, warm-up {schedule.warmup:,} steps"
 
 
 def fine_tuning(plan: Plan, run: Run, origin: Origin) -> str:
@@ -108,6 +149,18 @@ def fine_tuning(plan: Plan, run: Run, origin: Origin) -> str:
     return "## Fine-tuning\n\n" + table(("", ""), rows) + "\n" + version
 
 
+def trained_on(plan: Plan, run: Run, step: int) -> str:
+    """The tokens from the first step of all to `step`, and whose they are."""
+    text = f"{plan.tokens(step):,}"
+    if run.parent:
+        text += (
+            f", of which {plan.tokens(run.parent.step):,} up to step {run.parent.step:,} of {run.parent.run}"
+        )
+    if plan.megatron.get("pretrained_checkpoint"):
+        text += "; those of the imported model are not counted"
+    return text
+
+
 def training(plan: Plan, run: Run, origin: Origin) -> str:
     """Plan, version, paradigm, schedule and steps."""
     if run.is_sft:
@@ -121,8 +174,8 @@ def training(plan: Plan, run: Run, origin: Origin) -> str:
         ("starts from", f"{run.parent.run}, step {run.parent.step:,}" if run.parent else weights),
         ("steps", f"{run.first_step:,} to {origin.step:,} of {run.last_step:,}"),
         ("tokens a step", f"{plan.batch.tokens:,}"),
-        ("tokens seen", f"{plan.tokens(origin.step):,}"),
-        ("schedule", rates(plan.schedule)),
+        ("tokens trained on", trained_on(plan, run, origin.step)),
+        ("schedule", rates(plan.schedule, run.path.peak)),
         ("seed", plan.seed),
     ]
     if run.paradigm == OURS.name:
@@ -151,12 +204,16 @@ def evaluation(origin: Origin) -> str:
     """Perplexities on the fixed validation set."""
     if origin.evaluation is None:
         return ""
-    rows = [("all", f"{origin.evaluation['perplexity']:.4f}", f"{origin.evaluation['tokens']:,}")]
-    rows += [
-        (domain, f"{one['perplexity']:.4f}", f"{one['tokens']:,}")
-        for domain, one in origin.evaluation.get("domains", {}).items()
-    ]
+    rows = score_rows("all", origin.evaluation)
+    for name, found in (origin.evaluation.get("sets") or {}).items():
+        rows += score_rows(f"{name}, all", found, f"{name}, ")
     return "## Perplexity on the validation set\n\n" + table(("domain", "perplexity", "tokens"), rows)
+
+
+def score_rows(whole: str, found: dict[str, Any], before: str = "") -> list[tuple[str, str, str]]:
+    """A row for a whole set, and one for each of its domains."""
+    scores = {whole: found} | {f"{before}{domain}": one for domain, one in found.get("domains", {}).items()}
+    return [(name, f"{one['perplexity']:.4f}", f"{one['tokens']:,}") for name, one in scores.items()]
 
 
 def provenance(origin: Origin) -> str:

@@ -8,13 +8,16 @@ from typing import Any
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.export import architecture
-from megatron_lrpath.export.card import Origin, model_card
+from megatron_lrpath.export.card import Origin, model_card, usage
+from megatron_lrpath.export.carried import Carried
 from megatron_lrpath.export.checkpoint import CheckpointReader
+from megatron_lrpath.export.config import to_config
 from megatron_lrpath.export.weights import EMBEDDING, write_weights
 from megatron_lrpath.files import appearing_folder, atomic_write_json, atomic_write_text
 from megatron_lrpath.reading import read_object, why
-from megatron_lrpath.tokenizers.files import TokenizerFiles, find_tokenizer, write_tokenizer
+from megatron_lrpath.tokenizers.files import find_tokenizer, write_tokenizer
 
+RECORD = "lrpath_export.json"  # in an exported folder: which checkpoint it was made from
 STORED = "lrpath_chat"  # among the arguments of a fine-tuned checkpoint
 OWN_TEMPLATES = ("chat_template.jinja", "chat_template.json")
 
@@ -147,32 +150,29 @@ def export_checkpoint(checkpoint: Path, target: Path, origin: Origin, wishes: Wi
         # An imported model may have more rows than its tokenizer has tokens.
         rows = wishes.vocab_size or getattr(args, IMPORTED_VOCABULARY, None) or tokenizer.vocab_size
         rows = max(rows, chat.rows if chat else 0)
+        carried = Carried.of_arguments(args)
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(
             f"{checkpoint}: its arguments do not say which tokenizer the model has ({why(error)}); restore it."
         ) from None
-    model = architecture.from_megatron(args, rows)
+    model = architecture.from_megatron(args, rows, carried.kind)
+    carried, lost = carried.within(rows)
     reader.verify()
     dtype = wishes.dtype or str(reader.dtype(EMBEDDING)).removeprefix("torch.")
     with appearing_folder(target) as folder:
         weights = write_weights(reader, model, folder, wishes.dtype, wishes.shard_bytes)
         notes = write_tokenizer(tokenizer, folder, model.max_positions)
-        notes += write_chat(chat, folder) if chat else []
-        atomic_write_json(folder / "config.json", architecture.to_config(model, dtype, tokenizer.tokens))
-        atomic_write_json(folder / "generation_config.json", generation_config(tokenizer, chat))
-        atomic_write_text(folder / "README.md", model_card(target.name, model, dtype, origin, notes))
+        notes += [*(write_chat(chat, folder) if chat else []), *lost]
+        config = to_config(model, dtype, carried.tokens(tokenizer.tokens))
+        atomic_write_json(folder / "config.json", carried.config | config)
+        generation = carried.generation_config(tokenizer.tokens, chat.stop_token if chat else None)
+        atomic_write_json(folder / "generation_config.json", generation)
+        how = usage(chats=chat is not None) if tokenizer.path is not None else ""
+        card = model_card(target.name, model, dtype, origin, notes, how=how)
+        atomic_write_text(folder / "README.md", card)
+        if origin.checkpoint is not None:
+            atomic_write_json(folder / RECORD, {"step": origin.step, "checkpoint": origin.checkpoint})
     return Exported(target, architecture.CLASSES[model.kind], weights, notes)
-
-
-def generation_config(tokenizer: TokenizerFiles, chat: Chat | None) -> dict[str, Any]:
-    """Where generation begins and ends (an answer, too); without a padding token the end pads."""
-    tokens: dict[str, Any] = dict(tokenizer.tokens)
-    if "eos_token_id" in tokens:
-        tokens.setdefault("pad_token_id", tokens["eos_token_id"])
-    if chat is not None and chat.stop_token is not None:
-        ends = [chat.stop_token, *([tokens["eos_token_id"]] if "eos_token_id" in tokens else [])]
-        tokens["eos_token_id"] = ends[0] if len(set(ends)) == 1 else ends
-    return {**tokens, "do_sample": False}
 
 
 def refuse_target(target: Path, force: bool) -> None:

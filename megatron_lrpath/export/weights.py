@@ -66,6 +66,13 @@ def layer_mappings(model: Architecture, layer: int) -> Iterator[TensorMapping]:
     yield whole(f"{attention}linear_qkv.layer_norm_weight", layer, norm, f"{theirs}input_layernorm.weight")
     for what in ("weight", "bias") if model.qkv_bias else ("weight",):
         yield qkv(model, layer, f"{attention}linear_qkv.{what}", f"{theirs}self_attn.", what)
+    if model.qk_norm:
+        for name in ("q", "k"):
+            ours_norm, theirs_norm = (
+                f"{attention}{name}_layernorm.weight",
+                f"{theirs}self_attn.{name}_norm.weight",
+            )
+            yield whole(ours_norm, layer, (model.head_dim,), theirs_norm)
     for what, shape in zip(kinds, ((hidden, context), norm), strict=False):
         yield whole(f"{attention}linear_proj.{what}", layer, shape, f"{theirs}self_attn.o_proj.{what}")
     yield whole(f"{mlp}linear_fc1.layer_norm_weight", layer, norm, f"{theirs}post_attention_layernorm.weight")

@@ -4,26 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
 
 from megatron_lrpath.devices import PEAKS
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.launch.layouts import GPUS_PER_NODE, MFU, allocate, seconds_per_step
 from megatron_lrpath.plan import PARADIGMS, Plan
 from megatron_lrpath.runs.folder import RunFolder, read_json_object
-from megatron_lrpath.runs.history import read_history
 from megatron_lrpath.runs.state import read_state
 from megatron_lrpath.runs.tasks import Task, build_tasks
+from megatron_lrpath.wording import duration, hours_text, plural, short_number
 
 USUAL_GPU = "H100"
+LEAST_SECONDS = 0.01  # of a step; below it starts of kernels and messages take the time, not products
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds of a step on that many processes; `basis` says where they are from."""
+    """Seconds of a step on that many processes; `basis` says where they are from, `unit` what a process is.
+
+    `measured` is false where they are computed for the recipe's layout.
+    """
 
     seconds: float
     processes: int
     basis: str
+    unit: str = "GPU"
+    measured: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,10 +53,46 @@ class Estimate:
         """Seconds until the end where every run that can run does."""
         return None if self.pace is None else self.chain * self.pace.seconds
 
+    def to_dict(self) -> dict[str, Any]:
+        """For `--json`; `pace` is null where neither a measurement nor a layout gives one."""
+        pace = self.pace and {
+            "seconds_per_step": self.pace.seconds,
+            "processes": self.pace.processes,
+            "measured": self.pace.measured,
+            "basis": self.pace.basis,
+        }
+        return {
+            "steps": self.steps,
+            "tokens": self.tokens,
+            "unit": self.pace and f"{self.pace.unit} hours",
+            "hours": self.hours,
+            "wall_seconds": self.wall,
+            "pace": pace,
+        }
+
+
+def cost_lines(left: Estimate, now: datetime) -> list[str]:
+    """What the rest takes: steps and tokens; hours, wall time and when it would be done; and at which pace."""
+    if not left.steps:
+        return ["nothing is left to train"]
+    lines = [f"{plural(left.steps, 'step')} left to train, {short_number(left.tokens)} tokens"]
+    if left.pace is None or left.hours is None or left.wall is None:
+        return [*lines, "how long that takes is known once a run has logged its first steps"]
+    end = (now + timedelta(seconds=left.wall)).strftime("%Y-%m-%d %H:%M")
+    hours = hours_text(left.hours, left.pace.unit)
+    lines.append(f"{hours}, {duration(left.wall)} where runs go side by side; begun now, done by {end}")
+    lines.append(f"at {left.pace.seconds:.3g} s a step, {left.pace.basis}")
+    return lines
+
 
 def estimate(plan: Plan, paradigms: Sequence[str]) -> Estimate:
-    """What of the plan's versions is left to train, as the run folders show."""
-    tasks = [task for task in build_tasks(plan, paradigms, fine_tunings=False) if not task.complete]
+    """What of the plan's versions is left to train, as the run folders show; fine-tunings are not counted."""
+    return estimate_of(plan, build_tasks(plan, paradigms, fine_tunings=False))
+
+
+def estimate_of(plan: Plan, among: Sequence[Task]) -> Estimate:
+    """What of these trainings of versions (parents first) is left."""
+    tasks = [task for task in among if not task.complete]
     left = {task.key: task.run.last_step - _done(task) for task in tasks}
     chains: dict[str, int] = {}
     for task in tasks:  # parents before children
@@ -61,18 +105,33 @@ def estimate(plan: Plan, paradigms: Sequence[str]) -> Estimate:
 
 
 def pace(plan: Plan) -> Pace | None:
-    """The newest measured pace of the plan's runs; else what the recipe's layout promises; None for neither."""
+    """The newest measured pace of the plan's runs; else what the recipe's layout promises; None for neither.
+
+    A step of a small model is not computed: a share of the peak says nothing about it.
+    """
     for task in reversed(build_tasks(plan, PARADIGMS[::-1], fine_tunings=False)):
-        seconds = read_history(task.folder).usual_seconds
+        if not RunFolder(task.folder).history.is_file():
+            continue
+        from megatron_lrpath.runs.history import read_history  # start-up time: numpy, for `lrpath plan`
+
+        history = read_history(task.folder)
+        seconds = history.usual_seconds
         starts = (read_json_object(RunFolder(task.folder).lineage) or {}).get("starts")
         last = starts[-1] if isinstance(starts, list) and starts and isinstance(starts[-1], dict) else {}
         if seconds:
             world = last.get("world_size")
-            return Pace(seconds, world if isinstance(world, int) else 1, f"as {task.key} was trained")
+            processes = world if isinstance(world, int) and not isinstance(world, bool) and world > 0 else 1
+            unit = "GPU" if history.on_gpus else "process"
+            count = (
+                f"one {unit}" if processes == 1 else f"{processes} {unit}{'es' if unit == 'process' else 's'}"
+            )
+            return Pace(seconds, processes, f"as {task.key} was trained on {count}", unit, measured=True)
     try:
         gpus = allocate(plan, None, GPUS_PER_NODE, "cuda").world_size
         seconds = seconds_per_step(plan, gpus, PEAKS[USUAL_GPU])
     except UserError:
+        return None
+    if seconds < LEAST_SECONDS:
         return None
     return Pace(seconds, gpus, f"on {gpus} {USUAL_GPU} at {MFU:.0%} of their peak; nothing is measured yet")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,11 +11,18 @@ from typing import Any
 
 from megatron_lrpath.devices import PEAKS
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.launch.memory import GIB, GPU_SIZES, Memory, arguments_of, predict, sizes_of
 from megatron_lrpath.launch.resources import given_options
 from megatron_lrpath.models import parameter_count, resolve_model
 from megatron_lrpath.paradigms import OURS
 from megatron_lrpath.plan import PARADIGMS, Plan, load_plan
 from megatron_lrpath.shipped import shipped_folder
+
+GPUS_PER_NODE = 8
+MFU = 0.40  # assumed share of the peak; measure yours in the first hundred steps
+PEAK = {name: PEAKS[name] for name in ("H100", "A100")}
+VOCABULARY = 100_000  # the paper's models fit their names with it
+USUAL_GIGABYTES = 80  # of a GPU, where nobody says
 
 
 @dataclass(frozen=True)
@@ -38,15 +44,15 @@ class Layout:
 
 # THE place where the layouts stand. All of them shard the optimizer over the data-parallel ranks and overlap its
 # communication with the computation; tensor parallelism stays within a node and brings sequence parallelism.
-# Chosen for GPUs of 80 GB and 512 samples of 2,048 tokens a step; `python -m megatron_lrpath.launch.layouts`
-# prints memory and time of each.
+# The micro batch is the largest to try, `tensor` the least: `fitted` chooses by the GPU's memory, as predicted. For 512
+# samples of 2,048 tokens a step; `python -m megatron_lrpath.launch.layouts` prints memory and time of each.
 LAYOUTS: dict[str, Layout] = {
     "203m": Layout(1, 8, why="data parallel; 64 samples a GPU and step keep it busy"),
     "406m": Layout(1, 8, why="data parallel"),
     "608m": Layout(2, 8, why="data parallel"),
     "1.2b": Layout(4, 4, why="data parallel; a smaller micro batch for wider layers"),
-    "2.1b": Layout(4, 4, tensor=2, why="48 layers: tensor and sequence parallelism halve their activations"),
-    "3.1b": Layout(8, 4, tensor=2, why="tensor and sequence parallel within the node"),
+    "2.1b": Layout(4, 4, why="data parallel where the GPU holds 48 layers"),
+    "3.1b": Layout(8, 4, why="data parallel where the GPU holds it"),
     "qwen-1.2b": Layout(4, 4, why="as 1.2b"),
 }
 
@@ -93,16 +99,63 @@ def layout_of(plan: Plan, extra: Sequence[str] = ()) -> Layout:
     return replace(base, **numbers)
 
 
+def fitted(
+    plan: Plan, layout: Layout, world: int, per_node: int, gigabytes: int, extra: Sequence[str]
+) -> Layout:
+    """The first layout that GPUs of so many GiB hold, as predicted: as little tensor parallelism, then as large a micro
+    batch as fit. What plan and command line say stays; the layout itself where nothing fits, or no recipe is meant.
+    """
+    given = arguments_of(plan, extra)
+    if plan.model.recipe not in LAYOUTS or _misfit(plan, layout, world):
+        return layout
+    heads = int(given["num_attention_heads"])
+    within_a_node = [size for size in (1, 2, 4, 8) if size <= per_node and heads % size == 0]
+    least = layout.micro_batch_size if _SIZES["micro_batch_size"] in given else 1
+    for tensor in [layout.tensor] if _SIZES["tensor"] in given else within_a_node:
+        micro = layout.micro_batch_size
+        while micro >= least:
+            one = replace(layout, tensor=tensor, micro_batch_size=micro)
+            if not _misfit(plan, one, world) and _fits(plan, one, world, gigabytes, extra):
+                return one
+            micro //= 2
+    return layout
+
+
+def _fits(plan: Plan, layout: Layout, world: int, gigabytes: int, extra: Sequence[str]) -> bool:
+    vocabulary = plan.tokenizer.vocab_size or VOCABULARY
+    try:
+        return predicted(plan, layout, world, vocabulary, extra).fits(gigabytes * GIB)
+    except UserError:  # a model whose parameters nobody can count
+        return True
+
+
+def predicted(plan: Plan, layout: Layout, world: int, vocabulary: int, extra: Sequence[str] = ()) -> Memory:
+    """The memory of a GPU under a layout.
+
+    Raises:
+        UserError: a model whose parameters nobody can count.
+    """
+    arguments = (*_arguments(plan, layout, extra), *extra)
+    return predict(plan, sizes_of(plan, world, arguments), vocabulary, arguments)
+
+
 def allocate(
-    plan: Plan, nodes: int | None, per_node: int, device: str, extra: Sequence[str] = ()
+    plan: Plan,
+    nodes: int | None,
+    per_node: int,
+    device: str,
+    extra: Sequence[str] = (),
+    gigabytes: int = USUAL_GIGABYTES,
 ) -> Allocation:
-    """The training job's processes and layout; `nodes` None takes the layout's.
+    """The training job's processes and layout for GPUs of so many GiB; `nodes` None takes the layout's.
 
     Raises UserError, before anything starts, where the GPUs do not divide into copies of the model, or the
     plan's batch not into the copies. The batch is never changed to fit.
     """
     layout = layout_of(plan, extra)
     nodes = layout.nodes if nodes is None else nodes
+    if device == "cuda":
+        layout = fitted(plan, layout, nodes * per_node, per_node, gigabytes, extra)
     _check_model(plan, layout)
     if why := _misfit(plan, layout, nodes * per_node):
         most = max(64, 2 * nodes)
@@ -120,16 +173,18 @@ def allocate(
             f"--micro-batch-size {most} does not divide the {share} samples of a copy of the model"
         )
     layout = replace(layout, nodes=nodes, micro_batch_size=micro)
-    return Allocation(nodes, per_node, layout, tuple(_arguments(plan, layout, device, extra)))
+    return Allocation(nodes, per_node, layout, tuple(_arguments(plan, layout, extra)))
 
 
-def allocate_evaluation(plan: Plan, per_node: int, device: str, extra: Sequence[str] = ()) -> Allocation:
+def allocate_evaluation(
+    plan: Plan, per_node: int, device: str, extra: Sequence[str] = (), gigabytes: int = USUAL_GIGABYTES
+) -> Allocation:
     """As few nodes as hold a copy of the model, and on the last one as many processes as divide the batch."""
     layout = layout_of(plan, extra)
     nodes = math.ceil(layout.model_parallel / per_node)
     while per_node > 1 and _misfit(plan, layout, nodes * per_node):
         per_node -= 1
-    return allocate(plan, nodes, per_node, device, extra)
+    return allocate(plan, nodes, per_node, device, extra, gigabytes)
 
 
 def _misfit(plan: Plan, layout: Layout, world: int) -> str | None:
@@ -155,7 +210,7 @@ def _check_model(plan: Plan, layout: Layout) -> None:
         raise UserError(f"{layers} layers do not divide by --pipeline-model-parallel-size {layout.pipeline}")
 
 
-def _arguments(plan: Plan, layout: Layout, device: str, extra: Sequence[str]) -> list[str]:
+def _arguments(plan: Plan, layout: Layout, extra: Sequence[str]) -> list[str]:
     """Megatron arguments for the layout, without those that the plan or the command line gives itself."""
     given = {**plan.model.overrides, **plan.megatron} | given_options(extra)
     arguments: list[str] = []
@@ -172,41 +227,8 @@ def _option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-GPUS_PER_NODE = 8
-MFU = 0.40  # assumed share of the peak; measure yours in the first hundred steps
-PEAK = {name: PEAKS[name] for name in ("H100", "A100")}
-VOCABULARY = 100_000  # the paper's models fit their names with it
 SIZES = ("203m", "406m", "608m", "1.2b", "2.1b", "3.1b")
 PAPER = shipped_folder("examples") / "paper"
-
-
-def megatron_arguments(plan: Plan, layout: Layout, world: int) -> Namespace:
-    """What Megatron's memory formulas read of its arguments."""
-    model = resolve_model(plan.model)
-    unit = 128 * layout.tensor
-    heads, hidden = int(model["num_attention_heads"]), int(model["hidden_size"])
-    given = {
-        "kv_channels": hidden // heads,
-        "group_query_attention": False,
-        "num_query_groups": heads,
-        "padded_vocab_size": -(-VOCABULARY // unit) * unit,
-        "seq_length": plan.batch.seq_length,
-        "micro_batch_size": layout.micro_batch_size,
-        "tensor_model_parallel_size": layout.tensor,
-        "pipeline_model_parallel_size": layout.pipeline,
-        "virtual_pipeline_model_parallel_size": None,
-        "data_parallel_size": world // layout.model_parallel,
-        "world_size": world,
-        "use_distributed_optimizer": True,
-        "expert_tensor_parallel_size": layout.tensor,
-        "expert_model_parallel_size": 1,
-        "multi_latent_attention": False,
-        "num_experts": None,
-        "moe_shared_expert_intermediate_size": None,
-        "moe_latent_size": None,
-        "mtp_num_layers": None,
-    }
-    return Namespace(**{**model, **given})
 
 
 def step_flops(plan: Plan) -> float:
@@ -232,26 +254,21 @@ def gpu_seconds(plan: Plan, tokens: float, peak: float, mfu: float = MFU) -> flo
 
 
 def memory_table(plans: dict[str, Plan]) -> list[str]:
-    """The layouts with memory a GPU by Megatron's theoretical figures, as lines of Markdown.
-
-    Its activations assume selective recomputation or flash attention, and with tensor parallelism sequence
-    parallelism.
-    """
-    from megatron.training import theoretical_memory_usage as theory
-
+    """The layout of each recipe by the GPU's memory, with what a GPU holds as predicted, as lines of Markdown."""
     lines = [
-        "| recipe | nodes × GPUs | tensor parallel | copies | micro batch | state | activations | a GPU in all |",
-        "|---|---|---|---|---|---|---|---|",
+        "| recipe | GPU | nodes × GPUs | tensor parallel | copies | micro batch | state | activations | left out "
+        "| a GPU in all |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for size, plan in plans.items():
-        place = allocate(plan, None, GPUS_PER_NODE, "cuda")
-        micro, args = place.layout.micro_batch_size, megatron_arguments(plan, place.layout, place.world_size)
-        batches = plan.batch.global_batch_size // (micro * place.data_parallel)
-        fixed = theory.compute_weight_and_optimizer_memory(args) / 2**30
-        activations = theory.compute_activation_memory(args, batches) / 2**30
-        sizes = f"{place.nodes} × {GPUS_PER_NODE} | {place.layout.tensor} | {place.data_parallel}"
-        memory = f"{fixed:.1f} GiB | {activations:.1f} GiB | {fixed + activations:.1f} GiB"
-        lines.append(f"| {size} | {sizes} | {micro} | {memory} |")
+        for gigabytes in GPU_SIZES:
+            place = allocate(plan, None, GPUS_PER_NODE, "cuda", (), gigabytes)
+            one = predicted(plan, place.layout, place.world_size, VOCABULARY)
+            sizes = f"{place.nodes} × {GPUS_PER_NODE} | {place.layout.tensor} | {place.data_parallel}"
+            parts = (one.state, one.activations, one.left_out, one.total)
+            memory = " | ".join(f"{part / GIB:.1f} GiB" for part in parts)
+            micro = place.layout.micro_batch_size
+            lines.append(f"| {size} | {gigabytes} GB | {sizes} | {micro} | {memory} |")
     return lines
 
 

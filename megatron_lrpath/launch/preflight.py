@@ -1,4 +1,4 @@
-"""Checks an allocation before a training starts on it: GPUs, network, shared folders, disk, versions.
+"""Checks an allocation before a training starts on it: GPUs, network, shared folders, memory, disk, versions.
 
 Every rank runs it, under the launcher that the training gets; rank 0 writes what was found and what is wrong.
 """
@@ -6,6 +6,7 @@ Every rank runs it, under the launcher that the training gets; rank 0 writes wha
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import shutil
@@ -19,10 +20,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from megatron_lrpath.errors import TrainingStoppedError
+from megatron_lrpath.errors import TrainingStoppedError, UserError
 from megatron_lrpath.files import atomic_write_json
+from megatron_lrpath.launch.memory import host_bytes, predict, sizes_of
+from megatron_lrpath.launch.resources import machine_memory
+from megatron_lrpath.models import USUAL_VOCABULARY
+from megatron_lrpath.plan import Plan, load_plan
 from megatron_lrpath.runs import failure
 from megatron_lrpath.runs.lineage import package_versions
+from megatron_lrpath.wording import byte_size
 
 TIMEOUT = timedelta(minutes=3)
 MEBIBYTES = {"cuda": 256, "cpu": 1}  # what the all-reduce is timed with
@@ -30,7 +36,10 @@ MEBIBYTES = {"cuda": 256, "cpu": 1}  # what the all-reduce is timed with
 
 @dataclass(frozen=True)
 class Facts:
-    """What one rank sees: `files` of the shared folders, `versions` of packages and libraries."""
+    """What one rank sees: `files` of the shared folders, `versions` of packages and libraries, memory in bytes.
+
+    `gpu_bytes` are those of its GPU, 0 on a CPU.
+    """
 
     rank: int
     host: str
@@ -38,6 +47,8 @@ class Facts:
     local_ranks: int
     versions: dict[str, str]
     files: dict[str, list[str] | None]
+    gpu_bytes: int = 0
+    host_bytes: int = 0
 
 
 def main(argv: list[str]) -> int:
@@ -45,6 +56,10 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="preflight")
     parser.add_argument("--device", choices=("cpu", "cuda"), required=True)
     parser.add_argument("--needed", type=int, default=0, help="bytes of disk for the checkpoints to come")
+    parser.add_argument("--plan", type=Path, help="of the training, whose memory is predicted")
+    parser.add_argument(
+        "--arguments", type=json.loads, default=[], help="Megatron's beside the plan's, as JSON"
+    )
     parser.add_argument("--write", type=Path, required=True, help="JSON file for what was found")
     parser.add_argument("folders", type=Path, nargs="+", help="shared folders; the last is written to")
     args = parser.parse_args(argv)
@@ -82,6 +97,8 @@ def check(args: argparse.Namespace) -> None:
     if rank == 0:
         (args.folders[-1] / token).unlink(missing_ok=True)
         problems += disk_problem(args.folders[-1], args.needed)
+        if args.plan and args.device == "cuda":
+            problems += memory_problems(load_plan(args.plan), args.arguments, gathered)
         write_report(args.write, gathered, problems, speed)
     dist.destroy_process_group()
     if problems and rank == 0:
@@ -131,7 +148,9 @@ def facts(folders: Sequence[Path], device: str, token: Path) -> Facts:
     files = {str(folder): listing(folder) for folder in folders[:-1]}
     files[str(token.parent)] = ["written by rank 0"] if token.exists() else None
     local = int(os.environ["LOCAL_WORLD_SIZE"])
-    return Facts(int(os.environ["RANK"]), platform.node(), gpus, local, versions, files)
+    gpu = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory if gpus else 0
+    rank, host = int(os.environ["RANK"]), platform.node()
+    return Facts(rank, host, gpus, local, versions, files, gpu, machine_memory())
 
 
 def listing(folder: Path) -> list[str] | None:
@@ -197,6 +216,35 @@ def disk_problem(folder: Path, needed: int) -> list[str]:
         return []
     room, want = f"{free / 2**30:,.0f} GiB", f"{needed / 2**30:,.0f} GiB"
     return [f"{folder} has {room} free, and the checkpoints to come take about {want}"]
+
+
+def memory_problems(plan: Plan, arguments: Sequence[str], ranks: Sequence[Facts]) -> list[str]:
+    """What cannot fit, as predicted: weights, gradients and optimizer in a GPU; a save in a node's memory.
+
+    Activations that may not fit are printed: the prediction is not that exact.
+    """
+    vocabulary = plan.tokenizer.vocab_size or USUAL_VOCABULARY
+    try:
+        one = predict(plan, sizes_of(plan, len(ranks), arguments), vocabulary, arguments)
+    except UserError:  # a model whose parameters nobody can count
+        return []
+    least = min(ranks, key=lambda rank: rank.gpu_bytes)
+    problems = []
+    if not one.fits(least.gpu_bytes):
+        text = f"a GPU will hold about {byte_size(one.total)} (predicted), on {least.host} it has "
+        text += f"{byte_size(least.gpu_bytes)}; lrpath budget shows what fits"
+        if one.state > least.gpu_bytes:
+            problems.append(f"{text}; weights, gradients and optimizer alone take {byte_size(one.state)}")
+        else:
+            print(f"pre-flight: warning: {text}")
+    host = min(ranks, key=lambda rank: rank.host_bytes / rank.local_ranks)
+    needed = host_bytes(plan, host.local_ranks, len(ranks), vocabulary, arguments)
+    if needed > host.host_bytes:
+        problems.append(
+            f"a save takes about {byte_size(needed)} of a node's memory (predicted), and {host.host} has "
+            f"{byte_size(host.host_bytes)}: train on more nodes"
+        )
+    return problems
 
 
 def write_report(path: Path, ranks: Sequence[Facts], problems: Sequence[str], speed: float) -> None:

@@ -11,6 +11,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 def import_everything() -> None:
     """Import what a training, an evaluation and their seams need. No name of Megatron's is replaced yet."""
+    # Not at the top: all of it takes seconds, and the device must be chosen in between.
     from megatron_lrpath.console import quiet
     from megatron_lrpath.training import device
 
@@ -21,6 +22,7 @@ def import_everything() -> None:
     import torch
     import torch.distributed.checkpoint
 
+    # After the device, as Megatron itself.
     from megatron_lrpath.evaluate import perplexity  # noqa: F401
     from megatron_lrpath.training import loop, pretrain, seams, setup  # noqa: F401
     from megatron_lrpath.training.options import arguments

@@ -24,7 +24,7 @@ from megatron_lrpath.sealed import write_sealed
 
 
 def decay_shares(path: LRPath, steps: Sequence[int]) -> list[float]:
-    """w_1 … w_k: the mean rate of a decay between each checkpoint and the one before, over max_lr.
+    """w_1 … w_k: the mean rate of a decay between each checkpoint and the one before, over the rate at its begin.
 
     Args:
         path: the decay, positions in steps; it begins at the first checkpoint.
@@ -34,7 +34,7 @@ def decay_shares(path: LRPath, steps: Sequence[int]) -> list[float]:
     there; at the constant rate of the main path that is what the decayed run's updates would have been to
     first order.
     """
-    top = path.schedule.max_lr
+    top = path.begins_at
     return [
         math.fsum(path.lr_at(position) for position in range(before, after)) / (after - before) / top
         for before, after in itertools.pairwise(steps)
@@ -94,7 +94,8 @@ def plan_preview(
             )
     if len(steps) < 2:
         raise UserError(f"{root}: a decay from step {begin} to {run.last_step} has no checkpoints to merge")
-    path = LRPath(_schedule(plan, shape, floor), "branch", begin, run.last_step)
+    _require_one_rate(plan, version, steps)
+    path = LRPath(_schedule(plan, run, shape, floor), "branch", begin, run.last_step, peak=run.path.peak)
     end = "" if floor is None else f"-to{floor:g}"
     name = f"{version}-{shape or plan.schedule.style}-from{begin}{end}"
     return Preview(plan, run, name, steps, tuple(merge_weights(decay_shares(path, steps))))
@@ -119,6 +120,17 @@ def write_preview(preview: Preview) -> Path:
     return path
 
 
-def _schedule(plan: Plan, shape: str | None, floor: float | None) -> Schedule:
+def _require_one_rate(plan: Plan, version: str, steps: Sequence[int]) -> None:
+    """UserError where the main path's rate changes between the checkpoints: the merge stands for a constant one."""
+    corners = {place for place in plan.main.path.corners if steps[0] < place < steps[-1]}
+    places = {*steps[:-1], *corners, steps[-1] - 1}
+    if len({plan.main.path.lr_at(place) for place in places}) > 1:
+        raise UserError(
+            f"{plan.path}: the main path's rate changes between steps {steps[0]} and {steps[-1]}, where a merge for "
+            f"{version} takes it as constant; train the branch instead"
+        )
+
+
+def _schedule(plan: Plan, run: Run, shape: str | None, floor: float | None) -> Schedule:
     schedule = plan.schedule if shape is None else with_branch_shape(plan.schedule, shape)
-    return schedule if floor is None else replace(schedule, min_lr=floor * schedule.max_lr)
+    return schedule if floor is None else replace(schedule, min_lr=floor * run.path.begins_at)

@@ -42,6 +42,7 @@ class Argument:
         instead: what to use instead where it is refused: `nothing`, `nothing: why`, or its name.
         key: the key of a plan that says it, in place of its `model` and `megatron`.
         allowed, refused_values: where only some values are refused.
+        branch: whether a plan's branches may have another value than its main path.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Argument:
     key: str = ""
     allowed: tuple[str, ...] = ()
     refused_values: tuple[str, ...] = ()
+    branch: bool = False
 
     @property
     def option(self) -> str:
@@ -103,7 +105,9 @@ def parser_facts() -> list[dict[str, Any]]:
 
 def _argument(name: str, group: dict[str, Any], forms: dict[str, Form]) -> Argument:
     fields: dict[str, Any] = {way: group.get("class") or group[way] for way in WAYS}
-    fields |= {field: group[field] for field in ("reason", "refusal", "instead", "key") if field in group}
+    fields |= {
+        field: group[field] for field in ("reason", "refusal", "instead", "key", "branch") if field in group
+    }
     fields |= {field: tuple(group[field]) for field in ("allowed", "refused_values") if field in group}
     return Argument(name, forms, **fields)
 

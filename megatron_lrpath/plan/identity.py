@@ -8,15 +8,16 @@ from dataclasses import asdict
 from typing import Any
 
 from megatron_lrpath.models import resolve_model
-from megatron_lrpath.paradigms import MAIN, SCRATCH
+from megatron_lrpath.paradigms import BRANCH, MAIN, OURS, SCRATCH
 from megatron_lrpath.plan.arguments import is_neutral
 from megatron_lrpath.plan.plan import Plan
 from megatron_lrpath.plan.runs import Run
+from megatron_lrpath.plan.spec import Version
 from megatron_lrpath.schedule import STYLES, LRPath
 
 _COMPARED = (
-    "run", "kind", "order", "model", "batch", "tokenizer", "megatron", "seed", "mix", "sft", "sft_megatron",
-    "weight_decay",
+    "run", "kind", "order", "model", "batch", "tokenizer", "megatron", "branch_megatron", "seed", "mix", "sft",
+    "sft_megatron", "weight_decay",
 )  # fmt: skip
 THIS_RUN = "this run"
 _LABELS = {
@@ -44,6 +45,8 @@ def run_identity(plan: Plan, run: Run) -> dict[str, Any]:
     extra: dict[str, Any] = {}  # a branch without a mix is what it was before there were any
     if trained.mix:
         extra |= {"mix": trained.mix.to_dict()}
+    if trained.kind == BRANCH.name and (own := branch_arguments(plan, plan.versions[count - 1])):
+        extra |= {"branch_megatron": own}
     if run.is_sft and plan.sft:
         extra |= {"sft": plan.sft.facts(), "sft_megatron": _telling(plan.sft.megatron)}
     return {
@@ -54,9 +57,28 @@ def run_identity(plan: Plan, run: Run) -> dict[str, Any]:
         "batch": batch,
         "tokenizer": asdict(plan.tokenizer),
         "order": "shuffled together" if trained.kind == SCRATCH.name and count > 1 else "one after the other",
-        "versions": [{"name": version.name, "steps": version.steps} for version in plan.versions[:count]],
+        "versions": [_version_facts(plan, trained, version) for version in plan.versions[:count]],
         "path": [{"run": stage.name} | path_facts(stage.path) for stage in _lineage(plan, trained) + last],
     } | extra
+
+
+def branch_arguments(plan: Plan, version: Version) -> dict[str, Any]:
+    """The Megatron arguments in which a version's branch differs from the main path."""
+    base = _telling(plan.megatron)
+    return {
+        name: value for name, value in _telling(version.branch_megatron).items() if base.get(name) != value
+    }
+
+
+def _version_facts(plan: Plan, run: Run, version: Version) -> dict[str, Any]:
+    """What a run depends on of a version that it has read: of the main path and its branches also where it moves to.
+
+    That it stands here and not with the path lets a main path go on into versions that were appended.
+    """
+    facts: dict[str, Any] = {"name": version.name, "steps": version.steps}
+    if run.paradigm == OURS.name and version.max_lr is not None:
+        facts |= {"max_lr": version.max_lr, "rate_steps": plan.timeline.rate_steps(version)}
+    return facts
 
 
 def argument_identity(
@@ -114,11 +136,11 @@ def reached(stored: dict[str, Any], current: dict[str, Any], step: int) -> dict[
         if end >= step:
             break
         start, end = end, end + before["steps"]
-        bound.append(before)
+        bound.append(dict(before))
     if bound and end > step:
         now = current.get("versions", [])[len(bound) - 1 :][:1]
         if now and now[0]["name"] == bound[-1]["name"] and start + now[0]["steps"] >= step:
-            bound[-1] = now[0]
+            bound[-1] |= {"steps": now[0]["steps"]}
     names = {version["name"] for version in bound}
     slices = {name: print_ for name, print_ in stored.get("slices", {}).items() if name in names}
     return stored | {"versions": bound} | ({"slices": slices} if "slices" in stored else {})
@@ -151,7 +173,12 @@ def path_facts(path: LRPath) -> dict[str, Any]:
         return facts | {"end": path.end, "min_lr": schedule.min_lr}
     facts["max_lr"] = schedule.max_lr
     if path.shape == "plateau":
-        return facts | {"warmup": path.warmup}
+        facts |= {"warmup": path.warmup}
+        if path.main is not None and path.main.power:  # its moves stand with the versions
+            facts |= {"power": path.main.power, "from": path.main.begin, "min_lr": schedule.min_lr}
+        return facts
+    if path.peak is not None:
+        facts["peak"] = path.peak
     style = STYLES[schedule.style]
     cycle = path.end - path.start if path.cycle is None else path.cycle
     facts |= {"end": path.end, "min_lr": schedule.min_lr, "style": schedule.style}
@@ -207,7 +234,10 @@ def _compare_paths(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list
 
 
 def _version(version: dict[str, Any]) -> str:
-    return f"{version['name']} with {version['steps']} steps"
+    text = f"{version['name']} with {version['steps']} steps"
+    if "max_lr" in version:
+        text += f" at {version['max_lr']:g}, reached in {version['rate_steps']}"
+    return text
 
 
 def _changed(label: str, old: Any, new: Any) -> str:

@@ -9,10 +9,10 @@ from typing import Any
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.models import ModelSpec
-from megatron_lrpath.paradigms import MAIN, OURS, PARADIGMS, SFT
+from megatron_lrpath.paradigms import BRANCH, MAIN, OURS, PARADIGMS, SFT
 from megatron_lrpath.plan.runs import Run, Timeline
 from megatron_lrpath.plan.sft import DROPPED, FOLDER, PREPARED, Sft
-from megatron_lrpath.plan.spec import Batch, Data, Tokenizer, Version
+from megatron_lrpath.plan.spec import Batch, Data, Falling, Tokenizer, Version
 from megatron_lrpath.reading import why
 from megatron_lrpath.schedule import Schedule
 from megatron_lrpath.sealed import read_sealed
@@ -35,7 +35,9 @@ class Plan:
 
     `schedule.warmup` is in steps; `cycle_steps` of the versions has the schedule's own default merged in;
     `megatron` holds further Megatron arguments, their names with underscores. `paradigms` are those that the file
-    names (None: it does not say, see `runs.tasks.named_paradigms`); every one can be asked for all the same.
+    names (None: it does not say, see `runs.tasks.named_paradigms`); every one can be asked for all the same. `license`
+    is the models', for their cards; `prompts` are what evaluated models go on from, to be looked at. `falling` says how
+    the main path's rate falls (None: not).
     """
 
     path: Path
@@ -54,11 +56,16 @@ class Plan:
     also_branch_at: tuple[int, ...] = ()
     sft: Sft | None = None
     paradigms: tuple[str, ...] | None = None
+    license: str | None = None
+    prompts: tuple[str, ...] = ()
+    falling: Falling | None = None
 
     @cached_property
     def timeline(self) -> Timeline:
         """Version ends, branch points and the runs made of them."""
-        return Timeline(self.schedule, self.alpha, self.cpt_variant, self.versions, self.also_branch_at)
+        return Timeline(
+            self.schedule, self.alpha, self.cpt_variant, self.versions, self.also_branch_at, self.falling
+        )
 
     def runs(self, paradigm: str) -> list[Run]:
         """The runs of a paradigm, parents before children. UserError for an unknown paradigm."""
@@ -71,6 +78,11 @@ class Plan:
     def main(self) -> Run:
         """The main path."""
         return self.run(OURS.name, MAIN.prefix)
+
+    @property
+    def highest_rate(self) -> float:
+        """The highest rate of all versions."""
+        return max(self.timeline.rate_of(index) for index in range(len(self.versions)))
 
     def sft_runs(self, paradigm: str) -> list[Run]:
         """The fine-tunings of a paradigm's versions; none without the section `sft`, or while steps are unknown.
@@ -107,6 +119,10 @@ class Plan:
     def batch_of(self, run: Run) -> Batch:
         """The batch of a run: a fine-tuning has its own."""
         return self.sft.batch if run.is_sft and self.sft is not None else self.batch
+
+    def megatron_of(self, run: Run) -> dict[str, Any]:
+        """The Megatron arguments that a pre-training run has on top of `megatron`: a branch those of its version."""
+        return self.versions[run.version_index - 1].branch_megatron if run.kind == BRANCH.name else {}
 
     def folder(self, run: Run) -> Path:
         """OUTPUT/<paradigm>/<run>."""
@@ -155,7 +171,7 @@ class Plan:
         """
         steps = sum(run.steps for run in self.runs(paradigm))
         if paradigm == OURS.name:
-            steps -= self.main.last_step - self.timeline.branch_points[-1]
+            steps -= self.main.last_step - max(self.timeline.branch_points)
         scratch = sum(self.timeline.ends)
         return Cost(paradigm, steps, self.tokens(steps), steps / scratch)
 

@@ -24,8 +24,8 @@ from megatron_lrpath.paradigms import (
     path_form,
 )
 from megatron_lrpath.plan.mix import Mix
-from megatron_lrpath.plan.spec import Parent, Version
-from megatron_lrpath.schedule import LRPath, Schedule
+from megatron_lrpath.plan.spec import Falling, Parent, Version
+from megatron_lrpath.schedule import LRPath, MainRate, Move, Schedule
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,10 @@ def run_path(
 class Timeline:
     """The steps at which versions end and branches leave, and the runs that follow from them.
 
-    E_i = T_1 + … + T_i; a branch lasts round(α_i·T_i) steps and leaves the main path at B_i = E_i minus that.
-    `also_branch_at`: steps at which branches of other plans leave the same main path.
+    E_i = T_1 + … + T_i; a branch lasts round(α_i·T_i) steps and leaves the main path at B_i = E_i minus that; with an
+    α_i above 1 it begins on the batches of the versions before.
+    `also_branch_at`: steps at which branches of other plans leave the same main path. `falling`: how the main path's
+    rate falls, None where it does not.
     """
 
     schedule: Schedule
@@ -120,11 +122,17 @@ class Timeline:
     cpt_variant: str
     versions: Sequence[Version]
     also_branch_at: Sequence[int] = ()
+    falling: Falling | None = None
 
     @cached_property
     def ends(self) -> list[int]:
         """E_1 … E_N."""
         return list(itertools.accumulate(version.steps for version in self.versions))
+
+    @cached_property
+    def begins(self) -> list[int]:
+        """The steps at which the versions' data begin, E_0 … E_(N−1)."""
+        return [0, *self.ends[:-1]]
 
     @cached_property
     def branch_steps(self) -> list[int]:
@@ -136,6 +144,27 @@ class Timeline:
         """B_1 … B_N."""
         return [end - steps for end, steps in zip(self.ends, self.branch_steps, strict=True)]
 
+    @cached_property
+    def main_rate(self) -> MainRate | None:
+        """How the main path's rate changes, positions in steps; None where it stays at max_lr."""
+        if self.falling is not None:
+            return MainRate(power=self.falling.power, begin=self.falling.begin)
+        moves = tuple(
+            Move(end - version.steps, self.rate_steps(version), version.max_lr)
+            for version, end in zip(self.versions, self.ends, strict=True)
+            if version.max_lr is not None
+        )
+        return MainRate(moves) if moves else None
+
+    def rate_steps(self, version: Version) -> int:
+        """The steps over which the main path moves to the version's rate: as given, or as many as a warm-up has."""
+        return self.schedule.warmup if version.rate_steps is None else version.rate_steps
+
+    def rate_of(self, index: int) -> float:
+        """The rate of version `index` (from 0): the newest that it or a version before it has, else max_lr."""
+        own = [version.max_lr for version in self.versions[: index + 1] if version.max_lr is not None]
+        return own[-1] if own else self.schedule.max_lr
+
     def runs(self, paradigm: str) -> list[Run]:
         """The runs of a paradigm, parents before children."""
         return _MAKERS[paradigm](self)
@@ -144,8 +173,7 @@ class Timeline:
         """The main path and a branch for each version."""
         points, count = {*self.branch_points, *self.also_branch_at}, len(self.versions)
         last = max(points)
-        reads_last = last > self.ends[-1] - self.versions[-1].steps
-        slices = self._names(count if reads_last else count - 1)
+        slices = self._names(sum(begin < last for begin in self.begins))
         keep = tuple(sorted(points | {end for end in self.ends if end <= last}))
         main = self._run(MAIN, count, (0, last), slices=slices, keep_steps=keep)
         spans = enumerate(zip(self.branch_points, self.ends, strict=True), start=1)
@@ -176,10 +204,11 @@ class Timeline:
         version, (first, last) = self.versions[index - 1], span
         path = run_path(self.schedule, kind.name, first, last, self.cpt_variant)
         if path.shape != "floor":
-            path = replace(path, cycle=version.cycle_steps.get(kind.name))
+            path = replace(path, cycle=version.cycle_steps.get(kind.name), **self._rates(kind, index, first))
         fields: dict[str, Any] = {"parent": None, "slices": (version.name,)}
         if kind == BRANCH:
-            fields["mix"] = version.mix
+            before = itertools.takewhile(lambda end: end <= first, self.ends)
+            fields |= {"mix": version.mix, "slices": self._names(index)[sum(1 for _ in before) :]}
         return Run(
             name=kind.run_name(version.name),
             kind=kind.name,
@@ -191,6 +220,22 @@ class Timeline:
             path=path,
             **(fields | others),
         )
+
+    def _rates(self, kind: Kind, index: int, first: int) -> dict[str, Any]:
+        """What of a run's rate is not the schedule's: of the main path its changes, of others where the decay begins.
+
+        A branch decays from the main path's rate at the step where it leaves. Runs from scratch and continual ones
+        have the rate of their version; that the main path falls does not concern them.
+        """
+        main = self.main_rate
+        if main is None:
+            return {}
+        if kind == MAIN:
+            return {"main": main}
+        rate = self.rate_of(index - 1)
+        if kind == BRANCH:
+            rate = main.at(first, self.schedule.max_lr, self.schedule.min_lr)
+        return {} if rate == self.schedule.max_lr else {"peak": rate}
 
     def _names(self, count: int) -> tuple[str, ...]:
         return tuple(version.name for version in self.versions[:count])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import PurePath
+from typing import Any
 
 from megatron_lrpath.plan.mix import Mix
 
@@ -55,7 +56,9 @@ class Version:
 
     `cycle_steps` maps "scratch", "continual", "branch" to a length in steps (math.inf: never decays); kinds
     that are missing in it take the length of the run. `mix` is what its branch reads beside the main path's
-    samples, the plan's where the version does not say.
+    samples, the plan's where the version does not say. `max_lr` is the rate to which the main path moves where the
+    version begins, over `rate_steps` steps (None: as many as the warm-up has); None: the rate stays. Its branch has
+    the Megatron arguments `branch_megatron` (names with underscores) on top of the plan's `megatron`.
     """
 
     name: str
@@ -63,6 +66,17 @@ class Version:
     alpha: float | None = None
     cycle_steps: dict[str, float] = field(default_factory=dict)
     mix: Mix | None = None
+    max_lr: float | None = None
+    rate_steps: int | None = None
+    branch_megatron: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Falling:
+    """From step `begin` on the main path's rate is max_lr · (begin / step)^power."""
+
+    power: float
+    begin: int
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from megatron_lrpath.paradigms import CPT, CPT_VARIANTS, PARADIGM_ROWS
 from megatron_lrpath.plan import Plan
+from megatron_lrpath.plan.identity import branch_arguments
 from megatron_lrpath.plan.mix import Mix
 from megatron_lrpath.plan.sft import Sft
 from megatron_lrpath.schedule import STYLES
@@ -14,6 +15,29 @@ def schedule_name(plan: Plan) -> str:
     """The schedule as the paper's tables spell it."""
     style = STYLES[plan.schedule.style]
     return style.title or style.name
+
+
+def main_rate_text(plan: Plan) -> str:
+    """How the main path's rate changes, in words; empty where it does not."""
+    if plan.falling is not None:
+        return f"main path falling with power {plan.falling.power:g} from step {plan.falling.begin:,}"
+    moves = [
+        f"{version.max_lr:g} from {version.name} on (over {plural(plan.timeline.rate_steps(version), 'step')})"
+        for version in plan.versions
+        if version.max_lr is not None
+    ]
+    return f"main path at {', '.join(moves)}" if moves else ""
+
+
+def branch_arguments_text(plan: Plan) -> str:
+    """The arguments in which branches differ from the main path, with the versions unless all have the same."""
+    texts: dict[str, list[str]] = {}
+    for version in plan.versions:
+        own = branch_arguments(plan, version)
+        texts.setdefault(", ".join(f"{name} {value}" for name, value in own.items()), []).append(version.name)
+    if len(texts) == 1:
+        return next(iter(texts))
+    return "; ".join(f"{', '.join(names)}: {text}" for text, names in texts.items() if text)
 
 
 def paradigm_name(plan: Plan, paradigm: str) -> str:

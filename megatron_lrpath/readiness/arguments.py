@@ -31,7 +31,7 @@ def argument_checks(plan: Plan, runs: Sequence[Run], extra: Sequence[str]) -> li
         return [Finding(NAME, FAILED, f"{BEHIND}{problem}") for problem in problems]
     if all_neutral(extra):
         return []
-    kinds = {run.is_sft: run for run in reversed(runs)}.values()
+    kinds = {(run.is_sft, str(plan.megatron_of(run))): run for run in reversed(runs)}.values()
     try:
         found = [problem for run in kinds for problem in read(plan, run, extra).problems()]
     except UserError as error:

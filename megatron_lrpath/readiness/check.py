@@ -101,7 +101,7 @@ def check_plan(plan: Plan, request: Request, known: dict[Path, str] | None = Non
         ]
     if request.where == HERE and todo:
         findings.append(machine.process_check(plan, request.device, request.nproc, extra))
-        findings.append(machine.memory_check(plan, vocabulary, request.device))
+        findings += machine.memory_checks(plan, vocabulary, request.device, request.nproc, extra)
     return findings
 
 

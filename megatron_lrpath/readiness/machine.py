@@ -9,11 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.launch.memory import host_bytes, predict, sizes_of
 from megatron_lrpath.launch.resources import (
     check_batch,
     check_fine_tuning,
     gpu_memory,
     machine_memory,
+    micro_batch_arguments,
     model_parallel_size,
     share_out,
 )
@@ -51,19 +53,67 @@ def optimizer_checks(plan: Plan) -> list[Finding]:
     return [Finding("optimizer", OK, ", ".join(chosen))] if chosen else []
 
 
-def memory_check(plan: Plan, vocabulary: int, device: str = "auto") -> Finding:
-    """What one GPU has to hold, roughly, against what it has.
+def memory_checks(
+    plan: Plan, vocabulary: int, device: str = "auto", nproc: int | None = None, extra: Sequence[str] = ()
+) -> list[Finding]:
+    """What a process has to hold, as predicted, against what its GPU (or this machine) has.
 
-    Weights, gradients and Adam's state as Megatron keeps them with its distributed optimizer (bf16: 6 bytes a
-    parameter on every GPU and 12 shared among the data-parallel ones, counted here as one; fp32: 16), and the
-    activations of a micro-batch with an attention that keeps no s×s matrix (34·s·b·h bytes a layer in
-    bf16, Korthikanti et al., arXiv 2205.05198), and the logits in fp32.
+    On GPUs also the host memory of a save. A state that alone is larger than the GPU, and a save that is larger than
+    the host, cannot work and are failures; the rest is doubtful.
+    """
+    gpus = gpu_memory() if device != "cpu" else ()
+    try:
+        if not gpus:
+            return [process_memory(plan, vocabulary)]
+        share = share_out(plan, 1, device, nproc, None, extra)
+        return gpu_checks(plan, vocabulary, min(gpus), share.nproc, extra)
+    except UserError as error:  # experts; or processes that do not fit, which their own check says
+        return [Finding("memory", OK, f"not estimated: {error}")]
+
+
+def gpu_checks(plan: Plan, vocabulary: int, most: float, nproc: int, extra: Sequence[str]) -> list[Finding]:
+    """The memory of each of `nproc` GPUs of `most` bytes, and of the host.
+
+    Raises:
+        UserError: a model whose parameters nobody can count.
+    """
+    extra = (*extra, *micro_batch_arguments(plan, nproc, extra))
+    one = predict(plan, sizes_of(plan, nproc, extra), vocabulary, extra)
+    parts = f"state {byte_size(one.state)}, activations {byte_size(one.activations)}, other {byte_size(one.left_out)}"
+    found = f"each of {plural(nproc, 'GPU')} will hold about {byte_size(one.total)} ({parts}; predicted)"
+    if one.fits(most):
+        gpu = Finding("memory", OK, found)
+    else:
+        advice = (
+            "Give a smaller micro_batch_size, more GPUs, or --tensor-model-parallel-size 2; "
+            "lrpath budget PLAN shows what fits."
+        )
+        status = FAILED if one.state > most else WARNING
+        gpu = Finding("memory", status, f"{found}, it has {byte_size(most)}", advice)
+    return [gpu, host_check(host_bytes(plan, nproc, nproc, vocabulary, extra), machine_memory())]
+
+
+def host_check(needed: float, there: float) -> Finding:
+    """The host memory that a save or a load of all processes here takes, against what this machine has."""
+    found = f"a save and a load take about {byte_size(needed)} of the host's memory (predicted)"
+    if needed <= there:
+        return Finding("host memory", OK, found)
+    advice = "Train on more nodes, each of which holds its share, or on a machine with more memory."
+    return Finding("host memory", FAILED, f"{found}, it has {byte_size(there)}", advice)
+
+
+def process_memory(plan: Plan, vocabulary: int) -> Finding:
+    """What a process alone would hold on the CPU, roughly.
+
+    Weights, gradients and Adam's state (bf16: 18 bytes a parameter, fp32: 16), the activations of a micro batch with
+    an attention that keeps no s×s matrix (34·s·b·h bytes a layer in bf16, Korthikanti et al., arXiv 2205.05198), and
+    the logits in fp32.
+
+    Raises:
+        UserError: a model whose parameters nobody can count.
     """
     model = resolve_model(plan.model)
-    try:
-        parameters = parameter_count(model, vocabulary)
-    except UserError as error:
-        return Finding("memory", OK, f"not estimated: {error}")
+    parameters = parameter_count(model, vocabulary)
     small = bool(plan.megatron.get("bf16") or plan.megatron.get("fp16"))
     parts = model_parallel_size({**model, **plan.megatron})
     tokens = plan.batch.seq_length * plan.batch.micro_batch_size
@@ -71,10 +121,8 @@ def memory_check(plan: Plan, vocabulary: int, device: str = "auto") -> Finding:
     kept = (2 if whole else 34) if small else (4 if whole else 60)
     layers = int(model["num_layers"]) * int(model["hidden_size"]) * tokens * kept
     logits = tokens * vocabulary * (4 + 4 + (2 if small else 0))
-    needed = (parameters * (18 if small else 16) + layers + logits) / parts
-    gpus = gpu_memory() if device != "cpu" else ()
-    who, most = ("a GPU", min(gpus)) if gpus else ("a process", machine_memory())
-    found = f"{parameters / 1e6:,.1f}M parameters; {who} alone would hold about {byte_size(needed)}"
+    needed, most = (parameters * (18 if small else 16) + layers + logits) / parts, machine_memory()
+    found = f"{parameters / 1e6:,.1f}M parameters; a process alone would hold about {byte_size(needed)}"
     if needed < 0.9 * most:
         return Finding("memory", OK, found)
     advice = (

@@ -6,14 +6,13 @@ from pathlib import Path
 
 from megatron_lrpath.data.record import tokenizer_problems
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.models import USUAL_VOCABULARY
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.readiness.finding import FAILED, INFO, OK, Finding, attempt
 from megatron_lrpath.sft.encode import build_encoder
 from megatron_lrpath.sft.prepare import input_prints
 from megatron_lrpath.tokenizers.files import hugging_face_tokenizer, sentencepiece_tokenizer
 from megatron_lrpath.tokenizers.sentencepiece_model import SENTENCEPIECE
-
-USUAL_VOCABULARY = 100_000  # where the tokenizer does not say
 
 
 def tokenizer_check(plan: Plan) -> tuple[Finding, int]:

@@ -14,11 +14,17 @@ from megatron_lrpath.models import parameter_count, resolve_model
 from megatron_lrpath.paradigms import CPT_VARIANTS, OURS
 from megatron_lrpath.plan import Plan, run_identity
 from megatron_lrpath.plan.identity import without_neutral
-from megatron_lrpath.plan.wording import mix_text, schedule_name, sft_text
+from megatron_lrpath.plan.wording import (
+    branch_arguments_text,
+    main_rate_text,
+    mix_text,
+    schedule_name,
+    sft_text,
+)
 from megatron_lrpath.report.collect import RunTree
 from megatron_lrpath.report.tables import Cell, Table
 from megatron_lrpath.sealed import json_digest
-from megatron_lrpath.wording import MISSING, listing, plural, short_number
+from megatron_lrpath.wording import MISSING, hours_text, listing, plural, short_number
 
 
 def facts(tree: RunTree) -> dict[str, str]:
@@ -45,6 +51,7 @@ def facts(tree: RunTree) -> dict[str, str]:
         "Parameters": _parameters(plan),
         "Schedule": f"{schedule_name(plan)}, from {schedule.max_lr:g} to {schedule.min_lr:g}, "
         + (f"warm-up {schedule.warmup:,} steps" if schedule.warmup else "no warm-up"),
+        "Main path": main_rate_text(plan).removeprefix("main path "),
         "α": f"{plan.alpha:g}" + (f" ({alphas})" if alphas else ""),
         "Branch mix": _mixes(plan),
         "Fine-tuning": sft_text(plan.sft) if plan.sft else "",
@@ -54,9 +61,11 @@ def facts(tree: RunTree) -> dict[str, str]:
         "Tokenizer": as_trained(tree, "tokenizer", _tokenizer),
         "Seed": as_trained(tree, "seed", str),
         "Other arguments": as_trained(tree, "megatron", _arguments, _arguments(plan.megatron)),
+        "Branches' arguments": branch_arguments_text(plan),
         "Trained": f"started {', last start '.join(f'{time} UTC' for time in dict.fromkeys(span))}"
         if span
         else "",
+        "Hours trained": _hours(tree),
         "Packages": ", ".join(f"{name} {' and '.join(versions)}" for name, versions in packages.items()),
         "Code": listing(list(commits)),
     }
@@ -95,6 +104,21 @@ def _step_tokens(sizes: Mapping[str, int]) -> str:
 
 def _tokenizer(facts: Mapping[str, Any]) -> str:
     return f"{facts['type']} {facts.get('model') or ''}".strip()
+
+
+def _hours(tree: RunTree) -> str:
+    """Processes times hours of the recorded steps; empty where the lineage of a run does not say how many."""
+    hours: dict[str, float] = {}
+    for record in (*tree, *tree.tuned):
+        starts = record.recorded("starts")
+        processes = starts[-1].get("world_size") if starts else None
+        if record.history.seconds is None:
+            continue
+        if not isinstance(processes, int) or isinstance(processes, bool):
+            return ""
+        unit = "GPU" if record.history.on_gpus else "process"
+        hours[unit] = hours.get(unit, 0.0) + record.history.seconds * processes / 3600
+    return " and ".join(hours_text(number, unit) for unit, number in hours.items())
 
 
 def subtitle(tree: RunTree) -> str:

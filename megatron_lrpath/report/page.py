@@ -20,6 +20,7 @@ from megatron_lrpath.console import terminal_table
 from megatron_lrpath.files import atomic_write_bytes, atomic_write_text
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.report.collect import Gap, RunTree, collect, gaps
+from megatron_lrpath.report.completions import completion_table
 from megatron_lrpath.report.downstream import downstream_csv, downstream_table
 from megatron_lrpath.report.facts import data_table, facts, subtitle, unmeasured
 from megatron_lrpath.report.figures import draw_cost, draw_losses, draw_rates
@@ -55,6 +56,7 @@ class Report:
     domains: Table | None
     sets: Table | None
     downstream: Table | None
+    completions: Table | None
     rate_check: RateSummary
     rates: Drawing
     cost: Drawing | None
@@ -75,11 +77,11 @@ class Report:
         return [drawing for drawing in (self.rates, self.cost, self.losses, advice) if drawing is not None]
 
 
-def make_report(plan: Plan, now: datetime, paradigms: Sequence[str] | None = None) -> Report:
+def make_report(plan: Plan, now: datetime, paradigms: Sequence[str] | None = None, left: str = "") -> Report:
     """Read the plan's runs and work out the report; UserError where the plan's output folder is not there.
 
-    `paradigms` as of `collect`. The record of what it was made from names the evaluations of the other paradigms,
-    too: the report shows all that it is to show of them, nothing.
+    `paradigms` as of `collect`; `left` says what is left to train and what that takes. The record of what it was made
+    from names the evaluations of the other paradigms, too: the report shows all that it is to show of them, nothing.
     """
     tree: RunTree = collect(plan, paradigms)
     results = main_table(tree)
@@ -93,6 +95,7 @@ def make_report(plan: Plan, now: datetime, paradigms: Sequence[str] | None = Non
         domains=domain_table(tree),
         sets=set_table(tree),
         downstream=downstream_table(tree),
+        completions=completion_table(tree),
         rate_check=summarize(check_rates(tree)),
         rates=draw_rates(tree),
         cost=draw_cost(tree),
@@ -100,7 +103,7 @@ def make_report(plan: Plan, now: datetime, paradigms: Sequence[str] | None = Non
         advice=read_advice(plan),
         tuned=fine_tuning_table(tree),
         runs=run_table(tree),
-        facts=facts(tree),
+        facts=facts(tree) | ({"Left to train": left} if left else {}),
         data=data_table(tree),
         scores=perplexity_csv(tree),
         downstream_scores=downstream_csv(tree),

@@ -76,7 +76,7 @@ def check_rates(tree: RunTree) -> list[RateCheck]:
         pairs = [Deviation(int(step), float(rate), float(planned)) for step, rate, planned in rates]
         absolute = max(pairs, key=lambda pair: pair.absolute, default=None)
         relative = max(pairs, key=lambda pair: pair.relative, default=None)
-        limit = ROUNDING * run.path.schedule.max_lr
+        limit = ROUNDING * run.path.top
         outside = int((~inside).sum())
         checks.append(RateCheck(record.label, len(pairs), outside, absolute, relative, limit))
     return checks

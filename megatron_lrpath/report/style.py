@@ -130,11 +130,11 @@ def paradigm_panels(plan: Plan, paradigms: Sequence[str], height: float) -> tupl
 def rate_panels(plan: Plan, paradigms: Sequence[str], height: float) -> tuple[Figure, dict[str, Axes], float]:
     """Panels of learning rates, see `paradigm_panels`, and the power of 10 that is their unit."""
     figure, panels = paradigm_panels(plan, paradigms, height)
-    power = math.floor(math.log10(plan.schedule.max_lr))
+    power = math.floor(math.log10(plan.highest_rate))
     label = f"learning rate (10{str(power).translate(SUPERSCRIPTS)})" if power else "learning rate"
     for axes in panels.values():
         axes.set_ylabel(label)
-        axes.set_ylim(0, plan.schedule.max_lr / 10.0**power * 1.16)
+        axes.set_ylim(0, plan.highest_rate / 10.0**power * 1.16)
     return figure, panels, 10.0**power
 
 

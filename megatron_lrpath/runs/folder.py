@@ -36,6 +36,8 @@ class RunFolder:
     evaluations = Entry("evals.json")  # of the main path's checkpoints; runs.results
     evaluations_lock = Entry(".evals.json.lock")
     downstream = Entry("downstream.json")  # evaluate.downstream
+    exported = Entry("huggingface")  # export.folder, export.fresh
+    completions = Entry("completions.json")  # runs.completions
     merged = Entry("merged.json")  # merge.preview
     logs = Entry("logs")
     evaluation_job = Entry("evaluation")  # holds the `logs` of the Slurm job that evaluates the run
@@ -52,6 +54,7 @@ class RunFolder:
             self.evaluation,
             self.evaluations,
             self.downstream,
+            self.completions,
             self.merged,
         )
 

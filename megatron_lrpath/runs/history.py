@@ -13,10 +13,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from megatron_lrpath.console import warn
 from megatron_lrpath.files import atomic_write_text
@@ -24,6 +21,10 @@ from megatron_lrpath.full_disk import PatientFile
 from megatron_lrpath.reading import parse_json
 from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.wording import plural
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 FIELDS = ("consumed_samples", "lr", "loss", "grad_norm", "seconds", "valid_loss")
 TAIL_BYTES = 64 * 1024
@@ -96,11 +97,13 @@ class History:
     `steps` is int64 of shape [rows]; every column of `columns` is float64 of the same shape, NaN where a
     line did not say. `unreadable` counts the lines in the middle of the file that could not be read (a
     process that was killed while it wrote); a torn last line is expected of a running one and not counted.
+    `on_gpus`: a line gives its share of a device's peak.
     """
 
     steps: NDArray[np.int64]
     columns: dict[str, NDArray[np.float64]]
     unreadable: int = 0
+    on_gpus: bool = False
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -111,12 +114,16 @@ class History:
     @property
     def usual_seconds(self) -> float | None:
         """The median time of a step, which neither a checkpoint nor the first step after a start bends."""
+        import numpy as np  # start-up time: readers of single lines need none
+
         known = self["seconds"][np.isfinite(self["seconds"])]
         return float(np.median(known)) if len(known) else None
 
     @property
     def seconds(self) -> float | None:
         """The time that the logged steps took together, None where no line says one."""
+        import numpy as np  # start-up time: readers of single lines need none
+
         known = self["seconds"][np.isfinite(self["seconds"])]
         return float(known.sum()) if len(known) else None
 
@@ -127,6 +134,8 @@ def read_history(folder: Path) -> History:
     A step that was logged again after a resume counts with its last line: the earlier one belongs to an
     attempt whose end was thrown away.
     """
+    import numpy as np  # start-up time: readers of single lines need none
+
     lines = _lines(RunFolder(folder).history)
     parsed = [parse_line(line) for line in lines]
     rows = {row.step: row for row in parsed if row is not None}
@@ -137,7 +146,8 @@ def read_history(folder: Path) -> History:
         for row, line in zip(parsed, lines, strict=True)
         if line is not lines[-1] or _WAS_WHOLE.search(line)
     )
-    return History(np.array([row.step for row in ordered], np.int64), columns, unreadable)
+    on_gpus = any(row.mfu is not None for row in ordered)
+    return History(np.array([row.step for row in ordered], np.int64), columns, unreadable, on_gpus)
 
 
 def rows_up_to(folder: Path, step: int) -> Iterator[LoggedStep]:

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.models import parameter_count, resolve_model
+from megatron_lrpath.models import USUAL_VOCABULARY, parameter_count, resolve_model
 from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.runs.checkpoints import SAVE_INTERVAL, checkpoint_folder, steps_found
 
-USUAL_VOCABULARY = 100_000  # where the plan leaves it to the tokenizer
 STATE_BYTES = 12  # of a parameter: the optimizer's copy in fp32 and Adam's two moments
 NEWEST = 2  # checkpoints of a run that retention leaves besides those that others start from
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 from megatron_lrpath.schedule.curves import Exact
+from megatron_lrpath.schedule.main_path import MainRate
 from megatron_lrpath.schedule.styles import Schedule, branch_rate, whole_rate
 
 SHAPES = ("whole", "plateau", "branch", "floor")
@@ -29,6 +31,9 @@ class LRPath:
     - `warmup`: positions of linear warm-up from 0 to max_lr after `start`; only for "whole" and "plateau".
     - `cycle`: length of the decay cycle in positions from `start`, warm-up included; at least end − start.
       None: exactly that. math.inf: the rate never decays (Figures 4 and 5 of the paper).
+    - `peak`: the rate from which a "branch" or a "whole" schedule decays, where it is not max_lr: what the main path
+      has where the branch leaves it. None: max_lr.
+    - `main`: how the rate of a "plateau" changes on its way; None: it stays at max_lr.
     - `unit`: positions that make a step (1 in steps, the global batch size in samples). Only an inverse
       square root without any warm-up reads it, as its time scale of one step.
 
@@ -42,6 +47,8 @@ class LRPath:
     warmup: int = 0
     cycle: float | None = None
     unit: int = 1
+    peak: float | None = None
+    main: MainRate | None = None
 
     def __post_init__(self) -> None:
         if self.shape not in SHAPES:
@@ -52,6 +59,23 @@ class LRPath:
             raise ValueError(f"unit must be at least 1, not {self.unit}")
         self._check_warmup()
         self._check_cycle()
+        self._check_rates()
+
+    @property
+    def begins_at(self) -> float:
+        """The rate after the warm-up, from which a decay goes down."""
+        return self.schedule.max_lr if self.peak is None else self.peak
+
+    @property
+    def top(self) -> float:
+        """The highest rate that the curve may have."""
+        moves = [move.rate for move in self.main.moves] if self.main else []
+        return max(self.begins_at, *moves) if moves else self.begins_at
+
+    @property
+    def corners(self) -> list[int]:
+        """The positions at which the curve bends, beside its ends."""
+        return [self.start + self.warmup, *(self.main.corners if self.main else [])]
 
     def lr_at(self, position: float) -> float:
         """The rate at a position; beyond `end` it stays what it is at `end`.
@@ -63,10 +87,12 @@ class LRPath:
         if self.shape == "floor":
             return self.schedule.min_lr
         if self.shape == "plateau" and position >= self.start + self.warmup:
-            return self.schedule.max_lr
+            if self.main is None:
+                return self.schedule.max_lr
+            return self.main.at(_exact(position), self.schedule.max_lr, self.schedule.min_lr)
         t = _exact(min(position, self.end)) - self.start
         if t < self.warmup:
-            return self.schedule.max_lr * float(t / self.warmup)
+            return self.begins_at * float(t / self.warmup)
         return self._decayed(t - self.warmup)
 
     def scaled(self, factor: int) -> LRPath:
@@ -81,11 +107,28 @@ class LRPath:
             warmup=self.warmup * factor,
             cycle=None if self.cycle is None else self.cycle * factor,
             unit=self.unit * factor,
+            main=None if self.main is None else self.main.scaled(factor),
+        )
+
+    def with_rates(self, max_lr: float, min_lr: float) -> LRPath:
+        """The curve between other rates: what is not max_lr keeps its ratio to it, but for what falls below min_lr."""
+        ratio = max_lr / self.schedule.max_lr
+        return replace(
+            self,
+            schedule=replace(self.schedule, max_lr=max_lr, min_lr=min_lr),
+            peak=None if self.peak is None else max(self.peak * ratio, min_lr),
+            main=None if self.main is None else self.main.times(ratio),
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-able dict, an infinite cycle as "inf"; `from_dict` gives back an equal curve."""
-        return {
+        """A JSON-able dict, an infinite cycle as "inf"; `from_dict` gives back an equal curve.
+
+        Without rates of its own it is what it was before there were any.
+        """
+        own: dict[str, Any] = {} if self.peak is None else {"peak": self.peak}
+        if self.main is not None:
+            own["main"] = self.main.to_dict()
+        return own | {
             "schedule": self.schedule.to_dict(),
             "shape": self.shape,
             "start": self.start,
@@ -99,15 +142,32 @@ class LRPath:
     def from_dict(cls, values: dict[str, Any]) -> LRPath:
         """The curve that `to_dict` was called on."""
         cycle = math.inf if values.get("cycle") == "inf" else values.get("cycle")
-        return cls(**(values | {"schedule": Schedule(**values["schedule"]), "cycle": cycle}))
+        main = MainRate.from_dict(values["main"]) if values.get("main") else None
+        schedule = Schedule(**values["schedule"])
+        return cls(**(values | {"schedule": schedule, "cycle": cycle, "main": main}))
 
     def _decayed(self, t: Exact) -> float:
         """The rate `t` positions after the warm-up."""
         length = (self.end - self.start if self.cycle is None else self.cycle) - self.warmup
         if self.shape == "branch":
-            return branch_rate(self.schedule, t, length)
+            return branch_rate(self._decay, t, length)
         # A curve without a warm-up of its own (CPT's ResetMax) keeps the time scale of the schedule.
-        return whole_rate(self.schedule, t, length, self.warmup or self.schedule.warmup, self.unit)
+        return whole_rate(self._decay, t, length, self.warmup or self.schedule.warmup, self.unit)
+
+    @cached_property
+    def _decay(self) -> Schedule:
+        """The schedule as a decay reads it: from `peak`."""
+        return self.schedule if self.peak is None else replace(self.schedule, max_lr=self.peak)
+
+    def _check_rates(self) -> None:
+        if self.peak is not None and (
+            self.shape not in ("branch", "whole") or self.peak < self.schedule.min_lr
+        ):
+            raise ValueError(f"a {self.shape} cannot decay from {self.peak}")
+        if self.main is not None and (
+            self.shape != "plateau" or min(self.main.corners, default=0) < self.start + self.warmup
+        ):
+            raise ValueError("only a plateau changes its rate, and after its warm-up")
 
     def _check_warmup(self) -> None:
         if self.warmup != int(self.warmup) or self.warmup < 0:

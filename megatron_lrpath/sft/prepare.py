@@ -166,10 +166,12 @@ def encode_chunk(encoder: ChatEncoder, sft: Sft, chunk: Chunk) -> ChunkResult:
     """The examples of a chunk of lines."""
     result = ChunkResult(chunk.name, chunk.position)
     examples: list[Example] = []
+    blank = 0
     for number, line in enumerate(chunk.lines.split(b"\n")[: chunk.count], start=chunk.first):
+        if not line.strip():
+            blank += 1
+            continue
         try:
-            if not line.strip():
-                raise Rejected("a blank line")
             examples.append(fitted(encoder.encode(messages_of(line)), sft.batch.seq_length, sft.too_long))
         except Rejected as reason:
             result.rejects.append((number, str(reason)))
@@ -179,7 +181,9 @@ def encode_chunk(encoder: ChatEncoder, sft: Sft, chunk: Chunk) -> ChunkResult:
     counts = np.ones(len(examples), dtype=np.int32)
     result.packed = [[Packed(tokens, lengths, counts)], [Packed(answers, lengths, counts)]]
     learned = int(answers.sum(dtype=np.int64))
-    result.figures = Figures(len(examples), len(tokens), learned, len(chunk.lines), len(result.rejects))
+    result.figures = Figures(
+        len(examples), len(tokens), learned, len(chunk.lines), len(result.rejects), blank
+    )
     return result
 
 

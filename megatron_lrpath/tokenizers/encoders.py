@@ -10,15 +10,8 @@ from typing import Any
 import numpy as np
 
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.tokenizers.fast_bpe import (
-    FastBpe,
-    FastPath,
-    Ids,
-    Merges,
-    NotExactError,
-    common_character,
-    trial_texts,
-)
+from megatron_lrpath.tokenizers.fast_bpe import FastBpe, FastPath, Ids, NotExactError
+from megatron_lrpath.tokenizers.fast_hugging_face import FastHuggingFace
 from megatron_lrpath.tokenizers.files import HUGGING_FACE, NO_TOKENIZER, open_hugging_face
 from megatron_lrpath.tokenizers.sentencepiece_model import SENTENCEPIECE, open_model
 
@@ -206,9 +199,12 @@ class HuggingFaceEncoder(QuickEncoder):
         self._specials = sorted({token.content for token in added if token.special})
         self.vocab_size = len(self._tokenizer)
         self.eod = self._tokenizer.eos_token_id
-        self.take_fast_path(
-            "Hugging Face's library", args.exact_tokenizer, lambda: FastHuggingFace(self, self._tokenizer)
-        )
+        self.take_fast_path("Hugging Face's library", args.exact_tokenizer, self._replacement)
+
+    def _replacement(self) -> FastPath:
+        if not self.with_specials or not self._tokenizer.is_fast:
+            raise NotExactError("it is only replaced where it is fast itself and adds its special tokens")
+        return FastHuggingFace(self._tokenizer, self.added, self.encode_exactly)
 
     def encode_exactly(self, text: str) -> Ids:
         """Token ids of one text by the library itself."""
@@ -234,54 +230,6 @@ class HuggingFaceEncoder(QuickEncoder):
             np.array(next(encoded), dtype=np.int64) if alone else self.attempt(text)
             for text, alone in zip(texts, plain, strict=True)
         ]
-
-
-class FastHuggingFace(FastPath):
-    """The same ids by gigatoken, with the special tokens that the tokenizer puts around every text.
-
-    Texts that spell out an added token of any kind are left to the library.
-
-    Raises:
-        NotExactError: gigatoken does not support the tokenizer or disagrees with it.
-    """
-
-    library = "Hugging Face's"
-
-    def __init__(self, encoder: HuggingFaceEncoder, tokenizer: Any) -> None:
-        if not encoder.with_specials or not tokenizer.is_fast:
-            raise NotExactError("it is only replaced where it is fast itself and adds its special tokens")
-        self.exactly = encoder.encode_exactly
-        self._added = encoder.added
-        self._hint = common_character(self._added) if self._added else "\x00"  # looked for first
-        backend = tokenizer.backend_tokenizer
-        if backend.normalizer is not None and any(
-            token.normalized for token in tokenizer.added_tokens_decoder.values()
-        ):
-            raise NotExactError("the tokenizer looks for added tokens in normalized text")
-        around = tokenizer("a").input_ids
-        alone = tokenizer("a", add_special_tokens=False).input_ids
-        starts = [i for i in range(len(around)) if around[i : i + len(alone)] == alone]
-        if not alone or not starts:
-            raise NotExactError("the tokenizer changes a text when it adds special tokens")
-        self._before = np.array(around[: starts[0]], dtype=np.uint32)
-        self._after = np.array(around[starts[0] + len(alone) :], dtype=np.uint32)
-        self._merges = Merges(backend.to_str())
-        pieces = [tokenizer.convert_tokens_to_string([piece]) for piece in list(tokenizer.get_vocab())[:8000]]
-        self.prove(trial_texts(pieces, self._added[:256]))
-
-    def encode(self, texts: Sequence[str]) -> list[Ids]:
-        """Token ids of each text."""
-        merge = self._merges.encoder(sum(map(len, texts)))
-        around = bool(self._before.size or self._after.size)
-        ids: list[Ids] = []
-        for text in texts:
-            if self._hint in text and any(token in text for token in self._added):
-                ids.append(self.exactly(text))
-            elif around:
-                ids.append(np.concatenate([self._before, merge(text), self._after]))
-            else:
-                ids.append(merge(text))
-        return ids
 
 
 def load_with_options(args: Namespace) -> Any:

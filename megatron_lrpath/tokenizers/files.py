@@ -9,6 +9,7 @@ from typing import Any
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_json
+from megatron_lrpath.reading import required_object, why
 from megatron_lrpath.tokenizers import sentencepiece_model
 from megatron_lrpath.tokenizers.sentencepiece_model import SENTENCEPIECE
 
@@ -19,7 +20,8 @@ FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
-MODEL_FILE = "tokenizer.model"
+MODEL_FILE, FAST_FILE, CONFIG = "tokenizer.model", "tokenizer.json", "tokenizer_config.json"
+TEMPLATE = "chat_template.jinja"
 ORIGIN = "megatron_tokenizer_type"  # in tokenizer_config.json: what the import gives back to Megatron
 
 
@@ -131,6 +133,20 @@ def copy_files(source: Path, folder: Path) -> None:
         shutil.copyfile(path, folder / path.name)
 
 
+def chat_template(folder: Path) -> str | None:
+    """The chat template that an imported folder has beside its SentencePiece model; raises UserError."""
+    config = required_object(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    if config.get("extra_special_tokens"):  # which the template needs and the model does not have
+        return None
+    if (folder / TEMPLATE).is_file():
+        try:
+            return (folder / TEMPLATE).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{folder / TEMPLATE}: cannot be read ({why(error)}).") from None
+    template = config.get("chat_template")
+    return template if isinstance(template, str) else None
+
+
 def write_sentencepiece(tokenizer: TokenizerFiles, folder: Path, max_positions: int) -> list[str]:
     """The model file itself, and a `tokenizer.json` with the same ids; a note where the two differ."""
     path = tokenizer.path
@@ -139,7 +155,7 @@ def write_sentencepiece(tokenizer: TokenizerFiles, folder: Path, max_positions: 
     model = sentencepiece_model.parse_model(data)
     fast = sentencepiece_model.fast_tokenizer(model)
     shutil.copyfile(path, folder / MODEL_FILE)
-    fast.save(str(folder / "tokenizer.json"))
+    fast.save(str(folder / FAST_FILE))
     pieces = {name: model.pieces[number].piece for name, number in tokenizer.tokens.items()}
     special = {name.removesuffix("_id"): piece for name, piece in pieces.items()}
     special["unk_token"] = model.trainer_spec.unk_piece
@@ -156,7 +172,9 @@ def write_sentencepiece(tokenizer: TokenizerFiles, folder: Path, max_positions: 
         "split_special_tokens": True,
         ORIGIN: tokenizer.kind,
     }
-    atomic_write_json(folder / "tokenizer_config.json", config)
+    if template := chat_template(path.parent):  # it spells control tokens out
+        config |= {"chat_template": template, "split_special_tokens": False}
+    atomic_write_json(folder / CONFIG, config)
     for text in sentencepiece_model.NASTY:
         if processor.encode(text) != fast.encode(text, add_special_tokens=False).ids:
             return [

@@ -140,7 +140,8 @@ def normalizer(spec: Any) -> Any:
 
     steps: list[Any] = []
     if spec.precompiled_charsmap:
-        steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
+        mapped = normalizers.Precompiled(spec.precompiled_charsmap)
+        steps += [*line_ends(mapped), mapped]
     if spec.remove_extra_whitespaces:
         steps += [normalizers.Replace(Regex(r"\A +"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     if spec.add_dummy_prefix:
@@ -151,6 +152,14 @@ def normalizer(spec: Any) -> Any:
         trailing = f"[ {SPACE}]+\\z" if spec.escape_whitespaces else r" +\z"
         steps.append(normalizers.Replace(Regex(trailing), ""))
     return normalizers.Sequence(steps)
+
+
+def line_ends(mapped: Any) -> list[Any]:
+    """What keeps the character map `mapped` from losing the second half of CR LF, one grapheme to the library."""
+    from tokenizers import normalizers
+
+    one, other, both = (mapped.normalize_str(text) for text in ("\r", "\n", "\r\n"))
+    return [normalizers.Replace("\r\n", "\n\n")] if one == other and both != one + other else []
 
 
 def decoder(spec: Any) -> Any:

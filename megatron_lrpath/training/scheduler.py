@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
@@ -113,4 +112,4 @@ class LRPathScheduler(OptimizerParamScheduler):
 @functools.lru_cache(maxsize=64)
 def path_with_rates(path: LRPath, max_lr: float, min_lr: float) -> LRPath:
     """`path` between other rates."""
-    return replace(path, schedule=replace(path.schedule, max_lr=max_lr, min_lr=min_lr))
+    return path.with_rates(max_lr, min_lr)

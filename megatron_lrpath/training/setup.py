@@ -270,9 +270,10 @@ def begin(session: Session, args: Any) -> None:
         common = parents.check_model(args, Path(start.folder), start.loaded, start.weights_of is not None)
         if context.folder is None and start.existing and lineage.read_lineage(own) is None:
             check_unrecorded(session, args, common)
+        parents.carry(args, common["args"])
         args.pretrained_checkpoint = None  # Megatron, not seeing the tracker, would take it
     elif args.pretrained_checkpoint:
-        parents.check_pretrained(args)
+        parents.carry(args, parents.check_pretrained(args))
     else:
         if args.pipeline_model_parallel_size > 1:
             session.first_weights = StageOrder(args.virtual_pipeline_model_parallel_size or 1)

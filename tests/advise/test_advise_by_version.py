@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
+from megatron_lrpath.advise.advice import upto_version
+from megatron_lrpath.advise.apply import apply_alphas
 from megatron_lrpath.advise.by_version import Allocation, Option, allocate, cheapest_sums, trained_versions
 from megatron_lrpath.advise.model import Model, build_model
 from megatron_lrpath.advise.predict import ALPHAS
@@ -158,3 +162,135 @@ def test_where_limits_forbid_alphas_by_version_one_for_all_is_told(
     text = " ".join(capsys.readouterr().out.split())
     assert "No alphas by version give the lowest loss at a cost of at most 0.45 within their limits" in text
     assert "One alpha for all versions: alpha=" in text
+
+
+def applicable(folder: Path) -> tuple[Plan, str]:
+    """A plan of which v1 and v2 are trained, as nothing trains it now, and the text of its file."""
+    plan = small_plan(folder)
+    write_losses(plan)
+    for run in plan.runs("ours"):
+        os.utime(plan.folder(run) / "history.jsonl", (1, 1))  # else taken for a training that goes on
+    for name in ("v1", "v2"):
+        has_trained(plan, name)
+    for name in ("v3", "v4"):
+        (plan.folder(plan.run("ours", f"branch-{name}")) / "history.jsonl").unlink()
+    text = "# ours\n" + plan.path.read_text().replace("output:", "# where\noutput:")
+    plan.path.write_text(text)
+    return plan, text
+
+
+def test_apply_puts_the_advice_into_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan, text = applicable(tmp_path)
+    words = ["advise", str(plan.path), "--budget", "0.55", "--json"]
+    assert main([*words, "--apply"]) == 0
+    found = json.loads(capsys.readouterr().out)["chosen"]
+    made = load_plan(plan.path)
+    assert found["changes"]
+    assert [one.alpha or made.alpha for one in made.versions] == list(found["alphas"].values())
+    assert [one.alpha for one in made.versions[:2]] == [None, None]
+    kept = [line for line in plan.path.read_text().splitlines() if "alpha: " not in line or "0.6" in line]
+    assert kept == text.splitlines()
+    assert made.cost("ours").relative == pytest.approx(found["relative_cost"])
+    written = plan.path.read_text()
+    assert main([*words, "--apply"]) == 0
+    assert "these alphas already" in capsys.readouterr().err
+    assert plan.path.read_text() == written
+
+
+@pytest.mark.parametrize("case", ["trained", "training", "fit-on", "no target"])
+def test_apply_changes_nothing_where_it_may_not(
+    tmp_path: Path, case: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan, text = applicable(tmp_path)
+    words = ["advise", str(plan.path), "--apply", "--budget", "0.1" if case == "no target" else "0.55"]
+    if case == "trained":
+        for name in ("v3", "v4"):
+            has_trained(plan, name)
+    if case == "training":
+        os.utime(plan.folder(plan.main) / "history.jsonl")
+    if case == "fit-on":
+        words += ["--fit-on", "v1"]
+    assert main(words) == (1 if case == "no target" else 2)
+    said = capsys.readouterr()
+    assert {
+        "trained": "all versions are trained",
+        "training": "ours/main is being trained",
+        "fit-on": "--fit-on",
+    }.get(case, "") in said.err
+    assert plan.path.read_text() == text
+
+
+def test_apply_leaves_a_plan_that_changed_meanwhile(tmp_path: Path) -> None:
+    plan, text = applicable(tmp_path)
+    changed = text.replace("alpha: 0.6", "alpha: 0.7")
+    plan.path.write_text(changed)
+    with pytest.raises(UserError, match="have changed since"):
+        apply_alphas(plan, {"v3": 0.4})
+    plan.path.write_text(text)
+    with pytest.raises(UserError, match="have changed since"):
+        apply_alphas(plan, {"v2": 0.4})
+    assert plan.path.read_text() == text
+
+
+def test_long_branches_are_offered_as_far_as_the_main_path_has_come(trained: Plan, model: Model) -> None:
+    """Never of the first version; none leaves the main path before the branch of the version before it."""
+    longest = allocate(trained, model, ALPHAS, None, None, {}, allow_long=True)
+    assert longest is not None
+    steps = [round(alpha * 400) for alpha in longest.alphas.values()]
+    points = [400 * number - own for number, own in enumerate(steps, start=1)]
+    assert longest.alphas["v1"] <= 1
+    assert longest.alphas["v4"] > 1
+    assert points == sorted(points)
+    assert longest.cost == pytest.approx((points[-1] + sum(steps)) / 4000)
+    without = chosen(trained, model, longest.cost)
+    assert max(without.alphas.values()) <= 1
+    assert longest.loss < without.loss
+
+
+def test_no_other_choice_of_long_branches_is_better(trained: Plan) -> None:
+    rng = np.random.default_rng(5)
+    alphas = (0.3, 0.9, 1.4, 2.0)
+    columns = [
+        [Option(alpha, round(400 * alpha), np.array([float(rng.uniform(2, 3))])) for alpha in alphas[:count]]
+        for count in (2, 3, 4, 4)
+    ]
+    allowed = []
+    for options in itertools.product(*columns):
+        points = [400 * number - one.steps for number, one in enumerate(options, start=1)]
+        if all(
+            one.alpha <= 1 or point >= before
+            for one, point, before in zip(options[1:], points[1:], points, strict=False)
+        ):
+            allowed.append((sum(one.steps for one in options[:-1]), sum(one.loss for one in options[1:])))
+    sums = cheapest_sums(trained, columns)
+    for steps, loss in allowed:
+        assert any(one[0] <= steps and one[1] <= loss + 1e-12 for one in sums)
+    assert all(
+        any(one[0] == steps and one[1] == pytest.approx(loss) for steps, loss in allowed) for one in sums
+    )
+
+
+def test_the_command_offers_and_applies_long_branches(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan, _ = applicable(tmp_path)
+    words = ["advise", str(plan.path), "--within", "0.01%", "--json"]
+    assert main([*words, "--allow-long", "--apply"]) == 0
+    found = json.loads(capsys.readouterr().out)["chosen"]
+    assert max(found["alphas"].values()) > 1
+    changed = load_plan(plan.path)
+    assert {one.name: one.alpha or changed.alpha for one in changed.versions} == found["alphas"]
+    assert changed.cost("ours").relative == pytest.approx(found["relative_cost"])
+    assert main(words) == 0
+
+
+def test_a_long_branch_of_a_later_version_is_not_seen_before_it(tmp_path: Path) -> None:
+    """It begins in the first version's steps, but was not there when that version ended."""
+    plan = small_plan(tmp_path)
+    content = yaml.safe_load(plan.path.read_text())
+    content["versions"][1]["alpha"] = 1.5
+    plan.path.write_text(yaml.safe_dump(content))
+    plan = load_plan(plan.path)
+    write_losses(plan)
+    seen = upto_version(plan, read_curves(plan), "v1")
+    assert [curve.name for curve in seen] == ["main", "branch-v1"]

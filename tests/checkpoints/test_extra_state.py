@@ -103,6 +103,11 @@ def test_an_empty_one_stays_the_bytes_it_was(empty: object) -> None:
     assert objects.checked_bytes(NAME, saved(empty)) == saved(empty)
 
 
+def test_version_1_saves_none_in_an_archive_which_arrives_as_none() -> None:
+    stored = objects.checked_bytes(NAME, saved([io.BytesIO(saved(None))]))
+    assert objects.load(io.BytesIO(stored)) == [None]
+
+
 def test_a_state_of_fp8_arrives_as_it_was_pickled_by_us(engine: types.ModuleType) -> None:
     state = {
         "recipe": DelayedScaling(margin=2, fp8_format=Format.E4M3, fp8_gemm_fprop=MMParams(False)),
@@ -132,6 +137,9 @@ def test_a_command_in_one_is_refused_and_not_run(tmp_path: Path, engine: types.M
         torch.frombuffer(bytearray(inner[:-3]), dtype=torch.uint8),
         torch.ones(3),
         io.BytesIO(b"x"),
+        io.BytesIO(saved(Command(trap))),
+        io.BytesIO(saved({"scale_fwd": torch.ones(2)})),
+        io.BytesIO(saved(None)[:-40]),
         5,
     ]
     for state in states:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 import subprocess
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megatron_lrpath.data.indexed import read_header
 from megatron_lrpath.data.preprocess import readers
 from megatron_lrpath.data.preprocess.readers import read_chunks
 from tests.golden.make import texts
@@ -53,6 +56,10 @@ def packed(kind: str, folder: Path) -> Path:
         path.write_bytes(zstandard.compress(LINES))
     elif kind == "zstd frames":
         path.write_bytes(zstandard.compress(LINES[:half]) + zstandard.compress(LINES[half:]))
+    elif kind == "pzstd":
+        skipped = b"\x50\x2a\x4d\x18" + (4).to_bytes(4, "little") + b"abcd"
+        halves = (skipped + zstandard.compress(part) for part in (LINES[:half], LINES[half:]))
+        path.write_bytes(b"".join(halves))
     elif kind == "bom":
         path.write_bytes(b"\xef\xbb\xbf" + LINES)
     elif kind == "windows":
@@ -69,7 +76,7 @@ def packed(kind: str, folder: Path) -> Path:
 
 
 KINDS = [
-    "gzip", "gzip members", "zstd", "zstd frames", "bom", "windows", "no end of line",
+    "gzip", "gzip members", "zstd", "zstd frames", "pzstd", "bom", "windows", "no end of line",
     "parquet", "parquet large", "parquet bytes", "parquet words",
 ]  # fmt: skip
 
@@ -163,6 +170,50 @@ def test_a_missing_column_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "no column 'body'; it has id, text" in answer
 
 
+FOREIGN: dict[str, tuple[bytes, str]] = {
+    "bzip2": (bz2.compress(LINES), "bzip2 -dc"),
+    "xz": (lzma.compress(LINES), "xz -dc"),
+    "zip": (b"PK\x03\x04" + bytes(40), "unzip -p"),
+    "arrow": (b"ARROW1\0\0" + bytes(40), "an Arrow file"),
+    "utf-16": (('{"text": "1"}\n' * 9).encode("utf-16"), "iconv -f UTF-16"),
+    "utf-16 without its mark": (
+        ('{"text": "1"}\n' * 9).encode("utf-16-le"),
+        "iconv -f UTF-16LE",
+    ),
+    "array": (b'\n [{"text": "1"},\n{"text": "2"}]\n', "jq -c"),
+    "array with a mark": (b'\xef\xbb\xbf[{"text": "1"}]\n', "jq -c"),
+    "packed array": (gzip.compress(b'[{"text": "1"}]\n'), "jq -c"),
+    "packed twice": (gzip.compress(gzip.compress(LINES)), "packed twice"),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_foreign_format_stops_at_its_first_bytes(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, advice = FOREIGN[kind]
+    path = tmp_path / "input"
+    path.write_bytes(data)
+    assert advice in refusal(capsys, path, tmp_path / "out", *NULL, "--max-rejects", "1000000")
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "input"
+    table = pyarrow.Table.from_arrays([pyarrow.array(["1"])] * 2, names=["text", "text"])
+    pyarrow.parquet.write_table(table, path)
+    assert "several columns are named 'text'" in refusal(capsys, path, tmp_path / "out", *NULL)
+
+
+def test_a_frame_with_a_larger_window_is_refused_with_a_way_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "long.zst"
+    parameters = zstandard.ZstdCompressionParameters(window_log=28, enable_ldm=True)
+    stream = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    path.write_bytes(stream.compress(LINES) + stream.flush())
+    assert f"zstd -dc --long=31 {path}" in refusal(capsys, path, tmp_path / "out", *SP)
+
+
 def test_a_file_of_another_kind_does_not_pass_for_text(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -223,3 +274,16 @@ def test_rows_that_share_one_long_value_are_unpacked_a_few_at_a_time(
         chunks = list(readers.read_file(str(path), ["text"], 0, 0))
         assert sum(chunk.count for chunk in chunks) == 200
         assert max(chunk.count for chunk in chunks) <= 2
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype"), [(65_499, "uint16"), (65_500, "int32"), (65_536, "int32"), (65_537, "int32")]
+)
+def test_ids_of_two_and_of_four_bytes(size: int, dtype: str, tmp_path: Path) -> None:
+    ids = [0, 32_767, 32_768, size - 2, size - 1]
+    source = write_lines(tmp_path / "in.jsonl", [" ".join(map(str, ids)), "1"])
+    options = ("--append-eod", "--tokenizer-type", "NullTokenizer", "--vocab-size", str(size))
+    assert preprocess(source, tmp_path / "out", *options) == 0
+    made = tmp_path / "out_text_document"
+    assert read_header(str(made)).dtype == dtype
+    assert documents(made) == [[*ids, size - 1], [1, size - 1]]

@@ -9,13 +9,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from megatron_lrpath.data.preprocess import readers
 from tests.support.preprocess_fixtures import NULL, SP, documents, left_behind, preprocess, write_lines
 
 GOOD = b'{"text": "1 2"}'
 BAD = {
     b'{"text": "1 2"': "not JSON",
-    b"": "a blank line",
-    b"   ": "a blank line",
     b"[1, 2]": "the line is a list, not an object",
     b"null": "the line is null, not an object",
     b'{"body": "1"}': "no key 'text'",
@@ -24,7 +23,6 @@ BAD = {
     b'{"text": true}': "'text' is true or false, not a string",
     b'{"text": ["1", "2"]}': "'text' is a list, not a string",
     b'{"text": {"a": 1}}': "'text' is an object, not a string",
-    b'{"text": ""}': "'text' is empty",
     b'{"text": "\xff\xfe"}': "invalid UTF-8 at byte 11",
     b'{"text": "\xed\xa0\x80"}': "invalid UTF-8",
     b'{"text": "\xf0\x9f\x98"}': "invalid UTF-8",
@@ -92,7 +90,13 @@ def test_nothing_but_rejects_is_no_dataset(tmp_path: Path, capsys: pytest.Captur
 
 def test_all_keys_of_a_document_go_or_stay_together(tmp_path: Path) -> None:
     source, out = tmp_path / "in.jsonl", tmp_path / "out"
-    rows = [{"a": "1", "b": "2"}, {"a": "3", "b": "x"}, {"a": "", "b": "4"}, {"a": "5", "b": "6"}]
+    rows = [
+        {"a": "1", "b": "2"},
+        {"a": "3", "b": "x"},
+        {"a": "", "b": "4"},
+        {"a": "", "b": "x"},
+        {"a": "5", "b": "6"},
+    ]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert preprocess(source, out, *NULL, "--json-keys", "a", "b", "--max-rejects", "2") == 0
     assert documents(f"{out}_a_document") == [[1], [5]]
@@ -111,9 +115,9 @@ def test_rows_of_parquet(tmp_path: Path) -> None:
     values = [b"1", None, b"", b"\xff", b"2"]
     path = tmp_path / "in.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array(values, pyarrow.binary())}), path)
-    assert preprocess(path, tmp_path / "out", *NULL, "--max-rejects", "3") == 0
+    assert preprocess(path, tmp_path / "out", *NULL, "--max-rejects", "2") == 0
     assert documents(tmp_path / "out_text_document") == [[1], [2]]
-    starts = [f"{path}:2: 'text' is null", f"{path}:3: 'text' is empty", f"{path}:4: invalid UTF-8"]
+    starts = [f"{path}:2: 'text' is null", f"{path}:4: invalid UTF-8"]
     for line, start in zip(rejects(tmp_path / "out"), starts, strict=True):
         assert line.startswith(start)
 
@@ -134,8 +138,56 @@ def test_empty_documents_are_kept_when_asked_for(tmp_path: Path) -> None:
     assert found[1][-1] == 2  # </s>
 
 
-def test_a_text_of_which_the_tokenizer_makes_nothing_is_empty(tmp_path: Path) -> None:
+@pytest.mark.parametrize("blank", [b"", b"  ", b'{"text": ""}'])
+def test_what_has_no_text_is_passed_over_and_counted(
+    blank: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = tmp_path / "in.jsonl", tmp_path / "out"
+    source.write_bytes(b"\n".join([GOOD, blank, GOOD, blank]) + b"\n")
+    assert preprocess(source, out, *NULL) == 0
+    assert documents(f"{out}_text_document") == [[1, 2], [1, 2]]
+    assert not Path(f"{out}.rejects").exists()
+    assert "; 2 without text passed over" in capsys.readouterr().err
+
+
+def test_nothing_but_empty_texts_is_no_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_lines(tmp_path / "in.jsonl", ["", ""])
+    assert preprocess(source, tmp_path / "out", *NULL) == 2
+    assert "2 lines or rows, none with a text" in capsys.readouterr().err
+
+
+def test_a_text_of_which_the_tokenizer_makes_nothing_is_empty(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = write_lines(tmp_path / "in.jsonl", ["a", "  "])
     model = [word.replace("sp.model", "nfkc.model") for word in SP]
-    assert preprocess(source, tmp_path / "out", *model) == 2
-    assert "is empty: the tokenizer makes no token of it" in rejects(tmp_path / "out")[0]
+    assert preprocess(source, tmp_path / "out", *model) == 0
+    assert "; 1 without text passed over" in capsys.readouterr().err
+    assert len(documents(tmp_path / "out_text_document")) == 1
+
+
+def test_one_reject_too_many_ends_the_run_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(readers, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(readers, "READ_BYTES", 1000)
+    source, out = tmp_path / "in.jsonl", tmp_path / "out"
+    source.write_bytes(b"x\ny\n" + (GOOD + b"\n") * 20_000)
+    assert preprocess(source, out, *NULL, "--max-rejects", "1") == 2
+    answer = capsys.readouterr().err
+    assert "2 of 20,002" not in answer
+    assert "reading stopped there" in answer
+    assert len(rejects(out)) == 2
+    assert left_behind(tmp_path) == []
+
+
+def test_a_file_that_is_nearly_all_unusable_fails_whatever_is_allowed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = write_lines(tmp_path / "good.jsonl", ["1"] * 500), tmp_path / "bad.jsonl"
+    bad.write_bytes(b"<p>a line</p>\n" * 99 + GOOD)
+    for sources in ([good, bad], [bad, good]):
+        assert preprocess(sources, tmp_path / "out", *NULL, "--max-rejects", "1000") == 2
+        assert f"{bad}: 99 of 100 documents are unusable" in capsys.readouterr().err
+    bad.write_bytes(b"<p>a line</p>\n" * 90 + (GOOD + b"\n") * 10)
+    assert preprocess([good, bad], tmp_path / "out", *NULL, "--max-rejects", "1000") == 0

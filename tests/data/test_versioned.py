@@ -11,13 +11,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from megatron.core.datasets.indexed_dataset import DType
 
 from megatron_lrpath.data import versioned_index
+from megatron_lrpath.data.preprocess.writer import optimal_dtype
 from megatron_lrpath.data.slice import Slice, available_samples
 from megatron_lrpath.data.versioned import build_chained, build_shuffled, build_validation
 from megatron_lrpath.data.versioned_index import interleave, sample_bounds
 from megatron_lrpath.errors import UserError
-from tests.support.data_fixtures import StubTokenizer, dataset_config, make_random_dataset, make_slice
+from tests.support.data_fixtures import (
+    StubTokenizer,
+    dataset_config,
+    make_indexed_dataset,
+    make_random_dataset,
+    make_slice,
+)
 
 SEQ = 16
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -291,3 +299,17 @@ def test_a_dataset_that_changed_under_its_slice_is_refused(tmp_path: Path) -> No
     make_random_dataset(tmp_path / "d", [21] * 10)
     with pytest.raises(UserError, match="not the indexed dataset that the slice was drawn from"):
         build_chained([one], [4], dataset_config(SEQ), 7)
+
+
+def test_the_type_of_ids_is_megatrons() -> None:
+    for size in (1, 65_499, 65_500, 65_536, 200_000):
+        assert optimal_dtype(size) == np.dtype(DType.optimal_dtype(size))
+
+
+@pytest.mark.parametrize(("dtype", "largest"), [(np.uint16, 65_498), (np.int32, 65_499), (np.int32, 200_000)])
+def test_large_ids_arrive_as_they_are(dtype: Any, largest: int, tmp_path: Path) -> None:
+    ids = [largest - number for number in range(20)]
+    prefix = make_indexed_dataset(tmp_path / "d", [ids, ids], dtype)
+    one = make_slice(tmp_path / "v1.slice", [(prefix, range(2), "d")])
+    dataset = build_chained([one], [2], dataset_config(SEQ, tmp_path / "cache"), 7)
+    assert sorted(token for row in rows(dataset) for token in row[1:]) == sorted([*ids, *ids][1:33])

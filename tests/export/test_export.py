@@ -7,6 +7,7 @@ import contextlib
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ import torch
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.export import architecture
 from megatron_lrpath.export.architecture import Architecture
-from megatron_lrpath.export.card import origin_of
+from megatron_lrpath.export.card import Origin, evaluation, origin_of
 from megatron_lrpath.export.checkpoint import CheckpointReader, CheckpointTensor, write_checkpoint
+from megatron_lrpath.export.config import to_config
 from megatron_lrpath.export.folder import refuse_target
 from megatron_lrpath.export.safetensors_files import FileTensor, into_shards
 from megatron_lrpath.export.weights import tensor_mappings, write_weights
@@ -56,7 +58,7 @@ def save_model(
 
 def test_every_parallel_layout_exports_to_the_same_bytes(tmp_path: Path) -> None:
     tied_qwen = MODEL | {"add_qkv_bias": True, "untie_embeddings_and_output_weights": False}
-    plan = make_plan(tmp_path, versions=(4, 4), model=tied_qwen)
+    plan = make_plan(tmp_path, versions=(4, 4), model=tied_qwen, license="apache-2.0")
     train(run_words(plan, "ours", "main")).ok()
     layouts = {"branch-v1": "--tensor-model-parallel-size", "branch-v2": "--pipeline-model-parallel-size"}
     for run, layout in layouts.items():  # the parent's weights, saved by two ranks
@@ -78,7 +80,9 @@ def test_every_parallel_layout_exports_to_the_same_bytes(tmp_path: Path) -> None
     ).read_bytes()
     card = (tmp_path / "branch-v2/README.md").read_text()
     said = [
-        "tiny-test",
+        "# tiny-test branch-v2",
+        'license: "apache-2.0"',
+        "tokens trained on | 384, of which ",
         "v2 (2 of 2)",
         "main, step 6",
         "| 0.5 |",
@@ -87,6 +91,7 @@ def test_every_parallel_layout_exports_to_the_same_bytes(tmp_path: Path) -> None
         "prose",
     ]
     assert [word for word in said if word not in card] == []
+    assert "## Usage" not in card  # there is no tokenizer to use it with
     assert re.search(r"fingerprint of slice v2 \| [0-9a-f]{64}", card)
 
 
@@ -135,7 +140,7 @@ def test_types_are_kept_or_converted_and_files_split_by_size(tmp_path: Path) -> 
         folder = tmp_path / str(dtype)
         folder.mkdir()
         names = write_weights(CheckpointReader(step), SMALL, folder, dtype, 8000)
-        config = architecture.to_config(SMALL, str(expected).removeprefix("torch."), {})
+        config = to_config(SMALL, str(expected).removeprefix("torch."), {})
         (folder / "config.json").write_text(json.dumps(config))
         model = transformers_model(folder)
         assert model.dtype == expected
@@ -151,7 +156,7 @@ def test_shards_hold_every_tensor_once_in_order() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("num_experts", 8), ("qk_layernorm", True), ("normalization", "LayerNorm"), ("swiglu", False),
+    [("num_experts", 8), ("qk_l2_norm", True), ("normalization", "LayerNorm"), ("swiglu", False),
      ("rotary_percent", 0.5), ("position_embedding_type", "learned_absolute"), ("window_size", (128, 0))],
 )  # fmt: skip
 def test_other_models_are_refused_by_name(name: str, value: Any) -> None:
@@ -191,8 +196,15 @@ def test_a_strangers_arguments_are_a_model_or_one_message(name: str) -> None:
             delattr(args, name)
         with contextlib.suppress(UserError):
             model = architecture.from_megatron(args, SMALL.vocab_size)
-            assert model.layers <= architecture.MOST["num_hidden_layers"]
-            architecture.to_config(model, "float32", {})
+            assert model.layers <= architecture.MOST_LAYERS
+
+
+@pytest.mark.parametrize("bias", ["add_bias_linear", "add_qkv_bias"])
+def test_norms_of_queries_beside_biases_have_no_class(bias: str) -> None:
+    args = common_state(replace(SMALL, kind="qwen3"), torch.float32, None)["args"]
+    setattr(args, bias, True)
+    with pytest.raises(UserError, match=f"{bias} is True beside qk_layernorm"):
+        architecture.from_megatron(args, SMALL.vocab_size)
 
 
 def test_a_tensor_without_a_place_is_refused(tmp_path: Path) -> None:
@@ -238,8 +250,25 @@ def test_the_card_tells_the_evaluation_of_that_step_only(tmp_path: Path) -> None
     run = plan.run("ours", "branch-v1")
     folder = plan.folder(run)
     folder.mkdir(parents=True)
-    evaluation = {"step": 6, "loss": 1.0, "perplexity": 2.5, "tokens": 10, "domains": {}}
-    (folder / "eval.json").write_text(json.dumps(evaluation))
-    assert origin_of(plan, run, 6).evaluation == evaluation
+    found = {"step": 6, "loss": 1.0, "perplexity": 2.5, "tokens": 10, "domains": {}}
+    (folder / "eval.json").write_text(json.dumps(found))
+    assert origin_of(plan, run, 6).evaluation == found
     assert origin_of(plan, run, 3).evaluation is None
     assert list(origin_of(plan, run, 6).tokens_by_domain) == ["v1"]
+
+
+def test_the_card_tells_perplexities_by_set_and_domain() -> None:
+    domains = {"code": {"perplexity": 2.0, "tokens": 4}}
+    further = {
+        "valid-v2": {"perplexity": 3.0, "tokens": 5, "domains": {"prose": {"perplexity": 3.5, "tokens": 2}}}
+    }
+    text = evaluation(
+        Origin(6, evaluation={"perplexity": 2.5, "tokens": 10, "domains": domains, "sets": further})
+    )
+    rows = [
+        "all | 2.5000 | 10",
+        "code | 2.0000 | 4",
+        "valid-v2, all | 3.0000 | 5",
+        "valid-v2, prose | 3.5000 | 2",
+    ]
+    assert [row for row in rows if f"| {row} |" not in text] == []

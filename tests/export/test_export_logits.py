@@ -52,6 +52,7 @@ def reduced(recipe: str) -> dict[str, Any]:
 MODELS = {name: reduced(name) for name in RECIPES} | {
     "grouped-tied": MODEL | {"untie_embeddings_and_output_weights": False},
     "qwen-grouped-tied": MODEL | {"untie_embeddings_and_output_weights": False, "add_qkv_bias": True},
+    "qwen3-grouped-wide-heads": MODEL | {"qk_layernorm": True, "kv_channels": 12},
     "all-biases-wide-heads": MODEL | {"disable_bias_linear": False, "kv_channels": 12, "rotary_base": 50000},
     "llama3-rope": MODEL | {"use_rope_scaling": True, "rope_scaling_factor": 8.0},
 }
@@ -78,5 +79,6 @@ def test_logits_equal_megatrons(name: str, tmp_path: Path, tokenizer: Path) -> N
     assert (theirs.shape[-1], ours.shape[-1]) == (VOCABULARY, 512), "padded rows are not removed"
     assert theirs.abs().max() > 0.1, "the logits say nothing"
     assert (ours[..., :VOCABULARY] - theirs).abs().max() < 1e-5 * theirs.abs().max()
-    assert type(model).__name__ == ("Qwen2ForCausalLM" if "qwen" in name else "LlamaForCausalLM")
+    kind = "Qwen3" if "qwen3" in name else "Qwen2" if "qwen" in name else "Llama"
+    assert type(model).__name__ == f"{kind}ForCausalLM"
     assert (tmp_path / "hf/model.safetensors.index.json").is_file()

@@ -116,6 +116,22 @@ def test_a_difference_from_sentencepiece_is_told(tmp_path: Path) -> None:
         export(tmp_path, options)
 
 
+@pytest.mark.parametrize("rule", ["nmt_nfkc", "nfkc", "nmt_nfkc_cf"])
+def test_line_ends_under_a_character_map(rule: str, tmp_path: Path) -> None:
+    options = KINDS["bpe"] | {"normalization_rule_name": rule, "vocab_size": 600, "minloglevel": 2}
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(LINES), model_writer=model, **options)
+    (tmp_path / "m.model").write_bytes(model.getvalue())
+    (tmp_path / "hf").mkdir()
+    write_tokenizer(
+        sentencepiece_tokenizer("SentencePieceTokenizer", tmp_path / "m.model"), tmp_path / "hf", 512
+    )
+    original = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    fast = load_tokenizer(tmp_path / "hf")
+    for text in ("a\r\nb", "\r\n\r\n", "a\n\rb\r", "one\r\n two\t\r\n"):
+        assert fast(text)["input_ids"] == original.encode(text), text
+
+
 def test_hugging_face_tokenizers_are_copied_without_code(tmp_path: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

@@ -142,7 +142,13 @@ def test_a_recipe_plans_the_whole_paradigm_of_its_size(tmp_path):
     answer = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert answer.returncode == 2  # the data are not there, which is said below the jobs
     assert "no slice" in answer.stderr
-    jobs = {job["key"]: job for job in json.loads(answer.stdout)["jobs"]}
+    shown = json.loads(answer.stdout)
+    (cost,) = shown["cost"]
+    assert (cost["steps"], cost["pace"], list(cost["gpu_hours"])) == (58_000, None, ["H100", "A100"])
+    gpus, chain = 64, 40_000  # every step of the longest chain takes all GPUs of its job
+    for name, seconds in cost["wall_seconds"].items():
+        assert seconds * gpus / chain == pytest.approx(cost["gpu_hours"][name] * 3600 / cost["steps"])
+    jobs = {job["key"]: job for job in shown["jobs"]}
     assert list(jobs)[:5] == ["ours/main", *(f"ours/branch-v{number}" for number in (1, 2, 3, 4))]
     assert jobs["ours/branch-v2"]["waits_for"] == [{"key": "ours/main", "step": 14000}]
     assert jobs["report"]["waits_for"] == [
@@ -177,5 +183,5 @@ def test_the_tables_of_the_documentation_are_what_the_command_computes():
     command = [sys.executable, "-W", "ignore", "-m", "megatron_lrpath.launch.layouts"]
     answer = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     text = (ROOT / "docs/cluster.md").read_text()
-    assert len(answer.stdout.splitlines()) == 23
+    assert len(answer.stdout.splitlines()) == 35
     assert [line for line in answer.stdout.splitlines() if line not in text] == []

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megatron_lrpath.plan.file.edit import with_version
+from megatron_lrpath.plan.file.edit import with_alphas, with_version
 
 HEAD = "name: a  # first\n"
 VERSION = {"name": "v2", "steps": 7}
@@ -48,3 +48,34 @@ def test_a_name_that_looks_like_something_else_is_quoted(name: str) -> None:
     text = HEAD + FORMS["flow items"][0]
     made = yaml.safe_load(with_version(Path("p.yaml"), text, {"name": name, "steps": 7}, []))
     assert made["versions"][-1] == {"name": name, "steps": 7}
+
+
+ALPHAS = {
+    "flow items": (
+        "versions:  # oldest first\n  - {name: v1, steps: 5}  # old\n  - {name: v2, alpha: 0.6, steps: 5}\n# end\n",
+        "versions:  # oldest first\n  - {name: v1, steps: 5, alpha: 0.25}  # old\n"
+        "  - {name: v2, alpha: 0.4, steps: 5}\n# end\n",
+    ),
+    "block items": (
+        "versions:\n- name: v1\n  steps: 5  # old\n# end of v1\n- name: v2\n  alpha:  # none yet\n  steps: 5\n",
+        "versions:\n- name: v1\n  steps: 5  # old\n  alpha: 0.25\n# end of v1\n- name: v2\n  alpha: 0.4  # none yet\n"
+        "  steps: 5\n",
+    ),
+    "nested": (
+        "versions:\n  - steps: 5\n    name: v1\n    cycle_steps:\n      branch: 9\n  - {name: v2, steps: 5,}",
+        "versions:\n  - steps: 5\n    name: v1\n    cycle_steps:\n      branch: 9\n    alpha: 0.25\n"
+        "  - {name: v2, steps: 5, alpha: 0.4,}",
+    ),
+    "one line": (
+        "versions: [{name: v1, steps: 5}, {name: v2, steps: 5, alpha: 0.5}]",
+        "versions: [{name: v1, steps: 5, alpha: 0.25}, {name: v2, steps: 5, alpha: 0.4}]",
+    ),
+}
+
+
+@pytest.mark.parametrize("form", ALPHAS)
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_alphas_are_set_where_they_belong(form: str, newline: str) -> None:
+    before, after = (HEAD + text for text in ALPHAS[form])
+    made = with_alphas(Path("p.yaml"), before.replace("\n", newline), {"v1": 0.25, "v2": 0.4})
+    assert made == after.replace("\n", newline)

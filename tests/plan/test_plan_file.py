@@ -230,7 +230,7 @@ REFUSED = [
     ("v2, steps: 100", "v2, steps: 1e30", "12: versions[1].steps", "at most 1000000000"),
     ("v2, steps: 100", "v2, steps: 1:30", "12: versions[1].steps", "whole number, not '1:30'"),
     ("v2, steps: 100", "v2, setps: 100", "12: versions[1].setps", "did you mean 'steps'?"),
-    ("v2, steps: 100", "v2, steps: 100, alpha: 2", "12: versions[1].alpha", "at most 1"),
+    ("v2, steps: 100", "v2, steps: 100, alpha: 2000", "12: versions[1].alpha", "at most 1"),
     ("v2, steps: 100", "v2, steps: 100, alpha: 0.001", "12: versions[1].alpha", "= 0 steps"),
     ("v1, steps: 100", "v1, steps: 100, alpha: 0.9", "11: versions[0].alpha", "inside its warm-up"),
     ("v2, steps: 100", "v2, steps: 100, cycle_steps: 9", "12: versions[1].cycle_steps", "shorter"),
@@ -390,6 +390,8 @@ def test_the_json_schema_names_every_key() -> None:
         "branch_mix": MIX_KEYS,
         "sft": SFT_KEYS,
     }
+    assert "adam_beta2" in properties["branch_megatron"]["properties"]
+    assert "bf16" not in properties["branch_megatron"]["properties"]
     for name, keys in sections.items():
         assert set(properties[name]["properties"]) == {key.name for key in keys}
     assert properties["schedule"]["properties"]["wsd_decay_fraction"]["default"] == 0.1

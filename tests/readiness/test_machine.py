@@ -13,7 +13,13 @@ import pytest
 from megatron_lrpath.launch import resources
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.readiness import machine
-from megatron_lrpath.readiness.machine import disk_check, memory_check, output_check, process_check
+from megatron_lrpath.readiness.machine import (
+    disk_check,
+    host_check,
+    memory_checks,
+    output_check,
+    process_check,
+)
 from tests.support.plan_text import plan_with
 
 ANSWER = "0, GPU-aaaa-1, 81559\n1, GPU-bbbb-2, 40960\n"
@@ -79,15 +85,39 @@ def test_processes_share_out_what_there_is(
     assert found.status == ("ok" if " a run on " in said else "failed")
 
 
-def test_a_model_that_no_gpu_holds_is_doubtful(monkeypatch: pytest.MonkeyPatch, plan: Plan) -> None:
-    gpus(monkeypatch, "0,1")
-    small = memory_check(plan, 1000)
-    assert (small.status, "a GPU alone" in small.found) == ("ok", True)
-    large = replace(plan, model=replace(plan.model, recipe="3.1b"))
-    found = memory_check(large, 100_000)
-    assert (found.status, "it has 42.9 GB" in found.found) == ("warning", True)
-    on_cpu = memory_check(plan, 1000, "cpu")
-    assert (on_cpu.status, "a process alone" in on_cpu.found) == ("ok", True)
+@pytest.mark.parametrize(
+    ("recipe", "megatron", "gpu", "nproc", "said"),
+    [
+        (None, {}, 81559, 1, ("ok", "each of 1 GPU will hold about 2.")),
+        ("3.1b", {"bf16": True}, 24000, 2, ("failed", "each of 2 GPUs will hold about")),
+        ("1.2b", {"bf16": True}, 16000, 2, ("warning", "it has 16.8 GB")),
+        ("1.2b", {"bf16": True}, 81559, 2, ("ok", "each of 2 GPUs")),
+    ],
+)
+def test_predicted_memory_against_the_gpu_that_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+    plan: Plan,
+    recipe: str | None,
+    megatron: dict[str, Any],
+    gpu: int,
+    nproc: int,
+    said: tuple[str, str],
+) -> None:
+    gpus(monkeypatch, "0,1", f"0, GPU-a, {gpu}\n1, GPU-b, {gpu}\n")
+    if recipe:
+        plan = replace(plan, model=replace(plan.model, recipe=recipe), megatron=megatron)
+    monkeypatch.setattr(machine, "machine_memory", lambda: 500 * 10**9)
+    found, host = memory_checks(plan, 1000, "auto", nproc)
+    assert (found.status, said[1] in found.line) == (said[0], True), found.line
+    assert host.status == "ok"
+    (on_cpu,) = memory_checks(plan, 1000, "cpu")
+    assert "a process alone would hold" in on_cpu.found
+
+
+def test_a_save_that_the_host_cannot_hold_is_refused() -> None:
+    assert host_check(10e9, 20e9).status == "ok"
+    refused = host_check(30e9, 20e9)
+    assert (refused.status, "take about 30.0 GB" in refused.line) == ("failed", True)
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from megatron_lrpath.data.token_sample import Samples
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.evaluate import local_data
 from megatron_lrpath.export import architecture
+from megatron_lrpath.export.config import from_config
 from megatron_lrpath.launch.slurm.jobs import Spec
 from megatron_lrpath.launch.slurm.ledger import Ledger, read_attempts
 from megatron_lrpath.plan import load_plan
@@ -143,7 +144,7 @@ def prepared(folder: Path) -> object:
 
 
 def import_config(folder: Path) -> object:
-    return architecture.to_megatron(architecture.from_config(read_object(folder / "config.json")))
+    return architecture.to_megatron(from_config(read_object(folder / "config.json")))
 
 
 READERS = {

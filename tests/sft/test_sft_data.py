@@ -176,15 +176,15 @@ def test_bad_lines_are_listed_and_too_many_are_an_error(tmp_path: Path) -> None:
     rows = [*conversations(4), "{broken", long, "", {"prompt": "</s>", "completion": "x"}]
     plan = load_plan(sft_plan(tmp_path))
     write_lines(tmp_path / "chat.jsonl", rows)
-    with pytest.raises(UserError, match=r"4 of 8 documents were rejected, sft.max_rejects allows 0"):
+    with pytest.raises(UserError, match=r"3 of 7 documents were rejected, sft.max_rejects allows 0"):
         prepare(plan)
     assert plan.prepared_record() is None
     listed = (plan.sft_folder / "train.rejects").read_text().splitlines()
-    assert [line.partition("chat.jsonl:")[2].split(":")[0] for line in listed] == ["5", "6", "7", "8"]
-    plan = load_plan(sft_plan(tmp_path, max_rejects=3, too_long="cut"))
+    assert [line.partition("chat.jsonl:")[2].split(":")[0] for line in listed] == ["5", "6", "8"]
+    plan = load_plan(sft_plan(tmp_path, max_rejects=2, too_long="cut"))
     write_lines(tmp_path / "chat.jsonl", rows)
     record = prepare(plan)
-    assert (record["train"]["examples"], record["train"]["rejected"]) == (5, 3)
+    assert (record["train"]["examples"], record["train"]["rejected"]) == (5, 2)
 
 
 def test_data_are_prepared_once_and_again_where_they_changed(tmp_path: Path) -> None:

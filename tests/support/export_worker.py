@@ -99,6 +99,17 @@ def commands(words: list[str]) -> None:
         assert main(json.loads(line)) == 0, line
 
 
+def talk(words: list[str]) -> None:
+    """Run `lrpath` with the words after the first, which is what comes from a pipe."""
+    import io
+    import sys
+
+    from megatron_lrpath.cli import main
+
+    sys.stdin = io.StringIO(words[0])
+    raise SystemExit(main(words[1:]))
+
+
 def peak_growth(words: list[str]) -> None:
     """Export the checkpoint folder `words[0]` to `words[1]`, and back; note the peaks of memory in bytes."""
     from megatron_lrpath.export.card import Origin
@@ -133,3 +144,14 @@ def memory(name: str) -> int:
     """A line of this process's memory statistics, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+
+def follow_card(words: list[str]) -> None:
+    """Run the Python block of the model card in the folder `words[0]`."""
+    import os
+    import re
+
+    os.chdir(words[0])
+    code = re.search(r"```python\n(.*?)```", Path("README.md").read_text(), re.DOTALL)
+    assert code
+    exec(code[1], {})

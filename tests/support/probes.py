@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -277,3 +278,95 @@ def fused_gradients() -> Iterator[list[str]]:
     layers.fused_weight_gradient_mlp_cuda, layers._grad_accum_fusion_available = fused_gradients, True
     yield seen
     environment.flags, fused_gradients.wgrad_gemm_accum_fp32 = originals
+
+
+@contextmanager
+def host_memory() -> Iterator[dict[str, list[int]]]:
+    """How much describing the optimizer's state for a save and for a load added to the peak of this process."""
+    yield from _host_memory(lambda original, *args, **named: None)
+
+
+@contextmanager
+def host_memory_of_megatron() -> Iterator[dict[str, list[int]]]:
+    """The same with Megatron's own way in place of ours."""
+    yield from _host_memory(lambda original, *args, **named: original(*args, **named))
+
+
+def _host_memory(instead: Any) -> Iterator[dict[str, list[int]]]:
+    from megatron_lrpath.training.checkpoints import optimizer_state
+
+    seen: dict[str, list[int]] = {"save": [], "load": [], "state": []}
+    ours = optimizer_state.sharded_param_state
+
+    def measured(original: Any, self: Any, model: Any, is_loading: bool = False, *rest: Any) -> Any:
+        before = peak_bytes(reset=True)
+        state = instead(original, self, model, is_loading, *rest)
+        state = ours(original, self, model, is_loading, *rest) if state is None else state
+        seen["load" if is_loading else "save"].append(peak_bytes() - before)
+        seen["state"].append(12 * sum(parameter.numel() for parameter in self.buffers[0].param_index_map))
+        return state
+
+    optimizer_state.sharded_param_state = measured
+    yield seen
+    optimizer_state.sharded_param_state = ours
+
+
+def peak_bytes(reset: bool = False) -> int:
+    """The most memory that this process has had at a time, since the last reset."""
+    if reset:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+    with open("/proc/self/status") as file:
+        line = next(line for line in file if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
+@contextmanager
+def engine() -> Iterator[list[str]]:
+    """A process with the stand-in takes it as if it had a GPU; the kinds of its modules that were made."""
+    from transformer_engine.pytorch.extra_state import ExtraState
+
+    from megatron_lrpath.plan.needs import ENGINE
+    from megatron_lrpath.training import environment
+
+    seen: list[str] = []
+    available, made = environment.available, ExtraState.__init__
+
+    def with_engine(device: str, packed: bool = False) -> frozenset[str]:
+        return available(device, packed) | (set() if packed else {ENGINE})
+
+    def watching(self: Any, *args: Any, **named: Any) -> None:
+        seen.append(type(self).__name__)
+        made(self, *args, **named)
+
+    environment.available, ExtraState.__init__ = with_engine, watching
+    yield seen
+    environment.available, ExtraState.__init__ = available, made
+
+
+@contextmanager
+def engine_bytes() -> Iterator[list[str]]:
+    """The same, with extra states as Transformer Engine 1 saves them."""
+    from transformer_engine.pytorch.extra_state import FORM
+
+    os.environ[FORM] = "bytes"
+    with engine() as seen:
+        yield seen
+
+
+class Command:
+    """Makes a file where it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A call of the shell."""
+        return os.system, (f"touch {os.environ['STAND_IN_TRAP']}",)
+
+
+@contextmanager
+def engine_poisoned() -> Iterator[list[str]]:
+    """The norms save a command; `STAND_IN_TRAP` of the environment names the file that it makes."""
+    from transformer_engine.pytorch import RMSNorm
+
+    RMSNorm.without_fp8 = Command()
+    with engine() as seen:
+        yield seen

@@ -9,8 +9,16 @@ from pathlib import Path
 import pytest
 import yaml
 
+from megatron_lrpath.cli import main
+from megatron_lrpath.plan import load_plan
 from megatron_lrpath.runs.checkpoints import complete_steps
 from tests.support.training_fixtures import history, make_plan, run_words, train
+
+LONG = [
+    {"name": "v1", "steps": 6},
+    {"name": "v2", "steps": 6},
+    {"name": "v3", "steps": 6, "alpha": 2},
+]
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +49,20 @@ def digests(folder: Path) -> dict[str, str]:
     """Every file below `folder` with the digest of its bytes."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_a_branch_has_arguments_of_its_own(tmp_path: Path) -> None:
+    """They stand in the branch's optimizer, from its first step on and after it goes on; not in the main path's."""
+    plan = make_plan(tmp_path, (6, 6), megatron={"adam_beta2": 0.95}, branch_megatron={"adam_beta2": 0.999})
+    for name, beta, extra in (
+        ("main", 0.95, []),
+        ("branch-v2", 0.999, ["--exit-interval", "10"]),
+        ("branch-v2", 0.999, []),
+    ):
+        outcome = train(run_words(plan, "ours", name, *extra), probe="betas").ok()
+        assert set(outcome.probed[0]) == {(0.9, beta)}, name
+    refused = train(run_words(plan, "ours", "branch-v1", "--adam-beta2", "0.95"))
+    assert "whose `branch_megatron` makes it 0.999" in refused.output
 
 
 def test_the_main_path_keeps_branch_points_and_version_ends_whatever_the_retention(tmp_path: Path) -> None:
@@ -202,3 +224,42 @@ def test_what_leaves_the_result_alone_may_be_overridden(copy: Path) -> None:
     )
     train(words).ok()
     assert complete_steps(copy / "runs/ours/branch-v2/checkpoints") == [10, 11, 12]
+
+
+def test_a_branch_that_begins_before_its_data_reads_the_main_paths_batches(tmp_path: Path) -> None:
+    """alpha 2 off a version's end: the main path's batches as far as that goes, over a restart, then the rest."""
+    make_plan(tmp_path, (6, 6, 6))
+    plan = change(tmp_path, versions=LONG)
+    main_path = train(run_words(plan, "ours", "main"), probe="tokens").ok().probed[0]
+    read = []
+    for extra in (["--exit-interval", "10"], []):
+        read += train(run_words(plan, "ours", "branch-v3", *extra), probe="tokens").ok().probed[0]
+    run = load_plan(plan).run("ours", "branch-v3")
+    assert len(main_path) == 2 * 9  # micro batches
+    assert len(read) == 2 * run.steps == 2 * 12
+    assert read[:6] == main_path[12:]
+    branch = history(tmp_path / "runs/ours/branch-v3")
+    assert [line["lr"] for line in branch] == [run.path.lr_at(step - 1) for step in range(7, 19)]
+    begin = next(line for line in history(tmp_path / "runs/ours/main") if line["step"] == 7)
+    assert branch[0]["loss"] == begin["loss"]
+    change(tmp_path, versions=[one | {"alpha": 0.5} for one in LONG], output=str(tmp_path / "whole"))
+    whole = train(run_words(plan, "ours", "main"), probe="tokens").ok().probed[0]
+    assert read[:18] == whole[12:]
+
+
+def test_a_branch_point_that_the_main_path_has_passed_is_refused_with_the_steps_that_are_kept(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    versions = [
+        {"name": "v1", "steps": 6},
+        {"name": "v2", "steps": 6},
+        {"name": "v3", "steps": 6, "alpha": 1.3},
+    ]
+    plan = change(copy, versions=versions)
+    assert main(["plan", str(plan)]) == 2
+    said = capsys.readouterr().err
+    assert "starts from the checkpoint of ours/main at step 10, which is not in" in said
+    assert "5 checkpoints: 3, 6, 9, 12, 15" in said
+    refused = train(run_words(plan, "ours", "branch-v3"))
+    assert refused.status == [2]
+    assert "10" in refused.output

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from megatron_lrpath.plan import load_plan
 from tests.support.training_fixtures import history, make_plan, run_words, train
@@ -61,6 +63,66 @@ def test_a_resumed_run_goes_on_at_the_planned_rates(
     assert len(first) > 0
     assert len(second) > 0
     assert first + second == planned(plan, paradigm, name)
+
+
+RATES = {
+    "versions": {
+        "versions": [
+            {"name": "v1", "steps": 6},
+            {"name": "v2", "steps": 8, "max_lr": 0.004, "rate_steps": 3},
+            {"name": "v3", "steps": 6, "max_lr": 0.02, "rate_steps": 0},
+        ]
+    },
+    "falling": {
+        "schedule": {
+            "style": "cosine",
+            "max_lr": 0.01,
+            "min_lr": 0.001,
+            "warmup_steps": 2,
+            "main": {"power": 0.7, "from": 4},
+        }
+    },
+}
+
+
+def with_rates(folder: Path, case: str, **changes: Any) -> Path:
+    """A plan whose main path changes its rate."""
+    plan = make_plan(folder, (6, 8, 6))
+    plan.write_text(yaml.safe_dump(yaml.safe_load(plan.read_text()) | RATES[case] | changes, sort_keys=False))
+    return plan
+
+
+@pytest.mark.parametrize("case", RATES)
+def test_a_main_path_that_changes_its_rate_and_its_branches_use_the_planned_rates(
+    tmp_path: Path, case: str
+) -> None:
+    """Interrupted in the middle of a change, branched from there, from scratch and continual."""
+    plan = with_rates(tmp_path, case)
+    begun = used(plan, "ours", "main", "--exit-interval", "7")
+    rates = begun + used(plan, "ours", "main")
+    assert rates == planned(plan, "ours", "main")
+    assert len(begun) == 7
+    assert len(set(rates[6:10])) == 4
+    for name in ("branch-v1", "branch-v2", "branch-v3"):
+        own = used(plan, "ours", name)
+        assert own == planned(plan, "ours", name), name
+        run = load_plan(plan).run("ours", name)
+        assert own[0] == load_plan(plan).main.path.lr_at(run.first_step), name
+    assert used(plan, "ptfs", "scratch-v2") == planned(plan, "ptfs", "scratch-v2")
+
+
+def test_groups_of_another_rate_follow_the_main_path_in_proportion(tmp_path: Path) -> None:
+    plan = with_rates(tmp_path, "versions", megatron={"decoupled_lr": 0.005})
+    main = load_plan(plan).main
+    for name in ("main", "branch-v2"):
+        outcome = train(run_words(plan, "ours", name), probe="rates").ok()
+        wanted = planned(plan, "ours", name)
+        if name == "main":
+            pairs = [sorted(set(groups)) for groups in outcome.probed[0]]
+            assert pairs == [sorted({rate / 2, rate}) for rate in wanted]
+        else:
+            assert max(outcome.probed[0][0]) == wanted[0] == main.path.lr_at(10)
+            assert min(outcome.probed[0][0]) == wanted[0] / 2
 
 
 def test_the_history_holds_the_rates_and_losses_of_each_step_once(tmp_path: Path) -> None:

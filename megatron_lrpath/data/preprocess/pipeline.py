@@ -10,7 +10,7 @@ import threading
 import time
 from argparse import Namespace
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
@@ -128,7 +128,8 @@ class ConversionProgress:
             f"{figures.documents:,} documents, {figures.tokens:,} tokens, "
             f"{figures.text_bytes / max(figures.tokens, 1):.2f} bytes per token, "
             f"{figures.text_bytes / 1e6 / max(seconds, 1e-9):.1f} MB/s, {seconds:.1f} s"
-            + (f"; {figures.rejected:,} rejected" if figures.rejected else ""),
+            + (f"; {figures.rejected:,} rejected" if figures.rejected else "")
+            + (f"; {figures.empty:,} without text passed over" if figures.empty else ""),
             file=sys.stderr,
         )
 
@@ -157,6 +158,8 @@ TEXT_OPTIONS = (
     "parse_special_tokens", "tokenizer_sentencepiece_legacy", "tokenizer_hf_no_use_fast",
     "tokenizer_hf_no_include_special_tokens", "sentence_lists", "keep_empty",
 )  # fmt: skip
+# A file of at least FEW documents of which more than NEARLY_ALL are rejected fails, after SOON of them at once.
+FEW, NEARLY_ALL, SOON = 50, 0.95, 10_000
 CHUNKS_IN_FLIGHT = 3  # per worker: one being worked on, one waiting for it, one being written
 
 
@@ -226,6 +229,35 @@ def _check_arguments(args: Namespace) -> None:
 
 
 @dataclass
+class UsableShare:
+    """Stops at a file of which nearly nothing can be used: it is of another kind, however many rejects are allowed."""
+
+    name: str = ""
+    documents: int = 0
+    rejected: int = 0
+
+    def add(self, result: ChunkResult) -> None:
+        """Count a chunk; raises UserError."""
+        if result.name != self.name:
+            self.judge()
+            self.name, self.documents, self.rejected = result.name, 0, 0
+        self.documents += result.figures.documents
+        self.rejected += result.figures.rejected
+        if self.rejected >= SOON:
+            self.judge()
+
+    def judge(self) -> None:
+        """Raise UserError where nearly all of the file so far was rejected."""
+        total = self.documents + self.rejected
+        if total >= FEW and self.rejected > NEARLY_ALL * total:
+            raise UserError(
+                f"{self.name}: {self.rejected:,} of {total:,} documents are unusable, so that the file is hardly what "
+                "it was taken for; nothing was written. Look at its first lines, convert it to JSON lines, or "
+                "leave it out"
+            )
+
+
+@dataclass
 class Conversion:
     """One run's output: a pair of files for each dataset (or partition of one), and the list of rejects."""
 
@@ -253,7 +285,8 @@ class Conversion:
         is written. While `marker` stands, not all of them are published.
 
         Raises:
-            UserError: an input cannot be read, too many documents were rejected, or none is left.
+            UserError: an input cannot be read, too many documents were rejected (at once, not at the end), or
+                none is left.
         """
         try:
             for output, dtype in outputs.items():
@@ -262,11 +295,17 @@ class Conversion:
                 for number in range(self.partitions if self.partitions > 1 else 0):
                     self.parts[-1].append(PairWriter(f"{output}.part{number}", dtype))
             figures = Figures()
-            for result in in_order(read_chunks(names, keys), workers, process):
-                self._write(result)
-                figures.add(result.figures)
-                self.progress.update(result.position, figures.documents, figures.tokens)
-                interruption.check()
+            share = UsableShare()
+            with closing(in_order(read_chunks(names, keys), workers, process)) as results:
+                for result in results:
+                    self._write(result)
+                    figures.add(result.figures)
+                    if self.rejects.count > self.rejects.limit:
+                        self._judge(names, figures)
+                    share.add(result)
+                    self.progress.update(result.position, figures.documents, figures.tokens)
+                    interruption.check()
+            share.judge()
             self._judge(names, figures)
             for target, parts in zip(self.targets, self.parts, strict=True):
                 concatenate(parts, target)  # in Megatron-LM's order
@@ -283,7 +322,8 @@ class Conversion:
     def _judge(self, names: Sequence[str], figures: Figures) -> None:
         """Publish the rejects, and refuse what is not worth publishing."""
         if not figures.documents and not figures.rejected:
-            raise UserError(f"no documents in {', '.join(names)}")
+            empty = f": {figures.empty:,} lines or rows, none with a text" if figures.empty else ""
+            raise UserError(f"no documents in {', '.join(names)}{empty}")
         self.rejects.publish()
         self.rejects.verdict(figures.documents)
         if not figures.documents:
@@ -303,7 +343,7 @@ class Conversion:
 
 def in_order(
     chunks: Iterable[Chunk], workers: int, process: Callable[[Chunk], ChunkResult]
-) -> Iterator[ChunkResult]:
+) -> Generator[ChunkResult]:
     """`process` of every chunk in worker processes: results in their order, only so many in memory at a time.
 
     Raises:

@@ -6,6 +6,7 @@ import glob
 import gzip
 import io
 import os
+import re
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from megatron_lrpath.data.preprocess.foreign import refuse_foreign
 from megatron_lrpath.errors import UserError
 
 STDIN = "-"
@@ -27,6 +29,7 @@ DOCUMENT_BYTES = (
     1 << 28
 )  # of a line or row at most: a longer one is no document, and takes the memory of many
 GZIP_MAGIC, ZSTD_MAGIC, PARQUET_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
+SKIPPABLE = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")  # a frame that pzstd and others put before the data
 UTF8_BOM = b"\xef\xbb\xbf"
 
 
@@ -105,20 +108,28 @@ def read_file(name: str, keys: Sequence[str], index: int, position: int) -> Iter
 
 def _read_lines(name: str, raw: BinaryIO, head: bytes, index: int, position: int) -> Iterator[Chunk]:
     counter = _Counter(raw)
-    if head == ZSTD_MAGIC:
+    if head == ZSTD_MAGIC or SKIPPABLE.match(head):
         blocks = _unpack_zstd(name, counter)
     else:
         packed = head[:2] == GZIP_MAGIC
         stream = gzip.GzipFile(fileobj=cast(BinaryIO, counter), mode="rb") if packed else counter
         blocks = iter(partial(stream.read, READ_BYTES), b"")
     first = 1
-    for lines in _whole_lines(name, blocks):
+    for lines in _whole_lines(name, _of_text(name, blocks)):
         count = lines.count(b"\n") + (not lines.endswith(b"\n"))
         if first == 1 and lines.startswith(UTF8_BOM):
             lines = lines[len(UTF8_BOM) :]
         yield Chunk(name, first, index, count, position + counter.bytes, lines=lines)
         first += count
         index += count
+
+
+def _of_text(name: str, blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """The blocks, after a look at the first: raises UserError where they are no lines of JSON."""
+    for number, block in enumerate(blocks):
+        if number == 0:
+            refuse_foreign(name, block)
+        yield block
 
 
 class _Counter:
@@ -152,6 +163,11 @@ def _unpack_zstd(name: str, stream: _Counter) -> Iterator[bytes]:
                     piece = frame.unused_data if frame.eof else b""
                     frame = None if frame.eof else frame
     except zstandard.ZstdError as error:
+        if "too much memory" in str(error):
+            raise UserError(
+                f"{name}: was packed with a window of more than {ZSTD_WINDOW >> 20} MiB (zstd --long). Unpack it on "
+                f"the way: zstd -dc --long=31 {name} | … --input -"
+            ) from None
         raise UserError(f"{name}: cannot be read to its end: {error}") from None
     if frame is not None:
         raise UserError(f"{name}: cannot be read to its end: the last zstandard frame breaks off")
@@ -198,10 +214,11 @@ def _read_parquet(
         raise UserError(f"{name}: Parquet needs the package pyarrow: pip install pyarrow") from None
     try:
         table = pyarrow.parquet.ParquetFile(raw, buffer_size=CHUNK_BYTES, pre_buffer=False)
-        missing = [key for key in keys if key not in table.schema_arrow.names]
-        if missing:
-            present = ", ".join(table.schema_arrow.names)
-            raise UserError(f"{name}: no column {missing[0]!r}; it has {present}")
+        present = table.schema_arrow.names
+        if missing := [key for key in keys if key not in present]:
+            raise UserError(f"{name}: no column {missing[0]!r}; it has {', '.join(present)}")
+        if double := [key for key in keys if present.count(key) > 1]:
+            raise UserError(f"{name}: several columns are named {double[0]!r}; rename all but one")
         first, size, total = 1, os.path.getsize(name), max(table.metadata.num_rows, 1)
         for rows in _joined(_pieces(name, table, raw, keys)):
             count = len(rows[0])

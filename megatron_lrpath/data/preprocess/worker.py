@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -45,13 +45,17 @@ class Packed:
 
 @dataclass
 class Figures:
-    """Documents, tokens of all keys, tokens of answers (of chats alone), bytes of text (UTF-8), rejects."""
+    """Documents, tokens of all keys, tokens of answers (of chats alone), bytes of text (UTF-8), rejects.
+
+    `empty` counts blank lines and documents without text, which are passed over and no rejects.
+    """
 
     documents: int = 0
     tokens: int = 0
     answer_tokens: int = 0
     text_bytes: int = 0
     rejected: int = 0
+    empty: int = 0
 
     def add(self, other: Figures) -> None:
         """Add those of another part."""
@@ -74,6 +78,10 @@ class Rejected(Exception):
     """One document cannot be used; the text is the reason."""
 
 
+class Empty(Rejected):
+    """There is no text in it; such a document is passed over and counted."""
+
+
 @dataclass(frozen=True)
 class Worker:
     """Lives in each worker process, made before the fork so that the tokenizer is loaded once."""
@@ -86,7 +94,11 @@ class Worker:
         result = ChunkResult(chunk.name, chunk.position)
         numbers: list[int] = []
         columns: list[list[Texts]] = [[] for _ in self.options.keys]
+        empty = 0
         for number, document in enumerate(texts_of(chunk, self.options)):
+            if isinstance(document, Empty):
+                empty += 1
+                continue
             if isinstance(document, Rejected):
                 result.rejects.append((chunk.first + number, str(document)))
                 continue
@@ -94,12 +106,16 @@ class Worker:
             for column, texts in zip(columns, document, strict=True):
                 column.append(texts)
         encoded = [self._encode(column) for column in columns]
-        failed: dict[int, str] = {}
+        failed: dict[int, Rejected] = {}
         for key, column in zip(self.options.keys, encoded, strict=True):
-            failed = self._problems(key, column) | failed
-        result.rejects += [(chunk.first + numbers[at], reason) for at, reason in failed.items()]
+            for at, reason in self._problems(key, column).items():
+                if at not in failed or isinstance(failed[at], Empty):
+                    failed[at] = reason
+        wrong = {at: reason for at, reason in failed.items() if not isinstance(reason, Empty)}
+        result.rejects += [(chunk.first + numbers[at], str(reason)) for at, reason in wrong.items()]
         result.rejects.sort()
-        self._fill(result, [chunk.index + number for number in numbers], columns, encoded, failed)
+        self._fill(result, [chunk.index + number for number in numbers], columns, encoded, failed.keys())
+        result.figures.empty = empty + len(failed) - len(wrong)
         return result
 
     def _encode(self, column: list[Texts]) -> list[list[Any]]:
@@ -110,17 +126,17 @@ class Worker:
         encoded = iter(flat)
         return [[next(encoded) for _ in texts] for texts in column]
 
-    def _problems(self, key: str, column: list[list[Any]]) -> dict[int, str]:
+    def _problems(self, key: str, column: list[list[Any]]) -> dict[int, Rejected]:
         """What is wrong with documents of a column, by their place in it."""
-        found: dict[int, str] = {}
+        found: dict[int, Rejected] = {}
         for at, sentences in enumerate(column):
             for ids in sentences:
                 if type(ids) is TextError:
-                    found[at] = f"{key!r}: {ids}"
+                    found[at] = Rejected(f"{key!r}: {ids}")
                     break
             else:
                 if not any(map(len, sentences)) and not self.options.keep_empty:
-                    found[at] = f"{key!r} is empty: the tokenizer makes no token of it"
+                    found[at] = Empty(f"{key!r}: the tokenizer makes no token of it")
         return found
 
     def _fill(
@@ -129,7 +145,7 @@ class Worker:
         numbers: list[int],
         columns: list[list[Texts]],
         encoded: list[list[list[Any]]],
-        failed: dict[int, str],
+        failed: Collection[int],
     ) -> None:
         """Pack the good documents, each into the partition that its number over all files decides."""
         kept = [at for at in range(len(numbers)) if at not in failed]
@@ -164,7 +180,7 @@ class Worker:
 
 
 def texts_of(chunk: Chunk, options: DocumentOptions) -> Iterator[list[Texts] | Rejected]:
-    """The texts of each key of each document of a chunk, or why it is turned away."""
+    """The texts of each key of each document of a chunk, or why it is turned away (`Empty`: there is none)."""
     rows = map(list, zip(*chunk.rows, strict=True)) if chunk.rows is not None else None
     for value in _json_values(chunk.lines, options.keys) if rows is None else rows:
         if isinstance(value, Rejected):
@@ -173,10 +189,21 @@ def texts_of(chunk: Chunk, options: DocumentOptions) -> Iterator[list[Texts] | R
         if len(value) == 1 and type(value[0]) is str and value[0]:
             yield [value]  # the usual case, without the checks
             continue
+        yield _all_texts(value, options)
+
+
+def _all_texts(values: list[Any], options: DocumentOptions) -> list[Texts] | Rejected:
+    """The texts of every key; a document of which one is unusable and another empty is unusable."""
+    found: list[Texts] = []
+    empty: Empty | None = None
+    for key, value in zip(options.keys, values, strict=True):
         try:
-            yield [_texts(key, text, options) for key, text in zip(options.keys, value, strict=True)]
+            found.append(_texts(key, value, options))
+        except Empty as reason:
+            empty = reason
         except Rejected as reason:
-            yield reason
+            return reason
+    return empty or found
 
 
 def _texts(key: str, value: Any, options: DocumentOptions) -> Texts:
@@ -187,11 +214,11 @@ def _texts(key: str, value: Any, options: DocumentOptions) -> Texts:
     if isinstance(value, list) and options.sentence_lists and all(isinstance(x, str) for x in value):
         if any(value) or options.keep_empty:
             return value
-        raise Rejected(f"{key!r} is empty")
+        raise Empty(f"{key!r} is empty")
     if value in ("", b""):
         if options.keep_empty:
             return [""]
-        raise Rejected(f"{key!r} is empty")
+        raise Empty(f"{key!r} is empty")
     hint = " (--sentence-lists takes lists of sentences)" if isinstance(value, list) else ""
     raise Rejected(f"{key!r} is {_json_type(value)}, not a string{hint}")
 
@@ -210,7 +237,7 @@ def _json_values(lines: bytes, keys: Sequence[str]) -> Iterator[list[Any] | Reje
         except Rejected as reason:
             yield reason
         except (ValueError, RecursionError) as error:
-            yield Rejected(f"not JSON: {error}" if text.strip() else "a blank line")
+            yield Rejected(f"not JSON: {error}") if text.strip() else Empty("a blank line")
 
 
 def _parse(text: str) -> Any:

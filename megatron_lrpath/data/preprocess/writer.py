@@ -259,7 +259,8 @@ class RejectLog:
         if self.count > self.limit:
             raise UserError(
                 f"{self.count:,} of {self.count + documents:,} documents were rejected, {self.option} allows "
-                f"{self.limit:,}; nothing was written. They are listed in {self.path}, the first is\n"
-                f"  {self.first}\n"
-                f"Mend them, or allow them with {self.option} {self.count}"
+                f"{self.limit:,}; reading stopped there, and nothing was written. They are listed in {self.path}, "
+                f"the first is\n  {self.first}\n"
+                f"Mend or remove them; or leave such documents out of the output: {self.option} {self.count}, or "
+                "more if others follow"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -257,8 +258,10 @@ class TrainingStart:
         steps.ranks.mkdir(parents=True, exist_ok=True)
         if spec.preflight:
             needed = checkpoint_bytes(start.plan, start.task.run)
-            argv = ["--device", spec.device, "--needed", str(needed), "--write", str(found), "--"]
-            argv += [start.plan.data.slices, str(start.task.folder), spec.folder]
+            argv = ["--device", spec.device, "--needed", str(needed), "--write", str(found)]
+            if not start.task.run.is_sft:  # a fine-tuning takes no more than what it starts from
+                argv += ["--plan", str(start.pinned), "--arguments", json.dumps(spec.arguments)]
+            argv += ["--", start.plan.data.slices, str(start.task.folder), spec.folder]
             status = steps.run(PREFLIGHT, argv, lambda: None, PREFLIGHT_SECONDS)
         if status == 0:
             steps.record(read_json_object(found) or {})

@@ -121,7 +121,7 @@ def task_jobs(
     for submitted, task in tasks:
         if task.run.makes_version:
             sized = plan_of(submitted.plan, task)
-            place = allocate_evaluation(sized, settings.per_node, settings.device, extra)
+            place = allocate_evaluation(sized, settings.per_node, settings.device, extra, settings.gpu_memory)
             jobs.append(Job(f"eval/{task.key}", "eval", place, submitted, (Wait(task.key),), task))
     return jobs
 
@@ -131,16 +131,16 @@ def training_place(plan: Plan, task: Task, settings: Settings, extra: Sequence[s
 
     Raises UserError where no number of nodes fits.
     """
-    most = allocate(plan, settings.nodes, settings.per_node, settings.device, extra)
+    most = allocate(plan, settings.nodes, settings.per_node, settings.device, extra, settings.gpu_memory)
     if not task.run.is_sft:
         return most
     sized = plan_of(plan, task)
     for nodes in range(most.nodes, 1, -1):
         try:
-            return allocate(sized, nodes, settings.per_node, settings.device, extra)
+            return allocate(sized, nodes, settings.per_node, settings.device, extra, settings.gpu_memory)
         except UserError:
             continue
-    return allocate(sized, 1, settings.per_node, settings.device, extra)
+    return allocate(sized, 1, settings.per_node, settings.device, extra, settings.gpu_memory)
 
 
 def plan_of(plan: Plan, task: Task) -> Plan:

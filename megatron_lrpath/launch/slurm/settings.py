@@ -31,6 +31,7 @@ class Settings:
 
     nodes: int | None = _setting("nodes of a training job; default: the layout of the plan's model", "count")
     gpus_per_node: int = _setting("GPUs of a node, one process each; 0 trains on CPUs", "count", 8)
+    gpu_memory: int = _setting("memory of a GPU in GB (40, 80, 141), which the layout follows", "count", 80)
     tasks_per_node: int = _setting("processes of a node when gpus_per_node is 0", "count", 1)
     cpus_per_task: int = _setting("CPU cores of each process", "count", 8)
     memory: str | None = _setting(

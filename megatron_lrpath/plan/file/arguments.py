@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from megatron_lrpath.errors import PlanError
@@ -41,8 +41,14 @@ def read_arguments(entry: Entry | None) -> dict[str, Any]:
     return arguments
 
 
-def check_arguments(model_entry: Entry, megatron: Entry | None, sft: Entry | None, model: ModelSpec) -> None:
-    """Check the sections `model`, `megatron` and `sft.megatron`.
+def check_arguments(
+    model_entry: Entry,
+    megatron: Entry | None,
+    sft: Entry | None,
+    branches: Sequence[Entry | None],
+    model: ModelSpec,
+) -> None:
+    """Check the sections `model`, `megatron`, `sft.megatron` and `branch_megatron`, the plan's and those of versions.
 
     Raises PlanError with all that is wrong in them, a line each: unknown names, values that the parser does not
     take, arguments that follow from the plan, are refused, or belong into another section.
@@ -68,10 +74,34 @@ def check_arguments(model_entry: Entry, megatron: Entry | None, sft: Entry | Non
             )
         return None
 
-    sections = ((model_entry, in_model), (megatron, in_megatron), (sft, in_sft))
+    def in_branch(name: str) -> str | None:
+        if found := set_by_plan(
+            name, "follows from the plan, for branches as well; leave it out and set `{key}`"
+        ):
+            return found
+        if for_branches(name):
+            return None
+        known = sorted(option for option in by_option() if for_branches(option))
+        return (
+            "cannot be set for branches alone: they go on with the main path's samples, model and state; set it under "
+            f"`megatron:`, or in a plan of its own. For branches alone there are {', '.join(known)}"
+        )
+
+    sections = (
+        (model_entry, in_model),
+        (megatron, in_megatron),
+        (sft, in_sft),
+        *((one, in_branch) for one in branches),
+    )
     problems = [problem for entry, reason in sections for problem in _problems(entry, reason)]
     if problems:
         raise PlanError("\n".join(problems))
+
+
+def for_branches(name: str) -> bool:
+    """Whether branches may have another value of an argument than the main path; of unclassified ones not."""
+    argument = by_option().get(name)
+    return argument is not None and argument.branch
 
 
 def set_by_plan(name: str, said: str) -> str | None:

@@ -20,7 +20,15 @@ def check_plan(source: Source, plan: Plan) -> None:
             f"{batch.global_batch_size} is not a multiple of micro_batch_size {batch.micro_batch_size}; "
             "every step needs whole micro batches"
         )
-    for check in (_check_names, _check_warmup, _check_branches, _check_cycles, _check_mixes):
+    for check in (
+        _check_names,
+        _check_warmup,
+        _check_rates,
+        _check_branches,
+        _check_reached,
+        _check_cycles,
+        _check_mixes,
+    ):
         check(source, plan)
 
 
@@ -62,6 +70,29 @@ def _check_warmup(source: Source, plan: Plan) -> None:
             )
 
 
+def _check_rates(source: Source, plan: Plan) -> None:
+    schedule = plan.schedule
+    if plan.falling is not None and plan.falling.begin < schedule.warmup:
+        raise source.find("schedule.main.from").error(
+            f"step {plan.falling.begin} lies inside the warm-up of {schedule.warmup} steps; give at least "
+            f"{schedule.warmup}"
+        )
+    for index, version in enumerate(plan.versions):
+        place = source.find(f"versions[{index}].max_lr")
+        if version.max_lr is None:
+            if version.rate_steps is not None:
+                raise source.find(f"versions[{index}].rate_steps").error(
+                    f"{version.name} has no max_lr of its own to move to; give one, or leave rate_steps out"
+                )
+            continue
+        if index == 0:
+            raise place.error("the first version's rate is schedule.max_lr; set it there")
+        if plan.falling is not None:
+            raise place.error("the main path falls by schedule.main; leave one of them out")
+        if version.max_lr < schedule.min_lr:
+            raise place.error(f"{version.max_lr} is below min_lr {schedule.min_lr}; a decay goes downwards")
+
+
 def _check_branches(source: Source, plan: Plan) -> None:
     line = plan.timeline
     for number, step in enumerate(plan.also_branch_at):
@@ -73,8 +104,16 @@ def _check_branches(source: Source, plan: Plan) -> None:
         place = source.find(f"versions[{index}].alpha", "alpha", f"versions[{index}].steps")
         alpha = version.alpha or plan.alpha
         steps, point = line.branch_steps[index], line.branch_points[index]
+        if index == 0 and alpha > 1:
+            raise place.error(
+                f"the first version's alpha may be at most 1, not {alpha:g}: nothing is before its data"
+            )
         if steps < 1:
             problem = f"last round({alpha} · {version.steps}) = 0 steps; give a larger alpha or more steps"
+        elif point < 0:
+            problem = (
+                f"last {steps} steps, more than the {line.ends[index]} up to its end; give a smaller alpha"
+            )
         elif point < plan.schedule.warmup:
             problem = (
                 f"leave the main path at step {point}, inside its warm-up of {plan.schedule.warmup} steps; "
@@ -85,6 +124,28 @@ def _check_branches(source: Source, plan: Plan) -> None:
         else:
             continue
         raise place.error(f"{BRANCH.run_name(version.name)} would {problem}")
+
+
+def _check_reached(source: Source, plan: Plan) -> None:
+    """A branch leaves the main path at its version's rate, not before it or on the way there."""
+    line, moved = plan.timeline, None
+    for index, version in enumerate(plan.versions):
+        moved = index if version.max_lr is not None else moved
+        if moved is None:
+            continue
+        origin = plan.versions[moved]
+        begin, over, point = line.begins[moved], line.rate_steps(origin), line.branch_points[index]
+        if point < begin + over:
+            places = (
+                f"versions[{index}].alpha",
+                f"versions[{moved}].rate_steps",
+                f"versions[{moved}].max_lr",
+            )
+            shorter = f"rate_steps of at most {point - begin}, or " if point >= begin else ""
+            raise source.find(*places).error(
+                f"{BRANCH.run_name(version.name)} would leave the main path at step {point}, before it has the rate "
+                f"{origin.max_lr:g} of {origin.name} (at step {begin + over}); give {shorter}a smaller alpha"
+            )
 
 
 def _check_cycles(source: Source, plan: Plan) -> None:

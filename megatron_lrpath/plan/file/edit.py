@@ -1,9 +1,9 @@
-"""A version appended to the text of a plan file, or taken out of it: comments and the rest stay as written."""
+"""Changes to the text of a plan file (versions appended or taken out, alphas set): the rest stays as it was written."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +26,39 @@ def with_version(path: Path, text: str, version: dict[str, Any], valid: Sequence
     versions, data = _value(root, "versions"), _value(root, "data")
     newline = "\r\n" if "\r\n" in text else "\n"
     edits = [_appended(text, versions, version, newline), *_valid(text, data, valid, newline)]
-    changed = text
-    for begin, end, new in sorted(edits, reverse=True):
-        changed = changed[:begin] + new + changed[end:]
     before = plain(parse_source(path, text).root)
     wanted = before | {
         "versions": [*before["versions"], version],
         "data": before["data"] | ({"valid": _as_value(valid)} if valid else {}),
     }
-    try:
-        if plain(parse_source(path, changed).root) == wanted:
-            return changed
-    except PlanError:
-        pass
     by_hand = f"`- {_flow(version)}` to `versions`" + (
         f", and `valid: {_list(valid)}` to `data`" if valid else ""
     )
-    raise PlanError(f"{path}: cannot be edited as it is written; add {by_hand} and call again")
+    return _edited(path, text, edits, wanted, f"add {by_hand} and call again")
+
+
+def with_alphas(path: Path, text: str, alphas: Mapping[str, float]) -> str:
+    """The text of the plan `path` with `alpha` as given for these versions.
+
+    Raises:
+        PlanError: the file is written in a way that this does not understand; with the lines to set by hand.
+    """
+    versions = _value(yaml.compose(text, Loader=yaml.SafeLoader), "versions")
+    newline = "\r\n" if "\r\n" in text else "\n"
+    before = plain(parse_source(path, text).root)
+    edits = [
+        _alpha(text, node, alphas[version["name"]], newline)
+        for node, version in zip(versions.value, before["versions"], strict=True)
+        if version["name"] in alphas
+    ]
+    wanted = before | {
+        "versions": [
+            version | ({"alpha": alphas[version["name"]]} if version["name"] in alphas else {})
+            for version in before["versions"]
+        ]
+    }
+    by_hand = "; ".join(f"`alpha: {alpha!r}` of version {name}" for name, alpha in alphas.items())
+    return _edited(path, text, edits, wanted, f"set {by_hand} by hand")
 
 
 def without_versions(path: Path, text: str, names: Collection[str], valid: Collection[str]) -> str:
@@ -61,26 +77,43 @@ def without_versions(path: Path, text: str, names: Collection[str], valid: Colle
     sets = next((value for key, value in data.value if key.value == "valid"), None)
     if isinstance(sets, yaml.SequenceNode):
         edits += [_removed(text, sets, node) for node in sets.value if node.value in valid]
-    changed = text
-    for begin, end, new in sorted(edits, reverse=True):
-        changed = changed[:begin] + new + changed[end:]
     wanted = plain(parse_source(path, text).root)
     wanted["versions"] = [one for one in wanted["versions"] if str(one["name"]) not in names]
     if isinstance(wanted["data"].get("valid"), list):
         kept = [one for one in wanted["data"]["valid"] if one not in valid]
         wanted["data"] |= {"valid": kept}
+    taken_out = f"{', '.join(names)} from `versions`" + (
+        f", and {_list(list(valid))} from `data.valid`" if valid else ""
+    )
+    by_hand = f"to take {taken_out} out, write each of them on a line of its own, and call again"
+    return _edited(path, text, edits, wanted, by_hand)
+
+
+def _edited(path: Path, text: str, edits: Sequence[Edit], wanted: dict[str, Any], by_hand: str) -> str:
+    """The text with the edits made. PlanError with what to do by hand where it does not say `wanted` then."""
+    changed = text
+    for begin, end, new in sorted(edits, reverse=True):
+        changed = changed[:begin] + new + changed[end:]
     try:
         if plain(parse_source(path, changed).root) == wanted:
             return changed
     except PlanError:
         pass
-    by_hand = f"{', '.join(names)} from `versions`" + (
-        f", and {_list(list(valid))} from `data.valid`" if valid else ""
-    )
-    raise PlanError(
-        f"{path}: cannot be edited as it is written, to take out {by_hand}; write each of them on a line of its own, "
-        "and call again"
-    )
+    raise PlanError(f"{path}: cannot be edited as it is written; {by_hand}")
+
+
+def _alpha(text: str, version: yaml.Node, alpha: float, newline: str) -> Edit:
+    """What gives a version this alpha: its value replaced where it has one, else a key behind the last one."""
+    assert isinstance(version, yaml.MappingNode)
+    held = {key.value: value for key, value in version.value}
+    if "alpha" in held:
+        begin, end = held["alpha"].start_mark.index, _end(held["alpha"])
+        return begin, end, repr(alpha) if end > begin else f" {alpha!r}"
+    end = _end(version)
+    if version.flow_style:
+        last = _end(version.value[-1][1])
+        return last, last, f", alpha: {alpha!r}"
+    return _line_behind(text, end, [" " * version.start_mark.column + f"alpha: {alpha!r}"], newline)
 
 
 def _removed(text: str, sequence: yaml.SequenceNode, node: yaml.Node) -> Edit:

@@ -41,6 +41,7 @@ def choice(*values: str) -> dict[str, Any]:
 TEXT = {"type": "string", "minLength": 1, "maxLength": 4096}
 NAME = {"type": "string", "pattern": f"^{SAFE_NAME}$"}
 ALPHA = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
+LONG_ALPHA = {"type": "number", "exclusiveMinimum": 0, "maximum": 1000}
 SHARE = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
 SEED = whole(1, 2**31 - 1)
 STEPS = whole(1, 10**9)
@@ -127,6 +128,16 @@ MIX_KEYS = (
     Key("seed", SEED, None, "places the samples in the batches; default: the plan's seed"),
 )
 
+FALLING_KEYS = (
+    Key(
+        "power",
+        {"type": "number", "exclusiveMinimum": 0, "maximum": 10},
+        REQUIRED,
+        "the main path has max_lr · (from / step)^power",
+    ),
+    Key("from", STEPS, REQUIRED, "the step from which on it falls, at the earliest the warm-up's end"),
+)
+
 SCHEDULE_KEYS = (
     Key("style", {"type": "string", "enum": STYLES}, REQUIRED, "shape of the learning-rate schedule"),
     Key("max_lr", RATE, REQUIRED, "the maximum learning rate, the rate of the main path"),
@@ -139,6 +150,18 @@ SCHEDULE_KEYS = (
         "length of the decay cycle in steps, counted from the start of a run with its warm-up; at least as "
         "long as the run; `inf`: never decays; a mapping gives it for `scratch`, `continual` or `branch` "
         "runs alone; default: the length of the run",
+    ),
+    Key(
+        "main",
+        {
+            "type": "object",
+            "properties": {key.name: key.schema | {"description": key.about} for key in FALLING_KEYS},
+            "required": [key.name for key in FALLING_KEYS],
+            "additionalProperties": False,
+        },
+        None,
+        "`{power: P, from: S}`: from step S on the main path's rate is max_lr · (S / step)^P; default: it stays at "
+        "max_lr",
     ),
     *(Key(name, dict(knob.schema), knob.default, knob.about) for name, knob in KNOBS.items()),
 )
@@ -165,9 +188,27 @@ DATA_KEYS = (
 VERSION_KEYS = (
     Key("name", NAME, REQUIRED, "letters, digits, `.`, `_` and `-`; runs and slices are named after it"),
     Key("steps", STEPS, REQUIRED, "T_i, the steps that its new data last"),
-    Key("alpha", ALPHA, None, "alpha of this version alone"),
+    Key(
+        "alpha",
+        LONG_ALPHA,
+        None,
+        "alpha of this version alone; above 1 (not of the first version) its branch begins before its data",
+    ),
     Key("cycle_steps", CYCLE, None, "cycle_steps of this version's runs alone"),
+    Key(
+        "max_lr",
+        RATE,
+        None,
+        "the rate to which the main path moves where this version begins; not of the first version; default: it stays",
+    ),
+    Key("rate_steps", whole(0, 10**9), None, "the steps over which it moves there; default: warmup_steps"),
     Key("branch_mix", OBJECT, None, "branch_mix of this version's branch alone"),
+    Key(
+        "branch_megatron",
+        OBJECT,
+        None,
+        "branch_megatron of this version's branch alone, in place of the plan's",
+    ),
 )
 PLAN_KEYS = (
     Key("name", NAME, REQUIRED, "name of the plan; jobs and the report are named after it"),
@@ -195,7 +236,25 @@ PLAN_KEYS = (
     ),
     Key("versions", {"type": "array", "minItems": 1, "maxItems": 1000}, REQUIRED, "versions in order"),
     Key("branch_mix", OBJECT, None, "other data in the branches, beside the main path's"),
+    Key(
+        "branch_megatron",
+        OBJECT,
+        {},
+        "Megatron arguments of the branches alone, on top of `megatron`: those of the optimizer",
+    ),
     Key("sft", OBJECT, None, "fine-tuning of the versions' models on chats or instructions"),
+    Key(
+        "license",
+        TEXT,
+        None,
+        "licence of the models, for the cards of their exports: `apache-2.0`, `mit`, `other` …",
+    ),
+    Key(
+        "prompts",
+        {"type": "array", "items": TEXT, "minItems": 1, "maxItems": 100},
+        None,
+        "what the models go on from in `lrpath eval`, for the report; default: beginnings of the validation text",
+    ),
     Key("output", TEXT, None, "folder of all runs, `OUTPUT/<paradigm>/<run>`; default: `runs/NAME`"),
     Key("megatron", OBJECT, {}, "any other Megatron arguments, with `-` or `_`, without the dashes before"),
 )

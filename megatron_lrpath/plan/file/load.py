@@ -14,6 +14,7 @@ from megatron_lrpath.paradigms import PARADIGMS
 from megatron_lrpath.plan.file.arguments import RECIPE, check_arguments, read_arguments
 from megatron_lrpath.plan.file.consistency import check_plan
 from megatron_lrpath.plan.file.keys import (
+    FALLING_KEYS,
     PLAN_KEYS,
     SAFE_NAME,
     SECTIONS,
@@ -35,7 +36,7 @@ from megatron_lrpath.plan.file.values import (
 from megatron_lrpath.plan.mix import Mix, MixPart
 from megatron_lrpath.plan.plan import Plan
 from megatron_lrpath.plan.sft import Sft
-from megatron_lrpath.plan.spec import Batch, Data, Tokenizer, Version
+from megatron_lrpath.plan.spec import Batch, Data, Falling, Tokenizer, Version
 from megatron_lrpath.schedule import STYLES, Schedule
 from megatron_lrpath.schedule.curves import tenth
 from megatron_lrpath.wording import nearest
@@ -199,12 +200,16 @@ def load_plan(path: Path | str) -> Plan:
 def plan_from(source: Source) -> Plan:
     """The plan that a file's text says; raises PlanError like `load_plan`."""
     top = read_section(source.root, PLAN_KEYS)
-    values = _read_fields(top, PLAN_KEYS, *SECTIONS, "model", "versions", "megatron", "paradigms")
+    values = _read_fields(
+        top, PLAN_KEYS, *SECTIONS, "model", "versions", "megatron", "branch_megatron", "paradigms", "prompts"
+    )
     values["output"] = values["output"] or f"runs/{values['name']}"
     if problem := length_problem(values["output"]):
         raise top.get("output", top["name"]).error(problem)
     model = _read_model(top["model"])
-    check_arguments(top["model"], top.get("megatron"), _sft_megatron(top.get("sft")), model)
+    check_arguments(
+        top["model"], top.get("megatron"), _sft_megatron(top.get("sft")), _branch_megatron(top), model
+    )
     batch = Batch(**_read_plain_section(top, "batch"))
     schedule = read_section(top["schedule"], SECTIONS["schedule"])
     versions = _read_versions(top, read_cycle(schedule.get("cycle_steps")), values["seed"])
@@ -219,6 +224,8 @@ def plan_from(source: Source) -> Plan:
         megatron=read_arguments(top.get("megatron")),
         sft=read_sft(top.get("sft"), values["seed"], batch, versions),
         paradigms=_paradigms(top.get("paradigms")),
+        prompts=_texts(top.get("prompts")),
+        falling=_falling(schedule.get("main")),
         **values,
     )
     check_plan(source, plan)
@@ -247,12 +254,19 @@ def _read_data(entry: Entry) -> Data:
 
 
 def _read_schedule(section: dict[str, Entry]) -> Schedule:
-    fields = _read_fields(section, SECTIONS["schedule"], "cycle_steps")
+    fields = _read_fields(section, SECTIONS["schedule"], "cycle_steps", "main")
     fields["min_lr"] = _min_lr(section, fields)
     first, second = fields["multi_step_fractions"]
     if first > second:
         raise section["multi_step_fractions"].error(f"{first} and {second} must ascend")
     return Schedule(warmup=fields.pop("warmup_steps"), **fields)
+
+
+def _falling(entry: Entry | None) -> Falling | None:
+    if entry is None or entry.value is None:
+        return None
+    values = _read_fields(read_section(entry, FALLING_KEYS), FALLING_KEYS)
+    return Falling(values["power"], values["from"])
 
 
 def _read_tokenizer(top: dict[str, Entry]) -> Tokenizer:
@@ -273,15 +287,23 @@ def _read_versions(top: dict[str, Entry], cycle: dict[str, float], seed: int) ->
     limit = next(key.schema["maxItems"] for key in PLAN_KEYS if key.name == "versions")
     if len(items) > limit:
         raise entry.error(f"{len(items)} versions are more than the {limit} that a plan may have")
-    mix = read_mix(top.get("branch_mix"), seed)
+    mix, arguments = read_mix(top.get("branch_mix"), seed), read_arguments(top.get("branch_megatron"))
     versions = []
     for item in items:
         section = read_section(item, VERSION_KEYS)
-        fields = _read_fields(section, VERSION_KEYS, "cycle_steps", "branch_mix")
+        fields = _read_fields(section, VERSION_KEYS, "cycle_steps", "branch_mix", "branch_megatron")
         own = read_cycle(section.get("cycle_steps"))
         mixed = read_mix(section.get("branch_mix"), seed) if "branch_mix" in section else mix
-        versions.append(Version(**fields, cycle_steps=cycle | own, mix=mixed))
+        alone = read_arguments(section["branch_megatron"]) if "branch_megatron" in section else arguments
+        versions.append(Version(**fields, cycle_steps=cycle | own, mix=mixed, branch_megatron=alone))
     return tuple(versions)
+
+
+def _branch_megatron(top: dict[str, Entry]) -> list[Entry | None]:
+    """The plan's `branch_megatron` and those of its versions."""
+    items = top["versions"].value if isinstance(top["versions"].value, list) else []
+    own = [item.value.get("branch_megatron") for item in items if isinstance(item.value, dict)]
+    return [top.get("branch_megatron"), *own]
 
 
 def _sft_megatron(sft: Entry | None) -> Entry | None:

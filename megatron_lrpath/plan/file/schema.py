@@ -6,7 +6,7 @@ import functools
 from typing import Any
 
 from megatron_lrpath.plan.arguments import IDENTITY, NEUTRAL, Argument, by_option
-from megatron_lrpath.plan.file.arguments import RECIPE
+from megatron_lrpath.plan.file.arguments import RECIPE, for_branches
 from megatron_lrpath.plan.file.keys import MIX_KEYS, PLAN_KEYS, RECIPE_NAME, SECTIONS, VERSION_KEYS, Key
 
 
@@ -31,6 +31,9 @@ def _name_arguments(properties: dict[str, Any]) -> None:
     known = _argument_schemas()
     properties["megatron"] |= _named(known)
     properties["model"] |= {"anyOf": [RECIPE_NAME, _named(known | {RECIPE: RECIPE_NAME})]}
+    of_branches = _named({name: known[name] for name in known if for_branches(name)})
+    properties["branch_megatron"] |= of_branches
+    properties["versions"]["items"]["properties"]["branch_megatron"] |= of_branches
     properties["sft"]["properties"]["megatron"] |= {"$ref": "#/properties/megatron"}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from megatron_lrpath.checkpoints.reader import METADATA, load_common
+from megatron_lrpath.checkpoints.reader import CARRIED, METADATA, load_common
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.runs.checkpoints import (
     RELEASE,
@@ -164,8 +164,11 @@ def is_pretrained(root: str) -> bool:
     return given is not None and Path(given) == Path(root)
 
 
-def check_pretrained(args: Any) -> None:
+def check_pretrained(args: Any) -> Any:
     """Refuse weights of another model, before they are read, and to write into their folder.
+
+    Returns:
+        The Megatron arguments that they were saved with.
 
     Raises:
         UserError: which arguments differ, or that the folders are one.
@@ -183,3 +186,10 @@ def check_pretrained(args: Any) -> None:
             "`model` settings that were written beside them (plan.yaml), or leave --pretrained-checkpoint "
             "out."
         )
+    return stored
+
+
+def carry(args: Any, stored: Any) -> None:
+    """Keep for this run's checkpoints what the arguments `stored` hold of an imported folder."""
+    if (carried := getattr(stored, CARRIED, None)) is not None:
+        setattr(args, CARRIED, carried)

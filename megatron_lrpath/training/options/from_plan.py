@@ -104,9 +104,11 @@ def plan_flags(plan: Plan, run: Run) -> dict[str, list[str]]:
     """The Megatron arguments that a plan sets for a run, by the plan's key."""
     if run.is_sft:
         return sft_flags(plan, run)
+    own = plan.megatron_of(run)
     flags = {
         "model": megatron_flags(resolve_model(plan.model)),
-        "megatron": megatron_flags(plan.megatron),
+        "megatron": megatron_flags({name: value for name, value in plan.megatron.items() if name not in own}),
+        "branch_megatron": megatron_flags(own),
         "seed": ["--seed", str(plan.seed)],
         "schedule": ["--lr", repr(plan.schedule.max_lr), "--min-lr", repr(plan.schedule.min_lr)],
         "versions": ["--train-iters", str(run.last_step)],

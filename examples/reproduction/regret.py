@@ -1,0 +1,78 @@
+"""Regret of the advice: of the branches that were measured, what its predictions would have taken over the best."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from measured import RESULTS, Measured
+
+from megatron_lrpath.advise.predict import DECAYS
+from megatron_lrpath.advise.regret import Regret, Tried, regret
+
+MEAN_ALPHAS = (0.2, 0.4, 0.6, 0.8)
+"""The budgets: the mean alpha of the compared versions may be that much."""
+EXPERIMENTS = ("tables-1-3", "beyond-0.58", "beyond-0.58-fine")
+RUN = re.compile(rf"small-(?P<experiment>{'|'.join(EXPERIMENTS[::-1])})-(?P<variation>.+)_seed\d+/.+")
+OWN = ("tables-1-3", "cosine")
+ELSEWHERE = re.compile(r"cosine_min_lr0.0003(?P<alpha>_alpha.+)")
+"""A variation of `beyond-0.58` that is the plan's own decay: its perplexities stand in table-2."""
+
+
+def regrets() -> Iterator[tuple[str, int, list[int], dict[float, Regret]]]:
+    """Fit, seed, the number of measured branches of each version, and regret by mean alpha, where there is a choice.
+
+    A branch of any decay that the law knows for each version that has several of them; the last version's branch
+    counts in full, as it does once a further version is appended.
+    """
+    measured = {name: Measured.load(name) for name in (*EXPERIMENTS, "table-2")}
+    for fit in json.loads((RESULTS / "advise.json").read_text(encoding="utf-8"))["fits"]:
+        columns = [column for column in by_version(fit, measured).values() if len(column) > 1]
+        found = {}
+        for alpha in MEAN_ALPHAS:
+            taken = regret(columns, round(100 * alpha * len(columns))) if columns else None
+            if taken:
+                found[alpha] = Regret(alpha, *taken)
+        if found:
+            yield fit["fit"], fit["seed"], [len(column) for column in columns], found
+
+
+def by_version(fit: Mapping[str, Any], measured: Mapping[str, Measured]) -> dict[str, list[Tried]]:
+    """The predicted branches of a fit whose perplexity is measured, by version; steps are hundredths of alpha."""
+    columns: dict[str, list[Tried]] = {}
+    for check in fit["checks"]:
+        losses = measured_losses(check, measured)
+        if check["decay"] in DECAYS and fit["seed"] in losses:
+            loss = losses[fit["seed"]]
+            one = Tried(check["run"], round(100 * check["alpha"]), loss * (1 + check["error"]), loss)
+            columns.setdefault(check["version"], []).append(one)
+    return columns
+
+
+def measured_losses(check: Mapping[str, Any], measured: Mapping[str, Measured]) -> dict[int, float]:
+    """The loss in nats a token of a branch by seed, from the tables of its experiment."""
+    found = RUN.fullmatch(check["run"])
+    experiment, variation = (found["experiment"], found["variation"]) if found else OWN
+    places = [(experiment, variation)]
+    if same := ELSEWHERE.fullmatch(variation):
+        places.append(("table-2", f"cosine{same['alpha']}"))
+    for name, point in places:
+        if values := measured[name].at(point, "ours", check["version"]):
+            return {seed: math.log(value) for seed, value in values.items()}
+    return {}
+
+
+def lines() -> list[Sequence[str]]:
+    """The table's lines: fit, seed, how many branches of each version there were, and the regret at every budget."""
+    return [
+        [
+            fit,
+            f"seed {seed}",
+            " × ".join(map(str, counts)),
+            *(f"{100 * found[alpha].value:.2f}%" if alpha in found else "–" for alpha in MEAN_ALPHAS),
+        ]
+        for fit, seed, counts, found in regrets()
+    ]

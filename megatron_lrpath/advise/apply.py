@@ -1,0 +1,60 @@
+"""Puts advised alphas into the plan file, where that changes nothing that is trained or being trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from megatron_lrpath.advise.by_version import trained_versions
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.files import atomic_write_bytes
+from megatron_lrpath.paradigms import OURS
+from megatron_lrpath.plan import Plan
+from megatron_lrpath.plan.file.edit import with_alphas
+from megatron_lrpath.plan.file.load import plan_from
+from megatron_lrpath.plan.file.source import parse_source
+from megatron_lrpath.runs.state import is_live
+from megatron_lrpath.wording import listing, plural
+
+MARK = b"\xef\xbb\xbf"
+"""What some editors write before the text of a file (UTF-8's byte order mark)."""
+
+
+def require_applicable(plan: Plan) -> None:
+    """Raise UserError where no alpha of the plan can change: all versions trained, or a training going on."""
+    if len(trained_versions(plan)) == len(plan.versions):
+        raise UserError(
+            f"{plan.path}: --apply: all versions are trained, so that their alphas cannot change; without --apply the "
+            "advice is for a fresh plan of the same versions"
+        )
+    live = [run.key for run in plan.runs(OURS.name) if is_live(plan.folder(run))]
+    if live:
+        raise UserError(
+            f"{plan.path}: --apply: {listing(live)} {'is' if len(live) == 1 else 'are'} being trained by the plan as "
+            "it is, and would keep no checkpoint at another branch point; stop it (lrpath cancel, or Ctrl+C) or wait, "
+            "and call again"
+        )
+
+
+def apply_alphas(plan: Plan, changes: Mapping[str, float]) -> str:
+    """Write these alphas into the plan's file, in one step that a kill leaves done or undone; what was done, in a line.
+
+    Raises:
+        UserError: the file has changed since `plan` was read, a version has been trained since, or the file cannot be
+            edited as it is written.
+    """
+    if not changes:
+        return f"{plan.path} has these alphas already."
+    require_applicable(plan)
+    data = plan.path.read_bytes()
+    text = data.decode("utf-8-sig")
+    trained = [name for name in changes if name in trained_versions(plan)]
+    if plan_from(parse_source(plan.path, text)) != plan or trained:
+        raise UserError(
+            f"{plan.path}: --apply: the plan or its runs have changed since the advice was made; call again"
+        )
+    changed = with_alphas(plan.path, text, changes)
+    plan_from(parse_source(plan.path, changed))  # raises where the alphas do not fit
+    mark = MARK if data.startswith(MARK) else b""
+    atomic_write_bytes(plan.path.resolve(), mark + changed.encode())
+    lines = ", ".join(f"{name} alpha {alpha:g}" for name, alpha in changes.items())
+    return f"{plan.path}: {plural(len(changes), 'alpha')} written: {lines}."

@@ -1,0 +1,177 @@
+"""`lrpath generate`: what a trained version writes after a text; several versions side by side."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from megatron_lrpath.commands.options import add_device, add_plan, count_from, number_in, paradigms_of
+from megatron_lrpath.console import quiet, say
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.paradigms import PARADIGMS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from megatron_lrpath.evaluate.generation import Sampling, Writer
+    from megatron_lrpath.plan import Plan, Run
+
+HELP = "let a trained version go on from a text; --compare shows all versions side by side"
+EXAMPLE = """lrpath generate examples/quickstart/plan.yaml --run branch-v3 "The first lines of"
+  lrpath generate plan.yaml --compare --temperature 0 "The first lines of\""""
+NARROWEST = 24  # of a column beside others
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The plan, the model, the text, and how to choose tokens."""
+    add_plan(parser)
+    parser.add_argument(
+        "text", nargs="+", metavar="TEXT", help="what to go on from, one or several; `-`: stdin"
+    )
+    add_models(parser, "default: the newest trained version", "the trained versions")
+    add_sampling(parser, 100)
+
+
+def add_models(parser: argparse.ArgumentParser, default: str, all_of: str) -> None:
+    """--run, --compare, --paradigm and --device."""
+    parser.add_argument("--paradigm", choices=PARADIGMS, help="default: the first that has the run")
+    parser.add_argument(
+        "--run", action="append", metavar="NAME", help=f"the model; several are compared ({default})"
+    )
+    parser.add_argument("--compare", action="store_true", help=f"{all_of}, side by side")
+    add_device(parser)
+
+
+def add_sampling(parser: argparse.ArgumentParser, tokens: int) -> None:
+    """--seed, --temperature, --max-tokens (with this default)."""
+    parser.add_argument(
+        "--seed", type=count_from(0), default=0, metavar="N", help="of the draws (default: 0)"
+    )
+    parser.add_argument(
+        "--temperature",
+        type=number_in(0, 100, "a temperature, from 0 to 100"),
+        default=0.8,
+        metavar="T",
+        help="0: always the likeliest token (default: 0.8)",
+    )
+    parser.add_argument(
+        "--max-tokens", type=count_from(1), default=tokens, metavar="N", help=f"at most (default: {tokens})"
+    )
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Print what the models write; 0."""
+    texts = [sys.stdin.read() if text == "-" else text for text in args.text]
+    if not all(text.strip() for text in texts):
+        raise UserError("an empty prompt; give some text to go on from.")
+    models, sampling = opened(args, tuned=False), sampling_of(args)
+    for text in texts:
+        if len(models) == 1:
+            print(text, end="", flush=True)
+            models[0][1].text(text, sampling, show_piece)
+            print()
+        else:
+            print(text)
+            side_by_side({name: writer.text(text, sampling, ignore) for name, writer in models})
+    return 0
+
+
+def sampling_of(args: argparse.Namespace) -> Sampling:
+    """What the options say."""
+    from megatron_lrpath.evaluate.generation import Sampling
+
+    return Sampling(args.seed, args.temperature, args.max_tokens)
+
+
+def show_piece(text: str) -> None:
+    """Print a piece of an answer at once."""
+    print(text, end="", flush=True)
+
+
+def ignore(text: str) -> None:
+    """Wait for the whole."""
+
+
+def opened(args: argparse.Namespace, tuned: bool) -> list[tuple[str, Writer]]:
+    """The chosen models by name, exported where they have to be, and loaded.
+
+    Raises:
+        UserError: there is none, or one cannot be exported.
+    """
+    quiet()
+    from megatron_lrpath.data.record import require_tokenizer
+    from megatron_lrpath.evaluate.generation import Writer, require_transformers
+    from megatron_lrpath.plan import load_plan
+    from megatron_lrpath.training.device import choose_device
+
+    require_transformers()
+    plan = load_plan(args.plan)
+    require_tokenizer(plan)
+    runs = chosen(plan, args, tuned)
+    device = choose_device(args.device)
+    return [(run.key if len(runs) > 1 else run.name, Writer(export_of(plan, run), device)) for run in runs]
+
+
+def chosen(plan: Plan, args: argparse.Namespace, tuned: bool) -> list[Run]:
+    """The runs that the options name; with --compare all trained ones, without anything the newest."""
+    from megatron_lrpath.runs.results import is_complete, model_runs
+
+    if args.run and args.compare:
+        raise UserError(
+            "--compare takes all trained versions: leave out --run, or name several by --run alone."
+        )
+    if args.run:
+        found = []
+        for name in dict.fromkeys(args.run):
+            paradigm = paradigms_of(argparse.Namespace(paradigm=args.paradigm, run=name), plan)[0]
+            found.append(plan.carried_out(plan.run(paradigm, name)))
+        return found
+    wanted = paradigms_of(argparse.Namespace(paradigm=args.paradigm, run=None), plan)
+    runs = [
+        run for run in model_runs(plan, wanted) if run.is_sft == tuned and is_complete(plan.folder(run), run)
+    ]
+    if not runs:
+        what, command = ("fine-tuned", "sft") if tuned else ("trained", "run")
+        raise UserError(f"{plan.output}: no version is {what} yet: lrpath {command} {plan.path}")
+    if args.compare:
+        return runs
+    newest = [run for run in runs if run.paradigm == runs[0].paradigm][-1]
+    say(f"{newest.key}, the newest (--run NAME chooses another)")
+    return [newest]
+
+
+def export_of(plan: Plan, run: Run) -> Path:
+    """The run's model as a Hugging Face folder, of its newest checkpoint."""
+    import shlex
+
+    from megatron_lrpath.commands.export import find_checkpoint
+    from megatron_lrpath.export.fresh import fresh_export
+    from megatron_lrpath.runs.folder import RunFolder
+
+    folder = RunFolder(plan.folder(run))
+    step, _ = find_checkpoint(folder.checkpoints, None)
+    if step != run.last_step:
+        say(f"{run.name}: not trained to its end ({step:,} of {run.last_step:,} steps)")
+    again = f"lrpath export {shlex.quote(str(plan.path))} --paradigm {run.paradigm} --run {run.name} --force"
+    return fresh_export(plan, run, step, folder.exported, again)
+
+
+def side_by_side(texts: dict[str, str]) -> None:
+    """Print texts in columns; one below the other where the terminal is too narrow."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from megatron_lrpath.console import terminal_table
+
+    console = Console(highlight=False)
+    if console.width // len(texts) < NARROWEST:
+        for name, text in texts.items():
+            console.print(Text(f"{name}:", style="bold"))
+            console.print(Text(text))
+        return
+    table = terminal_table(tuple(texts), "l" * len(texts), [tuple(texts.values())])
+    for column in table.columns:
+        column.ratio = 1
+    table.expand = True
+    console.print(table)

@@ -1,0 +1,133 @@
+"""What a model in Megatron writes after a few prompts, the likeliest token each time, at any parallel layout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core import mpu
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
+from megatron.training import get_args, get_tokenizer
+from torch import Tensor
+
+from megatron_lrpath.console import warn
+from megatron_lrpath.plan import Plan
+from megatron_lrpath.runs.completions import Completion
+
+PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 4, 32, 64
+MULTIPLE = 128  # of the length: kernels and sequence parallelism want round ones
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text to go on from: as a person reads it, as tokens, and the domain that it is from."""
+
+    text: str
+    tokens: list[int]
+    domain: str = ""
+
+
+def prompts_of(plan: Plan, validation: Any) -> list[Prompt]:
+    """The plan's prompts, else beginnings of validation samples of different domains."""
+    args, tokenizer = get_args(), get_tokenizer()
+    if args.context_parallel_size > 1:
+        warn("with context parallelism the models write no completions; `lrpath generate` shows some.")
+        return []
+    if not plan.prompts:
+        found = (sampled(validation, at, tokenizer) for at in places(validation))
+        return [one for one in found if one.tokens]
+    most = max(1, args.seq_length // 2)
+    made = [Prompt(text, list(tokenizer.tokenize(text)) or [tokenizer.eod]) for text in plan.prompts]
+    for one in made:
+        if len(one.tokens) > most:
+            warn(
+                f"prompts: {one.text[:40]!r} … has {len(one.tokens):,} tokens, the model gets the last {most:,}."
+            )
+    return [Prompt(one.text, one.tokens[-most:]) for one in made]
+
+
+def places(validation: Any) -> list[int]:
+    """Samples to take prompts from: of each domain in turn its first, its second …"""
+    by_domain: dict[str, list[int]] = {}
+    for sample in range(len(validation)):
+        by_domain.setdefault(validation.domain_of(sample), []).append(sample)
+    turns = range(max(map(len, by_domain.values()), default=0))
+    found = [held[turn] for turn in turns[:PROMPTS] for held in by_domain.values() if turn < len(held)]
+    return found[:PROMPTS]
+
+
+def sampled(validation: Any, sample: int, tokenizer: Any) -> Prompt:
+    """The beginning of a sample's longest piece of one document, at most half of the sequence."""
+    pieces: list[list[int]] = [[]]
+    for token in validation[sample]["tokens"].tolist():
+        if token == tokenizer.eod:
+            pieces.append([])
+        else:
+            pieces[-1].append(token)
+    tokens = max(pieces, key=len)[: min(PROMPT_TOKENS, get_args().seq_length // 2)]
+    return Prompt(str(tokenizer.detokenize(tokens)), tokens, validation.domain_of(sample))
+
+
+def complete(model: list[Any], prompts: Sequence[Prompt]) -> list[Completion]:
+    """What the model writes after each prompt, up to the end of a document; the same on every rank."""
+    if not prompts:
+        return []
+    args, tokenizer = get_args(), get_tokenizer()
+    longest = max(len(one.tokens) for one in prompts)
+    length = min(args.seq_length, -(-(longest + NEW_TOKENS) // MULTIPLE) * MULTIPLE)
+    usual, args.seq_length = args.seq_length, length
+    tokens = torch.zeros(len(prompts), length, dtype=torch.long)
+    ends = torch.tensor([len(one.tokens) for one in prompts])
+    for row, one in enumerate(prompts):
+        tokens[row, : len(one.tokens)] = torch.tensor(one.tokens)
+    for chunk in model:
+        chunk.eval()
+    rows = torch.arange(len(prompts))
+    for _ in range(min(NEW_TOKENS, length - longest)):
+        tokens[rows, ends] = likeliest(model, tokens, ends - 1, tokenizer.vocab_size)
+        ends += 1
+    args.seq_length = usual
+    found = []
+    for one, written, end in zip(prompts, tokens.tolist(), ends.tolist(), strict=True):
+        new = written[len(one.tokens) : end]
+        new = new[: new.index(tokenizer.eod)] if tokenizer.eod in new else new
+        # decoded together: a tokenizer may drop a space at a text's beginning
+        before, both = (str(tokenizer.detokenize(ids)) for ids in (one.tokens, one.tokens + new))
+        text = both.removeprefix(before) if both.startswith(before) else str(tokenizer.detokenize(new))
+        found.append(Completion(one.text, text, one.domain))
+    return found
+
+
+@torch.no_grad()
+def likeliest(model: list[Any], tokens: Tensor, places: Tensor, vocabulary: int) -> Tensor:
+    """[batch] the likeliest token after position `places` of each row of `tokens`, [batch, seq]; on all ranks."""
+    inputs = tokens.cuda()
+    positions = torch.arange(tokens.size(1), device=inputs.device).expand_as(inputs)
+
+    def forward_step(_: Any, chunk: Any) -> tuple[Tensor, Any]:
+        return chunk(inputs, positions, None), choose
+
+    def choose(logits: Tensor, non_loss_data: bool = True) -> Tensor:
+        last = logits[torch.arange(len(places)), places.to(logits.device)]
+        whole = gather_from_tensor_model_parallel_region(last)
+        return whole[:, :vocabulary].float().argmax(-1)
+
+    several = len(model) > 1  # interleaved stages want as many micro-batches as there are stages
+    found = get_forward_backward_func()(
+        forward_step_func=forward_step,
+        data_iterator=[None] * len(model) if several else None,
+        model=model,
+        num_microbatches=mpu.get_pipeline_model_parallel_world_size() if several else 1,
+        seq_length=tokens.size(1),
+        micro_batch_size=tokens.size(0),
+        forward_only=True,
+        collect_non_loss_data=True,
+    )
+    chosen = found[0] if mpu.is_pipeline_last_stage() else torch.zeros_like(inputs[:, 0])
+    torch.distributed.broadcast(
+        chosen, mpu.get_pipeline_model_parallel_last_rank(), group=mpu.get_pipeline_model_parallel_group()
+    )
+    return chosen.cpu()

@@ -1,0 +1,53 @@
+"""An export of a run's checkpoint that is made when it is missing, and again when the checkpoint is another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from megatron_lrpath.console import say
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.export.card import origin_of
+from megatron_lrpath.export.folder import RECORD, Wishes, export_checkpoint
+from megatron_lrpath.plan import Plan, Run
+from megatron_lrpath.reading import read_object
+from megatron_lrpath.runs.checkpoints import checkpoint_folder, present_fingerprint
+from megatron_lrpath.runs.folder import RunFolder
+
+
+def recorded_checkpoint(folder: Path) -> str | None:
+    """The fingerprint of the checkpoint that an exported model was made from, None where it does not say."""
+    try:
+        found = read_object(folder / RECORD).get("checkpoint")
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, str) else None
+
+
+def fresh_export(plan: Plan, run: Run, step: int, target: Path, again: str = "") -> Path:
+    """The model of a run's `step` as a Hugging Face folder in `target`; exported now unless it is there already.
+
+    Args:
+        plan: the plan of the run.
+        run: the run.
+        step: of the checkpoint.
+        target: the folder; one of an older checkpoint of ours is replaced.
+        again: the command that replaces a folder that does not say what it was made from; empty: it is replaced.
+
+    Raises:
+        UserError: the checkpoint cannot be exported, or the folder is not known to be of a checkpoint.
+    """
+    checkpoints = RunFolder(plan.folder(run)).checkpoints
+    wanted, found = present_fingerprint(checkpoints, step), recorded_checkpoint(target)
+    if wanted is not None and found == wanted:
+        return target
+    is_there = (target / "config.json").is_file()
+    if is_there and found is None and again:
+        raise UserError(
+            f"{target}: an exported model that does not say which checkpoint it is of (an earlier version made it, "
+            f"or somebody else); replace it: {again}"
+        )
+    say(f"{run.key}: exporting step {step:,}{' again, the checkpoint is another now' if found else ''} …")
+    export_checkpoint(
+        checkpoint_folder(checkpoints, step), target, origin_of(plan, run, step), Wishes(force=True)
+    )
+    return target

@@ -1,0 +1,141 @@
+"""Hugging Face's fast BPE tokenizers by gigatoken, with the normalization and the classes of the original."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from megatron_lrpath.tokenizers.character_classes import characters_that_differ
+from megatron_lrpath.tokenizers.fast_bpe import (
+    FastPath,
+    Ids,
+    Merges,
+    NotExactError,
+    common_character,
+    trial_texts,
+)
+
+# Normalizers that know no Unicode tables; gigatoken carries these out itself.
+PLAIN_NORMALIZERS = ("Prepend", "Replace")
+UNICODE_FORMS = ("NFC", "NFD", "NFKC", "NFKD")
+# Characters that NFC leaves as they are, alone and beside each other, in every version of Unicode.
+NOT_SURELY_NFC = re.compile(
+    "[^\x00-\u02ff\u0400-\u0482\u048a-\u04ff\u2010-\u2027\u3000-\u3029\u3041-\u3096\u30a1-\u30ff"
+    "\u4e00-\u9fa5\uac00-\ud7a3\uff01-\uff60]"
+)
+MARKS_OF_LATER = [
+    "\u0627\u0898\u064e", "\u0627\u064e\u0898", "e\u0301\u0323", "e\u1acc\u0301", "\u0915\u093c\u11f5a",
+    "a\U00010efd\u0301", "a\U0001e08f\u0323", "\u0c3c\u0c4d", "\u212b\u2126", "\u0958", "\U0001d15e",
+]  # fmt: skip
+
+
+class FastHuggingFace(FastPath):
+    """The same ids by gigatoken, with the special tokens that the tokenizer puts around every text.
+
+    The tokenizer's own normalizer normalizes: gigatoken's Unicode tables are of another version. Texts that hold
+    a character of which the two differ in its class (letter, number, …), or that spell out an added token of
+    any kind, are left to the library.
+
+    Args:
+        tokenizer: a fast tokenizer of transformers.
+        added: the spellings of all its added tokens.
+        exactly: its ids of a text.
+
+    Raises:
+        NotExactError: gigatoken does not support the tokenizer or disagrees with it.
+    """
+
+    library = "Hugging Face's"
+
+    def __init__(self, tokenizer: Any, added: list[str], exactly: Callable[[str], Ids]) -> None:
+        self.exactly = exactly
+        self._added = added
+        self._hint = common_character(added) if added else "\x00"  # looked for first
+        backend = tokenizer.backend_tokenizer
+        if backend.normalizer is not None and any(
+            token.normalized for token in tokenizer.added_tokens_decoder.values()
+        ):
+            raise NotExactError("the tokenizer looks for added tokens in normalized text")
+        self._before, self._after = specials_around(tokenizer)
+        description = json.loads(backend.to_str())
+        self._normalize = take_normalizer(description, backend.normalizer)
+        self._merges = Merges(json.dumps(description))
+        self._differing = characters_that_differ(description)
+        self._perhaps = quick_filter(self._differing)
+        pieces = [tokenizer.convert_tokens_to_string([piece]) for piece in list(tokenizer.get_vocab())[:8000]]
+        self.prove(trial_texts(pieces, added[:256]) + MARKS_OF_LATER)
+
+    def encode(self, texts: Sequence[str]) -> list[Ids]:
+        """Token ids of each text."""
+        merge = self._merges.encoder(sum(map(len, texts)))
+        around = bool(self._before.size or self._after.size)
+        ids: list[Ids] = []
+        for text in texts:
+            if self._hint in text and any(token in text for token in self._added):
+                ids.append(self.exactly(text))
+                continue
+            normal = text if self._normalize is None else self._normalize(text)
+            if self._has_differing(normal):
+                ids.append(self.exactly(text))
+            elif around:
+                ids.append(np.concatenate([self._before, merge(normal), self._after]))
+            else:
+                ids.append(merge(normal))
+        return ids
+
+    def _has_differing(self, text: str) -> bool:
+        """Whether a text holds a character whose class differs."""
+        if text.isascii() or self._perhaps is None or not self._perhaps.search(text):
+            return False
+        return not self._differing.isdisjoint(text)
+
+
+def specials_around(tokenizer: Any) -> tuple[Ids, Ids]:
+    """The special tokens that the tokenizer puts before and after every text; raises NotExactError."""
+    around = tokenizer("a").input_ids
+    alone = tokenizer("a", add_special_tokens=False).input_ids
+    starts = [i for i in range(len(around)) if around[i : i + len(alone)] == alone]
+    if not alone or not starts:
+        raise NotExactError("the tokenizer changes a text when it adds special tokens")
+    first, last = starts[0], starts[0] + len(alone)
+    return np.array(around[:first], dtype=np.uint32), np.array(around[last:], dtype=np.uint32)
+
+
+def take_normalizer(description: dict[str, Any], normalizer: Any) -> Callable[[str], str] | None:
+    """Take a normalizer that depends on Unicode's tables out of a `tokenizer.json`; what to call in its place.
+
+    None where there is no such normalizer: what knows no tables stays in the description.
+    """
+    steps = normalizer_steps(description.get("normalizer"))
+    if all(step["type"] in PLAIN_NORMALIZERS and "Regex" not in step.get("pattern", {}) for step in steps):
+        return None
+    description["normalizer"] = None
+    whole: Callable[[str], str] = normalizer.normalize_str
+    kinds = {step["type"] for step in steps}
+    if kinds == {"NFC"}:
+        return lambda text: whole(text) if NOT_SURELY_NFC.search(text) else text
+    if kinds <= set(UNICODE_FORMS):
+        return lambda text: text if text.isascii() else whole(text)
+    return whole
+
+
+def normalizer_steps(normalizer: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The steps of a normalizer as `tokenizer.json` describes it, sequences resolved."""
+    if normalizer is None:
+        return []
+    if normalizer["type"] == "Sequence":
+        return [step for part in normalizer["normalizers"] for step in normalizer_steps(part)]
+    return [normalizer]
+
+
+def quick_filter(characters: frozenset[str]) -> re.Pattern[str] | None:
+    """A pattern that is fast and finds something in every text with one of the characters; None for none."""
+    if not characters:
+        return None
+    low = sorted(re.escape(character) for character in characters if character < "\U00010000")
+    high = "\U00010000-\U0010ffff" if max(characters) >= "\U00010000" else ""
+    return re.compile(f"[{''.join(low)}{high}]")

@@ -1,0 +1,87 @@
+"""The tokenizer of a Hugging Face folder, copied, and as a plan names it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from megatron_lrpath.console import warn
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.reading import required_object
+from megatron_lrpath.tokenizers.files import (
+    CONFIG,
+    FAST_FILE,
+    HUGGING_FACE,
+    MODEL_FILE,
+    ORIGIN,
+    copy_files,
+    load_tokenizer,
+)
+from megatron_lrpath.tokenizers.sentencepiece_model import NASTY, SENTENCEPIECE, open_model
+from megatron_lrpath.wording import listing
+
+
+def import_tokenizer(source: Path, place: Path, target: Path) -> dict[str, str] | None:
+    """Copy the tokenizer's files; returns a plan's `tokenizer` section, None where there are none.
+
+    Args:
+        source: the Hugging Face folder.
+        place: the folder to write, which is removed where there is nothing to write.
+        target: where it will stand.
+
+    Raises:
+        UserError: a file of it cannot be used.
+    """
+    place.mkdir()
+    copy_files(source, place)
+    config = required_object(place / CONFIG) if (place / CONFIG).is_file() else {}
+    own = config.get(ORIGIN)
+    if own and (place / MODEL_FILE).is_file():
+        return {"type": str(own), "model": str(target / MODEL_FILE)}
+    if (place / MODEL_FILE).is_file():
+        if not (place / FAST_FILE).is_file():  # transformers would build one without the model's prefix
+            tell_added(config, place)
+            return {"type": SENTENCEPIECE[0], "model": str(target / MODEL_FILE)}
+        tell_difference(place)
+    if any(place.iterdir()):
+        return {"type": HUGGING_FACE, "model": str(target)}
+    place.rmdir()
+    return None
+
+
+def tell_added(config: dict[str, Any], place: Path) -> None:
+    """Warn of tokens that the folder adds to its SentencePiece model, which Megatron does not know then.
+
+    Raises:
+        UserError: the file is no SentencePiece model.
+    """
+    _, model = open_model(place / MODEL_FILE)
+    paths = [place / "added_tokens.json"] if (place / "added_tokens.json").is_file() else []
+    ids = {str(token): number for path in paths for token, number in required_object(path).items()}
+    decoder = config.get("added_tokens_decoder")
+    for number, token in (decoder if isinstance(decoder, dict) else {}).items():
+        if number.isdecimal() and isinstance(token, dict):
+            ids[str(token.get("content"))] = int(number)
+    size = model.get_piece_size()
+    added = [token for token, number in ids.items() if isinstance(number, int) and number >= size]
+    if added:
+        warn(
+            f"{MODEL_FILE} has {size:,} tokens and no tokenizer.json is beside it: in the training {listing(added[:5])}"
+            f"{f' and {len(added) - 5} more' if len(added) > 5 else ''} will be text like any other."
+        )
+
+
+def tell_difference(place: Path) -> None:
+    """Warn where transformers gives other ids than the SentencePiece model beside `tokenizer.json`."""
+    try:
+        _, model = open_model(place / MODEL_FILE)
+    except UserError:  # of another format, which some folders hold under this name
+        return
+    tokenizer = load_tokenizer(place)
+    for text in NASTY:
+        if "<" not in text and tokenizer(text, add_special_tokens=False)["input_ids"] != model.encode(text):
+            warn(
+                f"transformers gives other ids than {MODEL_FILE} for {text[:60]!r}. The plan names the former; if the "
+                f"model was trained with the latter, name it instead: type {SENTENCEPIECE[0]}."
+            )
+            return

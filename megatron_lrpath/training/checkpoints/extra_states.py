@@ -1,0 +1,34 @@
+"""What a model asks of a checkpoint that was written with other layers: states of fp8 that are not in it.
+
+Transformer Engine's norms have an `_extra_state`, torch's have none. Without fp8 it says nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from megatron_lrpath.checkpoints.metadata import EXTRA_STATE, read_metadata_file
+from megatron_lrpath.checkpoints.reader import METADATA
+
+
+def load(
+    original: Callable[..., Any], sharded_state_dict: Any, checkpoint_dir: Any, *args: Any, **named: Any
+) -> Any:
+    """Load; a module whose extra state the checkpoint lacks is given None, which leaves it as it is.
+
+    Weights that are lacking stay an error.
+    """
+    from megatron.core.dist_checkpointing.dict_utils import (
+        dict_list_map_outplace,  # after the device's choice
+    )
+    from megatron.core.dist_checkpointing.mapping import LocalNonpersistentObject, ShardedObject
+
+    held = read_metadata_file(Path(checkpoint_dir) / METADATA).state_dict_metadata.keys()
+
+    def wanted(item: Any) -> Any:
+        lacks = isinstance(item, ShardedObject) and item.unique_key not in held
+        return LocalNonpersistentObject(None) if lacks and item.key.endswith(EXTRA_STATE) else item
+
+    return original(dict_list_map_outplace(wanted, sharded_state_dict), checkpoint_dir, *args, **named)

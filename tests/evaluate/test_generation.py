@@ -1,0 +1,188 @@
+"""Trained models write: text that goes on from a prompt, versions side by side, conversations."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_lrpath.plan import Plan, load_plan
+from megatron_lrpath.report.page import make_report, write_report
+from megatron_lrpath.runs.completions import completions_of, needs_completions
+from megatron_lrpath.runs.folder import RunFolder
+from tests.support.sft_fixtures import changed, sft_plan
+from tests.support.training_fixtures import Outcome, launch, run_words, train
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plan whose version and fine-tuned version are trained."""
+    folder = tmp_path_factory.mktemp("generation")
+    plan = sft_plan(folder)
+    launch("tests.support.sft_fixtures:prepare", [str(plan)]).ok()
+    for run in ("main", "branch-v1", "sft-v1"):
+        train(run_words(plan, "ours", run)).ok()
+    return plan
+
+
+def lrpath(*words: object, said: str = "") -> Outcome:
+    """`lrpath` in a forked process, with `said` from a pipe."""
+    return launch("tests.support.export_worker:talk", [said, *map(str, words)])
+
+
+def generate(plan: Path, *words: object) -> str:
+    """What `lrpath generate` prints."""
+    return lrpath("generate", plan, *words, "--device", "cpu", "--max-tokens", 6).ok().output
+
+
+def run_folder(plan: Path, run: str) -> RunFolder:
+    """The folder of a run of ours."""
+    return RunFolder(plan.parent / "runs/ours" / run)
+
+
+def test_a_version_goes_on_from_a_text(trained: Path) -> None:
+    first = generate(trained, "--run", "branch-v1", "the plan")
+    assert "exporting step 4" in first
+    again = generate(trained, "--run", "branch-v1", "the plan")
+    assert "exporting" not in again  # it is there
+    assert again.splitlines()[-1] == first.splitlines()[-1]  # the same seed
+    assert "the plan" in again
+    assert len(again.strip()) > len("the plan")
+    drawn = {generate(trained, "--run", "branch-v1", "--seed", seed, "the plan") for seed in (1, 2)}
+    assert len(drawn) > 1
+    greedy = {
+        generate(trained, "--run", "branch-v1", "--temperature", 0, "--seed", seed, "the plan")
+        for seed in (1, 2)
+    }
+    assert len(greedy) == 1
+
+
+def test_the_newest_version_is_taken_where_none_is_named(trained: Path) -> None:
+    assert "ours/branch-v1, the newest" in generate(trained, "the plan")
+
+
+def test_versions_stand_side_by_side(trained: Path) -> None:
+    output = generate(trained, "--run", "main", "--run", "branch-v1", "the plan", "of it")
+    titles = [line.split() for line in output.splitlines() if "ours/main" in line and "branch" in line]
+    assert len(titles) == 2  # one for each prompt
+    assert "ours/branch-v1" in titles[0]
+
+
+def test_a_stale_export_is_made_again_and_a_strangers_is_not_replaced(trained: Path) -> None:
+    generate(trained, "--run", "branch-v1", "the plan")
+    exported = run_folder(trained, "branch-v1").exported
+    record = exported / "lrpath_export.json"
+    stored = json.loads(record.read_text())
+    record.write_text(json.dumps(stored | {"checkpoint": "of another training"}))
+    assert "again, the checkpoint is another now" in generate(trained, "--run", "branch-v1", "the plan")
+    assert json.loads(record.read_text()) == stored
+    record.unlink()
+    outcome = lrpath("generate", trained, "--run", "branch-v1", "the plan", "--device", "cpu")
+    assert outcome.status == [2]
+    assert "does not say which checkpoint it is of" in outcome.output
+    assert "--run branch-v1 --force" in outcome.output
+    shutil.rmtree(exported)
+
+
+@pytest.mark.parametrize("run", ["branch-v1", "sft-v1"])
+def test_the_model_card_says_how_to_use_it(trained: Path, tmp_path: Path, run: str) -> None:
+    folder = tmp_path / "exported"
+    output = lrpath("export", trained, "--run", run, "--output", folder).ok().output
+    assert f"hf upload USER/tiny-test-{run} {folder}" in output
+    assert (folder / "README.md").read_text().count(f"# tiny-test {run}\n") == 1
+    launch("tests.support.export_worker:follow_card", [str(folder)]).ok()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["generate", "  "], "an empty prompt"),
+        (["generate", "--run", "branch-v1", "plan " * 200], "positions for prompt and answer"),
+        (["generate", "--run", "brnch-v1", "x"], "did you mean 'branch-v1'"),
+        (["generate", "--run", "main", "--compare", "x"], "--compare takes all trained versions"),
+        (["generate", "--paradigm", "ptfs", "x"], "no version is trained yet: lrpath run"),
+        (["chat", "--paradigm", "ptfs"], "no version is fine-tuned yet: lrpath sft"),
+        (["chat", "--run", "branch-v1"], "has no chat template"),
+    ],
+)
+def test_what_cannot_be_written_is_told(trained: Path, words: list[str], message: str) -> None:
+    outcome = lrpath(words[0], trained, *words[1:], "--device", "cpu")
+    assert outcome.status == [2], outcome.output
+    assert message in outcome.output
+
+
+def test_a_model_without_a_tokenizer_has_no_text(tmp_path: Path) -> None:
+    from tests.support.training_fixtures import make_plan
+
+    plan = make_plan(tmp_path, (4,))
+    for run in ("main", "branch-v1"):
+        train(run_words(plan, "ours", run)).ok()
+    outcome = lrpath("generate", plan, "x", "--device", "cpu")
+    assert outcome.status == [2], outcome.output
+    assert "there is no tokenizer with it" in outcome.output
+
+
+def test_a_conversation_goes_on_and_begins_anew(trained: Path) -> None:
+    words = ["chat", trained, "--device", "cpu", "--max-tokens", 5, "--temperature", 0]
+    outcome = lrpath(*words, said="Add 1 and 2.\n\nSure?\n/new\nAdd 1 and 2.\n" + "word " * 300 + "\n").ok()
+    lines = outcome.output.splitlines()
+    assert "sft-v1: /new begins anew, Ctrl-D ends" in outcome.output
+    begin = next(number for number, line in enumerate(lines) if "/new begins anew" in line)
+    answers = lines[begin + 1 :]
+    assert (
+        "positions for prompt and answer" in outcome.output
+    )  # a message too long; the talk went on to its end
+    assert answers[0] == answers[2]  # the same question of a new conversation
+
+
+def completions(plan: Path) -> dict[str, Any]:
+    """What the evaluation of the version left."""
+    found: dict[str, Any] = json.loads(run_folder(plan, "branch-v1").completions.read_text())
+    return found
+
+
+def evaluate(plan: Path, nproc: int = 1, *extra: str) -> None:
+    """The worker that `lrpath eval` starts."""
+    words = ["--plan", str(plan), "--device", "cpu", "--runs", "ours/branch-v1", *extra]
+    launch("megatron_lrpath.evaluate.worker:main", words, nproc).ok()
+
+
+def test_an_evaluation_leaves_completions_that_the_report_shows(trained: Path) -> None:
+    evaluate(trained)
+    first = completions(trained)
+    assert [one["domain"] for one in first["completions"]] == ["prose", "code"] * 2
+    assert all(one["prompt"] for one in first["completions"])
+    plan = changed(trained, "prompted", prompts=["the plan", "of it"])
+    loaded = load_plan(plan)
+    assert needs_completions(loaded, loaded.run("ours", "branch-v1"))
+    evaluate(plan)
+    assert not needs_completions(loaded, loaded.run("ours", "branch-v1"))
+    asked = completions(plan)["completions"]
+    assert [one["prompt"] for one in asked] == ["the plan", "of it"]
+    greedy = generate(trained, "--run", "branch-v1", "--temperature", 0, "the plan")
+    written = completions_of(loaded.folder(loaded.run("ours", "branch-v1")), 4)[0].text
+    assert written
+    assert written[:5] in greedy  # transformers, of the exported model, writes the same
+    page, text = report_of(loaded)
+    assert "What the models write" in page
+    assert "the plan" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["--tensor-model-parallel-size", "--pipeline-model-parallel-size"])
+def test_two_ranks_write_the_same(trained: Path, layout: str) -> None:
+    evaluate(trained, 1, "--again")
+    alone = completions(trained)["completions"]
+    evaluate(trained, 2, "--again", layout, "2")
+    assert completions(trained)["completions"] == alone
+
+
+def report_of(plan: Plan) -> tuple[str, str]:
+    """The report's page and its Markdown."""
+    folder = Path(plan.output) / "report"
+    page = write_report(make_report(plan, datetime(2026, 11, 23, tzinfo=UTC)), folder)
+    return page.read_text(), (folder / "report.md").read_text()

@@ -1,0 +1,5 @@
+"""What all frameworks share: the recipes of fp8."""
+
+from transformer_engine.common import recipe
+
+__all__ = ["recipe"]

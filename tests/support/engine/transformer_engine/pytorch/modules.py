@@ -1,0 +1,113 @@
+"""Linear layers and norms, for one tensor-parallel rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.nn.parameter import Parameter
+
+from transformer_engine.pytorch.extra_state import ExtraState
+
+
+def parallel(parameter: Parameter, dimension: int) -> None:
+    """Mark a parameter as Megatron expects it of a tensor-parallel one."""
+    parameter.tensor_model_parallel = True  # type: ignore[attr-defined]
+    parameter.partition_dim = dimension  # type: ignore[attr-defined]
+    parameter.partition_stride = 1  # type: ignore[attr-defined]
+
+
+class _Product(ExtraState):
+    """What `Linear` and `LayerNormLinear` share."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        params_dtype: torch.dtype,
+        device: str = "cpu",
+        init_method: Callable[[torch.Tensor], Any] | None = None,
+        bias: bool = True,
+        return_bias: bool = False,
+        parallel_mode: str | None = None,
+        tp_size: int = 1,
+        fuse_wgrad_accumulation: bool = False,
+        **_: Any,
+    ) -> None:
+        super().__init__()
+        if tp_size > 1 or fuse_wgrad_accumulation:
+            raise NotImplementedError("the stand-in knows one tensor-parallel rank, and no fused gradients")
+        self.parallel_mode, self.return_bias = parallel_mode, return_bias
+        self.weight = Parameter(torch.empty(out_features, in_features, dtype=params_dtype, device=device))
+        if init_method is not None:
+            with torch.no_grad():
+                init_method(self.weight)
+        self.bias = Parameter(torch.zeros(out_features, dtype=params_dtype, device=device)) if bias else None
+        if parallel_mode is not None:
+            parallel(self.weight, 0 if parallel_mode == "column" else 1)
+
+    def product(self, inputs: torch.Tensor) -> Any:
+        """The product with the weight; the bias added, or beside it."""
+        if self.return_bias:
+            return F.linear(inputs, self.weight), self.bias
+        return F.linear(inputs, self.weight, self.bias)
+
+
+class Linear(_Product):
+    """A linear layer."""
+
+    def forward(self, inputs: torch.Tensor, is_first_microbatch: bool | None = None) -> Any:
+        """[…, in] to […, out]."""
+        return self.product(inputs)
+
+
+class LayerNormLinear(_Product):
+    """A norm and a linear layer."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        eps: float = 1e-5,
+        normalization: str = "LayerNorm",
+        zero_centered_gamma: bool = False,
+        **named: Any,
+    ) -> None:
+        super().__init__(in_features, out_features, **named)
+        if normalization != "RMSNorm" or zero_centered_gamma:
+            raise NotImplementedError("the stand-in has plain RMSNorm alone")
+        self.eps = eps
+        self.layer_norm_weight = Parameter(torch.ones(in_features, dtype=named["params_dtype"]))
+
+    def forward(self, inputs: torch.Tensor, is_first_microbatch: bool | None = None) -> Any:
+        """[…, in] to […, out]."""
+        return self.product(F.rms_norm(inputs, inputs.shape[-1:], self.layer_norm_weight, self.eps))
+
+
+class RMSNorm(ExtraState):
+    """A norm, which in Transformer Engine 2 is an operation, whose state is an empty dictionary without fp8."""
+
+    without_fp8: Any = {}  # noqa: RUF012
+
+    def __init__(
+        self, normalized_shape: int, eps: float = 1e-5, *, params_dtype: torch.dtype, **_: Any
+    ) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = Parameter(torch.ones(normalized_shape, dtype=params_dtype))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Of the same shape."""
+        return F.rms_norm(inputs, inputs.shape[-1:], self.weight, self.eps)
+
+
+class LayerNorm(ExtraState):
+    """Named by Megatron, not used."""
+
+
+class GroupedLinear(ExtraState):
+    """Named by Megatron, not used."""

@@ -1,0 +1,66 @@
+"""Real trainings with the stand-in for Transformer Engine: in a process of its own, with a fork server of its own.
+
+Megatron decides at its import what there is, so that the tests' own fork server cannot serve both.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tests.support import ROOT
+from tests.support.training_fixtures import Outcome, launch
+
+STAND_IN = Path(__file__).parent / "engine"
+TRAINING = "megatron_lrpath.training.pretrain:main"
+READY = "stand-in: "  # begins an answer, among whatever libraries print
+
+
+class Engine:
+    """The process that starts trainings which find the stand-in; `trap` is made by a command that is executed."""
+
+    def __init__(self, process: subprocess.Popen[str], trap: Path) -> None:
+        self.process, self.trap = process, trap
+
+    def launch(
+        self, words: list[str], entry: str = TRAINING, nproc: int = 1, probe: str = "engine"
+    ) -> Outcome:
+        """As `training_fixtures.launch`."""
+        given = {"entry": entry, "words": words, "nproc": nproc, "probe": probe}
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(given) + "\n")
+        self.process.stdin.flush()
+        answer = next(line for line in self.process.stdout if line.startswith(READY))
+        return Outcome(**json.loads(answer.removeprefix(READY)))
+
+
+@contextmanager
+def engine_process(folder: Path) -> Iterator[Engine]:
+    """The process, ended with the block; `folder` is where a trap lies."""
+    trap = folder / "executed"
+    path = os.pathsep.join([str(STAND_IN), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "STAND_IN_TRAP": str(trap)}
+    command = [sys.executable, "-W", "ignore", "-m", "tests.support.engine_fixtures"]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as process:
+        yield Engine(process, trap)
+        process.communicate()  # closes its input, which ends it
+
+
+def serve() -> None:
+    """Start what each line of the input says, and answer with how it ended."""
+    for line in sys.stdin:
+        outcome = launch(**json.loads(line))
+        print(READY + json.dumps(asdict(outcome)), flush=True)
+
+
+if __name__ == "__main__":
+    serve()
