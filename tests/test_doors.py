@@ -75,6 +75,7 @@ ALLOWED: dict[str, dict[str, str]] = {
     "megatron_lrpath/plan/identity.py": {"json.loads": OWN},
     "megatron_lrpath/training/options/argument_identity.py": {"json.loads": OWN},
     "megatron_lrpath/training/options/from_arguments.py": {"json.loads": OWN},
+    "megatron_lrpath/tokenizers/fast_hugging_face.py": {"json.loads": OWN},
     "megatron_lrpath/training/guards/channel.py": {"json.loads": SENT},
     "megatron_lrpath/data/preprocess/worker.py": {
         "json.loads": "a document's line, where speed counts; a number, depth or letter too many rejects the document",
@@ -90,7 +91,6 @@ ALLOWED: dict[str, dict[str, str]] = {
     "megatron_lrpath/training/checkpoints/commit.py": {"broadcast_object_list": GROUP},
     "megatron_lrpath/training/first_weights.py": {"recv_object_list": f"{GROUP}; weights only"},
     "megatron_lrpath/training/guards/guard.py": {"all_gather_object": GROUP},
-    "megatron_lrpath/tokenizers/fast_hugging_face.py": {"json.loads": OWN},
     "megatron_lrpath/plan/arguments.py": {"tomllib.loads": SHIPPED},
     "megatron_lrpath/plan/needs.py": {"tomllib.loads": SHIPPED},
     "megatron_lrpath/plan/file/source.py": {"yaml.SafeLoader": "the door to YAML"},

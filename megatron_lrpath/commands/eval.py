@@ -128,6 +128,7 @@ def run_logged(
     command: Ranks | list[str], environment: dict[str, str], log: Path, who: str, all_output: bool
 ) -> tuple[int, failure.Failure | None]:
     """Run a worker (`who`) with its errors, or all of its output, in `log`; its status and why it failed, if it did."""
+    # Start-up time: not every command of `lrpath` starts processes.
     from megatron_lrpath.launch import warm
     from megatron_lrpath.launch.runner import GRACE_SECONDS
     from megatron_lrpath.launch.torchrun import Ranks

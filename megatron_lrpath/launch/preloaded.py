@@ -8,21 +8,20 @@ import sys
 # Only a process with one thread can be forked safely; torch reads this on its first import.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+from megatron_lrpath.console import quiet
+from megatron_lrpath.training import device
+
 
 def import_everything() -> None:
     """Import what a training, an evaluation and their seams need. No name of Megatron's is replaced yet."""
-    # Not at the top: all of it takes seconds, and the device must be chosen in between.
-    from megatron_lrpath.console import quiet
-    from megatron_lrpath.training import device
-
-    quiet()
-    device.activate("cpu")  # must precede Megatron's import, and so all that follow
+    device.activate("cpu")
+    # The device must precede Megatron's import, and so all that follow.
     import megatron.core.tokenizers.text.libraries.huggingface_tokenizer
     import megatron.training  # noqa: F401
     import torch
     import torch.distributed.checkpoint
 
-    # After the device, as Megatron itself.
+    # The same.
     from megatron_lrpath.evaluate import perplexity  # noqa: F401
     from megatron_lrpath.training import loop, pretrain, seams, setup  # noqa: F401
     from megatron_lrpath.training.options import arguments
@@ -47,5 +46,6 @@ def sources() -> dict[str, int | None]:
     return {name: modified(name) for name in names if name}
 
 
+quiet()
 import_everything()
 SOURCES = sources()

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -205,15 +204,16 @@ def test_finding_the_commands_imports_nothing_heavy() -> None:
     assert [name for name in HEAVY if name in loaded] == []
 
 
-def test_plan_answers_in_under_a_second(paper_file: Path) -> None:
-    """Counted in processor time, so that other work on the machine does not matter."""
-    seconds = []
-    for _ in range(3):
-        begin = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert lrpath("plan", paper_file).returncode == 0
-        end = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds.append(end.ru_utime - begin.ru_utime + end.ru_stime - begin.ru_stime)
-    assert min(seconds) < 0.8
+def test_plan_imports_neither_torch_nor_megatron(paper_file: Path) -> None:
+    code = "import sys; from megatron_lrpath.cli import main; main(sys.argv[1:]); print(*sys.modules)"
+    process = subprocess.run(
+        [sys.executable, "-c", code, "plan", str(paper_file)],
+        cwd=ROOT, capture_output=True, text=True, check=True, timeout=240,
+    )  # fmt: skip
+    loaded = process.stdout.splitlines()[-1].split()
+    assert "megatron_lrpath.readiness.check" in loaded
+    # the slices are looked into, the tables drawn, the plan read
+    assert set(HEAVY) & set(loaded) == {"numpy", "rich", "yaml"}
 
 
 def test_an_output_without_unicode_is_no_error(plan_file: Path) -> None:

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.launch.display import PlainDisplay
-from megatron_lrpath.launch.local import Options, carry_out, chosen_tasks, evaluation_command
+from megatron_lrpath.launch.local import Options, carry_out, chosen_tasks, evaluation_argv
 from megatron_lrpath.launch.process import only_one
 from megatron_lrpath.launch.resources import Share
 from megatron_lrpath.launch.runner import RunProcess
@@ -284,7 +284,7 @@ def test_the_command_is_torchrun_with_the_entry_module(tmp_path):
 def evaluation(plan: Plan, *runs: str, **chosen) -> list[str] | None:
     options = Options(**{"device": "cpu", **chosen})
     share = Share(jobs=1, nproc=2, threads=1, device="cpu")
-    return evaluation_command(plan, chosen_tasks(plan, options), share, options)
+    return evaluation_argv(plan, chosen_tasks(plan, options), share, options)
 
 
 def test_what_is_trained_and_not_evaluated_is_evaluated_at_the_end(tmp_path):
@@ -294,7 +294,7 @@ def test_what_is_trained_and_not_evaluated_is_evaluated_at_the_end(tmp_path):
     command = evaluation(plan, extra=("--seed", "3"))
     assert command is not None
     words = ["--paradigm", "all", "--nproc", "2", "--device", "cpu", "--", "--seed", "3"]
-    assert command[1:] == ["-m", "megatron_lrpath.cli", "eval", str(plan.path), *words]
+    assert command == ["eval", str(plan.path), *words]
     for key in ("ours/branch-v1", "ptfs/scratch-v1"):
         (Path(plan.output) / key / "eval.json").write_text('{"step": 10, "perplexity": 9.0}')
     assert evaluation(plan) is None
@@ -303,9 +303,9 @@ def test_what_is_trained_and_not_evaluated_is_evaluated_at_the_end(tmp_path):
 
 def test_the_evaluations_exit_status_is_the_commands(tmp_path, monkeypatch):
     plan = write_plan(tmp_path, 1)
-    failing = [sys.executable, "-c", "raise SystemExit(7)"]
-    monkeypatch.setattr("megatron_lrpath.launch.local.evaluation_command", lambda *arguments: failing)
-    assert run(plan, evaluate=True)[0] == 7
+    failing = ["eval", str(tmp_path / "no such plan")]
+    monkeypatch.setattr("megatron_lrpath.launch.local.evaluation_argv", lambda *arguments: failing)
+    assert run(plan, evaluate=True, cold=True)[0] == 2
 
 
 def test_an_output_on_a_full_disk_ends_no_run(tmp_path):
