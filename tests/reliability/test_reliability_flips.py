@@ -52,6 +52,16 @@ def test_a_merge_and_an_export_verify_the_bytes_that_they_read(base: Path, commo
     assert not (at / "merged").exists()
 
 
+@pytest.mark.parametrize("name", [".metadata", "metadata.json"])
+def test_an_export_verifies_what_its_fingerprint_is_made_of(base: Path, name: str) -> None:
+    at = base.with_name("plan")
+    fresh(base, at)
+    checkpoint = at / f"{BRANCH}/checkpoints/iter_0000008"
+    flip(checkpoint / name, 1, 0)
+    with pytest.raises(UserError, match="holds other bytes than were written"):
+        CheckpointReader(checkpoint).verify()
+
+
 def test_a_checkpoint_without_a_manifest_is_called_unverified(
     base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -270,6 +270,7 @@ def test_the_section_is_shown_with_the_plan(tmp_path: Path, capsys: pytest.Captu
     assert lrpath(["plan", str(path), "--no-curves"]) == 0
     assert "data not prepared yet" in " ".join(capsys.readouterr().out.split())
     assert lrpath(["sft", str(path), "--prepare", "--workers", "1"]) == 0
+    assert f"next: lrpath sft {path}" in capsys.readouterr().out
     assert lrpath(["plan", str(path), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)["sft"]
     assert {(run["paradigm"], run["name"]) for run in told["runs"]} == {
