@@ -106,7 +106,8 @@ class OverriddenPlan:
         content = self.content
         if len(content) > MAX_BYTES:
             raise PlanError(f"{self.origin}: with these overrides larger than {MAX_BYTES // 1024} KiB")
-        if self.path.is_file() and self.path.read_bytes() == content:
+        there = read_made(self.path)
+        if there is not None and there.body == self.body:  # perhaps just being trained
             return self.path
         lock = None
         try:

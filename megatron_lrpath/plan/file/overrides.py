@@ -15,6 +15,7 @@ from megatron_lrpath.plan.file.arguments import RECIPE
 from megatron_lrpath.plan.file.keys import TEMPLATES
 from megatron_lrpath.plan.file.load import plan_from
 from megatron_lrpath.plan.file.source import parse_value, plain, plan_text, read_source
+from megatron_lrpath.wording import nearest
 
 OPTION = "--set"
 _PART = re.compile(r"([A-Za-z_][A-Za-z0-9_-]*)(?:\[([0-9]+)\])?")
@@ -108,7 +109,10 @@ def changed_plan(path: Path, words: Sequence[str], output: str | None = None) ->
         except ValueError as error:
             raise PlanError(f"{OPTION} {error}") from None
         if not took:
-            raise PlanError(f"{OPTION} {key}: {path} does not give it, so that nothing can be taken away")
+            hint = nearest(key, source.keys)
+            raise PlanError(
+                f"{OPTION} {key}: {path} does not give it{hint}, so that nothing can be taken away"
+            )
     if output is not None:
         values["output"] = output
     plan = plan_from(source.changed(values, OPTION))

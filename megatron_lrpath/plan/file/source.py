@@ -69,6 +69,11 @@ class Source:
         """The first of these keys that stands in the file, else the whole file (for checks across keys)."""
         return next((self._entries[key] for key in keys if key in self._entries), self.root)
 
+    @property
+    def keys(self) -> list[str]:
+        """Every key that the file gives, as `find` takes them."""
+        return list(self._entries)
+
     def changed(self, values: Mapping[str, Any], option: str) -> Source:
         """The same file with these values: what it does not say itself has its place in `option`."""
 
