@@ -94,6 +94,7 @@ def test_values_are_yaml_as_in_a_plan(text: str, value: Any) -> None:
         (["alpha=[0.5"], "this is not YAML"),
         (["name=a\nb"], "has several lines"),
         (["output=*x"], "the alias *x is not read"),
+        (["model.num_layers=none"], "--set model.num_layers: "),
         (["megatron.lgo_interval=5"], "--set megatron.lgo_interval: Megatron has no argument"),
         (["batch.micro_batch_size=5"], ":7: batch.global_batch_size: 32 is not a multiple"),
     ],

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.errors import PlanError
-from megatron_lrpath.models import RECIPES
 from megatron_lrpath.plan.file.arguments import RECIPE
 from megatron_lrpath.plan.file.keys import TEMPLATES
 from megatron_lrpath.plan.file.load import plan_from
@@ -30,8 +29,8 @@ def change(plan: dict[str, Any], key: str, value: Any) -> bool:
     cannot be followed.
     """
     *way, last = key.split(".")
-    if way and way[0] == "model" and plan.get("model") in RECIPES:
-        plan["model"] = {RECIPE: plan["model"]}
+    if way[:1] == ["model"] and isinstance(recipe := plan.get("model"), str):
+        plan["model"] = {RECIPE: recipe}
     places: list[dict[str, Any]] = [plan]
     for part in way:
         places = [found for place in places for found in _descend(place, part, key)]
