@@ -47,7 +47,7 @@ def execute(args: argparse.Namespace) -> int:
     from megatron_lrpath.runs.overridden import OverriddenPlan
 
     changed = OverriddenPlan.of(args.plan, args.set) if args.set else None
-    plan = changed.plan if changed else load_plan(args.plan)
+    plan = changed.asked if changed else load_plan(args.plan)
     paradigms = paradigms_of(args)
     trained = paradigms_of(args, plan)
     left = estimate(plan, trained)
@@ -75,7 +75,8 @@ def execute(args: argparse.Namespace) -> int:
     if not args.json:
         options = [word for one in args.set for word in ("--set", one)]
         train = shlex.join(["lrpath", "run", str(args.plan), *options])
-        print(f"next: {train}" if left.steps else f"next: lrpath report {shlex.quote(str(plan.path))}")
+        trained_as = changed.path if changed else args.plan
+        print(f"next: {train}" if left.steps else f"next: lrpath report {shlex.quote(str(trained_as))}")
     return 0
 
 

@@ -66,7 +66,7 @@ def train(args: argparse.Namespace) -> int:
         return carry_out_experiment(experiment, options)
     plan = changed.plan if changed else load_plan(args.plan)
     options = training_options(args, plan)
-    require_ready([plan], request_of(options))
+    require_ready([changed.asked if changed else plan], request_of(options))
     if changed:
         args.plan = changed.write()
     status = carry_out(plan, options)

@@ -116,10 +116,12 @@ def submitted_plan(
         submitted = SubmittedPlan.of(args.plan, settings.data, settings.output)
         return submitted, submitted.latest if settings.data or settings.output else args.plan
     data = None if settings.data is None else os.path.abspath(settings.data)
-    submitted = SubmittedPlan.moved(changed.plan, changed.body.encode(), data)
-    if not args.dry_run:  # what is said from here on names the file
-        require_ready([submitted.plan], request_for(paradigms_of(args, submitted.plan)))
-        changed.moved(submitted.plan, submitted.text.decode()).write()
+    submitted = SubmittedPlan.moved(changed.asked, changed.body.encode(), data)
+    changed = changed.moved(submitted.plan.data, submitted.plan.tokenizer, submitted.text.decode())
+    if not args.dry_run:
+        require_ready([changed.asked], request_for(paradigms_of(args, changed.asked)))
+        changed.write()
+        submitted = SubmittedPlan(changed.plan, submitted.text)  # what is said from here on names the file
     return submitted, changed.path
 
 

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,19 +20,23 @@ from megatron_lrpath.plan import Plan
 from megatron_lrpath.plan.file.load import plan_from
 from megatron_lrpath.plan.file.overrides import OPTION, changed_plan, read_words
 from megatron_lrpath.plan.file.source import MAX_BYTES, parse_source
+from megatron_lrpath.plan.spec import Data, Tokenizer
 from megatron_lrpath.runs.folder import OutputFolder
 
 _FIRST = "# made by lrpath from "
 _HEADER = re.compile(
-    rf"{_FIRST}(?P<words>.*); SHA-256 of the rest: (?P<sum>[0-9a-f]{{64}})\n(?P<rest>.*)", re.DOTALL
+    rf"{_FIRST}(?P<words>[^\n]*); SHA-256 of the rest: (?P<sum>[0-9a-f]{{64}})\n(?P<rest>.*)", re.DOTALL
 )
 
 
 @dataclass(frozen=True)
 class OverriddenPlan:
-    """A plan with the overrides `words`: `body` is its text, `plan` what it says, as of the file `OUTPUT/plan.yaml`."""
+    """The plan `asked` for: that of a plan file, which its errors name, with the overrides `words`.
 
-    origin: Path
+    `plan` is the same as of the file `OUTPUT/plan.yaml`, `body` the text of that file.
+    """
+
+    asked: Plan
     words: tuple[str, ...]
     overrides: dict[str, Any]
     plan: Plan
@@ -44,8 +49,14 @@ class OverriddenPlan:
         Raises PlanError for what a plan file could not say.
         """
         made = changed_plan(path, words, output)
-        target = OutputFolder(Path(made.output)).plan
-        return cls(path, made.words, made.overrides, plan_from(parse_source(target, made.text)), made.text)
+        target = OutputFolder(Path(made.plan.output)).plan
+        plan = plan_from(parse_source(target, made.text))
+        return cls(made.plan, tuple(words), made.overrides, plan, made.text)
+
+    def moved(self, data: Data, tokenizer: Tokenizer, body: str) -> OverriddenPlan:
+        """The same with data and tokenizer elsewhere, as the text `body` says."""
+        asked, plan = (replace(one, data=data, tokenizer=tokenizer) for one in (self.asked, self.plan))
+        return replace(self, asked=asked, plan=plan, body=body)
 
     @property
     def path(self) -> Path:
@@ -56,20 +67,14 @@ class OverriddenPlan:
     def content(self) -> bytes:
         """The file: its first line says what it was made from and how."""
         options = [word for override in self.words for word in (OPTION, override)]
-        words = [" ".join(os.path.abspath(self.origin).splitlines()), *options]
+        words = [" ".join(os.path.abspath(self.asked.path).splitlines()), *options]
         first = f"{_FIRST}{shlex.join(words)}; SHA-256 of the rest: {_sum(self.body)}\n"
         return first.encode(errors="replace") + self.body.encode()
 
-    def moved(self, plan: Plan, body: str) -> OverriddenPlan:
-        """The same with other data: what `plan` says, its text `body`."""
-        return replace(self, plan=replace(plan, path=self.path), body=body)
-
     def require_output(self) -> None:
         """Raises UserError, which says what to do, where the output is another plan's than this."""
-        output, own = (
-            Path(self.plan.output),
-            f"give these overrides an output of their own: {OPTION} output=FOLDER",
-        )
+        own = f"give these overrides an output of their own: {OPTION} output=FOLDER"
+        output = Path(self.plan.output)
         there = read_made(self.path)
         if there is None and self.path.exists():
             raise UserError(f"{self.path}: is there already, and no plan that {OPTION} has written; {own}")
@@ -88,8 +93,8 @@ class OverriddenPlan:
             )
         if there.edited and there.body != self.body:
             raise UserError(
-                f"{self.path}: was edited since it was made from {self.origin}, and is not written over. Go on without "
-                f"{OPTION}: lrpath run {here}; or {own}"
+                f"{self.path}: was edited since it was made from {self.asked.path}, and is not written over. Go on "
+                f"without {OPTION}: lrpath run {here}; or {own}"
             )
 
     @property
@@ -105,13 +110,14 @@ class OverriddenPlan:
         self.require_output()
         content = self.content
         if len(content) > MAX_BYTES:
-            raise PlanError(f"{self.origin}: with these overrides larger than {MAX_BYTES // 1024} KiB")
+            raise PlanError(f"{self.asked.path}: with these overrides larger than {MAX_BYTES // 1024} KiB")
         there = read_made(self.path)
         if there is not None and there.body == self.body:  # perhaps just being trained
             return self.path
         lock = None
         try:
-            lock = FolderLock.acquire(Path(self.plan.output))
+            with suppress(OSError):  # a disk without locks; what cannot be written says so itself
+                lock = FolderLock.acquire(Path(self.plan.output))
             self.require_output()  # another call may have come first
             atomic_write_bytes(self.path, content)
         except LockHeldError as owner:

@@ -48,7 +48,12 @@ def test_the_plan_with_other_values_is_trained_and_read_by_the_other_commands(
     plan: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = plan.read_bytes()
-    assert run(*HOT, *THERE, "--set", "versions.steps=6") == 2  # more than the slices hold
+    assert run(*HOT, *THERE, "--set", "versions.steps=60") == 2  # more than the slices hold
+    assert run(*HOT, *THERE, "--set", "branch_mix={slices: {gone: 0.25}}") == 2
+    said = capsys.readouterr().err
+    assert "plan.yaml: " in said
+    assert "--set branch_mix.slices.gone" in said
+    assert "hot/plan.yaml" not in said
     assert not Path("hot").exists()
     assert run(*HOT, *THERE, "--set", "alpha=0.25") == 0
     made = Path("hot/plan.yaml").resolve()

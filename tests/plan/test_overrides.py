@@ -163,7 +163,7 @@ def test_the_text_says_the_same_from_any_folder(tmp_path: Path, monkeypatch: pyt
     assert plan.sft is not None
     assert (plan.sft.data, plan.sft.template) == ((f"{here}/chats/*.jsonl",), f"{here}/own.jinja")
     assert plan.megatron["wandb_save_dir"] == f"{here}/logs"
-    assert plan.output == made.output == os.path.join(here, "runs/x")
+    assert plan.output == made.plan.output == os.path.join(here, "runs/x")
 
 
 def test_a_name_of_hugging_face_stays_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from megatron_lrpath.plan.file.arguments import RECIPE
 from megatron_lrpath.plan.file.keys import TEMPLATES
 from megatron_lrpath.plan.file.load import plan_from
 from megatron_lrpath.plan.file.source import parse_value, plain, plan_text, read_source
+from megatron_lrpath.plan.plan import Plan
 from megatron_lrpath.wording import nearest
 
 OPTION = "--set"
@@ -73,15 +74,13 @@ def _descend(place: dict[str, Any], part: str, key: str) -> list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Changed:
-    """The plan of the file `origin` with the values of `words`, each `KEY=VALUE`, as the text of a file of its own.
+    """A plan file's plan with other values: `overrides` by their keys, and `text`, which says it in a file of its own.
 
-    `overrides` has the values by their keys. Relative paths of the origin are absolute in `text`, and `output` is.
+    Relative paths are absolute, the output too. Errors of `plan` name the lines of the file that it was made from.
     """
 
-    origin: Path
-    words: tuple[str, ...]
     overrides: dict[str, Any]
-    output: str
+    plan: Plan
     text: str
 
 
@@ -114,9 +113,10 @@ def changed_plan(path: Path, words: Sequence[str], output: str | None = None) ->
             )
     if output is not None:
         values["output"] = output
-    plan = plan_from(source.changed(values, OPTION))
+    located = source.changed(values, OPTION)
+    plan = plan_from(located)
     made = _absolute(values) | {"output": os.path.abspath(plan.output)}
-    return Changed(path, tuple(words), overrides, made["output"], plan_text(made))
+    return Changed(overrides, plan_from(located.changed(made)), plan_text(made))
 
 
 def read_words(words: Sequence[str]) -> dict[str, Any]:

@@ -74,19 +74,21 @@ class Source:
         """Every key that the file gives, as `find` takes them."""
         return list(self._entries)
 
-    def changed(self, values: Mapping[str, Any], option: str) -> Source:
-        """The same file with these values: what it does not say itself has its place in `option`."""
+    def changed(self, values: Mapping[str, Any], option: str | None = None) -> Source:
+        """The same file with these values: what it does not say itself has its place in `option`.
+
+        Without an option a value has the place of what stood at its key.
+        """
+        new = (Path(option), 0) if option else (self.path, 1)
 
         def entry(value: Any, key: str) -> Entry:
             old = self._entries.get(key)
-            whole = isinstance(value, dict | list)
-            kept = old is not None and (whole or (type(old.value), old.value) == (type(value), value))
-            path, line = (old.path, old.line) if old is not None and kept else (Path(option), 0)
+            kept = old is not None and (option is None or _alike(old.value, value))
+            path, line = (old.path, old.line) if old is not None and kept else new
             if isinstance(value, dict):
-                inner = {name: entry(one, f"{key}.{name}" if key else name) for name, one in value.items()}
-                return Entry(inner, path, line, key)
-            if isinstance(value, list):
-                return Entry([entry(one, f"{key}[{i}]") for i, one in enumerate(value)], path, line, key)
+                value = {name: entry(one, f"{key}.{name}" if key else name) for name, one in value.items()}
+            elif isinstance(value, list):
+                value = [entry(one, f"{key}[{i}]") for i, one in enumerate(value)]
             return Entry(value, path, line, key)
 
         return Source(self.path, entry(values, ""))
@@ -94,6 +96,11 @@ class Source:
     @cached_property
     def _entries(self) -> dict[str, Entry]:
         return {entry.key: entry for entry in _walk(self.root)}
+
+
+def _alike(old: Any, new: Any) -> bool:
+    """Whether a value is what stood there; of mappings and lists their parts are looked at one by one."""
+    return type(old) is type(new) and (isinstance(new, dict | list) or old == new)
 
 
 def read_source(path: Path | str) -> Source:
