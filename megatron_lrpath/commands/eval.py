@@ -159,7 +159,7 @@ def show(names: list[str], folders: list[Path]) -> None:
     found = [(read_json_object(RunFolder(folder).downstream) or {}).get("results", {}) for folder in folders]
     columns = in_order({task for results in found for task in results})
     titles = ("model", *(one.label for one in columns), "AVG")
-    table = terminal_table(titles, "l" + "r" * (len(titles) - 1), box=None)
+    table = terminal_table(titles, "l" + "r" * (len(titles) - 1))
     for name, results in zip(names, found, strict=True):
         cells = ("–" if score is None else f"{score:.2f}" for score in scores(results, columns))
         table.add_row(name, *cells)

@@ -240,7 +240,7 @@ def show_table(submission: Submission, rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
 
     titles = ("job", "number", "", "nodes", "processes", "waits for")
-    table = terminal_table(titles, "L" * len(titles), box=None)
+    table = terminal_table(titles, "L" * len(titles))
     for shown in rows:
         processes = f"{shown['nodes'] * shown['processes_per_node']}"
         waits = ", ".join(
