@@ -45,12 +45,17 @@ def terminal_table(
     """A table for a terminal; strings are shown as they are, never read as rich's markup.
 
     `align` has a letter for each column: `l` or `r`, a capital where its cells must not be wrapped. `look` are
-    options of `rich.table.Table`.
+    options of `rich.table.Table`; without them all tables look alike: bold titles, no lines.
     """
     from rich.table import Table
     from rich.text import Text
 
-    options: dict[str, Any] = {"header_style": "bold", "pad_edge": False} | look
+    options: dict[str, Any] = {
+        "box": None,
+        "header_style": "bold",
+        "pad_edge": False,
+        "title_style": "bold",
+    } | look
     drawn = Table(**options)
     for title, letter in zip(titles, align, strict=True):
         justify: Any = "right" if letter in "rR" else "left"

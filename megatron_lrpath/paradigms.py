@@ -51,7 +51,6 @@ class Paradigm:
 
     - `name`: in plans, folders and arguments; `title`: in tables; `long_name`: what it stands for.
     - `kinds`: of its runs.
-    - `column`: its place in the paper's tables.
     - `colour`: in figures; Okabe and Ito's, told apart under every common colour blindness.
     """
 
@@ -59,7 +58,6 @@ class Paradigm:
     title: str
     long_name: str
     kinds: tuple[Kind, ...]
-    column: int
     colour: str
 
 
@@ -99,20 +97,19 @@ SFT = Kind(
     has_cycle=False,
 )
 
-OURS = Paradigm("ours", "Ours", "learning-rate path switching", (MAIN, BRANCH), 3, "#009E73")
-PTFS = Paradigm("ptfs", "PTFS", "pre-training from scratch", (SCRATCH,), 1, "#0072B2")
-CPT = Paradigm("cpt", "CPT", "continual pre-training", (CONTINUAL,), 2, "#D55E00")
+OURS = Paradigm("ours", "Ours", "learning-rate path switching", (MAIN, BRANCH), "#009E73")
+PTFS = Paradigm("ptfs", "PTFS", "pre-training from scratch", (SCRATCH,), "#0072B2")
+CPT = Paradigm("cpt", "CPT", "continual pre-training", (CONTINUAL,), "#D55E00")
 
 PARADIGM_ROWS = {paradigm.name: paradigm for paradigm in (OURS, PTFS, CPT)}
 PARADIGMS = tuple(PARADIGM_ROWS)
-TABLE_ORDER = tuple(sorted(PARADIGMS, key=lambda name: PARADIGM_ROWS[name].column))
-"""The paradigms as in the paper's tables."""
+"""Their names, in the order of all tables."""
 
 LR_PATH_KINDS = {kind.name: kind for paradigm in PARADIGM_ROWS.values() for kind in paradigm.kinds}
 """The kinds of runs that a paradigm makes; every paradigm's versions can be fine-tuned beside."""
 PARADIGM_OF = {kind.name: paradigm.name for paradigm in PARADIGM_ROWS.values() for kind in paradigm.kinds}
 KINDS = LR_PATH_KINDS | {SFT.name: SFT}
-CYCLE_KINDS = tuple(kind.name for name in TABLE_ORDER for kind in PARADIGM_ROWS[name].kinds if kind.has_cycle)
+CYCLE_KINDS = tuple(kind.name for row in PARADIGM_ROWS.values() for kind in row.kinds if kind.has_cycle)
 
 RESET_MAX = CptVariant("reset-max", "ResetMax", shape="whole", warms_up=False)
 REWARM_MAX = CptVariant("rewarm-max", "RewarmMax", shape="whole", warms_up=True)

@@ -53,10 +53,17 @@ PICKLES = (
     "np.load",
     "numpy.load",
     "read_pickle",
+    "broadcast_object_list",
+    "all_gather_object",
+    "gather_object",
+    "scatter_object_list",
+    "recv_object_list",
+    "multiprocessing.connection",
 )
 
 OWN = "a value of this process, once through JSON"
 SENT = "what processes of one run send each other, signed"
+GROUP = "what processes of one run send each other over their process group (docs/security.md: the network)"
 SHIPPED = "a file of the package"
 ALLOWED: dict[str, dict[str, str]] = {
     "megatron_lrpath/reading.py": {"json.JSONDecoder": "the door to JSON"},
@@ -68,7 +75,6 @@ ALLOWED: dict[str, dict[str, str]] = {
     "megatron_lrpath/plan/identity.py": {"json.loads": OWN},
     "megatron_lrpath/training/options/argument_identity.py": {"json.loads": OWN},
     "megatron_lrpath/training/options/from_arguments.py": {"json.loads": OWN},
-    "megatron_lrpath/launch/preflight.py": {"json.loads": OWN},
     "megatron_lrpath/tokenizers/fast_hugging_face.py": {"json.loads": OWN},
     "megatron_lrpath/training/guards/channel.py": {"json.loads": SENT},
     "megatron_lrpath/data/preprocess/worker.py": {
@@ -76,6 +82,15 @@ ALLOWED: dict[str, dict[str, str]] = {
         "json.JSONDecoder": "the same",
         "raw_decode": "the same",
     },
+    "megatron_lrpath/evaluate/perplexity.py": {"broadcast_object_list": GROUP, "all_gather_object": GROUP},
+    "megatron_lrpath/launch/preflight.py": {
+        "json.loads": "a word of a command line that this package writes",
+        "broadcast_object_list": GROUP,
+        "all_gather_object": GROUP,
+    },
+    "megatron_lrpath/training/checkpoints/commit.py": {"broadcast_object_list": GROUP},
+    "megatron_lrpath/training/first_weights.py": {"recv_object_list": f"{GROUP}; weights only"},
+    "megatron_lrpath/training/guards/guard.py": {"all_gather_object": GROUP},
     "megatron_lrpath/plan/arguments.py": {"tomllib.loads": SHIPPED},
     "megatron_lrpath/plan/needs.py": {"tomllib.loads": SHIPPED},
     "megatron_lrpath/plan/file/source.py": {"yaml.SafeLoader": "the door to YAML"},
@@ -105,6 +120,7 @@ def trees() -> dict[str, ast.Module]:
         for name in ("megatron_lrpath", "tools", "scripts")
         for path in sorted((ROOT / name).rglob("*.py"))
     )
+    files = (*files, ROOT / "pretrain_gpt.py")
     return {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in files}
 
 

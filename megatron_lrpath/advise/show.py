@@ -188,9 +188,9 @@ def hint(advice: Advice) -> str:
 
 
 def _table(titles: list[str], left: int) -> Table:
-    look: dict[str, Any] = {"pad_edge": True, "title_justify": "left", "caption_justify": "left"}
+    look: dict[str, Any] = {"title_justify": "left", "caption_justify": "left"}
     align = "L" * left + "R" * (len(titles) - left)
-    return terminal_table(titles, align, box=None, padding=(0, 2, 0, 0), **look)
+    return terminal_table(titles, align, **look)
 
 
 def alphas_table(advice: Advice) -> Table:

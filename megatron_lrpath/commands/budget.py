@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_lrpath.commands.options import add_plan, count_from
 from megatron_lrpath.exits import BAD_INPUT
+from megatron_lrpath.paradigms import MAIN, OURS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,7 +69,7 @@ def ready(plan: Plan, extra: Sequence[str]) -> Plan:
     from megatron_lrpath.readiness.arguments import argument_checks
     from megatron_lrpath.readiness.tokenizer import tokenizer_check
 
-    refuse([(plan, argument_checks(plan, [plan.run("ours", "main")], extra))])
+    refuse([(plan, argument_checks(plan, [plan.run(OURS.name, MAIN.prefix)], extra))])
     return replace(plan, tokenizer=replace(plan.tokenizer, vocab_size=tokenizer_check(plan)[1]))
 
 

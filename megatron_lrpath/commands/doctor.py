@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from megatron_lrpath.commands.options import add_plan
 from megatron_lrpath.console import quiet, terminal_table
@@ -47,23 +47,17 @@ def execute(args: argparse.Namespace) -> int:
     else:
         show("machine", machine)
         if plan:
+            print()
             show(str(args.plan), plan)
     return 1 if failed else 0
 
 
 def show(title: str, checks: Sequence[Finding]) -> None:
     """A table; advice stands under what was found."""
-    from rich import box
     from rich.console import Console
     from rich.text import Text
 
-    look: dict[str, Any] = {
-        "title": Text(title),
-        "title_justify": "left",
-        "box": box.SIMPLE_HEAD,
-        "pad_edge": True,
-    }
-    table = terminal_table(("check", "", "found"), "lll", **look)
+    table = terminal_table(("check", "", "found"), "lll", title=Text(title), title_justify="left")
     for check in checks:
         advice = f"\n→ {check.advice}" if check.advice else ""
         table.add_row(Text(check.name), MARKS[check.status], Text(check.found + advice, overflow="fold"))

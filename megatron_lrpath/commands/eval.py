@@ -159,7 +159,7 @@ def show(names: list[str], folders: list[Path]) -> None:
     found = [(read_json_object(RunFolder(folder).downstream) or {}).get("results", {}) for folder in folders]
     columns = in_order({task for results in found for task in results})
     titles = ("model", *(one.label for one in columns), "AVG")
-    table = terminal_table(titles, "l" + "r" * (len(titles) - 1), box=None)
+    table = terminal_table(titles, "l" + "r" * (len(titles) - 1))
     for name, results in zip(names, found, strict=True):
         cells = ("–" if score is None else f"{score:.2f}" for score in scores(results, columns))
         table.add_row(name, *cells)
@@ -193,6 +193,7 @@ def execute(args: argparse.Namespace) -> int:
     from megatron_lrpath.data.record import require_tokenizer
     from megatron_lrpath.data.slice import open_validation
     from megatron_lrpath.plan import load_plan
+    from megatron_lrpath.plan.secrets import secret_problem
     from megatron_lrpath.runs.completions import needs_completions
     from megatron_lrpath.runs.elsewhere import lies_elsewhere
     from megatron_lrpath.runs.results import (
@@ -207,6 +208,8 @@ def execute(args: argparse.Namespace) -> int:
         raise UserError(
             "--main-path evaluates the main path's checkpoints; leave out --tasks, --run and --paradigm."
         )
+    if secret := secret_problem(args.extra):
+        raise UserError(f"after --: {secret}")
     if args.tasks:
         return execute_tasks(args)
     plan = load_plan(args.plan)

@@ -83,8 +83,7 @@ def show(experiment: Experiment, facts: dict[str, Any]) -> None:
         mine = [one for one in facts["trainings"] if one["name"].startswith(point["name"] + "/")]
         steps = sum(one["steps"] for one in mine)
         rows.append((point["name"], f"{len(mine)}", f"{steps:,}", point["plan"]))
-    titles, look = ("variation", "trainings", "steps", "plan"), {"padding": (0, 2, 0, 0), "pad_edge": True}
-    table = terminal_table(titles, "lrrl", rows, box=None, **look)
+    table = terminal_table(("variation", "trainings", "steps", "plan"), "lrrl", rows)
     console = Console()
     if experiment.about:
         console.print(Text(experiment.about))

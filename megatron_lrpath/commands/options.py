@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from megatron_lrpath.launch.local import Options
     from megatron_lrpath.plan import Plan
     from megatron_lrpath.readiness import Request
+    from megatron_lrpath.runs.overridden import OverriddenPlan
 
 PLAN, PLAN_OR_EXPERIMENT = "the plan file", "the plan (or experiment) file"
 AUTO, EVERY = "auto", "all"
+WRITTEN = "needs a new output (or its own), where it writes plan.yaml"  # what --set means to who trains
 
 
 def add_plan(parser: argparse.ArgumentParser, about: str = PLAN, optional: bool = False) -> None:
@@ -31,6 +33,28 @@ def add_runs(parser: argparse.ArgumentParser, about_plan: str, about_run: str = 
     add_paradigm(parser)
     if about_run:
         parser.add_argument("--run", metavar="NAME", help=about_run)
+
+
+def add_set(parser: argparse.ArgumentParser, end: str) -> None:
+    """--set; `end` says what becomes of the plan."""
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help=f"the plan with this value (YAML) at a dotted key, as schedule.max_lr=1e-3; may be repeated; {end}",
+    )
+
+
+def overridden(args: argparse.Namespace, output: str | None = None) -> OverriddenPlan | None:
+    """The plan with the values of --set, None without one. UserError for what does not fit its output."""
+    if not args.set:
+        return None
+    from megatron_lrpath.runs.overridden import OverriddenPlan
+
+    changed = OverriddenPlan.of(args.plan, args.set, output)
+    changed.require_output()
+    return changed
 
 
 def add_paradigm(parser: argparse.ArgumentParser, default: str = "those that the plan names") -> None:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_lrpath.commands.options import add_plan, paradigms_of
+from megatron_lrpath.commands.options import add_plan, add_set, paradigms_of
 from megatron_lrpath.errors import UserError, cause
 from megatron_lrpath.paradigms import PARADIGMS
 
@@ -24,6 +24,7 @@ PNG_POINTS = 1000  # of a run's curve
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The plan, which part of it, and in which form."""
     add_plan(parser, optional=True)
+    add_set(parser, "nothing is written")
     parser.add_argument("--paradigm", choices=PARADIGMS, help="only this one (default: all three)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables and curves")
     parser.add_argument("--no-curves", action="store_true", help="leave the curves out")
@@ -43,8 +44,10 @@ def execute(args: argparse.Namespace) -> int:
     if args.plan is None:
         raise UserError("which plan? lrpath plan PLAN (the file), or lrpath plan --schema")
     from megatron_lrpath.launch.estimate import estimate
+    from megatron_lrpath.runs.overridden import OverriddenPlan
 
-    plan = load_plan(args.plan)
+    changed = OverriddenPlan.of(args.plan, args.set) if args.set else None
+    plan = changed.asked if changed else load_plan(args.plan)
     paradigms = paradigms_of(args)
     trained = paradigms_of(args, plan)
     left = estimate(plan, trained)
@@ -66,10 +69,14 @@ def execute(args: argparse.Namespace) -> int:
         if args.png:
             print(f"Curves: {args.png}")
     sys.stdout.flush()
+    if changed:
+        changed.require_output()
     check_files(plan, paradigms)
     if not args.json:
-        path = shlex.quote(str(args.plan))
-        print(f"next: lrpath run {path}" if left.steps else f"next: lrpath report {path}")
+        options = [word for one in args.set for word in ("--set", one)]
+        train = shlex.join(["lrpath", "run", str(args.plan), *options])
+        trained_as = changed.path if changed else args.plan
+        print(f"next: {train}" if left.steps else f"next: lrpath report {shlex.quote(str(trained_as))}")
     return 0
 
 

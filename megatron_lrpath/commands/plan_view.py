@@ -32,7 +32,8 @@ PIPE_WIDTH = 120
 CURVE_HEIGHT = 8
 MARGIN = 10
 AXIS_TITLE = " steps"
-LOOK: dict[str, Any] = {"title_justify": "left", "title_style": "bold"}
+NARROW = 100
+LOOK: dict[str, Any] = {"title_justify": "left"}
 
 
 def show_plan(
@@ -58,7 +59,7 @@ def show_plan(
     console.print(Text(headline))
     for paradigm in paradigms:
         console.print()
-        console.print(runs_table(plan, paradigm))
+        console.print(runs_table(plan, paradigm, narrow=console.width < NARROW))
     console.print()
     console.print(costs_table(plan, paradigms))
     for text in storage_texts(plan, paradigms):
@@ -95,11 +96,12 @@ def _shared_note(plan: Plan, paradigms: tuple[str, ...]) -> str:
     return f"{note}."
 
 
-def runs_table(plan: Plan, paradigm: str) -> Table:
-    """One row for each run: where it starts, its steps, its data, its rate."""
+def runs_table(plan: Plan, paradigm: str, narrow: bool = False) -> Table:
+    """A row for each run: where it starts, its steps, tokens (unless `narrow`), data and rate."""
+    tokens = () if narrow else ("tokens",)
     table = terminal_table(
-        ("run", "starts from", "first step", "last step", "steps", "tokens", "data", "learning rate"),
-        "LlRRRRll",
+        ("run", "from", "first", "last", "steps", *tokens, "data", "learning rate"),
+        f"LlRR{'R' * len(tokens)}Rll",
         title=_title(plan, paradigm),
         **LOOK,
     )
@@ -107,11 +109,11 @@ def runs_table(plan: Plan, paradigm: str) -> Table:
         names = ", ".join(run.slices) if len(run.slices) < 3 else f"{run.slices[0]} … {run.slices[-1]}"
         table.add_row(
             Text(run.name, style=run_colour(run)),
-            Text(f"{run.parent.run}, step {run.parent.step:,}" if run.parent else "random weights"),
+            Text(run.parent.run if run.parent else "–"),
             f"{run.first_step + 1:,}",
             f"{run.last_step:,}",
             f"{run.steps:,}",
-            short_number(plan.tokens(run.steps)),
+            *([] if narrow else [short_number(plan.tokens(run.steps))]),
             Text(f"{names} with {mix_text(run.mix)}" if run.mix else names),
             Text(_rate_text(run)),
         )

@@ -81,7 +81,7 @@ def tell(found: Survey) -> None:
                 (one.key, f"{one.step:,}", byte_size(one.bytes), one.reason or "nothing starts from it")
                 for one in rows
             ]
-            drawn = terminal_table(("run", "step", "on disk", "why"), "LRRl", cells, box=None, title=title)
+            drawn = terminal_table(("run", "step", "on disk", "why"), "LRRl", cells, title=title)
             drawn.title_justify = "left"
             console.print(drawn)
 

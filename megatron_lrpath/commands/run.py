@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 
 from megatron_lrpath.commands import eval as eval_tasks
 from megatron_lrpath.commands.options import (
     AUTO,
     PLAN_OR_EXPERIMENT,
+    WRITTEN,
     add_machine,
     add_runs,
+    add_set,
     count_from,
+    overridden,
     request_of,
     training_options,
 )
@@ -24,6 +26,7 @@ TAKES_EXTRA = True  # what follows `--` on the command line arrives as `args.ext
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The plan, what of it, and how the machine is shared."""
     add_runs(parser, PLAN_OR_EXPERIMENT, "only this run, and those it starts from")
+    add_set(parser, WRITTEN)
     parser.add_argument(
         "--jobs",
         type=count_from(1, AUTO),
@@ -46,23 +49,23 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def train(args: argparse.Namespace) -> int:
-    """Train and evaluate perplexities; the exit status."""
+    """Train and evaluate perplexities; the exit status. With --set `args.plan` is OUTPUT/plan.yaml afterwards."""
     from megatron_lrpath.experiment.load import is_experiment, load_experiment
     from megatron_lrpath.launch.local import carry_out
     from megatron_lrpath.plan import load_plan
     from megatron_lrpath.readiness import require_ready
 
-    if is_experiment(args.plan):
+    changed = overridden(args)
+    if changed is None and is_experiment(args.plan):
         from megatron_lrpath.experiment.run import carry_out_experiment, experiment_request
 
         experiment, options = load_experiment(args.plan), training_options(args)
         plans = (point.plan for point in experiment.points)
         require_ready(plans, experiment_request(experiment, request_of(options)))
         return carry_out_experiment(experiment, options)
-    plan = load_plan(args.plan)
+    plan = changed.plan if changed else load_plan(args.plan)
     options = training_options(args, plan)
-    require_ready([plan], request_of(options))
-    status = carry_out(plan, options)
-    if status == 0:
-        print(f"next: lrpath report {shlex.quote(str(args.plan))}")
-    return status
+    require_ready([changed.asked if changed else plan], request_of(options))
+    if changed:
+        args.plan = changed.write()
+    return carry_out(plan, options)

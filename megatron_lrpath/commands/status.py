@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 HELP = "show what is done, running, interrupted or waiting"
 EXAMPLE = "lrpath status examples/quickstart/plan.yaml --watch"
 _STYLES = {"done": "green", "running": "cyan", "interrupted": "red", "extended": "yellow", "waiting": "dim"}
+NARROW = 120  # columns of a terminal that the whole table needs
+WORDS = ("run", "state", "checkpoints", "job")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,18 +59,27 @@ def execute(args: argparse.Namespace) -> int:
     elif args.json:
         print(json.dumps(look(), indent=2, allow_nan=False))
     else:
-        console.print(view(look()))
+        console.print(view(look(), is_narrow(console)))
     return 0
 
 
-def view(status: dict[str, Any]) -> Group:
-    """The plan in a line, its runs as a table, and why interrupted ones ended."""
+def is_narrow(console: Console) -> bool:
+    """Whether the whole table would not fit."""
+    return console.width < NARROW
+
+
+def view(status: dict[str, Any], narrow: bool = False) -> Group:
+    """The plan in a line, its runs as a table, and why interrupted ones ended; `narrow`: for 80 columns."""
     from rich.console import Group
     from rich.text import Text
 
     size = sum(row["bytes"] for row in status["runs"])
     heading = f"{status['plan']}: {status['done_steps']}/{status['total_steps']} steps, in {status['output']}"
     heading += f", checkpoints of {byte_size(size)}" if size else ""
+    twins = [
+        f"{row['key']} is {' and '.join(row['same_as'])}, too" for row in status["runs"] if row["same_as"]
+    ]
+    twins = twins if narrow else []
     reasons = [(row["key"], row["cause"] or (row["log"] and f"see {row['log']}")) for row in status["runs"]]
     reasons += [(row["key"], row["cause"]) for row in status.get("jobs", [])]
     causes = [f"{key}: {reason}" for key, reason in reasons if reason]
@@ -78,7 +89,7 @@ def view(status: dict[str, Any]) -> Group:
     if aside := status["set_aside"]:
         rewinds.append(f"set aside by rewinds: {byte_size(aside)}, until `lrpath rewind PLAN --confirm`")
     lines = [*elsewhere, *unprepared, *causes, *rewinds, *differing(status["runs"]), *status["problems"]]
-    return Group(Text(heading), table(status), *map(Text, lines))
+    return Group(Text(heading), table(status, narrow), *map(Text, [*twins, *lines]))
 
 
 def differing(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -229,39 +240,50 @@ def file_problems(tasks: Sequence[Task]) -> list[str]:
     return found
 
 
-def table(status: dict[str, Any]) -> Table:
-    """The states as a table."""
+def table(status: dict[str, Any], narrow: bool = False) -> Table:
+    """The states as a table: the columns that have something to say, the most important ones where it is `narrow`."""
     from rich.text import Text
 
     from megatron_lrpath.launch.slurm.show import job_text
 
-    submitted = any("job" in row for row in status["runs"])
-    measured = any(row["mfu"] is not None for row in status["runs"])
-    numbers = ("step", "rate", "loss", "tokens/s", *(("MFU",) if measured else ()), "left")
-    titles = ("run", "state", *numbers, "checkpoints", "on disk", *(("job",) if submitted else ()))
-    drawn = terminal_table(titles, "".join("r" if title in numbers else "l" for title in titles), box=None)
+    names, rows = list(titles(narrow)), []
     for row in status["runs"]:
-        name = " = ".join([row["key"], *row["same_as"]])
+        cells = {**measured_cells(row), "run": row["key"], "step": f"{row['step']}/{row['last_step']}"}
+        if row["same_as"] and not narrow:
+            cells["run"] = " = ".join([row["key"], *row["same_as"]])
         state = f"waiting for {row['waiting_for']}" if row["waiting_for"] else row["state"]
-        steps = [str(step) for step in row["checkpoints"]]
-        drawn.add_row(
-            name,
-            Text(state, style=_STYLES.get(row["state"], "")),
-            f"{row['step']}/{row['last_step']}",
-            "" if row["lr"] is None else f"{row['lr']:.3e}",
-            "" if row["loss"] is None else f"{row['loss']:.4f}",
-            "" if row["tokens_per_second"] is None else short_number(row["tokens_per_second"]),
-            *(["" if row["mfu"] is None else f"{row['mfu']:.1%}"] if measured else []),
-            "" if row["seconds_left"] is None else clock(row["seconds_left"]),
-            " ".join(steps) if len(steps) <= 4 else f"{len(steps)}: {steps[0]} … {steps[-1]}",
-            byte_size(row["bytes"]) if row["bytes"] else "",
-            *([job_text(row.get("job"), row.get("next_job"))] if submitted else []),
-        )
+        cells["state"] = Text(state, style=_STYLES.get(row["state"], ""))
+        cells["job"] = job_text(row.get("job"), row.get("next_job"))
+        rows.append(cells)
     for row in status.get("jobs", []):
         style = _STYLES.get(row["state"], "red" if row["state"] == "missing" else "")
-        empty = [""] * (len(titles) - 3)
-        drawn.add_row(row["key"], Text(row["state"], style=style), *empty, job_text(row["job"]))
-    return drawn
+        job = job_text(row["job"])
+        rows.append({"run": row["key"], "state": Text(row["state"], style=style), "job": job})
+    shown = [name for name in names if any(cells.get(name) for cells in rows)]
+    align = ("L" if name == "run" else "l" if name in WORDS else "R" for name in shown)
+    return terminal_table(shown, "".join(align), ([cells.get(name, "") for name in shown] for cells in rows))
+
+
+def titles(narrow: bool) -> tuple[str, ...]:
+    """The titles of the table's columns."""
+    if narrow:
+        return "run", "state", "step", "loss", "tokens/s", "MFU", "left", "saves", "job"
+    return "run", "state", "step", "rate", "loss", "tokens/s", "MFU", "left", "checkpoints", "on disk", "job"
+
+
+def measured_cells(row: dict[str, Any]) -> dict[str, Any]:
+    """The cells of a run that numbers fill; empty where they are not known."""
+    steps = [str(step) for step in row["checkpoints"]]
+    return {
+        "rate": "" if row["lr"] is None else f"{row['lr']:.3e}",
+        "loss": "" if row["loss"] is None else f"{row['loss']:.4f}",
+        "tokens/s": "" if row["tokens_per_second"] is None else short_number(row["tokens_per_second"]),
+        "MFU": "" if row["mfu"] is None else f"{row['mfu']:.1%}",
+        "left": "" if row["seconds_left"] is None else clock(row["seconds_left"]),
+        "checkpoints": " ".join(steps) if len(steps) <= 4 else f"{len(steps)}: {steps[0]} … {steps[-1]}",
+        "saves": f"{len(steps)}" if steps else "",
+        "on disk": byte_size(row["bytes"]) if row["bytes"] else "",
+    }
 
 
 def watch(
@@ -288,7 +310,7 @@ def watch(
         return
     with Live(console=console, auto_refresh=False) as live:
         for status in statuses(collect, seconds):
-            live.update(view(status), refresh=True)
+            live.update(view(status, is_narrow(console)), refresh=True)
 
 
 def statuses(collect: Callable[[], dict[str, Any]], seconds: float) -> Iterator[dict[str, Any]]:

@@ -11,17 +11,29 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_lrpath.commands.options import PLAN_OR_EXPERIMENT, add_runs, paradigms_of
+from megatron_lrpath.commands.options import (
+    PLAN_OR_EXPERIMENT,
+    WRITTEN,
+    add_runs,
+    add_set,
+    overridden,
+    paradigms_of,
+)
 from megatron_lrpath.console import terminal_table
 from megatron_lrpath.wording import duration, hours_text, plural, short_number
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.tree import Tree
 
     from megatron_lrpath.launch.slurm.compare import Decision
     from megatron_lrpath.launch.slurm.jobs import Job
+    from megatron_lrpath.launch.slurm.ledger import SubmittedPlan
+    from megatron_lrpath.launch.slurm.settings import Settings
     from megatron_lrpath.launch.slurm.submit import Submission
     from megatron_lrpath.plan import Plan
+    from megatron_lrpath.readiness import Request
 
 HELP = "submit a plan (or experiment) to Slurm; called again it adds only what is missing"
 EXAMPLE = "lrpath submit plan.yaml --paradigm ours --nodes 4 --time 1-00:00:00 --dry-run"
@@ -33,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from megatron_lrpath.launch.slurm.settings import SETTINGS
 
     add_runs(parser, PLAN_OR_EXPERIMENT, "only this run, and those it starts from")
+    add_set(parser, WRITTEN)
     parser.add_argument("--dry-run", action="store_true", help="print jobs, graph and scripts, no more")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--settings", type=Path, metavar="FILE", help="settings of the cluster")
@@ -44,7 +57,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> int:
     """Submit, or show what would be submitted; 0. UserError (status 2) where something is to be mended first."""
     from megatron_lrpath.experiment.load import is_experiment, load_experiment
-    from megatron_lrpath.launch.slurm.ledger import SubmittedPlan
     from megatron_lrpath.launch.slurm.settings import read_settings, within_job
     from megatron_lrpath.launch.slurm.submit import Submission
     from megatron_lrpath.readiness import CLUSTER, Request, require_ready
@@ -55,19 +67,17 @@ def execute(args: argparse.Namespace) -> int:
     def request_for(paradigms: tuple[str, ...]) -> Request:
         return Request(paradigms, (args.run,) if args.run else (), extra=extra, where=CLUSTER)
 
-    follow = args.plan  # the file to ask for its status: the copy where the output is another
-    if is_experiment(args.plan):
+    if not args.set and is_experiment(args.plan):
         from megatron_lrpath.experiment.run import experiment_request, experiment_submission
 
         experiment, paradigms = load_experiment(args.plan), paradigms_of(args)
         submission = experiment_submission(experiment, settings, paradigms, args.run, extra)
-        request = experiment_request(experiment, request_for(paradigms))
+        request, follow = experiment_request(experiment, request_for(paradigms)), args.plan
     else:
-        submitted = SubmittedPlan.of(args.plan, settings.data, settings.output)
+        submitted, follow = submitted_plan(args, settings, request_for)
         paradigms = paradigms_of(args, submitted.plan)
         submission = Submission.of(submitted, settings, paradigms, args.run, extra)
         request = request_for(paradigms)
-        follow = submitted.latest if settings.data or settings.output else args.plan
     check = partial(require_ready, [submitted.plan for submitted in submission.plans], request)
     if args.dry_run:
         try:
@@ -76,7 +86,8 @@ def execute(args: argparse.Namespace) -> int:
         finally:  # what stops the submission comes last, and all at once
             check()
         return 0
-    check()
+    if not args.set:  # else it was checked before it was written
+        check()
     decided = submission.carry_out()
     rows = [row(submission, decision, number) for decision, number in decided]
     costs = cost(submission, [decision for decision, _ in decided])
@@ -88,6 +99,30 @@ def execute(args: argparse.Namespace) -> int:
             print(cost_text(one))
         print(f"\nfollow them: lrpath status {shlex.quote(str(follow))}")
     return 0
+
+
+def submitted_plan(
+    args: argparse.Namespace, settings: Settings, request_for: Callable[[tuple[str, ...]], Request]
+) -> tuple[SubmittedPlan, Path]:
+    """The plan as submitted, and the file to ask for its status.
+
+    With --set this is OUTPUT/plan.yaml, which is written as soon as the plan was checked (for --dry-run not).
+    """
+    from megatron_lrpath.launch.slurm.ledger import SubmittedPlan
+    from megatron_lrpath.readiness import require_ready
+
+    changed = overridden(args, settings.output)
+    if changed is None:
+        submitted = SubmittedPlan.of(args.plan, settings.data, settings.output)
+        return submitted, submitted.latest if settings.data or settings.output else args.plan
+    data = None if settings.data is None else os.path.abspath(settings.data)
+    submitted = SubmittedPlan.moved(changed.asked, changed.body.encode(), data)
+    changed = changed.moved(submitted.plan.data, submitted.plan.tokenizer, submitted.text.decode())
+    if not args.dry_run:
+        require_ready([changed.asked], request_for(paradigms_of(args, changed.asked)))
+        changed.write()
+        submitted = SubmittedPlan(changed.plan, submitted.text)  # what is said from here on names the file
+    return submitted, changed.path
 
 
 def row(submission: Submission, decision: Decision, number: int | None) -> dict[str, Any]:
@@ -205,7 +240,7 @@ def show_table(submission: Submission, rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
 
     titles = ("job", "number", "", "nodes", "processes", "waits for")
-    table = terminal_table(titles, "L" * len(titles), box=None)
+    table = terminal_table(titles, "L" * len(titles))
     for shown in rows:
         processes = f"{shown['nodes'] * shown['processes_per_node']}"
         waits = ", ".join(

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from megatron_lrpath.console import terminal_table
 from megatron_lrpath.data.slice import Slice
 
 
@@ -22,16 +23,12 @@ def tokens_table(slices: Sequence[Slice], left: dict[str, int] | None = None) ->
     """Tokens and shares by domain (rows) and version (columns); `left` are tokens in no slice, by domain."""
     domains = list(dict.fromkeys(domain for one in slices for domain in one.tokens_by_domain))
     domains += [domain for domain in left or {} if domain not in domains]
-    table = Table(title="tokens by domain and version", title_justify="left")
-    table.add_column("domain")
-    for one in slices:
-        table.add_column(one.name, justify="right", no_wrap=True)
-    if left is not None:
-        table.add_column("not drawn", justify="right", no_wrap=True)
+    titles = ("domain", *(one.name for one in slices), *(["not drawn"] if left is not None else []))
+    look = {"title": "tokens by domain and version", "title_justify": "left"}
+    table = terminal_table(titles, "l" + "R" * (len(titles) - 1), **look)
     for domain in domains:
         cells = [_amount(one.tokens_by_domain.get(domain, 0), one.tokens) for one in slices]
         table.add_row(domain, *cells, *([_amount(left.get(domain, 0))] if left is not None else []))
-    table.add_section()
     rest = [_amount(sum(left.values()))] if left is not None else []
     table.add_row("tokens", *[_amount(one.tokens) for one in slices], *rest)
     table.add_row("documents", *[_amount(one.documents) for one in slices])

@@ -19,7 +19,8 @@ from megatron_lrpath.errors import PlanError, UserError
 from megatron_lrpath.plan import PARADIGMS, Plan, Run, run_identity
 from megatron_lrpath.plan.file.keys import NAME, REQUIRED, SEED, TEXT, Key
 from megatron_lrpath.plan.file.load import plan_from
-from megatron_lrpath.plan.file.source import Entry, Source, parse_source, plain, read_source
+from megatron_lrpath.plan.file.overrides import change
+from megatron_lrpath.plan.file.source import Entry, Source, parse_source, plain, plan_text, read_source
 from megatron_lrpath.plan.file.values import read_key, read_list, read_mapping, read_section, read_value
 
 PLANS = "plans"  # the folder of the written plans, in the experiment's output
@@ -69,24 +70,7 @@ class Experiment:
         return [point for point in self.points if point.group == group]
 
 
-_PART = re.compile(r"([A-Za-z_][A-Za-z0-9_-]*)(?:\[([0-9]+)\])?")
 _UNSAFE = re.compile(r"[^A-Za-z0-9.-]+")
-
-
-def change(plan: dict[str, Any], key: str, value: Any) -> None:
-    """Set `schedule.max_lr`, `versions[0].cycle_steps.scratch`, `versions.steps` (every version's) …
-
-    None takes the key away, so that its default holds. Raises ValueError for a key that cannot be followed.
-    """
-    *way, last = key.split(".")
-    places: list[dict[str, Any]] = [plan]
-    for part in way:
-        places = [found for place in places for found in _descend(place, part, key)]
-    for place in places:
-        if value is None:
-            place.pop(last, None)
-        else:
-            place[last] = value
 
 
 def variations(
@@ -111,21 +95,6 @@ def _name_part(key: str, value: Any) -> str:
     text = _UNSAFE.sub("-", text).strip("-.")
     is_word = isinstance(value, str) and value != "inf" and not value[:1].isdigit()
     return text if is_word or key in ("plan", "model") else key.rsplit(".", 1)[-1] + text
-
-
-def _descend(place: dict[str, Any], part: str, key: str) -> list[dict[str, Any]]:
-    match = _PART.fullmatch(part)
-    if not match:
-        raise ValueError(f"{key!r} is no key; write it like schedule.max_lr or versions[0].steps")
-    found = place.setdefault(match[1], {})
-    if isinstance(found, list):
-        chosen = found if match[2] is None else found[int(match[2]) : int(match[2]) + 1]
-        if not chosen:
-            raise ValueError(f"{key}: {match[1]} has only {len(found)} entries")
-        return chosen
-    if not isinstance(found, dict):
-        raise ValueError(f"{key}: {match[1]!r} is {found!r} there, not a mapping")
-    return [found]
 
 
 def training_key(plan: Plan, run: Run) -> str:
@@ -267,7 +236,7 @@ def _point(
     origin: Path, output: Path, name: str, group: str, values: dict[str, Any], mapping: dict[str, Any]
 ) -> Point:
     """The point whose plan is `mapping`, checked; its plan file lies under the experiment's `output`."""
-    text = yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True, width=110)
+    text = plan_text(mapping)
     try:
         plan = plan_from(parse_source(output / PLANS / f"{name}.yaml", text))
     except UserError as error:

@@ -15,7 +15,7 @@ from rich.text import Text
 from megatron_lrpath.console import terminal_table
 from megatron_lrpath.experiment.load import Experiment
 from megatron_lrpath.files import atomic_write_text
-from megatron_lrpath.paradigms import TABLE_ORDER
+from megatron_lrpath.paradigms import PARADIGMS
 from megatron_lrpath.plan.wording import paradigm_name
 from megatron_lrpath.report.tables import csv_text
 from megatron_lrpath.runs.results import fresh_evaluation, version_runs, write_report_sources
@@ -95,7 +95,7 @@ def make_table(experiment: Experiment) -> ExperimentTable:
             if found := fresh_evaluation(point.plan.folder(run), run.last_step):
                 evaluations[point.name, paradigm, run.version] = found
                 digests[f"{point.name}/{run.key}"] = json_digest(found)
-    rows, paradigms = [], [name for name in TABLE_ORDER if name in experiment.paradigms]
+    rows, paradigms = [], [name for name in PARADIGMS if name in experiment.paradigms]
     for group, paradigm in itertools.product(experiment.groups, paradigms):
         points, measured = experiment.of(group), {}
         for version in experiment.show:
@@ -125,7 +125,7 @@ def write_table(table: ExperimentTable, folder: Path) -> Path:
 def show_table(table: ExperimentTable, page: Path, console: Console) -> None:
     """Print the table and where it lies."""
     align = "ll" + "r" * (len(table.header) - 2)
-    drawn = terminal_table(table.header, align, table.cells(), box=None, padding=(0, 2, 0, 0), pad_edge=True)
+    drawn = terminal_table(table.header, align, table.cells())
     if table.experiment.about:
         console.print(Text(table.experiment.about))
     console.print(drawn)

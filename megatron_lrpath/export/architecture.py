@@ -33,6 +33,17 @@ _FOREIGN = (
     "experimental_attention_variant",
 )  # fmt: skip
 
+LARGEST = 2**24  # of a size
+MOST_LAYERS = 4096
+# What a checkpoint's arguments say of the model, by type.
+_STORED_SIZES = (
+    "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "kv_channels", "max_position_embeddings",
+)  # fmt: skip
+_STORED_NUMBERS = ("rotary_base", "layernorm_epsilon", "init_method_std")
+_STORED_SWITCHES = (
+    "add_qkv_bias", "add_bias_linear", "untie_embeddings_and_output_weights", "group_query_attention",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -83,8 +94,10 @@ def from_megatron(args: Any, vocab_size: int, imported: str = "") -> Architectur
         imported: the kind that an import stored, which decides between kinds that compute the same.
 
     Raises:
-        UserError: the model is none of `CLASSES`; which arguments make it another.
+        UserError: the model is none of `CLASSES`, which arguments make it another; or an argument is missing or no
+            size of a model.
     """
+    _check_arguments(args)
     wrong = [
         f"{name} is {getattr(args, name)!r}"
         for name, allowed in _REQUIRED.items()
@@ -159,3 +172,37 @@ def to_megatron(model: Architecture) -> dict[str, Any]:
         "init_method_std": model.init_std,
     }
     return {name: value for name, value in arguments.items() if value is not None and value is not False}
+
+
+def _check_arguments(args: Any) -> None:
+    """Refuse arguments of a checkpoint, which may be a stranger's, that no model can have; raises UserError."""
+    grouped, stretched = (
+        getattr(args, "group_query_attention", None),
+        getattr(args, "use_rope_scaling", False),
+    )
+    sizes = (*_STORED_SIZES, *(["num_query_groups"] if grouped else []))
+    numbers = (*_STORED_NUMBERS, *(["rope_scaling_factor"] if stretched else []))
+    most = {"num_layers": MOST_LAYERS}
+    values: dict[str, Any] = {
+        name: getattr(args, name, None) for name in (*sizes, *numbers, *_STORED_SWITCHES)
+    }
+    wrong = [name for name in sizes if not is_size(values[name], most.get(name, LARGEST))]
+    wrong += [
+        name for name in numbers if type(values[name]) not in (int, float) or not 0 <= values[name] < 1e18
+    ]
+    wrong += [name for name in _STORED_SWITCHES if type(values[name]) is not bool]
+    if wrong:
+        raise UserError(
+            "the checkpoint's arguments are those of no model that is exported: "
+            f"{', '.join(f'{name} is {_shown(values[name])}' for name in wrong)}. Restore it, or take another step."
+        )
+
+
+def _shown(value: Any) -> str:
+    """A value for a message; Python refuses to write a number of thousands of digits."""
+    return "too large" if isinstance(value, int) and abs(value) >= 2**63 else f"{value!r:.40}"
+
+
+def is_size(value: Any, most: int) -> bool:
+    """Whether a value is a whole number from 1 to `most`."""
+    return type(value) is int and 0 < value <= most

@@ -71,7 +71,10 @@ class CheckpointReader:
             UserError: which files are damaged.
         """
         places = (self.metadata.storage_data or {}).items()
-        self.reader.verify({place.relative_path for index, place in places if index.fqn.startswith(READ)})
+        files = {place.relative_path for index, place in places if index.fqn.startswith(READ)}
+        self.reader.verify(
+            {METADATA, BACKEND_FILE, *files}
+        )  # the first two go into the checkpoint's fingerprint
 
     @property
     def entries(self) -> dict[str, Any]:

@@ -7,12 +7,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.export.architecture import CLASSES, LLAMA, MISTRAL, QWEN2, QWEN3, Architecture
+from megatron_lrpath.export.architecture import (
+    CLASSES,
+    LARGEST,
+    LLAMA,
+    MISTRAL,
+    MOST_LAYERS,
+    QWEN2,
+    QWEN3,
+    Architecture,
+    is_size,
+)
 
 # LLaMA 3's stretching of RoPE as Megatron computes it; only the factor is an argument there.
 ROPE_STRETCH = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-LARGEST = 2**24  # of a size
-MOST = {"num_hidden_layers": 4096}
+MOST = {"num_hidden_layers": MOST_LAYERS}
 _SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
 _OPTIONAL_SIZES = ("num_key_value_heads", "head_dim", "max_position_embeddings")
 _SWITCHES = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
@@ -113,11 +122,11 @@ def from_config(config: Mapping[str, Any]) -> Architecture:
 
 def _mistyped(config: Mapping[str, Any]) -> list[str]:
     """What of the settings has a value of another kind than it must have, in words."""
-    sizes = [name for name in _SIZES if not _is_size(config.get(name), MOST.get(name, LARGEST))]
+    sizes = [name for name in _SIZES if not is_size(config.get(name), MOST.get(name, LARGEST))]
     sizes += [
         name
         for name in _OPTIONAL_SIZES
-        if config.get(name) is not None and not _is_size(config[name], LARGEST)
+        if config.get(name) is not None and not is_size(config[name], LARGEST)
     ]
     switches = [name for name in _SWITCHES if not isinstance(config.get(name), bool | None)]
     wrong = []
@@ -129,11 +138,6 @@ def _mistyped(config: Mapping[str, Any]) -> list[str]:
     if switches:
         wrong.append(f"{', '.join(switches)} must be true or false")
     return wrong
-
-
-def _is_size(value: Any, most: int) -> bool:
-    """Whether a value is a whole number from 1 to `most`."""
-    return type(value) is int and 0 < value <= most
 
 
 def _odd_heads(config: Mapping[str, Any], groups: int) -> list[str]:
@@ -206,7 +210,7 @@ def _used_window(config: Mapping[str, Any]) -> list[str]:
     window, positions = config.get("sliding_window"), config.get("max_position_embeddings")
     if config["model_type"] != MISTRAL or window is None:
         return []
-    if not _is_size(window, LARGEST):
+    if not is_size(window, LARGEST):
         return [f"sliding_window {window!r}"]
     if window >= (positions or _DEFAULTS[MISTRAL]["max_position_embeddings"]):
         return []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.export import architecture
@@ -33,6 +34,15 @@ class Chat:
     def rows(self) -> int:
         """Rows of the embeddings that the control tokens need; 0 where there are no new ones."""
         return max(self.control_tokens.values(), default=-1) + 1
+
+
+def stored_chat(args: Any) -> Chat | None:
+    """What a fine-tuning has stored among a checkpoint's arguments; raises KeyError, TypeError, ValueError."""
+    if not isinstance(stored := getattr(args, STORED, None), dict):
+        return None
+    tokens = {str(token): int(number) for token, number in dict(stored["control_tokens"]).items()}
+    stop = stored["stop_token"]
+    return Chat(str(stored["template"]), tokens, None if stop is None else int(stop))
 
 
 def write_chat(chat: Chat, folder: Path) -> list[str]:
@@ -132,15 +142,19 @@ def export_checkpoint(checkpoint: Path, target: Path, origin: Origin, wishes: Wi
     """
     refuse_target(target, wishes.force)
     reader = CheckpointReader(checkpoint)
-    args, chat = reader.args, None
-    if isinstance(stored := getattr(args, STORED, None), dict):  # it was fine-tuned here
-        chat = Chat(str(stored["template"]), dict(stored["control_tokens"]), stored["stop_token"])
-    place = wishes.tokenizer or args.tokenizer_model
-    tokenizer = find_tokenizer(args.tokenizer_type, place, args, wishes.vocab_size)
-    # An imported model may have more rows than its tokenizer has tokens.
-    rows = wishes.vocab_size or getattr(args, IMPORTED_VOCABULARY, None) or tokenizer.vocab_size
-    rows = max(rows, chat.rows if chat else 0)
-    carried = Carried.of_arguments(args)
+    args = reader.args
+    try:
+        chat = stored_chat(args)
+        place = wishes.tokenizer or args.tokenizer_model
+        tokenizer = find_tokenizer(args.tokenizer_type, place, args, wishes.vocab_size)
+        # An imported model may have more rows than its tokenizer has tokens.
+        rows = wishes.vocab_size or getattr(args, IMPORTED_VOCABULARY, None) or tokenizer.vocab_size
+        rows = max(rows, chat.rows if chat else 0)
+        carried = Carried.of_arguments(args)
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"{checkpoint}: its arguments do not say which tokenizer the model has ({why(error)}); restore it."
+        ) from None
     model = architecture.from_megatron(args, rows, carried.kind)
     carried, lost = carried.within(rows)
     reader.verify()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.paradigms import TABLE_ORDER
+from megatron_lrpath.paradigms import PARADIGMS
 from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.runs.elsewhere import lies_elsewhere
 from megatron_lrpath.runs.folder import RunFolder, inspect, read_json_object
@@ -142,7 +142,7 @@ def collect(plan: Plan, paradigms: Sequence[str] | None = None) -> RunTree:
             + (lies_elsewhere(plan.path, output) or advice)
         )
     chosen = named_paradigms(plan) if paradigms is None else paradigms
-    shown = [name for name in TABLE_ORDER if name in chosen]
+    shown = [name for name in PARADIGMS if name in chosen]
     records = {name: [_record(plan, run) for run in plan.runs(name)] for name in shown}
     tuned = {run.carried_out_as: plan.carried_out(run) for name in shown for run in plan.sft_runs(name)}
     return RunTree(plan, records, [_record(plan, run) for run in tuned.values()])

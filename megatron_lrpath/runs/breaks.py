@@ -6,7 +6,6 @@ Between breaks the same steps have the same bits; across one they differ as roun
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
 from megatron_lrpath.wording import listing
@@ -34,10 +33,15 @@ def new_break(earlier: Sequence[Mapping[str, Any]], start: Mapping[str, Any]) ->
     return _differences(before[0], start) if before else []
 
 
-def standing(starts: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The starts of which steps are left: a later start from their step, or before it, has replaced the others."""
+def standing(starts: object) -> list[Mapping[str, Any]]:
+    """The starts of which steps are left: a later start from their step, or before it, has replaced the others.
+
+    What is no start, in a damaged lineage, is passed over.
+    """
     left: list[Mapping[str, Any]] = []
-    for start in starts:
+    for start in starts if isinstance(starts, list) else []:
+        if not isinstance(start, Mapping) or type(start.get("step")) is not int:
+            continue
         while left and left[-1]["step"] >= start["step"]:
             left.pop()
         left.append(start)
@@ -46,9 +50,9 @@ def standing(starts: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 def breaks(lineage: Mapping[str, Any]) -> dict[int, list[str]]:
     """The breaks that a run has behind it: the step after which each lies, and what differs."""
-    with suppress(KeyError, TypeError):  # a damaged lineage
-        return {start["step"]: start["break"] for start in standing(lineage["starts"]) if start.get("break")}
-    return {}
+    found = {start["step"]: start.get("break") for start in standing(lineage.get("starts"))}
+    return {step: [str(clause) for clause in clauses] for step, clauses in found.items()
+            if isinstance(clauses, list) and clauses}  # fmt: skip
 
 
 def breaks_told(lineage: Mapping[str, Any]) -> list[str]:

@@ -66,12 +66,14 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class OutputFolder:
-    """The folders of a plan's output beside those of its runs."""
+    """What a plan's output holds beside the folders of its runs."""
 
     path: Path
 
+    plan = Entry("plan.yaml")  # of `--set`; runs.overridden
     logs = Entry("logs")  # of `lrpath eval`
     report = Entry("report")
+    slurm = Entry("slurm")  # launch.slurm.ledger
     set_aside = Entry("set-aside")  # runs.set_aside
 
 

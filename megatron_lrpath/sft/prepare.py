@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -18,9 +19,10 @@ from megatron_lrpath.data.indexed import document_lengths, fingerprint_source, s
 from megatron_lrpath.data.preprocess.pipeline import Conversion, ConversionProgress, Interruption
 from megatron_lrpath.data.preprocess.readers import PARQUET_MAGIC, Chunk, expand_inputs, total_bytes
 from megatron_lrpath.data.preprocess.worker import ChunkResult, Figures, Packed, Rejected
-from megatron_lrpath.data.preprocess.writer import RejectLog, optimal_dtype, remove_left_overs
+from megatron_lrpath.data.preprocess.writer import RejectLog, optimal_dtype
 from megatron_lrpath.data.record import inputs_of, prepared_difference, write_record
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.files import sync_folder
 from megatron_lrpath.locks import FolderLock, LockHeldError
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.plan.sft import PREPARED, Sft
@@ -32,6 +34,9 @@ from megatron_lrpath.sft.template import messages_of
 from megatron_lrpath.tokenizers.prints import TokenizerSpec
 
 FORMAT = 1
+STAGING = (
+    ".partial"  # folder in which the data are made; who holds the lock of the folder around it has it alone
+)
 
 
 def prepare(plan: Plan, workers: int = 1) -> dict[str, Any]:
@@ -64,7 +69,15 @@ def prepare(plan: Plan, workers: int = 1) -> dict[str, Any]:
     except LockHeldError as owner:
         raise UserError(f"{folder}: {owner} is preparing the data there now") from None
     with closing(lock), Interruption() as interruption:
-        return build(plan, sft, encoder, wanted, workers, interruption)
+        staging = folder / STAGING
+        shutil.rmtree(staging, ignore_errors=True)  # a killed process's
+        staging.mkdir()
+        try:
+            build(plan, sft, encoder, wanted, workers, interruption, staging)
+            publish(staging, folder)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    return plan.prepared_record() or {}
 
 
 def build(
@@ -74,14 +87,15 @@ def build(
     wanted: dict[str, Any],
     workers: int,
     interruption: Interruption,
-) -> dict[str, Any]:
-    """Tokenize, publish, and write the record last."""
-    folder = plan.sft_folder
-    (folder / PREPARED).unlink(missing_ok=True)
+    folder: Path,
+) -> None:
+    """Tokenize into `folder`, and write the record."""
     record: dict[str, Any] = {"format": FORMAT, "settings": wanted, "inputs": input_prints(sft)}
     record["tokenizer"] = facts = TokenizerSpec.of_plan(plan).facts
     for name, patterns in inputs(sft).items():
-        figures = convert(patterns, folder / name, encoder, sft, workers, interruption)
+        rejects = RejectLog(plan.sft_folder / f"{name}.rejects", sft.max_rejects, "sft.max_rejects")
+        with closing(rejects):
+            figures = convert(patterns, folder / name, encoder, sft, workers, interruption, rejects)
         details = {"control_tokens": encoder.added, "inputs": inputs_of(expand_inputs(patterns))}
         write_record(f"{folder / name}_{TOKENS}", "lrpath sft", facts, details)
         record[name] = {
@@ -100,7 +114,22 @@ def build(
     }
     count_samples(record, folder, sft)
     write_sealed(folder / PREPARED, record)
-    return record
+
+
+def publish(staging: Path, folder: Path) -> None:
+    """Let new data take the place of the old; the record goes first and comes last.
+
+    At no moment does a record or an index stand beside tokens that are not its own.
+    """
+    names = sorted(path.name for path in staging.iterdir())
+    tokens = [name for name in names if name.endswith(".bin")]
+    others = [name for name in names if name not in tokens and name != PREPARED]
+    for name in (PREPARED, *others):
+        (folder / name).unlink(missing_ok=True)
+    sync_folder(folder)
+    for name in (*tokens, *others, PREPARED):
+        os.replace(staging / name, folder / name)
+    sync_folder(folder)
 
 
 def convert(
@@ -110,8 +139,9 @@ def convert(
     sft: Sft,
     workers: int,
     interruption: Interruption,
+    rejects: RejectLog,
 ) -> Figures:
-    """One part: `PREFIX_tokens` and `PREFIX_answers`, parallel indexed datasets, and `PREFIX.rejects`."""
+    """One part: `PREFIX_tokens` and `PREFIX_answers`, parallel indexed datasets."""
     names = expand_inputs(patterns)
     for name in names:
         with open(name, "rb") as stream:
@@ -125,13 +155,11 @@ def convert(
         f"{prefix}_{TOKENS}": optimal_dtype(vocab_size),
         f"{prefix}_{ANSWERS}": np.dtype(np.uint8),
     }
-    with closing(RejectLog(Path(f"{prefix}.rejects"), sft.max_rejects, "sft.max_rejects")) as rejects:
-        remove_left_overs(list(outputs))
-        progress = ConversionProgress(total_bytes(names), 1000)
-        process = partial(encode_chunk, encoder, sft)
-        marker = prefix.parent / f".{prefix.name}.publishing"
-        conversion = Conversion(vocab_size, 1, rejects, progress)
-        return conversion.run(outputs, names, (), workers, process, interruption, marker)
+    progress = ConversionProgress(total_bytes(names), 1000)
+    process = partial(encode_chunk, encoder, sft)
+    marker = prefix.parent / f".{prefix.name}.publishing"
+    conversion = Conversion(vocab_size, 1, rejects, progress)
+    return conversion.run(outputs, names, (), workers, process, interruption, marker)
 
 
 def encode_chunk(encoder: ChatEncoder, sft: Sft, chunk: Chunk) -> ChunkResult:

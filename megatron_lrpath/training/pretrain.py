@@ -6,7 +6,10 @@ import os
 import sys
 import time
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from megatron_lrpath import full_disk
 from megatron_lrpath.console import warn
@@ -51,9 +54,35 @@ def open_session(argv: list[str], exits: Exits, signals: Signals) -> Session:
     device = devices.choose_device(early.device)
     devices.activate(device)
     set_single_process_environment(is_run=early.plan is not None or any("--lr-path" in word for word in argv))
-    from megatron_lrpath.training.session import Session  # imports Megatron, which the device must precede
+    with nullcontext() if asks_for_wandb(argv, early.plan) else without("wandb"):
+        from megatron_lrpath.training.session import (
+            Session,
+        )  # imports Megatron, which the device must precede
 
     return Session(device, exits, signals, ahead)
+
+
+def asks_for_wandb(argv: list[str], plan: Path | None) -> bool:
+    """Whether the command line or the plan mention wandb, whose import takes more than a second."""
+    try:
+        text = plan.read_bytes() if plan else b""
+    except OSError:  # told when the plan is read
+        text = b""
+    return b"wandb" in text or any("wandb" in word for word in argv)
+
+
+@contextmanager
+def without(package: str) -> Iterator[None]:
+    """Let Megatron's imports do without a package that they can do without; later imports find it again."""
+    if package in sys.modules:
+        yield
+        return
+    modules: dict[str, Any] = sys.modules
+    modules[package] = None  # as Python documents it: importing the name fails at once
+    try:
+        yield
+    finally:
+        del modules[package]
 
 
 def set_single_process_environment(is_run: bool) -> None:

@@ -12,12 +12,11 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.exits import FAILED, leave_at_once
 from megatron_lrpath.experiment.load import is_written_by_experiment
 from megatron_lrpath.launch.process import only_one
-from megatron_lrpath.launch.slurm.ledger import FOLDER
 from megatron_lrpath.launch.slurm.show import Jobs
 from megatron_lrpath.paradigms import PARADIGMS
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.runs.elsewhere import lies_elsewhere
-from megatron_lrpath.runs.folder import RunFolder
+from megatron_lrpath.runs.folder import OutputFolder, RunFolder
 from megatron_lrpath.runs.state import is_live
 from megatron_lrpath.training.guards.runlock import hold
 from megatron_lrpath.wording import plural
@@ -43,8 +42,8 @@ def at_rest(plan: Plan) -> Iterator[None]:
     with ExitStack() as held:
         for home in homes:
             held.enter_context(only_one(home, at_work, PATIENCE))
-            if (home / FOLDER).is_dir():
-                held.enter_context(only_one(home / FOLDER, at_work, PATIENCE))
+            if (jobs := OutputFolder(home).slurm).is_dir():
+                held.enter_context(only_one(jobs, at_work, PATIENCE))
             require_no_jobs(plan, home)
         for folder in run_folders(output):
             if is_live(folder):

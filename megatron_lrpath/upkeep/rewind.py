@@ -11,6 +11,7 @@ from megatron_lrpath.data.delivery import valid_name
 from megatron_lrpath.data.slice import ENDING, slice_path, validation_paths
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.experiment.load import is_written_by_experiment
+from megatron_lrpath.paradigms import OURS, PARADIGMS
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.plan.file.edit import without_versions
 from megatron_lrpath.plan.file.load import plan_from
@@ -93,7 +94,7 @@ def prepare(plan: Plan, step: int, dropped: Sequence[str]) -> Rewind:
         slices=tuple((name, f"{name}{AWAY}{number}") for name in slices_of(plan, dropped)),
     )
     require_one_disk(output, sources)
-    staying = [run.key for run in plan.runs("ours") if run.makes_version and run.key not in going]
+    staying = [run.key for run in plan.runs(OURS.name) if run.makes_version and run.key not in going]
     return Rewind(record, tuple(key for key in staying if (output / key).is_dir()))
 
 
@@ -238,6 +239,6 @@ def _reading(plan: Plan, dropped: Collection[str]) -> set[str]:
     if not dropped:
         return set()
     first = min(index for index, version in enumerate(plan.versions, 1) if version.name in dropped)
-    found = {run.key for run in plan.runs("ours") if run.makes_version and run.version in dropped}
-    others = (run for name in ("ptfs", "cpt") for run in plan.runs(name))
+    found = {run.key for run in plan.runs(OURS.name) if run.makes_version and run.version in dropped}
+    others = (run for name in PARADIGMS if name != OURS.name for run in plan.runs(name))
     return found | {run.key for run in others if run.version_index >= first}

@@ -122,7 +122,7 @@ def test_no_chunk_is_cut_inside_a_line(tmp_path: Path, monkeypatch: pytest.Monke
 def test_lines_are_put_together_from_any_blocks(blocks: list[bytes]) -> None:
     size, readers.CHUNK_BYTES = readers.CHUNK_BYTES, 5
     try:
-        pieces = list(readers._whole_lines(iter([block for block in blocks if block])))
+        pieces = list(readers._whole_lines("x", iter([block for block in blocks if block])))
     finally:
         readers.CHUNK_BYTES = size
     assert b"".join(pieces) == b"".join(blocks)
@@ -240,6 +240,40 @@ def test_zstandard_is_unpacked_in_bounded_pieces(tmp_path: Path) -> None:
         largest, total = max(largest, len(chunk.lines or b"")), total + chunk.count
     assert total == 25_000
     assert largest < 48 * 2**20
+
+
+@pytest.mark.parametrize("kind", ["plain", "gzip", "zstd", "parquet"])
+def test_a_document_longer_than_any_is_refused_before_it_is_in_memory(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(readers, "DOCUMENT_BYTES", 20 << 20)  # zstandard is unpacked by up to 16 MiB
+    texts = ["1", "2", "3" * (50 << 20), "4"]
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+    path = tmp_path / "in"
+    if kind == "parquet":
+        pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path, compression="zstd")
+    else:
+        path.write_bytes({"plain": bytes, "gzip": gzip.compress, "zstd": zstandard.compress}[kind](lines))
+    answer = refusal(capsys, path, tmp_path / "out", *NULL)
+    assert f"{'row' if kind == 'parquet' else 'line'} 3 is longer than 20 MiB" in answer
+
+
+@pytest.mark.parametrize(("megabytes", "at_once"), [(0, 64), (1, 63), (16, 3), (100, 1)])
+def test_rows_that_share_one_long_value_are_unpacked_a_few_at_a_time(
+    tmp_path: Path, megabytes: int, at_once: int
+) -> None:
+    path = tmp_path / "few_bytes.parquet"
+    text = "x" * max(1, megabytes << 20)
+    table = pyarrow.table({"text": pyarrow.array([0] * 200).dictionary_encode()})
+    words = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 200), pyarrow.array([text]))
+    pyarrow.parquet.write_table(table.set_column(0, "text", words), path, compression="zstd")
+    assert path.stat().st_size < 100_000
+    with path.open("rb") as raw:
+        assert readers._rows_at_once(pyarrow.parquet.ParquetFile(raw).metadata, raw) == at_once
+    if megabytes == 1:
+        chunks = list(readers.read_file(str(path), ["text"], 0, 0))
+        assert sum(chunk.count for chunk in chunks) == 200
+        assert max(chunk.count for chunk in chunks) <= 2
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -163,6 +165,38 @@ def test_other_models_are_refused_by_name(name: str, value: Any) -> None:
     setattr(args, name, value)
     with pytest.raises(UserError, match=name):
         architecture.from_megatron(args, SMALL.vocab_size)
+
+
+READ_OF_ARGUMENTS = (
+    "num_layers",
+    "hidden_size",
+    "ffn_hidden_size",
+    "num_attention_heads",
+    "kv_channels",
+    "max_position_embeddings",
+    "rotary_base",
+    "layernorm_epsilon",
+    "init_method_std",
+    "add_qkv_bias",
+    "add_bias_linear",
+    "untie_embeddings_and_output_weights",
+    "group_query_attention",
+    "num_query_groups",
+    "use_rope_scaling",
+    "rope_scaling_factor",
+)
+
+
+@pytest.mark.parametrize("name", READ_OF_ARGUMENTS)
+def test_a_strangers_arguments_are_a_model_or_one_message(name: str) -> None:
+    for value in (None, "x", 0, -1, 10**9, 10**5000, math.inf, math.nan, [], {}, True, "missing"):
+        args = common_state(SMALL, torch.float32, None)["args"]
+        setattr(args, name, value)
+        if value == "missing" and hasattr(args, name):
+            delattr(args, name)
+        with contextlib.suppress(UserError):
+            model = architecture.from_megatron(args, SMALL.vocab_size)
+            assert model.layers <= architecture.MOST_LAYERS
 
 
 @pytest.mark.parametrize("bias", ["add_bias_linear", "add_qkv_bias"])

@@ -320,3 +320,16 @@ def test_a_count_of_gpus_that_does_not_fit_is_refused_before_anything_starts(sit
     assert answer.returncode == 2
     assert "the batch of 8 samples does not divide by 3 model copies" in answer.stderr
     assert not (site.folder / "runs").exists()
+
+
+def test_a_command_is_called_when_a_job_fails_for_good_and_when_the_report_is_written(site):
+    site.write_plan(10, 10)
+    told = site.folder / "told to me"
+    script = site.folder / "notify me.sh"
+    script.write_text(f'#!/bin/bash\nprintf "%s|" "$@" >>"{told}"; echo >>"{told}"; exit 7\n')
+    script.chmod(0o755)
+    jobs = site.submit("--notify", f"'{script}' --urgent", FAKE_branch_v1="error:7")
+    site.finish(jobs["report"]["job"])
+    failed, done = sorted(told.read_text().splitlines(), reverse=True)
+    assert failed.startswith("--urgent|failed|ours/branch-v1|the slice v9 is damaged; draw it again")
+    assert done.startswith("--urgent|done|report|the report of ")

@@ -74,4 +74,4 @@ def test_the_plan_command_shows_it(tmp_path: Path, capsys: pytest.CaptureFixture
     plan = plan_with(tmp_path, versions=[V1, V2 | {"alpha": 1.5}])
     assert main(["plan", str(plan.path)]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "main, step 50 │ 51 │ 200 │ 150" in said.replace("┃", "│")
+    assert "branch-v2 main 51 200 150" in said

@@ -97,7 +97,7 @@ def test_a_lineage_holds_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert start["launch"]["variables"] == {"NCCL_SECRET_KEY": "***", "NCCL_DEBUG": "INFO"}
 
 
-@pytest.mark.parametrize("command", ["run", "submit"])
+@pytest.mark.parametrize("command", ["run", "submit", "sft", "eval"])
 def test_a_secret_is_put_on_no_childs_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:

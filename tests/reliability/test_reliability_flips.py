@@ -31,7 +31,7 @@ def test_no_flip_is_accepted_in_silence(base: Path) -> None:
         if one.taken == "silent" or one.trace:
             silent.append(one)
 
-    flips = flip_bits(base, base.with_name("plan"), 30, 1, CHEAP, told)
+    flips = flip_bits(base, base.with_name("plan"), 50, 1, CHEAP, told)
     assert silent == []
     assert {one.taken for one in flips} >= {"refused", "named"}
 
@@ -50,6 +50,16 @@ def test_a_merge_and_an_export_verify_the_bytes_that_they_read(base: Path, commo
     with pytest.raises(UserError, match="holds other bytes than were written"):
         merge_checkpoints(at / MAIN / "checkpoints", [4, 6], [0.5, 0.5], at / "merged", 6)
     assert not (at / "merged").exists()
+
+
+@pytest.mark.parametrize("name", [".metadata", "metadata.json"])
+def test_an_export_verifies_what_its_fingerprint_is_made_of(base: Path, name: str) -> None:
+    at = base.with_name("plan")
+    fresh(base, at)
+    checkpoint = at / f"{BRANCH}/checkpoints/iter_0000008"
+    flip(checkpoint / name, 1, 0)
+    with pytest.raises(UserError, match="holds other bytes than were written"):
+        CheckpointReader(checkpoint).verify()
 
 
 def test_a_checkpoint_without_a_manifest_is_called_unverified(

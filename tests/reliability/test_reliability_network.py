@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -59,3 +61,53 @@ def test_ranks_meet_where_an_earlier_secret_and_foreign_values_stand(tmp_path: P
     store.set("lrpath/share/1", store.get("lrpath/report"))  # signed, for another place
     assert other.get("share/1") is None
     assert not file.exists()
+
+
+def test_the_secret_is_for_the_user_alone_and_new_at_each_start(tmp_path: Path) -> None:
+    from torch.distributed import HashStore
+
+    from megatron_lrpath.training.guards.channel import meet, secret_file
+
+    file, seen = secret_file(tmp_path, "host:1"), set()
+    mask = os.umask(0)
+    try:
+        for _ in range(2):
+            waiting = threading.Thread(target=meet, args=(HashStore(), 0, 2, file, timedelta(seconds=2)))
+            waiting.start()
+            while not file.exists() and waiting.is_alive():
+                time.sleep(0.01)
+            assert file.stat().st_mode & 0o777 == 0o600
+            seen.add(file.read_bytes())
+            waiting.join()
+            assert not list(tmp_path.iterdir())
+    finally:
+        os.umask(mask)
+    assert len(seen) == 2
+    assert min(map(len, seen)) >= 32
+
+
+def test_an_end_without_a_reason_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from torch.distributed import HashStore
+
+    from megatron_lrpath.training.guards import peers
+    from megatron_lrpath.training.guards.channel import Channel
+
+    monkeypatch.setattr(peers, "SETTLE_SECONDS", 0.05)
+    store, found = HashStore(), {}
+
+    def watch(rank: int) -> None:
+        found[rank] = peers.PeerWatch(peers.Ranks(rank, 2, store, Channel(store, b"secret")))
+
+    threads = [threading.Thread(target=watch, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found[0].claim()  # and then it is gone
+    found[1]._see_reason(0)
+    assert "rank 0 ended the run before the first step and has given no reason" in capsys.readouterr().err
+    found[0].leave()
+    found[1]._see_reason(0)
+    assert capsys.readouterr().err == ""

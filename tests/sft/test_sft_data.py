@@ -204,6 +204,22 @@ def test_data_are_prepared_once_and_again_where_they_changed(tmp_path: Path) -> 
     assert prepare(plan)["train"]["examples"] == 50
 
 
+def test_the_old_data_stand_until_the_new_ones_do(tmp_path: Path) -> None:
+    plan = load_plan(sft_plan(tmp_path))
+    first = prepare(plan)
+    (plan.sft_folder / "notes.txt").write_text("the user's")
+    before = {path.name: path.read_bytes() for path in plan.sft_folder.glob("train_*")}
+    write_lines(tmp_path / "chat.jsonl", [*conversations(50), "{broken"])
+    with pytest.raises(UserError, match="1 of 51 documents were rejected"):
+        prepare(plan)
+    assert plan.prepared_record() == first
+    assert {path.name: path.read_bytes() for path in plan.sft_folder.glob("train_*")} == before
+    write_lines(tmp_path / "chat.jsonl", conversations(50))
+    assert prepare(plan) == plan.prepared_record() != first
+    names = {path.name for path in plan.sft_folder.iterdir()}
+    assert names == {*before, "prepared.json", "notes.txt", ".lock"}
+
+
 def test_a_validation_file_is_prepared_beside(tmp_path: Path) -> None:
     held = write_lines(tmp_path / "held.jsonl", conversations(6))
     record = prepare(load_plan(sft_plan(tmp_path, valid=str(held))))
@@ -254,6 +270,7 @@ def test_the_section_is_shown_with_the_plan(tmp_path: Path, capsys: pytest.Captu
     assert lrpath(["plan", str(path), "--no-curves"]) == 0
     assert "data not prepared yet" in " ".join(capsys.readouterr().out.split())
     assert lrpath(["sft", str(path), "--prepare", "--workers", "1"]) == 0
+    assert f"next: lrpath sft {path}" in capsys.readouterr().out
     assert lrpath(["plan", str(path), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)["sft"]
     assert {(run["paradigm"], run["name"]) for run in told["runs"]} == {

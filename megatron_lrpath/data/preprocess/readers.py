@@ -23,7 +23,11 @@ CHUNK_BYTES = 1 << 20
 READ_BYTES = 1 << 18
 ZSTD_PIECE = 512  # bytes, unpacked at a time: to 16 MiB at most, whatever the ratio
 ZSTD_WINDOW = 1 << 27  # bytes that a frame may refer to, as for the command zstd
-PARQUET_ROWS = 1024
+PARQUET_ROWS = 1024  # of a chunk at most
+PARQUET_BATCH = 64  # rows that are unpacked at a time, fewer where a dictionary holds long ones
+DOCUMENT_BYTES = (
+    1 << 28
+)  # of a line or row at most: a longer one is no document, and takes the memory of many
 GZIP_MAGIC, ZSTD_MAGIC, PARQUET_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
 SKIPPABLE = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")  # a frame that pzstd and others put before the data
 UTF8_BOM = b"\xef\xbb\xbf"
@@ -111,7 +115,7 @@ def _read_lines(name: str, raw: BinaryIO, head: bytes, index: int, position: int
         stream = gzip.GzipFile(fileobj=cast(BinaryIO, counter), mode="rb") if packed else counter
         blocks = iter(partial(stream.read, READ_BYTES), b"")
     first = 1
-    for lines in _whole_lines(_of_text(name, blocks)):
+    for lines in _whole_lines(name, _of_text(name, blocks)):
         count = lines.count(b"\n") + (not lines.endswith(b"\n"))
         if first == 1 and lines.startswith(UTF8_BOM):
             lines = lines[len(UTF8_BOM) :]
@@ -169,19 +173,35 @@ def _unpack_zstd(name: str, stream: _Counter) -> Iterator[bytes]:
         raise UserError(f"{name}: cannot be read to its end: the last zstandard frame breaks off")
 
 
-def _whole_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """Join blocks and cut them after the last line end, so that each piece holds whole lines."""
+def _whole_lines(name: str, blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """Join blocks and cut them after the last line end, so that each piece holds whole lines.
+
+    Raises:
+        UserError: a line is longer than a document may be.
+    """
     held: list[bytes] = []
-    size = 0
+    size = lines = 0
     for block in blocks:
         held.append(block)
         size += len(block)
         if size >= CHUNK_BYTES and (end := block.rfind(b"\n") + 1):
-            yield b"".join([*held[:-1], block[:end]])
+            whole = b"".join([*held[:-1], block[:end]])
+            lines += whole.count(b"\n")
+            yield whole
             held = [block[end:]] if end < len(block) else []
             size = len(block) - end
+        elif size > DOCUMENT_BYTES:
+            raise too_long(name, "line", lines + sum(one.count(b"\n") for one in held) + 1)
     if size:
         yield b"".join(held)
+
+
+def too_long(name: str, kind: str, number: int) -> UserError:
+    """The error for a document that would take the memory of many."""
+    return UserError(
+        f"{name}: {kind} {number:,} is longer than {DOCUMENT_BYTES >> 20} MiB, the most that one document may have. "
+        "Split it, or take it out."
+    )
 
 
 def _read_parquet(
@@ -199,23 +219,73 @@ def _read_parquet(
             raise UserError(f"{name}: no column {missing[0]!r}; it has {', '.join(present)}")
         if double := [key for key in keys if present.count(key) > 1]:
             raise UserError(f"{name}: several columns are named {double[0]!r}; rename all but one")
-        first, size = 1, os.path.getsize(name)
-        total = table.metadata.num_rows
-        batches = table.iter_batches(batch_size=PARQUET_ROWS, columns=list(keys), use_threads=False)
-        for batch in batches:
-            rows = [_undecoded(batch.column(key)) for key in keys]
-            held = sum(column.nbytes for column in rows)
-            # A chunk holds about CHUNK_BYTES, however long the documents are.
-            step = max(1, min(batch.num_rows, batch.num_rows * CHUNK_BYTES // max(held, 1)))
-            for start in range(0, batch.num_rows, step):
-                stop = min(start + step, batch.num_rows)
-                done = position + size * (first + stop - start - 1) // max(total, 1)
-                values = [column.slice(start, stop - start).to_pylist() for column in rows]
-                yield Chunk(name, first, index, stop - start, done, rows=values)
-                first += stop - start
-                index += stop - start
+        first, size, total = 1, os.path.getsize(name), max(table.metadata.num_rows, 1)
+        for rows in _joined(_pieces(name, table, raw, keys)):
+            count = len(rows[0])
+            done = position + size * (first + count - 1) // total
+            yield Chunk(name, first, index, count, done, rows=rows)
+            first += count
+            index += count
     except pyarrow.ArrowException as error:
         raise UserError(f"{name}: cannot be read as Parquet: {error}") from None
+
+
+def _pieces(
+    name: str, table: Any, raw: BinaryIO, keys: Sequence[str]
+) -> Iterator[tuple[int, list[list[Any]]]]:
+    """(bytes, the rows' values by key) of a few rows of a Parquet file: about a chunk, or one longer row."""
+    at_once = _rows_at_once(table.metadata, raw)
+    first = 1
+    for batch in table.iter_batches(batch_size=at_once, columns=list(keys), use_threads=False):
+        columns = [_undecoded(batch.column(key)) for key in keys]
+        held = sum(column.nbytes for column in columns)
+        step = max(1, min(batch.num_rows, batch.num_rows * CHUNK_BYTES // max(held, 1)))
+        for start in range(0, batch.num_rows, step):
+            few = [column.slice(start, step) for column in columns]
+            size = sum(column.nbytes for column in few)
+            if step == 1 and size > DOCUMENT_BYTES:
+                raise too_long(name, "row", first + start)
+            yield size, [column.to_pylist() for column in few]
+        first += batch.num_rows
+
+
+def _joined(pieces: Iterator[tuple[int, list[list[Any]]]]) -> Iterator[list[list[Any]]]:
+    """Pieces put together to chunks."""
+    held: list[list[Any]] = []
+    size = 0
+    for added, rows in pieces:
+        held = [old + new for old, new in zip(held, rows, strict=True)] if held else rows
+        size += added
+        if size >= CHUNK_BYTES or len(held[0]) >= PARQUET_ROWS:
+            yield held
+            held, size = [], 0
+    if held:
+        yield held
+
+
+def _rows_at_once(metadata: Any, raw: BinaryIO) -> int:
+    """How many rows to unpack at a time: each may be the longest value of a dictionary, whatever the file's size."""
+    longest = 1
+    for group in range(metadata.num_row_groups):
+        for number in range(metadata.num_columns):
+            column = metadata.row_group(group).column(number)
+            offsets = [column.data_page_offset, column.dictionary_page_offset]
+            raw.seek(min(offset for offset in offsets if offset))
+            longest = max(longest, _dictionary_bytes(raw.read(16)))
+    return max(1, min(PARQUET_BATCH, PARQUET_BATCH * CHUNK_BYTES // longest))
+
+
+def _dictionary_bytes(header: bytes) -> int:
+    """The unpacked bytes of a dictionary page by the start of its header (Thrift, compact); 0 of another page."""
+    if header[:3] != b"\x15\x04\x15":  # a number, 2 for a dictionary, then a number
+        return 0
+    value = shift = 0
+    for byte in header[3:8]:
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            break
+    return value >> 1  # zigzag
 
 
 def _undecoded(column: Any) -> Any:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import dataclass, field, replace
@@ -33,6 +33,8 @@ from megatron_lrpath.launch.slurm.ledger import (
     note_attempt,
     read_attempts,
 )
+from megatron_lrpath.launch.slurm.notify import DONE, HELD, notify
+from megatron_lrpath.launch.slurm.notify import FAILED as FOR_GOOD
 from megatron_lrpath.launch.slurm.steps import Place, Steps, cause
 from megatron_lrpath.launch.slurm.stop import BY_USR2, StopRequest
 from megatron_lrpath.plan import PARADIGMS, Plan, load_plan
@@ -179,6 +181,7 @@ class JobStart:
         if held:
             steps.note(f"held: {', '.join(f'{entry.key} (job {entry.number})' for entry in held)}")
         steps.note("mend the cause and call `lrpath submit` again: it goes on from the last checkpoint")
+        notify(self.spec.notify, FOR_GOOD, self.spec.key, reason)
         return 1
 
 
@@ -193,6 +196,7 @@ def train(start: JobStart) -> int:
         reason = f"{start.task.parent} ended without its checkpoint of step {start.task.parent_step}"
         print(f"{start.task.key}: {reason}; `lrpath submit` again once that is mended")
         commands.set_comment(start.place.number, f"{MARK}held: {reason}")
+        notify(start.spec.notify, HELD, start.spec.key, reason)
         return leave("requeuehold", start.place.number)
     link_aliases(start.task)
     doing = "is already training this run; stop it, then `lrpath submit` again"
@@ -333,6 +337,16 @@ def evaluate(start: JobStart) -> int:
     return start.stop(steps, Chain(start.ledger, spec.key, start.place.number, Path()), found.message)
 
 
+def report(spec: Spec) -> int:
+    """Write the report; the batch script's exit status."""
+    status = subprocess.call(report_command(spec.plan))
+    if status == 0:
+        notify(spec.notify, DONE, spec.key, f"the report of {spec.plan} is written")
+    else:
+        notify(spec.notify, FOR_GOOD, spec.key, f"no report of {spec.plan}: status {status}")
+    return status
+
+
 def leave(how: str, number: int) -> int:
     """Put this job back into the queue, upon which Slurm ends this process: at once, not after its grace time.
 
@@ -359,8 +373,7 @@ def main(argv: list[str]) -> int:
     asked = StopRequest(ledger.signals_file(place.number, place.start))
     if spec.kind == REPORT:
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # it has nothing to save, and ends soon
-        command = report_command(spec.plan)
-        os.execv(command[0], command)
+        return report(spec)
     asked.watch()
     try:
         start = JobStart.of(spec, asked)
@@ -369,6 +382,7 @@ def main(argv: list[str]) -> int:
         print(f"lrpath: error: {error}", file=sys.stderr, flush=True)
         commands.set_comment(place.number, f"{MARK}stopped: {error}")
         Chain(ledger, spec.key, place.number, Path()).hold_dependents(str(error))
+        notify(spec.notify, FOR_GOOD, spec.key, str(error))
         return 2
 
 

@@ -177,7 +177,7 @@ class Spec:
     `plan` is the copy submitted last; for a report the file that it is made for.
 
     `arguments` are Megatron's; `srun` options of each srun; `python` the command that is Python on a rank;
-    `signal_seconds` how long before the time limit the job is asked to stop.
+    `signal_seconds` how long before the time limit the job is asked to stop; `notify` the user's command, if any.
     """
 
     key: str
@@ -192,6 +192,7 @@ class Spec:
     python: tuple[str, ...]
     preflight: bool
     signal_seconds: int = 300
+    notify: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, path: Path) -> Spec:
@@ -248,6 +249,7 @@ def make_spec(job: Job, settings: Settings, folder: Path, extra: Sequence[str]) 
         python=tuple(python),
         preflight=settings.preflight and job.kind == "train",
         signal_seconds=settings.signal_seconds,
+        notify=settings.notify,
     )
 
 
@@ -297,6 +299,9 @@ def sbatch_options(name: str, job: Job, settings: Settings, folder: Path) -> lis
     options += [f"--signal=B:USR2@{settings.signal_seconds}"] if job.kind == "train" else []
     words = {"partition": settings.partition_of(job.kind), "account": settings.account, "qos": settings.qos}
     words["time"] = settings.time_of(job.kind)
+    if settings.mail:
+        events = "END,FAIL" if job.kind == "report" else "FAIL"
+        words |= {"mail-user": settings.mail, "mail-type": events}
     return [*options, *(f"--{word}={value}" for word, value in words.items() if value), *settings.sbatch]
 
 

@@ -16,8 +16,8 @@ from megatron_lrpath.files import atomic_write_bytes, atomic_write_json
 from megatron_lrpath.plan import Plan, load_plan
 from megatron_lrpath.plan.spec import Data
 from megatron_lrpath.reading import build, parse_json, read_object, why
+from megatron_lrpath.runs.folder import OutputFolder
 
-FOLDER = "slurm"
 SIGNALS = "signals"
 MARK = "lrpath: "  # begins the comment of a job that was held or stopped for a reason
 
@@ -50,7 +50,7 @@ class Ledger:
     @classmethod
     def of(cls, output: str) -> Ledger:
         """The ledger of the plan with this output."""
-        return cls(Path(output) / FOLDER)
+        return cls(OutputFolder(Path(output)).slurm)
 
     @property
     def file(self) -> Path:
@@ -118,7 +118,13 @@ class SubmittedPlan:
 
         `data` is a folder with `tokenizer.model` (where the plan has a file for it) and `slices/`.
         """
-        plan, text = load_plan(path), path.read_bytes()
+        return cls.moved(load_plan(path), path.read_bytes(), data, output)
+
+    @classmethod
+    def moved(
+        cls, plan: Plan, text: bytes, data: str | None = None, output: str | None = None
+    ) -> SubmittedPlan:
+        """The same of a plan and its text."""
         if data is None and output is None:
             return cls(plan, text)
         changes: dict[tuple[str, ...], str | list[str]] = {}
@@ -147,7 +153,7 @@ class SubmittedPlan:
     @property
     def latest(self) -> Path:
         """The copy of the last submission under a name that stays."""
-        return Path(self.plan.output) / FOLDER / "plan.yaml"
+        return OutputFolder(Path(self.plan.output)).slurm / "plan.yaml"
 
     def write(self) -> None:
         """Write both files."""

@@ -53,6 +53,12 @@ class Settings:
     signal_seconds: int = _setting(
         "how long before the time limit a training saves and requeues", "count", 300
     )
+    mail: str | None = _setting("address that Slurm writes to when a job fails and when the report is done")
+    notify: tuple[str, ...] = _setting(
+        "command that a job calls, with EVENT JOB TEXT behind it, when it fails for good and when the report is done",
+        "options",
+        (),
+    )
     sbatch: tuple[str, ...] = _setting("further options for every sbatch", "options", ())
     srun: tuple[str, ...] = _setting("further options for every srun", "options", ())
     setup: str | None = _setting("shell file that every job reads first (modules, NCCL variables)")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +30,10 @@ Scalar = None | bool | int | float | str
 
 @dataclass(frozen=True)
 class Entry:
-    """A value of the file `path`: a scalar, a list or a mapping of entries; `key` reads `versions[1].steps`."""
+    """A value of the file `path`: a scalar, a list or a mapping of entries; `key` reads `versions[1].steps`.
+
+    Line 0: it stands in no file, and `path` is the option that gave it.
+    """
 
     value: Scalar | list[Entry] | dict[str, Entry]
     path: Path
@@ -39,7 +42,9 @@ class Entry:
 
     @property
     def place(self) -> str:
-        """`FILE:LINE: key`, or `FILE:LINE` for the whole file."""
+        """`FILE:LINE: key`, `FILE:LINE` for the whole file, or `--option key`."""
+        if not self.line:
+            return f"{self.path} {self.key}"
         return f"{self.path}:{self.line}: {self.key}".removesuffix(": ")
 
     def error(self, message: str) -> PlanError:
@@ -64,9 +69,38 @@ class Source:
         """The first of these keys that stands in the file, else the whole file (for checks across keys)."""
         return next((self._entries[key] for key in keys if key in self._entries), self.root)
 
+    @property
+    def keys(self) -> list[str]:
+        """Every key that the file gives, as `find` takes them."""
+        return list(self._entries)
+
+    def changed(self, values: Mapping[str, Any], option: str | None = None) -> Source:
+        """The same file with these values: what it does not say itself has its place in `option`.
+
+        Without an option a value has the place of what stood at its key.
+        """
+        new = (Path(option), 0) if option else (self.path, 1)
+
+        def entry(value: Any, key: str) -> Entry:
+            old = self._entries.get(key)
+            kept = old is not None and (option is None or _alike(old.value, value))
+            path, line = (old.path, old.line) if old is not None and kept else new
+            if isinstance(value, dict):
+                value = {name: entry(one, f"{key}.{name}" if key else name) for name, one in value.items()}
+            elif isinstance(value, list):
+                value = [entry(one, f"{key}[{i}]") for i, one in enumerate(value)]
+            return Entry(value, path, line, key)
+
+        return Source(self.path, entry(values, ""))
+
     @cached_property
     def _entries(self) -> dict[str, Entry]:
         return {entry.key: entry for entry in _walk(self.root)}
+
+
+def _alike(old: Any, new: Any) -> bool:
+    """Whether a value is what stood there; of mappings and lists their parts are looked at one by one."""
+    return type(old) is type(new) and (isinstance(new, dict | list) or old == new)
 
 
 def read_source(path: Path | str) -> Source:
@@ -80,8 +114,23 @@ def read_source(path: Path | str) -> Source:
 
 def parse_source(path: Path, text: str) -> Source:
     """The same for a text that is (or would be) in the file `path`."""
+    node = _composed(path, text)
+    if node is None:
+        raise PlanError(f"{path}:1: the file is empty; docs/plan-file.md shows a plan to begin with")
+    if not isinstance(node, yaml.MappingNode):
+        raise PlanError(f"{path}:{_line(node)}: a plan is a mapping, with lines like `name: quickstart`")
+    return Source(path, Entry(_mapping(path, node, ""), path, 1, ""))
+
+
+def parse_value(place: str, text: str) -> Any:
+    """One value as it would stand behind its key in a plan; PlanError, which begins with `place`."""
+    node = _composed(Path(place), text)
+    return None if node is None else plain(_entry(Path(place), node, 1, ""))
+
+
+def _composed(path: Path, text: str) -> yaml.Node | None:
     try:
-        node = _Loader(path, text).get_single_node()
+        return _Loader(path, text).get_single_node()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{path}:{mark.line + 1}" if mark else str(path)
@@ -89,11 +138,6 @@ def parse_source(path: Path, text: str) -> Source:
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise PlanError(f"{path}:{line}: a character that YAML does not allow: {error.reason}") from None
-    if node is None:
-        raise PlanError(f"{path}:1: the file is empty; docs/plan-file.md shows a plan to begin with")
-    if not isinstance(node, yaml.MappingNode):
-        raise PlanError(f"{path}:{_line(node)}: a plan is a mapping, with lines like `name: quickstart`")
-    return Source(path, Entry(_mapping(path, node, ""), path, 1, ""))
 
 
 def plain(entry: Entry) -> Any:
@@ -174,6 +218,27 @@ def _entry(path: Path, node: yaml.Node, line: int, key: str) -> Entry:
     if _NO_TEXT.search(node.value):
         raise PlanError(f"{path}:{line}: {key}: holds a NUL or half a surrogate pair, which is no text")
     return Entry(node.value if quoted else _plain_scalar(node.value), path, line, key)
+
+
+def plan_text(values: Mapping[str, Any]) -> str:
+    """YAML that `parse_source` reads as these values, each once and written out."""
+    return yaml.dump(
+        dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110, encoding=None
+    )
+
+
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's writer without aliases; texts in quotes where they would be read as something else here."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def text(self, text: str) -> yaml.Node:
+        style = None if isinstance(_plain_scalar(text), str) else '"'
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.text)
 
 
 def _plain_scalar(text: str) -> Scalar:

@@ -1,0 +1,173 @@
+"""`OUTPUT/plan.yaml`: the plan that `--set` makes of another, in an output that is these overrides' alone."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from megatron_lrpath.errors import PlanError, UserError
+from megatron_lrpath.files import atomic_write_bytes
+from megatron_lrpath.locks import FolderLock, LockHeldError
+from megatron_lrpath.paradigms import PARADIGMS
+from megatron_lrpath.plan import Plan
+from megatron_lrpath.plan.file.load import plan_from
+from megatron_lrpath.plan.file.overrides import OPTION, changed_plan, read_words
+from megatron_lrpath.plan.file.source import MAX_BYTES, parse_source
+from megatron_lrpath.plan.spec import Data, Tokenizer
+from megatron_lrpath.runs.folder import OutputFolder
+
+_FIRST = "# made by lrpath from "
+_HEADER = re.compile(
+    rf"{_FIRST}(?P<words>[^\n]*); SHA-256 of the rest: (?P<sum>[0-9a-f]{{64}})\n(?P<rest>.*)", re.DOTALL
+)
+
+
+@dataclass(frozen=True)
+class OverriddenPlan:
+    """The plan `asked` for: that of a plan file, which its errors name, with the overrides `words`.
+
+    `plan` is the same as of the file `OUTPUT/plan.yaml`, `body` the text of that file.
+    """
+
+    asked: Plan
+    words: tuple[str, ...]
+    overrides: dict[str, Any]
+    plan: Plan
+    body: str
+
+    @classmethod
+    def of(cls, path: Path, words: Sequence[str], output: str | None = None) -> OverriddenPlan:
+        """The plan in `path` with these words of `--set`; `output` takes the place of its own.
+
+        Raises PlanError for what a plan file could not say.
+        """
+        made = changed_plan(path, words, output)
+        target = OutputFolder(Path(made.plan.output)).plan
+        plan = plan_from(parse_source(target, made.text))
+        return cls(made.plan, tuple(words), made.overrides, plan, made.text)
+
+    def moved(self, data: Data, tokenizer: Tokenizer, body: str) -> OverriddenPlan:
+        """The same with data and tokenizer elsewhere, as the text `body` says."""
+        asked, plan = (replace(one, data=data, tokenizer=tokenizer) for one in (self.asked, self.plan))
+        return replace(self, asked=asked, plan=plan, body=body)
+
+    @property
+    def path(self) -> Path:
+        """OUTPUT/plan.yaml."""
+        return OutputFolder(Path(self.plan.output)).plan
+
+    @property
+    def content(self) -> bytes:
+        """The file: its first line says what it was made from and how."""
+        options = [word for override in self.words for word in (OPTION, override)]
+        words = [" ".join(os.path.abspath(self.asked.path).splitlines()), *options]
+        first = f"{_FIRST}{shlex.join(words)}; SHA-256 of the rest: {_sum(self.body)}\n"
+        return first.encode(errors="replace") + self.body.encode()
+
+    def require_output(self) -> None:
+        """Raises UserError, which says what to do, where the output is another plan's than this."""
+        own = f"give these overrides an output of their own: {OPTION} output=FOLDER"
+        output = Path(self.plan.output)
+        there = read_made(self.path)
+        if there is None and self.path.exists():
+            raise UserError(f"{self.path}: is there already, and no plan that {OPTION} has written; {own}")
+        if there is None:
+            if held := _held(output):
+                raise UserError(
+                    f"{output}: holds {held} of a plan without these overrides ({self.said}); {own}"
+                )
+            return
+        here = shlex.quote(str(self.path))
+        if _trained_as(there.overrides) != _trained_as(self.overrides):
+            empty = "" if _held(output) else f" Nothing is trained there: {self.path} may be removed instead."
+            raise UserError(
+                f"{output}: is the output of other overrides ({' '.join(there.words)}), not of these ({self.said}); "
+                f"{own}, or go on with those: lrpath run {here}.{empty}"
+            )
+        if there.edited and there.body != self.body:
+            raise UserError(
+                f"{self.path}: was edited since it was made from {self.asked.path}, and is not written over. Go on "
+                f"without {OPTION}: lrpath run {here}; or {own}"
+            )
+
+    @property
+    def said(self) -> str:
+        """The overrides as given."""
+        return " ".join(self.words)
+
+    def write(self) -> Path:
+        """Write OUTPUT/plan.yaml, unless it is there already, and return its path.
+
+        Raises UserError as `require_output`, and where somebody trains in the output from an older text.
+        """
+        self.require_output()
+        content = self.content
+        if len(content) > MAX_BYTES:
+            raise PlanError(f"{self.asked.path}: with these overrides larger than {MAX_BYTES // 1024} KiB")
+        there = read_made(self.path)
+        if there is not None and there.body == self.body:  # perhaps just being trained
+            return self.path
+        lock = None
+        try:
+            with suppress(OSError):  # a disk without locks; what cannot be written says so itself
+                lock = FolderLock.acquire(Path(self.plan.output))
+            self.require_output()  # another call may have come first
+            atomic_write_bytes(self.path, content)
+        except LockHeldError as owner:
+            raise UserError(
+                f"{self.plan.output}: {owner} is carrying out a plan there, and {self.path} would be another now; wait "
+                "for it or end it, then call again"
+            ) from None
+        finally:
+            if lock:
+                lock.close()
+        return self.path
+
+
+@dataclass(frozen=True)
+class Made:
+    """What an `OUTPUT/plan.yaml` says: the words of its overrides, their values, its text, whether that was edited."""
+
+    words: tuple[str, ...]
+    overrides: dict[str, Any]
+    body: str
+    edited: bool
+
+
+def read_made(path: Path) -> Made | None:
+    """The file; None where there is none, or none that `OverriddenPlan.write` has written."""
+    try:
+        with path.open("rb") as stream:
+            text = stream.read(MAX_BYTES + 1).decode()
+        header = _HEADER.fullmatch(text)
+        _, *options = shlex.split(header["words"] if header else "")
+        words = tuple(word for word in options if word != OPTION)
+        overrides = read_words(words)
+    except (OSError, ValueError, PlanError):
+        return None
+    if header is None:
+        return None
+    return Made(words, overrides, header["rest"], _sum(header["rest"]) != header["sum"])
+
+
+def _sum(body: str) -> str:
+    return hashlib.sha256(body.encode()).hexdigest()
+
+
+def _trained_as(overrides: dict[str, Any]) -> dict[str, Any]:
+    """The overrides that say what is trained: where it lies is not among them."""
+    return {key: value for key, value in overrides.items() if key != "output"}
+
+
+def _held(output: Path) -> str:
+    """What an output holds of a plan that was carried out there, in words; empty where there is nothing."""
+    if any(any((output / name).glob("[!.]*")) for name in PARADIGMS):
+        return "runs"
+    return "submitted jobs" if any(OutputFolder(output).slurm.glob("[!.]*")) else ""
