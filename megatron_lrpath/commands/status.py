@@ -86,6 +86,11 @@ def view(status: dict[str, Any], narrow: bool = False) -> Group:
     unprepared = [f"fine-tuning: {status['unprepared']}"] if status.get("unprepared") else []
     elsewhere = [f"nothing in {status['output']} here: {status['elsewhere']}"] if status["elsewhere"] else []
     rewinds = [f"{row['key']}: {one}" for row in status["runs"] for one in (*row["rewinds"], *row["breaks"])]
+    rewinds += [
+        f"{row['key']}: trained to step {row['beyond']:,}, for versions that the plan no longer has"
+        for row in status["runs"]
+        if row["beyond"] is not None
+    ]
     if aside := status["set_aside"]:
         rewinds.append(f"set aside by rewinds: {byte_size(aside)}, until `lrpath rewind PLAN --confirm`")
     lines = [*elsewhere, *unprepared, *causes, *rewinds, *differing(status["runs"]), *status["problems"]]
@@ -153,6 +158,7 @@ def states(name: str, output: str, planned: Sequence[tuple[Task, Plan]]) -> dict
     `first_step`, `step`, `last_step`, `lr`, `loss`, `seconds_per_step`, `tokens_per_second`, `mfu`,
     `seconds_left` (while it runs), `checkpoints` (steps of the complete ones), `bytes` (of all of them on disk),
     `cause` (of an interruption, where the run has left one), `log` (the newest one of an interrupted run) and
+    `beyond` (the step that a main path has come to, where its plan ends before it),
     `differs` (where the plan says something else than the run was trained with; throughput is that of the training).
     `rewinds` says which rewinds a main path has behind it, `breaks` which changes of machine or
     libraries, a clause each.
@@ -198,6 +204,7 @@ def states(name: str, output: str, planned: Sequence[tuple[Task, Plan]]) -> dict
                 **{name: one if math.isfinite(one or 0) else None for name, one in measured.items()},
                 "checkpoints": state.checkpoints,
                 "bytes": lying_in_all(task.checkpoints),
+                "beyond": state.beyond,
                 "cause": state.cause,
                 "log": str(state.log) if state.log else None,
                 "differs": changes(task.folder, lineage, plan, task.run),

@@ -110,6 +110,19 @@ def test_a_main_path_made_longer_by_a_version_is_extended(tmp_path, capsys):
     assert (row["state"], row["step"], row["last_step"]) == ("extended", 15, 25)
 
 
+def test_a_main_path_that_went_further_than_its_plan_is_shown_as_trained(tmp_path, capsys):
+    folder = trained(write_plan(tmp_path, 3), "ours/main", 0, 25)
+    (folder / "result.json").write_text('{"step": 25}')
+    save(folder / "checkpoints", 15)
+    plan = write_plan(tmp_path, 2)
+    row = states(plan, capsys)["ours/main"]
+    assert (row["state"], row["step"], row["beyond"]) == ("done", 15, 25)
+    assert main(["status", str(plan.path)]) == 0
+    assert (
+        "ours/main: trained to step 25, for versions that the plan no longer has" in capsys.readouterr().out
+    )
+
+
 def test_a_loss_that_is_no_number_is_null(tmp_path, capsys):
     plan = write_plan(tmp_path, 2)
     trained(plan, "ours/main", 0, 4, loss=float("nan"))
