@@ -22,7 +22,7 @@ from proselint.tools import LintFile
 
 ROOT = Path(__file__).resolve().parents[1]
 STYLE = ROOT / "scripts/prose.toml"
-OWN = "style"
+FORMS = {"preferred": (".md", ".py"), "preferred_in_documents": (".md",)}  # section: suffixes of files
 CODE = re.compile(r"^ *(```+).*?^ *\1 *$|``.*?``|`[^`\n]*`|<[^>\n]+>|\]\([^)]*\)", re.MULTILINE | re.DOTALL)
 VALUE = re.compile(r"\{[^{}]*\}|\S*[\d_/=]\S*")
 QUOTES = re.compile(r"""^[rbfuRBFU]*(\"\"\"|'''|"|')|(\"\"\"|'''|"|')$""")  # proselint passes over quotations
@@ -35,13 +35,20 @@ def style() -> dict[str, Any]:
     return tomllib.loads(STYLE.read_text(encoding="utf-8"))
 
 
-def registered() -> Config:
-    """Register proselint's checks and the project's own; return the configuration that enables the wanted ones."""
-    forms = types.PreferredForms(items=style()["preferred"])
-    own = Check(check_type=forms, path=OWN, message="write {} instead of {!r}")
-    CheckRegistry().register_many((*proselint_checks, own))
-    enabled = {OWN: True} | dict.fromkeys(style()["proselint"]["checks"], True)
-    return Config(max_errors=100_000, checks=enabled)
+def preferred(section: str) -> Check:
+    """The check of a section of preferred forms; a space in a pattern matches a line break as well."""
+    items = {pattern.replace(" ", r"\s+"): form for pattern, form in style()[section].items()}
+    return Check(check_type=types.PreferredForms(items), path=section, message="write {} instead of {!r}")
+
+
+def registered() -> dict[str, Config]:
+    """Register proselint's checks and the project's own; return the configuration for each suffix of a file."""
+    CheckRegistry().register_many((*proselint_checks, *map(preferred, FORMS)))
+    wanted = dict.fromkeys(style()["proselint"]["checks"], True)
+    return {
+        suffix: Config(max_errors=100_000, checks=wanted | {name: suffix in FORMS[name] for name in FORMS})
+        for suffix in (".md", ".py")
+    }
 
 
 def blank(text: str) -> str:
@@ -54,6 +61,14 @@ def prose_of_markdown(text: str) -> str:
     for pattern in (CODE, VALUE):
         text = pattern.sub(lambda match: blank(match.group()), text)
     return text
+
+
+def prose_of_page(text: str, name: str) -> str:
+    """A page as `prose_of_markdown` has it, without its rows whose text the code has: it is checked there."""
+    for pages, rows in style()["from_code"].items():
+        if fnmatch(name, pages):
+            text = re.sub(rows, lambda match: blank(match.group()), text, flags=re.MULTILINE)
+    return prose_of_markdown(text)
 
 
 def prose_of_python(text: str) -> str:
@@ -73,25 +88,25 @@ def prose_of_python(text: str) -> str:
     return "\n".join("".join(row) for row in rows)
 
 
-def problems(path: Path, name: str, config: Config) -> Iterator[str]:
+def problems(path: Path, name: str, configs: dict[str, Config]) -> Iterator[str]:
     """`FILE:LINE: what is wrong` for everything that the checks find in a file."""
     text = path.read_text(encoding="utf-8")
-    prose = prose_of_python(text) if path.suffix == ".py" else prose_of_markdown(text)
+    prose = prose_of_python(text) if path.suffix == ".py" else prose_of_page(text, name)
     if not prose.strip("~\n"):
         return
-    for found in LintFile(name, prose).lint(config):
+    for found in LintFile(name, prose).lint(configs[path.suffix]):
         end = found.check_result.span[1] - 1
         yield f"{name}:{prose.count(chr(10), 0, end - 1) + 1}: {found.check_result.message}"
 
 
 def main(names: Sequence[str]) -> int:
     """Check the files named, or all Markdown pages and modules that Git knows; 1 where something was found."""
-    config = registered()
+    configs = registered()
     if not names:
         command = ["git", "-C", str(ROOT), "ls-files", "-co", "--exclude-standard", "*.md", "*.py"]
         listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
         names = [name for name in listed if not any(fnmatch(name, pattern) for pattern in style()["skip"])]
-    found = [problem for name in names for problem in problems(ROOT / name, name, config)]
+    found = [problem for name in names for problem in problems(ROOT / name, name, configs)]
     print("\n".join(found) or f"prose: {len(names)} files, nothing found")
     return 1 if found else 0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 
 from megatron_lrpath.commands import eval as eval_tasks
 from megatron_lrpath.commands.options import (
@@ -69,7 +68,4 @@ def train(args: argparse.Namespace) -> int:
     require_ready([changed.asked if changed else plan], request_of(options))
     if changed:
         args.plan = changed.write()
-    status = carry_out(plan, options)
-    if status == 0:
-        print(f"next: lrpath report {shlex.quote(str(args.plan))}")
-    return status
+    return carry_out(plan, options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 import time
@@ -97,9 +98,11 @@ def carry_out(
         trained = train(plan, tasks, share, options, command_for, display or open_display())
         evaluation = evaluation_argv(plan, tasks, share, options) if options.evaluate else None
         if evaluation:
-            return call(evaluation, options.grace, starter_of(share, options))
+            return call(evaluation, options.grace, starter_of(share, options))  # it prints what comes next
         if not trained:
             print(f"nothing to do: {plural(len(tasks), 'run')} of {plan.path} complete in {plan.output}")
+        if not options.only_sft:
+            print(f"next: lrpath report {shlex.quote(str(plan.path))}")
         return 0
 
     return alone(Path(plan.output), work)

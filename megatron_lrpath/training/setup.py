@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing import set_forkserver_preload
@@ -15,7 +16,7 @@ import torch.distributed as dist
 from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
 from megatron.training.arguments import parse_and_validate_args, parse_args, validate_args
 from megatron.training.checkpointing import load_args_from_checkpoint
-from megatron.training.global_vars import set_global_variables
+from megatron.training.global_vars import get_tensorboard_writer, set_global_variables
 from megatron.training.utils import get_blend_and_blend_per_split
 
 from megatron_lrpath.console import say
@@ -25,13 +26,14 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import sweep_unfinished
 from megatron_lrpath.paradigms import MAIN, SFT
 from megatron_lrpath.plan import run_identity
+from megatron_lrpath.plan.needs import unmet
 from megatron_lrpath.runs import checkpoints, failure, lineage
 from megatron_lrpath.runs.breaks import LAYOUT
 from megatron_lrpath.runs.checkpoints import latest_step, present_fingerprint
 from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.runs.history import losses_before
 from megatron_lrpath.tokenizers.prints import TokenizerSpec
-from megatron_lrpath.training import environment
+from megatron_lrpath.training import environment, event_files
 from megatron_lrpath.training.checkpoints import parent as parents
 from megatron_lrpath.training.checkpoints.commit import Commits
 from megatron_lrpath.training.checkpoints.saves import Saves
@@ -49,17 +51,20 @@ from megatron_lrpath.training.options.argument_identity import differences_from_
 from megatron_lrpath.training.options.arguments import (
     ArgumentsProvider,
     arguments_provider,
-    explicit_arguments,
+    full_parser,
+    raise_all,
+    read_arguments,
 )
-from megatron_lrpath.training.options.classes import refuse_defaults
+from megatron_lrpath.training.options.classes import default_problems
 from megatron_lrpath.training.options.from_arguments import (
     argument_context,
+    incomplete,
     refuse_companions,
     refuse_with_path,
 )
 from megatron_lrpath.training.options.from_machine import set_machine_flags
 from megatron_lrpath.training.options.from_plan import PlannedRun, apply_defaults
-from megatron_lrpath.training.options.optimizers import check_optimizer
+from megatron_lrpath.training.options.optimizers import check_optimizer, optimizer_problems
 from megatron_lrpath.training.session import Session
 from megatron_lrpath.training.steps import StepRecorder, continue_wandb_run, set_wandb_defaults
 from megatron_lrpath.wording import listing
@@ -73,13 +78,15 @@ def arguments(session: Session, argv: list[str], defaults: Mapping[str, Any] | N
     Raises:
         UserError: arguments contradict the plan or each other.
     """
-    given = explicit_arguments(argv, session.own_arguments)
+    own = session.own_arguments
+    given, wrong = read_arguments(argv, own)
     if "plan" not in given and "lr_path" not in given:
-        return plain_arguments(session, given, argv, dict(defaults or {}))
-    planned = PlannedRun.read(given, session.own_arguments) if "plan" in given else None
+        return plain_arguments(session, given, argv, dict(defaults or {}), wrong)
+    wrong += default_problems(defaults or {}, given)
+    later = found_later(given, wrong, session)
+    planned = PlannedRun.read(given, own, wrong, later) if "plan" in given else None
     if planned is None:
-        refuse_with_path(given, session.own_arguments)
-    refuse_defaults(defaults or {}, given)
+        refuse_with_path(given, own, wrong, later)
     sys.argv[1:] = [*planned.flags, *argv] if planned else argv
     args = parse_args(arguments_provider(session.own_arguments))
     if planned is None:
@@ -111,14 +118,20 @@ def arguments(session: Session, argv: list[str], defaults: Mapping[str, Any] | N
 
 
 def plain_arguments(
-    session: Session, given: Mapping[str, Any], argv: list[str], defaults: dict[str, Any]
+    session: Session,
+    given: Mapping[str, Any],
+    argv: list[str],
+    defaults: dict[str, Any],
+    wrong: Sequence[str] = (),
 ) -> Any:
     """The validated arguments of plain Megatron, with what follows from the device.
 
     Raises:
-        UserError: companions of --plan or --lr-path, or arguments that Megatron refuses.
+        UserError: companions of --plan or --lr-path, arguments that Megatron refuses, or what is `wrong` already.
     """
-    refuse_companions(given)
+    if any(problem.startswith("argument --lr-path:") for problem in wrong):
+        raise_all(wrong)  # nobody knows which of the others say something
+    refuse_companions(given, wrong)
     sys.argv[1:] = argv
     provider = arguments_provider(session.own_arguments)
     with megatrons_refusals():
@@ -135,6 +148,15 @@ def plain_arguments(
         validate_args(args, defaults=defaults)
     set_global_variables(args)
     return args
+
+
+def found_later(given: Mapping[str, Any], wrong: Sequence[str], session: Session) -> list[str]:
+    """What later checks would find wrong with the arguments of the command line beside what is `wrong`, a line each."""
+    found = unmet(given, environment.available(session.device, session.is_packed))
+    defaults = {action.dest: action.default for action in full_parser(session.own_arguments)._actions}
+    found += optimizer_problems(Namespace(**{**defaults, **given}), with_path=True)
+    are_all_read = not any(problem.startswith("argument ") for problem in wrong)
+    return found + (incomplete(given) if "lr_path" in given and are_all_read else [])
 
 
 def yaml_arguments(file: str, provider: ArgumentsProvider, defaults: dict[str, Any]) -> Any:
@@ -159,7 +181,12 @@ def megatrons_refusals() -> Iterator[None]:
         yield
     except (AssertionError, ValueError) as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
-        raise UserError(f"Megatron refuses these arguments: {error or where.line}") from None
+        raise UserError(f"Megatron refuses these arguments: {str(error) or broken_check(where)}") from None
+
+
+def broken_check(where: traceback.FrameSummary) -> str:
+    """The check of Megatron's that has no words for what it found, as its code has it."""
+    return f"{where.line} does not hold ({where.name} in {where.filename}, line {where.lineno})"
 
 
 def blend_prefixes(args: Any) -> list[str]:
@@ -335,8 +362,22 @@ def protect(session: Session, args: Any, start: Start, ranks: Ranks) -> None:
         max_skips=args.loss_spike_max_skips,
         first_step=start.step,
     )
+    forget_curves(context, args, start)
     session.saves, session.recorder = saves, StepRecorder(context, session.guard, args)
     session.commits = Commits(saves, session.recorder.sync_history, session.recorder.record_skips)
+
+
+def forget_curves(context: RunContext, args: Any, start: Start) -> None:
+    """Let TensorBoard forget the steps that are trained again, in a folder that is the run's own; on its last rank."""
+    writer = get_tensorboard_writer()
+    if writer is None or context.folder is None:
+        return
+    folder = RunFolder(context.folder).tensorboard
+    own = event_files.file_of(writer)
+    if own is None or own.parent.resolve() != folder.resolve():
+        return
+    first = start.step + 1 if start.existing else start.step  # a branch begins with its parent's point
+    event_files.forget_from(folder, first, args.global_batch_size, args.seq_length, own)
 
 
 def branch_points(context: RunContext) -> frozenset[int]:

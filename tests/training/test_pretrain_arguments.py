@@ -162,7 +162,7 @@ BRANCH = ["--lr-path", "branch", "--lr-path-parent", "MAIN", "--lr-path-parent-s
             "ends the run at step 8, --train-iters at 9",
         ),
         (
-            [*BRANCH, "--train-samples", "64"],
+            [*BRANCH, "--train-samples", "64", "--lr-path-decay-iters", "4"],
             "--train-samples cannot be given with --lr-path; in its place: --train-iters (a path counts in steps",
         ),
         ([*BRANCH, "--lr-path-decay-iters", "4", "--save", "MAIN"], "never writes into its parent"),
@@ -211,6 +211,77 @@ def test_what_is_missing_or_contradictory_is_refused(
     assert said in message
     assert message.count("\n") == 1, "one line"
     assert not (tmp_path / "own").exists() or not complete_steps(tmp_path / "own")
+
+
+PATH = ["--lr-path", "branch", "--no-save-optim", "--log-intervall", "4", "--fp8-format", "e4m3"]
+
+# what is given beside model and data, and how each line of the message begins
+TOGETHER = {
+    "--lr-path": (
+        [*PATH, "--dataloader-type", "cyclic"],
+        [
+            "unrecognized arguments: --log-intervall 4 (did you mean '--log-interval'?)",
+            "--no-save-optim cannot be given with --lr-path",
+            "--dataloader-type cyclic cannot be given with --lr-path",
+            "--fp8-format e4m3 needs Transformer Engine",
+            "--lr-path needs --save",
+            "--lr-path branch needs --lr-path-parent",
+            "--lr-path needs --lr",
+        ],
+    ),
+    "bad values": (
+        ["--lr-path", "main", "--train-iters", "x", "--lr-path-style", "cosin", "--no-save-optim"],
+        [
+            "argument --train-iters: invalid int value: 'x'",
+            "argument --lr-path-style: invalid choice: 'cosin'",
+            "--no-save-optim cannot be given with --lr-path",
+        ],
+    ),
+    "neither": (
+        ["--lr-path-style", "knee", "--log-intervall", "4", "--run", "main"],
+        [
+            "unrecognized arguments: --log-intervall 4",
+            "--lr-path-style says nothing without --lr-path",
+            "--run main names a run of a plan",
+        ],
+    ),
+    "a path that there is not": (
+        ["--lr-path", "sideways", "--lr-path-style", "knee", "--train-iters", "x"],
+        ["argument --lr-path: invalid choice", "argument --train-iters: invalid int value"],
+    ),
+}
+A_PLAN = {
+    "a sound run": (
+        ["--run", "main", "--seed", "9", "--no-save-optim", "--optimizer", "muon", "--fp16"],
+        ["--seed 9 contradicts", "--no-save-optim cannot be given with a plan", "--optimizer muon"],
+    ),
+    "no such run": (
+        ["--run", "branch-v9", "--no-save-optim", "--log-intervall", "4"],
+        ["unrecognized arguments: --log-intervall 4", "ours has no run", "--no-save-optim cannot be given"],
+    ),
+    "no run": (["--no-save-optim"], ["--plan ", "--no-save-optim cannot be given with a plan"]),
+}
+
+
+@pytest.mark.parametrize("name", [*TOGETHER, *A_PLAN])
+def test_all_refusals_come_in_one_message(name: str, folder: Path, words: list[str]) -> None:
+    extra, begins = (TOGETHER | A_PLAN)[name]
+    plan = ["--plan", str(folder / "plan.yaml"), "--paradigm", "ours", "--device", "cpu"]
+    outcome = train([*(plan if name in A_PLAN else words), *extra])
+    assert outcome.status == [2], outcome.output[-3000:]
+    message = outcome.output.partition("lrpath: error: ")[2].strip().splitlines()
+    assert message[0] == f"{len(begins)} problems:"
+    assert len(message) == len(begins) + 1
+    for line, begin in zip(message[1:], begins, strict=True):
+        assert line.startswith(f"- {begin}")
+
+
+def test_a_check_of_megatrons_without_words_is_shown(words: list[str], tmp_path: Path) -> None:
+    path = ["--lr-path", "main", "--train-iters", "4", "--save", str(tmp_path / "own"), *RATES]
+    message = refusal([*words, *path, "--num-attention-heads", "5"])
+    assert (
+        "Megatron refuses these arguments: assert args.hidden_size % args.num_attention_heads == 0" in message
+    )
 
 
 def test_the_maximal_rate_and_a_place_to_save_are_needed(words: list[str], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shutil
 import struct
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from megatron_lrpath.devices import peak_flops
 from megatron_lrpath.plan import differences, load_plan, run_identity
+from megatron_lrpath.training import event_files
 from megatron_lrpath.training import steps as watching
 from tests.support.training_fixtures import history, make_plan, run_words, train
 from tests.training.test_training_rates import words_without_plan
@@ -40,6 +42,45 @@ def curves(run: Path) -> dict[str, dict[int, float]]:
     events.Reload()
     names = events.Tags()["scalars"]
     return {name: {event.step: event.value for event in events.Scalars(name)} for name in names}
+
+
+def points(run: Path) -> dict[str, list[int]]:
+    """The steps of every point of a run's curves, repeated ones too."""
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    return {name: [event.step for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
+
+
+LOST = {"main": ["iter_0000009"], "branch-v2": ["iter_0000012"]}
+
+
+def test_steps_that_are_trained_again_are_shown_once(tmp_path: Path) -> None:
+    """A main path and a branch off it that lose their last checkpoint; the branch has no other and begins anew."""
+    plan = make_plan(tmp_path, (6, 6))
+    wanted = {}
+    for name, lost in LOST.items():
+        words = run_words(plan, "ours", name, "--save-interval", "100")
+        own = tmp_path / "runs/ours" / name
+        train(words).ok()
+        wanted[name] = points(own)
+        for left in lost:
+            shutil.rmtree(own / "checkpoints" / left)
+        (own / "result.json").unlink()
+        train(words).ok()
+    for name, before in wanted.items():
+        again = points(tmp_path / "runs/ours" / name)
+        exact = [one for one in before if one != watching.PACE]
+        assert {one: again[one] for one in exact} == {one: before[one] for one in exact}
+        assert len(again[watching.PACE]) == len(set(again[watching.PACE]))
+
+
+def test_an_event_file_that_cannot_be_read_stays(tmp_path: Path) -> None:
+    """Neither a torn last record nor foreign bytes end a start."""
+    for content in (b"", b"foreign", bytes(64), b"\x08" + bytes(7) + b"\xff" * 64):
+        file = tmp_path / "events.out.tfevents.1"
+        file.write_bytes(content)
+        event_files.forget_from(tmp_path, 0, 4, 16, tmp_path / "own")
+        assert file.read_bytes() == content
 
 
 @pytest.mark.parametrize(("run", "first"), [("main", 0), ("branch-v2", 9)])

@@ -10,7 +10,10 @@ from typing import Any, NoReturn
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.paradigms import CPT_VARIANTS, LR_PATH_KINDS, PARADIGMS, RESET_MAX
+from megatron_lrpath.plan.arguments import option_hint
 from megatron_lrpath.schedule.styles import KNOBS, STYLES, Knob
+
+EVERY_ARGUMENT = " (pretrain_gpt.py --help lists every argument)"
 
 
 def read_early(argv: Sequence[str]) -> argparse.Namespace:
@@ -181,7 +184,7 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError instead of printing the usage and exiting."""
-        raise UserError(f"{message} (pretrain_gpt.py --help lists every argument)")
+        raise UserError(f"{message}{EVERY_ARGUMENT}")
 
 
 ArgumentsProvider = Callable[[argparse.ArgumentParser], argparse.ArgumentParser]
@@ -216,12 +219,64 @@ def full_parser(
 
 
 def explicit_arguments(argv: list[str], own: ArgumentsProvider | None = None) -> dict[str, Any]:
-    """The arguments that `argv` sets, by Megatron's destination names; prints the help for --help.
+    """The arguments that `argv` sets, by Megatron's destination names.
 
     Raises:
-        UserError: an unknown argument or a bad value.
+        UserError: unknown arguments or bad values, all of them, a line each.
+    """
+    given, problems = read_arguments(argv, own)
+    raise_all(problems)
+    return given
+
+
+def read_arguments(
+    argv: Sequence[str], own: ArgumentsProvider | None = None
+) -> tuple[dict[str, Any], list[str]]:
+    """The arguments that `argv` sets, and a line for each that the parser does not know or take.
+
+    Prints the help for --help.
     """
     if "--help" in argv or "-h" in argv:
         full_parser(own).print_help()
         raise SystemExit(0)
-    return vars(full_parser(own, suppress_defaults=True).parse_args(argv))
+    parser = full_parser(own, suppress_defaults=True)
+    try:
+        return vars(parser.parse_args(argv)), []
+    except UserError as error:
+        whole = str(error)
+    given: dict[str, Any] = {}
+    problems: list[str] = []
+    for words in split_options(argv):
+        try:
+            known, unknown = parser.parse_known_args(words)
+        except UserError as error:
+            problems.append(str(error).removesuffix(EVERY_ARGUMENT))  # argument --NAME: …
+            continue
+        given |= vars(known)
+        if unknown:
+            option = unknown[0].partition("=")[0]
+            problems.append(f"unrecognized arguments: {' '.join(unknown)}{option_hint(option)}")
+    problems = list(dict.fromkeys(problems)) or [whole]
+    return given, [*problems[:-1], problems[-1].removesuffix(EVERY_ARGUMENT) + EVERY_ARGUMENT]
+
+
+def split_options(argv: Sequence[str]) -> list[list[str]]:
+    """The words of a command line, each option with those behind it."""
+    parts: list[list[str]] = []
+    for word in argv:
+        if word.startswith("--") or not parts:
+            parts.append([])
+        parts[-1].append(word)
+    return parts
+
+
+def raise_all(problems: Sequence[str], later: Sequence[str] = ()) -> None:
+    """Raise one UserError with all problems, a line each; nothing where there is none.
+
+    `later` are those that a later check would find: they are told in the same message, and raise nothing alone.
+    """
+    problems = [*problems, *later] if problems else problems
+    if len(problems) == 1:
+        raise UserError(problems[0])
+    if problems:
+        raise UserError(f"{len(problems)} problems:\n" + "\n".join(f"- {problem}" for problem in problems))

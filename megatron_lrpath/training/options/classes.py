@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import megatron.core
 
-from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan.arguments import MEGATRON, PATH, find, flag
 from megatron_lrpath.training.options.arguments import ArgumentsProvider, full_parser
 from megatron_lrpath.wording import nearest
-
-
-def raise_all(problems: Sequence[str]) -> None:
-    """Raise one UserError with all problems, a line each; nothing where there is none."""
-    if len(problems) == 1:
-        raise UserError(problems[0])
-    if problems:
-        raise UserError(f"{len(problems)} problems:\n" + "\n".join(f"- {problem}" for problem in problems))
 
 
 def word(name: str, value: Any) -> str:
@@ -28,20 +19,14 @@ def word(name: str, value: Any) -> str:
     return f"{flag(name)} {getattr(value, 'name', value)}" if shown else flag(name)
 
 
-def refuse_defaults(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Stop at defaults of a script (Megatron's `args_defaults`) that a run with a path has no room for.
-
-    Raises:
-        UserError: all of them, a line each.
-    """
-    raise_all(
-        [
-            f"{word(name, value)} among the script's args_defaults: {argument.why(PATH)}."
-            for name, value in defaults.items()
-            if name not in given and value not in (None, False)
-            if (argument := find(name)) is not None and argument.refuses(PATH, value)
-        ]
-    )
+def default_problems(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """Defaults of a script (Megatron's `args_defaults`) that a run with a path has no room for, a line each."""
+    return [
+        f"{word(name, value)} among the script's args_defaults: {argument.why(PATH)}."
+        for name, value in defaults.items()
+        if name not in given and value not in (None, False)
+        if (argument := find(name)) is not None and argument.refuses(PATH, value)
+    ]
 
 
 def neutral_names(given: Mapping[str, Any]) -> frozenset[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from megatron_lrpath.plan.runs import run_path
 from megatron_lrpath.schedule.styles import KNOBS, Schedule
 from megatron_lrpath.training.context import ParentCheckpoint, RunContext
 from megatron_lrpath.training.options.argument_identity import identity_of
-from megatron_lrpath.training.options.arguments import ArgumentsProvider, full_parser
-from megatron_lrpath.training.options.classes import neutral_names, raise_all, unclassified, word
+from megatron_lrpath.training.options.arguments import ArgumentsProvider, full_parser, raise_all
+from megatron_lrpath.training.options.classes import neutral_names, unclassified, word
 
 
 def results_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,18 +39,12 @@ def argument_context(
     """
     if "lr_path" not in given:
         return None
-    if not args.save:
-        raise UserError("--lr-path needs --save, the folder of this run's own checkpoints.")
-    if problem := length_problem(args.save):
-        raise UserError(f"--save {args.save}: {problem}.")
-    parent = parent_of(args)
+    raise_all(incomplete(vars(args)))
+    needs_parent = LR_PATH_KINDS[args.lr_path].needs_parent
+    parent = ParentCheckpoint(args.lr_path_parent, args.lr_path_parent_step) if needs_parent else None
     first = parent.step if parent else 0
-    last = last_step(args, first)
+    last = args.train_iters if args.lr_path_decay_iters is None else first + args.lr_path_decay_iters
     args.train_iters = last
-    if args.lr is None:
-        raise UserError("--lr-path needs --lr, the maximal learning rate.")
-    if args.global_batch_size is None:
-        raise UserError("--lr-path counts in steps of --global-batch-size: give it.")
     kind, variant = args.lr_path, args.lr_path_cpt_variant
     warmup = (args.lr_warmup_iters or 0) if path_form(kind, variant)[1] else 0
     try:
@@ -77,25 +71,33 @@ def tells(name: str, given: Mapping[str, Any]) -> bool:
     return not is_neutral(name) and argument.path != START
 
 
-def refuse_companions(given: Mapping[str, Any]) -> None:
-    """Stop at arguments that mean nothing without --plan or --lr-path.
+def refuse_companions(given: Mapping[str, Any], others: Sequence[str] = ()) -> None:
+    """Stop at arguments that mean nothing without --plan or --lr-path, and at `others`.
 
     Raises:
         UserError: all of them, a line each.
     """
     raise_all(
         [
-            f"{flag(name)} {given[name]} names a run of a plan: give --plan too, or leave it out."
-            if name in ("paradigm", "run")
-            else f"{flag(name)} says nothing without --lr-path: give that too, or leave it out."
-            for name in given
-            if name in ("paradigm", "run") or name.startswith("lr_path_")
+            *others,
+            *(
+                f"{flag(name)} {given[name]} names a run of a plan: give --plan too, or leave it out."
+                if name in ("paradigm", "run")
+                else f"{flag(name)} says nothing without --lr-path: give that too, or leave it out."
+                for name in given
+                if name in ("paradigm", "run") or name.startswith("lr_path_")
+            ),
         ]
     )
 
 
-def refuse_with_path(given: Mapping[str, Any], own: ArgumentsProvider | None) -> None:
-    """Stop at arguments that a run by --lr-path has no room for.
+def refuse_with_path(
+    given: Mapping[str, Any],
+    own: ArgumentsProvider | None,
+    others: Sequence[str] = (),
+    later: Sequence[str] = (),
+) -> None:
+    """Stop at arguments that a run by --lr-path has no room for, and at `others`; for `later` see `raise_all`.
 
     Raises:
         UserError: all of them, a line each.
@@ -110,34 +112,52 @@ def refuse_with_path(given: Mapping[str, Any], own: ArgumentsProvider | None) ->
             f"--load {given['load']}: with --lr-path a run resumes from its --save, and starts from "
             "--lr-path-parent; leave --load out."
         )
-    raise_all(problems + unclassified(given, own))
+    raise_all([*others, *problems, *unclassified(given, own)], later)
 
 
-def parent_of(args: Any) -> ParentCheckpoint | None:
-    """The parent that --lr-path-parent and --lr-path-parent-step name."""
-    needs = LR_PATH_KINDS[args.lr_path].needs_parent
-    given = (args.lr_path_parent is not None, args.lr_path_parent_step is not None)
-    if needs and not all(given):
-        raise UserError(
-            f"--lr-path {args.lr_path} needs --lr-path-parent (the parent's checkpoint folder) and "
+def incomplete(given: Mapping[str, Any]) -> list[str]:
+    """What a run by --lr-path lacks, and what of it contradicts itself, a line each.
+
+    `given` are parsed arguments; those that are not given may be missing.
+    """
+    problems = []
+    if not given.get("save"):
+        problems.append("--lr-path needs --save, the folder of this run's own checkpoints.")
+    elif problem := length_problem(given["save"]):
+        problems.append(f"--save {given['save']}: {problem}.")
+    problems += parent_problems(given) or end_problems(given)
+    if given.get("lr") is None:
+        problems.append("--lr-path needs --lr, the maximal learning rate.")
+    if given.get("global_batch_size") is None:
+        problems.append("--lr-path counts in steps of --global-batch-size: give it.")
+    return problems
+
+
+def parent_problems(given: Mapping[str, Any]) -> list[str]:
+    """What is wrong with --lr-path-parent and --lr-path-parent-step."""
+    kind = given["lr_path"]
+    there = [given.get(name) is not None for name in ("lr_path_parent", "lr_path_parent_step")]
+    if LR_PATH_KINDS[kind].needs_parent and not all(there):
+        return [
+            f"--lr-path {kind} needs --lr-path-parent (the parent's checkpoint folder) and "
             "--lr-path-parent-step (the step at which to leave it)."
-        )
-    if not needs and any(given):
-        raise UserError(
-            f"--lr-path {args.lr_path} starts from random weights and takes no --lr-path-parent(-step)."
-        )
-    return ParentCheckpoint(args.lr_path_parent, args.lr_path_parent_step) if needs else None
+        ]
+    if not LR_PATH_KINDS[kind].needs_parent and any(there):
+        return [f"--lr-path {kind} starts from random weights and takes no --lr-path-parent(-step)."]
+    return []
 
 
-def last_step(args: Any, first: int) -> int:
-    """The step at which the run ends, from --lr-path-decay-iters or --train-iters."""
-    by_length = None if args.lr_path_decay_iters is None else first + args.lr_path_decay_iters
-    if by_length is not None and args.train_iters not in (None, by_length):
-        raise UserError(
-            f"--lr-path-decay-iters {args.lr_path_decay_iters} ends the run at step {by_length}, "
-            f"--train-iters at {args.train_iters}: give one of them."
-        )
-    last = by_length if by_length is not None else args.train_iters
+def end_problems(given: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the step at which the run ends, from --lr-path-decay-iters or --train-iters."""
+    first = given.get("lr_path_parent_step") or 0
+    length, end = given.get("lr_path_decay_iters"), given.get("train_iters")
+    by_length = None if length is None else first + length
+    if by_length is not None and end not in (None, by_length):
+        return [
+            f"--lr-path-decay-iters {length} ends the run at step {by_length}, --train-iters at {end}: "
+            "give one of them."
+        ]
+    last = end if by_length is None else by_length
     if last is None or last <= first:
-        raise UserError(f"the run must end after step {first}: give --train-iters or --lr-path-decay-iters.")
-    return int(last)
+        return [f"the run must end after step {first}: give --train-iters or --lr-path-decay-iters."]
+    return []

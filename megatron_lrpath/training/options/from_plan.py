@@ -19,8 +19,8 @@ from megatron_lrpath.runs.checkpoints import SAVE_INTERVAL
 from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.sft.prepared import open_prepared
 from megatron_lrpath.training.context import ParentCheckpoint, RunContext
-from megatron_lrpath.training.options.arguments import ArgumentsProvider, explicit_arguments
-from megatron_lrpath.training.options.classes import raise_all, unclassified, word
+from megatron_lrpath.training.options.arguments import ArgumentsProvider, explicit_arguments, raise_all
+from megatron_lrpath.training.options.classes import unclassified, word
 from megatron_lrpath.training.options.from_arguments import results_arguments
 from megatron_lrpath.training.options.optimizers import of_the_package
 
@@ -139,11 +139,18 @@ class PlannedRun:
     flags: list[str]
 
     @classmethod
-    def read(cls, given: Mapping[str, Any], own: ArgumentsProvider | None = None) -> PlannedRun:
+    def read(
+        cls,
+        given: Mapping[str, Any],
+        own: ArgumentsProvider | None = None,
+        others: Sequence[str] = (),
+        later: Sequence[str] = (),
+    ) -> PlannedRun:
         """The run that the explicit arguments `given` name, --plan among them.
 
         The command line may override what leaves the result alone (layout, logging, saving), nothing else.
-        `own` adds the arguments of a script of its own.
+        `own` adds the arguments of a script of its own; `others` are problems that come in the same message,
+        as are `later` (see `raise_all`).
 
         Raises:
             UserError: an argument contradicts the plan, or would change what the plan alone decides; --paradigm or
@@ -151,15 +158,20 @@ class PlannedRun:
         """
         plan = load_plan(given["plan"])
         missing = [f"--{name}" for name in ("paradigm", "run") if name not in given]
+        if missing and any(problem.startswith(f"argument {name}") for problem in others for name in missing):
+            raise_all(others, later)
         if missing:
-            raise UserError(
-                f"--plan {given['plan']}: {' and '.join(missing)} must be given too; `lrpath plan` lists the runs."
-            )
-        run = plan.carried_out(plan.run(given["paradigm"], given["run"]))
+            lacks = f"--plan {given['plan']}: {' and '.join(missing)} must be given too; `lrpath plan` lists the runs."
+            raise_all([*others, lacks, *refused_in_any_run(given, plan)], later)
+        try:
+            run = plan.carried_out(plan.run(given["paradigm"], given["run"]))
+        except UserError as error:
+            raise_all([*others, str(error), *refused_in_any_run(given, plan)], later)
+            raise
         flags = plan_flags(plan, run)
         planned = {name: value for part in flags.values() for name, value in explicit_arguments(part).items()}
         planned_run = cls(plan, run, given, planned, [word for part in flags.values() for word in part])
-        raise_all(planned_run.problems(own))
+        raise_all([*others, *planned_run.problems(own)], later)
         return planned_run
 
     def problems(self, own: ArgumentsProvider | None = None) -> list[str]:
@@ -242,6 +254,12 @@ def contradictions(given: Mapping[str, Any], planned: Mapping[str, Any], where: 
         for name, value in planned.items()
         if name in given and given[name] != value and not is_neutral(name)
     ]
+
+
+def refused_in_any_run(given: Mapping[str, Any], plan: Plan) -> list[str]:
+    """The arguments that the plan leaves no room for, whichever run is meant."""
+    others = {name: given[name] for name in given if (row := find(name)) is not None and row.plan != SET}
+    return refused(others, plan)
 
 
 def refused(given: Mapping[str, Any], plan: Plan) -> list[str]:

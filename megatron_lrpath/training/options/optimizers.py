@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from megatron_lrpath.plan.optimizers import OF_MEGATRON, missing_package
-from megatron_lrpath.training.options.classes import raise_all
+from megatron_lrpath.training.options.arguments import raise_all
 
 MUON = "muon"
 
@@ -18,15 +18,21 @@ def of_the_package(args: Any) -> bool:
 def check_optimizer(args: Any, with_path: bool) -> None:
     """Refuse what would end the training when the optimizer is built, or when its state is loaded.
 
+    Raises:
+        UserError: all of it, a line each, see `optimizer_problems`.
+    """
+    raise_all(optimizer_problems(args, with_path))
+
+
+def optimizer_problems(args: Any, with_path: bool) -> list[str]:
+    """What Megatron cannot do with the optimizer, a line each.
+
     Args:
         args: Megatron's arguments, before it validates them.
         with_path: whether this is a run with a path (not plain Megatron), which goes on from its checkpoints.
-
-    Raises:
-        UserError: all of it, a line each.
     """
     if not of_the_package(args):
-        return
+        return []
     chosen = f"--optimizer {args.optimizer}"
     problems = [missing] if (missing := missing_package(args.optimizer)) else []
     if args.fp16:
@@ -42,7 +48,7 @@ def check_optimizer(args: Any, with_path: bool) -> None:
             "orthogonalize its part of a matrix alone, so that another layout trains another model; give "
             "--muon-tp-mode duplicated or distributed."
         )
-    raise_all(problems)
+    return problems
 
 
 def splits_matrices(args: Any) -> bool:
