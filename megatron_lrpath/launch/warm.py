@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -32,6 +33,8 @@ from megatron_lrpath.launch.torchrun import Ranks
 
 PRELOADED = "megatron_lrpath.launch.preloaded"
 HOST = "127.0.0.1"
+SOCKET, SOCKET_LIMIT = "/pymp-12345678/listener-12345678", 107
+"""Multiprocessing's socket below the folder of temporary files, and the longest address that Linux takes."""
 
 
 class WarmProcess:
@@ -70,10 +73,12 @@ def start(
     """Start ranks in forked processes under a supervisor, as `process.supervised` starts a command.
 
     The first call starts the server, which ends with this process. A process that was itself forked by it needs no
-    server. A command that is no `Ranks` starts cold.
+    server. A command that is no `Ranks` starts cold, as all do where the server's sockets have no room.
     """
     if not isinstance(command, Ranks):
         return supervised(command, environment, grace, log, descriptors)
+    if not is_warm() and not has_room_for_sockets():
+        return supervised(command.command, environment, grace, log, descriptors)
     process: BaseProcess
     if is_warm():
         arguments = (command, dict(environment), grace, log, list(descriptors))
@@ -91,6 +96,11 @@ def start(
 def is_warm() -> bool:
     """Whether this process was forked by a server that has imported everything."""
     return PRELOADED in sys.modules
+
+
+def has_room_for_sockets() -> bool:
+    """Whether the folder of temporary files (`TMPDIR`) leaves room for the name of the server's socket."""
+    return len(os.fsencode(tempfile.gettempdir())) + len(SOCKET) <= SOCKET_LIMIT
 
 
 class Descriptors:

@@ -61,6 +61,21 @@ def test_ends(tmp_path: Path, ends: tuple[str, ...], status: int, text: str | No
     assert text is None or text in found.message
 
 
+def test_a_folder_of_temporary_files_without_room_for_sockets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server's sockets lie there, and Linux takes 107 bytes: runs start cold."""
+    long = tmp_path / ("x" * 90)
+    long.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+    assert not warm.has_room_for_sockets()
+    process = start(tmp_path, "exit:75")
+    assert not isinstance(process, warm.WarmProcess)
+    assert process.wait() == 75
+    monkeypatch.setattr("tempfile.tempdir", "/tmp")
+    assert warm.has_room_for_sockets()
+
+
 def test_ranks_meet_and_their_output_is_in_the_log(tmp_path: Path) -> None:
     assert warm.start(Ranks("tests.support.meeting", ("word",), 2), {}, GRACE, tmp_path / "log").wait() == 0
     assert sorted((tmp_path / "log").read_text().splitlines()) == ["rank 0 of 2: word", "rank 1 of 2: word"]
