@@ -7,6 +7,8 @@ Takes the arguments of Megatron-LM's tool of this name and writes the same bytes
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -146,6 +148,10 @@ def run(args: argparse.Namespace) -> int:
     from megatron_lrpath.data.preprocess.pipeline import preprocess
 
     preprocess(args)
+    if "SLURM_ARRAY_TASK_ID" not in os.environ:  # there it is a part of a delivery
+        prefix = shlex.quote(f"{args.output_prefix}_{args.json_keys[0]}_document")
+        text = f"next: tools/slice_versions.py --source {prefix} …, or lrpath update PLAN --source {prefix}"
+        print(text, file=sys.stderr)
     return 0
 
 

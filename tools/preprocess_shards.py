@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -168,7 +169,9 @@ def merge(folder: Path, delivery: dict[str, Any]) -> int:
         status = call("merge_datasets", ["--input", *parts, "--output-prefix", output])
         if status:
             return status
-    print(f"done; {folder} can be removed", flush=True)
+    prefix = shlex.quote(f"{delivery['output']}_{delivery['keys'][0]}_document")
+    print(f"done; {shlex.quote(str(folder))} can be removed", flush=True)
+    print(f"next: tools/slice_versions.py --source {prefix} …, or lrpath update PLAN --source {prefix}")
     return 0
 
 

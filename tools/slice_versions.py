@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -124,6 +125,7 @@ def slice_versions(args: argparse.Namespace) -> int:
         wide_console().print(tokens_table([*existing, *written], drawn.left))
         for one in written:
             print(f"{one.path}  {one.fingerprint[:12]}")
+        print(f"next, without a plan: lrpath init --slices {shlex.quote(str(args.output))} --tokenizer PATH")
     return 0
 
 
@@ -144,14 +146,11 @@ def tell_unrecorded(slices: Sequence[Slice]) -> None:
 
 def shortage_table(error: ShortageError) -> Table:
     """What is asked of every source and what it has."""
-    from rich.table import Table
+    from megatron_lrpath.console import terminal_table
 
-    table = Table(title="too few tokens", title_justify="left")
-    table.add_column("source", overflow="fold")
-    table.add_column("domain")
-    for heading in ("free documents", "free tokens", "asked for", "missing"):
-        table.add_column(heading, justify="right")
-        table.columns[-1].no_wrap = heading != "free documents"
+    titles = ("source", "domain", "free documents", "free tokens", "asked for", "missing")
+    table = terminal_table(titles, "llrRRR", title="too few tokens", title_justify="left")
+    table.columns[0].overflow = "fold"
     for row in error.table:
         cells = (f"{number:,}" for number in (row.free_documents, row.free_tokens, row.asked, row.missing))
         table.add_row(str(row.prefix), row.domain, *cells, style="bold" if row.missing else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from datetime import datetime
 from pathlib import Path
 
@@ -43,4 +44,6 @@ def execute(args: argparse.Namespace) -> int:
     report = make_report(plan, now, paradigms, "; ".join(cost_lines(left, now)) if left.steps else "")
     page = write_report(report, args.output or OutputFolder(Path(plan.output)).report)
     show(report, page, Console())
+    if not report.gaps:  # they name what to do
+        print(f"next: lrpath export {shlex.quote(str(args.plan))}, or new data: lrpath update")
     return 0

@@ -58,3 +58,8 @@ def test_paradigms_come_in_one_order(trained, fresh, capsys):
         rows = shown[shown.index(title) + len(title) :].lower().split("relative to ptfs")[-1]
         places = [rows.index(name) for name in ("ours", "ptfs", "cpt")]
         assert places == sorted(places), command
+
+
+def test_a_whole_report_ends_with_what_comes_next(trained, capsys):
+    assert main(["report", str(trained)]) == 0
+    assert capsys.readouterr().out.endswith(f"next: lrpath export {trained}, or new data: lrpath update\n")
