@@ -1,4 +1,4 @@
-"""An export of a run's checkpoint that is made when it is missing, and again when the checkpoint is another."""
+"""The export of a run: made when it is missing, and again when the checkpoint has changed."""
 
 from __future__ import annotations
 

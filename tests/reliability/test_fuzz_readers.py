@@ -30,6 +30,7 @@ from megatron_lrpath.export.config import from_config
 from megatron_lrpath.launch.slurm.jobs import Spec
 from megatron_lrpath.launch.slurm.ledger import Ledger, read_attempts
 from megatron_lrpath.plan import load_plan
+from megatron_lrpath.reading import required_object
 from megatron_lrpath.report.collect import collect, gaps
 from megatron_lrpath.report.downstream import downstream_table
 from megatron_lrpath.report.facts import facts
@@ -39,7 +40,7 @@ from megatron_lrpath.runs import failure, history, lineage, results
 from megatron_lrpath.runs.checkpoints import ManifestError, read_manifest
 from megatron_lrpath.tokenizers.prints import special_tokens
 from tests.reliability.test_fuzz_files import JSON, LINEAGE, PLAN
-from tools.import_hf import SafetensorsFolder, read_object
+from tools.import_hf import SafetensorsFolder
 
 RAW = {
     "deep": "[" * 200_000,
@@ -144,7 +145,7 @@ def prepared(folder: Path) -> object:
 
 
 def import_config(folder: Path) -> object:
-    return architecture.to_megatron(from_config(read_object(folder / "config.json")))
+    return architecture.to_megatron(from_config(required_object(folder / "config.json")))
 
 
 READERS = {
