@@ -168,8 +168,7 @@ def _paradigm_option(paradigms: Sequence[str]) -> list[str]:
 
 def call(argv: Sequence[str], grace: float, starter: Starter) -> int:
     """Run `lrpath` with `argv` on this console; its exit status. It does not outlive this process."""
-    cold = [sys.executable, "-m", COMMAND_LINE, *argv]
-    process = starter(Ranks(COMMAND_LINE, tuple(argv), 1) if starter is warm.start else cold, {}, grace, None)
+    process = starter(Ranks(COMMAND_LINE, tuple(argv), alone=True), {}, grace, None)
     try:
         return process.wait() or 0
     except KeyboardInterrupt:

@@ -188,7 +188,7 @@ def supervise(parent: int, grace: float, begin: Callable[[], list[int]]) -> int:
 def first_failure(statuses: Mapping[int, int]) -> int:
     """The process that was killed by a signal, else the first that failed, by statuses in the order of the ends.
 
-    Those that this supervisor has asked to end come last, and before them all those that ended well.
+    Those that may have been asked to end count only where no other has failed, those that ended well last of all.
     """
 
     def rank(pid: int) -> int:

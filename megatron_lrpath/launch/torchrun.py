@@ -23,15 +23,21 @@ TRAINING = "megatron_lrpath.training.pretrain"
 
 @dataclass(frozen=True)
 class Ranks:
-    """A module's `main`, to be called with `argv` in `nproc` processes on this machine."""
+    """A module's `main`, to be called with `argv` in `nproc` processes on this machine.
+
+    `alone`: one process that needs no launcher.
+    """
 
     module: str
     argv: tuple[str, ...]
-    nproc: int
+    nproc: int = 1
+    alone: bool = False
 
     @property
     def command(self) -> list[str]:
-        """The torchrun command that does it, with a rendezvous of its own on a free port."""
+        """The command that does it: under torchrun, with a rendezvous of its own on a free port, unless `alone`."""
+        if self.alone:
+            return [sys.executable, "-m", self.module, *self.argv]
         options = ["--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", str(self.nproc)]
         # `--`: torchrun's parser would take our --run for its own --run-path
         return [sys.executable, "-m", __name__, *options, "-m", "--", self.module, *self.argv]

@@ -193,4 +193,5 @@ def test_the_entry_is_named_by_its_interpreter():
     command = torchrun.Ranks("a.module", ("--run", "main"), 2).command
     assert command[0] == sys.executable
     assert command[-6:] == ["2", "-m", "--", "a.module", "--run", "main"]
+    assert torchrun.Ranks("a.module", ("x",), alone=True).command == [sys.executable, "-m", "a.module", "x"]
     assert signal.Signals(9).name in failure.of_status("it", -9).message
