@@ -1,4 +1,4 @@
-"""The weighted mean of torch_dist checkpoints, tensor by tensor: never more than one in memory from each."""
+"""The weighted mean of torch_dist checkpoints, tensor by tensor: at most one tensor of each in memory."""
 
 from __future__ import annotations
 
@@ -29,13 +29,15 @@ from megatron_lrpath.runs.checkpoints import (
 )
 
 LEFT_OUT = ("optimizer", "rng_state")
-"""Keys that begin so are not merged: a merged model is evaluated or exported, not trained on."""
+"""Prefixes of keys that are not merged: a merged model is evaluated or exported, but not trained further."""
 FILES = ("common.pt", "metadata.json")
-"""Files beside the tensors that Megatron reads; the last is what makes a checkpoint complete."""
+"""Files that Megatron reads in addition to the tensors; the last one marks a checkpoint as complete."""
 
 
 class _MergingPlanner(DefaultSavePlanner):
-    """Makes each tensor when it is about to be written; entries that are no tensors come from the last."""
+    """A planner that computes each tensor just before it is written; other entries come from the last
+    checkpoint.
+    """
 
     def __init__(self, readers: Sequence[CheckpointReader], weights: Sequence[float]) -> None:
         super().__init__(flatten_state_dict=False)
@@ -49,7 +51,9 @@ class _MergingPlanner(DefaultSavePlanner):
 
 
 def merged_tensor(places: Sequence[tuple[CheckpointReader, str]], weights: Sequence[float]) -> torch.Tensor:
-    """Σ weight·tensor, summed in double precision (single for 16-bit tensors), in the tensors' own type."""
+    """Return Σ weight·tensor, summed in double precision (single for 16-bit tensors), in the tensors' data
+    type.
+    """
     total, dtype = None, torch.float32
     for (reader, key), weight in zip(places, weights, strict=True):
         tensor = reader.tensor(key)
@@ -66,13 +70,14 @@ def merged_tensor(places: Sequence[tuple[CheckpointReader, str]], weights: Seque
 def merge_checkpoints(
     root: Path, steps: Sequence[int], weights: Sequence[float], target: Path, step: int
 ) -> Path:
-    """Write the weighted mean of `root`'s checkpoints as the checkpoint of `step` under `target`.
+    """Write the weighted mean of `root`'s checkpoints as the checkpoint of `step` under `target`; return its
+    folder.
 
-    It holds the model and Megatron's arguments, neither optimizer nor random state. It appears whole or not
-    at all. Returns its folder.
+    The result has the model and Megatron's arguments, but no optimizer and no random state. It is written
+    atomically.
 
     Raises:
-        UserError: a checkpoint is missing, is of another model, or something lies at the target already.
+        UserError: a checkpoint is missing or is of another model, or the target already exists.
     """
     for one in steps:
         if not checkpoint_complete(root, one):
@@ -83,7 +88,7 @@ def merge_checkpoints(
         if not (target / TRACKER).exists():  # killed between the two: the checkpoint is whole
             atomic_write_text(target / TRACKER, str(step))
             return folder
-        raise UserError(f"{folder}: there is a checkpoint already; remove it or choose another place")
+        raise UserError(f"{folder}: a checkpoint exists already; remove it or choose another path")
     readers = [CheckpointReader(checkpoint_folder(root, one)) for one in steps]
     state = _wanted(readers, root, steps)
     for reader in readers:
@@ -106,7 +111,7 @@ def merge_checkpoints(
 
 
 def _wanted(readers: Sequence[CheckpointReader], root: Path, steps: Sequence[int]) -> dict[str, Any]:
-    """What is written: tensors without data, and a stand-in for everything else."""
+    """Return the structure to write: tensors without data, and a placeholder for every other entry."""
 
     def tensors(reader: CheckpointReader) -> dict[str, Any]:
         return {

@@ -85,7 +85,7 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/d/x")
         ),
         (TrainingStoppedError("step 6: the loss is not finite"), "stopped", 1, None, "step 6: the loss"),
         (NotMetError("rank 0: not all 2 ranks have come"), "not-met", 1, True, "rank 0: not all 2 ranks"),
-        (FULL, "stopped", 1, None, "/d/x: No space left on device. Make room"),
+        (FULL, "stopped", 1, None, "/d/x: No space left on device. Free disk space"),
         (KeyError("x"), "error", 1, None, "KeyError: 'x'"),
         (AssertionError(), "error", 1, None, "AssertionError"),
     ],
