@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The plan, the model, the text, and how to choose tokens."""
     add_plan(parser)
     parser.add_argument(
-        "text", nargs="+", metavar="TEXT", help="what to go on from, one or several; `-`: stdin"
+        "text", nargs="+", metavar="TEXT", help="text to continue, one or several; `-`: stdin"
     )
     add_models(parser, "default: the newest trained version", "the trained versions")
     add_sampling(parser, 100)
@@ -64,7 +64,7 @@ def execute(args: argparse.Namespace) -> int:
     """Print what the models write; 0."""
     texts = [sys.stdin.read() if text == "-" else text for text in args.text]
     if not all(text.strip() for text in texts):
-        raise UserError("an empty prompt; give some text to go on from.")
+        raise UserError("an empty prompt; give some text to continue.")
     models, sampling = opened(args, tuned=False), sampling_of(args)
     for text in texts:
         if len(models) == 1:

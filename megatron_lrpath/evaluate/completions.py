@@ -23,7 +23,7 @@ MULTIPLE = 128  # of the length: kernels and sequence parallelism want round one
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text to go on from: as a person reads it, as tokens, and the domain that it is from."""
+    """A text to continue: as a person reads it, as tokens, and the domain that it is from."""
 
     text: str
     tokens: list[int]

@@ -60,7 +60,7 @@ class Writer:
         """
         ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
         if not ids:
-            raise UserError("an empty prompt; give some text to go on from.")
+            raise UserError("an empty prompt; give some text to continue.")
         self.require_room(ids)
         return self.written(ids, sampling, say)
 

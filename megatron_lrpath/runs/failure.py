@@ -28,7 +28,7 @@ MAX_BYTES = 64 * 1024
 MAX_CHARACTERS = 2000  # of the message
 
 USER, STOPPED, EXCEPTION, DIED, NOT_MET = "user", "stopped", "error", "died", "not-met"
-_HINTS = {9: ", perhaps for want of memory"}
+_HINTS = {9: ", possibly out of memory"}
 
 
 @dataclass(frozen=True)

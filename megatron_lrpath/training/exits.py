@@ -27,13 +27,13 @@ def reason_of(error: SystemExit, place: str, said: str) -> tuple[Exception, int]
     if error.code in RERUN:
         text = (
             f"Megatron's rerun state machine ended the training (its status {error.code}, {place}): a result was not "
-            "what it should be, see its lines above. Call again to go on from the last checkpoint."
+            "what it should be, see its lines above. Call again to continue from the last checkpoint."
         )
         return TrainingStoppedError(text, calling_again_helps=True), FAILED
     said = (error.code if isinstance(error.code, str) else said).strip()
     what = f"Megatron ended the process before the training was done ({place})"
     reason = f": {said}" if said else "; the lines above say why"
-    return UserError(f"{what}{reason}. Calling again without a change would end in the same way."), BAD_INPUT
+    return UserError(f"{what}{reason}. Calling again without a change would fail in the same way."), BAD_INPUT
 
 
 class Exits:

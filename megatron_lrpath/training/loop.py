@@ -99,7 +99,7 @@ def finish(session: Session, args: Any) -> None:
     if last < args.train_iters:
         raise TrainingStoppedError(
             f"{args.save}: trained to step {args.train_iters}, but the newest checkpoint is of step {last}. "
-            "Call again to go on from there.",
+            "Call again to continue from there.",
             calling_again_helps=True,
         )
     context = session.context

@@ -59,9 +59,7 @@ def test_later_versions_are_predicted_from_the_first(trained: Plan) -> None:
     assert [curve.name for curve in held.model.data.sources] == ["main", "branch-v1"]
     assert [check.run for check in held.checks] == ["branch-v2", "branch-v3", "branch-v4"]
     errors = [abs(check.error) for check in held.checks]
-    assert (
-        max(errors) < 0.035
-    )  # the versions' texts differ in level by up to 1.6%, which cannot be predicted
+    assert max(errors) < 0.035  # the versions' texts differ in level by up to 1.6%, which cannot be predicted
 
 
 def test_intervals_widen_with_the_versions_that_nothing_tells_the_level_of(

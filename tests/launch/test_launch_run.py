@@ -123,7 +123,7 @@ def test_the_cores_are_shared_out(tmp_path, monkeypatch):
     [
         ("fail:6", "RuntimeError: the loss is not finite"),
         ("error:6", "the slice v9 is damaged; draw it again"),
-        ("die:6", "its process was killed by SIGKILL, perhaps for want of memory"),
+        ("die:6", "its process was killed by SIGKILL, possibly out of memory"),
         ("early:6", "its process ended before the run was complete"),
     ],
 )

@@ -128,7 +128,7 @@ def test_ranks_that_wait_in_vain_for_another_one_say_where(tmp_path: Path, dead:
     outcome = train_with([f"absent:{dead}:3"], main_words(tmp_path, *TP2), 2)
     assert outcome.status[dead] == -9
     assert outcome.status[1 - dead] == 1
-    said = f"lrpath: error: rank {1 - dead}: not all 2 ranks have come to 127.0.0.1:"
+    said = f"lrpath: error: rank {1 - dead}: not all 2 ranks joined at 127.0.0.1:"
     assert outcome.output.count(said) == outcome.output.count("lrpath: error: ") == 1
     assert "Traceback" not in outcome.output
 
