@@ -1,4 +1,6 @@
-"""Conversations: a line of chat data as messages, and messages as text by a chat template, answers marked."""
+"""Conversations: a line of chat data as messages, and messages as text by a chat template, with the answers
+marked.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +24,13 @@ FORMS = "`messages`, `prompt` and `completion`, or `instruction` and `output` (a
 
 
 def messages_of(line: bytes) -> list[Message]:
-    """The conversation of a line: messages with `role` and `content`, at least one of them an answer.
+    """Return the conversation of a line: messages with `role` and `content`, at least one of them an answer.
 
-    A prompt or an instruction is a user's message (an instruction's input follows it after an empty line), a
-    completion or an output the assistant's.
+    A prompt or an instruction becomes a user's message (an instruction's input follows after an empty
+    line), a completion or an output becomes the assistant's.
 
     Raises:
-        Rejected: the line is none of the forms, or holds nothing to learn.
+        Rejected: the line has none of the forms, or has no answer.
     """
     try:
         record = parse_json(line)
@@ -43,7 +45,7 @@ def messages_of(line: bytes) -> list[Message]:
 
 
 def conversation(record: dict[str, Any]) -> list[Any]:
-    """The messages of a record, whichever of the forms it has."""
+    """Return the messages of a record in any of the forms."""
     if "messages" in record:
         if not isinstance(record["messages"], list):
             raise Rejected("`messages` is not a list")
@@ -61,12 +63,12 @@ def conversation(record: dict[str, Any]) -> list[Any]:
 
 
 def side(value: Any, role: str) -> list[Any]:
-    """A prompt or completion: text, or messages already."""
+    """Return the messages of a prompt or completion, which is text or a list of messages."""
     return value if isinstance(value, list) else [{"role": role, "content": value}]
 
 
 def checked(message: Any, number: int) -> Message:
-    """A message with a known role and text that is not empty."""
+    """Return a message with a known role and non-empty text."""
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise Rejected(f"message {number} is no object with a `role`")
     role, content = message["role"], message.get("content")
@@ -93,19 +95,21 @@ GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A Jinja template as transformers' tokenizers have them, and the special tokens it may name (`eos_token`, …)."""
+    """A Jinja template in the form of transformers' tokenizers, and the special tokens that it can use
+    (`eos_token`, …).
+    """
 
     source: str
     special: Mapping[str, str] = field(default_factory=dict)
 
     def render(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
-        """The text, and where in it (characters) the answers stand that are to be learned, in order.
+        """Return the text, and the positions (characters) of the answers in it, in order.
 
-        Templates mark answers by `{% generation %}`; without these marks an answer is what its message adds to
-        the text before it with the generation prompt.
+        Templates mark answers with `{% generation %}`. Without these marks, an answer is the text that its
+        message adds to the preceding text with the generation prompt.
 
         Raises:
-            Rejected: the template refuses the conversation, or changes earlier text later on.
+            Rejected: the template refuses the conversation, or changes earlier text later.
         """
         try:
             if not GENERATION.search(self.source):
@@ -151,10 +155,11 @@ class ChatTemplate:
 
 
 def load_template(name: str, own: str | None, special: Mapping[str, str]) -> ChatTemplate:
-    """The template that the plan names; `own` is the tokenizer's, `special` its special tokens by their names.
+    """Return the template that the plan names; `own` is the tokenizer's, `special` its special tokens by
+    name.
 
     Raises:
-        UserError: there is none, or it is no template.
+        UserError: there is none, or it is not a template.
     """
     if name == "tokenizer":
         if not own:
@@ -183,10 +188,10 @@ def load_template(name: str, own: str | None, special: Mapping[str, str]) -> Cha
 
 
 def try_out(template: ChatTemplate, name: str) -> None:
-    """Render a small conversation.
+    """Render a small conversation as a check.
 
     Raises:
-        UserError: the template fails on it, leaves the answer out, or needs a token that the tokenizer lacks.
+        UserError: the template fails, omits the answer, or needs a token that the tokenizer lacks.
     """
     if "eos_token" in template.source and "eos_token" not in template.special:
         raise UserError(
