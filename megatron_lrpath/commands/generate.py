@@ -64,7 +64,7 @@ def execute(args: argparse.Namespace) -> int:
     """Print what the models write; 0."""
     texts = [sys.stdin.read() if text == "-" else text for text in args.text]
     if not all(text.strip() for text in texts):
-        raise UserError("an empty prompt; give some text to continue.")
+        raise UserError("the prompt is empty; give a text to continue.")
     models, sampling = opened(args, tuned=False), sampling_of(args)
     for text in texts:
         if len(models) == 1:

@@ -117,7 +117,7 @@ def plan_subjects(
         raise UserError(f"{plan.path} has no {wanted}; it has {', '.join(run.name for run in runs)}.")
     trained = [run for run in chosen if is_complete(plan.folder(run), run)]
     if not trained:
-        raise UserError(f"no version is trained yet that could be measured: lrpath run {plan.path}")
+        raise UserError(f"no version is trained yet: lrpath run {plan.path}")
     return [run_subject(plan, run) for run in trained]
 
 
@@ -149,7 +149,7 @@ def results_of(subject: Subject) -> dict[str, Any]:
     problems: list[str] = []
     stored = read_json_object(RunFolder(subject.folder).downstream, problems) or {}
     for problem in problems:
-        warn(f"{subject.folder}: {problem}; its results are measured anew.")
+        warn(f"{subject.folder}: {problem}; its benchmarks are measured again.")
     return dict(stored.get("results", {})) if stored.get("checkpoint") == subject.fingerprint else {}
 
 

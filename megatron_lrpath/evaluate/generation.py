@@ -27,7 +27,9 @@ class Sampling:
 def require_transformers() -> None:
     """Raise UserError if transformers is not installed."""
     if importlib.util.find_spec("transformers") is None:
-        raise UserError("transformers is not installed, which writes the text: pip install transformers")
+        raise UserError(
+            "text generation needs transformers, which is not installed: pip install transformers"
+        )
 
 
 class Writer:
@@ -40,7 +42,8 @@ class Writer:
         transformers.logging.disable_progress_bar()
         if not (folder / "tokenizer_config.json").is_file():
             raise UserError(
-                f"{folder}: there is no tokenizer with it, so the model has no text (its tokenizer cannot be exported, "
+                f"{folder}: the folder has no tokenizer, so texts cannot be encoded (the model's tokenizer "
+                "cannot be exported, "
                 "see docs/export.md)."
             )
         local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
@@ -62,7 +65,7 @@ class Writer:
         """
         ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
         if not ids:
-            raise UserError("an empty prompt; give some text to continue.")
+            raise UserError("the prompt is empty; give a text to continue.")
         self.require_room(ids)
         return self.written(ids, sampling, say)
 
@@ -70,7 +73,8 @@ class Writer:
         """Raise UserError if a prompt leaves no position for an answer."""
         if len(ids) >= self.positions:
             raise UserError(
-                f"the prompt has {len(ids):,} tokens, the model has {self.positions:,} positions for prompt and "
+                f"the prompt has {len(ids):,} tokens, the model has {self.positions:,} positions for prompt "
+                "and "
                 "answer; shorten it."
             )
 
@@ -123,8 +127,8 @@ class Conversation:
     def __post_init__(self) -> None:
         if not self.writer.tokenizer.chat_template:
             raise UserError(
-                f"{self.writer.folder}: the model has no chat template, it was not fine-tuned on chats; "
-                "`lrpath generate` lets it go on from a text."
+                f"{self.writer.folder}: the model has no chat template, because it was not fine-tuned on "
+                "chats; use `lrpath generate` instead."
             )
 
     def answer(self, said: str, sampling: Sampling, say: Callable[[str], None]) -> str:

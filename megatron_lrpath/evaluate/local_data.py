@@ -192,7 +192,7 @@ def in_their_form(read: Callable[[Path], Rows]) -> Callable[[Path], Rows]:
             return read(folder)
         except (LookupError, TypeError, ValueError, AttributeError, OSError) as error:
             raise UserError(
-                f"{folder}: its files have another form than the benchmark's authors gave them ({why(error)}); copy "
+                f"{folder}: its files do not have the format of the benchmark's authors ({why(error)}); copy "
                 "them again (docs/evaluation.md)."
             ) from None
 

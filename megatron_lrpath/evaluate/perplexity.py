@@ -155,7 +155,7 @@ def load_weights(plan: Plan, target: Target, args: Any, model: list[Any]) -> boo
             return False
         raise UserError(
             f"{folder}: the checkpoint of step {step} is damaged: {'; '.join(problems)}. Restore it from "
-            "a backup, or train the run anew."
+            "a backup, or train the run again."
         )
     parent.check_model(args, folder, step, weights_only=target.run.is_sft)
     args.load, args.ckpt_step = str(folder), step

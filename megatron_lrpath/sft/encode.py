@@ -114,8 +114,8 @@ def build_encoder(plan: Plan) -> ChatEncoder:
     learned = example.tokens[example.answers == 1].tolist()
     if TRIAL[-1]["content"] not in tokenizer.decode(learned, skip_special_tokens=False):
         raise UserError(
-            f"{plan.tokenizer.model}: this tokenizer loses characters or their places, so that answers cannot be told "
-            "from questions; fine-tuning needs another one"
+            f"{plan.tokenizer.model}: this tokenizer loses characters or their positions, so that answers "
+            "cannot be located; use another tokenizer for fine-tuning"
         )
     return encoder
 
@@ -129,7 +129,7 @@ def plan_tokenizer(plan: Plan) -> tuple[Any, dict[str, str], str | None]:
     kind, model = plan.tokenizer.type, Path(plan.tokenizer.model or "")
     if kind in SENTENCEPIECE:
         if not model.is_file():
-            raise UserError(f"{model}: there is no such tokenizer; train one with tools/train_tokenizer.py")
+            raise UserError(f"{model}: the tokenizer does not exist; train one with tools/train_tokenizer.py")
         parsed = parse_model(open_model(model)[0])
         spec = parsed.trainer_spec
         ids = {f"{name}_token": getattr(spec, f"{name}_id") for name in ("bos", "eos", "pad", "unk")}
@@ -162,8 +162,8 @@ def add_tokens(tokenizer: Any, plan: Plan, vocab_size: int) -> dict[str, int]:
     added = {token: int(tokenizer.token_to_id(token)) for token in missing}
     if list(added.values()) != list(range(vocab_size, vocab_size + len(added))):
         raise UserError(
-            "sft.special_tokens: the tokenizer's ids have gaps, so that new control tokens would fall between them; "
-            "add them to the tokenizer itself"
+            "sft.special_tokens: the tokenizer's ids have gaps, so that ids of new control tokens would "
+            "collide; add the tokens to the tokenizer"
         )
     # Megatron pads the rows of the embeddings, in a run of the plan as `options.from_plan.apply_defaults` says.
     multiple = int(plan.megatron.get("make_vocab_size_divisible_by", 128))
@@ -172,8 +172,10 @@ def add_tokens(tokenizer: Any, plan: Plan, vocab_size: int) -> dict[str, int]:
     room = -vocab_size % multiple
     if len(added) > room:
         raise UserError(
-            f"{plan.sft.place}.special_tokens: {len(added)} new control tokens, and the model's embeddings have "
-            f"{room} rows beyond the tokenizer's {vocab_size:,}; name fewer, or a template that needs none (plain)"
+            f"{plan.sft.place}.special_tokens: {len(added)} new control tokens, and the model's embeddings "
+            "have "
+            f"{room} rows beyond the tokenizer's {vocab_size:,}; use fewer, or a template without control "
+            "tokens (plain)"
         )
     return added
 
@@ -189,6 +191,6 @@ def refuse_unknown(plan: Plan, template: ChatTemplate, control: Sequence[str]) -
     unknown = sorted(set(re.findall(r"<\|[^<>|\s]+\|>", text)) - set(control))
     if unknown:
         raise UserError(
-            f"{plan.sft.place}.chat_template: {', '.join(unknown)} would be plain text to the tokenizer; write "
+            f"{plan.sft.place}.chat_template: {', '.join(unknown)} are plain text for the tokenizer; add "
             f"special_tokens: [{', '.join(repr(token) for token in unknown)}], or name another template"
         )

@@ -48,7 +48,7 @@ def prepare(plan: Plan, workers: int = 1) -> dict[str, Any]:
     """
     sft = plan.sft
     if sft is None:
-        raise UserError(f"{plan.path}: has no section `sft`; docs/sft.md shows one")
+        raise UserError(f"{plan.path}: has no section `sft`; see docs/sft.md")
     folder = plan.sft_folder
     encoder = build_encoder(plan)
     wanted = settings(plan, sft, encoder)
@@ -61,8 +61,8 @@ def prepare(plan: Plan, workers: int = 1) -> dict[str, Any]:
     fine_tunings = sorted(Path(plan.output).glob("*/sft-*")) if changed else []
     if begun := [path for path in fine_tunings if RunFolder(path).lineage.exists()]:
         raise UserError(
-            f"{folder / PREPARED}: {changed} since {begun[0]} was begun with these data. Bring the old ones back, "
-            "or give the plan another `output`."
+            f"{folder / PREPARED}: {changed} since {begun[0]} was begun with these data. Restore the old "
+            "data, or set another `output` in the plan."
         )
     try:
         lock = FolderLock.acquire(folder)
@@ -198,11 +198,12 @@ def fitted(example: Example, seq_length: int, too_long: str) -> Example:
     if len(example.tokens) > seq_length + 1:
         if too_long == "reject":
             raise Rejected(
-                f"has {len(example.tokens):,} tokens, a sample holds {seq_length + 1:,} (too_long: cut takes the first)"
+                f"has {len(example.tokens):,} tokens, a sample holds {seq_length + 1:,} (too_long: cut takes "
+                "the first)"
             )
         example = Example(example.tokens[: seq_length + 1], example.answers[: seq_length + 1])
     if not example.answers[1:].any():
-        raise Rejected("no token of an answer is left within a sample")
+        raise Rejected("no token of an answer fits in a sample")
     return example
 
 
@@ -229,14 +230,15 @@ def settings(plan: Plan, sft: Sft, encoder: ChatEncoder) -> dict[str, Any]:
 
 
 def resaved(plan: Plan, record: dict[str, Any]) -> bool:
-    """Whether the tokenizer that the data were prepared with is the plan's, whatever its files look like now."""
+    """Whether the tokenizer that the data were prepared with is the plan's, whatever its files look like "
+    "now."""
     return bool(record.get("tokenizer")) and prepared_difference(plan, record) is None
 
 
 def difference(record: dict[str, Any], wanted: dict[str, Any], sft: Sft) -> str | None:
     """What has changed since the data were prepared, for a message; files that are gone are not missed."""
     if record.get("format") != FORMAT:
-        return "the form of prepared data has changed"
+        return "the format of prepared data has changed"
     old = record.get("settings", {})
     names = [name for name in wanted if old.get(name) != wanted[name]]
     if names:

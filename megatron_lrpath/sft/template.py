@@ -40,7 +40,7 @@ def messages_of(line: bytes) -> list[Message]:
         raise Rejected(f"not a JSON object, but {type(record).__name__}")
     messages = [checked(message, number) for number, message in enumerate(conversation(record), start=1)]
     if not messages or messages[-1]["role"] != "assistant":
-        raise Rejected("the last message is not the assistant's: nothing to learn from it")
+        raise Rejected("the last message is not the assistant's, so there is no answer to train on")
     return messages
 
 
@@ -70,7 +70,7 @@ def side(value: Any, role: str) -> list[Any]:
 def checked(message: Any, number: int) -> Message:
     """Return a message with a known role and non-empty text."""
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-        raise Rejected(f"message {number} is no object with a `role`")
+        raise Rejected(f"message {number} is not an object with a `role`")
     role, content = message["role"], message.get("content")
     if role not in ROLES:
         raise Rejected(f"message {number} has the role {role[:40]!r}; known are {', '.join(ROLES)}")
@@ -81,7 +81,7 @@ def checked(message: Any, number: int) -> Message:
     try:
         content.encode("utf-8")
     except UnicodeEncodeError:
-        raise Rejected(f"message {number} ({role}) holds half a surrogate pair") from None
+        raise Rejected(f"message {number} ({role}) contains half a surrogate pair") from None
     return {"role": role, "content": content}
 
 
@@ -121,7 +121,7 @@ class ChatTemplate:
         except TooMuchError as error:
             raise Rejected(f"the chat template makes {error} of a conversation") from None
         except Exception as error:  # whatever a template raises
-            raise Rejected(f"the chat template refuses it: {error}") from None
+            raise Rejected(f"the chat template rejects it: {error}") from None
 
     def _render(self, messages: Sequence[Message], **options: bool) -> tuple[str, list[Any]]:
         from transformers.utils.chat_template_utils import render_jinja_template
@@ -144,8 +144,8 @@ class ChatTemplate:
             answered, _ = self._render(messages[: number + 1])
             if not answered.startswith(asked):
                 raise Rejected(
-                    "the chat template does not put an answer behind its generation prompt; mark the answers in "
-                    "it by {% generation %} … {% endgeneration %}"
+                    "the chat template does not put an answer after its generation prompt; mark its answers "
+                    "with {% generation %} … {% endgeneration %}"
                 )
             spans.append((len(asked), len(answered)))
         text, _ = self._render(messages)
@@ -164,7 +164,7 @@ def load_template(name: str, own: str | None, special: Mapping[str, str]) -> Cha
     if name == "tokenizer":
         if not own:
             raise UserError(
-                "sft.chat_template: the tokenizer has no chat template; name another one or a file"
+                "sft.chat_template: the tokenizer has no chat template; use another template or a file"
             )
         source = own
     elif name in TEMPLATES:
@@ -195,7 +195,8 @@ def try_out(template: ChatTemplate, name: str) -> None:
     """
     if "eos_token" in template.source and "eos_token" not in template.special:
         raise UserError(
-            f"sft.chat_template: {name} ends answers with the tokenizer's eos_token, and this tokenizer has none; "
+            f"sft.chat_template: {name} ends answers with the tokenizer's eos_token, and this tokenizer has "
+            "none; "
             "use another template, such as chatml with special_tokens"
         )
     try:
@@ -203,4 +204,4 @@ def try_out(template: ChatTemplate, name: str) -> None:
     except Rejected as error:
         raise UserError(f"sft.chat_template: {name}: {error}") from None
     if not spans or "answer" not in text[spans[0][0] : spans[0][1]]:
-        raise UserError(f"sft.chat_template: {name} does not show what is the answer in a conversation")
+        raise UserError(f"sft.chat_template: {name} does not reveal the answer in a conversation")

@@ -31,7 +31,7 @@ def characters_that_differ(description: dict[str, Any]) -> frozenset[str]:
     if kinds <= {"Metaspace"}:  # cuts at spaces alone
         return frozenset()
     if "ByteLevel" not in kinds:
-        raise NotExactError(f"its way of cutting texts ({', '.join(sorted(kinds))}) cannot be compared")
+        raise NotExactError(f"its pre-tokenizer ({', '.join(sorted(kinds))}) cannot be compared")
     from tokenizers import Tokenizer
 
     shown = {**description, "normalizer": None, "added_tokens": [], "post_processor": None}

@@ -61,12 +61,12 @@ class QuickEncoder(Encoder):
     def take_fast_path(self, name: str, exact_only: bool, make: Callable[[], FastPath]) -> None:
         """Use the fast path if possible; otherwise `notice` gives the reason why `name` itself is used."""
         if exact_only:
-            self.notice = f"tokenizing with {name} itself, as asked"
+            self.notice = f"tokenizing with {name}, as requested"
             return
         try:
             self.fast = make()
         except NotExactError as error:
-            self.notice = f"tokenizing with {name} itself, which is slower: {error}"
+            self.notice = f"tokenizing with {name}, which is slower: {error}"
 
     def encode(self, text: str) -> Ids:
         """Return the token ids of one text."""
@@ -85,7 +85,7 @@ class QuickEncoder(Encoder):
                 text = texts[at][:SPOT_CHECK_CHARACTERS]
                 if not self.fast.agrees(text):
                     raise UserError(
-                        f"the fast tokenizer disagrees with the exact one on a text that begins {text[:60]!r}; "
+                        f"the fast tokenizer and the exact one differ for a text that begins {text[:60]!r}; "
                         f"run again with --exact-tokenizer"
                     )
         self._encoded += len(texts)
@@ -130,7 +130,7 @@ class NullEncoder(Encoder):
         try:
             ids = np.array(list(map(int, text.split(" "))), dtype=np.int64)
         except (ValueError, OverflowError):
-            raise TextError("NullTokenizer takes whole numbers separated by single spaces") from None
+            raise TextError("NullTokenizer expects integers separated by single spaces") from None
         if ids.size and (ids.min() < 0 or ids.max() >= self.vocab_size):
             outside = ids.min() if ids.min() < 0 else ids.max()
             raise TextError(f"token id {outside} is outside the vocabulary of {self.vocab_size}")
@@ -164,7 +164,7 @@ class MegatronEncoder(Encoder):
         try:
             return np.array(self._tokenizer.tokenize(text), dtype=np.int64)
         except (ValueError, TypeError) as error:
-            raise TextError(f"the tokenizer refuses the text: {error}") from None
+            raise TextError(f"the tokenizer cannot encode the text: {error}") from None
 
 
 def build_encoder(args: Namespace) -> Encoder:
@@ -205,7 +205,7 @@ class HuggingFaceEncoder(QuickEncoder):
 
     def _replacement(self) -> FastPath:
         if not self.with_specials or not self._tokenizer.is_fast:
-            raise NotExactError("it is only replaced where it is fast itself and adds its special tokens")
+            raise NotExactError("only fast tokenizers that add their special tokens have a fast path")
         return FastHuggingFace(self._tokenizer, self.added, self.encode_exactly)
 
     def encode_exactly(self, text: str) -> Ids:

@@ -59,7 +59,7 @@ class FastHuggingFace(FastPath):
         if backend.normalizer is not None and any(
             token.normalized for token in tokenizer.added_tokens_decoder.values()
         ):
-            raise NotExactError("the tokenizer looks for added tokens in normalized text")
+            raise NotExactError("the tokenizer matches added tokens in normalized text")
         self._before, self._after = specials_around(tokenizer)
         description = json.loads(backend.to_str())
         self._normalize = take_normalizer(description, backend.normalizer)

@@ -58,20 +58,21 @@ def find_tokenizer(kind: str, model: str | None, args: Any, vocab_size: int | No
     """
     if getattr(args, "special_tokens", None):
         raise UserError(
-            "the run has --special-tokens beside its tokenizer, which are not exported: train them in."
+            "the run has --special-tokens in addition to its tokenizer, which cannot be exported: add them to "
+            "the tokenizer."
         )
     if kind in SENTENCEPIECE or kind == HUGGING_FACE:
         path = Path(model or "")
         if not model or not path.exists():
             raise UserError(
-                f"the tokenizer {model!r} is not here: give its place with --tokenizer, or call from the "
-                "folder that the run was started in."
+                f"the tokenizer {model!r} is missing: give its path with --tokenizer, or use the working "
+                "directory of the run."
             )
         return sentencepiece_tokenizer(kind, path) if kind in SENTENCEPIECE else hugging_face_tokenizer(path)
     size = vocab_size or getattr(args, "lrpath_vocab_size", None) or getattr(args, "vocab_size", None)
     if not size:
         raise UserError(
-            f"a {kind} has no files that are exported here: give the number of its tokens, --vocab-size N."
+            f"a {kind} has no files to export: give the number of its tokens with --vocab-size N."
         )
     note = f"{kind}: no tokenizer files are written; the model takes token ids below {size}."
     end = getattr(args, "null_tokenizer_eod_id", None)
@@ -113,7 +114,7 @@ def open_hugging_face(name: Path | str, option: str = "", **options: Any) -> Any
     except Exception as error:  # whatever a tokenizer's files make transformers raise
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         place = f"{option} {name}".lstrip()
-        raise UserError(f"{place}: not a tokenizer that transformers loads: {reason}") from None
+        raise UserError(f"{place}: transformers cannot load this tokenizer: {reason}") from None
 
 
 def write_tokenizer(tokenizer: TokenizerFiles, folder: Path, max_positions: int) -> list[str]:
@@ -178,7 +179,7 @@ def write_sentencepiece(tokenizer: TokenizerFiles, folder: Path, max_positions: 
     for text in sentencepiece_model.NASTY:
         if processor.encode(text) != fast.encode(text, add_special_tokens=False).ids:
             return [
-                f"tokenizer.json differs from SentencePiece on {text[:60]!r}; tokenizer.model is the one that "
-                "the model was trained with."
+                f"tokenizer.json differs from SentencePiece on {text[:60]!r}; the model was trained with "
+                "tokenizer.model."
             ]
     return []

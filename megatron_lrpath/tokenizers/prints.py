@@ -217,7 +217,7 @@ def facts_differ(made: Facts, own: Facts) -> str | None:
     if NO_TOKENIZER in (made["type"], own["type"]):
         return sizes_differ(made, own) or end_differs(made, own)
     if (made.get("special_tokens") or []) != (own.get("special_tokens") or []):
-        return "other special tokens were added to it"
+        return "the added special tokens differ"
     if same_files(made, own):
         return None
     if not made.get("vocabulary") or not own.get("vocabulary"):
@@ -283,11 +283,11 @@ def content_differs(made: Facts, own: Facts) -> str | None:
     compared.
     """
     if made["vocabulary"] != own["vocabulary"]:
-        return f"both vocabularies have {own['vocab_size']:,} entries, but not the same ones"
+        return f"both vocabularies have {own['vocab_size']:,} entries, but they differ"
     if made.get("append_eod") is not False and (difference := end_differs(made, own)):
         return difference
     if made.get("probe_texts") == own["probe_texts"] and made["probes"] != own["probes"]:
-        return "the vocabularies are equal, but the two split texts into other tokens"
+        return "the vocabularies are equal, but the two tokenizers split texts differently"
     return None
 
 
@@ -324,7 +324,8 @@ def open_fast(name: str) -> Opened:
 
 
 def open_by_transformers(name: str) -> Opened:
-    """Load a tokenizer without `tokenizer.json`, or one from a hub (if it is in the cache); raises UserError."""
+    """Load a tokenizer without `tokenizer.json`, or one from a hub (if it is in the cache); raises "
+    "UserError."""
     loaded = open_hugging_face(name, local_files_only=True, trust_remote_code=False)
     if getattr(loaded, "is_fast", False):
         named = {name: token for name, token in loaded.special_tokens_map.items() if isinstance(token, str)}

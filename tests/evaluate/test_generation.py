@@ -100,7 +100,7 @@ def test_the_model_card_says_how_to_use_it(trained: Path, tmp_path: Path, run: s
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["generate", "  "], "an empty prompt"),
+        (["generate", "  "], "the prompt is empty"),
         (["generate", "--run", "branch-v1", "plan " * 200], "positions for prompt and answer"),
         (["generate", "--run", "brnch-v1", "x"], "did you mean 'branch-v1'"),
         (["generate", "--run", "main", "--compare", "x"], "--compare takes all trained versions"),
