@@ -34,7 +34,7 @@ _RANK_FILE = re.compile(r"__(\d{1,9})_\d+\.distcp")
 
 
 class ManifestError(ValueError):
-    """A manifest that cannot be used; the text says why."""
+    """A manifest that cannot be used; the text gives the reason."""
 
 
 @dataclass(frozen=True)
@@ -215,18 +215,18 @@ def steps_found(root: Path) -> list[int]:
 
 
 def has_begun(root: Path) -> bool:
-    """Whether a run has left any checkpoint under `root`, damaged or not."""
+    """Return whether a run has any checkpoint under `root`, damaged or not."""
     return bool(steps_found(root) or damaged_found(root))
 
 
 def latest_step(root: Path) -> int | None:
-    """The newest complete checkpoint's step, None where there is none."""
+    """Return the newest complete checkpoint's step; None if there is none."""
     steps = complete_steps(root)
     return steps[-1] if steps else None
 
 
 def tracked_step(root: Path) -> int | None:
-    """The step in the tracker file, None where there is none or it cannot be read."""
+    """Return the step in the tracker file; None if it is missing or unreadable."""
     try:
         with (root / TRACKER).open("rb") as stream:
             text = stream.read(64).strip()
@@ -236,18 +236,18 @@ def tracked_step(root: Path) -> int | None:
 
 
 def write_tracker(root: Path, step: int) -> None:
-    """Let the tracker, from which Megatron's tools learn the newest step, say `step`; atomically."""
+    """Write `step` into the tracker, from which Megatron's tools read the newest step, atomically."""
     if tracked_step(root) != step:
         atomic_write_text(root / TRACKER, str(step))
 
 
 def damaged_found(root: Path) -> list[str]:
-    """The names of the checkpoints under `root` that were set aside."""
+    """Return the names of the damaged checkpoints under `root` that were set aside."""
     return sorted(name for name in _names(root) if name.startswith("iter_") and DAMAGED in name)
 
 
 def set_aside(root: Path, step: int) -> Path:
-    """Rename a checkpoint that is not whole, so that nobody takes it for one; its new name."""
+    """Rename an incomplete checkpoint, so that no reader uses it; return the new name."""
     folder = checkpoint_folder(root, step)
     for number in range(1, 1000):
         target = folder.with_name(f"{folder.name}{DAMAGED}{f'-{number}' if number > 1 else ''}")
@@ -259,7 +259,7 @@ def set_aside(root: Path, step: int) -> Path:
 
 
 def sweep(root: Path) -> None:
-    """Remove what a killed process left of a save or a removal. Only for who holds the run's lock."""
+    """Remove leftovers of an interrupted save or removal. Only the holder of the run's lock may call it."""
     for name in _names(root):
         if _LEFTOVER.fullmatch(name):
             shutil.rmtree(root / name, ignore_errors=True)
@@ -269,7 +269,7 @@ def sweep(root: Path) -> None:
 
 
 def remove(root: Path, step: int) -> None:
-    """Remove a checkpoint; killed half-way it leaves nothing that looks like one."""
+    """Remove a checkpoint; an interrupted removal leaves nothing that looks like a checkpoint."""
     folder = checkpoint_folder(root, step)
     going = folder.with_name(folder.name + REMOVING)
     folder.rename(going)
@@ -284,5 +284,5 @@ def _names(root: Path) -> list[str]:
 
 
 def _is_empty(folder: Path) -> bool:
-    """Whether `folder` holds nothing, or is no folder."""
+    """Return whether `folder` is empty or not a folder."""
     return not folder.is_dir() or not _names(folder)
