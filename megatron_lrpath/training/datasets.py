@@ -25,10 +25,10 @@ from megatron_lrpath.training.context import RunContext
 
 
 def build_data_iterators(original: Callable[..., Any], *args: Any, **named: Any) -> Any:
-    """Build the data iterators without moving the random states, which have been loaded by then.
+    """Build the data iterators without changing the random states, which are already loaded.
 
-    Torch's loader draws a seed for its workers from the default generator. An uninterrupted run draws it once,
-    a resumed one again; on the CPU dropout uses that generator too, and the two would part.
+    Torch's loader draws a seed for its workers from the default generator: an uninterrupted run once, a
+    resumed one again. On the CPU dropout uses that generator, too, and the two runs would diverge.
     """
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     iterators = original(*args, **named)
@@ -39,7 +39,7 @@ def build_data_iterators(original: Callable[..., Any], *args: Any, **named: Any)
 
 
 def dataset_config(args: Any, versioned: bool) -> GPTDatasetConfig:
-    """Megatron's dataset configuration from its arguments; version slices bring their own documents."""
+    """Return Megatron's dataset configuration from its arguments; version slices have their own documents."""
     blend, blend_per_split = (None, None) if versioned else get_blend_and_blend_per_split(args)
     return GPTDatasetConfig(
         random_seed=args.seed,
@@ -63,7 +63,8 @@ def dataset_config(args: Any, versioned: bool) -> GPTDatasetConfig:
 class DatasetProvider:
     """Megatron's dataset provider: training, validation and test sets.
 
-    Called on every rank; under a plan all take part in building the indices (one builds, the others wait).
+    Called on every rank; under a plan all ranks take part in building the indices (one builds, the others
+    wait).
 
     Args:
         context: the run; without a plan in it the data are Megatron's own blends.
@@ -77,7 +78,7 @@ class DatasetProvider:
     def __call__(
         self, samples: tuple[int, int | None, int], vp_stage: int | None = None
     ) -> tuple[Any, Any, Any]:
-        """The sets, with at least `samples` samples."""
+        """Return the sets, with at least `samples` samples."""
         if self.context is not None and self.context.plan is not None:
             return plan_datasets(self.context, samples)
         args = get_args()
@@ -91,10 +92,10 @@ class DatasetProvider:
 
 
 def plan_datasets(context: RunContext, samples: tuple[int, int | None, int]) -> tuple[Any, Any, None]:
-    """The run's training set (a position is a consumed sample) and the fixed validation set.
+    """Return the run's training set (a position is a consumed sample) and the fixed validation set.
 
     Raises:
-        UserError: a version has fewer samples than its steps need, or nothing was held out of a fine-tuning's.
+        UserError: a version has fewer samples than its steps need, or a fine-tuning has no held-out examples.
     """
     args, prepared = get_args(), context.prepared
     validation: Any = None
@@ -117,7 +118,7 @@ def plan_datasets(context: RunContext, samples: tuple[int, int | None, int]) -> 
 
 
 def training_set(context: RunContext, config: GPTDatasetConfig) -> Any:
-    """The run's training set under its plan; a position is a consumed sample."""
+    """Return the run's training set under its plan; a position is a consumed sample."""
     plan, run = context.plan, context.run
     assert plan is not None
     assert run is not None
@@ -134,7 +135,7 @@ def training_set(context: RunContext, config: GPTDatasetConfig) -> Any:
 
 
 class Repeated:
-    """A dataset read again from its start until `length` samples (Megatron's loader does not wrap around)."""
+    """Repeat a dataset from its start up to `length` samples (Megatron's loader does not wrap around)."""
 
     def __init__(self, dataset: Any, length: int | None) -> None:
         self.dataset = dataset

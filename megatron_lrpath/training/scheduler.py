@@ -64,7 +64,9 @@ class LRPathScheduler(OptimizerParamScheduler):
 
     @classmethod
     def of(cls, optimizer: Any, path: LRPath, args: Any) -> LRPathScheduler:
-        """The scheduler of a run with Megatron's arguments `args`, which hold the sample counter of the loop."""
+        """Return the scheduler of a run with Megatron's arguments `args`, which hold the sample counter of
+        the loop.
+        """
         return cls(
             optimizer,
             path=path,
@@ -76,7 +78,9 @@ class LRPathScheduler(OptimizerParamScheduler):
         )
 
     def get_lr(self, param_group: dict[str, Any]) -> float:
-        """The rate of `param_group` at the current position; groups with own rates follow the same shape."""
+        """Return the rate of `param_group` at the current position; groups with their own rates follow the
+        same shape.
+        """
         max_lr = param_group.get("max_lr")
         min_lr = param_group.get("min_lr")
         path = self.path
@@ -85,7 +89,7 @@ class LRPathScheduler(OptimizerParamScheduler):
         return path.lr_at(max(self.num_steps, path.start))
 
     def step(self, increment: int) -> None:
-        """Move the rates on to the next step; `increment` is the batch just consumed (samples)."""
+        """Advance the rates to the next step; `increment` is the batch just consumed (samples)."""
         groups = self.optimizer.param_groups
         groups = [group for group in groups if group.get("default_config", False)] or groups
         self.used_lr = float(groups[0].get("lr") or 0.0) if groups else 0.0
@@ -93,13 +97,15 @@ class LRPathScheduler(OptimizerParamScheduler):
         super().step(increment)
 
     def step_ended(self, skipped: bool) -> float:
-        """The rate that the step used; after a skipped update move on as well, which Megatron does not do."""
+        """Return the rate that the step used; after a skipped update also advance, which Megatron does not
+        do.
+        """
         if skipped:
             self.step(0)  # the rate belongs to the consumed samples
         return self.used_lr
 
     def state_dict(self) -> dict[str, Any]:
-        """Position (samples) and path; the path is stored for the reader, loading does not take it over."""
+        """Return position (samples) and path; the path is stored for readers only and ignored when loading."""
         return {"num_steps": self.num_steps, "lr_path": self.path.to_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -111,5 +117,5 @@ class LRPathScheduler(OptimizerParamScheduler):
 
 @functools.lru_cache(maxsize=64)
 def path_with_rates(path: LRPath, max_lr: float, min_lr: float) -> LRPath:
-    """`path` between other rates."""
+    """Return `path` with other rates."""
     return path.with_rates(max_lr, min_lr)

@@ -1,4 +1,4 @@
-"""Between the command line and Megatron's loop: arguments, context, lineage, and the parts of the session."""
+"""From the command line to Megatron's loop: arguments, context, lineage, and the parts of the session."""
 
 from __future__ import annotations
 
@@ -71,9 +71,9 @@ from megatron_lrpath.wording import listing
 
 
 def arguments(session: Session, argv: list[str], defaults: Mapping[str, Any] | None = None) -> Any:
-    """Megatron's validated arguments; `session.context` becomes the run (None for plain Megatron).
+    """Return Megatron's validated arguments; `session.context` becomes the run (None for plain Megatron).
 
-    `defaults` are those of a script of its own, for what neither the plan nor the command line sets.
+    `defaults` are a script's own, for arguments that neither the plan nor the command line sets.
 
     Raises:
         UserError: arguments contradict the plan or each other.
@@ -124,10 +124,10 @@ def plain_arguments(
     defaults: dict[str, Any],
     wrong: Sequence[str] = (),
 ) -> Any:
-    """The validated arguments of plain Megatron, with what follows from the device.
+    """Return the validated arguments of plain Megatron, with those that follow from the device.
 
     Raises:
-        UserError: companions of --plan or --lr-path, arguments that Megatron refuses, or what is `wrong` already.
+        UserError: options related to --plan or --lr-path, arguments that Megatron refuses, or the problems `wrong`.
     """
     if any(problem.startswith("argument --lr-path:") for problem in wrong):
         raise_all(wrong)  # nobody knows which of the others say something
@@ -151,7 +151,9 @@ def plain_arguments(
 
 
 def found_later(given: Mapping[str, Any], wrong: Sequence[str], session: Session) -> list[str]:
-    """What later checks would find wrong with the arguments of the command line beside what is `wrong`, a line each."""
+    """Return the problems that later checks would find in the command line, in addition to `wrong`, a line
+    each.
+    """
     found = unmet(given, environment.available(session.device, session.is_packed))
     defaults = {action.dest: action.default for action in full_parser(session.own_arguments)._actions}
     found += optimizer_problems(Namespace(**{**defaults, **given}), with_path=True)
@@ -160,7 +162,7 @@ def found_later(given: Mapping[str, Any], wrong: Sequence[str], session: Session
 
 
 def yaml_arguments(file: str, provider: ArgumentsProvider, defaults: dict[str, Any]) -> Any:
-    """Megatron's experimental --yaml-cfg, which takes every argument from the file.
+    """Read Megatron's experimental --yaml-cfg, which takes every argument from the file.
 
     Raises:
         UserError: the file cannot be read, or lacks an argument that Megatron reads.
@@ -176,7 +178,7 @@ def yaml_arguments(file: str, provider: ArgumentsProvider, defaults: dict[str, A
 
 @contextmanager
 def megatrons_refusals() -> Iterator[None]:
-    """Megatron's checks of its arguments as one message."""
+    """Convert failures of Megatron's checks of its arguments to one message."""
     try:
         yield
     except (AssertionError, ValueError) as error:
@@ -185,20 +187,20 @@ def megatrons_refusals() -> Iterator[None]:
 
 
 def broken_check(where: traceback.FrameSummary) -> str:
-    """The check of Megatron's that has no words for what it found, as its code has it."""
+    """Return the source code of a failed check of Megatron that has no message."""
     return f"{where.line} does not hold ({where.name} in {where.filename}, line {where.lineno})"
 
 
 def blend_prefixes(args: Any) -> list[str]:
-    """The indexed datasets that --data-path and its kin name."""
+    """Return the indexed datasets in --data-path and related arguments."""
     blend, per_split = get_blend_and_blend_per_split(args)
     return [prefix for part in [blend, *(per_split or ())] if part is not None for prefix in part[0]]
 
 
 def take_over_saving(args: Any) -> None:
-    """Choose how checkpoints are written and signals answered, before Megatron validates its arguments.
+    """Set how checkpoints are written and signals handled, before Megatron validates its arguments.
 
-    Megatron turns --async-save off without its persistent worker; see `protect` for the CPU.
+    Megatron disables --async-save without its persistent worker; see `protect` for the CPU.
     """
     args.exit_signal_handler = False  # ours answers
     if args.async_save:
@@ -208,7 +210,7 @@ def take_over_saving(args: Any) -> None:
 
 
 def check_lineage(context: RunContext) -> None:
-    """Refuse, before anything is written, to continue another run or to leave another parent."""
+    """Refuse, before anything is written, to continue another run or to start from another parent."""
     if context.folder is None:
         return check_argument_lineage(context)
     if lineage.is_bound(context.folder):  # a start that came to no checkpoint binds nothing
@@ -229,7 +231,7 @@ def check_lineage(context: RunContext) -> None:
 
 
 def check_argument_lineage(context: RunContext) -> None:
-    """Refuse to continue another run by --lr-path; one without a checkpoint of its own begins anew."""
+    """Refuse to continue another run by --lr-path; a run without a checkpoint of its own starts again."""
     own, parent = context.save, context.parent
     assert own is not None
     if parent is not None and own.resolve() == parent.folder.resolve():
@@ -244,9 +246,9 @@ def check_argument_lineage(context: RunContext) -> None:
 
 
 def refuse_endless_ramp(args: Any, context: RunContext) -> None:
-    """Refuse to begin a main path, which has no end, with a weight decay that moves over its length.
+    """Refuse to begin a main path, which has no end, with a weight decay that changes over its length.
 
-    One that has begun goes on; the identity holds the length.
+    A main path that has begun continues; the identity contains the length.
     """
     begun = context.save is None or checkpoints.has_begun(context.save)
     if context.kind == MAIN.name and not begun and args.weight_decay_incr_style != "constant":
@@ -270,7 +272,7 @@ def check_unrecorded(session: Session, args: Any, common: dict[str, Any]) -> Non
 
 
 def begin(session: Session, args: Any) -> None:
-    """Choose the checkpoint to start from, put the run's parts in place and record the start.
+    """Choose the checkpoint to start from, create the run's parts and record the start.
 
     Raises:
         UserError: the run cannot start from there, or another process trains it.
@@ -340,7 +342,7 @@ def record_start(context: RunContext, args: Any, start: Start, retain_interval: 
 
 
 def protect(session: Session, args: Any, start: Start, ranks: Ranks) -> None:
-    """Take saving, retention and the check of numbers over from Megatron."""
+    """Disable Megatron's own saves, retention and numeric checks, which the session replaces."""
     context = session.context
     assert context is not None
     retain_interval, args.save_retain_interval = args.save_retain_interval, None
@@ -368,7 +370,9 @@ def protect(session: Session, args: Any, start: Start, ranks: Ranks) -> None:
 
 
 def forget_curves(context: RunContext, args: Any, start: Start) -> None:
-    """Let TensorBoard forget the steps that are trained again, in a folder that is the run's own; on its last rank."""
+    """Remove the steps that are trained again from TensorBoard's files, in the run's own folder; on its last
+    rank.
+    """
     writer = get_tensorboard_writer()
     if writer is None or context.folder is None:
         return
@@ -381,7 +385,9 @@ def forget_curves(context: RunContext, args: Any, start: Start) -> None:
 
 
 def branch_points(context: RunContext) -> frozenset[int]:
-    """The steps that other runs start from: all that are kept, but on a plan's main path the version ends."""
+    """Return the steps that other runs start from: all kept steps, but on a plan's main path the version
+    ends.
+    """
     plan, run = context.plan, context.run
     if plan is None or run is None or run.makes_version:
         return context.keep_steps
@@ -390,7 +396,7 @@ def branch_points(context: RunContext) -> frozenset[int]:
 
 
 def spike_detector(args: Any, context: RunContext, start: Start, ranks: Ranks) -> SpikeDetector | None:
-    """The detector that the arguments describe, which knows the losses before this start."""
+    """Return the spike detector of the arguments, initialized with the losses before this start."""
     if args.loss_spike_action == "off":
         return None
     if args.loss_spike_action == "skip" and context.folder is None:
@@ -403,7 +409,7 @@ def spike_detector(args: Any, context: RunContext, start: Start, ranks: Ranks) -
 
 
 def parent_record(context: RunContext) -> dict[str, Any] | None:
-    """What the lineage says of a run's parent."""
+    """Return the lineage's entry about a run's parent."""
     if context.parent is None or lineage.read_lineage(context.records) is not None:
         return None  # recorded at the first start; the parent's checkpoint may be gone by now
     fingerprint = present_fingerprint(context.parent.folder, context.parent.step)
@@ -418,7 +424,7 @@ def parent_record(context: RunContext) -> dict[str, Any] | None:
 
 
 def parent_name(context: RunContext) -> str:
-    """The name of the parent's run in the plan; without one, that of its checkpoint folder."""
+    """Return the name of the parent's run in the plan, or else of its checkpoint folder."""
     assert context.parent is not None
     if context.run is not None and context.run.parent is not None:
         return context.run.parent.run
@@ -426,7 +432,9 @@ def parent_name(context: RunContext) -> str:
 
 
 def configuration(args: Any) -> Any:
-    """Megatron's configuration container with the model; layers without Transformer Engine are ours."""
+    """Return Megatron's configuration container with the model; without Transformer Engine the layers are
+    this project's.
+    """
     model = gpt_config_from_args(args)
     if args.transformer_impl == "local" and args.spec is None:
         model.transformer_layer_spec = local_layers
@@ -434,7 +442,7 @@ def configuration(args: Any) -> Any:
 
 
 def end(session: Session) -> None:
-    """Leave the process group and the run's lock, so that no rank complains at exit."""
+    """Leave the process group and release the run's lock, so that no rank prints a warning at exit."""
     if session.peers is not None:
         session.peers.leave()
     if dist.is_initialized():

@@ -1,7 +1,7 @@
-"""What every step used and gave: a line in the run's history, and its curves over tokens in TensorBoard and W&B.
+"""The records of every step: a line in the run's history, and its curves over tokens in TensorBoard and W&B.
 
-Tokens are counted from the first one of the run's oldest ancestor, so that the runs of a plan share one axis and
-a branch begins where it leaves the main path, at the main path's last point before it.
+Tokens are counted from the first step of the run's oldest ancestor, so that the runs of a plan share one
+axis and a branch begins at the main path's last point before the branch point.
 """
 
 from __future__ import annotations
@@ -36,12 +36,11 @@ LAYOUT = {
 
 
 class Pace:
-    """Tokens a second and the utilization of the devices, step by step.
+    """Tokens per second and the utilization of the devices, step by step.
 
-    MFU is Megatron's count of the model's floating-point operations a step (recomputation not among them) over
-    what the devices could have done meanwhile at their peak: `--peak-tflops`, or a GPU's bf16 peak by its name.
-    No utilization is claimed for the CPU, nor for a GPU that is not known, nor where the run computes in
-    another precision than 16 bits.
+    MFU is Megatron's count of the model's floating-point operations per step (without recomputation)
+    relative to the devices' peak: `--peak-tflops`, or a GPU's bf16 peak by its name. There is no MFU for
+    the CPU, for an unknown GPU, and for precisions other than 16 bits.
     """
 
     def __init__(self, args: Any, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -53,7 +52,9 @@ class Pace:
         self._last: float | None = None
 
     def step_ended(self) -> tuple[float | None, float | None]:
-        """(tokens per second, MFU) of the step that ends now; None for the first, which has no beginning."""
+        """Return (tokens per second, MFU) of the step that ends now; None for the first, which has no start
+        time.
+        """
         now, before = self._clock(), self._last
         self._last = now
         if before is None or now <= before:
@@ -64,7 +65,7 @@ class Pace:
 
 
 def peak_of(args: Any) -> float | None:
-    """Peak FLOP/s of one device of this run, None where none is known."""
+    """Return the peak FLOP/s of one device of this run; None if it is unknown."""
     import torch
 
     if getattr(args, "peak_tflops", None):
@@ -76,14 +77,14 @@ def peak_of(args: Any) -> float | None:
 
 
 def step_flops(args: Any) -> float:
-    """Megatron's count of the model's floating-point operations (forward and backward) in one step."""
+    """Return Megatron's count of the model's floating-point operations (forward and backward) in one step."""
     from megatron.training.training import num_floating_point_operations
 
     return float(num_floating_point_operations(args, args.global_batch_size))
 
 
 class Watcher:
-    """Writes a run's curves over tokens to whatever writers Megatron has opened (on its last rank)."""
+    """Writes a run's curves over tokens to the writers that Megatron has opened (on its last rank)."""
 
     def __init__(self, args: Any, context: RunContext, tensorboard: Any, wandb: Any) -> None:
         self.args, self.context = args, context
@@ -91,7 +92,7 @@ class Watcher:
         self.begun = False
 
     def log(self, step: int, values: dict[str, float | None]) -> None:
-        """Add the values of a step; `values` by the names above, None for what is not known."""
+        """Add the values of a step; `values` by the names above, None if unknown."""
         if not self.begun:
             self._begin(step)
         batch = self.args.global_batch_size
@@ -123,7 +124,7 @@ class Watcher:
 
 
 def parent_row(context: RunContext) -> LoggedStep | None:
-    """The parent's line of history at the step where the run leaves it; None without a plan or a line.
+    """Return the parent's line of history at the step where the run leaves it; None without a plan or a line.
 
     A fine-tuning counts its own tokens, so that its parent has no point on its axis.
     """
@@ -135,7 +136,7 @@ def parent_row(context: RunContext) -> LoggedStep | None:
 
 
 def set_wandb_defaults(args: Any, plan: Plan, run: Run) -> None:
-    """One project, a group for the plan, and one W&B run for each run however often it is started.
+    """Set one project, a group for the plan, and one W&B run for each run regardless of the number of starts.
 
     Arguments and W&B's own environment variables override these defaults.
     """
@@ -149,7 +150,7 @@ def set_wandb_defaults(args: Any, plan: Plan, run: Run) -> None:
 
 
 def continue_wandb_run(place: Path) -> None:
-    """Let every start of the run in `place` go on in one W&B run, unless the environment names another."""
+    """Make every start of the run in `place` continue one W&B run, unless the environment names another."""
     own = hashlib.sha256(str(place.resolve()).encode()).hexdigest()[:16]
     os.environ.setdefault("WANDB_RUN_ID", own)
     os.environ.setdefault("WANDB_RESUME", "allow")
@@ -160,7 +161,7 @@ class StepRecorder:
 
     Args:
         context: the run.
-        guard: what it found in the current step.
+        guard: its results for the current step.
         args: Megatron's arguments; `consumed_train_samples` is the counter of the loop.
     """
 
@@ -172,7 +173,8 @@ class StepRecorder:
         self._unrecorded: list[dict[str, Any]] = []  # skipped updates that the lineage does not hold yet
 
     def record(self, step: int, lr: float, loss: Any, grad_norm: Any, skipped: bool) -> None:
-        """Add a step (1-based): the rate it used, its loss (nats a token), the gradient's norm, an update skipped.
+        """Record a step (1-based): the rate it used, its loss (nats per token), the gradient's norm, whether
+        it was skipped.
 
         Only the last rank has the loss; the others do nothing.
         """
@@ -203,7 +205,7 @@ class StepRecorder:
         self._history.append(row)
 
     def _show(self, row: dict[str, Any]) -> float | None:
-        """Add a step's row to the curves; its MFU, None where that is not known."""
+        """Add a step's row to the curves; return its MFU, None if unknown."""
         from megatron.training.global_vars import get_tensorboard_writer, get_wandb_writer
 
         if self._watcher is None:
@@ -215,7 +217,9 @@ class StepRecorder:
         return mfu
 
     def report_spike(self, step: int) -> None:
-        """Warn of a loss spike in this step, with its samples; a skipped update enters the lineage. On rank 0."""
+        """Warn about a loss spike in this step, with its samples; record a skipped update in the lineage. On
+        rank 0.
+        """
         guard, args = self.guard, self.args
         if guard.spike is None or args.rank != 0:
             return
@@ -236,13 +240,13 @@ class StepRecorder:
                 warn(f"{file}: {cause(error)}; it learns of step {step} at the next save.")
 
     def record_skips(self) -> None:
-        """Enter skipped updates in the lineage; raises OSError where the disk has no room. On rank 0."""
+        """Write skipped updates into the lineage; raises OSError if the disk has no space. On rank 0."""
         while self._unrecorded:
             assert self.context.folder is not None
             add_skipped(self.context.folder, self._unrecorded[0])
             del self._unrecorded[0]
 
     def sync_history(self) -> None:
-        """Sync the history; raises OSError where the disk has no room. Nothing where no step was recorded."""
+        """Sync the history; raises OSError if the disk has no space. Do nothing if no step was recorded."""
         if self._history is not None:
             self._history.sync()

@@ -1,4 +1,4 @@
-"""Where a run's first step comes from: a parent's checkpoint or given weights, and what may not come from there."""
+"""The origin of a run's first step: a parent's checkpoint or given weights, and the checks on them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FREE = ("seq_length", "global_batch_size")  # weights alone fit any batch and le
 
 
 def require_checkpoint(parent: ParentCheckpoint) -> None:
-    """Stop, with the steps that exist, where the parent's checkpoint is missing."""
+    """Raise UserError, with the existing steps, if the parent's checkpoint is missing."""
     if checkpoint_complete(parent.folder, parent.step):
         return
     steps = complete_steps(parent.folder)
@@ -43,7 +43,7 @@ def check_model(args: Any, folder: Path, step: int, weights_only: bool = False) 
     """Refuse a checkpoint of another model before any weight is read; weights alone fit any batch and length.
 
     Returns:
-        What the checkpoint holds beside its tensors: under `args` the Megatron arguments that it was saved with.
+        The content of the checkpoint without its tensors: `args` has the Megatron arguments of the save.
 
     Raises:
         UserError: which arguments differ.
@@ -61,10 +61,10 @@ def check_model(args: Any, folder: Path, step: int, weights_only: bool = False) 
 
 
 def check_optimizer(args: Any, stored: Any, what: str) -> None:
-    """Refuse a checkpoint whose optimizer's state this run cannot go on from; `what` names it.
+    """Refuse a checkpoint whose optimizer state this run cannot use; `what` names it.
 
     Raises:
-        UserError: it has none, or that of another optimizer, or in another format.
+        UserError: it has none, or that of another optimizer, or another format.
     """
     if getattr(stored, "no_save_optim", False):
         raise UserError(
@@ -93,18 +93,24 @@ def check_optimizer(args: Any, stored: Any, what: str) -> None:
 
 
 def is_distributed(args: Any) -> bool:
-    """Whether the optimizer's state is spread over the ranks; Megatron turns the argument into another for some."""
+    """Return whether the optimizer state is distributed over the ranks; Megatron renames the argument for
+    some optimizers.
+    """
     by_layers = getattr(args, "use_layer_wise_distributed_optimizer", False)
     return bool(args.use_distributed_optimizer or by_layers)
 
 
 def stored_arguments(folder: Path) -> Any:
-    """The Megatron arguments that the checkpoint in `folder`, of one step, was saved under; raises UserError."""
+    """Return the Megatron arguments that the checkpoint in `folder`, of one step, was saved with; raises
+    UserError.
+    """
     return model_arguments(load_common(folder), folder)
 
 
 def model_arguments(common: Mapping[str, Any], folder: Path) -> Any:
-    """The Megatron arguments in what the checkpoint in `folder` holds beside its tensors; raises UserError."""
+    """Return the Megatron arguments in the non-tensor content of the checkpoint in `folder`; raises
+    UserError.
+    """
     stored = common.get("args")
     if stored is None:
         raise UserError(f"{folder}: the checkpoint does not say of which model it is.")
@@ -112,7 +118,7 @@ def model_arguments(common: Mapping[str, Any], folder: Path) -> Any:
 
 
 def differences(stored: Any, args: Any, free: tuple[str, ...], more: tuple[str, ...] = ()) -> list[str]:
-    """What of the model differs between a checkpoint's arguments and this run's, except in `free`."""
+    """Return the model arguments that differ between a checkpoint and this run, except those in `free`."""
     wrong = [
         f"{name} is {getattr(stored, name)} there and {getattr(args, name)} here"
         for name in MODEL_ARGUMENTS + more
@@ -127,7 +133,7 @@ def differences(stored: Any, args: Any, free: tuple[str, ...], more: tuple[str, 
 
 
 def expect_iteration(args: Any, first_step: int) -> None:
-    """Check, after loading, that training really goes on at `first_step` with the samples that belong to it.
+    """Check, after loading, that training continues at `first_step` with the matching samples.
 
     Raises:
         UserError: Megatron loaded something else.
@@ -142,7 +148,7 @@ def expect_iteration(args: Any, first_step: int) -> None:
 
 
 def weights_folder(root: Path) -> Path:
-    """The folder of the checkpoint that the tracker file in `root` names, as Megatron finds it."""
+    """Return the folder of the checkpoint in the tracker file of `root`, as Megatron finds it."""
     try:
         word = (root / TRACKER).read_text(encoding="ascii").strip()
         folder = root / RELEASE if word == RELEASE else checkpoint_folder(root, int(word))
@@ -157,7 +163,7 @@ def weights_folder(root: Path) -> Path:
 
 
 def is_pretrained(root: str) -> bool:
-    """Whether `root` is the folder of the weights that this process's run starts from."""
+    """Return whether `root` is the folder of the weights that this process's run starts from."""
     from megatron.training import get_args
 
     given = get_args().pretrained_checkpoint
@@ -165,13 +171,13 @@ def is_pretrained(root: str) -> bool:
 
 
 def check_pretrained(args: Any) -> Any:
-    """Refuse weights of another model, before they are read, and to write into their folder.
+    """Refuse weights of another model, before they are read, and a run that would write into their folder.
 
     Returns:
         The Megatron arguments that they were saved with.
 
     Raises:
-        UserError: which arguments differ, or that the folders are one.
+        UserError: which arguments differ, or that the folders are the same.
     """
     if args.save and Path(args.save).resolve() == Path(args.pretrained_checkpoint).resolve():
         raise UserError(
@@ -190,6 +196,6 @@ def check_pretrained(args: Any) -> Any:
 
 
 def carry(args: Any, stored: Any) -> None:
-    """Keep for this run's checkpoints what the arguments `stored` hold of an imported folder."""
+    """Keep the settings of an imported folder in the arguments `stored` for this run's checkpoints."""
     if (carried := getattr(stored, CARRIED, None)) is not None:
         setattr(args, CARRIED, carried)

@@ -1,4 +1,4 @@
-"""A run described by arguments alone (--lr-path and its companions), for teams with scripts of their own."""
+"""A run described by arguments alone (--lr-path and related options), for teams with their own scripts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from megatron_lrpath.training.options.classes import neutral_names, unclassified
 
 
 def results_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The explicit arguments that a run's result depends on, as JSON values."""
+    """Return the explicit arguments that a run's result depends on, as JSON values."""
     kept = {name: given[name] for name in sorted(given) if tells(name, given)}
     if given.get("loss_spike_action", "log") != "skip":
         kept = {name: kept[name] for name in kept if not name.startswith("loss_spike_")}
@@ -30,12 +30,12 @@ def results_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
 def argument_context(
     args: Any, given: Mapping[str, Any], own: ArgumentsProvider | None = None
 ) -> RunContext | None:
-    """The context of a run described by --lr-path and its companions; None without --lr-path.
+    """Return the context of a run described by --lr-path and related options; None without --lr-path.
 
-    `own` adds the arguments of a script of its own to the parser.
+    `own` adds the arguments of a user's script to the parser.
 
     Raises:
-        UserError: companions that are missing or contradict each other.
+        UserError: related options are missing or contradict each other.
     """
     if "lr_path" not in given:
         return None
@@ -64,7 +64,9 @@ def argument_context(
 
 
 def tells(name: str, given: Mapping[str, Any]) -> bool:
-    """Whether a given argument belongs to the run's identity; of others' those that are not named neutral."""
+    """Return whether an explicit argument belongs to the run's identity; foreign ones do unless declared
+    neutral.
+    """
     argument = find(name)
     if argument is None:
         return name not in neutral_names(given)
@@ -72,7 +74,7 @@ def tells(name: str, given: Mapping[str, Any]) -> bool:
 
 
 def refuse_companions(given: Mapping[str, Any], others: Sequence[str] = ()) -> None:
-    """Stop at arguments that mean nothing without --plan or --lr-path, and at `others`.
+    """Refuse arguments without an effect outside of --plan and --lr-path, and `others`.
 
     Raises:
         UserError: all of them, a line each.
@@ -97,7 +99,7 @@ def refuse_with_path(
     others: Sequence[str] = (),
     later: Sequence[str] = (),
 ) -> None:
-    """Stop at arguments that a run by --lr-path has no room for, and at `others`; for `later` see `raise_all`.
+    """Refuse arguments that a run by --lr-path does not allow, and `others`; for `later` see `raise_all`.
 
     Raises:
         UserError: all of them, a line each.
@@ -116,9 +118,9 @@ def refuse_with_path(
 
 
 def incomplete(given: Mapping[str, Any]) -> list[str]:
-    """What a run by --lr-path lacks, and what of it contradicts itself, a line each.
+    """Return the missing and contradicting arguments of a run by --lr-path, a line each.
 
-    `given` are parsed arguments; those that are not given may be missing.
+    `given` are parsed arguments; omitted ones can be missing.
     """
     problems = []
     if not given.get("save"):
@@ -134,7 +136,7 @@ def incomplete(given: Mapping[str, Any]) -> list[str]:
 
 
 def parent_problems(given: Mapping[str, Any]) -> list[str]:
-    """What is wrong with --lr-path-parent and --lr-path-parent-step."""
+    """Return the problems of --lr-path-parent and --lr-path-parent-step."""
     kind = given["lr_path"]
     there = [given.get(name) is not None for name in ("lr_path_parent", "lr_path_parent_step")]
     if LR_PATH_KINDS[kind].needs_parent and not all(there):
@@ -148,7 +150,7 @@ def parent_problems(given: Mapping[str, Any]) -> list[str]:
 
 
 def end_problems(given: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the step at which the run ends, from --lr-path-decay-iters or --train-iters."""
+    """Return the problems of the run's last step, from --lr-path-decay-iters or --train-iters."""
     first = given.get("lr_path_parent_step") or 0
     length, end = given.get("lr_path_decay_iters"), given.get("train_iters")
     by_length = None if length is None else first + length

@@ -1,4 +1,4 @@
-"""Optimizers besides Adam, and what Megatron cannot do with them."""
+"""Optimizers other than Adam, and their restrictions in Megatron."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ MUON = "muon"
 
 
 def of_the_package(args: Any) -> bool:
-    """Whether the optimizer of these arguments comes from the package."""
+    """Return whether the optimizer of these arguments comes from the package."""
     return args.optimizer not in OF_MEGATRON
 
 
 def check_optimizer(args: Any, with_path: bool) -> None:
-    """Refuse what would end the training when the optimizer is built, or when its state is loaded.
+    """Refuse settings that would end the training when the optimizer is built, or when its state is loaded.
 
     Raises:
-        UserError: all of it, a line each, see `optimizer_problems`.
+        UserError: all of them, a line each, see `optimizer_problems`.
     """
     raise_all(optimizer_problems(args, with_path))
 
 
 def optimizer_problems(args: Any, with_path: bool) -> list[str]:
-    """What Megatron cannot do with the optimizer, a line each.
+    """Return the settings of the optimizer that Megatron does not support, a line each.
 
     Args:
         args: Megatron's arguments, before it validates them.
-        with_path: whether this is a run with a path (not plain Megatron), which goes on from its checkpoints.
+        with_path: whether this is a run with a path (not plain Megatron), which continues from its checkpoints.
     """
     if not of_the_package(args):
         return []
@@ -52,5 +52,5 @@ def optimizer_problems(args: Any, with_path: bool) -> list[str]:
 
 
 def splits_matrices(args: Any) -> bool:
-    """Whether Muon takes the parts of a matrix on the tensor-parallel ranks for matrices of their own."""
+    """Return whether Muon treats the shards of a matrix on the tensor-parallel ranks as separate matrices."""
     return args.tensor_model_parallel_size > 1 and args.muon_tp_mode == "blockwise"
