@@ -63,7 +63,7 @@ def run_identity(plan: Plan, run: Run) -> dict[str, Any]:
 
 
 def branch_arguments(plan: Plan, version: Version) -> dict[str, Any]:
-    """The Megatron arguments in which a version's branch differs from the main path."""
+    """Return the Megatron arguments in which a version's branch differs from the main path."""
     base = _telling(plan.megatron)
     return {
         name: value for name, value in _telling(version.branch_megatron).items() if base.get(name) != value
@@ -147,7 +147,7 @@ def reached(stored: dict[str, Any], current: dict[str, Any], step: int) -> dict[
 
 
 def without_neutral(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments that change the result: an older version may have stored some that are known not to."""
+    """Return the arguments that change the result; an older version may have stored others."""
     return {name: value for name, value in arguments.items() if not is_neutral(name)}
 
 
@@ -157,7 +157,7 @@ def _comparable(identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def _lineage(plan: Plan, run: Run) -> list[Run]:
-    """The run and its ancestors, oldest first."""
+    """Return the run and its ancestors, oldest first."""
     chain = [run]
     while chain[0].parent:
         parent = plan.run(run.paradigm, chain[0].parent.run)
@@ -166,7 +166,7 @@ def _lineage(plan: Plan, run: Run) -> list[Run]:
 
 
 def path_facts(path: LRPath) -> dict[str, Any]:
-    """What a learning-rate path depends on: the knobs that its shape and style read, no others."""
+    """Return what a learning-rate path depends on: only the parameters that its shape and style read."""
     schedule = path.schedule
     facts: dict[str, Any] = {"shape": path.shape, "start": path.start}
     if path.shape == "floor":
@@ -194,7 +194,7 @@ def path_facts(path: LRPath) -> dict[str, Any]:
 
 
 def _telling(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments that change the result; false is the same as not given."""
+    """Return the arguments that change the result; false equals an omitted argument."""
     kept = {name: value for name, value in without_neutral(arguments).items() if value is not False}
     return dict(sorted(kept.items()))
 

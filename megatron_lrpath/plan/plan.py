@@ -1,4 +1,4 @@
-"""The plan: what its file says and everything that follows from it."""
+"""The plan: the content of its file and everything derived from it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from megatron_lrpath.wording import nearest
 
 @dataclass(frozen=True)
 class Cost:
-    """What a paradigm costs in all: steps, tokens, and steps relative to PTFS."""
+    """The total cost of a paradigm: steps, tokens, and steps relative to PTFS."""
 
     paradigm: str
     steps: int
@@ -62,13 +62,13 @@ class Plan:
 
     @cached_property
     def timeline(self) -> Timeline:
-        """Version ends, branch points and the runs made of them."""
+        """Version ends, branch points and the resulting runs."""
         return Timeline(
             self.schedule, self.alpha, self.cpt_variant, self.versions, self.also_branch_at, self.falling
         )
 
     def runs(self, paradigm: str) -> list[Run]:
-        """The runs of a paradigm, parents before children. UserError for an unknown paradigm."""
+        """Return the runs of a paradigm, parents before children. Raises UserError for an unknown paradigm."""
         if paradigm not in PARADIGMS:
             hint = nearest(paradigm, PARADIGMS)
             raise UserError(f"there is no paradigm {paradigm!r}{hint}; there are {', '.join(PARADIGMS)}")
@@ -85,9 +85,10 @@ class Plan:
         return max(self.timeline.rate_of(index) for index in range(len(self.versions)))
 
     def sft_runs(self, paradigm: str) -> list[Run]:
-        """The fine-tunings of a paradigm's versions; none without the section `sft`, or while steps are unknown.
+        """Return the fine-tunings of a paradigm's versions; none without the section `sft`, or while steps
+        are unknown.
 
-        Their steps follow from the epochs once the data are prepared.
+        Their steps follow from the epochs after the data are prepared.
         """
         sft = self.sft
         if sft is None or paradigm not in sft.paradigms:
@@ -98,7 +99,7 @@ class Plan:
         return [sft.run(base, steps) for base in sft.tuned(self.runs(paradigm))] if steps else []
 
     def run(self, paradigm: str, name: str) -> Run:
-        """One run by its name, a fine-tuning among them. UserError that lists the names there are."""
+        """Return one run by its name, including fine-tunings. Raises UserError with the available names."""
         if name.startswith(SFT.prefix) and paradigm in PARADIGMS:
             return self._sft_run(paradigm, name)
         runs = {run.name: run for run in self.runs(paradigm)}
@@ -108,11 +109,11 @@ class Plan:
         return runs[name]
 
     def carried_out(self, run: Run) -> Run:
-        """The run that does the training of `run`: itself, or the one that it is the same as."""
+        """Return the run that performs the training of `run`: itself, or the one that it equals."""
         return self.run(*run.same_as) if run.same_as else run
 
     def parent_of(self, run: Run) -> Run:
-        """The run that `run`, which has a parent, starts from."""
+        """Return the run that `run`, which has a parent, starts from."""
         assert run.parent is not None
         return self.carried_out(self.run(run.paradigm, run.parent.run))
 
@@ -121,7 +122,9 @@ class Plan:
         return self.sft.batch if run.is_sft and self.sft is not None else self.batch
 
     def megatron_of(self, run: Run) -> dict[str, Any]:
-        """The Megatron arguments that a pre-training run has on top of `megatron`: a branch those of its version."""
+        """Return the Megatron arguments of a pre-training run in addition to `megatron`: for a branch those
+        of its version.
+        """
         return self.versions[run.version_index - 1].branch_megatron if run.kind == BRANCH.name else {}
 
     def folder(self, run: Run) -> Path:
@@ -130,11 +133,11 @@ class Plan:
 
     @property
     def sft_folder(self) -> Path:
-        """Where the prepared data of the fine-tunings lie."""
+        """The folder of the prepared data of the fine-tunings."""
         return Path(self.output) / FOLDER
 
     def prepared_record(self) -> dict[str, Any] | None:
-        """The record `prepared.json` of the prepared data, None while they are not prepared.
+        """Return the record `prepared.json` of the prepared data; None if they are not prepared.
 
         Raises:
             UserError: the file cannot be read; the message names the plan file.
@@ -154,7 +157,9 @@ class Plan:
 
     @property
     def sft_megatron(self) -> dict[str, Any]:
-        """Megatron arguments of the fine-tunings: the plan's, but for what they cannot have, then their own."""
+        """Return Megatron arguments of the fine-tunings: the plan's, except those that do not apply, then
+        their own.
+        """
         assert self.sft is not None
         kept = {name: value for name, value in self.megatron.items() if name not in DROPPED}
         return kept | self.sft.megatron
@@ -176,7 +181,9 @@ class Plan:
         return Cost(paradigm, steps, self.tokens(steps), steps / scratch)
 
     def _sft_run(self, paradigm: str, name: str) -> Run:
-        """The fine-tuning called `name`. UserError where there is none, or its data have to be prepared first."""
+        """Return the fine-tuning called `name`. Raises UserError if there is none, or its data must be
+        prepared first.
+        """
         if self.sft is None:
             raise UserError(f"{self.path}: {name}: the plan has no section `sft`; see docs/sft.md")
         runs = {run.name: run for run in self.sft_runs(paradigm)}

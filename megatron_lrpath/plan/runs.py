@@ -1,4 +1,4 @@
-"""The runs of the three paradigms: what starts from what, its length, its learning rate, its data."""
+"""The runs of the three paradigms: their parents, lengths, learning rates and data."""
 
 from __future__ import annotations
 
@@ -63,17 +63,17 @@ class Run:
 
     @property
     def carried_out_as(self) -> str:
-        """The key of the run that does the training: its own, or that of `same_as`."""
+        """The key of the run that performs the training: its own, or that of `same_as`."""
         return "/".join(self.same_as) if self.same_as else self.key
 
     @property
     def steps(self) -> int:
-        """How many steps the run itself does."""
+        """The number of steps of the run itself."""
         return self.last_step - self.first_step
 
     @property
     def makes_version(self) -> bool:
-        """Whether its end is a version's model: so for all but the main path."""
+        """Whether its end is a version's model, which is true for all except the main path."""
         return KINDS[self.kind].makes_version
 
     @property
@@ -82,7 +82,7 @@ class Run:
         return self.kind == SFT.name
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able, as in `lrpath plan --json`."""
+        """Return JSON-serializable data, as in `lrpath plan --json`."""
         return {
             "name": self.name,
             "kind": self.kind,
@@ -102,7 +102,7 @@ class Run:
 def run_path(
     schedule: Schedule, kind: str, first: int, last: int, cpt_variant: str, cycle: float | None = None
 ) -> LRPath:
-    """The learning rate of a run of this kind from step `first` to `last`, positions in steps."""
+    """Return the learning rate of a run of this kind from step `first` to `last`, positions in steps."""
     shape, warms_up = path_form(kind, cpt_variant)
     return LRPath(schedule, shape, first, last, warmup=schedule.warmup if warms_up else 0, cycle=cycle)
 
@@ -136,7 +136,7 @@ class Timeline:
 
     @cached_property
     def branch_steps(self) -> list[int]:
-        """round(α_i·T_i) for each version; halves go to the even number, as Python rounds."""
+        """Return round(α_i·T_i) for each version; halves round to the even number, as in Python."""
         return [round((version.alpha or self.alpha) * version.steps) for version in self.versions]
 
     @cached_property
@@ -146,7 +146,7 @@ class Timeline:
 
     @cached_property
     def main_rate(self) -> MainRate | None:
-        """How the main path's rate changes, positions in steps; None where it stays at max_lr."""
+        """Return how the main path's rate changes, positions in steps; None if it stays at max_lr."""
         if self.falling is not None:
             return MainRate(power=self.falling.power, begin=self.falling.begin)
         moves = tuple(
@@ -157,20 +157,24 @@ class Timeline:
         return MainRate(moves) if moves else None
 
     def rate_steps(self, version: Version) -> int:
-        """The steps over which the main path moves to the version's rate: as given, or as many as a warm-up has."""
+        """Return the steps in which the main path moves to the version's rate: as given, or those of a
+        warm-up.
+        """
         return self.schedule.warmup if version.rate_steps is None else version.rate_steps
 
     def rate_of(self, index: int) -> float:
-        """The rate of version `index` (from 0): the newest that it or a version before it has, else max_lr."""
+        """Return the rate of version `index` (from 0): its own, or that of the last version before it, else
+        max_lr.
+        """
         own = [version.max_lr for version in self.versions[: index + 1] if version.max_lr is not None]
         return own[-1] if own else self.schedule.max_lr
 
     def runs(self, paradigm: str) -> list[Run]:
-        """The runs of a paradigm, parents before children."""
+        """Return the runs of a paradigm, parents before children."""
         return _MAKERS[paradigm](self)
 
     def ours(self) -> list[Run]:
-        """The main path and a branch for each version."""
+        """Return the main path and a branch for each version."""
         points, count = {*self.branch_points, *self.also_branch_at}, len(self.versions)
         last = max(points)
         slices = self._names(sum(begin < last for begin in self.begins))
@@ -180,14 +184,16 @@ class Timeline:
         return [main, *(self._run(BRANCH, i, span, parent=Parent(main.name, span[0])) for i, span in spans)]
 
     def from_scratch(self) -> list[Run]:
-        """A run for each version that reads all data so far."""
+        """Return a run for each version that reads all data so far."""
         return [  # CPT goes on from the first one
             self._run(SCRATCH, i, (0, end), slices=self._names(i), keep_steps=(end,) if i == 1 else ())
             for i, end in enumerate(self.ends, start=1)
         ]
 
     def continual(self) -> list[Run]:
-        """A run for each version, from the end of the one before it; the first is the first one from scratch."""
+        """Return a run for each version, from the end of the one before it; the first equals the first one
+        from scratch.
+        """
         runs: list[Run] = []
         for index, (version, end) in enumerate(zip(self.versions, self.ends, strict=True), start=1):
             begin = end - version.steps
@@ -200,7 +206,9 @@ class Timeline:
         return runs
 
     def _run(self, kind: Kind, index: int, span: tuple[int, int], **others: Any) -> Run:
-        """The run of this kind for version `index` (from 1) from one step to another; its slice is the version's."""
+        """Return the run of this kind for version `index` (from 1) from one step to another; its slice is the
+        version's.
+        """
         version, (first, last) = self.versions[index - 1], span
         path = run_path(self.schedule, kind.name, first, last, self.cpt_variant)
         if path.shape != "floor":

@@ -1,4 +1,4 @@
-"""What a plan file says, typed: batch, tokenizer, data, versions."""
+"""The typed content of a plan file: batch, tokenizer, data, versions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Megatron's tokenizer type, its model and, where that does not say it, the vocabulary's size."""
+    """Megatron's tokenizer type, its model and, if that does not determine it, the vocabulary's size."""
 
     type: str
     model: str | None = None
@@ -37,7 +37,8 @@ class Tokenizer:
 class Data:
     """Paths as in the plan, relative to the working directory: the slices' folder, the validation slices.
 
-    `valid` is the first validation slice, by which versions are compared; `more_valid` are those of later deliveries.
+    `valid` is the first validation slice, by which versions are compared; `more_valid` are those of later
+    deliveries.
     """
 
     slices: str
@@ -81,7 +82,7 @@ class Falling:
 
 @dataclass(frozen=True)
 class Parent:
-    """Where a run starts from: another run of its paradigm and the step of the checkpoint."""
+    """The start of a run: another run of its paradigm and the step of the checkpoint."""
 
     run: str
     step: int

@@ -1,4 +1,4 @@
-"""Facts of a plan as text: the same in the page, the Markdown and the terminal."""
+"""Facts of a plan as text, the same in the page, the Markdown and the terminal."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from megatron_lrpath.wording import plural
 
 
 def schedule_name(plan: Plan) -> str:
-    """The schedule as the paper's tables spell it."""
+    """Return the schedule as spelled in the paper's tables."""
     style = STYLES[plan.schedule.style]
     return style.title or style.name
 
 
 def main_rate_text(plan: Plan) -> str:
-    """How the main path's rate changes, in words; empty where it does not."""
+    """Describe how the main path's rate changes; empty if it does not."""
     if plan.falling is not None:
         return f"main path falling with power {plan.falling.power:g} from step {plan.falling.begin:,}"
     moves = [
@@ -30,7 +30,9 @@ def main_rate_text(plan: Plan) -> str:
 
 
 def branch_arguments_text(plan: Plan) -> str:
-    """The arguments in which branches differ from the main path, with the versions unless all have the same."""
+    """Describe the arguments in which branches differ from the main path, with the versions unless all have
+    the same.
+    """
     texts: dict[str, list[str]] = {}
     for version in plan.versions:
         own = branch_arguments(plan, version)
@@ -41,20 +43,20 @@ def branch_arguments_text(plan: Plan) -> str:
 
 
 def paradigm_name(plan: Plan, paradigm: str) -> str:
-    """PTFS, CPT with its variant, or Ours."""
+    """Return PTFS, CPT with its variant, or Ours."""
     title = PARADIGM_ROWS[paradigm].title
     return f"{title} ({CPT_VARIANTS[plan.cpt_variant].title})" if paradigm == CPT.name else title
 
 
 def mix_text(mix: Mix) -> str:
-    """A branch's mix: `20% curated, 5% code-2025`."""
+    """Describe a branch's mix: `20% curated, 5% code-2025`."""
     return ", ".join(
         f"{float(part.share):.3%}".rstrip("%0").rstrip(".") + f"% {part.name}" for part in mix.parts
     )
 
 
 def sft_text(sft: Sft) -> str:
-    """A fine-tuning in a line."""
+    """Describe a fine-tuning in a line."""
     rate, batch = sft.schedule, sft.batch
     length = plural(sft.epochs, "epoch") if sft.epochs else plural(sft.steps or 0, "step")
     return (

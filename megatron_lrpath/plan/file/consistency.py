@@ -1,4 +1,4 @@
-"""What has to hold between the keys of a plan: orders, warm-ups, branch points, cycles."""
+"""Constraints between the keys of a plan: orders, warm-ups, branch points, cycles."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from megatron_lrpath.plan.spec import Version
 
 
 def check_plan(source: Source, plan: Plan) -> None:
-    """Raise PlanError for the first thing in the plan that does not fit together."""
+    """Raise PlanError for the first inconsistency in the plan."""
     batch = plan.batch
     if batch.global_batch_size % batch.micro_batch_size:
         raise source.find("batch.global_batch_size").error(
@@ -53,7 +53,7 @@ def _check_names(source: Source, plan: Plan) -> None:
 
 
 def _parts(name: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """A name's letters and its numbers: ("v", "-b"), (2, 10) for v2-b10."""
+    """Return the letters and the numbers of a name: ("v", "-b"), (2, 10) for v2-b10."""
     parts = re.split(r"([0-9]+)", name)
     return tuple(parts[::2]), tuple(int(number) for number in parts[1::2])
 
@@ -127,7 +127,7 @@ def _check_branches(source: Source, plan: Plan) -> None:
 
 
 def _check_reached(source: Source, plan: Plan) -> None:
-    """A branch leaves the main path at its version's rate, not before it or on the way there."""
+    """Check that a branch leaves the main path after the main path has reached its version's rate."""
     line, moved = plan.timeline, None
     for index, version in enumerate(plan.versions):
         moved = index if version.max_lr is not None else moved
@@ -181,7 +181,7 @@ def _check_mixes(source: Source, plan: Plan) -> None:
 
 
 def _cycle_entry(source: Source, index: int, kind: str) -> Entry:
-    """Where the cycle of a version's runs of this kind was given: with the version or the schedule."""
+    """Return the entry with the cycle of a version's runs of this kind: in the version or in the schedule."""
     for key in (f"versions[{index}].cycle_steps", "schedule.cycle_steps"):
         entry = source.find(f"{key}.{kind}", key)
         if entry is not source.root and not isinstance(entry.value, dict):

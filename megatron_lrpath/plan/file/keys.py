@@ -1,4 +1,6 @@
-"""The keys of a plan file as data: type, range, default and meaning, for the checks, the schema and the docs."""
+"""The keys of a plan file as data: type, range, default and meaning, for the checks, the schema and the
+documents.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ REQUIRED = object()
 
 @dataclass(frozen=True)
 class Key:
-    """One key: `schema` is its JSON schema; `default` is what is taken when it is left out, or REQUIRED."""
+    """One key: `schema` is its JSON schema; `default` is its value when omitted, or REQUIRED."""
 
     name: str
     schema: dict[str, Any]
@@ -29,12 +31,12 @@ class Key:
 
 
 def whole(minimum: int, maximum: int) -> dict[str, Any]:
-    """The schema of a whole number from `minimum` to `maximum`."""
+    """Return the schema of an integer from `minimum` to `maximum`."""
     return {"type": "integer", "minimum": minimum, "maximum": maximum}
 
 
 def choice(*values: str) -> dict[str, Any]:
-    """The schema of one of these texts."""
+    """Return the schema of one of these texts."""
     return {"type": "string", "enum": list(values)}
 
 

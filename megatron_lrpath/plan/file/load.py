@@ -1,4 +1,4 @@
-"""From a plan file to a `Plan`: every key is read and checked, then what only holds across keys."""
+"""From a plan file to a `Plan`: every key is parsed and checked, then the constraints between keys."""
 
 from __future__ import annotations
 
@@ -43,9 +43,10 @@ from megatron_lrpath.wording import nearest
 
 
 def read_mix(entry: Entry | None, seed: int) -> Mix | None:
-    """The mix of an entry (a plan's or a version's); None where there is none or it names no slice.
+    """Return the mix of an entry (a plan's or a version's); None if there is none or it names no slice.
 
-    Raises PlanError for shares outside (0, 1), shares that leave nothing to the main path, and a slice named twice.
+    Raises PlanError for shares outside (0, 1), shares that leave nothing for the main path, and a repeated
+    slice.
     """
     if entry is None or entry.value is None:
         return None
@@ -84,7 +85,7 @@ _OWN_READERS = ("data", "valid", "special_tokens", "versions", "paradigms", "meg
 
 
 def read_sft(entry: Entry | None, seed: int, batch: Batch, versions: tuple[Version, ...]) -> Sft | None:
-    """The section, None where there is none; the others are the plan's.
+    """Return the section, None if there is none; the other arguments are the plan's.
 
     Raises PlanError like `load_plan`.
     """
@@ -117,7 +118,7 @@ def _check_length(entry: Entry, section: dict[str, Entry]) -> None:
 
 
 def _texts(entry: Entry | None) -> tuple[str, ...]:
-    """A text or a list of texts."""
+    """Return a text or a list of texts as a list."""
     if entry is None or entry.value is None:
         return ()
     items = read_list(entry) if isinstance(entry.value, list) else [entry]
@@ -133,7 +134,7 @@ def _valid(entry: Entry | None) -> float | tuple[str, ...] | None:
 
 
 def _names(entry: Entry | None, known: tuple[str, ...]) -> tuple[str, ...]:
-    """Some of the known names, in their order; all where none are given."""
+    """Return some of the known names, in their order; all if none are given."""
     if entry is None or entry.value is None:
         return known
     items = read_list(entry)
@@ -144,7 +145,7 @@ def _names(entry: Entry | None, known: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _paradigms(entry: Entry | None) -> tuple[str, ...] | None:
-    """The paradigms that a plan names, None where it does not say."""
+    """Return the paradigms that a plan names; None without the key."""
     return None if entry is None or entry.value is None else _names(entry, PARADIGMS)
 
 
@@ -159,7 +160,7 @@ def _schedule(section: dict[str, Entry], plain: dict[str, Any]) -> Schedule:
 
 
 def _min_lr(section: dict[str, Entry], values: dict[str, Any]) -> float:
-    """`min_lr` as given, or a tenth of `max_lr`."""
+    """Return `min_lr` as given, or a tenth of `max_lr`."""
     highest, lowest = values["max_lr"], values["min_lr"]
     if lowest is None:
         return tenth(highest)
@@ -186,7 +187,7 @@ def _batch(entry: Entry, section: dict[str, Entry], plain: dict[str, Any], batch
 def load_plan(path: Path | str) -> Plan:
     """Read and check a plan file.
 
-    Raises PlanError, `FILE:LINE: key: what is wrong; how to go on`, for the first thing that is wrong.
+    Raises PlanError, `FILE:LINE: key: problem; what to do`, for the first problem.
     """
     source = read_source(path)
     if source.is_experiment:
@@ -198,7 +199,7 @@ def load_plan(path: Path | str) -> Plan:
 
 
 def plan_from(source: Source) -> Plan:
-    """The plan that a file's text says; raises PlanError like `load_plan`."""
+    """Return the plan in a parsed file; raises PlanError like `load_plan`."""
     top = read_section(source.root, PLAN_KEYS)
     values = _read_fields(
         top, PLAN_KEYS, *SECTIONS, "model", "versions", "megatron", "branch_megatron", "paradigms", "prompts"
@@ -233,7 +234,7 @@ def plan_from(source: Source) -> Plan:
 
 
 def _read_fields(section: dict[str, Entry], keys: tuple[Key, ...], *besides: str) -> dict[str, Any]:
-    """The values of a section's keys but for those `besides`, which have readers of their own."""
+    """Return the values of a section's keys except `besides`, which have their own readers."""
     return {key.name: read_key(section, key) for key in keys if key.name not in besides}
 
 
@@ -300,7 +301,7 @@ def _read_versions(top: dict[str, Entry], cycle: dict[str, float], seed: int) ->
 
 
 def _branch_megatron(top: dict[str, Entry]) -> list[Entry | None]:
-    """The plan's `branch_megatron` and those of its versions."""
+    """Return the plan's `branch_megatron` and those of its versions."""
     items = top["versions"].value if isinstance(top["versions"].value, list) else []
     own = [item.value.get("branch_megatron") for item in items if isinstance(item.value, dict)]
     return [top.get("branch_megatron"), *own]
