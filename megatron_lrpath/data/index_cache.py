@@ -1,8 +1,8 @@
-"""Arrays that are built once, by one process, and mapped by all: the indices of versioned datasets.
+"""Arrays that one process builds and all map: the indices of versioned datasets.
 
-An entry's name is the hash of all it is made from, and what is built is decided by that alone. So it does not
-matter who builds it, or how many do at once: every file appears whole (temporary file, rename), and a
-process that replaces one replaces it with the same bytes.
+An entry's name is the hash of its inputs, which determine its content. So it does not matter which process
+builds it, or how many do so concurrently: every file is written atomically, and a process that replaces a
+file writes the same bytes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PATIENCE_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """Some named arrays: `build` makes them, from nothing but what `key` (JSON-able) says."""
+    """Some named arrays: `build` makes them, from the content of `key` (JSON-serializable) only."""
 
     key: object
     names: tuple[str, ...]
@@ -41,7 +41,7 @@ class CacheEntry:
         return json_digest(self.key)[:32]
 
     def file(self, folder: Path, name: str) -> Path:
-        """The file of one array."""
+        """Return the file of one array."""
         return folder / f"{self.identity}-{name}.npy"
 
     def write(self, folder: Path, arrays: Arrays) -> None:
@@ -52,7 +52,7 @@ class CacheEntry:
 
 
 class IndexCache:
-    """A folder of entries; where it cannot be written, a private folder for temporary files stands in."""
+    """A folder of entries; if it is not writable, a private temporary folder is used."""
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
@@ -90,10 +90,11 @@ class IndexCache:
                 ) from None
 
     def prepare(self, entries: Iterable[CacheEntry]) -> list[Arrays]:
-        """All entries' arrays, building what is missing; under torch.distributed every rank must call this.
+        """Return all entries' arrays, and build missing ones; under torch.distributed every rank must call
+        this.
 
-        Rank 0 builds while the others wait. Where its files cannot be seen (a disk that the nodes do not
-        share), one process of each node builds them once more.
+        Rank 0 builds while the others wait. If its files are not visible (on a disk that the nodes do not
+        share), one process of each node builds them again.
         """
         wanted = list(entries)
         ranks = _distributed()
@@ -106,7 +107,7 @@ class IndexCache:
         return [self._load_surely(entry) for entry in wanted]
 
     def _load_surely(self, entry: CacheEntry) -> Arrays:
-        """Load what somebody has built. A network disk may show it late; in the end it is built here."""
+        """Load what another process has built. A network disk can show it late; in the end it is built here."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while (arrays := self.load(entry)) is None and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -119,10 +120,10 @@ class IndexCache:
 
 
 def private_folder(create: bool = False) -> Path:
-    """This user's folder for indices among the temporary files, made on request.
+    """Return this user's temporary folder for indices, created on demand.
 
     Raises:
-        UserError: the folder was made by somebody else, whose files are not to be trusted.
+        UserError: another user created the folder, whose files cannot be trusted.
     """
     folder = Path(tempfile.gettempdir()) / f"lrpath-index-{os.getuid()}"
     if create:
@@ -133,7 +134,7 @@ def private_folder(create: bool = False) -> Path:
 
 
 def _distributed() -> Any:
-    """torch.distributed where this is one of several ranks; torch is not imported for it."""
+    """Return torch.distributed if this is one of several ranks; torch is not imported for that."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return None
@@ -141,6 +142,6 @@ def _distributed() -> Any:
 
 
 def local_rank() -> int:
-    """The rank within this node; unknown counts as 0, which only costs a second build."""
+    """Return the rank within this node; an unknown rank counts as 0, which only costs a second build."""
     ranked = _distributed() is not None
     return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))) if ranked else 0
