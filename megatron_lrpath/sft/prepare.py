@@ -230,8 +230,7 @@ def settings(plan: Plan, sft: Sft, encoder: ChatEncoder) -> dict[str, Any]:
 
 
 def resaved(plan: Plan, record: dict[str, Any]) -> bool:
-    """Whether the tokenizer that the data were prepared with is the plan's, whatever its files look like "
-    "now."""
+    """Whether the tokenizer that the data were prepared with is the plan's, whatever its files look like now."""
     return bool(record.get("tokenizer")) and prepared_difference(plan, record) is None
 
 

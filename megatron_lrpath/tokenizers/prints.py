@@ -324,8 +324,7 @@ def open_fast(name: str) -> Opened:
 
 
 def open_by_transformers(name: str) -> Opened:
-    """Load a tokenizer without `tokenizer.json`, or one from a hub (if it is in the cache); raises "
-    "UserError."""
+    """Load a tokenizer without `tokenizer.json`, or one from a hub (if it is in the cache); raises UserError."""
     loaded = open_hugging_face(name, local_files_only=True, trust_remote_code=False)
     if getattr(loaded, "is_fast", False):
         named = {name: token for name, token in loaded.special_tokens_map.items() if isinstance(token, str)}
