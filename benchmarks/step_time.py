@@ -150,7 +150,7 @@ def write_plan(shape: Shape, folder: Path, precision: str, total: int) -> Path:
 
 
 def hugging_face(shape: Shape, precision: str, begins: Callable[[], None]) -> None:
-    """Train `LlamaForCausalLM` on random tokens, in an eager loop without anything beside it."""
+    """Train `LlamaForCausalLM` on random tokens, in an eager loop without anything next to it."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

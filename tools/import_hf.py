@@ -63,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Import, and say how to go on."""
+    """Import, and say what to do."""
     model = import_folder(args.folder, args.output, DTYPES[args.dtype] if args.dtype else None)
     print(f"{args.output}: {describe(model)}")
     print(f"lines for a plan: {args.output / SNIPPET}")

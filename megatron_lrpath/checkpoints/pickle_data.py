@@ -343,7 +343,7 @@ class _Machine:
 
     def beside(self) -> None:
         if not self.persistent:
-            raise NotDataError("it refers to something beside it")
+            raise NotDataError("it refers to something outside of it")
         self.stack[-1] = Persistent(self.stack[-1])
 
     OPCODES: ClassVar[list[Callable[[_Machine], None] | None]] = [None] * 256

@@ -11,7 +11,7 @@ from pathlib import Path
 from megatron_lrpath.commands.options import add_plan, lr_share, percentage, share
 from megatron_lrpath.errors import UserError
 
-HELP = "predict the loss for every alpha and decay from the runs so far, the cost beside it"
+HELP = "predict loss and cost for every alpha and decay from the runs so far"
 EXAMPLE = "lrpath advise plan.yaml --within 0.5%   or   lrpath advise plan.yaml --budget 0.5 --apply"
 
 

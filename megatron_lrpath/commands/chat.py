@@ -42,7 +42,7 @@ def execute(args: argparse.Namespace) -> int:
 
     models, sampling = opened(args, tuned=True), sampling_of(args)
     talks = {name: Conversation(writer, args.system) for name, writer in models}
-    say(f"{', '.join(talks)}: {ANEW} begins anew, Ctrl-D ends")
+    say(f"{', '.join(talks)}: {ANEW} starts a new conversation, Ctrl-D ends")
     for line in lines():
         if line == ANEW:
             for talk in talks.values():

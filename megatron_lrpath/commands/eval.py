@@ -120,7 +120,7 @@ def run_worker(args: argparse.Namespace, names: list[str], log: Path) -> int:
     environment = {"TOKENIZERS_PARALLELISM": "false"}
     status, found = run_logged(command, environment, log, "its process", all_output=False)
     if found:
-        say_error(f"the evaluation stopped: {found.message}\n  log: {log}; called again, it goes on")
+        say_error(f"the evaluation stopped: {found.message}\n  log: {log}; call again to continue")
     return status if status in (0, 2) else 1
 
 

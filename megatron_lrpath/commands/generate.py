@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from megatron_lrpath.evaluate.generation import Sampling, Writer
     from megatron_lrpath.plan import Plan, Run
 
-HELP = "let a trained version go on from a text; --compare shows all versions side by side"
+HELP = "let a trained version continue from a text; --compare shows all versions side by side"
 EXAMPLE = """lrpath generate examples/quickstart/plan.yaml --run branch-v3 "The first lines of"
   lrpath generate plan.yaml --compare --temperature 0 "The first lines of\""""
 NARROWEST = 24  # of a column beside others

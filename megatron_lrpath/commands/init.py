@@ -74,9 +74,7 @@ def write_plan(args: argparse.Namespace) -> int:
 
     path = (args.folder or Path()) / "plan.yaml"
     if path.exists():
-        raise UserError(
-            f"{path}: is there already and is never overwritten; name another folder for the plan"
-        )
+        raise UserError(f"{path}: exists already and is never overwritten; name another folder for the plan")
     if args.tokenizer is None:
         raise UserError("--slices needs --tokenizer PATH, the tokenizer that made the data")
     if not args.slices.is_dir():

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from megatron_lrpath.plan import Plan
     from megatron_lrpath.runs.set_aside import SetAside
 
-HELP = "let the main path go on from an earlier checkpoint, without a version; what comes after is set aside"
+HELP = (
+    "let the main path continue from an earlier checkpoint, without a version; what comes after is set aside"
+)
 EXAMPLE = "lrpath rewind plan.yaml --to-step 40000 --drop v5"
 
 

@@ -75,7 +75,7 @@ def keep(slices: Sequence[Slice], existing: Sequence[Slice], folder: Path) -> No
     for one in slices:
         if one.name in there and there[one.name].fingerprint != one.fingerprint:
             raise UserError(
-                f"{slice_path(folder, one.name)}: is there already, drawn from other data; give the version another "
+                f"{slice_path(folder, one.name)}: exists already, drawn from other data; give the version another "
                 "--name, or remove the file if no plan uses it"
             )
     for one in slices:

@@ -56,7 +56,7 @@ class SourcePool:
                 elif source.prefix.resolve() == self.prefix.resolve():
                     raise UserError(
                         f"{self.prefix}: has changed since {one.path or one.name} was drawn from it, so that "
-                        f"nobody can tell what is new; bring the old dataset back, and give new data "
+                        f"new documents cannot be identified; restore the old dataset, and give new data "
                         f"a name of its own"
                     )
 
@@ -179,7 +179,7 @@ def draw(
     there = {one.name: one for one in existing}
     for name in (name for name in request.names if name in there):
         raise UserError(
-            f"{there[name].path or name}: is there already, and slices are never changed; --append goes on "
+            f"{there[name].path or name}: exists already, and slices are never changed; --append continues "
             f"behind the last version, --names gives other names (if an interrupted draw left it, remove it "
             f"and draw again: the same seed draws the same)"
         )
@@ -193,7 +193,7 @@ def draw(
             ),
             *((str(pool.prefix), pool.tokenizer) for pool in pools),
         ],
-        "A model reads one tokenizer's data: tokenize the text anew with the first one.",
+        "A model reads one tokenizer's data: tokenize the text again with the first one.",
     )
     chosen = _take_ranges(request, pools)
     mixture = pools[: len(request.sources)]
@@ -243,7 +243,7 @@ def write_slices(slices: Sequence[Slice], folder: Path | str) -> list[Path]:
     for path in paths:
         if path.exists():
             raise UserError(
-                f"{path}: is there already, and slices are never changed; use another name or folder"
+                f"{path}: exists already, and slices are never changed; use another name or folder"
             )
     contents = [one.to_bytes(path.parent) for one, path in zip(slices, paths, strict=True)]
     marker = Path(folder) / UNFINISHED

@@ -129,7 +129,7 @@ def private_folder(create: bool = False) -> Path:
     if create:
         folder.mkdir(mode=0o700, exist_ok=True)
     if folder.is_symlink() or (folder.exists() and folder.stat().st_uid != os.getuid()):
-        raise UserError(f"{folder}: belongs to somebody else; set TMPDIR to a folder of your own")
+        raise UserError(f"{folder}: belongs to another user; set TMPDIR to a folder of your own")
     return folder
 
 

@@ -89,7 +89,7 @@ def read_header(prefix: str) -> IndexHeader:
         verb = "truncated" if size < expected else "too long"
         raise UserError(
             f"{path}: {verb}: its header names {sequences:,} sequences and {bounds - 1:,} documents, which "
-            f"take {expected:,} bytes, but the file has {size:,}; build the dataset again or copy it anew"
+            f"take {expected:,} bytes, but the file has {size:,}; build the dataset again or copy it again"
         )
     if bounds < 1:
         raise UserError(f"{path}: no document bounds, not even the first")

@@ -112,7 +112,7 @@ def read_content(path: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"cannot be read ({why(error)})"
-    raise UserError(f"{path}: {reason}; remove it, and write it anew with tools/check_dataset.py … --record")
+    raise UserError(f"{path}: {reason}; remove it, and write it again with tools/check_dataset.py … --record")
 
 
 def recorded_content(

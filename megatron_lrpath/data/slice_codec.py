@@ -72,7 +72,7 @@ def unpack_documents(blocks: list[tuple[int, bytes]]) -> Documents:
         except zlib.error as error:
             raise DamagedError(f"a block cannot be unpacked ({error})") from None
         if len(raw) != 4 * count or not unpacker.eof or unpacker.unused_data:
-            raise DamagedError("a block does not hold the number of documents it is said to hold")
+            raise DamagedError("a block does not have the number of documents in its header")
         planes = np.frombuffer(raw, dtype=np.uint8).reshape(4, count)
         gaps = np.ascontiguousarray(planes.T).view("<u4").reshape(-1)
         part = np.cumsum(gaps + np.int64(1)) + before
@@ -134,7 +134,7 @@ def decode(data: bytes) -> tuple[dict[str, Any], list[Documents]]:
         raise DamagedError(f"it is of format {version}, and this version of the program reads {FORMAT}")
     body = memoryview(data)[PREAMBLE.size :]
     if length > len(body) or hashlib.sha256(body).digest() != checksum:
-        raise DamagedError("its content is not what its checksum says: cut short or changed")
+        raise DamagedError("its content does not match its checksum: truncated or changed")
     try:
         header = parse_json(bytes(body[:length]))
         lists = [[(int(n), int(size)) for n, size in source["blocks"]] for source in header["sources"]]

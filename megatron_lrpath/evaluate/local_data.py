@@ -70,7 +70,7 @@ def find(folder: Path, dataset: str, config: str | None) -> dict[str, list[Path]
     wanted = f"{place}/{config or 'data'}/test.parquet (or .jsonl, .json, .csv)"
     raise UserError(
         f"--task-data {folder}: no data of {dataset}{f', {config}' if config else ''}; expected for example "
-        f"{wanted}. docs/evaluation.md says where the data of the paper's benchmarks are."
+        f"{wanted}. docs/evaluation.md lists where the data of the paper's benchmarks are."
     )
 
 
@@ -112,7 +112,7 @@ def own_folder(folder: Path | None, dataset: str) -> Path:
     if folder is None or not (folder / name).is_dir():
         raise UserError(
             f"the benchmark {name} needs --task-data DIR with its authors' files in DIR/{name}; "
-            "docs/evaluation.md says where they are and under which licence."
+            "docs/evaluation.md lists where they are and under which licence."
         )
     return folder / name
 

@@ -80,7 +80,7 @@ def shared_tasks(experiments: Sequence[Experiment], paradigms: Sequence[str] = (
             owners: dict[str, str] = {}
             for task in point_tasks(experiment, point, chosen):
                 same = training_key(point.plan, task.run)
-                if same in tasks:  # an alias of the training that is there already
+                if same in tasks:  # an alias of the training that exists already
                     first = tasks[same]
                     tasks[same] = replace(first, aliases=(*first.aliases, task.folder, *task.aliases))
                 else:

@@ -95,7 +95,7 @@ asked = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_t
 
 
 def usage(chats: bool) -> str:
-    """How to let the model write: a conversation where it has a chat template, else a text that it goes on from."""
+    """Return how to use the model: a conversation if it has a chat template, else a text to continue."""
     return USAGE.replace("{ask}", ASK_CHAT if chats else ASK_TEXT)
 
 

@@ -59,7 +59,7 @@ class Carried:
         if len(json.dumps(asdict(made))) > LARGEST:
             raise UserError(
                 f"config.json and generation_config.json: more than {LARGEST:,} bytes outside the architecture; remove "
-                "what no one needs from a copy of the folder."
+                "what is not needed from a copy of the folder."
             )
         return made
 

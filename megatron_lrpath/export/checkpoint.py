@@ -87,7 +87,7 @@ class CheckpointReader:
         try:
             return load_common(self.folder, self.reader)["args"]
         except KeyError:
-            raise UserError(f"{self.folder}: the checkpoint does not say of which model it is.") from None
+            raise UserError(f"{self.folder}: the checkpoint does not name its model.") from None
 
     def model_keys(self) -> set[str]:
         """The names of the model's tensors: `decoder.layers.3.mlp.…` as `decoder.layers.mlp.…`."""

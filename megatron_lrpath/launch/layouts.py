@@ -125,7 +125,7 @@ def _fits(plan: Plan, layout: Layout, world: int, gigabytes: int, extra: Sequenc
     vocabulary = plan.tokenizer.vocab_size or VOCABULARY
     try:
         return predicted(plan, layout, world, vocabulary, extra).fits(gigabytes * GIB)
-    except UserError:  # a model whose parameters nobody can count
+    except UserError:  # a model whose parameters cannot be counted
         return True
 
 
@@ -133,7 +133,7 @@ def predicted(plan: Plan, layout: Layout, world: int, vocabulary: int, extra: Se
     """The memory of a GPU under a layout.
 
     Raises:
-        UserError: a model whose parameters nobody can count.
+        UserError: a model whose parameters cannot be counted.
     """
     arguments = (*_arguments(plan, layout, extra), *extra)
     return predict(plan, sizes_of(plan, world, arguments), vocabulary, arguments)

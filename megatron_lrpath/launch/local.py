@@ -114,13 +114,13 @@ def alone(output: Path, work: Callable[[], int]) -> int:
     Raises `UserError` when another `lrpath run` is at work there.
     """
     try:
-        with only_one(output, "is carrying out a plan there; wait for it or end it"), signals_raise():
+        with only_one(output, "is running a plan there; wait for it or end it"), signals_raise():
             return work()
     except RunFailedError as error:
         say_error(error)
         return 1
     except KeyboardInterrupt as error:
-        say("lrpath: stopped; call the same command again to go on")
+        say("lrpath: stopped; call the same command again to continue")
         return 128 + (error.number if isinstance(error, Ended) else signal.SIGINT)
 
 

@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--needed", type=int, default=0, help="bytes of disk for the checkpoints to come")
     parser.add_argument("--plan", type=Path, help="of the training, whose memory is predicted")
     parser.add_argument(
-        "--arguments", type=json.loads, default=[], help="Megatron's beside the plan's, as JSON"
+        "--arguments", type=json.loads, default=[], help="Megatron's in addition to the plan's, as JSON"
     )
     parser.add_argument("--write", type=Path, required=True, help="JSON file for what was found")
     parser.add_argument("folders", type=Path, nargs="+", help="shared folders; the last is written to")
@@ -232,7 +232,7 @@ def memory_problems(plan: Plan, arguments: Sequence[str], ranks: Sequence[Facts]
     vocabulary = plan.tokenizer.vocab_size or USUAL_VOCABULARY
     try:
         one = predict(plan, sizes_of(plan, len(ranks), arguments), vocabulary, arguments)
-    except UserError:  # a model whose parameters nobody can count
+    except UserError:  # a model whose parameters cannot be counted
         return []
     least = min(ranks, key=lambda rank: rank.gpu_bytes)
     problems = []

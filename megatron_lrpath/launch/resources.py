@@ -58,7 +58,7 @@ def share_out(
     Without `nproc`: on the CPU the plan's model-parallel size, on GPUs as many as the batch divides among.
     Without `jobs`: as many runs as cores (or GPUs) and memory allow. What is chosen depends on the plan and
     the machine alone, so that a second call gives the same threads and with them the same rounding.
-    `extra` are Megatron arguments besides the plan's.
+    `extra` are Megatron arguments in addition to the plan's.
     Raises `UserError` for a GPU that is asked for and not there, or counts that do not fit.
     """
     gpus = () if device == "cpu" else visible_gpus()

@@ -35,9 +35,9 @@ class Plan:
 
     `schedule.warmup` is in steps; `cycle_steps` of the versions has the schedule's own default merged in;
     `megatron` holds further Megatron arguments, their names with underscores. `paradigms` are those that the file
-    names (None: it does not say, see `runs.tasks.named_paradigms`); every one can be asked for all the same. `license`
-    is the models', for their cards; `prompts` are what evaluated models go on from, to be looked at. `falling` says how
-    the main path's rate falls (None: not).
+    names (None: no such key, see `runs.tasks.named_paradigms`); commands accept the others, too. `license` is the
+    models', for their cards; `prompts` are texts that evaluated models continue. `falling` is how the main path's rate
+    falls (None: it does not).
     """
 
     path: Path

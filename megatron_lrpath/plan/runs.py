@@ -185,7 +185,7 @@ class Timeline:
 
     def from_scratch(self) -> list[Run]:
         """Return a run for each version that reads all data so far."""
-        return [  # CPT goes on from the first one
+        return [  # CPT continues from the first one
             self._run(SCRATCH, i, (0, end), slices=self._names(i), keep_steps=(end,) if i == 1 else ())
             for i, end in enumerate(self.ends, start=1)
         ]

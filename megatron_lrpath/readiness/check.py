@@ -29,7 +29,7 @@ class Request:
     Attributes:
         paradigms, runs: what of it; with `runs` those and their ancestors.
         fine_tunings: None without any, "only" for those alone.
-        extra: Megatron arguments beside the plan's.
+        extra: Megatron arguments in addition to the plan's.
         device, nproc: of the processes, where they are to start here; None leaves their number open.
         evaluate: whether the versions are evaluated at the end.
         where: HERE, CLUSTER (its memory and GPUs are not here), or ANYWHERE (the files alone count).
@@ -137,6 +137,6 @@ def refuse(found: Sequence[tuple[Plan, Sequence[Finding]]], missing_too: bool = 
         if len(new) == 1:
             messages.append(f"{plan.path}: {new[0]}")
         elif new:
-            messages.append("\n  ".join([f"{plan.path}: {len(new)} things are to be mended first", *new]))
+            messages.append("\n  ".join([f"{plan.path}: {len(new)} problems must be fixed first", *new]))
     if messages:
         raise UserError("\n".join(messages))

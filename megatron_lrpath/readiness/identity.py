@@ -18,7 +18,7 @@ from megatron_lrpath.runs.tasks import Task
 from megatron_lrpath.sft.prepared import open_prepared
 from megatron_lrpath.wording import listing
 
-GO_BACK = "Go back to those settings, or give the plan another `output` to train anew."
+GO_BACK = "Restore those settings, or set another `output` in the plan to train again."
 SHOWN = 4  # differences of a run that the message names
 
 

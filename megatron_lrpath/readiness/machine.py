@@ -75,7 +75,7 @@ def gpu_checks(plan: Plan, vocabulary: int, most: float, nproc: int, extra: Sequ
     """The memory of each of `nproc` GPUs of `most` bytes, and of the host.
 
     Raises:
-        UserError: a model whose parameters nobody can count.
+        UserError: a model whose parameters cannot be counted.
     """
     extra = (*extra, *micro_batch_arguments(plan, nproc, extra))
     one = predict(plan, sizes_of(plan, nproc, extra), vocabulary, extra)
@@ -110,7 +110,7 @@ def process_memory(plan: Plan, vocabulary: int) -> Finding:
     the logits in fp32.
 
     Raises:
-        UserError: a model whose parameters nobody can count.
+        UserError: a model whose parameters cannot be counted.
     """
     model = resolve_model(plan.model)
     parameters = parameter_count(model, vocabulary)
@@ -141,7 +141,7 @@ def room_check(plan: Plan, todo: Sequence[Task], vocabulary: int, waits: bool) -
         needed = sum(
             max(0, checkpoint_bytes(sized, task.run) - folder_bytes(task.checkpoints)) for task in todo
         )
-    except UserError:  # a model whose parameters nobody can count
+    except UserError:  # a model whose parameters cannot be counted
         needed = 0
     return disk_check(Path(plan.output), needed, waits)
 

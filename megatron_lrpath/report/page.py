@@ -40,7 +40,7 @@ from megatron_lrpath.runs.folder import report_page
 from megatron_lrpath.runs.results import evaluation_digests, write_report_sources
 
 EMBEDDED_BYTES = 1_000_000
-"""Data up to this size stand in the page itself, too; beyond it only in the file beside it."""
+"""Maximum size of data that is also embedded in the page; larger data is only in a separate file."""
 
 
 @dataclass(frozen=True)

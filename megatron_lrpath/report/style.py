@@ -212,7 +212,7 @@ class SavedAdvice:
 
 
 def save_advice(plan: Plan, advice: SavedAdvice, facts: dict[str, object]) -> Path:
-    """Write the advice beside the plan's runs, `facts` (JSON values) with it; the folder.
+    """Write the advice next to the plan's runs, `facts` (JSON values) with it; the folder.
 
     An earlier one is replaced. The sentences are written last: without them there is no advice.
     """

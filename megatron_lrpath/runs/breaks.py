@@ -21,7 +21,7 @@ LAYOUT = (
     "expert_model_parallel_size",
     "expert_tensor_parallel_size",
 )
-"""Megatron's arguments of the layout; the number of processes stands beside them."""
+"""Megatron's arguments of the layout; the number of processes is recorded separately."""
 
 
 def new_break(earlier: Sequence[Mapping[str, Any]], start: Mapping[str, Any]) -> list[str]:
@@ -58,7 +58,7 @@ def breaks(lineage: Mapping[str, Any]) -> dict[int, list[str]]:
 
 def breaks_told(lineage: Mapping[str, Any]) -> list[str]:
     """Describe each break of a run in a clause."""
-    return [f"goes on from step {step:,} with {listing(found)}" for step, found in breaks(lineage).items()]
+    return [f"continues from step {step:,} with {listing(found)}" for step, found in breaks(lineage).items()]
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -74,7 +74,7 @@ def read_lineage(folder: Path) -> dict[str, Any] | None:
     if problems:
         raise UserError(
             f"{RunFolder(folder).lineage}: not a lineage file ({problems[0]}). Restore it from a backup, or move "
-            "the run's folder away to start the run anew."
+            "the run's folder away to start the run again."
         )
     return lineage
 
@@ -122,9 +122,9 @@ def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
             if name in new and old[name] != new[name]
         ]
     if stored.get("tokenizer_model") != current.get("tokenizer_model"):
-        found.append("the tokenizer's model file is another")
+        found.append("the tokenizer's model file has changed")
     if stored.get("sft_data") != current.get("sft_data"):
-        found.append("the prepared chat data are others")
+        found.append("the prepared chat data have changed")
     old, new = (without_neutral(one.get("arguments", {})) for one in (stored, current))
     found += [
         f"argument {name}: was {old.get(name, 'not given')}, is {new.get(name, 'not given')}"
@@ -185,7 +185,7 @@ def check_same_run(folder: Path, identity: dict[str, Any], anew: str = UNDER_A_P
     `anew` says how to train under the new settings.
 
     Raises:
-        UserError: what differs, and how to go on.
+        UserError: what differs, and what to do.
     """
     lineage = read_lineage(folder)
     require_no_rewind(folder, lineage)
@@ -209,13 +209,13 @@ def refuse_differences(folder: Path, found: list[str], anew: str = UNDER_A_PLAN)
     """Refuse to continue the run in `folder` where something differs.
 
     Raises:
-        UserError: what differs, and how to go on.
+        UserError: what differs, and what to do.
     """
     if found:
         raise UserError(
             f"{folder}: this run was started under other settings: "
             + "; ".join(found)
-            + f". Go back to the settings it was started with, or {anew} to train anew."
+            + f". Restore the settings it was started with, or {anew} to train again."
         )
 
 
@@ -238,7 +238,7 @@ def check_same_parent(folder: Path, parent: Path, step: int) -> None:
     what = "is gone, so that it cannot be compared with the one" if now_there is None else "is not the one"
     raise UserError(
         f"{parent}: the checkpoint of step {step} {what} that {folder} was started from "
-        f"({was}, step {recorded['step']}). Restore it, name that parent, or {ANOTHER_SAVE} to branch off anew."
+        f"({was}, step {recorded['step']}). Restore it, name that parent, or {ANOTHER_SAVE} to branch off again."
     )
 
 
@@ -258,7 +258,7 @@ def check_parent(folder: Path, parent: Path, step: int, parent_identity: dict[st
         raise UserError(
             f"{parent}: the parent was trained under another plan: "
             + "; ".join(found)
-            + ". Use the plan it was trained with, or train the parent anew under another `output`."
+            + ". Use the plan it was trained with, or train the parent again under another `output`."
         )
     require_same_parent(folder, parent, step)
 
@@ -278,7 +278,7 @@ def require_same_parent(folder: Path, parent: Path, step: int) -> None:
     if own["parent"]["fingerprint"] != checkpoint_fingerprint(root, step):
         raise UserError(
             f"{root}: the checkpoint of step {step} is not the one that {folder.name} was "
-            "started from. Restore it, or move this run's folder away to branch off anew."
+            "started from. Restore it, or move this run's folder away to branch off again."
         )
 
 
@@ -338,7 +338,7 @@ def without_secrets(launch: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def forget(folder: Path) -> None:
-    """Remove the lineage of a run that has nothing to go on from, before it begins anew."""
+    """Remove the lineage of a run that has nothing to continue from, before it begins again."""
     RunFolder(folder).lineage.unlink(missing_ok=True)
 
 

@@ -77,7 +77,7 @@ class OverriddenPlan:
         output = Path(self.plan.output)
         there = read_made(self.path)
         if there is None and self.path.exists():
-            raise UserError(f"{self.path}: is there already, and no plan that {OPTION} has written; {own}")
+            raise UserError(f"{self.path}: exists already, and no plan that {OPTION} has written; {own}")
         if there is None:
             if held := _held(output):
                 raise UserError(
@@ -122,7 +122,7 @@ class OverriddenPlan:
             atomic_write_bytes(self.path, content)
         except LockHeldError as owner:
             raise UserError(
-                f"{self.plan.output}: {owner} is carrying out a plan there, and {self.path} would be another now; wait "
+                f"{self.plan.output}: {owner} is running a plan there, and {self.path} would change; wait "
                 "for it or end it, then call again"
             ) from None
         finally:

@@ -22,7 +22,7 @@ from megatron_lrpath.tokenizers.fast_bpe import (
 # Normalizers that know no Unicode tables; gigatoken carries these out itself.
 PLAIN_NORMALIZERS = ("Prepend", "Replace")
 UNICODE_FORMS = ("NFC", "NFD", "NFKC", "NFKD")
-# Characters that NFC leaves as they are, alone and beside each other, in every version of Unicode.
+# Characters that NFC leaves as they are, alone and next to each other, in every version of Unicode.
 NOT_SURELY_NFC = re.compile(
     "[^\x00-\u02ff\u0400-\u0482\u048a-\u04ff\u2010-\u2027\u3000-\u3029\u3041-\u3096\u30a1-\u30ff"
     "\u4e00-\u9fa5\uac00-\ud7a3\uff01-\uff60]"

@@ -67,7 +67,8 @@ def tell_added(config: dict[str, Any], place: Path) -> None:
     added = [token for token, number in ids.items() if isinstance(number, int) and number >= size]
     if added:
         warn(
-            f"{MODEL_FILE} has {size:,} tokens and no tokenizer.json is beside it: in the training {listing(added[:5])}"
+            f"{MODEL_FILE} has {size:,} tokens and no tokenizer.json is next to it: in the training "
+            f"{listing(added[:5])}"
             f"{f' and {len(added) - 5} more' if len(added) > 5 else ''} will be text like any other."
         )
 

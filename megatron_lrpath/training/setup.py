@@ -266,7 +266,7 @@ def check_unrecorded(session: Session, args: Any, common: dict[str, Any]) -> Non
     lineage.refuse_differences(context.records, found, lineage.ANOTHER_SAVE)
     if args.rank == 0:
         say(
-            f"{context.records}: its checkpoints have no record of the run beside them (an older version or plain "
+            f"{context.records}: its checkpoints have no record of the run next to them (an older version or plain "
             "Megatron wrote them); this start leaves one."
         )
 

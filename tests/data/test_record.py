@@ -1,4 +1,4 @@
-"""What made a dataset is recorded beside it, goes along into slices, and another tokenizer is refused by name."""
+"""What made a dataset is recorded next to it, goes along into slices, and another tokenizer is refused by name."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def test_a_folder_that_cannot_be_written_is_replaced_by_a_private_one(tmp_path: 
 def test_a_private_folder_that_somebody_planted_is_not_trusted(tmp_path: Path) -> None:
     (tmp_path / "planted").mkdir()
     (tmp_path / "tmp" / f"lrpath-index-{os.getuid()}").symlink_to(tmp_path / "planted")
-    with pytest.raises(UserError, match="belongs to somebody else"):
+    with pytest.raises(UserError, match="belongs to another user"):
         IndexCache(tmp_path / "cache").prepare([numbers(5)])
 
 

@@ -227,7 +227,7 @@ def test_nothing_outlives_a_killed_supervisor(tmp_path):
 
 def test_a_second_call_on_the_same_output_is_refused_with_the_owner(tmp_path):
     plan = write_plan(tmp_path, 1)
-    owner = f"process {os.getpid()} on .* is carrying out"
+    owner = f"process {os.getpid()} on .* is running a plan"
     with only_one(Path(plan.output), "is here"), pytest.raises(UserError, match=owner):
         run(plan)
     assert run(plan)[0] == 0

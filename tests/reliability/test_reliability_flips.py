@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trained plan; its readers find it under the name `plan` beside it."""
+    """A trained plan; its readers find it under the name `plan` next to it."""
     at = tmp_path_factory.mktemp("flips") / "plan"
     at.mkdir()
     build(at, whole=False)

@@ -63,7 +63,7 @@ def sft_plan(folder: Path, **changes: Any) -> Path:
 
 
 def changed(plan: Path, name: str, **keys: Any) -> Path:
-    """Another plan file beside it, with other keys at its top."""
+    """Another plan file next to it, with other keys at its top."""
     path = plan.with_name(f"{name}.yaml")
     path.write_text(yaml.safe_dump(yaml.safe_load(plan.read_text()) | keys, sort_keys=False))
     return path

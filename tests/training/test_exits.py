@@ -137,8 +137,8 @@ class Task:
     ("helps", "status", "advice"),
     [
         (False, 1, "without a change"),
-        (None, 1, "go on from"),
-        (True, 1, "go on from"),
+        (None, 1, "continue from"),
+        (True, 1, "continue from"),
         (None, 2, "without a change"),
     ],
 )

@@ -55,7 +55,7 @@ LOST = {"main": ["iter_0000009"], "branch-v2": ["iter_0000012"]}
 
 
 def test_steps_that_are_trained_again_are_shown_once(tmp_path: Path) -> None:
-    """A main path and a branch off it that lose their last checkpoint; the branch has no other and begins anew."""
+    """A main path and a branch off it that lose their last checkpoint; the branch has no other and begins again."""
     plan = make_plan(tmp_path, (6, 6))
     wanted = {}
     for name, lost in LOST.items():

@@ -264,6 +264,6 @@ class RejectLog:
                 f"{self.count:,} of {self.count + documents:,} documents were rejected, {self.option} allows "
                 f"{self.limit:,}; reading stopped there, and nothing was written. They are listed in {self.path}, "
                 f"the first is\n  {self.first}\n"
-                f"Mend or remove them; or leave such documents out of the output: {self.option} {self.count}, or "
+                f"Fix or remove them; or leave such documents out of the output: {self.option} {self.count}, or "
                 "more if others follow"
             )

@@ -184,7 +184,7 @@ class JobStart:
         held = chain.hold_dependents(reason)
         if held:
             steps.note(f"held: {', '.join(f'{entry.key} (job {entry.number})' for entry in held)}")
-        steps.note("mend the cause and call `lrpath submit` again: it goes on from the last checkpoint")
+        steps.note("fix the cause and call `lrpath submit` again: it continues from the last checkpoint")
         notify(self.spec.notify, FOR_GOOD, self.spec.key, reason)
         return 1
 
@@ -200,7 +200,7 @@ def train(start: JobStart) -> int:
         return 0
     if not parent_available(start.task, start.parent.folder if start.parent else None):
         reason = f"{start.task.parent} ended without its checkpoint of step {start.task.parent_step}"
-        print(f"{start.task.key}: {reason}; `lrpath submit` again once that is mended")
+        print(f"{start.task.key}: {reason}; `lrpath submit` again once that is fixed")
         commands.set_comment(start.place.number, f"{MARK}held: {reason}")
         notify(start.spec.notify, HELD, start.spec.key, reason)
         return leave("requeuehold", start.place.number)

@@ -357,7 +357,7 @@ def about_job(job: Job, spec: Spec) -> list[str]:
     if job.kind == "report":
         return [f"It runs: {shlex.join(report_command(spec.plan))}"]
     told = [
-        "Handed to sbatch as it is, it goes on from the last checkpoint; the program below runs on the first"
+        "Handed to sbatch as it is, it continues from the last checkpoint; the program below runs on the first"
     ]
     told += ["node, follows the ranks and requeues the job. What it runs on every rank:"]
     module, argv = rank_command(spec, spec.plan, job.task.key if job.task else "")

@@ -30,8 +30,8 @@ REASONS = {
     "AssocGrpBillingMinutes": "the account's budget is spent: ask the operators",
     "AssocGrpCPUMinutesLimit": "the account's budget is spent: ask the operators",
     "AssocGrpGRESMinutes": "the account's budget is spent: ask the operators",
-    "InvalidAccount": f"the account does not exist here: mend LRPATH_ACCOUNT, then {AGAIN}",
-    "InvalidQOS": f"the QOS does not exist here: mend LRPATH_QOS, then {AGAIN}",
+    "InvalidAccount": f"the account does not exist here: fix LRPATH_ACCOUNT, then {AGAIN}",
+    "InvalidQOS": f"the QOS does not exist here: fix LRPATH_QOS, then {AGAIN}",
 }
 _TAIL_BYTES = 4096
 
@@ -117,13 +117,13 @@ class Jobs:
         if job["state"] == "ending":
             return f"job {number} was cancelled: it saves and ends"
         if job["comment"]:
-            return f"{job['comment']}; mend the cause, then {AGAIN}"
+            return f"{job['comment']}; fix the cause, then {AGAIN}"
         reason = REASONS.get(job["reason"])
         if reason:
             return f"job {number}: {reason.format(number=number)}"
         attempt = self.last_attempt(job)
         if attempt and attempt.stopped:
-            return f"{attempt.stopped}; mend the cause, then {AGAIN}"
+            return f"{attempt.stopped}; fix the cause, then {AGAIN}"
         if attempt and job["state"] == "pending":
             how = attempt.said(last_step) + (f" ({attempt.cause})" if attempt.cause else "")
             return f"{how}; job {number} goes on by itself"

@@ -255,7 +255,7 @@ PLAN_KEYS = (
         "prompts",
         {"type": "array", "items": TEXT, "minItems": 1, "maxItems": 100},
         None,
-        "what the models go on from in `lrpath eval`, for the report; default: beginnings of the validation text",
+        "the texts that the models continue in `lrpath eval`, for the report; default: beginnings of the validation text",
     ),
     Key("output", TEXT, None, "folder of all runs, `OUTPUT/<paradigm>/<run>`; default: `runs/NAME`"),
     Key("megatron", OBJECT, {}, "any other Megatron arguments, with `-` or `_`, without the dashes before"),

@@ -68,8 +68,8 @@ def check_optimizer(args: Any, stored: Any, what: str) -> None:
     """
     if getattr(stored, "no_save_optim", False):
         raise UserError(
-            f"{what} was saved without the optimizer's state (--no-save-optim), which a run goes on from. Train the "
-            "parent anew without that argument."
+            f"{what} was saved without the optimizer's state (--no-save-optim), which a run continues from. Train the "
+            "parent again without that argument."
         )
     if getattr(stored, "optimizer", args.optimizer) != args.optimizer:
         raise UserError(
@@ -113,7 +113,7 @@ def model_arguments(common: Mapping[str, Any], folder: Path) -> Any:
     """
     stored = common.get("args")
     if stored is None:
-        raise UserError(f"{folder}: the checkpoint does not say of which model it is.")
+        raise UserError(f"{folder}: the checkpoint does not name its model.")
     return stored
 
 
@@ -189,7 +189,7 @@ def check_pretrained(args: Any) -> Any:
     if wrong := differences(stored, args, free, more):
         raise UserError(
             f"{folder}: the weights to start from belong to another model: {'; '.join(wrong)}. Take over the "
-            "`model` settings that were written beside them (plan.yaml), or leave --pretrained-checkpoint "
+            "`model` settings that were written next to them (plan.yaml), or leave --pretrained-checkpoint "
             "out."
         )
     return stored

@@ -99,7 +99,7 @@ class Saves:
                 "and call again."
             )
         if on_rank_0():
-            warn(f"{message} The training goes on and tries again at its next save.")
+            warn(f"{message} The training continues and tries again at its next save.")
 
     def discard(self, step: int) -> None:
         """Remove the files of a failed save, and the empty folder that Megatron created for it."""

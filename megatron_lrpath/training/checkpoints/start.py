@@ -115,7 +115,7 @@ def choose(own: Path, parent: ParentCheckpoint | None, damage_of: Callable[[Path
     if found := disk.damaged_found(own):
         raise UserError(
             f"{own}: no whole checkpoint is left, only damaged ones: {', '.join(found)}. Restore one from a "
-            f"backup (without the ending {disk.DAMAGED}), or move this folder away to train the run anew."
+            f"backup (without the ending {disk.DAMAGED}), or move this folder away to train the run again."
         )
     if parent is None:
         return Start(None, 0)
@@ -123,7 +123,7 @@ def choose(own: Path, parent: ParentCheckpoint | None, damage_of: Callable[[Path
     if problems := damage_of(parent.folder, parent.step):
         raise UserError(
             f"{parent.folder}: the checkpoint of step {parent.step}, from which this run starts, is damaged: "
-            f"{'; '.join(problems)}. Restore it from a backup, or train the parent anew."
+            f"{'; '.join(problems)}. Restore it from a backup, or train the parent again."
         )
     if parent.weights_only:
         return Start(str(parent.folder), 0, weights_of=parent.step)

@@ -49,7 +49,7 @@ def unclassified(given: Mapping[str, Any], own: ArgumentsProvider | None) -> lis
             action.dest for action in full_parser()._actions
         }
         problems += [
-            f"{flag(name)}: nobody has classified this argument of Megatron {megatron.core.__version__} (this "
+            f"{flag(name)}: this argument is not classified for Megatron {megatron.core.__version__} (this "
             f"project knows {MEGATRON}), so that it is not known whether a result depends on it; leave it out."
             for name in others
             if name not in ours

@@ -50,7 +50,7 @@ class _Product(ExtraState):
             parallel(self.weight, 0 if parallel_mode == "column" else 1)
 
     def product(self, inputs: torch.Tensor) -> Any:
-        """The product with the weight; the bias added, or beside it."""
+        """The product with the weight; the bias added, or next to it."""
         if self.return_bias:
             return F.linear(inputs, self.weight), self.bias
         return F.linear(inputs, self.weight, self.bias)
