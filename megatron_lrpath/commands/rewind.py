@@ -114,7 +114,8 @@ def tell(plan: Plan, record: SetAside, staying: tuple[str, ...]) -> None:
         print(f"  as they are: {listing(list(staying))}")
     if beyond := [str(one) for one in plan.also_branch_at if one > record.to_step]:
         print(
-            f"  no longer there for branches of other plans (also_branch_at) until trained anew: step {listing(beyond)}"
+            "  no longer there for branches of other plans (also_branch_at) until trained again: "
+            f"step {listing(beyond)}"
         )
 
 

@@ -255,7 +255,7 @@ PLAN_KEYS = (
         "prompts",
         {"type": "array", "items": TEXT, "minItems": 1, "maxItems": 100},
         None,
-        "the texts that the models continue in `lrpath eval`, for the report; default: beginnings of the validation text",
+        "texts that the models continue in `lrpath eval`, for the report; default: beginnings of the validation text",
     ),
     Key("output", TEXT, None, "folder of all runs, `OUTPUT/<paradigm>/<run>`; default: `runs/NAME`"),
     Key("megatron", OBJECT, {}, "any other Megatron arguments, with `-` or `_`, without the dashes before"),
