@@ -135,7 +135,7 @@ def test_a_message_that_spells_out_a_control_token_is_rejected(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("sft", "said"),
     [
-        ({"chat_template": "chatml"}, "would be plain text to the tokenizer; write special_tokens"),
+        ({"chat_template": "chatml"}, "are plain text for the tokenizer; add special_tokens"),
         ({"chat_template": "tokenizer"}, "has no chat template"),
         ({"chat_template": "missing.jinja"}, "cannot be read as a file"),
         ({"special_tokens": [f"<|{number}|>" for number in range(41)]}, "have 40 rows beyond"),
