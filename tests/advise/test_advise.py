@@ -217,7 +217,9 @@ def test_advice_names_what_would_make_the_level_more_precise(tmp_path: Path) -> 
     write_losses(plan, STRONG)
     assert "`lrpath eval PLAN` first" in hint(advise(plan))
     evaluate_main_path(plan, steps=())
-    assert "More evaluated checkpoints of the main path (save_interval, save_retain_interval)" in hint(advise(plan))
+    assert "More evaluated checkpoints of the main path (save_interval, save_retain_interval)" in hint(
+        advise(plan)
+    )
     root = plan.folder(plan.run("ours", "main")) / "checkpoints"
     for step in (200, 240, 320, 400):
         (root / f"iter_{step:07}").mkdir(parents=True)
