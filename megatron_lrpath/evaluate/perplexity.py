@@ -19,6 +19,7 @@ from megatron.training import get_args, training
 from megatron.training.checkpointing import load_checkpoint
 from torch.utils.data import default_collate
 
+from megatron_lrpath.checkpoints.reader import listed, model_problems
 from megatron_lrpath.data.slice import open_validations
 from megatron_lrpath.data.versioned import build_validation
 from megatron_lrpath.errors import UserError
@@ -151,7 +152,7 @@ def load_weights(plan: Plan, target: Target, args: Any, model: list[Any]) -> boo
         if target.at is not None and removed(folder, step):
             return False
         raise UserError(
-            f"{folder}: the checkpoint of step {step} is damaged: {'; '.join(problems)}. Restore it from "
+            f"{folder}: the checkpoint of step {step} is damaged: {listed(problems)}. Restore it from "
             "a backup, or train the run anew."
         )
     parent.check_model(args, folder, step, weights_only=target.run.is_sft)
@@ -169,11 +170,11 @@ def removed(folder: Path, step: int) -> bool:
 
 
 def damage(folder: Path, step: int) -> list[str]:
-    """What is wrong with a checkpoint's files, in words; every rank reads its share and learns what all found."""
+    """What is wrong with what is read of a checkpoint, in words; every rank reads a share and learns what all found."""
     ranks = Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), store=None)
     mine = start.damage(folder, step, "sizes", ranks, ReadAhead())
     if not mine and (checkpoint_folder(folder, step) / MANIFEST).exists():
-        mine = start.content_problems(checkpoint_folder(folder, step), ranks, ReadAhead())
+        mine = model_problems(checkpoint_folder(folder, step), ranks.rank, ranks.world)
     found: list[list[str]] = [[]] * ranks.world
     torch.distributed.all_gather_object(found, mine)
     return sorted({problem for part in found for problem in part})

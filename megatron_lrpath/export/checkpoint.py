@@ -65,16 +65,14 @@ class CheckpointReader:
         self.reader.set_up_storage_reader(self.metadata, is_coordinator=True)
 
     def verify(self) -> None:
-        """Compare all files that hold something of the model with the manifest, before anything is written.
+        """Compare all that is read of the model with the manifest, before anything is written.
 
         Raises:
-            UserError: which files are damaged.
+            UserError: what is damaged.
         """
         places = (self.metadata.storage_data or {}).items()
-        files = {place.relative_path for index, place in places if index.fqn.startswith(READ)}
-        self.reader.verify(
-            {METADATA, BACKEND_FILE, *files}
-        )  # the first two go into the checkpoint's fingerprint
+        self.reader.verify({METADATA, BACKEND_FILE})  # they go into the checkpoint's fingerprint
+        self.reader.verify_items({index: place for index, place in places if index.fqn.startswith(READ)})
 
     @property
     def entries(self) -> dict[str, Any]:
