@@ -78,6 +78,12 @@ class SafeReader(FileSystemReader):
             refuse_damage(self.folder, wrong_items(self.folder, self.sums, summed))
         self._verified.update(new)
 
+    def verify_fingerprint(self, items: Places) -> None:
+        """Compare what the checkpoint's fingerprint is made of; `items`: all. Raises as `verify_items`."""
+        self.verify({METADATA, BACKEND})
+        if self.sums is not None:
+            self.verify_items(fingerprinted(self.sums, items))
+
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """The checkpoint's metadata; raises UserError."""
         path = Path(self._get_metadata_path(kwargs.get("rank")))
@@ -128,6 +134,19 @@ def wrong_items(folder: Path, sums: Mapping[str, FileSum], items: Places) -> lis
     ]
 
 
+def fingerprinted(sums: Mapping[str, FileSum], items: Places) -> dict[MetadataIndex, Any]:
+    """Those items, of files that `has_items`, that the checkpoint's fingerprint reads a part of."""
+    blocks = {name: disk.fingerprint_blocks(one.bytes) for name, one in sums.items() if one.items}
+    return {
+        index: place
+        for index, place in items.items()
+        if any(
+            place.offset < block.stop and block.start < place.offset + place.length
+            for block in blocks.get(place.relative_path, ())
+        )
+    }
+
+
 def by_file(items: Places) -> dict[str, dict[tuple[int, int], str]]:
     """The items of each file: the name of each by its (offset, length) in bytes."""
     found: dict[str, dict[tuple[int, int], str]] = {}
@@ -145,7 +164,9 @@ def written_items(folder: Path) -> dict[str, list[tuple[int, int]]]:
 
 
 def model_problems(folder: Path, rank: int, world: int) -> list[str]:
-    """What is wrong, in words, with this rank's share of what an evaluation reads: all but `TRAINING_STATE`.
+    """What is wrong, in words, with this rank's share of what an evaluation reads.
+
+    That is all but `TRAINING_STATE`, and of that what goes into the fingerprint.
 
     Args:
         folder: of one step, with a manifest; all sizes are right.
@@ -162,6 +183,7 @@ def model_problems(folder: Path, rank: int, world: int) -> list[str]:
     except (ManifestError, UserError) as error:
         return [str(error)]
     wanted = {index: place for index, place in stored.items() if not index.fqn.startswith(TRAINING_STATE)}
+    wanted |= fingerprinted(sums, stored)
     mine = set(disk.share_of(rank, world, {place.relative_path for place in wanted.values()}))
     whole = {name for name in mine if not has_items(sums, name)}
     items = {index: place for index, place in wanted.items() if place.relative_path in mine - whole}

@@ -263,10 +263,15 @@ def files_fingerprint(paths: Iterable[Path]) -> str:
         size = path.stat().st_size
         digest.update(f"{path.name}:{size}\n".encode())
         with path.open("rb") as stream:
-            for number in range(16):
-                stream.seek(size * number // 16)
+            for block in fingerprint_blocks(size):
+                stream.seek(block.start)
                 digest.update(stream.read(BLOCK))
     return digest.hexdigest()
+
+
+def fingerprint_blocks(size: int) -> list[range]:
+    """The bytes of a file of `size` bytes that its fingerprint is made of."""
+    return [range(start, min(start + BLOCK, size)) for start in (size * number // 16 for number in range(16))]
 
 
 def present_fingerprint(root: Path, step: int) -> str | None:
