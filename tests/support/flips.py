@@ -238,6 +238,8 @@ PLACES: tuple[Place, ...] = (
     Place("record", whole("data/v1_*.tokens.json"), ("start", "check --full")),
     Place("prepared chats", whole("runs/sft/*_tokens.bin", "runs/sft/*_answers.bin"), ("fine-tuning",)),
     Place("prepared chats", whole("runs/sft/*.idx", "runs/sft/prepared.json"), ("fine-tuning", "status")),
+    Place("index cache", whole("data/slices/.cache/*.npy"), ("start", "resume", "branch")),
+    Place("index cache", whole("runs/sft/.cache/*.npy"), ("fine-tuning",)),
     Place("lineage", whole(f"{MAIN}/lineage.json"), ("branch", "report", "status")),
     Place("lineage", whole(f"{SCRATCH}/lineage.json"), ("resume",)),
     Place("lineage", whole(f"{BRANCH}/lineage.json"), ("fine-tuning", "report", "status")),
