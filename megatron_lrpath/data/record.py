@@ -255,9 +255,10 @@ class Comparison:
 
 def control_tokens(prefix: Path) -> int:
     """How many control tokens prepared chats have beyond the vocabulary, where the dataset is one of them."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        prepared = read_json(prefix.parent / PREPARED)
-        return len(prepared["control_tokens"])
+    for folder in prefix.parents[:2]:  # of the data, or around it
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            prepared = read_json(folder / PREPARED)
+            return len(prepared["control_tokens"])
     return 0
 
 

@@ -236,8 +236,10 @@ PLACES: tuple[Place, ...] = (
         "slice", whole("data/slices/v1.slice", "data/slices/valid.slice"), ("start", "report", "check --full")
     ),
     Place("record", whole("data/v1_*.tokens.json"), ("start", "check --full")),
-    Place("prepared chats", whole("runs/sft/*_tokens.bin", "runs/sft/*_answers.bin"), ("fine-tuning",)),
-    Place("prepared chats", whole("runs/sft/*.idx", "runs/sft/prepared.json"), ("fine-tuning", "status")),
+    Place("prepared chats", whole("runs/sft/data-*/*.bin"), ("fine-tuning",)),
+    Place(
+        "prepared chats", whole("runs/sft/data-*/*.idx", "runs/sft/prepared.json"), ("fine-tuning", "status")
+    ),
     Place("index cache", whole("data/slices/.cache/*.npy"), ("start", "resume", "branch")),
     Place("index cache", whole("runs/sft/.cache/*.npy"), ("fine-tuning",)),
     Place("lineage", whole(f"{MAIN}/lineage.json"), ("branch", "report", "status")),
