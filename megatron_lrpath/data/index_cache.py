@@ -2,7 +2,8 @@
 
 An entry's name is the hash of its inputs, which determine its content. So it does not matter which process
 builds it, or how many do so concurrently: every file is written atomically, and a process that replaces a
-file writes the same bytes.
+file writes the same bytes. A file ends with the XXH3-128 of its content; a damaged file, or one without a
+checksum, is built again.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from tokenize import TokenError
+from typing import Any, BinaryIO
 
 import numpy as np
+import xxhash
 
+from megatron_lrpath.console import warn
 from megatron_lrpath.errors import UserError, cause
 from megatron_lrpath.files import atomic_open
 from megatron_lrpath.sealed import json_digest
@@ -25,6 +29,11 @@ from megatron_lrpath.sealed import json_digest
 type Arrays = dict[str, np.ndarray]
 
 PATIENCE_SECONDS = 5.0
+MARK = b"lrp-xxh3"  # before the checksum, which is the end of a file
+SUM_BYTES = len(MARK) + 16
+NO_ARRAY = (OSError, ValueError, EOFError, SyntaxError, TokenError, TypeError, OverflowError)
+"""What NumPy raises for a file that is missing, cut short, of Python objects or damaged."""
+CHUNK = 4 * 2**20  # bytes summed at a time
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,46 @@ class CacheEntry:
         """Write all arrays, each file atomically."""
         for name in self.names:
             with atomic_open(self.file(folder, name)) as stream:
-                np.lib.format.write_array(stream, arrays[name], allow_pickle=False)
+                summing = _Summing(stream)
+                np.lib.format.write_array(summing, arrays[name], allow_pickle=False)
+                stream.write(MARK + summing.digest.digest())
+
+    def read(self, folder: Path, name: str) -> np.ndarray:
+        """One array, mapped read-only, after its file's checksum is compared. Raises `NO_ARRAY`."""
+        path = self.file(folder, name)
+        _check_sum(path)
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+class _Summing:
+    """A file for NumPy to write to, which sums what it gets."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream = stream
+        self.digest = xxhash.xxh3_128()
+
+    def write(self, content: bytes) -> int:
+        """Write and sum."""
+        self.digest.update(content)
+        return self.stream.write(content)
+
+
+def _check_sum(path: Path) -> None:
+    """Raise ValueError for a file without a checksum, or that is not what was written."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as stream:
+        left = os.fstat(stream.fileno()).st_size - SUM_BYTES
+        stream.seek(max(left, 0))
+        end = stream.read(SUM_BYTES)
+        if left < 0 or not end.startswith(MARK):
+            raise ValueError("it has no checksum")
+        stream.seek(0)
+        while part := stream.read(min(left, CHUNK)):
+            digest.update(part)
+            left -= len(part)
+    if end != MARK + digest.digest():
+        warn(f"{path}: the index is damaged (it is not what was written) and is built again. Check the disk.")
+        raise ValueError("it is damaged")
 
 
 class IndexCache:
@@ -61,11 +109,8 @@ class IndexCache:
         """The entry's arrays, mapped read-only, or None where they are not all there and whole."""
         for folder in (self.folder, private_folder()):
             try:
-                return {
-                    name: np.load(entry.file(folder, name), mmap_mode="r", allow_pickle=False)
-                    for name in entry.names
-                }
-            except (OSError, ValueError, EOFError):  # missing, cut short, or of Python objects
+                return {name: entry.read(folder, name) for name in entry.names}
+            except NO_ARRAY:
                 continue
         return None
 
@@ -97,14 +142,19 @@ class IndexCache:
         share), one process of each node builds them again.
         """
         wanted = list(entries)
+        found: dict[str, Arrays | None] = {}
         ranks = _distributed()
         for builds in (ranks is None or ranks.get_rank() == 0, local_rank() == 0):
             for entry in wanted if builds else ():
-                if self.load(entry) is None:
+                if found.get(entry.identity) is not None:
+                    continue
+                if (arrays := self.load(entry)) is None:
                     self.build(entry)
+                    arrays = self.load(entry)
+                found[entry.identity] = arrays
             if ranks is not None:
                 ranks.barrier()
-        return [self._load_surely(entry) for entry in wanted]
+        return [found.get(entry.identity) or self._load_surely(entry) for entry in wanted]
 
     def _load_surely(self, entry: CacheEntry) -> Arrays:
         """Load what another process has built. A network disk can show it late; in the end it is built here."""

@@ -265,9 +265,10 @@ def control_tokens(prefix: Path) -> int:
     """Return the number of control tokens of prepared chats beyond the vocabulary, if the dataset is one of
     them.
     """
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        prepared = read_json(prefix.parent / PREPARED)
-        return len(prepared["control_tokens"])
+    for folder in prefix.parents[:2]:  # of the data, or around it
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            prepared = read_json(folder / PREPARED)
+            return len(prepared["control_tokens"])
     return 0
 
 

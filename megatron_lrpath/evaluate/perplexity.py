@@ -21,6 +21,7 @@ from megatron.training import get_args, training
 from megatron.training.checkpointing import load_checkpoint
 from torch.utils.data import default_collate
 
+from megatron_lrpath.checkpoints.reader import listed, model_problems
 from megatron_lrpath.data.slice import open_validations
 from megatron_lrpath.data.versioned import build_validation
 from megatron_lrpath.errors import UserError
@@ -154,7 +155,7 @@ def load_weights(plan: Plan, target: Target, args: Any, model: list[Any]) -> boo
         if target.at is not None and removed(folder, step):
             return False
         raise UserError(
-            f"{folder}: the checkpoint of step {step} is damaged: {'; '.join(problems)}. Restore it from "
+            f"{folder}: the checkpoint of step {step} is damaged: {listed(problems)}. Restore it from "
             "a backup, or train the run again."
         )
     parent.check_model(args, folder, step, weights_only=target.run.is_sft)
@@ -172,13 +173,13 @@ def removed(folder: Path, step: int) -> bool:
 
 
 def damage(folder: Path, step: int) -> list[str]:
-    """Return the problems of a checkpoint's files; every rank verifies its share, and all ranks get all
-    problems.
+    """Return the problems of the parts of a checkpoint that are read; every rank verifies a share, and all
+    ranks get all problems.
     """
     ranks = Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), store=None)
     mine = start.damage(folder, step, "sizes", ranks, ReadAhead())
     if not mine and (checkpoint_folder(folder, step) / MANIFEST).exists():
-        mine = start.content_problems(checkpoint_folder(folder, step), ranks, ReadAhead())
+        mine = model_problems(checkpoint_folder(folder, step), ranks.rank, ranks.world)
     found: list[list[str]] = [[]] * ranks.world
     torch.distributed.all_gather_object(found, mine)
     return sorted({problem for part in found for problem in part})

@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.planner import WriteItem, WriteItemType
 
+from megatron_lrpath.checkpoints.reader import TRAINING_STATE, written_items
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.export.checkpoint import CheckpointReader
 from megatron_lrpath.files import appearing_folder, atomic_write_text
@@ -28,8 +29,6 @@ from megatron_lrpath.runs.checkpoints import (
     write_manifest,
 )
 
-LEFT_OUT = ("optimizer", "rng_state")
-"""Prefixes of keys that are not merged: a merged model is evaluated or exported, but not trained further."""
 FILES = ("common.pt", "metadata.json")
 """Files that Megatron reads in addition to the tensors; the last one marks a checkpoint as complete."""
 
@@ -92,7 +91,7 @@ def merge_checkpoints(
     readers = [CheckpointReader(checkpoint_folder(root, one)) for one in steps]
     state = _wanted(readers, root, steps)
     for reader in readers:
-        reader.verify()
+        reader.verify(fingerprint=False)
     try:
         with appearing_folder(folder) as partial, warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # that is meant
@@ -102,7 +101,7 @@ def merge_checkpoints(
                 if (source := readers[-1].folder / name).is_file():
                     readers[-1].reader.verify([name])
                     shutil.copyfile(source, partial / name)
-            write_manifest(partial, step, sum_files(partial))
+            write_manifest(partial, step, sum_files(partial, written_items(partial)))
     except CheckpointException as error:
         reason = next(iter(error.failures.values()))[0]
         raise UserError(f"{root}: the checkpoints could not be merged: {reason}") from None
@@ -117,7 +116,7 @@ def _wanted(readers: Sequence[CheckpointReader], root: Path, steps: Sequence[int
         return {
             name: (entry.size, entry.properties.dtype)
             for name, entry in reader.entries.items()
-            if isinstance(entry, TensorStorageMetadata) and not name.startswith(LEFT_OUT)
+            if isinstance(entry, TensorStorageMetadata) and not name.startswith(TRAINING_STATE)
         }
 
     wanted = tensors(readers[-1])
@@ -127,4 +126,6 @@ def _wanted(readers: Sequence[CheckpointReader], root: Path, steps: Sequence[int
                 f"{root}: the checkpoint of step {step} is of another model than that of {steps[-1]}"
             )
     empty = {name: torch.empty(size, dtype=dtype, device="meta") for name, (size, dtype) in wanted.items()}
-    return {name: empty.get(name, name) for name in readers[-1].entries if not name.startswith(LEFT_OUT)}
+    return {
+        name: empty.get(name, name) for name in readers[-1].entries if not name.startswith(TRAINING_STATE)
+    }

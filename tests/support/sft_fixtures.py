@@ -26,7 +26,10 @@ SFT = {
 }
 
 
-def conversations(count: int = 40) -> list[dict[str, Any]]:
+CHATS = 40
+
+
+def conversations(count: int = CHATS) -> list[dict[str, Any]]:
     """Sums, in the three forms that are read, some with several answers."""
     generator = random.Random(3)
     rows: list[dict[str, Any]] = []

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from megatron_lrpath.data.preprocess.foreign import refuse_foreign
+from megatron_lrpath.data.preprocess.parquet_pages import PageError, longest_dictionary
 from megatron_lrpath.errors import UserError
 
 STDIN = "-"
@@ -226,7 +227,7 @@ def _read_parquet(
             yield Chunk(name, first, index, count, done, rows=rows)
             first += count
             index += count
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, PageError) as error:
         raise UserError(f"{name}: cannot be read as Parquet: {error}") from None
 
 
@@ -234,7 +235,7 @@ def _pieces(
     name: str, table: Any, raw: BinaryIO, keys: Sequence[str]
 ) -> Iterator[tuple[int, list[list[Any]]]]:
     """(bytes, the rows' values by key) of a few rows of a Parquet file: about a chunk, or one longer row."""
-    at_once = _rows_at_once(table.metadata, raw)
+    at_once = _rows_at_once(longest_dictionary(table.metadata, raw, keys))
     first = 1
     for batch in table.iter_batches(batch_size=at_once, columns=list(keys), use_threads=False):
         columns = [_undecoded(batch.column(key)) for key in keys]
@@ -263,29 +264,9 @@ def _joined(pieces: Iterator[tuple[int, list[list[Any]]]]) -> Iterator[list[list
         yield held
 
 
-def _rows_at_once(metadata: Any, raw: BinaryIO) -> int:
-    """How many rows to unpack at a time: each may be the longest value of a dictionary, whatever the file's size."""
-    longest = 1
-    for group in range(metadata.num_row_groups):
-        for number in range(metadata.num_columns):
-            column = metadata.row_group(group).column(number)
-            offsets = [column.data_page_offset, column.dictionary_page_offset]
-            raw.seek(min(offset for offset in offsets if offset))
-            longest = max(longest, _dictionary_bytes(raw.read(16)))
-    return max(1, min(PARQUET_BATCH, PARQUET_BATCH * CHUNK_BYTES // longest))
-
-
-def _dictionary_bytes(header: bytes) -> int:
-    """The unpacked bytes of a dictionary page by the start of its header (Thrift, compact); 0 of another page."""
-    if header[:3] != b"\x15\x04\x15":  # a number, 2 for a dictionary, then a number
-        return 0
-    value = shift = 0
-    for byte in header[3:8]:
-        value |= (byte & 0x7F) << shift
-        shift += 7
-        if byte < 0x80:
-            break
-    return value >> 1  # zigzag
+def _rows_at_once(longest: int) -> int:
+    """How many rows to unpack at a time, where each may be the longest value of a dictionary, in bytes."""
+    return max(1, min(PARQUET_BATCH, PARQUET_BATCH * CHUNK_BYTES // max(longest, 1)))
 
 
 def _undecoded(column: Any) -> Any:

@@ -11,9 +11,8 @@ import functools
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from torch.distributed.checkpoint import CheckpointException
 
 from megatron_lrpath.errors import cause
 from megatron_lrpath.files import atomic_write_text, sync_folder
-from megatron_lrpath.reading import build, read_object
+from megatron_lrpath.reading import read_object
 from megatron_lrpath.runs import checkpoints as disk
 from megatron_lrpath.runs.checkpoints import FileSum
 from megatron_lrpath.training.checkpoints.saves import SaveFailedError, Saves
@@ -86,17 +85,23 @@ class Commits:
     def save(
         self, write: Callable[..., Any], state: Any, checkpoint_dir: str, *rest: Any, **named: Any
     ) -> Any:
-        """Write `state` with Megatron's `write`; commit it now, or when the asynchronous writers are done."""
+        """Write `state` with Megatron's `write`; commit it now, or when the asynchronous writers are done.
+
+        A synchronous save is also a request, which Megatron's own writers process immediately.
+        """
         final = Path(checkpoint_dir)
         aside = disk.saving_folder(final)
         self._make_room(aside, local_bytes(state))
+        wait = not named.get("async_sharded_save")
+        if wait:
+            named |= {"async_sharded_save": True, "async_strategy": "mcore"}
         with write_failures(aside):
             request = write(state, str(aside), *rest, **named)
-        if request is not None:
-            return self._with_commit(request, aside, final)
-        write_sums(aside, dist.get_rank(), dist.get_world_size())
-        self._commit(aside, final)
-        return None
+            if wait:
+                _summing(request, write_and_sum, aside).execute_sync()
+        if wait:
+            return self._commit(aside, final)
+        return self._with_commit(request, aside, final)
 
     def defer(self, error: OSError) -> None:
         """Defer an error of rank 0 while the others wait for it; all ranks raise it at the commit."""
@@ -126,12 +131,7 @@ class Commits:
                     step()
             self._commit(aside, final)
 
-        write = request.async_fn
-        if write is not None:
-            write = functools.partial(
-                write_then_sum, write, str(aside), dist.get_rank(), dist.get_world_size()
-            )
-        return request._replace(async_fn=write, finalize_fns=[finish])
+        return _summing(request, write_behind, aside)._replace(finalize_fns=[finish])
 
     def _commit(self, aside: Path, final: Path) -> None:
         """Commit the checkpoint written in `aside` under the name `final`. All ranks have finished writing."""
@@ -179,19 +179,63 @@ def left_on(aside: Path) -> str:
     return f", with {byte_size(free_bytes(aside.parent))} free on the disk of {aside.parent}"
 
 
-def write_then_sum(write: Callable[..., None], aside: str, rank: int, world: int, *args: Any) -> None:
+def _summing(request: Any, write_and_sum: Callable[..., None], aside: Path) -> Any:
+    """Return the request with `write_and_sum` around its write; unchanged on a rank that writes nothing."""
+    if request.async_fn is None:
+        return request
+    where = (str(aside), dist.get_rank(), dist.get_world_size())
+    return request._replace(async_fn=functools.partial(write_and_sum, request.async_fn, *where))
+
+
+def write_behind(write: Callable[..., None], aside: str, rank: int, world: int, *args: Any) -> None:
     """Write in a background process: Megatron's write, then the checksums of its files."""
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, max(WRITER_NICE, os.getpriority(os.PRIO_PROCESS, 0)))
-    write(*args)
-    write_sums(Path(aside), rank, world)
+    write_and_sum(write, aside, rank, world, *args)
 
 
-def write_sums(aside: Path, rank: int, world: int) -> None:
-    """Write the checksums of this rank's files for rank 0, which computes missing ones itself."""
+def write_and_sum(write: Callable[..., None], aside: str, rank: int, world: int, *args: Any) -> None:
+    """Megatron's writing, then the sums of what it wrote.
+
+    Args:
+        write: takes `args`; of these the queue gets its results.
+        aside: the folder that it writes in.
+    """
+    results = [Results(one) if hasattr(one, "put") else one for one in args]
+    write(*results)
+    places: dict[str, list[tuple[int, int]]] = {}
+    for one in results:
+        if isinstance(one, Results):
+            places |= one.places
+    write_sums(Path(aside), rank, world, places)
+
+
+class Results:
+    """A writer's queue, which also takes down where the items lie: (offset, length) by file."""
+
+    def __init__(self, queue: Any) -> None:
+        self.queue = queue
+        self.places: dict[str, list[tuple[int, int]]] = {}
+
+    def put(self, results: Any) -> None:
+        """Pass on the results by bucket, or an error; of results in another form only the files are summed."""
+        self.queue.put(results)
+        with suppress(AttributeError, TypeError):
+            for written in results.values():
+                for place in [one.storage_data for one in written]:
+                    self.places.setdefault(place.relative_path, []).append((place.offset, place.length))
+
+
+def write_sums(aside: Path, rank: int, world: int, places: Mapping[str, list[tuple[int, int]]]) -> None:
+    """Write the checksums of this rank's files for rank 0, which computes missing ones itself.
+
+    Args:
+        places: of each file's items, as `disk.sum_file` takes them.
+    """
     with suppress(OSError):
         names = [path.name for path in aside.iterdir() if path.suffix == ".distcp"]
-        sums = {name: asdict(disk.sum_file(aside / name)) for name in disk.share_of(rank, world, names)}
+        mine = disk.share_of(rank, world, names)
+        sums = {name: disk.sum_entry(disk.sum_file(aside / name, places.get(name, ()))) for name in mine}
         atomic_write_text(aside / f"{SUMS}{rank}", json.dumps(sums))
 
 
@@ -201,7 +245,7 @@ def collect_sums(aside: Path) -> dict[str, FileSum]:
     """
     sums: dict[str, FileSum] = {}
     for path in sorted(aside.glob(f"{SUMS}*")):
-        sums |= {name: build(FileSum, entry) for name, entry in read_object(path).items()}
+        sums |= {name: disk.file_sum(name, entry) for name, entry in read_object(path).items()}
         path.unlink()
     for path in sorted(aside.iterdir()):
         if path.name not in sums:

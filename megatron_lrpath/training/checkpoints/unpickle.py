@@ -20,8 +20,8 @@ def read_metadata(original: Callable[..., Any], self: Any, *args: Any, **kwargs:
 
 
 def read_data(original: Callable[..., Any], self: Any, plan: Any, planner: Any) -> Any:
-    """Read tensors and objects as data; the start has verified their files."""
-    return reader.read_data(self, plan, planner, lambda names: None)
+    """Read tensors and objects as data; the start, or the evaluation, has verified them."""
+    return reader.read_data(self, plan, planner, lambda items: None)
 
 
 def load_bytes(
