@@ -68,7 +68,12 @@ def write_plan(
     plan = {
         "name": "step-time",
         "model": {"recipe": "tiny", **model, "num_attention_heads": shape.heads},
-        "schedule": {"style": "cosine", "max_lr": max_lr, "min_lr": max_lr / 10, "warmup_steps": 10},
+        "schedule": {
+            "style": "cosine",
+            "max_lr": max_lr,
+            "min_lr": max_lr / 10,
+            "warmup_steps": min(10, total // 4),
+        },
         "batch": {
             "global_batch_size": shape.batch,
             "micro_batch_size": micro or shape.batch,

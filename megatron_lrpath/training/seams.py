@@ -364,7 +364,7 @@ SEAMS = (
     Seam(
         "megatron.core.optimizer.clip_grads:l2_norm_impl",
         "megatron_lrpath.training.gpu.optimizer:l2_norm",
-        ("chunk_size", "noop_flag", "tensor_lists"),
+        (),  # Transformer Engine's and Apex', which are called as they are, have other names
         "without Transformer Engine and Apex it waits for the GPU once for each tensor",
         device="cuda",
         speed=True,
