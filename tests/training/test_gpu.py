@@ -58,7 +58,7 @@ def test_the_rates_are_the_plans_and_the_losses_the_cpus(tmp_path: Path) -> None
 
 
 def differences(folder: Path, device: str, **changes: Any) -> list[str]:
-    """The states (weights, moments, random numbers) in which a stopped training and its branch differ from whole ones."""
+    """The states (weights, moments, random numbers) in which stopped trainings differ from whole ones."""
     plans = []
     for name, stops in (("whole", [None]), ("stopped", [3, None])):
         plans.append(make_plan(folder / name, (4, 4), **changes))
