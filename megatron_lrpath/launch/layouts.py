@@ -45,15 +45,16 @@ class Layout:
 # THE place where the layouts stand. All of them shard the optimizer over the data-parallel ranks and overlap its
 # communication with the computation; tensor parallelism stays within a node and brings sequence parallelism.
 # The micro batch is the largest to try, `tensor` the least: `fitted` chooses by the GPU's memory, as predicted. For 512
-# samples of 2,048 tokens a step; `python -m megatron_lrpath.launch.layouts` prints memory and time of each.
+# samples of 2,048 tokens a step. 8 samples keep the logits of a micro batch (100,000 tokens of vocabulary) below 2**31
+# numbers, beyond which not every kernel counts. `python -m megatron_lrpath.launch.layouts` prints memory and time of each.
 LAYOUTS: dict[str, Layout] = {
     "203m": Layout(1, 8, why="data parallel; 64 samples a GPU and step keep it busy"),
     "406m": Layout(1, 8, why="data parallel"),
     "608m": Layout(2, 8, why="data parallel"),
-    "1.2b": Layout(4, 4, why="data parallel; a smaller micro batch for wider layers"),
-    "2.1b": Layout(4, 4, why="data parallel where the GPU holds 48 layers"),
-    "3.1b": Layout(8, 4, why="data parallel where the GPU holds it"),
-    "qwen-1.2b": Layout(4, 4, why="as 1.2b"),
+    "1.2b": Layout(4, 8, why="data parallel"),
+    "2.1b": Layout(4, 8, why="data parallel where the GPU holds 48 layers"),
+    "3.1b": Layout(8, 8, why="data parallel where the GPU holds it"),
+    "qwen-1.2b": Layout(4, 8, why="as 1.2b"),
 }
 
 _SIZES = {

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 TRANSFORMER_ENGINE = "transformer_engine.pytorch"  # it may be built for another CUDA than this machine's
 APEX_FUSIONS = "fused_weight_gradient_mlp_cuda"  # Apex's compiled gradient accumulation
 APEX_NORM = "apex.normalization.fused_layer_norm"
+OPTIMIZERS = {"Transformer Engine": "transformer_engine.pytorch.optimizers", "Apex": "apex.optimizers"}
 
 
 @functools.cache
@@ -74,6 +75,11 @@ def flags(device: str, packed: bool = False) -> dict[str, Any]:
         if device == "cpu" or not importable(APEX_NORM):
             found["no_persist_layer_norm"] = True
     return found
+
+
+def fused_optimizer() -> str:
+    """Whose Adam, gradient norm and clipping Megatron uses in place of torch's; empty for torch's."""
+    return next((name for name, module in OPTIMIZERS.items() if importable(module)), "")
 
 
 def device_number(rank: int) -> int:

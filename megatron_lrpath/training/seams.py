@@ -31,7 +31,7 @@ class Seam:
             has that name, then the original, then the caller's arguments.
         parameters: the leading parameters of the original that the replacement reads or sets, in order.
         why: the failure or the missing feature without it.
-        device: `any`, or `cpu` for rows that only the CPU needs.
+        device: `any`, or `cpu` or `cuda` for rows that only one of them needs.
         speed: whether the row only saves time; if upstream has changed it is skipped with a warning.
         since: first version of megatron-core that the row was needed and checked for.
     """
@@ -338,6 +338,38 @@ SEAMS = (
         speed=True,
     ),
     Seam(
+        "megatron.core.tensor_parallel:vocab_parallel_cross_entropy",
+        "megatron_lrpath.training.gpu.kernels:cross_entropy",
+        ("vocab_parallel_logits", "target", "label_smoothing", "tp_group"),
+        "it makes fp32 copies of all logits; liger's kernel works on the bf16 logits in place",
+        device="cuda",
+        speed=True,
+    ),
+    Seam(
+        "megatron.core.transformer.attention:apply_rotary_pos_emb",
+        "megatron_lrpath.training.gpu.kernels:rotary",
+        ("t", "freqs", "config"),
+        "without Transformer Engine's it starts a kernel for each operation; ours is one in each direction",
+        device="cuda",
+        speed=True,
+    ),
+    Seam(
+        "torch.optim.adam:Adam._init_group",
+        "megatron_lrpath.training.gpu.optimizer:init_group",
+        ("self", "group"),
+        "Megatron does not ask torch's Adam for its fused kernel, and the other passes over the state several times",
+        device="cuda",
+        speed=True,
+    ),
+    Seam(
+        "megatron.core.optimizer.clip_grads:l2_norm_impl",
+        "megatron_lrpath.training.gpu.optimizer:l2_norm",
+        (),  # Transformer Engine's and Apex', which are called as they are, have other names
+        "without Transformer Engine and Apex it waits for the GPU once for each tensor",
+        device="cuda",
+        speed=True,
+    ),
+    Seam(
         "megatron.core.distributed.param_and_grad_buffer:dist_all_gather_func",
         "megatron_lrpath.training.cpu.kernels:all_gather",
         ("output_tensor", "input_tensor"),
@@ -379,9 +411,13 @@ def check(seam: Seam) -> str | None:
     come first.
     """
     try:
-        found = tuple(inspect.signature(seam.original()).parameters)
+        original = seam.original()
     except (ImportError, AttributeError) as error:
         return f"{seam.target} is gone ({error})"
+    try:
+        found = tuple(inspect.signature(original).parameters)
+    except ValueError:  # compiled, as Transformer Engine's and Apex' are: the replacement passes all on to it
+        return None
     touched = found[: len(seam.parameters)]
     if touched != seam.parameters:
         return f"{seam.target} takes {found}, expected {seam.parameters} first"

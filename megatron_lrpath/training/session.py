@@ -31,6 +31,7 @@ class Session:
     Attributes:
         device: cpu or cuda.
         exits, signals, ahead: exist before Megatron is imported.
+        kernels: the kernels of `--gpu-kernels` in use.
         own_arguments: adds the arguments of a user's script to the parser.
         context: the run; None for plain Megatron.
         peers: the watch over the other ranks, after rendezvous.
@@ -48,6 +49,7 @@ class Session:
     exits: Exits = field(default_factory=Exits)
     signals: Signals = field(default_factory=Signals)
     ahead: ReadAhead = field(default_factory=ReadAhead)
+    kernels: frozenset[str] = frozenset()
     own_arguments: ArgumentsProvider | None = None
     context: RunContext | None = None
     peers: PeerWatch | None = None

@@ -174,6 +174,7 @@ def test_nothing_is_missing_where_all_is_there() -> None:
         ({"exp_avg_dtype": "bf16"}, "--exp-avg-dtype bf16"),
         ({"use_precision_aware_optimizer": True}, "--use-precision-aware-optimizer needs"),
         ({"cuda_graph_scope": ["full_iteration"]}, "--cuda-graph-scope full_iteration"),
+        ({"optimizer_cuda_graph": True}, "--optimizer-cuda-graph needs plain Megatron: a replayed update"),
         (
             {
                 "context_parallel_size": "1",

@@ -24,7 +24,7 @@ FILES = frozenset(
 COVERED = (
     frozenset(
         {"plan", "paradigm", "run", "device", "checkpoint_check", "peak_tflops", "save", "load", "help"}
-        | {"rank_timeout"}
+        | {"rank_timeout", "gpu_kernels"}
     )
     | {"ckpt_step", "finetune", "no_load_optim", "no_load_rng"}  # where a run starts
     | {"lr", "min_lr", "lr_warmup_iters", "train_iters", "lr_path"}  # in `path`

@@ -12,6 +12,7 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.paradigms import CPT_VARIANTS, LR_PATH_KINDS, PARADIGMS, RESET_MAX
 from megatron_lrpath.plan.arguments import option_hint
 from megatron_lrpath.schedule.styles import KNOBS, STYLES, Knob
+from megatron_lrpath.training.gpu.measures import KERNELS, NONE
 
 EVERY_ARGUMENT = " (pretrain_gpt.py --help lists every argument)"
 
@@ -123,6 +124,14 @@ def add_lrpath_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentPa
         type=float,
         metavar="TFLOPS",
         help="peak rate of one device, for the model-FLOPs utilization (default: a known GPU's in bf16)",
+    )
+    group.add_argument(
+        "--gpu-kernels",
+        nargs="+",
+        choices=(*KERNELS, NONE),
+        metavar="NAME",
+        help=f"what is computed in fewer passes on a GPU: {', '.join(KERNELS)}, or {NONE}; one that cannot be used is "
+        "refused (default with a plan or --lr-path: all that can be used; plain Megatron: none)",
     )
     group.add_argument(
         "--rank-timeout",
