@@ -251,6 +251,12 @@ SEAMS = (
         "the same where the optimizer is not distributed: what it saves before the first update cannot be loaded",
     ),
     Seam(
+        "megatron.core.dist_checkpointing.optimizer:make_sharded_optimizer_tensor",
+        "megatron_lrpath.training.optimizer:sharded_tensor",
+        ("model_param", "optim_param", "prefix"),
+        "it takes every state for one of its parameter's shape, which SOAP's preconditioners are not",
+    ),
+    Seam(
         "megatron.core.optimizer.distrib_optimizer:DistributedOptimizer.sharded_param_state_fully_reshardable",
         "megatron_lrpath.training.checkpoints.optimizer_state:sharded_param_state",
         ("self", "model_sharded_state_dict", "is_loading", "metadata"),
