@@ -151,3 +151,8 @@ def sharded_tensor(original: Callable[..., Any], model_param: Any, optim_param: 
         axis_fragmentations=(*like.axis_fragmentations[:outer], *(1 for _ in own)),
         allow_shape_mismatch=False,
     )
+
+
+def spread_parameters(original: Callable[..., None], self: Any) -> None:
+    """Send every updated matrix from the rank that updates it to all others."""
+    self.broadcast_params()

@@ -232,6 +232,12 @@ SEAMS = (
         "a norm that is not finite is not looked at before the update",
     ),
     Seam(
+        "megatron.core.optimizer.layer_wise_optimizer:LayerWiseDistributedOptimizer.get_grad_norm",
+        "megatron_lrpath.training.hooks:get_grad_norm",
+        (),
+        "the same where each rank keeps the state of some matrices (dist_muon)",
+    ),
+    Seam(
         "megatron.core.optimizer.optimizer:ChainedOptimizer.step_with_ready_grads",
         "megatron_lrpath.training.hooks:step_with_ready_grads",
         ("self",),
@@ -342,6 +348,13 @@ SEAMS = (
         "without a fused kernel it copies queries and keys twice in each direction",
         device="cpu",
         speed=True,
+    ),
+    Seam(
+        "megatron.core.optimizer.layer_wise_optimizer:LayerWiseDistributedOptimizer.allgather_params",
+        "megatron_lrpath.training.optimizer:spread_parameters",
+        (),
+        "ranks that update some matrices each (dist_muon) gather parts of different sizes, which gloo cannot",
+        device="cpu",
     ),
     Seam(
         "megatron.core.distributed.param_and_grad_buffer:dist_all_gather_func",
