@@ -322,6 +322,16 @@ def record_start(context: RunContext, args: Any, start: Start, retain_interval: 
         lineage.forget(context.records)
     plan = str(context.plan.path.resolve()) if context.plan else None
     drawn = drawn_at(args) if start.folder is None and not args.pretrained_checkpoint else None
+    if (
+        drawn
+        and context.plan
+        and context.run
+        and (others := lineage.drawn_otherwise(context.plan, context.run, drawn))
+    ):
+        say(
+            f"{context.records}: on GPUs the first weights depend on the layout, and these are others than those of "
+            f"{listing(others)}. Train all of them at the same sizes to compare them from the same weights."
+        )
     record = (
         context.identity,
         parent_record(context),

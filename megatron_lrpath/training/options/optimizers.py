@@ -65,7 +65,9 @@ def splits_matrices(args: Any) -> bool:
     """Whether the update of a matrix depends on how tensor parallelism splits it."""
     if args.tensor_model_parallel_size == 1:
         return False
-    return args.optimizer == SOAP or (args.optimizer in (MUON, DIST_MUON) and args.muon_tp_mode == "blockwise")
+    return args.optimizer == SOAP or (
+        args.optimizer in (MUON, DIST_MUON) and args.muon_tp_mode == "blockwise"
+    )
 
 
 def whole(args: Any) -> str:
