@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-OPTIMIZERS = ["emerging-optimizers>=0.2"]  # muon, lion
+OPTIMIZERS = ["emerging-optimizers>=0.2"]  # muon, dist_muon, soap, lion
 EVALUATION = ["lm_eval[hf]>=0.4.9"]
 DOCS = ["mkdocs-material"]
 TESTS = ["pytest", "pytest-xdist", "hypothesis", "jsonschema", "ruff", "mypy", "proselint", "types-PyYAML"]

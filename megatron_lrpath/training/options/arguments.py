@@ -270,12 +270,13 @@ def split_options(argv: Sequence[str]) -> list[list[str]]:
     return parts
 
 
-def raise_all(problems: Sequence[str], later: Sequence[str] = ()) -> None:
+def raise_all(problems: Sequence[str], later: Callable[[], Sequence[str]] | None = None) -> None:
     """Raise one UserError with all problems, a line each; nothing where there is none.
 
-    `later` are those that a later check would find: they are told in the same message, and raise nothing alone.
+    `later` returns those that a later check would find: they come in the same message, and raise nothing alone.
     """
-    problems = [*problems, *later] if problems else problems
+    if problems and later is not None:
+        problems = [*problems, *later()]
     if len(problems) == 1:
         raise UserError(problems[0])
     if problems:

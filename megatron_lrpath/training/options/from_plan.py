@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from megatron_lrpath.data.identity import training_identity
@@ -144,13 +145,13 @@ class PlannedRun:
         given: Mapping[str, Any],
         own: ArgumentsProvider | None = None,
         others: Sequence[str] = (),
-        later: Sequence[str] = (),
+        later: Callable[..., Sequence[str]] | None = None,
     ) -> PlannedRun:
         """The run that the explicit arguments `given` name, --plan among them.
 
         The command line may override what leaves the result alone (layout, logging, saving), nothing else.
         `own` adds the arguments of a script of its own; `others` are problems that come in the same message,
-        as are `later` (see `raise_all`).
+        as are those of `later` (see `raise_all`), which takes the flags of the plan where the run is known.
 
         Raises:
             UserError: an argument contradicts the plan, or would change what the plan alone decides; --paradigm or
@@ -170,8 +171,9 @@ class PlannedRun:
             raise
         flags = plan_flags(plan, run)
         planned = {name: value for part in flags.values() for name, value in explicit_arguments(part).items()}
-        planned_run = cls(plan, run, given, planned, [word for part in flags.values() for word in part])
-        raise_all([*others, *planned_run.problems(own)], later)
+        words = [word for part in flags.values() for word in part]
+        planned_run = cls(plan, run, given, planned, words)
+        raise_all([*others, *planned_run.problems(own)], later and partial(later, words))
         return planned_run
 
     def problems(self, own: ArgumentsProvider | None = None) -> list[str]:

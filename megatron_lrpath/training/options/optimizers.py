@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from megatron_lrpath.plan.optimizers import OF_MEGATRON, missing_package
-from megatron_lrpath.training.options.arguments import raise_all
 
 MUON, DIST_MUON, SOAP = "muon", "dist_muon", "soap"
 
@@ -13,15 +12,6 @@ MUON, DIST_MUON, SOAP = "muon", "dist_muon", "soap"
 def of_the_package(args: Any) -> bool:
     """Whether the optimizer of these arguments comes from the package."""
     return args.optimizer not in OF_MEGATRON
-
-
-def check_optimizer(args: Any, with_path: bool) -> None:
-    """Refuse what would end the training when the optimizer is built, or when its state is loaded.
-
-    Raises:
-        UserError: all of it, a line each, see `optimizer_problems`.
-    """
-    raise_all(optimizer_problems(args, with_path))
 
 
 def optimizer_problems(args: Any, with_path: bool) -> list[str]:
