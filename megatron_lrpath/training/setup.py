@@ -24,6 +24,7 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import sweep_unfinished
 from megatron_lrpath.paradigms import MAIN, SFT
 from megatron_lrpath.plan import run_identity
+from megatron_lrpath.plan.optimizers import optimizer_problems
 from megatron_lrpath.runs import checkpoints, failure, lineage
 from megatron_lrpath.runs.breaks import LAYOUT
 from megatron_lrpath.runs.checkpoints import latest_step, present_fingerprint
@@ -59,7 +60,6 @@ from megatron_lrpath.training.options.from_arguments import (
 )
 from megatron_lrpath.training.options.from_machine import set_machine_flags, take_over_saving
 from megatron_lrpath.training.options.from_plan import PlannedRun, apply_defaults
-from megatron_lrpath.training.options.optimizers import optimizer_problems
 from megatron_lrpath.training.options.refusals import found_later, one_refusal, validate
 from megatron_lrpath.training.session import Session
 from megatron_lrpath.training.steps import StepRecorder, continue_wandb_run, set_wandb_defaults
@@ -101,7 +101,7 @@ def arguments(session: Session, argv: list[str], defaults: Mapping[str, Any] | N
     set_machine_flags(args, explicit, session)
     fit_collectives(args, explicit)
     take_over_saving(args)
-    validate(args, defaults or {}, optimizer_problems(args, with_path=True))
+    validate(args, defaults or {}, optimizer_problems(vars(args), with_path=True))
     if session.context is not None:
         refuse_endless_ramp(args, session.context)
         check_lineage(session.context)
@@ -137,7 +137,7 @@ def plain_arguments(
         load_args_from_checkpoint(args, load_arg="pretrained_checkpoint")
         load_args_from_checkpoint(args)
     set_machine_flags(args, given, session)
-    validate(args, defaults, optimizer_problems(args, with_path=False))
+    validate(args, defaults, optimizer_problems(vars(args), with_path=False))
     set_global_variables(args)
     return args
 

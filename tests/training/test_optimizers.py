@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +13,6 @@ from megatron_lrpath.plan.optimizers import PACKAGE, is_installed
 from megatron_lrpath.readiness.machine import optimizer_checks
 from megatron_lrpath.runs.checkpoints import complete_steps
 from megatron_lrpath.schedule import LRPath, Schedule
-from megatron_lrpath.training.options import optimizers
 from tests.support.training_fixtures import make_plan, run_words, train
 from tests.training.test_training_rates import OPTIMIZER, words_without_plan
 
@@ -207,9 +206,7 @@ def test_a_missing_package_is_one_line_with_its_extra(
 ) -> None:
     monkeypatch.setattr(packages, "PACKAGE", "a-package-that-nobody-has")
     for name, is_there in (("muon", False), ("lion", False), ("adam", True)):
-        layout = {"tensor_model_parallel_size": 1, "use_distributed_optimizer": False}
-        args = Namespace(optimizer=name, fp16=False, bf16=False, **layout)
-        found = optimizers.optimizer_problems(args, with_path)
+        found = packages.optimizer_problems({"optimizer": name}, with_path)
         assert not found if is_there else "megatron-lrpath[optimizers]" in found[0] and "\n" not in found[0]
 
 
@@ -223,3 +220,21 @@ def test_doctor_looks_for_the_package_of_a_plans_optimizer(
     (found,) = optimizer_checks(plan)
     assert found.status == "failed"
     assert "megatron-lrpath[optimizers]" in found.found
+
+
+@needs_package
+@pytest.mark.parametrize(
+    ("megatron", "said"),
+    [
+        ({"optimizer": "dist_muon"}, "in bf16 alone"),
+        ({"optimizer": "soap", "bf16": True, "tensor-model-parallel-size": 2}, "pipeline parallelism"),
+        ({"optimizer": "muon", "fp16": True}, "not for --fp16"),
+    ],
+)
+def test_doctor_finds_what_an_optimizer_cannot_do(
+    tmp_path: Path, megatron: dict[str, Any], said: str
+) -> None:
+    plan = load_plan(make_plan(tmp_path, (4, 4), megatron=megatron))
+    (found,) = optimizer_checks(plan)
+    assert found.status == "failed"
+    assert said in found.found

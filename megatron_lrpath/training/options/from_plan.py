@@ -15,6 +15,7 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.models import megatron_flags, resolve_model
 from megatron_lrpath.plan import Plan, Run, load_plan, run_identity
 from megatron_lrpath.plan.arguments import PLAN, SET, find, flag, is_neutral
+from megatron_lrpath.plan.optimizers import OF_MEGATRON
 from megatron_lrpath.plan.spec import Batch
 from megatron_lrpath.runs.checkpoints import SAVE_INTERVAL
 from megatron_lrpath.runs.folder import RunFolder
@@ -23,7 +24,6 @@ from megatron_lrpath.training.context import ParentCheckpoint, RunContext
 from megatron_lrpath.training.options.arguments import ArgumentsProvider, explicit_arguments, raise_all
 from megatron_lrpath.training.options.classes import unclassified, word
 from megatron_lrpath.training.options.from_arguments import results_arguments
-from megatron_lrpath.training.options.optimizers import of_the_package
 
 
 def tokenizer_flags(plan: Plan) -> list[str]:
@@ -283,7 +283,7 @@ def refused(given: Mapping[str, Any], plan: Plan) -> list[str]:
 def apply_defaults(args: Any, given: Mapping[str, Any]) -> None:
     """Set a planned run's defaults, where neither the plan nor the command line says otherwise."""
     for name, value in PLAN_DEFAULTS.items():
-        if name not in given and not (name == "use_distributed_optimizer" and of_the_package(args)):
+        if name not in given and (name != "use_distributed_optimizer" or args.optimizer in OF_MEGATRON):
             setattr(args, name, value)
     if "make_vocab_size_divisible_by" not in given:
         # Megatron pads to a multiple of this times the tensor-parallel size; padding is part of the softmax.

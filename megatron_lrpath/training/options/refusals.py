@@ -17,13 +17,13 @@ from megatron.training.arguments import validate_args
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan.arguments import PATH, PLAN, find
 from megatron_lrpath.plan.needs import unmet
+from megatron_lrpath.plan.optimizers import optimizer_problems
 from megatron_lrpath.training import environment
 from megatron_lrpath.training.guards.standstill import fit_collectives
 from megatron_lrpath.training.options.arguments import explicit_arguments, full_parser, raise_all
 from megatron_lrpath.training.options.from_arguments import incomplete
 from megatron_lrpath.training.options.from_machine import set_machine_flags, take_over_saving
 from megatron_lrpath.training.options.from_plan import apply_defaults
-from megatron_lrpath.training.options.optimizers import optimizer_problems
 from megatron_lrpath.training.session import Session
 
 NOTE = "_lrpath_note"
@@ -52,7 +52,7 @@ def found_later(
     parser = full_parser(session.own_arguments)
     explicit = {**given, **explicit_arguments(list(flags))}
     args = Namespace(**{**{action.dest: action.default for action in parser._actions}, **explicit})
-    found += optimizer_problems(args, with_path=True)
+    found += optimizer_problems(vars(args), with_path=True)
     if not any(problem.startswith("argument ") for problem in wrong) and "lr_path" in given:
         found += incomplete(given)
     is_whole = not wrong and not found and (flags or "lr_path" in given)
