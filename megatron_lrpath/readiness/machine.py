@@ -21,7 +21,7 @@ from megatron_lrpath.launch.resources import (
 )
 from megatron_lrpath.models import parameter_count, resolve_model
 from megatron_lrpath.plan import Plan
-from megatron_lrpath.plan.optimizers import OF_MEGATRON, missing_package
+from megatron_lrpath.plan.optimizers import OF_MEGATRON, optimizer_problems
 from megatron_lrpath.readiness.finding import FAILED, OK, WARNING, Finding, attempt
 from megatron_lrpath.runs.storage import checkpoint_bytes, folder_bytes
 from megatron_lrpath.runs.tasks import Task
@@ -44,12 +44,16 @@ def process_check(plan: Plan, device: str, nproc: int | None, extra: Sequence[st
 
 
 def optimizer_checks(plan: Plan) -> list[Finding]:
-    """Whether the package is there from which the optimizers of the plan come; nothing where none does."""
-    parts = [plan.megatron, *([plan.sft_megatron] if plan.sft else [])]
+    """Whether the plan's optimizers can train as it asks, and their package is there; nothing for Megatron's own."""
+    tuned = [plan.sft_megatron] if plan.sft else []
+    parts = [
+        {name.replace("-", "_"): value for name, value in {**plan.model.overrides, **part}.items()}
+        for part in (plan.megatron, *tuned)
+    ]
+    problems = [problem for part in parts for problem in optimizer_problems(part)]
+    if problems:
+        return [Finding("optimizer", FAILED, text) for text in dict.fromkeys(problems)]
     chosen = sorted({str(part.get("optimizer", "adam")) for part in parts} - OF_MEGATRON)
-    missing = [text for name in chosen if (text := missing_package(name))]
-    if missing:
-        return [Finding("optimizer", FAILED, text) for text in missing]
     return [Finding("optimizer", OK, ", ".join(chosen))] if chosen else []
 
 

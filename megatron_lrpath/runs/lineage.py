@@ -14,6 +14,7 @@ from typing import Any
 
 from megatron_lrpath import __version__
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.paradigms import PARADIGMS
 from megatron_lrpath.plan import Plan, Run, run_identity
 from megatron_lrpath.plan import differences as plan_differences
 from megatron_lrpath.plan.identity import reached, without_neutral
@@ -32,8 +33,18 @@ from megatron_lrpath.runs.results import completed_step, is_complete
 from megatron_lrpath.runs.rewinds import require_no_rewind
 from megatron_lrpath.sealed import json_digest, write_sealed
 
-PACKAGES = ("megatron-core", "torch", "numpy", "transformer-engine", "apex", "sentencepiece", "transformers")
+PACKAGES = (
+    "megatron-core",
+    "torch",
+    "numpy",
+    "transformer-engine",
+    "apex",
+    "emerging-optimizers",
+    "sentencepiece",
+    "transformers",
+)
 
+DRAWN = "first_weights"  # of the identity: the layout that they depend on
 KEPT = ("rewinds",)  # what the lineage carries on from one start to the next as it is
 
 UNDER_A_PLAN = "give the plan another `output` (or move this folder away)"
@@ -282,6 +293,44 @@ def require_same_parent(folder: Path, parent: Path, step: int) -> None:
         )
 
 
+def drawn_facts(first_weights: dict[str, Any] | None, recorded: dict[str, Any]) -> dict[str, Any]:
+    """What an identity holds of the layout that the first weights depend on; nothing where they depend on none.
+
+    The start that draws them decides it; later ones, at whatever layout, go on from a checkpoint and keep it. A run
+    that an older version began has no such record.
+
+    Args:
+        first_weights: of a start that draws them, see `write_lineage`.
+        recorded: the identity that the lineage holds.
+    """
+    if first_weights is None:
+        return {name: recorded[name] for name in (DRAWN,) if name in recorded}
+    sizes = {name: size for name, size in first_weights.items() if name != "device"}
+    return {DRAWN: sizes} if sizes else {}
+
+
+def drawn_otherwise(plan: Plan, run: Run, first_weights: dict[str, Any]) -> list[str]:
+    """The runs of a plan that start from random weights of another layout, as `PARADIGM/NAME (size 1, size 2)`.
+
+    Args:
+        plan: the plan.
+        run: the run that draws its first weights now.
+        first_weights: of this start, see `write_lineage`.
+    """
+    own = drawn_facts(first_weights, {}).get(DRAWN)
+    found = []
+    for other in (one for paradigm in PARADIGMS for one in plan.runs(paradigm) if own and one.parent is None):
+        folder = plan.folder(other)
+        lineage = None
+        with suppress(UserError):  # a damaged lineage is for that run's own start to refuse
+            lineage = read_lineage(folder) if folder != plan.folder(run) else None
+        theirs = lineage["identity"].get(DRAWN) if lineage is not None else None
+        if theirs and theirs != own:
+            sizes = ", ".join(f"{name} {size}" for name, size in theirs.items())
+            found.append(f"{other.paradigm}/{other.name} ({sizes})")
+    return found
+
+
 def write_lineage(
     folder: Path,
     identity: dict[str, Any],
@@ -314,6 +363,7 @@ def write_lineage(
     }
     if first_weights is not None:
         start["first_weights"] = first_weights
+    identity = identity | drawn_facts(first_weights, earlier.get("identity", {}))
     start |= machine or {}
     found = new_break(earlier["starts"], start)
     if found:

@@ -5,6 +5,7 @@ rates.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -126,3 +127,36 @@ def set_states(
 ) -> None:
     """Set weights and moments; the step count, the same for all, was set with the parameter groups."""
     original(self, model_param, {STEP: None, **tensors}, *args, **named)
+
+
+def sharded_tensor(original: Callable[..., Any], model_param: Any, optim_param: Any, prefix: str) -> Any:
+    """Describe a state of another shape than its parameter's, as SOAP's preconditioners are, by its own shape.
+
+    The layer (and expert) that it belongs to stays an axis of the whole. No rank holds a part of it:
+    `optimizer_problems` refuses tensor parallelism, at which each rank preconditions its part of a matrix alone.
+    """
+    from megatron.core.dist_checkpointing.dict_utils import nested_values  # after the device's choice
+    from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
+
+    own = tuple(optim_param.shape)
+    if own == tuple(model_param.data.shape):
+        return original(model_param, optim_param, prefix)
+    is_built = not isinstance(model_param, ShardedTensorFactory)
+    like = model_param if is_built else next(iter(nested_values(model_param.build())))
+    outer = like.prepend_axis_num
+    return replace(
+        like,
+        key=f"{prefix}.{model_param.key}",
+        data=optim_param,
+        dtype=optim_param.dtype,
+        local_shape=own,
+        global_shape=(*like.global_shape[:outer], *own),
+        global_offset=(*like.global_offset[:outer], *(0 for _ in own)),
+        axis_fragmentations=(*like.axis_fragmentations[:outer], *(1 for _ in own)),
+        allow_shape_mismatch=False,
+    )
+
+
+def spread_parameters(original: Callable[..., None], self: Any) -> None:
+    """Send every updated matrix from the rank that updates it to all others."""
+    self.broadcast_params()

@@ -232,6 +232,12 @@ SEAMS = (
         "a norm that is not finite is not looked at before the update",
     ),
     Seam(
+        "megatron.core.optimizer.layer_wise_optimizer:LayerWiseDistributedOptimizer.get_grad_norm",
+        "megatron_lrpath.training.hooks:get_grad_norm",
+        (),
+        "the same where each rank keeps the state of some matrices (dist_muon)",
+    ),
+    Seam(
         "megatron.core.optimizer.optimizer:ChainedOptimizer.step_with_ready_grads",
         "megatron_lrpath.training.hooks:step_with_ready_grads",
         ("self",),
@@ -249,6 +255,12 @@ SEAMS = (
         "megatron_lrpath.training.optimizer:sharded_state_dict_fp16",
         ("self", "model_sharded_state_dict", "is_loading"),
         "the same where the optimizer is not distributed: what it saves before the first update cannot be loaded",
+    ),
+    Seam(
+        "megatron.core.dist_checkpointing.optimizer:make_sharded_optimizer_tensor",
+        "megatron_lrpath.training.optimizer:sharded_tensor",
+        ("model_param", "optim_param", "prefix"),
+        "it takes every state for one of its parameter's shape, which SOAP's preconditioners are not",
     ),
     Seam(
         "megatron.core.optimizer.distrib_optimizer:DistributedOptimizer.sharded_param_state_fully_reshardable",
@@ -368,6 +380,13 @@ SEAMS = (
         "without Transformer Engine and Apex it waits for the GPU once for each tensor",
         device="cuda",
         speed=True,
+    ),
+    Seam(
+        "megatron.core.optimizer.layer_wise_optimizer:LayerWiseDistributedOptimizer.allgather_params",
+        "megatron_lrpath.training.optimizer:spread_parameters",
+        (),
+        "ranks that update some matrices each (dist_muon) gather parts of different sizes, which gloo cannot",
+        device="cpu",
     ),
     Seam(
         "megatron.core.distributed.param_and_grad_buffer:dist_all_gather_func",

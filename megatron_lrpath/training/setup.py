@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import sys
-import traceback
-from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from multiprocessing import set_forkserver_preload
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Any
 
 import torch.distributed as dist
 from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
-from megatron.training.arguments import parse_and_validate_args, parse_args, validate_args
+from megatron.training.arguments import parse_and_validate_args, parse_args
 from megatron.training.checkpointing import load_args_from_checkpoint
 from megatron.training.global_vars import get_tensorboard_writer, set_global_variables
 from megatron.training.utils import get_blend_and_blend_per_split
@@ -26,7 +24,7 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import sweep_unfinished
 from megatron_lrpath.paradigms import MAIN, SFT
 from megatron_lrpath.plan import run_identity
-from megatron_lrpath.plan.needs import unmet
+from megatron_lrpath.plan.optimizers import optimizer_problems
 from megatron_lrpath.runs import checkpoints, failure, lineage
 from megatron_lrpath.runs.breaks import LAYOUT
 from megatron_lrpath.runs.checkpoints import latest_step, present_fingerprint
@@ -51,20 +49,18 @@ from megatron_lrpath.training.options.argument_identity import differences_from_
 from megatron_lrpath.training.options.arguments import (
     ArgumentsProvider,
     arguments_provider,
-    full_parser,
     raise_all,
     read_arguments,
 )
 from megatron_lrpath.training.options.classes import default_problems
 from megatron_lrpath.training.options.from_arguments import (
     argument_context,
-    incomplete,
     refuse_companions,
     refuse_with_path,
 )
-from megatron_lrpath.training.options.from_machine import set_machine_flags
+from megatron_lrpath.training.options.from_machine import set_machine_flags, take_over_saving
 from megatron_lrpath.training.options.from_plan import PlannedRun, apply_defaults
-from megatron_lrpath.training.options.optimizers import check_optimizer, optimizer_problems
+from megatron_lrpath.training.options.refusals import found_later, one_refusal, validate
 from megatron_lrpath.training.session import Session
 from megatron_lrpath.training.steps import StepRecorder, continue_wandb_run, set_wandb_defaults
 from megatron_lrpath.wording import listing
@@ -83,7 +79,7 @@ def arguments(session: Session, argv: list[str], defaults: Mapping[str, Any] | N
     if "plan" not in given and "lr_path" not in given:
         return plain_arguments(session, given, argv, dict(defaults or {}), wrong)
     wrong += default_problems(defaults or {}, given)
-    later = found_later(given, wrong, session)
+    later = partial(found_later, given, wrong, session, defaults or {})
     planned = PlannedRun.read(given, own, wrong, later) if "plan" in given else None
     if planned is None:
         refuse_with_path(given, own, wrong, later)
@@ -105,9 +101,7 @@ def arguments(session: Session, argv: list[str], defaults: Mapping[str, Any] | N
     set_machine_flags(args, explicit, session)
     fit_collectives(args, explicit)
     take_over_saving(args)
-    check_optimizer(args, with_path=True)
-    with megatrons_refusals():
-        validate_args(args, defaults=dict(defaults or {}))
+    validate(args, defaults or {}, optimizer_problems(vars(args), with_path=True))
     if session.context is not None:
         refuse_endless_ramp(args, session.context)
         check_lineage(session.context)
@@ -134,31 +128,18 @@ def plain_arguments(
     refuse_companions(given, wrong)
     sys.argv[1:] = argv
     provider = arguments_provider(session.own_arguments)
-    with megatrons_refusals():
-        if "yaml_cfg" in given:  # the file holds all arguments, those of the device too
-            return yaml_arguments(given["yaml_cfg"], provider, defaults)
-        args = parse_args(provider)
-        if args.use_checkpoint_args or defaults.get("use_checkpoint_args"):
-            if not (args.load or args.pretrained_checkpoint):
-                raise UserError("--use-checkpoint-args takes them from --load or --pretrained-checkpoint.")
-            load_args_from_checkpoint(args, load_arg="pretrained_checkpoint")
-            load_args_from_checkpoint(args)
-        set_machine_flags(args, given, session)
-        check_optimizer(args, with_path=False)
-        validate_args(args, defaults=defaults)
+    if "yaml_cfg" in given:  # the file holds all arguments, those of the device too
+        return yaml_arguments(given["yaml_cfg"], provider, defaults)
+    args = parse_args(provider)
+    if args.use_checkpoint_args or defaults.get("use_checkpoint_args"):
+        if not (args.load or args.pretrained_checkpoint):
+            raise UserError("--use-checkpoint-args takes them from --load or --pretrained-checkpoint.")
+        load_args_from_checkpoint(args, load_arg="pretrained_checkpoint")
+        load_args_from_checkpoint(args)
+    set_machine_flags(args, given, session)
+    validate(args, defaults, optimizer_problems(vars(args), with_path=False))
     set_global_variables(args)
     return args
-
-
-def found_later(given: Mapping[str, Any], wrong: Sequence[str], session: Session) -> list[str]:
-    """Return the problems that later checks would find in the command line, in addition to `wrong`, a line
-    each.
-    """
-    found = unmet(given, environment.available(session.device, session.is_packed))
-    defaults = {action.dest: action.default for action in full_parser(session.own_arguments)._actions}
-    found += optimizer_problems(Namespace(**{**defaults, **given}), with_path=True)
-    are_all_read = not any(problem.startswith("argument ") for problem in wrong)
-    return found + (incomplete(given) if "lr_path" in given and are_all_read else [])
 
 
 def yaml_arguments(file: str, provider: ArgumentsProvider, defaults: dict[str, Any]) -> Any:
@@ -169,6 +150,8 @@ def yaml_arguments(file: str, provider: ArgumentsProvider, defaults: dict[str, A
     """
     try:
         return parse_and_validate_args(provider, args_defaults=defaults)
+    except (AssertionError, ValueError) as error:
+        raise UserError(one_refusal(error)) from None
     except (OSError, AttributeError) as error:
         raise UserError(
             f"--yaml-cfg {file}: {error}. Megatron takes all arguments from this file (the option is "
@@ -176,37 +159,10 @@ def yaml_arguments(file: str, provider: ArgumentsProvider, defaults: dict[str, A
         ) from None
 
 
-@contextmanager
-def megatrons_refusals() -> Iterator[None]:
-    """Convert failures of Megatron's checks of its arguments to one message."""
-    try:
-        yield
-    except (AssertionError, ValueError) as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        raise UserError(f"Megatron refuses these arguments: {str(error) or broken_check(where)}") from None
-
-
-def broken_check(where: traceback.FrameSummary) -> str:
-    """Return the source code of a failed check of Megatron that has no message."""
-    return f"{where.line} does not hold ({where.name} in {where.filename}, line {where.lineno})"
-
-
 def blend_prefixes(args: Any) -> list[str]:
     """Return the indexed datasets in --data-path and related arguments."""
     blend, per_split = get_blend_and_blend_per_split(args)
     return [prefix for part in [blend, *(per_split or ())] if part is not None for prefix in part[0]]
-
-
-def take_over_saving(args: Any) -> None:
-    """Set how checkpoints are written and signals handled, before Megatron validates its arguments.
-
-    Megatron disables --async-save without its persistent worker; see `protect` for the CPU.
-    """
-    args.exit_signal_handler = False  # ours answers
-    if args.async_save:
-        args.use_persistent_ckpt_worker = True
-        if not environment.importable("nvidia_resiliency_ext"):
-            args.async_strategy = "mcore"
 
 
 def check_lineage(context: RunContext) -> None:
@@ -324,6 +280,16 @@ def record_start(context: RunContext, args: Any, start: Start, retain_interval: 
         lineage.forget(context.records)
     plan = str(context.plan.path.resolve()) if context.plan else None
     drawn = drawn_at(args) if start.folder is None and not args.pretrained_checkpoint else None
+    if (
+        drawn
+        and context.plan
+        and context.run
+        and (others := lineage.drawn_otherwise(context.plan, context.run, drawn))
+    ):
+        say(
+            f"{context.records}: on GPUs the first weights depend on the layout, and these are others than those of "
+            f"{listing(others)}. Train all of them at the same sizes to compare them from the same weights."
+        )
     record = (
         context.identity,
         parent_record(context),

@@ -281,13 +281,14 @@ def split_options(argv: Sequence[str]) -> list[list[str]]:
     return parts
 
 
-def raise_all(problems: Sequence[str], later: Sequence[str] = ()) -> None:
+def raise_all(problems: Sequence[str], later: Callable[[], Sequence[str]] | None = None) -> None:
     """Raise one UserError with all problems, a line each; do nothing if there are none.
 
-    `later` are problems that a later check would find: they are added to the message, but raise nothing
+    `later` returns problems that a later check would find: they are added to the message, but raise nothing
     alone.
     """
-    problems = [*problems, *later] if problems else problems
+    if problems and later is not None:
+        problems = [*problems, *later()]
     if len(problems) == 1:
         raise UserError(problems[0])
     if problems:

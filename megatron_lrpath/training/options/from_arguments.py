@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ def refuse_with_path(
     given: Mapping[str, Any],
     own: ArgumentsProvider | None,
     others: Sequence[str] = (),
-    later: Sequence[str] = (),
+    later: Callable[[], Sequence[str]] | None = None,
 ) -> None:
     """Refuse arguments that a run by --lr-path does not allow, and `others`; for `later` see `raise_all`.
 

@@ -58,6 +58,18 @@ def set_machine_flags(args: Any, explicit: Mapping[str, Any], session: Session) 
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
 
 
+def take_over_saving(args: Any) -> None:
+    """Choose how checkpoints are written and signals answered, before Megatron validates its arguments.
+
+    Megatron turns --async-save off without its persistent worker; see `protect` for the CPU.
+    """
+    args.exit_signal_handler = False  # ours answers
+    if args.async_save:
+        args.use_persistent_ckpt_worker = True
+        if not environment.importable("nvidia_resiliency_ext"):
+            args.async_strategy = "mcore"
+
+
 def overlap_communication(args: Any, off: frozenset[str] = frozenset()) -> None:
     """Overlap the reduction of gradients and the gathering of weights with the computation, if there are any.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from megatron_lrpath.data.identity import training_identity
@@ -14,6 +15,7 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.models import megatron_flags, resolve_model
 from megatron_lrpath.plan import Plan, Run, load_plan, run_identity
 from megatron_lrpath.plan.arguments import PLAN, SET, find, flag, is_neutral
+from megatron_lrpath.plan.optimizers import OF_MEGATRON
 from megatron_lrpath.plan.spec import Batch
 from megatron_lrpath.runs.checkpoints import SAVE_INTERVAL
 from megatron_lrpath.runs.folder import RunFolder
@@ -22,7 +24,6 @@ from megatron_lrpath.training.context import ParentCheckpoint, RunContext
 from megatron_lrpath.training.options.arguments import ArgumentsProvider, explicit_arguments, raise_all
 from megatron_lrpath.training.options.classes import unclassified, word
 from megatron_lrpath.training.options.from_arguments import results_arguments
-from megatron_lrpath.training.options.optimizers import of_the_package
 
 
 def tokenizer_flags(plan: Plan) -> list[str]:
@@ -146,13 +147,14 @@ class PlannedRun:
         given: Mapping[str, Any],
         own: ArgumentsProvider | None = None,
         others: Sequence[str] = (),
-        later: Sequence[str] = (),
+        later: Callable[..., Sequence[str]] | None = None,
     ) -> PlannedRun:
         """Return the run that the explicit arguments `given` name, --plan among them.
 
         The command line can override arguments that do not change the result (layout, logging, saves),
         nothing else. `own` adds the arguments of a user's script; `others` are problems for the same
-        message, and so are `later` (see `raise_all`).
+        message, and so are those of `later` (see `raise_all`), which takes the flags of the plan if the run
+        is known.
 
         Raises:
             UserError: an argument contradicts the plan, or would change what only the plan decides; --paradigm or --run
@@ -172,8 +174,9 @@ class PlannedRun:
             raise
         flags = plan_flags(plan, run)
         planned = {name: value for part in flags.values() for name, value in explicit_arguments(part).items()}
-        planned_run = cls(plan, run, given, planned, [word for part in flags.values() for word in part])
-        raise_all([*others, *planned_run.problems(own)], later)
+        words = [word for part in flags.values() for word in part]
+        planned_run = cls(plan, run, given, planned, words)
+        raise_all([*others, *planned_run.problems(own)], later and partial(later, words))
         return planned_run
 
     def problems(self, own: ArgumentsProvider | None = None) -> list[str]:
@@ -283,7 +286,7 @@ def refused(given: Mapping[str, Any], plan: Plan) -> list[str]:
 def apply_defaults(args: Any, given: Mapping[str, Any]) -> None:
     """Set a planned run's defaults, unless the plan or the command line sets them."""
     for name, value in PLAN_DEFAULTS.items():
-        if name not in given and not (name == "use_distributed_optimizer" and of_the_package(args)):
+        if name not in given and (name != "use_distributed_optimizer" or args.optimizer in OF_MEGATRON):
             setattr(args, name, value)
     if "make_vocab_size_divisible_by" not in given:
         # Megatron pads to a multiple of this times the tensor-parallel size; padding is part of the softmax.
