@@ -163,14 +163,14 @@ def own_alpha(plan: Plan, version: Version) -> float:
 
 def cost_of(plan: Plan, steps: int) -> float:
     """The relative cost with so many steps of all branches but the last, which costs what the main path saves."""
-    return (plan.timeline.ends[-1] + steps) / sum(plan.timeline.ends)
+    return (plan.timeline.ends[-1] + steps) / sum(plan.timeline.scratch_ends)
 
 
 def exact_cost(plan: Plan, steps: Sequence[int]) -> float:
     """The relative cost of the main path up to the last branch point and of branches of so many steps."""
     ends = plan.timeline.ends
     last = max(end - own for end, own in zip(ends, steps, strict=True))
-    return (last + sum(steps)) / sum(ends)
+    return (last + sum(steps)) / sum(plan.timeline.scratch_ends)
 
 
 def check_names(plan: Plan, limits: Mapping[str, float]) -> None:
@@ -236,7 +236,7 @@ type Sum = tuple[int, float, tuple[int, ...]]
 def cheapest_sums(plan: Plan, columns: Sequence[Sequence[Option]]) -> list[Sum]:
     """The sums over all versions that no other one beats in both steps and loss, by ascending steps."""
     judged, last = judged_versions(plan), len(columns) - 1
-    part = max(1, sum(plan.timeline.ends) // RESOLUTION)
+    part = max(1, sum(plan.timeline.scratch_ends) // RESOLUTION)
     sums: list[Sum] = [(0, 0.0, ())]
     for index, column in enumerate(columns):
         longer = [

@@ -87,7 +87,7 @@ def relative_cost(plan: Plan, alpha: float) -> float:
     """Steps of the main path and all branches at this alpha over those of pre-training from scratch."""
     branches = [round(alpha * version.steps) for version in plan.versions]
     ends = plan.timeline.ends
-    return (ends[-1] - branches[-1] + sum(branches)) / sum(ends)
+    return (ends[-1] - branches[-1] + sum(branches)) / sum(plan.timeline.scratch_ends)
 
 
 def predict(

@@ -130,6 +130,11 @@ class Timeline:
         return list(itertools.accumulate(version.steps for version in self.versions))
 
     @cached_property
+    def scratch_ends(self) -> list[int]:
+        """The lengths of PTFS's runs: the whole steps of the new data of all versions so far, Σ(1 - r_i)·T_i."""
+        return [int(steps) for steps in itertools.accumulate(version.new_steps for version in self.versions)]
+
+    @cached_property
     def begins(self) -> list[int]:
         """The steps at which the versions' data begin, E_0 … E_(N−1)."""
         return [0, *self.ends[:-1]]
@@ -183,7 +188,7 @@ class Timeline:
         """A run for each version that reads all data so far."""
         return [  # CPT goes on from the first one
             self._run(SCRATCH, i, (0, end), slices=self._names(i), keep_steps=(end,) if i == 1 else ())
-            for i, end in enumerate(self.ends, start=1)
+            for i, end in enumerate(self.scratch_ends, start=1)
         ]
 
     def continual(self) -> list[Run]:
@@ -205,10 +210,12 @@ class Timeline:
         path = run_path(self.schedule, kind.name, first, last, self.cpt_variant)
         if path.shape != "floor":
             path = replace(path, cycle=version.cycle_steps.get(kind.name), **self._rates(kind, index, first))
-        fields: dict[str, Any] = {"parent": None, "slices": (version.name,)}
+        begin = index - 1  # the first version whose steps it does, counted from 0
+        fields: dict[str, Any] = {"parent": None}
         if kind == BRANCH:
-            before = itertools.takewhile(lambda end: end <= first, self.ends)
-            fields |= {"mix": version.mix, "slices": self._names(index)[sum(1 for _ in before) :]}
+            begin = sum(1 for _ in itertools.takewhile(lambda end: end <= first, self.ends))
+            fields |= {"mix": version.mix}
+        fields |= {"slices": self._read(begin, index)}
         return Run(
             name=kind.run_name(version.name),
             kind=kind.name,
@@ -236,6 +243,15 @@ class Timeline:
         if kind == BRANCH:
             rate = main.at(first, self.schedule.max_lr, self.schedule.min_lr)
         return {} if rate == self.schedule.max_lr else {"peak": rate}
+
+    def _read(self, begin: int, end: int) -> tuple[str, ...]:
+        """The versions whose data are read in the steps of the versions from `begin` up to but not including `end`."""
+        names = self._names(end)
+        read = {*names[begin:]}
+        for index, version in enumerate(self.versions[begin:end], start=begin):
+            if version.replay:
+                read |= {*version.replay.sources([*names[:index]])}
+        return tuple(name for name in names if name in read)
 
     def _names(self, count: int) -> tuple[str, ...]:
         return tuple(version.name for version in self.versions[:count])

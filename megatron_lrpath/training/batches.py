@@ -35,6 +35,8 @@ class Batches:
     def of_step(self, step: int) -> list[dict[str, Any]]:
         """The samples of a step (1-based), in the order of their positions: `sample`, `version`, `documents`, `text`.
 
+        `replayed` tells whether an earlier version's sample is read again; a fine-tuning has no such key.
+
         Raises:
             UserError: the run has no such step.
         """
@@ -53,6 +55,7 @@ class Batches:
         return {
             "sample": position,
             "version": self.dataset.version_of(position),
+            "replayed": self.dataset.is_replayed(position),
             "documents": [
                 document(str(place.prefix), place.document, place.offset, place.length) for place in places
             ],
