@@ -12,6 +12,7 @@ from megatron_lrpath.paradigms import (
     BRANCH,
     CONTINUAL,
     CPT,
+    CPT_VARIANTS,
     KINDS,
     MAIN,
     OURS,
@@ -100,11 +101,24 @@ class Run:
 
 
 def run_path(
-    schedule: Schedule, kind: str, first: int, last: int, cpt_variant: str, cycle: float | None = None
+    schedule: Schedule,
+    kind: str,
+    first: int,
+    last: int,
+    cpt_variant: str,
+    cycle: float | None = None,
+    peak: float | None = None,
 ) -> LRPath:
-    """The learning rate of a run of this kind from step `first` to `last`, positions in steps."""
+    """The learning rate of a run of this kind from step `first` to `last`, positions in steps.
+
+    `peak` is the rate that a decay begins at, where it is not max_lr; of a variant whose maxima fall, that of the
+    schedule over all steps.
+    """
     shape, warms_up = path_form(kind, cpt_variant)
-    return LRPath(schedule, shape, first, last, warmup=schedule.warmup if warms_up else 0, cycle=cycle)
+    if kind == CONTINUAL.name and first and CPT_VARIANTS[cpt_variant].falls:
+        peak = LRPath(schedule, "whole", 0, last, warmup=schedule.warmup, peak=peak).lr_at(first)
+    warmup = schedule.warmup if warms_up else 0
+    return LRPath(schedule, shape, first, last, warmup=warmup, cycle=cycle, peak=peak)
 
 
 @dataclass(frozen=True)
@@ -207,9 +221,11 @@ class Timeline:
     def _run(self, kind: Kind, index: int, span: tuple[int, int], **others: Any) -> Run:
         """The run of this kind for version `index` (from 1) from one step to another; its slice is the version's."""
         version, (first, last) = self.versions[index - 1], span
-        path = run_path(self.schedule, kind.name, first, last, self.cpt_variant)
-        if path.shape != "floor":
-            path = replace(path, cycle=version.cycle_steps.get(kind.name), **self._rates(kind, index, first))
+        cycle, rates = version.cycle_steps.get(kind.name), self._rates(kind, index, first)
+        if path_form(kind.name, self.cpt_variant)[0] == "floor":
+            cycle, rates = None, {}
+        path = run_path(self.schedule, kind.name, first, last, self.cpt_variant, cycle, rates.get("peak"))
+        path = replace(path, main=rates.get("main"))
         begin = index - 1  # the first version whose steps it does, counted from 0
         fields: dict[str, Any] = {"parent": None}
         if kind == BRANCH:
