@@ -100,9 +100,7 @@ def test_cpt_variants(tmp_path: Path, variant: str, shape: str, warmup: int, rat
 
 def test_the_peaks_of_an_autoregressive_cpt_lie_on_one_schedule_over_all_rounds(tmp_path: Path) -> None:
     schedule = {"style": "cosine", "max_lr": 3e-4, "min_lr": 3e-5, "warmup_steps": 0}
-    plan = plan_with(
-        tmp_path, schedule=schedule, versions=versions(4, 10_000), cpt_variant="autoregressive"
-    )
+    plan = plan_with(tmp_path, schedule=schedule, versions=versions(4, 10_000), cpt_variant="autoregressive")
     peaks = [run.path.begins_at for run in plan.runs("cpt")]
     exact = [3e-5 + 2.7e-4 * 0.5 * (1 + math.cos(math.pi * done / (done + 1))) for done in range(4)]
     assert peaks == pytest.approx(exact, rel=1e-12)
