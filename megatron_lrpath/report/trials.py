@@ -37,7 +37,7 @@ def trial_part(plan: Plan, comparison: Comparison) -> TrialPart:
     trial = comparison.trial
     return TrialPart(
         title=f"{trial.kind.capitalize()} from step {trial.begin:,} ({trial.name})",
-        sentences=(design(plan, trial), *conclusions(plan, comparison)),
+        sentences=(design(plan, trial), *conclusions(comparison)),
         table=trial_table(comparison),
         drawing=draw_differences(comparison) if len(trial.candidates) > 1 else None,
     )
@@ -54,7 +54,7 @@ def design(plan: Plan, trial: Trial) -> str:
     )
 
 
-def conclusions(plan: Plan, comparison: Comparison) -> list[str]:
+def conclusions(comparison: Comparison) -> list[str]:
     """What the trial shows and what to do, as sentences."""
     trial, whole = comparison.trial, comparison.texts.get(WHOLE, {})
     lines = []
@@ -69,11 +69,11 @@ def conclusions(plan: Plan, comparison: Comparison) -> list[str]:
     if best is first:
         lines.append(f"No candidate is better than {first.name}.")
     elif (gap := whole[best.name].difference) is not None:
-        sure = "clearly" if gap.is_clear else "not clearly (the interval includes 0)"
+        doubt = "" if gap.is_clear else "; that may be noise: its interval includes 0 or is unknown"
         lines.append(
-            f"{best.name} is best, {sure}: {difference_text(gap)} in perplexity against {first.name}."
+            f"{best.name} is best on `{WHOLE}`: {difference_text(gap)} in perplexity against {first.name}{doubt}."
         )
-    lines += rate_advice(comparison) if trial.kind == PROBE else data_advice(plan, comparison)
+    lines += rate_advice(comparison) if trial.kind == PROBE else data_advice(comparison)
     return lines
 
 
@@ -96,58 +96,67 @@ def rate_advice(comparison: Comparison) -> list[str]:
     return lines
 
 
-def data_advice(plan: Plan, comparison: Comparison) -> list[str]:
-    """What to write into the plan after an audition."""
+def data_advice(comparison: Comparison) -> list[str]:
+    """What to write into the plan after an audition, and on which texts the choice costs something."""
     trial = comparison.trial
     best = next(c for c in trial.candidates if c.name == comparison.best)
-    gap = comparison.texts[WHOLE][best.name].difference
-    texts = [
-        f"{text} by {difference_text(gap_of)}"
-        for text, candidates in comparison.texts.items()
-        if text != WHOLE and (gap_of := candidates[best.name].difference) is not None and gap_of.is_clear
+    gaps = {text: candidates[best.name].difference for text, candidates in comparison.texts.items()}
+    worse = [
+        f"{text} by {difference_text(gap)}"
+        for text, gap in gaps.items()
+        if gap is not None and gap.is_clear and gap.middle > 0
     ]
-    lines = (
-        [f"Texts on which {best.name} differs clearly from the first candidate: {listing(texts)}."]
-        if texts
-        else []
-    )
-    chosen = best if gap is not None and gap.is_clear else trial.candidates[0]
+    whole = gaps[WHOLE]
+    if whole is not None and whole.is_clear and worse:
+        return [
+            f"{best.name} is worse than {trial.candidates[0].name} on {listing(worse)}: choose by the text that "
+            "matters to you."
+        ]
+    chosen = best if whole is not None and whole.is_clear else trial.candidates[0]
     replay = "" if chosen.replay is None else f", with `replay: {chosen.replay}`"
-    return [*lines, f"For the next version take the slice {chosen.slice}{replay}."]
+    return [f"For the next version take the slice {chosen.slice}{replay}."]
 
 
 def trial_table(comparison: Comparison) -> Table:
-    """A row for each candidate: perplexity on each text, and the difference from the first candidate."""
+    """A row for each candidate and text: perplexity, and the difference from the first candidate."""
     trial, texts = comparison.trial, comparison.texts
     known = [one.perplexity for candidates in texts.values() for one in candidates.values()]
     places = decimals(known) if known else 0
-    rows = []
-    for candidate in trial.candidates:
-        cells = [Cell(candidate.name)]
-        for candidates in texts.values():
-            cells.append(measured_cell(candidates.get(candidate.name), places))
-        rows.append(tuple(cells))
+    rows = [
+        row(candidate.name if place == 0 else "", text, candidates[candidate.name], places)
+        for candidate in trial.candidates
+        for place, (text, candidates) in enumerate(texts.items())
+    ]
     repeats = min((one.repeats for candidates in texts.values() for one in candidates.values()), default=0)
     note = (
-        f"Perplexity, and the difference from {trial.candidates[0].name} with its 95% interval from "
-        f"{plural(repeats, 'paired repeat')}; `{WHOLE}` is the first validation set."
+        f"Differences from {trial.candidates[0].name} with 95% intervals from {plural(repeats, 'paired repeat')}; "
+        f"bold: the interval leaves out 0. `{WHOLE}` is the first validation set."
     )
-    return Table(("Candidate", *texts), tuple(rows), left=1, notes=(note,))
+    header = ("Candidate", "Measured on", "Perplexity", "Difference", "95% interval")
+    return Table(header, tuple(rows), left=2, notes=(note,))
 
 
-def measured_cell(one: Measured | None, places: int) -> Cell:
-    """A perplexity with its difference; bold where that is clear."""
-    if one is None:
-        return Cell(MISSING)
+def row(name: str, text: str, one: Measured, places: int) -> tuple[Cell, ...]:
+    """A candidate on one text; `name` is empty below the candidate's first row."""
     gap = one.difference
-    text = f"{one.perplexity:.{places}f}" + (f" ({difference_text(gap)})" if gap else "")
-    return Cell(text, best=gap is not None and gap.is_clear)
+    difference, bounds = ("", "") if gap is None else (percent(gap.middle), bounds_text(gap) or MISSING)
+    return (
+        Cell(name, opens=bool(name)),
+        Cell(text),
+        Cell(f"{one.perplexity:.{places}f}"),
+        Cell(difference, best=gap is not None and gap.is_clear),
+        Cell(bounds),
+    )
+
+
+def bounds_text(gap: Difference) -> str:
+    """`[+0.20%, +0.42%]`, empty where the interval is unknown."""
+    return "" if gap.low is None or gap.high is None else f"[{percent(gap.low)}, {percent(gap.high)}]"
 
 
 def difference_text(gap: Difference) -> str:
     """`+0.31% [+0.20%, +0.42%]`."""
-    bounds = "" if gap.low is None or gap.high is None else f" [{percent(gap.low)}, {percent(gap.high)}]"
-    return f"{percent(gap.middle)}{bounds}"
+    return f"{percent(gap.middle)} {bounds_text(gap)}".rstrip()
 
 
 def percent(share: float) -> str:
