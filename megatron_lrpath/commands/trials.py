@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_lrpath.commands.options import add_plan, count_from
@@ -40,9 +41,10 @@ def add_trial(parser: argparse.ArgumentParser, begin: str) -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--dry-run", action="store_true", help="print what would be trained and its cost")
     what.add_argument(
-        "--submit", action="store_true", help="submit the branches to Slurm (settings: LRPATH_SETTINGS)"
+        "--submit", action="store_true", help="submit the branches to Slurm, with the settings of the cluster"
     )
     what.add_argument("--show", action="store_true", help="print what has been measured, train nothing")
+    parser.add_argument("--settings", type=Path, metavar="FILE", help="settings of the cluster, for --submit")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
 
 
@@ -108,7 +110,9 @@ def train(args: argparse.Namespace, experiment: Experiment) -> int:
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     words = [str(experiment.path)]
-    if not args.submit:
+    if args.submit:
+        words += ["--settings", str(args.settings)] if args.settings else []
+    else:
         words += ["--jobs", str(args.jobs), "--device", args.device]
         words += ["--nproc", str(args.nproc)] if args.nproc else []
         words += ["--cold"] if args.cold else []

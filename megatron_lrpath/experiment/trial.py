@@ -18,6 +18,7 @@ from megatron_lrpath.data.slice import ENDING, Slice, SliceSource, require_sampl
 from megatron_lrpath.data.slice_codec import Documents
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.experiment.load import Experiment, load_experiment
+from megatron_lrpath.experiment.run import write_plans
 from megatron_lrpath.files import atomic_write_bytes, atomic_write_text
 from megatron_lrpath.paradigms import BRANCH, OURS
 from megatron_lrpath.plan import Plan
@@ -25,7 +26,7 @@ from megatron_lrpath.plan.file.load import plan_from
 from megatron_lrpath.plan.file.source import parse_source, plain, plan_text, read_source
 from megatron_lrpath.plan.replay import Replay
 from megatron_lrpath.plan.spec import Version
-from megatron_lrpath.runs.checkpoints import complete_steps
+from megatron_lrpath.runs.checkpoints import complete_steps, present_fingerprint
 from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.runs.fork import fork_main
 from megatron_lrpath.sealed import json_digest
@@ -158,9 +159,10 @@ def read_versions(plan: Plan, step: int) -> list[Version]:
 
 
 def named(trial: Trial, plan: Plan) -> Trial:
-    """The trial with a name that says what it is and differs for other settings or data."""
+    """The trial with a name that says what it is and differs for other settings, data or checkpoints."""
+    root = RunFolder(plan.folder(plan.main)).checkpoints
     slices = {one.slice: open_candidate(plan, one.slice).fingerprint for one in trial.candidates}
-    digest = json_digest([repr(trial), plan.seed, slices])
+    digest = json_digest([repr(trial), slices, present_fingerprint(root, trial.begin)])
     return replace(trial, name=f"{trial.kind}-{trial.begin}-{digest[:8]}")
 
 
@@ -231,6 +233,7 @@ def write(plan: Plan, trial: Trial, prepared: Prepared) -> Experiment:
     atomic_write_text(folder / BASE, prepared.base)
     atomic_write_text(folder / FILE, prepared.experiment)
     experiment = load_experiment(folder / FILE)
+    write_plans(experiment)
     for point in experiment.points:
         main = point.plan.main
         fork_main(plan.folder(plan.main), trial.begin, point.plan.folder(main), main)

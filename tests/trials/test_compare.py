@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from scipy import stats
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import Plan
+from megatron_lrpath.report.page import make_report, write_report
 from megatron_lrpath.report.trials import trial_part, trial_parts
 from megatron_lrpath.trials.compare import best_rate, compare, half_width
 from megatron_lrpath.trials.record import AUDITION, PROBE, WHOLE, Candidate, Trial, read_trial, trials_of
@@ -144,6 +146,21 @@ def test_an_audition_shows_every_text_and_waits_for_complete_repeats(tmp_path: P
     for repeat in (1, 2, 3):
         (AUDITIONING.run_folder(plan, DATA[1], repeat) / "eval.json").unlink()
     assert trial_parts(plan) == []  # nothing to compare
+
+
+def test_the_report_shows_a_trial_with_its_figure_and_data(tmp_path: Path) -> None:
+    plan = plan_with(tmp_path, output=str(tmp_path / "runs"))
+    fill(plan, PROBING, [[2.50, 2.40, 2.60], [2.4801, 2.38, 2.5799], [2.55, 2.45, 2.65]])
+    page = write_report(make_report(plan, datetime(2026, 11, 29, tzinfo=UTC)), tmp_path / "report")
+    text, markdown = page.read_text(), (tmp_path / "report/report.md").read_text()
+    for found in (text, markdown):
+        assert "Probe from step 100" in found
+        assert "−1.98%" in found
+    assert '<figure id="probe-100-abc">' in text
+    assert "![Differences of the probe from step 100](probe-100-abc.png)" in markdown
+    assert (tmp_path / "report/probe-100-abc.png").read_bytes().startswith(b"\x89PNG")
+    rows = (tmp_path / "report/data/probe-100-abc.csv").read_text().splitlines()
+    assert [row.split(",")[:2] for row in rows[1:3]] == [["all", "rate0.7"], ["all", "rate1.4"]]
 
 
 def test_a_record_that_was_changed_is_refused_and_left_out(tmp_path: Path) -> None:
