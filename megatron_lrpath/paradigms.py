@@ -37,12 +37,17 @@ class Kind:
 
 @dataclass(frozen=True)
 class CptVariant:
-    """How a continual run sets the rate: `shape` and `warms_up` replace those of `Kind`."""
+    """How a continual run sets the rate: `shape` and `warms_up` replace those of `Kind`.
+
+    With `falls` its maximum is the rate at its first step of one schedule over all steps up to its end, so that
+    the maxima fall from round to round.
+    """
 
     name: str
     title: str
     shape: str
     warms_up: bool
+    falls: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,8 @@ CYCLE_KINDS = tuple(kind.name for row in PARADIGM_ROWS.values() for kind in row.
 RESET_MAX = CptVariant("reset-max", "ResetMax", shape="whole", warms_up=False)
 REWARM_MAX = CptVariant("rewarm-max", "RewarmMax", shape="whole", warms_up=True)
 KEEP_MIN = CptVariant("keep-min", "KeepMin", shape="floor", warms_up=False)
-CPT_VARIANTS = {variant.name: variant for variant in (RESET_MAX, REWARM_MAX, KEEP_MIN)}
+AUTOREGRESSIVE = CptVariant("autoregressive", "Autoregressive", shape="whole", warms_up=True, falls=True)
+CPT_VARIANTS = {variant.name: variant for variant in (RESET_MAX, REWARM_MAX, KEEP_MIN, AUTOREGRESSIVE)}
 
 
 def path_form(kind: str, cpt_variant: str) -> tuple[str, bool]:

@@ -171,14 +171,14 @@ def cost_of(plan: Plan, steps: int) -> float:
     """Return the relative cost, given the steps of all branches but the last. The last branch is free: the
     main path is shorter by as many steps.
     """
-    return (plan.timeline.ends[-1] + steps) / sum(plan.timeline.ends)
+    return (plan.timeline.ends[-1] + steps) / sum(plan.timeline.scratch_ends)
 
 
 def exact_cost(plan: Plan, steps: Sequence[int]) -> float:
     """Return the relative cost of the main path up to the last branch point and of branches with these steps."""
     ends = plan.timeline.ends
     last = max(end - own for end, own in zip(ends, steps, strict=True))
-    return (last + sum(steps)) / sum(ends)
+    return (last + sum(steps)) / sum(plan.timeline.scratch_ends)
 
 
 def check_names(plan: Plan, limits: Mapping[str, float]) -> None:
@@ -247,7 +247,7 @@ type Sum = tuple[int, float, tuple[int, ...]]
 def cheapest_sums(plan: Plan, columns: Sequence[Sequence[Option]]) -> list[Sum]:
     """Return the Pareto-optimal sums over all versions in steps and loss, by ascending steps."""
     judged, last = judged_versions(plan), len(columns) - 1
-    part = max(1, sum(plan.timeline.ends) // RESOLUTION)
+    part = max(1, sum(plan.timeline.scratch_ends) // RESOLUTION)
     sums: list[Sum] = [(0, 0.0, ())]
     for index, column in enumerate(columns):
         longer = [

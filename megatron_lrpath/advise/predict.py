@@ -91,7 +91,7 @@ def relative_cost(plan: Plan, alpha: float) -> float:
     """
     branches = [round(alpha * version.steps) for version in plan.versions]
     ends = plan.timeline.ends
-    return (ends[-1] - branches[-1] + sum(branches)) / sum(ends)
+    return (ends[-1] - branches[-1] + sum(branches)) / sum(plan.timeline.scratch_ends)
 
 
 def predict(

@@ -82,7 +82,7 @@ def plan_regret(plan: Plan, tried: dict[int, list[Tried]], cost: float) -> Regre
         [Tried(one.name, 0, one.predicted, one.measured) if index == last else one for one in tried[index]]
         for index in measured
     ]
-    taken = regret(columns, int(cost * sum(line.ends) + 1e-6) - line.ends[-1] - fixed)
+    taken = regret(columns, int(cost * sum(line.scratch_ends) + 1e-6) - line.ends[-1] - fixed)
     return Regret(cost, *taken) if taken else None
 
 

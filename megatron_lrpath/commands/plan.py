@@ -135,6 +135,8 @@ def as_json(plan: Plan, paradigms: tuple[str, ...]) -> dict[str, Any]:
         "name": plan.name,
         "versions": [
             {"name": version.name, "steps": version.steps, "alpha": version.alpha or plan.alpha}
+            | {"new_samples": version.new_samples(plan.batch.global_batch_size)}
+            | {"replay": version.replay.to_dict() if version.replay else None}
             for version in plan.versions
         ],
         "paradigms": paths,

@@ -20,6 +20,7 @@ from megatron_lrpath.plan.wording import (
     main_rate_text,
     mix_text,
     paradigm_name,
+    replays_text,
     schedule_name,
     sft_text,
 )
@@ -54,6 +55,8 @@ def show_plan(
     )
     if changes := main_rate_text(plan):
         headline += f"; {changes}"
+    if replays := replays_text(plan):
+        headline += f"; {replays}"
     if own := branch_arguments_text(plan):
         headline += f"; branches with {own}"
     console.print(Text(headline))

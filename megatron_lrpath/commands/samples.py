@@ -81,7 +81,8 @@ def heading(folder: Path, step: int, samples: list[dict[str, Any]]) -> str:
 
 def show(sample: dict[str, Any], characters: int) -> None:
     """Print one sample: its source, and its text."""
-    print(f"\nsample {sample['sample']}, version {sample['version']}")
+    again = ", read again" if sample.get("replayed") else ""
+    print(f"\nsample {sample['sample']}, version {sample['version']}{again}")
     for place in sample["documents"]:
         end = place["offset"] + place["tokens"]
         print(f"  {place['dataset']} document {place['document']}, tokens {place['offset']} to {end - 1}")

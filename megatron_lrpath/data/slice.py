@@ -367,11 +367,11 @@ def require_versions(plan: Plan, slices: Iterable[Slice]) -> None:
     Raises:
         UserError: all of them, a line each.
     """
-    steps = {version.name: version.steps for version in plan.versions}
+    samples = {version.name: version.new_samples(plan.batch.global_batch_size) for version in plan.versions}
     problems = []
     for one in slices:
         try:
-            require_samples(one, steps[one.name] * plan.batch.global_batch_size, plan.batch.seq_length)
+            require_samples(one, samples[one.name], plan.batch.seq_length)
         except UserError as error:
             problems.append(str(error))
     if problems:

@@ -78,7 +78,7 @@ class SourceDataset(GPTDataset):
 
 @dataclass(frozen=True)
 class VersionSamples:
-    """A version's samples, with its sources interleaved in their shares; `order` is None for a single source."""
+    """A version's own samples, with its sources interleaved in their shares; `order` is None for one source."""
 
     name: str
     samples: int
@@ -129,15 +129,26 @@ class PlacedSamples(torch.utils.data.Dataset, ABC):
 class VersionedDataset(PlacedSamples):
     """Versions in sequence, or with `order` (a permutation of all their samples) shuffled together.
 
-    No sample occurs twice.
+    `replays` are, for each version, the places of earlier samples among its own, None for a version without; see
+    `versioned_index.replayed_places`. No sample occurs twice outside of them.
     """
 
     index_split = Split.train
 
-    def __init__(self, versions: Sequence[VersionSamples], order: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        versions: Sequence[VersionSamples],
+        order: np.ndarray | None = None,
+        replays: Sequence[Arrays | None] = (),
+    ) -> None:
         self._versions = versions
         self._order = order
-        self._ends = list(accumulate(version.samples for version in versions))
+        self._replays = replays or [None] * len(versions)
+        self._lengths = [
+            version.samples if again is None else len(again["source"])
+            for version, again in zip(versions, self._replays, strict=True)
+        ]
+        self._ends = list(accumulate(self._lengths))
 
     def __len__(self) -> int:
         """The number of samples of all versions."""
@@ -147,16 +158,31 @@ class VersionedDataset(PlacedSamples):
         """Return the name of the version of the sample at this position."""
         return self._place(sample)[0]
 
+    def is_replayed(self, sample: int) -> bool:
+        """Whether the sample at this position is one of an earlier version that is read again."""
+        which, number = self._split(sample)
+        again = self._replays[which]
+        return again is not None and bool(again["source"][number])
+
     def _any_source(self) -> SourceDataset:
         return self._versions[0].place(0)[0]
 
     def _place(self, sample: int) -> tuple[str, SourceDataset, int]:
+        which, number = self._split(sample)
+        again = self._replays[which]
+        if again is not None:
+            source, number = int(again["source"][number]), int(again["sample"][number])
+            which = source - 1 if source else which
+        version = self._versions[which]
+        return version.name, *version.place(number)
+
+    def _split(self, sample: int) -> tuple[int, int]:
+        """The version (its place) to whose steps a position belongs, and the number in it."""
         if not 0 <= sample < len(self):
             raise IndexError(f"sample {sample} of {len(self)}")
         number = sample if self._order is None else int(self._order[sample])
         which = bisect_right(self._ends, number)
-        version = self._versions[which]
-        return version.name, *version.place(number - self._ends[which] + version.samples)
+        return which, number - self._ends[which] + self._lengths[which]
 
 
 class MixedDataset(VersionedDataset):
@@ -169,18 +195,25 @@ class MixedDataset(VersionedDataset):
     def __init__(
         self, main: VersionedDataset, first: int, taken: Arrays, parts: Sequence[VersionSamples]
     ) -> None:
-        super().__init__(main._versions, main._order)
+        super().__init__(main._versions, main._order, main._replays)
         self._first = first
         self._taken = taken
         self._parts = parts
 
     def _place(self, sample: int) -> tuple[str, SourceDataset, int]:
-        position = sample - self._first
-        source = int(self._taken["source"][position]) if 0 <= position < len(self._taken["source"]) else 0
+        source = self._source(sample)
         if not source:
             return super()._place(sample)
         part = self._parts[source - 1]
-        return part.name, *part.place(int(self._taken["sample"][position]))
+        return part.name, *part.place(int(self._taken["sample"][sample - self._first]))
+
+    def is_replayed(self, sample: int) -> bool:
+        """Whether the main path's own sample stands here, and is one of an earlier version."""
+        return not self._source(sample) and super().is_replayed(sample)
+
+    def _source(self, sample: int) -> int:
+        position = sample - self._first
+        return int(self._taken["source"][position]) if 0 <= position < len(self._taken["source"]) else 0
 
 
 class ValidationDataset(PlacedSamples):
@@ -226,25 +259,32 @@ class ValidationDataset(PlacedSamples):
 
 
 def build_chained(
-    slices: Sequence[Slice], samples: Sequence[int], config: GPTDatasetConfig, seed: int
+    slices: Sequence[Slice],
+    samples: Sequence[int],
+    config: GPTDatasetConfig,
+    seed: int,
+    replays: Sequence[CacheEntry | None] = (),
 ) -> VersionedDataset:
     """Version 1's samples, then version 2's, …: main path, branches, CPT; a position is a consumed sample.
 
-    `samples[i]` is how many of version i are used. Each version is one epoch, shuffled by (seed, its name),
-    so that neither a longer run nor a later version changes what comes before. Under torch.distributed every
-    rank must call this (one builds the index, the others wait).
+    `samples[i]` is how many of version i's own are used; `replays` are its earlier samples among them, see
+    `replay_entries`. Each version is one epoch, shuffled by (seed, its name), so that neither a longer run nor a later
+    version changes what comes before. Under torch.distributed every rank must call this (one builds the index, the
+    others wait).
 
     Raises:
         UserError: a slice yields fewer samples than asked for, or its source is gone or another.
     """
-    versions, _ = open_versions(slices, samples, config, seed, [])
-    return VersionedDataset(versions)
+    entries = [entry for entry in replays if entry]
+    versions, arrays = open_versions(slices, samples, config, seed, entries)
+    found = iter(arrays[len(arrays) - len(entries) :])
+    return VersionedDataset(versions, replays=[next(found) if entry else None for entry in replays])
 
 
 def build_shuffled(
     slices: Sequence[Slice], samples: Sequence[int], config: GPTDatasetConfig, seed: int
 ) -> VersionedDataset:
-    """PTFS: exactly the samples of `build_chained`, permuted together by (seed, number of versions).
+    """PTFS: `samples[i]` of version i's own samples, permuted together by (seed, number of versions).
 
     Raises as `build_chained`; every rank must call it.
     """

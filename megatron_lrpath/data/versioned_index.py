@@ -7,6 +7,7 @@ samples of a set with a partial last one in 32-bit floating point, which is wron
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -17,6 +18,8 @@ from megatron_lrpath.data.slice import SliceSource
 from megatron_lrpath.data.slice_codec import Documents
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan.mix import Mix, quotas
+from megatron_lrpath.plan.replay import Replay
+from megatron_lrpath.plan.spec import Version
 
 FORMAT = 1  # part of every key: raise it when any of these arrays changes its meaning
 
@@ -124,6 +127,73 @@ def mix_entry(mix: Mix, batch: int, steps: int, version: str) -> CacheEntry:
     shares = [str(share) for share in mix.shares]
     key = ["mix", FORMAT, shares, mix.seed, batch, steps, version]
     return CacheEntry(key, ("source", "sample"), lambda: places(mix, batch, steps, version))
+
+
+def replay_entries(versions: Sequence[Version], batch: int, seed: int) -> list[CacheEntry | None]:
+    """The cache entries of what versions replay, None for those without; see `replayed_places`."""
+    named = [(version.name, version.new_samples(batch)) for version in versions]
+    return [_replay_entry(version, named[:place], batch, seed) for place, version in enumerate(versions)]
+
+
+def _replay_entry(
+    version: Version, earlier: Sequence[tuple[str, int]], batch: int, seed: int
+) -> CacheEntry | None:
+    if (replay := version.replay) is None:
+        return None
+    key = ["replay", FORMAT, replay.to_dict(), version.name, list(earlier), batch, version.steps, seed]
+    build = partial(replayed_places, replay, version.name, earlier, batch, version.steps, seed)
+    return CacheEntry(key, ("source", "sample"), build)
+
+
+def replayed_places(
+    replay: Replay, version: str, earlier: Sequence[tuple[str, int]], batch: int, steps: int, seed: int
+) -> Arrays:
+    """Whose sample stands at each position of a version: `source` (uint16, 0: its own) and `sample` (uint32).
+
+    Source j is the j-th of the `earlier` versions, which are names with their numbers of new samples. The version's
+    own samples keep their order. Each step holds the share of all samples so far, rounded down, at places that (seed,
+    version) decide, and no sample is replayed twice in a version. Nothing depends on steps that come later.
+    """
+    due = np.array([replay.replayed(step * batch) for step in range(steps + 1)])
+    words = random_words(steps * batch, "replay", seed, version).reshape(steps, batch)
+    marks = np.zeros((steps, batch), dtype=bool)
+    np.put_along_axis(
+        marks,
+        np.argsort(words, axis=1, kind="stable"),
+        np.arange(batch)[np.newaxis] < np.diff(due)[:, np.newaxis],
+        axis=1,
+    )
+    again = marks.reshape(-1)
+    drawn = _weighted if replay.weights else _uniform
+    source, sample = np.zeros(len(again), dtype=np.uint16), np.zeros(len(again), dtype=np.uint32)
+    source[again], sample[again] = drawn(replay, earlier, int(due[-1]), (seed, version))
+    sample[~again] = np.arange(len(again) - int(due[-1]), dtype=np.uint32)
+    return {"source": source, "sample": sample}
+
+
+type _Draws = tuple[
+    np.ndarray, np.ndarray
+]  # the source (from 1 on) of each replayed sample, and its number there
+
+
+def _uniform(replay: Replay, earlier: Sequence[tuple[str, int]], count: int, key: tuple[int, str]) -> _Draws:
+    ends = np.cumsum([samples for _, samples in earlier])
+    drawn = permutation(int(ends[-1]), "replayed", *key)[:count].astype(np.int64)
+    source = np.searchsorted(ends, drawn, side="right")
+    return source + 1, drawn - np.concatenate([[0], ends])[source]
+
+
+def _weighted(replay: Replay, earlier: Sequence[tuple[str, int]], count: int, key: tuple[int, str]) -> _Draws:
+    turns = np.array(replay.turns)
+    taken = np.tile(turns, count // len(turns) + 1)[:count]
+    source, sample = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
+    names = [name for name, _ in earlier]
+    for place, (name, _) in enumerate(replay.weights):
+        here, number = taken == place, names.index(name)
+        source[here] = number + 1
+        order = permutation(earlier[number][1], "replayed", *key, name)
+        sample[here] = order[: np.count_nonzero(here)]
+    return source, sample
 
 
 def places(mix: Mix, batch: int, steps: int, version: str) -> Arrays:

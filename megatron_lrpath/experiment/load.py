@@ -108,6 +108,7 @@ def training_key(plan: Plan, run: Run) -> str:
         facts["versions"] = [
             (version.name, version.steps)
             + ((version.max_lr, plan.timeline.rate_steps(version)) if version.max_lr is not None else ())
+            + ((version.replay.to_dict(),) if version.replay else ())
             for version in plan.versions
         ]
     return json.dumps(facts, sort_keys=True)

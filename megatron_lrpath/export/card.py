@@ -11,9 +11,9 @@ from megatron_lrpath.console import warn
 from megatron_lrpath.data.slice import open_slices
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.export.architecture import CLASSES, Architecture
-from megatron_lrpath.paradigms import KINDS, OURS
+from megatron_lrpath.paradigms import KINDS, OURS, SCRATCH
 from megatron_lrpath.plan import Plan, Run
-from megatron_lrpath.plan.wording import mix_text
+from megatron_lrpath.plan.wording import mix_text, replay_text
 from megatron_lrpath.runs.checkpoints import present_fingerprint
 from megatron_lrpath.runs.folder import RunFolder, inspect, read_json_object
 from megatron_lrpath.runs.results import fresh_evaluation
@@ -184,6 +184,11 @@ def training(plan: Plan, run: Run, origin: Origin) -> str:
         samples = run.mix.samples(plan.batch.global_batch_size, run.steps)
         counts = ", ".join(f"{number:,} of {name}" for name, number in samples.items())
         rows.append(("samples of other data in the branch", f"{counts} ({mix_text(run.mix)})"))
+    replays = [
+        f"{one.name}: {replay_text(one.replay)}" for one in plan.versions[: run.version_index] if one.replay
+    ]
+    if replays and run.kind != SCRATCH.name:
+        rows.append(("samples of earlier versions read again", "; ".join(replays)))
     return "## Training\n\n" + table(("", ""), rows)
 
 

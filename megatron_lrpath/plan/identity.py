@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from megatron_lrpath.models import resolve_model
-from megatron_lrpath.paradigms import BRANCH, MAIN, OURS, SCRATCH
+from megatron_lrpath.paradigms import BRANCH, MAIN, OURS, PTFS, SCRATCH
 from megatron_lrpath.plan.arguments import is_neutral
 from megatron_lrpath.plan.plan import Plan
 from megatron_lrpath.plan.runs import Run
@@ -78,6 +78,9 @@ def _version_facts(plan: Plan, run: Run, version: Version) -> dict[str, Any]:
     facts: dict[str, Any] = {"name": version.name, "steps": version.steps}
     if run.paradigm == OURS.name and version.max_lr is not None:
         facts |= {"max_lr": version.max_lr, "rate_steps": plan.timeline.rate_steps(version)}
+    if version.replay is not None:  # from scratch, only the number of its new samples counts
+        replay = version.replay.to_dict()
+        facts["replay"] = {"share": replay["share"]} if run.paradigm == PTFS.name else replay
     return facts
 
 
@@ -237,6 +240,10 @@ def _version(version: dict[str, Any]) -> str:
     text = f"{version['name']} with {version['steps']} steps"
     if "max_lr" in version:
         text += f" at {version['max_lr']:g}, reached in {version['rate_steps']}"
+    if "replay" in version:
+        weights = version["replay"].get("weights", {})
+        own = f" ({', '.join(f'{name}: {weight}' for name, weight in weights.items())})" if weights else ""
+        text += f", a replay of {version['replay']['share']}{own}"
     return text
 
 

@@ -164,6 +164,14 @@ class Plan:
         kept = {name: value for name, value in self.megatron.items() if name not in DROPPED}
         return kept | self.sft.megatron
 
+    def scratch_samples(self, run: Run) -> list[int]:
+        """How many samples of each version a run from scratch reads: all new ones, up to its last whole step."""
+        left, counts = run.last_step * self.batch.global_batch_size, []
+        for version in self.versions[: run.version_index]:
+            counts.append(min(left, version.new_samples(self.batch.global_batch_size)))
+            left -= counts[-1]
+        return counts
+
     def tokens(self, steps: int) -> int:
         """The tokens of a number of steps."""
         return steps * self.batch.tokens
@@ -177,8 +185,7 @@ class Plan:
         steps = sum(run.steps for run in self.runs(paradigm))
         if paradigm == OURS.name:
             steps -= self.main.last_step - max(self.timeline.branch_points)
-        scratch = sum(self.timeline.ends)
-        return Cost(paradigm, steps, self.tokens(steps), steps / scratch)
+        return Cost(paradigm, steps, self.tokens(steps), steps / sum(self.timeline.scratch_ends))
 
     def _sft_run(self, paradigm: str, name: str) -> Run:
         """Return the fine-tuning called `name`. Raises UserError if there is none, or its data must be

@@ -12,6 +12,7 @@ from megatron_lrpath.paradigms import (
     BRANCH,
     CONTINUAL,
     CPT,
+    CPT_VARIANTS,
     KINDS,
     MAIN,
     OURS,
@@ -100,11 +101,24 @@ class Run:
 
 
 def run_path(
-    schedule: Schedule, kind: str, first: int, last: int, cpt_variant: str, cycle: float | None = None
+    schedule: Schedule,
+    kind: str,
+    first: int,
+    last: int,
+    cpt_variant: str,
+    cycle: float | None = None,
+    peak: float | None = None,
 ) -> LRPath:
-    """Return the learning rate of a run of this kind from step `first` to `last`, positions in steps."""
+    """Return the learning rate of a run of this kind from step `first` to `last`, positions in steps.
+
+    `peak` is the rate at which a decay begins, if it is not max_lr; for a variant with falling maxima, that of
+    the schedule over all steps.
+    """
     shape, warms_up = path_form(kind, cpt_variant)
-    return LRPath(schedule, shape, first, last, warmup=schedule.warmup if warms_up else 0, cycle=cycle)
+    if kind == CONTINUAL.name and first and CPT_VARIANTS[cpt_variant].falls:
+        peak = LRPath(schedule, "whole", 0, last, warmup=schedule.warmup, peak=peak).lr_at(first)
+    warmup = schedule.warmup if warms_up else 0
+    return LRPath(schedule, shape, first, last, warmup=warmup, cycle=cycle, peak=peak)
 
 
 @dataclass(frozen=True)
@@ -128,6 +142,11 @@ class Timeline:
     def ends(self) -> list[int]:
         """E_1 … E_N."""
         return list(itertools.accumulate(version.steps for version in self.versions))
+
+    @cached_property
+    def scratch_ends(self) -> list[int]:
+        """The lengths of PTFS's runs: the whole steps of the new data of all versions so far, Σ(1 - r_i)·T_i."""
+        return [int(steps) for steps in itertools.accumulate(version.new_steps for version in self.versions)]
 
     @cached_property
     def begins(self) -> list[int]:
@@ -187,7 +206,7 @@ class Timeline:
         """Return a run for each version that reads all data so far."""
         return [  # CPT continues from the first one
             self._run(SCRATCH, i, (0, end), slices=self._names(i), keep_steps=(end,) if i == 1 else ())
-            for i, end in enumerate(self.ends, start=1)
+            for i, end in enumerate(self.scratch_ends, start=1)
         ]
 
     def continual(self) -> list[Run]:
@@ -210,13 +229,17 @@ class Timeline:
         version's.
         """
         version, (first, last) = self.versions[index - 1], span
-        path = run_path(self.schedule, kind.name, first, last, self.cpt_variant)
-        if path.shape != "floor":
-            path = replace(path, cycle=version.cycle_steps.get(kind.name), **self._rates(kind, index, first))
-        fields: dict[str, Any] = {"parent": None, "slices": (version.name,)}
+        cycle, rates = version.cycle_steps.get(kind.name), self._rates(kind, index, first)
+        if path_form(kind.name, self.cpt_variant)[0] == "floor":
+            cycle, rates = None, {}
+        path = run_path(self.schedule, kind.name, first, last, self.cpt_variant, cycle, rates.get("peak"))
+        path = replace(path, main=rates.get("main"))
+        begin = index - 1  # the first version whose steps it does, counted from 0
+        fields: dict[str, Any] = {"parent": None}
         if kind == BRANCH:
-            before = itertools.takewhile(lambda end: end <= first, self.ends)
-            fields |= {"mix": version.mix, "slices": self._names(index)[sum(1 for _ in before) :]}
+            begin = sum(1 for _ in itertools.takewhile(lambda end: end <= first, self.ends))
+            fields |= {"mix": version.mix}
+        fields |= {"slices": self._read(begin, index)}
         return Run(
             name=kind.run_name(version.name),
             kind=kind.name,
@@ -244,6 +267,15 @@ class Timeline:
         if kind == BRANCH:
             rate = main.at(first, self.schedule.max_lr, self.schedule.min_lr)
         return {} if rate == self.schedule.max_lr else {"peak": rate}
+
+    def _read(self, begin: int, end: int) -> tuple[str, ...]:
+        """The versions whose data are read in the steps of the versions from `begin` up to but not including `end`."""
+        names = self._names(end)
+        read = {*names[begin:]}
+        for index, version in enumerate(self.versions[begin:end], start=begin):
+            if version.replay:
+                read |= {*version.replay.sources([*names[:index]])}
+        return tuple(name for name in names if name in read)
 
     def _names(self, count: int) -> tuple[str, ...]:
         return tuple(version.name for version in self.versions[:count])

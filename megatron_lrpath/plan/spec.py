@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import PurePath
 from typing import Any
 
 from megatron_lrpath.plan.mix import Mix
+from megatron_lrpath.plan.replay import Replay
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ class Version:
     that are missing in it take the length of the run. `mix` is what its branch reads beside the main path's
     samples, the plan's where the version does not say. `max_lr` is the rate to which the main path moves where the
     version begins, over `rate_steps` steps (None: as many as the warm-up has); None: the rate stays. Its branch has
-    the Megatron arguments `branch_megatron` (names with underscores) on top of the plan's `megatron`.
+    the Megatron arguments `branch_megatron` (names with underscores) on top of the plan's `megatron`. `replay` is the
+    share of its steps' samples that earlier versions provide; `steps` includes them.
     """
 
     name: str
@@ -70,6 +73,17 @@ class Version:
     max_lr: float | None = None
     rate_steps: int | None = None
     branch_megatron: dict[str, Any] = field(default_factory=dict)
+    replay: Replay | None = None
+
+    @property
+    def new_steps(self) -> Fraction:
+        """The steps that its new data alone would last: (1 - r)·T_i."""
+        return self.steps * (1 - self.replay.share) if self.replay else Fraction(self.steps)
+
+    def new_samples(self, batch: int) -> int:
+        """Samples of its own slice in its steps of `batch` samples."""
+        samples = self.steps * batch
+        return self.replay.new(samples) if self.replay else samples
 
 
 @dataclass(frozen=True)

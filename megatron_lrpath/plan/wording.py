@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 from megatron_lrpath.paradigms import CPT, CPT_VARIANTS, PARADIGM_ROWS
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.plan.identity import branch_arguments
 from megatron_lrpath.plan.mix import Mix
+from megatron_lrpath.plan.replay import Replay
 from megatron_lrpath.plan.sft import Sft
 from megatron_lrpath.schedule import STYLES
 from megatron_lrpath.wording import plural
@@ -50,9 +53,28 @@ def paradigm_name(plan: Plan, paradigm: str) -> str:
 
 def mix_text(mix: Mix) -> str:
     """Describe a branch's mix: `20% curated, 5% code-2025`."""
-    return ", ".join(
-        f"{float(part.share):.3%}".rstrip("%0").rstrip(".") + f"% {part.name}" for part in mix.parts
-    )
+    return ", ".join(f"{share_text(part.share)} {part.name}" for part in mix.parts)
+
+
+def share_text(share: Fraction) -> str:
+    """Return a share in percent, with up to three decimals: `12.5%`."""
+    return f"{float(share):.3%}".rstrip("%0").rstrip(".") + "%"
+
+
+def replay_text(replay: Replay) -> str:
+    """Describe a version's replay: `20% replayed`, `20% replayed (v1 2 : v2 1)`."""
+    weights = " : ".join(f"{name} {weight}" for name, weight in replay.weights)
+    return f"{share_text(replay.share)} replayed" + (f" ({weights})" if weights else "")
+
+
+def replays_text(plan: Plan) -> str:
+    """Describe the replays of all versions, with names unless all but the first are equal; empty without any."""
+    texts: dict[str, list[str]] = {}
+    for version in plan.versions[1:]:
+        texts.setdefault(replay_text(version.replay) if version.replay else "", []).append(version.name)
+    if len(texts) == 1:
+        return next(iter(texts))
+    return "; ".join(f"{', '.join(names)}: {text}" for text, names in texts.items() if text)
 
 
 def sft_text(sft: Sft) -> str:

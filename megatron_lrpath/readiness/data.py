@@ -150,10 +150,11 @@ def source_checks(
 
 def token_checks(plan: Plan, used: Sequence[Slice]) -> list[Finding]:
     """Whether each version has the tokens that its steps need."""
-    steps, length = {version.name: version.steps for version in plan.versions}, plan.batch.seq_length
+    batch, length = plan.batch.global_batch_size, plan.batch.seq_length
+    samples_of = {version.name: version.new_samples(batch) for version in plan.versions}
     checks = []
     for part in used:
-        samples = steps[part.name] * plan.batch.global_batch_size
+        samples = samples_of[part.name]
         there = f"{samples:,} samples of {length:,} tokens are there"
         enough = partial(require_samples, part, samples, length)
         checks.append(attempt(f"tokens of {part.name}", enough, there))

@@ -14,10 +14,12 @@ from megatron_lrpath.models import parameter_count, resolve_model
 from megatron_lrpath.paradigms import CPT_VARIANTS, OURS
 from megatron_lrpath.plan import Plan, run_identity
 from megatron_lrpath.plan.identity import without_neutral
+from megatron_lrpath.plan.spec import Version
 from megatron_lrpath.plan.wording import (
     branch_arguments_text,
     main_rate_text,
     mix_text,
+    replays_text,
     schedule_name,
     sft_text,
 )
@@ -53,6 +55,7 @@ def facts(tree: RunTree) -> dict[str, str]:
         + (f"warm-up {schedule.warmup:,} steps" if schedule.warmup else "no warm-up"),
         "Main path": main_rate_text(plan).removeprefix("main path "),
         "α": f"{plan.alpha:g}" + (f" ({alphas})" if alphas else ""),
+        "Replay": replays_text(plan),
         "Branch mix": _mixes(plan),
         "Fine-tuning": sft_text(plan.sft) if plan.sft else "",
         "CPT variant": CPT_VARIANTS[plan.cpt_variant].title,
@@ -124,7 +127,7 @@ def _hours(tree: RunTree) -> str:
 def subtitle(tree: RunTree) -> str:
     """The plan in a line: model, schedule, α, versions and their tokens."""
     plan = tree.plan
-    tokens = [plan.tokens(version.steps) for version in plan.versions]
+    tokens = [_new_tokens(plan, version) for version in plan.versions]
     sizes = dict.fromkeys(short_number(size) for size in (min(tokens), max(tokens)))
     parts = [
         plan.model.recipe or "own model",
@@ -147,21 +150,30 @@ def data_table(tree: RunTree) -> Table:
     domains = list(dict.fromkeys(name for part in known for name in part.tokens_by_domain))
     domains = domains if len(domains) > 1 else []
     rows = []
+    replayed = any(version.replay for version in plan.versions)
     for version in plan.versions:
-        trained = Cell(f"{version.steps:,}"), Cell(short_number(plan.tokens(version.steps)))
+        new = _new_tokens(plan, version)
+        again = [Cell(short_number(plan.tokens(version.steps) - new))] if replayed else []
+        trained = Cell(f"{version.steps:,}"), Cell(short_number(new)), *again
         rows.append((Cell(version.name), *trained, *_slice_cells(slices[version.name], domains)))
+    absent = [Cell(MISSING)] * (3 if replayed else 2)
     mixes = [run.mix for run in plan.runs(OURS.name) if run.mix is not None]
     for part in {part.slice: part for mix in mixes for part in mix.parts}.values():
         place = Path(part.slice).parent if "/" in part.slice else folder
         mixed, _ = _opened(Slice.load, slice_path(place, part.name))
-        rows.append((Cell(f"{part.name} (mix)"), Cell(MISSING), Cell(MISSING), *_slice_cells(mixed, domains)))
-    rows.append((Cell("validation", opens=True), Cell(MISSING), Cell(MISSING), *_slice_cells(valid, domains)))
+        rows.append((Cell(f"{part.name} (mix)"), *absent, *_slice_cells(mixed, domains)))
+    rows.append((Cell("validation", opens=True), *absent, *_slice_cells(valid, domains)))
     by_domain = (f"of which {name}" for name in domains)
-    header = ("Version", "Steps", "New tokens trained on", "Tokens in the slice", *by_domain)
+    trained_on = ("New tokens trained on", *(["Tokens replayed"] if replayed else []))
+    header = ("Version", "Steps", *trained_on, "Tokens in the slice", *by_domain)
     missing = [name for name, part in slices.items() if part is None] + ([] if valid else ["validation"])
     note = f"Slices not found, so their contents are not shown: {listing(missing)}."
     damaged = [why for _, why in [*opened.values(), (valid, problem)] if "not a whole slice file" in why]
     return Table(header, tuple(rows), left=1, notes=(*([note] if missing else ()), *damaged))
+
+
+def _new_tokens(plan: Plan, version: Version) -> int:
+    return version.new_samples(plan.batch.global_batch_size) * plan.batch.seq_length
 
 
 def unmeasured(plan: Plan) -> str:

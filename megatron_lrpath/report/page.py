@@ -36,6 +36,7 @@ from megatron_lrpath.report.tables import (
     run_table,
     set_table,
 )
+from megatron_lrpath.report.trials import TrialPart, trial_parts
 from megatron_lrpath.runs.folder import report_page
 from megatron_lrpath.runs.results import evaluation_digests, write_report_sources
 
@@ -62,6 +63,7 @@ class Report:
     cost: Drawing | None
     losses: Drawing | None
     advice: SavedAdvice | None
+    trials: list[TrialPart]
     tuned: Table | None
     runs: Table
     facts: dict[str, str]
@@ -74,7 +76,9 @@ class Report:
     def drawings(self) -> list[Drawing]:
         """The figures with data."""
         advice = self.advice.drawing if self.advice else None
-        return [drawing for drawing in (self.rates, self.cost, self.losses, advice) if drawing is not None]
+        trials = (part.drawing for part in self.trials)
+        every = (self.rates, self.cost, self.losses, advice, *trials)
+        return [drawing for drawing in every if drawing is not None]
 
 
 def make_report(plan: Plan, now: datetime, paradigms: Sequence[str] | None = None, left: str = "") -> Report:
@@ -101,6 +105,7 @@ def make_report(plan: Plan, now: datetime, paradigms: Sequence[str] | None = Non
         cost=draw_cost(tree),
         losses=draw_losses(tree),
         advice=read_advice(plan),
+        trials=trial_parts(plan),
         tuned=fine_tuning_table(tree),
         runs=run_table(tree),
         facts=facts(tree) | ({"Left to train": left} if left else {}),

@@ -36,6 +36,8 @@ class Batches:
         """Return the samples of a step (1-based), in the order of their positions: `sample`, `version`,
         `documents`, `text`.
 
+        `replayed` tells whether an earlier version's sample is read again; a fine-tuning has no such key.
+
         Raises:
             UserError: the run has no such step.
         """
@@ -54,6 +56,7 @@ class Batches:
         return {
             "sample": position,
             "version": self.dataset.version_of(position),
+            "replayed": self.dataset.is_replayed(position),
             "documents": [
                 document(str(place.prefix), place.document, place.offset, place.length) for place in places
             ],

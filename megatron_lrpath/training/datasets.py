@@ -18,6 +18,7 @@ from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_l
 
 from megatron_lrpath.data import versioned
 from megatron_lrpath.data.slice import open_validation
+from megatron_lrpath.data.versioned_index import replay_entries
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.paradigms import SCRATCH
 from megatron_lrpath.sft.dataset import build_packed, build_packed_validation
@@ -122,14 +123,14 @@ def training_set(context: RunContext, config: GPTDatasetConfig) -> Any:
     plan, run = context.plan, context.run
     assert plan is not None
     assert run is not None
-    counts = [
-        version.steps * plan.batch.global_batch_size for version in plan.versions[: len(context.slices)]
-    ]
-    build = versioned.build_shuffled if run.kind == SCRATCH.name else versioned.build_chained
-    dataset = build(context.slices, counts, config, plan.seed)
+    batch, versions = plan.batch.global_batch_size, plan.versions[: len(context.slices)]
+    if run.kind == SCRATCH.name:
+        return versioned.build_shuffled(context.slices, plan.scratch_samples(run), config, plan.seed)
+    samples = [version.new_samples(batch) for version in versions]
+    replays = replay_entries(versions, batch, plan.seed)
+    dataset = versioned.build_chained(context.slices, samples, config, plan.seed, replays)
     if run.mix is None:
         return dataset
-    batch = plan.batch.global_batch_size
     branch = (run.version, run.first_step * batch, batch, run.steps)
     return versioned.build_mixed(dataset, context.mix, run.mix, branch, config)
 

@@ -22,6 +22,7 @@ def check_plan(source: Source, plan: Plan) -> None:
         )
     for check in (
         _check_names,
+        _check_replays,
         _check_warmup,
         _check_rates,
         _check_branches,
@@ -56,6 +57,43 @@ def _parts(name: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Return the letters and the numbers of a name: ("v", "-b"), (2, 10) for v2-b10."""
     parts = re.split(r"([0-9]+)", name)
     return tuple(parts[::2]), tuple(int(number) for number in parts[1::2])
+
+
+def _check_replays(source: Source, plan: Plan) -> None:
+    batch = plan.batch.global_batch_size
+    new: dict[str, int] = {}  # samples of the versions so far
+    for index, version in enumerate(plan.versions):
+        replay, place = version.replay, source.find(f"versions[{index}].replay")
+        earlier, new = new, new | {version.name: version.new_samples(batch)}
+        if replay is None:
+            continue
+        if not earlier:
+            raise place.error("the first version has no earlier data to replay; leave it out")
+        for name, _ in replay.weights:
+            if name not in earlier:
+                raise source.find(f"versions[{index}].replay.weights.{name}").error(
+                    f"{name!r} is no version before {version.name}; those are {', '.join(earlier)}"
+                )
+        samples = version.steps * batch
+        if not replay.replayed(samples):
+            raise place.error(
+                f"{float(replay.share):g} of {version.steps} steps of {batch} samples is less than one sample; give a "
+                "larger share"
+            )
+        if version.new_steps < 1:
+            raise place.error(
+                f"{float(replay.share):g} of {version.steps} steps leaves less than a step of new data; give a smaller "
+                "share"
+            )
+        wanted = replay.by_version(samples) or {"earlier versions": replay.replayed(samples)}
+        there = earlier if replay.weights else {"earlier versions": sum(earlier.values())}
+        for name, count in wanted.items():
+            if count > there[name]:
+                raise place.error(
+                    f"{version.name} would draw {count:,} samples again from {name} with {there[name]:,}, some of "
+                    "them twice; give a smaller share"
+                    + (f", or {name} a smaller weight" if replay.weights else "")
+                )
 
 
 def _check_warmup(source: Source, plan: Plan) -> None:
@@ -151,7 +189,7 @@ def _check_reached(source: Source, plan: Plan) -> None:
 def _check_cycles(source: Source, plan: Plan) -> None:
     line = plan.timeline
     for index, version in enumerate(plan.versions):
-        lengths = {SCRATCH.name: line.ends[index], BRANCH.name: line.branch_steps[index]}
+        lengths = {SCRATCH.name: line.scratch_ends[index], BRANCH.name: line.branch_steps[index]}
         if index and CPT_VARIANTS[plan.cpt_variant] != KEEP_MIN:
             lengths[CONTINUAL.name] = version.steps
         for kind, length in lengths.items():

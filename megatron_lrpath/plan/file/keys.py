@@ -187,9 +187,19 @@ DATA_KEYS = (
         "`valid` in that folder",
     ),
 )
+WEIGHT = whole(1, 1000)
+REPLAY_KEYS = (
+    Key("share", SHARE, REQUIRED, "share of the version's samples that is drawn again from earlier versions"),
+    Key(
+        "weights",
+        {"type": "object", "additionalProperties": WEIGHT},
+        None,
+        "whole numbers by version: how often each is drawn; default: every earlier sample is equally likely",
+    ),
+)
 VERSION_KEYS = (
     Key("name", NAME, REQUIRED, "letters, digits, `.`, `_` and `-`; runs and slices are named after it"),
-    Key("steps", STEPS, REQUIRED, "T_i, the steps that its new data last"),
+    Key("steps", STEPS, REQUIRED, "T_i, the steps that its data last, replayed samples included"),
     Key(
         "alpha",
         LONG_ALPHA,
@@ -204,6 +214,23 @@ VERSION_KEYS = (
         "the rate to which the main path moves where this version begins; not of the first version; default: it stays",
     ),
     Key("rate_steps", whole(0, 10**9), None, "the steps over which it moves there; default: warmup_steps"),
+    Key(
+        "replay",
+        {
+            "anyOf": [
+                SHARE,
+                {
+                    "type": "object",
+                    "properties": {key.name: key.schema | {"description": key.about} for key in REPLAY_KEYS},
+                    "required": [key.name for key in REPLAY_KEYS if key.required],
+                    "additionalProperties": False,
+                },
+            ]
+        },
+        None,
+        "share of its samples that is drawn again from earlier versions, or a mapping with `share` and `weights`; not "
+        "of the first version",
+    ),
     Key("branch_mix", OBJECT, None, "branch_mix of this version's branch alone"),
     Key(
         "branch_megatron",

@@ -16,11 +16,13 @@ from megatron_lrpath.plan.file.consistency import check_plan
 from megatron_lrpath.plan.file.keys import (
     FALLING_KEYS,
     PLAN_KEYS,
+    REPLAY_KEYS,
     SAFE_NAME,
     SECTIONS,
     SHARE,
     TEXT,
     VERSION_KEYS,
+    WEIGHT,
     Key,
     choice,
 )
@@ -35,6 +37,7 @@ from megatron_lrpath.plan.file.values import (
 )
 from megatron_lrpath.plan.mix import Mix, MixPart
 from megatron_lrpath.plan.plan import Plan
+from megatron_lrpath.plan.replay import Replay
 from megatron_lrpath.plan.sft import Sft
 from megatron_lrpath.plan.spec import Batch, Data, Falling, Tokenizer, Version
 from megatron_lrpath.schedule import STYLES, Schedule
@@ -67,6 +70,24 @@ def read_mix(entry: Entry | None, seed: int) -> Mix | None:
             "add up to less than 1"
         )
     return Mix(tuple(parts), _read_fields(section, SECTIONS["branch_mix"], "slices")["seed"] or seed)
+
+
+def read_replay(entry: Entry | None) -> Replay | None:
+    """A version's replay: a share, or a mapping with `share` and `weights`; None where there is none.
+
+    Raises PlanError for a share outside (0, 1) and for weights that are no whole numbers from 1 on.
+    """
+    if entry is None or entry.value is None:
+        return None
+    section = read_section(entry, REPLAY_KEYS) if isinstance(entry.value, dict) else {"share": entry}
+    share = Fraction(repr(read_value(section["share"], SHARE)))  # 0.1 is a tenth
+    weights = section.get("weights")
+    if weights is None or weights.value is None:
+        return Replay(share)
+    named = read_mapping(weights)
+    if not named:
+        raise weights.error("names no version; write them like `v1: 2`, or leave `weights` out")
+    return Replay(share, tuple((name, int(read_value(child, WEIGHT))) for name, child in named.items()))
 
 
 def _check_names(parts: list[MixPart], named: dict[str, Entry]) -> None:
@@ -292,11 +313,14 @@ def _read_versions(top: dict[str, Entry], cycle: dict[str, float], seed: int) ->
     versions = []
     for item in items:
         section = read_section(item, VERSION_KEYS)
-        fields = _read_fields(section, VERSION_KEYS, "cycle_steps", "branch_mix", "branch_megatron")
+        fields = _read_fields(section, VERSION_KEYS, "cycle_steps", "branch_mix", "branch_megatron", "replay")
         own = read_cycle(section.get("cycle_steps"))
         mixed = read_mix(section.get("branch_mix"), seed) if "branch_mix" in section else mix
         alone = read_arguments(section["branch_megatron"]) if "branch_megatron" in section else arguments
-        versions.append(Version(**fields, cycle_steps=cycle | own, mix=mixed, branch_megatron=alone))
+        replay = read_replay(section.get("replay"))
+        versions.append(
+            Version(**fields, cycle_steps=cycle | own, mix=mixed, branch_megatron=alone, replay=replay)
+        )
     return tuple(versions)
 
 
