@@ -49,6 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--alpha", type=number_in(1e-6, 1, "a number above 0, up to 1"), help="alpha of this version alone"
     )
+    parser.add_argument(
+        "--global-batch-size",
+        type=int,
+        metavar="N",
+        help="samples of a step from this version on (default: as many as before)",
+    )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--dry-run", action="store_true", help="say what would be done, write nothing")
     what.add_argument(
@@ -144,6 +150,10 @@ def prepared(args: argparse.Namespace, plan: Plan, delivery: Delivery, existing:
         if again and is_drawn(again, existing):
             if args.alpha not in (None, plan.versions[-1].alpha):
                 raise UserError(f"--alpha: {last} is in {plan.path} already; write its alpha there")
+            if args.global_batch_size not in (None, plan.batch_sizes.changes[-1][1]):
+                raise UserError(
+                    f"--global-batch-size: {last} is in {plan.path} already; write its global_batch_size there"
+                )
             return Update(last, again, "", plan, known=True)
         if args.name:
             raise UserError(f"--name {last}: is a version of {plan.path} already, drawn from other data")
@@ -193,12 +203,15 @@ def appended(args: argparse.Namespace, plan: Plan, name: str, slices: Sequence[S
     from megatron_lrpath.plan.file.source import parse_source
 
     batch = plan.batch
-    steps = available_samples(slices[0], batch.seq_length) // batch.global_batch_size
+    size = args.global_batch_size or plan.batch_sizes.changes[-1][1]
+    steps = available_samples(slices[0], batch.seq_length) // size
     if steps < 1:
         raise UserError(
-            f"{name}: {slices[0].tokens:,} tokens are less than a step of {batch.tokens:,}; draw more"
+            f"{name}: {slices[0].tokens:,} tokens are less than a step of {size * batch.seq_length:,}; draw more"
         )
     version: dict[str, Any] = {"name": name, "steps": steps}
+    if args.global_batch_size is not None:
+        version["global_batch_size"] = size
     if args.alpha is not None:
         version["alpha"] = args.alpha
     new = [str(Path(plan.data.slices) / one.name) for one in slices[1:]]
@@ -217,12 +230,13 @@ def tell(before: Plan, update: Update, args: argparse.Namespace) -> None:
 
     plan, (version, *valid) = update.plan, update.slices
     steps = next(one.steps for one in plan.versions if one.name == update.name)
+    step_tokens = plan.batch_sizes.changes[-1][1] * plan.batch.seq_length
     domains = ", ".join(f"{short_number(count)} {name}" for name, count in version.tokens_by_domain.items())
     said = "is in the plan already, drawn from just this (another version: --name)" if update.known else "new"
     print(
         f"{update.name}: {said}: {plural(version.documents, 'document')}, {short_number(version.tokens)} tokens"
     )
-    print(f"  ({domains}); {steps:,} steps of {plan.batch.tokens:,} tokens")
+    print(f"  ({domains}); {steps:,} steps of {step_tokens:,} tokens")
     paradigms = named_paradigms(before)
     if valid:
         models = [run for run in version_runs(before, paradigms) if completed_step(before.folder(run))]

@@ -359,11 +359,11 @@ def require_versions(plan: Plan, slices: Iterable[Slice]) -> None:
     Raises:
         UserError: all of them, a line each.
     """
-    steps = {version.name: version.steps for version in plan.versions}
+    samples = {version.name: plan.samples_of(index) for index, version in enumerate(plan.versions)}
     problems = []
     for one in slices:
         try:
-            require_samples(one, steps[one.name] * plan.batch.global_batch_size, plan.batch.seq_length)
+            require_samples(one, samples[one.name], plan.batch.seq_length)
         except UserError as error:
             problems.append(str(error))
     if problems:
@@ -429,5 +429,5 @@ def check_mixes(plan: Plan, runs: Iterable[Run]) -> None:
             continue
         if run.mix not in opened:
             opened[run.mix] = open_mix(plan.data, run.mix, verify=False)
-        batch = plan.batch
+        batch = plan.batch_of(run)
         require_mix_samples(opened[run.mix], run.mix, batch.global_batch_size, run.steps, batch.seq_length)

@@ -73,11 +73,15 @@ def branch_arguments(plan: Plan, version: Version) -> dict[str, Any]:
 def _version_facts(plan: Plan, run: Run, version: Version) -> dict[str, Any]:
     """What a run depends on of a version that it has read: of the main path and its branches also where it moves to.
 
-    That it stands here and not with the path lets a main path go on into versions that were appended.
+    That it stands here and not with the path lets a main path go on into versions that were appended. So does a batch
+    size that changes where the version begins.
     """
     facts: dict[str, Any] = {"name": version.name, "steps": version.steps}
     if run.paradigm == OURS.name and version.max_lr is not None:
         facts |= {"max_lr": version.max_lr, "rate_steps": plan.timeline.rate_steps(version)}
+    step = plan.timeline.begins[plan.versions.index(version)]
+    if (size := plan.batch_sizes.size_of(step + 1)) != plan.batch_sizes.size_of(step):
+        facts["global_batch_size"] = size
     return facts
 
 
@@ -237,6 +241,8 @@ def _version(version: dict[str, Any]) -> str:
     text = f"{version['name']} with {version['steps']} steps"
     if "max_lr" in version:
         text += f" at {version['max_lr']:g}, reached in {version['rate_steps']}"
+    if "global_batch_size" in version:
+        text += f" of {version['global_batch_size']} samples each"
     return text
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,14 @@ from megatron_lrpath.plan.runs import Run, Timeline
 from megatron_lrpath.plan.sft import DROPPED, FOLDER, PREPARED, Sft
 from megatron_lrpath.plan.spec import Batch, Data, Falling, Tokenizer, Version
 from megatron_lrpath.reading import why
-from megatron_lrpath.schedule import Schedule
+from megatron_lrpath.schedule import BatchSizes, Schedule
 from megatron_lrpath.sealed import read_sealed
 from megatron_lrpath.wording import nearest
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a paradigm costs in all: steps, tokens, and steps relative to PTFS."""
+    """What a paradigm costs in all: steps, tokens, and tokens relative to PTFS."""
 
     paradigm: str
     steps: int
@@ -117,8 +117,26 @@ class Plan:
         return self.carried_out(self.run(run.paradigm, run.parent.run))
 
     def batch_of(self, run: Run) -> Batch:
-        """The batch of a run: a fine-tuning has its own."""
-        return self.sft.batch if run.is_sft and self.sft is not None else self.batch
+        """The batch of a run's last step: that of its version, or of the fine-tuning."""
+        if run.is_sft and self.sft is not None:
+            return self.sft.batch
+        return replace(self.batch, global_batch_size=self.batch_sizes.size_of(run.last_step))
+
+    @cached_property
+    def batch_sizes(self) -> BatchSizes:
+        """The samples of each step of the main path; all other pre-training runs have as many at the same step."""
+        sizes = [self.batch.global_batch_size]
+        for version in self.versions:
+            sizes.append(version.global_batch_size or sizes[-1])
+        return BatchSizes.of(zip(self.timeline.begins, sizes[1:], strict=True))
+
+    def sizes_of(self, run: Run) -> BatchSizes:
+        """The samples of each step of a run: a fine-tuning has its own."""
+        return BatchSizes.constant(self.batch_of(run).global_batch_size) if run.is_sft else self.batch_sizes
+
+    def samples_of(self, index: int) -> int:
+        """The samples that the steps of version `index` (from 0) read of its data."""
+        return self.batch_sizes.between(self.timeline.begins[index], self.timeline.ends[index])
 
     def megatron_of(self, run: Run) -> dict[str, Any]:
         """The Megatron arguments that a pre-training run has on top of `megatron`: a branch those of its version."""
@@ -159,21 +177,26 @@ class Plan:
         kept = {name: value for name, value in self.megatron.items() if name not in DROPPED}
         return kept | self.sft.megatron
 
-    def tokens(self, steps: int) -> int:
-        """The tokens of a number of steps."""
-        return steps * self.batch.tokens
+    def tokens(self, first: int, last: int) -> int:
+        """The tokens of the pre-training steps `first` + 1 to `last`."""
+        return self.batch_sizes.between(first, last) * self.batch.seq_length
+
+    def tokens_of(self, run: Run) -> int:
+        """The tokens of a run's own steps."""
+        return self.sizes_of(run).between(run.first_step, run.last_step) * self.batch_of(run).seq_length
 
     def cost(self, paradigm: str) -> Cost:
-        """Steps and tokens of all runs of a paradigm, and the ratio of its steps to PTFS's.
+        """Steps and tokens of all runs of a paradigm, and the ratio of its tokens to PTFS's.
 
         The paper counts each paradigm alone (section 3.2), so CPT's includes its first version although that
         run is shared with PTFS. The main path counts up to this plan's own last branch point.
         """
-        steps = sum(run.steps for run in self.runs(paradigm))
+        spans = [(run.first_step, run.last_step) for run in self.runs(paradigm)]
         if paradigm == OURS.name:
-            steps -= self.main.last_step - max(self.timeline.branch_points)
-        scratch = sum(self.timeline.ends)
-        return Cost(paradigm, steps, self.tokens(steps), steps / scratch)
+            spans[0] = (self.main.first_step, max(self.timeline.branch_points))
+        tokens = sum(self.tokens(first, last) for first, last in spans)
+        scratch = sum(self.tokens(self.timeline.begins[0], end) for end in self.timeline.ends)
+        return Cost(paradigm, sum(last - first for first, last in spans), tokens, tokens / scratch)
 
     def _sft_run(self, paradigm: str, name: str) -> Run:
         """The fine-tuning called `name`. UserError where there is none, or its data have to be prepared first."""

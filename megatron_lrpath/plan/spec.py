@@ -58,7 +58,8 @@ class Version:
     that are missing in it take the length of the run. `mix` is what its branch reads beside the main path's
     samples, the plan's where the version does not say. `max_lr` is the rate to which the main path moves where the
     version begins, over `rate_steps` steps (None: as many as the warm-up has); None: the rate stays. Its branch has
-    the Megatron arguments `branch_megatron` (names with underscores) on top of the plan's `megatron`.
+    the Megatron arguments `branch_megatron` (names with underscores) on top of the plan's `megatron`. A step of its
+    data has `global_batch_size` samples; None: as many as before.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Version:
     max_lr: float | None = None
     rate_steps: int | None = None
     branch_megatron: dict[str, Any] = field(default_factory=dict)
+    global_batch_size: int | None = None
 
 
 @dataclass(frozen=True)

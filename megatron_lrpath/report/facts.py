@@ -124,7 +124,7 @@ def _hours(tree: RunTree) -> str:
 def subtitle(tree: RunTree) -> str:
     """The plan in a line: model, schedule, α, versions and their tokens."""
     plan = tree.plan
-    tokens = [plan.tokens(version.steps) for version in plan.versions]
+    tokens = version_tokens(plan)
     sizes = dict.fromkeys(short_number(size) for size in (min(tokens), max(tokens)))
     parts = [
         plan.model.recipe or "own model",
@@ -134,6 +134,11 @@ def subtitle(tree: RunTree) -> str:
         f"seed {as_trained(tree, 'seed', str)}",
     ]
     return " · ".join(parts)
+
+
+def version_tokens(plan: Plan) -> list[int]:
+    """The tokens of each version's steps."""
+    return [plan.samples_of(index) * plan.batch.seq_length for index in range(len(plan.versions))]
 
 
 def data_table(tree: RunTree) -> Table:
@@ -147,8 +152,8 @@ def data_table(tree: RunTree) -> Table:
     domains = list(dict.fromkeys(name for part in known for name in part.tokens_by_domain))
     domains = domains if len(domains) > 1 else []
     rows = []
-    for version in plan.versions:
-        trained = Cell(f"{version.steps:,}"), Cell(short_number(plan.tokens(version.steps)))
+    for version, tokens in zip(plan.versions, version_tokens(plan), strict=True):
+        trained = Cell(f"{version.steps:,}"), Cell(short_number(tokens))
         rows.append((Cell(version.name), *trained, *_slice_cells(slices[version.name], domains)))
     mixes = [run.mix for run in plan.runs(OURS.name) if run.mix is not None]
     for part in {part.slice: part for mix in mixes for part in mix.parts}.values():
@@ -239,7 +244,7 @@ def _mixes(plan: Plan) -> str:
     runs_by_mix: dict[str, list[str]] = {}
     for run in plan.runs(OURS.name):
         if run.mix is not None:
-            samples = run.mix.samples(plan.batch.global_batch_size, run.steps)
+            samples = run.mix.samples(plan.batch_of(run).global_batch_size, run.steps)
             exact = ", ".join(f"{number:,} of {name}" for name, number in samples.items())
             runs_by_mix.setdefault(f"{mix_text(run.mix)}: samples {exact}, seed {run.mix.seed}", []).append(
                 run.name

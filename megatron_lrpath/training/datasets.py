@@ -111,7 +111,7 @@ def plan_datasets(context: RunContext, samples: tuple[int, int | None, int]) -> 
         train = training_set(context, config)
         if args.eval_iters:
             assert context.plan is not None
-            held_out, batch = open_validation(context.plan.data), context.plan.batch.global_batch_size
+            held_out, batch = open_validation(context.plan.data), args.eval_global_batch_size
             validation = versioned.build_validation(held_out, config, multiple_of=batch)
     return train, Repeated(validation, samples[1]) if args.eval_iters else None, None
 
@@ -121,15 +121,13 @@ def training_set(context: RunContext, config: GPTDatasetConfig) -> Any:
     plan, run = context.plan, context.run
     assert plan is not None
     assert run is not None
-    counts = [
-        version.steps * plan.batch.global_batch_size for version in plan.versions[: len(context.slices)]
-    ]
+    counts = [plan.samples_of(index) for index in range(len(context.slices))]
     build = versioned.build_shuffled if run.kind == SCRATCH.name else versioned.build_chained
     dataset = build(context.slices, counts, config, plan.seed)
     if run.mix is None:
         return dataset
-    batch = plan.batch.global_batch_size
-    branch = (run.version, run.first_step * batch, batch, run.steps)
+    batch = plan.batch_of(run).global_batch_size
+    branch = (run.version, plan.batch_sizes.samples_at(run.first_step), batch, run.steps)
     return versioned.build_mixed(dataset, context.mix, run.mix, branch, config)
 
 

@@ -23,7 +23,7 @@ LENGTH, AROUND = (
 )  # a record: its length and that one's checksum, the bytes, their checksum
 
 
-def forget_from(folder: Path, step: int, step_samples: int, sample_tokens: int, own: Path) -> None:
+def forget_from(folder: Path, step: int, samples: int, sample_tokens: int, own: Path) -> None:
     """Cut the points of `step` and later steps off the event files in `folder`, a run's own.
 
     A file is written in the order of the steps, so that they are its end. A folder that cannot be written to is told.
@@ -31,10 +31,10 @@ def forget_from(folder: Path, step: int, step_samples: int, sample_tokens: int, 
     Args:
         folder: of TensorBoard's files.
         step: the first step that is trained now (1-based), or the one before, where a run begins with a point of it.
-        step_samples, sample_tokens: samples of a step and tokens of a sample, for curves over those.
+        samples: consumed after that step; `sample_tokens`: tokens of a sample. For curves over those.
         own: the file that this process writes, which is left alone.
     """
-    firsts = (step, step * step_samples, step * step_samples * sample_tokens)
+    firsts = (step, samples, samples * sample_tokens)
     for file in sorted(folder.glob(PATTERN)):
         if file.name == own.name:
             continue

@@ -21,6 +21,7 @@ def check_plan(source: Source, plan: Plan) -> None:
             "every step needs whole micro batches"
         )
     for check in (
+        _check_batch_sizes,
         _check_names,
         _check_warmup,
         _check_rates,
@@ -30,6 +31,28 @@ def check_plan(source: Source, plan: Plan) -> None:
         _check_mixes,
     ):
         check(source, plan)
+
+
+def _check_batch_sizes(source: Source, plan: Plan) -> None:
+    """Later versions may have larger batches; Megatron's loop takes no smaller one than before."""
+    before, micro = plan.batch.global_batch_size, plan.batch.micro_batch_size
+    for index, version in enumerate(plan.versions):
+        size = version.global_batch_size
+        if size is None:
+            continue
+        place = source.find(f"versions[{index}].global_batch_size")
+        if index == 0:
+            raise place.error("the first version's batch size is batch.global_batch_size; set it there")
+        if size < before:
+            raise place.error(
+                f"{size} samples are fewer than the {before} of the version before; Megatron refuses a batch that "
+                f"shrinks; give at least {before}"
+            )
+        if size % micro:
+            raise place.error(
+                f"{size} is not a multiple of micro_batch_size {micro}; every step needs whole micro batches"
+            )
+        before = size
 
 
 def _check_names(source: Source, plan: Plan) -> None:
@@ -170,13 +193,20 @@ def _check_mixes(source: Source, plan: Plan) -> None:
     for index, (version, steps) in enumerate(zip(plan.versions, plan.timeline.branch_steps, strict=True)):
         if version.mix is None:
             continue
+        last = plan.timeline.ends[index]
+        size, sizes = plan.batch_sizes.size_of(last), plan.batch_sizes.sizes(last - steps, last)
+        if len(sizes) > 1:
+            raise source.find(f"versions[{index}].alpha", "alpha").error(
+                f"branch-{version.name} would begin at a batch of {sizes[0]} samples and end at one of {size}, which "
+                "branch_mix does not support; give an alpha of at most 1, or leave the mix out"
+            )
         for part in version.mix.parts:
-            if part.share * steps * plan.batch.global_batch_size >= 1:
+            if part.share * steps * size >= 1:
                 continue
             own = f"versions[{index}].branch_mix.slices.{part.slice}"
             raise source.find(own, f"branch_mix.slices.{part.slice}").error(
                 f"{float(part.share):g} of branch-{version.name}'s {steps} steps of "
-                f"{plan.batch.global_batch_size} samples is less than one sample; give a larger share"
+                f"{size} samples is less than one sample; give a larger share"
             )
 
 

@@ -202,6 +202,13 @@ VERSION_KEYS = (
         "the rate to which the main path moves where this version begins; not of the first version; default: it stays",
     ),
     Key("rate_steps", whole(0, 10**9), None, "the steps over which it moves there; default: warmup_steps"),
+    Key(
+        "global_batch_size",
+        whole(1, 10**7),
+        None,
+        "samples of a step from where this version begins, at least as many as before; not of the first version; "
+        "default: as many as before",
+    ),
     Key("branch_mix", OBJECT, None, "branch_mix of this version's branch alone"),
     Key(
         "branch_megatron",

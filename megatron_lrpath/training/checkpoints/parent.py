@@ -126,13 +126,12 @@ def differences(stored: Any, args: Any, free: tuple[str, ...], more: tuple[str, 
     return [*wrong, f"it has {there} query groups, this run {here}"] if there != here else wrong
 
 
-def expect_iteration(args: Any, first_step: int) -> None:
-    """Check, after loading, that training really goes on at `first_step` with the samples that belong to it.
+def expect_iteration(args: Any, first_step: int, samples: int) -> None:
+    """Check, after loading, that training really goes on at `first_step` with the `samples` consumed before it.
 
     Raises:
         UserError: Megatron loaded something else.
     """
-    samples = first_step * args.global_batch_size
     if (args.iteration, args.consumed_train_samples) != (first_step, samples):
         raise UserError(
             f"{args.load or 'random weights'}: loaded step {args.iteration} with "

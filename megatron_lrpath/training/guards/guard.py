@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import mpu
+from megatron.core.num_microbatches_calculator import get_current_global_batch_size
 from megatron.training import get_args
 
 from megatron_lrpath.errors import TrainingStoppedError
@@ -115,7 +116,7 @@ def message(
     newest = f"step {saves.steps[-1]} in {saves.root}" if saves.steps else "none"
     return (
         f"step {step}: {what}. Stopped before the update; the batch is samples {first} to "
-        f"{first + args.global_batch_size - 1} (`lrpath samples RUN --step {step}` prints them). Last good "
+        f"{first + get_current_global_batch_size() - 1} (`lrpath samples RUN --step {step}` prints them). Last good "
         f"checkpoint: {newest}; called again, the training goes on from there."
     )
 
@@ -136,6 +137,7 @@ class Guard:
         skipped: the current step's update is skipped for it.
         norm: the current step's gradient norm, as far as this rank knows.
         first_step: the step that must have been loaded, until that has been checked.
+        first_samples: samples that have been consumed before it.
     """
 
     signals: Signals
@@ -149,6 +151,7 @@ class Guard:
     skipped: bool = False
     norm: float = 0.0
     first_step: int | None = None
+    first_samples: int = 0
     _losses: list[torch.Tensor] = field(default_factory=list)
     _skips: int = 0
 
@@ -166,7 +169,7 @@ class Guard:
         if not self.signals.training:
             self.signals.begin()
         if self.first_step is not None:
-            expect_iteration(get_args(), self.first_step)
+            expect_iteration(get_args(), self.first_step, self.first_samples)
             self.first_step = None
 
     def overflowed(self) -> None:
