@@ -49,8 +49,8 @@ def require_whole_micro_batches(args: Any, sizes: BatchSizes, step: int) -> None
     for size in sizes.sizes(step, args.train_iters):
         if size % (micro * copies):
             raise UserError(
-                f"a batch of {size} samples (in steps after {step:,}) cannot be divided among {copies} data-parallel ranks "
-                f"in micro batches of {micro}; give fewer processes or a smaller --micro-batch-size"
+                f"a batch of {size} samples (in steps after {step:,}) cannot be divided among {copies} data-parallel "
+                f"ranks in micro batches of {micro}; give fewer processes or a smaller --micro-batch-size"
             )
 
 
