@@ -127,15 +127,18 @@ class PlacedSamples(torch.utils.data.Dataset, ABC):
 class VersionedDataset(PlacedSamples):
     """Versions one after the other, or with `order` (a permutation of all their samples) shuffled together.
 
-    No sample occurs twice.
+    No sample occurs twice. The positions of the first `before` samples, which another training has read, are empty.
     """
 
     index_split = Split.train
 
-    def __init__(self, versions: Sequence[VersionSamples], order: np.ndarray | None = None) -> None:
+    def __init__(
+        self, versions: Sequence[VersionSamples], order: np.ndarray | None = None, before: int = 0
+    ) -> None:
         self._versions = versions
         self._order = order
-        self._ends = list(accumulate(version.samples for version in versions))
+        self._before = before
+        self._ends = list(accumulate((version.samples for version in versions), initial=before))[1:]
 
     def __len__(self) -> int:
         """Samples of all versions."""
@@ -149,7 +152,7 @@ class VersionedDataset(PlacedSamples):
         return self._versions[0].place(0)[0]
 
     def _place(self, sample: int) -> tuple[str, SourceDataset, int]:
-        if not 0 <= sample < len(self):
+        if not self._before <= sample < len(self):
             raise IndexError(f"sample {sample} of {len(self)}")
         number = sample if self._order is None else int(self._order[sample])
         which = bisect_right(self._ends, number)
@@ -167,7 +170,7 @@ class MixedDataset(VersionedDataset):
     def __init__(
         self, main: VersionedDataset, first: int, taken: Arrays, parts: Sequence[VersionSamples]
     ) -> None:
-        super().__init__(main._versions, main._order)
+        super().__init__(main._versions, main._order, main._before)
         self._first = first
         self._taken = taken
         self._parts = parts
@@ -224,19 +227,19 @@ class ValidationDataset(PlacedSamples):
 
 
 def build_chained(
-    slices: Sequence[Slice], samples: Sequence[int], config: GPTDatasetConfig, seed: int
+    slices: Sequence[Slice], samples: Sequence[int], config: GPTDatasetConfig, seed: int, before: int = 0
 ) -> VersionedDataset:
     """Version 1's samples, then version 2's, …: main path, branches, CPT; a position is a consumed sample.
 
-    `samples[i]` is how many of version i are used. Each version is one epoch, shuffled by (seed, its name),
-    so that neither a longer run nor a later version changes what comes before. Under torch.distributed every
-    rank must call this (one builds the index, the others wait).
+    `samples[i]` is how many of version i are used; `before` positions come before version 1's. Each version is one
+    epoch, shuffled by (seed, its name), so that neither a longer run nor a later version changes what comes before.
+    Under torch.distributed every rank must call this (one builds the index, the others wait).
 
     Raises:
         UserError: a slice yields fewer samples than asked for, or its source is gone or another.
     """
     versions, _ = open_versions(slices, samples, config, seed, [])
-    return VersionedDataset(versions)
+    return VersionedDataset(versions, before=before)
 
 
 def build_shuffled(

@@ -17,7 +17,7 @@ from megatron_lrpath.schedule import STYLES, LRPath
 
 _COMPARED = (
     "run", "kind", "order", "model", "batch", "tokenizer", "megatron", "branch_megatron", "seed", "mix", "sft",
-    "sft_megatron", "weight_decay",
+    "sft_megatron", "weight_decay", "adopted",
 )  # fmt: skip
 THIS_RUN = "this run"
 _LABELS = {
@@ -43,6 +43,8 @@ def run_identity(plan: Plan, run: Run) -> dict[str, Any]:
     count = trained.version_index if trained.makes_version else len(trained.slices)
     batch = {"global_batch_size": plan.batch.global_batch_size, "seq_length": plan.batch.seq_length}
     extra: dict[str, Any] = {}  # a branch without a mix is what it was before there were any
+    if plan.adopted is not None:
+        extra |= {"adopted": plan.adopted.facts()}
     if trained.mix:
         extra |= {"mix": trained.mix.to_dict()}
     if trained.kind == BRANCH.name and (own := branch_arguments(plan, plan.versions[count - 1])):
@@ -135,7 +137,7 @@ def reached(stored: dict[str, Any], current: dict[str, Any], step: int) -> dict[
     if stored.get("run") != MAIN.prefix:
         return stored
     bound: list[dict[str, Any]] = []
-    end = 0
+    end = (stored.get("adopted") or {}).get("step", 0)
     for before in stored.get("versions", []):
         if end >= step:
             break

@@ -12,7 +12,7 @@ from megatron_lrpath.models import ModelSpec
 from megatron_lrpath.paradigms import BRANCH, MAIN, OURS, PARADIGMS, SFT
 from megatron_lrpath.plan.runs import Run, Timeline
 from megatron_lrpath.plan.sft import DROPPED, FOLDER, PREPARED, Sft
-from megatron_lrpath.plan.spec import Batch, Data, Falling, Tokenizer, Version
+from megatron_lrpath.plan.spec import Adopted, Batch, Data, Falling, Tokenizer, Version
 from megatron_lrpath.reading import why
 from megatron_lrpath.schedule import BatchSizes, Schedule
 from megatron_lrpath.sealed import read_sealed
@@ -37,7 +37,8 @@ class Plan:
     `megatron` holds further Megatron arguments, their names with underscores. `paradigms` are those that the file
     names (None: it does not say, see `runs.tasks.named_paradigms`); every one can be asked for all the same. `license`
     is the models', for their cards; `prompts` are what evaluated models go on from, to be looked at. `falling` says how
-    the main path's rate falls (None: not).
+    the main path's rate falls (None: not). `adopted` is the checkpoint that the main path begins with (None: random
+    weights, or those of `pretrained_checkpoint`).
     """
 
     path: Path
@@ -59,12 +60,19 @@ class Plan:
     license: str | None = None
     prompts: tuple[str, ...] = ()
     falling: Falling | None = None
+    adopted: Adopted | None = None
 
     @cached_property
     def timeline(self) -> Timeline:
         """Version ends, branch points and the runs made of them."""
         return Timeline(
-            self.schedule, self.alpha, self.cpt_variant, self.versions, self.also_branch_at, self.falling
+            self.schedule,
+            self.alpha,
+            self.cpt_variant,
+            self.versions,
+            self.also_branch_at,
+            self.falling,
+            self.adopted.step if self.adopted else 0,
         )
 
     def runs(self, paradigm: str) -> list[Run]:
@@ -128,7 +136,8 @@ class Plan:
         sizes = [self.batch.global_batch_size]
         for version in self.versions:
             sizes.append(version.global_batch_size or sizes[-1])
-        return BatchSizes.of(zip(self.timeline.begins, sizes[1:], strict=True))
+        before = self.adopted.samples if self.adopted else 0
+        return BatchSizes.of(zip(self.timeline.begins, sizes[1:], strict=True), before)
 
     def sizes_of(self, run: Run) -> BatchSizes:
         """The samples of each step of a run: a fine-tuning has its own."""

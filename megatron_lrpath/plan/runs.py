@@ -113,6 +113,7 @@ class Timeline:
 
     E_i = T_1 + … + T_i; a branch lasts round(α_i·T_i) steps and leaves the main path at B_i = E_i minus that; with an
     α_i above 1 it begins on the batches of the versions before.
+    With an adopted checkpoint of step `origin`, E_0 is that step; only `ours` has runs then.
     `also_branch_at`: steps at which branches of other plans leave the same main path. `falling`: how the main path's
     rate falls, None where it does not.
     """
@@ -123,16 +124,19 @@ class Timeline:
     versions: Sequence[Version]
     also_branch_at: Sequence[int] = ()
     falling: Falling | None = None
+    origin: int = 0
 
     @cached_property
     def ends(self) -> list[int]:
         """E_1 … E_N."""
-        return list(itertools.accumulate(version.steps for version in self.versions))
+        return list(itertools.accumulate((version.steps for version in self.versions), initial=self.origin))[
+            1:
+        ]
 
     @cached_property
     def begins(self) -> list[int]:
         """The steps at which the versions' data begin, E_0 … E_(N−1)."""
-        return [0, *self.ends[:-1]]
+        return [self.origin, *self.ends[:-1]]
 
     @cached_property
     def branch_steps(self) -> list[int]:
@@ -166,8 +170,8 @@ class Timeline:
         return own[-1] if own else self.schedule.max_lr
 
     def runs(self, paradigm: str) -> list[Run]:
-        """The runs of a paradigm, parents before children."""
-        return _MAKERS[paradigm](self)
+        """The runs of a paradigm, parents before children; of an adopted main path those of ours alone."""
+        return [] if self.origin and paradigm != OURS.name else _MAKERS[paradigm](self)
 
     def ours(self) -> list[Run]:
         """The main path and a branch for each version."""
@@ -175,7 +179,7 @@ class Timeline:
         last = max(points)
         slices = self._names(sum(begin < last for begin in self.begins))
         keep = tuple(sorted(points | {end for end in self.ends if end <= last}))
-        main = self._run(MAIN, count, (0, last), slices=slices, keep_steps=keep)
+        main = self._run(MAIN, count, (self.origin, last), slices=slices, keep_steps=keep)
         spans = enumerate(zip(self.branch_points, self.ends, strict=True), start=1)
         return [main, *(self._run(BRANCH, i, span, parent=Parent(main.name, span[0])) for i, span in spans)]
 
@@ -203,6 +207,8 @@ class Timeline:
         """The run of this kind for version `index` (from 1) from one step to another; its slice is the version's."""
         version, (first, last) = self.versions[index - 1], span
         path = run_path(self.schedule, kind.name, first, last, self.cpt_variant)
+        if kind == MAIN and self.origin:
+            path = replace(path, warmup=0)  # it goes on at the rate that it has
         if path.shape != "floor":
             path = replace(path, cycle=version.cycle_steps.get(kind.name), **self._rates(kind, index, first))
         fields: dict[str, Any] = {"parent": None, "slices": (version.name,)}

@@ -82,6 +82,25 @@ class Falling:
 
 
 @dataclass(frozen=True)
+class Adopted:
+    """What was trained before the main path: `step` steps on `samples` samples, by another training.
+
+    `checkpoint` is the folder that `lrpath adopt` copied, `fingerprint` that of its files. `data` names the slices that
+    it had read; empty where they are not known.
+    """
+
+    step: int
+    samples: int
+    checkpoint: str
+    fingerprint: str
+    data: tuple[str, ...] = ()
+
+    def facts(self) -> dict[str, Any]:
+        """What a result depends on (JSON-able)."""
+        return {"step": self.step, "samples": self.samples, "fingerprint": self.fingerprint}
+
+
+@dataclass(frozen=True)
 class Parent:
     """Where a run starts from: another run of its paradigm and the step of the checkpoint."""
 

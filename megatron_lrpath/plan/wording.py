@@ -17,6 +17,13 @@ def schedule_name(plan: Plan) -> str:
     return style.title or style.name
 
 
+def beginning_text(plan: Plan) -> str:
+    """What a run without a parent starts from."""
+    if plan.adopted is not None:
+        return f"adopted, step {plan.adopted.step:,}"
+    return "an imported model" if plan.megatron.get("pretrained_checkpoint") else "random weights"
+
+
 def step_tokens_text(plan: Plan) -> str:
     """Tokens of a step, with the versions from which on they change: `1,024, 2,048 from v3 on`."""
     first, *later = plan.batch_sizes.changes

@@ -144,7 +144,9 @@ def trained_tokens(lineage: Mapping[str, Any], step: int) -> int | None:
     whole = [number for number in numbers if isinstance(number, int)]
     if len(whole) != 2 or not isinstance(identity, dict):
         return None
-    size, begin = whole[0], 0
+    adopted = identity.get("adopted")
+    begin = adopted.get("step", 0) if isinstance(adopted, dict) else 0
+    size = whole[0]
     for version in [] if identity.get("sft") else identity.get("versions") or []:
         if not isinstance(version, dict) or not isinstance(version.get("steps"), int):
             break
@@ -337,6 +339,18 @@ def write_lineage(
     lineage |= {name: earlier[name] for name in KEPT if name in earlier}
     write_sealed(RunFolder(folder).lineage, lineage)
     return found
+
+
+def write_adopted(folder: Path, identity: dict[str, Any], parent: dict[str, Any]) -> None:
+    """Record a run that begins with the checkpoint of another training, before its first start."""
+    lineage = {
+        "identity": identity,
+        "identity_hash": json_digest(identity),
+        "parent": parent,
+        "starts": [],
+        "skipped": [],
+    }
+    write_sealed(RunFolder(folder).lineage, lineage)
 
 
 def without_secrets(launch: dict[str, Any] | None) -> dict[str, Any] | None:

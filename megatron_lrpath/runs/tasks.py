@@ -71,7 +71,7 @@ def _is_begun(plan: Plan, paradigm: str) -> bool:
     others = [run for name in PARADIGMS if name != paradigm for run in plan.runs(name)]
     shared = {run.carried_out_as for run in others if run.same_as and plan.folder(run).is_symlink()}
     alone = [run for run in begun if run.key not in shared]
-    return bool(alone) or len(begun) == len(plan.runs(paradigm))
+    return bool(alone) or 0 < len(begun) == len(plan.runs(paradigm))
 
 
 def paradigms_with(plan: Plan, name: str) -> tuple[str, ...]:

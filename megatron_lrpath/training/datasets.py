@@ -122,8 +122,10 @@ def training_set(context: RunContext, config: GPTDatasetConfig) -> Any:
     assert plan is not None
     assert run is not None
     counts = [plan.samples_of(index) for index in range(len(context.slices))]
-    build = versioned.build_shuffled if run.kind == SCRATCH.name else versioned.build_chained
-    dataset = build(context.slices, counts, config, plan.seed)
+    if run.kind == SCRATCH.name:
+        return versioned.build_shuffled(context.slices, counts, config, plan.seed)
+    before = plan.adopted.samples if plan.adopted else 0
+    dataset = versioned.build_chained(context.slices, counts, config, plan.seed, before)
     if run.mix is None:
         return dataset
     batch = plan.batch_of(run).global_batch_size

@@ -296,6 +296,8 @@ def begin(session: Session, args: Any) -> None:
     start = agree_on_start(own, context.parent, ranks, session.ahead, take_lock, args.checkpoint_check)
     if context.folder is not None:  # from here on the run is this process's own
         failure.use_folder(context.folder)
+    if context.plan is not None and context.plan.adopted is not None:
+        parents.require_adopted(context.plan, own, start.step)
     batch_size.require_whole_micro_batches(args, context.sizes, start.step)
     start.apply(args)
     if start.folder is not None:

@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from megatron_lrpath.paradigms import BRANCH, CONTINUAL, CPT_VARIANTS, KEEP_MIN, KINDS, SCRATCH
+from megatron_lrpath.paradigms import BRANCH, CONTINUAL, CPT_VARIANTS, KEEP_MIN, KINDS, OURS, SCRATCH
 from megatron_lrpath.plan.file.source import Entry, Source
 from megatron_lrpath.plan.plan import Plan
 from megatron_lrpath.plan.spec import Version
@@ -21,6 +21,7 @@ def check_plan(source: Source, plan: Plan) -> None:
             "every step needs whole micro batches"
         )
     for check in (
+        _check_adopted,
         _check_batch_sizes,
         _check_names,
         _check_warmup,
@@ -31,6 +32,22 @@ def check_plan(source: Source, plan: Plan) -> None:
         _check_mixes,
     ):
         check(source, plan)
+
+
+def _check_adopted(source: Source, plan: Plan) -> None:
+    """Of the paradigms only ours goes on from another training; the others would need its data, or its decay."""
+    if plan.adopted is None:
+        return
+    others = [name for name in (plan.paradigms or ()) if name != OURS.name]
+    if others:
+        raise source.find("paradigms").error(
+            f"{others[0]} cannot be trained: the main path begins with an adopted checkpoint, whose data or decay the "
+            f"others would need; leave {others[0]} out"
+        )
+    if plan.megatron.get("pretrained_checkpoint"):
+        raise source.find("megatron.pretrained_checkpoint", "megatron").error(
+            "the main path begins with the adopted checkpoint; leave pretrained_checkpoint out"
+        )
 
 
 def _check_batch_sizes(source: Source, plan: Plan) -> None:
@@ -83,6 +100,8 @@ def _parts(name: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
 
 def _check_warmup(source: Source, plan: Plan) -> None:
     warmup = plan.schedule.warmup
+    if plan.adopted is not None:
+        return  # its warm-up is over
     repeated = CPT_VARIANTS[plan.cpt_variant].warms_up
     for index, version in enumerate(plan.versions if repeated else plan.versions[:1]):
         if version.steps <= warmup:
@@ -119,6 +138,10 @@ def _check_rates(source: Source, plan: Plan) -> None:
 def _check_branches(source: Source, plan: Plan) -> None:
     line = plan.timeline
     for number, step in enumerate(plan.also_branch_at):
+        if step < line.origin:
+            raise source.find(f"also_branch_at[{number}]").error(
+                f"step {step} lies before the adopted checkpoint, step {line.origin}; give a later one"
+            )
         if step > line.ends[-1]:
             raise source.find(f"also_branch_at[{number}]").error(
                 f"step {step} lies beyond the last version's end, step {line.ends[-1]}; give an earlier one"
@@ -133,10 +156,11 @@ def _check_branches(source: Source, plan: Plan) -> None:
             )
         if steps < 1:
             problem = f"last round({alpha} · {version.steps}) = 0 steps; give a larger alpha or more steps"
-        elif point < 0:
-            problem = (
-                f"last {steps} steps, more than the {line.ends[index]} up to its end; give a smaller alpha"
-            )
+        elif point < line.origin:
+            most = line.ends[index] - line.origin
+            problem = f"last {steps} steps, more than the {most} up to its end; give a smaller alpha"
+        elif line.origin:
+            continue
         elif point < plan.schedule.warmup:
             problem = (
                 f"leave the main path at step {point}, inside its warm-up of {plan.schedule.warmup} steps; "
