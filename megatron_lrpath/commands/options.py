@@ -90,6 +90,11 @@ def paradigms_of(args: argparse.Namespace, plan: Plan | None = None) -> tuple[st
 
     Without it those that have the run of --run, and else those that the plan names; every one without a plan.
     """
+    if plan is not None and plan.adopted is not None and args.paradigm in PARADIGMS[1:]:
+        raise UserError(
+            f"--paradigm {args.paradigm}: {plan.path} begins with an adopted checkpoint; only "
+            f"{PARADIGMS[0]} can be trained"
+        )
     if args.paradigm is not None or plan is None:
         return (args.paradigm,) if args.paradigm in PARADIGMS else PARADIGMS
     from megatron_lrpath.runs.tasks import named_paradigms, paradigms_with

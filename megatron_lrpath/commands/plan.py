@@ -48,8 +48,8 @@ def execute(args: argparse.Namespace) -> int:
 
     changed = OverriddenPlan.of(args.plan, args.set) if args.set else None
     plan = changed.asked if changed else load_plan(args.plan)
-    paradigms = paradigms_of(args)
     trained = paradigms_of(args, plan)
+    paradigms = tuple(one for one in paradigms_of(args) if plan.runs(one))
     left = estimate(plan, trained)
     if args.png:
         from megatron_lrpath.files import atomic_write_bytes

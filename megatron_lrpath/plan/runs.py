@@ -178,7 +178,7 @@ class Timeline:
         points, count = {*self.branch_points, *self.also_branch_at}, len(self.versions)
         last = max(points)
         slices = self._names(sum(begin < last for begin in self.begins))
-        keep = tuple(sorted(points | {end for end in self.ends if end <= last}))
+        keep = tuple(sorted(points | {end for end in self.ends if end <= last} | ({self.origin} - {0})))
         main = self._run(MAIN, count, (self.origin, last), slices=slices, keep_steps=keep)
         spans = enumerate(zip(self.branch_points, self.ends, strict=True), start=1)
         return [main, *(self._run(BRANCH, i, span, parent=Parent(main.name, span[0])) for i, span in spans)]

@@ -62,7 +62,11 @@ def named_paradigms(plan: Plan) -> tuple[str, ...]:
         return plan.paradigms
     tuned = set(plan.sft.paradigms) if plan.sft is not None else set(PARADIGMS)
     tuned = set() if tuned == set(PARADIGMS) else tuned
-    return tuple(name for name in PARADIGMS if name == OURS.name or name in tuned or _is_begun(plan, name))
+    return tuple(
+        name
+        for name in PARADIGMS
+        if name == OURS.name or (plan.runs(name) and (name in tuned or _is_begun(plan, name)))
+    )
 
 
 def _is_begun(plan: Plan, paradigm: str) -> bool:
