@@ -27,7 +27,7 @@ from megatron_lrpath.advise.regret import Regret, Tried, branch_steps, plan_regr
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.paradigms import BRANCH, MAIN
 from megatron_lrpath.plan import Plan, differences, run_identity
-from megatron_lrpath.plan.wording import main_rate_text
+from megatron_lrpath.plan.wording import main_rate_text, step_tokens_text
 
 WITHIN = 0.0075
 """Default tolerance: relative excess perplexity over the best that is accepted."""
@@ -165,6 +165,11 @@ def advise(
         raise UserError(
             f"{plan.path}: the main path's rate changes ({main_rate_text(plan)}), and the law does not hold across "
             "maximum rates; lrpath advise takes plans whose main path stays at schedule.max_lr"
+        )
+    if len(plan.batch_sizes.changes) > 1:
+        raise UserError(
+            f"{plan.path}: a step has {step_tokens_text(plan)} tokens, and the law counts steps of one size; lrpath "
+            "advise takes plans with one global_batch_size"
         )
     curves = all_curves(plan, others)
     used = upto_version(plan, curves, fit_on) if fit_on else curves

@@ -107,7 +107,7 @@ def gpu_hours(plan: Plan) -> dict[str, dict[str, float]]:
 
     return {
         name: {
-            paradigm: round(gpu_seconds(plan, plan.tokens(plan.cost(paradigm).steps), peak) / 3600, 2)
+            paradigm: round(gpu_seconds(plan, plan.cost(paradigm).tokens, peak) / 3600, 2)
             for paradigm in PARADIGMS
         }
         for name, peak in PEAK.items()

@@ -68,7 +68,7 @@ def as_json(experiment: Experiment) -> dict[str, Any]:
             for task in tasks
         ],
         "total_steps": steps,
-        "total_tokens": sum(plans[task.point].tokens(task.run.steps) for task in tasks),
+        "total_tokens": sum(plans[task.point].tokens_of(task.run) for task in tasks),
         "steps_without_sharing": all_steps,
     }
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_lrpath.errors import UserError
 from megatron_lrpath.paradigms import PARADIGMS
 
 if TYPE_CHECKING:
@@ -94,6 +95,11 @@ def paradigms_of(args: argparse.Namespace, plan: Plan | None = None) -> tuple[st
 
     Without it, return those with the run of --run, or else those that the plan names; all without a plan.
     """
+    if plan is not None and plan.adopted is not None and args.paradigm in PARADIGMS[1:]:
+        raise UserError(
+            f"--paradigm {args.paradigm}: {plan.path} begins with an adopted checkpoint; only "
+            f"{PARADIGMS[0]} can be trained"
+        )
     if args.paradigm is not None or plan is None:
         return (args.paradigm,) if args.paradigm in PARADIGMS else PARADIGMS
     from megatron_lrpath.runs.tasks import named_paradigms, paradigms_with

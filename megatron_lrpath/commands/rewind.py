@@ -99,10 +99,11 @@ def tell(plan: Plan, record: SetAside, staying: tuple[str, ...]) -> None:
 
     without = f", without {listing(list(record.dropped))}" if record.dropped else ""
     lost = record.from_step - record.to_step
+    tokens = short_number(plan.tokens(record.to_step, record.from_step))
     print(
         f"{plan.path}: the main path goes back from step {record.from_step:,} to step {record.to_step:,}{without}"
     )
-    print(f"  {plural(lost, 'step')}, {short_number(plan.tokens(lost))} tokens, no longer count")
+    print(f"  {plural(lost, 'step')}, {tokens} tokens, no longer count")
     checkpoints = len(record.moves) - len(record.runs)
     aside = [plural(checkpoints, "checkpoint") + f" after step {record.to_step:,}", *record.runs]
     print(f"  set aside in {record.folder(Path(plan.output))}: {listing(aside)}")

@@ -182,7 +182,9 @@ def states(name: str, output: str, planned: Sequence[tuple[Task, Plan]]) -> dict
     for task, plan in planned:
         state = read_state(task.folder, task.run, by_key.get(task.parent or ""))
         lineage = read_json_object(RunFolder(task.folder).lineage) or {}
-        step_tokens = trained_tokens(lineage) or task.step_tokens
+        step_tokens = (
+            trained_tokens(lineage, state.step) or task.sizes.size_of(state.step) * task.sample_tokens
+        )
         known = state.state == "running" and state.seconds_per_step is not None
         pace = step_tokens / state.seconds_per_step if state.seconds_per_step else None
         left = (task.run.last_step - state.step) * (state.seconds_per_step or 0.0) if known else None

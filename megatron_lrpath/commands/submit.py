@@ -188,8 +188,8 @@ def cost(submission: Submission, decisions: list[Decision]) -> list[dict[str, An
     for jobs in by_plan.values():
         plan, steps, tokens = jobs[0].plan, 0, 0
         for task in (job.task for job in jobs if job.task is not None):
-            own = task.run.last_step - max(task.run.first_step, latest_step(task.checkpoints) or 0)
-            steps, tokens = steps + own, tokens + own * task.step_tokens
+            last, done = task.run.last_step, max(task.run.first_step, latest_step(task.checkpoints) or 0)
+            steps, tokens = steps + last - done, tokens + task.tokens(min(done, last), last)
         one = {"plan": plan.name, "steps": steps, "tokens": tokens, "mfu": MFU}
         found.append(one | time_of(plan, tokens, jobs, bool(submission.settings.gpus_per_node)))
     return found
@@ -205,7 +205,7 @@ def time_of(plan: Plan, tokens: int, jobs: list[Job], gpus: bool) -> dict[str, A
     versions = [job.task for job in jobs if job.task is not None and not job.task.run.is_sft]
     left = estimate_of(plan, versions)
     if left.pace is not None and left.pace.measured:
-        hours = tokens / plan.batch.tokens * left.pace.seconds * left.pace.processes / 3600
+        hours = tokens / left.pace.tokens * left.pace.seconds * left.pace.processes / 3600
         return {
             "gpu_hours": {"measured": hours},
             "wall_seconds": {"measured": left.wall},
@@ -216,7 +216,8 @@ def time_of(plan: Plan, tokens: int, jobs: list[Job], gpus: bool) -> dict[str, A
     return {
         "gpu_hours": {name: gpu_seconds(plan, tokens, peak) / 3600 for name, peak in peaks.items()},
         "wall_seconds": {
-            name: left.chain * seconds_per_step(plan, world, peak) for name, peak in peaks.items()
+            name: left.chain / plan.batch.tokens * seconds_per_step(plan, world, peak)
+            for name, peak in peaks.items()
         },
         "pace": None,
     }

@@ -56,6 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="share of the version's samples that is drawn again from earlier versions (default: none)",
     )
+    parser.add_argument(
+        "--global-batch-size",
+        type=int,
+        metavar="N",
+        help="samples of a step from this version on (default: as many as before)",
+    )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--dry-run", action="store_true", help="say what would be done, write nothing")
     what.add_argument(
@@ -154,6 +160,10 @@ def prepared(args: argparse.Namespace, plan: Plan, delivery: Delivery, existing:
             there = plan.versions[-1].replay
             if args.replay is not None and (there is None or there.share != Fraction(repr(args.replay))):
                 raise UserError(f"--replay: {last} is in {plan.path} already; write its replay there")
+            if args.global_batch_size not in (None, plan.batch_sizes.changes[-1][1]):
+                raise UserError(
+                    f"--global-batch-size: {last} is in {plan.path} already; write its global_batch_size there"
+                )
             return Update(last, again, "", plan, known=True)
         if args.name:
             raise UserError(f"--name {last}: is a version of {plan.path} already, drawn from other data")
@@ -204,16 +214,17 @@ def appended(args: argparse.Namespace, plan: Plan, name: str, slices: Sequence[S
     from megatron_lrpath.plan.replay import Replay
 
     batch = plan.batch
+    size = args.global_batch_size or plan.batch_sizes.changes[-1][1]
     available = available_samples(slices[0], batch.seq_length)
     replay = None if args.replay is None else Replay(Fraction(repr(args.replay)))
-    steps = (
-        replay.steps(available, batch.global_batch_size) if replay else available // batch.global_batch_size
-    )
+    steps = replay.steps(available, size) if replay else available // size
     if steps < 1:
         raise UserError(
-            f"{name}: {slices[0].tokens:,} tokens are less than a step of {batch.tokens:,}; draw more"
+            f"{name}: {slices[0].tokens:,} tokens are less than a step of {size * batch.seq_length:,}; draw more"
         )
     version: dict[str, Any] = {"name": name, "steps": steps}
+    if args.global_batch_size is not None:
+        version["global_batch_size"] = size
     if args.alpha is not None:
         version["alpha"] = args.alpha
     if args.replay is not None:
@@ -234,12 +245,13 @@ def tell(before: Plan, update: Update, args: argparse.Namespace) -> None:
 
     plan, (version, *valid) = update.plan, update.slices
     added = next(one for one in plan.versions if one.name == update.name)
+    step_tokens = plan.batch_sizes.changes[-1][1] * plan.batch.seq_length
     domains = ", ".join(f"{short_number(count)} {name}" for name, count in version.tokens_by_domain.items())
     said = "is in the plan already, drawn from just this (another version: --name)" if update.known else "new"
     print(
         f"{update.name}: {said}: {plural(version.documents, 'document')}, {short_number(version.tokens)} tokens"
     )
-    print(f"  ({domains}); {added.steps:,} steps of {plan.batch.tokens:,} tokens{replay_note(before, added)}")
+    print(f"  ({domains}); {added.steps:,} steps of {step_tokens:,} tokens{replay_note(before, added)}")
     paradigms = named_paradigms(before)
     if valid:
         models = [run for run in version_runs(before, paradigms) if completed_step(before.folder(run))]

@@ -367,7 +367,7 @@ def require_versions(plan: Plan, slices: Iterable[Slice]) -> None:
     Raises:
         UserError: all of them, a line each.
     """
-    samples = {version.name: version.new_samples(plan.batch.global_batch_size) for version in plan.versions}
+    samples = {version.name: plan.samples_of(index) for index, version in enumerate(plan.versions)}
     problems = []
     for one in slices:
         try:
@@ -437,5 +437,5 @@ def check_mixes(plan: Plan, runs: Iterable[Run]) -> None:
             continue
         if run.mix not in opened:
             opened[run.mix] = open_mix(plan.data, run.mix, verify=False)
-        batch = plan.batch
+        batch = plan.batch_of(run)
         require_mix_samples(opened[run.mix], run.mix, batch.global_batch_size, run.steps, batch.seq_length)

@@ -130,7 +130,8 @@ class VersionedDataset(PlacedSamples):
     """Versions in sequence, or with `order` (a permutation of all their samples) shuffled together.
 
     `replays` are, for each version, the places of earlier samples among its own, None for a version without; see
-    `versioned_index.replayed_places`. No sample occurs twice outside of them.
+    `versioned_index.replayed_places`. No sample occurs twice outside of them. The positions of the first `before`
+    samples, which another training has read, are empty.
     """
 
     index_split = Split.train
@@ -140,15 +141,17 @@ class VersionedDataset(PlacedSamples):
         versions: Sequence[VersionSamples],
         order: np.ndarray | None = None,
         replays: Sequence[Arrays | None] = (),
+        before: int = 0,
     ) -> None:
         self._versions = versions
         self._order = order
         self._replays = replays or [None] * len(versions)
+        self._before = before
         self._lengths = [
             version.samples if again is None else len(again["source"])
             for version, again in zip(versions, self._replays, strict=True)
         ]
-        self._ends = list(accumulate(self._lengths))
+        self._ends = list(accumulate(self._lengths, initial=before))[1:]
 
     def __len__(self) -> int:
         """The number of samples of all versions."""
@@ -178,7 +181,7 @@ class VersionedDataset(PlacedSamples):
 
     def _split(self, sample: int) -> tuple[int, int]:
         """The version (its place) to whose steps a position belongs, and the number in it."""
-        if not 0 <= sample < len(self):
+        if not self._before <= sample < len(self):
             raise IndexError(f"sample {sample} of {len(self)}")
         number = sample if self._order is None else int(self._order[sample])
         which = bisect_right(self._ends, number)
@@ -195,7 +198,7 @@ class MixedDataset(VersionedDataset):
     def __init__(
         self, main: VersionedDataset, first: int, taken: Arrays, parts: Sequence[VersionSamples]
     ) -> None:
-        super().__init__(main._versions, main._order, main._replays)
+        super().__init__(main._versions, main._order, main._replays, main._before)
         self._first = first
         self._taken = taken
         self._parts = parts
@@ -264,13 +267,14 @@ def build_chained(
     config: GPTDatasetConfig,
     seed: int,
     replays: Sequence[CacheEntry | None] = (),
+    before: int = 0,
 ) -> VersionedDataset:
     """Version 1's samples, then version 2's, …: main path, branches, CPT; a position is a consumed sample.
 
-    `samples[i]` is how many of version i's own are used; `replays` are its earlier samples among them, see
-    `replay_entries`. Each version is one epoch, shuffled by (seed, its name), so that neither a longer run nor a later
-    version changes what comes before. Under torch.distributed every rank must call this (one builds the index, the
-    others wait).
+    `samples[i]` is the number of version i's own samples; `replays` are the earlier samples among them, see
+    `replay_entries`; `before` positions precede version 1's. Each version is one epoch, shuffled by (seed, its name),
+    so that neither a longer run nor a later version changes what comes before. Under torch.distributed every rank must
+    call this (one builds the index, the others wait).
 
     Raises:
         UserError: a slice yields fewer samples than asked for, or its source is gone or another.
@@ -278,7 +282,8 @@ def build_chained(
     entries = [entry for entry in replays if entry]
     versions, arrays = open_versions(slices, samples, config, seed, entries)
     found = iter(arrays[len(arrays) - len(entries) :])
-    return VersionedDataset(versions, replays=[next(found) if entry else None for entry in replays])
+    places = [next(found) if entry else None for entry in replays]
+    return VersionedDataset(versions, replays=places, before=before)
 
 
 def build_shuffled(

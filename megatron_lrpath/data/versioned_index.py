@@ -17,6 +17,7 @@ from megatron_lrpath.data.indexed import Lengths, document_lengths
 from megatron_lrpath.data.slice import SliceSource
 from megatron_lrpath.data.slice_codec import Documents
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.plan import Plan
 from megatron_lrpath.plan.mix import Mix, quotas
 from megatron_lrpath.plan.replay import Replay
 from megatron_lrpath.plan.spec import Version
@@ -129,10 +130,13 @@ def mix_entry(mix: Mix, batch: int, steps: int, version: str) -> CacheEntry:
     return CacheEntry(key, ("source", "sample"), lambda: places(mix, batch, steps, version))
 
 
-def replay_entries(versions: Sequence[Version], batch: int, seed: int) -> list[CacheEntry | None]:
-    """The cache entries of what versions replay, None for those without; see `replayed_places`."""
-    named = [(version.name, version.new_samples(batch)) for version in versions]
-    return [_replay_entry(version, named[:place], batch, seed) for place, version in enumerate(versions)]
+def replay_entries(plan: Plan, count: int) -> list[CacheEntry | None]:
+    """Return the cache entries of the replays of the first `count` versions, None without; see `replayed_places`."""
+    named = [(version.name, plan.samples_of(index)) for index, version in enumerate(plan.versions[:count])]
+    return [
+        _replay_entry(version, named[:index], plan.timeline.sizes[index], plan.seed)
+        for index, version in enumerate(plan.versions[:count])
+    ]
 
 
 def _replay_entry(

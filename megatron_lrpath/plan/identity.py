@@ -17,7 +17,7 @@ from megatron_lrpath.schedule import STYLES, LRPath
 
 _COMPARED = (
     "run", "kind", "order", "model", "batch", "tokenizer", "megatron", "branch_megatron", "seed", "mix", "sft",
-    "sft_megatron", "weight_decay",
+    "sft_megatron", "weight_decay", "adopted",
 )  # fmt: skip
 THIS_RUN = "this run"
 _LABELS = {
@@ -43,6 +43,8 @@ def run_identity(plan: Plan, run: Run) -> dict[str, Any]:
     count = trained.version_index if trained.makes_version else len(trained.slices)
     batch = {"global_batch_size": plan.batch.global_batch_size, "seq_length": plan.batch.seq_length}
     extra: dict[str, Any] = {}  # a branch without a mix is what it was before there were any
+    if plan.adopted is not None:
+        extra |= {"adopted": plan.adopted.facts()}
     if trained.mix:
         extra |= {"mix": trained.mix.to_dict()}
     if trained.kind == BRANCH.name and (own := branch_arguments(plan, plan.versions[count - 1])):
@@ -73,7 +75,8 @@ def branch_arguments(plan: Plan, version: Version) -> dict[str, Any]:
 def _version_facts(plan: Plan, run: Run, version: Version) -> dict[str, Any]:
     """What a run depends on of a version that it has read: of the main path and its branches also where it moves to.
 
-    That it stands here and not with the path lets a main path go on into versions that were appended.
+    That it stands here and not with the path lets a main path go on into versions that were appended. So does a batch
+    size that changes where the version begins.
     """
     facts: dict[str, Any] = {"name": version.name, "steps": version.steps}
     if run.paradigm == OURS.name and version.max_lr is not None:
@@ -81,6 +84,9 @@ def _version_facts(plan: Plan, run: Run, version: Version) -> dict[str, Any]:
     if version.replay is not None:  # from scratch, only the number of its new samples counts
         replay = version.replay.to_dict()
         facts["replay"] = {"share": replay["share"]} if run.paradigm == PTFS.name else replay
+    step = plan.timeline.begins[plan.versions.index(version)]
+    if (size := plan.batch_sizes.size_of(step + 1)) != plan.batch_sizes.size_of(step):
+        facts["global_batch_size"] = size
     return facts
 
 
@@ -134,7 +140,7 @@ def reached(stored: dict[str, Any], current: dict[str, Any], step: int) -> dict[
     if stored.get("run") != MAIN.prefix:
         return stored
     bound: list[dict[str, Any]] = []
-    end = 0
+    end = (stored.get("adopted") or {}).get("step", 0)
     for before in stored.get("versions", []):
         if end >= step:
             break
@@ -244,6 +250,8 @@ def _version(version: dict[str, Any]) -> str:
         weights = version["replay"].get("weights", {})
         own = f" ({', '.join(f'{name}: {weight}' for name, weight in weights.items())})" if weights else ""
         text += f", a replay of {version['replay']['share']}{own}"
+    if "global_batch_size" in version:
+        text += f" of {version['global_batch_size']} samples each"
     return text
 
 

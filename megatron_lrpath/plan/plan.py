@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.models import ModelSpec
-from megatron_lrpath.paradigms import BRANCH, MAIN, OURS, PARADIGMS, SFT
+from megatron_lrpath.paradigms import BRANCH, MAIN, OURS, PARADIGMS, PTFS, SCRATCH, SFT
 from megatron_lrpath.plan.runs import Run, Timeline
 from megatron_lrpath.plan.sft import DROPPED, FOLDER, PREPARED, Sft
-from megatron_lrpath.plan.spec import Batch, Data, Falling, Tokenizer, Version
+from megatron_lrpath.plan.spec import Adopted, Batch, Data, Falling, Tokenizer, Version
 from megatron_lrpath.reading import why
-from megatron_lrpath.schedule import Schedule
+from megatron_lrpath.schedule import BatchSizes, Schedule
 from megatron_lrpath.sealed import read_sealed
 from megatron_lrpath.wording import nearest
 
 
 @dataclass(frozen=True)
 class Cost:
-    """The total cost of a paradigm: steps, tokens, and steps relative to PTFS."""
+    """The total cost of a paradigm: steps, tokens, and tokens relative to PTFS."""
 
     paradigm: str
     steps: int
@@ -37,7 +37,8 @@ class Plan:
     `megatron` holds further Megatron arguments, their names with underscores. `paradigms` are those that the file
     names (None: no such key, see `runs.tasks.named_paradigms`); commands accept the others, too. `license` is the
     models', for their cards; `prompts` are texts that evaluated models continue. `falling` is how the main path's rate
-    falls (None: it does not).
+    falls (None: it does not). `adopted` is the checkpoint that the main path begins with (None: random weights, or
+    those of `pretrained_checkpoint`).
     """
 
     path: Path
@@ -59,12 +60,20 @@ class Plan:
     license: str | None = None
     prompts: tuple[str, ...] = ()
     falling: Falling | None = None
+    adopted: Adopted | None = None
 
     @cached_property
     def timeline(self) -> Timeline:
         """Version ends, branch points and the resulting runs."""
         return Timeline(
-            self.schedule, self.alpha, self.cpt_variant, self.versions, self.also_branch_at, self.falling
+            self.schedule,
+            self.alpha,
+            self.cpt_variant,
+            self.versions,
+            self.also_branch_at,
+            self.falling,
+            self.adopted.step if self.adopted else 0,
+            self.batch.global_batch_size,
         )
 
     def runs(self, paradigm: str) -> list[Run]:
@@ -118,8 +127,34 @@ class Plan:
         return self.carried_out(self.run(run.paradigm, run.parent.run))
 
     def batch_of(self, run: Run) -> Batch:
-        """The batch of a run: a fine-tuning has its own."""
-        return self.sft.batch if run.is_sft and self.sft is not None else self.batch
+        """The batch of a run's last step: that of its version, or of the fine-tuning."""
+        if run.is_sft and self.sft is not None:
+            return self.sft.batch
+        return replace(self.batch, global_batch_size=self.sizes_of(run).size_of(run.last_step))
+
+    @cached_property
+    def batch_sizes(self) -> BatchSizes:
+        """The samples of each step of the main path, its branches and CPT."""
+        before = self.adopted.samples if self.adopted else 0
+        return BatchSizes.of(zip(self.timeline.begins, self.timeline.sizes, strict=True), before)
+
+    @cached_property
+    def scratch_sizes(self) -> BatchSizes:
+        """The samples of each step of a run from scratch, which reads replayed samples only once."""
+        before = self.adopted.samples if self.adopted else 0
+        begins = [self.timeline.origin, *self.timeline.scratch_ends[:-1]]
+        return BatchSizes.of(zip(begins, self.timeline.sizes, strict=True), before)
+
+    def sizes_of(self, run: Run) -> BatchSizes:
+        """Return the samples of each step of a run: a fine-tuning has its own."""
+        if run.is_sft and self.sft is not None:
+            return BatchSizes.constant(self.sft.batch.global_batch_size)
+        return self.scratch_sizes if run.kind == SCRATCH.name else self.batch_sizes
+
+    def samples_of(self, index: int) -> int:
+        """Return the samples of its own slice that the steps of version `index` (from 0) read."""
+        begin, end = self.timeline.begins[index], self.timeline.ends[index]
+        return self.versions[index].new_samples(self.batch_sizes.between(begin, end))
 
     def megatron_of(self, run: Run) -> dict[str, Any]:
         """Return the Megatron arguments of a pre-training run in addition to `megatron`: for a branch those
@@ -165,27 +200,36 @@ class Plan:
         return kept | self.sft.megatron
 
     def scratch_samples(self, run: Run) -> list[int]:
-        """How many samples of each version a run from scratch reads: all new ones, up to its last whole step."""
-        left, counts = run.last_step * self.batch.global_batch_size, []
-        for version in self.versions[: run.version_index]:
-            counts.append(min(left, version.new_samples(self.batch.global_batch_size)))
+        """Return the samples of each version that a run from scratch reads: all new ones, up to its last step."""
+        left, counts = self.sizes_of(run).between(0, run.last_step), []
+        for index in range(run.version_index):
+            counts.append(min(left, self.samples_of(index)))
             left -= counts[-1]
         return counts
 
-    def tokens(self, steps: int) -> int:
-        """The tokens of a number of steps."""
-        return steps * self.batch.tokens
+    def tokens(self, first: int, last: int) -> int:
+        """Return the tokens of the steps `first` + 1 to `last` of the main path."""
+        return self.batch_sizes.between(first, last) * self.batch.seq_length
+
+    def tokens_of(self, run: Run) -> int:
+        """Return the tokens of a run's own steps."""
+        return self.sizes_of(run).between(run.first_step, run.last_step) * self.batch_of(run).seq_length
 
     def cost(self, paradigm: str) -> Cost:
-        """Steps and tokens of all runs of a paradigm, and the ratio of its steps to PTFS's.
+        """Steps and tokens of all runs of a paradigm, and the ratio of its tokens to PTFS's.
 
         The paper counts each paradigm alone (section 3.2), so CPT's includes its first version although that
         run is shared with PTFS. The main path counts up to this plan's own last branch point.
         """
-        steps = sum(run.steps for run in self.runs(paradigm))
+        spans = [(run.first_step, run.last_step) for run in self.runs(paradigm)]
         if paradigm == OURS.name:
-            steps -= self.main.last_step - max(self.timeline.branch_points)
-        return Cost(paradigm, steps, self.tokens(steps), steps / sum(self.timeline.scratch_ends))
+            spans[0] = (self.main.first_step, max(self.timeline.branch_points))
+        sizes = self.scratch_sizes if paradigm == PTFS.name else self.batch_sizes
+        tokens = sum(sizes.between(first, last) for first, last in spans)
+        begin, ends = self.timeline.origin, self.timeline.scratch_ends
+        scratch = sum(self.scratch_sizes.between(begin, end) for end in ends)
+        steps = sum(last - first for first, last in spans)
+        return Cost(paradigm, steps, tokens * self.batch.seq_length, tokens / scratch)
 
     def _sft_run(self, paradigm: str, name: str) -> Run:
         """Return the fine-tuning called `name`. Raises UserError if there is none, or its data must be

@@ -123,12 +123,13 @@ def run_path(
 
 @dataclass(frozen=True)
 class Timeline:
-    """The steps at which versions end and branches leave, and the runs that follow from them.
+    """The steps at which versions end and branches leave, and the resulting runs.
 
     E_i = T_1 + … + T_i; a branch lasts round(α_i·T_i) steps and leaves the main path at B_i = E_i minus that; with an
     α_i above 1 it begins on the batches of the versions before.
-    `also_branch_at`: steps at which branches of other plans leave the same main path. `falling`: how the main path's
-    rate falls, None where it does not.
+    With an adopted checkpoint of step `origin`, E_0 is that step; only `ours` has runs then. `batch_size` is the samples
+    of the first steps. `also_branch_at`: steps at which branches of other plans leave the same main path. `falling`: how
+    the main path's rate falls (None: it does not).
     """
 
     schedule: Schedule
@@ -137,21 +138,42 @@ class Timeline:
     versions: Sequence[Version]
     also_branch_at: Sequence[int] = ()
     falling: Falling | None = None
+    origin: int = 0
+    batch_size: int = 1
 
     @cached_property
     def ends(self) -> list[int]:
         """E_1 … E_N."""
-        return list(itertools.accumulate(version.steps for version in self.versions))
+        return list(itertools.accumulate((version.steps for version in self.versions), initial=self.origin))[
+            1:
+        ]
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """The samples of a step of each version's data."""
+        sizes = [self.batch_size]
+        for version in self.versions:
+            sizes.append(version.global_batch_size or sizes[-1])
+        return sizes[1:]
 
     @cached_property
     def scratch_ends(self) -> list[int]:
-        """The lengths of PTFS's runs: the whole steps of the new data of all versions so far, Σ(1 - r_i)·T_i."""
-        return [int(steps) for steps in itertools.accumulate(version.new_steps for version in self.versions)]
+        """The lengths of PTFS's runs: the whole steps of the new data of all versions so far, Σ(1 - r_i)·T_i.
+
+        In a run from scratch, too, the steps of a version's data have the version's batch size. New samples that do
+        not fill a step are left for the next version's steps.
+        """
+        ends, step, left = [], self.origin, 0
+        for version, size in zip(self.versions, self.sizes, strict=True):
+            steps, left = divmod(left + version.new_samples(version.steps * size), size)
+            step += steps
+            ends.append(step)
+        return ends
 
     @cached_property
     def begins(self) -> list[int]:
         """The steps at which the versions' data begin, E_0 … E_(N−1)."""
-        return [0, *self.ends[:-1]]
+        return [self.origin, *self.ends[:-1]]
 
     @cached_property
     def branch_steps(self) -> list[int]:
@@ -189,16 +211,16 @@ class Timeline:
         return own[-1] if own else self.schedule.max_lr
 
     def runs(self, paradigm: str) -> list[Run]:
-        """Return the runs of a paradigm, parents before children."""
-        return _MAKERS[paradigm](self)
+        """Return the runs of a paradigm, parents before children; with an adopted main path only those of ours."""
+        return [] if self.origin and paradigm != OURS.name else _MAKERS[paradigm](self)
 
     def ours(self) -> list[Run]:
         """Return the main path and a branch for each version."""
         points, count = {*self.branch_points, *self.also_branch_at}, len(self.versions)
         last = max(points)
         slices = self._names(sum(begin < last for begin in self.begins))
-        keep = tuple(sorted(points | {end for end in self.ends if end <= last}))
-        main = self._run(MAIN, count, (0, last), slices=slices, keep_steps=keep)
+        keep = tuple(sorted(points | {end for end in self.ends if end <= last} | ({self.origin} - {0})))
+        main = self._run(MAIN, count, (self.origin, last), slices=slices, keep_steps=keep)
         spans = enumerate(zip(self.branch_points, self.ends, strict=True), start=1)
         return [main, *(self._run(BRANCH, i, span, parent=Parent(main.name, span[0])) for i, span in spans)]
 
@@ -234,6 +256,8 @@ class Timeline:
             cycle, rates = None, {}
         path = run_path(self.schedule, kind.name, first, last, self.cpt_variant, cycle, rates.get("peak"))
         path = replace(path, main=rates.get("main"))
+        if kind == MAIN and self.origin:
+            path = replace(path, warmup=0)  # it continues at its rate
         begin = index - 1  # the first version whose steps it does, counted from 0
         fields: dict[str, Any] = {"parent": None}
         if kind == BRANCH:

@@ -20,6 +20,23 @@ def schedule_name(plan: Plan) -> str:
     return style.title or style.name
 
 
+def beginning_text(plan: Plan) -> str:
+    """What a run without a parent starts from."""
+    if plan.adopted is not None:
+        return f"adopted, step {plan.adopted.step:,}"
+    return "an imported model" if plan.megatron.get("pretrained_checkpoint") else "random weights"
+
+
+def step_tokens_text(plan: Plan) -> str:
+    """Tokens of a step, with the versions from which on they change: `1,024, 2,048 from v3 on`."""
+    first, *later = plan.batch_sizes.changes
+    length, begins = plan.batch.seq_length, plan.timeline.begins
+    names = {step: plan.versions[begins.index(step)].name for step, _ in later}
+    return ", ".join(
+        [f"{first[1] * length:,}", *(f"{size * length:,} from {names[step]} on" for step, size in later)]
+    )
+
+
 def main_rate_text(plan: Plan) -> str:
     """Describe how the main path's rate changes; empty if it does not."""
     if plan.falling is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from megatron_lrpath.console import say, warn
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.launch.resources import sizes_left
 from megatron_lrpath.plan import PARADIGMS, Plan
 from megatron_lrpath.readiness import machine
 from megatron_lrpath.readiness.arguments import argument_checks
@@ -100,7 +101,7 @@ def check_plan(plan: Plan, request: Request, known: dict[Path, str] | None = Non
             machine.room_check(plan, todo, vocabulary, request.where == HERE),
         ]
     if request.where == HERE and todo:
-        findings.append(machine.process_check(plan, request.device, request.nproc, extra))
+        findings.append(machine.process_check(plan, request.device, request.nproc, extra, sizes_left(todo)))
         findings += machine.memory_checks(plan, vocabulary, request.device, request.nproc, extra)
     return findings
 

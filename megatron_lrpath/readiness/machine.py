@@ -30,12 +30,14 @@ from megatron_lrpath.wording import byte_size, plural
 LITTLE_DISK = 10e9  # bytes
 
 
-def process_check(plan: Plan, device: str, nproc: int | None, extra: Sequence[str]) -> Finding:
-    """Whether the processes of a run are there, and share out its batch."""
+def process_check(
+    plan: Plan, device: str, nproc: int | None, extra: Sequence[str], left: Sequence[int] = ()
+) -> Finding:
+    """Whether the processes of a run are there, and share out its batches, those `left` to train with."""
 
     def proof() -> str:
         share = share_out(plan, 1, device, nproc, None, extra)
-        check_batch(plan, share.nproc, extra)
+        check_batch(plan, share.nproc, extra, left)
         check_fine_tuning(plan, share.nproc, extra)
         where = f"{plural(len(share.gpus), 'GPU')}" if share.gpus else "the CPU"
         return f"{plural(share.nproc, 'process', 'es')} a run on {where}"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron_lrpath.paradigms import CPT, OURS, PARADIGM_ROWS, PTFS
-from megatron_lrpath.plan.wording import paradigm_name, schedule_name
+from megatron_lrpath.plan.wording import beginning_text, paradigm_name, schedule_name
 from megatron_lrpath.report.collect import RunTree
 from megatron_lrpath.runs.breaks import breaks_told
 from megatron_lrpath.runs.rewinds import rewinds_told
@@ -153,7 +153,7 @@ def run_table(tree: RunTree) -> Table:
         rows.append(
             (
                 Cell(record.label, opens=paradigm != before, paradigm=paradigm),
-                Cell(f"{run.parent.run} at {run.parent.step:,}" if run.parent else "random weights"),
+                Cell(f"{run.parent.run} at {run.parent.step:,}" if run.parent else beginning_text(tree.plan)),
                 Cell(f"{run.first_step:,} → {run.last_step:,}"),
                 Cell(f"{run.steps:,}"),
                 Cell(duration(record.history.seconds)),

@@ -145,15 +145,26 @@ def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
     return found
 
 
-def trained_tokens(lineage: Mapping[str, Any]) -> int | None:
-    """Tokens of a step of the run that left this lineage, None where it does not say."""
+def trained_tokens(lineage: Mapping[str, Any], step: int) -> int | None:
+    """Tokens of a step (counted from 1) of the run that left this lineage, None where it does not say."""
     identity = lineage.get("identity")
     sizes = (identity.get("sft") or identity.get("batch")) if isinstance(identity, dict) else None
     numbers = (
         [sizes.get(name) for name in ("global_batch_size", "seq_length")] if isinstance(sizes, dict) else []
     )
     whole = [number for number in numbers if isinstance(number, int)]
-    return whole[0] * whole[1] if len(whole) == 2 else None
+    if len(whole) != 2 or not isinstance(identity, dict):
+        return None
+    adopted = identity.get("adopted")
+    begin = adopted.get("step", 0) if isinstance(adopted, dict) else 0
+    size = whole[0]
+    for version in [] if identity.get("sft") else identity.get("versions") or []:
+        if not isinstance(version, dict) or not isinstance(version.get("steps"), int):
+            break
+        own = version.get("global_batch_size")
+        size = own if isinstance(own, int) and step > begin else size
+        begin += version["steps"]
+    return size * whole[1]
 
 
 def is_bound(folder: Path) -> bool:
@@ -378,6 +389,18 @@ def write_lineage(
     lineage |= {name: earlier[name] for name in KEPT if name in earlier}
     write_sealed(RunFolder(folder).lineage, lineage)
     return found
+
+
+def write_adopted(folder: Path, identity: dict[str, Any], parent: dict[str, Any]) -> None:
+    """Record a run that begins with the checkpoint of another training, before its first start."""
+    lineage = {
+        "identity": identity,
+        "identity_hash": json_digest(identity),
+        "parent": parent,
+        "starts": [],
+        "skipped": [],
+    }
+    write_sealed(RunFolder(folder).lineage, lineage)
 
 
 def without_secrets(launch: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -81,7 +81,7 @@ def read_state(folder: Path, run: Run, parent: Task | None = None) -> RunState:
         state, step = "done", run.last_step
     elif finished is not None:
         state = "extended"
-    elif last or checkpoints or latest_log(folder):
+    elif last or latest_log(folder) or any(one > run.first_step for one in checkpoints):
         found = failure.read(RunFolder(folder).error)
         state, cause, log = "interrupted", found.message if found else None, latest_log(folder)
     elif parent and run.parent and not checkpoint_complete(parent.checkpoints, run.parent.step):

@@ -45,8 +45,10 @@ class Batches:
             raise UserError(
                 f"--step {step}: {self.run.name} has the steps {self.run.first_step + 1} to {self.run.last_step}"
             )
-        size = self.plan.batch_of(self.run).global_batch_size
-        return [self.sample(position) for position in range((step - 1) * size, step * size)]
+        sizes = self.plan.sizes_of(self.run)
+        return [
+            self.sample(position) for position in range(sizes.samples_at(step - 1), sizes.samples_at(step))
+        ]
 
     def sample(self, position: int) -> dict[str, Any]:
         """Return the sample at a position of the run (the number of samples consumed before it)."""

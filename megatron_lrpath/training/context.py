@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_lrpath.data.slice import Slice
 from megatron_lrpath.plan import Plan, Run
-from megatron_lrpath.schedule import LRPath
+from megatron_lrpath.schedule import BatchSizes, LRPath
 
 if TYPE_CHECKING:
     from megatron_lrpath.sft.prepared import Prepared
@@ -36,7 +36,8 @@ class RunContext:
 
     Attributes:
         kind: main, branch, scratch, continual or sft.
-        path: the learning rate; positions in samples.
+        path: the learning rate; positions in steps.
+        sizes: the samples of each step.
         keep_steps: steps whose checkpoints must be saved and never removed.
         parent: checkpoint to start from; None for a run from random weights.
         identity: what the run's result depends on (JSON values), compared with the lineage of earlier starts.
@@ -50,6 +51,7 @@ class RunContext:
 
     kind: str
     path: LRPath
+    sizes: BatchSizes
     keep_steps: frozenset[int]
     parent: ParentCheckpoint | None
     identity: dict[str, Any]

@@ -113,7 +113,7 @@ def plan_datasets(context: RunContext, samples: tuple[int, int | None, int]) -> 
         train = training_set(context, config)
         if args.eval_iters:
             assert context.plan is not None
-            held_out, batch = open_validation(context.plan.data), context.plan.batch.global_batch_size
+            held_out, batch = open_validation(context.plan.data), args.eval_global_batch_size
             validation = versioned.build_validation(held_out, config, multiple_of=batch)
     return train, Repeated(validation, samples[1]) if args.eval_iters else None, None
 
@@ -123,15 +123,16 @@ def training_set(context: RunContext, config: GPTDatasetConfig) -> Any:
     plan, run = context.plan, context.run
     assert plan is not None
     assert run is not None
-    batch, versions = plan.batch.global_batch_size, plan.versions[: len(context.slices)]
+    counts = [plan.samples_of(index) for index in range(len(context.slices))]
     if run.kind == SCRATCH.name:
         return versioned.build_shuffled(context.slices, plan.scratch_samples(run), config, plan.seed)
-    samples = [version.new_samples(batch) for version in versions]
-    replays = replay_entries(versions, batch, plan.seed)
-    dataset = versioned.build_chained(context.slices, samples, config, plan.seed, replays)
+    replays = replay_entries(plan, len(counts))
+    before = plan.adopted.samples if plan.adopted else 0
+    dataset = versioned.build_chained(context.slices, counts, config, plan.seed, replays, before)
     if run.mix is None:
         return dataset
-    branch = (run.version, run.first_step * batch, batch, run.steps)
+    batch = plan.batch_of(run).global_batch_size
+    branch = (run.version, plan.batch_sizes.samples_at(run.first_step), batch, run.steps)
     return versioned.build_mixed(dataset, context.mix, run.mix, branch, config)
 
 

@@ -23,7 +23,7 @@ LENGTH, AROUND = (
 )  # a record: its length and that one's checksum, the bytes, their checksum
 
 
-def forget_from(folder: Path, step: int, step_samples: int, sample_tokens: int, own: Path) -> None:
+def forget_from(folder: Path, step: int, samples: int, sample_tokens: int, own: Path) -> None:
     """Remove the points of `step` and later steps from a run's event files in `folder`.
 
     A file is written in the order of the steps, so these points are at its end. A warning names a folder
@@ -32,10 +32,10 @@ def forget_from(folder: Path, step: int, step_samples: int, sample_tokens: int, 
     Args:
         folder: of TensorBoard's files.
         step: the first step to train (1-based), or the one before, if a run begins with a point of it.
-        step_samples, sample_tokens: samples of a step and tokens of a sample, for curves over those.
+        samples: consumed after that step; `sample_tokens`: tokens of a sample. For curves over those.
         own: the file of this process, which is not changed.
     """
-    firsts = (step, step * step_samples, step * step_samples * sample_tokens)
+    firsts = (step, samples, samples * sample_tokens)
     for file in sorted(folder.glob(PATTERN)):
         if file.name == own.name:
             continue

@@ -27,7 +27,7 @@ def scheduler_builder(session: Session, original: Wrapped, optimizer: Any, *args
     """Return Megatron's scheduler, or this project's if the run has a learning-rate path."""
     if session.context is None:
         return original(optimizer, *args, **named)
-    session.scheduler = LRPathScheduler.of(optimizer, session.context.path, get_args())
+    session.scheduler = LRPathScheduler.of(optimizer, session.context.path, session.context.sizes, get_args())
     return session.scheduler
 
 

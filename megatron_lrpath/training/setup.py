@@ -31,7 +31,7 @@ from megatron_lrpath.runs.checkpoints import latest_step, present_fingerprint
 from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.runs.history import losses_before
 from megatron_lrpath.tokenizers.prints import TokenizerSpec
-from megatron_lrpath.training import environment, event_files
+from megatron_lrpath.training import batch_size, environment, event_files
 from megatron_lrpath.training.checkpoints import parent as parents
 from megatron_lrpath.training.checkpoints.commit import Commits
 from megatron_lrpath.training.checkpoints.saves import Saves
@@ -101,6 +101,8 @@ def arguments(session: Session, argv: list[str], defaults: Mapping[str, Any] | N
     set_machine_flags(args, explicit, session)
     fit_collectives(args, explicit)
     take_over_saving(args)
+    if session.context is not None:
+        batch_size.before_validation(args, session.context.sizes)
     validate(args, defaults or {}, optimizer_problems(vars(args), with_path=True))
     if session.context is not None:
         refuse_endless_ramp(args, session.context)
@@ -108,6 +110,8 @@ def arguments(session: Session, argv: list[str], defaults: Mapping[str, Any] | N
     if session.context is not None and session.context.plan is None and local_rank() == 0:
         refuse(blend_problems(blend_prefixes(args), TokenizerSpec.of_arguments(args)))
     set_global_variables(args)
+    if session.context is not None:
+        batch_size.follow(args, session.context.sizes, "eval_global_batch_size" in explicit)
     return args
 
 
@@ -250,6 +254,9 @@ def begin(session: Session, args: Any) -> None:
     start = agree_on_start(own, context.parent, ranks, session.ahead, take_lock, args.checkpoint_check)
     if context.folder is not None:  # from here on the run is this process's own
         failure.use_folder(context.folder)
+    if context.plan is not None and context.plan.adopted is not None:
+        parents.require_adopted(context.plan, own, start.step)
+    batch_size.require_whole_micro_batches(args, context.sizes, start.step)
     start.apply(args)
     if start.folder is not None:
         common = parents.check_model(args, Path(start.folder), start.loaded, start.weights_of is not None)
@@ -329,6 +336,7 @@ def protect(session: Session, args: Any, start: Start, ranks: Ranks) -> None:
         skip=args.loss_spike_action == "skip",
         max_skips=args.loss_spike_max_skips,
         first_step=start.step,
+        first_samples=context.sizes.samples_at(start.step),
     )
     forget_curves(context, args, start)
     session.saves, session.recorder = saves, StepRecorder(context, session.guard, args)
@@ -347,7 +355,7 @@ def forget_curves(context: RunContext, args: Any, start: Start) -> None:
     if own is None or own.parent.resolve() != folder.resolve():
         return
     first = start.step + 1 if start.existing else start.step  # a branch begins with its parent's point
-    event_files.forget_from(folder, first, args.global_batch_size, args.seq_length, own)
+    event_files.forget_from(folder, first, context.sizes.samples_at(first), args.seq_length, own)
 
 
 def branch_points(context: RunContext) -> frozenset[int]:

@@ -44,24 +44,22 @@ class Pace:
     """
 
     def __init__(self, args: Any, clock: Callable[[], float] = time.perf_counter) -> None:
-        self.tokens = args.global_batch_size * args.seq_length
+        self.sample_tokens = args.seq_length
         self.peak = peak_of(args)
-        self.flops = step_flops(args) if self.peak else 0.0
+        self.sample_flops = sample_flops(args) if self.peak else 0.0
         self.devices = args.world_size
         self._clock = clock
         self._last: float | None = None
 
-    def step_ended(self) -> tuple[float | None, float | None]:
-        """Return (tokens per second, MFU) of the step that ends now; None for the first, which has no start
-        time.
-        """
+    def step_ended(self, samples: int) -> tuple[float | None, float | None]:
+        """Return (tokens per second, MFU) of the step of `samples` samples that ends now; None for the first."""
         now, before = self._clock(), self._last
         self._last = now
         if before is None or now <= before:
             return None, None
         seconds = now - before
-        share = self.flops / seconds / (self.peak * self.devices) if self.peak else None
-        return self.tokens / seconds, share
+        share = samples * self.sample_flops / seconds / (self.peak * self.devices) if self.peak else None
+        return samples * self.sample_tokens / seconds, share
 
 
 def peak_of(args: Any) -> float | None:
@@ -76,11 +74,11 @@ def peak_of(args: Any) -> float | None:
     return peak_flops(torch.cuda.get_device_name())
 
 
-def step_flops(args: Any) -> float:
-    """Return Megatron's count of the model's floating-point operations (forward and backward) in one step."""
+def sample_flops(args: Any) -> float:
+    """Return Megatron's count of the model's floating-point operations (forward and backward) for one sample."""
     from megatron.training.training import num_floating_point_operations
 
-    return float(num_floating_point_operations(args, args.global_batch_size))
+    return float(num_floating_point_operations(args, 1))
 
 
 class Watcher:
@@ -95,9 +93,8 @@ class Watcher:
         """Add the values of a step; `values` by the names above, None if unknown."""
         if not self.begun:
             self._begin(step)
-        batch = self.args.global_batch_size
-        planned = self.context.path.lr_at((step - 1) * batch)
-        self._write(step, step * batch, values | {PLANNED: planned})
+        planned = self.context.path.lr_at(step - 1)
+        self._write(step, self.context.sizes.samples_at(step), values | {PLANNED: planned})
 
     def _begin(self, step: int) -> None:
         self.begun = True
@@ -106,12 +103,11 @@ class Watcher:
         if self.wandb:
             self.wandb.define_metric("tokens")
             self.wandb.define_metric(f"{GROUP}/*", step_metric="tokens")
-        parent, batch = parent_row(self.context), self.args.global_batch_size
-        first = self.context.path.start // batch
+        parent, first = parent_row(self.context), self.context.path.start
         if parent is not None and step == first + 1:
             # W&B's steps must not go back: the parent's point stands at the step before the first.
             values = {LOSS: parent.loss, RATE: parent.lr, NORM: parent.grad_norm}
-            self._write(step - 1, first * batch, values)
+            self._write(step - 1, self.context.sizes.samples_at(first), values)
 
     def _write(self, step: int, samples: int, values: dict[str, float | None]) -> None:
         tokens = samples * self.args.seq_length
@@ -210,7 +206,7 @@ class StepRecorder:
 
         if self._watcher is None:
             self._watcher = Watcher(self.args, self.context, get_tensorboard_writer(), get_wandb_writer())
-        pace, mfu = self._pace.step_ended()
+        pace, mfu = self._pace.step_ended(self.context.sizes.size_of(row["step"]))
         if row["step"] % self.args.tensorboard_log_interval == 0:
             values = {LOSS: row["loss"], RATE: row["lr"], NORM: row["grad_norm"], PACE: pace, MFU: mfu}
             self._watcher.log(row["step"], values)
@@ -224,7 +220,7 @@ class StepRecorder:
         if guard.spike is None or args.rank != 0:
             return
         last = args.consumed_train_samples - 1
-        first = last + 1 - args.global_batch_size
+        first = last + 1 - self.context.sizes.size_of(step)
         spike, action = guard.spike, "update skipped" if guard.skipped else "update made"
         warn(
             f"step {step}: loss spike: {spike.loss:.4f} over a running median of {spike.median:.4f} (limit "

@@ -25,6 +25,7 @@ from megatron_lrpath.runs.set_aside import SetAside, free_number, read_set_aside
 from megatron_lrpath.upkeep.quiet import run_folders
 from megatron_lrpath.wording import listing
 
+INHERITED = ("max_lr", "global_batch_size")  # keys of a version that later ones keep
 AWAY = ".set-aside-"  # ends the name of a slice that is set aside, with the rewind's number
 
 
@@ -169,6 +170,14 @@ def require_versions(plan: Plan, dropped: Sequence[str]) -> None:
             f"--drop {names[0]}: nothing of the main path is older than its first version; begin a new plan with "
             "another `output`"
         )
+    for number, version in enumerate(plan.versions[:-1]):
+        after = plan.versions[number + 1]
+        kept = [key for key in INHERITED if getattr(version, key) is not None and getattr(after, key) is None]
+        if kept and version.name in dropped and after.name not in dropped:
+            raise UserError(
+                f"--drop {version.name}: {after.name} keeps the {listing(kept)} of {version.name}; write it "
+                f"at {after.name} in {plan.path} first"
+            )
     mixed = [
         f"{version.name} mixes in {part.name}"
         for version in plan.versions

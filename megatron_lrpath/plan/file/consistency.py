@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from megatron_lrpath.paradigms import BRANCH, CONTINUAL, CPT_VARIANTS, KEEP_MIN, KINDS, SCRATCH
+from megatron_lrpath.paradigms import BRANCH, CONTINUAL, CPT_VARIANTS, KEEP_MIN, KINDS, OURS, SCRATCH
 from megatron_lrpath.plan.file.source import Entry, Source
 from megatron_lrpath.plan.plan import Plan
 from megatron_lrpath.plan.spec import Version
@@ -21,6 +21,8 @@ def check_plan(source: Source, plan: Plan) -> None:
             "every step needs whole micro batches"
         )
     for check in (
+        _check_adopted,
+        _check_batch_sizes,
         _check_names,
         _check_replays,
         _check_warmup,
@@ -31,6 +33,44 @@ def check_plan(source: Source, plan: Plan) -> None:
         _check_mixes,
     ):
         check(source, plan)
+
+
+def _check_adopted(source: Source, plan: Plan) -> None:
+    """Of the paradigms only ours goes on from another training; the others would need its data, or its decay."""
+    if plan.adopted is None:
+        return
+    others = [name for name in (plan.paradigms or ()) if name != OURS.name]
+    if others:
+        raise source.find("paradigms").error(
+            f"{others[0]} cannot be trained: the main path begins with an adopted checkpoint, whose data or decay the "
+            f"others would need; leave {others[0]} out"
+        )
+    if plan.megatron.get("pretrained_checkpoint"):
+        raise source.find("megatron.pretrained_checkpoint", "megatron").error(
+            "the main path begins with the adopted checkpoint; leave pretrained_checkpoint out"
+        )
+
+
+def _check_batch_sizes(source: Source, plan: Plan) -> None:
+    """Later versions may have larger batches; Megatron's loop takes no smaller one than before."""
+    before, micro = plan.batch.global_batch_size, plan.batch.micro_batch_size
+    for index, version in enumerate(plan.versions):
+        size = version.global_batch_size
+        if size is None:
+            continue
+        place = source.find(f"versions[{index}].global_batch_size")
+        if index == 0:
+            raise place.error("the first version's batch size is batch.global_batch_size; set it there")
+        if size < before:
+            raise place.error(
+                f"{size} samples are fewer than the {before} of the version before; Megatron refuses a batch that "
+                f"shrinks; give at least {before}"
+            )
+        if size % micro:
+            raise place.error(
+                f"{size} is not a multiple of micro_batch_size {micro}; every step needs whole micro batches"
+            )
+        before = size
 
 
 def _check_names(source: Source, plan: Plan) -> None:
@@ -60,11 +100,10 @@ def _parts(name: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
 
 
 def _check_replays(source: Source, plan: Plan) -> None:
-    batch = plan.batch.global_batch_size
     new: dict[str, int] = {}  # samples of the versions so far
     for index, version in enumerate(plan.versions):
         replay, place = version.replay, source.find(f"versions[{index}].replay")
-        earlier, new = new, new | {version.name: version.new_samples(batch)}
+        earlier, new = new, new | {version.name: plan.samples_of(index)}
         if replay is None:
             continue
         if not earlier:
@@ -74,13 +113,14 @@ def _check_replays(source: Source, plan: Plan) -> None:
                 raise source.find(f"versions[{index}].replay.weights.{name}").error(
                     f"{name!r} is no version before {version.name}; those are {', '.join(earlier)}"
                 )
+        batch = plan.timeline.sizes[index]
         samples = version.steps * batch
         if not replay.replayed(samples):
             raise place.error(
                 f"{float(replay.share):g} of {version.steps} steps of {batch} samples is less than one sample; give a "
                 "larger share"
             )
-        if version.new_steps < 1:
+        if new[version.name] < batch:
             raise place.error(
                 f"{float(replay.share):g} of {version.steps} steps leaves less than a step of new data; give a smaller "
                 "share"
@@ -98,6 +138,8 @@ def _check_replays(source: Source, plan: Plan) -> None:
 
 def _check_warmup(source: Source, plan: Plan) -> None:
     warmup = plan.schedule.warmup
+    if plan.adopted is not None:
+        return  # its warm-up is over
     repeated = CPT_VARIANTS[plan.cpt_variant].warms_up
     for index, version in enumerate(plan.versions if repeated else plan.versions[:1]):
         if version.steps <= warmup:
@@ -134,6 +176,10 @@ def _check_rates(source: Source, plan: Plan) -> None:
 def _check_branches(source: Source, plan: Plan) -> None:
     line = plan.timeline
     for number, step in enumerate(plan.also_branch_at):
+        if step < line.origin:
+            raise source.find(f"also_branch_at[{number}]").error(
+                f"step {step} lies before the adopted checkpoint, step {line.origin}; give a later one"
+            )
         if step > line.ends[-1]:
             raise source.find(f"also_branch_at[{number}]").error(
                 f"step {step} lies beyond the last version's end, step {line.ends[-1]}; give an earlier one"
@@ -148,10 +194,11 @@ def _check_branches(source: Source, plan: Plan) -> None:
             )
         if steps < 1:
             problem = f"last round({alpha} · {version.steps}) = 0 steps; give a larger alpha or more steps"
-        elif point < 0:
-            problem = (
-                f"last {steps} steps, more than the {line.ends[index]} up to its end; give a smaller alpha"
-            )
+        elif point < line.origin:
+            most = line.ends[index] - line.origin
+            problem = f"last {steps} steps, more than the {most} up to its end; give a smaller alpha"
+        elif line.origin:
+            continue
         elif point < plan.schedule.warmup:
             problem = (
                 f"leave the main path at step {point}, inside its warm-up of {plan.schedule.warmup} steps; "
@@ -208,13 +255,20 @@ def _check_mixes(source: Source, plan: Plan) -> None:
     for index, (version, steps) in enumerate(zip(plan.versions, plan.timeline.branch_steps, strict=True)):
         if version.mix is None:
             continue
+        last = plan.timeline.ends[index]
+        size, sizes = plan.batch_sizes.size_of(last), plan.batch_sizes.sizes(last - steps, last)
+        if len(sizes) > 1:
+            raise source.find(f"versions[{index}].alpha", "alpha").error(
+                f"branch-{version.name} would begin at a batch of {sizes[0]} samples and end at one of {size}, which "
+                "branch_mix does not support; give an alpha of at most 1, or leave the mix out"
+            )
         for part in version.mix.parts:
-            if part.share * steps * plan.batch.global_batch_size >= 1:
+            if part.share * steps * size >= 1:
                 continue
             own = f"versions[{index}].branch_mix.slices.{part.slice}"
             raise source.find(own, f"branch_mix.slices.{part.slice}").error(
                 f"{float(part.share):g} of branch-{version.name}'s {steps} steps of "
-                f"{plan.batch.global_batch_size} samples is less than one sample; give a larger share"
+                f"{size} samples is less than one sample; give a larger share"
             )
 
 

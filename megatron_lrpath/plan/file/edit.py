@@ -62,6 +62,20 @@ def with_alphas(path: Path, text: str, alphas: Mapping[str, float]) -> str:
     return _edited(path, text, edits, wanted, f"set {by_hand} by hand")
 
 
+def with_key(path: Path, text: str, name: str, value: Mapping[str, Any]) -> str:
+    """The text of the plan `path` with a mapping `name` that it does not have yet, at its end.
+
+    Raises:
+        PlanError: the file is written in a way that this does not understand; with the lines to add by hand.
+    """
+    newline = "\r\n" if "\r\n" in text else "\n"
+    lines = [f"{name}:", *(f"  {key}: {_item(one)}" for key, one in value.items())]
+    end = "" if text.endswith("\n") else newline
+    wanted = plain(parse_source(path, text).root) | {name: dict(value)}
+    edit = (len(text), len(text), end + newline.join(lines) + newline)
+    return _edited(path, text, [edit], wanted, f"add `{name}: {{{', '.join(lines[1:])}}}` to it")
+
+
 def without_versions(path: Path, text: str, names: Collection[str], valid: Collection[str]) -> str:
     """Return the text of the plan `path` without the versions `names` and without the entries `valid` of
     `data.valid`.
@@ -201,6 +215,11 @@ def _list(valid: Sequence[str]) -> str:
 
 def _flow(version: dict[str, Any]) -> str:
     return "{" + ", ".join(f"{key}: {_scalar(value)}" for key, value in version.items()) + "}"
+
+
+def _item(value: Any) -> str:
+    """A value, or a list of values, in YAML."""
+    return f"[{', '.join(map(_scalar, value))}]" if isinstance(value, list) else _scalar(value)
 
 
 def _scalar(value: Any) -> str:

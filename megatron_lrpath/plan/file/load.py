@@ -14,6 +14,7 @@ from megatron_lrpath.paradigms import PARADIGMS
 from megatron_lrpath.plan.file.arguments import RECIPE, check_arguments, read_arguments
 from megatron_lrpath.plan.file.consistency import check_plan
 from megatron_lrpath.plan.file.keys import (
+    ADOPTED_KEYS,
     FALLING_KEYS,
     PLAN_KEYS,
     REPLAY_KEYS,
@@ -21,6 +22,7 @@ from megatron_lrpath.plan.file.keys import (
     SECTIONS,
     SHARE,
     TEXT,
+    UNKNOWN,
     VERSION_KEYS,
     WEIGHT,
     Key,
@@ -39,7 +41,7 @@ from megatron_lrpath.plan.mix import Mix, MixPart
 from megatron_lrpath.plan.plan import Plan
 from megatron_lrpath.plan.replay import Replay
 from megatron_lrpath.plan.sft import Sft
-from megatron_lrpath.plan.spec import Batch, Data, Falling, Tokenizer, Version
+from megatron_lrpath.plan.spec import Adopted, Batch, Data, Falling, Tokenizer, Version
 from megatron_lrpath.schedule import STYLES, Schedule
 from megatron_lrpath.schedule.curves import tenth
 from megatron_lrpath.wording import nearest
@@ -223,7 +225,16 @@ def plan_from(source: Source) -> Plan:
     """Return the plan in a parsed file; raises PlanError like `load_plan`."""
     top = read_section(source.root, PLAN_KEYS)
     values = _read_fields(
-        top, PLAN_KEYS, *SECTIONS, "model", "versions", "megatron", "branch_megatron", "paradigms", "prompts"
+        top,
+        PLAN_KEYS,
+        *SECTIONS,
+        "adopted",
+        "model",
+        "versions",
+        "megatron",
+        "branch_megatron",
+        "paradigms",
+        "prompts",
     )
     values["output"] = values["output"] or f"runs/{values['name']}"
     if problem := length_problem(values["output"]):
@@ -248,6 +259,7 @@ def plan_from(source: Source) -> Plan:
         paradigms=_paradigms(top.get("paradigms")),
         prompts=_texts(top.get("prompts")),
         falling=_falling(schedule.get("main")),
+        adopted=_adopted(top.get("adopted")),
         **values,
     )
     check_plan(source, plan)
@@ -289,6 +301,15 @@ def _falling(entry: Entry | None) -> Falling | None:
         return None
     values = _read_fields(read_section(entry, FALLING_KEYS), FALLING_KEYS)
     return Falling(values["power"], values["from"])
+
+
+def _adopted(entry: Entry | None) -> Adopted | None:
+    if entry is None or entry.value is None:
+        return None
+    section = read_section(entry, ADOPTED_KEYS)
+    data = _texts(section.get("data"))
+    values = _read_fields(section, ADOPTED_KEYS, "data")
+    return Adopted(**values, data=() if data == (UNKNOWN,) else data)
 
 
 def _read_tokenizer(top: dict[str, Entry]) -> Tokenizer:

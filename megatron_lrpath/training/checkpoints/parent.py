@@ -8,6 +8,7 @@ from typing import Any
 
 from megatron_lrpath.checkpoints.reader import CARRIED, METADATA, load_common
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.plan import Plan
 from megatron_lrpath.runs.checkpoints import (
     RELEASE,
     TRACKER,
@@ -37,6 +38,20 @@ def require_checkpoint(parent: ParentCheckpoint) -> None:
         f"{parent.folder}: no checkpoint of step {parent.step}; {have}. Run the parent up to step "
         f"{parent.step} (it saves its branch points whatever its save interval), or restore that checkpoint."
     )
+
+
+def require_adopted(plan: Plan, own: Path, step: int) -> None:
+    """Stop where the main path of a plan would begin without the checkpoint that the plan has adopted.
+
+    Raises:
+        UserError: how to copy it.
+    """
+    assert plan.adopted is not None
+    if step < plan.adopted.step:
+        raise UserError(
+            f"{own}: the adopted checkpoint of step {plan.adopted.step:,} is not there. Copy it: "
+            f"lrpath adopt {plan.path} --checkpoint {Path(plan.adopted.checkpoint).parent} --step {plan.adopted.step}"
+        )
 
 
 def check_model(args: Any, folder: Path, step: int, weights_only: bool = False) -> dict[str, Any]:
@@ -132,13 +147,12 @@ def differences(stored: Any, args: Any, free: tuple[str, ...], more: tuple[str, 
     return [*wrong, f"it has {there} query groups, this run {here}"] if there != here else wrong
 
 
-def expect_iteration(args: Any, first_step: int) -> None:
-    """Check, after loading, that training continues at `first_step` with the matching samples.
+def expect_iteration(args: Any, first_step: int, samples: int) -> None:
+    """Check, after loading, that training continues at `first_step` with `samples` consumed before it.
 
     Raises:
         UserError: Megatron loaded something else.
     """
-    samples = first_step * args.global_batch_size
     if (args.iteration, args.consumed_train_samples) != (first_step, samples):
         raise UserError(
             f"{args.load or 'random weights'}: loaded step {args.iteration} with "

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import mpu
+from megatron.core.num_microbatches_calculator import get_current_global_batch_size
 from megatron.training import get_args
 
 from megatron_lrpath.errors import TrainingStoppedError
@@ -116,7 +117,7 @@ def message(
     newest = f"step {saves.steps[-1]} in {saves.root}" if saves.steps else "none"
     return (
         f"step {step}: {what}. Stopped before the update; the batch is samples {first} to "
-        f"{first + args.global_batch_size - 1} (`lrpath samples RUN --step {step}` prints them). Last good "
+        f"{first + get_current_global_batch_size() - 1} (`lrpath samples RUN --step {step}` prints them). Last good "
         f"checkpoint: {newest}; a restart continues from there."
     )
 
@@ -137,6 +138,7 @@ class Guard:
         skipped: whether the current step's update is skipped because of the spike.
         norm: the current step's gradient norm, as known to this rank.
         first_step: the step that the checkpoint must have been saved at, until it is checked.
+        first_samples: the samples consumed before that step.
     """
 
     signals: Signals
@@ -150,6 +152,7 @@ class Guard:
     skipped: bool = False
     norm: float = 0.0
     first_step: int | None = None
+    first_samples: int = 0
     _losses: list[torch.Tensor] = field(default_factory=list)
     _skips: int = 0
 
@@ -167,7 +170,7 @@ class Guard:
         if not self.signals.training:
             self.signals.begin()
         if self.first_step is not None:
-            expect_iteration(get_args(), self.first_step)
+            expect_iteration(get_args(), self.first_step, self.first_samples)
             self.first_step = None
 
     def overflowed(self) -> None:

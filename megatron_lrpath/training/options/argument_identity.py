@@ -139,10 +139,11 @@ def differences_from_checkpoint(
         common: the content of the checkpoint without its tensors: arguments, and the learning-rate path, unless plain
             Megatron saved it.
         args: Megatron's arguments of this run, validated like those of the checkpoint.
-        path: this run's learning rate, positions in samples.
+        path: this run's learning rate, positions in steps.
         given: the arguments of this run's identity.
     """
     stored, record = common["args"], (common.get("opt_param_scheduler") or {}).get("lr_path")
+    path = path.scaled(args.global_batch_size)  # checkpoints have positions in samples
     names = [
         name
         for name in STABLE | set(given)

@@ -12,6 +12,7 @@ from megatron_lrpath.files import length_problem
 from megatron_lrpath.paradigms import LR_PATH_KINDS, path_form
 from megatron_lrpath.plan.arguments import PATH, START, find, flag, is_neutral
 from megatron_lrpath.plan.runs import run_path
+from megatron_lrpath.schedule import BatchSizes
 from megatron_lrpath.schedule.styles import KNOBS, Schedule
 from megatron_lrpath.training.context import ParentCheckpoint, RunContext
 from megatron_lrpath.training.options.argument_identity import identity_of
@@ -55,7 +56,8 @@ def argument_context(
         raise UserError(f"--lr-path {args.lr_path}: {error}") from None
     return RunContext(
         kind=args.lr_path,
-        path=path.scaled(args.global_batch_size),
+        path=path,
+        sizes=BatchSizes.constant(args.global_batch_size),
         keep_steps=frozenset(args.lr_path_keep_steps),
         parent=parent,
         identity=identity_of(args, path, full_parser(own)),

@@ -209,7 +209,8 @@ class PlannedRun:
             parent = ParentCheckpoint(folder.checkpoints, run.parent.step, weights_only=run.is_sft)
         context = RunContext(
             kind=run.kind,
-            path=run.path.scaled(plan.batch_of(run).global_batch_size),
+            path=run.path,
+            sizes=plan.sizes_of(run),
             keep_steps=frozenset(run.keep_steps),
             parent=parent,
             identity=run_identity(plan, run),
