@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_lrpath.errors import UserError
 from megatron_lrpath.paradigms import PARADIGMS
 
 if TYPE_CHECKING:

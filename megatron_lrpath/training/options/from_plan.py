@@ -184,8 +184,10 @@ class PlannedRun:
 
     @property
     def explicit(self) -> dict[str, Any]:
-        """The arguments that the plan or the command line sets."""
-        return {**self.planned, **self.given}
+        """The arguments that the plan or the command line sets; of the defaults also those that the plan turns off."""
+        chosen = {} if self.run.is_sft else self.plan.megatron
+        off = {name: False for name in PLAN_DEFAULTS if chosen.get(name) is False}
+        return {**off, **self.planned, **self.given}
 
     def context(self, verify: bool | None = None) -> RunContext:
         """The run's context.
