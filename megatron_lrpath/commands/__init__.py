@@ -14,7 +14,7 @@ every call, help and completion included, and must load nothing heavy (`tests/co
 
 COMMANDS = (
     "init", "check-args", "plan", "budget", "lr", "experiment", "update", "run", "sft", "submit", "status",
-    "cancel", "eval", "generate", "chat", "report", "samples", "prune", "rewind", "adopt",
+    "cancel", "eval", "generate", "chat", "report", "samples", "prune", "rewind", "adopt", "compare-starts",
     "advise", "merge", "export",
     "doctor", "docs", "completion",
 )  # fmt: skip
