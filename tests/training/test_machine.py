@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_lrpath.plan.arguments import find
+from megatron_lrpath.plan.arguments import find, flag
 from megatron_lrpath.plan.needs import ENGINE, GPU, WORDS, needs, unmet
 from megatron_lrpath.runs.history import HistoryWriter, read_history
 from tests.support import ROOT
@@ -138,6 +138,11 @@ def test_a_row_of_needs_names_arguments_and_values_that_there_are() -> None:
         assert need.of in WORDS
         for form in argument.forms.values():
             assert not form.choices or set(need.only) <= set(map(str, form.choices)), need
+
+
+def test_the_document_names_every_argument_that_needs_something() -> None:
+    text = (ROOT / "docs/gpus.md").read_text()
+    assert [name for need in needs() if f"`{(name := flag(need.name))}`" not in text] == []
 
 
 DEFAULTS = """
