@@ -32,7 +32,16 @@ from megatron_lrpath.runs.results import completed_step, is_complete
 from megatron_lrpath.runs.rewinds import require_no_rewind
 from megatron_lrpath.sealed import json_digest, write_sealed
 
-PACKAGES = ("megatron-core", "torch", "numpy", "transformer-engine", "apex", "sentencepiece", "transformers")
+PACKAGES = (
+    "megatron-core",
+    "torch",
+    "numpy",
+    "transformer-engine",
+    "apex",
+    "liger-kernel",
+    "sentencepiece",
+    "transformers",
+)
 
 KEPT = ("rewinds",)  # what the lineage carries on from one start to the next as it is
 
@@ -295,8 +304,8 @@ def write_lineage(
 ) -> list[str]:
     """Record a start: the identity (as of this start) and who, when and with what; what it keeps of its saves.
 
-    `first_weights` says at which layout they are drawn, in the start that draws them; `machine` are its `device` and
-    `layout`. Returns what makes the start a break, see `runs.breaks`.
+    `first_weights` says at which layout they are drawn, in the start that draws them; `machine` are its `device`,
+    `layout` and, on a GPU, `kernels`. Returns what makes the start a break, see `runs.breaks`.
     """
     earlier = read_lineage(folder) or {"parent": parent, "starts": []}
     launch = os.environ.get("LRPATH_LAUNCH")  # the launcher's file about the machines of this start

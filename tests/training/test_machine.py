@@ -150,8 +150,11 @@ import json
 from megatron_lrpath.training import device
 device.activate("cpu")
 from megatron_lrpath.plan.needs import unmet
+from argparse import Namespace
+from megatron_lrpath.training.gpu.measures import Setting, choose
 from megatron_lrpath.training.options.arguments import full_parser
-print(json.dumps(unmet({action.dest: action.default for action in full_parser()._actions}, frozenset())))
+defaults = {action.dest: action.default for action in full_parser()._actions}
+print(json.dumps([unmet(defaults, frozenset()), sorted(choose(None, Setting(Namespace(**defaults)))[0])]))
 """
 
 
@@ -160,7 +163,9 @@ def test_nothing_is_needed_by_megatrons_defaults() -> None:
     words = [sys.executable, "-W", "ignore", "-c", DEFAULTS]
     answer = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
-    assert json.loads(answer.stdout.splitlines()[-1]) == []
+    needed, kernels = json.loads(answer.stdout.splitlines()[-1])
+    assert needed == []
+    assert kernels == ["adam", "grad_norm"]  # neither rotary embeddings nor bf16
 
 
 def test_nothing_is_missing_where_all_is_there() -> None:
