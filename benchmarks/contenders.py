@@ -56,8 +56,9 @@ def write_plan(
 
     prefix, tokens = folder / "tokens", total * shape.batch * shape.sequence + 1
     builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.int32)
+    random = np.random.default_rng(0)  # the same for all contenders, so that their losses can be compared
     for length in (tokens, shape.sequence + 1):
-        builder.add_document(torch.randint(1, shape.vocabulary - 1, (length,)), [length])
+        builder.add_document(torch.from_numpy(random.integers(1, shape.vocabulary - 1, length)), [length])
     builder.finalize(f"{prefix}.idx")
     fingerprint = fingerprint_source(prefix)
     for document, (slice_name, length) in enumerate([("v1", tokens), ("valid", shape.sequence + 1)]):

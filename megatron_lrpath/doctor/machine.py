@@ -16,6 +16,7 @@ from megatron_lrpath.launch.resources import cores, driver_gpus
 from megatron_lrpath.readiness.finding import FAILED, INFO, OK, WARNING, Finding
 from megatron_lrpath.readiness.machine import disk_check
 from megatron_lrpath.training import environment
+from megatron_lrpath.training.gpu import measures
 from megatron_lrpath.training.seams import MEGATRON
 from megatron_lrpath.wording import byte_size
 
@@ -109,7 +110,7 @@ def gpu_check(gpus: list[tuple[str, int]]) -> Finding:
 
 
 def accelerator_checks(gpu: bool) -> list[Finding]:
-    """Check Transformer Engine and Apex, and report the effect of their absence."""
+    """Check Transformer Engine, Apex and liger-kernel, and report the effect of their absence."""
     lacking = WARNING if gpu else INFO
     engine, apex = (
         environment.importable(name) for name in (environment.TRANSFORMER_ENGINE, environment.APEX_FUSIONS)
@@ -118,14 +119,16 @@ def accelerator_checks(gpu: bool) -> list[Finding]:
         "its fused kernels, FP8 and context parallelism are not there; attention is torch's "
         "scaled_dot_product_attention, norms are torch's"
     )
-    without_apex = "gradients are not accumulated inside the matrix product, and norms are not fused"
-    apex_lacking = INFO if engine else lacking
-    if engine:
-        without_apex = "Transformer Engine does its work"
-    advice = "pip install 'megatron-lrpath[gpu]'" if gpu else ""
+    without_apex = "Transformer Engine does its work" if engine else "norms and Adam are torch's"
+    advice = "pip install 'megatron-lrpath[{}]'" if gpu else ""
+    liger = measures.liger_problem()
+    liger_found = f"{liger}; the cross-entropy is Megatron's" if liger else version(measures.LIGER) or "found"
     return [
-        fast_part("Transformer Engine", "transformer-engine", engine, without_engine, lacking, advice),
-        fast_part("Apex", "apex", apex, without_apex, apex_lacking),
+        fast_part(
+            "Transformer Engine", "transformer-engine", engine, without_engine, lacking, advice.format("gpu")
+        ),
+        fast_part("Apex", "apex", apex, without_apex, INFO),
+        verdict(measures.LIGER, not liger, liger_found, lacking, advice.format("kernels")),
     ]
 
 

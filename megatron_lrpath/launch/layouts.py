@@ -46,7 +46,7 @@ class Layout:
 # communication with the computation; tensor parallelism stays within a node and brings sequence parallelism.
 # The micro batch is the largest to try, `tensor` the least: `fitted` chooses by the GPU's memory, as predicted. For 512
 # samples of 2,048 tokens a step. 8 samples keep the logits of a micro batch (100,000 tokens of vocabulary) below 2**31
-# numbers, beyond which not every kernel counts. `python -m megatron_lrpath.launch.layouts` prints memory and time.
+# numbers, beyond which not every kernel can index. `python -m megatron_lrpath.launch.layouts` prints memory and time.
 LAYOUTS: dict[str, Layout] = {
     "203m": Layout(1, 8, why="data parallel; 64 samples a GPU and step keep it busy"),
     "406m": Layout(1, 8, why="data parallel"),

@@ -107,7 +107,7 @@ def refuse(problems: Iterable[str], where: str) -> None:
     if lines:
         raise UserError(
             f"{where}:\n" + "\n".join(lines) + "\nLeave these arguments out, or install what they need "
-            "(docs/cluster.md). Calling again does not help before that."
+            "(docs/gpus.md). Calling again does not help before that."
         )
 
 

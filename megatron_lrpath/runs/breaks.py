@@ -10,7 +10,7 @@ from typing import Any
 
 from megatron_lrpath.wording import listing
 
-COMPARED = ("megatron-core", "torch", "transformer-engine", "apex")
+COMPARED = ("megatron-core", "torch", "transformer-engine", "apex", "liger-kernel")
 """The packages whose versions decide about roundings."""
 LAYOUT = (
     "tensor_model_parallel_size",
@@ -66,7 +66,7 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
     pairs = [(name, old.get(name, "none"), new.get(name, "none")) for name in COMPARED if old and new]
     pairs += [
         (what, before[name], now[name])
-        for name, what in (("device", "device"), ("world_size", "processes"))
+        for name, what in (("device", "device"), ("world_size", "processes"), ("kernels", "GPU kernels"))
         if name in before and name in now
     ]
     layout, laid = before.get("layout"), now.get("layout")

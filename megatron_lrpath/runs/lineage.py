@@ -40,6 +40,7 @@ PACKAGES = (
     "transformer-engine",
     "apex",
     "emerging-optimizers",
+    "liger-kernel",
     "sentencepiece",
     "transformers",
 )
@@ -355,8 +356,8 @@ def write_lineage(
 ) -> list[str]:
     """Record a start: the identity (as of this start) and who, when and with what; what it keeps of its saves.
 
-    `first_weights` says at which layout they are drawn, in the start that draws them; `machine` are its `device` and
-    `layout`. Returns what makes the start a break, see `runs.breaks`.
+    `first_weights` says at which layout they are drawn, in the start that draws them; `machine` are its `device`,
+    `layout` and, on a GPU, `kernels`. Returns what makes the start a break, see `runs.breaks`.
     """
     earlier = read_lineage(folder) or {"parent": parent, "starts": []}
     launch = os.environ.get("LRPATH_LAUNCH")  # the launcher's file about the machines of this start

@@ -305,13 +305,23 @@ def record_start(context: RunContext, args: Any, start: Start, retain_interval: 
         retain_interval,
         plan,
         drawn,
-        {"device": device_name(args), "layout": {name: getattr(args, name, None) for name in LAYOUT}},
+        machine_record(args),
     )
     if found := lineage.write_lineage(context.records, *record):
         say(
             f"{context.records}: a break at step {start.step:,}: goes on with {listing(found)}; equal bits are "
             "promised between breaks only"
         )
+
+
+def machine_record(args: Any) -> dict[str, Any]:
+    """What of the machine decides about roundings: the device, the layout, and on a GPU the kernels in use."""
+    record: dict[str, Any] = {"device": device_name(args)}
+    record["layout"] = {name: getattr(args, name, None) for name in LAYOUT}
+    if args.gpu_kernels:
+        fused = ["cross_entropy_loss_fusion"] if args.cross_entropy_loss_fusion else []
+        record["kernels"] = " ".join([*args.gpu_kernels, *fused])
+    return record
 
 
 def protect(session: Session, args: Any, start: Start, ranks: Ranks) -> None:

@@ -34,6 +34,12 @@ ONE = {"device": "NVIDIA H100", "world_size": 8, "layout": {"tensor_model_parall
             start(40, **ONE | {"world_size": 16, "layout": {"tensor_model_parallel_size": 2}}),
             ["processes 16 (before: 8)", "tensor_model_parallel_size 2 (before: 1)"],
         ),
+        (
+            [start(0, **ONE, kernels="adam rotary")],
+            start(40, **ONE, kernels="none"),
+            ["GPU kernels none (before: adam rotary)"],
+        ),
+        ([start(0)], start(40, **ONE, kernels="adam"), []),
         ([start(0)], start(40, **ONE), []),  # an older version recorded less
         ([start(0), start(40, "2.10.0")], start(40), []),  # nothing is left of the second start
         ([start(0), start(40, "2.10.0")], start(30), []),  # a rewind has gone back before it

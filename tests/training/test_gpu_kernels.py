@@ -231,7 +231,7 @@ def test_a_training_with_them_is_the_one_without_and_goes_on_bit_for_bit(tmp_pat
         ("with", "gpu_kernels", (None,)),
         ("stopped", "gpu_kernels", ("2", None)),
     ):
-        plan = make_plan(tmp_path / name, (4,), megatron={"bf16": True})
+        plan = make_plan(tmp_path / name, (8,), megatron={"bf16": True})  # a main path of 4 steps
         for stop in stops:
             outcome = train(
                 run_words(plan, "ours", "main", *(["--exit-interval", stop] if stop else [])), probe=probe
@@ -239,5 +239,6 @@ def test_a_training_with_them_is_the_one_without_and_goes_on_bit_for_bit(tmp_pat
         if probe is not None:
             assert all(count > 0 for count in outcome.ok().probed[0].values()), outcome.probed
         losses[name] = [line["loss"] for line in history(plan.parent / "runs/ours/main")]
+        assert len(losses[name]) == 4
     assert losses["with"] == pytest.approx(losses["without"], rel=2e-3)
     assert losses["stopped"] == losses["with"]

@@ -106,6 +106,7 @@ def choose_kernels(args: Any, off: frozenset[str], is_run: bool) -> frozenset[st
         args.cross_entropy_loss_fusion = True
     if os.environ.get("RANK", "0") == "0":
         say(measures.summary(kernels, why, args.cross_entropy_loss_fusion))
+    args.gpu_kernels = sorted(kernels) or [measures.NONE]  # for the lineage
     return kernels
 
 
