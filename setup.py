@@ -6,8 +6,10 @@ from setuptools import find_packages, setup
 
 OPTIMIZERS = ["emerging-optimizers>=0.2"]  # muon, lion
 EVALUATION = ["lm_eval[hf]>=0.4.9"]
+ARCHIVE = ["fsspec", "s3fs"]  # other stores: their packages of fsspec
 DOCS = ["mkdocs-material"]
 TESTS = ["pytest", "pytest-xdist", "hypothesis", "jsonschema", "ruff", "mypy", "proselint", "types-PyYAML"]
+S3_SERVER = ["moto[s3]", "flask", "flask-cors"]
 SHIPPED = [
     "megatron_lrpath.tools",
     "megatron_lrpath.examples",
@@ -67,8 +69,9 @@ setup(
         "eval": EVALUATION,
         "wandb": ["wandb"],
         "optimizers": OPTIMIZERS,
+        "archive": ARCHIVE,
         "docs": DOCS,
-        "test": [*TESTS, *DOCS, "wandb", *OPTIMIZERS, *EVALUATION],
+        "test": [*TESTS, *DOCS, "wandb", *OPTIMIZERS, *EVALUATION, *ARCHIVE, *S3_SERVER],
     },
     entry_points={"console_scripts": ["lrpath=megatron_lrpath.cli:main"]},
 )

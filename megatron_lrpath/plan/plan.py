@@ -37,7 +37,7 @@ class Plan:
     `megatron` holds further Megatron arguments, their names with underscores. `paradigms` are those that the file
     names (None: it does not say, see `runs.tasks.named_paradigms`); every one can be asked for all the same. `license`
     is the models', for their cards; `prompts` are what evaluated models go on from, to be looked at. `falling` says how
-    the main path's rate falls (None: not).
+    the main path's rate falls (None: not). `archive` is the address of the object store for old checkpoints.
     """
 
     path: Path
@@ -59,6 +59,7 @@ class Plan:
     license: str | None = None
     prompts: tuple[str, ...] = ()
     falling: Falling | None = None
+    archive: str | None = None
 
     @cached_property
     def timeline(self) -> Timeline:
