@@ -31,6 +31,7 @@ from megatron_lrpath.runs.checkpoints import (
     wrong_content,
 )
 
+BUCKET_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci"}  # names in fsspec
 FETCHING = ".fetching"  # ends the name of a checkpoint that is not fetched whole
 
 type Note = Callable[[str], None]
@@ -96,6 +97,12 @@ class Archive:
         """Where a run's checkpoint is."""
         return f"{self.root}/{key}/{checkpoint_folder(Path(), step).name}"
 
+    @property
+    def has_buckets(self) -> bool:
+        """Whether the store has no folders; there `makedirs` would create a bucket."""
+        names = self.fs.protocol if isinstance(self.fs.protocol, tuple | list) else (self.fs.protocol,)
+        return bool(set(names) & BUCKET_STORES)
+
     @cached_property
     def complete(self) -> Mapping[str, frozenset[int]]:
         """The complete checkpoints by run, as they were at the first question."""
@@ -154,7 +161,8 @@ class Archive:
                 raise UserError(f"{source}: {found[0]}; the checkpoint is damaged and was not archived")
             note(f"{key} step {step}: {name}")
             with self._reached():
-                self.fs.makedirs(target, exist_ok=True)
+                if not self.has_buckets:
+                    self.fs.makedirs(target, exist_ok=True)
                 self.fs.put_file(str(source / name), f"{target}/{name}")
                 if self.fs.size(f"{target}/{name}") != expected.bytes:
                     raise OSError(f"{target}/{name} is not complete")

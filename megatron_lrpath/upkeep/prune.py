@@ -125,8 +125,9 @@ def require_same(archive: Archive, task: Task, step: int) -> None:
         here = None
     if here is None or archive.manifest(task.key, step) != here:
         raise UserError(
-            f"{folder}: the archive {archive.url} has another checkpoint of this step; nothing was removed. Move that one "
-            f"away in the store ({archive.place(task.key, step)}) and call `lrpath archive` again, or leave --archived out"
+            f"{folder}: the archive {archive.url} has another checkpoint of this step; nothing was removed. Move that "
+            f"one away in the store ({archive.place(task.key, step)}) and call `lrpath archive` again, or leave "
+            "--archived out"
         )
 
 

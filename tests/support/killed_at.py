@@ -6,16 +6,27 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.link")
 
 
-def killed_at(number: int, words: Sequence[str]) -> bool:
-    """Call `lrpath WORDS`; whether it was killed before its change `number` (from 1), else it has ended with 0."""
+def is_change(event: str, arguments: tuple[Any, ...]) -> bool:
+    """Whether an audit event is a change on disk."""
+    return event in CHANGES
+
+
+def killed_at(
+    number: int, words: Sequence[str], counts: Callable[[str, tuple[Any, ...]], bool] = is_change
+) -> bool:
+    """Call `lrpath WORDS`; whether it was killed before its change `number` (from 1), else it has ended with 0.
+
+    `counts` says which audit events are counted instead of changes.
+    """
     child = os.fork()
     if child == 0:
-        _call_and_die(number, words)
+        _call_and_die(number, words, counts)
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         assert os.WTERMSIG(status) == signal.SIGKILL
@@ -24,14 +35,14 @@ def killed_at(number: int, words: Sequence[str]) -> bool:
     return False
 
 
-def _call_and_die(number: int, words: Sequence[str]) -> None:
+def _call_and_die(number: int, words: Sequence[str], counts: Callable[[str, tuple[Any, ...]], bool]) -> None:
     from megatron_lrpath.cli import main
 
     seen = 0
 
-    def count(event: str, _: object) -> None:
+    def count(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal seen
-        if event in CHANGES:
+        if counts(event, arguments):
             seen += 1
             if seen == number:
                 os.kill(os.getpid(), signal.SIGKILL)
