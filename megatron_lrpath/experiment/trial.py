@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_lrpath.data.delivery import valid_name
+from megatron_lrpath.data.draw_request import valid_name
 from megatron_lrpath.data.indexed import document_lengths
 from megatron_lrpath.data.slice import ENDING, Slice, SliceSource, require_samples, slice_path
 from megatron_lrpath.data.slice_codec import Documents
