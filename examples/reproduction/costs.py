@@ -119,7 +119,7 @@ def draw_costs(path: Path) -> None:
         axes.axhline(0, color="#59636e", lw=0.8)
         axes.set_ylim(top=7)
         axes.set_xlabel("steps of all runs over those of PTFS")
-        axes.set_ylabel(f"perplexity against the paper's setting, % (mean of {' and '.join(VERSIONS)})")
+        axes.set_ylabel("perplexity over the paper's setting, %")
         axes.legend(fontsize=8)
         figure.savefig(path, metadata={"Date": None})
 

@@ -12,6 +12,7 @@ import json
 import math
 import re
 import statistics
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,8 @@ from typing import Any
 from beyond import cheaper, draw_figure, shapes
 from certainty import difference_said
 from costs import draw_costs, table
-from findings import LATER, at_rates, finding_rows, findings, one
+from findings import LATER, at_rates, finding_rows, findings, one, parts_said
+from forest import draw_claims
 from measured import RESULTS, Measured, Row, percent, said
 from regret import MEAN_ALPHAS, in_perplexity
 from regret import lines as regret_lines
@@ -254,6 +256,20 @@ def machines() -> str:
     return "".join(f"- {said_so}: {', '.join(names)}\n" for said_so, names in experiments.items())
 
 
+def progress(prefix: str) -> str:
+    """How much of the experiments of a setting is measured: perplexities by seed."""
+    lines = []
+    for path in sorted(SMALL.glob(f"{prefix}-*.yaml"), key=lambda path: natural(path.stem)):
+        if is_experiment(path):
+            experiment = load_experiment(path)
+            of_each = len(experiment.groups) * len(experiment.paradigms) * len(experiment.show)
+            there = Counter(row.seed for row in Measured.load(path.stem).rows)
+            done = ", ".join(f"{seed}: {count} of {of_each}" for seed, count in sorted(there.items()))
+            seeds = " ".join(map(str, dict.fromkeys(point.plan.seed for point in experiment.points)))
+            lines.append([f"`{path.name}`", seeds, done or "none"])
+    return markdown(["file", "its seeds", "perplexities measured, by seed"], lines)
+
+
 def rates() -> str:
     """Table 8: how far the paradigms lie apart at each maximal rate."""
     measured = at_rates()
@@ -275,6 +291,7 @@ MAKERS: dict[str, Callable[[], str]] = {
     "periods": periods, "merged": merged, "machines": machines,
     "held-out": partial(held_out, by="version"), "held-out-by": partial(held_out, by="choice"),
     "held-out-seeds": partial(held_out, by="seed"), "regret": regret_table,
+    "parts": parts_said, "progress": partial(progress, prefix="r20"),
     "costs": lambda: markdown(table()[0], table()[1:]), "rates": rates, "effort": effort, "shapes": shapes, 
     "cheaper": cheaper,
     "published-parameters": lambda: published("parameters", "model", "{:.3f}".format),
@@ -297,6 +314,7 @@ def main() -> None:
         path.write_text(BLOCK.sub(fresh, path.read_text(encoding="utf-8")), encoding="utf-8")
     draw_figure(DOCS / "reproduction-beyond.svg")
     draw_costs(DOCS / "reproduction-costs.svg")
+    draw_claims(DOCS / "reproduction-claims.svg")
 
 
 if __name__ == "__main__":
