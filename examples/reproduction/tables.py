@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import yaml
 from beyond import cheaper, draw_figure, shapes
 from certainty import difference_said
 from costs import draw_costs, table
@@ -67,7 +68,7 @@ def perplexities(name: str) -> str:
     if not measured.rows:
         return "Not measured yet.\n"
     versions = sorted({row.version for row in measured.rows})
-    paper = load_experiment(SMALL / f"{name}.yaml").paper
+    paper = yaml.safe_load((SMALL / f"{name}.yaml").read_text(encoding="utf-8")).get("paper", {})
     groups = {(natural(row.variation), list(NAMES).index(row.paradigm)): row for row in measured.rows}
     lines = []
     for _, row in sorted(groups.items()):
