@@ -9,17 +9,19 @@ import json
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import main_setting
 from beyond import Sweep, load_sweep
 from certainty import LEVEL, Difference, in_percent
-from findings import BY_VERSION
+from findings import BY_VERSION, with_controls
 from measured import RESULTS, Measured, mean_of
 
 VERSIONS = ("v2", "v4")
 """Every experiment of the figure has trained these."""
+BLUE, GREEN, RED, PINK, GREY, BLACK = "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#59636e", "#000000"
 MERGED_COST = 0.4
 """Four versions of the main path alone."""
 
@@ -41,13 +43,11 @@ def one_alpha(sweep: Sweep, shape: str) -> list[Point]:
     ]
 
 
-def others(measured: Measured, variation: str, paradigm: str) -> list[Point]:
-    """A single setting of any paradigm."""
-    own, mine = (mean_of(*model, VERSIONS) for model in (("cosine", "ours"), (variation, paradigm)))
-    cost = next(
-        (row.cost for row in measured.rows if (row.variation, row.paradigm) == (variation, paradigm)), 0
-    )
-    return [Point(cost, measured.difference(mine, own, paired=paradigm == "ours"))]
+def single(measured: Measured, own: str, variation: str, paradigm: str) -> list[Point]:
+    """One setting of any paradigm, against the variation `own` of ours."""
+    base, mine = (mean_of(*model, VERSIONS) for model in ((own, "ours"), (variation, paradigm)))
+    same = (row.cost for row in measured.rows if (row.variation, row.paradigm) == (variation, paradigm))
+    return [Point(next(same, 0), measured.difference(mine, base, paired=paradigm == "ours"))]
 
 
 def merges(sweep: Sweep) -> list[Point]:
@@ -73,31 +73,62 @@ def merges(sweep: Sweep) -> list[Point]:
     return sorted((one for one in made if one.difference.seeds), key=lambda one: one.difference.mean)[:1]
 
 
-def lines() -> Iterator[tuple[str, str, str, list[Point]]]:
-    """Name, colour, marker and points of every line that is measured."""
+Line = tuple[str, str, str, list[Point]]
+"""Name, colour, marker and points."""
+
+
+def small_lines() -> Iterator[Line]:
+    """Those of the 1.03M setting."""
     sweep = load_sweep()
-    names = ("tables-1-3", "by-version")
-    measured = Measured([row for name in names for row in Measured.load(name).rows])
-    makers: tuple[tuple[str, str, str, Callable[[], list[Point]]], ...] = (
-        ("ours, one α, cosine (the paper's)", "#0072B2", "o", lambda: one_alpha(sweep, "cosine")),
-        ("ours, one α, 1−√", "#009E73", "o", lambda: one_alpha(sweep, "minus-sqrt")),
-        ("ours, α by version, 1−√", "#D55E00", "*", lambda: others(measured, BY_VERSION, "ours")),
-        ("merges of the main path", "#CC79A7", "X", lambda: merges(sweep)),
-        ("CPT, cosine (the paper's)", "#59636e", "s", lambda: others(measured, "cosine", "cpt")),
-        ("PTFS, cosine (the paper's)", "#000000", "D", lambda: others(measured, "cosine", "ptfs")),
-        ("PTFS, knee (best measured)", "#000000", "P", lambda: others(measured, "knee", "ptfs")),
-    )
     if not sweep.settings:
         return
-    for name, colour, marker, maker in makers:
-        points = [one for one in maker() if one.difference.seeds]
-        if points:
-            yield name, colour, marker, points
+    measured = with_controls()
+    yield "ours, one α, cosine (the paper's)", BLUE, "o", one_alpha(sweep, "cosine")
+    yield "ours, one α, 1−√", GREEN, "o", one_alpha(sweep, "minus-sqrt")
+    yield "ours, α by version, 1−√", RED, "*", single(measured, "cosine", BY_VERSION, "ours")
+    yield "merges of the main path", PINK, "X", merges(sweep)
+    yield "CPT, cosine (the paper's)", GREY, "s", single(measured, "cosine", "cosine", "cpt")
+    yield "PTFS, cosine (the paper's)", BLACK, "D", single(measured, "cosine", "cosine", "ptfs")
+    yield "PTFS, knee (best measured)", BLACK, "P", single(measured, "cosine", "knee", "ptfs")
+
+
+def main_lines() -> Iterator[Line]:
+    """Those of the main setting."""
+    measured = main_setting.load()
+
+    def by_alpha(shape: str) -> list[Point]:
+        names = (f"{shape}_alpha{alpha}" for alpha in (0.2, 0.4, 0.6, 0.8))
+        return [point for name in names for point in single(measured, main_setting.OWN, name, "ours")]
+
+    yield "ours, one α, cosine (the paper's)", BLUE, "o", by_alpha("cosine")
+    yield "ours, one α, 1−√", GREEN, "o", by_alpha("minus-sqrt")
+    yield "ours, α by version, 1−√", RED, "*", single(measured, main_setting.OWN, BY_VERSION, "ours")
+    yield "CPT, cosine (the paper's)", GREY, "s", single(measured, main_setting.OWN, "reset-max", "cpt")
+    for style in ("cosine", *main_setting.others(measured)):
+        yield (
+            f"PTFS, {style}",
+            BLACK,
+            "D" if style == "cosine" else "P",
+            single(measured, main_setting.OWN, style, "ptfs"),
+        )
+
+
+def lines() -> list[Line]:
+    """What is measured of the main setting, if that has ours, PTFS and CPT, and else of the 1.03M setting."""
+    for found in (main_lines(), small_lines()):
+        measured = [
+            (name, colour, marker, [one for one in points if one.difference.seeds])
+            for name, colour, marker, points in found
+        ]
+        drawn = [line for line in measured if line[3]]
+        if all(any(name.startswith(paradigm) for name, *_ in drawn) for paradigm in ("ours", "PTFS", "CPT")):
+            return drawn
+    return []
 
 
 def draw_costs(path: Path) -> None:
     """Perplexity over cost, with 95% intervals where there are several seeds."""
-    drawn = list(lines())
+    drawn = lines()
     if not drawn:
         return
     import matplotlib

@@ -119,19 +119,6 @@ def parts(measured: Measured) -> tuple[Difference, Difference]:
     return schedule, measured.difference(one("cosine", "ours", "v4"), rates, paired=False)
 
 
-def parts_said() -> str:
-    """The two parts in a sentence."""
-    schedule, order = parts(with_controls())
-    if not schedule.seeds:
-        return "Not measured yet.\n"
-    seeds = f"{schedule.seeds} seeds" if schedule.seeds > 1 else "one seed"
-    return (
-        f"At v4 ({seeds}), the perplexity of PTFS at ours' rates differs from that of PTFS (cosine) by "
-        f"{difference_said(schedule)}: the part of the schedule. The perplexity of ours (cosine, α = 0.6) differs from "
-        f"that of PTFS at ours' rates by {difference_said(order)}: the part of the order of the data.\n"
-    )
-
-
 def controls(measured: Measured) -> Iterator[Finding]:
     """What of ours against PTFS is the schedule and what the order of the data; what alphas by version reach."""
     schedule, order = parts(measured)
@@ -228,8 +215,8 @@ def cycles(first: Measured, second: Measured) -> Iterator[Finding]:
             yield Finding("Only the complete decay is best", f"{other} / {base} − 1, v2", worse)
 
 
-def findings() -> list[Finding]:
-    """All of them, as far as they are measured."""
+def small_findings() -> list[Finding]:
+    """Those of the 1.03M and 33M settings, as far as they are measured."""
     paper = Measured.load("tables-1-3")
     made = [
         *controls(with_controls()),

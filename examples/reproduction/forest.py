@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from certainty import holm, in_percent
-from findings import Finding, findings
+from findings import Finding
+from main_setting import all_findings
 
 HOLDS, OPEN, FAILS = "#009E73", "#9aa4af", "#D55E00"
 
@@ -21,7 +22,7 @@ def draw_claims(path: Path) -> None:
 
     The point is filled where the difference passes Holm's correction.
     """
-    drawn = [one for one in findings() if one.main and one.difference.seeds > 1]
+    drawn = [one for one in all_findings() if one.main and one.difference.seeds > 1]
     if not drawn:
         return
     import matplotlib

@@ -22,8 +22,9 @@ import yaml
 from beyond import cheaper, draw_figure, shapes
 from certainty import difference_said
 from costs import draw_costs, table
-from findings import LATER, at_rates, finding_rows, findings, one, parts_said
+from findings import LATER, at_rates, finding_rows, one
 from forest import draw_claims
+from main_setting import all_findings, parts_said
 from measured import RESULTS, Measured, Row, percent, said
 from regret import MEAN_ALPHAS, in_perplexity
 from regret import lines as regret_lines
@@ -103,7 +104,7 @@ def effort() -> str:
 def finding_table(main: bool) -> str:
     """The main findings or the details, each with its verdict; a list is corrected for its own number."""
     header = ["claim", "measured here", "mean [95% interval]", "nats", "seeds", "here"]
-    return markdown(header, finding_rows([finding for finding in findings() if finding.main == main]))
+    return markdown(header, finding_rows([finding for finding in all_findings() if finding.main == main]))
 
 
 def periods() -> str:

@@ -66,6 +66,39 @@ def test_all_pages_of_a_document_are_on_one_side(script: Any) -> None:
     assert sum(map(len, sides.values())) == 200
 
 
+def test_the_main_settings_goals_are_judged_by_the_seeds_that_test(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A measured setting comes first in the tables and figures; seed 9, which chose rates, is not in them."""
+    setting, costs, measured = map(script, ("main_setting", "costs", "measured"))
+    monkeypatch.setattr(measured, "RESULTS", tmp_path)
+    models = {
+        "r20-ptfs": [("cosine", "ptfs", 10.0), ("knee", "ptfs", 9.9)],
+        "r20-ours": [("cosine_alpha0.6", "ours", 10.2), ("minus-sqrt_by-version", "ours", 9.95)],
+        "r20-cpt": [("reset-max", "cpt", 10.8)],
+        **{f"r20-at-ours-rates-v{v}": [("cosine_alpha0.6", "ptfs", 10.2)] for v in (2, 3, 4)},
+    }
+    for name, rows in models.items():
+        lines = ["processor,seed,variation,paradigm,relative_cost,version,perplexity"]
+        for seed, factor in ((1, 1.0), (2, 1.001), (3, 0.999), (9, 2.0)):
+            lines += [
+                f"cpu,{seed},{variation},{paradigm},0.5,{version},{value * factor}"
+                for variation, paradigm, value in rows
+                for version in (name[-2:],) * ("rates" in name) or ("v2", "v3", "v4")
+            ]
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    found = {one.says: one.difference for one in setting.main_findings(setting.load())}
+    assert {one.seeds for one in found.values()} == {3}
+    percent = {says: script("certainty").in_percent(one.mean) for says, one in found.items()}
+    assert percent["Ours is not behind PTFS"] == pytest.approx(100 * (10 / 10.2 - 1))
+    schedule = percent["The cosine is a better schedule for PTFS than ours' rates"]
+    assert schedule == pytest.approx(100 * (10.2 / 10 - 1))
+    goal = percent["α by version (cost 0.495) is within 1% of a better PTFS"]
+    assert goal == pytest.approx(100 * (1.01 * 9.9 / 9.95 - 1))
+    assert [name for name, *_ in costs.lines()][-1] == "PTFS, knee"
+    assert setting.parts_said().startswith("In the main setting, mean of v2 to v4 (3 seeds)")
+
+
 def test_the_documents_have_the_tables_of_the_results(script: Any) -> None:
     tables = script("tables")
     for name in tables.DOCUMENTS:
