@@ -140,6 +140,11 @@ def percent(values: Sequence[float]) -> str:
     return f"{mean} ±{100 * statistics.stdev(values):.2f}" if len(values) > 1 else mean
 
 
+def nats(shares: Sequence[float]) -> str:
+    """The mean of differences that are shares of a perplexity, in nats a token."""
+    return f"{statistics.fmean(map(math.log1p, shares)):+.4f}" if shares else "–"
+
+
 def interval(values: Sequence[float]) -> float:
     """Half the width of the mean's 95% interval (Student's t); infinite for a single value."""
     if len(values) < 2:

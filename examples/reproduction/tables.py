@@ -25,7 +25,7 @@ from costs import draw_costs, table
 from findings import LATER, at_rates, finding_rows, one
 from forest import draw_claims
 from main_setting import all_findings, parts_said
-from measured import RESULTS, Measured, Row, percent, said
+from measured import RESULTS, Measured, Row, nats, percent, said
 from regret import MEAN_ALPHAS, in_perplexity
 from regret import lines as regret_lines
 
@@ -143,7 +143,18 @@ def merged() -> str:
             if row["trained"]
         ]
         share = f"{100 * statistics.fmean(gains):.0f}%" if gains else "–"
-        lines.append([key[0], str(key[1]), key[2], *map(said, values), percent(gaps), share, str(len(mine))])
+        lines.append(
+            [
+                key[0],
+                str(key[1]),
+                key[2],
+                *map(said, values),
+                percent(gaps),
+                nats(gaps),
+                share,
+                str(len(mine)),
+            ]
+        )
     header = [
         "decay",
         "α",
@@ -152,6 +163,7 @@ def merged() -> str:
         "merged",
         "trained branch",
         "merged / trained − 1",
+        "nats",
         "share of the decay's gain",
         "seeds",
     ]
