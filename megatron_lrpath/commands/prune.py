@@ -8,7 +8,9 @@ import shlex
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from megatron_lrpath.commands.following import next_for
 from megatron_lrpath.commands.options import add_plan
+from megatron_lrpath.console import say_next
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,6 +52,9 @@ def execute(args: argparse.Namespace) -> int:
             carry_out(found)
     if not args.json:
         print(ending(args, found))
+        keep = ["--keep-ends"] if args.keep_ends else []
+        remove = shlex.join(["lrpath", "prune", str(args.plan), *keep, "--yes"])
+        say_next(remove if found.spare and not args.yes else next_for(plan))
     return 0
 
 
@@ -95,7 +100,7 @@ def tell(found: Survey) -> None:
 
 
 def ending(args: argparse.Namespace, found: Survey) -> str:
-    """What was done, and the command that does it."""
+    """What was done, or could be."""
     from megatron_lrpath.wording import byte_size, plural
 
     if not found.spare:
@@ -105,5 +110,4 @@ def ending(args: argparse.Namespace, found: Survey) -> str:
     amount = f"{plural(len(found.spare), 'checkpoint')}, {byte_size(sum(one.bytes for one in found.spare))}"
     if args.yes:
         return f"removed {amount}"
-    keep = " --keep-ends" if args.keep_ends else ""
-    return f"nothing was removed; to remove {amount}: lrpath prune {shlex.quote(str(args.plan))}{keep} --yes"
+    return f"nothing was removed; {amount} may go"

@@ -1,8 +1,18 @@
-"""Where a plan's relative folders lie when a command is called from another folder than the runs were."""
+"""What is not where a plan's relative folders point to: it lies elsewhere, or has to be trained first."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
+
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.plan import Plan
+
+
+def nothing_there(plan: Plan, what: str, command: str = "run") -> UserError:
+    """The error of a command that needs what a plan's runs have not made yet, or made in another folder."""
+    first = f"First: lrpath {command} {shlex.quote(str(plan.path))}"
+    return UserError(f"{plan.output}: {what}. {lies_elsewhere(plan.path, plan.output) or first}")
 
 
 def lies_elsewhere(plan: Path, name: str | Path) -> str:
