@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-OPTIMIZERS = ["emerging-optimizers>=0.2"]  # muon, lion
+OPTIMIZERS = ["emerging-optimizers>=0.2"]  # muon, dist_muon, soap, lion
 KERNELS = [
     "liger-kernel>=0.8.5,<0.9"
 ]  # cross-entropy on GPUs; training/gpu/measures.py has the same versions

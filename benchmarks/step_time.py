@@ -93,7 +93,7 @@ def ours(shape: Shape, folder: Path, precision: str, total: int, begins: Callabl
 
 
 def hugging_face(shape: Shape, precision: str, begins: Callable[[], None]) -> None:
-    """Train `LlamaForCausalLM` on random tokens, in an eager loop without anything beside it."""
+    """Train `LlamaForCausalLM` on random tokens, in an eager loop without anything next to it."""
     import torch
 
     model = llama(shape).to(torch.bfloat16 if precision == "bf16" else torch.float32)

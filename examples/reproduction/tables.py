@@ -260,7 +260,7 @@ MAKERS: dict[str, Callable[[], str]] = {
 
 
 def main() -> None:
-    """Write the tables of the documents anew."""
+    """Write the tables of the documents again."""
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()

@@ -20,8 +20,10 @@ from megatron_lrpath.plan.wording import (
     main_rate_text,
     mix_text,
     paradigm_name,
+    replays_text,
     schedule_name,
     sft_text,
+    step_tokens_text,
 )
 from megatron_lrpath.runs.storage import predicted
 from megatron_lrpath.wording import byte_size, short_number
@@ -50,10 +52,12 @@ def show_plan(
     headline = (
         f"{plan.name}: {len(plan.versions)} versions, {schedule_name(plan)} from {schedule.max_lr:g} to "
         f"{schedule.min_lr:g}, warm-up {schedule.warmup:,} steps, alpha {plan.alpha:g}, "
-        f"{plan.batch.tokens:,} tokens a step"
+        f"{step_tokens_text(plan)} tokens a step"
     )
     if changes := main_rate_text(plan):
         headline += f"; {changes}"
+    if replays := replays_text(plan):
+        headline += f"; {replays}"
     if own := branch_arguments_text(plan):
         headline += f"; branches with {own}"
     console.print(Text(headline))
@@ -113,7 +117,7 @@ def runs_table(plan: Plan, paradigm: str, narrow: bool = False) -> Table:
             f"{run.first_step + 1:,}",
             f"{run.last_step:,}",
             f"{run.steps:,}",
-            *([] if narrow else [short_number(plan.tokens(run.steps))]),
+            *([] if narrow else [short_number(plan.tokens_of(run))]),
             Text(f"{names} with {mix_text(run.mix)}" if run.mix else names),
             Text(_rate_text(run)),
         )

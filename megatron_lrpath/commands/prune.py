@@ -1,4 +1,4 @@
-"""`lrpath prune`: remove the checkpoints that nothing starts from any more."""
+"""`lrpath prune`: remove the checkpoints that no run starts from any more."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EXAMPLE = "lrpath prune examples/quickstart/plan.yaml --dry-run"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The plan, and whether to remove."""
+    """Add the plan, and the option to remove."""
     add_plan(parser)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--dry-run", action="store_true", help="list only (so without --yes, too)")
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """List, and remove where --yes says so; 0."""
+    """List the checkpoints, and remove them with --yes; return 0."""
     from megatron_lrpath.plan import load_plan
     from megatron_lrpath.upkeep.prune import carry_out, survey
     from megatron_lrpath.upkeep.quiet import at_rest
@@ -54,7 +54,7 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def as_json(found: Survey, removed: bool) -> dict[str, Any]:
-    """What may go, what stays with its reason, and the runs that are left alone."""
+    """Return what can be removed, what is kept with its reason, and the runs that are not touched."""
 
     def row(one: Found) -> dict[str, Any]:
         return {name: value for name, value in asdict(one).items() if name != "root"}
@@ -69,7 +69,7 @@ def as_json(found: Survey, removed: bool) -> dict[str, Any]:
 
 
 def tell(found: Survey) -> None:
-    """Print what may go, and why the others stay."""
+    """Print what can be removed, and why the others are kept."""
     from rich.console import Console
 
     from megatron_lrpath.console import terminal_table
@@ -95,7 +95,7 @@ def tell(found: Survey) -> None:
 
 
 def ending(args: argparse.Namespace, found: Survey) -> str:
-    """What was done, and the command that does it."""
+    """Print the result, and the next command."""
     from megatron_lrpath.wording import byte_size, plural
 
     if not found.spare:

@@ -75,6 +75,7 @@ class OutputFolder:
     report = Entry("report")
     slurm = Entry("slurm")  # launch.slurm.ledger
     set_aside = Entry("set-aside")  # runs.set_aside
+    trials = Entry("trials")  # trials.record
 
 
 def report_page(folder: Path) -> Path:

@@ -6,16 +6,23 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.link")
+CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.link", "shutil.copyfile")
 
 
 def killed_at(number: int, words: Sequence[str]) -> bool:
     """Call `lrpath WORDS`; whether it was killed before its change `number` (from 1), else it has ended with 0."""
+    from megatron_lrpath.cli import main
+
+    return dies_at(number, lambda: main(list(words)))
+
+
+def dies_at(number: int, work: Callable[[], int]) -> bool:
+    """The same of any work, which returns 0."""
     child = os.fork()
     if child == 0:
-        _call_and_die(number, words)
+        _call_and_die(number, work)
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         assert os.WTERMSIG(status) == signal.SIGKILL
@@ -24,9 +31,7 @@ def killed_at(number: int, words: Sequence[str]) -> bool:
     return False
 
 
-def _call_and_die(number: int, words: Sequence[str]) -> None:
-    from megatron_lrpath.cli import main
-
+def _call_and_die(number: int, work: Callable[[], int]) -> None:
     seen = 0
 
     def count(event: str, _: object) -> None:
@@ -39,7 +44,7 @@ def _call_and_die(number: int, words: Sequence[str]) -> None:
     status = 70
     try:
         sys.addaudithook(count)
-        status = main(list(words))
+        status = work()
     except BaseException:
         traceback.print_exc()
     finally:

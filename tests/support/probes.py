@@ -228,6 +228,26 @@ def wandb_offline() -> Iterator[None]:
 
 
 @contextmanager
+def written_for_a_group() -> Iterator[list[str]]:
+    """The paths that the process opens to write, makes or renames to, under a umask that shuts others out."""
+    import os
+    import sys
+
+    seen: list[str] = []
+    watched = {"os.mkdir": 0, "os.rename": 1, "os.symlink": 1, "os.link": 1}
+
+    def note(event: str, values: tuple[Any, ...]) -> None:
+        writes = event == "open" and (values[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        path = values[0] if writes else values[watched[event]] if event in watched else None
+        if isinstance(path, str | bytes | os.PathLike):
+            seen.append(os.path.abspath(os.fsdecode(path)))
+
+    os.umask(0o027)
+    sys.addaudithook(note)  # for as long as the process lives
+    yield seen
+
+
+@contextmanager
 def killed_after_answers() -> Iterator[None]:
     """Kills the process when a model has answered everything that it was asked, before anything is recorded."""
     import os

@@ -1,6 +1,6 @@
 """Every replaced name of Megatron stands in one table, fits the installed version, and is described in the docs.
 
-`python -m tests.training.test_seams` writes the table of docs/megatron-seams.md anew.
+`python -m tests.training.test_seams` writes the table of docs/megatron-seams.md again.
 """
 
 from __future__ import annotations

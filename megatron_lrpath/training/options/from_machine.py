@@ -1,4 +1,4 @@
-"""The Megatron arguments that follow from the machine: kernels, the device of a rank, overlap of communication."""
+"""Megatron arguments that follow from the machine: kernels, the device of a rank, overlap of communication."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CROSS_ENTROPY_FUSION = "cross_entropy_loss_fusion"
 
 
 def set_machine_flags(args: Any, explicit: Mapping[str, Any], session: Session) -> None:
-    """Set what follows from the device and the installed libraries.
+    """Set the arguments that follow from the device and the installed libraries.
 
     Args:
         args: Megatron's arguments, parsed and not validated.
@@ -26,7 +26,7 @@ def set_machine_flags(args: Any, explicit: Mapping[str, Any], session: Session) 
         session: its device and context.
 
     Raises:
-        UserError: arguments ask for what is not there, all of them in one message.
+        UserError: arguments require something that is missing; all of them in one message.
     """
     have = environment.available(session.device, session.is_packed)
     if session.context is None:
@@ -58,11 +58,23 @@ def set_machine_flags(args: Any, explicit: Mapping[str, Any], session: Session) 
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
 
 
-def overlap_communication(args: Any, off: frozenset[str] = frozenset()) -> None:
-    """Overlap the gradients' reduction and the weights' gathering with the computation, where there are any.
+def take_over_saving(args: Any) -> None:
+    """Choose how checkpoints are written and signals answered, before Megatron validates its arguments.
 
-    This is decided here alone, for every launcher. It needs more than one data-parallel rank and the
-    distributed optimizer of Adam. `off` are the arguments that the plan sets to false.
+    Megatron turns --async-save off without its persistent worker; see `protect` for the CPU.
+    """
+    args.exit_signal_handler = False  # ours answers
+    if args.async_save:
+        args.use_persistent_ckpt_worker = True
+        if not environment.importable("nvidia_resiliency_ext"):
+            args.async_strategy = "mcore"
+
+
+def overlap_communication(args: Any, off: frozenset[str] = frozenset()) -> None:
+    """Overlap the reduction of gradients and the gathering of weights with the computation, if there are any.
+
+    Only this function decides that, for every launcher. It requires several data-parallel ranks and the
+    distributed optimizer with Adam. `off` are the arguments that the plan sets to false.
     """
     model = args.tensor_model_parallel_size * args.pipeline_model_parallel_size * args.context_parallel_size
     if args.world_size <= model or not args.use_distributed_optimizer or args.optimizer != "adam":
@@ -120,7 +132,7 @@ def refuse_kernels(why: Mapping[str, str]) -> None:
 
 
 def turned_off(session: Session) -> frozenset[str]:
-    """The measures of this module that the plan sets to false; a command line has no word for that."""
+    """Return the measures of this module that the plan sets to false; a command line cannot set that."""
     context = session.context
     if context is None or context.plan is None:
         return frozenset()

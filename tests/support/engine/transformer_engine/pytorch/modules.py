@@ -58,7 +58,7 @@ class _Product(ExtraState):
             parallel(self.weight, 0 if parallel_mode == "column" else 1)
 
     def product(self, inputs: torch.Tensor) -> Any:
-        """The product with the weight, over all ranks; the bias added, or beside it."""
+        """The product with the weight, over all ranks; the bias added, or next to it."""
         if self.tp_group is not None and self.parallel_mode == "column":
             inputs = Copied.apply(inputs, self.tp_group)
         outputs = F.linear(inputs, self.weight)
