@@ -9,8 +9,10 @@ KERNELS = [
     "liger-kernel>=0.8.5,<0.9"
 ]  # cross-entropy on GPUs; training/gpu/measures.py has the same versions
 EVALUATION = ["lm_eval[hf]>=0.4.9"]
+ARCHIVE = ["fsspec", "s3fs"]  # other stores: their packages of fsspec
 DOCS = ["mkdocs-material"]
 TESTS = ["pytest", "pytest-xdist", "hypothesis", "jsonschema", "ruff", "mypy", "proselint", "types-PyYAML"]
+S3_SERVER = ["moto[s3]", "flask", "flask-cors"]
 SHIPPED = [
     "megatron_lrpath.tools",
     "megatron_lrpath.examples",
@@ -71,8 +73,9 @@ setup(
         "eval": EVALUATION,
         "wandb": ["wandb"],
         "optimizers": OPTIMIZERS,
+        "archive": ARCHIVE,
         "docs": DOCS,
-        "test": [*TESTS, *DOCS, "wandb", *OPTIMIZERS, *EVALUATION, *KERNELS],
+        "test": [*TESTS, *DOCS, "wandb", *OPTIMIZERS, *EVALUATION, *KERNELS, *ARCHIVE, *S3_SERVER],
     },
     entry_points={"console_scripts": ["lrpath=megatron_lrpath.cli:main"]},
 )

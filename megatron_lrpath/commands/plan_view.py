@@ -66,6 +66,8 @@ def show_plan(
         console.print(runs_table(plan, paradigm, narrow=console.width < NARROW))
     console.print()
     console.print(costs_table(plan, paradigms))
+    if needs := new_text(plan):
+        console.print(Text(needs))
     for text in storage_texts(plan, paradigms):
         console.print(Text(text))
     first, *further = cost_lines(left, datetime.now().astimezone())
@@ -87,6 +89,18 @@ def show_plan(
             console.print()
             console.print(Text(f"Learning rate, {_title(plan, paradigm)}", style="bold"))
             console.print(curve_text(plan, paradigm, console.width), no_wrap=True, crop=False)
+
+
+def new_text(plan: Plan) -> str:
+    """The tokens that the slices of versions with a replay need; empty without any."""
+    texts = []
+    spans = zip(plan.versions, plan.timeline.begins, plan.timeline.ends, strict=True)
+    for index, (version, begin, end) in enumerate(spans):
+        if version.replay:
+            new = plan.samples_of(index) * plan.batch.seq_length
+            again = plan.tokens(begin, end) - new
+            texts.append(f"{version.name} {short_number(new)} ({short_number(again)} more are replayed)")
+    return f"Tokens that slices need: {', '.join(texts)}" if texts else ""
 
 
 def _shared_note(plan: Plan, paradigms: tuple[str, ...]) -> str:

@@ -13,6 +13,8 @@ from megatron_lrpath.commands.options import add_plan
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from megatron_lrpath.plan import Plan
+    from megatron_lrpath.runs.archive import Archive
     from megatron_lrpath.upkeep.prune import Found, Survey
 
 HELP = "list the checkpoints that nothing starts from any more, and remove them with --yes"
@@ -30,6 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="leave the main path's checkpoint at the end of each version, to rewind to",
     )
+    parser.add_argument(
+        "--archived",
+        action="store_true",
+        help="remove versions' ends and branch points too, as far as the plan's archive has them; never the newest two",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -41,7 +48,7 @@ def execute(args: argparse.Namespace) -> int:
 
     plan = load_plan(args.plan)
     with at_rest(plan):
-        found = survey(plan, args.keep_ends)
+        found = survey(plan, args.keep_ends, archive_of(plan, args.archived), args.archived)
         if args.json:
             print(json.dumps(as_json(found, removed=args.yes), indent=2))
         else:
@@ -51,6 +58,29 @@ def execute(args: argparse.Namespace) -> int:
     if not args.json:
         print(ending(args, found))
     return 0
+
+
+def archive_of(plan: Plan, needed: bool) -> Archive | None:
+    """The plan's archive; None, with a line, where it does not answer and is not needed.
+
+    Raises:
+        UserError: it is needed and the plan names none, or it does not answer.
+    """
+    from megatron_lrpath.console import warn
+    from megatron_lrpath.errors import UserError
+    from megatron_lrpath.runs.archive import Archive
+    from megatron_lrpath.upkeep.archive import required_archive
+
+    if needed:
+        return required_archive(plan)
+    try:
+        found = Archive.of(plan)
+        if found is not None:
+            assert found.complete is not None  # asks the store
+    except UserError as error:
+        warn(f"{error}; what is archived is not known, so that more stays")
+        return None
+    return found
 
 
 def as_json(found: Survey, removed: bool) -> dict[str, Any]:
@@ -77,10 +107,7 @@ def tell(found: Survey) -> None:
 
     def table(title: str, rows: Sequence[Found]) -> None:
         if rows:
-            cells = [
-                (one.key, f"{one.step:,}", byte_size(one.bytes), one.reason or "nothing starts from it")
-                for one in rows
-            ]
+            cells = [(one.key, f"{one.step:,}", byte_size(one.bytes), reason(one)) for one in rows]
             drawn = terminal_table(("run", "step", "on disk", "why"), "LRRl", cells, title=title)
             drawn.title_justify = "left"
             console.print(drawn)
@@ -94,6 +121,12 @@ def tell(found: Survey) -> None:
         console.print(line, soft_wrap=True, markup=False)
 
 
+def reason(one: Found) -> str:
+    """Why it stays or may go, and whether it is archived."""
+    text = one.reason or ("it is in the archive" if one.archived else "nothing starts from it")
+    return f"{text}; archived" if one.archived and one.reason else text
+
+
 def ending(args: argparse.Namespace, found: Survey) -> str:
     """Print the result, and the next command."""
     from megatron_lrpath.wording import byte_size, plural
@@ -105,5 +138,5 @@ def ending(args: argparse.Namespace, found: Survey) -> str:
     amount = f"{plural(len(found.spare), 'checkpoint')}, {byte_size(sum(one.bytes for one in found.spare))}"
     if args.yes:
         return f"removed {amount}"
-    keep = " --keep-ends" if args.keep_ends else ""
+    keep = (" --keep-ends" if args.keep_ends else "") + (" --archived" if args.archived else "")
     return f"nothing was removed; to remove {amount}: lrpath prune {shlex.quote(str(args.plan))}{keep} --yes"

@@ -55,19 +55,23 @@ def train(args: argparse.Namespace) -> int:
     from megatron_lrpath.experiment.load import is_experiment, load_experiment
     from megatron_lrpath.launch.local import carry_out
     from megatron_lrpath.plan import load_plan
-    from megatron_lrpath.readiness import require_ready
+    from megatron_lrpath.readiness import fetch_archived, require_ready
 
     changed = overridden(args)
     if changed is None and is_experiment(args.plan):
         from megatron_lrpath.experiment.run import carry_out_experiment, experiment_request
 
         experiment, options = load_experiment(args.plan), training_options(args)
-        plans = (point.plan for point in experiment.points)
-        require_ready(plans, experiment_request(experiment, request_of(options)))
+        plans = [point.plan for point in experiment.points]
+        request = experiment_request(experiment, request_of(options))
+        require_ready(plans, request)
+        fetch_archived(plans, request)
         return carry_out_experiment(experiment, options)
     plan = changed.plan if changed else load_plan(args.plan)
     options = training_options(args, plan)
-    require_ready([changed.asked if changed else plan], request_of(options))
+    asked = changed.asked if changed else plan
+    require_ready([asked], request_of(options))
+    fetch_archived([asked], request_of(options))
     if changed:
         args.plan = changed.write()
     return carry_out(plan, options)

@@ -43,7 +43,7 @@ def execute(args: argparse.Namespace) -> int:
     from megatron_lrpath.launch.local import carry_out
     from megatron_lrpath.launch.resources import cores
     from megatron_lrpath.plan import load_plan
-    from megatron_lrpath.readiness import require_ready
+    from megatron_lrpath.readiness import fetch_archived, require_ready
     from megatron_lrpath.sft.prepare import prepare, print_summary
 
     plan = load_plan(args.plan)
@@ -56,6 +56,7 @@ def execute(args: argparse.Namespace) -> int:
         require_tokenizer(plan)
     else:
         require_ready([plan], request_of(options))
+        fetch_archived([plan], request_of(options))
     if args.prepare or args.workers:  # else carry_out does it
         print_summary(prepare(plan, args.workers or cores()), plan.sft_folder)
     path = shlex.quote(str(args.plan))

@@ -61,7 +61,7 @@ def execute(args: argparse.Namespace) -> int:
     from megatron_lrpath.experiment.load import is_experiment, load_experiment
     from megatron_lrpath.launch.slurm.settings import read_settings, within_job
     from megatron_lrpath.launch.slurm.submit import Submission
-    from megatron_lrpath.readiness import CLUSTER, Request, require_ready
+    from megatron_lrpath.readiness import CLUSTER, Request, fetch_archived, require_ready
 
     settings = within_job(read_settings(args.settings, vars(args)), os.environ)
     extra = tuple(args.extra)
@@ -90,6 +90,7 @@ def execute(args: argparse.Namespace) -> int:
         return 0
     if not args.set:  # else it was checked before it was written
         check()
+    fetch_archived([submitted.plan for submitted in submission.plans], request)
     decided = submission.carry_out()
     rows = [row(submission, decision, number) for decision, number in decided]
     costs = cost(submission, [decision for decision, _ in decided])

@@ -17,7 +17,8 @@ from megatron_lrpath.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from megatron_lrpath.data.delivery import Delivery
+    from megatron_lrpath.data.delivery import Delivered, Delivery
+    from megatron_lrpath.data.duplicates import Duplicates
     from megatron_lrpath.data.slice import Slice
     from megatron_lrpath.plan import Plan
     from megatron_lrpath.plan.spec import Version
@@ -48,6 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "5M tokens)",
     )
     parser.add_argument(
+        "--drop-duplicates",
+        action="store_true",
+        help="leave out the documents whose text is in an earlier version, in a validation set or in this delivery "
+        "before (new validation sets are always drawn without them)",
+    )
+    parser.add_argument(
         "--alpha", type=number_in(1e-6, 1, "a number above 0, up to 1"), help="alpha of this version alone"
     )
     parser.add_argument(
@@ -72,13 +79,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Update:
-    """The version and what it takes: `text` is the plan's new text, `plan` what that says; `known`: done before."""
+    """The version and what it takes: `text` is the plan's new text, `plan` what that says; `known`: done before.
+
+    `duplicates` are those among the documents of the delivery.
+    """
 
     name: str
     slices: tuple[Slice, ...]
     text: str
     plan: Plan
     known: bool
+    duplicates: Duplicates
 
 
 def execute(args: argparse.Namespace) -> int:
@@ -136,6 +147,7 @@ def asked(args: argparse.Namespace, plan: Plan) -> Delivery:
         share=share,
         seed=plan.seed,
         folder=Path(plan.data.slices),
+        drop_duplicates=args.drop_duplicates,
     )
 
 
@@ -146,15 +158,16 @@ def prepared(args: argparse.Namespace, plan: Plan, delivery: Delivery, existing:
         UserError: the data do not suffice, are in slices already, or do not fit the plan.
     """
     from megatron_lrpath.data.delivery import is_drawn
-    from megatron_lrpath.data.slice import check_disjoint
+    from megatron_lrpath.data.slice import check_disjoint, held_out
 
     last = plan.versions[-1].name
     names = [version.name for version in plan.versions]
+    valid = held_out(plan.data)
     if args.name in names[:-1]:
         raise UserError(f"--name {args.name}: is an earlier version of {plan.path}; a new one comes last")
     if args.name in (None, last):
-        again = drawn(delivery, last, existing)
-        if again and is_drawn(again, existing):
+        again = drawn(delivery, last, existing, valid)
+        if again and is_drawn(again.slices, existing):
             if args.alpha not in (None, plan.versions[-1].alpha):
                 raise UserError(f"--alpha: {last} is in {plan.path} already; write its alpha there")
             there = plan.versions[-1].replay
@@ -164,25 +177,27 @@ def prepared(args: argparse.Namespace, plan: Plan, delivery: Delivery, existing:
                 raise UserError(
                     f"--global-batch-size: {last} is in {plan.path} already; write its global_batch_size there"
                 )
-            return Update(last, again, "", plan, known=True)
+            return Update(last, again.slices, "", plan, known=True, duplicates=again.duplicates)
         if args.name:
             raise UserError(f"--name {last}: is a version of {plan.path} already, drawn from other data")
     name = args.name or following(last)
-    slices = tuple(one for one in delivery.slices(name, existing) if one is not None)
+    made = delivery.slices(name, existing, valid)
+    slices = made.slices
     own = {one.name for one in slices}
     check_disjoint([*(one for one in existing if one.name not in own and one.name in in_use(plan)), *slices])
     text, changed = appended(args, plan, name, slices)
-    return Update(name, slices, text, changed, known=False)
+    return Update(name, slices, text, changed, known=False, duplicates=made.duplicates)
 
 
-def drawn(delivery: Delivery, name: str, existing: Sequence[Slice]) -> tuple[Slice, ...]:
-    """The slices of `name` as this call draws them; none where it cannot."""
-    if name not in {one.name for one in existing}:
-        return ()
+def drawn(
+    delivery: Delivery, name: str, existing: Sequence[Slice], valid: Sequence[Slice]
+) -> Delivered | None:
+    """The slices of `name` as this call draws them; None where it cannot."""
+    there = [one for one in existing if one.name == name]
     try:
-        return tuple(one for one in delivery.slices(name, existing) if one is not None)
+        return delivery.slices(name, existing, valid) if there and delivery.is_of(there[0]) else None
     except UserError:
-        return ()
+        return None
 
 
 def in_use(plan: Plan) -> set[str]:
@@ -252,6 +267,8 @@ def tell(before: Plan, update: Update, args: argparse.Namespace) -> None:
         f"{update.name}: {said}: {plural(version.documents, 'document')}, {short_number(version.tokens)} tokens"
     )
     print(f"  ({domains}); {added.steps:,} steps of {step_tokens:,} tokens{replay_note(before, added)}")
+    for line in update.duplicates.lines(args.drop_duplicates):
+        print(line)
     paradigms = named_paradigms(before)
     if valid:
         models = [run for run in version_runs(before, paradigms) if completed_step(before.folder(run))]

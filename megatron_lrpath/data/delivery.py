@@ -9,7 +9,9 @@ from math import ceil
 from pathlib import Path
 
 from megatron_lrpath.data.draw import draw
-from megatron_lrpath.data.draw_request import DrawRequest, SourceRequest
+from megatron_lrpath.data.draw_request import DrawRequest, SourceRequest, valid_name
+from megatron_lrpath.data.duplicates import Duplicates
+from megatron_lrpath.data.indexed import fingerprint_source
 from megatron_lrpath.data.slice import Slice, slice_path
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_bytes
@@ -31,32 +33,54 @@ class Delivery:
     share: Fraction | None
     seed: int
     folder: Path
+    drop_duplicates: bool = False
 
-    def slices(self, name: str, existing: Sequence[Slice]) -> tuple[Slice, Slice | None]:
+    def slices(self, name: str, existing: Sequence[Slice], held_out: Sequence[Slice] = ()) -> Delivered:
         """Return the version `name` and its validation set `valid-NAME`; existing slices with these names are
         ignored.
+
+        `held_out` are validation sets that lie in other folders than `existing`.
 
         Raises:
             UserError: as `draw`.
         """
         valid = valid_name(name)
         others = [one for one in existing if one.name not in (name, valid)]
-        request = DrawRequest(self.sources, ((name, self.tokens),), None, (), self.seed)
-        tokens = self.tokens
+        held_out = [one for one in held_out if one.name not in (name, valid)]
+        request = DrawRequest(
+            self.sources, ((name, self.tokens),), None, (), self.seed, drop_duplicates=self.drop_duplicates
+        )
+        tokens, known = self.tokens, None
         if tokens is None:
-            tokens = draw(request, others, records=self.folder).slices[0].tokens
+            first = draw(request, others, records=self.folder, held_out=held_out)
+            tokens, known = first.slices[0].tokens, first.duplicates
         held = ceil(tokens * (Fraction(1, 100) if self.share is None else self.share))
         held = min(held, LARGEST_SHARE) if self.share is None else held
         if held:
             rest = None if self.tokens is None else tokens - held
             request = replace(request, valid_tokens=held, valid_name=valid, versions=((name, rest),))
-        drawn = {one.name: one for one in draw(request, others, records=self.folder).slices}
-        return drawn[name], drawn.get(valid)
+        drawn = draw(request, others, records=self.folder, held_out=held_out, known=known)
+        slices = {one.name: one for one in drawn.slices}
+        return Delivered(slices[name], slices.get(valid), drawn.duplicates)
+
+    def is_of(self, one: Slice) -> bool:
+        """Whether a slice was drawn from datasets of this delivery. UserError where a dataset is missing."""
+        prints = {fingerprint_source(source.prefix) for source in self.sources}
+        return all(source.fingerprint in prints for source in one.sources)
 
 
-def valid_name(version: str) -> str:
-    """Return the name of a version's own validation set."""
-    return f"valid-{version}"
+@dataclass(frozen=True)
+class Delivered:
+    """What was drawn: the version, its validation set (None: none), and the duplicates in the delivery."""
+
+    version: Slice
+    valid: Slice | None
+    duplicates: Duplicates
+
+    @property
+    def slices(self) -> tuple[Slice, ...]:
+        """The version, then its validation set."""
+        return (self.version,) if self.valid is None else (self.version, self.valid)
 
 
 def is_drawn(slices: Sequence[Slice], existing: Sequence[Slice]) -> bool:

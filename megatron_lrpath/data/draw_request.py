@@ -40,7 +40,8 @@ class DrawRequest:
     """All of one call.
 
     `versions` are names and tokens of those drawn at random, in order; None as tokens: everything that is
-    left, in equal parts. With `seq_length` each source gets what its share needs in whole samples.
+    left, in equal parts. With `seq_length` each source gets what its share needs in whole samples. With
+    `drop_duplicates` documents that repeat others are left out.
     """
 
     sources: tuple[SourceRequest, ...]
@@ -50,6 +51,7 @@ class DrawRequest:
     seed: int
     seq_length: int | None = None
     valid_name: str = VALIDATION
+    drop_duplicates: bool = False
 
     @property
     def names(self) -> list[str]:
@@ -81,6 +83,16 @@ class DrawRequest:
             raise UserError("--source: weights mean nothing where everything is taken; leave them out")
         if any(weighted) and not all(weighted):
             raise UserError("--source: some have a weight and some have none; give all of them one, or none")
+
+
+def valid_name(version: str) -> str:
+    """The name of a version's own validation set."""
+    return f"{VALIDATION}-{version}"
+
+
+def is_validation(name: str) -> bool:
+    """Whether a slice of this name is a validation set."""
+    return name == VALIDATION or name.startswith(valid_name(""))
 
 
 def parse_source(text: str) -> SourceRequest:

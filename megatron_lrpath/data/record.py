@@ -12,7 +12,8 @@ from typing import Any
 
 from megatron_lrpath import __version__
 from megatron_lrpath.console import say
-from megatron_lrpath.data import content_sums
+from megatron_lrpath.data import content_sums, document_hashes
+from megatron_lrpath.data.document_hashes import HashFile, hashes_path
 from megatron_lrpath.data.indexed import fingerprint_source, read_header
 from megatron_lrpath.data.slice import Slice, slice_path, validation_paths
 from megatron_lrpath.data.slice_codec import DamagedError, read_slice_header
@@ -51,6 +52,12 @@ def inputs_of(names: Iterable[str]) -> dict[str, Any]:
     sizes = [(name, os.path.getsize(name) if os.path.isfile(name) else None) for name in names]
     listed = [{"name": name, "bytes": size} for name, size in sizes[:INPUTS_LISTED]]
     return {"count": len(sizes), "bytes": sum(size or 0 for _, size in sizes), "files": listed}
+
+
+def hashes_of(prefix: Path | str, eod: int | None) -> dict[str, Any]:
+    """The hashes of the documents for a record, where the dataset has just been written with them."""
+    path = hashes_path(record_path(prefix))
+    return {document_hashes.KEY: document_hashes.describe(path, eod)} if path.exists() else {}
 
 
 def write_record(
@@ -104,8 +111,9 @@ def read_content(path: Path) -> dict[str, Any] | None:
         content, _ = read_sealed(path, LIMIT)
         if content["format"] == FORMAT:
             check_facts(content["tokenizer"])
-            if content_sums.KEY in content:
-                content_sums.check_form(content[content_sums.KEY])
+            for part in (content_sums, document_hashes):
+                if part.KEY in content:
+                    part.check_form(content[part.KEY])
             return dict(content, fingerprint=str(content["fingerprint"]))
         reason = f"is of format {content['format']}, and this version of the program reads {FORMAT}"
     except FileNotFoundError:
@@ -124,10 +132,27 @@ def recorded_content(
     Raises:
         UserError: the record cannot be read.
     """
-    paths = [record_path(prefix), *([path_in(folder, prefix, fingerprint)] if folder else [])]
-    found = [content for path in paths if (content := read_content(path)) is not None]
-    own = [content for content in found if content["fingerprint"] == fingerprint]
+    own = own_records(prefix, fingerprint, folder).values()
     return next((content[content_sums.KEY] for content in own if content_sums.KEY in content), None)
+
+
+def recorded_hashes(prefix: Path | str, fingerprint: str, folder: Path | None = None) -> HashFile | None:
+    """The hashes of a dataset's documents; None where there are none. The dataset itself need not be there.
+
+    Raises:
+        UserError: the record cannot be read.
+    """
+    for path, content in own_records(prefix, fingerprint, folder).items():
+        if (found := content.get(document_hashes.KEY)) is not None:
+            return HashFile(hashes_path(path), found["documents"], found["eod"], found["xxh3_128"])
+    return None
+
+
+def own_records(prefix: Path | str, fingerprint: str, folder: Path | None) -> dict[Path, dict[str, Any]]:
+    """The records of the dataset with this fingerprint, by their paths: beside it, then in `folder`."""
+    paths = [record_path(prefix), *([path_in(folder, prefix, fingerprint)] if folder else [])]
+    found = {path: content for path in paths if (content := read_content(path)) is not None}
+    return {path: content for path, content in found.items() if content["fingerprint"] == fingerprint}
 
 
 def verify_content(slices: Iterable[Slice], whole: bool = False) -> list[Path]:

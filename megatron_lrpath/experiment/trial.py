@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_lrpath.data.delivery import valid_name
+from megatron_lrpath.data.draw_request import valid_name
 from megatron_lrpath.data.indexed import document_lengths
 from megatron_lrpath.data.slice import ENDING, Slice, SliceSource, require_samples, slice_path
 from megatron_lrpath.data.slice_codec import Documents
@@ -36,9 +36,6 @@ from megatron_lrpath.wording import listing
 SHARE = 0.1
 """Steps of a trial's branches, as a share of the last version's, unless the user says."""
 FEWEST_STEPS = 20
-REPEATS = 3
-DECAY = 0.5
-"""The share of a probe's steps that decay; before, the main path goes on at the tried rate."""
 DROPPED = ("also_branch_at", "branch_mix", "sft", "prompts")  # of a plan, that its trials do without
 BASE, FILE = "base.yaml", "experiment.yaml"
 

@@ -38,7 +38,7 @@ class Plan:
     names (None: no such key, see `runs.tasks.named_paradigms`); commands accept the others, too. `license` is the
     models', for their cards; `prompts` are texts that evaluated models continue. `falling` is how the main path's rate
     falls (None: it does not). `adopted` is the checkpoint that the main path begins with (None: random weights, or
-    those of `pretrained_checkpoint`).
+    those of `pretrained_checkpoint`). `archive` is the address of the object store for old checkpoints.
     """
 
     path: Path
@@ -61,6 +61,7 @@ class Plan:
     prompts: tuple[str, ...] = ()
     falling: Falling | None = None
     adopted: Adopted | None = None
+    archive: str | None = None
 
     @cached_property
     def timeline(self) -> Timeline:

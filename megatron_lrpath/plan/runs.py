@@ -127,9 +127,9 @@ class Timeline:
 
     E_i = T_1 + … + T_i; a branch lasts round(α_i·T_i) steps and leaves the main path at B_i = E_i minus that; with an
     α_i above 1 it begins on the batches of the versions before.
-    With an adopted checkpoint of step `origin`, E_0 is that step; only `ours` has runs then. `batch_size` is the samples
-    of the first steps. `also_branch_at`: steps at which branches of other plans leave the same main path. `falling`: how
-    the main path's rate falls (None: it does not).
+    With an adopted checkpoint of step `origin`, E_0 is that step; only `ours` has runs then. `batch_size` is the
+    samples of the first steps. `also_branch_at`: steps at which branches of other plans leave the same main path.
+    `falling`: how the main path's rate falls (None: it does not).
     """
 
     schedule: Schedule

@@ -15,7 +15,7 @@ from megatron_lrpath.readiness.arguments import argument_checks
 from megatron_lrpath.readiness.data import data_checks
 from megatron_lrpath.readiness.finding import FAILED, INFO, WARNING, Finding
 from megatron_lrpath.readiness.identity import identity_checks
-from megatron_lrpath.readiness.parents import parent_checks
+from megatron_lrpath.readiness.parents import fetch_parents, parent_checks
 from megatron_lrpath.readiness.renamed import renamed_checks, renamed_versions
 from megatron_lrpath.readiness.tokenizer import chat_checks, made_checks, tokenizer_check
 from megatron_lrpath.runs.tasks import Task, build_tasks, with_ancestors
@@ -93,7 +93,9 @@ def check_plan(plan: Plan, request: Request, known: dict[Path, str] | None = Non
     going_on = {task.key for task in todo} | {
         task.parent for task in todo if task.parent and not task.run.is_sft
     }
-    findings += identity_checks(plan, tasks, opened.slices, going_on, extra) + parent_checks(todo, tasks)
+    findings += identity_checks(plan, tasks, opened.slices, going_on, extra) + parent_checks(
+        plan, todo, tasks
+    )
     if request.where != ANYWHERE and todo:
         findings += machine.optimizer_checks(plan)
         findings += [
@@ -104,6 +106,18 @@ def check_plan(plan: Plan, request: Request, known: dict[Path, str] | None = Non
         findings.append(machine.process_check(plan, request.device, request.nproc, extra, sizes_left(todo)))
         findings += machine.memory_checks(plan, vocabulary, request.device, request.nproc, extra)
     return findings
+
+
+def fetch_archived(plans: Iterable[Plan], request: Request) -> None:
+    """Fetch the checkpoints that the request starts from and only the plans' archives have.
+
+    Raises:
+        UserError: an archive does not answer, or its copy is damaged.
+    """
+    for plan in plans:
+        if plan.archive is not None:
+            tasks = request.tasks(plan)
+            fetch_parents(plan, request.todo(tasks), tasks)
 
 
 def require_ready(plans: Iterable[Plan], request: Request) -> None:

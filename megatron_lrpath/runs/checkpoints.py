@@ -24,7 +24,7 @@ import xxhash
 
 from megatron_lrpath.errors import cause
 from megatron_lrpath.files import atomic_write_json, atomic_write_text, sweep_unfinished, sync_folder
-from megatron_lrpath.reading import read_json
+from megatron_lrpath.reading import parse_json, read_json
 from megatron_lrpath.runs.folder import read_json_object
 
 MANIFEST = "manifest.json"
@@ -126,14 +126,26 @@ def read_manifest(folder: Path) -> dict[str, FileSum]:
         ManifestError: there is none, or it cannot be used.
     """
     try:
-        return _parse_manifest(read_json(folder / MANIFEST), folder.name)
+        return _check_manifest(read_json(folder / MANIFEST), folder.name)
     except OSError as error:
         raise ManifestError(f"{MANIFEST} cannot be read ({cause(error)})") from None
     except ValueError as error:
         raise ManifestError(f"{MANIFEST} is damaged ({error})") from None
 
 
-def _parse_manifest(value: object, folder_name: str) -> dict[str, FileSum]:
+def parse_manifest(content: bytes, folder_name: str) -> dict[str, FileSum]:
+    """The files of a checkpoint by name, from the content of its manifest; `folder_name` is that of its folder.
+
+    Raises:
+        ManifestError: it cannot be used.
+    """
+    try:
+        return _check_manifest(parse_json(content), folder_name)
+    except ValueError as error:
+        raise ManifestError(f"{MANIFEST} is damaged ({error})") from None
+
+
+def _check_manifest(value: object, folder_name: str) -> dict[str, FileSum]:
     """Check a manifest's content for the folder it was found in; raises ValueError."""
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise ValueError(f"not a manifest of format {FORMAT}")

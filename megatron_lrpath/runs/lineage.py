@@ -39,8 +39,8 @@ PACKAGES = (
     "numpy",
     "transformer-engine",
     "apex",
-    "liger-kernel",
     "emerging-optimizers",
+    "liger-kernel",
     "sentencepiece",
     "transformers",
 )

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.plan import Plan
 from megatron_lrpath.tokenizers.fast_bpe import FastBpe, FastPath, Ids, NotExactError
 from megatron_lrpath.tokenizers.fast_hugging_face import FastHuggingFace
 from megatron_lrpath.tokenizers.files import HUGGING_FACE, NO_TOKENIZER, open_hugging_face
@@ -17,6 +18,10 @@ from megatron_lrpath.tokenizers.sentencepiece_model import SENTENCEPIECE, open_m
 
 SPOT_CHECK_EVERY = 1024  # texts of the fast path of which the beginning of one is encoded again exactly
 SPOT_CHECK_CHARACTERS = 1 << 16
+DEFAULT_OFF = (
+    "parse_special_tokens", "tokenizer_sentencepiece_legacy", "tokenizer_hf_no_use_fast",
+    "tokenizer_hf_no_include_special_tokens", "trust_remote_code",
+)  # fmt: skip
 
 
 class TextError(ValueError):
@@ -185,6 +190,30 @@ def build_encoder(args: Namespace) -> Encoder:
     if kind == NO_TOKENIZER:
         return NullEncoder(args)
     return MegatronEncoder(args)
+
+
+def encoder_of_plan(plan: Plan) -> Encoder:
+    """The encoder of a plan's tokenizer, with the options that preprocess_data.py has by default.
+
+    Raises:
+        UserError: as of `build_encoder`.
+    """
+    more = plan.megatron
+    names = ("null_tokenizer_eod_id", "vocab_file", "merge_file")
+    options = {name: more.get(name) for name in names} | dict.fromkeys(DEFAULT_OFF, False)
+    tokens = more.get("tokenizer_special_tokens") or more.get("special_tokens")
+    return build_encoder(
+        Namespace(
+            tokenizer_type=plan.tokenizer.type,
+            tokenizer_model=plan.tokenizer.model,
+            vocab_size=plan.tokenizer.vocab_size,
+            special_tokens=tokens,
+            metadata_path=None,
+            exact_tokenizer=True,
+            tokenizer_sentencepiece_ignore_extra_whitespaces=True,
+            **options,
+        )
+    )
 
 
 class HuggingFaceEncoder(QuickEncoder):

@@ -15,7 +15,6 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -39,7 +38,7 @@ from megatron_lrpath.data.preprocess.writer import (
     refuse_existing,
     remove_left_overs,
 )
-from megatron_lrpath.data.record import inputs_of, write_record
+from megatron_lrpath.data.record import hashes_of, inputs_of, write_record
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.tokenizers.encoders import Encoder, build_encoder
 from megatron_lrpath.tokenizers.prints import Facts, TokenizerSpec
@@ -197,7 +196,10 @@ def preprocess(args: Namespace) -> None:
         process = Worker(options, encoder).process
         unusual = {name: True for name in TEXT_OPTIONS if getattr(args, name)}
         details = {"options": unusual, "inputs": inputs_of(names)}
-        conversion.record = partial(write_record, tool=TOOL, facts=facts_of(args, encoder), details=details)
+        facts = facts_of(args, encoder)
+        conversion.record = lambda prefix: write_record(
+            prefix, TOOL, facts, details | hashes_of(prefix, encoder.eod)
+        )
         with Interruption() as interruption:
             conversion.run(datasets, names, args.json_keys, args.workers, process, interruption, marker)
 
@@ -333,7 +335,7 @@ class Conversion:
         for target, parts, packed in zip(self.targets, self.parts, result.packed, strict=True):
             for part, documents in zip(parts or [target], packed, strict=True):
                 try:
-                    part.append(documents.tokens, documents.lengths, documents.counts)
+                    part.append(documents.tokens, documents.lengths, documents.counts, documents.hashes)
                 except OverflowError as error:
                     size = self.vocab_size
                     raise UserError(f"{error}, though the tokenizer names {size} entries") from None

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from megatron_lrpath.data.document_hashes import Hashes, hash_documents
 from megatron_lrpath.data.preprocess.readers import Chunk
 from megatron_lrpath.exits import FAILED, leave_at_once
 from megatron_lrpath.tokenizers.encoders import Encoder, TextError
@@ -36,11 +37,12 @@ class DocumentOptions:
 
 @dataclass
 class Packed:
-    """Documents of one key and partition: ids, tokens per sequence, sequences per document."""
+    """Documents of one key and partition: ids, tokens per sequence, sequences per document, hashes of sequences."""
 
     tokens: npt.NDArray[np.integer[Any]]
     lengths: npt.NDArray[np.int32]
     counts: npt.NDArray[np.int32]
+    hashes: Hashes | None = None
 
 
 @dataclass
@@ -176,7 +178,9 @@ class Worker:
             lengths += sizes
             counts.append(len(sizes))
         tokens = np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int64)
-        return Packed(tokens, np.array(lengths, dtype=np.int32), np.array(counts, dtype=np.int32))
+        sizes_of = np.array(lengths, dtype=np.int32)
+        hashes = hash_documents(tokens, sizes_of, self.encoder.eod)
+        return Packed(tokens, sizes_of, np.array(counts, dtype=np.int32), hashes)
 
 
 def texts_of(chunk: Chunk, options: DocumentOptions) -> Iterator[list[Texts] | Rejected]:

@@ -16,6 +16,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from megatron_lrpath.data import document_hashes
+from megatron_lrpath.data.document_hashes import Hashes
 from megatron_lrpath.data.indexed import DTYPE_CODES, INDEX_MAGIC, INDEX_VERSION
 from megatron_lrpath.data.record import record_path
 from megatron_lrpath.errors import UserError
@@ -51,15 +53,18 @@ class PairWriter:
         self._lengths = open_locked(self.path(".lengths") + PARTIAL, self.prefix)
         self._counts = Path(self.path(".counts") + PARTIAL).open("w+b")  # noqa: SIM115
         self._bin = Path(self.path(".bin") + PARTIAL).open("wb")  # noqa: SIM115
+        self._hashes: BinaryIO | None = None  # of the documents, where they are given
 
     def path(self, ending: str) -> str:
         return self.prefix + ending
 
-    def append(self, tokens: IntArray, lengths: IntArray, counts: IntArray) -> None:
+    def append(
+        self, tokens: IntArray, lengths: IntArray, counts: IntArray, hashes: Hashes | None = None
+    ) -> None:
         """Add documents.
 
-        `tokens`: all token ids in order; `lengths`: tokens per sequence; `counts`: sequences per document.
-        Raises `OverflowError` if an id does not fit the dataset's type.
+        `tokens`: all token ids in order; `lengths`: tokens per sequence; `counts`: sequences per document; `hashes`:
+        of each sequence. Raises `OverflowError` if an id does not fit the dataset's type.
         """
         if tokens.dtype != self.dtype and tokens.size:
             limits = np.iinfo(self.dtype)
@@ -70,6 +75,8 @@ class PairWriter:
         tokens = tokens.astype(self.dtype, copy=False)
         self._bin.write(memoryview(np.ascontiguousarray(tokens)).cast("B"))
         self.append_index((lengths,), (counts,))
+        if hashes is not None:
+            self.append_hashes((hashes,))
 
     def append_file(self, path: str) -> None:
         """Copy the tokens of another dataset's `.bin`; `append_index` adds their lengths."""
@@ -87,8 +94,31 @@ class PairWriter:
             self._counts.write(block.astype(np.int32).tobytes())
             self.documents += len(block)
 
+    def append_hashes(self, blocks: Iterable[Hashes]) -> None:
+        """Add the hashes of sequences, in the order of the sequences."""
+        if self._hashes is None:
+            self._hashes = Path(self.path(document_hashes.ENDING) + PARTIAL).open("w+b")  # noqa: SIM115
+        for block in blocks:
+            self._hashes.write(block.astype(document_hashes.DTYPE).tobytes())
+
+    @property
+    def has_hashes(self) -> bool:
+        """Whether hashes were added."""
+        return self._hashes is not None
+
+    def hash_blocks(self) -> Iterator[Hashes]:
+        """The hashes added so far."""
+        if self._hashes is not None:
+            self._hashes.flush()
+            self._hashes.seek(0)
+            while data := self._hashes.read(8 * WRITE_BLOCK):
+                yield np.frombuffer(data, dtype=document_hashes.DTYPE)
+
     def seal(self) -> None:
-        """Write the index next to the tokens and sync both, still under their temporary names."""
+        """Write the index next to the tokens and sync all files, still under their temporary names."""
+        if self._hashes is not None:
+            self._hashes.flush()
+            os.fsync(self._hashes.fileno())
         self._lengths.flush()
         self._counts.flush()
         with open(self.path(".idx") + PARTIAL, "wb") as index:
@@ -129,14 +159,17 @@ class PairWriter:
     def publish(self) -> None:
         """Rename the sealed pair: an old record and index are removed first, the new index comes last.
 
-        So an index or a record is never next to tokens of another dataset.
+        So an index or a record is never next to tokens or hashes of another dataset.
         """
         folder = Path(self.prefix).parent
         record_path(self.prefix).unlink(missing_ok=True)
         sweep_unfinished(record_path(self.prefix))
+        Path(self.path(document_hashes.ENDING)).unlink(missing_ok=True)
         if os.path.exists(self.path(".idx")):
             os.unlink(self.path(".idx"))
             sync_folder(folder)
+        if self._hashes is not None:
+            os.replace(self.path(document_hashes.ENDING) + PARTIAL, self.path(document_hashes.ENDING))
         os.replace(self.path(".bin") + PARTIAL, self.path(".bin"))
         os.replace(self.path(".idx") + PARTIAL, self.path(".idx"))
         sync_folder(folder)
@@ -145,10 +178,11 @@ class PairWriter:
         """Close and remove all temporary files; a second call has no effect."""
         if self._lengths.closed:
             return
-        for ending in (".idx", ".counts", ".bin", ".lengths"):
+        for ending in (".idx", ".counts", ".bin", document_hashes.ENDING, ".lengths"):
             Path(self.path(ending) + PARTIAL).unlink(missing_ok=True)
-        for stream in (self._bin, self._counts, self._lengths):
-            stream.close()
+        for stream in (self._bin, self._counts, self._hashes, self._lengths):
+            if stream is not None:
+                stream.close()
 
 
 def publish_all(
@@ -200,6 +234,8 @@ def concatenate(parts: list[PairWriter], target: PairWriter) -> None:
         part._bin.flush()
         target.append_file(part.path(".bin") + PARTIAL)
         target.append_index(part.blocks(part._lengths), part.blocks(part._counts))
+        if part.has_hashes:
+            target.append_hashes(part.hash_blocks())
 
 
 def open_locked(path: str, output: str) -> BinaryIO:

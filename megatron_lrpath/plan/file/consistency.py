@@ -9,6 +9,7 @@ from pathlib import Path
 from megatron_lrpath.paradigms import BRANCH, CONTINUAL, CPT_VARIANTS, KEEP_MIN, KINDS, OURS, SCRATCH
 from megatron_lrpath.plan.file.source import Entry, Source
 from megatron_lrpath.plan.plan import Plan
+from megatron_lrpath.plan.secrets import hide_text
 from megatron_lrpath.plan.spec import Version
 
 
@@ -31,6 +32,7 @@ def check_plan(source: Source, plan: Plan) -> None:
         _check_reached,
         _check_cycles,
         _check_mixes,
+        _check_archive,
     ):
         check(source, plan)
 
@@ -91,6 +93,21 @@ def _check_names(source: Source, plan: Plan) -> None:
         newest[letters] = version
         if os.path.normpath(Path(plan.data.slices) / version.name) in validation:
             raise place.error(f"{version.name!r} is the validation slice; choose another name")
+
+
+def _check_archive(source: Source, plan: Plan) -> None:
+    if plan.archive is None:
+        return
+    place = source.find("archive")
+    if not re.match(r"[a-z][a-z0-9+.-]*://.", plan.archive):
+        raise place.error(
+            f"{plan.archive!r} is no address; write it as s3://BUCKET/FOLDER (or file:///FOLDER)"
+        )
+    if hide_text(plan.archive) != plan.archive or "@" in plan.archive.split("/")[2]:
+        raise place.error(
+            "holds credentials, which do not belong in a plan; give them in the environment (for S3 AWS_PROFILE, or "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
+        )
 
 
 def _parts(name: str) -> tuple[tuple[str, ...], tuple[int, ...]]:

@@ -315,6 +315,13 @@ PLAN_KEYS = (
         None,
         "texts that the models continue in `lrpath eval`, for the report; default: beginnings of the validation text",
     ),
+    Key(
+        "archive",
+        TEXT,
+        None,
+        "where `lrpath archive` copies versions' ends and branch points to: `s3://BUCKET/FOLDER`, or another address "
+        "that fsspec knows",
+    ),
     Key("output", TEXT, None, "folder of all runs, `OUTPUT/<paradigm>/<run>`; default: `runs/NAME`"),
     Key("megatron", OBJECT, {}, "any other Megatron arguments, with `-` or `_`, without the dashes before"),
 )

@@ -189,8 +189,10 @@ class PlannedRun:
 
     @property
     def explicit(self) -> dict[str, Any]:
-        """Return the arguments that the plan or the command line sets."""
-        return {**self.planned, **self.given}
+        """Return the arguments that the plan or the command line sets, including defaults that the plan disables."""
+        chosen = {} if self.run.is_sft else self.plan.megatron
+        off = {name: False for name in PLAN_DEFAULTS if chosen.get(name) is False}
+        return {**off, **self.planned, **self.given}
 
     def context(self, verify: bool | None = None) -> RunContext:
         """Return the run's context.
