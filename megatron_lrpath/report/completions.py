@@ -36,5 +36,7 @@ def completions_by_prompt(tree: RunTree) -> list[Prompt]:
             label = paradigm_name(tree.plan, paradigm) if opens else ""
             first = Cell(label, opens=opens, paradigm=paradigm if opens else "")
             rows.append((first, Cell(name), Cell(text.strip() or "–", is_prose=True)))
-        found.append(Prompt(prompt, domain, Table(("Paradigm", "Version", "Continuation"), tuple(rows), left=3)))
+        found.append(
+            Prompt(prompt, domain, Table(("Paradigm", "Version", "Continuation"), tuple(rows), left=3))
+        )
     return found
