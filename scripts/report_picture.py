@@ -1,7 +1,7 @@
 """Takes the picture of a report's page that README shows: `python scripts/report_picture.py PAGE PICTURE`.
 
 Needs Chromium (Debian: `apt-get install chromium-headless-shell`). PAGE is `OUTPUT/report/index.html`; the picture is
-the upper part of the page, 1,200 pixels wide, with 256 colours.
+the upper part of the page, 1,200 pixels wide, with 64 colours.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from PIL import Image
 
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
-WIDTH, HEIGHT = 1200, 680
+WIDTH, HEIGHT = 1200, 1000
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         options = ["--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--window-size={WIDTH},{HEIGHT}"]
         command = [browser, *options, f"--screenshot={raw}", args.page.resolve().as_uri()]
         subprocess.run(command, check=True, capture_output=True, timeout=300)
-        Image.open(raw).convert("RGB").quantize(256).save(args.picture, optimize=True)
+        Image.open(raw).convert("RGB").quantize(64).save(args.picture, optimize=True)
     print(f"{args.picture}: {args.picture.stat().st_size / 1000:.0f} kB")
     return 0
 
