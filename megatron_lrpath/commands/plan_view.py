@@ -23,6 +23,7 @@ from megatron_lrpath.plan.wording import (
     replays_text,
     schedule_name,
     sft_text,
+    step_tokens_text,
 )
 from megatron_lrpath.runs.storage import predicted
 from megatron_lrpath.wording import byte_size, short_number
@@ -51,7 +52,7 @@ def show_plan(
     headline = (
         f"{plan.name}: {len(plan.versions)} versions, {schedule_name(plan)} from {schedule.max_lr:g} to "
         f"{schedule.min_lr:g}, warm-up {schedule.warmup:,} steps, alpha {plan.alpha:g}, "
-        f"{plan.batch.tokens:,} tokens a step"
+        f"{step_tokens_text(plan)} tokens a step"
     )
     if changes := main_rate_text(plan):
         headline += f"; {changes}"
@@ -93,10 +94,11 @@ def show_plan(
 def new_text(plan: Plan) -> str:
     """The tokens that the slices of versions with a replay need; empty without any."""
     texts = []
-    for version in plan.versions:
+    spans = zip(plan.versions, plan.timeline.begins, plan.timeline.ends, strict=True)
+    for index, (version, begin, end) in enumerate(spans):
         if version.replay:
-            new = version.new_samples(plan.batch.global_batch_size) * plan.batch.seq_length
-            again = plan.tokens(version.steps) - new
+            new = plan.samples_of(index) * plan.batch.seq_length
+            again = plan.tokens(begin, end) - new
             texts.append(f"{version.name} {short_number(new)} ({short_number(again)} more are replayed)")
     return f"Tokens that slices need: {', '.join(texts)}" if texts else ""
 
@@ -129,7 +131,7 @@ def runs_table(plan: Plan, paradigm: str, narrow: bool = False) -> Table:
             f"{run.first_step + 1:,}",
             f"{run.last_step:,}",
             f"{run.steps:,}",
-            *([] if narrow else [short_number(plan.tokens(run.steps))]),
+            *([] if narrow else [short_number(plan.tokens_of(run))]),
             Text(f"{names} with {mix_text(run.mix)}" if run.mix else names),
             Text(_rate_text(run)),
         )

@@ -80,15 +80,17 @@ def carry_out(args: argparse.Namespace, plan: Plan, trial: Trial) -> int:
 
 def cost_lines(plan: Plan, trial: Trial) -> list[str]:
     """What the trial trains and what that costs."""
+    from megatron_lrpath.experiment.trial import step_samples
     from megatron_lrpath.launch.estimate import pace
     from megatron_lrpath.report.trials import design
     from megatron_lrpath.wording import hours_text, plural, short_number
 
     last = plan.versions[-1]
     share = trial.total_steps / last.steps
+    tokens = trial.total_steps * step_samples(plan, trial) * plan.batch.seq_length
     lines = [
         f"{trial.name}: {design(plan, trial)}",
-        f"  {plural(trial.total_steps, 'step')} in all, {short_number(plan.tokens(trial.total_steps))} tokens, "
+        f"  {plural(trial.total_steps, 'step')} in all, {short_number(tokens)} tokens, "
         f"{share:.0%} of the steps of {last.name}",
     ]
     lines += [

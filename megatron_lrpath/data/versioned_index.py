@@ -1,6 +1,6 @@
-"""The indices of versioned datasets as pure functions of their inputs: which tokens a sample is made of.
+"""The indices of versioned datasets as pure functions: which tokens a sample consists of.
 
-The arrays are Megatron's (`GPTDataset`), computed in whole numbers throughout: its compiled helper counts the
+The arrays equal Megatron's (`GPTDataset`), computed in integers throughout: its compiled helper counts the
 samples of a set with a partial last one in 32-bit floating point, which is wrong beyond 16 million tokens.
 """
 
@@ -17,6 +17,7 @@ from megatron_lrpath.data.indexed import Lengths, document_lengths
 from megatron_lrpath.data.slice import SliceSource
 from megatron_lrpath.data.slice_codec import Documents
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.plan import Plan
 from megatron_lrpath.plan.mix import Mix, quotas
 from megatron_lrpath.plan.replay import Replay
 from megatron_lrpath.plan.spec import Version
@@ -25,12 +26,12 @@ FORMAT = 1  # part of every key: raise it when any of these arrays changes its m
 
 
 def sample_bounds(lengths: Lengths, seq_length: int, extra: int, keep_partial: bool) -> np.ndarray:
-    """Where samples begin in a stream of documents of these `lengths`: int32 [samples + 1, 2].
+    """Return the beginnings of samples in a sequence of documents of these `lengths`: int32 [samples + 1, 2].
 
-    Row i holds the document (its place in the stream) and the offset in it at which sample i begins; sample i
-    takes `seq_length` tokens from there and `extra` more (1: the last label), with which sample i + 1 begins.
-    The row after the last sample is where that one's `seq_length` tokens end. With `keep_partial` the last
-    sample may be short; else what does not fill one is left over.
+    Row i has the document (its position in the sequence) and the offset in it at which sample i begins;
+    sample i takes `seq_length` tokens from there and `extra` more (1: the last label), with which sample i
+    + 1 begins. The row after the last sample is the end of that sample's `seq_length` tokens. With
+    `keep_partial` the last sample can be short; otherwise an incomplete sample is dropped.
     """
     ends = np.cumsum(lengths, dtype=np.int64)
     usable = max(int(ends[-1]) - extra, 0) if len(ends) else 0
@@ -69,10 +70,10 @@ def source_entry(
 
 
 def _lengths_of(source: SliceSource, documents: Documents) -> Lengths:
-    """Tokens of each of `documents`.
+    """Return the tokens of each of `documents`.
 
     Raises:
-        UserError: they differ from what the slice counted: it is not the same dataset.
+        UserError: they differ from the slice's count, so it is not the same dataset.
     """
     every = document_lengths(source.prefix)
     beyond = len(documents) and int(documents.max()) >= len(every)
@@ -86,7 +87,7 @@ def _lengths_of(source: SliceSource, documents: Documents) -> Lengths:
 
 
 def interleave_entry(counts: Sequence[int], seed: int, version: str) -> CacheEntry:
-    """The cache entry of the order in which a version's sources take turns; see `interleave`."""
+    """Return the cache entry of the order in which a version's sources alternate; see `interleave`."""
     key = ["interleave", FORMAT, list(counts), seed, version]
     return CacheEntry(key, ("source", "sample"), lambda: interleave(counts, "interleave", seed, version))
 
@@ -95,8 +96,8 @@ def interleave(counts: Sequence[int], *key: object) -> Arrays:
     """Spread `counts[j]` samples of each source j evenly: arrays `source` (uint16) and `sample` (uint32).
 
     Each source's samples keep their order. Sample k of n is put at a random place in the k-th of n equal
-    parts of the version, so that every stretch of it (a batch, a shorter run) holds each source in its share
-    to within two samples, without a fixed beat between sources and ranks.
+    parts of the version, so that every range of it (a batch, a shorter run) has each source in its share
+    to within two samples, without a fixed rhythm between sources and ranks.
     """
     filled = [number for number, count in enumerate(counts) if count]
     places = [
@@ -113,9 +114,9 @@ def interleave(counts: Sequence[int], *key: object) -> Arrays:
 
 
 def mixture_entry(samples: Sequence[int], seed: int) -> CacheEntry:
-    """The cache entry of the order of versions shuffled together: a permutation of all their samples.
+    """Return the cache entry of the order of versions shuffled together: a permutation of all their samples.
 
-    `samples` of each version, oldest first. The order depends on the seed and on how many versions there are.
+    `samples` of each version, oldest first. The order depends on the seed and on the number of versions.
     """
     total = sum(samples)
     key = ["mixture", FORMAT, list(samples), seed]
@@ -129,10 +130,13 @@ def mix_entry(mix: Mix, batch: int, steps: int, version: str) -> CacheEntry:
     return CacheEntry(key, ("source", "sample"), lambda: places(mix, batch, steps, version))
 
 
-def replay_entries(versions: Sequence[Version], batch: int, seed: int) -> list[CacheEntry | None]:
-    """The cache entries of what versions replay, None for those without; see `replayed_places`."""
-    named = [(version.name, version.new_samples(batch)) for version in versions]
-    return [_replay_entry(version, named[:place], batch, seed) for place, version in enumerate(versions)]
+def replay_entries(plan: Plan, count: int) -> list[CacheEntry | None]:
+    """Return the cache entries of the replays of the first `count` versions, None without; see `replayed_places`."""
+    named = [(version.name, plan.samples_of(index)) for index, version in enumerate(plan.versions[:count])]
+    return [
+        _replay_entry(version, named[:index], plan.timeline.sizes[index], plan.seed)
+        for index, version in enumerate(plan.versions[:count])
+    ]
 
 
 def _replay_entry(

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_lrpath.data.delivery import valid_name
+from megatron_lrpath.data.draw_request import valid_name
 from megatron_lrpath.data.indexed import document_lengths
 from megatron_lrpath.data.slice import ENDING, Slice, SliceSource, require_samples, slice_path
 from megatron_lrpath.data.slice_codec import Documents
@@ -271,16 +271,21 @@ def mixed(numbers: Documents) -> np.ndarray:
 
 def require_part(plan: Plan, trial: Trial, candidate: Candidate, part: Slice) -> None:
     """Refuse a slice that has too little text for the repeats. UserError with how to go on."""
-    batch = plan.batch.global_batch_size
     version = Version(VERSION, trial.steps, replay=replay_of(candidate))
+    samples = version.new_samples(trial.steps * step_samples(plan, trial))
     try:
-        require_samples(part, version.new_samples(batch), plan.batch.seq_length)
+        require_samples(part, samples, plan.batch.seq_length)
     except UserError:
-        wanted = version.new_samples(batch) * plan.batch.seq_length
+        wanted = samples * plan.batch.seq_length
         raise UserError(
             f"{candidate.slice}: {trial.repeats} repeats of {trial.steps:,} steps need {wanted:,} tokens each, and a "
             f"part of its documents has {part.tokens:,}; give fewer --steps or --repeats, or draw a larger slice"
         ) from None
+
+
+def step_samples(plan: Plan, trial: Trial) -> int:
+    """Return the samples of a step of the trial's branches: those of the tried version, or as before it."""
+    return plan.batch_sizes.size_of(trial.begin + (trial.kind == PROBE))
 
 
 def replay_of(candidate: Candidate) -> Replay | None:
@@ -316,7 +321,11 @@ def point_mapping(plan: Plan, trial: Trial, candidate: Candidate, repeat: int) -
         written = plain(read_source(plan.path).root)["versions"][place]
         rate_steps = min(plan.timeline.rate_steps(plan.versions[place]), (trial.steps - trial.decay) // 2)
         version |= {"max_lr": candidate.rate, "rate_steps": rate_steps}
-        version |= {name: written[name] for name in ("replay", "branch_megatron") if name in written}
+        version |= {
+            name: written[name]
+            for name in ("replay", "branch_megatron", "global_batch_size")
+            if name in written
+        }
     elif candidate.replay is not None:
         version["replay"] = float(candidate.replay)
     versions = [*base_mapping(plan, trial)["versions"], version]

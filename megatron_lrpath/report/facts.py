@@ -14,7 +14,6 @@ from megatron_lrpath.models import parameter_count, resolve_model
 from megatron_lrpath.paradigms import CPT_VARIANTS, OURS
 from megatron_lrpath.plan import Plan, run_identity
 from megatron_lrpath.plan.identity import without_neutral
-from megatron_lrpath.plan.spec import Version
 from megatron_lrpath.plan.wording import (
     branch_arguments_text,
     main_rate_text,
@@ -127,7 +126,7 @@ def _hours(tree: RunTree) -> str:
 def subtitle(tree: RunTree) -> str:
     """The plan in a line: model, schedule, α, versions and their tokens."""
     plan = tree.plan
-    tokens = [_new_tokens(plan, version) for version in plan.versions]
+    tokens = version_tokens(plan)
     sizes = dict.fromkeys(short_number(size) for size in (min(tokens), max(tokens)))
     parts = [
         plan.model.recipe or "own model",
@@ -137,6 +136,11 @@ def subtitle(tree: RunTree) -> str:
         f"seed {as_trained(tree, 'seed', str)}",
     ]
     return " · ".join(parts)
+
+
+def version_tokens(plan: Plan) -> list[int]:
+    """The tokens of each version's steps."""
+    return [plan.samples_of(index) * plan.batch.seq_length for index in range(len(plan.versions))]
 
 
 def data_table(tree: RunTree) -> Table:
@@ -151,9 +155,9 @@ def data_table(tree: RunTree) -> Table:
     domains = domains if len(domains) > 1 else []
     rows = []
     replayed = any(version.replay for version in plan.versions)
-    for version in plan.versions:
-        new = _new_tokens(plan, version)
-        again = [Cell(short_number(plan.tokens(version.steps) - new))] if replayed else []
+    for index, (version, new) in enumerate(zip(plan.versions, version_tokens(plan), strict=True)):
+        begin, end = plan.timeline.begins[index], plan.timeline.ends[index]
+        again = [Cell(short_number(plan.tokens(begin, end) - new))] if replayed else []
         trained = Cell(f"{version.steps:,}"), Cell(short_number(new)), *again
         rows.append((Cell(version.name), *trained, *_slice_cells(slices[version.name], domains)))
     absent = [Cell(MISSING)] * (3 if replayed else 2)
@@ -170,10 +174,6 @@ def data_table(tree: RunTree) -> Table:
     note = f"Slices not found, so their contents are not shown: {listing(missing)}."
     damaged = [why for _, why in [*opened.values(), (valid, problem)] if "not a whole slice file" in why]
     return Table(header, tuple(rows), left=1, notes=(*([note] if missing else ()), *damaged))
-
-
-def _new_tokens(plan: Plan, version: Version) -> int:
-    return version.new_samples(plan.batch.global_batch_size) * plan.batch.seq_length
 
 
 def unmeasured(plan: Plan) -> str:
@@ -251,7 +251,7 @@ def _mixes(plan: Plan) -> str:
     runs_by_mix: dict[str, list[str]] = {}
     for run in plan.runs(OURS.name):
         if run.mix is not None:
-            samples = run.mix.samples(plan.batch.global_batch_size, run.steps)
+            samples = run.mix.samples(plan.batch_of(run).global_batch_size, run.steps)
             exact = ", ".join(f"{number:,} of {name}" for name, number in samples.items())
             runs_by_mix.setdefault(f"{mix_text(run.mix)}: samples {exact}, seed {run.mix.seed}", []).append(
                 run.name

@@ -125,9 +125,9 @@ def test_a_replay_makes_the_steps_longer_and_is_not_dropped_silently(
     version, available = made.versions[-1], Slice.load(Path(made.data.slices) / "v3.slice")
     assert version.replay is not None
     assert (
-        version.new_samples(4)
+        version.new_samples(4 * version.steps)
         <= available_samples(available, 16)
-        < version.new_samples(4) * (1 + 1 / version.steps)
+        < version.new_samples(4 * (version.steps + 1))
     )
     assert version.steps > available_samples(available, 16) // 4
     assert ", 25% replayed" in capsys.readouterr().out

@@ -49,7 +49,7 @@ def test_ptfs_reads_the_new_samples_once_and_costs_are_relative_to_it(tmp_path: 
     assert [run.steps for run in plan.runs("cpt")] == [100, 100, 50, 70]
     assert plan.cost("ptfs").relative == 1.0
     assert plan.cost("cpt").relative == 320 / sum(line.scratch_ends)
-    new = [version.new_samples(32) for version in plan.versions]
+    new = [plan.samples_of(index) for index in range(4)]
     assert new == [3200, 2560, 1200, 2240]
     third = plan.run("ptfs", "scratch-v3")
     assert plan.scratch_samples(third) == [3200, 2560, 217 * 32 - 3200 - 2560]  # 16 samples fill no step

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def chained(plan: Plan, count: int, cache: Path) -> Any:
     """The main path's dataset of the first versions."""
-    versions = plan.versions[:count]
-    samples = [version.new_samples(4) for version in versions]
-    replays = replay_entries(versions, 4, plan.seed)
+    samples = [plan.samples_of(index) for index in range(count)]
+    replays = replay_entries(plan, count)
     return build_chained(slices_of(plan, count), samples, dataset_config(16, cache), plan.seed, replays)
 
 
@@ -174,7 +174,7 @@ def test_another_seed_replays_other_samples(tmp_path: Path) -> None:
     )
     drawn = []
     for seed in (1, 2):
-        entry = replay_entries(plan.versions, 8, seed)[1]
+        entry = replay_entries(replace(plan, seed=seed), 2)[1]
         assert entry is not None
         drawn.append(entry.build()["sample"].tolist())
     assert drawn[0] != drawn[1]
