@@ -77,8 +77,8 @@ def train(plan: Plan, run: Run, args: argparse.Namespace) -> int:
     last = args.step + args.steps
     if last > run.last_step:
         raise UserError(
-            f"--steps {args.steps}: {run.name} ends at step {run.last_step:,}; give at most {run.last_step - args.step}, "
-            "or start from an earlier step"
+            f"--steps {args.steps}: {run.name} ends at step {run.last_step:,}; give at most "
+            f"{run.last_step - args.step}, or start from an earlier step"
         )
     trial, own = prepare(plan, run, args.step, args.start)
     (task,) = (one for one in build_tasks(trial, ("ours",)) if one.run == own)

@@ -94,10 +94,10 @@ def show_plan(
 def new_text(plan: Plan) -> str:
     """The tokens that the slices of versions with a replay need; empty without any."""
     texts = []
-    for version in plan.versions:
+    for index, (version, end) in enumerate(zip(plan.versions, plan.timeline.ends, strict=True)):
         if version.replay:
-            new = version.new_samples(plan.batch.global_batch_size) * plan.batch.seq_length
-            again = plan.tokens(version.steps) - new
+            new = plan.samples_of(index) * plan.batch.seq_length
+            again = plan.tokens(end - version.steps, end) - new
             texts.append(f"{version.name} {short_number(new)} ({short_number(again)} more are replayed)")
     return f"Tokens that slices need: {', '.join(texts)}" if texts else ""
 

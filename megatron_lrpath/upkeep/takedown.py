@@ -44,6 +44,10 @@ def reduced(plan: Plan, existing: Sequence[Slice], wanted: Wanted) -> list[Reduc
     """
     found = []
     steps = {version.name: version.steps for version in plan.versions}
+    sizes = {
+        version.name: plan.batch_sizes.size_of(end)
+        for version, end in zip(plan.versions, plan.timeline.ends, strict=True)
+    }
     for one in existing:
         here = holds(one, wanted)
         if not here:
@@ -55,8 +59,8 @@ def reduced(plan: Plan, existing: Sequence[Slice], wanted: Wanted) -> list[Reduc
                 f"{one.path}: nothing would be left of it. Take {one.name} out of the plan instead (`lrpath rewind "
                 f"{plan.path} --to-step S --drop {one.name}` for a version that was trained)"
             )
-        batch = plan.batch
-        fits = available_samples(left, batch.seq_length) // batch.global_batch_size
+        size = sizes.get(one.name, plan.batch.global_batch_size)
+        fits = available_samples(left, plan.batch.seq_length) // size
         less = fits if fits < steps.get(one.name, 0) else None
         found.append(Reduced(left, sum(len(documents) for documents in here.values()), less))
     return found

@@ -234,35 +234,34 @@ def seen(task: Task, steps: tuple[int, ...], parent: str | None) -> Seen:
 
 def chained_positions(plan: Plan, slices: PlanSlices, wanted: Wanted) -> Numbers:
     """The positions (consumed samples) of the main path's order at which the documents are read."""
-    batch, length = plan.batch.global_batch_size, plan.batch.seq_length
     found = [np.empty(0, dtype=np.int64)]
-    for one, version, begin in zip(slices.versions, plan.versions, plan.timeline.begins, strict=True):
-        numbers = sample_numbers(one, wanted, length, plan.seed)
-        found.append(begin * batch + numbers[numbers < version.steps * batch])
+    for index, (one, begin) in enumerate(zip(slices.versions, plan.timeline.begins, strict=True)):
+        numbers = sample_numbers(one, wanted, plan.batch.seq_length, plan.seed)
+        found.append(plan.batch_sizes.samples_at(begin) + numbers[numbers < plan.samples_of(index)])
     return np.concatenate(found)
 
 
 def steps_of(plan: Plan, slices: PlanSlices, run: Run, positions: Numbers, wanted: Wanted) -> tuple[int, ...]:
     """The steps of a run that read the documents, ascending."""
-    batch = plan.batch.global_batch_size
+    sizes = plan.batch_sizes
     if run.kind == SCRATCH.name:
-        total = plan.timeline.ends[run.version_index - 1] * batch
+        total = sizes.samples_at(plan.timeline.ends[run.version_index - 1])
         mark = np.zeros(total, dtype=bool)
         mark[positions[positions < total]] = True
         positions = np.flatnonzero(mark[permutation(total, "mixture", plan.seed, run.version_index)])
-    first = run.first_step * batch
-    own = positions[(positions >= first) & (positions < run.last_step * batch)]
+    first, last = sizes.samples_at(run.first_step), sizes.samples_at(run.last_step)
+    own = positions[(positions >= first) & (positions < last)]
     if run.mix is not None:
         own = mixed(plan, slices.mixes[run.mix], run, run.mix, own, wanted)
-    return tuple((np.unique(own // batch) + 1).tolist())
+    return tuple(sorted({int(sizes.steps_at(int(position))) + 1 for position in own}))
 
 
 def mixed(
     plan: Plan, parts: Sequence[Slice], run: Run, mix: Mix, positions: Numbers, wanted: Wanted
 ) -> Numbers:
     """The positions of a branch with a mix: the main path's samples that it still reads, and the mix's."""
-    batch = plan.batch.global_batch_size
-    first, taken = run.first_step * batch, places(mix, batch, run.steps, run.version)
+    batch = plan.batch_of(run).global_batch_size
+    first, taken = plan.batch_sizes.samples_at(run.first_step), places(mix, batch, run.steps, run.version)
     found = [positions[taken["source"][positions - first] == 0]]
     for number, one in enumerate(parts, start=1):
         numbers = sample_numbers(one, wanted, plan.batch.seq_length, mix.seed)
