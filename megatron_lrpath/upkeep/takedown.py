@@ -44,10 +44,6 @@ def reduced(plan: Plan, existing: Sequence[Slice], wanted: Wanted) -> list[Reduc
     """
     found = []
     steps = {version.name: version.steps for version in plan.versions}
-    sizes = {
-        version.name: plan.batch_sizes.size_of(end)
-        for version, end in zip(plan.versions, plan.timeline.ends, strict=True)
-    }
     for one in existing:
         here = holds(one, wanted)
         if not here:
