@@ -1,4 +1,4 @@
-"""`lrpath doctor`: whether this machine can train, and what a plan still lacks."""
+"""`lrpath doctor`: check whether this machine can train, and what a plan lacks."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ MARKS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The plan, and the form of the answer."""
+    """Add the plan, and the output format."""
     add_plan(parser, "the plan file (default: only the machine)", optional=True)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Find and tell; 0, or 1 where something failed. UserError (status 2) for a plan that cannot be read."""
+    """Check and print; return 0, or 1 if a check failed. UserError (status 2) for an unreadable plan."""
     from megatron_lrpath.plan import load_plan
 
     loaded = load_plan(args.plan) if args.plan else None
@@ -54,14 +54,14 @@ def execute(args: argparse.Namespace) -> int:
             print()
             show(str(args.plan), plan)
         if failed:
-            say_next("mend what is marked FAILED, then call this again")
+            say_next("fix the checks marked FAILED, then call this again")
         else:
             say_next(next_for(loaded) if loaded else "lrpath doctor PLAN, or lrpath init for a plan")
     return 1 if failed else 0
 
 
 def show(title: str, checks: Sequence[Finding]) -> None:
-    """A table; advice stands under what was found."""
+    """Print a table; advice is below each finding."""
     from rich.console import Console
     from rich.text import Text
 

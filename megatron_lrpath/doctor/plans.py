@@ -1,4 +1,4 @@
-"""A plan: its runs, and what keeps them from being trained here."""
+"""Checks of a plan: its runs, and conditions that prevent their training on this machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from megatron_lrpath.wording import plural
 
 
 def plan_checks(plan: Plan) -> list[Finding]:
-    """Every check of a plan."""
+    """Return all checks of a plan."""
     runs = [run for paradigm in PARADIGMS for run in plan.runs(paradigm) if run.same_as is None]
     size = f"{plural(len(plan.versions), 'version')}, {plural(len(runs), 'run')}"
     loaded = Finding("plan", OK, f"{plan.name}: {size}")

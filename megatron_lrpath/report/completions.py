@@ -1,4 +1,4 @@
-"""The completions that `lrpath eval` left in the run folders: under each prompt, what each version wrote."""
+"""The completions of `lrpath eval` in the run folders: under each prompt, each version's continuation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from megatron_lrpath.runs.completions import completions_of
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt, the domain that it is from (empty: the plan), and a table of what the versions wrote after it."""
+    """A prompt, its domain (empty: from the plan), and a table of the versions' continuations."""
 
     text: str
     domain: str
@@ -20,7 +20,7 @@ class Prompt:
 
 
 def completions_by_prompt(tree: RunTree) -> list[Prompt]:
-    """The prompts that models were asked, with a row for each paradigm and version; none where no model was."""
+    """Return the prompts with completions, with a row for each paradigm and version; empty if there are none."""
     by_prompt: dict[tuple[str, str], list[tuple[str, str, str]]] = {}
     for paradigm in tree.paradigms:
         for version in tree.plan.versions:
