@@ -40,7 +40,8 @@ CALLS: dict[str, list[str]] = {
     "update": [PLAN, "--source", "new"],
 }
 """A call of every command that takes a plan."""
-OTHERS = {"init", "check-args", "samples", "docs", "completion", "trace", "archive", "adopt", "compare-starts", "probe", "audition"}  # fmt: skip
+OTHERS = {"init", "check-args", "samples", "docs", "completion"}
+OTHERS |= {"trace", "archive", "adopt", "compare-starts", "probe", "audition"}
 
 
 def call(name: str, plan: Path | str, words: list[str]) -> int:
