@@ -47,6 +47,7 @@ CALLS: dict[str, list[str]] = {
 }
 """A call of every command that takes a plan."""
 OTHERS = {"init", "check-args", "samples", "docs", "completion"}
+OTHERS |= {"trace", "archive", "adopt", "compare-starts", "probe", "audition"}
 
 
 def call(name: str, plan: Path | str, words: list[str]) -> int:
