@@ -218,9 +218,8 @@ def tell_changes(args: argparse.Namespace, plan: Plan, changed: Sequence[Reduced
             if again.hours is None or again.pace is None
             else f", {hours_text(again.hours, again.pace.unit)}"
         )
-        print(
-            f"together {again.steps:,} steps, {short_number(sum(plan.tokens(run.from_step, run.to_step) for run in again.runs))} tokens{cost}"
-        )
+        tokens = short_number(sum(plan.tokens(run.from_step, run.to_step) for run in again.runs))
+        print(f"together {again.steps:,} steps, {tokens} tokens{cost}")
     print("next:")
     if again.rewind_to:
         print(f"  lrpath rewind {path} --to-step {again.rewind_to}")
