@@ -24,6 +24,11 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def say_next(text: str) -> None:
+    """Print the command that comes next: the last line on the standard output of a command that is done."""
+    print(f"next: {text}", flush=True)
+
+
 def warn(text: object) -> None:
     """Print `text` as a warning; the training continues."""
     say(f"lrpath: WARNING: {text}")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from megatron_lrpath.commands.options import add_plan, count_from
+from megatron_lrpath.console import say_next
 from megatron_lrpath.exits import BAD_INPUT
 from megatron_lrpath.paradigms import MAIN, OURS
 
@@ -54,7 +56,20 @@ def execute(args: argparse.Namespace) -> int:
         print(json.dumps({"predicted": True, "layouts": rows, "gpu_hours": hours}, indent=2))
     else:
         show(plan, rows, hours)
+        say_next(following(args, rows))
     return 0 if any(one["fits"] for one in rows) else BAD_INPUT
+
+
+def following(args: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> str:
+    """The command that takes the smallest GPU that fits, or asks for more nodes where none does."""
+    fitting = [one for one in rows if one["fits"]]
+    words = ["lrpath", "submit" if fitting else "budget", str(args.plan)]
+    one = (fitting or rows[-1:])[0]
+    nodes = one["nodes"] if fitting else 2 * one["nodes"]
+    words += ["--gpu-memory", str(one["gpu_memory"] // 2**30), "--nodes", str(nodes)]
+    words += ["--gpus-per-node", str(args.gpus_per_node)]
+    words += ["--dry-run"] if fitting else []
+    return shlex.join([*words, *(["--", *args.extra] if args.extra else [])])
 
 
 def ready(plan: Plan, extra: Sequence[str]) -> Plan:
@@ -63,14 +78,12 @@ def ready(plan: Plan, extra: Sequence[str]) -> Plan:
     Raises:
         UserError: arguments after `--` that a training would refuse.
     """
-    from dataclasses import replace
-
     from megatron_lrpath.readiness import refuse
     from megatron_lrpath.readiness.arguments import argument_checks
-    from megatron_lrpath.readiness.tokenizer import tokenizer_check
+    from megatron_lrpath.readiness.tokenizer import with_vocabulary
 
     refuse([(plan, argument_checks(plan, [plan.run(OURS.name, MAIN.prefix)], extra))])
-    return replace(plan, tokenizer=replace(plan.tokenizer, vocab_size=tokenizer_check(plan)[1]))
+    return with_vocabulary(plan)
 
 
 def row(plan: Plan, gigabytes: int, nodes: int | None, per_node: int, extra: Sequence[str]) -> dict[str, Any]:
@@ -122,18 +135,20 @@ def show(plan: Plan, rows: Sequence[dict[str, Any]], hours: dict[str, dict[str, 
     from megatron_lrpath.launch.layouts import MFU
     from megatron_lrpath.launch.memory import GIB
 
-    print(f"{plan.name}: GiB of a GPU, and of a node's host for a save. Predicted, not measured.")
     console = Console(highlight=False)
+    console.print(
+        f"{plan.name}: GiB of a GPU, and of a node's host for a save. Predicted, not measured.", markup=False
+    )
     console.print(terminal_table(TITLES, "LLrrrrrRr", map(cells, rows)))
     for one in rows:
         chosen = " ".join(one["arguments"]) or "the plan's arguments"
         advice = (
             "" if one["fits"] else ". It does NOT fit: more nodes, a smaller micro batch, or recomputation"
         )
-        print(f"GPUs of {one['gpu_memory'] // GIB} GB: {chosen}{advice}")
+        console.print(f"GPUs of {one['gpu_memory'] // GIB} GB: {chosen}{advice}", markup=False)
     for name, of in hours.items():
-        told = ", ".join(f"{paradigm} {value:,.0f}" for paradigm, value in of.items())
-        print(f"GPU hours on {name} at an assumed {MFU:.0%} of the peak: {told}")
+        told = ", ".join(f"{one} {value:,.0f}" if value >= 1 else f"{one} < 1" for one, value in of.items())
+        console.print(f"GPU hours on {name} at an assumed {MFU:.0%} of the peak: {told}", markup=False)
 
 
 def cells(one: dict[str, Any]) -> list[str]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 
 from megatron_lrpath.commands.options import PLAN_OR_EXPERIMENT, add_runs, paradigms_of
+from megatron_lrpath.console import say_next
 
 HELP = "end the Slurm jobs of a plan (or experiment); running trainings save first"
 EXAMPLE = "lrpath cancel plan.yaml --paradigm ours --run branch-v3"
@@ -35,6 +37,8 @@ def execute(args: argparse.Namespace) -> int:
     ended = cancel(Ledger.of(output), keys, args.now)
     for entry, how in ended:
         print(f"{entry.key} (job {entry.number}): {how}")
+    path = shlex.quote(str(args.plan))
     if not ended:
         print(f"no job of {args.plan} is waiting or running")
+    say_next(f"lrpath submit {path} goes on from what is saved" if ended else f"lrpath status {path}")
     return 0

@@ -11,9 +11,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_lrpath.commands.following import next_for
 from megatron_lrpath.commands.options import EVERY, PLAN, add_device, add_runs, count_from, paradigms_of
-from megatron_lrpath.console import say_error, terminal_table
+from megatron_lrpath.console import say_error, say_next, terminal_table
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.exits import BAD_INPUT, FAILED
 from megatron_lrpath.paradigms import OURS
 from megatron_lrpath.runs import failure
 from megatron_lrpath.runs.folder import OutputFolder, RunFolder, read_json_object
@@ -88,6 +90,8 @@ def execute_tasks(args: argparse.Namespace) -> int:
     elif status := run_worker(args, names, OutputFolder(output).logs / "downstream.log"):
         return status
     show([one.name for one in subjects], [one.folder for one in subjects])
+    if not args.plan.is_dir():
+        say_next(f"lrpath report {shlex.quote(str(args.plan))}")
     return 0
 
 
@@ -120,8 +124,13 @@ def run_worker(args: argparse.Namespace, names: list[str], log: Path) -> int:
     environment = {"TOKENIZERS_PARALLELISM": "false"}
     status, found = run_logged(command, environment, log, "its process", all_output=False)
     if found:
-        say_error(f"the evaluation stopped: {found.message}\n  log: {log}; call again to continue")
-    return status if status in (0, 2) else 1
+        say_error(f"the evaluation stopped: {found.message}\n  log: {log}; {found.again}")
+    return status_of(status)
+
+
+def status_of(worker: int) -> int:
+    """Return the exit status of the command for that of its worker."""
+    return worker if worker in (0, BAD_INPUT) else FAILED
 
 
 def run_logged(
@@ -197,7 +206,7 @@ def execute(args: argparse.Namespace) -> int:
     from megatron_lrpath.plan import load_plan
     from megatron_lrpath.plan.secrets import secret_problem
     from megatron_lrpath.runs.completions import needs_completions
-    from megatron_lrpath.runs.elsewhere import lies_elsewhere
+    from megatron_lrpath.runs.elsewhere import nothing_there
     from megatron_lrpath.runs.results import (
         Target,
         is_complete,
@@ -220,31 +229,36 @@ def execute(args: argparse.Namespace) -> int:
         targets = main_path_targets(plan, open_validation(plan.data).fingerprint, args.force)
         if not targets:
             print("nothing to evaluate: all checkpoints of the main path are evaluated")
-        return evaluate(plan, targets, args) if targets else 0
+        status = evaluate(plan, targets, args) if targets else 0
+        if status == 0:
+            say_next(f"lrpath advise {shlex.quote(str(args.plan))}")
+        return status
     paradigms = paradigms_of(args, plan)
     runs = model_runs(plan, paradigms)
     if args.run:
-        known = ", ".join(run.name for run in runs)
+        from megatron_lrpath.runs.tasks import unknown_run
+
+        names = [run.name for run in runs]
         if len(paradigms) == 1:
             runs = [plan.run(paradigms[0], args.run)]
         elif not (runs := [run for run in runs if run.name == args.run]):
-            raise UserError(f"{plan.path} has no version's run {args.run!r}; it has {known}.")
+            raise unknown_run(plan.path, args.run, names)
     trained = [run for run in runs if is_complete(plan.folder(run), run)]
     wanted = [
         run for run in trained if args.force or needs_evaluation(plan, run) or needs_completions(plan, run)
     ]
     if not trained:
-        where = lies_elsewhere(plan.path, plan.output) or f"Train first: lrpath run {plan.path}"
-        raise UserError(f"{plan.output}: nothing to evaluate, no version is trained yet. {where}")
+        raise nothing_there(plan, "nothing to evaluate, no version is trained yet")
     if not wanted:
         print(
             f"nothing to evaluate: {len(trained)} of {len(runs)} versions are trained, all of them evaluated"
         )
+        say_next(next_for(plan, paradigms))
         return 0
     kinds = ([run for run in wanted if not run.is_sft], [run for run in wanted if run.is_sft])
     status = max(evaluate(plan, [Target(run) for run in runs], args) for runs in kinds if runs)
     if status == 0:
-        print(f"next: lrpath report {shlex.quote(str(args.plan))}")
+        say_next(f"lrpath report {shlex.quote(str(args.plan))}")
     return status
 
 
@@ -267,10 +281,10 @@ def evaluate(plan: Plan, targets: list[Target], args: argparse.Namespace) -> int
     command = torchrun.Ranks("megatron_lrpath.evaluate.worker", tuple(options), args.nproc)
     threads = str(max(1, (os.cpu_count() or 1) // args.nproc))
     print(f"evaluating {what(plan, targets, args.force)} …", flush=True)
-    _, found = run_logged(command, {"OMP_NUM_THREADS": threads}, log, "torchrun", all_output=True)
+    status, found = run_logged(command, {"OMP_NUM_THREADS": threads}, log, "torchrun", all_output=True)
     if found:
-        say_error(f"the evaluation failed: {found.message}\n  log: {log}")
-        return 1
+        say_error(f"the evaluation failed: {found.message}\n  log: {log}; {found.again}")
+        return status_of(BAD_INPUT if found.status == BAD_INPUT else status)
     for target in targets:
         evaluation = evaluation_of(plan, target)
         if not evaluation:

@@ -7,7 +7,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_lrpath.console import terminal_table
+from megatron_lrpath.commands.following import next_for_experiment
+from megatron_lrpath.console import say_next, terminal_table
+from megatron_lrpath.wording import short_number
 
 if TYPE_CHECKING:
     from megatron_lrpath.experiment.load import Experiment
@@ -38,6 +40,7 @@ def execute(args: argparse.Namespace) -> int:
         print(json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False))
     else:
         show(experiment, facts)
+        say_next(next_for_experiment(experiment))
     return 0
 
 
@@ -82,15 +85,17 @@ def show(experiment: Experiment, facts: dict[str, Any]) -> None:
     for point in facts["points"]:
         mine = [one for one in facts["trainings"] if one["name"].startswith(point["name"] + "/")]
         steps = sum(one["steps"] for one in mine)
-        rows.append((point["name"], f"{len(mine)}", f"{steps:,}", point["plan"]))
-    table = terminal_table(("variation", "trainings", "steps", "plan"), "lrrl", rows)
-    console = Console()
+        rows.append((point["name"], f"{len(mine)}", f"{steps:,}"))
+    table = terminal_table(("variation", "trainings", "steps"), "LRR", rows)
+    console = Console(highlight=False)
     if experiment.about:
         console.print(Text(experiment.about))
     console.print(table)
     saved = 1 - facts["total_steps"] / facts["steps_without_sharing"]
     console.print(
         f"{len(facts['points'])} plans, {len(facts['trainings'])} trainings, {facts['total_steps']:,} steps "
-        f"({facts['total_tokens']:,} tokens); what the plans share is trained once, under the first of them "
-        f"({saved:.0%} saved)"
+        f"({short_number(facts['total_tokens'])} tokens); what the plans share is trained once, under the first of "
+        f"them ({saved:.0%} saved)"
     )
+    plans = experiment.points[0].plan.path.parent
+    console.print(f"plan of each variation: {plans}/<variation>.yaml", soft_wrap=True, markup=False)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_lrpath.commands.options import paradigms_of
-from megatron_lrpath.console import quiet
+from megatron_lrpath.console import quiet, say_next
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.paradigms import OURS, PARADIGMS
 from megatron_lrpath.runs.folder import RunFolder
@@ -104,7 +104,7 @@ def tell_next(plan: Plan, run: Run, folder: Path) -> None:
     path, name = shlex.quote(str(plan.path)), f"{plan.name}-{run.name}"
     see = f"lrpath chat {path}" if run.is_sft else f"lrpath generate {path}"
     after = "" if run.is_sft else ' "some text"'
-    print(f"next: {see} --paradigm {run.paradigm} --run {run.name}{after}")
+    say_next(f"{see} --paradigm {run.paradigm} --run {run.name}{after}")
     print(f"to a hub: hf upload USER/{name} {shlex.quote(str(folder))}")
     if plan.license is None:
         print("  (the model card names no licence: `license:` in the plan)", file=sys.stderr)
@@ -112,6 +112,7 @@ def tell_next(plan: Plan, run: Run, folder: Path) -> None:
 
 def chosen(plan: Plan, args: argparse.Namespace) -> list[Run]:
     """Return the named run, or all trained versions' runs."""
+    from megatron_lrpath.runs.elsewhere import nothing_there
     from megatron_lrpath.runs.results import is_complete, model_runs
 
     if args.run:
@@ -119,7 +120,7 @@ def chosen(plan: Plan, args: argparse.Namespace) -> list[Run]:
     paradigm = args.paradigm or OURS.name
     runs = [run for run in model_runs(plan, [paradigm]) if is_complete(plan.folder(run), run)]
     if not runs:
-        raise UserError(f"no version of {paradigm} is trained yet: lrpath run {plan.path}")
+        raise nothing_there(plan, f"nothing to export, no version of {paradigm} is trained yet")
     if (args.output or args.step is not None) and len(runs) > 1:
         raise UserError(
             f"--output and --step are for one run: add --run, one of {', '.join(r.name for r in runs)}"

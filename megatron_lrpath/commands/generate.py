@@ -115,6 +115,7 @@ def opened(args: argparse.Namespace, tuned: bool) -> list[tuple[str, Writer]]:
 
 def chosen(plan: Plan, args: argparse.Namespace, tuned: bool) -> list[Run]:
     """Return the runs that the options select; with --compare all trained ones, without options the newest."""
+    from megatron_lrpath.runs.elsewhere import nothing_there
     from megatron_lrpath.runs.results import is_complete, model_runs
 
     if args.run and args.compare:
@@ -133,7 +134,7 @@ def chosen(plan: Plan, args: argparse.Namespace, tuned: bool) -> list[Run]:
     ]
     if not runs:
         what, command = ("fine-tuned", "sft") if tuned else ("trained", "run")
-        raise UserError(f"{plan.output}: no version is {what} yet: lrpath {command} {plan.path}")
+        raise nothing_there(plan, f"no version is {what} yet", command)
     if args.compare:
         return runs
     newest = [run for run in runs if run.paradigm == runs[0].paradigm][-1]
@@ -172,6 +173,9 @@ def side_by_side(texts: dict[str, str]) -> None:
         return
     table = terminal_table(tuple(texts), "l" * len(texts), [tuple(texts.values())])
     for column in table.columns:
-        column.ratio = 1
+        column.ratio, column.overflow = (
+            1,
+            "fold",
+        )  # a word that is longer than the column is no less part of it
     table.expand = True
     console.print(table)

@@ -7,6 +7,7 @@ import json
 import shlex
 from pathlib import Path
 
+from megatron_lrpath.console import say_next
 from megatron_lrpath.errors import UserError, cause
 from megatron_lrpath.models import RECIPES
 
@@ -61,6 +62,10 @@ def execute(args: argparse.Namespace) -> int:
     print(f"{args.folder}: {len(contents) - len(kept)} files (plans in examples/, Slurm recipes in slurm/)")
     for path in kept:
         print(f"kept as it is, since it differs: {path}")
+    say_next(
+        f"cd {shlex.quote(str(args.folder))} && python examples/quickstart/prepare.py && "
+        "lrpath run examples/quickstart/plan.yaml"
+    )
     return 0
 
 
@@ -90,7 +95,6 @@ def write_plan(args: argparse.Namespace) -> int:
         raise UserError(f"{path}: cannot be written ({error.strerror}); name another folder") from None
     steps = ", ".join(f"{version.name} {version.steps:,}" for version in plan.versions)
     quoted = shlex.quote(str(path))
-    print(f"{path}: {plan.model.recipe}, steps by version: {steps}\nnext:")
-    for command in ("plan", "run", "report"):
-        print(f"  lrpath {command} {quoted}")
+    print(f"{path}: {plan.model.recipe}, steps by version: {steps}")
+    say_next(", then ".join(f"lrpath {command} {quoted}" for command in ("plan", "run", "report")))
     return 0

@@ -26,7 +26,7 @@ from megatron_lrpath.plan.wording import (
     step_tokens_text,
 )
 from megatron_lrpath.runs.storage import predicted
-from megatron_lrpath.wording import byte_size, short_number
+from megatron_lrpath.wording import byte_size, plural, short_number
 
 COLOURS = ("cyan", "green", "yellow", "magenta", "blue", "red")
 MAIN_COLOUR = "white"
@@ -50,7 +50,7 @@ def show_plan(
         console = Console(width=PIPE_WIDTH)
     schedule = plan.schedule
     headline = (
-        f"{plan.name}: {len(plan.versions)} versions, {schedule_name(plan)} from {schedule.max_lr:g} to "
+        f"{plan.name}: {plural(len(plan.versions), 'version')}, {schedule_name(plan)} from {schedule.max_lr:g} to "
         f"{schedule.min_lr:g}, warm-up {schedule.warmup:,} steps, alpha {plan.alpha:g}, "
         f"{step_tokens_text(plan)} tokens a step"
     )
@@ -94,10 +94,11 @@ def show_plan(
 def new_text(plan: Plan) -> str:
     """The tokens that the slices of versions with a replay need; empty without any."""
     texts = []
-    for index, (version, end) in enumerate(zip(plan.versions, plan.timeline.ends, strict=True)):
+    spans = zip(plan.versions, plan.timeline.begins, plan.timeline.ends, strict=True)
+    for index, (version, begin, end) in enumerate(spans):
         if version.replay:
             new = plan.samples_of(index) * plan.batch.seq_length
-            again = plan.tokens(end - version.steps, end) - new
+            again = plan.tokens(begin, end) - new
             texts.append(f"{version.name} {short_number(new)} ({short_number(again)} more are replayed)")
     return f"Tokens that slices need: {', '.join(texts)}" if texts else ""
 

@@ -8,7 +8,9 @@ import shlex
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from megatron_lrpath.commands.following import next_for
 from megatron_lrpath.commands.options import add_plan
+from megatron_lrpath.console import say_next
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,6 +59,9 @@ def execute(args: argparse.Namespace) -> int:
             carry_out(found)
     if not args.json:
         print(ending(args, found))
+        keep = (["--keep-ends"] if args.keep_ends else []) + (["--archived"] if args.archived else [])
+        remove = shlex.join(["lrpath", "prune", str(args.plan), *keep, "--yes"])
+        say_next(remove if found.spare and not args.yes else next_for(plan))
     return 0
 
 
@@ -128,7 +133,7 @@ def reason(one: Found) -> str:
 
 
 def ending(args: argparse.Namespace, found: Survey) -> str:
-    """Print the result, and the next command."""
+    """Return the result, done or possible."""
     from megatron_lrpath.wording import byte_size, plural
 
     if not found.spare:
@@ -138,5 +143,4 @@ def ending(args: argparse.Namespace, found: Survey) -> str:
     amount = f"{plural(len(found.spare), 'checkpoint')}, {byte_size(sum(one.bytes for one in found.spare))}"
     if args.yes:
         return f"removed {amount}"
-    keep = (" --keep-ends" if args.keep_ends else "") + (" --archived" if args.archived else "")
-    return f"nothing was removed; to remove {amount}: lrpath prune {shlex.quote(str(args.plan))}{keep} --yes"
+    return f"nothing was removed; {amount} may go"

@@ -7,7 +7,9 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_lrpath.commands.following import next_for
 from megatron_lrpath.commands.options import add_plan, count_from
+from megatron_lrpath.console import say_next
 from megatron_lrpath.errors import UserError
 
 if TYPE_CHECKING:
@@ -72,6 +74,7 @@ def rewind(plan: Plan, step: int, dropped: list[str], dry_run: bool) -> int:
     record = begun(plan, step, dropped)
     if record is None and is_done(plan, step, dropped):
         print(f"nothing to do: the main path was rewound to step {step:,} already, and has not gone on since")
+        say_next(next_for(plan))
         return 0
     if record is None:
         prepared = prepare(plan, step, dropped)
@@ -79,6 +82,7 @@ def rewind(plan: Plan, step: int, dropped: list[str], dry_run: bool) -> int:
     tell(plan, record, staying)
     if dry_run:
         print("nothing was written (--dry-run)")
+        say_next("the same command without --dry-run")
         return 0
     with ExitStack() as held:
         if record.slices:
@@ -87,9 +91,8 @@ def rewind(plan: Plan, step: int, dropped: list[str], dry_run: bool) -> int:
             )
         carry_out(plan, record)
     path = shlex.quote(str(plan.path))
-    print(
-        f"next: lrpath update {path} …, or lrpath run {path}; when nothing is missed: lrpath rewind {path} --confirm"
-    )
+    say_next(f"lrpath update {path} --source PREFIX, or lrpath run {path}")
+    print(f"when nothing is missed: lrpath rewind {path} --confirm")
     return 0
 
 
@@ -134,6 +137,7 @@ def set_aside(plan: Plan, confirm: bool) -> int:
     records = all_set_aside(output)
     if not records and not half_removed(output):
         print(f"{output}: nothing is set aside")
+        say_next(next_for(plan))
         return 0
     for one in records:
         size = byte_size(folder_bytes(one.folder(output)))
@@ -143,8 +147,8 @@ def set_aside(plan: Plan, confirm: bool) -> int:
     if confirm:
         remove_set_aside(plan, records)
         print("removed")
+        say_next(next_for(plan))
     else:
-        print(
-            f"nothing was removed; to remove it for good: lrpath rewind {shlex.quote(str(plan.path))} --confirm"
-        )
+        print("nothing was removed")
+        say_next(f"to remove it for good: lrpath rewind {shlex.quote(str(plan.path))} --confirm")
     return 0

@@ -14,6 +14,7 @@ from megatron_lrpath.commands.options import (
     request_of,
     training_options,
 )
+from megatron_lrpath.console import say_next
 from megatron_lrpath.errors import UserError
 
 HELP = "fine-tune the trained versions on chats or instructions, as the plan's section `sft` says"
@@ -62,9 +63,9 @@ def execute(args: argparse.Namespace) -> int:
     path = shlex.quote(str(args.plan))
     if args.prepare:
         if not args.output:
-            print(f"next: lrpath sft {path}")
+            say_next(f"lrpath sft {path}")
         return 0
     status = carry_out(plan, options)
     if status == 0:
-        print(f"next: lrpath chat {path}")
+        say_next(f"lrpath chat {path}")
     return status

@@ -13,8 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_lrpath.commands.following import next_for, next_for_experiment, next_of_status
 from megatron_lrpath.commands.options import PLAN_OR_EXPERIMENT, add_runs, number_in, paradigms_of
-from megatron_lrpath.console import terminal_table
+from megatron_lrpath.console import say_next, terminal_table
 from megatron_lrpath.wording import byte_size, clock, listing, plural, short_number
 
 if TYPE_CHECKING:
@@ -59,8 +60,24 @@ def execute(args: argparse.Namespace) -> int:
     elif args.json:
         print(json.dumps(look(), indent=2, allow_nan=False))
     else:
-        console.print(view(look(), is_narrow(console)))
+        status = look()
+        console.print(view(status, is_narrow(console)))
+        say_next(next_of_status(status, args.plan, carried_on(args)))
     return 0
+
+
+def carried_on(args: argparse.Namespace) -> str:
+    """The command that carries the plan or experiment on."""
+    from megatron_lrpath.experiment.load import is_experiment, load_experiment
+    from megatron_lrpath.plan import load_plan
+    from megatron_lrpath.runs.elsewhere import lies_elsewhere
+
+    if is_experiment(args.plan):
+        return next_for_experiment(load_experiment(args.plan))
+    plan = load_plan(args.plan)
+    if there := lies_elsewhere(args.plan, plan.output):
+        return f"the same command there: {there}"
+    return next_for(plan, paradigms_of(args, plan))
 
 
 def is_narrow(console: Console) -> bool:

@@ -19,7 +19,7 @@ from megatron_lrpath.commands.options import (
     overridden,
     paradigms_of,
 )
-from megatron_lrpath.console import terminal_table
+from megatron_lrpath.console import say_next, terminal_table
 from megatron_lrpath.wording import duration, hours_text, plural, short_number
 
 if TYPE_CHECKING:
@@ -87,6 +87,8 @@ def execute(args: argparse.Namespace) -> int:
             sys.stdout.flush()
         finally:  # what stops the submission comes last, and all at once
             check()
+        if not args.json:
+            say_next("the same command without --dry-run")
         return 0
     if not args.set:  # else it was checked before it was written
         check()
@@ -100,7 +102,7 @@ def execute(args: argparse.Namespace) -> int:
         show_table(submission, rows)
         for one in costs:
             print(cost_text(one))
-        print(f"\nfollow them: lrpath status {shlex.quote(str(follow))}")
+        say_next(f"lrpath status {shlex.quote(str(follow))}")
     return 0
 
 
@@ -225,7 +227,7 @@ def time_of(plan: Plan, tokens: int, jobs: list[Job], gpus: bool) -> dict[str, A
 
 
 def cost_text(one: dict[str, Any]) -> str:
-    """Return the cost of a plan in a line or two."""
+    """Return the cost of a plan, a line for each part."""
     text = (
         f"{one['plan']}: {plural(one['steps'], 'step')} left to train, {short_number(one['tokens'])} tokens"
     )
@@ -239,29 +241,31 @@ def cost_text(one: dict[str, Any]) -> str:
         return text
     basis = f"at {pace['seconds_per_step']:.3g} s a step, {pace['basis']}" if pace else ""
     basis = basis or f"computed for {one['mfu']:.0%} of the peak"
-    return f"{text}\n  {', '.join(times)}\n  {basis}"
+    return "\n  ".join([text, *times, basis])
 
 
 def show_table(submission: Submission, rows: list[dict[str, Any]]) -> None:
     """Print the jobs as a table."""
     from rich.console import Console
 
-    titles = ("job", "number", "", "nodes", "processes", "waits for")
-    table = terminal_table(titles, "L" * len(titles))
+    titles = ("job", "number", "", "nodes", "waits for")
+    table = terminal_table(titles, "LRLRl")
     for shown in rows:
-        processes = f"{shown['nodes'] * shown['processes_per_node']}"
+        place = f"{shown['nodes']} × {shown['processes_per_node']}"
         waits = ", ".join(
             wait["key"] if wait["step"] is None else f"{wait['key']} at step {wait['step']}"
             for wait in shown["waits_for"]
         )
         waits = "all evaluations" if shown["kind"] == "report" and shown["waits_for"] else waits
         number = "" if shown["job"] is None else str(shown["job"])
-        table.add_row(shown["key"], number, shown["action"], str(shown["nodes"]), processes, waits)
+        table.add_row(shown["key"], number, shown["action"], place, waits)
     console = Console(highlight=False)
-    console.width = max(console.width, 120)
-    console.print(
-        f"{submission.name}: {len(rows)} jobs, results in {submission.output}", markup=False, soft_wrap=True
+    if not console.is_terminal:
+        console.width = 160  # nobody's line to fit into
+    heading = (
+        f"{submission.name}: {plural(len(rows), 'job')} (nodes × processes), results in {submission.output}"
     )
+    console.print(heading, markup=False, soft_wrap=True)
     console.print(table)
     layout: list[str] = next((shown["arguments"] for shown in rows if shown["kind"] == "train"), [])
     if layout:

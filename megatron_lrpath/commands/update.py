@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_lrpath.commands.options import add_plan, number_in
+from megatron_lrpath.console import say_next
 from megatron_lrpath.errors import UserError
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ def execute(args: argparse.Namespace) -> int:
         tell(plan, update, args)
         if args.dry_run:
             print("nothing was written (--dry-run)")
+            say_next("the same command without --dry-run")
             return 0
         keep(list(reversed(update.slices)), existing, folder)  # the version last: the plan names it next
         if not update.known:
@@ -321,7 +323,7 @@ def go_on(args: argparse.Namespace) -> int:
 
     path = shlex.quote(str(args.plan))
     if not (args.run or args.submit):
-        print(f"next: lrpath run {path}   (on a cluster: lrpath submit {path}), then lrpath report {path}")
+        say_next(f"lrpath run {path}   (on a cluster: lrpath submit {path}), then lrpath report {path}")
         return 0
     command = run if args.run else submit
     parser = argparse.ArgumentParser()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from megatron_lrpath.console import say_next
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.experiment.load import Experiment, Point, training_key
 from megatron_lrpath.experiment.table import PAGE
@@ -29,7 +31,7 @@ from megatron_lrpath.launch.slurm.settings import Settings
 from megatron_lrpath.launch.slurm.submit import Submission
 from megatron_lrpath.readiness import Request
 from megatron_lrpath.runs.folder import OutputFolder
-from megatron_lrpath.runs.tasks import Task, build_tasks, with_ancestors
+from megatron_lrpath.runs.tasks import Task, build_tasks, unknown_run, with_ancestors
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,7 @@ def chosen_keys(experiment: Experiment, paradigms: Sequence[str], run: str | Non
     tasks = experiment_tasks(experiment, paradigms)
     keys = {task.key for task in tasks if run in (None, task.run.name)}
     if not keys:
-        names = ", ".join(dict.fromkeys(task.run.name for task in tasks))
-        raise UserError(f"--run {run}: there is no such run; the experiment's runs are {names}")
+        raise unknown_run(experiment.path, str(run), [task.run.name for task in tasks])
     return keys
 
 
@@ -143,7 +144,10 @@ def carry_out_experiment(
             )
             starter = starter_of(share, options)
             Runner(experiment.name, tasks, share, command, display, options.grace, starter).run()
-        return _evaluate(experiment, share, options) if options.evaluate else 0
+        status = _evaluate(experiment, share, options) if options.evaluate else 0
+        if status == 0:
+            say_next(f"lrpath report {shlex.quote(str(experiment.path))}")
+        return status
 
     return alone(experiment.output, work)
 

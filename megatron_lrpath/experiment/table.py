@@ -133,7 +133,7 @@ def show_table(table: ExperimentTable, page: Path, console: Console) -> None:
     console.print(drawn)
     if table.known < table.wanted:
         missing = f"{table.known} of {table.wanted} perplexities have been measured."
-        console.print(Text(f"{missing} Next: lrpath run {table.experiment.path}", style="yellow"))
+        console.print(Text(missing, style="yellow"))
     console.print(Text(f"Table: {page}"), soft_wrap=True)
 
 

@@ -17,6 +17,7 @@ from megatron_lrpath.models import parameter_count, resolve_model
 from megatron_lrpath.paradigms import OURS
 from megatron_lrpath.plan import PARADIGMS, Plan, load_plan
 from megatron_lrpath.shipped import shipped_folder
+from megatron_lrpath.wording import plural
 
 GPUS_PER_NODE = 8
 MFU = 0.40  # assumed share of the peak; measure yours in the first hundred steps
@@ -168,9 +169,13 @@ def allocate(
     if why := _misfit(plan, layout, nodes * per_node, left):
         most = max(64, 2 * nodes)
         fitting = [count for count in range(1, most + 1) if not _misfit(plan, layout, count * per_node, left)]
-        counts = ", ".join(map(str, fitting[:12])) or f"none with {per_node} a node"
+        counts = ", ".join(map(str, fitting[:12]))
+        fewer = [count for count in range(1, per_node) if not _misfit(plan, layout, nodes * count, left)]
+        if not fitting and fewer:
+            counts = f"none; numbers of processes a node that do: {', '.join(map(str, fewer))}"
         raise UserError(
-            f"{nodes} nodes with {per_node} processes each do not fit: {why}. Numbers of nodes that do: {counts}"
+            f"{plural(nodes, 'node')} with {plural(per_node, 'process', 'es')} each: {why}. "
+            f"Numbers of nodes that do: {counts or 'none'}"
         )
     # the largest micro batch up to the layout's that divides what a copy of the model gets of a batch
     copies = nodes * per_node // layout.model_parallel

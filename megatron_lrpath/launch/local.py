@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
-from megatron_lrpath.console import say, say_error
+from megatron_lrpath.console import say, say_error, say_next
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.launch import warm
 from megatron_lrpath.launch.display import PlainDisplay, open_display
@@ -110,7 +110,7 @@ def carry_out(
         if not trained:
             print(f"nothing to do: {plural(len(tasks), 'run')} of {plan.path} complete in {plan.output}")
         if not options.only_sft:
-            print(f"next: lrpath report {shlex.quote(str(plan.path))}")
+            say_next(f"lrpath report {shlex.quote(str(plan.path))}")
         return 0
 
     return alone(Path(plan.output), work)

@@ -327,7 +327,7 @@ def how_to_go_on(task: Task, status: int) -> str:
     """Return what to do after a run's process ended with `status` before the run was complete."""
     found = failure.read(RunFolder(task.folder).error) if status not in (0, SAVED_AND_STOPPED) else None
     if status == BAD_INPUT or (found is not None and found.calling_again_helps is False):
-        return "calling again without a change would fail in the same way"
+        return failure.NO_USE
     return "call the same command again to continue from the last checkpoints"
 
 

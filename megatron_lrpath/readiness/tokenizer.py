@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from megatron_lrpath.data.record import tokenizer_problems
@@ -26,6 +27,14 @@ def tokenizer_check(plan: Plan) -> tuple[Finding, int]:
     if found is None:
         return Finding("tokenizer", OK, f"{kind}: looked into when a training starts"), USUAL_VOCABULARY
     return Finding("tokenizer", OK, f"{kind}: {found:,} tokens"), found
+
+
+def with_vocabulary(plan: Plan) -> Plan:
+    """The plan with the number of its tokenizer's tokens, for predictions of sizes; a usual one where it is not known.
+
+    It is no plan to train: the number is part of a run's identity only where the plan's file has it.
+    """
+    return replace(plan, tokenizer=replace(plan.tokenizer, vocab_size=tokenizer_check(plan)[1]))
 
 
 def tokens_of(kind: str, model: str | None) -> int | None:

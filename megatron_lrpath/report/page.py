@@ -20,7 +20,7 @@ from megatron_lrpath.console import terminal_table
 from megatron_lrpath.files import atomic_write_bytes, atomic_write_text
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.report.collect import Gap, RunTree, collect, gaps
-from megatron_lrpath.report.completions import completion_table
+from megatron_lrpath.report.completions import Prompt, completions_by_prompt
 from megatron_lrpath.report.downstream import downstream_csv, downstream_table
 from megatron_lrpath.report.facts import data_table, facts, subtitle, unmeasured
 from megatron_lrpath.report.figures import draw_cost, draw_losses, draw_rates
@@ -57,7 +57,7 @@ class Report:
     domains: Table | None
     sets: Table | None
     downstream: Table | None
-    completions: Table | None
+    completions: list[Prompt]
     rate_check: RateSummary
     rates: Drawing
     cost: Drawing | None
@@ -99,7 +99,7 @@ def make_report(plan: Plan, now: datetime, paradigms: Sequence[str] | None = Non
         domains=domain_table(tree),
         sets=set_table(tree),
         downstream=downstream_table(tree),
-        completions=completion_table(tree),
+        completions=completions_by_prompt(tree),
         rate_check=summarize(check_rates(tree)),
         rates=draw_rates(tree),
         cost=draw_cost(tree),
@@ -198,7 +198,7 @@ def show(report: Report, page: Path, console: Console) -> None:
         for line in check.details:
             console.print(Text(line, style="red"))
     for gap in report.gaps:
-        console.print(Text(gap.text + (f" Next: {gap.command}" if gap.command else ""), style="yellow"))
+        console.print(Text(gap.text, style="yellow"))
     console.print(Text(f"Report: {page}"), soft_wrap=True)
 
 

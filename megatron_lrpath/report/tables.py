@@ -26,12 +26,16 @@ FORMULA = ("=", "+", "-", "@")  # what a spreadsheet takes for the beginning of 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell's text; `best` is bold, `opens` begins a group of rows, `paradigm` sets its colour."""
+    """A cell's text; `best` is bold, `opens` begins a group of rows, `paradigm` sets its colour.
+
+    Prose is wrapped and keeps its line ends; other cells stay on one line.
+    """
 
     text: str
     best: bool = False
     opens: bool = False
     paradigm: str = ""
+    is_prose: bool = False
 
 
 @dataclass(frozen=True)

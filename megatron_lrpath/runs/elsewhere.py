@@ -1,8 +1,18 @@
-"""The location of a plan's relative folders when a command is called from another folder than the runs were."""
+"""Missing results of a plan: its relative folders are elsewhere, or its runs must be trained first."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
+
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.plan import Plan
+
+
+def nothing_there(plan: Plan, what: str, command: str = "run") -> UserError:
+    """The error of a command that needs what a plan's runs have not made yet, or made in another folder."""
+    first = f"First: lrpath {command} {shlex.quote(str(plan.path))}"
+    return UserError(f"{plan.output}: {what}. {lies_elsewhere(plan.path, plan.output) or first}")
 
 
 def lies_elsewhere(plan: Path, name: str | Path) -> str:

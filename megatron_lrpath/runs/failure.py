@@ -33,6 +33,9 @@ USER, STOPPED, EXCEPTION, DIED, NOT_MET = "user", "stopped", "error", "died", "n
 _HINTS = {9: ", possibly out of memory"}
 
 
+NO_USE = "calling again without a change would fail in the same way"
+
+
 @dataclass(frozen=True)
 class Failure:
     """A failure of a run or of an evaluation.
@@ -59,6 +62,13 @@ class Failure:
     calling_again_helps: bool | None = None
     consequence: bool = False
     time: str = ""
+
+    @property
+    def again(self) -> str:
+        """Whether calling again can help, as a clause."""
+        if self.calling_again_helps is False:
+            return NO_USE
+        return "call the same command again to continue"
 
     @property
     def may_follow_from_a_stop(self) -> bool:

@@ -13,6 +13,7 @@ from megatron_lrpath.plan import PARADIGMS, Plan, Run
 from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.runs.results import is_complete
 from megatron_lrpath.schedule import BatchSizes
+from megatron_lrpath.wording import nearest
 
 
 @dataclass(frozen=True)
@@ -121,13 +122,18 @@ def with_ancestors(tasks: Sequence[Task], plan: Plan, name: str) -> list[Task]:
     keys = (run.carried_out_as for run in runs if run.name == name)
     key: str | None = next((key for key in keys if key in by_key), None)
     if key is None:
-        known = ", ".join(task.run.name for task in tasks)
-        raise UserError(f"--run {name}: there is no such run; the plan's runs here are {known}")
+        raise unknown_run(plan.path, name, [task.run.name for task in tasks])
     wanted: set[str] = set()
     while key is not None:
         wanted.add(key)
         key = by_key[key].parent
     return [task for task in tasks if task.key in wanted]
+
+
+def unknown_run(path: Path, name: str, known: Sequence[str]) -> UserError:
+    """The error about a run that is not among the `known` ones of the plan or experiment in the file `path`."""
+    listed = ", ".join(dict.fromkeys(known))
+    return UserError(f"{path} has no run {name!r}{nearest(name, known)}; it has {listed}")
 
 
 def link_aliases(task: Task) -> None:

@@ -17,7 +17,7 @@ from megatron_lrpath.launch.process import only_one
 from megatron_lrpath.launch.slurm.show import Jobs
 from megatron_lrpath.paradigms import PARADIGMS
 from megatron_lrpath.plan import Plan
-from megatron_lrpath.runs.elsewhere import lies_elsewhere
+from megatron_lrpath.runs.elsewhere import nothing_there
 from megatron_lrpath.runs.folder import OutputFolder, RunFolder
 from megatron_lrpath.runs.state import is_live
 from megatron_lrpath.training.guards.runlock import hold
@@ -35,8 +35,7 @@ def at_rest(plan: Plan) -> Iterator[None]:
     """
     output = Path(plan.output)
     if not output.is_dir():
-        where = lies_elsewhere(plan.path, plan.output)
-        raise UserError(f"{output}: nothing is there. {where or f'Train first: lrpath run {plan.path}'}")
+        raise nothing_there(plan, "nothing is there")
     at_work = (
         f"is at work there; wait for it, or end it (Ctrl-C, `lrpath cancel {plan.path}`), then call again"
     )

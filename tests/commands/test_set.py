@@ -193,7 +193,7 @@ def test_jobs_train_the_plan_with_other_values(
     assert files() == before
     assert main([*words, *THERE]) == 0
     made = Path("hot/plan.yaml").resolve()
-    assert f"follow them: lrpath status {made}" in capsys.readouterr().out
+    assert f"next: lrpath status {made}" in capsys.readouterr().out
     assert load_plan("hot/slurm/plan.yaml").schedule.max_lr == load_plan(made).schedule.max_lr == 0.02
     count = len(jobs)
     assert main([*words, *THERE]) == 0

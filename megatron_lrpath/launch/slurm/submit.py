@@ -25,7 +25,7 @@ from megatron_lrpath.launch.slurm.settings import Settings
 from megatron_lrpath.plan import PARADIGMS, Plan, differences, load_plan, run_identity
 from megatron_lrpath.runs.lineage import changes as run_changes
 from megatron_lrpath.runs.lineage import read_lineage
-from megatron_lrpath.runs.tasks import build_tasks, link_aliases
+from megatron_lrpath.runs.tasks import build_tasks, link_aliases, unknown_run
 
 SHOWN = 3  # differences that the message names
 
@@ -231,5 +231,5 @@ def plan_keys(plan: Plan, paradigms: Sequence[str], run: str | None) -> set[str]
         return {plan.run(paradigms[0], run).carried_out_as}
     runs = [one for paradigm in paradigms for one in plan.runs(paradigm) if one.name == run]
     if not runs:
-        raise UserError(f"--run {run}: there is no such run; `lrpath plan {plan.path}` lists them")
+        raise unknown_run(plan.path, run, [one.name for paradigm in paradigms for one in plan.runs(paradigm)])
     return {one.carried_out_as for one in runs}
