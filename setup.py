@@ -4,7 +4,10 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-OPTIMIZERS = ["emerging-optimizers>=0.2"]  # muon, lion
+OPTIMIZERS = ["emerging-optimizers>=0.2"]  # muon, dist_muon, soap, lion
+KERNELS = [
+    "liger-kernel>=0.8.5,<0.9"
+]  # cross-entropy on GPUs; training/gpu/measures.py has the same versions
 EVALUATION = ["lm_eval[hf]>=0.4.9"]
 ARCHIVE = ["fsspec", "s3fs"]  # other stores: their packages of fsspec
 DOCS = ["mkdocs-material"]
@@ -65,13 +68,14 @@ setup(
         "argcomplete",
     ],
     extras_require={
-        "gpu": ["transformer-engine[core_cu13,pytorch]"],  # as megatron-core's extra `te`
+        "gpu": ["transformer-engine[core_cu13,pytorch]", *KERNELS],  # the first as megatron-core's extra `te`
+        "kernels": KERNELS,  # without Transformer Engine, which has to be compiled
         "eval": EVALUATION,
         "wandb": ["wandb"],
         "optimizers": OPTIMIZERS,
         "archive": ARCHIVE,
         "docs": DOCS,
-        "test": [*TESTS, *DOCS, "wandb", *OPTIMIZERS, *EVALUATION, *ARCHIVE, *S3_SERVER],
+        "test": [*TESTS, *DOCS, "wandb", *OPTIMIZERS, *EVALUATION, *KERNELS, *ARCHIVE, *S3_SERVER],
     },
     entry_points={"console_scripts": ["lrpath=megatron_lrpath.cli:main"]},
 )

@@ -1,7 +1,7 @@
 """Run Megatron-LM's own tests plain and with this project's CPU backend and seams, and compare the outcomes.
 
-A test that passes plain must pass with the seams applied. Each test file runs twice, in processes of its own,
-against the installed megatron-core; of the checkout only `tests/` is used. Take the tag of the installed version:
+A test that passes plain must pass with the seams applied. Each test file runs twice, each time in a process of its
+own, against the installed megatron-core; of the checkout only `tests/` is used. Take the tag of the installed version:
 
     git clone --branch core_v0.19.0 https://github.com/NVIDIA/Megatron-LM
     python scripts/upstream_tests.py Megatron-LM
@@ -13,15 +13,20 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 VARIABLE = "LRPATH_UPSTREAM_TESTS"  # plain or seams
 CHOSEN = "LRPATH_UPSTREAM_CHOSEN"  # a file with the names of the tests to run
@@ -38,8 +43,8 @@ PASSED = "passed"
 
 def pytest_collection_modifyitems(items: list[Any]) -> None:
     """Keep the tests that passed plain: others may wait forever for a GPU that the backend only pretends."""
-    if os.environ.get(CHOSEN):
-        chosen = set(Path(os.environ[CHOSEN]).read_text(encoding="utf-8").splitlines())
+    chosen = set(Path(os.environ[CHOSEN]).read_text(encoding="utf-8").splitlines())
+    if chosen:
         items[:] = [item for item in items if test_name(item.nodeid) in chosen]
 
 
@@ -49,9 +54,9 @@ def test_name(node: str) -> str:
     return "::".join([".".join([file.removesuffix(".py").replace("/", "."), *names[:-1]]), names[-1]])
 
 
-def pytest_configure() -> None:
-    """Apply backend and seams in a process of pytest that was started for them (this file is its plugin)."""
-    if os.environ.get(VARIABLE) == "seams":
+def prepare(how: str) -> None:
+    """Import what the tests import; with `seams`, apply backend and seams to it."""
+    if how == "seams":
         # In this order: the backend precedes every import of Megatron.
         from megatron_lrpath.training.device import activate
 
@@ -60,6 +65,7 @@ def pytest_configure() -> None:
         from megatron_lrpath.training.session import Session
 
         seams.apply(Session("cpu"))
+    import megatron.training.training  # noqa: F401 (for the forked processes)
 
 
 def main() -> int:
@@ -81,14 +87,16 @@ def main() -> int:
         shutil.copytree(args.checkout / "tests", root / "tests")
         lost: list[str] = []
         counts: Counter[str] = Counter()
-        for file in files:
-            plain = outcomes(root, file, "plain", args.timeout)
-            passed = {test for test, outcome in plain.items() if outcome == PASSED}
-            seams = outcomes(root, file, "seams", args.timeout, passed) if passed else {}
-            kept = {test for test in passed if seams.get(test) == PASSED}
-            lost += [f"{file}: {test}: {seams.get(test, 'not run')}" for test in passed - kept]
-            counts.update(plain=len(passed), kept=len(kept), files=1)
-            print(f"{file}: {len(passed)} pass plain, {len(kept)} of them with seams", flush=True)
+        passed: dict[str, set[str]] = {}
+        for file, plain in outcomes(root, "plain", args.timeout, {file: set() for file in files}):
+            passed[file] = {test for test, found in plain.items() if found == PASSED}
+            print(f"{file}: {len(passed[file])} of {len(plain)} pass plain", flush=True)
+        wanted = {file: tests for file, tests in passed.items() if tests}
+        for file, seams in outcomes(root, "seams", args.timeout, wanted):
+            kept = {test for test in wanted[file] if seams.get(test) == PASSED}
+            lost += [f"{file}: {test}: {seams.get(test, 'not run')}" for test in wanted[file] - kept]
+            counts.update(plain=len(wanted[file]), kept=len(kept), files=1)
+            print(f"{file}: {len(kept)} of {len(wanted[file])} pass with seams", flush=True)
     print(
         f"{counts['files']} files: {counts['plain']} tests pass plain, {counts['kept']} of them with backend and "
         "seams"
@@ -114,19 +122,20 @@ def test_files(checkout: Path, chosen: list[str] | tuple[str, ...]) -> list[str]
     return found
 
 
-def outcomes(root: Path, file: str, how: str, timeout: float, chosen: Iterable[str] = ()) -> dict[str, str]:
-    """The outcome of each test of a file, by the test's name.
+def outcomes(
+    root: Path, how: str, timeout: float, chosen: dict[str, set[str]]
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Run test files one after the other; yield each file with the outcome of each of its tests, by name.
+
+    Torch and Megatron are imported once: a process that has imported them, with the seams where they are asked for,
+    forks one for each file.
 
     Args:
         root: the folder with `tests/`.
         how: `plain` or `seams`.
         timeout: seconds; a file that takes longer has no outcomes.
-        chosen: the tests to run, by name; none: all.
+        chosen: the tests to run of each file, by name; none: all.
     """
-    results = root / "results.xml"
-    results.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "pytest", file, "-q", "--no-header", "-p", "no:cacheprovider", "-p"]
-    command += [Path(__file__).stem, f"--rootdir={root}", "-c", os.devnull, f"--junit-xml={results}"]
     environment = os.environ | {
         VARIABLE: how,
         "PYTHONPATH": os.pathsep.join([str(root), str(Path(__file__).parent)]),
@@ -137,17 +146,58 @@ def outcomes(root: Path, file: str, how: str, timeout: float, chosen: Iterable[s
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": "0",
     }
-    names = root / "chosen"
-    names.write_text("\n".join(chosen), encoding="utf-8")
-    environment[CHOSEN] = str(names) if chosen else ""
-    with (root / "log").open("wb") as log:
-        try:
-            subprocess.run(command, cwd=root, env=environment, stdout=log, stderr=log, timeout=timeout)
-        except subprocess.TimeoutExpired:
-            print(f"{file}: {how}: longer than {timeout:g} s", file=sys.stderr)
-    if not results.exists():
+    for number, file in enumerate(chosen):
+        (root / f"{number}.chosen").write_text("\n".join(chosen[file]), encoding="utf-8")
+        (root / f"{number}.{how}.xml").unlink(missing_ok=True)
+    command = [sys.executable, "-c", f"import {Path(__file__).stem} as own; own.serve({timeout!r})", *chosen]
+    with (root / f"{how}.log").open("wb") as log:
+        server = subprocess.Popen(
+            command, cwd=root, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log
+        )
+        assert server.stdout is not None
+        for number, file in enumerate(chosen):
+            if server.stdout.readline() == b"longer\n":
+                print(f"{file}: {how}: longer than {timeout:g} s", file=sys.stderr)
+            yield file, results(root / f"{number}.{how}.xml")
+        server.wait()
+
+
+def serve(timeout: float) -> None:
+    """Import Megatron, run each file of the command line in a fork of this process, and print a line at each end."""
+    how = os.environ[VARIABLE]
+    prepare(how)
+    for number, file in enumerate(sys.argv[1:]):
+        child = os.fork()
+        if child == 0:
+            os.setpgid(0, 0)
+            os.dup2(2, 1)
+            os.environ[CHOSEN] = f"{number}.chosen"
+            own = [f"--rootdir={os.getcwd()}", "-c", os.devnull, f"--junit-xml={number}.{how}.xml"]
+            plugins = ["-p", "no:cacheprovider", "-p", Path(__file__).stem]
+            pytest.main([file, "-q", "--no-header", *plugins, *own])
+            sys.stderr.flush()
+            os._exit(0)
+        print(end_of(child, timeout), flush=True)
+
+
+def end_of(child: int, timeout: float) -> str:
+    """Wait for a forked process, and kill it with its own after `timeout` seconds: `ended` or `longer`."""
+    with suppress(OSError):
+        os.setpgid(child, child)
+    descriptor = os.pidfd_open(child)
+    ended = bool(select.select([descriptor], [], [], timeout)[0])
+    os.close(descriptor)
+    with suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return "ended" if ended else "longer"
+
+
+def results(report: Path) -> dict[str, str]:
+    """The outcomes in a JUnit report, by test; none where the file did not come to its end."""
+    if not report.exists():
         return {}
-    cases = ElementTree.parse(results).iter("testcase")
+    cases = ElementTree.parse(report).iter("testcase")
     return {f"{case.get('classname')}::{case.get('name')}": outcome(case) for case in cases}
 
 

@@ -7,16 +7,23 @@ import json
 import sys
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from megatron_lrpath.commands.following import next_for
 from megatron_lrpath.commands.options import add_plan, lr_share, percentage, share
+from megatron_lrpath.console import say_next
 from megatron_lrpath.errors import UserError
 
-HELP = "predict the loss for every alpha and decay from the runs so far, the cost beside it"
+if TYPE_CHECKING:
+    from megatron_lrpath.advise.advice import Advice
+    from megatron_lrpath.plan import Plan
+
+HELP = "predict loss and cost for every alpha and decay from the runs so far"
 EXAMPLE = "lrpath advise plan.yaml --within 0.5%   or   lrpath advise plan.yaml --budget 0.5 --apply"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The plan, the target, and what is fitted."""
+    """Add the plan, the target, and the selection of fitted runs."""
     add_plan(parser, "the plan file; its runs are fitted")
     parser.add_argument(
         "--with",
@@ -79,7 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Print the advice and save it for the report; return 0, or 1 where no alphas meet the target."""
+    """Print the advice and save it for the report; return 0, or 1 if no alphas meet the target."""
     from rich.console import Console
 
     from megatron_lrpath.advise.advice import advise
@@ -117,7 +124,19 @@ def execute(args: argparse.Namespace) -> int:
     if args.apply and advice.allocation:
         said = apply_alphas(plan, advice.allocation.changes)
         print(said, file=sys.stderr if args.json else sys.stdout)
+    if not args.json:
+        say_next(following(args, plan, advice))
     return 0 if advice.allocation or advice.chosen else 1
+
+
+def following(args: argparse.Namespace, plan: Plan, advice: Advice) -> str:
+    """What comes after the advice: taking it where that changes something, else what carries the plan on."""
+    one = advice.allocation
+    if args.fit_on is None and not args.apply and one and one.applies and one.changes:
+        return "the same command with --apply, which writes the alphas into the plan"
+    from megatron_lrpath.plan import load_plan
+
+    return next_for(load_plan(args.plan) if args.apply else plan)
 
 
 def limit(text: str) -> tuple[str, float]:

@@ -1,12 +1,14 @@
-"""`lrpath budget`: the layout of a plan by the GPU's memory, what a GPU and a host hold, and GPU hours: predicted."""
+"""`lrpath budget`: predict a plan's layout by GPU memory, the memory of GPUs and hosts, and GPU hours."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from megatron_lrpath.commands.options import add_plan, count_from
+from megatron_lrpath.console import say_next
 from megatron_lrpath.exits import BAD_INPUT
 from megatron_lrpath.paradigms import MAIN, OURS
 
@@ -22,7 +24,7 @@ TITLES = ("GPU", "nodes", "TP/PP", "micro", "state", "layers", "other", "total",
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The plan, the machine, and the form of the answer."""
+    """Add the plan, the machine, and the output format."""
     add_plan(parser)
     parser.add_argument(
         "--gpu-memory",
@@ -38,10 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Print the prediction; 0, or 2 where no GPU of those asked for holds the training.
+    """Print the prediction; return 0, or 2 if the training fits on none of the given GPUs.
 
     Raises:
-        UserError: arguments, or numbers of processes, that do not fit the plan; parameters that nobody can count.
+        UserError: arguments or numbers of processes that do not fit the plan; parameters that cannot be counted.
     """
     from megatron_lrpath.launch.memory import GPU_SIZES
     from megatron_lrpath.plan import load_plan
@@ -54,27 +56,38 @@ def execute(args: argparse.Namespace) -> int:
         print(json.dumps({"predicted": True, "layouts": rows, "gpu_hours": hours}, indent=2))
     else:
         show(plan, rows, hours)
+        say_next(following(args, rows))
     return 0 if any(one["fits"] for one in rows) else BAD_INPUT
 
 
+def following(args: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> str:
+    """The command that takes the smallest GPU that fits, or asks for more nodes where none does."""
+    fitting = [one for one in rows if one["fits"]]
+    words = ["lrpath", "submit" if fitting else "budget", str(args.plan)]
+    one = (fitting or rows[-1:])[0]
+    nodes = one["nodes"] if fitting else 2 * one["nodes"]
+    words += ["--gpu-memory", str(one["gpu_memory"] // 2**30), "--nodes", str(nodes)]
+    words += ["--gpus-per-node", str(args.gpus_per_node)]
+    words += ["--dry-run"] if fitting else []
+    return shlex.join([*words, *(["--", *args.extra] if args.extra else [])])
+
+
 def ready(plan: Plan, extra: Sequence[str]) -> Plan:
-    """The plan with the size of its tokenizer's vocabulary.
+    """Return the plan with the size of its tokenizer's vocabulary.
 
     Raises:
-        UserError: arguments behind `--` that a training would refuse.
+        UserError: arguments after `--` that a training would refuse.
     """
-    from dataclasses import replace
-
     from megatron_lrpath.readiness import refuse
     from megatron_lrpath.readiness.arguments import argument_checks
-    from megatron_lrpath.readiness.tokenizer import tokenizer_check
+    from megatron_lrpath.readiness.tokenizer import with_vocabulary
 
     refuse([(plan, argument_checks(plan, [plan.run(OURS.name, MAIN.prefix)], extra))])
-    return replace(plan, tokenizer=replace(plan.tokenizer, vocab_size=tokenizer_check(plan)[1]))
+    return with_vocabulary(plan)
 
 
 def row(plan: Plan, gigabytes: int, nodes: int | None, per_node: int, extra: Sequence[str]) -> dict[str, Any]:
-    """The layout for GPUs of so many GiB; sizes in bytes."""
+    """Return the layout for GPUs with this memory (GiB); sizes in bytes."""
     from megatron_lrpath.launch.layouts import allocate
     from megatron_lrpath.launch.memory import GIB, host_bytes, predict, sizes_of
 
@@ -101,13 +114,13 @@ def row(plan: Plan, gigabytes: int, nodes: int | None, per_node: int, extra: Seq
 
 
 def gpu_hours(plan: Plan) -> dict[str, dict[str, float]]:
-    """By kind of GPU and paradigm: hours of the whole plan at the assumed share of the peak."""
+    """Return the hours of the whole plan by kind of GPU and paradigm, at the assumed utilization."""
     from megatron_lrpath.launch.layouts import PEAK, gpu_seconds
     from megatron_lrpath.plan import PARADIGMS
 
     return {
         name: {
-            paradigm: round(gpu_seconds(plan, plan.tokens(plan.cost(paradigm).steps), peak) / 3600, 2)
+            paradigm: round(gpu_seconds(plan, plan.cost(paradigm).tokens, peak) / 3600, 2)
             for paradigm in PARADIGMS
         }
         for name, peak in PEAK.items()
@@ -115,29 +128,31 @@ def gpu_hours(plan: Plan) -> dict[str, dict[str, float]]:
 
 
 def show(plan: Plan, rows: Sequence[dict[str, Any]], hours: dict[str, dict[str, float]]) -> None:
-    """A table, the arguments of each layout, and a line of hours for each GPU."""
+    """Print a table, the arguments of each layout, and a line of hours for each GPU."""
     from rich.console import Console
 
     from megatron_lrpath.console import terminal_table
     from megatron_lrpath.launch.layouts import MFU
     from megatron_lrpath.launch.memory import GIB
 
-    print(f"{plan.name}: GiB of a GPU, and of a node's host for a save. Predicted, not measured.")
     console = Console(highlight=False)
+    console.print(
+        f"{plan.name}: GiB of a GPU, and of a node's host for a save. Predicted, not measured.", markup=False
+    )
     console.print(terminal_table(TITLES, "LLrrrrrRr", map(cells, rows)))
     for one in rows:
         chosen = " ".join(one["arguments"]) or "the plan's arguments"
         advice = (
             "" if one["fits"] else ". It does NOT fit: more nodes, a smaller micro batch, or recomputation"
         )
-        print(f"GPUs of {one['gpu_memory'] // GIB} GB: {chosen}{advice}")
+        console.print(f"GPUs of {one['gpu_memory'] // GIB} GB: {chosen}{advice}", markup=False)
     for name, of in hours.items():
-        told = ", ".join(f"{paradigm} {value:,.0f}" for paradigm, value in of.items())
-        print(f"GPU hours on {name} at an assumed {MFU:.0%} of the peak: {told}")
+        told = ", ".join(f"{one} {value:,.0f}" if value >= 1 else f"{one} < 1" for one, value in of.items())
+        console.print(f"GPU hours on {name} at an assumed {MFU:.0%} of the peak: {told}", markup=False)
 
 
 def cells(one: dict[str, Any]) -> list[str]:
-    """A layout as a row of the table; memory in GiB."""
+    """Return a layout as a row of the table; memory in GiB."""
     from megatron_lrpath.launch.memory import GIB
 
     sizes = [f"{one[name] / GIB:,.1f}" for name in ("state", "activations", "other", "total", "host")]

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 
 from megatron_lrpath.commands.options import PLAN_OR_EXPERIMENT, add_runs, paradigms_of
+from megatron_lrpath.console import say_next
 
 HELP = "end the Slurm jobs of a plan (or experiment); running trainings save first"
 EXAMPLE = "lrpath cancel plan.yaml --paradigm ours --run branch-v3"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The plan and what of it."""
+    """Add the plan and the selection of jobs."""
     add_runs(parser, PLAN_OR_EXPERIMENT, "only this run, and what waits for it")
     parser.add_argument("--now", action="store_true", help="do not wait for running trainings to save")
 
 
 def execute(args: argparse.Namespace) -> int:
-    """End the jobs and say which; 0."""
+    """End the jobs and print which; return 0."""
     from megatron_lrpath.experiment.load import is_experiment, load_experiment
     from megatron_lrpath.launch.slurm.ledger import Ledger
     from megatron_lrpath.launch.slurm.submit import cancel, plan_keys
@@ -35,6 +37,8 @@ def execute(args: argparse.Namespace) -> int:
     ended = cancel(Ledger.of(output), keys, args.now)
     for entry, how in ended:
         print(f"{entry.key} (job {entry.number}): {how}")
+    path = shlex.quote(str(args.plan))
     if not ended:
         print(f"no job of {args.plan} is waiting or running")
+    say_next(f"lrpath submit {path} goes on from what is saved" if ended else f"lrpath status {path}")
     return 0

@@ -1,4 +1,4 @@
-"""`lrpath doctor`: whether this machine can train, and what a plan still lacks."""
+"""`lrpath doctor`: check whether this machine can train, and what a plan lacks."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_lrpath.commands.following import next_for
 from megatron_lrpath.commands.options import add_plan
-from megatron_lrpath.console import quiet, terminal_table
+from megatron_lrpath.console import quiet, say_next, terminal_table
 
 if TYPE_CHECKING:
     from megatron_lrpath.readiness import Finding
@@ -26,19 +27,22 @@ MARKS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The plan, and the form of the answer."""
+    """Add the plan, and the output format."""
     add_plan(parser, "the plan file (default: only the machine)", optional=True)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Finding and tell; 0, or 1 where something failed."""
+    """Check and print; return 0, or 1 if a check failed. UserError (status 2) for an unreadable plan."""
+    from megatron_lrpath.plan import load_plan
+
+    loaded = load_plan(args.plan) if args.plan else None
     quiet()
-    from megatron_lrpath.doctor import machine_checks, plan_checks
+    from megatron_lrpath.doctor import machine_checks, plan_checks  # imports torch
     from megatron_lrpath.readiness import worst
 
     machine = machine_checks(Path.cwd())
-    plan = plan_checks(args.plan) if args.plan else []
+    plan = plan_checks(loaded) if loaded else []
     failed = worst([*machine, *plan]) == "failed"
     if args.json:
         parts = {"machine": machine, "plan": plan}
@@ -49,11 +53,15 @@ def execute(args: argparse.Namespace) -> int:
         if plan:
             print()
             show(str(args.plan), plan)
+        if failed:
+            say_next("fix the checks marked FAILED, then call this again")
+        else:
+            say_next(next_for(loaded) if loaded else "lrpath doctor PLAN, or lrpath init for a plan")
     return 1 if failed else 0
 
 
 def show(title: str, checks: Sequence[Finding]) -> None:
-    """A table; advice stands under what was found."""
+    """Print a table; advice is below each finding."""
     from rich.console import Console
     from rich.text import Text
 

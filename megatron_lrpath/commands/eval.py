@@ -11,9 +11,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_lrpath.commands.following import next_for
 from megatron_lrpath.commands.options import EVERY, PLAN, add_device, add_runs, count_from, paradigms_of
-from megatron_lrpath.console import say_error, terminal_table
+from megatron_lrpath.console import say_error, say_next, terminal_table
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.exits import BAD_INPUT, FAILED
 from megatron_lrpath.paradigms import OURS
 from megatron_lrpath.runs import failure
 from megatron_lrpath.runs.folder import OutputFolder, RunFolder, read_json_object
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def add_task_arguments(parser: argparse.ArgumentParser, about: str) -> None:
-    """The options that belong to --tasks; `about` says what they mean for the command."""
+    """Add the options of --tasks; `about` describes their effect in the command."""
     group = parser.add_argument_group("downstream benchmarks", about)
     group.add_argument(
         "--tasks",
@@ -56,7 +58,7 @@ def add_task_arguments(parser: argparse.ArgumentParser, about: str) -> None:
 
 
 def execute_tasks(args: argparse.Namespace) -> int:
-    """Measure what is missing, print the table; 0, or the worker's status where it failed."""
+    """Measure the missing benchmarks and print the table; return 0, or the worker's status if it failed."""
     from megatron_lrpath.data.record import require_tokenizer
     from megatron_lrpath.evaluate.downstream import (
         TaskSettings,
@@ -88,11 +90,13 @@ def execute_tasks(args: argparse.Namespace) -> int:
     elif status := run_worker(args, names, OutputFolder(output).logs / "downstream.log"):
         return status
     show([one.name for one in subjects], [one.folder for one in subjects])
+    if not args.plan.is_dir():
+        say_next(f"lrpath report {shlex.quote(str(args.plan))}")
     return 0
 
 
 def check(args: argparse.Namespace) -> None:
-    """Stop at what could not be measured after a plan has been carried out."""
+    """Refuse --tasks that could not be measured after the training."""
     from megatron_lrpath.evaluate.downstream import benchmarks
     from megatron_lrpath.experiment.load import is_experiment
 
@@ -103,13 +107,13 @@ def check(args: argparse.Namespace) -> None:
 
 
 def require_harness() -> None:
-    """Stop where lm-evaluation-harness is not installed."""
+    """Refuse --tasks if lm-evaluation-harness is not installed."""
     if find_spec("lm_eval") is None:
         raise UserError("--tasks needs lm-evaluation-harness: pip install 'megatron-lrpath[eval]'")
 
 
 def run_worker(args: argparse.Namespace, names: list[str], log: Path) -> int:
-    """Run the worker of --tasks; its lines come to the console, what the libraries say goes into `log`."""
+    """Run the worker of --tasks; its lines go to the console, the libraries' output into `log`."""
     command = [sys.executable, "-m", "megatron_lrpath.evaluate.downstream_worker", str(args.plan)]
     command += ["--tasks", *args.tasks, "--batch-size", args.batch_size, "--device", args.device]
     command += ["--runs", *names] if names else []
@@ -120,14 +124,21 @@ def run_worker(args: argparse.Namespace, names: list[str], log: Path) -> int:
     environment = {"TOKENIZERS_PARALLELISM": "false"}
     status, found = run_logged(command, environment, log, "its process", all_output=False)
     if found:
-        say_error(f"the evaluation stopped: {found.message}\n  log: {log}; called again, it goes on")
-    return status if status in (0, 2) else 1
+        say_error(f"the evaluation stopped: {found.message}\n  log: {log}; {found.again}")
+    return status_of(status)
+
+
+def status_of(worker: int) -> int:
+    """Return the exit status of the command for that of its worker."""
+    return worker if worker in (0, BAD_INPUT) else FAILED
 
 
 def run_logged(
     command: Ranks | list[str], environment: dict[str, str], log: Path, who: str, all_output: bool
 ) -> tuple[int, failure.Failure | None]:
-    """Run a worker (`who`) with its errors, or all of its output, in `log`; its status and why it failed, if it did."""
+    """Run a worker (`who`) with its errors, or all of its output, in `log`; return its status and why it
+    failed, if it did.
+    """
     # Start-up time: not every command of `lrpath` starts processes.
     from megatron_lrpath.launch import warm
     from megatron_lrpath.launch.runner import GRACE_SECONDS
@@ -150,7 +161,7 @@ def run_logged(
 
 
 def show(names: list[str], folders: list[Path]) -> None:
-    """Print a row a model, a column a benchmark, scores times 100 as in the paper."""
+    """Print a row for each model, a column for each benchmark, scores times 100 as in the paper."""
     from rich.console import Console
 
     from megatron_lrpath.evaluate.downstream import in_order
@@ -174,7 +185,7 @@ TAKES_EXTRA = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The plan, what of it, and where to run."""
+    """Add the plan, the selection of models, and the machine."""
     add_runs(parser, PLAN, "only this run of the paradigm")
     parser.add_argument(
         "--main-path",
@@ -189,13 +200,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Evaluate what is trained and not evaluated yet; 0, or 1 where the evaluation failed."""
+    """Evaluate trained models without a result; return 0, or 1 if the evaluation failed."""
     from megatron_lrpath.data.record import require_tokenizer
     from megatron_lrpath.data.slice import open_validation
     from megatron_lrpath.plan import load_plan
     from megatron_lrpath.plan.secrets import secret_problem
     from megatron_lrpath.runs.completions import needs_completions
-    from megatron_lrpath.runs.elsewhere import lies_elsewhere
+    from megatron_lrpath.runs.elsewhere import nothing_there
     from megatron_lrpath.runs.results import (
         Target,
         is_complete,
@@ -218,31 +229,36 @@ def execute(args: argparse.Namespace) -> int:
         targets = main_path_targets(plan, open_validation(plan.data).fingerprint, args.force)
         if not targets:
             print("nothing to evaluate: all checkpoints of the main path are evaluated")
-        return evaluate(plan, targets, args) if targets else 0
+        status = evaluate(plan, targets, args) if targets else 0
+        if status == 0:
+            say_next(f"lrpath advise {shlex.quote(str(args.plan))}")
+        return status
     paradigms = paradigms_of(args, plan)
     runs = model_runs(plan, paradigms)
     if args.run:
-        known = ", ".join(run.name for run in runs)
+        from megatron_lrpath.runs.tasks import unknown_run
+
+        names = [run.name for run in runs]
         if len(paradigms) == 1:
             runs = [plan.run(paradigms[0], args.run)]
         elif not (runs := [run for run in runs if run.name == args.run]):
-            raise UserError(f"{plan.path} has no version's run {args.run!r}; it has {known}.")
+            raise unknown_run(plan.path, args.run, names)
     trained = [run for run in runs if is_complete(plan.folder(run), run)]
     wanted = [
         run for run in trained if args.force or needs_evaluation(plan, run) or needs_completions(plan, run)
     ]
     if not trained:
-        where = lies_elsewhere(plan.path, plan.output) or f"Train first: lrpath run {plan.path}"
-        raise UserError(f"{plan.output}: nothing to evaluate, no version is trained yet. {where}")
+        raise nothing_there(plan, "nothing to evaluate, no version is trained yet")
     if not wanted:
         print(
             f"nothing to evaluate: {len(trained)} of {len(runs)} versions are trained, all of them evaluated"
         )
+        say_next(next_for(plan, paradigms))
         return 0
     kinds = ([run for run in wanted if not run.is_sft], [run for run in wanted if run.is_sft])
     status = max(evaluate(plan, [Target(run) for run in runs], args) for runs in kinds if runs)
     if status == 0:
-        print(f"next: lrpath report {shlex.quote(str(args.plan))}")
+        say_next(f"lrpath report {shlex.quote(str(args.plan))}")
     return status
 
 
@@ -265,10 +281,10 @@ def evaluate(plan: Plan, targets: list[Target], args: argparse.Namespace) -> int
     command = torchrun.Ranks("megatron_lrpath.evaluate.worker", tuple(options), args.nproc)
     threads = str(max(1, (os.cpu_count() or 1) // args.nproc))
     print(f"evaluating {what(plan, targets, args.force)} …", flush=True)
-    _, found = run_logged(command, {"OMP_NUM_THREADS": threads}, log, "torchrun", all_output=True)
+    status, found = run_logged(command, {"OMP_NUM_THREADS": threads}, log, "torchrun", all_output=True)
     if found:
-        say_error(f"the evaluation failed: {found.message}\n  log: {log}")
-        return 1
+        say_error(f"the evaluation failed: {found.message}\n  log: {log}; {found.again}")
+        return status_of(BAD_INPUT if found.status == BAD_INPUT else status)
     for target in targets:
         evaluation = evaluation_of(plan, target)
         if not evaluation:
@@ -283,7 +299,7 @@ def evaluate(plan: Plan, targets: list[Target], args: argparse.Namespace) -> int
 
 
 def what(plan: Plan, targets: list[Target], again: bool) -> str:
-    """The models, and the validation sets that they are measured on; where only a new one is missing, on it alone."""
+    """Return the models and their validation sets; if only a new set is missing, that set alone."""
     from megatron_lrpath.runs.results import FIRST_SET, missing_sets
     from megatron_lrpath.wording import listing, plural
 

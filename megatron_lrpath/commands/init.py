@@ -1,4 +1,4 @@
-"""`lrpath init`: a folder to work in, where there is no checkout."""
+"""`lrpath init`: create a working folder without a checkout."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import shlex
 from pathlib import Path
 
+from megatron_lrpath.console import say_next
 from megatron_lrpath.errors import UserError, cause
 from megatron_lrpath.models import RECIPES
 
@@ -19,7 +20,7 @@ SCHEMA = Path("plan.schema.json")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The folder; or the slices, the tokenizer and the model of a plan."""
+    """Add the folder, or the slices, the tokenizer and the model of a plan."""
     parser.add_argument(
         "folder",
         type=Path,
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Write what is missing, say what was kept; or write a plan; 0."""
+    """Write the missing files and print those that exist; or write a plan; return 0."""
     if args.slices is not None:
         return write_plan(args)
     if args.folder is None or args.tokenizer or args.model:
@@ -61,11 +62,15 @@ def execute(args: argparse.Namespace) -> int:
     print(f"{args.folder}: {len(contents) - len(kept)} files (plans in examples/, Slurm recipes in slurm/)")
     for path in kept:
         print(f"kept as it is, since it differs: {path}")
+    say_next(
+        f"cd {shlex.quote(str(args.folder))} && python examples/quickstart/prepare.py && "
+        "lrpath run examples/quickstart/plan.yaml"
+    )
     return 0
 
 
 def write_plan(args: argparse.Namespace) -> int:
-    """Write `plan.yaml` for the slices and name the next commands; 0."""
+    """Write `plan.yaml` for the slices and print the next commands; return 0."""
     from megatron_lrpath.data.draw import existing_slices
     from megatron_lrpath.data.first_plan import first_plan
     from megatron_lrpath.data.record import require_tokenizer
@@ -74,9 +79,7 @@ def write_plan(args: argparse.Namespace) -> int:
 
     path = (args.folder or Path()) / "plan.yaml"
     if path.exists():
-        raise UserError(
-            f"{path}: is there already and is never overwritten; name another folder for the plan"
-        )
+        raise UserError(f"{path}: exists already and is never overwritten; name another folder for the plan")
     if args.tokenizer is None:
         raise UserError("--slices needs --tokenizer PATH, the tokenizer that made the data")
     if not args.slices.is_dir():
@@ -92,7 +95,6 @@ def write_plan(args: argparse.Namespace) -> int:
         raise UserError(f"{path}: cannot be written ({error.strerror}); name another folder") from None
     steps = ", ".join(f"{version.name} {version.steps:,}" for version in plan.versions)
     quoted = shlex.quote(str(path))
-    print(f"{path}: {plan.model.recipe}, steps by version: {steps}\nnext:")
-    for command in ("plan", "run", "report"):
-        print(f"  lrpath {command} {quoted}")
+    print(f"{path}: {plan.model.recipe}, steps by version: {steps}")
+    say_next(", then ".join(f"lrpath {command} {quoted}" for command in ("plan", "run", "report")))
     return 0

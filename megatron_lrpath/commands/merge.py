@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 
 from megatron_lrpath.commands.options import add_plan, lr_share
+from megatron_lrpath.console import say_next
 
 HELP = "preview a branch for no training: merge the main path's checkpoints with the weights of a decay"
 EXAMPLE = "lrpath merge plan.yaml --version v2 --decay minus-sqrt --min-lr-share 0"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The plan, the version and the decay."""
+    """Add the plan, the version and the decay."""
     add_plan(parser)
     parser.add_argument("--version", required=True, metavar="V", help="the version whose branch is previewed")
     parser.add_argument(
@@ -26,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Merge, print the weights and how to evaluate; 0."""
+    """Merge, print the weights and how to evaluate; return 0."""
     from megatron_lrpath.merge.preview import plan_preview, write_preview
     from megatron_lrpath.plan import load_plan
 
@@ -34,5 +36,6 @@ def execute(args: argparse.Namespace) -> int:
     path = write_preview(preview)
     for step, weight in zip(preview.steps, preview.weights, strict=True):
         print(f"  main path at step {step:>8}: {weight:.4f}")
-    print(f"Merged into {preview.folder}. Next: lrpath eval {path} --paradigm ours --run {preview.run.name}")
+    print(f"merged into {preview.folder}")
+    say_next(f"lrpath eval {shlex.quote(str(path))} --paradigm ours --run {preview.run.name}")
     return 0

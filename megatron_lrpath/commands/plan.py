@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_lrpath.commands.following import next_for
 from megatron_lrpath.commands.options import add_plan, add_set, paradigms_of
+from megatron_lrpath.console import say_next
 from megatron_lrpath.errors import UserError, cause
 from megatron_lrpath.paradigms import PARADIGMS
 
@@ -44,13 +46,14 @@ def execute(args: argparse.Namespace) -> int:
     if args.plan is None:
         raise UserError("which plan? lrpath plan PLAN (the file), or lrpath plan --schema")
     from megatron_lrpath.launch.estimate import estimate
+    from megatron_lrpath.readiness.tokenizer import with_vocabulary
     from megatron_lrpath.runs.overridden import OverriddenPlan
 
     changed = OverriddenPlan.of(args.plan, args.set) if args.set else None
     plan = changed.asked if changed else load_plan(args.plan)
-    paradigms = paradigms_of(args)
     trained = paradigms_of(args, plan)
-    left = estimate(plan, trained)
+    paradigms = tuple(one for one in paradigms_of(args) if plan.runs(one))
+    left, sized = estimate(plan, trained), with_vocabulary(plan)
     if args.png:
         from megatron_lrpath.files import atomic_write_bytes
 
@@ -60,12 +63,12 @@ def execute(args: argparse.Namespace) -> int:
             text = f"cannot write {args.png}: {cause(error)}; choose another place for --png"
             raise UserError(text) from None
     if args.json:
-        whole = as_json(plan, paradigms) | {"left_to_train": {"paradigms": list(trained), **left.to_dict()}}
+        whole = as_json(sized, paradigms) | {"left_to_train": {"paradigms": list(trained), **left.to_dict()}}
         print(json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False))
     else:
         from megatron_lrpath.commands.plan_view import show_plan
 
-        show_plan(plan, paradigms, trained, left, curves=not args.no_curves)
+        show_plan(sized, paradigms, trained, left, curves=not args.no_curves)
         if args.png:
             print(f"Curves: {args.png}")
     sys.stdout.flush()
@@ -76,7 +79,7 @@ def execute(args: argparse.Namespace) -> int:
         options = [word for one in args.set for word in ("--set", one)]
         train = shlex.join(["lrpath", "run", str(args.plan), *options])
         trained_as = changed.path if changed else args.plan
-        print(f"next: {train}" if left.steps else f"next: lrpath report {shlex.quote(str(trained_as))}")
+        say_next(train if left.steps else next_for(load_plan(trained_as), trained))
     return 0
 
 
@@ -121,9 +124,9 @@ def as_json(plan: Plan, paradigms: tuple[str, ...]) -> dict[str, Any]:
     for paradigm in paradigms:
         cost, runs = plan.cost(paradigm), []
         for run in plan.runs(paradigm):
-            runs.append(run.to_dict() | {"tokens": plan.tokens(run.steps)})
+            runs.append(run.to_dict() | {"tokens": plan.tokens_of(run)})
             if run.mix:
-                runs[-1]["mix"]["samples"] = run.mix.samples(plan.batch.global_batch_size, run.steps)
+                runs[-1]["mix"]["samples"] = run.mix.samples(plan.batch_of(run).global_batch_size, run.steps)
         paths[paradigm] = {
             "runs": runs,
             "total_steps": cost.steps,
@@ -134,8 +137,15 @@ def as_json(plan: Plan, paradigms: tuple[str, ...]) -> dict[str, Any]:
     return {
         "name": plan.name,
         "versions": [
-            {"name": version.name, "steps": version.steps, "alpha": version.alpha or plan.alpha}
-            for version in plan.versions
+            {
+                "name": version.name,
+                "steps": version.steps,
+                "alpha": version.alpha or plan.alpha,
+                "global_batch_size": plan.batch_sizes.size_of(end),
+                "new_samples": plan.samples_of(index),
+                "replay": version.replay.to_dict() if version.replay else None,
+            }
+            for index, (version, end) in enumerate(zip(plan.versions, plan.timeline.ends, strict=True))
         ],
         "paradigms": paths,
         "sft": sft_as_json(plan),

@@ -1,4 +1,4 @@
-"""`lrpath prune`: remove the checkpoints that nothing starts from any more."""
+"""`lrpath prune`: remove the checkpoints that no run starts from any more."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import shlex
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from megatron_lrpath.commands.following import next_for
 from megatron_lrpath.commands.options import add_plan
+from megatron_lrpath.console import say_next
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +24,7 @@ EXAMPLE = "lrpath prune examples/quickstart/plan.yaml --dry-run"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The plan, and whether to remove."""
+    """Add the plan, and the option to remove."""
     add_plan(parser)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--dry-run", action="store_true", help="list only (so without --yes, too)")
@@ -41,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """List, and remove where --yes says so; 0."""
+    """List the checkpoints, and remove them with --yes; return 0."""
     from megatron_lrpath.plan import load_plan
     from megatron_lrpath.upkeep.prune import carry_out, survey
     from megatron_lrpath.upkeep.quiet import at_rest
@@ -57,6 +59,9 @@ def execute(args: argparse.Namespace) -> int:
             carry_out(found)
     if not args.json:
         print(ending(args, found))
+        keep = (["--keep-ends"] if args.keep_ends else []) + (["--archived"] if args.archived else [])
+        remove = shlex.join(["lrpath", "prune", str(args.plan), *keep, "--yes"])
+        say_next(remove if found.spare and not args.yes else next_for(plan))
     return 0
 
 
@@ -84,7 +89,7 @@ def archive_of(plan: Plan, needed: bool) -> Archive | None:
 
 
 def as_json(found: Survey, removed: bool) -> dict[str, Any]:
-    """What may go, what stays with its reason, and the runs that are left alone."""
+    """Return what can be removed, what is kept with its reason, and the runs that are not touched."""
 
     def row(one: Found) -> dict[str, Any]:
         return {name: value for name, value in asdict(one).items() if name != "root"}
@@ -99,7 +104,7 @@ def as_json(found: Survey, removed: bool) -> dict[str, Any]:
 
 
 def tell(found: Survey) -> None:
-    """Print what may go, and why the others stay."""
+    """Print what can be removed, and why the others are kept."""
     from rich.console import Console
 
     from megatron_lrpath.console import terminal_table
@@ -128,7 +133,7 @@ def reason(one: Found) -> str:
 
 
 def ending(args: argparse.Namespace, found: Survey) -> str:
-    """What was done, and the command that does it."""
+    """Return the result, done or possible."""
     from megatron_lrpath.wording import byte_size, plural
 
     if not found.spare:
@@ -138,5 +143,4 @@ def ending(args: argparse.Namespace, found: Survey) -> str:
     amount = f"{plural(len(found.spare), 'checkpoint')}, {byte_size(sum(one.bytes for one in found.spare))}"
     if args.yes:
         return f"removed {amount}"
-    keep = (" --keep-ends" if args.keep_ends else "") + (" --archived" if args.archived else "")
-    return f"nothing was removed; to remove {amount}: lrpath prune {shlex.quote(str(args.plan))}{keep} --yes"
+    return f"nothing was removed; {amount} may go"

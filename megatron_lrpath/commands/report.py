@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from datetime import datetime
 from pathlib import Path
 
+from megatron_lrpath.commands.following import after_report, next_for_experiment
 from megatron_lrpath.commands.options import PLAN_OR_EXPERIMENT, add_runs, paradigms_of
+from megatron_lrpath.console import say_next
 from megatron_lrpath.runs.folder import OutputFolder
 
 HELP = "write a page with tables and figures of what has been trained"
@@ -15,7 +16,7 @@ EXAMPLE = "lrpath report examples/quickstart/plan.yaml"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The plan, and where the page goes."""
+    """Add the plan, and the report's folder."""
     add_runs(parser, PLAN_OR_EXPERIMENT)
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="folder of the report (default: OUTPUT/report of the plan)"
@@ -23,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Write the report, print its main table and the page's path; 0."""
+    """Write the report, print its main table and the page's path; return 0."""
     from rich.console import Console
 
     from megatron_lrpath.experiment.load import is_experiment, load_experiment
@@ -37,6 +38,10 @@ def execute(args: argparse.Namespace) -> int:
         table = make_table(experiment)
         page = write_table(table, args.output or OutputFolder(experiment.output).report)
         show_table(table, page, Console())
+        if table.known < table.wanted:
+            say_next(next_for_experiment(experiment))
+        else:
+            say_next("lrpath export with one of the plans in " + str(experiment.output / "plans"))
         return 0
     plan, now = load_plan(args.plan), datetime.now().astimezone()
     paradigms = paradigms_of(args, plan)
@@ -44,6 +49,6 @@ def execute(args: argparse.Namespace) -> int:
     report = make_report(plan, now, paradigms, "; ".join(cost_lines(left, now)) if left.steps else "")
     page = write_report(report, args.output or OutputFolder(Path(plan.output)).report)
     show(report, page, Console())
-    if not report.gaps:  # they name what to do
-        print(f"next: lrpath export {shlex.quote(str(args.plan))}, or new data: lrpath update")
+    commands = [gap.command for gap in report.gaps if gap.command]
+    say_next(commands[0] if commands else after_report(args.plan, paradigms))
     return 0

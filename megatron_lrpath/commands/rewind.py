@@ -1,4 +1,4 @@
-"""`lrpath rewind`: the main path goes on from an earlier checkpoint, without a version where that is asked."""
+"""`lrpath rewind`: continue the main path from an earlier checkpoint, optionally without a version."""
 
 from __future__ import annotations
 
@@ -7,19 +7,23 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_lrpath.commands.following import next_for
 from megatron_lrpath.commands.options import add_plan, count_from
+from megatron_lrpath.console import say_next
 from megatron_lrpath.errors import UserError
 
 if TYPE_CHECKING:
     from megatron_lrpath.plan import Plan
     from megatron_lrpath.runs.set_aside import SetAside
 
-HELP = "let the main path go on from an earlier checkpoint, without a version; what comes after is set aside"
+HELP = (
+    "let the main path continue from an earlier checkpoint, without a version; what comes after is set aside"
+)
 EXAMPLE = "lrpath rewind plan.yaml --to-step 40000 --drop v5"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The plan, and where to go back to, or what to do with what was set aside."""
+    """Add the plan, and the step to return to, or the treatment of files that were set aside."""
     add_plan(parser)
     parser.add_argument(
         "--to-step", type=count_from(1), metavar="S", help="a step whose checkpoint the main path has kept"
@@ -39,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Rewind, or list or remove what is set aside; 0."""
+    """Rewind, or list or remove what is set aside; return 0."""
     from megatron_lrpath.plan import load_plan
     from megatron_lrpath.upkeep.quiet import at_rest
 
@@ -59,7 +63,7 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def rewind(plan: Plan, step: int, dropped: list[str], dry_run: bool) -> int:
-    """Tell what is to be done, and do it."""
+    """Print the changes, and make them."""
     from contextlib import ExitStack
 
     from megatron_lrpath.launch.process import only_one
@@ -70,6 +74,7 @@ def rewind(plan: Plan, step: int, dropped: list[str], dry_run: bool) -> int:
     record = begun(plan, step, dropped)
     if record is None and is_done(plan, step, dropped):
         print(f"nothing to do: the main path was rewound to step {step:,} already, and has not gone on since")
+        say_next(next_for(plan))
         return 0
     if record is None:
         prepared = prepare(plan, step, dropped)
@@ -77,6 +82,7 @@ def rewind(plan: Plan, step: int, dropped: list[str], dry_run: bool) -> int:
     tell(plan, record, staying)
     if dry_run:
         print("nothing was written (--dry-run)")
+        say_next("the same command without --dry-run")
         return 0
     with ExitStack() as held:
         if record.slices:
@@ -85,22 +91,22 @@ def rewind(plan: Plan, step: int, dropped: list[str], dry_run: bool) -> int:
             )
         carry_out(plan, record)
     path = shlex.quote(str(plan.path))
-    print(
-        f"next: lrpath update {path} …, or lrpath run {path}; when nothing is missed: lrpath rewind {path} --confirm"
-    )
+    say_next(f"lrpath update {path} --source PREFIX, or lrpath run {path}")
+    print(f"when nothing is missed: lrpath rewind {path} --confirm")
     return 0
 
 
 def tell(plan: Plan, record: SetAside, staying: tuple[str, ...]) -> None:
-    """Print what moves where, and what stays."""
+    """Print what moves where, and what is kept."""
     from megatron_lrpath.wording import listing, plural, short_number
 
     without = f", without {listing(list(record.dropped))}" if record.dropped else ""
     lost = record.from_step - record.to_step
+    tokens = short_number(plan.tokens(record.to_step, record.from_step))
     print(
         f"{plan.path}: the main path goes back from step {record.from_step:,} to step {record.to_step:,}{without}"
     )
-    print(f"  {plural(lost, 'step')}, {short_number(plan.tokens(lost))} tokens, no longer count")
+    print(f"  {plural(lost, 'step')}, {tokens} tokens, no longer count")
     checkpoints = len(record.moves) - len(record.runs)
     aside = [plural(checkpoints, "checkpoint") + f" after step {record.to_step:,}", *record.runs]
     print(f"  set aside in {record.folder(Path(plan.output))}: {listing(aside)}")
@@ -112,12 +118,13 @@ def tell(plan: Plan, record: SetAside, staying: tuple[str, ...]) -> None:
         print(f"  as they are: {listing(list(staying))}")
     if beyond := [str(one) for one in plan.also_branch_at if one > record.to_step]:
         print(
-            f"  no longer there for branches of other plans (also_branch_at) until trained anew: step {listing(beyond)}"
+            "  no longer there for branches of other plans (also_branch_at) until trained again: "
+            f"step {listing(beyond)}"
         )
 
 
 def set_aside(plan: Plan, confirm: bool) -> int:
-    """List what earlier rewinds have set aside, and remove it where that is confirmed."""
+    """List what earlier rewinds have set aside, and remove it if confirmed."""
     from megatron_lrpath.runs.lineage import read_lineage
     from megatron_lrpath.runs.rewinds import require_no_rewind
     from megatron_lrpath.runs.set_aside import all_set_aside, half_removed
@@ -130,6 +137,7 @@ def set_aside(plan: Plan, confirm: bool) -> int:
     records = all_set_aside(output)
     if not records and not half_removed(output):
         print(f"{output}: nothing is set aside")
+        say_next(next_for(plan))
         return 0
     for one in records:
         size = byte_size(folder_bytes(one.folder(output)))
@@ -139,8 +147,8 @@ def set_aside(plan: Plan, confirm: bool) -> int:
     if confirm:
         remove_set_aside(plan, records)
         print("removed")
+        say_next(next_for(plan))
     else:
-        print(
-            f"nothing was removed; to remove it for good: lrpath rewind {shlex.quote(str(plan.path))} --confirm"
-        )
+        print("nothing was removed")
+        say_next(f"to remove it for good: lrpath rewind {shlex.quote(str(plan.path))} --confirm")
     return 0

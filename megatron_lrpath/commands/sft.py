@@ -14,6 +14,7 @@ from megatron_lrpath.commands.options import (
     request_of,
     training_options,
 )
+from megatron_lrpath.console import say_next
 from megatron_lrpath.errors import UserError
 
 HELP = "fine-tune the trained versions on chats or instructions, as the plan's section `sft` says"
@@ -22,7 +23,7 @@ TAKES_EXTRA = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The plan, what of it, and how the machine is shared."""
+    """Add the plan, the selection of runs, and the use of the machine."""
     add_runs(parser, PLAN, "only this fine-tuning, such as sft-v2")
     parser.add_argument("--prepare", action="store_true", help="tokenize the data and stop")
     parser.add_argument(
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Prepare, fine-tune and evaluate; exit status as of `lrpath run`."""
+    """Prepare, fine-tune and evaluate; return the exit status as `lrpath run`."""
     from megatron_lrpath.data.record import require_tokenizer
     from megatron_lrpath.launch.local import carry_out
     from megatron_lrpath.launch.resources import cores
@@ -62,9 +63,9 @@ def execute(args: argparse.Namespace) -> int:
     path = shlex.quote(str(args.plan))
     if args.prepare:
         if not args.output:
-            print(f"next: lrpath sft {path}")
+            say_next(f"lrpath sft {path}")
         return 0
     status = carry_out(plan, options)
     if status == 0:
-        print(f"next: lrpath chat {path}")
+        say_next(f"lrpath chat {path}")
     return status

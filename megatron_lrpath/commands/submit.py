@@ -1,4 +1,4 @@
-"""`lrpath submit`: carry out a plan as Slurm jobs."""
+"""`lrpath submit`: run a plan as Slurm jobs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from megatron_lrpath.commands.options import (
     overridden,
     paradigms_of,
 )
-from megatron_lrpath.console import terminal_table
+from megatron_lrpath.console import say_next, terminal_table
 from megatron_lrpath.wording import duration, hours_text, plural, short_number
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ TAKES_EXTRA = True  # Megatron arguments for every training
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The plan, what of it, and an option for every setting of the cluster."""
+    """Add the plan, the selection of runs, and an option for every setting of the cluster."""
     from megatron_lrpath.launch.slurm.settings import SETTINGS
 
     add_runs(parser, PLAN_OR_EXPERIMENT, "only this run, and those it starts from")
@@ -55,7 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Submit, or show what would be submitted; 0. UserError (status 2) where something is to be mended first."""
+    """Submit, or show what would be submitted; return 0. Raises UserError (status 2) if something must be
+    fixed first.
+    """
     from megatron_lrpath.experiment.load import is_experiment, load_experiment
     from megatron_lrpath.launch.slurm.settings import read_settings, within_job
     from megatron_lrpath.launch.slurm.submit import Submission
@@ -85,6 +87,8 @@ def execute(args: argparse.Namespace) -> int:
             sys.stdout.flush()
         finally:  # what stops the submission comes last, and all at once
             check()
+        if not args.json:
+            say_next("the same command without --dry-run")
         return 0
     if not args.set:  # else it was checked before it was written
         check()
@@ -98,16 +102,16 @@ def execute(args: argparse.Namespace) -> int:
         show_table(submission, rows)
         for one in costs:
             print(cost_text(one))
-        print(f"\nfollow them: lrpath status {shlex.quote(str(follow))}")
+        say_next(f"lrpath status {shlex.quote(str(follow))}")
     return 0
 
 
 def submitted_plan(
     args: argparse.Namespace, settings: Settings, request_for: Callable[[tuple[str, ...]], Request]
 ) -> tuple[SubmittedPlan, Path]:
-    """The plan as submitted, and the file to ask for its status.
+    """Return the plan as submitted, and the file to pass to `lrpath status`.
 
-    With --set this is OUTPUT/plan.yaml, which is written as soon as the plan was checked (for --dry-run not).
+    With --set this is OUTPUT/plan.yaml, which is written after the plan was checked (not for --dry-run).
     """
     from megatron_lrpath.launch.slurm.ledger import SubmittedPlan
     from megatron_lrpath.readiness import require_ready
@@ -127,7 +131,7 @@ def submitted_plan(
 
 
 def row(submission: Submission, decision: Decision, number: int | None) -> dict[str, Any]:
-    """A job for the table and for JSON."""
+    """Return a job for the table and for JSON."""
     place = decision.job.allocation
     return {
         "key": decision.job.key,
@@ -171,9 +175,10 @@ def show_dry_run(submission: Submission, as_json: bool) -> None:
 
 
 def cost(submission: Submission, decisions: list[Decision]) -> list[dict[str, Any]]:
-    """What is left to train, by plan: steps, tokens, GPU hours and wall time at the measured pace.
+    """Return what is left to train, by plan: steps, tokens, GPU hours and wall time at the measured pace.
 
-    Before there is one, by the kind of GPU at an assumed share of its peak; neither without GPUs.
+    Without a measurement they follow from the kind of GPU at an assumed utilization; both are omitted
+    without GPUs.
     """
     from megatron_lrpath.launch.layouts import MFU
     from megatron_lrpath.runs.checkpoints import latest_step
@@ -186,22 +191,24 @@ def cost(submission: Submission, decisions: list[Decision]) -> list[dict[str, An
     for jobs in by_plan.values():
         plan, steps, tokens = jobs[0].plan, 0, 0
         for task in (job.task for job in jobs if job.task is not None):
-            own = task.run.last_step - max(task.run.first_step, latest_step(task.checkpoints) or 0)
-            steps, tokens = steps + own, tokens + own * task.step_tokens
+            last, done = task.run.last_step, max(task.run.first_step, latest_step(task.checkpoints) or 0)
+            steps, tokens = steps + last - done, tokens + task.tokens(min(done, last), last)
         one = {"plan": plan.name, "steps": steps, "tokens": tokens, "mfu": MFU}
         found.append(one | time_of(plan, tokens, jobs, bool(submission.settings.gpus_per_node)))
     return found
 
 
 def time_of(plan: Plan, tokens: int, jobs: list[Job], gpus: bool) -> dict[str, Any]:
-    """Hours for so many tokens, and seconds until the last version of these jobs is trained, by their basis."""
+    """Return hours for these tokens, and seconds until the last version of these jobs is trained, by their
+    basis.
+    """
     from megatron_lrpath.launch.estimate import estimate_of
     from megatron_lrpath.launch.layouts import PEAK, gpu_seconds, seconds_per_step
 
     versions = [job.task for job in jobs if job.task is not None and not job.task.run.is_sft]
     left = estimate_of(plan, versions)
     if left.pace is not None and left.pace.measured:
-        hours = tokens / plan.batch.tokens * left.pace.seconds * left.pace.processes / 3600
+        hours = tokens / left.pace.tokens * left.pace.seconds * left.pace.processes / 3600
         return {
             "gpu_hours": {"measured": hours},
             "wall_seconds": {"measured": left.wall},
@@ -212,14 +219,15 @@ def time_of(plan: Plan, tokens: int, jobs: list[Job], gpus: bool) -> dict[str, A
     return {
         "gpu_hours": {name: gpu_seconds(plan, tokens, peak) / 3600 for name, peak in peaks.items()},
         "wall_seconds": {
-            name: left.chain * seconds_per_step(plan, world, peak) for name, peak in peaks.items()
+            name: left.chain / plan.batch.tokens * seconds_per_step(plan, world, peak)
+            for name, peak in peaks.items()
         },
         "pace": None,
     }
 
 
 def cost_text(one: dict[str, Any]) -> str:
-    """The cost of a plan in a line or two."""
+    """Return the cost of a plan, a line for each part."""
     text = (
         f"{one['plan']}: {plural(one['steps'], 'step')} left to train, {short_number(one['tokens'])} tokens"
     )
@@ -233,29 +241,31 @@ def cost_text(one: dict[str, Any]) -> str:
         return text
     basis = f"at {pace['seconds_per_step']:.3g} s a step, {pace['basis']}" if pace else ""
     basis = basis or f"computed for {one['mfu']:.0%} of the peak"
-    return f"{text}\n  {', '.join(times)}\n  {basis}"
+    return "\n  ".join([text, *times, basis])
 
 
 def show_table(submission: Submission, rows: list[dict[str, Any]]) -> None:
     """Print the jobs as a table."""
     from rich.console import Console
 
-    titles = ("job", "number", "", "nodes", "processes", "waits for")
-    table = terminal_table(titles, "L" * len(titles))
+    titles = ("job", "number", "", "nodes", "waits for")
+    table = terminal_table(titles, "LRLRl")
     for shown in rows:
-        processes = f"{shown['nodes'] * shown['processes_per_node']}"
+        place = f"{shown['nodes']} × {shown['processes_per_node']}"
         waits = ", ".join(
             wait["key"] if wait["step"] is None else f"{wait['key']} at step {wait['step']}"
             for wait in shown["waits_for"]
         )
         waits = "all evaluations" if shown["kind"] == "report" and shown["waits_for"] else waits
         number = "" if shown["job"] is None else str(shown["job"])
-        table.add_row(shown["key"], number, shown["action"], str(shown["nodes"]), processes, waits)
+        table.add_row(shown["key"], number, shown["action"], place, waits)
     console = Console(highlight=False)
-    console.width = max(console.width, 120)
-    console.print(
-        f"{submission.name}: {len(rows)} jobs, results in {submission.output}", markup=False, soft_wrap=True
+    if not console.is_terminal:
+        console.width = 160  # nobody's line to fit into
+    heading = (
+        f"{submission.name}: {plural(len(rows), 'job')} (nodes × processes), results in {submission.output}"
     )
+    console.print(heading, markup=False, soft_wrap=True)
     console.print(table)
     layout: list[str] = next((shown["arguments"] for shown in rows if shown["kind"] == "train"), [])
     if layout:
@@ -263,7 +273,7 @@ def show_table(submission: Submission, rows: list[dict[str, Any]]) -> None:
 
 
 def graph(submission: Submission) -> Tree:
-    """The graph as a tree: each job under what it waits for, the report under the plan."""
+    """Return the graph as a tree: each job below the one it waits for, the report below the plan."""
     from rich.tree import Tree
 
     tree = Tree(submission.name)

@@ -218,13 +218,13 @@ def tell_changes(args: argparse.Namespace, plan: Plan, changed: Sequence[Reduced
             if again.hours is None or again.pace is None
             else f", {hours_text(again.hours, again.pace.unit)}"
         )
-        print(f"together {again.steps:,} steps, {short_number(plan.tokens(again.steps))} tokens{cost}")
+        print(f"together {again.steps:,} steps, {short_number(again.tokens)} tokens{cost}")
     print("next:")
     if again.rewind_to:
         print(f"  lrpath rewind {path} --to-step {again.rewind_to}")
     elif again.rewind_to == 0:
         print(
-            "  no checkpoint of the main path is from before: give the plan another `output` and train it anew"
+            "  no checkpoint of the main path is from before: give the plan another `output` and train it again"
         )
     others = [run for run in again.runs if not run.key.startswith("ours/")]
     for run in others:

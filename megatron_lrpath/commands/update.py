@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_lrpath.commands.options import add_plan, number_in
+from megatron_lrpath.console import say_next
 from megatron_lrpath.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from megatron_lrpath.data.duplicates import Duplicates
     from megatron_lrpath.data.slice import Slice
     from megatron_lrpath.plan import Plan
+    from megatron_lrpath.plan.spec import Version
 
 HELP = "make new data the next version of a plan: draw its slice and validation, append it, say what it costs"
 EXAMPLE = "lrpath update plan.yaml --source data/web-2025_text_document --tokens 10.5B --dry-run"
@@ -55,6 +57,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--alpha", type=number_in(1e-6, 1, "a number above 0, up to 1"), help="alpha of this version alone"
+    )
+    parser.add_argument(
+        "--replay",
+        type=number_in(1e-6, 0.999, "a share above 0 and below 1"),
+        metavar="SHARE",
+        help="share of the version's samples that is drawn again from earlier versions (default: none)",
+    )
+    parser.add_argument(
+        "--global-batch-size",
+        type=int,
+        metavar="N",
+        help="samples of a step from this version on (default: as many as before)",
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--dry-run", action="store_true", help="say what would be done, write nothing")
@@ -110,6 +124,7 @@ def execute(args: argparse.Namespace) -> int:
         tell(plan, update, args)
         if args.dry_run:
             print("nothing was written (--dry-run)")
+            say_next("the same command without --dry-run")
             return 0
         keep(list(reversed(update.slices)), existing, folder)  # the version last: the plan names it next
         if not update.known:
@@ -157,6 +172,13 @@ def prepared(args: argparse.Namespace, plan: Plan, delivery: Delivery, existing:
         if again and is_drawn(again.slices, existing):
             if args.alpha not in (None, plan.versions[-1].alpha):
                 raise UserError(f"--alpha: {last} is in {plan.path} already; write its alpha there")
+            there = plan.versions[-1].replay
+            if args.replay is not None and (there is None or there.share != Fraction(repr(args.replay))):
+                raise UserError(f"--replay: {last} is in {plan.path} already; write its replay there")
+            if args.global_batch_size not in (None, plan.batch_sizes.changes[-1][1]):
+                raise UserError(
+                    f"--global-batch-size: {last} is in {plan.path} already; write its global_batch_size there"
+                )
             return Update(last, again.slices, "", plan, known=True, duplicates=again.duplicates)
         if args.name:
             raise UserError(f"--name {last}: is a version of {plan.path} already, drawn from other data")
@@ -206,16 +228,24 @@ def appended(args: argparse.Namespace, plan: Plan, name: str, slices: Sequence[S
     from megatron_lrpath.plan.file.edit import with_version
     from megatron_lrpath.plan.file.load import plan_from
     from megatron_lrpath.plan.file.source import parse_source
+    from megatron_lrpath.plan.replay import Replay
 
     batch = plan.batch
-    steps = available_samples(slices[0], batch.seq_length) // batch.global_batch_size
+    size = args.global_batch_size or plan.batch_sizes.changes[-1][1]
+    available = available_samples(slices[0], batch.seq_length)
+    replay = None if args.replay is None else Replay(Fraction(repr(args.replay)))
+    steps = replay.steps(available, size) if replay else available // size
     if steps < 1:
         raise UserError(
-            f"{name}: {slices[0].tokens:,} tokens are less than a step of {batch.tokens:,}; draw more"
+            f"{name}: {slices[0].tokens:,} tokens are less than a step of {size * batch.seq_length:,}; draw more"
         )
     version: dict[str, Any] = {"name": name, "steps": steps}
+    if args.global_batch_size is not None:
+        version["global_batch_size"] = size
     if args.alpha is not None:
         version["alpha"] = args.alpha
+    if args.replay is not None:
+        version["replay"] = args.replay
     new = [str(Path(plan.data.slices) / one.name) for one in slices[1:]]
     before = [plan.data.valid, *plan.data.more_valid] if validation_path(plan.data).exists() else []
     text = args.plan.read_bytes().decode("utf-8-sig")
@@ -231,13 +261,14 @@ def tell(before: Plan, update: Update, args: argparse.Namespace) -> None:
     from megatron_lrpath.wording import listing, plural, short_number
 
     plan, (version, *valid) = update.plan, update.slices
-    steps = next(one.steps for one in plan.versions if one.name == update.name)
+    added = next(one for one in plan.versions if one.name == update.name)
+    step_tokens = plan.batch_sizes.changes[-1][1] * plan.batch.seq_length
     domains = ", ".join(f"{short_number(count)} {name}" for name, count in version.tokens_by_domain.items())
     said = "is in the plan already, drawn from just this (another version: --name)" if update.known else "new"
     print(
         f"{update.name}: {said}: {plural(version.documents, 'document')}, {short_number(version.tokens)} tokens"
     )
-    print(f"  ({domains}); {steps:,} steps of {plan.batch.tokens:,} tokens")
+    print(f"  ({domains}); {added.steps:,} steps of {step_tokens:,} tokens{replay_note(before, added)}")
     for line in update.duplicates.lines(args.drop_duplicates):
         print(line)
     paradigms = named_paradigms(before)
@@ -253,6 +284,18 @@ def tell(before: Plan, update: Update, args: argparse.Namespace) -> None:
     for line in further:
         print(f"  {line}")
     print(f"alpha: {alpha_text(before, plan, args)}")
+
+
+def replay_note(before: Plan, added: Version) -> str:
+    """What the version replays; that it replays nothing where the one before it does."""
+    from megatron_lrpath.plan.wording import replay_text
+
+    if added.replay is not None:
+        return f", {replay_text(added.replay)}"
+    last = before.versions[-1]
+    if last.replay is None or last.name == added.name:
+        return ""
+    return f", nothing replayed ({last.name}: {replay_text(last.replay)}; see --replay)"
 
 
 def alpha_text(before: Plan, plan: Plan, args: argparse.Namespace) -> str:
@@ -280,7 +323,7 @@ def go_on(args: argparse.Namespace) -> int:
 
     path = shlex.quote(str(args.plan))
     if not (args.run or args.submit):
-        print(f"next: lrpath run {path}   (on a cluster: lrpath submit {path}), then lrpath report {path}")
+        say_next(f"lrpath run {path}   (on a cluster: lrpath submit {path}), then lrpath report {path}")
         return 0
     command = run if args.run else submit
     parser = argparse.ArgumentParser()

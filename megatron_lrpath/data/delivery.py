@@ -1,4 +1,4 @@
-"""A delivery of new data as slices: the version, and a share of it as a validation set of its own."""
+"""A delivery of new data as slices: the version, and a share of it as a separate validation set."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ LARGEST_SHARE = 5_000_000
 
 @dataclass(frozen=True)
 class Delivery:
-    """What is drawn from: `tokens` in all (None: all that no slice has), of which `share` is for validation.
+    """The data to draw from: `tokens` in total (None: all that are in no slice), of which `share` is for
+    validation.
 
     `share` None: 1%, at most `LARGEST_SHARE` tokens; 0: no validation.
     """
@@ -35,12 +36,13 @@ class Delivery:
     drop_duplicates: bool = False
 
     def slices(self, name: str, existing: Sequence[Slice], held_out: Sequence[Slice] = ()) -> Delivered:
-        """The version `name` and its validation set `valid-NAME`; drawn anew, slices of these names left aside.
+        """Return the version `name` and its validation set `valid-NAME`; existing slices with these names are
+        ignored.
 
         `held_out` are validation sets that lie in other folders than `existing`.
 
         Raises:
-            UserError: as of `draw`.
+            UserError: as `draw`.
         """
         valid = valid_name(name)
         others = [one for one in existing if one.name not in (name, valid)]
@@ -82,22 +84,22 @@ class Delivered:
 
 
 def is_drawn(slices: Sequence[Slice], existing: Sequence[Slice]) -> bool:
-    """Whether all of these slices are there, with the same content."""
+    """Return whether all of these slices exist with the same content."""
     there = {one.name: one.fingerprint for one in existing}
     return all(there.get(one.name) == one.fingerprint for one in slices)
 
 
 def keep(slices: Sequence[Slice], existing: Sequence[Slice], folder: Path) -> None:
-    """Write the slices that are not there yet, each atomically, in their order.
+    """Write the missing slices, each atomically, in order.
 
     Raises:
-        UserError: one is there with other content; then nothing is written.
+        UserError: one exists with other content; then nothing is written.
     """
     there = {one.name: one for one in existing}
     for one in slices:
         if one.name in there and there[one.name].fingerprint != one.fingerprint:
             raise UserError(
-                f"{slice_path(folder, one.name)}: is there already, drawn from other data; give the version another "
+                f"{slice_path(folder, one.name)}: exists already, drawn from other data; give the version another "
                 "--name, or remove the file if no plan uses it"
             )
     for one in slices:

@@ -1,4 +1,4 @@
-"""Draws version slices out of indexed datasets: by tokens, without replacement, in given proportions."""
+"""Draw version slices from indexed datasets: by tokens, without replacement, in given proportions."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ UNFINISHED = ".unfinished"  # names the slices of a draw, until all of them are 
 
 
 class SourcePool:
-    """One dataset: which documents are free, and their tokens. A byte of memory per document.
+    """One dataset: its free documents and their tokens. Uses one byte of memory per document.
 
-    Documents without tokens belong to no slice. `weight` None: in proportion to the free tokens. `records` is
-    another folder for the record of the tokenizer.
+    Documents without tokens belong to no slice. `weight` None: in proportion to the free tokens. `records`
+    is another folder for the record of the tokenizer.
 
     Raises:
-        UserError: no dataset of documents, or an existing slice was drawn from another state of it.
+        UserError: it is not a dataset of documents, or an existing slice was drawn from another state of it.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class SourcePool:
                 elif source.prefix.resolve() == self.prefix.resolve():
                     raise UserError(
                         f"{self.prefix}: has changed since {one.path or one.name} was drawn from it, so that "
-                        f"nobody can tell what is new; bring the old dataset back, and give new data "
+                        f"new documents cannot be identified; restore the old dataset, and give new data "
                         f"a name of its own"
                     )
 
@@ -76,17 +76,17 @@ class SourcePool:
         self.free_tokens -= int(self.lengths[documents].sum(dtype=np.int64))
 
     def drop(self, flags: int) -> None:
-        """Take the documents with one of these flags, so that nothing draws them."""
+        """Take the documents with one of these flags, so that they cannot be drawn."""
         if self.flags is not None:
             self.take(np.flatnonzero(self.free & (self.flags & flags != 0)).astype(np.int32))
 
     def take_range(self, first: int, end: int | None, version: str, dropped: bool) -> Documents:
-        """Take the documents `first` … `end` - 1; without those that have no tokens, or (`dropped`) repeat others.
+        """Take the documents `first` … `end` - 1, except those without tokens and, if `dropped`, duplicates.
 
-        A validation set always goes without repeats.
+        A validation set never has duplicates.
 
         Raises:
-            UserError: not so many documents there, or some are in a slice already.
+            UserError: the dataset has fewer documents, or some are already in a slice.
         """
         end = len(self.free) if end is None else end
         where = f"--documents {version}={self.prefix}:{first}-{end}"
@@ -105,13 +105,13 @@ class SourcePool:
         return chosen
 
     def draw(self, targets: Sequence[int | None], seed: int, held_out: bool = False) -> list[Documents]:
-        """Draw one set of documents after the other, of at least these many tokens each, from the free ones.
+        """Draw sets of documents, of at least these numbers of tokens each, from the free ones.
 
-        All follow one random order of the dataset, decided by the seed and the dataset's content: what is
-        drawn later does not change what is drawn first, and going on in another call goes on in that order.
-        Where the free documents only just suffice, a set may end one document early so that the rest is
-        enough for those after it; None stands for the last, which gets the rest. Sorted int32 arrays.
-        With `held_out` the first set is for validation: documents that repeat others come after it.
+        All sets follow one random order of the dataset, determined by the seed and the dataset's content:
+        later draws do not change earlier ones, and another call continues in that order. If the free
+        documents barely suffice, a set can end one document early, so that the rest is enough for those
+        after it; None as the last means the rest. Sorted int32 arrays. With `held_out` the first set is for
+        validation: duplicates come after it.
         """
         order: np.ndarray = permutation(len(self.free), "draw", seed, self.fingerprint)
         order = order[self.free[order]]
@@ -154,14 +154,14 @@ class SourcePool:
         return np.concatenate([first, order[~chosen[order]]])
 
     def source(self, documents: Documents) -> SliceSource:
-        """These documents as a source of a slice."""
+        """Return these documents as a source of a slice."""
         tokens = int(self.lengths[documents].sum(dtype=np.int64))
         return SliceSource(self.prefix, self.fingerprint, self.domain, documents, tokens, self.tokenizer)
 
 
 @dataclass(frozen=True)
 class Shortage:
-    """What a source would have to give and what it has, in tokens."""
+    """The required and the available tokens of a source."""
 
     prefix: Path
     domain: str
@@ -171,12 +171,12 @@ class Shortage:
 
     @property
     def missing(self) -> int:
-        """Tokens that it lacks."""
+        """The missing tokens."""
         return max(self.asked - self.free_tokens, 0)
 
 
 class ShortageError(UserError):
-    """More tokens are asked for than there are; `table` has a row for every source."""
+    """The request exceeds the available tokens; `table` has a row for every source."""
 
     def __init__(self, wanted: int, table: list[Shortage]) -> None:
         self.table = table
@@ -192,9 +192,9 @@ class ShortageError(UserError):
 
 @dataclass(frozen=True)
 class Drawn:
-    """The new slices (not yet written), by domain the tokens of the sources that are in no slice yet, and duplicates.
+    """The new slices (not yet written), by domain the tokens of the sources that remain in no slice, and duplicates.
 
-    With `drop_duplicates` the tokens of documents that were left out do not count as left.
+    With `drop_duplicates` the tokens of dropped documents do not count as remaining.
     """
 
     slices: list[Slice]
@@ -233,7 +233,7 @@ def draw(
     there = {one.name: one for one in existing}
     for name in (name for name in request.names if name in there):
         raise UserError(
-            f"{there[name].path or name}: is there already, and slices are never changed; --append goes on "
+            f"{there[name].path or name}: exists already, and slices are never changed; --append continues "
             f"behind the last version, --names gives other names (if an interrupted draw left it, remove it "
             f"and draw again: the same seed draws the same)"
         )
@@ -247,7 +247,7 @@ def draw(
             ),
             *((str(pool.prefix), pool.tokenizer) for pool in pools),
         ],
-        "A model reads one tokenizer's data: tokenize the text anew with the first one.",
+        "A model reads one tokenizer's data: tokenize the text again with the first one.",
     )
     found = known or _duplicates(pools, existing, held_out, records, note)
     for pool in pools:
@@ -305,7 +305,7 @@ def _duplicates(
 
 
 def existing_slices(folder: Path | str) -> list[Slice]:
-    """All slices of a folder (none if it is not there yet), by name.
+    """Return all slices of a folder by name (none if it does not exist).
 
     Raises:
         UserError: one of them is damaged.
@@ -317,13 +317,13 @@ def write_slices(slices: Sequence[Slice], folder: Path | str) -> list[Path]:
     """Write new slices into `folder` (each file atomically) and return their paths.
 
     Raises:
-        UserError: one of the files is there already; then nothing is written.
+        UserError: one of the files exists; then nothing is written.
     """
     paths = [slice_path(folder, one.name) for one in slices]
     for path in paths:
         if path.exists():
             raise UserError(
-                f"{path}: is there already, and slices are never changed; use another name or folder"
+                f"{path}: exists already, and slices are never changed; use another name or folder"
             )
     contents = [one.to_bytes(path.parent) for one, path in zip(slices, paths, strict=True)]
     marker = Path(folder) / UNFINISHED
@@ -336,7 +336,7 @@ def write_slices(slices: Sequence[Slice], folder: Path | str) -> list[Path]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove the slices of a draw that was killed before all of them were there; for who holds the folder's lock."""
+    """Remove the slices of an interrupted draw; only for the holder of the folder's lock."""
     marker = folder / UNFINISHED
     if not marker.exists():
         return
@@ -350,7 +350,7 @@ def remove_unfinished(folder: Path) -> None:
 def _open_pools(
     request: DrawRequest, existing: Sequence[Slice], note: Callable[[str], None], records: Path | None
 ) -> list[SourcePool]:
-    """The pools of the mixture's sources, then of datasets that only ranges name."""
+    """Return the pools of the mixture's sources, then of datasets that only ranges name."""
     requests = list(request.sources)
     known = {source.prefix.resolve() for source in requests}
     for part in request.ranges:
@@ -371,7 +371,7 @@ def _open_pools(
 
 
 def _take_ranges(request: DrawRequest, pools: Sequence[SourcePool]) -> dict[str, dict[Path, Documents]]:
-    """The documents of explicit ranges, by version and prefix, taken out of the pools."""
+    """Return the documents of explicit ranges, by version and prefix; they are removed from the pools."""
     by_path = {pool.prefix.resolve(): pool for pool in pools}
     chosen: dict[str, dict[Path, Documents]] = {}
     for part in request.ranges:
@@ -383,7 +383,7 @@ def _take_ranges(request: DrawRequest, pools: Sequence[SourcePool]) -> dict[str,
 
 
 def _targets(request: DrawRequest, pools: Sequence[SourcePool]) -> list[list[int | None]]:
-    """For each source the tokens that validation and every version are to get of it; None: all the rest."""
+    """Return for each source the tokens for validation and for every version; None: all the rest."""
     weights = [Fraction(pool.free_tokens) if pool.weight is None else pool.weight for pool in pools]
     whole = sum(weights)
     if not whole:
@@ -405,7 +405,7 @@ def _targets(request: DrawRequest, pools: Sequence[SourcePool]) -> list[list[int
 
 
 def _targets_of(request: DrawRequest, pool: SourcePool, share: Fraction) -> list[int | None]:
-    """One source's row of `_targets`; rounded up, or down where the source would not suffice otherwise."""
+    """Return one source's row of `_targets`; rounded up, or down if the source would not suffice otherwise."""
     valid = [] if request.valid_tokens is None else [Fraction(request.valid_tokens) * share]
     if any(tokens is None for _, tokens in request.versions):
         count = len(request.versions)

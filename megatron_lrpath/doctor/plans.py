@@ -1,20 +1,15 @@
-"""A plan: its file, and what keeps its runs from being trained here."""
+"""Checks of a plan: its runs, and conditions that prevent their training on this machine."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from megatron_lrpath.errors import UserError
-from megatron_lrpath.plan import PARADIGMS, load_plan
-from megatron_lrpath.readiness import FAILED, OK, Finding, Request, check_plan
+from megatron_lrpath.plan import PARADIGMS, Plan
+from megatron_lrpath.readiness import OK, Finding, Request, check_plan
+from megatron_lrpath.wording import plural
 
 
-def plan_checks(path: Path) -> list[Finding]:
-    """Every check of a plan; a plan that cannot be loaded is the only one."""
-    try:
-        plan = load_plan(path)
-        runs = [run for paradigm in PARADIGMS for run in plan.runs(paradigm) if run.same_as is None]
-    except UserError as error:
-        return [Finding("plan", FAILED, str(error))]
-    loaded = Finding("plan", OK, f"{plan.name}: {len(plan.versions)} versions, {len(runs)} runs")
+def plan_checks(plan: Plan) -> list[Finding]:
+    """Return all checks of a plan."""
+    runs = [run for paradigm in PARADIGMS for run in plan.runs(paradigm) if run.same_as is None]
+    size = f"{plural(len(plan.versions), 'version')}, {plural(len(runs), 'run')}"
+    loaded = Finding("plan", OK, f"{plan.name}: {size}")
     return [loaded, *check_plan(plan, Request())]

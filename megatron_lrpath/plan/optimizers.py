@@ -1,16 +1,53 @@
-"""Optimizers that are not Megatron's own: the package that they come from."""
+"""Optimizers that are not Megatron's own: the package that provides them, and their restrictions in Megatron."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import metadata
+from typing import Any
 
 PACKAGE, EXTRA = "emerging-optimizers", "optimizers"
 OLDEST = (0, 2)  # Megatron 0.19 takes no older one
 OF_MEGATRON = frozenset({"adam", "sgd"})
+MUON, DIST_MUON, SOAP = "muon", "dist_muon", "soap"
+
+
+def optimizer_problems(given: Mapping[str, Any], with_path: bool = True) -> list[str]:
+    """What Megatron cannot do with the optimizer, a line each.
+
+    Args:
+        given: Megatron's arguments by destination, before it validates them; those that are not given may be missing.
+        with_path: whether this is a run with a path (not plain Megatron), which goes on from its checkpoints.
+    """
+    name = given.get("optimizer", "adam")
+    if name in OF_MEGATRON:
+        return []
+    chosen = f"--optimizer {name}"
+    problems = [missing] if (missing := missing_package(name)) else []
+    if given.get("fp16"):
+        problems.append(f"{chosen}: Megatron has it for --bf16 and for 32 bits, not for --fp16.")
+    elif not given.get("bf16") and (name == DIST_MUON or given.get("use_distributed_optimizer")):
+        spread = "" if name == DIST_MUON else " with --use-distributed-optimizer"
+        instead = f"--optimizer {MUON}" if name == DIST_MUON else "leave --use-distributed-optimizer out"
+        problems.append(
+            f"{chosen}{spread}: Megatron 0.19 distributes it over the ranks in bf16 alone; give --bf16, or {instead}."
+        )
+    ways = {SOAP: "use pipeline parallelism instead"}
+    if given.get("muon_tp_mode", "blockwise") == "blockwise":  # Megatron's default
+        ways |= dict.fromkeys((MUON, DIST_MUON), "give --muon-tp-mode duplicated or distributed")
+    split = int(given.get("tensor_model_parallel_size") or 1)
+    if with_path and split > 1 and name in ways:
+        problems.append(
+            f"{chosen} at --tensor-model-parallel-size {split}: each rank would take its part of a matrix for a matrix "
+            f"of its own, so that another layout trains another model; {ways[name]}."
+        )
+    return problems
 
 
 def missing_package(optimizer: str) -> str | None:
-    """What an optimizer needs and how to install it; None where it is there, in a version that Megatron takes."""
+    """Return the missing package of an optimizer and how to install it; None if a suitable version is
+    installed.
+    """
     if optimizer in OF_MEGATRON or is_installed():
         return None
     return (
@@ -20,7 +57,7 @@ def missing_package(optimizer: str) -> str | None:
 
 
 def is_installed() -> bool:
-    """Whether the package is there, in a version that Megatron takes."""
+    """Return whether the package is installed, in a version that Megatron supports."""
     try:
         return tuple(int(part) for part in metadata.version(PACKAGE).split(".")[:2]) >= OLDEST
     except (metadata.PackageNotFoundError, ValueError):

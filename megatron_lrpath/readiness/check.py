@@ -8,6 +8,7 @@ from pathlib import Path
 
 from megatron_lrpath.console import say, warn
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.launch.resources import sizes_left
 from megatron_lrpath.plan import PARADIGMS, Plan
 from megatron_lrpath.readiness import machine
 from megatron_lrpath.readiness.arguments import argument_checks
@@ -29,7 +30,7 @@ class Request:
     Attributes:
         paradigms, runs: what of it; with `runs` those and their ancestors.
         fine_tunings: None without any, "only" for those alone.
-        extra: Megatron arguments beside the plan's.
+        extra: Megatron arguments in addition to the plan's.
         device, nproc: of the processes, where they are to start here; None leaves their number open.
         evaluate: whether the versions are evaluated at the end.
         where: HERE, CLUSTER (its memory and GPUs are not here), or ANYWHERE (the files alone count).
@@ -102,7 +103,7 @@ def check_plan(plan: Plan, request: Request, known: dict[Path, str] | None = Non
             machine.room_check(plan, todo, vocabulary, request.where == HERE),
         ]
     if request.where == HERE and todo:
-        findings.append(machine.process_check(plan, request.device, request.nproc, extra))
+        findings.append(machine.process_check(plan, request.device, request.nproc, extra, sizes_left(todo)))
         findings += machine.memory_checks(plan, vocabulary, request.device, request.nproc, extra)
     return findings
 
@@ -151,6 +152,6 @@ def refuse(found: Sequence[tuple[Plan, Sequence[Finding]]], missing_too: bool = 
         if len(new) == 1:
             messages.append(f"{plan.path}: {new[0]}")
         elif new:
-            messages.append("\n  ".join([f"{plan.path}: {len(new)} things are to be mended first", *new]))
+            messages.append("\n  ".join([f"{plan.path}: {len(new)} problems must be fixed first", *new]))
     if messages:
         raise UserError("\n".join(messages))

@@ -21,7 +21,7 @@ from megatron_lrpath.launch.resources import (
 )
 from megatron_lrpath.models import parameter_count, resolve_model
 from megatron_lrpath.plan import Plan
-from megatron_lrpath.plan.optimizers import OF_MEGATRON, missing_package
+from megatron_lrpath.plan.optimizers import OF_MEGATRON, optimizer_problems
 from megatron_lrpath.readiness.finding import FAILED, OK, WARNING, Finding, attempt
 from megatron_lrpath.runs.storage import checkpoint_bytes, folder_bytes
 from megatron_lrpath.runs.tasks import Task
@@ -30,12 +30,14 @@ from megatron_lrpath.wording import byte_size, plural
 LITTLE_DISK = 10e9  # bytes
 
 
-def process_check(plan: Plan, device: str, nproc: int | None, extra: Sequence[str]) -> Finding:
-    """Whether the processes of a run are there, and share out its batch."""
+def process_check(
+    plan: Plan, device: str, nproc: int | None, extra: Sequence[str], left: Sequence[int] = ()
+) -> Finding:
+    """Whether the processes of a run are there, and share out its batches, those `left` to train with."""
 
     def proof() -> str:
         share = share_out(plan, 1, device, nproc, None, extra)
-        check_batch(plan, share.nproc, extra)
+        check_batch(plan, share.nproc, extra, left)
         check_fine_tuning(plan, share.nproc, extra)
         where = f"{plural(len(share.gpus), 'GPU')}" if share.gpus else "the CPU"
         return f"{plural(share.nproc, 'process', 'es')} a run on {where}"
@@ -44,12 +46,16 @@ def process_check(plan: Plan, device: str, nproc: int | None, extra: Sequence[st
 
 
 def optimizer_checks(plan: Plan) -> list[Finding]:
-    """Whether the package is there from which the optimizers of the plan come; nothing where none does."""
-    parts = [plan.megatron, *([plan.sft_megatron] if plan.sft else [])]
+    """Whether the plan's optimizers can train as it asks, and their package is there; nothing for Megatron's own."""
+    tuned = [plan.sft_megatron] if plan.sft else []
+    parts = [
+        {name.replace("-", "_"): value for name, value in {**plan.model.overrides, **part}.items()}
+        for part in (plan.megatron, *tuned)
+    ]
+    problems = [problem for part in parts for problem in optimizer_problems(part)]
+    if problems:
+        return [Finding("optimizer", FAILED, text) for text in dict.fromkeys(problems)]
     chosen = sorted({str(part.get("optimizer", "adam")) for part in parts} - OF_MEGATRON)
-    missing = [text for name in chosen if (text := missing_package(name))]
-    if missing:
-        return [Finding("optimizer", FAILED, text) for text in missing]
     return [Finding("optimizer", OK, ", ".join(chosen))] if chosen else []
 
 
@@ -75,7 +81,7 @@ def gpu_checks(plan: Plan, vocabulary: int, most: float, nproc: int, extra: Sequ
     """The memory of each of `nproc` GPUs of `most` bytes, and of the host.
 
     Raises:
-        UserError: a model whose parameters nobody can count.
+        UserError: a model whose parameters cannot be counted.
     """
     extra = (*extra, *micro_batch_arguments(plan, nproc, extra))
     one = predict(plan, sizes_of(plan, nproc, extra), vocabulary, extra)
@@ -110,7 +116,7 @@ def process_memory(plan: Plan, vocabulary: int) -> Finding:
     the logits in fp32.
 
     Raises:
-        UserError: a model whose parameters nobody can count.
+        UserError: a model whose parameters cannot be counted.
     """
     model = resolve_model(plan.model)
     parameters = parameter_count(model, vocabulary)
@@ -141,7 +147,7 @@ def room_check(plan: Plan, todo: Sequence[Task], vocabulary: int, waits: bool) -
         needed = sum(
             max(0, checkpoint_bytes(sized, task.run) - folder_bytes(task.checkpoints)) for task in todo
         )
-    except UserError:  # a model whose parameters nobody can count
+    except UserError:  # a model whose parameters cannot be counted
         needed = 0
     return disk_check(Path(plan.output), needed, waits)
 

@@ -1,4 +1,4 @@
-"""Whether the runs that are left to train find the checkpoints that they start from."""
+"""Check that the remaining runs find the checkpoints that they start from."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from megatron_lrpath.wording import plural
 
 
 def parent_checks(plan: Plan, todo: Sequence[Task], tasks: Sequence[Task]) -> list[Finding]:
-    """What keeps a run of `todo` from its parent: it has changed since, or went past the step without keeping it.
+    """Return what prevents a run of `todo` from starting: a changed parent, or one that passed the step
+    without keeping it.
 
-    A checkpoint that the plan's archive has is fetched at the start, see `fetch_parents`.
+    A checkpoint in the plan's archive is fetched at the start, see `fetch_parents`.
     """
     by_key = {task.key: task for task in tasks}
     checks = []
@@ -74,14 +75,14 @@ def fetch_parents(plan: Plan, todo: Sequence[Task], tasks: Sequence[Task]) -> No
 
 
 def has_passed(parent: Task, step: int) -> bool:
-    """Whether the parent has come to `step` or further, and has no whole checkpoint of it."""
+    """Return whether the parent has reached `step` without keeping a complete checkpoint of it."""
     if checkpoint_complete(parent.checkpoints, step):
         return False
     return (completed_step(parent.folder) or 0) >= step or (latest_step(parent.checkpoints) or 0) > step
 
 
 def gone(task: Task, parent: Task) -> tuple[str, str]:
-    """What is said of a parent's checkpoint that is not there, and how to go on."""
+    """Return the message about a missing parent's checkpoint, and what to do."""
     kept = complete_steps(parent.checkpoints)
     steps = f"{plural(len(kept), 'checkpoint')}: {', '.join(map(str, kept))}" if kept else "no checkpoint"
     found = (

@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megatron_lrpath.errors import UserError
 from megatron_lrpath.paradigms import PARADIGMS
 from megatron_lrpath.plan import Plan, Run
-from megatron_lrpath.runs.elsewhere import lies_elsewhere
+from megatron_lrpath.runs.elsewhere import nothing_there
 from megatron_lrpath.runs.folder import RunFolder, inspect, read_json_object
 from megatron_lrpath.runs.history import History, read_history
 from megatron_lrpath.runs.lineage import changes as run_changes
@@ -77,8 +76,8 @@ class RunRecord:
 
     @property
     def step_tokens(self) -> int | None:
-        """Tokens of a step as it was trained; None where the lineage does not say."""
-        return trained_tokens(self.lineage)
+        """Tokens of the newest step as it was trained; None where the lineage does not say."""
+        return trained_tokens(self.lineage, self.state.step)
 
     def recorded(self, name: str) -> list[dict[str, Any]]:
         """The lineage's entries under `name` (`starts`, `skipped`); what is no mapping is left out."""
@@ -136,11 +135,7 @@ def collect(plan: Plan, paradigms: Sequence[str] | None = None) -> RunTree:
     """
     output = Path(plan.output)
     if not output.is_dir():
-        advice = f"Train first with `lrpath run {plan.path}`."
-        raise UserError(
-            f"{output}: there is no such folder here, so there is nothing to report. "
-            + (lies_elsewhere(plan.path, output) or advice)
-        )
+        raise nothing_there(plan, "nothing to report, there is no such folder")
     chosen = named_paradigms(plan) if paradigms is None else paradigms
     shown = [name for name in PARADIGMS if name in chosen]
     records = {name: [_record(plan, run) for run in plan.runs(name)] for name in shown}

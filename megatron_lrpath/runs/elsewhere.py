@@ -1,15 +1,26 @@
-"""Where a plan's relative folders lie when a command is called from another folder than the runs were."""
+"""Missing results of a plan: its relative folders are elsewhere, or its runs must be trained first."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
+
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.plan import Plan
+
+
+def nothing_there(plan: Plan, what: str, command: str = "run") -> UserError:
+    """The error of a command that needs what a plan's runs have not made yet, or made in another folder."""
+    first = f"First: lrpath {command} {shlex.quote(str(plan.path))}"
+    return UserError(f"{plan.output}: {what}. {lies_elsewhere(plan.path, plan.output) or first}")
 
 
 def lies_elsewhere(plan: Path, name: str | Path) -> str:
-    """Where a folder that the file `plan` names lies, as a sentence with what to do; empty where it is here.
+    """Return a sentence on where a folder named in the file `plan` is, and what to do; empty if it exists
+    here.
 
-    Empty, too, where it is nowhere near. A relative name counts from the working directory; looked at are the folders
-    above the plan's file.
+    It is also empty if the folder is not found. Relative names are resolved against the working directory;
+    the search covers the folders above the plan's file.
     """
     relative = Path(name)
     if relative.is_absolute() or relative.exists():

@@ -14,6 +14,7 @@ from typing import Any
 
 from megatron_lrpath import __version__
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.paradigms import PARADIGMS
 from megatron_lrpath.plan import Plan, Run, run_identity
 from megatron_lrpath.plan import differences as plan_differences
 from megatron_lrpath.plan.identity import reached, without_neutral
@@ -32,8 +33,19 @@ from megatron_lrpath.runs.results import completed_step, is_complete
 from megatron_lrpath.runs.rewinds import require_no_rewind
 from megatron_lrpath.sealed import json_digest, write_sealed
 
-PACKAGES = ("megatron-core", "torch", "numpy", "transformer-engine", "apex", "sentencepiece", "transformers")
+PACKAGES = (
+    "megatron-core",
+    "torch",
+    "numpy",
+    "transformer-engine",
+    "apex",
+    "emerging-optimizers",
+    "liger-kernel",
+    "sentencepiece",
+    "transformers",
+)
 
+DRAWN = "first_weights"  # of the identity: the layout that they depend on
 KEPT = ("rewinds",)  # what the lineage carries on from one start to the next as it is
 
 UNDER_A_PLAN = "give the plan another `output` (or move this folder away)"
@@ -74,7 +86,7 @@ def read_lineage(folder: Path) -> dict[str, Any] | None:
     if problems:
         raise UserError(
             f"{RunFolder(folder).lineage}: not a lineage file ({problems[0]}). Restore it from a backup, or move "
-            "the run's folder away to start the run anew."
+            "the run's folder away to start the run again."
         )
     return lineage
 
@@ -122,9 +134,9 @@ def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
             if name in new and old[name] != new[name]
         ]
     if stored.get("tokenizer_model") != current.get("tokenizer_model"):
-        found.append("the tokenizer's model file is another")
+        found.append("the tokenizer's model file has changed")
     if stored.get("sft_data") != current.get("sft_data"):
-        found.append("the prepared chat data are others")
+        found.append("the prepared chat data have changed")
     old, new = (without_neutral(one.get("arguments", {})) for one in (stored, current))
     found += [
         f"argument {name}: was {old.get(name, 'not given')}, is {new.get(name, 'not given')}"
@@ -134,15 +146,26 @@ def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
     return found
 
 
-def trained_tokens(lineage: Mapping[str, Any]) -> int | None:
-    """Tokens of a step of the run that left this lineage, None where it does not say."""
+def trained_tokens(lineage: Mapping[str, Any], step: int) -> int | None:
+    """Tokens of a step (counted from 1) of the run that left this lineage, None where it does not say."""
     identity = lineage.get("identity")
     sizes = (identity.get("sft") or identity.get("batch")) if isinstance(identity, dict) else None
     numbers = (
         [sizes.get(name) for name in ("global_batch_size", "seq_length")] if isinstance(sizes, dict) else []
     )
     whole = [number for number in numbers if isinstance(number, int)]
-    return whole[0] * whole[1] if len(whole) == 2 else None
+    if len(whole) != 2 or not isinstance(identity, dict):
+        return None
+    adopted = identity.get("adopted")
+    begin = adopted.get("step", 0) if isinstance(adopted, dict) else 0
+    size = whole[0]
+    for version in [] if identity.get("sft") else identity.get("versions") or []:
+        if not isinstance(version, dict) or not isinstance(version.get("steps"), int):
+            break
+        own = version.get("global_batch_size")
+        size = own if isinstance(own, int) and step > begin else size
+        begin += version["steps"]
+    return size * whole[1]
 
 
 def is_bound(folder: Path) -> bool:
@@ -185,7 +208,7 @@ def check_same_run(folder: Path, identity: dict[str, Any], anew: str = UNDER_A_P
     `anew` says how to train under the new settings.
 
     Raises:
-        UserError: what differs, and how to go on.
+        UserError: what differs, and what to do.
     """
     lineage = read_lineage(folder)
     require_no_rewind(folder, lineage)
@@ -209,13 +232,13 @@ def refuse_differences(folder: Path, found: list[str], anew: str = UNDER_A_PLAN)
     """Refuse to continue the run in `folder` where something differs.
 
     Raises:
-        UserError: what differs, and how to go on.
+        UserError: what differs, and what to do.
     """
     if found:
         raise UserError(
             f"{folder}: this run was started under other settings: "
             + "; ".join(found)
-            + f". Go back to the settings it was started with, or {anew} to train anew."
+            + f". Restore the settings it was started with, or {anew} to train again."
         )
 
 
@@ -238,7 +261,7 @@ def check_same_parent(folder: Path, parent: Path, step: int) -> None:
     what = "is gone, so that it cannot be compared with the one" if now_there is None else "is not the one"
     raise UserError(
         f"{parent}: the checkpoint of step {step} {what} that {folder} was started from "
-        f"({was}, step {recorded['step']}). Restore it, name that parent, or {ANOTHER_SAVE} to branch off anew."
+        f"({was}, step {recorded['step']}). Restore it, name that parent, or {ANOTHER_SAVE} to branch off again."
     )
 
 
@@ -258,7 +281,7 @@ def check_parent(folder: Path, parent: Path, step: int, parent_identity: dict[st
         raise UserError(
             f"{parent}: the parent was trained under another plan: "
             + "; ".join(found)
-            + ". Use the plan it was trained with, or train the parent anew under another `output`."
+            + ". Use the plan it was trained with, or train the parent again under another `output`."
         )
     require_same_parent(folder, parent, step)
 
@@ -278,8 +301,46 @@ def require_same_parent(folder: Path, parent: Path, step: int) -> None:
     if own["parent"]["fingerprint"] != checkpoint_fingerprint(root, step):
         raise UserError(
             f"{root}: the checkpoint of step {step} is not the one that {folder.name} was "
-            "started from. Restore it, or move this run's folder away to branch off anew."
+            "started from. Restore it, or move this run's folder away to branch off again."
         )
+
+
+def drawn_facts(first_weights: dict[str, Any] | None, recorded: dict[str, Any]) -> dict[str, Any]:
+    """What an identity holds of the layout that the first weights depend on; nothing where they depend on none.
+
+    The start that draws them decides it; later ones, at whatever layout, go on from a checkpoint and keep it. A run
+    that an older version began has no such record.
+
+    Args:
+        first_weights: of a start that draws them, see `write_lineage`.
+        recorded: the identity that the lineage holds.
+    """
+    if first_weights is None:
+        return {name: recorded[name] for name in (DRAWN,) if name in recorded}
+    sizes = {name: size for name, size in first_weights.items() if name != "device"}
+    return {DRAWN: sizes} if sizes else {}
+
+
+def drawn_otherwise(plan: Plan, run: Run, first_weights: dict[str, Any]) -> list[str]:
+    """The runs of a plan that start from random weights of another layout, as `PARADIGM/NAME (size 1, size 2)`.
+
+    Args:
+        plan: the plan.
+        run: the run that draws its first weights now.
+        first_weights: of this start, see `write_lineage`.
+    """
+    own = drawn_facts(first_weights, {}).get(DRAWN)
+    found = []
+    for other in (one for paradigm in PARADIGMS for one in plan.runs(paradigm) if own and one.parent is None):
+        folder = plan.folder(other)
+        lineage = None
+        with suppress(UserError):  # a damaged lineage is for that run's own start to refuse
+            lineage = read_lineage(folder) if folder != plan.folder(run) else None
+        theirs = lineage["identity"].get(DRAWN) if lineage is not None else None
+        if theirs and theirs != own:
+            sizes = ", ".join(f"{name} {size}" for name, size in theirs.items())
+            found.append(f"{other.paradigm}/{other.name} ({sizes})")
+    return found
 
 
 def write_lineage(
@@ -295,8 +356,8 @@ def write_lineage(
 ) -> list[str]:
     """Record a start: the identity (as of this start) and who, when and with what; what it keeps of its saves.
 
-    `first_weights` says at which layout they are drawn, in the start that draws them; `machine` are its `device` and
-    `layout`. Returns what makes the start a break, see `runs.breaks`.
+    `first_weights` says at which layout they are drawn, in the start that draws them; `machine` are its `device`,
+    `layout` and, on a GPU, `kernels`. Returns what makes the start a break, see `runs.breaks`.
     """
     earlier = read_lineage(folder) or {"parent": parent, "starts": []}
     launch = os.environ.get("LRPATH_LAUNCH")  # the launcher's file about the machines of this start
@@ -314,6 +375,7 @@ def write_lineage(
     }
     if first_weights is not None:
         start["first_weights"] = first_weights
+    identity = identity | drawn_facts(first_weights, earlier.get("identity", {}))
     start |= machine or {}
     found = new_break(earlier["starts"], start)
     if found:
@@ -330,6 +392,18 @@ def write_lineage(
     return found
 
 
+def write_adopted(folder: Path, identity: dict[str, Any], parent: dict[str, Any]) -> None:
+    """Record a run that begins with the checkpoint of another training, before its first start."""
+    lineage = {
+        "identity": identity,
+        "identity_hash": json_digest(identity),
+        "parent": parent,
+        "starts": [],
+        "skipped": [],
+    }
+    write_sealed(RunFolder(folder).lineage, lineage)
+
+
 def without_secrets(launch: dict[str, Any] | None) -> dict[str, Any] | None:
     """What the launcher has recorded, without the values of variables that hold secrets."""
     if launch is None:
@@ -338,7 +412,7 @@ def without_secrets(launch: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def forget(folder: Path) -> None:
-    """Remove the lineage of a run that has nothing to go on from, before it begins anew."""
+    """Remove the lineage of a run that has nothing to continue from, before it begins again."""
     RunFolder(folder).lineage.unlink(missing_ok=True)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_lrpath.errors import UserError
@@ -12,6 +12,8 @@ from megatron_lrpath.paradigms import OURS
 from megatron_lrpath.plan import PARADIGMS, Plan, Run
 from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.runs.results import is_complete
+from megatron_lrpath.schedule import BatchSizes
+from megatron_lrpath.wording import nearest
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,8 @@ class Task:
     """One training to carry out.
 
     `aliases` are the folders of runs that share this training under another name. `parent` is the key of
-    the task whose checkpoint at step `parent_step` this one starts from. A step has `step_tokens` tokens.
+    the task whose checkpoint at step `parent_step` this one starts from. `sizes` are the samples of its steps, each
+    of `sample_tokens` tokens.
     """
 
     run: Run
@@ -27,7 +30,8 @@ class Task:
     aliases: tuple[Path, ...] = ()
     parent: str | None = None
     parent_step: int = 0
-    step_tokens: int = 0
+    sizes: BatchSizes = field(default_factory=lambda: BatchSizes.constant(1))
+    sample_tokens: int = 0
 
     @property
     def key(self) -> str:
@@ -38,6 +42,10 @@ class Task:
     def complete(self) -> bool:
         """Whether the training has come to its end, as the folder shows now."""
         return is_complete(self.folder, self.run)
+
+    def tokens(self, first: int, last: int) -> int:
+        """Tokens of the steps `first` + 1 to `last`."""
+        return self.sizes.between(first, last) * self.sample_tokens
 
     @property
     def checkpoints(self) -> Path:
@@ -55,7 +63,11 @@ def named_paradigms(plan: Plan) -> tuple[str, ...]:
         return plan.paradigms
     tuned = set(plan.sft.paradigms) if plan.sft is not None else set(PARADIGMS)
     tuned = set() if tuned == set(PARADIGMS) else tuned
-    return tuple(name for name in PARADIGMS if name == OURS.name or name in tuned or _is_begun(plan, name))
+    return tuple(
+        name
+        for name in PARADIGMS
+        if name == OURS.name or (plan.runs(name) and (name in tuned or _is_begun(plan, name)))
+    )
 
 
 def _is_begun(plan: Plan, paradigm: str) -> bool:
@@ -64,7 +76,7 @@ def _is_begun(plan: Plan, paradigm: str) -> bool:
     others = [run for name in PARADIGMS if name != paradigm for run in plan.runs(name)]
     shared = {run.carried_out_as for run in others if run.same_as and plan.folder(run).is_symlink()}
     alone = [run for run in begun if run.key not in shared]
-    return bool(alone) or len(begun) == len(plan.runs(paradigm))
+    return bool(alone) or 0 < len(begun) == len(plan.runs(paradigm))
 
 
 def paradigms_with(plan: Plan, name: str) -> tuple[str, ...]:
@@ -95,7 +107,8 @@ def build_tasks(plan: Plan, paradigms: Sequence[str], fine_tunings: bool = True)
                 aliases=tuple(others),
                 parent=every[f"{run.paradigm}/{run.parent.run}"].carried_out_as if run.parent else None,
                 parent_step=run.parent.step if run.parent else 0,
-                step_tokens=plan.batch_of(run).tokens,
+                sample_tokens=plan.batch_of(run).seq_length,
+                sizes=plan.sizes_of(run),
             )
         )
     return tasks
@@ -109,13 +122,18 @@ def with_ancestors(tasks: Sequence[Task], plan: Plan, name: str) -> list[Task]:
     keys = (run.carried_out_as for run in runs if run.name == name)
     key: str | None = next((key for key in keys if key in by_key), None)
     if key is None:
-        known = ", ".join(task.run.name for task in tasks)
-        raise UserError(f"--run {name}: there is no such run; the plan's runs here are {known}")
+        raise unknown_run(plan.path, name, [task.run.name for task in tasks])
     wanted: set[str] = set()
     while key is not None:
         wanted.add(key)
         key = by_key[key].parent
     return [task for task in tasks if task.key in wanted]
+
+
+def unknown_run(path: Path, name: str, known: Sequence[str]) -> UserError:
+    """The error about a run that is not among the `known` ones of the plan or experiment in the file `path`."""
+    listed = ", ".join(dict.fromkeys(known))
+    return UserError(f"{path} has no run {name!r}{nearest(name, known)}; it has {listed}")
 
 
 def link_aliases(task: Task) -> None:

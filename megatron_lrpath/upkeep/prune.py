@@ -1,4 +1,4 @@
-"""Checkpoints that nothing starts from any more: which those are, and why the others stay."""
+"""Find the checkpoints that no run starts from any more, and the reasons to keep the others."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from megatron_lrpath.wording import listing
 
 @dataclass(frozen=True)
 class Found:
-    """A checkpoint of a run on disk; `reason` says why it stays, empty where it may go.
+    """A checkpoint of a run on disk; `reason` is why it is kept, empty if it can be removed.
 
-    `archived` says whether the plan's archive has it.
+    `archived`: whether the plan's archive has it.
     """
 
     key: str
@@ -45,40 +45,41 @@ class Found:
 
 @dataclass(frozen=True)
 class Survey:
-    """All complete checkpoints of a plan's runs, and runs that are left alone, with why."""
+    """All complete checkpoints of a plan's runs, and the runs that are not touched, with the reason."""
 
     found: tuple[Found, ...]
     alone: tuple[str, ...]
 
     @property
     def spare(self) -> tuple[Found, ...]:
-        """Those that may go."""
+        """The checkpoints that can be removed."""
         return tuple(one for one in self.found if not one.reason)
 
     @property
     def staying(self) -> tuple[Found, ...]:
-        """The others."""
+        """The checkpoints that are kept."""
         return tuple(one for one in self.found if one.reason)
 
 
 def survey(
     plan: Plan, keep_ends: bool = False, archive: Archive | None = None, archived: bool = False
 ) -> Survey:
-    """Which checkpoints of the plan's runs may go.
+    """Return which checkpoints of the plan's runs can be removed.
 
-    Never the newest two of a run, nor its end, nor one that a run starts from which is not complete, nor one in the
-    span of a version without a model (`advise` may choose another alpha for it, `merge` preview it), nor one that the
-    plan keeps for other plans (`also_branch_at`). A run that was trained under other settings than the plan's, or
-    lies in another output, is left alone, for the plan does not say what starts from it.
+    The following are always kept: the newest two of a run, its end, one that an incomplete run starts
+    from, one in the range of a version without a model (`advise` can choose another alpha for it, `merge`
+    can preview it), and one that the plan keeps for other plans (`also_branch_at`). A run that was trained
+    under other settings than the plan's, or is in another output, is not touched, because the plan does
+    not determine what starts from it.
 
     Args:
         plan: the plan.
-        keep_ends: leave the main path's ends of versions, so that it can be rewound to each of them.
-        archive: what is complete there counts as a model that is there.
-        archived: what it has may go from the disk, but for the newest two.
+        keep_ends: keep the main path's checkpoints at the ends of versions, so that it can be rewound to them.
+        archive: a checkpoint that is complete there counts as an existing model.
+        archived: whether archived checkpoints can be removed from the disk, except the newest two.
 
     Raises:
-        UserError: the archive does not answer, or has another checkpoint than the one on disk.
+        UserError: the archive does not answer, or has a checkpoint that differs from the one on disk.
     """
     main = plan.folder(plan.main)
     require_no_rewind(main, read_json_object(RunFolder(main).lineage))
@@ -132,7 +133,7 @@ def require_same(archive: Archive, task: Task, step: int) -> None:
 
 
 def left_alone(plan: Plan, task: Task) -> str:
-    """Why nothing of a run is touched; empty where the plan knows all that starts from it."""
+    """Return why a run is not touched; empty if the plan determines everything that starts from it."""
     if not task.folder.resolve().is_relative_to(Path(plan.output).resolve()):
         return (
             f"it lies in another output ({task.folder.resolve()}), whose own plan knows what starts from it"
@@ -151,7 +152,7 @@ def left_alone(plan: Plan, task: Task) -> str:
 def wanted(
     plan: Plan, task: Task, tasks: Sequence[Task], keep_ends: bool, archive: Archive | None = None
 ) -> dict[int, str]:
-    """Steps of a run whose checkpoints others may still start from, and why."""
+    """Return the steps of a run whose checkpoints other runs can still start from, with the reason."""
     starting: dict[int, list[str]] = {}
     for child in tasks:
         if child.parent == task.key and not has_model(child, archive):
@@ -175,14 +176,14 @@ def wanted(
 
 
 def has_model(task: Task, archive: Archive | None = None) -> bool:
-    """Whether a run is complete and its last checkpoint is there, so that it need not start from its parent again."""
+    """Return whether a run is complete and has its last checkpoint, so that it need not start again."""
     last = task.run.last_step
     is_archived = archive is not None and archive.has(task.key, last)
     return task.complete and (checkpoint_complete(task.checkpoints, last) or is_archived)
 
 
 def carry_out(found: Survey) -> None:
-    """Remove the spare checkpoints, and what a killed call has left half removed. Only while nothing trains."""
+    """Remove the spare checkpoints, and leftovers of an interrupted removal. Only while no training runs."""
     for root in dict.fromkeys(one.root for one in found.found):
         sweep(root)
     for one in found.spare:

@@ -55,11 +55,18 @@ def reduced(plan: Plan, existing: Sequence[Slice], wanted: Wanted) -> list[Reduc
                 f"{one.path}: nothing would be left of it. Take {one.name} out of the plan instead (`lrpath rewind "
                 f"{plan.path} --to-step S --drop {one.name}` for a version that was trained)"
             )
-        batch = plan.batch
-        fits = available_samples(left, batch.seq_length) // batch.global_batch_size
+        fits = steps_for(plan, one.name, available_samples(left, plan.batch.seq_length))
         less = fits if fits < steps.get(one.name, 0) else None
         found.append(Reduced(left, sum(len(documents) for documents in here.values()), less))
     return found
+
+
+def steps_for(plan: Plan, name: str, samples: int) -> int:
+    """Return the steps of the version called `name` for which its slice suffices with these samples; 0 for others."""
+    for version, size in zip(plan.versions, plan.timeline.sizes, strict=True):
+        if version.name == name:
+            return version.replay.steps(samples, size) if version.replay else samples // size
+    return 0
 
 
 def _without(source: SliceSource, documents: np.ndarray | None) -> SliceSource:
@@ -112,18 +119,25 @@ def _sync(path: Path) -> None:
 class Again:
     """A run that has to be trained again, from the checkpoint of `from_step` on (its first step: anew) to `to_step`.
 
-    `folder` is where the present one lies.
+    `folder` is the folder of the present one; `tokens` are those of the steps.
     """
 
     key: str
     from_step: int
     to_step: int
     folder: Path
+    tokens: int
 
     @property
     def steps(self) -> int:
-        """How many steps that are."""
+        """The number of these steps."""
         return self.to_step - self.from_step
+
+    @classmethod
+    def of(cls, plan: Plan, task: Task, from_step: int, to_step: int) -> Again:
+        """The task from one step to another."""
+        samples = plan.sizes_of(task.run).between(from_step, to_step)
+        return cls(task.key, from_step, to_step, task.folder, samples * plan.batch_of(task.run).seq_length)
 
 
 @dataclass(frozen=True)
@@ -144,9 +158,15 @@ class Retraining:
         return sum(one.steps for one in self.runs)
 
     @property
+    def tokens(self) -> int:
+        """The tokens of all steps."""
+        return sum(one.tokens for one in self.runs)
+
+    @property
     def hours(self) -> float | None:
-        """Processes times hours, None where no pace is known."""
-        return None if self.pace is None else self.steps * self.pace.seconds * self.pace.processes / 3600
+        """Processes times hours; None if no pace is known."""
+        pace = self.pace
+        return None if pace is None else self.tokens / pace.tokens * pace.seconds * pace.processes / 3600
 
     def as_json(self) -> dict[str, Any]:
         """JSON-able values."""
@@ -174,9 +194,9 @@ def retraining(plan: Plan, changed: Collection[str]) -> Retraining:
             if first is not None and reached > first:
                 steps = complete_steps(RunFolder(task.folder).checkpoints)
                 rewind_to = max((step for step in steps if step <= first), default=0)
-                again[task.key] = Again(task.key, rewind_to, reached, task.folder)
+                again[task.key] = Again.of(plan, task, rewind_to, reached)
         elif _reads(plan, task, changed, first) or _starts_after(task, again, rewind_to):
-            again[task.key] = Again(task.key, task.run.first_step, reached, task.folder)
+            again[task.key] = Again.of(plan, task, task.run.first_step, reached)
     return Retraining(tuple(again.values()), rewind_to, pace(plan))
 
 
@@ -190,7 +210,9 @@ def _reads(plan: Plan, task: Task, changed: Collection[str], first: int | None) 
     if run.paradigm == OURS.name:
         return any(name in changed for name in run.slices)
     names = [version.name for version in plan.versions[: run.version_index]]
-    own = names if not run.first_step else names[-1:]
+    version = plan.versions[run.version_index - 1]
+    replayed = version.replay.sources(names[:-1]) if version.replay else []
+    own = names if not run.first_step else [*replayed, version.name]
     return first is not None and any(name in changed for name in own)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from megatron_lrpath.data.positions import Numbers, Wanted, holds, sample_number
 from megatron_lrpath.data.record import recorded_hashes
 from megatron_lrpath.data.slice import Slice, SliceSource, held_out, mix_path, slice_path
 from megatron_lrpath.data.slice_codec import Documents
-from megatron_lrpath.data.versioned_index import places
+from megatron_lrpath.data.versioned_index import places, replay_entries
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.paradigms import PARADIGMS, SCRATCH
 from megatron_lrpath.plan import Plan, Run
@@ -25,6 +26,7 @@ from megatron_lrpath.runs.checkpoints import complete_steps
 from megatron_lrpath.runs.lineage import newest_step
 from megatron_lrpath.runs.state import read_state
 from megatron_lrpath.runs.tasks import Task, build_tasks
+from megatron_lrpath.schedule import BatchSizes
 from megatron_lrpath.tokenizers.encoders import encoder_of_plan
 from megatron_lrpath.wording import listing
 
@@ -205,11 +207,12 @@ def trace(plan: Plan, slices: PlanSlices, wanted: Wanted) -> list[Seen]:
 
     Fine-tunings read other data; they are listed where their base model has read the documents.
     """
-    positions = chained_positions(plan, slices, wanted)
+    numbers = [sample_numbers(one, wanted, plan.batch.seq_length, plan.seed) for one in slices.versions]
+    positions = chained_positions(plan, numbers)
     found: dict[str, Seen] = {}
     for task in build_tasks(plan, PARADIGMS):
         run = task.run
-        steps = () if run.is_sft else steps_of(plan, slices, run, positions, wanted)
+        steps = () if run.is_sft else steps_of(plan, slices, run, positions, numbers, wanted)
         parent = found.get(task.parent or "")
         inherits = parent is not None and has_by(parent, task.parent_step)
         if steps or inherits:
@@ -232,37 +235,58 @@ def seen(task: Task, steps: tuple[int, ...], parent: str | None) -> Seen:
     return Seen(task.key, task.run, steps, reached, parent, tuple(step for step in kept if step >= first))
 
 
-def chained_positions(plan: Plan, slices: PlanSlices, wanted: Wanted) -> Numbers:
-    """The positions (consumed samples) of the main path's order at which the documents are read."""
-    batch, length = plan.batch.global_batch_size, plan.batch.seq_length
+def chained_positions(plan: Plan, numbers: Sequence[Numbers]) -> Numbers:
+    """Return the positions (consumed samples) of the main path's order at which the documents are read.
+
+    `numbers` are the samples of each version's slice that have a token of them. A replay reads samples again.
+    """
     found = [np.empty(0, dtype=np.int64)]
-    for one, version, begin in zip(slices.versions, plan.versions, plan.timeline.begins, strict=True):
-        numbers = sample_numbers(one, wanted, length, plan.seed)
-        found.append(begin * batch + numbers[numbers < version.steps * batch])
+    spans = zip(plan.timeline.begins, plan.timeline.ends, replay_entries(plan, len(numbers)), strict=True)
+    for index, (begin, end, replay) in enumerate(spans):
+        count = plan.batch_sizes.between(begin, end)
+        here = numbers[index][numbers[index] < count]
+        if replay is not None:
+            arrays = replay.build()
+            order = (index, *range(index))  # whose sample: 0 is the version's own, j the j-th version's
+            sets = enumerate(numbers[version] for version in order)
+            marks = [(arrays["source"] == which) & np.isin(arrays["sample"], one) for which, one in sets]
+            here = np.flatnonzero(np.logical_or.reduce(marks))
+        found.append(plan.batch_sizes.samples_at(begin) + here)
     return np.concatenate(found)
 
 
-def steps_of(plan: Plan, slices: PlanSlices, run: Run, positions: Numbers, wanted: Wanted) -> tuple[int, ...]:
-    """The steps of a run that read the documents, ascending."""
-    batch = plan.batch.global_batch_size
+def steps_of(
+    plan: Plan, slices: PlanSlices, run: Run, positions: Numbers, numbers: Sequence[Numbers], wanted: Wanted
+) -> tuple[int, ...]:
+    """Return the steps of a run that read the documents, ascending."""
+    sizes = plan.sizes_of(run)
     if run.kind == SCRATCH.name:
-        total = plan.timeline.ends[run.version_index - 1] * batch
-        mark = np.zeros(total, dtype=bool)
-        mark[positions[positions < total]] = True
-        positions = np.flatnonzero(mark[permutation(total, "mixture", plan.seed, run.version_index)])
-    first = run.first_step * batch
-    own = positions[(positions >= first) & (positions < run.last_step * batch)]
+        counts = plan.scratch_samples(run)
+        mark = np.zeros(sum(counts), dtype=bool)
+        for one, count, begin in zip(numbers, counts, accumulate(counts, initial=0), strict=False):
+            mark[begin + one[one < count]] = True
+        positions = np.flatnonzero(mark[permutation(len(mark), "mixture", plan.seed, run.version_index)])
+    first, last = sizes.samples_at(run.first_step), sizes.samples_at(run.last_step)
+    own = positions[(positions >= first) & (positions < last)]
     if run.mix is not None:
         own = mixed(plan, slices.mixes[run.mix], run, run.mix, own, wanted)
-    return tuple((np.unique(own // batch) + 1).tolist())
+    return tuple(np.unique(step_numbers(sizes, own)).tolist())
+
+
+def step_numbers(sizes: BatchSizes, positions: Numbers) -> Numbers:
+    """Return the step (from 1) of each position (consumed samples before it)."""
+    bounds = np.array([bound for bound, _ in sizes.thresholds()])
+    steps, samples = np.array(sizes.changes).T
+    piece = np.searchsorted(bounds, positions, side="right") - 1
+    return steps[piece] + (positions - bounds[piece]) // samples[piece] + 1
 
 
 def mixed(
     plan: Plan, parts: Sequence[Slice], run: Run, mix: Mix, positions: Numbers, wanted: Wanted
 ) -> Numbers:
     """The positions of a branch with a mix: the main path's samples that it still reads, and the mix's."""
-    batch = plan.batch.global_batch_size
-    first, taken = run.first_step * batch, places(mix, batch, run.steps, run.version)
+    batch = plan.batch_of(run).global_batch_size
+    first, taken = plan.batch_sizes.samples_at(run.first_step), places(mix, batch, run.steps, run.version)
     found = [positions[taken["source"][positions - first] == 0]]
     for number, one in enumerate(parts, start=1):
         numbers = sample_numbers(one, wanted, plan.batch.seq_length, mix.seed)

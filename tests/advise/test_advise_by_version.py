@@ -23,6 +23,7 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.paradigms import BRANCH
 from megatron_lrpath.plan import Plan, load_plan
 from tests.support.advise_fixtures import small_plan, true_losses, write_losses
+from tests.support.columns import check_80_columns, require_80_columns
 
 
 @pytest.fixture(scope="module")
@@ -141,17 +142,21 @@ def test_a_version_keeps_the_alpha_that_its_plan_gives_it_alone(trained: Plan, m
     assert chosen(own, model, 0.5, v1=1e-9).alphas["v1"] in {0.37, *ALPHAS}
 
 
-def test_the_command_names_the_alphas(trained: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_names_the_alphas(
+    trained: Plan, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     plan = load_plan(trained.path)
     assert main(["advise", str(plan.path), "--json", "--budget", "0.5", "--max-loss", "v1=2%"]) == 0
     found = json.loads(capsys.readouterr().out)["chosen"]
     assert set(found["alphas"]) == {"v1", "v2", "v3", "v4"}
     assert found["relative_cost"] <= 0.5
     assert all(low <= middle <= high for low, middle, high in found["losses"].values())
+    require_80_columns(monkeypatch)
     assert main(["advise", str(plan.path), "--budget", "0.5"]) == 0
-    text = capsys.readouterr().out
-    assert "An alpha for each version" in text
-    assert "once a further version is appended" in text
+    said = check_80_columns(capsys.readouterr().out, plan.path.parent)
+    assert "An alpha for each version" in said
+    assert "once a further version is appended" in " ".join(said.split())
+    assert said.splitlines()[-1].startswith("next: lrpath ")
 
 
 def test_where_limits_forbid_alphas_by_version_one_for_all_is_told(

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-import re
+from pathlib import Path
 
 import pytest
 
 from megatron_lrpath.cli import main
+from megatron_lrpath.commands import eval as evaluation
+from megatron_lrpath.commands.generate import side_by_side
+from megatron_lrpath.plan import Plan
+from tests.support import ROOT
+from tests.support.columns import check_80_columns, require_80_columns
 from tests.support.report_tree import write_plan, write_tree
+from tests.support.years_tree import make_tree
 
-ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-NARROWER = re.compile(r"[┏┃│─━]|\w…")
+PAPER = str(ROOT / "examples/paper/3.1b.yaml")
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     plan = write_plan(tmp_path_factory.mktemp("tables"), steps=600)
     write_tree(plan)
     return plan.path
 
 
+@pytest.fixture(scope="module")
+def years(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    return make_tree(tmp_path_factory.mktemp("years") / "tree")
+
+
 @pytest.fixture
-def fresh(tmp_path):
+def fresh(tmp_path: Path) -> Path:
     return write_plan(tmp_path, steps=12_000, warmup=1000).path
 
 
@@ -33,33 +43,74 @@ def fresh(tmp_path):
         (["status"], "trained"),
         (["report"], "trained"),
         (["lr", "--run", "main"], "fresh"),
-        (["doctor"], "fresh"),
         (["budget"], "fresh"),
+        (["eval", "--force"], "trained"),
     ],
 )
-def test_every_table_fits_80_columns(request, monkeypatch, capsys, words, which):
+def test_every_table_fits_80_columns(
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    which: str,
+) -> None:
     path = request.getfixturevalue(which)
-    for name, value in {"FORCE_COLOR": "1", "COLUMNS": "80", "TERM": "xterm"}.items():
-        monkeypatch.setenv(name, value)
-    assert main([words[0], str(path), *words[1:]]) in (0, 1)
-    shown = ESCAPES.sub("", capsys.readouterr().out).splitlines()
-    assert not [line for line in shown if len(line.rstrip()) > 80 and str(path.parent) not in line]
-    assert not [line for line in shown if NARROWER.search(line)]
+    require_80_columns(monkeypatch)
+    monkeypatch.setattr(evaluation, "run_logged", lambda *_, **__: (0, None))
+    monkeypatch.setattr("megatron_lrpath.data.record.require_tokenizer", lambda *_: None)
+    assert main([words[0], str(path), *words[1:]]) == 0
+    check_80_columns(capsys.readouterr().out, path.parent)
 
 
-def test_paradigms_come_in_one_order(trained, fresh, capsys):
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (["submit", PAPER, "--paradigm", "all", "--dry-run"], 2),  # the data are not there, which comes last
+        (["budget", PAPER], 0),
+        (["experiment", str(ROOT / "examples/paper/table-2.yaml")], 0),
+    ],
+    ids=lambda words: words[0] if isinstance(words, list) else "",
+)
+def test_so_do_those_of_plans_as_large_as_the_papers(
+    words: list[str], status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    require_80_columns(monkeypatch)
+    monkeypatch.chdir(ROOT)
+    assert main(words) == status
+    said, _, scripts = capsys.readouterr().out.partition("\n# sbatch")
+    assert bool(scripts) == (words[0] == "submit")
+    check_80_columns(said, ROOT, drawn="│")  # the tree of the jobs
+
+
+@pytest.mark.parametrize("words", [["prune"], ["rewind", "--to-step", "40", "--drop", "v3", "--dry-run"]])
+def test_so_do_those_of_upkeep(
+    words: list[str], years: Plan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    require_80_columns(monkeypatch)
+    assert main([words[0], str(years.path), *words[1:]]) == 0
+    check_80_columns(capsys.readouterr().out, years.path.parent)
+
+
+@pytest.mark.parametrize("models", [2, 4])
+def test_so_do_completions(
+    models: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    require_80_columns(monkeypatch)
+    text = "def read(path):\n    return " + "many words " * 20 + "and_a_name_that_is_" + "long_" * 10
+    side_by_side({f"ours/branch-v{number}": text for number in range(models)})
+    said = check_80_columns(capsys.readouterr().out, tmp_path)
+    assert "".join(said.split()).count("many") == 20 * models
+
+
+def test_paradigms_come_in_one_order(trained: Path, fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for command, path, title in (
         ("plan", fresh, "Cost"),
         ("status", trained, "run "),
         ("report", trained, "Schedule"),
+        ("budget", fresh, "GPU hours on A100"),
     ):
         assert main([command, str(path)]) == 0
         shown = capsys.readouterr().out
         rows = shown[shown.index(title) + len(title) :].lower().split("relative to ptfs")[-1]
         places = [rows.index(name) for name in ("ours", "ptfs", "cpt")]
         assert places == sorted(places), command
-
-
-def test_a_whole_report_ends_with_what_comes_next(trained, capsys):
-    assert main(["report", str(trained)]) == 0
-    assert capsys.readouterr().out.endswith(f"next: lrpath export {trained}, or new data: lrpath update\n")

@@ -150,7 +150,7 @@ def test_a_draw_names_duplicates_and_keeps_them_out_of_validation(
     new = {tuple(text) for text in documents(drawn.parent / "new")}
     capsys.readouterr()
     options = ["--tokens-per-version", 200, "--valid-tokens", 450]
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists already"):
         draw(*more, *options, "--names", "v1")
     assert draw(*more, "--names", "b", "--tokens-per-version", 1500, "--json") == 0
     said = capsys.readouterr()

@@ -11,6 +11,7 @@ from megatron_lrpath.cli import main
 from megatron_lrpath.doctor import machine as machine_module
 from megatron_lrpath.doctor import plan_checks
 from megatron_lrpath.doctor.machine import gpu_check, megatron_check, within
+from megatron_lrpath.plan import load_plan
 from megatron_lrpath.readiness import Finding
 from tests.support.training_fixtures import make_plan
 
@@ -23,42 +24,56 @@ def test_a_sound_plan_passes_and_json_says_the_same(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = make_plan(tmp_path)
-    found = statuses(plan_checks(plan))
+    found = statuses(plan_checks(load_plan(plan)))
     assert (found["plan"], found["data"], found["tokens of v3"], found["disk"]) == ("ok", "ok", "ok", "ok")
+    assert main(["doctor", str(plan)]) == 0
+    assert capsys.readouterr().out.endswith(
+        f"next: lrpath run {plan}   (on a cluster: lrpath submit {plan})\n"
+    )
     assert main(["doctor", str(plan), "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["ok"] is True
     assert {check["name"]: check["status"] for check in answer["plan"]} == found
-    assert {"Python", "megatron-core", "GPUs", "Transformer Engine", "Apex", "NCCL", "disk"} <= {
-        check["name"] for check in answer["machine"]
-    }
+    assert {
+        "Python",
+        "megatron-core",
+        "GPUs",
+        "Transformer Engine",
+        "Apex",
+        "liger-kernel",
+        "NCCL",
+        "disk",
+    } <= {check["name"] for check in answer["machine"]}
 
 
 def test_what_a_plan_lacks_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = make_plan(tmp_path, tokenizer={"type": "SentencePieceTokenizer", "model": str(tmp_path / "gone")})
     (tmp_path / "data/slices/v2.slice").unlink()
-    found = {check.name: check for check in plan_checks(plan)}
+    found = {check.name: check for check in plan_checks(load_plan(plan))}
     assert found["tokenizer"].status == "failed"
     assert "gone" in found["tokenizer"].found
     assert found["data"].status == "failed"
     assert "v2.slice" in found["data"].found
     assert main(["doctor", str(plan)]) == 1
-    assert "FAILED" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "FAILED" in said
+    assert said.endswith("next: mend what is marked FAILED, then call this again\n")
 
 
 def test_too_few_tokens_fail_for_that_version_alone(tmp_path: Path) -> None:
     make_plan(tmp_path, versions=(6, 6))
     content = (tmp_path / "plan.yaml").read_text()
     (tmp_path / "plan.yaml").write_text(content.replace("name: v2\n  steps: 6", "name: v2\n  steps: 60"))
-    found = statuses(plan_checks(tmp_path / "plan.yaml"))
+    found = statuses(plan_checks(load_plan(tmp_path / "plan.yaml")))
     assert (found["tokens of v1"], found["tokens of v2"]) == ("ok", "failed")
 
 
-def test_a_broken_plan_is_one_finding(tmp_path: Path) -> None:
+def test_a_broken_plan_is_bad_input_as_for_every_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "plan.yaml").write_text("name: [")
-    checks = plan_checks(tmp_path / "plan.yaml")
-    assert statuses(checks) == {"plan": "failed"}
-    assert "plan.yaml:1" in checks[0].found
+    assert main(["doctor", str(tmp_path / "plan.yaml")]) == 2
+    assert "plan.yaml:1" in capsys.readouterr().err
 
 
 def test_megatron_must_be_in_the_supported_range(monkeypatch: pytest.MonkeyPatch) -> None:

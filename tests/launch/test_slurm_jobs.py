@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_lrpath.launch.slurm.ledger import Ledger
 from megatron_lrpath.plan import load_plan
 from tests.support.slurm_cluster.site import FAKE, ROOT, Site, fake_site
 
@@ -141,7 +142,7 @@ def test_a_branch_with_bad_data_harms_nothing_but_itself(site):
     failed = site.cluster.job(jobs["ours/branch-v1"]["job"])
     assert (failed["JobState"], failed["Restarts"]) == ("FAILED", "0"), "bad data do not get better"
     assert site.cluster.job(jobs["eval/ours/branch-v1"]["job"])["Priority"] == "0"
-    cause = "the slice v9 is damaged; draw it again; mend the cause, then `lrpath submit` again"
+    cause = "the slice v9 is damaged; draw it again; fix the cause, then `lrpath submit` again"
     assert site.status()["ours/branch-v1"]["cause"] == cause
     site.finish(jobs["report"]["job"])  # it does not wait for what is held; a new one is submitted then
     again = site.submit()
@@ -192,12 +193,18 @@ def test_a_version_appended_while_the_main_path_runs_continues_it(site):
 
 def test_continual_pretraining_is_a_chain(site):
     site.write_plan(8, 8, 8)
-    jobs = site.submit("--paradigm", "cpt")
+    override = ("--set", "schedule.max_lr=2e-3")
+    jobs = site.submit("--paradigm", "cpt", *override)
     assert list(jobs)[:3] == ["ptfs/scratch-v1", "cpt/continual-v2", "cpt/continual-v3"]
     site.finish(jobs["cpt/continual-v3"]["job"])
     times = [site.starts(key)[0]["time"] for key in list(jobs)[:3]]
     assert times == sorted(times)
     assert (site.run_folder("cpt/continual-v1")).is_symlink()
+    words = site.starts("cpt/continual-v3")[0]["words"]
+    assert load_plan(Path(words[words.index("--plan") + 1])).schedule.max_lr == 2e-3
+    assert load_plan(site.folder / "runs/plan.yaml").schedule.max_lr == 2e-3
+    done = [one["action"] for one in site.submit("--paradigm", "cpt", *override).values()]
+    assert done[:3] == ["done"] * 3
 
 
 def test_cancel_lets_a_running_training_save_and_ends_the_rest(site):
@@ -300,6 +307,9 @@ LRPATH_CPUS_PER_TASK=1
 LRPATH_PYTHON='{FAKE}'
 LRPATH_PREFLIGHT=no
 LRPATH_OUTPUT='{root}/results of mine'
+LRPATH_EVAL_PARTITION=short
+LRPATH_EVAL_GPUS=0
+LRPATH_SHORT_SBATCH="--nice=7"
 """
     (root / "slurm/settings.env").write_text(settings)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -312,6 +322,14 @@ LRPATH_OUTPUT='{root}/results of mine'
     site.cluster.until(evaluation.is_file, 90)
     assert (root / "results of mine/ours/branch-v1/result.json").is_file()
     assert "results of mine/slurm/plan.yaml" in said
+    submitted = Ledger.of(f"{root}/results of mine").newest()
+    jobs = [site.cluster.job(submitted[f"{kind}ours/branch-v2"].number) for kind in ("", "eval/")]
+    jobs.append(site.cluster.job(submitted["report"].number))
+    assert [(job["Partition"], job["Nice"]) for job in jobs] == [
+        ("test", "0"),
+        ("short", "7"),
+        ("short", "7"),
+    ]
 
 
 def test_a_count_of_gpus_that_does_not_fit_is_refused_before_anything_starts(site):

@@ -14,6 +14,7 @@ import pytest
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.launch.layouts import LAYOUTS, allocate, allocate_evaluation
+from megatron_lrpath.launch.slurm.jobs import job_files, plan_jobs
 from megatron_lrpath.launch.slurm.ledger import SubmittedPlan
 from megatron_lrpath.launch.slurm.settings import SETTINGS, Settings, read_settings, within_job
 from megatron_lrpath.plan import Plan, load_plan, run_identity
@@ -122,6 +123,22 @@ def test_an_evaluation_takes_one_node_where_the_model_fits():
     place = allocate_evaluation(paper("3.1b"), 8, "cuda")
     assert (place.nodes, place.per_node) == (1, 8)
     assert allocate_evaluation(paper("203m"), 6, "cuda").per_node == 4
+
+
+def test_an_evaluation_on_cpus_takes_no_gpu_and_is_refused_where_the_model_needs_one(tmp_path):
+    submitted = SubmittedPlan.of(ROOT / "examples/paper/203m.yaml")
+    given = {"partition": "gpu", "eval_partition": "cpu", "eval_gpus": "0", "tasks_per_node": "2"}
+    settings = read_settings(None, given)
+    jobs = {job.kind: job for job in plan_jobs(submitted, ["ours"], settings)}
+    made = {kind: job_files("paper", job, settings, tmp_path, ()) for kind, job in jobs.items()}
+    assert {"--partition=gpu", "--gpus-per-node=8"} <= set(made["train"].options)
+    for kind in ("eval", "report"):
+        assert "--partition=cpu" in made[kind].options
+        assert "gpus" not in " ".join(made[kind].options)
+    assert "--ntasks-per-node=2" in made["eval"].options
+    assert [made[kind].spec["device"] for kind in ("train", "eval")] == ["cuda", "cpu"]
+    with pytest.raises(UserError, match=r"give them GPUs.*\n- --fp8-format hybrid needs"):
+        plan_jobs(submitted, ["ours"], settings, extra=("--fp8-format", "hybrid"))
 
 
 @pytest.mark.parametrize("paradigm", ["ours", "ptfs", "cpt"])

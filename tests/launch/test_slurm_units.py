@@ -106,7 +106,7 @@ def test_neighbouring_jobs_and_the_starts_of_one_have_ports_of_their_own():
             "srun: error: n2: task 1: Killed\n",
             ["lost", "killed"],
             9,
-            "rank 1 on n2 was killed by SIGKILL, perhaps for want of memory",
+            "rank 1 on n2 was killed by SIGKILL, possibly out of memory",
             None,
         ),
         ("", ["lost", "bad luck"], 9, "rank 1: ValueError: bad luck", False),
@@ -114,7 +114,7 @@ def test_neighbouring_jobs_and_the_starts_of_one_have_ports_of_their_own():
             "srun: error: n2: task 1: Killed\nsrun: error: n1: task 0: Exited with exit code 1\n",
             ["lost"],  # rank 1's own parent was killed, too
             137,
-            "a rank was killed by SIGKILL, perhaps for want of memory: srun: error: n2: task 1: Killed",
+            "a rank was killed by SIGKILL, possibly out of memory: srun: error: n2: task 1: Killed",
             None,
         ),
         ("", ["lost"], 1, "rank 1: RuntimeError: Connection reset by peer", None),
@@ -184,6 +184,33 @@ def test_evaluations_and_the_report_have_short_limits_of_their_own(time, own, ev
     settings = read_settings(None, {"time": time, **own})
     assert settings.time_of("train") == time
     assert (settings.time_of("eval"), settings.time_of("report")) == (evaluation, report)
+
+
+def places(**own: str) -> dict[str, tuple[str | None, int, int, str | None, tuple[str, ...]]]:
+    """By kind of job: partition, GPUs and processes of a node, memory, further options."""
+    settings = read_settings(None, {"partition": "gpu", "memory": "0", "sbatch": "--constraint=h100", **own})
+    return {
+        kind: (
+            settings.partition_of(kind),
+            settings.gpus_of(kind),
+            settings.per_node_of(kind),
+            settings.memory_of(kind),
+            settings.sbatch_of(kind),
+        )
+        for kind in ("train", "eval", "report")
+    }
+
+
+def test_evaluations_and_the_report_have_places_of_their_own():
+    train = ("gpu", 8, 8, "0", ("--constraint=h100",))
+    assert places() == {"train": train, "eval": train, "report": ("gpu", 0, 1, None, ("--constraint=h100",))}
+    found = places(eval_partition="small", eval_gpus="1")
+    assert (found["train"], found["eval"][:3], found["report"][0]) == (train, ("small", 1, 1), "gpu")
+    found = places(
+        eval_partition="cpu", eval_gpus="0", tasks_per_node="4", eval_memory="64G", short_sbatch=""
+    )
+    assert found == {"train": train, "eval": ("cpu", 0, 4, "64G", ()), "report": ("cpu", 0, 4, None, ())}
+    assert places(eval_partition="cpu", eval_gpus="0", report_partition="r")["report"][0] == "r"
 
 
 def test_a_limit_that_leaves_a_training_no_time_is_refused():

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.link")
+CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.link", "shutil.copyfile")
 
 
 def is_change(event: str, arguments: tuple[Any, ...]) -> bool:
@@ -24,9 +24,18 @@ def killed_at(
 
     `counts` says which audit events are counted instead of changes.
     """
+    from megatron_lrpath.cli import main
+
+    return dies_at(number, lambda: main(list(words)), counts)
+
+
+def dies_at(
+    number: int, work: Callable[[], int], counts: Callable[[str, tuple[Any, ...]], bool] = is_change
+) -> bool:
+    """The same of any work, which returns 0."""
     child = os.fork()
     if child == 0:
-        _call_and_die(number, words, counts)
+        _call_and_die(number, work, counts)
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         assert os.WTERMSIG(status) == signal.SIGKILL
@@ -35,9 +44,9 @@ def killed_at(
     return False
 
 
-def _call_and_die(number: int, words: Sequence[str], counts: Callable[[str, tuple[Any, ...]], bool]) -> None:
-    from megatron_lrpath.cli import main
-
+def _call_and_die(
+    number: int, work: Callable[[], int], counts: Callable[[str, tuple[Any, ...]], bool]
+) -> None:
     seen = 0
 
     def count(event: str, arguments: tuple[Any, ...]) -> None:
@@ -50,7 +59,7 @@ def _call_and_die(number: int, words: Sequence[str], counts: Callable[[str, tupl
     status = 70
     try:
         sys.addaudithook(count)
-        status = main(list(words))
+        status = work()
     except BaseException:
         traceback.print_exc()
     finally:

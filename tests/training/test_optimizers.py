@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
-from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import load_plan
 from megatron_lrpath.plan import optimizers as packages
 from megatron_lrpath.plan.optimizers import PACKAGE, is_installed
 from megatron_lrpath.readiness.machine import optimizer_checks
 from megatron_lrpath.runs.checkpoints import complete_steps
 from megatron_lrpath.schedule import LRPath, Schedule
-from megatron_lrpath.training.options import optimizers
 from tests.support.training_fixtures import make_plan, run_words, train
 from tests.training.test_training_rates import OPTIMIZER, words_without_plan
 
@@ -148,12 +145,12 @@ def test_a_branch_has_its_own_betas(words: list[str], tmp_path: Path) -> None:
 
 
 @needs_package
-@pytest.mark.parametrize("name", ["muon", "lion"])
+@pytest.mark.parametrize("name", ["muon", "lion", "soap", "dist_muon"])
 def test_an_optimizer_of_the_package_goes_on_as_if_never_stopped(
     words: list[str], tmp_path: Path, name: str
 ) -> None:
-    """Main path on two ranks, resumed there, and a branch of other rates on one."""
-    chosen = [*words, "--optimizer", name]
+    """Main path on two ranks, resumed there, and a branch of other rates on one; SOAP's states have own shapes."""
+    chosen = [*words, "--optimizer", name, *(["--bf16"] if name == "dist_muon" else [])]
     whole = train([*chosen, *main(tmp_path)], 2, probe="state_at_end").ok()
     own = [*chosen, *main(tmp_path / "stopped")]
     train([*own, "--exit-interval", "4"], 2).ok()
@@ -185,12 +182,12 @@ def test_muon_goes_on_at_another_layout(words: list[str], tmp_path: Path) -> Non
 
 REFUSED = [
     (["--optimizer", "sgd"], ["--optimizer sgd"]),
-    (["--optimizer", "soap"], ["--optimizer soap", "`optimizers`"]),
-    (["--optimizer", "adaptive_muon"], ["--optimizer adaptive_muon"]),
-    (["--optimizer", "dist_muon"], ["--optimizer dist_muon"]),
-    (["--optimizer", "muon", "--use-distributed-optimizer"], ["leave --use-distributed-optimizer out"]),
+    (["--optimizer", "adaptive_muon"], ["--optimizer adaptive_muon", "scale_mode", "`optimizers`"]),
+    (["--optimizer", "dist_muon"], ["in bf16 alone", "--optimizer muon"]),
+    (["--optimizer", "soap", "--use-distributed-optimizer"], ["in bf16 alone", "leave --use-distributed-"]),
     (["--optimizer", "lion", "--fp16"], ["--bf16"]),
     (["--optimizer", "muon", "--tensor-model-parallel-size", "2"], ["--muon-tp-mode duplicated"]),
+    (["--optimizer", "soap", "--tensor-model-parallel-size", "2"], ["pipeline parallelism"]),
 ]
 
 
@@ -209,14 +206,8 @@ def test_a_missing_package_is_one_line_with_its_extra(
 ) -> None:
     monkeypatch.setattr(packages, "PACKAGE", "a-package-that-nobody-has")
     for name, is_there in (("muon", False), ("lion", False), ("adam", True)):
-        layout = {"tensor_model_parallel_size": 1, "use_distributed_optimizer": False}
-        args = Namespace(optimizer=name, fp16=False, **layout)
-        with nullcontext() if is_there else pytest.raises(UserError) as raised:
-            optimizers.check_optimizer(args, with_path)
-        if not is_there:
-            message = str(raised.value)
-            assert "\n" not in message
-            assert "megatron-lrpath[optimizers]" in message
+        found = packages.optimizer_problems({"optimizer": name}, with_path)
+        assert not found if is_there else "megatron-lrpath[optimizers]" in found[0] and "\n" not in found[0]
 
 
 @needs_package
@@ -229,3 +220,21 @@ def test_doctor_looks_for_the_package_of_a_plans_optimizer(
     (found,) = optimizer_checks(plan)
     assert found.status == "failed"
     assert "megatron-lrpath[optimizers]" in found.found
+
+
+@needs_package
+@pytest.mark.parametrize(
+    ("megatron", "said"),
+    [
+        ({"optimizer": "dist_muon"}, "in bf16 alone"),
+        ({"optimizer": "soap", "bf16": True, "tensor-model-parallel-size": 2}, "pipeline parallelism"),
+        ({"optimizer": "muon", "fp16": True}, "not for --fp16"),
+    ],
+)
+def test_doctor_finds_what_an_optimizer_cannot_do(
+    tmp_path: Path, megatron: dict[str, Any], said: str
+) -> None:
+    plan = load_plan(make_plan(tmp_path, (4, 4), megatron=megatron))
+    (found,) = optimizer_checks(plan)
+    assert found.status == "failed"
+    assert said in found.found

@@ -1,4 +1,4 @@
-"""The argument group "learning-rate path switching" without a plan, its refusals, and plain Megatron beside it."""
+"""The argument group "learning-rate path switching" without a plan, its refusals, and plain Megatron next to it."""
 
 from __future__ import annotations
 
@@ -276,12 +276,28 @@ def test_all_refusals_come_in_one_message(name: str, folder: Path, words: list[s
         assert line.startswith(f"- {begin}")
 
 
-def test_a_check_of_megatrons_without_words_is_shown(words: list[str], tmp_path: Path) -> None:
+def test_all_that_megatron_refuses_comes_in_one_message(words: list[str], tmp_path: Path) -> None:
+    """Checks without words, of which Megatron shows a stack trace, among them; beside this project's own."""
     path = ["--lr-path", "main", "--train-iters", "4", "--save", str(tmp_path / "own"), *RATES]
-    message = refusal([*words, *path, "--num-attention-heads", "5"])
+    wrong = [
+        "--num-attention-heads",
+        "5",
+        "--recompute-granularity",
+        "selective",
+        "--recompute-method",
+        "uniform",
+    ]
+    message = refusal([*words, *path, *wrong, "--no-save-optim"])
+    assert "--no-save-optim cannot be given with --lr-path" in message
+    begin = "- Megatron refuses these arguments: "
     assert (
-        "Megatron refuses these arguments: assert args.hidden_size % args.num_attention_heads == 0" in message
+        f"{begin}assert args.hidden_size % args.num_attention_heads == 0 does not hold (validate_args in"
+        in message
     )
+    assert message.count(begin) == 2
+    alone = refusal([*words, *path, *wrong])
+    assert alone.startswith("2 problems:")
+    assert alone.count(begin) == 2
 
 
 def test_the_maximal_rate_and_a_place_to_save_are_needed(words: list[str], tmp_path: Path) -> None:

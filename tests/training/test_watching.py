@@ -55,7 +55,7 @@ LOST = {"main": ["iter_0000009"], "branch-v2": ["iter_0000012"]}
 
 
 def test_steps_that_are_trained_again_are_shown_once(tmp_path: Path) -> None:
-    """A main path and a branch off it that lose their last checkpoint; the branch has no other and begins anew."""
+    """A main path and a branch off it that lose their last checkpoint; the branch has no other and begins again."""
     plan = make_plan(tmp_path, (6, 6))
     wanted = {}
     for name, lost in LOST.items():
@@ -128,11 +128,10 @@ def test_tensorboard_lays_out_real_beside_planned(folder: Path) -> None:
     assert watching.RATE.encode() in layout
 
 
-def wandb_records(folder: Path) -> list[Any]:
-    """The records of the one offline run below a folder: protocol buffers in LevelDB's log format."""
+def wandb_records(path: Path) -> list[Any]:
+    """The records of an offline run's file: protocol buffers in LevelDB's log format."""
     from wandb.proto import wandb_internal_pb2
 
-    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
     data, place, parts, records = path.read_bytes(), 7, b"", []
     while place + 7 <= len(data):
         if 32768 - place % 32768 < 7:  # what is left of a block holds no header
@@ -148,7 +147,8 @@ def wandb_records(folder: Path) -> list[Any]:
 
 
 def test_wandb_has_one_project_with_a_run_of_its_own(folder: Path) -> None:
-    records = wandb_records(folder / "runs")
+    (file,) = (folder / "runs").glob("wandb/offline-run-*/run-*.wandb")
+    records = wandb_records(file)
     run = next(record.run for record in records if record.HasField("run"))
     assert (run.project, run.display_name) == ("versions", "ours/branch-v2")
     assert (run.run_group, run.job_type) == ("tiny-test", "branch")
@@ -176,12 +176,12 @@ def arguments(**changes: Any) -> argparse.Namespace:
 
 
 def test_utilization_is_the_models_operations_over_the_devices_peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watching, "step_flops", lambda args: 6e15)
+    monkeypatch.setattr(watching, "sample_flops", lambda args: 6e15 / 8)
     times = iter([10.0, 12.0, 12.0])
     pace = watching.Pace(arguments(peak_tflops=1000), clock=lambda: next(times))
-    assert pace.step_ended() == (None, None)
-    assert pace.step_ended() == (400.0, pytest.approx(6e15 / 2 / 4 / 1000e12))
-    assert pace.step_ended() == (None, None)
+    assert pace.step_ended(8) == (None, None)
+    assert pace.step_ended(8) == (400.0, pytest.approx(6e15 / 2 / 4 / 1000e12))
+    assert pace.step_ended(8) == (None, None)
     assert watching.Pace(arguments(), clock=lambda: 0.0).peak is None
 
 
@@ -214,4 +214,16 @@ def test_a_run_by_lr_path_goes_on_in_its_wandb_run(folder: Path, tmp_path: Path)
     train([*words, "--exit-interval", "2"], probe="wandb_offline").ok()
     train(words, probe="wandb_offline").ok()
     own = hashlib.sha256(str((tmp_path / "own").resolve()).encode()).hexdigest()[:16]
-    assert {path.name for path in tmp_path.glob("wandb/offline-run-*/run-*.wandb")} == {f"run-{own}.wandb"}
+    files = sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
+    assert [path.name for path in files] == [f"run-{own}.wandb"] * 2
+    steps = []
+    for path in files:
+        records = wandb_records(path)
+        run = next(record.run for record in records if record.HasField("run"))
+        assert run.run_id == own
+        rows = [
+            {item.key or item.nested_key[0]: item.value_json for item in record.history.item}
+            for record in records
+        ]
+        steps.append([round(float(row["tokens"])) // BATCH_TOKENS for row in rows if watching.LOSS in row])
+    assert steps == [[1, 2], [3, 4]]

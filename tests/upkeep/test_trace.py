@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from megatron_lrpath.cli import main
+from megatron_lrpath.data.positions import sample_numbers
 from megatron_lrpath.data.slice import Slice, held_out
 from megatron_lrpath.paradigms import PARADIGMS
 from megatron_lrpath.plan import Plan, load_plan
@@ -64,16 +65,25 @@ def trained(plan: Plan) -> Plan:
     return plan
 
 
-def test_the_steps_are_those_at_which_training_reads_the_documents(shared: Plan) -> None:
+@pytest.mark.parametrize("last", [{}, {"steps": 6, "replay": 0.25, "global_batch_size": 8}])
+def test_the_steps_are_those_at_which_training_reads_the_documents(
+    shared: Plan, last: dict[str, Any], tmp_path: Path
+) -> None:
     from megatron_lrpath.training.datasets import training_set
 
-    plan, slices = shared, PlanSlices.of(shared)
+    keys = yaml.safe_load(shared.path.read_text())
+    keys["versions"][2] |= last
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump(keys, sort_keys=False))
+    plan = load_plan(path)
+    slices = PlanSlices.of(plan)
     wanted = {
         source.fingerprint: np.array([3, 9] if source.domain == "prose" else [10], dtype=np.int32)
         for source in slices.versions[1].sources
     }
     wanted |= {slices.versions[0].sources[0].fingerprint: np.array([7], dtype=np.int32)}
-    positions = chained_positions(plan, slices, wanted)
+    numbers = [sample_numbers(one, wanted, plan.batch.seq_length, plan.seed) for one in slices.versions]
+    positions = chained_positions(plan, numbers)
     pairs = {
         (str(slices.sources[key][0].prefix.resolve()), int(number))
         for key, numbers in wanted.items()
@@ -83,15 +93,16 @@ def test_the_steps_are_those_at_which_training_reads_the_documents(shared: Plan)
     for run in (run for paradigm in PARADIGMS for run in plan.runs(paradigm)):
         mix = slices.mixes[run.mix] if run.mix else ()
         own = SimpleNamespace(plan=plan, run=run, slices=slices.versions[: run.version_index], mix=mix)
-        dataset = training_set(cast(RunContext, own), dataset_config(16, Path(plan.output).parent / "cache"))
-        batch = plan.batch.global_batch_size
+        dataset = training_set(cast(RunContext, own), dataset_config(16, tmp_path / "cache"))
+        sizes = plan.sizes_of(run)
         read = {
-            position // batch + 1
-            for position in range(run.first_step * batch, run.last_step * batch)
+            step
+            for step in range(run.first_step + 1, run.last_step + 1)
+            for position in range(sizes.samples_at(step - 1), sizes.samples_at(step))
             for place in dataset.locate(position)
             if (str(place.prefix.resolve()), place.document) in pairs
         }
-        assert steps_of(plan, slices, run, positions, wanted) == tuple(sorted(read)), run.key
+        assert steps_of(plan, slices, run, positions, numbers, wanted) == tuple(sorted(read)), run.key
         found += bool(read)
     assert found >= 6
 

@@ -1,4 +1,4 @@
-"""One run of preprocessing: chunks to workers and back in order, progress shown, output published whole."""
+"""One run of preprocessing: chunks to workers and back in order, progress, atomic publication of the output."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ from megatron_lrpath.tokenizers.prints import Facts, TokenizerSpec
 
 
 class Interruption:
-    """While entered, the first Ctrl-C is only noted; `check` raises `KeyboardInterrupt` for it.
+    """While entered, the first Ctrl-C is only recorded; `check` raises `KeyboardInterrupt` for it.
 
-    A second Ctrl-C acts at once, as always. In other threads than the main one this does nothing, since
-    Python delivers signals only there.
+    A second Ctrl-C acts immediately. In threads other than the main one this has no effect, because Python
+    delivers signals only there.
     """
 
     def __init__(self) -> None:
@@ -75,10 +75,10 @@ class Interruption:
 
 
 class ConversionProgress:
-    """Shows how far a run is, on standard error.
+    """Shows the progress of a run on standard error.
 
-    `total`: bytes of input, None when unknown; `log_interval`: documents between two lines where standard
-    error is no terminal (and at most one line in ten seconds).
+    `total`: bytes of input, None if unknown; `log_interval`: documents between two lines if standard error
+    is not a terminal (and at most one line in ten seconds).
     """
 
     def __init__(self, total: int | None, log_interval: int) -> None:

@@ -15,10 +15,14 @@ import megatron_lrpath
 from megatron_lrpath.data.record import prepared_difference
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.launch.layouts import Allocation, Layout, allocate, allocate_evaluation
+from megatron_lrpath.launch.memory import arguments_of
+from megatron_lrpath.launch.resources import sizes_left
 from megatron_lrpath.launch.slurm.ledger import SIGNALS, SubmittedPlan
 from megatron_lrpath.launch.slurm.settings import Settings
 from megatron_lrpath.launch.torchrun import TRAINING
 from megatron_lrpath.plan import Plan
+from megatron_lrpath.plan.needs import ENGINE, GPU, WORDS, unmet
+from megatron_lrpath.plan.needs import refuse as refuse_unmet
 from megatron_lrpath.reading import build, read_object, why
 from megatron_lrpath.runs.folder import OutputFolder, report_page
 from megatron_lrpath.runs.results import needs_evaluation, report_is_fresh
@@ -120,8 +124,7 @@ def task_jobs(
         jobs.append(Job(task.key, "train", place, submitted, waits, task))
     for submitted, task in tasks:
         if task.run.makes_version:
-            sized = plan_of(submitted.plan, task)
-            place = allocate_evaluation(sized, settings.per_node, settings.device, extra, settings.gpu_memory)
+            place = evaluation_place(submitted.plan, task, settings, extra)
             jobs.append(Job(f"eval/{task.key}", "eval", place, submitted, (Wait(task.key),), task))
     return jobs
 
@@ -131,7 +134,10 @@ def training_place(plan: Plan, task: Task, settings: Settings, extra: Sequence[s
 
     Raises UserError where no number of nodes fits.
     """
-    most = allocate(plan, settings.nodes, settings.per_node, settings.device, extra, settings.gpu_memory)
+    left = sizes_left([task])
+    most = allocate(
+        plan, settings.nodes, settings.per_node, settings.device, extra, settings.gpu_memory, left
+    )
     if not task.run.is_sft:
         return most
     sized = plan_of(plan, task)
@@ -143,11 +149,27 @@ def training_place(plan: Plan, task: Task, settings: Settings, extra: Sequence[s
     return allocate(sized, 1, settings.per_node, settings.device, extra, settings.gpu_memory)
 
 
+def evaluation_place(plan: Plan, task: Task, settings: Settings, extra: Sequence[str]) -> Allocation:
+    """Where an evaluation runs: on as few nodes as hold the model.
+
+    Raises UserError where the plan's arguments need a GPU, and evaluations get none.
+    """
+    device = settings.device_of("eval")
+    if device != settings.device:
+        refuse_unmet(
+            unmet(arguments_of(plan, extra), WORDS.keys() - {GPU, ENGINE}),
+            f"{plan.path}: evaluations on CPUs (--eval-gpus 0) are not possible; give them GPUs",
+        )
+    sized, per_node = plan_of(plan, task), settings.per_node_of("eval")
+    return allocate_evaluation(sized, per_node, device, extra, settings.gpu_memory)
+
+
 def plan_of(plan: Plan, task: Task) -> Plan:
     """The plan with the batch and the Megatron arguments that this training has."""
     if not task.run.is_sft:
         return plan
-    return replace(plan, batch=plan.batch_of(task.run), megatron=plan.sft_megatron)
+    versions = tuple(replace(version, global_batch_size=None) for version in plan.versions)
+    return replace(plan, batch=plan.batch_of(task.run), megatron=plan.sft_megatron, versions=versions)
 
 
 def report_job(jobs: Sequence[Job], page: Path, subject: Path) -> Job:
@@ -234,7 +256,7 @@ def job_files(name: str, job: Job, settings: Settings, folder: Path, extra: Sequ
 
 def make_spec(job: Job, settings: Settings, folder: Path, extra: Sequence[str]) -> Spec:
     """The data of a job."""
-    srun, python = launcher(job.plan, settings)
+    srun, python = launcher(job.plan, settings, settings.gpus_of(job.kind) > 0)
     run = job.task.run if job.task else None
     return Spec(
         key=job.key,
@@ -243,7 +265,7 @@ def make_spec(job: Job, settings: Settings, folder: Path, extra: Sequence[str]) 
         paradigm=run.paradigm if run else "",
         run=run.name if run else "",
         folder=str(folder),
-        device=settings.device,
+        device=settings.device_of(job.kind),
         arguments=(*job.allocation.arguments, *extra),
         srun=(f"--cpus-per-task={settings.cpus_per_task}", *srun, *settings.srun),
         python=tuple(python),
@@ -253,8 +275,11 @@ def make_spec(job: Job, settings: Settings, folder: Path, extra: Sequence[str]) 
     )
 
 
-def launcher(plan: Plan, settings: Settings) -> tuple[list[str], list[str]]:
-    """(options of srun, the command that is Python) that bring a rank into its container, if there is one."""
+def launcher(plan: Plan, settings: Settings, gpus: bool) -> tuple[list[str], list[str]]:
+    """(options of srun, the command that is Python) that bring a rank into its container, if there is one.
+
+    `gpus`: whether the rank uses one.
+    """
     if settings.container is None:
         return [], [settings.python or sys.executable]
     python = settings.python or "python3"
@@ -263,7 +288,7 @@ def launcher(plan: Plan, settings: Settings) -> tuple[list[str], list[str]]:
         options = [f"--container-image={settings.container}", f"--container-mounts={mounts}"]
         return [*options, f"--container-workdir={os.getcwd()}"], [python]
     inside = ["apptainer", "exec", "--pwd", os.getcwd(), "--bind", mounts]
-    inside += ["--nv"] if settings.gpus_per_node else []
+    inside += ["--nv"] if gpus else []
     return [], [*inside, settings.container, python]
 
 
@@ -294,15 +319,17 @@ def sbatch_options(name: str, job: Job, settings: Settings, folder: Path) -> lis
         options.append(f"--cpus-per-task={REPORT_CORES}")
     else:
         options.append(f"--cpus-per-task={settings.cpus_per_task}")
-        options += [f"--gpus-per-node={place.per_node}"] if settings.gpus_per_node else []
-        options += [f"--mem={settings.memory}"] if settings.memory else []
+        options += [f"--gpus-per-node={place.per_node}"] if settings.gpus_of(job.kind) else []
+    memory = settings.memory_of(job.kind)
+    options += [f"--mem={memory}"] if memory else []
     options += [f"--signal=B:USR2@{settings.signal_seconds}"] if job.kind == "train" else []
     words = {"partition": settings.partition_of(job.kind), "account": settings.account, "qos": settings.qos}
     words["time"] = settings.time_of(job.kind)
     if settings.mail:
         events = "END,FAIL" if job.kind == "report" else "FAIL"
         words |= {"mail-user": settings.mail, "mail-type": events}
-    return [*options, *(f"--{word}={value}" for word, value in words.items() if value), *settings.sbatch]
+    options += [f"--{word}={value}" for word, value in words.items() if value]
+    return [*options, *settings.sbatch_of(job.kind)]
 
 
 def log_option(folder: Path, job: Job) -> str:
@@ -357,7 +384,7 @@ def about_job(job: Job, spec: Spec) -> list[str]:
     if job.kind == "report":
         return [f"It runs: {shlex.join(report_command(spec.plan))}"]
     told = [
-        "Handed to sbatch as it is, it goes on from the last checkpoint; the program below runs on the first"
+        "Handed to sbatch as it is, it continues from the last checkpoint; the program below runs on the first"
     ]
     told += ["node, follows the ranks and requeues the job. What it runs on every rank:"]
     module, argv = rank_command(spec, spec.plan, job.task.key if job.task else "")

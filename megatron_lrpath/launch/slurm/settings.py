@@ -44,11 +44,19 @@ class Settings:
     eval_time: str | None = _setting(
         "time limit of an evaluation; default: --time, and 4 hours where that is more", "time"
     )
+    eval_partition: str | None = _setting("partition of the evaluations; default: --partition")
+    eval_gpus: int | None = _setting(
+        "GPUs of an evaluation's node, one process each; 0 evaluates on CPUs; default: --gpus-per-node",
+        "count",
+    )
+    eval_memory: str | None = _setting(
+        "memory of an evaluation's node as sbatch's --mem; default: --memory", "memory"
+    )
     report_time: str | None = _setting(
         "time limit of the report; default: --time, and 30 minutes where that is more", "time"
     )
     report_partition: str | None = _setting(
-        "partition of the report, which needs no GPU; default: --partition"
+        "partition of the report, which needs no GPU; default: that of evaluations without GPUs, else --partition"
     )
     signal_seconds: int = _setting(
         "how long before the time limit a training saves and requeues", "count", 300
@@ -60,6 +68,9 @@ class Settings:
         (),
     )
     sbatch: tuple[str, ...] = _setting("further options for every sbatch", "options", ())
+    short_sbatch: tuple[str, ...] | None = _setting(
+        "the same for evaluations and the report; default: --sbatch", "options"
+    )
     srun: tuple[str, ...] = _setting("further options for every srun", "options", ())
     setup: str | None = _setting("shell file that every job reads first (modules, NCCL variables)")
     python: str | None = _setting("Python of the training; default: this one, in a container python3")
@@ -72,13 +83,37 @@ class Settings:
 
     @property
     def per_node(self) -> int:
-        """Processes of a node."""
-        return self.gpus_per_node or self.tasks_per_node
+        """Processes of a training's node."""
+        return self.per_node_of("train")
 
     @property
     def device(self) -> str:
         """What the training runs on, as its --device."""
-        return "cuda" if self.gpus_per_node else "cpu"
+        return self.device_of("train")
+
+    def gpus_of(self, kind: str) -> int:
+        """GPUs of a node that a job of this kind (train, eval, report) takes."""
+        if kind == "report":
+            return 0
+        return self.gpus_per_node if kind == "train" or self.eval_gpus is None else self.eval_gpus
+
+    def per_node_of(self, kind: str) -> int:
+        """Processes of a node in a job of this kind."""
+        return self.gpus_of(kind) or self.tasks_per_node
+
+    def device_of(self, kind: str) -> str:
+        """The --device of a job of this kind."""
+        return "cuda" if self.gpus_of(kind) else "cpu"
+
+    def memory_of(self, kind: str) -> str | None:
+        """Memory of a node in a job of this kind; None: the site's default."""
+        if kind == "report":
+            return None
+        return (self.eval_memory if kind == "eval" else None) or self.memory
+
+    def sbatch_of(self, kind: str) -> tuple[str, ...]:
+        """Further options of sbatch for a job of this kind."""
+        return self.sbatch if kind == "train" or self.short_sbatch is None else self.short_sbatch
 
     def time_of(self, kind: str) -> str | None:
         """The time limit of a job of this kind (train, eval, report); None: the partition's."""
@@ -90,7 +125,12 @@ class Settings:
 
     def partition_of(self, kind: str) -> str | None:
         """The partition of a job of this kind; None: the site's default."""
-        return (self.report_partition if kind == "report" else None) or self.partition
+        evaluation = self.eval_partition or self.partition
+        if kind == "train":
+            return self.partition
+        if kind == "eval":
+            return evaluation
+        return self.report_partition or (self.partition if self.gpus_of("eval") else evaluation)
 
 
 LONGEST = {"eval": "4:00:00", "report": "30"}  # without a setting of their own, as sbatch takes it
@@ -208,7 +248,7 @@ def _value(setting: Setting, text: str, where: str) -> Any:
     if setting.kind == "count":
         if not text.isascii() or not text.isdigit() or int(text) > 10**6:
             raise UserError(f"{where}: {text!r} is not a whole number from 0 on")
-        if int(text) == 0 and setting.name != "gpus_per_node":
+        if int(text) == 0 and setting.name not in ("gpus_per_node", "eval_gpus"):
             raise UserError(f"{where}: must be at least 1")
         return int(text)
     if setting.kind == "options":

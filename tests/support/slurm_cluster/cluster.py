@@ -128,7 +128,7 @@ class Cluster:
             )
 
     def _all_idle(self) -> bool:
-        states = self.call("sinfo", "-h", "-N", "-o", "%t", check=False).split()
+        states = self.call("sinfo", "-h", "-N", "-p", "test", "-o", "%t", check=False).split()
         return len(states) == self.nodes and set(states) == {"idle"}
 
     def _complaints(self) -> str:
