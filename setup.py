@@ -5,9 +5,14 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 OPTIMIZERS = ["emerging-optimizers>=0.2"]  # muon, dist_muon, soap, lion
+KERNELS = [
+    "liger-kernel>=0.8.5,<0.9"
+]  # cross-entropy on GPUs; training/gpu/measures.py has the same versions
 EVALUATION = ["lm_eval[hf]>=0.4.9"]
+ARCHIVE = ["fsspec", "s3fs"]  # other stores: their packages of fsspec
 DOCS = ["mkdocs-material"]
 TESTS = ["pytest", "pytest-xdist", "hypothesis", "jsonschema", "ruff", "mypy", "proselint", "types-PyYAML"]
+S3_SERVER = ["moto[s3]", "flask", "flask-cors"]
 SHIPPED = [
     "megatron_lrpath.tools",
     "megatron_lrpath.examples",
@@ -63,12 +68,14 @@ setup(
         "argcomplete",
     ],
     extras_require={
-        "gpu": ["transformer-engine[core_cu13,pytorch]"],  # as megatron-core's extra `te`
+        "gpu": ["transformer-engine[core_cu13,pytorch]", *KERNELS],  # the first as megatron-core's extra `te`
+        "kernels": KERNELS,  # without Transformer Engine, which has to be compiled
         "eval": EVALUATION,
         "wandb": ["wandb"],
         "optimizers": OPTIMIZERS,
+        "archive": ARCHIVE,
         "docs": DOCS,
-        "test": [*TESTS, *DOCS, "wandb", *OPTIMIZERS, *EVALUATION],
+        "test": [*TESTS, *DOCS, "wandb", *OPTIMIZERS, *EVALUATION, *KERNELS, *ARCHIVE, *S3_SERVER],
     },
     entry_points={"console_scripts": ["lrpath=megatron_lrpath.cli:main"]},
 )

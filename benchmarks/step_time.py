@@ -25,7 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -33,28 +33,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.contenders import Shape, llama, run_words, write_plan  # noqa: E402
+
 CONTENDERS = {"fp32": ("hf-fp32",), "bf16": ("hf-bf16", "hf-autocast")}
 LR = 1e-3
 WARMUP_BLOCKS = 2
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Model and batch, the same for all; the vocabulary counts what Megatron pads it to."""
-
-    hidden: int = 256
-    ffn: int = 1024
-    layers: int = 6
-    heads: int = 8
-    vocabulary: int = 8192
-    sequence: int = 256
-    batch: int = 8
-
-    @property
-    def parameters(self) -> int:
-        """Weights, embeddings included (untied)."""
-        layer = 4 * self.hidden**2 + 3 * self.hidden * self.ffn + 2 * self.hidden
-        return 2 * self.vocabulary * self.hidden + self.layers * layer + self.hidden
 
 
 def clocks() -> tuple[float, float]:
@@ -96,7 +79,7 @@ def ours(shape: Shape, folder: Path, precision: str, total: int, begins: Callabl
     from megatron_lrpath.training.device import activate
 
     activate("cpu")
-    plan = write_plan(shape, folder, precision, total)
+    plan = write_plan(shape, folder, precision, total, max_lr=LR, bf16=precision == "bf16")
     from megatron_lrpath.training import forward, pretrain
 
     original = forward.ForwardStep.__call__
@@ -106,68 +89,14 @@ def ours(shape: Shape, folder: Path, precision: str, total: int, begins: Callabl
         return original(*args)
 
     forward.ForwardStep.__call__ = forward_step  # type: ignore[method-assign,assignment]
-    pretrain.main(["--plan", str(plan), "--paradigm", "ptfs", "--run", "scratch-v1", "--device", "cpu"])
-
-
-def write_plan(shape: Shape, folder: Path, precision: str, total: int) -> Path:
-    """A plan of one version of `total` steps, with its data: random tokens."""
-    import numpy as np
-    import torch
-    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
-
-    from megatron_lrpath.data.indexed import fingerprint_source
-    from megatron_lrpath.data.slice import Slice, SliceSource
-
-    prefix, tokens = folder / "tokens", total * shape.batch * shape.sequence + 1
-    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.uint16)
-    for length in (tokens, shape.sequence + 1):
-        builder.add_document(torch.randint(1, shape.vocabulary - 1, (length,)), [length])
-    builder.finalize(f"{prefix}.idx")
-    fingerprint = fingerprint_source(prefix)
-    for document, (name, length) in enumerate([("v1", tokens), ("valid", shape.sequence + 1)]):
-        documents = np.array([document], dtype=np.int32)
-        source = SliceSource(prefix, fingerprint, "random", documents, length)
-        Slice(name, 1, (source,)).save(folder / f"{name}.slice")
-    model = {"num_layers": shape.layers, "hidden_size": shape.hidden, "ffn_hidden_size": shape.ffn}
-    plan = {
-        "name": "step-time",
-        "model": {"recipe": "tiny", **model, "num_attention_heads": shape.heads},
-        "schedule": {"style": "cosine", "max_lr": LR, "min_lr": LR / 10, "warmup_steps": 10},
-        "batch": {
-            "global_batch_size": shape.batch,
-            "micro_batch_size": shape.batch,
-            "seq_length": shape.sequence,
-        },
-        "tokenizer": {"type": "NullTokenizer", "vocab_size": shape.vocabulary - 1},
-        "data": {"slices": str(folder), "valid": str(folder / "valid")},
-        "megatron": {"bf16": precision == "bf16"},
-        "versions": [{"name": "v1", "steps": total}],
-        "output": str(folder / precision),
-    }
-    path = folder / f"{precision}.yaml"
-    path.write_text(json.dumps(plan))  # JSON is YAML
-    return path
+    pretrain.main(run_words(plan, "cpu"))
 
 
 def hugging_face(shape: Shape, precision: str, begins: Callable[[], None]) -> None:
-    """Train `LlamaForCausalLM` on random tokens, in an eager loop without anything beside it."""
+    """Train `LlamaForCausalLM` on random tokens, in an eager loop without anything next to it."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(
-        hidden_size=shape.hidden,
-        intermediate_size=shape.ffn,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.heads,
-        vocab_size=shape.vocabulary,
-        max_position_embeddings=shape.sequence,
-        tie_word_embeddings=False,
-        attn_implementation="sdpa",
-        use_cache=False,
-    )
-    model = LlamaForCausalLM(config).to(torch.bfloat16 if precision == "bf16" else torch.float32).train()
-    assert sum(weight.numel() for weight in model.parameters()) == shape.parameters
+    model = llama(shape).to(torch.bfloat16 if precision == "bf16" else torch.float32)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=LR, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, fused=True
     )

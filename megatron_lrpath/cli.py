@@ -1,4 +1,4 @@
-"""The command `lrpath`: finds the subcommand, runs it, and turns errors into one line."""
+"""The command `lrpath`: find the subcommand, run it, and report errors in one line."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from megatron_lrpath.wording import nearest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `lrpath` with these arguments (default: those of the process) and return its exit status.
+    """Run `lrpath` with these arguments (default: the process's own) and return the exit status.
 
-    0 and what commands return; 2 for bad input (`lrpath: error: …` on stderr); 130 when interrupted.
+    The status is 0 or the one that the command returns; 2 for bad input (`lrpath: error: …` on stderr);
+    130 after an interrupt.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # replace what its encoding lacks, instead of failing at it
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """The parser; what it says of a wrong command line does not repeat secrets."""
+    """An argument parser whose error messages do not repeat secrets."""
 
     def error(self, message: str) -> NoReturn:
         """Print the usage and the message, and exit with 2."""
@@ -73,7 +74,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser with every command of `COMMANDS`."""
+    """Return the parser with every command of `COMMANDS`."""
     parser = Parser(
         prog="lrpath",
         description="Version updates of language models by learning-rate path switching, on Megatron-Core.",

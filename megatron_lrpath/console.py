@@ -1,4 +1,6 @@
-"""What processes print: messages on the error stream, tables, a script's error as one line; no library warnings."""
+"""Output of the processes: messages on the error stream, tables, one-line errors of scripts; no library
+warnings.
+"""
 
 from __future__ import annotations
 
@@ -23,17 +25,19 @@ def say(text: str) -> None:
 
 
 def warn(text: object) -> None:
-    """Print `text` as a warning: the training goes on."""
+    """Print `text` as a warning; the training continues."""
     say(f"lrpath: WARNING: {text}")
 
 
 def say_error(text: object) -> None:
-    """Print `text` as what ended the run."""
+    """Print `text` as the reason why the run ended."""
     say(f"lrpath: error: {text}")
 
 
 def quiet() -> None:
-    """Silence warnings of imports (what is not installed) and Megatron's account of what it opens."""
+    """Silence import warnings about packages that are not installed, and Megatron's messages about opened
+    files.
+    """
     warnings.filterwarnings("ignore")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     logging.getLogger("megatron").setLevel(logging.WARNING)
@@ -42,10 +46,10 @@ def quiet() -> None:
 def terminal_table(
     titles: Sequence[str], align: str, rows: Iterable[Sequence[str | Text]] = (), **look: Any
 ) -> Table:
-    """A table for a terminal; strings are shown as they are, never read as rich's markup.
+    """Return a table for a terminal; strings are printed unchanged, without rich's markup.
 
-    `align` has a letter for each column: `l` or `r`, a capital where its cells must not be wrapped. `look` are
-    options of `rich.table.Table`; without them all tables look alike: bold titles, no lines.
+    `align` has a letter for each column: `l` or `r`, in upper case if its cells must not be wrapped.
+    `look` are options of `rich.table.Table`; the default is bold titles without lines.
     """
     from rich.table import Table
     from rich.text import Text
@@ -66,7 +70,7 @@ def terminal_table(
 
 
 def run_script(main: Callable[[], int]) -> int:
-    """The exit status of `main`, with user errors and interruptions turned into one line each."""
+    """Return the exit status of `main`; report user errors and interrupts in one line each."""
     try:
         return main()
     except UserError as error:
@@ -81,6 +85,8 @@ def run_script(main: Callable[[], int]) -> int:
 
 
 def run_tool(parser: ArgumentParser, action: Callable[[Namespace], int], argv: Sequence[str] | None) -> int:
-    """The exit status of `action` with the arguments `argv` (None: the command line's), see `run_script`."""
+    """Return the exit status of `action` with the arguments `argv` (None: the command line's), see
+    `run_script`.
+    """
     args = parser.parse_args(argv)
     return run_script(lambda: action(args))

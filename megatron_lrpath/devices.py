@@ -1,4 +1,4 @@
-"""Peak rates of accelerators, from their makers' data sheets: what a model-FLOPs utilization is a share of."""
+"""Peak rates of accelerators from the vendors' data sheets, the reference of model-FLOPs utilization."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PEAKS = {
 
 
 def peak_flops(name: str) -> float | None:
-    """The peak of the device that calls itself `name` (bf16, FLOP/s); None where it is not in the list."""
+    """Return the peak rate (bf16, FLOP/s) of the device with this name; None if it is not in the list."""
     parts = name.replace("-", " ").split()
     for known, peak in PEAKS.items():
         if all(part in parts for part in known.split()):

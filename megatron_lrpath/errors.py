@@ -1,46 +1,46 @@
-"""Errors that are the user's to mend: one clear message, no stack trace. And those that only follow from another."""
+"""User-facing errors with one clear message and no stack trace, and markers of secondary errors."""
 
 import errno
 import os
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 PASSING = {
-    errno.EIO: "The disk or its server fails; call again, and tell who looks after it if that does not help.",
-    errno.ESTALE: "The file server has replaced it meanwhile; call again.",
+    errno.EIO: "The disk or its server fails; call again, and report it to the administrator if that does not help.",
+    errno.ESTALE: "The file server has replaced the file; call again.",
     errno.ETIMEDOUT: "The file server does not answer; call again later.",
     errno.EAGAIN: "It is in use; call again.",
     errno.EBUSY: "It is in use; call again.",
     errno.EINTR: "Call again.",
-    errno.ENOMEM: "The machine has no memory left; call again when it has.",
-    errno.EMFILE: "The process may open no more files; raise `ulimit -n` and call again.",
-    errno.ENFILE: "The machine may open no more files; call again when it may.",
+    errno.ENOMEM: "The machine is out of memory; call again when memory is free.",
+    errno.EMFILE: "The process has too many open files; raise `ulimit -n` and call again.",
+    errno.ENFILE: "The machine has too many open files; call again later.",
     errno.EREMOTEIO: "The file server fails; call again.",
     errno.EHOSTDOWN: "The file server is down; call again later.",
-    errno.ECONNRESET: "The connection was cut; call again.",
+    errno.ECONNRESET: "The connection was closed; call again.",
 }
-"""What may be over at the next call, and how to go on."""
+"""Errors that can be transient, and what to do."""
 
 REMEDIES = {
     **PASSING,
-    errno.ENOSPC: "Make room and call again.",
-    errno.EDQUOT: "The quota is used up; make room and call again.",
-    errno.EACCES: "You have no right to it.",
-    errno.EPERM: "You have no right to it.",
-    errno.EROFS: "Use a disk that may be written.",
+    errno.ENOSPC: "Free disk space and call again.",
+    errno.EDQUOT: "The quota is used up; free disk space and call again.",
+    errno.EACCES: "Check the permissions.",
+    errno.EPERM: "Check the permissions.",
+    errno.EROFS: "Use a writable disk.",
     errno.ENOENT: "Check the name.",
-    errno.EEXIST: "Name another one, or move it away.",
-    errno.ENOTEMPTY: "Name another one, or move it away.",
-    errno.ENOTDIR: "Name a folder.",
-    errno.EISDIR: "Name a file.",
+    errno.EEXIST: "Choose another name, or move the existing file.",
+    errno.ENOTEMPTY: "Choose another name, or move the existing folder.",
+    errno.ENOTDIR: "Give the path of a folder.",
+    errno.EISDIR: "Give the path of a file.",
     errno.ENAMETOOLONG: "Use a shorter name.",
-    errno.ELOOP: "Its links lead back to themselves; mend them.",
-    errno.EFBIG: "The file system takes no file of this size; use another one.",
-    errno.EMLINK: "The file system takes no more of these; use another folder.",
-    errno.EXDEV: "Name a place on the same file system.",
-    errno.EINVAL: "The file system does not take this; use another place.",
-    errno.EOPNOTSUPP: "The file system cannot do this; use another one.",
+    errno.ELOOP: "The symbolic links form a loop; fix them.",
+    errno.EFBIG: "The file system does not support files of this size; use another one.",
+    errno.EMLINK: "The file system does not support more links here; use another folder.",
+    errno.EXDEV: "Choose a path on the same file system.",
+    errno.EINVAL: "The file system does not support this; choose another path.",
+    errno.EOPNOTSUPP: "The file system does not support this; use another one.",
 }
-"""How to go on after an error of the system; `ANY_REMEDY` stands for all others."""
+"""What to do after an OSError; `ANY_REMEDY` applies to all others."""
 ANY_REMEDY = "Check the file and its file system, and call again."
 
 CONSEQUENCES = (
@@ -53,11 +53,11 @@ CONSEQUENCES = (
     "recvValue failed",
     "Application timeout caused pair closure",
 )
-"""Parts of what the other ranks' libraries say when one rank is gone: never the cause."""
+"""Parts of the errors that other ranks raise after one rank has died; never the cause."""
 
 
 class UserError(Exception):
-    """Bad input. The message says what is wrong, where, and how to go on; commands print it and exit with 2."""
+    """Bad input. The message states what is wrong, where, and what to do; commands print it and exit with 2."""
 
 
 class PlanError(UserError):
@@ -65,13 +65,14 @@ class PlanError(UserError):
 
 
 class NotMetError(Exception):
-    """Ranks that do not come; each that waited for them prints it, and exits with 1."""
+    """Rendezvous timed out: some ranks did not join. Each waiting rank prints the message and exits with 1."""
 
 
 class TrainingStoppedError(Exception):
-    """A training that cannot go on, through no fault of the command line; the trainer prints it and exits with 1.
+    """A training that cannot continue, for a reason other than bad input; the trainer prints the message and
+    exits with 1.
 
-    `calling_again_helps` is None where nobody knows.
+    `calling_again_helps` is None if it is unknown.
     """
 
     def __init__(self, message: str, calling_again_helps: bool | None = None) -> None:
@@ -89,29 +90,31 @@ REPEATED = (
     TypeError,
     ValueError,
 )
-"""What code raises for what it was given: before the first step, another start raises it again."""
+"""Errors that depend on the input: before the first step, a restart raises them again."""
 
 
 def repeats(error: BaseException, step: int | None) -> bool:
-    """Whether another start would meet an unexpected error again; `step` is the last finished one of this start."""
+    """Return whether a restart would raise this unexpected error again; `step` is the last step finished
+    since the start.
+    """
     consequence = any(mark in str(error) for mark in CONSEQUENCES)
     return step is None and isinstance(error, REPEATED) and not consequence
 
 
 def cause(error: OSError) -> str:
-    """What the system says of an error, whichever it is."""
+    """Return the description of an OSError."""
     if error.errno is None:
         return str(error) or type(error).__name__
     return error.strerror or os.strerror(error.errno)
 
 
 def may_pass(error: OSError) -> bool:
-    """Whether the next call may not meet the error."""
+    """Return whether the error can be transient, so that a retry can succeed."""
     return error.errno in PASSING
 
 
 def told(error: OSError) -> str:
-    """An error of the system as a message: where, what, how to go on. The one rule for every number."""
+    """Return the message for an OSError: the file, the cause, what to do. All modules use this rule."""
     place = error.filename if error.filename is not None else "input or output"
     place = os.fsdecode(place) if isinstance(place, bytes) else str(place)
     if error.errno is None:  # a library's own text
@@ -120,10 +123,10 @@ def told(error: OSError) -> str:
 
 
 def refusal(error: OSError) -> str | None:
-    """`told` of what a file or disk refuses; None for an error of another kind.
+    """Return the `told` message if a file or disk caused the error; otherwise None.
 
-    A right that is missing for something without a name was not missing for a file of the user's; nor does a program
-    or library that is not there speak of a file of the user's.
+    A permission error without a file name is not about a user's file. A missing program or library is not
+    about a user's file either.
     """
     named = error.filename is not None and error.errno not in (None, errno.ENOENT)
     if error.errno in FULL and error.filename is None:

@@ -1,4 +1,4 @@
-"""The exit statuses of every process of this project, and the one way to leave a process at once."""
+"""The exit statuses of all processes of this project, and the only function that ends a process immediately."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ PIPE_CLOSED = 141
 
 
 def leave_at_once(status: int) -> NoReturn:
-    """End this process without cleaning up: other threads or ranks may wait forever in a collective."""
+    """End this process without cleanup: other threads or ranks might wait forever in a collective."""
     os._exit(status)

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: write aside, sync, rename."""
+"""Atomic writes of files and folders: write to a temporary name, sync, rename."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROOM = 300  # bytes, for a run and its longest files below an output
 
 
 def length_problem(folder: Path | str) -> str | None:
-    """Why the file system would not take a folder with runs in it; None where it would. Nothing needs to exist."""
+    """Return why the file system cannot hold a folder with runs; None if it can. The folder need not exist."""
     whole = os.path.abspath(folder)
     longest = max(len(os.fsencode(part)) for part in Path(whole).parts)
     if longest > NAME_LIMIT:
@@ -44,10 +44,11 @@ def length_problem(folder: Path | str) -> str | None:
 
 @contextmanager
 def atomic_open(path: Path | str) -> Iterator[BinaryIO]:
-    """Open a file for binary writing that appears under `path` only once the block ends without an error.
+    """Open a binary file for writing that replaces `path` only if the block ends without an error.
 
-    The temporary file lies in the same folder (a rename is atomic only within one file system); data and
-    folder entry are synced before and after the rename. What killed processes left of the same file is removed.
+    The temporary file is in the same folder, because a rename is atomic only within one file system. Data
+    and folder entry are synced before and after the rename. Leftovers of killed processes for the same
+    file are removed.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +71,7 @@ def atomic_open(path: Path | str) -> Iterator[BinaryIO]:
 
 
 def _new_file(target: Path) -> tuple[int, str]:
-    """A temporary file for `target`, locked as long as its descriptor is open: (descriptor, name)."""
+    """Create a temporary file for `target`, locked while its descriptor is open: (descriptor, name)."""
     while True:
         descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=TEMPORARY, dir=target.parent)
         with suppress(OSError):  # a disk without locks
@@ -81,7 +82,9 @@ def _new_file(target: Path) -> tuple[int, str]:
 
 
 def sweep_abandoned(target: Path) -> bool:
-    """Remove what killed processes left of `target` while they wrote it; whether somebody writes it now."""
+    """Remove temporary files that killed writers of `target` left; return whether a process is writing it
+    now.
+    """
     at_work = False
     for left in target.parent.glob(f".{glob.escape(target.name)}.{'?' * 8}{TEMPORARY}"):
         at_work |= not _remove_abandoned(left)
@@ -89,7 +92,9 @@ def sweep_abandoned(target: Path) -> bool:
 
 
 def _remove_abandoned(path: Path) -> bool:
-    """Remove a temporary file or folder, unless its writer lives (it holds the lock); whether that was so."""
+    """Remove a temporary file or folder unless its writer is alive (it holds the lock); return whether it was
+    removed.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     except OSError:
@@ -113,7 +118,7 @@ def _remove_abandoned(path: Path) -> bool:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let an error of the system name `path` where it names no file, as those of writing do not."""
+    """Add `path` to an OSError without a file name, as raised by writes."""
     try:
         yield
     except OSError as error:
@@ -123,7 +128,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def atomic_write_bytes(path: Path | str, data: bytes) -> None:
-    """Write `data` to `path`: a reader sees the old content or the new one, never a part."""
+    """Write `data` to `path` atomically: a reader sees the old or the new content, never a part."""
     with atomic_open(path) as stream:
         stream.write(data)
 
@@ -139,16 +144,17 @@ def atomic_write_json(path: Path | str, value: Any) -> None:
 
 
 def sweep_unfinished(path: Path) -> None:
-    """Remove what killed processes left of `atomic_open(path)`. Only for who alone writes that file."""
+    """Remove leftovers of killed `atomic_open(path)` calls. Only the sole writer of the file may call it."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         left.unlink(missing_ok=True)
 
 
 @contextmanager
 def appearing_folder(target: Path) -> Iterator[Path]:
-    """A new folder beside `target` that takes its place once the block ends without an error.
+    """Create a folder next to `target` that replaces it if the block ends without an error.
 
-    Until then what stands there stays. What killed processes left of the same folder is removed.
+    Until then the existing `target` is kept. Leftovers of killed processes for the same folder are
+    removed.
 
     Raises:
         UserError: another process is writing `target` now.
@@ -166,7 +172,7 @@ def appearing_folder(target: Path) -> Iterator[Path]:
 
 
 def _new_folder(target: Path) -> tuple[int, Path]:
-    """A temporary folder for `target`, locked as long as its descriptor is open: (descriptor, folder)."""
+    """Create a temporary folder for `target`, locked while its descriptor is open: (descriptor, folder)."""
     parent = os.open(target.parent, os.O_RDONLY)
     try:
         with suppress(OSError):  # one at a time looks around and takes its place
@@ -186,7 +192,7 @@ def _new_folder(target: Path) -> tuple[int, Path]:
 
 
 def _put_in_place(folder: Path, target: Path) -> None:
-    """Let `folder` take the place of `target`; what stood there is then in `folder`, or gone."""
+    """Replace `target` with `folder`; the old content is then in `folder`, or removed."""
     if not target.exists():
         folder.rename(target)
         return
@@ -199,7 +205,9 @@ def _put_in_place(folder: Path, target: Path) -> None:
 
 
 def _restore(target: Path) -> None:
-    """Bring back what stood aside while a process was killed, or remove it where its successor is there."""
+    """Finish an interrupted replacement: restore the old content, or remove it if its replacement is
+    complete.
+    """
     old = target.with_name(f".{target.name}{REPLACED}")
     if old.exists() and target.exists():
         shutil.rmtree(old, ignore_errors=True)
@@ -208,7 +216,7 @@ def _restore(target: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchange two names in one step; whether kernel and file system can do that."""
+    """Exchange two names atomically; return whether the kernel and the file system support that."""
     libc = ctypes.CDLL(None, use_errno=True)
     try:
         done: int = libc.renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), EXCHANGE)
@@ -218,7 +226,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename inside `folder` survive a power cut."""
+    """Sync `folder`, so that a rename in it survives a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -227,7 +235,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def current_umask() -> int:
-    """The process's umask, which `mkstemp` ignores and a finished file should follow."""
+    """Return the process's umask, which `mkstemp` ignores and a finished file must follow."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -1,4 +1,4 @@
-"""What a full disk must not end: files and logs whose lines wait in memory until there is room."""
+"""Files and logs that buffer their lines in memory while the disk is full, so that the training continues."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from megatron_lrpath.files import naming
 
 
 def write_waiting(descriptor: int, waiting: bytearray) -> Iterator[bytes]:
-    """Write what waits, forget of it what is written, and give that back part by part.
+    """Write the buffered parts; remove and yield each part that was written.
 
     Raises:
-        OSError: a part is not. It follows what is written at the next call, so that no line is torn for good.
+        OSError: a part was not fully written. The rest stays queued and is written first at the next call, so that no
+            line stays incomplete.
     """
     while waiting:
         written = bytes(waiting[: os.write(descriptor, waiting)])
@@ -32,14 +33,17 @@ def write_waiting(descriptor: int, waiting: bytearray) -> Iterator[bytes]:
 
 
 class PatientFile:
-    """An append-only binary file. What the disk refuses waits in memory and is written before what comes later.
+    """An append-only binary file. Data that the disk rejects is buffered in memory and written before later
+    data.
 
-    One message says that the disk refuses, another that nothing is missing any more. Threads may share it.
+    One message reports that the disk rejects writes, another that all data is written. Threads can share
+    the object.
 
     Args:
-        path: the file; it is made with the first bytes.
-        what: what it holds, for the messages.
-        synced: it will be synced: what was not yet is kept, for a disk may take bytes and lose them at the sync.
+        path: the file; it is created with the first bytes.
+        what: the content, for the messages.
+        synced: whether the file will be synced: unsynced data is kept, because a disk can accept bytes and lose them at
+            the sync.
     """
 
     def __init__(self, path: Path, what: str, synced: bool = False) -> None:
@@ -58,21 +62,21 @@ class PatientFile:
         return self._descriptor is None
 
     def write(self, data: bytes) -> None:
-        """Add `data`, now or when there is room."""
+        """Add `data`; write it now or when there is space."""
         with self._lock:
             self._waiting += data
             self._try()
 
     def flush(self) -> None:
-        """Try once more to write what waits."""
+        """Retry to write the buffered data."""
         with self._lock:
             self._try()
 
     def sync(self) -> None:
-        """Let all that was written survive a power cut.
+        """Sync the file, so that all written data survives a power failure.
 
         Raises:
-            OSError: the disk still refuses a part of it; the error names the file.
+            OSError: the disk still rejects a part of it; the error names the file.
         """
         with self._lock, naming(self.path):
             self._drain()
@@ -87,7 +91,7 @@ class PatientFile:
                     self._unsynced.clear()
 
     def close(self) -> None:
-        """Try once more, then close the file."""
+        """Retry once more, then close the file."""
         with self._lock:
             self._try()
             if self._descriptor is not None:
@@ -95,7 +99,7 @@ class PatientFile:
                 self._descriptor = None
 
     def _take_back(self) -> None:
-        """Let what a sync has not saved wait again: the next sync would not tell that it is lost."""
+        """Buffer data again that a sync did not save: the next sync would not report the loss."""
         if self._unsynced and self._descriptor is not None:
             os.ftruncate(self._descriptor, self._safe)
             self._waiting[:0] = self._unsynced
@@ -107,8 +111,8 @@ class PatientFile:
         except OSError as error:
             if not self._refused:
                 warn(
-                    f"{self.path}: {cause(error)}. {self.what} cannot be written and waits in memory; the "
-                    "training goes on. Make room: what still waits at its end is lost."
+                    f"{self.path}: {cause(error)}. {self.what} cannot be written and is buffered in memory; the "
+                    "training continues. Free disk space: data still buffered at the end is lost."
                 )
             self._refused = True
 
@@ -121,12 +125,12 @@ class PatientFile:
                 if self._unsynced is not None:
                     self._unsynced += written
         if self._refused:
-            say(f"lrpath: {self.path}: written again, nothing is missing.")
+            say(f"lrpath: {self.path}: the disk accepts writes again, no data is lost.")
         self._refused = False
 
 
 def record_writer(original: Callable[[Any], Any], writer: Any) -> Any:
-    """TensorBoard's event files wait for room too. (Those on object stores are left to TensorBoard.)"""
+    """Buffer TensorBoard's event files, too, except those on object stores."""
     # TensorFlow's: name.
     name = os.fsdecode(getattr(writer, "filename", b"") or getattr(writer, "name", ""))
     local = name and "://" not in name
@@ -135,14 +139,14 @@ def record_writer(original: Callable[[Any], Any], writer: Any) -> Any:
 
 @dataclass
 class LogFile:
-    """The file behind one or more streams of this process, and what the disk has refused of it, in order."""
+    """The file behind one or more streams of this process, and its unwritten data in order."""
 
     descriptor: int
     waiting: bytearray = field(default_factory=bytearray)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def write(self, data: Any) -> None:
-        """Write, now or when there is room. No error of the disk ends a process for what it prints."""
+        """Write now or when there is space. Disk errors in prints never end the process."""
         with self.lock, suppress(OSError):
             self.waiting += data
             for _ in write_waiting(self.descriptor, self.waiting):
@@ -150,7 +154,9 @@ class LogFile:
 
 
 class PatientLog(io.RawIOBase):
-    """Takes the place of `stream`, which goes to the log file; held, since it would close its descriptor."""
+    """A stream that replaces `stream`; it keeps a reference, because closing `stream` would close the
+    descriptor.
+    """
 
     def __init__(self, file: LogFile, stream: TextIO) -> None:
         super().__init__()
@@ -158,21 +164,23 @@ class PatientLog(io.RawIOBase):
         self._stream = stream
 
     def writable(self) -> bool:
-        """Yes."""
+        """Return True."""
         return True
 
     def fileno(self) -> int:
-        """The stream's own descriptor."""
+        """Return the stream's descriptor."""
         return self._stream.fileno()
 
     def write(self, data: Any) -> int:
-        """Write, now or when there is room."""
+        """Write now or when there is space."""
         self._file.write(data)
         return len(data)
 
 
 def keep_printing() -> None:
-    """Let a print into a file on a full disk wait, not end the process; terminals and pipes stay as they are."""
+    """Buffer prints into a file on a full disk instead of ending the process; terminals and pipes are
+    unchanged.
+    """
     files: dict[tuple[int, int], LogFile] = {}
     sys.stdout, sys.stderr = patient_log(sys.stdout, files), patient_log(sys.stderr, files)
     for file in files.values():
@@ -180,9 +188,9 @@ def keep_printing() -> None:
 
 
 def patient_log(stream: TextIO, files: dict[tuple[int, int], LogFile]) -> TextIO:
-    """The stream, or where it goes to a file another one to the same file that bears a full disk.
+    """Return the stream, or if it writes to a file, a stream to the same file that tolerates a full disk.
 
-    Streams to one file, by device and inode in `files`, keep their lines in order.
+    Streams to one file, identified by device and inode in `files`, keep their lines in order.
     """
     try:
         descriptor = stream.fileno()

@@ -1,4 +1,4 @@
-"""Locks on folders that end with their owner: an advisory `flock` on a file that names who holds it."""
+"""Locks on folders that end with their owner: an advisory `flock` on a file that names the owner."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ MAX_BYTES = 4096  # of the owner
 
 
 class LockHeldError(Exception):
-    """Somebody else holds the lock; the text names them as far as the file tells."""
+    """Another process holds the lock; the text names it if the file does."""
 
 
 class FolderLock:
     """An exclusive lock on `folder`, held through an open file.
 
-    The kernel lets go of it when the last process that has the file open is gone, however it went, so a
-    dead owner never blocks the next one. Children that inherit `fileno()` go on holding it.
+    The kernel releases it when the last process with the open file ends, for any reason, so a dead owner
+    never blocks the next one. Children that inherit `fileno()` also hold it.
     """
 
     def __init__(self, folder: Path, descriptor: int) -> None:
@@ -34,10 +34,10 @@ class FolderLock:
 
     @classmethod
     def acquire(cls, folder: Path, patience: float = 1.0) -> FolderLock:
-        """Lock `folder` (created when missing), trying for `patience` seconds.
+        """Lock `folder` (created if missing); retry for `patience` seconds.
 
-        A reader that looks whether the lock is held takes it for an instant, hence the patience.
-        Raises `LockHeldError` when another process holds it.
+        A reader that tests whether the lock is held takes it for a moment, so a single try can fail.
+        Raises `LockHeldError` if another process holds the lock.
         """
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -54,18 +54,18 @@ class FolderLock:
         return cls(folder, descriptor)
 
     def fileno(self) -> int:
-        """The open file's number, to be passed on to a child that is to hold the lock too."""
+        """The file descriptor, to be passed to a child that shall hold the lock, too."""
         return self._descriptor
 
     def close(self) -> None:
-        """Let go here; the lock itself lasts while a child still has it."""
+        """Release the lock in this process; children with the descriptor still hold it."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
 
 def is_held(folder: Path) -> bool:
-    """Whether some process holds the lock of `folder` now. Needs no right to write there."""
+    """Return whether a process holds the lock of `folder` now. Needs no write permission."""
     try:
         descriptor = os.open(folder / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -77,7 +77,9 @@ def is_held(folder: Path) -> bool:
 
 
 def owner_of(folder: Path) -> dict[str, Any]:
-    """What the last owner wrote into the lock: `pid`, `host`, `since` (Unix seconds); empty if unreadable."""
+    """Return the last owner's entry in the lock file: `pid`, `host`, `since` (Unix seconds); empty if
+    unreadable.
+    """
     try:
         owner = read_json(folder / LOCK_NAME, MAX_BYTES)
     except (OSError, ValueError):
@@ -86,7 +88,7 @@ def owner_of(folder: Path) -> dict[str, Any]:
 
 
 def describe_owner(folder: Path) -> str:
-    """The owner for a message: `process 4711 on node3`."""
+    """Return the owner for a message: `process 4711 on node3`."""
     owner = owner_of(folder)
     if "pid" not in owner:
         return "another process"
@@ -94,9 +96,11 @@ def describe_owner(folder: Path) -> str:
 
 
 def process_space() -> str:
-    """What tells apart machines, and containers on one, that may have the same host name: who shares process ids.
+    """Return an identifier of the process-id space, which distinguishes machines and containers with the same
+    host name.
 
-    The kernel's start and the namespace of process ids; without /proc the host name.
+    It consists of the kernel's boot id and the namespace of process ids; without /proc it is the host
+    name.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

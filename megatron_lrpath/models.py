@@ -9,7 +9,7 @@ from typing import Any
 from megatron_lrpath.errors import UserError
 
 USUAL_VOCABULARY = 100_000
-"""Tokens of a vocabulary whose size neither the plan nor the tokenizer says; for predictions of sizes."""
+"""Assumed size of a vocabulary that neither the plan nor the tokenizer gives; for predictions of sizes."""
 
 # LLaMA's architecture as Megatron's arguments. The FFN width and the untied embeddings are not in the paper; they
 # are the ones under which the parameter counts fit the names (see `parameter_count`).
@@ -29,7 +29,7 @@ _LLAMA: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """A model: Megatron's `arguments`, the paper's maximum learning rate for it, and where it comes from."""
+    """A model: Megatron's `arguments`, the paper's maximum learning rate for it, and its source."""
 
     arguments: dict[str, Any]
     max_lr: float
@@ -38,14 +38,14 @@ class Recipe:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What a plan says about the model: a recipe's name, or none, and arguments on top of it."""
+    """The model section of a plan: the name of a recipe, or none, and arguments that override it."""
 
     recipe: str | None
     overrides: dict[str, Any] = field(default_factory=dict)
 
 
 def _llama(layers: int, hidden: int, heads: int, max_lr: float, about: str, **others: Any) -> Recipe:
-    """A recipe of this width and depth, its FFN four times as wide unless `others` says otherwise."""
+    """Return a recipe of this width and depth; the FFN is four times as wide unless `others` sets it."""
     sizes = {
         "num_layers": layers,
         "hidden_size": hidden,
@@ -72,9 +72,9 @@ RECIPES: dict[str, Recipe] = {
 
 
 def resolve_model(spec: ModelSpec) -> dict[str, Any]:
-    """The model's Megatron arguments: the recipe's, with the overrides on top.
+    """Return the model's Megatron arguments: the recipe's, with the overrides applied.
 
-    Raises UserError for an unknown recipe, or when there is no recipe and the size is not given.
+    Raises UserError for an unknown recipe, or if there is no recipe and the size is not given.
     """
     if spec.recipe is not None and spec.recipe not in RECIPES:
         raise UserError(f"there is no recipe {spec.recipe!r}; there are {', '.join(RECIPES)}")
@@ -83,7 +83,9 @@ def resolve_model(spec: ModelSpec) -> dict[str, Any]:
     needed = ("num_layers", "hidden_size", "num_attention_heads")
     missing = [name for name in needed if name not in arguments]
     if missing:
-        raise UserError(f"a model without a recipe needs {', '.join(missing)}; or begin with `recipe: tiny`")
+        raise UserError(
+            f"a model without a recipe requires {', '.join(missing)}; or begin with `recipe: tiny`"
+        )
     return arguments
 
 
@@ -91,10 +93,11 @@ _NUMBER = re.compile(r"-?[0-9.].*")
 
 
 def megatron_flags(arguments: dict[str, Any]) -> list[str]:
-    """`{"num_layers": 4, "swiglu": True, "split": ["99", "1"]}` as `--num-layers 4 --swiglu --split 99 1`.
+    """Convert `{"num_layers": 4, "swiglu": True, "split": ["99", "1"]}` to `--num-layers 4 --swiglu --split
+    99 1`.
 
-    true is a flag, false and None leave the argument out, a list gives several values. Text that begins with
-    a dash is joined with `=`, so that it is not read as another argument.
+    True is a flag, False and None omit the argument, a list gives several values. Text that begins with a
+    dash is joined with `=`, so that it is not parsed as another argument.
     """
     flags: list[str] = []
     for name, value in arguments.items():
@@ -117,11 +120,13 @@ def _text(value: Any) -> str:
 
 
 def parameter_count(arguments: dict[str, Any], vocab_size: int) -> int:
-    """Parameters of Megatron's dense GPT model with these arguments, the vocabulary unpadded.
+    """Return the number of parameters of Megatron's dense GPT model with these arguments, the vocabulary
+    unpadded.
 
-    Embeddings V·h (twice when untied); a layer: QKV and output projection, the MLP (three matrices with a
-    gated activation, two without), two norms; one norm at the end; biases where the arguments ask for them.
-    Raises UserError for mixture-of-experts and multi-latent attention, which this formula does not cover.
+    Embeddings V·h (twice if untied); for each layer QKV and output projection, the MLP (three matrices
+    with a gated activation, two without) and two norms; one final norm; biases if the arguments enable
+    them. Raises UserError for mixture-of-experts and multi-latent attention, which this formula does not
+    cover.
     """
     for name in ("num_experts", "multi_latent_attention"):
         if arguments.get(name):

@@ -1,7 +1,8 @@
-"""The paradigms, the kinds of their runs and CPT's variants: one row each, for plans, arguments, launch and report.
+"""The paradigms, the kinds of their runs and CPT's variants: one row each, for plans, arguments, launch and
+report.
 
-A new paradigm is a row here and the function that makes its runs in `plan.runs`. Without imports of ours: the
-command line reads the names before anything else is loaded.
+A new paradigm is a row here and the function that makes its runs in `plan.runs`. The module imports no
+other module of the package, because the command line reads the names first.
 """
 
 from __future__ import annotations
@@ -13,12 +14,11 @@ from dataclasses import dataclass
 class Kind:
     """A kind of run.
 
-    - `prefix`: of the runs' names, before the version's; the whole name where runs have no version of their own.
-    - `shape`: of its learning-rate path (`schedule.SHAPES`); `warms_up`: whether the path begins with a warm-up.
-    - `about`: what it is, for model cards.
-    - `needs_parent`: whether it starts from a checkpoint of another run.
-    - `makes_version`: whether its end is a version's model.
-    - `has_cycle`: whether `cycle_steps` of a plan gives its decay a length of its own.
+    - `prefix`: of the runs' names, before the version's; the whole name for runs without a version of
+    their own. - `shape`: of its learning-rate path (`schedule.SHAPES`); `warms_up`: whether the path
+    begins with a warm-up. - `about`: its description, for model cards. - `needs_parent`: whether it starts
+    from a checkpoint of another run. - `makes_version`: whether its final checkpoint is a version's model.
+    - `has_cycle`: whether a plan's `cycle_steps` can set the length of its decay.
     """
 
     name: str
@@ -31,27 +31,31 @@ class Kind:
     has_cycle: bool = True
 
     def run_name(self, version: str) -> str:
-        """The name of the run of a version, or of the one run of all."""
+        """Return the name of a version's run, or of the single run of all versions."""
         return self.prefix + version if self.makes_version else self.prefix
 
 
 @dataclass(frozen=True)
 class CptVariant:
-    """How a continual run takes up the rate: `shape` and `warms_up` as in `Kind`, in its place."""
+    """How a continual run sets the rate: `shape` and `warms_up` replace those of `Kind`.
+
+    With `falls` its maximum is the rate at its first step of one schedule over all steps up to its end, so that
+    the maxima fall from round to round.
+    """
 
     name: str
     title: str
     shape: str
     warms_up: bool
+    falls: bool = False
 
 
 @dataclass(frozen=True)
 class Paradigm:
-    """A way to make the models of a plan's versions.
+    """A method to train the models of a plan's versions.
 
-    - `name`: in plans, folders and arguments; `title`: in tables; `long_name`: what it stands for.
-    - `kinds`: of its runs.
-    - `colour`: in figures; Okabe and Ito's, told apart under every common colour blindness.
+    - `name`: in plans, folders and arguments; `title`: in tables; `long_name`: the full name. - `kinds`:
+    of its runs. - `colour`: in figures, from Okabe and Ito's palette for colour-blind readers.
     """
 
     name: str
@@ -103,7 +107,7 @@ CPT = Paradigm("cpt", "CPT", "continual pre-training", (CONTINUAL,), "#D55E00")
 
 PARADIGM_ROWS = {paradigm.name: paradigm for paradigm in (OURS, PTFS, CPT)}
 PARADIGMS = tuple(PARADIGM_ROWS)
-"""Their names, in the order of all tables."""
+"""The names, in the order of all tables."""
 
 LR_PATH_KINDS = {kind.name: kind for paradigm in PARADIGM_ROWS.values() for kind in paradigm.kinds}
 """The kinds of runs that a paradigm makes; every paradigm's versions can be fine-tuned beside."""
@@ -114,10 +118,11 @@ CYCLE_KINDS = tuple(kind.name for row in PARADIGM_ROWS.values() for kind in row.
 RESET_MAX = CptVariant("reset-max", "ResetMax", shape="whole", warms_up=False)
 REWARM_MAX = CptVariant("rewarm-max", "RewarmMax", shape="whole", warms_up=True)
 KEEP_MIN = CptVariant("keep-min", "KeepMin", shape="floor", warms_up=False)
-CPT_VARIANTS = {variant.name: variant for variant in (RESET_MAX, REWARM_MAX, KEEP_MIN)}
+AUTOREGRESSIVE = CptVariant("autoregressive", "Autoregressive", shape="whole", warms_up=True, falls=True)
+CPT_VARIANTS = {variant.name: variant for variant in (RESET_MAX, REWARM_MAX, KEEP_MIN, AUTOREGRESSIVE)}
 
 
 def path_form(kind: str, cpt_variant: str) -> tuple[str, bool]:
-    """The shape of the learning-rate path of a kind of run, and whether it begins with a warm-up."""
+    """Return the shape of the learning-rate path of a kind of run, and whether it begins with a warm-up."""
     form = CPT_VARIANTS[cpt_variant] if kind == CONTINUAL.name else KINDS[kind]
     return form.shape, form.warms_up

@@ -1,4 +1,4 @@
-"""The training entry point where there is no checkout: `torchrun … -m -- megatron_lrpath.pretrain_gpt --plan …`."""
+"""The training entry point without a checkout: `torchrun … -m -- megatron_lrpath.pretrain_gpt --plan …`."""
 
 from megatron_lrpath.training.pretrain import main
 

@@ -1,4 +1,6 @@
-"""The one door to JSON: whatever stands in a file, a value within bounds or one sentence that says what is wrong."""
+"""The only reader of JSON: it returns a value within bounds, or raises an error with one sentence about the
+cause.
+"""
 
 from __future__ import annotations
 
@@ -19,20 +21,21 @@ _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")  # as an escape; as bytes it is no
 
 
 class UnreadableError(ValueError):
-    """What a file holds cannot be used; the text says why, without the file's name."""
+    """The content of a file cannot be used; the text gives the reason, without the file's name."""
 
 
 def parse_json(content: bytes | str, own: bool = False) -> Any:
-    """The JSON value in `content`: nested at most `MAXIMUM_DEPTH` deep, numbers finite, text that can be written.
+    """Parse the JSON value in `content`: depth at most `MAXIMUM_DEPTH`, finite numbers, valid text.
 
-    A whole number beyond 64 bits is given as a float.
+    An integer beyond 64 bits is returned as a float.
 
     Args:
-        content: UTF-8 where it is bytes.
-        own: of a file that this package wrote, where a loss may be `NaN` or `Infinity`: NaN then, otherwise refused.
+        content: bytes must be UTF-8.
+        own: whether this package wrote the file, where a loss can be `NaN` or `Infinity`: both become NaN. In other
+            files they are refused.
 
     Raises:
-        UnreadableError: it is not JSON, or beyond the bounds.
+        UnreadableError: it is not JSON, or exceeds the bounds.
     """
     try:
         text = content if isinstance(content, str) else content.decode("utf-8-sig")
@@ -52,11 +55,11 @@ def parse_json(content: bytes | str, own: bool = False) -> Any:
 
 
 def read_json(path: Path, maximum: int = MAXIMUM_BYTES, own: bool = False) -> Any:
-    """The JSON value in a file of at most `maximum` bytes, see `parse_json`.
+    """Read the JSON value in a file of at most `maximum` bytes, see `parse_json`.
 
     Raises:
         OSError: the file cannot be read.
-        UnreadableError: it is larger, is not JSON, or beyond the bounds.
+        UnreadableError: it is too large, is not JSON, or exceeds the bounds.
     """
     with path.open("rb") as stream:
         about = os.fstat(stream.fileno())
@@ -66,15 +69,15 @@ def read_json(path: Path, maximum: int = MAXIMUM_BYTES, own: bool = False) -> An
 
 
 def read_object(path: Path, maximum: int = MAXIMUM_BYTES, own: bool = False) -> dict[str, Any]:
-    """The JSON object in a file, see `read_json`."""
+    """Read the JSON object in a file, see `read_json`."""
     value = read_json(path, maximum, own)
     if not isinstance(value, dict):
-        raise UnreadableError(f"it holds no JSON object, but {_kind(value)}")
+        raise UnreadableError(f"it is not a JSON object, but {_kind(value)}")
     return value
 
 
 def required_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file that has to be there, see `read_json`; raises UserError."""
+    """Read the JSON object in a required file, see `read_json`; raise UserError if that fails."""
     try:
         return read_object(path)
     except (OSError, UnreadableError) as error:
@@ -82,7 +85,7 @@ def required_object(path: Path) -> dict[str, Any]:
 
 
 def why(error: BaseException) -> str:
-    """What is wrong with a file, as a part of a sentence: of an error of the system, or of what it holds."""
+    """Return the problem with a file, as part of a sentence, for an OSError or an UnreadableError."""
     if isinstance(error, OSError):
         return cause(error)
     if isinstance(error, KeyError):
@@ -91,7 +94,7 @@ def why(error: BaseException) -> str:
 
 
 def _kind(value: Any) -> str:
-    """What a value is to a reader of JSON."""
+    """Return the kind of a JSON value, for messages."""
     names = {list: "a list", str: "text", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")
 
@@ -142,17 +145,17 @@ def _check_text(value: Any) -> None:
 
 
 def build[Kind](kind: type[Kind], row: Any) -> Kind:
-    """The dataclass `kind` from a JSON object of its fields; a list stands for a tuple.
+    """Build the dataclass `kind` from a JSON object of its fields; a list becomes a tuple.
 
     Raises:
-        UnreadableError: no object, a field is unknown, missing, or of another type.
+        UnreadableError: it is not an object, or a field is unknown, missing, or has another type.
     """
     if not isinstance(row, dict):
-        raise UnreadableError(f"no JSON object, but {_kind(row)}")
+        raise UnreadableError(f"not a JSON object, but {_kind(row)}")
     hints = get_type_hints(kind)
     wrong = [name for name, value in row.items() if name not in hints or not _fits(value, hints[name])]
     if wrong:
-        raise UnreadableError(f"`{wrong[0][:40]}` is unknown, or of another type")
+        raise UnreadableError(f"`{wrong[0][:40]}` is unknown, or has another type")
     try:
         return kind(**{name: tuple(one) if isinstance(one, list) else one for name, one in row.items()})
     except TypeError as error:
@@ -160,7 +163,7 @@ def build[Kind](kind: type[Kind], row: Any) -> Kind:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a JSON value is of a type: bool, int, float, str, None, tuples of them, and unions."""
+    """Return whether a JSON value has a type: bool, int, float, str, None, tuples of these, or a union."""
     if isinstance(hint, UnionType):
         return any(_fits(value, one) for one in get_args(hint))
     if get_origin(hint) is tuple:

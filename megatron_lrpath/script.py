@@ -1,8 +1,9 @@
-"""Path switching in a pretrain script of your own: Megatron's `parse_and_validate_args` and `pretrain`, extended.
+"""Path switching in your own pretrain script: Megatron's `parse_and_validate_args` and `pretrain`, extended.
 
 A script built like Megatron-LM's `pretrain_gpt.py` imports these two names from here instead of from
-`megatron.training`, above its other imports of Megatron (see docs/coming-from-megatron.md), which calls `begin()`.
-It then knows --plan and --lr-path with their companions; without them it is the script it was.
+`megatron.training`, above its other imports of Megatron (see docs/coming-from-megatron.md); the import
+calls `begin()`. The script then accepts --plan and --lr-path with their related options; without them it
+behaves as before.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 def begin(argv: list[str] | None = None) -> Script:
     """Prepare this process for its device and return the two functions of the script.
 
-    Call it before the first import of Megatron, as in `parse_and_validate_args, pretrain = begin()`: the CPU's
-    backend must be in place by then. Bad input ends the process with one message and status 2.
+    Call it before the first import of Megatron, as in `parse_and_validate_args, pretrain = begin()`: the
+    CPU backend must be installed first. Bad input ends the process with one message and status 2.
     """
     exits = Exits()
     with exits.reported():
@@ -35,7 +36,7 @@ def begin(argv: list[str] | None = None) -> Script:
 
 
 def __getattr__(name: str) -> Any:
-    """The two functions, when a script imports their names: the first import calls `begin`."""
+    """Provide the two functions to scripts that import their names: the first import calls `begin`."""
     if name not in ("parse_and_validate_args", "pretrain"):
         raise AttributeError(name)
     parse, pretrain = begin()

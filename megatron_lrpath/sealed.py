@@ -1,4 +1,4 @@
-"""JSON files of this package that carry a checksum of their own: what was changed since is not taken for what was."""
+"""JSON files of this package with a checksum, so that later changes are detected."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SEAL = "content_sha256"
 
 
 def json_digest(value: Any) -> str:
-    """The SHA-256 of a JSON value, whatever the order of its keys."""
+    """Return the SHA-256 of a JSON value, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
@@ -26,16 +26,17 @@ def write_sealed(path: Path | str, value: Mapping[Any, Any]) -> None:
 
 
 def read_sealed(path: Path, maximum: int = MAXIMUM_BYTES) -> tuple[dict[str, Any], bool]:
-    """The object in a file without its checksum, and whether it had one: files of earlier versions have none.
+    """Return the object in a file without its checksum, and whether it had one (files of earlier versions
+    have none).
 
     Raises:
         OSError: the file cannot be read.
-        UnreadableError: it holds no JSON object, or another one than was written.
+        UnreadableError: it is not a JSON object, or does not match its checksum.
     """
     value = read_object(path, maximum, own=True)
     if SEAL not in value:
         return value, False
     seal = value.pop(SEAL)
     if seal != json_digest(value):
-        raise UnreadableError("damaged: it holds something else than was written")
+        raise UnreadableError("damaged: its content does not match its checksum")
     return value, True

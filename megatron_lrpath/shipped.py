@@ -1,4 +1,6 @@
-"""The example plans, Slurm recipes, settings and documents that travel with the package: where they are, a copy."""
+"""The example plans, Slurm recipes, settings and documents that the package includes: their location, and a
+copy.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,15 @@ ENDINGS = (".yaml", ".py", ".sh", ".example")
 
 
 def shipped_folder(name: str) -> Path:
-    """The folder `examples`, `slurm` or `docs`: inside an installed package, beside the package in a checkout."""
+    """Return the folder `examples`, `slurm` or `docs`: inside an installed package, or next to the package in
+    a checkout.
+    """
     package = Path(__file__).resolve().parent
     return next(folder for folder in (package / name, package.parent / name) if folder.is_dir())
 
 
 def shipped_files() -> dict[Path, Path]:
-    """Every shipped file by its place in a copy, such as `examples/paper/1.2b.yaml`."""
+    """Return all shipped files by their path in a copy, such as `examples/paper/1.2b.yaml`."""
     found: dict[Path, Path] = {}
     for name in FOLDERS:
         folder = shipped_folder(name)
@@ -27,13 +31,13 @@ def shipped_files() -> dict[Path, Path]:
 
 
 def documents() -> dict[str, Path]:
-    """The pages of the documents by their names without the ending, the start page first."""
+    """Return the pages of the documents by their names without the suffix, the start page first."""
     pages = {path.stem: path for path in sorted(shipped_folder("docs").glob("*.md"))}
     return {"index": pages.pop("index"), **pages}
 
 
 def site() -> Path:
-    """The start page of the built site.
+    """Return the start page of the built site.
 
     Raises:
         UserError: the site has not been built.

@@ -1,4 +1,4 @@
-"""Numbers, sizes, durations and lists as text for people: the same in every command, message and report."""
+"""Numbers, sizes, durations and lists as text, the same in every command, message and report."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def byte_size(number: float) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """`48 s`, `3 min 05 s`, `2 h 07 min`, `3 d 4 h`; a dash where it is not known."""
+    """`48 s`, `3 min 05 s`, `2 h 07 min`, `3 d 4 h`; a dash if it is unknown."""
     if seconds is None:
         return MISSING
     minutes, rest = divmod(round(seconds), 60)
@@ -44,7 +44,7 @@ def duration(seconds: float | None) -> str:
 
 
 def hours_text(hours: float, unit: str) -> str:
-    """`1,234.5 GPU hours`; `unit` is what was busy for them, a GPU or a process."""
+    """`1,234.5 GPU hours`; `unit` is the resource: a GPU or a process."""
     return f"{hours:,.1f} {unit} hours" if hours >= 0.1 else f"less than 0.1 {unit} hours"
 
 
@@ -58,7 +58,7 @@ def clock(seconds: float) -> str:
 
 
 def decimals(values: Sequence[float]) -> int:
-    """How many decimals tell perplexities apart: the paper's two, three where they are below 10."""
+    """The number of decimals for perplexities: two as in the paper, three below 10."""
     return 3 if values and min(values) < 10 else 2
 
 
@@ -73,6 +73,6 @@ def listing(items: Sequence[str]) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """` (did you mean 'x'?)` when one of the known words is near, else nothing."""
+    """` (did you mean 'x'?)` if one of the known names is similar, else nothing."""
     matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f" (did you mean {matches[0]!r}?)" if matches else ""

@@ -136,7 +136,11 @@ def train(tree: Path, folder: Path) -> list[dict[str, Any]]:
         "CALL_PATH_ANSWER": str(answer),
     }
     options = ["--paradigm", "ours", "--run", "main", "--jobs", "1", "--device", "cpu", "--no-evaluate"]
-    command = [python, "-m", "megatron_lrpath.cli", "run", str(folder / "plan.yaml"), *options]
+    run = [python, "-m", "megatron_lrpath.cli", "run"]
+    known = subprocess.run([*run, "--help"], cwd=tree, capture_output=True, text=True, check=True).stdout
+    if "--cold" in known:  # a fork of a warm process does not show the functions that asked for it
+        options.append("--cold")
+    command = [*run, str(folder / "plan.yaml"), *options]
     subprocess.run(command, cwd=tree, env=environment, check=True, stdout=sys.stderr)
     entries = [json.loads(line) for line in answer.read_text().splitlines()]
     return sorted(entries, key=lambda entry: entry["time"])

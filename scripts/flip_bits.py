@@ -3,10 +3,10 @@
     .venv/bin/python scripts/flip_bits.py [--flips 300] [--seed 1]
 
 Trains a tiny plan on the CPU, flips one bit at every kind of place (tensor data, metadata, common state, manifest,
-tracker, `.bin`, `.idx`, slice, record, prepared chats, lineage, results), and lets one of its readers read it: start,
-resume, branch, fine-tuning, evaluation, export, merge, report, status, check_slices.py --full. A flip is found where
-the reader refuses it, names it, or has the outcome of the undamaged file. Prints a table; status 1 if a flip was
-accepted in silence or a stack trace was printed.
+tracker, `.bin`, `.idx`, slice, record, prepared chats, index cache, lineage, results), and lets one of its readers
+read it: start, resume, branch, fine-tuning, evaluation, export, merge, report, status, check_slices.py --full. A flip
+is found if the reader refuses it, names it, or has the outcome of the undamaged file. Prints a table; status 1 if a
+flip was accepted silently or a stack trace was printed.
 """
 
 from __future__ import annotations

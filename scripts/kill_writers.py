@@ -31,6 +31,8 @@ from typing import Any
 
 import psutil
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from megatron_lrpath import files
 from megatron_lrpath.errors import UserError
 
@@ -43,7 +45,8 @@ class Writer:
     """One command. `prepare` makes its inputs in the folder `in`, `call` writes the folder `out`.
 
     `exact`: two undisturbed calls write the same bytes. `again`: called once more, it writes over what is there.
-    `warm`: modules that are imported once, before the processes are forked.
+    `warm`: modules that are imported once, before the processes are forked. `check` fails where what a killed call
+    has left cannot be used.
     """
 
     prepare: Call
@@ -51,6 +54,7 @@ class Writer:
     exact: bool = True
     again: bool = False
     warm: tuple[str, ...] = ()
+    check: Call | None = None
 
 
 def draw_inputs(folder: Path) -> None:
@@ -175,11 +179,13 @@ def write_report(folder: Path) -> None:
 
 
 def chat_inputs(folder: Path) -> None:
-    """A plan with conversations to be fine-tuned on."""
-    from tests.support.sft_fixtures import changed, sft_plan
+    """A plan with conversations to be fine-tuned on, which were prepared and have changed since."""
+    from tests.support.sft_fixtures import changed, conversations, sft_plan, write_lines
 
     (folder / "in").mkdir(parents=True, exist_ok=True)
     changed(sft_plan(folder / "in"), "chosen", output=str(folder / "out"))
+    prepare_chats(folder)
+    write_lines(folder / "in/chat.jsonl", conversations(NEW_CHATS))
 
 
 def prepare_chats(folder: Path) -> None:
@@ -188,6 +194,16 @@ def prepare_chats(folder: Path) -> None:
     from megatron_lrpath.sft.prepare import prepare
 
     prepare(load_plan(folder / "in/chosen.yaml"), 1)
+
+
+def check_chats(folder: Path) -> None:
+    """The old conversations count, or the new ones."""
+    from megatron_lrpath.plan import load_plan
+    from megatron_lrpath.sft.prepared import TRAIN, open_prepared
+    from tests.support.sft_fixtures import CHATS
+
+    prepared = open_prepared(load_plan(folder / "in/chosen.yaml"), verify=True)
+    assert prepared.record[TRAIN]["examples"] in (CHATS, NEW_CHATS), prepared.record
 
 
 def plan_inputs(folder: Path) -> None:
@@ -266,11 +282,17 @@ WRITERS = {
         report_inputs, write_report, exact=False, again=True, warm=("megatron_lrpath.report.page",)
     ),
     "chats": Writer(
-        chat_inputs, prepare_chats, exact=False, again=True, warm=("megatron_lrpath.sft.prepare",)
+        chat_inputs,
+        prepare_chats,
+        exact=False,
+        again=True,
+        warm=("megatron_lrpath.sft.prepare",),
+        check=check_chats,
     ),
     "run": Writer(plan_inputs, run_plan, exact=False, again=True),
     "submit": Writer(plan_inputs, submit_plan, exact=False, again=True),
 }
+NEW_CHATS = 30  # conversations
 ORIGINAL_MKSTEMP = tempfile.mkstemp
 LOCKS = {".lock"}  # stay: who removes a lock file takes it from somebody who waits for it
 
@@ -335,7 +357,7 @@ class Harness:
         self.work.mkdir(parents=True)
         for module in self.writer.warm:
             importlib.import_module(module)
-        self.child(self.writer.prepare)
+        self.check(self.child(self.writer.prepare), 0)
         shutil.copytree(self.work, self.template, symlinks=True)
         self.check(self.child(self.writer.call), 0)
         self.whole, self.moments = contents(self.work), self.record.read_text().split("\n")[:-1]
@@ -397,6 +419,8 @@ class Harness:
             final = path.startswith("out") and not Path(path).name.startswith(".") and ".partial" not in path
             if self.writer.exact and final and "/." not in path:
                 assert content in (before.get(path), self.whole.get(path)), f"{where}: {path} is half-written"
+        if self.writer.check is not None:
+            assert self.child(self.writer.check) == 0, f"{where}: {self.said()}"
         if status == -9 or self.writer.again:
             status = self.child(self.writer.call)
             there = self.work / "out"

@@ -1,4 +1,4 @@
-"""Pages of the site that are generated (commands) or stand outside docs/; links to files of the source."""
+"""Pages of the site that are generated from the code or are outside docs/; links to files of the source."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTSIDE = ("CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md", "examples/reproduction/README.md")
-"""Pages that stand where a reader of the repository looks for them; they have the same place in the site."""
-COMMANDS = "commands.md"
+"""Pages that are elsewhere in the repository; they have the same path in the site."""
 LINK = re.compile(r"\[(?P<text>[^\]]+)\]\((?P<target>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)")
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the generated page, and the pages from outside docs/ (an event of MkDocs)."""
+    """Add the generated pages, and the pages from outside docs/ (an event of MkDocs)."""
     from mkdocs.structure.files import File
 
-    files.append(File.generated(config, COMMANDS, content=commands_page()))
+    for name, page in {
+        "commands.md": commands_page,
+        "arguments.md": arguments_page,
+        "slurm-settings.md": settings_page,
+    }.items():
+        files.append(File.generated(config, name, content=page()))
     for name in OUTSIDE:
         text = (ROOT / name).read_text(encoding="utf-8")
         files.append(File.generated(config, name, content=text))
@@ -50,7 +54,7 @@ def on_page_markdown(markdown: str, page: Any, files: Any, **_: Any) -> str:
 
 
 def commands_page() -> str:
-    """The reference of all commands, from their own parsers."""
+    """Return the reference of all commands, from their parsers."""
     os.environ["COLUMNS"] = "100"
     from megatron_lrpath.cli import build_parser
 
@@ -61,10 +65,63 @@ def commands_page() -> str:
         "",
         "Look up a command's arguments, options and exit status here. `lrpath COMMAND --help` prints the same text.",
         "",
-        "Exit statuses: 0 success; 1 failure that another call may get over; 2 a mistake to correct; 75 saved and",
-        "stopped before the end (call again); 130 interrupted.",
+        "[When something fails](failures.md#exit-statuses) explains the exit statuses.",
         "",
     ]
     for name, command in choices.items():
         lines += [f"## lrpath {name}", "", "```text", command.format_help().strip(), "```", ""]
     return "\n".join(lines)
+
+
+def arguments_page() -> str:
+    """Return the reference of Megatron's and this project's training arguments, from their table."""
+    from megatron_lrpath.plan.arguments import PATH, PLAN, table
+
+    lines = [
+        "# Training arguments",
+        "",
+        "Look up here whether a run accepts an argument of `pretrain_gpt.py`, under a plan and with `--lr-path`.",
+        "`lrpath check-args` prints the same for a whole launch line.",
+        "",
+        "- *neutral*: does not affect the result; it can change at any start.",
+        "- *identity*: affects the result; a resumed run must have the same value. A plan sets it under `model` or",
+        "  `megatron`.",
+        "- *set*: the plan or `--lr-path` sets it; a contradicting value is refused.",
+        "- *start*: names the run and its device.",
+        "- *refused*: not supported; the last column has the reason or the replacement.",
+        "",
+        "| argument | under a plan | with `--lr-path` | reason |",
+        "|---|---|---|---|",
+    ]
+    for one in sorted(table().values(), key=lambda row: row.option):
+        reasons = [
+            one.reason,
+            *(dict.fromkeys(one.why(way) for way in (PLAN, PATH)) if one.refusal or one.instead else ()),
+        ]
+        if one.key:
+            reasons.append(f"plan key `{one.key}`")
+        reason = "; ".join(dict.fromkeys(part for part in reasons if part)).replace("|", "\\|")
+        lines.append(f"| `{one.option}` | {one.class_for(PLAN)} | {one.class_for(PATH)} | {reason} |")
+    return "\n".join([*lines, ""])
+
+
+def settings_page() -> str:
+    """Return the reference of the cluster settings, from their definitions."""
+    from megatron_lrpath.launch.slurm.settings import SETTINGS, Settings
+
+    lines = [
+        "# Slurm settings",
+        "",
+        "Look up here every setting of `lrpath submit`. A settings file (`--settings FILE`, see",
+        "[Your cluster](cluster.md)) has lines `LRPATH_NAME=value`; the option on the command line overrides it.",
+        "",
+        "| variable | option | default | meaning |",
+        "|---|---|---|---|",
+    ]
+    defaults = Settings()
+    for one in SETTINGS:
+        default = getattr(defaults, one.name)
+        shown = "–" if default is None or default == () else f"`{default}`"
+        about = one.about.replace("|", "\\|")
+        lines.append(f"| `{one.variable}` | `{one.option}` | {shown} | {about} |")
+    return "\n".join([*lines, ""])

@@ -48,6 +48,7 @@ LAYERS = (
     ("export",),
     ("merge",),
     ("evaluate",),
+    ("trials",),
     ("report",),
     ("advise",),
     ("launch",),

@@ -30,7 +30,7 @@ def test_the_orders_of_the_command_line_and_of_the_papers_tables() -> None:
     assert PARADIGMS == ("ours", "ptfs", "cpt")
     assert tuple(LR_PATH_KINDS) == ("main", "branch", "scratch", "continual")
     assert CYCLE_KINDS == ("branch", "scratch", "continual")
-    assert tuple(CPT_VARIANTS) == ("reset-max", "rewarm-max", "keep-min")
+    assert tuple(CPT_VARIANTS) == ("reset-max", "rewarm-max", "keep-min", "autoregressive")
 
 
 @pytest.mark.parametrize("variant", CPT_VARIANTS)

@@ -150,7 +150,7 @@ def test_a_file_of_before_is_read_unverified(tmp_path: Path) -> None:
     assert inspect(tmp_path) == ([], ["result.json"])
     path.write_text(json.dumps({"step": 12, SEAL: "0" * 64}))
     assert inspect(tmp_path) == (
-        ["result.json cannot be read (damaged: it holds something else than was written)"],
+        ["result.json cannot be read (damaged: its content does not match its checksum)"],
         [],
     )
 

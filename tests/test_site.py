@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -46,3 +50,34 @@ def test_the_list_names_every_page(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_page_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["docs", "plan-fiel"]) == 2
     assert "did you mean plan-file" in capsys.readouterr().err.replace("'", "")
+
+
+QUOTED = re.compile(r"^\| `(.+?)`[^|]*\|", re.MULTILINE)
+
+
+def message_parts() -> Iterator[str]:
+    """The fixed parts of the messages in docs/failures.md: what is between the ellipses."""
+    for message in QUOTED.findall((ROOT / "docs/failures.md").read_text(encoding="utf-8")):
+        for part in message.split("…"):
+            if len(part.split()) > 1 and "FILE" not in part:
+                yield part.strip(" ,(")
+
+
+@pytest.mark.parametrize("part", sorted(set(message_parts())))
+def test_every_message_in_the_table_is_one_of_the_code(part: str) -> None:
+    assert any(part in text for text in literals()), part
+
+
+@cache
+def literals() -> tuple[str, ...]:
+    """The string literals of the package; those of an f-string in one piece, its values as `…`."""
+    found: list[str] = []
+    for path in sorted((ROOT / "megatron_lrpath").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                found.append(
+                    "".join(one.value if isinstance(one, ast.Constant) else "…" for one in node.values)
+                )
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return tuple(found)

@@ -17,12 +17,23 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.console import run_tool
+from megatron_lrpath.data import document_hashes
+from megatron_lrpath.data.document_hashes import hashes_path, write_hashes
 from megatron_lrpath.data.indexed import PairReport, check_pair, fingerprint_source, strip_ending
-from megatron_lrpath.data.record import read_record, record_path, write_record
+from megatron_lrpath.data.record import (
+    path_in,
+    read_content,
+    read_record,
+    record_path,
+    recorded_hashes,
+    write_record,
+)
 from megatron_lrpath.errors import UserError, cause
 from megatron_lrpath.tokenizers.files import HUGGING_FACE, NO_TOKENIZER
-from megatron_lrpath.tokenizers.prints import TokenizerSpec, label
+from megatron_lrpath.tokenizers.prints import Facts, TokenizerSpec, label
 from megatron_lrpath.tokenizers.sentencepiece_model import SENTENCEPIECE
+
+TOOL = "check_dataset.py --record"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -49,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--record",
         action="store_true",
         help="when all ids are within its vocabulary, record the tokenizer in PREFIX.tokens.json, which plans are "
-        "compared with",
+        "compared with, and write a hash of each document to PREFIX.hashes, by which the same text is found again",
     )
     parser.add_argument(
         "--record-in",
@@ -111,28 +122,48 @@ def check(args: argparse.Namespace) -> int:
 
 
 def compare(prefix: str, spec: TokenizerSpec, args: argparse.Namespace) -> None:
-    """Compare a dataset's record with the tokenizer; with --record write one where there is none.
+    """Compare a dataset's record with the tokenizer; with --record write one, or the hashes, where there are none.
 
     Raises:
         UserError: another tokenizer is recorded, or the record cannot be written.
     """
-    made = read_record(prefix, fingerprint_source(prefix), args.record_in)
+    fingerprint = fingerprint_source(prefix)
+    made = read_record(prefix, fingerprint, args.record_in)
     if made is not None and (difference := spec.difference(made)):
         raise UserError(
             f"{record_path(prefix)}: says that {prefix} was made with {label(made)}, not with {spec.label}: "
             f"{difference}. If the record is wrong, remove it"
         )
-    if made is not None or not args.record:
+    if not args.record:
         return
-    details: dict[str, Any] = {"options": {}, "inputs": None}
+    if made is None or recorded_hashes(prefix, fingerprint, args.record_in) is None:
+        record(prefix, fingerprint, spec, made, args.record_in)
+
+
+def record(
+    prefix: str, fingerprint: str, spec: TokenizerSpec, made: Facts | None, folder: Path | None
+) -> None:
+    """Write the record with the hashes of the documents; what an earlier record says else stays.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    beside, aside = record_path(prefix), path_in(folder, prefix, fingerprint) if folder else None
+    path = beside if aside is None else aside
+    before = read_content(beside) or (read_content(aside) if aside else None) or {}
+    details = {name: value for name, value in before.items() if name in ("options", "inputs")}
+    facts = spec.facts if made is None else made
     try:
-        path = write_record(prefix, "check_dataset.py --record", spec.facts, details, args.record_in)
+        write_hashes(hashes_path(path), prefix, facts.get("eod"))
+        known = {document_hashes.KEY: document_hashes.describe(hashes_path(path), facts.get("eod"))}
+        written = write_record(prefix, TOOL, facts, {"options": {}, "inputs": None} | details | known, folder)
     except OSError as error:
         raise UserError(
-            f"{record_path(prefix)}: {cause(error)}; where the data are read-only, write it into the slices' folder: "
+            f"{path}: {cause(error)}; where the data are read-only, write it into the slices' folder: "
             "--record-in FOLDER"
         ) from None
-    print(f"{path}: made with {spec.label}", file=sys.stderr)
+    hashed = "hashes of all documents"
+    print(f"{written}: {hashed if made else f'made with {spec.label}; {hashed}'}", file=sys.stderr)
 
 
 def figures(report: PairReport, with_ids: bool = True) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from megatron_lrpath import reading
-from megatron_lrpath.checkpoints.reader import CARRIED
+from megatron_lrpath.checkpoints.reader import CARRIED, written_items
 from megatron_lrpath.console import run_tool
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.export import architecture
@@ -63,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Import, and say how to go on."""
+    """Import, and say what to do."""
     model = import_folder(args.folder, args.output, DTYPES[args.dtype] if args.dtype else None)
     print(f"{args.output}: {describe(model)}")
     print(f"lines for a plan: {args.output / SNIPPET}")
@@ -105,7 +105,7 @@ def import_folder(source: Path, target: Path, dtype: torch.dtype | None = None) 
 
         common = common_state(model, next(iter(mappings)).dtype, tokenizer, carried)
         write_checkpoint(folder / RELEASE, list(mappings), joined, common, extra_states(model.layers))
-        write_manifest(folder / RELEASE, 0, sum_files(folder / RELEASE))
+        write_manifest(folder / RELEASE, 0, sum_files(folder / RELEASE, written_items(folder / RELEASE)))
         atomic_write_text(folder / SNIPPET, plan_lines(model, tokenizer, target, list(mappings)))
         atomic_write_text(folder / TRACKER, RELEASE)
     return model

@@ -9,12 +9,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from megatron_lrpath.console import run_tool
+from megatron_lrpath.data.document_hashes import HashFile
 from megatron_lrpath.data.indexed import (
     PairReport,
     blocks,
@@ -25,7 +25,14 @@ from megatron_lrpath.data.indexed import (
     strip_ending,
 )
 from megatron_lrpath.data.preprocess.writer import PairWriter, publish_all, refuse_existing
-from megatron_lrpath.data.record import inputs_of, one_tokenizer, read_record, write_record
+from megatron_lrpath.data.record import (
+    hashes_of,
+    inputs_of,
+    one_tokenizer,
+    read_record,
+    recorded_hashes,
+    write_record,
+)
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.tokenizers.prints import Facts
 from megatron_lrpath.wording import plural
@@ -72,11 +79,13 @@ def merge_datasets(inputs: Sequence[str], output: str, overwrite: bool = False) 
     refuse_existing([output], marker, overwrite)
     reports = [check_pair(prefix, ids=False) for prefix in prefixes]
     _check_types(reports)
-    records = [read_record(prefix, fingerprint_source(prefix)) for prefix in prefixes]
+    prints = [fingerprint_source(prefix) for prefix in prefixes]
+    records = [read_record(*one) for one in zip(prefixes, prints, strict=True)]
     facts = one_tokenizer(
         [*zip(prefixes, records, strict=True)], "Datasets of different tokenizers do not go together"
     )
-    record = recorder(prefixes, records, facts)
+    hashes = hash_files(prefixes, prints) if facts is not None and None not in records else []
+    record = recorder(prefixes, records, facts, hashes)
     pair = PairWriter(output, np.dtype(reports[0].header.dtype))
     try:
         refuse_existing([output], marker, overwrite)
@@ -87,14 +96,40 @@ def merge_datasets(inputs: Sequence[str], output: str, overwrite: bool = False) 
                 (lengths for _, lengths in blocks(map_lengths(report.header))),
                 (np.diff(block) for _, block in bounds),  # sequences per document
             )
+        for one in hashes:
+            pair.append_hashes(block for _, block in one.blocks())
         publish_all([pair], marker, record)
     finally:
         pair.discard()
     return pair
 
 
+def hash_files(prefixes: Sequence[str], prints: Sequence[str]) -> list[HashFile]:
+    """The hashes of all parts' documents; none, with a line, where a part has none.
+
+    Raises:
+        UserError: a file of hashes is damaged.
+    """
+    found = [recorded_hashes(*one) for one in zip(prefixes, prints, strict=True)]
+    known = [one for one in found if one is not None]
+    if len(known) < len(found) or len({one.eod for one in known}) > 1:
+        without = next((name for name, one in zip(prefixes, found, strict=True) if one is None), prefixes[-1])
+        print(
+            f"note: {without} has no hashes of its documents like those of the other parts, so the merged dataset has "
+            "none: tools/check_dataset.py PREFIX --tokenizer-model MODEL --record",
+            file=sys.stderr,
+        )
+        return []
+    for one in known:
+        one.verify()
+    return known
+
+
 def recorder(
-    prefixes: Sequence[str], records: Sequence[Facts | None], facts: Facts | None
+    prefixes: Sequence[str],
+    records: Sequence[Facts | None],
+    facts: Facts | None,
+    hashes: Sequence[HashFile],
 ) -> Callable[[str], object] | None:
     """What writes the merged dataset's record; None, with a line, where not every part has one."""
     without = [prefix for prefix, one in zip(prefixes, records, strict=True) if one is None]
@@ -107,12 +142,13 @@ def recorder(
         return None
     ends = {one.get("append_eod") for one in records if one is not None}
     merged = facts | {"append_eod": ends.pop() if len(ends) == 1 else None}
-    return partial(
-        write_record,
-        tool="merge_datasets.py",
-        facts=merged,
-        details={"inputs": inputs_of(f"{prefix}.bin" for prefix in prefixes)},
-    )
+    details = {"inputs": inputs_of(f"{prefix}.bin" for prefix in prefixes)}
+
+    def write(prefix: str) -> Path:
+        known = hashes_of(prefix, hashes[0].eod) if hashes else {}
+        return write_record(prefix, "merge_datasets.py", merged, details | known)
+
+    return write
 
 
 def _expand(inputs: Sequence[str]) -> list[str]:

@@ -163,7 +163,7 @@ def merge(folder: Path, delivery: dict[str, Any]) -> int:
     for key in delivery["keys"]:
         output = f"{delivery['output']}_{key}_document"
         if Path(f"{output}.idx").exists():
-            print(f"{output}: is there already", flush=True)
+            print(f"{output}: exists already", flush=True)
             continue
         parts = [f"{prefix_of(folder, number)}_{key}_document" for number in range(count)]
         status = call("merge_datasets", ["--input", *parts, "--output-prefix", output])

@@ -66,6 +66,9 @@ OPTIONS: tuple[tuple[str, str, dict[str, Any], str], ...] = (
 APPEND = """go on behind the versions that exist; without --tokens-per-version the new version (or
 --versions N equal ones) takes everything of the sources that no slice has"""
 
+DROP = """leave out the documents whose text is in a slice of the folder, or in the sources before (validation
+slices are always drawn without them)"""
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The options."""
@@ -75,6 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     for name, metavar, options, explanation in OPTIONS:
         parser.add_argument(name, metavar=metavar, help=explanation, **options)
     parser.add_argument("--append", action="store_true", help=APPEND)
+    parser.add_argument("--drop-duplicates", action="store_true", help=DROP)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser
 
@@ -118,8 +122,11 @@ def slice_versions(args: argparse.Namespace) -> int:
         lock.close()
     written = [Slice.load(path) for path in paths]
     tell_unrecorded(written)
+    for line in drawn.duplicates.lines(args.drop_duplicates):
+        print(line, file=sys.stderr)
     if args.json:
         made = {"output": str(args.output), "slices": [describe(one) for one in written], "left": drawn.left}
+        made["duplicates"] = drawn.duplicates.as_json()
         print(json.dumps(made, indent=2, ensure_ascii=False))
     else:
         wide_console().print(tokens_table([*existing, *written], drawn.left))
@@ -180,6 +187,7 @@ def request_of(args: argparse.Namespace, taken: Sequence[str]) -> DrawRequest:
         ranges=tuple(draw_request.parse_range(text) for text in args.documents),
         seed=args.seed,
         seq_length=args.seq_length,
+        drop_duplicates=args.drop_duplicates,
     )
 
 

@@ -3,7 +3,7 @@
 
 Version k is the documentation that was new in the k-th of four dated releases of the Python package botocore
 (Apache-2.0), in two domains: `operations` (what a service does) and `shapes` (what a field means). Called
-again, it goes on where it was, and does nothing when all is there. Tokenizer, datasets and slices are made by
+again, it continues where it stopped, and does nothing when all is there. Tokenizer, datasets and slices are made by
 the tools in `tools/`.
 """
 
@@ -51,7 +51,7 @@ SERVICE = re.compile(r"botocore/data/(?P<name>[^/]+)/[^/]+/service-2\.json(?:\.g
 
 
 class PrepareError(Exception):
-    """The data cannot be made; the message says why and how to go on."""
+    """The data cannot be made; the message says why and what to do."""
 
 
 def fetch(release: str, digest: str) -> Path:

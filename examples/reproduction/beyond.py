@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from measured import Measured, interval, percent
+from measured import Measured, interval, nats, percent
 
 EXPERIMENT = "beyond-0.58"
 FINE = "beyond-0.58-fine"
@@ -128,7 +128,15 @@ def cheaper() -> str:
     if not sweep.settings:
         return "Not measured yet.\n"
     rows = [
-        ["decay", "to", "least α no worse", "cost", "perplexity against the paper's setting", "beyond noise"]
+        [
+            "decay",
+            "to",
+            "least α no worse",
+            "cost",
+            "perplexity against the paper's setting",
+            "nats",
+            "beyond noise",
+        ]
     ]
     rows.append(["---"] * len(rows[0]))
     found = []
@@ -140,7 +148,15 @@ def cheaper() -> str:
         gaps = sweep.gaps(one)
         sure = "yes" if statistics.fmean(gaps) < -interval(gaps) else "no" if len(gaps) > 1 else "one seed"
         rows.append(
-            [one.shape, end_said(sweep, one.end), f"{one.alpha:g}", f"{one.cost:.2f}", percent(gaps), sure]
+            [
+                one.shape,
+                end_said(sweep, one.end),
+                f"{one.alpha:g}",
+                f"{one.cost:.2f}",
+                percent(gaps),
+                nats(gaps),
+                sure,
+            ]
         )
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 

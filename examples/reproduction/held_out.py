@@ -63,6 +63,7 @@ def facts(plan: Plan, one: HeldOut) -> dict[str, Any]:
         "version": one.run.rpartition("-")[2],
         "alpha": float(alpha[1]) if alpha else plan.alpha,
         "decay": decay[0] if decay else plan.schedule.style,
+        "loss": one.measured,
         "error": one.error,
         "inside": one.inside,
     }

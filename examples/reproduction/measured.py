@@ -11,10 +11,11 @@ import csv
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from certainty import Difference
 from scipy.stats import t as student
 
 RESULTS = Path(__file__).parent / "results"
@@ -88,9 +89,39 @@ class Measured:
         found = [one[name] / other[name] - 1 for name in one if name in other]
         return statistics.fmean(found) if found else None
 
-    def ratios(self, above: Model, below: Model) -> list[float]:
-        """That for every seed that has both."""
-        return self.paired(lambda seed: self.ratio(seed, above, below))
+    def loss(self, seed: int, processor: str, weights: Mapping[Model, float]) -> float | None:
+        """The weighted sum of models' losses (nats a token); None where one is missing."""
+        found = [
+            (weight, self._at.get((*model, seed), {}).get(processor)) for model, weight in weights.items()
+        ]
+        known = [weight * math.log(value) for weight, value in found if value is not None]
+        return sum(known) if len(known) == len(found) else None
+
+    def difference(
+        self, above: Mapping[Model, float], below: Mapping[Model, float], paired: bool
+    ) -> Difference:
+        """Weighted losses of some models less those of others, for every seed that has them on one processor.
+
+        The mean of the processors that have all of them.
+        """
+        sides: tuple[list[float], list[float]] = ([], [])
+        processors = sorted({row.processor for row in self.rows})
+        for seed in self.seeds():
+            found = [
+                (one, other)
+                for name in processors
+                if (one := self.loss(seed, name, above)) is not None
+                and (other := self.loss(seed, name, below)) is not None
+            ]
+            if found:
+                for side, values in zip(sides, zip(*found, strict=True), strict=True):
+                    side.append(statistics.fmean(values))
+        return Difference(tuple(sides[0]), tuple(sides[1]), paired)
+
+
+def mean_of(variation: str, paradigm: str, versions: Sequence[str]) -> dict[Model, float]:
+    """The weights of the mean loss of some versions' models."""
+    return {(variation, paradigm, version): 1 / len(versions) for version in versions}
 
 
 def said(values: Sequence[float], places: int = 2) -> str:
@@ -107,6 +138,11 @@ def percent(values: Sequence[float]) -> str:
         return "–"
     mean = f"{100 * statistics.fmean(values):+.2f}%"
     return f"{mean} ±{100 * statistics.stdev(values):.2f}" if len(values) > 1 else mean
+
+
+def nats(shares: Sequence[float]) -> str:
+    """The mean of differences that are shares of a perplexity, in nats a token."""
+    return f"{statistics.fmean(map(math.log1p, shares)):+.4f}" if shares else "–"
 
 
 def interval(values: Sequence[float]) -> float:

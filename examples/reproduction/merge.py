@@ -4,7 +4,7 @@
   merge.py examples/paper/small/beyond-0.58.yaml
 
 Writes `results/merged.json`: for each seed, decay, alpha and version the perplexity of the main path as it is, of the
-merge, and of the branch that was trained with that decay. Called again it goes on where it was.
+merge, and of the branch that was trained with that decay. Called again it continues where it stopped.
 """
 
 from __future__ import annotations

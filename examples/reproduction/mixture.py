@@ -28,15 +28,22 @@ WHEEL = "sympy-1.13.3-py3-none-any.whl"
 DIGEST = "54612cf55a62755ee71824ce692986f23c88ffa77207b30c1368eda4a7060f73"
 
 
-def documentation() -> Iterator[str]:
-    """The quickstart's text in pages."""
+def strings() -> Iterator[list[tuple[str, str]]]:
+    """The quickstart's text, a list for each of its files: a service and one of its documentation strings."""
     subprocess.run([sys.executable, str(ROOT / "examples/quickstart/prepare.py")], check=True)
     for path in sorted(Path("data/quickstart/text").glob("*.jsonl")):
-        yield from pages(json.loads(line)["text"] for line in path.open(encoding="utf-8"))
+        lines = map(json.loads, path.open(encoding="utf-8"))
+        yield [(line["service"], line["text"]) for line in lines]
 
 
-def code() -> Iterator[str]:
-    """Modules of sympy in pages."""
+def documentation() -> Iterator[str]:
+    """The quickstart's text in pages."""
+    for file in strings():
+        yield from pages(text for _, text in file)
+
+
+def modules() -> Iterator[tuple[str, list[str]]]:
+    """The modules of sympy: name and pages."""
     wheel = DATA / WHEEL
     if not wheel.exists():
         name, version = WHEEL.split("-")[:2]
@@ -47,7 +54,13 @@ def code() -> Iterator[str]:
     with zipfile.ZipFile(wheel) as archive:
         for name in sorted(archive.namelist()):
             if name.endswith(".py"):
-                yield from pages(archive.read(name).decode("utf-8").splitlines())
+                yield name, list(pages(archive.read(name).decode("utf-8").splitlines()))
+
+
+def code() -> Iterator[str]:
+    """Modules of sympy in pages."""
+    for _, module in modules():
+        yield from module
 
 
 def fiction(source: str) -> Iterator[str]:

@@ -56,21 +56,21 @@ def paragraphs(novel: ElementTree.Element) -> Iterator[str]:
                 yield text
 
 
-def read(folder: Path) -> dict[str, list[str]]:
-    """The documents of every version, each a page or two of one novel."""
-    found: dict[str, list[str]] = {version: [] for version in PERIODS.values()}
+def read(folder: Path) -> Iterator[tuple[str, str, list[str]]]:
+    """Every novel: the version of its period, its name, and its pages."""
     for path in sorted(folder.glob("*.xml")):
         novel = ElementTree.parse(path).getroot()
         period = next(novel.iter(f"{ELTEC}timeSlot")).get("key", "")
-        found[PERIODS[period]] += pages(paragraphs(novel))
-    return found
+        yield PERIODS[period], path.stem, list(pages(paragraphs(novel)))
 
 
 def texts(source: str = COLLECTION) -> list[Path]:
     """The JSON lines of v1 to v4, made if they are not there."""
     files = [FOLDER / "text" / f"{version}.jsonl" for version in PERIODS.values()]
     if not all(path.exists() for path in files):
-        documents = read(fetch(source))
+        documents: dict[str, list[str]] = {path.stem: [] for path in files}
+        for version, _, text in read(fetch(source)):
+            documents[version] += text
         for path in files:
             write_texts(path, documents[path.stem])
     return files

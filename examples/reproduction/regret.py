@@ -65,6 +65,32 @@ def measured_losses(check: Mapping[str, Any], measured: Mapping[str, Measured]) 
     return {}
 
 
+def in_perplexity(fits: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The fits with errors as shares of the perplexity: those of `advise.json` are shares of the loss.
+
+    A branch whose perplexity is not in the tables is taken at the loss of the plan's own branch of the same version;
+    one without that is left out.
+    """
+    measured = {name: Measured.load(name) for name in (*EXPERIMENTS, "table-2")}
+
+    def converted(check: Mapping[str, Any], seed: int) -> dict[str, Any] | None:
+        level = measured["tables-1-3"].at(OWN[1], "ours", check["version"])
+        loss = check.get("loss") or measured_losses(check, measured).get(seed)
+        if loss is None and seed in level:
+            loss = math.log(level[seed])
+        errors = {name: check[name] for name in ("error", "gap_error") if name in check}
+        return (
+            None
+            if loss is None
+            else {**check, **{key: math.expm1(one * loss) for key, one in errors.items()}}
+        )
+
+    return [
+        {**fit, "checks": [made for check in fit["checks"] if (made := converted(check, fit["seed"]))]}
+        for fit in fits
+    ]
+
+
 def lines() -> list[Sequence[str]]:
     """The table's lines: fit, seed, how many branches of each version there were, and the regret at every budget."""
     return [

@@ -12,15 +12,21 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import yaml
 from beyond import cheaper, draw_figure, shapes
-from findings import LATER, at_rates, findings
-from measured import RESULTS, Measured, percent, said
-from regret import MEAN_ALPHAS
+from certainty import difference_said
+from costs import draw_costs, table
+from findings import LATER, at_rates, finding_rows, one
+from forest import draw_claims
+from main_setting import all_findings, parts_said
+from measured import RESULTS, Measured, Row, nats, percent, said
+from regret import MEAN_ALPHAS, in_perplexity
 from regret import lines as regret_lines
 
 from megatron_lrpath.experiment.load import is_experiment, load_experiment
@@ -31,6 +37,7 @@ SMALL = Path(__file__).resolve().parents[1] / "paper" / "small"
 DOCUMENTS = ("reproduction.md", "advise.md")
 NAMES = {"ptfs": "PTFS", "cpt": "CPT", "ours": "Ours"}
 """As in the tables, in their order."""
+PTFS_STYLES = ("cosine", "knee", "multi-step", "minus-sqrt", "linear")
 BLOCK = re.compile(r"(<!-- measured: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -46,25 +53,41 @@ def natural(name: str) -> tuple[str | float, ...]:
     return tuple(float(part) if index % 2 else part for index, part in enumerate(parts))
 
 
+def label(name: str, row: Row) -> str:
+    """The paradigm, and which schedule PTFS has: a variation is named after it, or after the run whose rates it has."""
+    if row.paradigm != "ptfs":
+        return NAMES[row.paradigm]
+    if "at-ours-rates" in name:
+        return "PTFS (ours' rates)"
+    style = next((style for style in PTFS_STYLES if row.variation.startswith(style)), "cosine")
+    return f"PTFS ({style})"
+
+
 def perplexities(name: str) -> str:
-    """An experiment's table: variations and paradigms, mean ± deviation over the seeds."""
+    """An experiment's table: variations and paradigms, mean ± deviation over the seeds, and the mean loss."""
     measured = Measured.load(name)
     if not measured.rows:
         return "Not measured yet.\n"
     versions = sorted({row.version for row in measured.rows})
-    paper = load_experiment(SMALL / f"{name}.yaml").paper
+    paper = yaml.safe_load((SMALL / f"{name}.yaml").read_text(encoding="utf-8")).get("paper", {})
     groups = {(natural(row.variation), list(NAMES).index(row.paradigm)): row for row in measured.rows}
     lines = []
     for _, row in sorted(groups.items()):
-        variation, paradigm, cost = row.variation, row.paradigm, row.cost
-        found = [list(measured.at(variation, paradigm, version).values()) for version in versions]
-        seeds = {len(values) for values in found if values}
-        count = "–".join(map(str, sorted({min(seeds), max(seeds)})))
-        line = [variation, NAMES[paradigm], f"{cost:.2f}", *map(said, found), count]
-        numbers = paper.get(variation, {}).get(paradigm, ())
+        found = [measured.at(row.variation, row.paradigm, version) for version in versions]
+        counts = sorted({len(values) for values in found if values})
+        line = [row.variation, label(name, row), f"{row.cost:.2f}", *(said([*one.values()]) for one in found)]
+        line += [mean_loss(found), "–".join(map(str, dict.fromkeys((counts[0], counts[-1]))))]
+        numbers = paper.get(row.variation, {}).get(row.paradigm, ())
         lines.append([*line, " ".join(f"{value:.2f}" for value in numbers)] if paper else line)
-    header = ["variation", "paradigm", "cost", *versions, "seeds"]
+    header = ["variation", "paradigm", "cost", *versions, "mean, nats", "seeds"]
     return markdown([*header, f"the paper: {' '.join(versions)}"] if paper else header, lines)
+
+
+def mean_loss(found: Sequence[Mapping[int, float]]) -> str:
+    """The mean loss in nats a token over the versions, of the seeds that have all of them."""
+    seeds = set.intersection(*(set(values) for values in found))
+    losses = [statistics.fmean(math.log(values[seed]) for values in found) for seed in sorted(seeds)]
+    return said(losses, 4) if losses else "–"
 
 
 def effort() -> str:
@@ -78,10 +101,10 @@ def effort() -> str:
     return markdown(["file", "trainings", "steps"], lines)
 
 
-def all_findings() -> str:
-    """Every finding with its verdict."""
-    header = ["the paper finds", "measured here", "mean ± deviation", "seeds", "here"]
-    return markdown(header, [finding.cells() for finding in findings()])
+def finding_table(main: bool) -> str:
+    """The main findings or the details, each with its verdict; a list is corrected for its own number."""
+    header = ["claim", "measured here", "mean [95% interval]", "nats", "seeds", "here"]
+    return markdown(header, finding_rows([finding for finding in all_findings() if finding.main == main]))
 
 
 def periods() -> str:
@@ -120,7 +143,18 @@ def merged() -> str:
             if row["trained"]
         ]
         share = f"{100 * statistics.fmean(gains):.0f}%" if gains else "–"
-        lines.append([key[0], str(key[1]), key[2], *map(said, values), percent(gaps), share, str(len(mine))])
+        lines.append(
+            [
+                key[0],
+                str(key[1]),
+                key[2],
+                *map(said, values),
+                percent(gaps),
+                nats(gaps),
+                share,
+                str(len(mine)),
+            ]
+        )
     header = [
         "decay",
         "α",
@@ -129,6 +163,7 @@ def merged() -> str:
         "merged",
         "trained branch",
         "merged / trained − 1",
+        "nats",
         "share of the decay's gain",
         "seeds",
     ]
@@ -144,7 +179,7 @@ def held_out(by: str) -> str:
     path = RESULTS / "advise.json"
     if not path.exists():
         return "Not measured yet.\n"
-    fits = json.loads(path.read_text())["fits"]
+    fits = in_perplexity(json.loads(path.read_text())["fits"])
     lines = []
     for key in dict.fromkeys((fit["corpus"], fit["fit"]) for fit in fits):
         mine = [fit for fit in fits if (fit["corpus"], fit["fit"]) == key]
@@ -235,32 +270,51 @@ def machines() -> str:
     return "".join(f"- {said_so}: {', '.join(names)}\n" for said_so, names in experiments.items())
 
 
+def progress(prefix: str) -> str:
+    """How much of the experiments of a setting is measured: perplexities by seed."""
+    lines = []
+    for path in sorted(SMALL.glob(f"{prefix}-*.yaml"), key=lambda path: natural(path.stem)):
+        if is_experiment(path):
+            experiment = load_experiment(path)
+            of_each = len(experiment.groups) * len(experiment.paradigms) * len(experiment.show)
+            there = Counter(row.seed for row in Measured.load(path.stem).rows)
+            done = ", ".join(f"{seed}: {count} of {of_each}" for seed, count in sorted(there.items()))
+            seeds = " ".join(map(str, dict.fromkeys(point.plan.seed for point in experiment.points)))
+            lines.append([f"`{path.name}`", seeds, done or "none"])
+    return markdown(["file", "its seeds", "perplexities measured, by seed"], lines)
+
+
 def rates() -> str:
     """Table 8: how far the paradigms lie apart at each maximal rate."""
     measured = at_rates()
     lines = []
     for variation in dict.fromkeys(row.variation for row in measured.rows):
         for over, under in (("ptfs", "ours"), ("cpt", "ours"), ("cpt", "ptfs")):
-            found = [measured.ratios((variation, over, v), (variation, under, v)) for v in LATER]
+            found = [
+                measured.difference(one(variation, over, v), one(variation, under, v), paired=False)
+                for v in LATER
+            ]
             rate = variation.removeprefix("max_lr")
-            lines.append(
-                [rate, f"{NAMES[over]} / {NAMES[under]} − 1", *map(percent, found), str(len(found[-1]))]
-            )
+            ratio = f"{NAMES[over]} / {NAMES[under]} − 1"
+            lines.append([rate, ratio, *map(difference_said, found), str(found[-1].seeds)])
     return markdown(["η_max", "perplexities of", *LATER, "seeds"], lines)
 
 
 MAKERS: dict[str, Callable[[], str]] = {
-    "findings": all_findings, "periods": periods, "merged": merged, "machines": machines,
+    "claims": partial(finding_table, main=True), "findings": partial(finding_table, main=False),
+    "periods": periods, "merged": merged, "machines": machines,
     "held-out": partial(held_out, by="version"), "held-out-by": partial(held_out, by="choice"),
     "held-out-seeds": partial(held_out, by="seed"), "regret": regret_table,
-    "rates": rates, "effort": effort, "shapes": shapes, "cheaper": cheaper,
+    "parts": parts_said, "progress": partial(progress, prefix="r20"),
+    "costs": lambda: markdown(table()[0], table()[1:]), "rates": rates, "effort": effort, "shapes": shapes, 
+    "cheaper": cheaper,
     "published-parameters": lambda: published("parameters", "model", "{:.3f}".format),
     "published-errors": lambda: published("errors", "curve", "{:+.2%}".format),
 }  # fmt: skip
 
 
 def main() -> None:
-    """Write the tables of the documents anew."""
+    """Write the tables of the documents again."""
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
@@ -273,6 +327,8 @@ def main() -> None:
 
         path.write_text(BLOCK.sub(fresh, path.read_text(encoding="utf-8")), encoding="utf-8")
     draw_figure(DOCS / "reproduction-beyond.svg")
+    draw_costs(DOCS / "reproduction-costs.svg")
+    draw_claims(DOCS / "reproduction-claims.svg")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 
 Like `lrpath run`, for hundreds of short trainings: on the CPU processes are forked from one that has imported torch
 and Megatron, so that one starts in two seconds instead of fifteen; on a GPU they share it, and a model is evaluated
-while others train. Called again it goes on where it was.
+while others train. Called again it continues where it stopped.
 
   train.py examples/paper/small/tables-1-3.yaml examples/paper/small/table-2.yaml --jobs 2 --seeds 1
 """

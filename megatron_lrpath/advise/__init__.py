@@ -1,1 +1,1 @@
-"""Predicts from the losses so far what a branch will reach, to choose alpha and the decay from data."""
+"""Predict the loss of branches from the losses logged so far, to choose alpha and the decay."""

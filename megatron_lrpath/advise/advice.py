@@ -1,4 +1,4 @@
-"""The advice for a plan: fit, predictions, what to choose, and how the predictions met what was measured."""
+"""Build the advice for a plan: the fit, the predictions, the choice, and the check against measured branches."""
 
 from __future__ import annotations
 
@@ -27,20 +27,21 @@ from megatron_lrpath.advise.regret import Regret, Tried, branch_steps, plan_regr
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.paradigms import BRANCH, MAIN
 from megatron_lrpath.plan import Plan, differences, run_identity
-from megatron_lrpath.plan.wording import main_rate_text
+from megatron_lrpath.plan.wording import main_rate_text, step_tokens_text
 
 WITHIN = 0.0075
-"""How near to the best perplexity is near enough, unless the user says."""
+"""Default tolerance: relative excess perplexity over the best that is accepted."""
 
 DOUBTFUL = 0.025
-"""Width of the interval of the chosen gap above which the advice comes with a warning."""
+"""Width of the interval of the chosen gap above which the advice includes a warning."""
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """One finished branch that the fit has not seen: its loss predicted and measured.
+    """The predicted and the measured loss of a finished branch that was excluded from the fit.
 
-    On the validation set where that is known of it and of a fitted branch; else in the mean of its last steps.
+    Losses are validation losses if both this branch and a fitted branch were evaluated. Otherwise they are
+    training losses, averaged over the last steps.
     """
 
     run: str
@@ -51,24 +52,24 @@ class HeldOut:
 
     @property
     def error(self) -> float:
-        """Predicted over measured, minus 1."""
+        """The relative error: predicted over measured, minus 1."""
         return self.predicted / self.measured - 1
 
     @property
     def inside(self) -> bool:
-        """Whether the measured loss lies in the predicted interval."""
+        """Whether the measured loss is in the predicted interval."""
         return self.low <= self.measured <= self.high
 
 
 @dataclass(frozen=True)
 class Advice:
-    """What `lrpath advise` has to say.
+    """The result of `lrpath advise`.
 
-    `candidates`: every alpha, the same for all versions, with every decay. `choices`: those to choose from.
-    `chosen`: the one to take, None where none meets the target; `target` describes what it was chosen by.
-    `allocation`: the alphas to take where each version has its own, None where none meet the target.
-    `checks`: branches held out. `regret`: what the predictions would have taken of the measured branches, over the
-    best of them; None where none are held out.
+    `candidates`: every combination of one alpha for all versions and a decay. `choices`: the candidates
+    that can be chosen. `chosen`: the recommended candidate, or None if no candidate meets the target;
+    `target` describes the criterion. `allocation`: the recommended alpha for each version, or None if no
+    allocation meets the target. `checks`: the held-out branches. `regret`: the excess perplexity of the
+    choice among the measured branches; None if no branch is held out.
     """
 
     plan: Plan
@@ -88,23 +89,23 @@ class Advice:
 
     @property
     def best(self) -> Candidate:
-        """The lowest predicted loss of those to choose from."""
+        """The choice with the lowest predicted loss."""
         return min(self.choices, key=lambda one: one.loss)
 
     @property
     def doubt(self) -> str | None:
-        """A warning where the resampled fits do not agree on the alpha that was chosen for all versions."""
+        """A warning if the resampled fits disagree about the alpha chosen for all versions; otherwise None."""
         one = self.chosen
         if one is None or one.gap_high - one.gap_low <= DOUBTFUL:
             return None
         return (
-            "The losses so far hardly tell the alphas apart: the gap of one alpha for all versions lies between "
-            f"{one.gap_low:.1%} and {one.gap_high:.1%}, with 95%. A branch at another alpha, or of another version, "
-            "would tell most."
+            "The losses so far do not separate the alphas: the 95% interval of the gap of one alpha for all versions "
+            f"is {one.gap_low:.1%} to {one.gap_high:.1%}. A branch at another alpha, or of another version, would "
+            "narrow it most."
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """Return the advice as JSON-serializable data."""
         fit = self.model.fit
         return {
             "plan": self.plan.name,
@@ -148,14 +149,14 @@ def advise(
     Args:
         plan: the plan to advise on; its own runs are fitted.
         others: plans with further branches off the same main path.
-        within: choose the least cost whose perplexity is at most this share above the best.
+        within: choose the lowest cost whose perplexity exceeds the best by at most this fraction.
         budget: choose the lowest loss whose relative cost is at most this.
-        floors: further ends of decays, as shares of max_lr, beside the plan's own.
-        any_decay: choose among all decays, not only alphas with the plan's own. A law that has seen one shape
-            is less sure of another.
-        fit_on: fit only what had been trained when this version ended; the rest is predicted and compared.
-        limits: by version, how far its perplexity may lie above its own best, see `allocate`.
-        allow_long: let branches begin before their version's data, see `allocate`.
+        floors: final rates of further decays, as fractions of max_lr, in addition to the plan's own.
+        any_decay: choose among all decays, not only the plan's own. Predictions for a shape that was not fitted
+            are less precise.
+        fit_on: fit only the runs trained by the end of this version; predict the others and compare.
+        limits: by version, the maximum excess of its perplexity over its own best, see `allocate`.
+        allow_long: allow branches that begin before their version's data, see `allocate`.
 
     Raises:
         UserError: the losses logged so far support no prediction, or no alpha meets the target.
@@ -164,6 +165,11 @@ def advise(
         raise UserError(
             f"{plan.path}: the main path's rate changes ({main_rate_text(plan)}), and the law does not hold across "
             "maximum rates; lrpath advise takes plans whose main path stays at schedule.max_lr"
+        )
+    if len(plan.batch_sizes.changes) > 1:
+        raise UserError(
+            f"{plan.path}: a step has {step_tokens_text(plan)} tokens, and the law counts steps of one size; lrpath "
+            "advise takes plans with one global_batch_size"
         )
     curves = all_curves(plan, others)
     used = upto_version(plan, curves, fit_on) if fit_on else curves
@@ -197,9 +203,9 @@ def advise(
 def regret_of(
     plan: Plan, others: Sequence[Plan], curves: Sequence[Curve], model: Model, cost: float
 ) -> Regret | None:
-    """The regret at a relative cost, of the finished branches whatever their decay; see `plan_regret`.
+    """Return the regret of the finished branches, with any decay, at a relative cost; see `plan_regret`.
 
-    Validation losses where the fit predicts them: branches that are not evaluated are left out then.
+    If the fit predicts validation losses, branches that are not evaluated are left out.
     """
     tried: dict[int, list[Tried]] = {}
     steps = branch_steps(plan, others)
@@ -211,7 +217,7 @@ def regret_of(
 
 
 def all_curves(plan: Plan, others: Sequence[Plan]) -> list[Curve]:
-    """The plan's curves, and the branches of other plans that leave the same main path."""
+    """Return the plan's curves, and the branches of other plans that leave the same main path."""
     curves = read_curves(plan)
     for other in others:
         if len(other.versions) > len(plan.versions):
@@ -234,7 +240,7 @@ def all_curves(plan: Plan, others: Sequence[Plan]) -> list[Curve]:
 
 
 def upto_version(plan: Plan, curves: Sequence[Curve], name: str) -> list[Curve]:
-    """The curves as they were when version `name` had ended."""
+    """Return the curves as they were at the end of version `name`."""
     names = [version.name for version in plan.versions]
     if name not in names:
         raise UserError(f"{plan.path}: no version {name!r}; it has {', '.join(names)}")
@@ -251,7 +257,7 @@ def upto_version(plan: Plan, curves: Sequence[Curve], name: str) -> list[Curve]:
 def choose(
     candidates: Sequence[Candidate], within: float | None, budget: float | None
 ) -> tuple[Candidate | None, str]:
-    """The candidate that meets the targets, and a description of the targets."""
+    """Return the candidate that meets the targets, and a description of the targets."""
     possible = [one for one in candidates if budget is None or one.cost <= budget + 1e-9]
     limit = "" if budget is None else f"a cost of at most {budget:.3g}"
     if limit and within is None:
@@ -263,7 +269,7 @@ def choose(
 
 
 def held_out_end(curve: Curve, model: Model) -> HeldOut:
-    """Predicted against measured loss of a finished branch."""
+    """Compare the predicted and the measured loss of a finished branch."""
     if curve.validation is not None and model.evaluated:
         measured, found = curve.validation, model.ends_of(curve)
     else:

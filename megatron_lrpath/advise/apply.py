@@ -1,4 +1,4 @@
-"""Puts advised alphas into the plan file, where that changes nothing that is trained or being trained."""
+"""Write the advised alphas into the plan file, unless that changes a trained or running version."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from megatron_lrpath.runs.state import is_live
 from megatron_lrpath.wording import listing, plural
 
 MARK = b"\xef\xbb\xbf"
-"""What some editors write before the text of a file (UTF-8's byte order mark)."""
+"""UTF-8's byte order mark, which some editors write at the beginning of a file."""
 
 
 def require_applicable(plan: Plan) -> None:
-    """Raise UserError where no alpha of the plan can change: all versions trained, or a training going on."""
+    """Raise UserError if no alpha of the plan can change: all versions are trained, or a training is running."""
     if len(trained_versions(plan)) == len(plan.versions):
         raise UserError(
             f"{plan.path}: --apply: all versions are trained, so that their alphas cannot change; without --apply the "
@@ -36,11 +36,11 @@ def require_applicable(plan: Plan) -> None:
 
 
 def apply_alphas(plan: Plan, changes: Mapping[str, float]) -> str:
-    """Write these alphas into the plan's file, in one step that a kill leaves done or undone; what was done, in a line.
+    """Write these alphas into the plan file atomically; return one line that describes the changes.
 
     Raises:
-        UserError: the file has changed since `plan` was read, a version has been trained since, or the file cannot be
-            edited as it is written.
+        UserError: the file has changed since `plan` was read, a version has been trained since, or the syntax of the
+            file does not allow the edit.
     """
     if not changes:
         return f"{plan.path} has these alphas already."

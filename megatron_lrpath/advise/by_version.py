@@ -1,4 +1,4 @@
-"""An alpha for each version: how a budget of steps is best spent on the versions' branches."""
+"""Choose an alpha for each version: how to spend a budget of steps on the branches."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.wording import listing, nearest
 
 FIRST_LIMIT = 0.01
-"""How far a version that alpha is not judged by may lie above its own best, in perplexity, unless the user says."""
+"""Default limit on the excess perplexity of a version that is not judged, relative to its own best."""
 LONG_ALPHAS = tuple(round(0.1 * number, 1) for number in range(11, 31))
-"""Alphas above 1 that are offered where branches may begin before their version's data."""
+"""The alphas above 1 that are offered if branches can begin before their version's data."""
 RESOLUTION = 2000
-"""Steps are compared in parts of the total, so that the number of sums stays bounded whatever the versions' lengths."""
+"""Steps are compared in units of this part of the total, which bounds the number of sums for any version length."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """One alpha for one version: its steps, and its final loss (nats a token) by the fit and by each sample.
+    """One alpha for one version: its steps, and its final loss (nats per token) by the fit and by each
+    sample.
 
-    `own`: whether it is the plan's.
+    `own`: whether it is the plan's alpha.
     """
 
     alpha: float
@@ -42,7 +43,7 @@ class Option:
 
     @property
     def loss(self) -> float:
-        """The loss by the fit."""
+        """The loss predicted by the fit."""
         return float(self.losses[0])
 
 
@@ -50,12 +51,13 @@ class Option:
 class Allocation:
     """An alpha for each version of a plan.
 
-    `steps`: of each version's branch. `cost`: steps of the main path up to the last branch point and of all branches,
-    over those of pre-training from scratch; the last version's branch adds nothing to it, because the main path ends
-    where it begins. `loss`: mean over the versions that alpha is judged by. `loss_of_plan`: the same for the plan's
-    own alphas, None where those are impossible. `kept`: names of the versions that are trained, whose alphas stay.
-    `applies`: False where all of them are, so that this is for a fresh plan of the same versions. `changes`: the
-    alphas that differ from the plan's.
+    `steps`: the steps of each version's branch. `cost`: the steps of the main path up to the last branch
+    point plus those of all branches, relative to pre-training from scratch; the last version's branch adds
+    nothing, because the main path ends at its branch point. `loss`: the mean over the judged versions.
+    `loss_of_plan`: the same for the plan's own alphas, or None if they are impossible. `kept`: the names
+    of the trained versions, whose alphas do not change. `applies`: False if all versions are trained, so
+    that the advice is for a new plan of the same versions. `changes`: the alphas that differ from the
+    plan's.
     """
 
     alphas: dict[str, float]
@@ -70,11 +72,13 @@ class Allocation:
 
     @property
     def due_next(self) -> int:
-        """Steps of the last version's branch, which add to the cost once a further version is appended."""
+        """The steps of the last version's branch, which add to the cost when a further version is appended."""
         return [*self.steps.values()][-1]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; losses in nats a token as [low, middle, high] of the 95% interval."""
+        """Return JSON-serializable data; losses are in nats per token, as [low, middle, high] of the 95%
+        interval.
+        """
         losses = {name: [one.low, one.loss, one.high] for name, one in self.predictions.items()}
         return {
             "alphas": self.alphas,
@@ -98,23 +102,23 @@ def allocate(
     limits: Mapping[str, float],
     allow_long: bool = False,
 ) -> Allocation | None:
-    """The alphas with the lowest mean loss within `budget`, or the cheapest ones near the lowest mean loss.
+    """Return the alphas with the lowest mean loss within `budget`, or the cheapest ones near the lowest mean loss.
 
-    The losses of the judged versions add up, and so do the steps: the sums that no other one beats in both are kept,
-    version by version, which is exact up to a part in `RESOLUTION` of the steps for each version.
+    The losses of the judged versions add up, and so do the steps. The function keeps the Pareto-optimal sums version
+    by version, which is exact up to a fraction 1/`RESOLUTION` of the steps for each version.
 
     Args:
         plan: its own decay is predicted.
         model: the fitted law.
-        alphas: those to choose from, beside the plan's own.
-        within: how far (in perplexity, relative) the mean of the judged versions may lie above the lowest.
-        budget: the largest relative cost; with `within` both have to be met.
-        limits: by version, how far (in perplexity, relative) it may lie above its own best.
-        allow_long: offer `LONG_ALPHAS`, too, but for the first version, and no branch point that lies before the one
-            of the version before: when a version is appended, the main path has come that far and no further.
+        alphas: the alphas to choose from, in addition to the plan's own.
+        within: the maximum relative excess perplexity of the judged versions' mean over the lowest.
+        budget: the largest relative cost; if `within` is given, too, both must be met.
+        limits: by version, the maximum relative excess perplexity over its own best.
+        allow_long: offer `LONG_ALPHAS`, too, except for the first version and for branch points before that of the
+            version before: when a version is appended, the main path has reached that step and no further.
 
     Returns:
-        None where no alphas meet the targets.
+        The allocation, or None if no alphas meet the targets.
 
     Raises:
         UserError: a limit names a version that the plan does not have, or a version has no possible alpha.
@@ -152,29 +156,33 @@ def allocate(
 
 
 def limit_of(plan: Plan, index: int, limits: Mapping[str, float]) -> float | None:
-    """How far version `index` may lie above its own best: as given, else `FIRST_LIMIT` where nothing judges it."""
+    """Return the limit on the excess perplexity of version `index` over its own best: the given limit, or
+    `FIRST_LIMIT` if the version is not judged.
+    """
     return limits.get(plan.versions[index].name, None if index in judged_versions(plan) else FIRST_LIMIT)
 
 
 def own_alpha(plan: Plan, version: Version) -> float:
-    """The alpha that the plan gives a version."""
+    """Return the alpha of a version in the plan."""
     return version.alpha or plan.alpha
 
 
 def cost_of(plan: Plan, steps: int) -> float:
-    """The relative cost with so many steps of all branches but the last, which costs what the main path saves."""
-    return (plan.timeline.ends[-1] + steps) / sum(plan.timeline.ends)
+    """Return the relative cost, given the steps of all branches but the last. The last branch is free: the
+    main path is shorter by as many steps.
+    """
+    return (plan.timeline.ends[-1] + steps) / sum(plan.timeline.scratch_ends)
 
 
 def exact_cost(plan: Plan, steps: Sequence[int]) -> float:
-    """The relative cost of the main path up to the last branch point and of branches of so many steps."""
+    """Return the relative cost of the main path up to the last branch point and of branches with these steps."""
     ends = plan.timeline.ends
     last = max(end - own for end, own in zip(ends, steps, strict=True))
-    return (last + sum(steps)) / sum(ends)
+    return (last + sum(steps)) / sum(plan.timeline.scratch_ends)
 
 
 def check_names(plan: Plan, limits: Mapping[str, float]) -> None:
-    """UserError where a limit is for a version that the plan does not have."""
+    """Raise UserError if a limit names a version that the plan does not have."""
     names = [version.name for version in plan.versions]
     for name in limits:
         if name not in names:
@@ -185,7 +193,7 @@ def check_names(plan: Plan, limits: Mapping[str, float]) -> None:
 
 
 def trained_versions(plan: Plan) -> tuple[str, ...]:
-    """The versions whose branch has a checkpoint or a result, so that its alpha is settled."""
+    """Return the versions whose branch has a checkpoint or a result, so that its alpha is fixed."""
     found = []
     for run in plan.runs(OURS.name):
         folder = RunFolder(plan.folder(run))
@@ -197,10 +205,11 @@ def trained_versions(plan: Plan) -> tuple[str, ...]:
 def options(
     plan: Plan, model: Model, index: int, alphas: Sequence[float], there: Sequence[int]
 ) -> list[Option]:
-    """The alphas that version `index` may have: the plan's own and those of `alphas` that are possible.
+    """Return the alphas that version `index` can have: the plan's own, and those of `alphas` that are
+    possible.
 
-    Left out are branches that would leave the main path in its warm-up, or at a step that it has passed without
-    keeping a checkpoint; `there` are the steps of its checkpoints.
+    A branch is impossible if it would leave the main path during warm-up, or at a step that the main path
+    has passed without keeping a checkpoint. `there`: the steps of the main path's checkpoints.
     """
     version = plan.versions[index]
     own, passed = own_alpha(plan, version), max(there, default=0)
@@ -222,7 +231,9 @@ def options(
 
 
 def near_best(found: Sequence[Option], limit: float | None) -> list[Option]:
-    """The options whose perplexity is within `limit` of the best one's; all of them without a limit."""
+    """Return the options whose perplexity is within `limit` of the best option; all options if there is no
+    limit.
+    """
     if limit is None:
         return list(found)
     best = min(one.loss for one in found)
@@ -234,9 +245,9 @@ type Sum = tuple[int, float, tuple[int, ...]]
 
 
 def cheapest_sums(plan: Plan, columns: Sequence[Sequence[Option]]) -> list[Sum]:
-    """The sums over all versions that no other one beats in both steps and loss, by ascending steps."""
+    """Return the Pareto-optimal sums over all versions in steps and loss, by ascending steps."""
     judged, last = judged_versions(plan), len(columns) - 1
-    part = max(1, sum(plan.timeline.ends) // RESOLUTION)
+    part = max(1, sum(plan.timeline.scratch_ends) // RESOLUTION)
     sums: list[Sum] = [(0, 0.0, ())]
     for index, column in enumerate(columns):
         longer = [
@@ -259,15 +270,19 @@ def cheapest_sums(plan: Plan, columns: Sequence[Sequence[Option]]) -> list[Sum]:
 
 
 def follows(plan: Plan, index: int, one: Option, before: Option) -> bool:
-    """Whether a branch of version `index` leaves the main path no earlier than that of the version before.
+    """Return whether the branch of version `index` leaves the main path no earlier than the branch of the
+    version before.
 
-    So does every branch that begins within its version's data; the plan's own alphas are taken as they are.
+    This always holds for branches that begin within their version's data. The plan's own alphas are
+    accepted as they are.
     """
     return one.own or one.alpha <= 1 or one.steps <= plan.versions[index].steps + before.steps
 
 
 def unbeaten(sums: Sequence[Sum], part: int) -> list[Sum]:
-    """Of sums within `part` steps the lowest loss, and of those the ones that lower the loss by their steps."""
+    """Return, for each interval of `part` steps, the sum with the lowest loss; drop sums that do not lower
+    the loss.
+    """
     best: dict[int, Sum] = {}
     for one in sums:
         place = one[0] // part
@@ -282,7 +297,9 @@ def unbeaten(sums: Sequence[Sum], part: int) -> list[Sum]:
 
 
 def best_sum(plan: Plan, sums: Sequence[Sum], within: float | None, budget: float | None) -> Sum | None:
-    """The sum that meets the targets: the lowest loss, with `within` the fewest steps; None where none meets them."""
+    """Return the sum that meets the targets: the lowest loss, or with `within` the fewest steps; None if no
+    sum does.
+    """
     floor = min(total for _, total, _ in sums)
     tolerance = np.inf if within is None else np.log1p(within) * len(judged_versions(plan))
     meeting = [
@@ -296,7 +313,9 @@ def best_sum(plan: Plan, sums: Sequence[Sum], within: float | None, budget: floa
 
 
 def loss_of_plan(plan: Plan, model: Model) -> float | None:
-    """The mean loss of the judged versions at the alphas that the plan has; None where one is impossible."""
+    """Return the mean loss of the judged versions at the plan's own alphas; None if one of them is
+    impossible.
+    """
     ends = [
         ends_at(plan, model, own_decay(plan), own_alpha(plan, plan.versions[index]), index)
         for index in judged_versions(plan)

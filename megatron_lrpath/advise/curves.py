@@ -1,4 +1,4 @@
-"""Loss curves thinned to the points that a law is fitted to, and what the law reads off the learning rate."""
+"""Loss curves, averaged to the points of a fit, and the drops of the learning rate that the law reads."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
 GROUPS = 48
-"""Groups of neighbouring drops of a curve that the law sums over, at most."""
+"""Maximum number of groups of neighbouring drops that the law sums over, for each curve."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What makes a fit's numbers close to 1: the highest rate, and the area where the first version ends.
+    """The units that bring a fit's numbers close to 1: the highest rate, and the area at the end of the first
+    version.
 
-    `warmup` is in steps; rises of the rate in it do not count as (negative) annealing.
+    `warmup` is in steps; increases of the rate during warm-up do not count as (negative) annealing.
     """
 
     max_lr: float
@@ -33,17 +34,17 @@ class Scale:
 
     @property
     def steps(self) -> float:
-        """The steps at the highest rate that make up `area`."""
+        """The number of steps at the highest rate that make up `area`."""
         return self.area / self.max_lr
 
 
 @dataclass(frozen=True)
 class Drops:
-    """The drops of one curve that lie before each of the steps it is read at, flat.
+    """For each step at which a curve is read, the preceding drops of the rate, in flat arrays.
 
-    `row` [m] is the index of the step in [0, n), `size` [m] the drop over max_lr, `rate` [m] the rate after
-    it over max_lr, `since` [m] the area from the drop to the step; `forward` [n] is the whole area. Areas are in
-    units of `Scale.area`.
+    `row` [m] is the index of the step in [0, n), `size` [m] the drop divided by max_lr, `rate` [m] the
+    rate after the drop divided by max_lr, `since` [m] the area from the drop to the step; `forward` [n] is
+    the whole area. Areas are in units of `Scale.area`.
     """
 
     forward: F64
@@ -54,9 +55,10 @@ class Drops:
 
 
 def rates_of(path: LRPath, first: int, last: int, most: int | None = None) -> F64:
-    """The rates of the steps first+1 to last (step s is read at position s−1), shape [last−first].
+    """Return the rates of the steps first+1 to last (step s is at position s−1), shape [last−first].
 
-    With `most` a longer curve is read at about so many positions and drawn straight in between.
+    With `most`, a longer curve is read at about that many positions and interpolated linearly between
+    them.
     """
     count = last - first
     stride = math.ceil(count / most) if most and count > most else 1
@@ -66,7 +68,9 @@ def rates_of(path: LRPath, first: int, last: int, most: int | None = None) -> F6
 
 
 def read_drops(rates: F64, steps: I64, scale: Scale) -> Drops:
-    """The drops of a curve (the rate of every step) before some of its steps (from 1), neighbours taken together."""
+    """Return the drops of a curve (the rate of every step) before some of its steps (from 1); neighbouring
+    drops are grouped.
+    """
     area = np.cumsum(rates) / scale.area
     before = area - rates / scale.area  # the area up to, not including, each step
     drops = -np.diff(rates, prepend=rates[:1])  # before each step; a later rise is negative
@@ -84,7 +88,7 @@ def read_drops(rates: F64, steps: I64, scale: Scale) -> Drops:
 
 
 def join_drops(parts: Sequence[Drops]) -> Drops:
-    """Several curves' drops as those of one."""
+    """Concatenate the drops of several curves."""
     none = np.zeros(0)
     parts = [Drops(none, np.zeros(0, dtype=np.int64), none, none, none), *parts]
     rows = np.cumsum([0, *(len(part.forward) for part in parts[:-1])])
@@ -98,7 +102,7 @@ def join_drops(parts: Sequence[Drops]) -> Drops:
 
 
 def _groups(drops: F64) -> list[I64]:
-    """The steps with a drop, in at most `GROUPS` stretches with about the same sum each."""
+    """Return the steps with a drop, in at most `GROUPS` groups with about the same sum each."""
     steps = np.flatnonzero(drops)
     if not len(steps):
         return []
@@ -108,23 +112,25 @@ def _groups(drops: F64) -> list[I64]:
 
 
 POINTS = 60
-"""Points that a version's steps become at most, on each curve."""
+"""Maximum number of points for each version and curve."""
 SHORTEST = 4
-"""Steps that a point is the mean of at least: a single batch's loss says little."""
+"""Minimum number of steps averaged in a point, because the loss of a single batch is noisy."""
 DECAYED = 0.5
-"""A branch tells what a decay does once its rate is down to this share of the maximum."""
+"""A branch counts as decayed when its rate is at most this fraction of the maximum."""
 
 JITTER = 3e-3
-"""Relative deviation of a model at the maximum rate from one checkpoint to the next: what the evaluated ones of
-`docs/reproduction.md` deviate from their law by."""
+"""Relative deviation of a model at the maximum rate between checkpoints: the deviation of those in
+`docs/reproduction.md` from their law."""
 FEWEST_CHECKPOINTS = 4
-"""Evaluated checkpoints of the main path, the last of at least twice the steps of the first, below which they are left
-aside: its law alone has three parameters."""
+"""Minimum number of evaluated checkpoints of the main path for a law with three parameters; the last must have at least
+twice the steps of the first."""
 
 
 @dataclass(frozen=True)
 class Points:
-    """Of shape [n] each: middle step, ln of the mean loss, its deviation from noise alone, version (from 0)."""
+    """Arrays of shape [n]: middle step, ln of the mean loss, its standard deviation from noise alone, version
+    (from 0).
+    """
 
     steps: I64
     logs: F64
@@ -134,14 +140,15 @@ class Points:
 
 @dataclass(frozen=True)
 class Curve:
-    """One training as if it had been one from the first step on, with the losses of the run itself.
+    """The curve of a run including the rates of its ancestors from step 1 on; the losses are the run's own.
 
     `rates` [last step]: the rate of every step, ancestors' first. `logged`, `losses` [rows]: the run's own
-    steps and their losses (nats a token), ascending, finite. `ends` [versions]: each version's last step.
-    `validation`: the loss on the validation set at the run's end (nats a token), None where it was not evaluated.
-    `main`: of a branch, the main path where it has logged the same steps, so on the same batches. Then the curve is
-    read as its losses over the main path's: a batch that is hard for one model is hard for the other.
-    `checkpoints`: of the main path, the validation losses at its evaluated checkpoints as a curve of their own.
+    steps and their losses (nats per token), ascending, finite. `ends` [versions]: each version's last
+    step. `validation`: the loss on the validation set at the end of the run (nats per token); None if it
+    was not evaluated. `main`: for a branch, the main path if it has logged the same steps, and so the same
+    batches. The losses are then divided by the main path's, because the difficulty of a batch is common to
+    both models. `checkpoints`: for the main path, the validation losses at its evaluated checkpoints as a
+    separate curve.
     """
 
     name: str
@@ -157,14 +164,14 @@ class Curve:
 
     @cached_property
     def baseline(self) -> F64:
-        """What the losses are read over [rows]: the main path's in the same steps, or 1."""
+        """The divisor of the losses [rows]: the main path's losses at the same steps, or 1."""
         if self.main is None:
             return np.ones(len(self.losses))
         return self.main.losses[np.searchsorted(self.main.logged, self.logged)]
 
     @cached_property
     def points(self) -> Points:
-        """Means over stretches of steps, none of them over two versions; relative to the main path's, see `main`."""
+        """The means over ranges of steps, each within one version; relative to the main path's, see `main`."""
         versions = np.searchsorted(self.ends, self.logged)
         groups = []
         for version in np.unique(versions):
@@ -179,12 +186,14 @@ class Curve:
 
     @cached_property
     def noise(self) -> float:
-        """The deviation of one step's ln loss (see `main`), from what neighbouring steps differ by."""
+        """The standard deviation of one step's ln loss (see `main`), estimated from differences of
+        neighbouring steps.
+        """
         return float(np.std(np.diff(np.log(self.losses / self.baseline))) / np.sqrt(2))
 
     @property
     def decays(self) -> bool:
-        """Whether the logged part holds a decay that went far enough to tell anything."""
+        """Whether the logged part has a decay that is long enough to fit."""
         return bool(self.rates[int(self.logged[-1]) - 1] <= DECAYED * self.rates.max())
 
     @property
@@ -194,38 +203,40 @@ class Curve:
 
     @property
     def tail(self) -> slice:
-        """The rows of the last tenth of the run's steps, at least five: its final loss is their mean."""
+        """The rows of the last tenth of the run's steps, at least five; the final loss is their mean."""
         return slice(-max(5, len(self.logged) // 10), None)
 
     def end(self, scale: Scale) -> Drops:
-        """The curve read at its last step."""
+        """The drops of the curve at its last step."""
         return read_drops(self.rates, np.array([len(self.rates)]), scale)
 
     def beside(self, main: Curve) -> Curve:
-        """The branch read over the main path, where that has logged all of its steps and leaves less noise."""
+        """The branch relative to the main path, if the main path has logged all of its steps and the noise is
+        lower so.
+        """
         if not np.isin(self.logged, main.logged).all():
             return self
         relative = replace(self, main=main)
         return relative if relative.noise < self.noise else self
 
     def upto(self, last: int) -> Self:
-        """The curve as it was at step `last`."""
+        """Return the curve as it was at step `last`."""
         inside = self.logged <= last
         cut = replace(self, rates=self.rates[:last], logged=self.logged[inside], losses=self.losses[inside])
         return replace(cut, checkpoints=self.checkpoints.upto(last)) if self.checkpoints else cut
 
 
 class Checkpoints(Curve):
-    """Validation losses of a run's checkpoints: each is a point, and all are of one text."""
+    """The validation losses of a run's checkpoints: each is a point, and all are measured on the same text."""
 
     @cached_property
     def points(self) -> Points:
-        """The checkpoints."""
+        """The points of the evaluated checkpoints."""
         count = len(self.logged)
         alike = np.zeros(count, dtype=np.int64)
         return Points(self.logged, np.log(self.losses), np.full(count, JITTER), alike)
 
 
 def enough(steps: Sequence[int]) -> bool:
-    """Whether evaluated checkpoints of these steps are enough for a law, see `FEWEST_CHECKPOINTS`."""
+    """Return whether evaluated checkpoints at these steps are enough for a law, see `FEWEST_CHECKPOINTS`."""
     return len(set(steps)) >= FEWEST_CHECKPOINTS and max(steps) >= 2 * min(steps)

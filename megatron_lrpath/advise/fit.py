@@ -14,31 +14,31 @@ from megatron_lrpath.advise.curves import F64, I64, Curve, Drops, Scale, join_dr
 
 NAME = "multi-power law"
 PARAMETERS = ("ln L0", "ln A", "ln a", "ln B", "ln C", "ln b", "g", "d")
-"""S is in units of `Scale.area` and η of `Scale.max_lr`, so that A and B are in nats."""
+"""S is in units of `Scale.area` and η in units of `Scale.max_lr`, so A and B are in nats."""
 POWER, SPEED = PARAMETERS.index("ln a"), PARAMETERS.index("ln C")
 BOUNDS = np.array(
     [(-12, 6), (-12, 6), (-4.6, 1.4), (-12, 6), (-6, 14), (-4, 3), (-0.5, 1.5), (-0.5, 1.5)], float
 )
-"""Beyond these a fit has nothing to do with a loss; numbers stay finite within them."""
+"""Bounds of the parameters. Values outside do not describe a loss; within them all numbers are finite."""
 
 PUBLISHED = {"ln a": -0.77, "ln B": -1.86, "ln C": -3.70, "ln b": -0.98, "g": 0.476, "d": 0.139}
-"""Means of the law fitted to the curves of three models (25M to 400M parameters, up to 72,000 steps) that the
-multi-power law's authors have published (`examples/reproduction/published.py`); C is for S in steps at their rate."""
+"""Prior means: the law fitted to three published curves of the multi-power law's authors (25M to 400M parameters, up to
+72,000 steps; `examples/reproduction/published.py`); C is for S in steps at their rate."""
 PUBLISHED_LR = 3e-4
 SPREAD = {"ln a": 0.2, "ln B": 1.0, "ln C": 0.3, "ln b": 0.3, "g": 0.1, "d": 0.02}
-"""By how much another model may well differ, as a standard deviation: as much as the three do among themselves or
-twice that, and for a and B, which depend on the data and the batch, more."""
+"""Prior standard deviations: one to two times the spread of the three models, and more for a and B, which depend on the
+data and the batch."""
 
 
 @dataclass(frozen=True)
 class Expectation:
-    """What is expected of the parameters before any loss is seen; a spread of infinity: nothing."""
+    """The prior of the parameters; an infinite standard deviation means no prior."""
 
     mean: F64
     spread: F64
 
     def drawn(self, rng: np.random.Generator) -> Expectation:
-        """Another that might as well have been expected."""
+        """Draw means from the prior."""
         known = np.where(np.isinf(self.spread), 0.0, self.spread)
         return replace(self, mean=self.mean + known * rng.normal(size=len(self.mean)))
 
@@ -47,9 +47,10 @@ NOTHING = Expectation(np.zeros(len(PARAMETERS)), np.full(len(PARAMETERS), np.inf
 
 
 def expected(scale: Scale) -> Expectation:
-    """The published parameters in the units of a fit; nothing is expected of L0 and A.
+    """Return the published parameters in the units of a fit; L0 and A have no prior.
 
-    C·η^(−g)·S with rates in their own unit is the same number in every run, so C grows with η^(1−g) and the steps.
+    C·η^(−g)·S does not depend on the unit if rates are in their own unit, so C scales with η^(1−g) and the
+    steps.
     """
     mean = np.array([PUBLISHED.get(name, 0.0) for name in PARAMETERS])
     mean[SPEED] += np.log(scale.steps) + (1 - PUBLISHED["g"]) * np.log(scale.max_lr / PUBLISHED_LR)
@@ -57,7 +58,7 @@ def expected(scale: Scale) -> Expectation:
 
 
 def loss_and_slopes(parameters: F64, read: Drops) -> tuple[F64, F64]:
-    """Losses [n] in nats and their derivatives [n, parameters]."""
+    """Return the losses [n] in nats and their derivatives [n, parameters]."""
     floor, scale, power = np.exp(parameters[:3])
     gain, speed, bend = np.exp(parameters[3:6])
     g, d = parameters[6:]
@@ -88,12 +89,12 @@ def loss_and_slopes(parameters: F64, read: Drops) -> tuple[F64, F64]:
 
 
 def gains(parameters: F64, read: Drops) -> F64:
-    """How much (nats) the drops of the rate have lowered the loss by, [n]."""
+    """Return the reduction of the loss (nats) by the drops of the rate, [n]."""
     return -loss_and_slopes(parameters, read)[1][:, PARAMETERS.index("ln B")]
 
 
 def starts(losses: F64, expectation: Expectation) -> list[F64]:
-    """Where fits to losses like these may begin: the floor near and far below them."""
+    """Return starting points for fits to these losses: with the floor close to them and far below them."""
     low, high = float(losses.min()), float(losses.max())
     begins = []
     for share, power in product((0.5, 0.8, 0.95), (-1.4, -0.4)):
@@ -105,16 +106,16 @@ def starts(losses: F64, expectation: Expectation) -> list[F64]:
 
 
 EXACT = 1e-3
-"""Relative deviation that even losses without noise have from the law, besides `OFF`."""
+"""Relative deviation of noiseless losses from the law, in addition to `OFF`."""
 OFF = 2e-3
-"""What the law is off by all along a curve, relative: as it was, in the mean, on the published curves that were held
-out (`docs/advise.md`). All points of a version on a curve share it, so that together they tell no more than that."""
+"""Relative error of the law that all points of a version on a curve share: the mean error on held-out published curves
+(`docs/advise.md`). The points are therefore not independent observations."""
 ROBUST = 1.345
-"""Deviations up to which a residual is squared: keeps 95% of the least squares' precision (Huber 1964)."""
+"""Huber's threshold in standard deviations; it keeps 95% of the efficiency of least squares (Huber 1964)."""
 LEVEL_SPREAD = 0.1
-"""Nats that a version's text may well be easier or harder by than the first's."""
+"""Prior standard deviation of the difference between two versions' levels (nats)."""
 BLOCK = 4
-"""Neighbouring residuals that are resampled together, because what a law misses is alike in neighbours."""
+"""Length of the blocks of residuals that are resampled together, because neighbouring residuals are correlated."""
 SIZE = len(BOUNDS)
 
 BOOL = NDArray[np.bool_]
@@ -122,12 +123,13 @@ BOOL = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Data:
-    """The points of all curves, one after the other, each of shape [n], and what is expected of the law.
+    """The points of all curves, concatenated, each array of shape [n], and the prior of the law.
 
-    `logs`: ln of the mean loss, of a branch over that of the main path in the same steps; `over`: which points are
-    so; `main`: the main path read where they are. `deviations`: what noise alone makes a point deviate by; `sigmas`:
-    what noise and the law's own error do, see `OFF`.
-    `versions`: index from 0. `levels`: of how many versions the fit has a level beside the first's (0: all are alike).
+    `logs`: ln of the mean loss; for a branch relative to the main path at the same steps. `over`: which
+    points are relative; `main`: the main path's drops at them. `deviations`: the standard deviation from
+    noise alone; `sigmas`: from noise and the law's own error, see `OFF`. `versions`: index from 0.
+    `levels`: the number of versions that have a fitted level in addition to the first version's (0: all
+    versions have the same level).
     """
 
     sources: tuple[Curve, ...]
@@ -145,7 +147,9 @@ class Data:
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted law; `level` [versions] is how far each version's loss lies above the first's (nats)."""
+    """A fitted law; `level` [versions] is the difference of each version's loss from the first version's
+    (nats).
+    """
 
     scale: Scale
     parameters: F64
@@ -154,27 +158,27 @@ class Fit:
     residuals: F64
 
     def losses(self, rates: F64, steps: I64, versions: I64) -> F64:
-        """The predicted losses [n] (nats) at some steps of a run with these rates.
+        """Return the predicted losses [n] (nats) at some steps of a run with these rates.
 
-        A version beyond those that have been seen has the mean level of them.
+        A version that was not fitted has the mean level of the fitted ones.
         """
         return self.losses_of(read_drops(rates, steps, self.scale), versions)
 
     def losses_of(self, read: Drops, versions: I64) -> F64:
-        """The predicted losses [n] where the curve has been read already."""
+        """Return the predicted losses [n] for drops that were already read."""
         known = np.append(self.level, self.level.mean())
         return loss_and_slopes(self.parameters, read)[0] + known[np.minimum(versions, len(self.level))]
 
     @property
     def start(self) -> F64:
-        """All parameters as one vector, for another fit to begin at."""
+        """All parameters as one vector, the starting point of another fit."""
         return np.concatenate([self.parameters, self.level[1:]])
 
 
 def gather(
     curves: Sequence[Curve], scale: Scale, levels: int = 0, expectation: Expectation | None = None
 ) -> Data:
-    """The curves' points as one set; what is expected of the law is what `law.expected` says, unless given."""
+    """Combine the points of the curves; the prior is `law.expected` unless given."""
     points = [curve.points for curve in curves]
     counts = [np.bincount(part.versions)[part.versions] for part in points]  # that share one error `OFF`
     deviations = np.concatenate([part.deviations for part in points])
@@ -198,7 +202,7 @@ def gather(
 
 
 def fit_law(data: Data, begins: Sequence[F64] | None = None) -> Fit:
-    """The best of the fits from all starts (default: `law.starts`)."""
+    """Return the best of the fits from all starting points (default: `law.starts`)."""
     absolute = np.exp(data.logs[~data.over])
     found = [_descend(data, begin) for begin in begins or starts(absolute, data.expectation)]
     values, cost = min(found, key=lambda end: end[1])
@@ -207,9 +211,9 @@ def fit_law(data: Data, begins: Sequence[F64] | None = None) -> Fit:
 
 
 def bootstrap(fit: Fit, data: Data, count: int, seed: int = 0) -> list[Fit]:
-    """Fits to `count` sets of losses that might as well have been: the fit plus its residuals, drawn in blocks.
+    """Fit `count` bootstrap samples of the losses: the fitted values plus residuals, resampled in blocks.
 
-    What is expected of the parameters is drawn anew each time, too: it is as unknown as the losses.
+    The prior means are resampled each time, too, because they are as uncertain as the losses.
     """
     rng = np.random.default_rng(seed)
     smooth = data.logs - fit.residuals
@@ -225,7 +229,7 @@ def bootstrap(fit: Fit, data: Data, count: int, seed: int = 0) -> list[Fit]:
 
 
 def _predict(data: Data, values: F64) -> tuple[F64, F64]:
-    """The logs [n] that a fit's values make of the points, and their derivatives [n, values]."""
+    """Return the logs [n] predicted at the points for these values, and their derivatives [n, values]."""
     later = (data.versions[:, None] == np.arange(1, data.levels + 1)[None, :]).astype(np.float64)
 
     def logs(read: Drops, levels: F64) -> tuple[F64, F64]:
@@ -241,7 +245,7 @@ def _predict(data: Data, values: F64) -> tuple[F64, F64]:
 
 
 def _descend(data: Data, begin: F64) -> tuple[F64, float]:
-    """Where SciPy's least squares come to from a start, and the cost there."""
+    """Return the result of SciPy's least squares from a starting point, and its cost."""
     mean = np.append(data.expectation.mean, np.zeros(data.levels))
     spread = np.append(data.expectation.spread, np.full(data.levels, LEVEL_SPREAD))
     bounds = np.vstack([BOUNDS, np.tile((-5.0, 5.0), (data.levels, 1))]).T

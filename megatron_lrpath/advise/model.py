@@ -1,4 +1,6 @@
-"""From curves to a fitted law that may be used, for training and validation losses, with its error."""
+"""Fit the law to curves, check that it is usable, and estimate the error of its training and validation
+losses.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,11 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.paradigms import MAIN
 
 GAIN_SPREAD = 0.15
-"""Share of a decay's gain in training, as a standard deviation, that its gain in validation may differ by."""
+"""Prior standard deviation of a decay's gain in validation relative to its gain in training."""
 
 
 def fit_path(path: Checkpoints, scale: Scale, samples: int) -> tuple[Fit, ...]:
-    """The law fitted to the main path's validation losses, and `samples` times to others that might have been."""
+    """The law fitted to the main path's validation losses, and `samples` bootstrap fits of it."""
     data = gather([path], scale)
     rng = np.random.default_rng(0)
     fits = [fit_law(data)]
@@ -31,21 +33,23 @@ def fit_path(path: Checkpoints, scale: Scale, samples: int) -> tuple[Fit, ...]:
 
 
 def _losses(fits: Sequence[Fit], read: Drops, version: int = 0) -> F64:
-    """The losses of every fit, [fits], on a version's text; on the validation text, but for its level, without one."""
+    """Return the losses of every fit, [fits], on a version's text, or without a version on the validation
+    text up to its level.
+    """
     return np.array([fit.losses_of(read, np.array([version]))[0] for fit in fits])
 
 
 RESAMPLED = 100
-"""Fits to resampled residuals: enough for the 2.5% and 97.5% quantiles."""
+"""Number of fits to resampled residuals: enough for the 2.5% and 97.5% quantiles."""
 LARGEST_MISFIT = 0.02
-"""Relative misfit beyond the noise above which nothing is predicted: alpha is about tenths of a percent."""
+"""Maximum relative misfit beyond the noise; alphas differ by tenths of a percent."""
 SMALLEST_GAIN = 2 * OFF
-"""Relative gain of a decay below which the fit cannot tell alphas apart."""
+"""Minimum relative gain of a decay; below it the fit cannot distinguish alphas."""
 DRIFT = 0.005
-"""Relative error of a loss, per doubling of the steps, from what no law of the learning rate knows: the text of
-versions to come, and how much less validation falls than training; at least so much (see `docs/advise.md`)."""
+"""Minimum relative error of a loss per doubling of the steps that no law of the rate explains: the text of later
+versions, and the difference between validation and training (see `docs/advise.md`)."""
 FEWEST_POINTS = 10
-"""Points of the main path: its law alone has three parameters."""
+"""Minimum number of points of the main path, whose law has three parameters."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +57,12 @@ class Model:
     """A law fitted to a plan's runs.
 
     `samples`: the fits to resampled residuals. `misfit`: the relative deviation of the points from the law
-    beyond their noise. `end_error`: the relative error of the loss at the end of a decay (root mean square);
-    measured on decays that were held out one at a time where there are two or more (`held_out`).
-    `path`: the law of the main path's validation losses, for each of `fits`; empty where too few checkpoints were
-    evaluated. With it a branch ends at the main path's validation loss minus `share` of what the decay gains in
-    training. Without it the branch ends at its training loss. What the evaluated branches lie above that is added,
-    see `offsets`.
+    beyond their noise. `end_error`: the relative error (root mean square) of the loss at the end of a
+    decay; if there are two or more decays it is measured on decays that were held out one at a time
+    (`held_out`). `path`: the law of the main path's validation losses, one for each of `fits`; empty if
+    too few checkpoints were evaluated. With `path`, a branch ends at the main path's validation loss minus
+    `share` times the reduction of the training loss by its decay. Without it, the branch ends at its
+    training loss. The mean offset of the evaluated branches is added, see `offsets`.
     """
 
     fit: Fit
@@ -71,7 +75,7 @@ class Model:
 
     @cached_property
     def evaluated(self) -> tuple[Curve, ...]:
-        """The fitted branches whose validation loss is known; where there are any, validation losses are predicted."""
+        """The fitted branches with a validation loss; if there are any, validation losses are predicted."""
         return tuple(curve for curve in self.data.sources if curve.validation is not None)
 
     @property
@@ -80,23 +84,25 @@ class Model:
         return (self.fit, *self.samples)
 
     def ends_at(self, read: Drops, index: int) -> F64:
-        """The final loss (nats a token) of a branch of version `index` by every fit, [1 + samples].
+        """Return the final loss (nats per token) of a branch of version `index` by every fit, [1 + samples].
 
-        Of validation where that is known of a branch; else of training, on the version's own text.
+        It is the validation loss if a branch was evaluated; otherwise the training loss on the version's
+        own text.
         """
         if self.evaluated:
             return self._bare(read, index) + self.offsets[self.nearest(index)]
         return _losses(self.fits, read, index)
 
     def ends_of(self, curve: Curve) -> F64:
-        """The final loss of a branch by every fit, [1 + samples], as `ends_at`."""
+        """Return the final loss of a branch by every fit, [1 + samples]; see `ends_at`."""
         return self.ends_at(curve.end(self.fit.scale), curve.version)
 
     @cached_property
     def offsets(self) -> dict[int, F64]:
-        """By version with evaluated branches: how much (nats) they lie above what is made of every fit, [1 + samples].
+        """The offset (nats) of evaluated branches from the prediction of every fit, [1 + samples], by
+        version.
 
-        The training loss falls faster than validation, so each version's own branches tell.
+        The training loss falls faster than the validation loss, so each version has its own offset.
         """
         found: dict[int, list[F64]] = {}
         for curve in self.evaluated:
@@ -106,11 +112,13 @@ class Model:
 
     @cached_property
     def share(self) -> F64:
-        """The share of a decay's gain in training that it gains in validation by every fit, [1 + samples].
+        """The reduction of the validation loss by a decay, relative to that of the training loss, by every
+        fit, [1 + samples].
 
-        Between what the evaluated branches tell, in the mean, and 1, which is as sure as `GAIN_SPREAD` says. A branch
-        is as sure as the main path is known at its end (`OFF`, and what its samples differ by), and all together are
-        no surer than the surest: the main path is the same. A decay that gains nothing tells nothing.
+        It is a weighted mean of the evaluated branches' ratio and 1, whose standard deviation is
+        `GAIN_SPREAD`. The precision of a branch is limited by that of the main path at its end (`OFF`, and
+        the spread of its samples). The branches share the main path, so together they are no more precise
+        than the most precise one. A decay without a gain has no weight.
         """
         shares, weights = [], []
         for curve in self.evaluated:
@@ -122,7 +130,7 @@ class Model:
         return (sure * measured + GAIN_SPREAD**-2) / (sure + GAIN_SPREAD**-2)
 
     def _bare(self, read: Drops, index: int) -> F64:
-        """The validation losses of `ends_at` before the evaluated branches have told the level."""
+        """Return the validation losses of `ends_at` before the offset of the evaluated branches is added."""
         ends = _losses(self.fits, read)
         if not self.path:
             return ends
@@ -131,7 +139,9 @@ class Model:
 
     @cached_property
     def _main_ends(self) -> list[tuple[F64, F64]]:
-        """Validation and training loss by every fit of the main path at each version's end, reached or not."""
+        """Return the validation and training loss of the main path at each version's end by every fit,
+        whether reached or not.
+        """
         main, scale = self.data.sources[0], self.fit.scale
         more = np.full(max(0, int(main.ends[-1]) - len(main.rates)), scale.max_lr)
         rates = np.concatenate([main.rates, more])
@@ -139,13 +149,13 @@ class Model:
         return [(_losses(self.path, read), _losses(self.fits, read)) for read in reads]
 
     def nearest(self, index: int) -> int:
-        """The version nearest to `index`, the later of two, that something tells the level of the losses of."""
+        """Return the version nearest to `index` whose level is known, the later of two."""
         known = set(self.offsets or self.data.versions.tolist())
         return min(known, key=lambda version: (abs(version - index), -version))
 
     @cached_property
     def drift(self) -> float:
-        """`DRIFT`, or what validation has drifted by between evaluated versions where that is more."""
+        """`DRIFT`, or the drift of the validation loss between evaluated versions if that is larger."""
         losses = [curve.validation for curve in self.evaluated if curve.validation]
         drifts = [
             abs(float(self.offsets[one][0] - self.offsets[other][0])) / self._doublings(one, other)
@@ -154,19 +164,22 @@ class Model:
         return max([DRIFT, *(drift / float(np.mean(losses)) for drift in drifts)])
 
     def unknown(self, index: int) -> float:
-        """The relative deviation of version `index`'s loss from what the law cannot know, see `drift`."""
+        """Return the relative uncertainty of version `index`'s loss that no law of the rate explains, see
+        `drift`.
+        """
         return self.drift * self._doublings(self.nearest(index), index)
 
     def _doublings(self, one: int, other: int) -> float:
-        """How often the steps double from the end of a version to that of another."""
+        """Return the number of times that the steps double between the ends of two versions."""
         ends = self.data.sources[0].ends
         return abs(float(np.log2(ends[other] / ends[one])))
 
 
 def build_model(curves: Sequence[Curve], scale: Scale, resampled: int = RESAMPLED) -> Model:
-    """Fit the law to the curves; the main path comes first in them.
+    """Fit the law to the curves; the first curve is the main path.
 
-    Raises UserError where they do not support it: no decay yet, too few steps, a misfit that is too large.
+    Raises UserError if the curves do not support a fit: no decay yet, too few steps, or a misfit that is
+    too large.
     """
     _check_curves(curves)
     quiet = [curves[0], *(curve.beside(curves[0]) for curve in curves[1:])]
@@ -193,10 +206,10 @@ def build_model(curves: Sequence[Curve], scale: Scale, resampled: int = RESAMPLE
 
 
 def fit_with_levels(data: Data) -> tuple[Fit, Data]:
-    """The law, with a level for each version's text where that explains more than chance would.
+    """Fit the law, with a level for each version's text if the Bayesian information criterion prefers that.
 
-    The text of a new version may be easier or harder than the first one's; a level each costs a parameter, so
-    it has to lower the Bayesian information criterion (Schwarz 1978).
+    The text of a new version can be easier or harder than the first one's. Each level is one more
+    parameter, so it has to lower the criterion (Schwarz 1978).
     """
     plain = fit_law(data)
     later = int(data.versions.max())
@@ -209,7 +222,7 @@ def fit_with_levels(data: Data) -> tuple[Fit, Data]:
 
 
 def end_error(curve: Curve, fit: Fit) -> float:
-    """How far the law is off at the curve's end, relative, beyond the noise of the measured loss there."""
+    """Return the relative error of the law at the end of the curve, beyond the noise of the measured loss."""
     steps = curve.logged[curve.tail]
     versions = np.searchsorted(curve.ends, steps)
     predicted = fit.losses(curve.rates, steps, versions).mean()
@@ -221,7 +234,7 @@ def end_error(curve: Curve, fit: Fit) -> float:
 
 
 def misfit(fit: Fit, data: Data) -> float:
-    """The relative deviation of the points from the law, beyond what their noise explains."""
+    """Return the relative deviation of the points from the law that their noise does not explain."""
     weights = 1 / np.maximum(data.deviations, EXACT) ** 2
     beyond = np.average(fit.residuals**2 - data.deviations**2, weights=weights)
     return float(np.sqrt(max(0.0, beyond)))
@@ -244,7 +257,7 @@ def _check_curves(curves: Sequence[Curve]) -> None:
         )
     if not any(curve.decays for curve in curves):
         raise UserError(
-            "no branch has decayed to half of the maximum rate yet, so nothing tells what a decay gains. Train "
+            "no branch has decayed to half of the maximum rate yet, so the gain of a decay is unknown. Train "
             "the first one (`lrpath run PLAN --paradigm ours --run branch-V1`): one constant and one decayed "
             "curve are enough."
         )
@@ -261,6 +274,6 @@ def _check_model(model: Model) -> None:
     lowered = gains(fit.parameters, data.read) / fit.losses_of(data.read, data.versions)
     if float(lowered.max()) < SMALLEST_GAIN:
         raise UserError(
-            "in the losses logged so far a decay lowers nothing, so the fit cannot tell alphas apart. Look at the "
+            "decays have not lowered the loss in the logged steps, so the fit cannot compare alphas. Check the "
             "branches (`lrpath report`), and train a longer one."
         )

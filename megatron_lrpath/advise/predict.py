@@ -1,4 +1,4 @@
-"""What each version would end at and what all would cost, for every alpha and every decay."""
+"""Predict each version's final loss and the total cost, for every alpha and every decay."""
 
 from __future__ import annotations
 
@@ -17,29 +17,31 @@ from megatron_lrpath.schedule.styles import with_branch_shape
 
 ALPHAS = tuple(round(0.05 * number, 2) for number in range(2, 21))
 DECAYS = ("cosine", "linear", "minus-sqrt", "exponential")
-"""Shapes that are predicted beside the plan's own: fitted to one of them, the law knows the others. It does not know
-multi-step's long stretches at a low rate, and makes their loss too good by over a percent (`docs/advise.md`)."""
+"""Shapes predicted in addition to the plan's own: a law fitted to one of them predicts the others. Multi-step is
+excluded: the law underestimates the loss of its long stages at a low rate by over a percent (`docs/advise.md`)."""
 POSITIONS = 1000
-"""Places that a decay's rates are read at; longer ones are drawn straight in between."""
+"""Number of positions at which a decay's rates are read; longer decays are interpolated linearly."""
 CONFIDENT = 1.96
 
 
 @dataclass(frozen=True)
 class Decay:
-    """How a branch decays: its shape and where it ends, as a share of max_lr."""
+    """The decay of a branch: its shape and its final rate, as a fraction of max_lr."""
 
     shape: str
     floor: float
 
     def schedule(self, plan: Plan) -> Schedule:
-        """The plan's schedule with this decay."""
+        """Return the plan's schedule with this decay."""
         schedule = with_branch_shape(plan.schedule, self.shape)
         return replace(schedule, min_lr=self.floor * schedule.max_lr)
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The loss (nats a token) that one version's branch ends at, see `Model.ends_at`, with its 95% interval."""
+    """The predicted final loss (nats per token) of a version's branch, see `Model.ends_at`, with its 95%
+    interval.
+    """
 
     loss: float
     low: float
@@ -50,10 +52,10 @@ class Prediction:
 class Candidate:
     """One alpha for all versions with one decay.
 
-    `versions`: a prediction for each, None where its branch would leave the main path in its warm-up. `cost`:
-    steps of all runs over those of pre-training from scratch. `gap`: how far the perplexity (of the mean loss of the
-    judged versions) lies above that of the best that may be chosen, relative; its interval is that of the resampled
-    fits, see `GAIN_SPREAD`.
+    `versions`: a prediction for each, or None if its branch would leave the main path during warm-up.
+    `cost`: the steps of all runs relative to pre-training from scratch. `gap`: the relative excess of the
+    perplexity (of the mean loss of the judged versions) over that of the best candidate that can be
+    chosen; its interval is that of the resampled fits, see `GAIN_SPREAD`.
     """
 
     alpha: float
@@ -67,27 +69,29 @@ class Candidate:
 
     @property
     def possible(self) -> bool:
-        """Whether a plan with this alpha is sound for every version."""
+        """Whether a plan with this alpha is valid for every version."""
         return None not in self.versions
 
 
 def own_decay(plan: Plan) -> Decay:
-    """How the plan's branches decay."""
+    """Return the decay of the plan's branches."""
     schedule = plan.schedule
     shape = STYLES[schedule.style].branch_shape(schedule)
     return Decay(shape.name, schedule.min_lr / schedule.max_lr)
 
 
 def judged_versions(plan: Plan) -> list[int]:
-    """The versions (from 0) that alpha is judged by: all but the first, as in the paper's tables."""
+    """Return the versions (from 0) that alpha is judged by: all but the first, as in the paper's tables."""
     return list(range(1, len(plan.versions))) or [0]
 
 
 def relative_cost(plan: Plan, alpha: float) -> float:
-    """Steps of the main path and all branches at this alpha over those of pre-training from scratch."""
+    """Return the steps of the main path and all branches at this alpha, relative to pre-training from
+    scratch.
+    """
     branches = [round(alpha * version.steps) for version in plan.versions]
     ends = plan.timeline.ends
-    return (ends[-1] - branches[-1] + sum(branches)) / sum(ends)
+    return (ends[-1] - branches[-1] + sum(branches)) / sum(plan.timeline.scratch_ends)
 
 
 def predict(
@@ -97,7 +101,7 @@ def predict(
     alphas: Sequence[float],
     eligible: Callable[[Decay], bool],
 ) -> list[Candidate]:
-    """Every alpha with every decay, compared with the best of those whose decay is eligible."""
+    """Predict every alpha with every decay, and compare each with the best candidate whose decay is eligible."""
     made, draws = [], []
     for decay in decays:
         for alpha in alphas:
@@ -124,7 +128,7 @@ def predict(
 
 
 def gap_intervals(model: Model, gaps: F64) -> tuple[F64, F64]:
-    """The 95% intervals of gaps [n, 1 + samples]: the samples' quantiles, widened by what `GAIN_SPREAD` says."""
+    """Return the 95% intervals of gaps [n, 1 + samples]: quantiles of the samples, widened by `GAIN_SPREAD`."""
     middle, samples = gaps[:, 0], gaps[:, 1:]
     low, high = np.quantile(samples, (0.025, 0.975), axis=1) if samples.size else (middle, middle)
     own = CONFIDENT * (GAIN_SPREAD if model.evaluated else 0.0) * middle
@@ -132,7 +136,9 @@ def gap_intervals(model: Model, gaps: F64) -> tuple[F64, F64]:
 
 
 def ends_at(plan: Plan, model: Model, decay: Decay, alpha: float, index: int) -> F64 | None:
-    """The version's final loss by the fit and by each sample, shape [1 + samples]; None where impossible."""
+    """Return the version's final loss by the fit and each sample, shape [1 + samples]; None if the branch is
+    impossible.
+    """
     steps, last = round(alpha * plan.versions[index].steps), plan.timeline.ends[index]
     point = last - steps
     if steps < 1 or point < max(1, plan.schedule.warmup):
@@ -144,12 +150,14 @@ def ends_at(plan: Plan, model: Model, decay: Decay, alpha: float, index: int) ->
 
 @lru_cache(maxsize=256)
 def _branch(schedule: Schedule, steps: int) -> F64:
-    """The rates of a branch of so many steps; where it leaves the main path does not matter."""
+    """Return the rates of a branch of this many steps; they do not depend on the branch point."""
     return rates_of(LRPath(schedule, "branch", 0, steps), 0, steps, POSITIONS)
 
 
 def interval(model: Model, index: int, losses: F64) -> Prediction:
-    """The fit's loss between the quantiles of the samples, widened by the law's own error and what it cannot know."""
+    """Return the fit's loss with the quantiles of the samples, widened by the law's own error and by the
+    drift.
+    """
     loss = float(losses[0])
     low, high = np.quantile(losses[1:], (0.025, 0.975)) if len(losses) > 1 else (loss, loss)
     own = CONFIDENT * loss * np.hypot(model.end_error, model.unknown(index))

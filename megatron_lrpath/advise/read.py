@@ -1,4 +1,4 @@
-"""Reads the loss curves and evaluations that a plan's runs have left behind."""
+"""Read the loss curves and evaluations of a plan's runs."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from megatron_lrpath.runs.history import read_history
 from megatron_lrpath.runs.results import loss_of, main_path_evaluations
 
 SKIPPED = 0.1
-"""Share of the first version that is left out at the beginning (or the warm-up twice): there no law holds."""
+"""Fraction of the first version excluded at the beginning (or twice the warm-up), where no law holds."""
 FEWEST = 3 * SHORTEST
-"""Steps of its own that a curve needs to be read at all."""
+"""Minimum number of a curve's own steps."""
 
 
 def scale_of(plan: Plan) -> Scale:
-    """The units of a fit to this plan's runs."""
+    """Return the units of a fit to this plan's runs."""
     schedule, first = plan.schedule, plan.timeline.ends[0]
     return Scale(schedule.max_lr, schedule.max_lr * (first - schedule.warmup / 2), schedule.warmup)
 
 
 def main_rates(plan: Plan, last: int) -> F64:
-    """The main path's rate in the steps 1 to `last`, wherever the plan ends it."""
+    """Return the main path's rate in the steps 1 to `last`, even beyond the end of the plan."""
     path = plan.main.path
     rates = np.full(last, plan.schedule.max_lr)
     warm = min(last, path.warmup)
@@ -37,16 +37,17 @@ def main_rates(plan: Plan, last: int) -> F64:
 
 
 def read_curves(plan: Plan) -> list[Curve]:
-    """The main path and the branches that have been trained, in that order, as far as each has come.
+    """Return the curves of the main path and of the trained branches, in that order, up to their last logged
+    step.
 
-    Raises UserError for runs whose logged rates are not the plan's.
+    Raises UserError if the logged rates of a run are not the plan's.
     """
     found = [read_curve(plan, run) for run in plan.runs(OURS.name)]
     return [curve for curve in found if curve is not None]
 
 
 def read_curve(plan: Plan, run: Run) -> Curve | None:
-    """One run's curve; None before it has logged enough steps beyond the beginning."""
+    """Return the curve of one run; None if it has not logged enough steps beyond the excluded beginning."""
     history = read_history(plan.folder(run))
     losses = history["loss"]
     begin = max(beginning(plan), run.first_step)
@@ -83,14 +84,15 @@ def read_curve(plan: Plan, run: Run) -> Curve | None:
 
 
 def beginning(plan: Plan) -> int:
-    """The steps that are left out of every curve, see `SKIPPED`."""
+    """Return the number of steps excluded at the beginning of every curve, see `SKIPPED`."""
     return max(2 * plan.schedule.warmup, round(SKIPPED * plan.timeline.ends[0]))
 
 
 def read_checkpoints(plan: Plan, main: Curve) -> Checkpoints | None:
-    """The main path's evaluated checkpoints (`lrpath eval --main-path`) after the beginning; None without any.
+    """Return the main path's evaluated checkpoints (`lrpath eval --main-path`) after the excluded beginning,
+    or None.
 
-    Those that were evaluated on another validation set than the branches are left aside.
+    Checkpoints that were evaluated on another validation set than the branches are left out.
     """
     branches = [_evaluation(plan, run) for run in plan.runs(OURS.name)]
     texts = {one["validation"] for one in branches if "validation" in one}
@@ -114,7 +116,7 @@ def read_checkpoints(plan: Plan, main: Curve) -> Checkpoints | None:
 
 
 def _evaluation(plan: Plan, run: Run) -> dict[str, Any]:
-    """The evaluation of a run's model, {} where there is none."""
+    """Return the evaluation of a run's model; {} if there is none."""
     return read_json_object(RunFolder(plan.folder(run)).evaluation) or {}
 
 

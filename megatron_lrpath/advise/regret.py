@@ -1,4 +1,4 @@
-"""Regret: what the predictions would have taken of the measured branches, over the best of them at the same cost."""
+"""Regret: the measured perplexity of the predicted choice over the best measured at the same cost."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from megatron_lrpath.plan import Plan
 
 @dataclass(frozen=True)
 class Tried:
-    """A measured branch: the steps that it costs, its predicted and its measured loss in nats a token."""
+    """A measured branch: its cost in steps, and its predicted and measured loss in nats per token."""
 
     name: str
     steps: int
@@ -25,9 +25,10 @@ class Tried:
 
 @dataclass(frozen=True)
 class Regret:
-    """At a relative cost of at most `cost`: the branches taken by their predictions, and the best by their measures.
+    """The branches chosen by their predictions and the best ones by their measurements, at a relative cost up
+    to `cost`.
 
-    A branch for each compared version of which any is measured. Losses are means over them.
+    There is one branch for each compared version that has a measured branch. Losses are means over them.
     """
 
     cost: float
@@ -36,11 +37,11 @@ class Regret:
 
     @property
     def value(self) -> float:
-        """The measured perplexity of what was chosen over that of the best, minus 1."""
+        """The measured perplexity of the choice over that of the best, minus 1."""
         return float(np.expm1(mean_measured(self.chosen) - mean_measured(self.best)))
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """Return JSON-serializable data."""
         return {
             "regret": self.value,
             "relative_cost": self.cost,
@@ -50,12 +51,12 @@ class Regret:
 
 
 def mean_measured(taken: Sequence[Tried]) -> float:
-    """The mean of the measured losses."""
+    """Return the mean of the measured losses."""
     return float(np.mean([one.measured for one in taken]))
 
 
 def branch_steps(plan: Plan, others: Sequence[Plan]) -> dict[str, tuple[int, int]]:
-    """Version (from 0) and steps of every branch, by the name of its curve (see `all_curves`)."""
+    """Return the version (from 0) and steps of every branch, by the name of its curve (see `all_curves`)."""
     named = [("", plan), *((f"{other.name}/", other) for other in others)]
     return {
         prefix + run.name: (run.version_index - 1, run.steps)
@@ -66,11 +67,11 @@ def branch_steps(plan: Plan, others: Sequence[Plan]) -> dict[str, tuple[int, int
 
 
 def plan_regret(plan: Plan, tried: dict[int, list[Tried]], cost: float) -> Regret | None:
-    """Regret at a relative cost for a plan whose versions (from 0) have these measured branches.
+    """Return the regret at a relative cost for a plan whose versions (from 0) have these measured branches.
 
-    Versions without one, and those that are not compared, cost what the plan gives them. The last version's branch
-    costs nothing, because the main path ends where it begins. None where nothing is measured, no two branches of a
-    version are there to choose from, or even the shortest ones cost more.
+    Versions that are not compared or have no measured branch cost what the plan gives them. The last
+    version's branch costs nothing, because the main path ends at its branch point. Return None if nothing
+    is measured, if no version has two branches to choose from, or if even the shortest branches cost more.
     """
     line, last = plan.timeline, len(plan.versions) - 1
     measured = [index for index in judged_versions(plan) if tried.get(index)]
@@ -81,14 +82,16 @@ def plan_regret(plan: Plan, tried: dict[int, list[Tried]], cost: float) -> Regre
         [Tried(one.name, 0, one.predicted, one.measured) if index == last else one for one in tried[index]]
         for index in measured
     ]
-    taken = regret(columns, int(cost * sum(line.ends) + 1e-6) - line.ends[-1] - fixed)
+    taken = regret(columns, int(cost * sum(line.scratch_ends) + 1e-6) - line.ends[-1] - fixed)
     return Regret(cost, *taken) if taken else None
 
 
 def regret(
     columns: Sequence[Sequence[Tried]], limit: int
 ) -> tuple[tuple[Tried, ...], tuple[Tried, ...]] | None:
-    """Of every column one, in at most `limit` steps: by the lowest predicted sum, and by the lowest measured one."""
+    """Select one entry of each column within `limit` steps: by the lowest predicted sum, and by the lowest
+    measured sum.
+    """
     chosen = lowest(columns, limit, lambda one: one.predicted)
     best = lowest(columns, limit, lambda one: one.measured)
     return None if chosen is None or best is None else (chosen, best)
@@ -97,7 +100,9 @@ def regret(
 def lowest(
     columns: Sequence[Sequence[Tried]], limit: int, loss: Callable[[Tried], float]
 ) -> tuple[Tried, ...] | None:
-    """Of every column one, in at most `limit` steps, with the lowest sum of losses; None where there are none."""
+    """Select one entry of each column within `limit` steps with the lowest sum of losses; None if there is
+    none.
+    """
     sums: list[tuple[int, float, tuple[Tried, ...]]] = [(0, 0.0, ())]
     for column in columns:
         longer = [
@@ -113,7 +118,7 @@ def lowest(
 def _unbeaten(
     ordered: Sequence[tuple[int, float, tuple[Tried, ...]]],
 ) -> Iterator[tuple[int, float, tuple[Tried, ...]]]:
-    """Of sums by ascending steps those that lower the loss."""
+    """Drop the sums, by ascending steps, that do not lower the loss."""
     least = np.inf
     for entry in ordered:
         if entry[1] < least:

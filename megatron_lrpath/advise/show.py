@@ -1,4 +1,4 @@
-"""The advice in the terminal and as a figure."""
+"""Show the advice in the terminal and as a figure."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def show(advice: Advice, console: Console) -> None:
 
 
 def sentences(advice: Advice) -> list[str]:
-    """What to choose, the plan's own alpha beside it, and the best of all."""
+    """Return the recommendation, next to the plan's own alpha and the best of all."""
     lines, wanted = [], advice.target.removeprefix("the least cost for ")
     if advice.allocation:
         lines.append(f"Advice ({advice.target}): {_allocation_text(advice, advice.allocation)}")
@@ -96,7 +96,7 @@ def sentences(advice: Advice) -> list[str]:
 
 
 def application(advice: Advice) -> str:
-    """How the chosen alpha is taken, and what of it reaches versions that are trained; empty where it is the plan's."""
+    """Return how to apply the chosen alpha, and to which versions; empty if it is the plan's."""
     plan, chosen = advice.plan, advice.chosen
     if chosen is None or (chosen.alpha == plan.alpha and chosen.decay == own_decay(plan)):
         return ""
@@ -107,15 +107,15 @@ def application(advice: Advice) -> str:
     ]
     text = f"To take it: `alpha: {chosen.alpha:g}` for a version in {plan.path} whose branch has not begun"
     return text + (
-        f"; {listing(begun)} {'has' if len(begun) == 1 else 'have'} begun and cannot change any more, so leave the "
-        "plan's own alpha as it is."
+        f"; {listing(begun)} {'has' if len(begun) == 1 else 'have'} begun and cannot change, so do not change the "
+        "plan's own alpha."
         if begun
         else "."
     )
 
 
 def _allocation_text(advice: Advice, one: Allocation) -> str:
-    """The alphas with their cost, beside the plan's own; what is still to come, and how to apply them."""
+    """Return the alphas and their cost next to the plan's, the cost still to come, and how to apply them."""
     alphas = ", ".join(f"{alpha:g} for {name}" for name, alpha in one.alphas.items())
     text = f"alpha={alphas} costs {one.cost:.3f} of PTFS"
     if one.loss_of_plan is not None:
@@ -132,7 +132,7 @@ def _allocation_text(advice: Advice, one: Allocation) -> str:
 
 
 def allocation_table(plan: Plan, one: Allocation) -> Table:
-    """A line for each version: its alpha, its branch's steps, and the predicted loss and perplexity."""
+    """Return a line for each version: its alpha, its branch's steps, and the predicted loss and perplexity."""
     table = _table(["version", "alpha", "branch steps", "loss", "95%", "perplexity", "alpha is"], left=1)
     table.title = "An alpha for each version"
     for version in plan.versions:
@@ -157,7 +157,7 @@ def allocation_table(plan: Plan, one: Allocation) -> Table:
 
 
 def fitted(advice: Advice) -> str:
-    """What was fitted, and how well, in a line."""
+    """Return one line on the fitted curves and the quality of the fit."""
     model = advice.model
     curves = ", ".join(curve.name for curve in model.data.sources)
     how = "decays held out one at a time" if model.held_out else "one decay: in the fit itself"
@@ -171,18 +171,18 @@ def fitted(advice: Advice) -> str:
 
 
 def hint(advice: Advice) -> str:
-    """What would make the predictions better that nothing has to be trained for; empty where there is nothing."""
+    """Return how to improve the predictions without further training; empty if there is no such way."""
     if not advice.model.evaluated:
         return " `lrpath eval PLAN` first, and validation losses are predicted."
     folder = RunFolder(advice.plan.folder(advice.plan.main))
     kept = [step for step in complete_steps(folder.checkpoints) if step > beginning(advice.plan)]
     evaluated = main_path_evaluations(folder.path)
     if set(kept) - set(evaluated) and enough([*kept, *evaluated]):
-        return " `lrpath eval PLAN --main-path`, and their level is surer."
+        return " `lrpath eval PLAN --main-path`, for a more precise level."
     if not advice.model.path:
         return (
-            " Their level would be surer with more of the main path's checkpoints (save_interval, "
-            "save_retain_interval) evaluated."
+            " More evaluated checkpoints of the main path (save_interval, save_retain_interval) would make their "
+            "level more precise."
         )
     return ""
 
@@ -194,7 +194,7 @@ def _table(titles: list[str], left: int) -> Table:
 
 
 def alphas_table(advice: Advice) -> Table:
-    """Every tenth alpha, the plan's and the chosen one, with the plan's own decay."""
+    """Return every tenth alpha, the plan's and the chosen one, with the plan's own decay."""
     names = [version.name for version in advice.plan.versions]
     table = _table(["alpha", "cost", *names, "±", "gap", "95% of the gap"], left=0)
     table.title = _decay(own_decay(advice.plan))
@@ -211,7 +211,7 @@ def alphas_table(advice: Advice) -> Table:
 
 
 def decays_table(advice: Advice) -> Table:
-    """For each decay the alpha with the lowest loss, and the cheapest one near the best."""
+    """Return, for each decay, the alpha with the lowest loss and the cheapest alpha near the best."""
     table = _table(["decay", "best alpha", "cost", "gap", f"within {WITHIN:.2%}", "cost"], left=1)
     for decay in dict.fromkeys(one.decay for one in advice.candidates):
         mine = [one for one in advice.candidates if one.decay == decay and one.possible]
@@ -224,7 +224,7 @@ def decays_table(advice: Advice) -> Table:
 
 
 def checks_table(advice: Advice) -> Table:
-    """Branches that the fit had not seen."""
+    """Return the table of branches that were excluded from the fit."""
     table = _table(["held out", "predicted", "95% of it", "measured", "error"], left=1)
     for check in advice.checks:
         interval = f"{check.low:.3f} … {check.high:.3f}"
@@ -238,7 +238,7 @@ def checks_table(advice: Advice) -> Table:
 
 
 def regret_text(advice: Advice) -> str:
-    """What the predictions would have taken of the measured branches, in a sentence; empty where it cannot be said."""
+    """Return a sentence on the regret among the measured branches; empty if it cannot be computed."""
     one = advice.regret
     if one is None:
         return ""
@@ -264,11 +264,11 @@ def _decay(decay: Decay) -> str:
 
 
 LINES = ("#009E73", "#0072B2", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9")
-"""Okabe and Ito's colours, for the decays."""
+"""Colours of the decays (Okabe and Ito)."""
 
 
 def write_figure(advice: Advice, path: Path) -> None:
-    """Write the figure as PNG or SVG, by the file's ending. Raises UserError where that cannot be done."""
+    """Write the figure as PNG or SVG, according to the suffix. Raise UserError if that fails."""
     kind = path.suffix.lower().removeprefix(".")
     if kind not in ("png", "svg"):
         raise UserError(f"--figure {path}: the name must end in .png or .svg")
@@ -282,7 +282,7 @@ def write_figure(advice: Advice, path: Path) -> None:
 
 
 def for_report(advice: Advice, now: datetime) -> SavedAdvice:
-    """The advice as the report shows it."""
+    """Return the advice for the report."""
     caption = (
         f"{fitted(advice)} Losses are nats a token; predicted ones are of the "
         f"{'validation' if advice.model.evaluated else 'training'} text at the branches' ends."
@@ -300,7 +300,7 @@ def for_report(advice: Advice, now: datetime) -> SavedAdvice:
 
 
 def draw(advice: Advice) -> Figure:
-    """Both panels, one over the other."""
+    """Draw both panels, one above the other."""
     figure = Figure(figsize=(WIDTH, 8.0), layout="constrained")
     upper, lower = figure.subplots(2, 1)
     _curves(upper, advice)
@@ -309,7 +309,7 @@ def draw(advice: Advice) -> Figure:
 
 
 def _curves(axes: Axes, advice: Advice) -> None:
-    """The points of every curve and the law through them; a held-out branch has its points alone."""
+    """Draw the points of every curve and the fitted law; a held-out branch is drawn as points only."""
     data, fit = advice.model.data, advice.model.fit
     count = len(advice.plan.versions)
     for curve in data.sources:
@@ -328,7 +328,7 @@ def _curves(axes: Axes, advice: Advice) -> None:
 
 
 def _costs(axes: Axes, advice: Advice) -> None:
-    """The mean predicted loss of the compared versions over the cost, a line for each decay."""
+    """Draw the mean predicted loss of the compared versions over the cost, one line for each decay."""
     own = own_decay(advice.plan)
     decays = list(dict.fromkeys(one.decay for one in advice.candidates))
     for index, decay in enumerate(decays):

@@ -1,1 +1,1 @@
-"""The one door to a checkpoint: its pickles read as data, its bytes verified."""
+"""The only reader of checkpoints: pickles are parsed as data, bytes are verified."""

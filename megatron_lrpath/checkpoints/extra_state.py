@@ -1,7 +1,7 @@
-"""The `_extra_state` of a module, which Transformer Engine unpickles when it gets one that is not empty.
+"""The `_extra_state` of a module, which Transformer Engine unpickles unless it is empty.
 
-Without fp8 they are empty. With it they hold scales, histories and a recipe: read as data, checked, and written
-anew, so that what Transformer Engine unpickles was pickled here.
+Without fp8 it is empty. With fp8 it has scales, histories and a recipe: they are parsed as data, checked,
+and pickled again, so that Transformer Engine only unpickles data from this process.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ MAX_DEPTH = 8
 
 
 def harmless(value: Any) -> Any:
-    """An extra state as loaded by torch's weights-only unpickler, in a form that may be handed on.
+    """Return an extra state, as loaded by torch's weights-only unpickler, in a safe form.
 
     Args:
-        value: None, an empty one, a byte tensor with a state of fp8, or a `BytesIO` without one (the form of
+        value: None, an empty state, a byte tensor with a state of fp8, or a `BytesIO` without one (the form of
             Transformer Engine 1, which saves None in an archive of torch's); or a list of these.
 
     Returns:
-        `value` itself where it is empty, None for an archive of None; otherwise the same state, pickled here.
+        `value` itself if it is empty, None for an archive of None; otherwise the same state, pickled here.
 
     Raises:
         NotDataError: it is anything else.
@@ -86,7 +86,7 @@ def harmless(value: Any) -> Any:
 
 
 def _without_fp8(archive: io.BytesIO) -> None:
-    """None, where an archive of torch's holds that and no more."""
+    """Return None if an archive of torch's contains only that."""
     try:
         with zipfile.ZipFile(archive) as files:
             (pickled,) = (one for one in files.infolist() if one.filename.endswith(PICKLE))
@@ -98,7 +98,7 @@ def _without_fp8(archive: io.BytesIO) -> None:
 
 
 def _state(plain: Any) -> dict[str, Any] | None:
-    """The state that the parsed pickle describes: tensors, a recipe, and numbers."""
+    """Return the state in the parsed pickle: tensors, a recipe, and numbers."""
     if plain is None:
         return None
     if type(plain) is not dict or not plain.keys() <= TENSORS | {RECIPE, VARIABLES}:
@@ -117,7 +117,7 @@ def _state(plain: Any) -> dict[str, Any] | None:
 
 
 def _simple(plain: Any, depth: int) -> Any:
-    """Numbers, texts, and lists and tuples of them."""
+    """Return numbers, texts, and lists and tuples of them."""
     if type(plain) in (list, tuple) and depth and len(plain) <= 1000:
         return type(plain)(_simple(one, depth - 1) for one in plain)
     if type(plain) not in (bool, int, float, str, type(None)):
@@ -126,7 +126,7 @@ def _simple(plain: Any, depth: int) -> Any:
 
 
 def _tensor(plain: Any) -> Tensor:
-    """A tensor of fp32 from the pickle of one: storage, offset, size, stride, and what is left out."""
+    """Return a tensor of fp32 from its pickle: storage, offset, size, stride; the rest is ignored."""
     args = _call(plain, "torch._utils._rebuild_tensor_v2")
     if len(args) < 4 or type(args[1]) is not int or any(type(part) is not tuple for part in args[2:4]):
         raise NotDataError("it holds a tensor of another form")
@@ -144,7 +144,7 @@ def _tensor(plain: Any) -> Tensor:
 
 
 def _storage(content: bytes) -> Tensor:
-    """The numbers of a storage in torch's old format, which `pickle` uses: five pickles, then the bytes."""
+    """Return the numbers of a storage in torch's old format, used by `pickle`: five pickles, then the bytes."""
     pickles, rest = parse_sequence(content, 5, STORAGE_NAMES, persistent=True)
     magic, protocol, system, reference, keys = pickles
     described = reference.key if type(reference) is Persistent else None
@@ -167,16 +167,16 @@ def _storage(content: bytes) -> Tensor:
 
 
 def _call(plain: Any, *names: str) -> tuple[Any, ...]:
-    """The arguments of a call of one of `names`."""
+    """Return the arguments of a call of one of `names`."""
     if type(plain) is not Record or plain.name not in names or plain.state is not None:
         raise NotDataError(f"it holds something else where {names[0].rpartition('.')[2]} belongs")
     return plain.args
 
 
 def _recipe(plain: Any) -> Any:
-    """A recipe of the installed Transformer Engine with the values of the parsed one.
+    """Return a recipe of the installed Transformer Engine with the values of the parsed one.
 
-    Megatron's own subclass becomes the class that it extends: what it adds, it takes from its arguments.
+    Megatron's subclass is replaced by its base class: the additions come from Megatron's arguments.
     """
     if type(plain) is not Record:
         raise NotDataError("its recipe has another form")
@@ -185,7 +185,7 @@ def _recipe(plain: Any) -> Any:
 
 
 def _made(name: str, allowed: tuple[str, ...], plain: Record) -> Any:
-    """A data class of Transformer Engine's from a record's fields; cached texts (`_…`) are made anew."""
+    """Return a data class of Transformer Engine from a record's fields; cached texts (`_…`) are not copied."""
     if name not in allowed or plain.args or type(plain.state) is not dict:
         raise NotDataError("its recipe has another form")
     fields = {key: _value(value) for key, value in plain.state.items() if not key.startswith("_")}
@@ -196,7 +196,7 @@ def _made(name: str, allowed: tuple[str, ...], plain: Record) -> Any:
 
 
 def _value(plain: Any) -> Any:
-    """A field of a recipe: a number, a text, a number format, or parameters of a product."""
+    """Return a field of a recipe: a number, a text, a number format, or parameters of a product."""
     if type(plain) is not Record:
         return _simple(plain, MAX_DEPTH)
     name = plain.name.removeprefix(f"{RECIPES}.")
@@ -204,7 +204,7 @@ def _value(plain: Any) -> Any:
 
 
 def _format(plain: Record) -> Any:
-    """The member of the enumeration whose two greatest values the file gives."""
+    """Return the member of the enumeration with the two maximum values in the file."""
     helper = plain.args[0] if len(plain.args) == 1 else None
     if type(helper) is Record and helper.name == f"{RECIPES}._FormatHelper":
         for member in _recipes().Format:
@@ -214,7 +214,7 @@ def _format(plain: Record) -> Any:
 
 
 def _recipes() -> Any:
-    """The installed Transformer Engine's recipes."""
+    """Return the installed Transformer Engine's recipes."""
     try:
         return importlib.import_module(RECIPES)
     except ImportError:

@@ -1,4 +1,4 @@
-"""A checkpoint's `.metadata`: torch's objects, built by us from plain data that was checked."""
+"""A checkpoint's `.metadata`: torch's objects, built from plain data that was checked."""
 
 from __future__ import annotations
 
@@ -78,7 +78,9 @@ def load_metadata(content: bytes, path: Path) -> Metadata:
 
 @contextmanager
 def no_collections() -> Iterator[None]:
-    """Keep Python from looking for garbage among the millions of parts of a large file: it takes half of the time."""
+    """Disable Python's garbage collection during the parse of a large file, which otherwise takes half of the
+    time.
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -103,13 +105,13 @@ def read_metadata_file(path: Path) -> Metadata:
 
 
 class _Builder:
-    """Builds each record of a file once, however often it is referred to."""
+    """Builds each record of a file once, regardless of the number of references."""
 
     def __init__(self) -> None:
         self.made: dict[int, Any] = {}
 
     def once(self, plain: Any, make: Callable[[Any], Any]) -> Any:
-        """`make(plain)`, the first time."""
+        """Return `make(plain)`, computed once."""
         if id(plain) not in self.made:
             self.made[id(plain)] = make(plain)
         return self.made[id(plain)]
@@ -182,45 +184,45 @@ class _Builder:
 
 
 def of(plain: Any, name: str) -> dict[str, Any]:
-    """The fields of a record of the class `name`."""
+    """Return the fields of a record of the class `name`."""
     if type(plain) is not Record or plain.name != name or plain.args or type(plain.state) is not dict:
         raise NotDataError(f"it holds {describe(plain)} where {name.rpartition('.')[2]} belongs")
     return plain.state
 
 
 def typed(plain: Any, kind: type) -> Any:
-    """`plain`, of exactly that type."""
+    """Return `plain` if it has exactly that type."""
     if type(plain) is not kind:
         raise NotDataError(f"it holds {describe(plain)} where {kind.__name__} belongs")
     return plain
 
 
 def optional(plain: Any, kind: type) -> Any:
-    """`plain`, of that type or None."""
+    """Return `plain` if it has that type or is None."""
     return None if plain is None else typed(plain, kind)
 
 
 def whole(plain: Any) -> int:
-    """A number from 0 to 2^63 − 1."""
+    """Return a number from 0 to 2^63 − 1."""
     if not 0 <= typed(plain, int) < 2**63:
         raise NotDataError(f"it holds the number {plain} where a size belongs")
     return int(plain)
 
 
 def call(plain: Any, name: str) -> tuple[Any, ...]:
-    """The arguments of a call of `name`."""
+    """Return the arguments of a call of `name`."""
     if type(plain) is not Record or plain.name != name or plain.state is not None:
         raise NotDataError(f"it holds {describe(plain)} where {name} belongs")
     return plain.args
 
 
 def describe(plain: Any) -> str:
-    """What was found, for a message."""
+    """Describe a parsed value, for a message."""
     return plain.name if type(plain) is Record else type(plain).__name__
 
 
 def new_size(plain: Any) -> torch.Size:
-    """A shape, of at most 2^63 − 1 elements."""
+    """Return a shape with at most 2^63 − 1 elements."""
     args = call(plain, "torch.Size")
     if len(args) != 1 or type(args[0]) is not tuple or len(args[0]) > MAX_DIMENSIONS:
         raise NotDataError("it holds a shape of another form")
@@ -231,7 +233,7 @@ def new_size(plain: Any) -> torch.Size:
 
 
 def properties(plain: Any) -> TensorProperties:
-    """The properties of a tensor: dense, in one of torch's memory formats."""
+    """Return the properties of a tensor: dense, in one of torch's memory formats."""
     if type(plain) is not Record or plain.name != f"{_CHECKPOINT}.metadata.TensorProperties":
         raise NotDataError(f"it holds {describe(plain)} where TensorProperties belongs")
     state = plain.state
@@ -256,7 +258,7 @@ def properties(plain: Any) -> TensorProperties:
 
 
 def storage_meta(plain: Any) -> StorageMeta:
-    """Who saved; where it was saved is left out."""
+    """Return the storage metadata; the path of the save is dropped."""
     if plain is None:
         return StorageMeta()
     fields = of(plain, f"{_CHECKPOINT}.metadata.StorageMeta")
@@ -264,7 +266,7 @@ def storage_meta(plain: Any) -> StorageMeta:
 
 
 def planner_data(plain: Any) -> dict[str, Any]:
-    """Where each entry stood in nested dicts, as torch's planner keeps it: a tuple of keys and positions."""
+    """Return the position of each entry in nested dicts, as in torch's planner: a tuple of keys and indices."""
     found = {}
     for name, place in typed(plain, dict).items():
         parts = typed(place, tuple)

@@ -1,8 +1,9 @@
-"""The objects and tensors of a checkpoint: torch's weights-only loading, of what was first read as data.
+"""The objects and tensors of a checkpoint: torch's weights-only loading, after the pickles are parsed as
+data.
 
-Torch's weights-only unpickler limits the names in a file, and still lets it set attributes on members of the
-enumerations that Megatron registers (`signal.SIGTERM` among them), where they stay. So each pickle is parsed by
-`pickle_data` before torch sees it; both take it out of the archive by the same code of torch's.
+Torch's weights-only unpickler limits the names in a file, but it can set attributes on members of the
+enumerations that Megatron registers (`signal.SIGTERM` among them), and they persist. So `pickle_data`
+parses each pickle before torch does; both extract it from the archive by the same code of torch.
 """
 
 from __future__ import annotations
@@ -53,10 +54,10 @@ RECONSTRUCT = "numpy._core.multiarray._reconstruct"
 
 @functools.cache
 def object_names() -> Mapping[str, May]:
-    """What may be done with which name in an object: torch's data, and what Megatron registers.
+    """Return the allowed uses of names in an object: torch's data, and the classes that Megatron registers.
 
-    Of that, members of enumerations may be named by their values (each exists once: nothing may be changed in
-    them), the data classes above made, and others mentioned.
+    Of the latter, members of enumerations can be named by their values (each exists once and must not be
+    changed), the data classes above can be created, and other names can only be mentioned.
     """
     from megatron.core.safe_globals import SAFE_GLOBALS, register_safe_globals
 
@@ -85,14 +86,14 @@ ARGUMENTS: dict[str, Callable[[tuple[Any, ...]], bool]] = {
 
 
 def check_stream(stream: IO[bytes], tensor: bool) -> None:
-    """Parse what torch would unpickle of an archive, and leave the stream at its beginning.
+    """Parse what torch would unpickle from an archive, and rewind the stream.
 
     Args:
-        stream: what `torch.save` wrote.
-        tensor: it must be one tensor, otherwise any object.
+        stream: the output of `torch.save`.
+        tensor: whether it must be one tensor; otherwise any object.
 
     Raises:
-        NotDataError: it is no such archive, or holds more than data.
+        NotDataError: it is not such an archive, or has more than data.
     """
     stream.seek(0)
     if stream.read(4) != b"PK\x03\x04":
@@ -113,11 +114,11 @@ def check_stream(stream: IO[bytes], tensor: bool) -> None:
 
 
 def check_parts(plain: Any) -> None:
-    """Refuse what is data and yet would do something where it arrives.
+    """Refuse data that would have an effect in its consumer.
 
     Raises:
-        NotDataError: a key that Megatron would hand to Transformer Engine (it unpickles that), or arguments that
-            `ARGUMENTS` does not have.
+        NotDataError: a key that Megatron would pass to Transformer Engine (which unpickles it), or arguments that are
+            not in `ARGUMENTS`.
     """
     seen: set[int] = set()
     pending = [plain]
@@ -139,10 +140,10 @@ def check_parts(plain: Any) -> None:
 
 
 def load(stream: IO[bytes], tensor: bool = False) -> Any:
-    """The object, or the tensor, that an archive holds, on the CPU.
+    """Return the object, or the tensor, in an archive, on the CPU.
 
     Raises:
-        NotDataError: it is damaged or holds more than data. Nothing was executed or changed.
+        NotDataError: it is damaged or has more than data. Nothing was executed or changed.
     """
     check_stream(stream, tensor)
     try:
@@ -160,16 +161,16 @@ def load(stream: IO[bytes], tensor: bool = False) -> Any:
 
 
 def checked_bytes(name: str, content: bytes) -> bytes:
-    """An object's bytes, which any way of loading may be given now: nothing in them is more than data.
+    """Return an object's bytes, which are safe for any loader.
 
-    They are the file's own, except a state of Transformer Engine's fp8: those are written anew.
+    They are the file's own, except a state of Transformer Engine's fp8, which is pickled again.
 
     Args:
         name: the object's in the checkpoint.
         content: the file's bytes.
 
     Raises:
-        UserError: it holds more than data, or is damaged.
+        UserError: it has more than data, or is damaged.
     """
     stream = io.BytesIO(content)
     try:

@@ -1,9 +1,9 @@
-"""A pickle read into plain structures: nothing is imported, called, or given an attribute.
+"""Parse a pickle into plain structures: nothing is imported, called, or modified.
 
-Python's unpickler limits the names that a file may use, not what it does with them: `BUILD` sets attributes of listed
-classes and of members of enumerations, and they stay when the file is refused later. Here a name is a `Name`, a call
-or a new object is a `Record` of what the file says, and a table lists what may follow from which name. The
-caller builds its own objects from these data.
+Python's unpickler limits the names in a file, not their use: `BUILD` sets attributes of listed classes and
+of members of enumerations, which persist even if the file is refused later. Here a name becomes a `Name`,
+and a call or a new object a `Record` of the file's content. A table lists the allowed uses of each name.
+The caller builds its own objects from these data.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ SCALARS = (str, int, float, bool, type(None))
 
 
 class NotDataError(ValueError):
-    """A pickle that holds more than data, or is damaged; the text says what was found."""
+    """A pickle with more than data, or a damaged one; the text describes the problem."""
 
 
 class May(Flag):
-    """What a file may do with a name; without any of these it may only mention it."""
+    """The allowed uses of a name; without any, a file can only mention it."""
 
     CALL = auto()
     """Call it with a tuple (REDUCE): a class, an enumeration or a function."""
@@ -42,7 +42,7 @@ MENTION = May(0)
 
 
 class Name:
-    """A name as it stands in the file: `module.name`."""
+    """A name in the file: `module.name`."""
 
     __slots__ = ("may", "text")
 
@@ -51,13 +51,13 @@ class Name:
 
 
 class Record:
-    """A call or a new object as it stands in the file; compared by identity.
+    """A call or a new object in the file; compared by identity.
 
     Attributes:
-        name: of what is called, `module.name`.
+        name: of the called object, `module.name`.
         args: the arguments.
-        state: what BUILD gave, None without it.
-        items: what was set by key.
+        state: the argument of BUILD; None without it.
+        items: the items set by key.
     """
 
     __slots__ = ("args", "items", "may", "name", "state")
@@ -69,7 +69,7 @@ class Record:
 
 
 class Persistent:
-    """A reference to something beside the pickle (torch: a tensor's bytes)."""
+    """A reference to something outside of the pickle (in torch: a tensor's bytes)."""
 
     __slots__ = ("key",)
 
@@ -78,16 +78,16 @@ class Persistent:
 
 
 def parse(content: bytes, names: Mapping[str, May], persistent: bool = False, limit: int = MAX_BYTES) -> Any:
-    """What a pickle holds, as dicts, lists, tuples, scalars, `Name`, `Record` and `Persistent`.
+    """Parse a pickle into dicts, lists, tuples, scalars, `Name`, `Record` and `Persistent`.
 
     Args:
-        content: the pickle; nothing may follow it.
-        names: what may be done with which `module.name`; others are refused.
-        persistent: whether references to something beside the pickle may stand in it.
-        limit: the most bytes.
+        content: the pickle, without trailing bytes.
+        names: the allowed uses of `module.name`; other names are refused.
+        persistent: whether references to something outside of the pickle are allowed.
+        limit: the maximum number of bytes.
 
     Raises:
-        NotDataError: it is damaged, too large or too deep, or does what the table does not allow.
+        NotDataError: it is damaged, too large or too deep, or is not allowed by the table.
     """
     (whole,), rest = parse_sequence(content, 1, names, persistent, limit)
     if rest:
@@ -98,7 +98,7 @@ def parse(content: bytes, names: Mapping[str, May], persistent: bool = False, li
 def parse_sequence(
     content: bytes, count: int, names: Mapping[str, May], persistent: bool = False, limit: int = MAX_BYTES
 ) -> tuple[list[Any], bytes]:
-    """`count` pickles that follow each other, and the bytes after them; otherwise as `parse`."""
+    """Parse `count` consecutive pickles; return them and the bytes after them. Otherwise as `parse`."""
     if len(content) > limit:
         raise NotDataError(f"it has {len(content)} bytes, more than {limit}")
     machine = _Machine(content, names, persistent)
@@ -121,7 +121,7 @@ class _Machine:
         self.memo: dict[int, Any] = {}
 
     def run(self) -> Any:
-        """Carry out the opcodes up to STOP, and stand behind it."""
+        """Execute the opcodes up to STOP; the position is then after it."""
         self.stack, self.begun, self.memo = [], [], {}
         content, opcodes = self.content, self.OPCODES
         while (code := content[self.position]) != STOP:
@@ -136,7 +136,7 @@ class _Machine:
         return self.stack[0]
 
     def take(self, count: int) -> bytes:
-        """The next `count` bytes; a number in the file allocates nothing."""
+        """Return the next `count` bytes; a length in the file never allocates memory."""
         end = self.position + count
         if count < 0 or end > len(self.content):
             raise NotDataError("it is cut short")
@@ -145,7 +145,7 @@ class _Machine:
         return taken
 
     def number(self, form: struct.Struct) -> Any:
-        """The next number of a fixed length."""
+        """Return the next number of a fixed length."""
         value = form.unpack_from(self.content, self.position)[0]
         self.position += form.size
         return value
@@ -240,7 +240,7 @@ class _Machine:
         self.top_list().extend(items)
 
     def top_list(self) -> list[Any]:
-        """The list on top of the stack."""
+        """Return the list on top of the stack."""
         top = self.stack[-1]
         if type(top) is not list:
             raise NotDataError("it appends to something that is no list")
@@ -257,7 +257,7 @@ class _Machine:
         self.set_pairs(self.since_mark())
 
     def set_pairs(self, items: list[Any]) -> None:
-        """Set keys and values, in turns, in the dict on top of the stack."""
+        """Set alternating keys and values in the dict on top of the stack."""
         top = self.stack[-1]
         if type(top) is Record and top.may & May.ITEMS and not top.args:
             top = top.items
@@ -289,7 +289,7 @@ class _Machine:
     # Names, calls, objects
 
     def named(self, module: str, name: str) -> None:
-        """Push a name of the table."""
+        """Push a name in the table."""
         text = f"{module}.{name}"
         if text not in self.known:
             if text not in self.names:
@@ -309,7 +309,7 @@ class _Machine:
         self.named("builtins" if module == "__builtin__" else module, name)
 
     def line(self) -> str:
-        """The text up to the next end of line."""
+        """Return the text up to the next end of line."""
         end = self.content.find(b"\n", self.position, self.position + 500)
         if end < 0:
             raise NotDataError("it is cut short")
@@ -343,14 +343,16 @@ class _Machine:
 
     def beside(self) -> None:
         if not self.persistent:
-            raise NotDataError("it refers to something beside it")
+            raise NotDataError("it refers to something outside of it")
         self.stack[-1] = Persistent(self.stack[-1])
 
     OPCODES: ClassVar[list[Callable[[_Machine], None] | None]] = [None] * 256
 
 
 def is_key(key: Any) -> bool:
-    """Whether a dict may have the key: a scalar, a record, or a tuple of scalars (hashing takes no time)."""
+    """Return whether a dict can have the key: a scalar, a record, or a tuple of scalars (which are cheap to
+    hash).
+    """
     if type(key) is tuple:
         return len(key) <= 16 and all(type(part) in SCALARS for part in key)
     return type(key) in (*SCALARS, Record)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,10 @@ METADATA, BACKEND = ".metadata", "metadata.json"
 COMMON, OLD_COMMON = "common_state/shard_0_1", "common.pt"
 CARRIED = "lrpath_hugging_face"  # among the arguments: what an export gives back of an imported folder
 """Where Megatron keeps what is no tensor, arguments among it: an object, before version 0.19 a file."""
+TRAINING_STATE = ("optimizer", "rng_state")
+"""Names that begin so are read by trainings only: neither by an evaluation nor by a merge."""
+LISTED = 5  # damaged parts in a message
+Places = Mapping[MetadataIndex, Any]  # where items lie: torch's `_StorageInfo` of each
 
 
 class SafeReader(FileSystemReader):
@@ -36,7 +40,7 @@ class SafeReader(FileSystemReader):
 
     Args:
         folder: of one step.
-        verify: compare each file that is read with the manifest, where there is one; otherwise somebody else did.
+        verify: compare what is read with the manifest, where there is one; otherwise somebody else did.
 
     Raises:
         UserError: the manifest is damaged, or a file is not of the size that it says.
@@ -46,20 +50,39 @@ class SafeReader(FileSystemReader):
         super().__init__(folder)
         self.folder = folder
         self.sums = manifest_sums(folder) if verify else None
-        self.verified: set[str] = set()
+        self._verified: set[Any] = set()
 
     def verify(self, names: Collection[str]) -> None:
-        """Compare files with the manifest, each once.
+        """Compare whole files with the manifest, each once.
 
         Raises:
             UserError: which files hold other bytes than were written.
         """
-        new = sorted(set(names) - self.verified)
+        new = sorted(set(names) - self._verified)
         if self.sums is not None and new:
-            missing = [f"{name} is not in {disk.MANIFEST}" for name in new if name not in self.sums]
-            known = [name for name in new if name in self.sums]
-            refuse_damage(self.folder, missing + disk.wrong_content(self.folder, self.sums, known))
-        self.verified.update(new)
+            refuse_damage(self.folder, wrong_files(self.folder, self.sums, new))
+        self._verified.update(new)
+
+    def verify_items(self, items: Places) -> None:
+        """Compare tensors and objects with the manifest, each once: their bytes, or in an old one their files.
+
+        Raises:
+            UserError: which of them hold other bytes than were written.
+        """
+        new = {index: place for index, place in items.items() if index not in self._verified}
+        if self.sums is not None and new:
+            summed = {
+                index: place for index, place in new.items() if has_items(self.sums, place.relative_path)
+            }
+            self.verify({place.relative_path for index, place in new.items() if index not in summed})
+            refuse_damage(self.folder, wrong_items(self.folder, self.sums, summed))
+        self._verified.update(new)
+
+    def verify_fingerprint(self, items: Places) -> None:
+        """Compare what the checkpoint's fingerprint is made of; `items`: all. Raises as `verify_items`."""
+        self.verify({METADATA, BACKEND})
+        if self.sums is not None:
+            self.verify_items(fingerprinted(self.sums, items))
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """The checkpoint's metadata; raises UserError."""
@@ -69,7 +92,7 @@ class SafeReader(FileSystemReader):
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         """Give the planner the tensors and objects that it asks for; raises UserError."""
-        return read_data(self, plan, planner, self.verify)
+        return read_data(self, plan, planner, self.verify_items)
 
 
 def manifest_sums(folder: Path) -> Mapping[str, FileSum] | None:
@@ -90,13 +113,96 @@ def manifest_sums(folder: Path) -> Mapping[str, FileSum] | None:
     return sums
 
 
+def wrong_files(folder: Path, sums: Mapping[str, FileSum], names: Iterable[str]) -> list[str]:
+    """Which files do not hold what was written, in words."""
+    ordered = sorted(names)
+    missing = [f"{name} is not in {disk.MANIFEST}" for name in ordered if name not in sums]
+    return missing + disk.wrong_content(folder, sums, [name for name in ordered if name in sums])
+
+
+def has_items(sums: Mapping[str, FileSum], name: str) -> bool:
+    """Whether the manifest has the sums of a file's items: those of earlier versions have only the file's."""
+    return name in sums and bool(sums[name].items)
+
+
+def wrong_items(folder: Path, sums: Mapping[str, FileSum], items: Places) -> list[str]:
+    """Which items, of files that `has_items`, do not hold what was written, in words."""
+    return [
+        problem
+        for name, places in by_file(items).items()
+        for problem in disk.wrong_items(folder / name, sums[name], places)
+    ]
+
+
+def fingerprinted(sums: Mapping[str, FileSum], items: Places) -> dict[MetadataIndex, Any]:
+    """Those items, of files that `has_items`, that the checkpoint's fingerprint reads a part of."""
+    blocks = {name: disk.fingerprint_blocks(one.bytes) for name, one in sums.items() if one.items}
+    return {
+        index: place
+        for index, place in items.items()
+        if any(
+            place.offset < block.stop and block.start < place.offset + place.length
+            for block in blocks.get(place.relative_path, ())
+        )
+    }
+
+
+def by_file(items: Places) -> dict[str, dict[tuple[int, int], str]]:
+    """The items of each file: the name of each by its (offset, length) in bytes."""
+    found: dict[str, dict[tuple[int, int], str]] = {}
+    for index, place in items.items():
+        found.setdefault(place.relative_path, {})[place.offset, place.length] = index.fqn
+    return found
+
+
+def written_items(folder: Path) -> dict[str, list[tuple[int, int]]]:
+    """(offset, length) of the items of each file, of a checkpoint that this process has just written."""
+    return {
+        name: list(places)
+        for name, places in by_file(read_metadata_file(folder / METADATA).storage_data).items()
+    }
+
+
+def model_problems(folder: Path, rank: int, world: int) -> list[str]:
+    """What is wrong, in words, with this rank's share of what an evaluation reads.
+
+    That is all but `TRAINING_STATE`, and of that what goes into the fingerprint.
+
+    Args:
+        folder: of one step, with a manifest; all sizes are right.
+        rank, world: each rank takes the items of the files that it would write at this number of ranks, and all
+            ranks verify the metadata.
+    """
+    try:
+        sums = disk.read_manifest(folder)
+        if METADATA not in sums:  # of another format than torch's
+            return wrong_files(folder, sums, disk.share_of(rank, world, sums))
+        if problems := wrong_files(folder, sums, {METADATA, BACKEND, OLD_COMMON} & sums.keys()):
+            return problems
+        stored = read_metadata_file(folder / METADATA).storage_data
+    except (ManifestError, UserError) as error:
+        return [str(error)]
+    wanted = {index: place for index, place in stored.items() if not index.fqn.startswith(TRAINING_STATE)}
+    wanted |= fingerprinted(sums, stored)
+    mine = set(disk.share_of(rank, world, {place.relative_path for place in wanted.values()}))
+    whole = {name for name in mine if not has_items(sums, name)}
+    items = {index: place for index, place in wanted.items() if place.relative_path in mine - whole}
+    return wrong_files(folder, sums, whole) + wrong_items(folder, sums, items)
+
+
 def refuse_damage(folder: Path, problems: list[str]) -> None:
     """Raise UserError where there are problems."""
     if problems:
         raise UserError(
-            f"{folder}: the checkpoint is damaged: {'; '.join(problems)}. Restore it from a backup, or take the "
+            f"{folder}: the checkpoint is damaged: {listed(problems)}. Restore it from a backup, or take the "
             "checkpoint of another step."
         )
+
+
+def listed(problems: list[str]) -> str:
+    """The first few problems, and the number of the others."""
+    others = len(problems) - LISTED
+    return "; ".join(problems[:LISTED]) + (f"; and {others} more" if others > 0 else "")
 
 
 def own_metadata(path: Path, load_id: str) -> Metadata:
@@ -107,7 +213,7 @@ def own_metadata(path: Path, load_id: str) -> Metadata:
 
 
 def read_data(
-    reader: FileSystemReader, plan: LoadPlan, planner: LoadPlanner, verify: Callable[[list[str]], None]
+    reader: FileSystemReader, plan: LoadPlan, planner: LoadPlanner, verify: Callable[[Places], None]
 ) -> Future[None]:
     """Torch's `FileSystemReader.read_data`, of pieces that are data.
 
@@ -115,16 +221,16 @@ def read_data(
         reader: whose folder and storage data are used.
         plan: what to read.
         planner: gets tensors and objects; an object's bytes are safe for any way of loading.
-        verify: called with the name of each file before it is read.
+        verify: called with the items of each file before they are read.
 
     Raises:
         UserError: a piece is missing, damaged, or holds more than data.
     """
-    by_file: dict[str, list[ReadItem]] = {}
+    wanted: dict[str, list[ReadItem]] = {}
     for item in plan.items:
-        by_file.setdefault(_place(reader, item.storage_index).relative_path, []).append(item)
-    for name, items in by_file.items():
-        verify([name])
+        wanted.setdefault(_place(reader, item.storage_index).relative_path, []).append(item)
+    for name, items in wanted.items():
+        verify({item.storage_index: _place(reader, item.storage_index) for item in items})
         path = Path(reader.path) / name
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -182,7 +288,7 @@ def object_bytes(reader: FileSystemReader, name: str) -> bytes:
     place = _place(reader, index)
     path = Path(reader.path) / place.relative_path
     if isinstance(reader, SafeReader):
-        reader.verify([path.name])
+        reader.verify_items({index: place})
     try:
         with path.open("rb") as file:
             file.seek(place.offset)

@@ -14,6 +14,6 @@ every call, help and completion included, and must load nothing heavy (`tests/co
 
 COMMANDS = (
     "init", "check-args", "plan", "budget", "lr", "experiment", "update", "run", "sft", "submit", "status",
-    "cancel", "eval", "generate", "chat", "report", "samples", "prune", "rewind", "advise", "merge", "export",
-    "doctor", "docs", "completion",
+    "cancel", "eval", "generate", "chat", "report", "samples", "prune", "rewind", "trace", "archive",
+    "adopt", "compare-starts", "advise", "probe", "audition", "merge", "export", "doctor", "docs", "completion",
 )  # fmt: skip

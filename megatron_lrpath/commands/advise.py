@@ -11,12 +11,12 @@ from pathlib import Path
 from megatron_lrpath.commands.options import add_plan, lr_share, percentage, share
 from megatron_lrpath.errors import UserError
 
-HELP = "predict the loss for every alpha and decay from the runs so far, the cost beside it"
+HELP = "predict loss and cost for every alpha and decay from the runs so far"
 EXAMPLE = "lrpath advise plan.yaml --within 0.5%   or   lrpath advise plan.yaml --budget 0.5 --apply"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The plan, the target, and what is fitted."""
+    """Add the plan, the target, and the selection of fitted runs."""
     add_plan(parser, "the plan file; its runs are fitted")
     parser.add_argument(
         "--with",
@@ -79,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Print the advice and save it for the report; return 0, or 1 where no alphas meet the target."""
+    """Print the advice and save it for the report; return 0, or 1 if no alphas meet the target."""
     from rich.console import Console
 
     from megatron_lrpath.advise.advice import advise

@@ -1,4 +1,4 @@
-"""`lrpath budget`: the layout of a plan by the GPU's memory, what a GPU and a host hold, and GPU hours: predicted."""
+"""`lrpath budget`: predict a plan's layout by GPU memory, the memory of GPUs and hosts, and GPU hours."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TITLES = ("GPU", "nodes", "TP/PP", "micro", "state", "layers", "other", "total",
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The plan, the machine, and the form of the answer."""
+    """Add the plan, the machine, and the output format."""
     add_plan(parser)
     parser.add_argument(
         "--gpu-memory",
@@ -38,10 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Print the prediction; 0, or 2 where no GPU of those asked for holds the training.
+    """Print the prediction; return 0, or 2 if the training fits on none of the given GPUs.
 
     Raises:
-        UserError: arguments, or numbers of processes, that do not fit the plan; parameters that nobody can count.
+        UserError: arguments or numbers of processes that do not fit the plan; parameters that cannot be counted.
     """
     from megatron_lrpath.launch.memory import GPU_SIZES
     from megatron_lrpath.plan import load_plan
@@ -58,10 +58,10 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def ready(plan: Plan, extra: Sequence[str]) -> Plan:
-    """The plan with the size of its tokenizer's vocabulary.
+    """Return the plan with the size of its tokenizer's vocabulary.
 
     Raises:
-        UserError: arguments behind `--` that a training would refuse.
+        UserError: arguments after `--` that a training would refuse.
     """
     from dataclasses import replace
 
@@ -74,7 +74,7 @@ def ready(plan: Plan, extra: Sequence[str]) -> Plan:
 
 
 def row(plan: Plan, gigabytes: int, nodes: int | None, per_node: int, extra: Sequence[str]) -> dict[str, Any]:
-    """The layout for GPUs of so many GiB; sizes in bytes."""
+    """Return the layout for GPUs with this memory (GiB); sizes in bytes."""
     from megatron_lrpath.launch.layouts import allocate
     from megatron_lrpath.launch.memory import GIB, host_bytes, predict, sizes_of
 
@@ -101,13 +101,13 @@ def row(plan: Plan, gigabytes: int, nodes: int | None, per_node: int, extra: Seq
 
 
 def gpu_hours(plan: Plan) -> dict[str, dict[str, float]]:
-    """By kind of GPU and paradigm: hours of the whole plan at the assumed share of the peak."""
+    """Return the hours of the whole plan by kind of GPU and paradigm, at the assumed utilization."""
     from megatron_lrpath.launch.layouts import PEAK, gpu_seconds
     from megatron_lrpath.plan import PARADIGMS
 
     return {
         name: {
-            paradigm: round(gpu_seconds(plan, plan.tokens(plan.cost(paradigm).steps), peak) / 3600, 2)
+            paradigm: round(gpu_seconds(plan, plan.cost(paradigm).tokens, peak) / 3600, 2)
             for paradigm in PARADIGMS
         }
         for name, peak in PEAK.items()
@@ -115,7 +115,7 @@ def gpu_hours(plan: Plan) -> dict[str, dict[str, float]]:
 
 
 def show(plan: Plan, rows: Sequence[dict[str, Any]], hours: dict[str, dict[str, float]]) -> None:
-    """A table, the arguments of each layout, and a line of hours for each GPU."""
+    """Print a table, the arguments of each layout, and a line of hours for each GPU."""
     from rich.console import Console
 
     from megatron_lrpath.console import terminal_table
@@ -137,7 +137,7 @@ def show(plan: Plan, rows: Sequence[dict[str, Any]], hours: dict[str, dict[str, 
 
 
 def cells(one: dict[str, Any]) -> list[str]:
-    """A layout as a row of the table; memory in GiB."""
+    """Return a layout as a row of the table; memory in GiB."""
     from megatron_lrpath.launch.memory import GIB
 
     sizes = [f"{one[name] / GIB:,.1f}" for name in ("state", "activations", "other", "total", "host")]

@@ -11,13 +11,13 @@ EXAMPLE = "lrpath cancel plan.yaml --paradigm ours --run branch-v3"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The plan and what of it."""
+    """Add the plan and the selection of jobs."""
     add_runs(parser, PLAN_OR_EXPERIMENT, "only this run, and what waits for it")
     parser.add_argument("--now", action="store_true", help="do not wait for running trainings to save")
 
 
 def execute(args: argparse.Namespace) -> int:
-    """End the jobs and say which; 0."""
+    """End the jobs and print which; return 0."""
     from megatron_lrpath.experiment.load import is_experiment, load_experiment
     from megatron_lrpath.launch.slurm.ledger import Ledger
     from megatron_lrpath.launch.slurm.submit import cancel, plan_keys

@@ -29,7 +29,7 @@ ANEW = "/new"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The plan, the model, and how to choose tokens."""
+    """Add the plan, the model, and the sampling settings."""
     add_plan(parser)
     add_models(parser, "default: the newest fine-tuned version", "the fine-tuned versions")
     parser.add_argument("--system", default="", metavar="TEXT", help="the system message (default: none)")
@@ -37,12 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Answer until the input ends (Ctrl-D); 0."""
+    """Answer until the input ends (Ctrl-D); return 0."""
     from megatron_lrpath.evaluate.generation import Conversation
 
     models, sampling = opened(args, tuned=True), sampling_of(args)
     talks = {name: Conversation(writer, args.system) for name, writer in models}
-    say(f"{', '.join(talks)}: {ANEW} begins anew, Ctrl-D ends")
+    say(f"{', '.join(talks)}: {ANEW} starts a new conversation, Ctrl-D ends")
     for line in lines():
         if line == ANEW:
             for talk in talks.values():
@@ -56,7 +56,7 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def answer(talks: dict[str, Conversation], line: str, sampling: Sampling) -> None:
-    """Print the answer to one message: as it comes, or those of several models side by side."""
+    """Print the answer to one message as it is generated, or the answers of several models side by side."""
     if len(talks) > 1:
         side_by_side({name: talk.answer(line, sampling, ignore) for name, talk in talks.items()})
         return
@@ -66,7 +66,7 @@ def answer(talks: dict[str, Conversation], line: str, sampling: Sampling) -> Non
 
 
 def lines() -> Iterator[str]:
-    """What the user says, empty lines left out."""
+    """Yield the user's messages, without empty lines."""
     prompt = "> " if sys.stdin.isatty() else ""
     while True:
         try:

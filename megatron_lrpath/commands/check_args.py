@@ -1,4 +1,4 @@
-"""`lrpath check-args`: what becomes of the arguments of a Megatron launch line under a plan or --lr-path."""
+"""`lrpath check-args`: how the arguments of a Megatron launch line map to a plan or to --lr-path."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WAYS = {"plan": "plan", "lr-path": "path"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where the arguments stand, and for which way of describing a run."""
+    """Add the source of the arguments, and the way to describe a run."""
     parser.add_argument(
         "--script", type=Path, metavar="FILE", help="a launch script that has them, instead of words after --"
     )
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Print what becomes of each argument; 2 where some cannot be given, else 0."""
+    """Print the treatment of each argument; return 2 if some are refused, else 0."""
     given, way = read(args), WAYS[args.way]
     entries = [entry(one, way) for one in given]
     if args.json:
@@ -43,7 +43,7 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def read(args: argparse.Namespace) -> list[Given]:
-    """The options of the words behind `--`, or of the script.
+    """Return the options after `--`, or in the script.
 
     Raises:
         UserError: neither is given, or the script cannot be read.
@@ -61,7 +61,7 @@ def read(args: argparse.Namespace) -> list[Given]:
 
 
 def entry(one: Given, way: str) -> dict[str, str]:
-    """An argument as an entry of the list; a value that the parser does not take counts as refused."""
+    """Return an argument as an entry of the list; a value that the parser rejects counts as refused."""
     wrong = one.problem()
     if wrong:
         return {"argument": one.text, "class": "refused", "meaning": wrong}
@@ -69,7 +69,7 @@ def entry(one: Given, way: str) -> dict[str, str]:
 
 
 def show(entries: list[dict[str, str]]) -> None:
-    """The entries as a table, those that need a change first."""
+    """Return the entries as a table, those that need a change first."""
     from rich.console import Console
 
     order = ("refused", "unknown", "set", "identity", "neutral", "start")

@@ -17,7 +17,9 @@ Completer = Callable[..., list[str]]
 
 
 def complete(parser: argparse.ArgumentParser) -> None:
-    """Print what completes the shell's word, and end the process (see `argcomplete.autocomplete`)."""
+    """Print the completions of the shell's current word, and end the process (see
+    `argcomplete.autocomplete`).
+    """
     import argcomplete
     from argcomplete.completers import FilesCompleter
 
@@ -33,19 +35,19 @@ def complete(parser: argparse.ArgumentParser) -> None:
 
 
 def run_names(parsed_args: argparse.Namespace, **_: object) -> list[str]:
-    """The runs of the plan that is on the line already, of its --paradigm where that is given."""
+    """Return the runs of the plan on the command line, of its --paradigm if given."""
     paradigm = getattr(parsed_args, "paradigm", None)
     paradigms = (paradigm,) if paradigm in PARADIGMS else PARADIGMS
     return names_in(parsed_args, lambda plan: [run.name for name in paradigms for run in plan.runs(name)])
 
 
 def version_names(parsed_args: argparse.Namespace, **_: object) -> list[str]:
-    """The versions of that plan."""
+    """Return the versions of that plan."""
     return names_in(parsed_args, lambda plan: [version.name for version in plan.versions])
 
 
 def names_in(parsed_args: argparse.Namespace, names: Callable[[Plan], list[str]]) -> list[str]:
-    """The `names` of the plan that is on the line already, each once; none where it cannot be read."""
+    """Return the `names` of the plan on the command line without duplicates; none if it cannot be read."""
     from megatron_lrpath.plan import load_plan
 
     path = getattr(parsed_args, "plan", None) or getattr(parsed_args, "source", None) or "."
@@ -62,12 +64,12 @@ EXAMPLE = """lrpath completion bash >> ~/.bash_completion      (then open a new 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The shell."""
+    """Add the shell."""
     parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="the shell to complete in")
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Print the code; 0."""
+    """Print the code; return 0."""
     import argcomplete
 
     print(argcomplete.shellcode(["lrpath"], shell=args.shell))

@@ -13,7 +13,7 @@ EXAMPLE = "lrpath docs plan-file   or   lrpath docs --site"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The page, and whether to say where the site is."""
+    """Add the page, and the option for the site's path."""
     parser.add_argument(
         "page", nargs="?", metavar="PAGE", help="a page, such as plan-file; none: list the pages"
     )
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Print the list of pages, a page, or the place of the site; return 0."""
+    """Print the list of pages, a page, or the path of the site; return 0."""
     from rich.console import Console
     from rich.markdown import Markdown
 
@@ -48,6 +48,6 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def title(path: Path) -> str:
-    """The first heading of a page."""
+    """Return the first heading of a page."""
     with path.open(encoding="utf-8") as lines:
         return next((line[2:].strip() for line in lines if line.startswith("# ")), "")

@@ -1,4 +1,4 @@
-"""`lrpath doctor`: whether this machine can train, and what a plan still lacks."""
+"""`lrpath doctor`: check whether this machine can train, and what a plan lacks."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ MARKS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The plan, and the form of the answer."""
+    """Add the plan, and the output format."""
     add_plan(parser, "the plan file (default: only the machine)", optional=True)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Finding and tell; 0, or 1 where something failed."""
+    """Check and print; return 0, or 1 if a check failed."""
     quiet()
     from megatron_lrpath.doctor import machine_checks, plan_checks
     from megatron_lrpath.readiness import worst
@@ -53,7 +53,7 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def show(title: str, checks: Sequence[Finding]) -> None:
-    """A table; advice stands under what was found."""
+    """Print a table; advice is below each finding."""
     from rich.console import Console
     from rich.text import Text
 

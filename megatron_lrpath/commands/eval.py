@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def add_task_arguments(parser: argparse.ArgumentParser, about: str) -> None:
-    """The options that belong to --tasks; `about` says what they mean for the command."""
+    """Add the options of --tasks; `about` describes their effect in the command."""
     group = parser.add_argument_group("downstream benchmarks", about)
     group.add_argument(
         "--tasks",
@@ -56,7 +56,7 @@ def add_task_arguments(parser: argparse.ArgumentParser, about: str) -> None:
 
 
 def execute_tasks(args: argparse.Namespace) -> int:
-    """Measure what is missing, print the table; 0, or the worker's status where it failed."""
+    """Measure the missing benchmarks and print the table; return 0, or the worker's status if it failed."""
     from megatron_lrpath.data.record import require_tokenizer
     from megatron_lrpath.evaluate.downstream import (
         TaskSettings,
@@ -92,7 +92,7 @@ def execute_tasks(args: argparse.Namespace) -> int:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Stop at what could not be measured after a plan has been carried out."""
+    """Refuse --tasks that could not be measured after the training."""
     from megatron_lrpath.evaluate.downstream import benchmarks
     from megatron_lrpath.experiment.load import is_experiment
 
@@ -103,13 +103,13 @@ def check(args: argparse.Namespace) -> None:
 
 
 def require_harness() -> None:
-    """Stop where lm-evaluation-harness is not installed."""
+    """Refuse --tasks if lm-evaluation-harness is not installed."""
     if find_spec("lm_eval") is None:
         raise UserError("--tasks needs lm-evaluation-harness: pip install 'megatron-lrpath[eval]'")
 
 
 def run_worker(args: argparse.Namespace, names: list[str], log: Path) -> int:
-    """Run the worker of --tasks; its lines come to the console, what the libraries say goes into `log`."""
+    """Run the worker of --tasks; its lines go to the console, the libraries' output into `log`."""
     command = [sys.executable, "-m", "megatron_lrpath.evaluate.downstream_worker", str(args.plan)]
     command += ["--tasks", *args.tasks, "--batch-size", args.batch_size, "--device", args.device]
     command += ["--runs", *names] if names else []
@@ -120,14 +120,16 @@ def run_worker(args: argparse.Namespace, names: list[str], log: Path) -> int:
     environment = {"TOKENIZERS_PARALLELISM": "false"}
     status, found = run_logged(command, environment, log, "its process", all_output=False)
     if found:
-        say_error(f"the evaluation stopped: {found.message}\n  log: {log}; called again, it goes on")
+        say_error(f"the evaluation stopped: {found.message}\n  log: {log}; call again to continue")
     return status if status in (0, 2) else 1
 
 
 def run_logged(
     command: Ranks | list[str], environment: dict[str, str], log: Path, who: str, all_output: bool
 ) -> tuple[int, failure.Failure | None]:
-    """Run a worker (`who`) with its errors, or all of its output, in `log`; its status and why it failed, if it did."""
+    """Run a worker (`who`) with its errors, or all of its output, in `log`; return its status and why it
+    failed, if it did.
+    """
     # Start-up time: not every command of `lrpath` starts processes.
     from megatron_lrpath.launch import warm
     from megatron_lrpath.launch.runner import GRACE_SECONDS
@@ -150,7 +152,7 @@ def run_logged(
 
 
 def show(names: list[str], folders: list[Path]) -> None:
-    """Print a row a model, a column a benchmark, scores times 100 as in the paper."""
+    """Print a row for each model, a column for each benchmark, scores times 100 as in the paper."""
     from rich.console import Console
 
     from megatron_lrpath.evaluate.downstream import in_order
@@ -174,7 +176,7 @@ TAKES_EXTRA = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The plan, what of it, and where to run."""
+    """Add the plan, the selection of models, and the machine."""
     add_runs(parser, PLAN, "only this run of the paradigm")
     parser.add_argument(
         "--main-path",
@@ -189,7 +191,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Evaluate what is trained and not evaluated yet; 0, or 1 where the evaluation failed."""
+    """Evaluate trained models without a result; return 0, or 1 if the evaluation failed."""
     from megatron_lrpath.data.record import require_tokenizer
     from megatron_lrpath.data.slice import open_validation
     from megatron_lrpath.plan import load_plan
@@ -283,7 +285,7 @@ def evaluate(plan: Plan, targets: list[Target], args: argparse.Namespace) -> int
 
 
 def what(plan: Plan, targets: list[Target], again: bool) -> str:
-    """The models, and the validation sets that they are measured on; where only a new one is missing, on it alone."""
+    """Return the models and their validation sets; if only a new set is missing, that set alone."""
     from megatron_lrpath.runs.results import FIRST_SET, missing_sets
     from megatron_lrpath.wording import listing, plural
 

@@ -1,4 +1,4 @@
-"""`lrpath experiment`: what an experiment file stands for, without training anything."""
+"""`lrpath experiment`: show the plans of an experiment file, without training."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ EXAMPLE = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The experiment and the form."""
+    """Add the experiment and the output format."""
     parser.add_argument("experiment", type=Path, metavar="EXPERIMENT", help="the experiment file")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--write", action="store_true", help="write the plan files into OUTPUT/plans")
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Print the experiment; 0."""
+    """Print the experiment; return 0."""
     from megatron_lrpath.experiment.load import load_experiment
     from megatron_lrpath.experiment.run import write_plans
 
@@ -42,7 +42,7 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def as_json(experiment: Experiment) -> dict[str, Any]:
-    """The points, the trainings that are carried out, and what sharing saves."""
+    """Return the points, the trainings, and the savings from sharing."""
     from megatron_lrpath.experiment.run import experiment_tasks, point_tasks
 
     tasks = experiment_tasks(experiment)
@@ -68,13 +68,13 @@ def as_json(experiment: Experiment) -> dict[str, Any]:
             for task in tasks
         ],
         "total_steps": steps,
-        "total_tokens": sum(plans[task.point].tokens(task.run.steps) for task in tasks),
+        "total_tokens": sum(plans[task.point].tokens_of(task.run) for task in tasks),
         "steps_without_sharing": all_steps,
     }
 
 
 def show(experiment: Experiment, facts: dict[str, Any]) -> None:
-    """The same as a table."""
+    """Print the same as a table."""
     from rich.console import Console
     from rich.text import Text
 

@@ -33,7 +33,7 @@ def shard_size(text: str) -> int:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What to export, and how."""
+    """Add the selection of the models, and the settings of the export."""
     parser.add_argument(
         "source", type=Path, metavar="PLAN", help="the plan file; or a folder of Megatron checkpoints"
     )
@@ -75,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Export, and say what was written; 0."""
+    """Export, and print the written files; return 0."""
     quiet()
     from megatron_lrpath.data.record import require_tokenizer
     from megatron_lrpath.export.card import origin_of
@@ -100,7 +100,7 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def tell_next(plan: Plan, run: Run, folder: Path) -> None:
-    """What may come after an export: seeing the model, and the line that pushes it to a hub."""
+    """Return the next commands: to try the model, and to push it to a hub."""
     path, name = shlex.quote(str(plan.path)), f"{plan.name}-{run.name}"
     see = f"lrpath chat {path}" if run.is_sft else f"lrpath generate {path}"
     after = "" if run.is_sft else ' "some text"'
@@ -111,7 +111,7 @@ def tell_next(plan: Plan, run: Run, folder: Path) -> None:
 
 
 def chosen(plan: Plan, args: argparse.Namespace) -> list[Run]:
-    """The run that is named, or all trained versions' runs."""
+    """Return the named run, or all trained versions' runs."""
     from megatron_lrpath.runs.results import is_complete, model_runs
 
     if args.run:
@@ -143,7 +143,9 @@ def export_folder(args: argparse.Namespace, wishes: Wishes) -> Exported:
 
 
 def find_checkpoint(folder: Path, step: int | None) -> tuple[int, Path]:
-    """Step and folder of a whole checkpoint: as asked for, else the newest; an imported model is step 0."""
+    """Return step and folder of a complete checkpoint: the requested one, else the newest; an imported model
+    is step 0.
+    """
     from megatron_lrpath.runs.checkpoints import checkpoint_folder, latest_step
     from megatron_lrpath.training.checkpoints.parent import require_checkpoint
     from megatron_lrpath.training.context import ParentCheckpoint
@@ -160,7 +162,7 @@ def find_checkpoint(folder: Path, step: int | None) -> tuple[int, Path]:
 
 
 def print_exported(exported: Exported) -> None:
-    """One line an export, and its notes."""
+    """Print one line for each export, and its notes."""
     files = "1 file" if len(exported.weights) == 1 else f"{len(exported.weights)} files"
     print(f"{exported.folder}: {exported.kind}, {files} of weights", flush=True)
     for note in exported.notes:

@@ -1,4 +1,4 @@
-"""`lrpath generate`: what a trained version writes after a text; several versions side by side."""
+"""`lrpath generate`: continue a text by a trained version, or by several side by side."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from megatron_lrpath.evaluate.generation import Sampling, Writer
     from megatron_lrpath.plan import Plan, Run
 
-HELP = "let a trained version go on from a text; --compare shows all versions side by side"
+HELP = "let a trained version continue from a text; --compare shows all versions side by side"
 EXAMPLE = """lrpath generate examples/quickstart/plan.yaml --run branch-v3 "The first lines of"
   lrpath generate plan.yaml --compare --temperature 0 "The first lines of\""""
 NARROWEST = 24  # of a column beside others
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The plan, the model, the text, and how to choose tokens."""
+    """Add the plan, the model, the text, and the sampling settings."""
     add_plan(parser)
     parser.add_argument(
-        "text", nargs="+", metavar="TEXT", help="what to go on from, one or several; `-`: stdin"
+        "text", nargs="+", metavar="TEXT", help="text to continue, one or several; `-`: stdin"
     )
     add_models(parser, "default: the newest trained version", "the trained versions")
     add_sampling(parser, 100)
@@ -61,10 +61,10 @@ def add_sampling(parser: argparse.ArgumentParser, tokens: int) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Print what the models write; 0."""
+    """Print the models' continuations; return 0."""
     texts = [sys.stdin.read() if text == "-" else text for text in args.text]
     if not all(text.strip() for text in texts):
-        raise UserError("an empty prompt; give some text to go on from.")
+        raise UserError("the prompt is empty; give a text to continue.")
     models, sampling = opened(args, tuned=False), sampling_of(args)
     for text in texts:
         if len(models) == 1:
@@ -78,23 +78,23 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def sampling_of(args: argparse.Namespace) -> Sampling:
-    """What the options say."""
+    """Return the sampling settings in the options."""
     from megatron_lrpath.evaluate.generation import Sampling
 
     return Sampling(args.seed, args.temperature, args.max_tokens)
 
 
 def show_piece(text: str) -> None:
-    """Print a piece of an answer at once."""
+    """Print a piece of an answer immediately."""
     print(text, end="", flush=True)
 
 
 def ignore(text: str) -> None:
-    """Wait for the whole."""
+    """Ignore a piece: the complete text is printed later."""
 
 
 def opened(args: argparse.Namespace, tuned: bool) -> list[tuple[str, Writer]]:
-    """The chosen models by name, exported where they have to be, and loaded.
+    """Load the selected models by name, after an export if necessary.
 
     Raises:
         UserError: there is none, or one cannot be exported.
@@ -114,7 +114,7 @@ def opened(args: argparse.Namespace, tuned: bool) -> list[tuple[str, Writer]]:
 
 
 def chosen(plan: Plan, args: argparse.Namespace, tuned: bool) -> list[Run]:
-    """The runs that the options name; with --compare all trained ones, without anything the newest."""
+    """Return the runs that the options select; with --compare all trained ones, without options the newest."""
     from megatron_lrpath.runs.results import is_complete, model_runs
 
     if args.run and args.compare:
@@ -142,7 +142,7 @@ def chosen(plan: Plan, args: argparse.Namespace, tuned: bool) -> list[Run]:
 
 
 def export_of(plan: Plan, run: Run) -> Path:
-    """The run's model as a Hugging Face folder, of its newest checkpoint."""
+    """Return the model of the run's newest checkpoint as a Hugging Face folder."""
     import shlex
 
     from megatron_lrpath.commands.export import find_checkpoint
@@ -158,7 +158,7 @@ def export_of(plan: Plan, run: Run) -> Path:
 
 
 def side_by_side(texts: dict[str, str]) -> None:
-    """Print texts in columns; one below the other where the terminal is too narrow."""
+    """Print texts in columns, or one below another if the terminal is too narrow."""
     from rich.console import Console
     from rich.text import Text
 

@@ -1,4 +1,4 @@
-"""`lrpath init`: a folder to work in, where there is no checkout."""
+"""`lrpath init`: create a working folder without a checkout."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SCHEMA = Path("plan.schema.json")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The folder; or the slices, the tokenizer and the model of a plan."""
+    """Add the folder, or the slices, the tokenizer and the model of a plan."""
     parser.add_argument(
         "folder",
         type=Path,
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Write what is missing, say what was kept; or write a plan; 0."""
+    """Write the missing files and print those that exist; or write a plan; return 0."""
     if args.slices is not None:
         return write_plan(args)
     if args.folder is None or args.tokenizer or args.model:
@@ -65,7 +65,7 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def write_plan(args: argparse.Namespace) -> int:
-    """Write `plan.yaml` for the slices and name the next commands; 0."""
+    """Write `plan.yaml` for the slices and print the next commands; return 0."""
     from megatron_lrpath.data.draw import existing_slices
     from megatron_lrpath.data.first_plan import first_plan
     from megatron_lrpath.data.record import require_tokenizer
@@ -74,9 +74,7 @@ def write_plan(args: argparse.Namespace) -> int:
 
     path = (args.folder or Path()) / "plan.yaml"
     if path.exists():
-        raise UserError(
-            f"{path}: is there already and is never overwritten; name another folder for the plan"
-        )
+        raise UserError(f"{path}: exists already and is never overwritten; name another folder for the plan")
     if args.tokenizer is None:
         raise UserError("--slices needs --tokenizer PATH, the tokenizer that made the data")
     if not args.slices.is_dir():

@@ -19,7 +19,7 @@ ROWS = 24
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The plan, the run, and in which form."""
+    """Add the plan, the run, and the output format."""
     add_plan(parser)
     parser.add_argument(
         "--paradigm",
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Print the rates; 0."""
+    """Print the rates; return 0."""
     from rich.console import Console
 
     from megatron_lrpath.plan import load_plan
@@ -55,7 +55,9 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def telling_steps(run: Run, count: int) -> list[int]:
-    """About `count` steps of a run, evenly spread, with the first, the last and those where the curve bends."""
+    """Return about `count` steps of a run, evenly spaced, with the first, the last and the bends of the
+    curve.
+    """
     first, last = run.first_step + 1, run.last_step
     spread = {first + (last - first) * index // (count - 1) for index in range(count)}
     corners = {corner + 1 for corner in run.path.corners}

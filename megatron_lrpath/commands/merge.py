@@ -11,7 +11,7 @@ EXAMPLE = "lrpath merge plan.yaml --version v2 --decay minus-sqrt --min-lr-share
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The plan, the version and the decay."""
+    """Add the plan, the version and the decay."""
     add_plan(parser)
     parser.add_argument("--version", required=True, metavar="V", help="the version whose branch is previewed")
     parser.add_argument(
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Merge, print the weights and how to evaluate; 0."""
+    """Merge, print the weights and how to evaluate; return 0."""
     from megatron_lrpath.merge.preview import plan_preview, write_preview
     from megatron_lrpath.plan import load_plan
 

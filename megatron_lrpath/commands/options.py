@@ -1,4 +1,4 @@
-"""Options that several commands have, and the types of options' values."""
+"""Options that several commands share, and the types of options' values."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_lrpath.errors import UserError
 from megatron_lrpath.paradigms import PARADIGMS
 
 if TYPE_CHECKING:
@@ -23,12 +24,12 @@ WRITTEN = "needs a new output (or its own), where it writes plan.yaml"  # what -
 
 
 def add_plan(parser: argparse.ArgumentParser, about: str = PLAN, optional: bool = False) -> None:
-    """The positional argument PLAN."""
+    """Add the positional argument PLAN."""
     parser.add_argument("plan", type=Path, metavar="PLAN", nargs="?" if optional else None, help=about)
 
 
 def add_runs(parser: argparse.ArgumentParser, about_plan: str, about_run: str = "") -> None:
-    """PLAN, --paradigm (see `paradigms_of`) and, with a help, --run."""
+    """Add PLAN, --paradigm (see `paradigms_of`) and, if a help text is given, --run."""
     add_plan(parser, about_plan)
     add_paradigm(parser)
     if about_run:
@@ -36,7 +37,7 @@ def add_runs(parser: argparse.ArgumentParser, about_plan: str, about_run: str = 
 
 
 def add_set(parser: argparse.ArgumentParser, end: str) -> None:
-    """--set; `end` says what becomes of the plan."""
+    """Add --set; `end` describes the use of the plan."""
     parser.add_argument(
         "--set",
         action="append",
@@ -47,7 +48,9 @@ def add_set(parser: argparse.ArgumentParser, end: str) -> None:
 
 
 def overridden(args: argparse.Namespace, output: str | None = None) -> OverriddenPlan | None:
-    """The plan with the values of --set, None without one. UserError for what does not fit its output."""
+    """Return the plan with the values of --set, None without --set. Raises UserError if it does not match its
+    output.
+    """
     if not args.set:
         return None
     from megatron_lrpath.runs.overridden import OverriddenPlan
@@ -58,12 +61,14 @@ def overridden(args: argparse.Namespace, output: str | None = None) -> Overridde
 
 
 def add_paradigm(parser: argparse.ArgumentParser, default: str = "those that the plan names") -> None:
-    """--paradigm: one, or all."""
+    """Add --paradigm: one, or all."""
     parser.add_argument("--paradigm", choices=(*PARADIGMS, EVERY), help=f"default: {default}")
 
 
 def add_machine(parser: argparse.ArgumentParser, models: str, nproc: str) -> None:
-    """Options of commands that train: --nproc (with this help), --device, and --evaluate for the `models`."""
+    """Add the options of commands that train: --nproc (with this help), --device, and --evaluate for the
+    `models`.
+    """
     parser.add_argument("--nproc", type=count_from(1), metavar="N", help=nproc)
     add_device(parser)
     parser.add_argument(
@@ -81,15 +86,20 @@ def add_machine(parser: argparse.ArgumentParser, models: str, nproc: str) -> Non
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """--device."""
+    """Add --device."""
     parser.add_argument("--device", choices=(AUTO, "cpu", "cuda"), default=AUTO)
 
 
 def paradigms_of(args: argparse.Namespace, plan: Plan | None = None) -> tuple[str, ...]:
-    """The paradigms that --paradigm chooses: the one given, or every one.
+    """Return the paradigms that --paradigm selects: the given one, or all.
 
-    Without it those that have the run of --run, and else those that the plan names; every one without a plan.
+    Without it, return those with the run of --run, or else those that the plan names; all without a plan.
     """
+    if plan is not None and plan.adopted is not None and args.paradigm in PARADIGMS[1:]:
+        raise UserError(
+            f"--paradigm {args.paradigm}: {plan.path} begins with an adopted checkpoint; only "
+            f"{PARADIGMS[0]} can be trained"
+        )
     if args.paradigm is not None or plan is None:
         return (args.paradigm,) if args.paradigm in PARADIGMS else PARADIGMS
     from megatron_lrpath.runs.tasks import named_paradigms, paradigms_with
@@ -99,7 +109,7 @@ def paradigms_of(args: argparse.Namespace, plan: Plan | None = None) -> tuple[st
 
 
 def training_options(args: argparse.Namespace, plan: Plan | None = None, only_sft: bool = False) -> Options:
-    """What the command line chooses of a training on this machine; `plan` None for an experiment."""
+    """Return the command line's settings of a training on this machine; `plan` is None for an experiment."""
     from megatron_lrpath.launch.local import Options
 
     return Options(
@@ -116,7 +126,7 @@ def training_options(args: argparse.Namespace, plan: Plan | None = None, only_sf
 
 
 def request_of(options: Options) -> Request:
-    """What is to be checked before a training on this machine."""
+    """Return the checks before a training on this machine."""
     from megatron_lrpath.readiness import Request
 
     return Request(
@@ -131,7 +141,7 @@ def request_of(options: Options) -> Request:
 
 
 def count_from(least: int, alternative: str = "") -> Callable[[str], int | str]:
-    """The type of a whole number from `least` on; `alternative` is a word that may be given instead."""
+    """Return the type of an integer from `least` on; `alternative` is a word that is also accepted."""
 
     def read(text: str) -> int | str:
         if alternative and text == alternative:
@@ -144,7 +154,7 @@ def count_from(least: int, alternative: str = "") -> Callable[[str], int | str]:
 
 
 def number_in(least: float, most: float = sys.float_info.max, what: str = "") -> Callable[[str], float]:
-    """The type of a number from `least` to `most`; `what` describes it in the message about another one."""
+    """Return the type of a number from `least` to `most`; `what` describes it in the error message."""
 
     def read(text: str) -> float:
         try:

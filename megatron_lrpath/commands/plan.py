@@ -48,8 +48,8 @@ def execute(args: argparse.Namespace) -> int:
 
     changed = OverriddenPlan.of(args.plan, args.set) if args.set else None
     plan = changed.asked if changed else load_plan(args.plan)
-    paradigms = paradigms_of(args)
     trained = paradigms_of(args, plan)
+    paradigms = tuple(one for one in paradigms_of(args) if plan.runs(one))
     left = estimate(plan, trained)
     if args.png:
         from megatron_lrpath.files import atomic_write_bytes
@@ -121,9 +121,9 @@ def as_json(plan: Plan, paradigms: tuple[str, ...]) -> dict[str, Any]:
     for paradigm in paradigms:
         cost, runs = plan.cost(paradigm), []
         for run in plan.runs(paradigm):
-            runs.append(run.to_dict() | {"tokens": plan.tokens(run.steps)})
+            runs.append(run.to_dict() | {"tokens": plan.tokens_of(run)})
             if run.mix:
-                runs[-1]["mix"]["samples"] = run.mix.samples(plan.batch.global_batch_size, run.steps)
+                runs[-1]["mix"]["samples"] = run.mix.samples(plan.batch_of(run).global_batch_size, run.steps)
         paths[paradigm] = {
             "runs": runs,
             "total_steps": cost.steps,
@@ -134,8 +134,15 @@ def as_json(plan: Plan, paradigms: tuple[str, ...]) -> dict[str, Any]:
     return {
         "name": plan.name,
         "versions": [
-            {"name": version.name, "steps": version.steps, "alpha": version.alpha or plan.alpha}
-            for version in plan.versions
+            {
+                "name": version.name,
+                "steps": version.steps,
+                "alpha": version.alpha or plan.alpha,
+                "global_batch_size": plan.batch_sizes.size_of(end),
+                "new_samples": plan.samples_of(index),
+                "replay": version.replay.to_dict() if version.replay else None,
+            }
+            for index, (version, end) in enumerate(zip(plan.versions, plan.timeline.ends, strict=True))
         ],
         "paradigms": paths,
         "sft": sft_as_json(plan),

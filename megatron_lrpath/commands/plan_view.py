@@ -20,8 +20,10 @@ from megatron_lrpath.plan.wording import (
     main_rate_text,
     mix_text,
     paradigm_name,
+    replays_text,
     schedule_name,
     sft_text,
+    step_tokens_text,
 )
 from megatron_lrpath.runs.storage import predicted
 from megatron_lrpath.wording import byte_size, short_number
@@ -50,10 +52,12 @@ def show_plan(
     headline = (
         f"{plan.name}: {len(plan.versions)} versions, {schedule_name(plan)} from {schedule.max_lr:g} to "
         f"{schedule.min_lr:g}, warm-up {schedule.warmup:,} steps, alpha {plan.alpha:g}, "
-        f"{plan.batch.tokens:,} tokens a step"
+        f"{step_tokens_text(plan)} tokens a step"
     )
     if changes := main_rate_text(plan):
         headline += f"; {changes}"
+    if replays := replays_text(plan):
+        headline += f"; {replays}"
     if own := branch_arguments_text(plan):
         headline += f"; branches with {own}"
     console.print(Text(headline))
@@ -62,6 +66,8 @@ def show_plan(
         console.print(runs_table(plan, paradigm, narrow=console.width < NARROW))
     console.print()
     console.print(costs_table(plan, paradigms))
+    if needs := new_text(plan):
+        console.print(Text(needs))
     for text in storage_texts(plan, paradigms):
         console.print(Text(text))
     first, *further = cost_lines(left, datetime.now().astimezone())
@@ -83,6 +89,18 @@ def show_plan(
             console.print()
             console.print(Text(f"Learning rate, {_title(plan, paradigm)}", style="bold"))
             console.print(curve_text(plan, paradigm, console.width), no_wrap=True, crop=False)
+
+
+def new_text(plan: Plan) -> str:
+    """The tokens that the slices of versions with a replay need; empty without any."""
+    texts = []
+    spans = zip(plan.versions, plan.timeline.begins, plan.timeline.ends, strict=True)
+    for index, (version, begin, end) in enumerate(spans):
+        if version.replay:
+            new = plan.samples_of(index) * plan.batch.seq_length
+            again = plan.tokens(begin, end) - new
+            texts.append(f"{version.name} {short_number(new)} ({short_number(again)} more are replayed)")
+    return f"Tokens that slices need: {', '.join(texts)}" if texts else ""
 
 
 def _shared_note(plan: Plan, paradigms: tuple[str, ...]) -> str:
@@ -113,7 +131,7 @@ def runs_table(plan: Plan, paradigm: str, narrow: bool = False) -> Table:
             f"{run.first_step + 1:,}",
             f"{run.last_step:,}",
             f"{run.steps:,}",
-            *([] if narrow else [short_number(plan.tokens(run.steps))]),
+            *([] if narrow else [short_number(plan.tokens_of(run))]),
             Text(f"{names} with {mix_text(run.mix)}" if run.mix else names),
             Text(_rate_text(run)),
         )

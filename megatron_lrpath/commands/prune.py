@@ -1,4 +1,4 @@
-"""`lrpath prune`: remove the checkpoints that nothing starts from any more."""
+"""`lrpath prune`: remove the checkpoints that no run starts from any more."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from megatron_lrpath.commands.options import add_plan
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from megatron_lrpath.plan import Plan
+    from megatron_lrpath.runs.archive import Archive
     from megatron_lrpath.upkeep.prune import Found, Survey
 
 HELP = "list the checkpoints that nothing starts from any more, and remove them with --yes"
@@ -20,7 +22,7 @@ EXAMPLE = "lrpath prune examples/quickstart/plan.yaml --dry-run"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The plan, and whether to remove."""
+    """Add the plan, and the option to remove."""
     add_plan(parser)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--dry-run", action="store_true", help="list only (so without --yes, too)")
@@ -30,18 +32,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="leave the main path's checkpoint at the end of each version, to rewind to",
     )
+    parser.add_argument(
+        "--archived",
+        action="store_true",
+        help="remove versions' ends and branch points too, as far as the plan's archive has them; never the newest two",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def execute(args: argparse.Namespace) -> int:
-    """List, and remove where --yes says so; 0."""
+    """List the checkpoints, and remove them with --yes; return 0."""
     from megatron_lrpath.plan import load_plan
     from megatron_lrpath.upkeep.prune import carry_out, survey
     from megatron_lrpath.upkeep.quiet import at_rest
 
     plan = load_plan(args.plan)
     with at_rest(plan):
-        found = survey(plan, args.keep_ends)
+        found = survey(plan, args.keep_ends, archive_of(plan, args.archived), args.archived)
         if args.json:
             print(json.dumps(as_json(found, removed=args.yes), indent=2))
         else:
@@ -53,8 +60,31 @@ def execute(args: argparse.Namespace) -> int:
     return 0
 
 
+def archive_of(plan: Plan, needed: bool) -> Archive | None:
+    """The plan's archive; None, with a line, where it does not answer and is not needed.
+
+    Raises:
+        UserError: it is needed and the plan names none, or it does not answer.
+    """
+    from megatron_lrpath.console import warn
+    from megatron_lrpath.errors import UserError
+    from megatron_lrpath.runs.archive import Archive
+    from megatron_lrpath.upkeep.archive import required_archive
+
+    if needed:
+        return required_archive(plan)
+    try:
+        found = Archive.of(plan)
+        if found is not None:
+            assert found.complete is not None  # asks the store
+    except UserError as error:
+        warn(f"{error}; what is archived is not known, so that more stays")
+        return None
+    return found
+
+
 def as_json(found: Survey, removed: bool) -> dict[str, Any]:
-    """What may go, what stays with its reason, and the runs that are left alone."""
+    """Return what can be removed, what is kept with its reason, and the runs that are not touched."""
 
     def row(one: Found) -> dict[str, Any]:
         return {name: value for name, value in asdict(one).items() if name != "root"}
@@ -69,7 +99,7 @@ def as_json(found: Survey, removed: bool) -> dict[str, Any]:
 
 
 def tell(found: Survey) -> None:
-    """Print what may go, and why the others stay."""
+    """Print what can be removed, and why the others are kept."""
     from rich.console import Console
 
     from megatron_lrpath.console import terminal_table
@@ -77,10 +107,7 @@ def tell(found: Survey) -> None:
 
     def table(title: str, rows: Sequence[Found]) -> None:
         if rows:
-            cells = [
-                (one.key, f"{one.step:,}", byte_size(one.bytes), one.reason or "nothing starts from it")
-                for one in rows
-            ]
+            cells = [(one.key, f"{one.step:,}", byte_size(one.bytes), reason(one)) for one in rows]
             drawn = terminal_table(("run", "step", "on disk", "why"), "LRRl", cells, title=title)
             drawn.title_justify = "left"
             console.print(drawn)
@@ -94,8 +121,14 @@ def tell(found: Survey) -> None:
         console.print(line, soft_wrap=True, markup=False)
 
 
+def reason(one: Found) -> str:
+    """Why it stays or may go, and whether it is archived."""
+    text = one.reason or ("it is in the archive" if one.archived else "nothing starts from it")
+    return f"{text}; archived" if one.archived and one.reason else text
+
+
 def ending(args: argparse.Namespace, found: Survey) -> str:
-    """What was done, and the command that does it."""
+    """Print the result, and the next command."""
     from megatron_lrpath.wording import byte_size, plural
 
     if not found.spare:
@@ -105,5 +138,5 @@ def ending(args: argparse.Namespace, found: Survey) -> str:
     amount = f"{plural(len(found.spare), 'checkpoint')}, {byte_size(sum(one.bytes for one in found.spare))}"
     if args.yes:
         return f"removed {amount}"
-    keep = " --keep-ends" if args.keep_ends else ""
+    keep = (" --keep-ends" if args.keep_ends else "") + (" --archived" if args.archived else "")
     return f"nothing was removed; to remove {amount}: lrpath prune {shlex.quote(str(args.plan))}{keep} --yes"

@@ -15,7 +15,7 @@ EXAMPLE = "lrpath report examples/quickstart/plan.yaml"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The plan, and where the page goes."""
+    """Add the plan, and the report's folder."""
     add_runs(parser, PLAN_OR_EXPERIMENT)
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="folder of the report (default: OUTPUT/report of the plan)"
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Write the report, print its main table and the page's path; 0."""
+    """Write the report, print its main table and the page's path; return 0."""
     from rich.console import Console
 
     from megatron_lrpath.experiment.load import is_experiment, load_experiment

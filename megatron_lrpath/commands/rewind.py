@@ -1,4 +1,4 @@
-"""`lrpath rewind`: the main path goes on from an earlier checkpoint, without a version where that is asked."""
+"""`lrpath rewind`: continue the main path from an earlier checkpoint, optionally without a version."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from megatron_lrpath.plan import Plan
     from megatron_lrpath.runs.set_aside import SetAside
 
-HELP = "let the main path go on from an earlier checkpoint, without a version; what comes after is set aside"
+HELP = (
+    "let the main path continue from an earlier checkpoint, without a version; what comes after is set aside"
+)
 EXAMPLE = "lrpath rewind plan.yaml --to-step 40000 --drop v5"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The plan, and where to go back to, or what to do with what was set aside."""
+    """Add the plan, and the step to return to, or the treatment of files that were set aside."""
     add_plan(parser)
     parser.add_argument(
         "--to-step", type=count_from(1), metavar="S", help="a step whose checkpoint the main path has kept"
@@ -39,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Rewind, or list or remove what is set aside; 0."""
+    """Rewind, or list or remove what is set aside; return 0."""
     from megatron_lrpath.plan import load_plan
     from megatron_lrpath.upkeep.quiet import at_rest
 
@@ -59,7 +61,7 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def rewind(plan: Plan, step: int, dropped: list[str], dry_run: bool) -> int:
-    """Tell what is to be done, and do it."""
+    """Print the changes, and make them."""
     from contextlib import ExitStack
 
     from megatron_lrpath.launch.process import only_one
@@ -92,15 +94,16 @@ def rewind(plan: Plan, step: int, dropped: list[str], dry_run: bool) -> int:
 
 
 def tell(plan: Plan, record: SetAside, staying: tuple[str, ...]) -> None:
-    """Print what moves where, and what stays."""
+    """Print what moves where, and what is kept."""
     from megatron_lrpath.wording import listing, plural, short_number
 
     without = f", without {listing(list(record.dropped))}" if record.dropped else ""
     lost = record.from_step - record.to_step
+    tokens = short_number(plan.tokens(record.to_step, record.from_step))
     print(
         f"{plan.path}: the main path goes back from step {record.from_step:,} to step {record.to_step:,}{without}"
     )
-    print(f"  {plural(lost, 'step')}, {short_number(plan.tokens(lost))} tokens, no longer count")
+    print(f"  {plural(lost, 'step')}, {tokens} tokens, no longer count")
     checkpoints = len(record.moves) - len(record.runs)
     aside = [plural(checkpoints, "checkpoint") + f" after step {record.to_step:,}", *record.runs]
     print(f"  set aside in {record.folder(Path(plan.output))}: {listing(aside)}")
@@ -112,12 +115,13 @@ def tell(plan: Plan, record: SetAside, staying: tuple[str, ...]) -> None:
         print(f"  as they are: {listing(list(staying))}")
     if beyond := [str(one) for one in plan.also_branch_at if one > record.to_step]:
         print(
-            f"  no longer there for branches of other plans (also_branch_at) until trained anew: step {listing(beyond)}"
+            "  no longer there for branches of other plans (also_branch_at) until trained again: "
+            f"step {listing(beyond)}"
         )
 
 
 def set_aside(plan: Plan, confirm: bool) -> int:
-    """List what earlier rewinds have set aside, and remove it where that is confirmed."""
+    """List what earlier rewinds have set aside, and remove it if confirmed."""
     from megatron_lrpath.runs.lineage import read_lineage
     from megatron_lrpath.runs.rewinds import require_no_rewind
     from megatron_lrpath.runs.set_aside import all_set_aside, half_removed

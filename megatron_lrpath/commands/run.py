@@ -1,4 +1,4 @@
-"""`lrpath run`: carry out a plan on this machine."""
+"""`lrpath run`: train the runs of a plan on this machine."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from megatron_lrpath.commands.options import (
     training_options,
 )
 
-HELP = "train a plan here, in dependency order; called again it goes on where it was"
+HELP = "train a plan here, in dependency order; called again it continues where it stopped"
 EXAMPLE = "lrpath run plan.yaml --jobs 2 -- --log-interval 5   (after --: Megatron arguments for every run)"
 TAKES_EXTRA = True  # what follows `--` on the command line arrives as `args.extra`
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The plan, what of it, and how the machine is shared."""
+    """Add the plan, the selection of runs, and the use of the machine."""
     add_runs(parser, PLAN_OR_EXPERIMENT, "only this run, and those it starts from")
     add_set(parser, WRITTEN)
     parser.add_argument(
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Train, evaluate, and measure `--tasks`; 0 when complete, 1 when a run failed, 130 after Ctrl-C."""
+    """Train, evaluate, and measure `--tasks`; return 0 when complete, 1 when a run failed, 130 after Ctrl-C."""
     if not args.tasks:
         return train(args)
     eval_tasks.check(args)  # now, not after the training
@@ -49,23 +49,29 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def train(args: argparse.Namespace) -> int:
-    """Train and evaluate perplexities; the exit status. With --set `args.plan` is OUTPUT/plan.yaml afterwards."""
+    """Train and evaluate perplexities; return the exit status. With --set, `args.plan` becomes
+    OUTPUT/plan.yaml.
+    """
     from megatron_lrpath.experiment.load import is_experiment, load_experiment
     from megatron_lrpath.launch.local import carry_out
     from megatron_lrpath.plan import load_plan
-    from megatron_lrpath.readiness import require_ready
+    from megatron_lrpath.readiness import fetch_archived, require_ready
 
     changed = overridden(args)
     if changed is None and is_experiment(args.plan):
         from megatron_lrpath.experiment.run import carry_out_experiment, experiment_request
 
         experiment, options = load_experiment(args.plan), training_options(args)
-        plans = (point.plan for point in experiment.points)
-        require_ready(plans, experiment_request(experiment, request_of(options)))
+        plans = [point.plan for point in experiment.points]
+        request = experiment_request(experiment, request_of(options))
+        require_ready(plans, request)
+        fetch_archived(plans, request)
         return carry_out_experiment(experiment, options)
     plan = changed.plan if changed else load_plan(args.plan)
     options = training_options(args, plan)
-    require_ready([changed.asked if changed else plan], request_of(options))
+    asked = changed.asked if changed else plan
+    require_ready([asked], request_of(options))
+    fetch_archived([asked], request_of(options))
     if changed:
         args.plan = changed.write()
     return carry_out(plan, options)

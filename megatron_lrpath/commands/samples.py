@@ -17,7 +17,7 @@ FACTS = ("lr", "loss", "grad_norm")  # of a step, from its history
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The run's folder, the step, and how much of the text."""
+    """Add the run's folder, the step, and the length of the text."""
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder: OUTPUT/<paradigm>/<run>")
     parser.add_argument("--step", type=int, required=True, help="the step (the first one of a plan is 1)")
     parser.add_argument(
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Print the batch; 0."""
+    """Print the batch; return 0."""
     quiet()
     from megatron_lrpath.training import device
 
@@ -49,10 +49,10 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def named_run(folder: Path, plan: Path | None) -> tuple[Path, str, str]:
-    """The plan, the paradigm and the run that a run's folder belongs to.
+    """Return the plan, the paradigm and the run of a run's folder.
 
     Raises:
-        UserError: the folder is no run's, or its plan is not known.
+        UserError: the folder does not belong to a run, or its plan is unknown.
     """
     from megatron_lrpath.runs.lineage import read_lineage
 
@@ -68,7 +68,7 @@ def named_run(folder: Path, plan: Path | None) -> tuple[Path, str, str]:
 
 
 def heading(folder: Path, step: int, samples: list[dict[str, Any]]) -> str:
-    """The step, its samples, and what the history says of it."""
+    """Print the step, its samples, and its line in the history."""
     from megatron_lrpath.runs.history import row_of_step
 
     row = row_of_step(folder, step)
@@ -80,8 +80,9 @@ def heading(folder: Path, step: int, samples: list[dict[str, Any]]) -> str:
 
 
 def show(sample: dict[str, Any], characters: int) -> None:
-    """One sample: where it comes from, and its text."""
-    print(f"\nsample {sample['sample']}, version {sample['version']}")
+    """Print one sample: its source, and its text."""
+    again = ", read again" if sample.get("replayed") else ""
+    print(f"\nsample {sample['sample']}, version {sample['version']}{again}")
     for place in sample["documents"]:
         end = place["offset"] + place["tokens"]
         print(f"  {place['dataset']} document {place['document']}, tokens {place['offset']} to {end - 1}")

@@ -22,7 +22,7 @@ TAKES_EXTRA = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The plan, what of it, and how the machine is shared."""
+    """Add the plan, the selection of runs, and the use of the machine."""
     add_runs(parser, PLAN, "only this fine-tuning, such as sft-v2")
     parser.add_argument("--prepare", action="store_true", help="tokenize the data and stop")
     parser.add_argument(
@@ -38,12 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Prepare, fine-tune and evaluate; exit status as of `lrpath run`."""
+    """Prepare, fine-tune and evaluate; return the exit status as `lrpath run`."""
     from megatron_lrpath.data.record import require_tokenizer
     from megatron_lrpath.launch.local import carry_out
     from megatron_lrpath.launch.resources import cores
     from megatron_lrpath.plan import load_plan
-    from megatron_lrpath.readiness import require_ready
+    from megatron_lrpath.readiness import fetch_archived, require_ready
     from megatron_lrpath.sft.prepare import prepare, print_summary
 
     plan = load_plan(args.plan)
@@ -56,6 +56,7 @@ def execute(args: argparse.Namespace) -> int:
         require_tokenizer(plan)
     else:
         require_ready([plan], request_of(options))
+        fetch_archived([plan], request_of(options))
     if args.prepare or args.workers:  # else carry_out does it
         print_summary(prepare(plan, args.workers or cores()), plan.sft_folder)
     path = shlex.quote(str(args.plan))

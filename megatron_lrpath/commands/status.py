@@ -1,4 +1,4 @@
-"""`lrpath status`: how far each run of a plan has come, read from its files; once, or watched."""
+"""`lrpath status`: print the progress of each run of a plan, read from its files, once or repeatedly."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ WORDS = ("run", "state", "checkpoints", "job")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The plan and the form of the answer."""
+    """Add the plan and the output format."""
     add_runs(parser, PLAN_OR_EXPERIMENT)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument(
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Print the states of all runs; 0."""
+    """Print the states of all runs; return 0."""
     from rich.console import Console
 
     look = partial(collect, args.plan, partial(paradigms_of, args))
@@ -64,12 +64,14 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def is_narrow(console: Console) -> bool:
-    """Whether the whole table would not fit."""
+    """Whether the terminal is too narrow for the whole table."""
     return console.width < NARROW
 
 
 def view(status: dict[str, Any], narrow: bool = False) -> Group:
-    """The plan in a line, its runs as a table, and why interrupted ones ended; `narrow`: for 80 columns."""
+    """Print the plan in a line, its runs as a table, and why interrupted ones ended; `narrow`: for 80
+    columns.
+    """
     from rich.console import Group
     from rich.text import Text
 
@@ -98,7 +100,7 @@ def view(status: dict[str, Any], narrow: bool = False) -> Group:
 
 
 def differing(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """A line for the runs that were trained with the same other settings than the plan's."""
+    """Return a line for the runs that were trained with the same deviations from the plan's settings."""
     alike: dict[tuple[str, ...], list[str]] = {}
     for row in rows:
         if row["differs"]:
@@ -180,7 +182,9 @@ def states(name: str, output: str, planned: Sequence[tuple[Task, Plan]]) -> dict
     for task, plan in planned:
         state = read_state(task.folder, task.run, by_key.get(task.parent or ""))
         lineage = read_json_object(RunFolder(task.folder).lineage) or {}
-        step_tokens = trained_tokens(lineage) or task.step_tokens
+        step_tokens = (
+            trained_tokens(lineage, state.step) or task.sizes.size_of(state.step) * task.sample_tokens
+        )
         known = state.state == "running" and state.seconds_per_step is not None
         pace = step_tokens / state.seconds_per_step if state.seconds_per_step else None
         left = (task.run.last_step - state.step) * (state.seconds_per_step or 0.0) if known else None
@@ -225,7 +229,7 @@ def states(name: str, output: str, planned: Sequence[tuple[Task, Plan]]) -> dict
 
 
 def file_problems(tasks: Sequence[Task]) -> list[str]:
-    """Files of runs that are damaged, a line each, and how many carry no checksum, in one line."""
+    """Return damaged files of runs, a line each, and the number of files without a checksum, in one line."""
     from megatron_lrpath.runs.folder import inspect
     from megatron_lrpath.runs.history import HistoryTail
 
@@ -248,7 +252,7 @@ def file_problems(tasks: Sequence[Task]) -> list[str]:
 
 
 def table(status: dict[str, Any], narrow: bool = False) -> Table:
-    """The states as a table: the columns that have something to say, the most important ones where it is `narrow`."""
+    """Return the states as a table: the columns with content, only the most important ones if `narrow`."""
     from rich.text import Text
 
     from megatron_lrpath.launch.slurm.show import job_text
@@ -272,14 +276,14 @@ def table(status: dict[str, Any], narrow: bool = False) -> Table:
 
 
 def titles(narrow: bool) -> tuple[str, ...]:
-    """The titles of the table's columns."""
+    """Return the titles of the table's columns."""
     if narrow:
         return "run", "state", "step", "loss", "tokens/s", "MFU", "left", "saves", "job"
     return "run", "state", "step", "rate", "loss", "tokens/s", "MFU", "left", "checkpoints", "on disk", "job"
 
 
 def measured_cells(row: dict[str, Any]) -> dict[str, Any]:
-    """The cells of a run that numbers fill; empty where they are not known."""
+    """Return the numeric cells of a run; empty if unknown."""
     steps = [str(step) for step in row["checkpoints"]]
     return {
         "rate": "" if row["lr"] is None else f"{row['lr']:.3e}",
@@ -296,9 +300,9 @@ def measured_cells(row: dict[str, Any]) -> dict[str, Any]:
 def watch(
     console: Console, collect: Callable[[], dict[str, Any]], seconds: float, as_json: bool = False
 ) -> None:
-    """Show what `collect` gives every `seconds` until all runs are done; Ctrl-C ends it, too.
+    """Print the result of `collect` every `seconds` until all runs are done or Ctrl-C.
 
-    Where the output is no terminal, or as JSON (a line each), only what has changed is printed.
+    If the output is not a terminal, or is JSON (a line each), only changes are printed.
     """
     from rich.live import Live
 
@@ -321,7 +325,7 @@ def watch(
 
 
 def statuses(collect: Callable[[], dict[str, Any]], seconds: float) -> Iterator[dict[str, Any]]:
-    """The status now and every `seconds`, the last one when all is done."""
+    """Yield the status now and every `seconds`, and finally when all is done."""
     while True:
         status = collect()
         yield status

@@ -1,4 +1,4 @@
-"""`lrpath submit`: carry out a plan as Slurm jobs."""
+"""`lrpath submit`: run a plan as Slurm jobs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ TAKES_EXTRA = True  # Megatron arguments for every training
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The plan, what of it, and an option for every setting of the cluster."""
+    """Add the plan, the selection of runs, and an option for every setting of the cluster."""
     from megatron_lrpath.launch.slurm.settings import SETTINGS
 
     add_runs(parser, PLAN_OR_EXPERIMENT, "only this run, and those it starts from")
@@ -55,11 +55,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Submit, or show what would be submitted; 0. UserError (status 2) where something is to be mended first."""
+    """Submit, or show what would be submitted; return 0. Raises UserError (status 2) if something must be
+    fixed first.
+    """
     from megatron_lrpath.experiment.load import is_experiment, load_experiment
     from megatron_lrpath.launch.slurm.settings import read_settings, within_job
     from megatron_lrpath.launch.slurm.submit import Submission
-    from megatron_lrpath.readiness import CLUSTER, Request, require_ready
+    from megatron_lrpath.readiness import CLUSTER, Request, fetch_archived, require_ready
 
     settings = within_job(read_settings(args.settings, vars(args)), os.environ)
     extra = tuple(args.extra)
@@ -88,6 +90,7 @@ def execute(args: argparse.Namespace) -> int:
         return 0
     if not args.set:  # else it was checked before it was written
         check()
+    fetch_archived([submitted.plan for submitted in submission.plans], request)
     decided = submission.carry_out()
     rows = [row(submission, decision, number) for decision, number in decided]
     costs = cost(submission, [decision for decision, _ in decided])
@@ -104,9 +107,9 @@ def execute(args: argparse.Namespace) -> int:
 def submitted_plan(
     args: argparse.Namespace, settings: Settings, request_for: Callable[[tuple[str, ...]], Request]
 ) -> tuple[SubmittedPlan, Path]:
-    """The plan as submitted, and the file to ask for its status.
+    """Return the plan as submitted, and the file to pass to `lrpath status`.
 
-    With --set this is OUTPUT/plan.yaml, which is written as soon as the plan was checked (for --dry-run not).
+    With --set this is OUTPUT/plan.yaml, which is written after the plan was checked (not for --dry-run).
     """
     from megatron_lrpath.launch.slurm.ledger import SubmittedPlan
     from megatron_lrpath.readiness import require_ready
@@ -126,7 +129,7 @@ def submitted_plan(
 
 
 def row(submission: Submission, decision: Decision, number: int | None) -> dict[str, Any]:
-    """A job for the table and for JSON."""
+    """Return a job for the table and for JSON."""
     place = decision.job.allocation
     return {
         "key": decision.job.key,
@@ -170,9 +173,10 @@ def show_dry_run(submission: Submission, as_json: bool) -> None:
 
 
 def cost(submission: Submission, decisions: list[Decision]) -> list[dict[str, Any]]:
-    """What is left to train, by plan: steps, tokens, GPU hours and wall time at the measured pace.
+    """Return what is left to train, by plan: steps, tokens, GPU hours and wall time at the measured pace.
 
-    Before there is one, by the kind of GPU at an assumed share of its peak; neither without GPUs.
+    Without a measurement they follow from the kind of GPU at an assumed utilization; both are omitted
+    without GPUs.
     """
     from megatron_lrpath.launch.layouts import MFU
     from megatron_lrpath.runs.checkpoints import latest_step
@@ -185,22 +189,24 @@ def cost(submission: Submission, decisions: list[Decision]) -> list[dict[str, An
     for jobs in by_plan.values():
         plan, steps, tokens = jobs[0].plan, 0, 0
         for task in (job.task for job in jobs if job.task is not None):
-            own = task.run.last_step - max(task.run.first_step, latest_step(task.checkpoints) or 0)
-            steps, tokens = steps + own, tokens + own * task.step_tokens
+            last, done = task.run.last_step, max(task.run.first_step, latest_step(task.checkpoints) or 0)
+            steps, tokens = steps + last - done, tokens + task.tokens(min(done, last), last)
         one = {"plan": plan.name, "steps": steps, "tokens": tokens, "mfu": MFU}
         found.append(one | time_of(plan, tokens, jobs, bool(submission.settings.gpus_per_node)))
     return found
 
 
 def time_of(plan: Plan, tokens: int, jobs: list[Job], gpus: bool) -> dict[str, Any]:
-    """Hours for so many tokens, and seconds until the last version of these jobs is trained, by their basis."""
+    """Return hours for these tokens, and seconds until the last version of these jobs is trained, by their
+    basis.
+    """
     from megatron_lrpath.launch.estimate import estimate_of
     from megatron_lrpath.launch.layouts import PEAK, gpu_seconds, seconds_per_step
 
     versions = [job.task for job in jobs if job.task is not None and not job.task.run.is_sft]
     left = estimate_of(plan, versions)
     if left.pace is not None and left.pace.measured:
-        hours = tokens / plan.batch.tokens * left.pace.seconds * left.pace.processes / 3600
+        hours = tokens / left.pace.tokens * left.pace.seconds * left.pace.processes / 3600
         return {
             "gpu_hours": {"measured": hours},
             "wall_seconds": {"measured": left.wall},
@@ -211,14 +217,15 @@ def time_of(plan: Plan, tokens: int, jobs: list[Job], gpus: bool) -> dict[str, A
     return {
         "gpu_hours": {name: gpu_seconds(plan, tokens, peak) / 3600 for name, peak in peaks.items()},
         "wall_seconds": {
-            name: left.chain * seconds_per_step(plan, world, peak) for name, peak in peaks.items()
+            name: left.chain / plan.batch.tokens * seconds_per_step(plan, world, peak)
+            for name, peak in peaks.items()
         },
         "pace": None,
     }
 
 
 def cost_text(one: dict[str, Any]) -> str:
-    """The cost of a plan in a line or two."""
+    """Return the cost of a plan in a line or two."""
     text = (
         f"{one['plan']}: {plural(one['steps'], 'step')} left to train, {short_number(one['tokens'])} tokens"
     )
@@ -262,7 +269,7 @@ def show_table(submission: Submission, rows: list[dict[str, Any]]) -> None:
 
 
 def graph(submission: Submission) -> Tree:
-    """The graph as a tree: each job under what it waits for, the report under the plan."""
+    """Return the graph as a tree: each job below the one it waits for, the report below the plan."""
     from rich.tree import Tree
 
     tree = Tree(submission.name)

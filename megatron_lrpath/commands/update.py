@@ -17,9 +17,11 @@ from megatron_lrpath.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from megatron_lrpath.data.delivery import Delivery
+    from megatron_lrpath.data.delivery import Delivered, Delivery
+    from megatron_lrpath.data.duplicates import Duplicates
     from megatron_lrpath.data.slice import Slice
     from megatron_lrpath.plan import Plan
+    from megatron_lrpath.plan.spec import Version
 
 HELP = "make new data the next version of a plan: draw its slice and validation, append it, say what it costs"
 EXAMPLE = "lrpath update plan.yaml --source data/web-2025_text_document --tokens 10.5B --dry-run"
@@ -47,7 +49,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "5M tokens)",
     )
     parser.add_argument(
+        "--drop-duplicates",
+        action="store_true",
+        help="leave out the documents whose text is in an earlier version, in a validation set or in this delivery "
+        "before (new validation sets are always drawn without them)",
+    )
+    parser.add_argument(
         "--alpha", type=number_in(1e-6, 1, "a number above 0, up to 1"), help="alpha of this version alone"
+    )
+    parser.add_argument(
+        "--replay",
+        type=number_in(1e-6, 0.999, "a share above 0 and below 1"),
+        metavar="SHARE",
+        help="share of the version's samples that is drawn again from earlier versions (default: none)",
+    )
+    parser.add_argument(
+        "--global-batch-size",
+        type=int,
+        metavar="N",
+        help="samples of a step from this version on (default: as many as before)",
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--dry-run", action="store_true", help="say what would be done, write nothing")
@@ -59,13 +79,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Update:
-    """The version and what it takes: `text` is the plan's new text, `plan` what that says; `known`: done before."""
+    """The version and what it takes: `text` is the plan's new text, `plan` what that says; `known`: done before.
+
+    `duplicates` are those among the documents of the delivery.
+    """
 
     name: str
     slices: tuple[Slice, ...]
     text: str
     plan: Plan
     known: bool
+    duplicates: Duplicates
 
 
 def execute(args: argparse.Namespace) -> int:
@@ -123,6 +147,7 @@ def asked(args: argparse.Namespace, plan: Plan) -> Delivery:
         share=share,
         seed=plan.seed,
         folder=Path(plan.data.slices),
+        drop_duplicates=args.drop_duplicates,
     )
 
 
@@ -133,36 +158,46 @@ def prepared(args: argparse.Namespace, plan: Plan, delivery: Delivery, existing:
         UserError: the data do not suffice, are in slices already, or do not fit the plan.
     """
     from megatron_lrpath.data.delivery import is_drawn
-    from megatron_lrpath.data.slice import check_disjoint
+    from megatron_lrpath.data.slice import check_disjoint, held_out
 
     last = plan.versions[-1].name
     names = [version.name for version in plan.versions]
+    valid = held_out(plan.data)
     if args.name in names[:-1]:
         raise UserError(f"--name {args.name}: is an earlier version of {plan.path}; a new one comes last")
     if args.name in (None, last):
-        again = drawn(delivery, last, existing)
-        if again and is_drawn(again, existing):
+        again = drawn(delivery, last, existing, valid)
+        if again and is_drawn(again.slices, existing):
             if args.alpha not in (None, plan.versions[-1].alpha):
                 raise UserError(f"--alpha: {last} is in {plan.path} already; write its alpha there")
-            return Update(last, again, "", plan, known=True)
+            there = plan.versions[-1].replay
+            if args.replay is not None and (there is None or there.share != Fraction(repr(args.replay))):
+                raise UserError(f"--replay: {last} is in {plan.path} already; write its replay there")
+            if args.global_batch_size not in (None, plan.batch_sizes.changes[-1][1]):
+                raise UserError(
+                    f"--global-batch-size: {last} is in {plan.path} already; write its global_batch_size there"
+                )
+            return Update(last, again.slices, "", plan, known=True, duplicates=again.duplicates)
         if args.name:
             raise UserError(f"--name {last}: is a version of {plan.path} already, drawn from other data")
     name = args.name or following(last)
-    slices = tuple(one for one in delivery.slices(name, existing) if one is not None)
+    made = delivery.slices(name, existing, valid)
+    slices = made.slices
     own = {one.name for one in slices}
     check_disjoint([*(one for one in existing if one.name not in own and one.name in in_use(plan)), *slices])
     text, changed = appended(args, plan, name, slices)
-    return Update(name, slices, text, changed, known=False)
+    return Update(name, slices, text, changed, known=False, duplicates=made.duplicates)
 
 
-def drawn(delivery: Delivery, name: str, existing: Sequence[Slice]) -> tuple[Slice, ...]:
-    """The slices of `name` as this call draws them; none where it cannot."""
-    if name not in {one.name for one in existing}:
-        return ()
+def drawn(
+    delivery: Delivery, name: str, existing: Sequence[Slice], valid: Sequence[Slice]
+) -> Delivered | None:
+    """The slices of `name` as this call draws them; None where it cannot."""
+    there = [one for one in existing if one.name == name]
     try:
-        return tuple(one for one in delivery.slices(name, existing) if one is not None)
+        return delivery.slices(name, existing, valid) if there and delivery.is_of(there[0]) else None
     except UserError:
-        return ()
+        return None
 
 
 def in_use(plan: Plan) -> set[str]:
@@ -191,16 +226,24 @@ def appended(args: argparse.Namespace, plan: Plan, name: str, slices: Sequence[S
     from megatron_lrpath.plan.file.edit import with_version
     from megatron_lrpath.plan.file.load import plan_from
     from megatron_lrpath.plan.file.source import parse_source
+    from megatron_lrpath.plan.replay import Replay
 
     batch = plan.batch
-    steps = available_samples(slices[0], batch.seq_length) // batch.global_batch_size
+    size = args.global_batch_size or plan.batch_sizes.changes[-1][1]
+    available = available_samples(slices[0], batch.seq_length)
+    replay = None if args.replay is None else Replay(Fraction(repr(args.replay)))
+    steps = replay.steps(available, size) if replay else available // size
     if steps < 1:
         raise UserError(
-            f"{name}: {slices[0].tokens:,} tokens are less than a step of {batch.tokens:,}; draw more"
+            f"{name}: {slices[0].tokens:,} tokens are less than a step of {size * batch.seq_length:,}; draw more"
         )
     version: dict[str, Any] = {"name": name, "steps": steps}
+    if args.global_batch_size is not None:
+        version["global_batch_size"] = size
     if args.alpha is not None:
         version["alpha"] = args.alpha
+    if args.replay is not None:
+        version["replay"] = args.replay
     new = [str(Path(plan.data.slices) / one.name) for one in slices[1:]]
     before = [plan.data.valid, *plan.data.more_valid] if validation_path(plan.data).exists() else []
     text = args.plan.read_bytes().decode("utf-8-sig")
@@ -216,13 +259,16 @@ def tell(before: Plan, update: Update, args: argparse.Namespace) -> None:
     from megatron_lrpath.wording import listing, plural, short_number
 
     plan, (version, *valid) = update.plan, update.slices
-    steps = next(one.steps for one in plan.versions if one.name == update.name)
+    added = next(one for one in plan.versions if one.name == update.name)
+    step_tokens = plan.batch_sizes.changes[-1][1] * plan.batch.seq_length
     domains = ", ".join(f"{short_number(count)} {name}" for name, count in version.tokens_by_domain.items())
     said = "is in the plan already, drawn from just this (another version: --name)" if update.known else "new"
     print(
         f"{update.name}: {said}: {plural(version.documents, 'document')}, {short_number(version.tokens)} tokens"
     )
-    print(f"  ({domains}); {steps:,} steps of {plan.batch.tokens:,} tokens")
+    print(f"  ({domains}); {added.steps:,} steps of {step_tokens:,} tokens{replay_note(before, added)}")
+    for line in update.duplicates.lines(args.drop_duplicates):
+        print(line)
     paradigms = named_paradigms(before)
     if valid:
         models = [run for run in version_runs(before, paradigms) if completed_step(before.folder(run))]
@@ -236,6 +282,18 @@ def tell(before: Plan, update: Update, args: argparse.Namespace) -> None:
     for line in further:
         print(f"  {line}")
     print(f"alpha: {alpha_text(before, plan, args)}")
+
+
+def replay_note(before: Plan, added: Version) -> str:
+    """What the version replays; that it replays nothing where the one before it does."""
+    from megatron_lrpath.plan.wording import replay_text
+
+    if added.replay is not None:
+        return f", {replay_text(added.replay)}"
+    last = before.versions[-1]
+    if last.replay is None or last.name == added.name:
+        return ""
+    return f", nothing replayed ({last.name}: {replay_text(last.replay)}; see --replay)"
 
 
 def alpha_text(before: Plan, plan: Plan, args: argparse.Namespace) -> str:

@@ -1,4 +1,4 @@
-"""Checksums of a dataset's `.bin`, block by block: what its record keeps, and what is compared with it."""
+"""Checksums of a dataset's `.bin` by block: stored in its record, and compared with the file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ KEY = "content"
 
 
 def content_sums(path: Path) -> dict[str, Any]:
-    """The size in bytes of a file, its time, the bytes of a block, and the XXH3-64 of each block."""
+    """Return the size in bytes of a file, its modification time, the size of a block, and the XXH3-64 of each
+    block.
+    """
     about = path.stat()
     block = SMALLEST_BLOCK
     while about.st_size > block * MOST_BLOCKS:
@@ -28,7 +30,7 @@ def content_sums(path: Path) -> dict[str, Any]:
 
 
 def check_form(sums: Any) -> Mapping[str, Any]:
-    """The same object, checked; raises ValueError."""
+    """Return the same object, checked; raises ValueError."""
     if not isinstance(sums, dict):
         raise ValueError(f"`{KEY}` is no object")
     numbers = [sums.get(name) for name in ("bytes", "mtime_ns", "block")]
@@ -41,11 +43,11 @@ def check_form(sums: Any) -> Mapping[str, Any]:
 
 
 def wrong_blocks(path: Path, sums: Mapping[str, Any], numbers: Iterable[int] | None = None) -> list[str]:
-    """What of a file is not as it was recorded, in words.
+    """Return how a file differs from its recorded checksums.
 
     Args:
         path: the file.
-        sums: as `content_sums` made them.
+        sums: the result of `content_sums`.
         numbers: of the blocks to compare; None: all.
 
     Raises:
@@ -65,7 +67,9 @@ def wrong_blocks(path: Path, sums: Mapping[str, Any], numbers: Iterable[int] | N
 
 
 def sampled(path: Path, sums: Mapping[str, Any], least: int = AT_A_START) -> list[int]:
-    """The blocks that a start compares: `least`, others each time, more where the file's time is another."""
+    """Return the blocks that a start compares: `least`, different ones each time, and more if the file's time
+    has changed.
+    """
     count = least if path.stat().st_mtime_ns == sums["mtime_ns"] else AT_A_START_IF_NEWER
     blocks = len(sums["xxh3_64"])
     return random.Random(os.urandom(8)).sample(range(blocks), min(count, blocks))

@@ -1,4 +1,4 @@
-"""A delivery of new data as slices: the version, and a share of it as a validation set of its own."""
+"""A delivery of new data as slices: the version, and a share of it as a separate validation set."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from math import ceil
 from pathlib import Path
 
 from megatron_lrpath.data.draw import draw
-from megatron_lrpath.data.draw_request import DrawRequest, SourceRequest
+from megatron_lrpath.data.draw_request import DrawRequest, SourceRequest, valid_name
+from megatron_lrpath.data.duplicates import Duplicates
+from megatron_lrpath.data.indexed import fingerprint_source
 from megatron_lrpath.data.slice import Slice, slice_path
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_bytes
@@ -20,7 +22,8 @@ LARGEST_SHARE = 5_000_000
 
 @dataclass(frozen=True)
 class Delivery:
-    """What is drawn from: `tokens` in all (None: all that no slice has), of which `share` is for validation.
+    """The data to draw from: `tokens` in total (None: all that are in no slice), of which `share` is for
+    validation.
 
     `share` None: 1%, at most `LARGEST_SHARE` tokens; 0: no validation.
     """
@@ -30,50 +33,73 @@ class Delivery:
     share: Fraction | None
     seed: int
     folder: Path
+    drop_duplicates: bool = False
 
-    def slices(self, name: str, existing: Sequence[Slice]) -> tuple[Slice, Slice | None]:
-        """The version `name` and its validation set `valid-NAME`; drawn anew, slices of these names left aside.
+    def slices(self, name: str, existing: Sequence[Slice], held_out: Sequence[Slice] = ()) -> Delivered:
+        """Return the version `name` and its validation set `valid-NAME`; existing slices with these names are
+        ignored.
+
+        `held_out` are validation sets that lie in other folders than `existing`.
 
         Raises:
-            UserError: as of `draw`.
+            UserError: as `draw`.
         """
         valid = valid_name(name)
         others = [one for one in existing if one.name not in (name, valid)]
-        request = DrawRequest(self.sources, ((name, self.tokens),), None, (), self.seed)
-        tokens = self.tokens
+        held_out = [one for one in held_out if one.name not in (name, valid)]
+        request = DrawRequest(
+            self.sources, ((name, self.tokens),), None, (), self.seed, drop_duplicates=self.drop_duplicates
+        )
+        tokens, known = self.tokens, None
         if tokens is None:
-            tokens = draw(request, others, records=self.folder).slices[0].tokens
+            first = draw(request, others, records=self.folder, held_out=held_out)
+            tokens, known = first.slices[0].tokens, first.duplicates
         held = ceil(tokens * (Fraction(1, 100) if self.share is None else self.share))
         held = min(held, LARGEST_SHARE) if self.share is None else held
         if held:
             rest = None if self.tokens is None else tokens - held
             request = replace(request, valid_tokens=held, valid_name=valid, versions=((name, rest),))
-        drawn = {one.name: one for one in draw(request, others, records=self.folder).slices}
-        return drawn[name], drawn.get(valid)
+        drawn = draw(request, others, records=self.folder, held_out=held_out, known=known)
+        slices = {one.name: one for one in drawn.slices}
+        return Delivered(slices[name], slices.get(valid), drawn.duplicates)
+
+    def is_of(self, one: Slice) -> bool:
+        """Whether a slice was drawn from datasets of this delivery. UserError where a dataset is missing."""
+        prints = {fingerprint_source(source.prefix) for source in self.sources}
+        return all(source.fingerprint in prints for source in one.sources)
 
 
-def valid_name(version: str) -> str:
-    """The name of a version's own validation set."""
-    return f"valid-{version}"
+@dataclass(frozen=True)
+class Delivered:
+    """What was drawn: the version, its validation set (None: none), and the duplicates in the delivery."""
+
+    version: Slice
+    valid: Slice | None
+    duplicates: Duplicates
+
+    @property
+    def slices(self) -> tuple[Slice, ...]:
+        """The version, then its validation set."""
+        return (self.version,) if self.valid is None else (self.version, self.valid)
 
 
 def is_drawn(slices: Sequence[Slice], existing: Sequence[Slice]) -> bool:
-    """Whether all of these slices are there, with the same content."""
+    """Return whether all of these slices exist with the same content."""
     there = {one.name: one.fingerprint for one in existing}
     return all(there.get(one.name) == one.fingerprint for one in slices)
 
 
 def keep(slices: Sequence[Slice], existing: Sequence[Slice], folder: Path) -> None:
-    """Write the slices that are not there yet, each atomically, in their order.
+    """Write the missing slices, each atomically, in order.
 
     Raises:
-        UserError: one is there with other content; then nothing is written.
+        UserError: one exists with other content; then nothing is written.
     """
     there = {one.name: one for one in existing}
     for one in slices:
         if one.name in there and there[one.name].fingerprint != one.fingerprint:
             raise UserError(
-                f"{slice_path(folder, one.name)}: is there already, drawn from other data; give the version another "
+                f"{slice_path(folder, one.name)}: exists already, drawn from other data; give the version another "
                 "--name, or remove the file if no plan uses it"
             )
     for one in slices:

@@ -1,4 +1,4 @@
-"""Draws version slices out of indexed datasets: by tokens, without replacement, in given proportions."""
+"""Draw version slices from indexed datasets: by tokens, without replacement, in given proportions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from pathlib import Path
 import numpy as np
 
 from megatron_lrpath.data.draw_random import permutation
-from megatron_lrpath.data.draw_request import DrawRequest, SourceRequest, default_domain
+from megatron_lrpath.data.draw_request import DrawRequest, SourceRequest, default_domain, is_validation
+from megatron_lrpath.data.duplicates import (
+    REPEAT,
+    Duplicates,
+    Flags,
+    NewDocuments,
+    find_duplicates,
+    require_hashes,
+)
 from megatron_lrpath.data.indexed import blocks, document_lengths, fingerprint_source
 from megatron_lrpath.data.record import one_tokenizer, read_record
 from megatron_lrpath.data.slice import ENDING, Slice, SliceSource, slice_path
@@ -19,17 +27,18 @@ from megatron_lrpath.data.slice_codec import Documents
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_bytes, atomic_write_text, sweep_abandoned, sync_folder
 
+ANY = 255  # of a document's flags
 UNFINISHED = ".unfinished"  # names the slices of a draw, until all of them are there
 
 
 class SourcePool:
-    """One dataset: which documents are free, and their tokens. A byte of memory per document.
+    """One dataset: its free documents and their tokens. Uses one byte of memory per document.
 
-    Documents without tokens belong to no slice. `weight` None: in proportion to the free tokens. `records` is
-    another folder for the record of the tokenizer.
+    Documents without tokens belong to no slice. `weight` None: in proportion to the free tokens. `records`
+    is another folder for the record of the tokenizer.
 
     Raises:
-        UserError: no dataset of documents, or an existing slice was drawn from another state of it.
+        UserError: it is not a dataset of documents, or an existing slice was drawn from another state of it.
     """
 
     def __init__(
@@ -44,6 +53,7 @@ class SourcePool:
         self.lengths = document_lengths(prefix)
         self.fingerprint = fingerprint_source(prefix)
         self.tokenizer = read_record(prefix, self.fingerprint, records)
+        self.flags: Flags | None = None  # of duplicates, where they are known
         self.free = np.empty(len(self.lengths), dtype=bool)
         self.free_tokens = 0
         for start, block in blocks(self.lengths):
@@ -56,7 +66,7 @@ class SourcePool:
                 elif source.prefix.resolve() == self.prefix.resolve():
                     raise UserError(
                         f"{self.prefix}: has changed since {one.path or one.name} was drawn from it, so that "
-                        f"nobody can tell what is new; bring the old dataset back, and give new data "
+                        f"new documents cannot be identified; restore the old dataset, and give new data "
                         f"a name of its own"
                     )
 
@@ -65,17 +75,26 @@ class SourcePool:
         self.free[documents] = False
         self.free_tokens -= int(self.lengths[documents].sum(dtype=np.int64))
 
-    def take_range(self, first: int, end: int | None, version: str) -> Documents:
-        """Take the documents `first` … `end` - 1 (those without tokens left out).
+    def drop(self, flags: int) -> None:
+        """Take the documents with one of these flags, so that they cannot be drawn."""
+        if self.flags is not None:
+            self.take(np.flatnonzero(self.free & (self.flags & flags != 0)).astype(np.int32))
+
+    def take_range(self, first: int, end: int | None, version: str, dropped: bool) -> Documents:
+        """Take the documents `first` … `end` - 1, except those without tokens and, if `dropped`, duplicates.
+
+        A validation set never has duplicates.
 
         Raises:
-            UserError: not so many documents there, or some are in a slice already.
+            UserError: the dataset has fewer documents, or some are already in a slice.
         """
         end = len(self.free) if end is None else end
         where = f"--documents {version}={self.prefix}:{first}-{end}"
         if end > len(self.free) or first >= end:
             raise UserError(f"{where}: the dataset has {len(self.free):,} documents")
         chosen = first + np.flatnonzero(self.lengths[first:end] > 0).astype(np.int32)
+        if self.flags is not None and (dropped or is_validation(version)):
+            chosen = chosen[self.flags[chosen] & (REPEAT if dropped else ANY) == 0]
         used = chosen[~self.free[chosen]]
         if len(used):
             raise UserError(
@@ -85,16 +104,19 @@ class SourcePool:
         self.take(chosen)
         return chosen
 
-    def draw(self, targets: Sequence[int | None], seed: int) -> list[Documents]:
-        """Draw one set of documents after the other, of at least these many tokens each, from the free ones.
+    def draw(self, targets: Sequence[int | None], seed: int, held_out: bool = False) -> list[Documents]:
+        """Draw sets of documents, of at least these numbers of tokens each, from the free ones.
 
-        All follow one random order of the dataset, decided by the seed and the dataset's content: what is
-        drawn later does not change what is drawn first, and going on in another call goes on in that order.
-        Where the free documents only just suffice, a set may end one document early so that the rest is
-        enough for those after it; None stands for the last, which gets the rest. Sorted int32 arrays.
+        All sets follow one random order of the dataset, determined by the seed and the dataset's content:
+        later draws do not change earlier ones, and another call continues in that order. If the free
+        documents barely suffice, a set can end one document early, so that the rest is enough for those
+        after it; None as the last means the rest. Sorted int32 arrays. With `held_out` the first set is for
+        validation: duplicates come after it.
         """
-        order = permutation(len(self.free), "draw", seed, self.fingerprint)
+        order: np.ndarray = permutation(len(self.free), "draw", seed, self.fingerprint)
         order = order[self.free[order]]
+        if held_out and targets[0]:
+            order = self._unique_first(order, targets[0])
         ends = np.cumsum(self.lengths[order], dtype=np.int64)
         sets = []
         done = 0
@@ -110,15 +132,36 @@ class SourcePool:
             done = end
         return sets
 
+    def _unique_first(self, order: np.ndarray, tokens: int) -> np.ndarray:
+        """The order with documents of at least `tokens` tokens at its beginning that repeat no other.
+
+        Raises:
+            UserError: there are not so many.
+        """
+        if self.flags is None or not (repeated := self.flags[order] != 0).any():
+            return order
+        unique = order[~repeated]
+        ends = np.cumsum(self.lengths[unique], dtype=np.int64)
+        if not len(ends) or ends[-1] < tokens:
+            raise UserError(
+                f"{self.prefix}: {tokens:,} tokens were asked for validation, and the documents that repeat no other "
+                f"have {int(ends[-1]) if len(ends) else 0:,}; ask for fewer tokens of validation, or look at the "
+                "delivery: most of it was delivered before"
+            )
+        first = unique[: int(np.searchsorted(ends, tokens)) + 1]
+        chosen = np.zeros(len(self.free), dtype=bool)
+        chosen[first] = True
+        return np.concatenate([first, order[~chosen[order]]])
+
     def source(self, documents: Documents) -> SliceSource:
-        """These documents as a source of a slice."""
+        """Return these documents as a source of a slice."""
         tokens = int(self.lengths[documents].sum(dtype=np.int64))
         return SliceSource(self.prefix, self.fingerprint, self.domain, documents, tokens, self.tokenizer)
 
 
 @dataclass(frozen=True)
 class Shortage:
-    """What a source would have to give and what it has, in tokens."""
+    """The required and the available tokens of a source."""
 
     prefix: Path
     domain: str
@@ -128,12 +171,12 @@ class Shortage:
 
     @property
     def missing(self) -> int:
-        """Tokens that it lacks."""
+        """The missing tokens."""
         return max(self.asked - self.free_tokens, 0)
 
 
 class ShortageError(UserError):
-    """More tokens are asked for than there are; `table` has a row for every source."""
+    """The request exceeds the available tokens; `table` has a row for every source."""
 
     def __init__(self, wanted: int, table: list[Shortage]) -> None:
         self.table = table
@@ -149,10 +192,14 @@ class ShortageError(UserError):
 
 @dataclass(frozen=True)
 class Drawn:
-    """The new slices (not yet written), and by domain the tokens of the sources that are in no slice yet."""
+    """The new slices (not yet written), by domain the tokens of the sources that remain in no slice, and duplicates.
+
+    With `drop_duplicates` the tokens of dropped documents do not count as remaining.
+    """
 
     slices: list[Slice]
     left: dict[str, int]
+    duplicates: Duplicates
 
 
 def draw(
@@ -160,6 +207,8 @@ def draw(
     existing: Sequence[Slice],
     note: Callable[[str], None] = lambda text: None,
     records: Path | None = None,
+    held_out: Sequence[Slice] = (),
+    known: Duplicates | None = None,
 ) -> Drawn:
     """Draw what is requested, from documents that no existing slice holds.
 
@@ -168,18 +217,23 @@ def draw(
     document per source, and a version's tokens are what was asked for or up to a document per source more
     (or, where a source is about to be used up, less). Memory: five bytes per document, and 24 more per
     document of the largest source. `note` hears what is being done. `records` is another folder for the records
-    of the datasets' tokenizers, which the slices carry.
+    of the datasets' tokenizers, which the slices carry. `held_out` are validation sets that lie elsewhere. `known` are
+    the duplicates, where the same documents were compared before.
+
+    Documents that repeat one of an existing slice, of `held_out` or of the sources are never drawn for validation, as
+    far as the datasets have hashes; with `request.drop_duplicates` they are not drawn at all.
 
     Raises:
         UserError: a name is taken, a source is given twice, has changed, is no dataset of documents, or was made by
             another tokenizer than the rest.
         ShortageError: there are too few tokens.
+        UserError: `drop_duplicates`, and a dataset has no hashes of its documents.
     """
     request.check()
     there = {one.name: one for one in existing}
     for name in (name for name in request.names if name in there):
         raise UserError(
-            f"{there[name].path or name}: is there already, and slices are never changed; --append goes on "
+            f"{there[name].path or name}: exists already, and slices are never changed; --append continues "
             f"behind the last version, --names gives other names (if an interrupted draw left it, remove it "
             f"and draw again: the same seed draws the same)"
         )
@@ -193,9 +247,18 @@ def draw(
             ),
             *((str(pool.prefix), pool.tokenizer) for pool in pools),
         ],
-        "A model reads one tokenizer's data: tokenize the text anew with the first one.",
+        "A model reads one tokenizer's data: tokenize the text again with the first one.",
     )
+    found = known or _duplicates(pools, existing, held_out, records, note)
+    for pool in pools:
+        pool.flags = found.flags[pool.fingerprint]
+    if request.drop_duplicates:
+        require_hashes(found)
     chosen = _take_ranges(request, pools)
+    if request.drop_duplicates:
+        for pool in pools:
+            pool.drop(REPEAT)
+            pool.flags = None  # the first of several copies is the only one now
     mixture = pools[: len(request.sources)]
     names = [name for name in request.names if name not in chosen]
     if names:
@@ -203,7 +266,9 @@ def draw(
         targets = _targets(request, mixture)
         for pool, asked in zip(mixture, targets, strict=True):
             note(f"drawing from {pool.prefix}")
-            for name, drawn in zip(names, pool.draw(asked, request.seed), strict=True):
+            for name, drawn in zip(
+                names, pool.draw(asked, request.seed, request.valid_tokens is not None), strict=True
+            ):
                 pool.take(drawn)
                 chosen[name][pool.prefix] = drawn
     slices = []
@@ -221,11 +286,26 @@ def draw(
     left: dict[str, int] = {}
     for pool in pools:
         left[pool.domain] = left.get(pool.domain, 0) + pool.free_tokens
-    return Drawn(slices, left)
+    return Drawn(slices, left, found)
+
+
+def _duplicates(
+    pools: Sequence[SourcePool],
+    existing: Sequence[Slice],
+    held_out: Sequence[Slice],
+    records: Path | None,
+    note: Callable[[str], None],
+) -> Duplicates:
+    """Compare the free documents of the pools with all slices."""
+    here = {one.fingerprint for one in existing}
+    elsewhere = [one for one in held_out if one.fingerprint not in here]
+    validation = [*(one.name for one in existing if is_validation(one.name)), *(one.name for one in held_out)]
+    new = [NewDocuments(pool.prefix, pool.fingerprint, pool.free) for pool in pools]
+    return find_duplicates(new, [*existing, *elsewhere], validation, records, note)
 
 
 def existing_slices(folder: Path | str) -> list[Slice]:
-    """All slices of a folder (none if it is not there yet), by name.
+    """Return all slices of a folder by name (none if it does not exist).
 
     Raises:
         UserError: one of them is damaged.
@@ -237,13 +317,13 @@ def write_slices(slices: Sequence[Slice], folder: Path | str) -> list[Path]:
     """Write new slices into `folder` (each file atomically) and return their paths.
 
     Raises:
-        UserError: one of the files is there already; then nothing is written.
+        UserError: one of the files exists; then nothing is written.
     """
     paths = [slice_path(folder, one.name) for one in slices]
     for path in paths:
         if path.exists():
             raise UserError(
-                f"{path}: is there already, and slices are never changed; use another name or folder"
+                f"{path}: exists already, and slices are never changed; use another name or folder"
             )
     contents = [one.to_bytes(path.parent) for one, path in zip(slices, paths, strict=True)]
     marker = Path(folder) / UNFINISHED
@@ -256,7 +336,7 @@ def write_slices(slices: Sequence[Slice], folder: Path | str) -> list[Path]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove the slices of a draw that was killed before all of them were there; for who holds the folder's lock."""
+    """Remove the slices of an interrupted draw; only for the holder of the folder's lock."""
     marker = folder / UNFINISHED
     if not marker.exists():
         return
@@ -270,7 +350,7 @@ def remove_unfinished(folder: Path) -> None:
 def _open_pools(
     request: DrawRequest, existing: Sequence[Slice], note: Callable[[str], None], records: Path | None
 ) -> list[SourcePool]:
-    """The pools of the mixture's sources, then of datasets that only ranges name."""
+    """Return the pools of the mixture's sources, then of datasets that only ranges name."""
     requests = list(request.sources)
     known = {source.prefix.resolve() for source in requests}
     for part in request.ranges:
@@ -291,19 +371,19 @@ def _open_pools(
 
 
 def _take_ranges(request: DrawRequest, pools: Sequence[SourcePool]) -> dict[str, dict[Path, Documents]]:
-    """The documents of explicit ranges, by version and prefix, taken out of the pools."""
+    """Return the documents of explicit ranges, by version and prefix; they are removed from the pools."""
     by_path = {pool.prefix.resolve(): pool for pool in pools}
     chosen: dict[str, dict[Path, Documents]] = {}
     for part in request.ranges:
         pool = by_path[part.prefix.resolve()]
-        documents = pool.take_range(part.first, part.end, part.version)
+        documents = pool.take_range(part.first, part.end, part.version, request.drop_duplicates)
         held = chosen.setdefault(part.version, {})
         held[pool.prefix] = np.sort(np.concatenate([held.get(pool.prefix, documents[:0]), documents]))
     return chosen
 
 
 def _targets(request: DrawRequest, pools: Sequence[SourcePool]) -> list[list[int | None]]:
-    """For each source the tokens that validation and every version are to get of it; None: all the rest."""
+    """Return for each source the tokens for validation and for every version; None: all the rest."""
     weights = [Fraction(pool.free_tokens) if pool.weight is None else pool.weight for pool in pools]
     whole = sum(weights)
     if not whole:
@@ -325,7 +405,7 @@ def _targets(request: DrawRequest, pools: Sequence[SourcePool]) -> list[list[int
 
 
 def _targets_of(request: DrawRequest, pool: SourcePool, share: Fraction) -> list[int | None]:
-    """One source's row of `_targets`; rounded up, or down where the source would not suffice otherwise."""
+    """Return one source's row of `_targets`; rounded up, or down if the source would not suffice otherwise."""
     valid = [] if request.valid_tokens is None else [Fraction(request.valid_tokens) * share]
     if any(tokens is None for _, tokens in request.versions):
         count = len(request.versions)

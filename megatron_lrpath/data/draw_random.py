@@ -1,8 +1,8 @@
-"""Seeded permutations that are the same on every machine and with every numpy.
+"""Seeded permutations that are identical on every machine and with every numpy.
 
-numpy promises stable streams for bit generators only, not for what `Generator` makes of them, and its sorts
-differ from processor to processor where keys are equal. So everything here is made of Philox's raw words and
-of sorts without equal keys.
+numpy guarantees stable streams only for bit generators, not for the methods of `Generator`, and its sorts
+differ between processors if keys are equal. So everything here uses Philox's raw words and sorts without
+equal keys.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ MAX_LENGTH = 2**32
 
 
 def random_words(count: int, *key: object) -> Words:
-    """`count` random 64-bit words that depend on nothing but `key` (any values with a stable `str`)."""
+    """Return `count` random 64-bit words that depend only on `key` (any values with a stable `str`)."""
     text = "\0".join(str(part) for part in key)
     digest = hashlib.sha256(text.encode("utf-8")).digest()
     return np.random.Philox(key=int.from_bytes(digest[:16], "little")).random_raw(count)
 
 
 def permutation(count: int, *key: object) -> Numbers:
-    """A random order of 0 … count-1 (uint32), decided by `key` alone; needs 12 bytes per number on the way.
+    """Return a random order of 0 … count-1 (uint32), determined by `key`; uses 12 bytes per number
+    temporarily.
 
-    Each number is packed below random high bits and the words are sorted in place: no two are equal, so that
-    the result does not depend on the sorting algorithm. At least 32 random bits decide.
+    Each number is packed below random high bits and the words are sorted in place: no two are equal, so
+    that the result does not depend on the sorting algorithm. At least 32 random bits are used.
     """
     if count > MAX_LENGTH:
         raise ValueError(f"cannot permute more than {MAX_LENGTH} numbers, got {count}")
@@ -44,5 +45,5 @@ def permutation(count: int, *key: object) -> Numbers:
 
 
 def uniforms(count: int, *key: object) -> Fractions:
-    """`count` random numbers in [0, 1), 53 bits each, decided by `key` alone."""
+    """Return `count` random numbers in [0, 1), 53 bits each, determined by `key`."""
     return (random_words(count, *key) >> np.uint64(11)).astype(np.float64) * 2.0**-53

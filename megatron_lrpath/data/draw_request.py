@@ -1,4 +1,4 @@
-"""What to draw: sources, ranges and token counts as they are typed, turned into checked values."""
+"""A request to draw: sources, ranges and token counts, parsed from text and checked."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
 
 @dataclass(frozen=True)
 class SourceRequest:
-    """One dataset of the mixture; `weight` None: in proportion to the tokens that no slice has yet."""
+    """One dataset of the mixture; `weight` None: in proportion to the tokens that are in no slice yet."""
 
     prefix: Path
     weight: Fraction | None
@@ -40,7 +40,8 @@ class DrawRequest:
     """All of one call.
 
     `versions` are names and tokens of those drawn at random, in order; None as tokens: everything that is
-    left, in equal parts. With `seq_length` each source gets what its share needs in whole samples.
+    left, in equal parts. With `seq_length` each source gets what its share needs in whole samples. With
+    `drop_duplicates` documents that repeat others are left out.
     """
 
     sources: tuple[SourceRequest, ...]
@@ -50,19 +51,20 @@ class DrawRequest:
     seed: int
     seq_length: int | None = None
     valid_name: str = VALIDATION
+    drop_duplicates: bool = False
 
     @property
     def names(self) -> list[str]:
-        """Names of the slices to be made: validation, then versions as drawn, then those of ranges."""
+        """Return the names of the new slices: validation, then versions as drawn, then those of ranges."""
         drawn = [self.valid_name] if self.valid_tokens is not None else []
         drawn += [name for name, _ in self.versions]
         return drawn + list(dict.fromkeys(part.version for part in self.ranges))
 
     def check(self) -> None:
-        """Refuse names that cannot be file names or occur twice, and requests for nothing.
+        """Refuse names that cannot be file names or are repeated, and empty requests.
 
         Raises:
-            UserError: naming the option.
+            UserError: with the name of the option.
         """
         for name in self.names:
             if not NAME.fullmatch(name):
@@ -83,11 +85,21 @@ class DrawRequest:
             raise UserError("--source: some have a weight and some have none; give all of them one, or none")
 
 
-def parse_source(text: str) -> SourceRequest:
-    """`PREFIX[:WEIGHT[:DOMAIN]]`, read from the right, since a prefix may itself hold colons.
+def valid_name(version: str) -> str:
+    """The name of a version's own validation set."""
+    return f"{VALIDATION}-{version}"
 
-    Of the readings that make sense, the longest prefix that is there on disk wins: a dataset that is really
-    called `crawl:2` is found as such. An empty weight (`PREFIX::DOMAIN`) is none.
+
+def is_validation(name: str) -> bool:
+    """Whether a slice of this name is a validation set."""
+    return name == VALIDATION or name.startswith(valid_name(""))
+
+
+def parse_source(text: str) -> SourceRequest:
+    """Parse `PREFIX[:WEIGHT[:DOMAIN]]` from the right, because a prefix can contain colons.
+
+    Of the valid readings, the longest prefix that exists on disk is used: a dataset that is really called
+    `crawl:2` is found. An empty weight (`PREFIX::DOMAIN`) means no weight.
     """
     parts = text.split(":")
     readings: list[tuple[str, str | None, str | None]] = [(text, None, None)]
@@ -103,15 +115,15 @@ def parse_source(text: str) -> SourceRequest:
 
 
 def default_domain(prefix: Path) -> str:
-    """The domain of a dataset that was given none: its name, less the ending that preprocess_data.py adds."""
+    """Return the default domain of a dataset: its name, without the suffix that preprocess_data.py adds."""
     return prefix.name.removesuffix("_document").removesuffix("_text")
 
 
 def parse_range(text: str) -> RangeRequest:
-    """`VERSION=PREFIX:FROM-TO` or `VERSION=PREFIX:FROM-`: documents counted from 0, TO not included.
+    """Parse `VERSION=PREFIX:FROM-TO` or `VERSION=PREFIX:FROM-`: documents counted from 0, TO not included.
 
     Raises:
-        UserError: not of that form, or empty.
+        UserError: another format, or an empty range.
     """
     match = re.fullmatch(r"([^=]+)=(.+):(\d+)-(\d*)", text)
     if not match:
@@ -126,10 +138,10 @@ def parse_range(text: str) -> RangeRequest:
 
 
 def parse_tokens(text: str) -> int:
-    """A number of tokens: `10500000000`, `10_500_000_000`, `10.5e9` or `10.5B` (K, M, B or G, T).
+    """Parse a number of tokens: `10500000000`, `10_500_000_000`, `10.5e9` or `10.5B` (K, M, B or G, T).
 
     Raises:
-        UserError: not a number, not whole, or not positive.
+        UserError: not a number, not an integer, or not positive.
     """
     match = re.fullmatch(r"([0-9_.]+(?:[eE][+-]?[0-9]+)?)([kKmMbBgGtT]?)", text.strip())
     try:
@@ -144,13 +156,14 @@ def parse_tokens(text: str) -> int:
 def version_requests(
     tokens: Sequence[str], count: int | None, names: Sequence[str] | None, taken: Sequence[str], append: bool
 ) -> tuple[tuple[str, int | None], ...]:
-    """Names and tokens of the versions to draw at random.
+    """Return names and tokens of the versions to draw at random.
 
-    `tokens` as typed (one for all, or one each), `count` of --versions, `names` of --names, `taken` the names
-    of existing slices. Unnamed versions are v1, v2, …, going on behind those that exist with `append`.
+    `tokens` as given (one for all, or one each), `count` of --versions, `names` of --names, `taken` the
+    names of existing slices. Unnamed versions are v1, v2, …, continuing after the existing ones with
+    `append`.
 
     Raises:
-        UserError: the numbers do not agree, or there is no telling how many tokens are wanted.
+        UserError: the numbers disagree, or the number of tokens is not given.
     """
     amounts: list[int | None] = [parse_tokens(text) for text in tokens]
     if not amounts and not append:
@@ -171,7 +184,7 @@ def version_requests(
 
 
 def _weight(text: str) -> Fraction | None:
-    """A weight (not negative), or None if the text is none."""
+    """Return a weight (not negative), or None if the text is not a weight."""
     try:
         number = Fraction(text)
     except (ValueError, ZeroDivisionError):

@@ -1,4 +1,4 @@
-"""A first plan for slices that were drawn: its steps follow from the tokens that there are."""
+"""A first plan for existing slices: its steps follow from their tokens."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ output: runs/{name}
 
 
 def first_plan(slices: Sequence[Slice], folder: Path, tokenizer: str, recipe: str | None) -> str:
-    """The text of the plan. `slices` are those in `folder`; `recipe` None: chosen by their tokens.
+    """Return the text of the plan. `slices` are those in `folder`; `recipe` None: chosen by their tokens.
 
     Raises:
-        UserError: there is no version among the slices, or one has too few tokens for a step.
+        UserError: the slices contain no version, or one has too few tokens for a step.
     """
     versions = sorted(
         (one for one in slices if not is_validation(one.name)), key=lambda one: natural(one.name)
@@ -91,17 +91,17 @@ def first_plan(slices: Sequence[Slice], folder: Path, tokenizer: str, recipe: st
 
 
 def is_validation(name: str) -> bool:
-    """Whether a slice is for validation: `valid`, or `valid-v5` of one version."""
+    """Return whether a slice is for validation: `valid`, or `valid-v5` of one version."""
     return name == "valid" or name.startswith("valid-")
 
 
 def natural(name: str) -> tuple[tuple[int, int | str], ...]:
-    """For an order in which v10 comes after v9, and the first validation set before those of versions."""
+    """Return a sort key by which v10 follows v9, and the first validation set precedes those of versions."""
     return tuple((1, int(part)) if part.isdigit() else (0, part) for part in re.split(r"([0-9]+)", name))
 
 
 def fitting(tokens: int) -> str:
-    """The largest recipe for which the tokens are enough, `tiny` where they are for none."""
+    """Return the largest recipe for which the tokens suffice, or `tiny`."""
     counts = {
         name: parameter_count(resolve_model(Spec(name)), VOCABULARY)
         for name in RECIPES
@@ -112,7 +112,9 @@ def fitting(tokens: int) -> str:
 
 
 def sizes(model: str, versions: Sequence[Slice]) -> tuple[int, int, int]:
-    """Samples of a step and of a micro batch, tokens of a sample; halved until every version has some steps."""
+    """Return samples of a step and of a micro batch, and tokens of a sample; halved until every version has
+    some steps.
+    """
     batch, micro, length = SMALL if model == "tiny" else LARGE
     fewest = min(available_samples(one, length) for one in versions)
     while batch > 1 and fewest // batch < FEWEST_STEPS:
@@ -121,10 +123,10 @@ def sizes(model: str, versions: Sequence[Slice]) -> tuple[int, int, int]:
 
 
 def tokenizer_type(tokenizer: str) -> str:
-    """Megatron's type for a file of SentencePiece or a folder (or name) of Hugging Face."""
+    """Return Megatron's type for a SentencePiece file or a Hugging Face folder (or name)."""
     return "SentencePieceTokenizer" if tokenizer.endswith(".model") else "HuggingFaceTokenizer"
 
 
 def text(value: str) -> str:
-    """The text in YAML, in quotes where it needs them."""
+    """Return the text in YAML, quoted if necessary."""
     return value if re.fullmatch(r"[A-Za-z_/.][A-Za-z0-9_/.-]*[A-Za-z0-9]", value) else json.dumps(value)

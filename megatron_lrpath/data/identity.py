@@ -1,4 +1,6 @@
-"""What a run's result depends on beside its plan: slices, the tokenizer's file, prepared chats, further arguments."""
+"""What a run's result depends on in addition to its plan: slices, the tokenizer file, prepared chats, further
+arguments.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +21,16 @@ def training_identity(
     chats: Any = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The whole identity of a run of a plan, JSON-able: what the lineage holds and every later start is compared with.
+    """Return the whole identity of a run of a plan, JSON-serializable, which the lineage stores and later
+    starts compare.
 
     Args:
         plan: the plan.
         run: the run in it.
         slices: of the versions from the first to the run's own; a fine-tuning has none.
-        mix: what a branch reads beside them.
+        mix: the slices that a branch reads in addition.
         chats: the identity of a fine-tuning's prepared data.
-        arguments: Megatron's that a result depends on, beside the plan's.
+        arguments: Megatron's that a result depends on, in addition to the plan's.
     """
     data: dict[str, Any] = {"slices": {one.name: one.fingerprint for one in slices}}
     if mixed := {one.name: one.fingerprint for one in mix}:
@@ -38,14 +41,16 @@ def training_identity(
 
 
 def trainer_facts(plan: Plan, arguments: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What a start alone decides: the tokenizer's file as it is now, the arguments beside the plan's."""
+    """Return the part that each start determines: the current tokenizer file, and the arguments in addition
+    to the plan's.
+    """
     model = plan.tokenizer.model
     digest = file_digest(Path(model)) if model else None
     return {"tokenizer_model": digest, "arguments": dict(arguments or {})}
 
 
 def file_digest(path: Path) -> str | None:
-    """SHA-256 of a file, None where it is a folder or a name that a tokenizer library resolves."""
+    """Return the SHA-256 of a file; None for a folder or a name that a tokenizer library resolves."""
     if not path.is_file():
         return None
     with path.open("rb") as stream:

@@ -1,8 +1,9 @@
-"""Arrays that are built once, by one process, and mapped by all: the indices of versioned datasets.
+"""Arrays that one process builds and all map: the indices of versioned datasets.
 
-An entry's name is the hash of all it is made from, and what is built is decided by that alone. So it does not
-matter who builds it, or how many do at once: every file appears whole (temporary file, rename), and a
-process that replaces one replaces it with the same bytes.
+An entry's name is the hash of its inputs, which determine its content. So it does not matter which process
+builds it, or how many do so concurrently: every file is written atomically, and a process that replaces a
+file writes the same bytes. A file ends with the XXH3-128 of its content; a damaged file, or one without a
+checksum, is built again.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from tokenize import TokenError
+from typing import Any, BinaryIO
 
 import numpy as np
+import xxhash
 
+from megatron_lrpath.console import warn
 from megatron_lrpath.errors import UserError, cause
 from megatron_lrpath.files import atomic_open
 from megatron_lrpath.sealed import json_digest
@@ -25,11 +29,16 @@ from megatron_lrpath.sealed import json_digest
 type Arrays = dict[str, np.ndarray]
 
 PATIENCE_SECONDS = 5.0
+MARK = b"lrp-xxh3"  # before the checksum, which is the end of a file
+SUM_BYTES = len(MARK) + 16
+NO_ARRAY = (OSError, ValueError, EOFError, SyntaxError, TokenError, TypeError, OverflowError)
+"""What NumPy raises for a file that is missing, cut short, of Python objects or damaged."""
+CHUNK = 4 * 2**20  # bytes summed at a time
 
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """Some named arrays: `build` makes them, from nothing but what `key` (JSON-able) says."""
+    """Some named arrays: `build` makes them, from the content of `key` (JSON-serializable) only."""
 
     key: object
     names: tuple[str, ...]
@@ -41,18 +50,57 @@ class CacheEntry:
         return json_digest(self.key)[:32]
 
     def file(self, folder: Path, name: str) -> Path:
-        """The file of one array."""
+        """Return the file of one array."""
         return folder / f"{self.identity}-{name}.npy"
 
     def write(self, folder: Path, arrays: Arrays) -> None:
         """Write all arrays, each file atomically."""
         for name in self.names:
             with atomic_open(self.file(folder, name)) as stream:
-                np.lib.format.write_array(stream, arrays[name], allow_pickle=False)
+                summing = _Summing(stream)
+                np.lib.format.write_array(summing, arrays[name], allow_pickle=False)
+                stream.write(MARK + summing.digest.digest())
+
+    def read(self, folder: Path, name: str) -> np.ndarray:
+        """One array, mapped read-only, after its file's checksum is compared. Raises `NO_ARRAY`."""
+        path = self.file(folder, name)
+        _check_sum(path)
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+class _Summing:
+    """A file for NumPy to write to, which sums what it gets."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream = stream
+        self.digest = xxhash.xxh3_128()
+
+    def write(self, content: bytes) -> int:
+        """Write and sum."""
+        self.digest.update(content)
+        return self.stream.write(content)
+
+
+def _check_sum(path: Path) -> None:
+    """Raise ValueError for a file without a checksum, or that is not what was written."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as stream:
+        left = os.fstat(stream.fileno()).st_size - SUM_BYTES
+        stream.seek(max(left, 0))
+        end = stream.read(SUM_BYTES)
+        if left < 0 or not end.startswith(MARK):
+            raise ValueError("it has no checksum")
+        stream.seek(0)
+        while part := stream.read(min(left, CHUNK)):
+            digest.update(part)
+            left -= len(part)
+    if end != MARK + digest.digest():
+        warn(f"{path}: the index is damaged (it is not what was written) and is built again. Check the disk.")
+        raise ValueError("it is damaged")
 
 
 class IndexCache:
-    """A folder of entries; where it cannot be written, a private folder for temporary files stands in."""
+    """A folder of entries; if it is not writable, a private temporary folder is used."""
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
@@ -61,11 +109,8 @@ class IndexCache:
         """The entry's arrays, mapped read-only, or None where they are not all there and whole."""
         for folder in (self.folder, private_folder()):
             try:
-                return {
-                    name: np.load(entry.file(folder, name), mmap_mode="r", allow_pickle=False)
-                    for name in entry.names
-                }
-            except (OSError, ValueError, EOFError):  # missing, cut short, or of Python objects
+                return {name: entry.read(folder, name) for name in entry.names}
+            except NO_ARRAY:
                 continue
         return None
 
@@ -90,23 +135,29 @@ class IndexCache:
                 ) from None
 
     def prepare(self, entries: Iterable[CacheEntry]) -> list[Arrays]:
-        """All entries' arrays, building what is missing; under torch.distributed every rank must call this.
+        """Return all entries' arrays, and build missing ones; under torch.distributed every rank must call
+        this.
 
-        Rank 0 builds while the others wait. Where its files cannot be seen (a disk that the nodes do not
-        share), one process of each node builds them once more.
+        Rank 0 builds while the others wait. If its files are not visible (on a disk that the nodes do not
+        share), one process of each node builds them again.
         """
         wanted = list(entries)
+        found: dict[str, Arrays | None] = {}
         ranks = _distributed()
         for builds in (ranks is None or ranks.get_rank() == 0, local_rank() == 0):
             for entry in wanted if builds else ():
-                if self.load(entry) is None:
+                if found.get(entry.identity) is not None:
+                    continue
+                if (arrays := self.load(entry)) is None:
                     self.build(entry)
+                    arrays = self.load(entry)
+                found[entry.identity] = arrays
             if ranks is not None:
                 ranks.barrier()
-        return [self._load_surely(entry) for entry in wanted]
+        return [found.get(entry.identity) or self._load_surely(entry) for entry in wanted]
 
     def _load_surely(self, entry: CacheEntry) -> Arrays:
-        """Load what somebody has built. A network disk may show it late; in the end it is built here."""
+        """Load what another process has built. A network disk can show it late; in the end it is built here."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while (arrays := self.load(entry)) is None and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -119,21 +170,21 @@ class IndexCache:
 
 
 def private_folder(create: bool = False) -> Path:
-    """This user's folder for indices among the temporary files, made on request.
+    """Return this user's temporary folder for indices, created on demand.
 
     Raises:
-        UserError: the folder was made by somebody else, whose files are not to be trusted.
+        UserError: another user created the folder, whose files cannot be trusted.
     """
     folder = Path(tempfile.gettempdir()) / f"lrpath-index-{os.getuid()}"
     if create:
         folder.mkdir(mode=0o700, exist_ok=True)
     if folder.is_symlink() or (folder.exists() and folder.stat().st_uid != os.getuid()):
-        raise UserError(f"{folder}: belongs to somebody else; set TMPDIR to a folder of your own")
+        raise UserError(f"{folder}: belongs to another user; set TMPDIR to a folder of your own")
     return folder
 
 
 def _distributed() -> Any:
-    """torch.distributed where this is one of several ranks; torch is not imported for it."""
+    """Return torch.distributed if this is one of several ranks; torch is not imported for that."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return None
@@ -141,6 +192,6 @@ def _distributed() -> Any:
 
 
 def local_rank() -> int:
-    """The rank within this node; unknown counts as 0, which only costs a second build."""
+    """Return the rank within this node; an unknown rank counts as 0, which only costs a second build."""
     ranked = _distributed() is not None
     return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))) if ranked else 0

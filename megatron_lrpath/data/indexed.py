@@ -1,4 +1,6 @@
-"""Megatron's indexed datasets read without Megatron: header, document lengths, fingerprint; every check of a pair."""
+"""Read Megatron's indexed datasets without Megatron: header, document lengths, fingerprint, and all checks of
+a pair.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ SAMPLED_BLOCKS, SAMPLED_BYTES = 64, 4096
 
 @dataclass(frozen=True)
 class IndexHeader:
-    """What the first bytes of an `.idx` say, checked against the size of the file."""
+    """The header of an `.idx`, checked against the size of the file."""
 
     prefix: str
     dtype: str
@@ -44,7 +46,7 @@ class IndexHeader:
 
 @dataclass(frozen=True)
 class PairReport:
-    """Figures of a pair that passed: tokens, extremes of the lengths (tokens) and of the ids."""
+    """The figures of a valid pair: tokens, minimum and maximum of the lengths (tokens) and of the ids."""
 
     header: IndexHeader
     tokens: int
@@ -56,15 +58,15 @@ class PairReport:
 
 
 def strip_ending(path: str) -> str:
-    """The prefix of a pair, whether it was named as such or by one of its files."""
+    """Return the prefix of a pair, given the prefix or one of its files."""
     return path[:-4] if path.endswith((".bin", ".idx")) else path
 
 
 def read_header(prefix: str) -> IndexHeader:
-    """Read and check the header of `PREFIX.idx`; nothing is allocated by the numbers in it.
+    """Read and check the header of `PREFIX.idx`; its numbers never determine an allocation.
 
     Raises:
-        UserError: the file is missing, foreign, truncated or says a size that it does not have.
+        UserError: the file is missing, foreign, truncated or has another size than its header gives.
     """
     path = f"{prefix}.idx"
     for name in (path, f"{prefix}.bin"):
@@ -87,7 +89,7 @@ def read_header(prefix: str) -> IndexHeader:
         verb = "truncated" if size < expected else "too long"
         raise UserError(
             f"{path}: {verb}: its header names {sequences:,} sequences and {bounds - 1:,} documents, which "
-            f"take {expected:,} bytes, but the file has {size:,}; build the dataset again or copy it anew"
+            f"take {expected:,} bytes, but the file has {size:,}; build the dataset again or copy it again"
         )
     if bounds < 1:
         raise UserError(f"{path}: no document bounds, not even the first")
@@ -95,7 +97,7 @@ def read_header(prefix: str) -> IndexHeader:
 
 
 def _foreign(prefix: str, head: bytes) -> str:
-    """Why a file without the magic is no index of the format."""
+    """Return why a file without the magic is not an index of this format."""
     with open(f"{prefix}.bin", "rb") as stream:
         if stream.read(9) == INDEX_MAGIC:
             return "swapped: the .bin holds the index, this file holds the tokens; rename the two"
@@ -107,12 +109,14 @@ def _foreign(prefix: str, head: bytes) -> str:
 
 
 def map_lengths(header: IndexHeader) -> Lengths:
-    """Tokens per sequence, int32 (sequences,), mapped from the file."""
+    """Return tokens per sequence, int32 (sequences,), mapped from the file."""
     return _mapped(header, "int32", header.sequences, 0)
 
 
 def map_bounds(header: IndexHeader) -> npt.NDArray[np.int64]:
-    """First sequence of each document, then the number of sequences: int64 (documents + 1,), mapped."""
+    """Return the first sequence of each document, then the number of sequences: int64 (documents + 1,),
+    mapped.
+    """
     return _mapped(header, "int64", header.documents + 1, 12 * header.sequences)
 
 
@@ -124,7 +128,7 @@ def _mapped(header: IndexHeader, dtype: str, count: int, skip: int) -> Any:
 
 
 def blocks(array: Any, overlap: int = 0) -> Iterator[tuple[int, Any]]:
-    """Go through a mapped array in pieces of `BLOCK` entries (plus `overlap`), each with its position."""
+    """Yield a mapped array in pieces of `BLOCK` entries (plus `overlap`), each with its position."""
     for start in range(0, len(array), BLOCK):
         yield start, array[start : start + BLOCK + overlap]
 
@@ -132,10 +136,10 @@ def blocks(array: Any, overlap: int = 0) -> Iterator[tuple[int, Any]]:
 def check_pair(prefix: str, vocab_size: int | None = None, ids: bool = True) -> PairReport:
     """Verify the pair at `prefix` in bounded memory and return its figures.
 
-    With `ids` every token is read, and with `vocab_size` each must lie in [0, vocab_size).
+    With `ids` every token is read, and with `vocab_size` each must be in [0, vocab_size).
 
     Raises:
-        UserError: naming the file, the entry and what is wrong with it.
+        UserError: with the file, the entry and the problem.
     """
     header = read_header(prefix)
     tokens, shortest, longest = _check_lengths(header)
@@ -147,12 +151,13 @@ def check_pair(prefix: str, vocab_size: int | None = None, ids: bool = True) -> 
 
 
 def document_lengths(prefix: Path | str) -> Lengths:
-    """Tokens of each document, mapped from the file: what is drawn from needs one sequence per document.
+    """Return tokens of each document, mapped from the file: drawing requires one sequence per document.
 
-    Documents are counted as Megatron's GPT datasets do, by sequences: what has no tokens at all is none.
+    Documents are counted by sequences, as in Megatron's GPT datasets; empty ones without a sequence do not
+    count.
 
     Raises:
-        UserError: a file is missing, foreign, of the wrong size, or a document is made of several sequences.
+        UserError: a file is missing, foreign, of the wrong size, or a document has several sequences.
     """
     header = read_header(str(prefix))
     if not header.sequences:
@@ -183,11 +188,11 @@ def document_lengths(prefix: Path | str) -> Lengths:
 
 
 def fingerprint_source(prefix: Path | str) -> str:
-    """A fingerprint (hex SHA-256) of the indexed dataset at `prefix`, wherever it lies.
+    """Return a fingerprint (hex SHA-256) of the indexed dataset at `prefix`, independent of its path.
 
-    It covers the size of PREFIX.bin, all of PREFIX.idx (so the number and length of every document), and 64
-    blocks of 4 KiB spread evenly over PREFIX.bin, its first and last bytes among them. Tokens changed in
-    place between those blocks go unnoticed; that is the price of an answer in seconds for terabytes.
+    It covers the size of PREFIX.bin, all of PREFIX.idx (so the number and length of every document), and
+    64 blocks of 4 KiB spread evenly over PREFIX.bin, including its first and last bytes. Tokens changed in
+    place between those blocks are not detected; that is the price of a result in seconds for terabytes.
 
     Raises:
         UserError: a file is missing.
@@ -206,7 +211,7 @@ def fingerprint_source(prefix: Path | str) -> str:
 
 
 def spread_blocks(stream: BinaryIO, count: int, length: int) -> Iterator[bytes]:
-    """`count` blocks of `length` bytes spread evenly over a file, its first and last bytes among them."""
+    """Yield `count` blocks of `length` bytes spread evenly over a file, including its first and last bytes."""
     last = max(stream.seek(0, os.SEEK_END) - length, 0)
     for number in range(count):
         stream.seek(last * number // (count - 1))
@@ -221,7 +226,7 @@ def _refuse_negative(header: IndexHeader, start: int, lengths: Lengths) -> None:
 
 
 def _check_lengths(header: IndexHeader) -> tuple[int, int, int]:
-    """(tokens, shortest, longest); each offset must be where the sequences before it end."""
+    """Return (tokens, shortest, longest); each offset must equal the end of the sequences before it."""
     path = f"{header.prefix}.idx"
     offsets = _mapped(header, "int64", header.sequences, 4 * header.sequences)  # bytes in the .bin
     tokens, shortest, longest = 0, 1 << 31, 0
@@ -253,7 +258,7 @@ def _check_bin_size(header: IndexHeader, tokens: int) -> None:
 
 
 def _check_bounds(header: IndexHeader) -> int:
-    """Most sequences of one document; bounds go from 0 to `sequences`, never back."""
+    """Return the maximum number of sequences in a document; bounds must ascend from 0 to `sequences`."""
     path, bounds = f"{header.prefix}.idx", map_bounds(header)
     most = 0
     if int(bounds[0]) != 0 or int(bounds[-1]) != header.sequences:
@@ -270,7 +275,7 @@ def _check_bounds(header: IndexHeader) -> int:
 
 
 def _empty_documents(header: IndexHeader, tokens: int) -> int:
-    """Documents without a token: of no sequence, or of empty ones. Offsets and bounds have been checked."""
+    """Return the number of documents without a token. Offsets and bounds have been checked."""
     offsets, empty = _mapped(header, "int64", header.sequences, 4 * header.sequences), 0
     for _, bounds in blocks(map_bounds(header), overlap=1):
         inside = int(np.searchsorted(bounds, header.sequences))  # behind it: the end of the last sequence
@@ -282,7 +287,7 @@ def _empty_documents(header: IndexHeader, tokens: int) -> int:
 
 
 def _check_ids(header: IndexHeader, tokens: int, vocab_size: int | None) -> tuple[int, int]:
-    """(smallest, largest) token id."""
+    """Return (smallest, largest) token id."""
     path = f"{header.prefix}.bin"
     data = np.memmap(path, dtype=header.dtype, mode="r", shape=(tokens,))
     smallest, largest = 1 << 62, -(1 << 62)

@@ -1,4 +1,4 @@
-"""The record of what made a dataset, `PREFIX.tokens.json`, and the comparison of data with a tokenizer."""
+"""The record of a dataset's origin, `PREFIX.tokens.json`, and the comparison of data with a tokenizer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any
 
 from megatron_lrpath import __version__
 from megatron_lrpath.console import say
-from megatron_lrpath.data import content_sums
+from megatron_lrpath.data import content_sums, document_hashes
+from megatron_lrpath.data.document_hashes import HashFile, hashes_path
 from megatron_lrpath.data.indexed import fingerprint_source, read_header
 from megatron_lrpath.data.slice import Slice, slice_path, validation_paths
 from megatron_lrpath.data.slice_codec import DamagedError, read_slice_header
@@ -35,29 +36,37 @@ REMEDY = "Name the tokenizer that made the data, or tokenize the text again and 
 
 
 def record_path(prefix: Path | str) -> Path:
-    """The record of the dataset at `prefix`, beside its `.idx`."""
+    """Return the record of the dataset at `prefix`, next to its `.idx`."""
     return Path(f"{prefix}{ENDING}")
 
 
 def path_in(folder: Path, prefix: Path | str, fingerprint: str) -> Path:
-    """The record in another folder, where datasets of one name may come from several places."""
+    """Return the record in another folder, which can have datasets with one name from several folders."""
     return folder / f"{Path(prefix).name}-{fingerprint[:12]}{ENDING}"
 
 
 def inputs_of(names: Iterable[str]) -> dict[str, Any]:
-    """The input files for a record: how many, their bytes, and the names and sizes of the first thousand."""
+    """Return the input files for a record: their number, their bytes, and the names and sizes of the first
+    thousand.
+    """
     sizes = [(name, os.path.getsize(name) if os.path.isfile(name) else None) for name in names]
     listed = [{"name": name, "bytes": size} for name, size in sizes[:INPUTS_LISTED]]
     return {"count": len(sizes), "bytes": sum(size or 0 for _, size in sizes), "files": listed}
 
 
+def hashes_of(prefix: Path | str, eod: int | None) -> dict[str, Any]:
+    """The hashes of the documents for a record, where the dataset has just been written with them."""
+    path = hashes_path(record_path(prefix))
+    return {document_hashes.KEY: document_hashes.describe(path, eod)} if path.exists() else {}
+
+
 def write_record(
     prefix: Path | str, tool: str, facts: Facts, details: Mapping[str, Any], folder: Path | None = None
 ) -> Path:
-    """Write the record of a finished dataset; returns its path.
+    """Write the record of a finished dataset; return its path.
 
-    `tool` made the dataset (or looked at it), `facts` are the tokenizer's, `details` what else is to be known.
-    The record names the dataset's fingerprint, so that it is never taken for another's.
+    `tool` made the dataset (or examined it), `facts` are the tokenizer's, `details` further information.
+    The record has the dataset's fingerprint, so that it cannot be used for another dataset.
     """
     header, fingerprint = read_header(str(prefix)), fingerprint_source(prefix)
     content = {
@@ -76,12 +85,12 @@ def write_record(
 
 
 def read_record(prefix: Path | str, fingerprint: str, folder: Path | None = None) -> Facts | None:
-    """The facts of the tokenizer that made a dataset; None where nothing is recorded.
+    """Return the facts of the tokenizer that made a dataset; None if nothing is recorded.
 
-    The record lies beside the dataset or, where that folder is read-only, in `folder` (the slices').
+    The record is next to the dataset or, if that folder is read-only, in `folder` (the slices').
 
     Raises:
-        UserError: it cannot be read, or describes another dataset than the one with this fingerprint.
+        UserError: it cannot be read, or belongs to another dataset than the one with this fingerprint.
     """
     paths = [record_path(prefix), *([path_in(folder, prefix, fingerprint)] if folder else [])]
     for path in paths:
@@ -97,41 +106,61 @@ def read_record(prefix: Path | str, fingerprint: str, folder: Path | None = None
 
 
 def read_content(path: Path) -> dict[str, Any] | None:
-    """A record's content, checked; None where there is none. UserError where it cannot be read."""
+    """Return a record's content, checked; None if there is none. Raises UserError if it cannot be read."""
     try:
         content, _ = read_sealed(path, LIMIT)
         if content["format"] == FORMAT:
             check_facts(content["tokenizer"])
-            if content_sums.KEY in content:
-                content_sums.check_form(content[content_sums.KEY])
+            for part in (content_sums, document_hashes):
+                if part.KEY in content:
+                    part.check_form(content[part.KEY])
             return dict(content, fingerprint=str(content["fingerprint"]))
         reason = f"is of format {content['format']}, and this version of the program reads {FORMAT}"
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"cannot be read ({why(error)})"
-    raise UserError(f"{path}: {reason}; remove it, and write it anew with tools/check_dataset.py … --record")
+    raise UserError(f"{path}: {reason}; remove it, and write it again with tools/check_dataset.py … --record")
 
 
 def recorded_content(
     prefix: Path | str, fingerprint: str, folder: Path | None = None
 ) -> Mapping[str, Any] | None:
-    """The checksums of a dataset's `.bin` that its record keeps; None where it has no record, or one of before.
+    """Return the checksums of a dataset's `.bin` in its record; None without a record, or in one of an older
+    version.
 
     Raises:
         UserError: the record cannot be read.
     """
-    paths = [record_path(prefix), *([path_in(folder, prefix, fingerprint)] if folder else [])]
-    found = [content for path in paths if (content := read_content(path)) is not None]
-    own = [content for content in found if content["fingerprint"] == fingerprint]
+    own = own_records(prefix, fingerprint, folder).values()
     return next((content[content_sums.KEY] for content in own if content_sums.KEY in content), None)
 
 
-def verify_content(slices: Iterable[Slice], whole: bool = False) -> list[Path]:
-    """Compare the `.bin` of each source with its record: sampled blocks, or all; the prefixes without checksums.
+def recorded_hashes(prefix: Path | str, fingerprint: str, folder: Path | None = None) -> HashFile | None:
+    """The hashes of a dataset's documents; None where there are none. The dataset itself need not be there.
 
     Raises:
-        UserError: bytes are not what was written; all of them.
+        UserError: the record cannot be read.
+    """
+    for path, content in own_records(prefix, fingerprint, folder).items():
+        if (found := content.get(document_hashes.KEY)) is not None:
+            return HashFile(hashes_path(path), found["documents"], found["eod"], found["xxh3_128"])
+    return None
+
+
+def own_records(prefix: Path | str, fingerprint: str, folder: Path | None) -> dict[Path, dict[str, Any]]:
+    """The records of the dataset with this fingerprint, by their paths: beside it, then in `folder`."""
+    paths = [record_path(prefix), *([path_in(folder, prefix, fingerprint)] if folder else [])]
+    found = {path: content for path in paths if (content := read_content(path)) is not None}
+    return {path: content for path, content in found.items() if content["fingerprint"] == fingerprint}
+
+
+def verify_content(slices: Iterable[Slice], whole: bool = False) -> list[Path]:
+    """Compare the `.bin` of each source with its record, in sampled blocks or completely; return prefixes
+    without checksums.
+
+    Raises:
+        UserError: with all differing bytes.
     """
     problems: list[str] = []
     unverified: list[Path] = []
@@ -155,7 +184,7 @@ def verify_content(slices: Iterable[Slice], whole: bool = False) -> list[Path]:
 
 
 def _places(slices: Iterable[Slice]) -> dict[Path, tuple[str, Path | None]]:
-    """Each source's prefix: its fingerprint, and the folder of a slice that names it."""
+    """Return each source's prefix with its fingerprint and the folder of a slice that names it."""
     return {
         source.prefix: (source.fingerprint, one.path.resolve().parent if one.path else None)
         for one in slices
@@ -165,7 +194,7 @@ def _places(slices: Iterable[Slice]) -> dict[Path, tuple[str, Path | None]]:
 
 @dataclass(frozen=True)
 class Findings:
-    """What a comparison found, each in one line: `problems` forbid the use of the data, `notes` do not."""
+    """The results of a comparison, each in one line: `problems` forbid the use of the data, `notes` do not."""
 
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -173,7 +202,9 @@ class Findings:
 
 @dataclass(frozen=True)
 class Made:
-    """A dataset in use: where it lies, what names it, and the tokenizer that made it (None: not recorded)."""
+    """A dataset in use: its path, its origin in a message, and the tokenizer that made it (None: not
+    recorded).
+    """
 
     prefix: Path
     where: str
@@ -191,7 +222,7 @@ class Comparison:
     notes: list[str] = field(default_factory=list)
 
     def findings(self, datasets: Sequence[Made]) -> Findings:
-        """The comparison of all datasets."""
+        """Return the comparison of all datasets."""
         recorded: dict[str, list[Made]] = {}
         for one in datasets:
             if one.facts is not None:
@@ -204,7 +235,9 @@ class Comparison:
         return Findings(tuple(self.problems), tuple(self.notes))
 
     def attempt(self, action: Callable[[], None]) -> None:
-        """Do it; a tokenizer that cannot be opened is a problem, one of a hub that is not here a note."""
+        """Compare; a tokenizer that cannot be opened is a problem, one of a hub that is not in the cache is a
+        note.
+        """
         try:
             action()
         except UserError as error:
@@ -254,25 +287,28 @@ class Comparison:
 
 
 def control_tokens(prefix: Path) -> int:
-    """How many control tokens prepared chats have beyond the vocabulary, where the dataset is one of them."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        prepared = read_json(prefix.parent / PREPARED)
-        return len(prepared["control_tokens"])
+    """Return the number of control tokens of prepared chats beyond the vocabulary, if the dataset is one of
+    them.
+    """
+    for folder in prefix.parents[:2]:  # of the data, or around it
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            prepared = read_json(folder / PREPARED)
+            return len(prepared["control_tokens"])
     return 0
 
 
 def named(group: Sequence[Made]) -> str:
-    """The datasets of a line: the first two, and how many more."""
+    """Return the datasets for a line: the first two, and the number of the others."""
     names = [f"{one.prefix}{one.where}" for one in group[:2]]
     return listing([*names, f"{len(group) - 2:,} more"] if len(group) > 2 else names)
 
 
 def tokenizer_problems(plan: Plan, model: str | None = None) -> Findings:
-    """Compare the tokenizer of a plan with the ones that made its data, as far as the files are there.
+    """Compare the tokenizer of a plan with the ones that made its available data.
 
-    Covered are the sources of all slices (versions, validation, those of mixes) and the prepared chat data.
-    `model` is another place of its tokenizer, as an export names it.
-    Cheap: files are hashed, headers read, and a million ids of each dataset without a record, once.
+    The comparison covers the sources of all slices (versions, validation, those of mixes) and the prepared
+    chat data. `model` is another path of its tokenizer, as in an export. It is fast: files are hashed,
+    headers read, and a million ids of each dataset without a record, once.
     """
     spec = TokenizerSpec.of_plan(plan)
     owner = str(plan.path)
@@ -312,7 +348,7 @@ def refuse(findings: Findings) -> None:
 
 
 def slice_files(plan: Plan) -> list[Path]:
-    """The slice files that are there: of the versions, of validation, and of the mixes."""
+    """Return the existing slice files: of the versions, of validation, and of the mixes."""
     folder = Path(plan.data.slices)
     paths = [slice_path(folder, version.name) for version in plan.versions]
     paths += validation_paths(plan.data)
@@ -323,10 +359,11 @@ def slice_files(plan: Plan) -> list[Path]:
 
 
 def sources_of(path: Path) -> list[tuple[str, Made]]:
-    """The sources of a slice by their fingerprints; none of a slice that cannot be read, which is refused elsewhere.
+    """Return the sources of a slice by their fingerprints; none for an unreadable slice, which is refused
+    elsewhere.
 
     Raises:
-        UserError: a source's record cannot be read, or is another dataset's.
+        UserError: a source's record cannot be read, or belongs to another dataset.
     """
     folder = path.resolve().parent
     found = []
@@ -341,13 +378,15 @@ def sources_of(path: Path) -> list[tuple[str, Made]]:
 
 
 def shown(path: Path) -> Path:
-    """A path as messages name it: relative where it lies below the working directory."""
+    """Return a path for messages: relative if it is below the working directory."""
     whole, here = Path(os.path.normpath(path)), Path.cwd()
     return whole.relative_to(here) if whole.is_relative_to(here) else whole
 
 
 def prepared_notes(plan: Plan) -> list[str]:
-    """A line where chat data were prepared with another tokenizer; `lrpath run` and `lrpath sft` prepare them anew."""
+    """Return a line if chat data were prepared with another tokenizer; `lrpath run` and `lrpath sft` prepare
+    them again.
+    """
     record = plan.prepared_record() if plan.sft is not None else None
     try:
         difference = prepared_difference(plan, record or {})
@@ -357,9 +396,9 @@ def prepared_notes(plan: Plan) -> list[str]:
 
 
 def prepared_difference(plan: Plan, record: Mapping[str, Any]) -> str | None:
-    """How the tokenizer of the prepared chat data that `record` describes differs from the plan's, if it does.
+    """Return how the tokenizer of the prepared chat data in `record` differs from the plan's, if it does.
 
-    None for data that were prepared before tokenizers were recorded.
+    Return None for data that were prepared before tokenizers were recorded.
     """
     if not (facts := record.get("tokenizer")):
         return None
@@ -379,7 +418,7 @@ def prepared_difference(plan: Plan, record: Mapping[str, Any]) -> str | None:
 
 
 def blend_problems(prefixes: Iterable[str], spec: TokenizerSpec) -> Findings:
-    """The same for datasets that arguments name (--data-path), each with its record beside it."""
+    """Return the same for datasets that arguments name (--data-path), each with its record next to it."""
     if spec.is_missing:
         return Findings()
     datasets = []
@@ -391,10 +430,10 @@ def blend_problems(prefixes: Iterable[str], spec: TokenizerSpec) -> Findings:
 
 
 def one_tokenizer(parts: Sequence[tuple[str, Facts | None]], remedy: str) -> Facts | None:
-    """The facts that datasets share, by their names; None where none of them has a record.
+    """Return the facts that datasets share, by their names; None if none of them has a record.
 
     Raises:
-        UserError: two were made by different tokenizers, naming both; `remedy` says how to go on.
+        UserError: two were made by different tokenizers, with both names; `remedy` is what to do.
     """
     known = [(name, facts) for name, facts in parts if facts is not None]
     for name, facts in known[1:]:

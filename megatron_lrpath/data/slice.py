@@ -1,4 +1,4 @@
-"""Version slices: which documents of which indexed datasets make up one data version, and their checks."""
+"""Version slices: the documents of indexed datasets that form a data version, and their checks."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class SliceSource:
     tokenizer: Facts | None = field(default=None, compare=False)
 
     def described(self, prefix: Path | str) -> dict[str, Any]:
-        """JSON-able values, all but the documents' numbers; `prefix` is how to write its place."""
+        """Return JSON-serializable values without the documents' numbers; `prefix` is the path to write."""
         return {
             "prefix": str(prefix),
             "domain": self.domain,
@@ -55,14 +55,16 @@ class SliceSource:
 
     @cached_property
     def digest(self) -> str:
-        """Hash (hex) of the choice itself: the dataset's fingerprint and the documents, not their place."""
+        """Return the hash (hex) of the selection itself: the dataset's fingerprint and the documents, not
+        their path.
+        """
         numbers = hashlib.sha256(np.ascontiguousarray(self.documents, dtype="<i4")).hexdigest()
         return hashlib.sha256(f"{self.fingerprint}\n{numbers}".encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Slice:
-    """One data version; `seed` is what drew it (None when its documents were named one by one)."""
+    """A data version; `seed` was used to draw it (None if its documents were named)."""
 
     name: str
     seed: int | None
@@ -81,7 +83,7 @@ class Slice:
 
     @property
     def tokens_by_domain(self) -> dict[str, int]:
-        """Tokens of each domain, in the order of the sources."""
+        """Return tokens of each domain, in the order of the sources."""
         counts: dict[str, int] = {}
         for source in self.sources:
             counts[source.domain] = counts.get(source.domain, 0) + source.tokens
@@ -89,13 +91,15 @@ class Slice:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash (hex) of the content: datasets, documents, tokens, domains; not of name, seed and place."""
+        """Return the hash (hex) of the content: datasets, documents, tokens, domains; not of name, seed and
+        path.
+        """
         content = [[source.digest, source.domain, source.tokens] for source in self.sources]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     @classmethod
     def load(cls, path: Path | str) -> Slice:
-        """Read a slice file; relative prefixes are taken from the folder it really lies in.
+        """Read a slice file; relative prefixes are resolved against its real folder.
 
         Raises:
             UserError: the file is missing, foreign, damaged, or was renamed.
@@ -121,14 +125,14 @@ class Slice:
         return loaded
 
     def save(self, path: Path | str) -> None:
-        """Write the slice file atomically; its name must be the slice's. Replaces a file that is there."""
+        """Write the slice file atomically; its name must be the slice's. Replaces an existing file."""
         path = Path(path)
         if path.name != self.name + ENDING:
             raise ValueError(f"slice {self.name!r} cannot be saved as {path.name}")
         atomic_write_bytes(path, self.to_bytes(path.parent))
 
     def to_bytes(self, folder: Path) -> bytes:
-        """The content of a slice file that is to lie in `folder`."""
+        """Return the content of a slice file for `folder`."""
         folder = folder.resolve()
         sources = [source.described(_prefix_to_store(source.prefix, folder)) for source in self.sources]
         header = {"name": self.name, "seed": self.seed, "fingerprint": self.fingerprint, "sources": sources}
@@ -136,7 +140,9 @@ class Slice:
 
 
 def _from_header(header: dict[str, Any], lists: list[Documents], path: Path) -> Slice:
-    """Build a slice from a decoded file; raises DamagedError where the header is not as `save` writes it."""
+    """Build a slice from a decoded file; raises DamagedError if the header is not in the form that `save`
+    writes.
+    """
     folder = path.resolve().parent
     try:
         sources = tuple(
@@ -162,7 +168,9 @@ def _from_header(header: dict[str, Any], lists: list[Documents], path: Path) -> 
 
 
 def _prefix_to_store(prefix: Path, folder: Path) -> str:
-    """`prefix` relative to the slice's folder, so that a tree can be moved; absolute if only / is shared."""
+    """Return `prefix` relative to the slice's folder, so that a tree can be moved; absolute if only / is
+    shared.
+    """
     absolute = prefix.parent.resolve() / prefix.name
     if len(Path(os.path.commonpath([absolute, folder])).parts) <= 1:
         return str(absolute)
@@ -192,12 +200,12 @@ def open_slices(data: Data, versions: Iterable[str], verify: bool = True) -> lis
 
 
 def validation_path(data: Data) -> Path:
-    """The validation slice's file: the one that is named (with or without its ending), else `valid`."""
+    """Return the validation slice's file: the named one (with or without its suffix), else `valid`."""
     return _with_ending(Path(data.valid) if data.valid else Path(data.slices) / "valid")
 
 
 def validation_paths(data: Data) -> list[Path]:
-    """The files of all validation slices, the first one first."""
+    """Return the files of all validation slices, the first one first."""
     return [validation_path(data), *(_with_ending(Path(path)) for path in data.more_valid)]
 
 
@@ -211,22 +219,22 @@ def open_validations(data: Data) -> list[Slice]:
 
 
 def open_validation(data: Data) -> Slice:
-    """Load the first validation slice (its sources are verified by `open_slices`)."""
+    """Load the first validation slice (`open_slices` verifies its sources)."""
     return Slice.load(validation_path(data))
 
 
 def held_out(data: Data) -> list[Slice]:
-    """The validation slices, where there is one or the plan names one."""
+    """Return the validation slices that exist or are named in the plan."""
     return open_validations(data) if data.valid or validation_path(data).exists() else []
 
 
 def verify_slices(slices: Iterable[Slice]) -> None:
-    """Check that every dataset is where the slices say and is the one that they were drawn from.
+    """Check that every dataset is at its path in the slices and is the one that they were drawn from.
 
     Reads all of every .idx and 256 KiB of every .bin once: call it in one process of a node, not in all.
 
     Raises:
-        UserError: datasets are missing or others, all of them in one message.
+        UserError: datasets are missing or have changed, all of them in one message.
     """
     if problems := source_problems(slices):
         raise UserError("; ".join(problem.text for problem in problems))
@@ -234,7 +242,7 @@ def verify_slices(slices: Iterable[Slice]) -> None:
 
 @dataclass(frozen=True)
 class SourceProblem:
-    """What is wrong with a dataset that a slice names, in a sentence, and whether it is only not there."""
+    """Return the problem with a dataset that a slice names, as a sentence, and whether it is only missing."""
 
     text: str
     is_missing: bool
@@ -243,12 +251,12 @@ class SourceProblem:
 def source_problems(
     slices: Iterable[Slice], largest: float = math.inf, known: dict[Path, str] | None = None
 ) -> list[SourceProblem]:
-    """What is wrong with the datasets that the slices name, one problem for each dataset.
+    """Return the problems of the datasets that the slices name, one for each dataset.
 
     Args:
         slices: the slices.
-        largest: of an .idx with more bytes only the header and the lengths of the slice's documents are read.
-        known: fingerprints of datasets that have been read, which is added to.
+        largest: of a larger .idx (bytes) only the header and the lengths of the slice's documents are read.
+        known: fingerprints of datasets that have been read; new ones are added.
     """
     known = {} if known is None else known
     problems: dict[Path, SourceProblem] = {}
@@ -291,7 +299,7 @@ def _index_bytes(prefix: Path) -> int:
 
 
 def _has_documents(source: SliceSource) -> bool:
-    """Whether the documents of a slice are there and have the tokens that it counts."""
+    """Return whether the documents of a slice exist and have the tokens that it counts."""
     lengths = map_lengths(read_header(str(source.prefix)))
     if not len(source.documents):
         return True
@@ -300,13 +308,13 @@ def _has_documents(source: SliceSource) -> bool:
 
 
 def check_disjoint(slices: Sequence[Slice]) -> None:
-    """Prove that no document is in two slices (nor twice in one).
+    """Check that no document is in two slices (or twice in one).
 
-    Datasets are told apart by fingerprint, so that a copy under another name does not hide anything. Needs a
-    byte per document of the largest dataset.
+    Datasets are identified by fingerprint, so that a copy under another name is detected. Uses a byte per
+    document of the largest dataset.
 
     Raises:
-        UserError: naming two slices and how many documents they share.
+        UserError: with two slices and the number of shared documents.
     """
     by_source: dict[str, list[tuple[Slice, Documents]]] = {}
     for one in slices:
@@ -328,19 +336,19 @@ def check_disjoint(slices: Sequence[Slice]) -> None:
 
 
 def available_samples(one: Slice, seq_length: int) -> int:
-    """Samples of `seq_length` tokens that one epoch of the slice yields.
+    """Return the samples of `seq_length` tokens in one epoch of the slice.
 
-    A sample needs one token more than its length (the last label, which the next sample begins with), and
-    samples do not cross from one source into another: the rest of each source is left over.
+    A sample needs one token more than its length (the last label, with which the next sample begins), and
+    samples do not cross from one source into another: the rest of each source is unused.
     """
     return sum(max(source.tokens - 1, 0) // seq_length for source in one.sources)
 
 
 def require_samples(one: Slice, samples: int, seq_length: int) -> None:
-    """Refuse a slice that has fewer than `samples` samples (of `seq_length` tokens) for its version's steps.
+    """Refuse a slice with fewer than `samples` samples (of `seq_length` tokens) for its version's steps.
 
     Raises:
-        UserError: with what is needed and what there is, in samples and in tokens.
+        UserError: with the required and the available samples and tokens.
     """
     available = available_samples(one, seq_length)
     if available < samples:
@@ -354,16 +362,16 @@ def require_samples(one: Slice, samples: int, seq_length: int) -> None:
 
 
 def require_versions(plan: Plan, slices: Iterable[Slice]) -> None:
-    """Refuse slices that have too few samples for their versions' steps.
+    """Refuse slices with too few samples for their versions' steps.
 
     Raises:
         UserError: all of them, a line each.
     """
-    steps = {version.name: version.steps for version in plan.versions}
+    samples = {version.name: plan.samples_of(index) for index, version in enumerate(plan.versions)}
     problems = []
     for one in slices:
         try:
-            require_samples(one, steps[one.name] * plan.batch.global_batch_size, plan.batch.seq_length)
+            require_samples(one, samples[one.name], plan.batch.seq_length)
         except UserError as error:
             problems.append(str(error))
     if problems:
@@ -373,10 +381,10 @@ def require_versions(plan: Plan, slices: Iterable[Slice]) -> None:
 def require_mix_samples(
     slices: Sequence[Slice], mix: Mix, batch: int, steps: int, seq_length: int
 ) -> list[int]:
-    """How many samples of each slice a branch reads.
+    """Return the number of samples of each slice that a branch reads.
 
     Raises:
-        UserError: a slice has fewer, with the plan's line.
+        UserError: a slice has fewer; with the plan's line.
     """
     needed = list(mix.samples(batch, steps).values())
     for one, part, count in zip(slices, mix.parts, needed, strict=True):
@@ -391,7 +399,7 @@ def require_mix_samples(
 
 
 def mix_path(data: Data, part: MixPart) -> Path:
-    """The file of a mix's slice: beside the versions', or where its name says."""
+    """Return the file of a mix's slice: next to the versions', or at the path in its name."""
     return slice_path(Path(part.slice).parent if "/" in part.slice else data.slices, part.name)
 
 
@@ -429,5 +437,5 @@ def check_mixes(plan: Plan, runs: Iterable[Run]) -> None:
             continue
         if run.mix not in opened:
             opened[run.mix] = open_mix(plan.data, run.mix, verify=False)
-        batch = plan.batch
+        batch = plan.batch_of(run)
         require_mix_samples(opened[run.mix], run.mix, batch.global_batch_size, run.steps, batch.seq_length)

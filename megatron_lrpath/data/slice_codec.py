@@ -36,11 +36,11 @@ LIMIT = 2**31  # document numbers are Megatron's int32
 
 
 class DamagedError(ValueError):
-    """The bytes are not a whole slice file of this format; the message says what is wrong with them."""
+    """The bytes are not a complete slice file of this format; the message gives the problem."""
 
 
 def pack_documents(documents: Documents) -> list[tuple[int, bytes]]:
-    """Blocks (number of documents, bytes) of strictly ascending document numbers."""
+    """Yield blocks (number of documents, bytes) of strictly ascending document numbers."""
     blocks = []
     before = -1
     for start in range(0, len(documents), BLOCK):
@@ -55,10 +55,11 @@ def pack_documents(documents: Documents) -> list[tuple[int, bytes]]:
 
 
 def unpack_documents(blocks: list[tuple[int, bytes]]) -> Documents:
-    """The document numbers (sorted int32) of packed blocks. Memory: what the blocks really hold.
+    """Return the document numbers (sorted int32) of packed blocks. Memory depends on the blocks' real
+    content.
 
     Raises:
-        DamagedError: a block does not hold what it is said to hold.
+        DamagedError: a block does not match its header.
     """
     parts = []
     before = -1
@@ -71,7 +72,7 @@ def unpack_documents(blocks: list[tuple[int, bytes]]) -> Documents:
         except zlib.error as error:
             raise DamagedError(f"a block cannot be unpacked ({error})") from None
         if len(raw) != 4 * count or not unpacker.eof or unpacker.unused_data:
-            raise DamagedError("a block does not hold the number of documents it is said to hold")
+            raise DamagedError("a block does not have the number of documents in its header")
         planes = np.frombuffer(raw, dtype=np.uint8).reshape(4, count)
         gaps = np.ascontiguousarray(planes.T).view("<u4").reshape(-1)
         part = np.cumsum(gaps + np.int64(1)) + before
@@ -83,7 +84,7 @@ def unpack_documents(blocks: list[tuple[int, bytes]]) -> Documents:
 
 
 def encode(header: dict[str, Any], sources: list[Documents]) -> bytes:
-    """A whole slice file; `header["sources"]` are as many objects as there are lists of documents."""
+    """Return a complete slice file; `header["sources"]` has one object for each list of documents."""
     packed = [pack_documents(documents) for documents in sources]
     described = [
         {**source, "blocks": [[count, len(data)] for count, data in blocks]}
@@ -95,14 +96,16 @@ def encode(header: dict[str, Any], sources: list[Documents]) -> bytes:
 
 
 def read_slice_bytes(path: Path) -> bytes:
-    """The file's bytes, or, if it is none of ours, as many as show that: a file of terabytes is not read."""
+    """Return the file's bytes, or only its beginning if it is not a slice file: a file of terabytes is not
+    read.
+    """
     with path.open("rb") as stream:
         head = stream.read(PREAMBLE.size)
         return head + stream.read() if head.startswith(MAGIC) else head
 
 
 def read_slice_header(path: Path) -> dict[str, Any]:
-    """The header alone of a slice file, quickly: its checksum is not compared.
+    """Return only the header of a slice file, quickly: its checksum is not compared.
 
     Raises:
         DamagedError, ValueError, OSError: it cannot be read.
@@ -119,10 +122,10 @@ def read_slice_header(path: Path) -> dict[str, Any]:
 
 
 def decode(data: bytes) -> tuple[dict[str, Any], list[Documents]]:
-    """The header and each source's documents of a whole slice file.
+    """Return the header and each source's documents of a complete slice file.
 
     Raises:
-        DamagedError: foreign, of another format version, cut short, or not the bytes that were written.
+        DamagedError: foreign, of another format version, truncated, or changed.
     """
     if len(data) < PREAMBLE.size or not data.startswith(MAGIC):
         raise DamagedError("it does not begin like one")
@@ -131,7 +134,7 @@ def decode(data: bytes) -> tuple[dict[str, Any], list[Documents]]:
         raise DamagedError(f"it is of format {version}, and this version of the program reads {FORMAT}")
     body = memoryview(data)[PREAMBLE.size :]
     if length > len(body) or hashlib.sha256(body).digest() != checksum:
-        raise DamagedError("its content is not what its checksum says: cut short or changed")
+        raise DamagedError("its content does not match its checksum: truncated or changed")
     try:
         header = parse_json(bytes(body[:length]))
         lists = [[(int(n), int(size)) for n, size in source["blocks"]] for source in header["sources"]]

@@ -1,4 +1,4 @@
-"""Slices as tables and JSON, as tools/slice_versions.py and tools/check_slices.py print them."""
+"""Slices as tables and JSON, as printed by tools/slice_versions.py and tools/check_slices.py."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from megatron_lrpath.data.slice import Slice
 
 
 def wide_console(stderr: bool = False) -> Console:
-    """A console that does not cram tables into 80 columns where its output goes into a file."""
+    """Return a console that does not limit tables to 80 columns if its output is a file."""
     console = Console(stderr=stderr)
     return console if console.is_terminal or "COLUMNS" in os.environ else Console(stderr=stderr, width=160)
 
 
 def tokens_table(slices: Sequence[Slice], left: dict[str, int] | None = None) -> Table:
-    """Tokens and shares by domain (rows) and version (columns); `left` are tokens in no slice, by domain."""
+    """Return tokens and shares by domain (rows) and version (columns); `left` are tokens in no slice, by
+    domain.
+    """
     domains = list(dict.fromkeys(domain for one in slices for domain in one.tokens_by_domain))
     domains += [domain for domain in left or {} if domain not in domains]
     titles = ("domain", *(one.name for one in slices), *(["not drawn"] if left is not None else []))
@@ -36,7 +38,7 @@ def tokens_table(slices: Sequence[Slice], left: dict[str, int] | None = None) ->
 
 
 def describe(one: Slice) -> dict[str, Any]:
-    """A slice as JSON-able values."""
+    """Return a slice as JSON-serializable values."""
     return {
         "name": one.name,
         "path": None if one.path is None else str(one.path),

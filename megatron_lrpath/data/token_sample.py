@@ -1,4 +1,4 @@
-"""A bounded look at the ids of an indexed dataset: how large they are, for datasets whose tokenizer is not known."""
+"""A bounded sample of the ids of an indexed dataset whose tokenizer is unknown."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ CACHE = "token-samples.json"
 
 @dataclass(frozen=True)
 class Sample:
-    """Ids that were looked at: how many, and the smallest and largest."""
+    """Sampled ids: their number, minimum and maximum."""
 
     ids: int
     smallest: int
     largest: int
 
     def outside(self, vocab_size: int | None) -> int | None:
-        """An id that is not in [0, vocab_size), None where there is none."""
+        """Return an id that is not in [0, vocab_size); None if there is none."""
         if not self.ids or (self.smallest >= 0 and (vocab_size is None or self.largest < vocab_size)):
             return None
         return self.smallest if self.smallest < 0 else self.largest
 
 
 class Samples:
-    """Samples of datasets; kept in `folder`, if there is one and it can be written, by file, size and time."""
+    """Samples of datasets; cached in `folder`, if it exists and is writable, by file, size and time."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self._path = None if folder is None else folder / CACHE
@@ -46,10 +46,10 @@ class Samples:
             self._known = content if isinstance(content, dict) else {}
 
     def of(self, prefix: Path | str) -> Sample:
-        """The sample of a dataset.
+        """Return the sample of a dataset.
 
         Raises:
-            UserError: the dataset is missing, or damaged in its header.
+            UserError: the dataset is missing, or its header is damaged.
         """
         path = Path(f"{prefix}.bin").absolute()
         header = read_header(str(prefix))
@@ -67,7 +67,7 @@ class Samples:
 
 
 def look(path: Path, dtype: np.dtype[Any]) -> Sample:
-    """Ids spread over a file of tokens, its first and last among them; all where there are few."""
+    """Return ids spread over a file of tokens, including its first and last; all of them if there are few."""
     whole = os.path.getsize(path) // dtype.itemsize
     starts, length = [0], whole
     if whole > BLOCKS * IDS_IN_BLOCK:

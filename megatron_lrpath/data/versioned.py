@@ -1,4 +1,6 @@
-"""The datasets that Megatron's loop reads: version slices chained, shuffled together, mixed, or for validation."""
+"""The datasets that Megatron's loop reads: version slices chained, shuffled together, mixed, or for
+validation.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ from megatron_lrpath.plan.mix import Mix
 
 @dataclass(frozen=True)
 class Location:
-    """A stretch of a document in a sample: `length` tokens of document number `document` from `offset` on."""
+    """A part of a document in a sample: `length` tokens of document number `document` from `offset` on."""
 
     version: str
     prefix: Path
@@ -35,12 +37,12 @@ class Location:
 
 
 class SourceDataset(GPTDataset):
-    """One epoch of one source of a slice: Megatron's GPTDataset, with an index of our own.
+    """One epoch of one source of a slice: Megatron's GPTDataset, with this package's index.
 
-    Megatron's own index cache does not tell two slices of one dataset apart, and is written in place. Two
-    more things differ. No token id counts as padding, since slices hold none: Megatron would blank out every
-    real token that shares the tokenizer's padding id. And where samples may be padded, masks are not reused:
-    Megatron reuses the first sample's loss mask as it stands after that sample's padding was masked.
+    Megatron's own index cache does not distinguish two slices of one dataset, and is written in place. Two
+    more things differ. No token id counts as padding, because slices have none: Megatron would mask every
+    real token equal to the tokenizer's padding id. And if samples can be padded, masks are not reused:
+    Megatron reuses the first sample's loss mask after its padding was masked.
     """
 
     def __init__(self, source: SliceSource, indexed: Any, arrays: Arrays, split: Any, config: Any) -> None:
@@ -56,11 +58,11 @@ class SourceDataset(GPTDataset):
         return self._arrays["documents"], self._arrays["samples"], self._arrays["shuffle"]
 
     def __len__(self) -> int:
-        """Samples in the epoch."""
+        """The number of samples in the epoch."""
         return len(self.shuffle_index)
 
     def locate(self, sample: int, version: str) -> list[Location]:
-        """The stretches of documents that make up `sample`, its last label included."""
+        """Return the parts of documents in `sample`, including its last label."""
         row = int(self.shuffle_index[sample])
         (first, begin), (last, end) = self.sample_index[row : row + 2].tolist()
         end += self.config.add_extra_token_to_sequence
@@ -76,7 +78,7 @@ class SourceDataset(GPTDataset):
 
 @dataclass(frozen=True)
 class VersionSamples:
-    """A version's samples, its sources interleaved in their shares; `order` is None for a single source."""
+    """A version's own samples, with its sources interleaved in their shares; `order` is None for one source."""
 
     name: str
     samples: int
@@ -84,28 +86,28 @@ class VersionSamples:
     order: Arrays | None
 
     def place(self, sample: int) -> tuple[SourceDataset, int]:
-        """The source of a sample of this version, and its number there."""
+        """Return the source of a sample of this version, and its number there."""
         if self.order is None:
             return self.sources[0], sample
         return self.sources[int(self.order["source"][sample])], int(self.order["sample"][sample])
 
 
 class PlacedSamples(torch.utils.data.Dataset, ABC):
-    """A dataset that only knows where its samples are: `_place` finds them, the source builds the tensors.
+    """A dataset that only locates its samples: `_place` finds them, the source builds the tensors.
 
-    Items are GPTDataset's: `tokens`, `labels`, `loss_mask`, `position_ids` (each [seq_length]) and, if the
-    configuration asks for it, `attention_mask` ([1, seq_length, seq_length]).
+    Items are GPTDataset's: `tokens`, `labels`, `loss_mask`, `position_ids` (each [seq_length]) and, if
+    configured, `attention_mask` ([1, seq_length, seq_length]).
     """
 
     def __getitem__(self, sample: int | None) -> dict[str, torch.Tensor]:
-        """The sample at this position (None: one that only fills up a batch, masked out)."""
+        """Return the sample at this position (None: a padding sample, masked out)."""
         if sample is None or self._fills(sample):
             return self._any_source()[None]
         _, dataset, number = self._place(sample)
         return dataset[number]
 
     def locate(self, sample: int) -> list[Location]:
-        """The documents that the sample at this position is made of, in their order; none where it fills up."""
+        """Return the documents of the sample at this position, in order; none for a padding sample."""
         if self._fills(sample):
             return []
         version, dataset, number = self._place(sample)
@@ -113,48 +115,77 @@ class PlacedSamples(torch.utils.data.Dataset, ABC):
 
     @abstractmethod
     def _place(self, sample: int) -> tuple[str, SourceDataset, int]:
-        """(version, source, number in it) of the sample at this position."""
+        """Return (version, source, number in it) of the sample at this position."""
 
     @abstractmethod
     def _any_source(self) -> SourceDataset:
-        """The source whose masked-out samples fill up a batch."""
+        """Return the source of padding samples."""
 
     def _fills(self, sample: int) -> bool:
-        """Whether this position only fills up a batch."""
+        """Return whether this position is a padding sample."""
         return False
 
 
 class VersionedDataset(PlacedSamples):
-    """Versions one after the other, or with `order` (a permutation of all their samples) shuffled together.
+    """Versions in sequence, or with `order` (a permutation of all their samples) shuffled together.
 
-    No sample occurs twice.
+    `replays` are, for each version, the places of earlier samples among its own, None for a version without; see
+    `versioned_index.replayed_places`. No sample occurs twice outside of them. The positions of the first `before`
+    samples, which another training has read, are empty.
     """
 
     index_split = Split.train
 
-    def __init__(self, versions: Sequence[VersionSamples], order: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        versions: Sequence[VersionSamples],
+        order: np.ndarray | None = None,
+        replays: Sequence[Arrays | None] = (),
+        before: int = 0,
+    ) -> None:
         self._versions = versions
         self._order = order
-        self._ends = list(accumulate(version.samples for version in versions))
+        self._replays = replays or [None] * len(versions)
+        self._before = before
+        self._lengths = [
+            version.samples if again is None else len(again["source"])
+            for version, again in zip(versions, self._replays, strict=True)
+        ]
+        self._ends = list(accumulate(self._lengths, initial=before))[1:]
 
     def __len__(self) -> int:
-        """Samples of all versions."""
+        """The number of samples of all versions."""
         return self._ends[-1]
 
     def version_of(self, sample: int) -> str:
-        """The name of the version that the sample at this position comes from."""
+        """Return the name of the version of the sample at this position."""
         return self._place(sample)[0]
+
+    def is_replayed(self, sample: int) -> bool:
+        """Whether the sample at this position is one of an earlier version that is read again."""
+        which, number = self._split(sample)
+        again = self._replays[which]
+        return again is not None and bool(again["source"][number])
 
     def _any_source(self) -> SourceDataset:
         return self._versions[0].place(0)[0]
 
     def _place(self, sample: int) -> tuple[str, SourceDataset, int]:
-        if not 0 <= sample < len(self):
+        which, number = self._split(sample)
+        again = self._replays[which]
+        if again is not None:
+            source, number = int(again["source"][number]), int(again["sample"][number])
+            which = source - 1 if source else which
+        version = self._versions[which]
+        return version.name, *version.place(number)
+
+    def _split(self, sample: int) -> tuple[int, int]:
+        """The version (its place) to whose steps a position belongs, and the number in it."""
+        if not self._before <= sample < len(self):
             raise IndexError(f"sample {sample} of {len(self)}")
         number = sample if self._order is None else int(self._order[sample])
         which = bisect_right(self._ends, number)
-        version = self._versions[which]
-        return version.name, *version.place(number - self._ends[which] + version.samples)
+        return which, number - self._ends[which] + self._lengths[which]
 
 
 class MixedDataset(VersionedDataset):
@@ -167,25 +198,32 @@ class MixedDataset(VersionedDataset):
     def __init__(
         self, main: VersionedDataset, first: int, taken: Arrays, parts: Sequence[VersionSamples]
     ) -> None:
-        super().__init__(main._versions, main._order)
+        super().__init__(main._versions, main._order, main._replays, main._before)
         self._first = first
         self._taken = taken
         self._parts = parts
 
     def _place(self, sample: int) -> tuple[str, SourceDataset, int]:
-        position = sample - self._first
-        source = int(self._taken["source"][position]) if 0 <= position < len(self._taken["source"]) else 0
+        source = self._source(sample)
         if not source:
             return super()._place(sample)
         part = self._parts[source - 1]
-        return part.name, *part.place(int(self._taken["sample"][position]))
+        return part.name, *part.place(int(self._taken["sample"][sample - self._first]))
+
+    def is_replayed(self, sample: int) -> bool:
+        """Whether the main path's own sample stands here, and is one of an earlier version."""
+        return not self._source(sample) and super().is_replayed(sample)
+
+    def _source(self, sample: int) -> int:
+        position = sample - self._first
+        return int(self._taken["source"][position]) if 0 <= position < len(self._taken["source"]) else 0
 
 
 class ValidationDataset(PlacedSamples):
-    """All of a slice, in fixed order, domain after domain.
+    """All of a slice, in fixed order, domain by domain.
 
-    Every token is predicted exactly once (but the first of each source, which nothing comes before). The last
-    sample of each source is filled up, and `multiple_of` appends samples, all of that masked out.
+    Every token is predicted exactly once (except the first of each source, which has no predecessor). The
+    last sample of each source is padded, and `multiple_of` appends samples; all padding is masked out.
     """
 
     index_split = Split.valid
@@ -197,7 +235,7 @@ class ValidationDataset(PlacedSamples):
         self._length = -(-self._ends[-1] // multiple_of) * multiple_of
 
     def __len__(self) -> int:
-        """Samples, those that only fill up included."""
+        """The number of samples, including padding samples."""
         return self._length
 
     @property
@@ -206,7 +244,7 @@ class ValidationDataset(PlacedSamples):
         return list(dict.fromkeys(domain for domain, _ in self._sources))
 
     def domain_of(self, sample: int) -> str:
-        """The domain of a sample; the last one's for samples that only fill up (they weigh nothing)."""
+        """Return the domain of a sample; padding samples get the last one's (they have no weight)."""
         return self._sources[bisect_right(self._ends, min(sample, self._ends[-1] - 1))][0]
 
     def _any_source(self) -> SourceDataset:
@@ -224,25 +262,34 @@ class ValidationDataset(PlacedSamples):
 
 
 def build_chained(
-    slices: Sequence[Slice], samples: Sequence[int], config: GPTDatasetConfig, seed: int
+    slices: Sequence[Slice],
+    samples: Sequence[int],
+    config: GPTDatasetConfig,
+    seed: int,
+    replays: Sequence[CacheEntry | None] = (),
+    before: int = 0,
 ) -> VersionedDataset:
     """Version 1's samples, then version 2's, …: main path, branches, CPT; a position is a consumed sample.
 
-    `samples[i]` is how many of version i are used. Each version is one epoch, shuffled by (seed, its name),
-    so that neither a longer run nor a later version changes what comes before. Under torch.distributed every
-    rank must call this (one builds the index, the others wait).
+    `samples[i]` is the number of version i's own samples; `replays` are the earlier samples among them, see
+    `replay_entries`; `before` positions precede version 1's. Each version is one epoch, shuffled by (seed, its name),
+    so that neither a longer run nor a later version changes what comes before. Under torch.distributed every rank must
+    call this (one builds the index, the others wait).
 
     Raises:
         UserError: a slice yields fewer samples than asked for, or its source is gone or another.
     """
-    versions, _ = open_versions(slices, samples, config, seed, [])
-    return VersionedDataset(versions)
+    entries = [entry for entry in replays if entry]
+    versions, arrays = open_versions(slices, samples, config, seed, entries)
+    found = iter(arrays[len(arrays) - len(entries) :])
+    places = [next(found) if entry else None for entry in replays]
+    return VersionedDataset(versions, replays=places, before=before)
 
 
 def build_shuffled(
     slices: Sequence[Slice], samples: Sequence[int], config: GPTDatasetConfig, seed: int
 ) -> VersionedDataset:
-    """PTFS: exactly the samples of `build_chained`, permuted together by (seed, number of versions).
+    """PTFS: `samples[i]` of version i's own samples, permuted together by (seed, number of versions).
 
     Raises as `build_chained`; every rank must call it.
     """
@@ -299,13 +346,13 @@ def open_versions(
 
 
 def _open_indexed(sources: Sequence[SliceSource], config: Any) -> dict[Path, Any]:
-    """Map every indexed dataset once, however many slices name it."""
+    """Map every indexed dataset once, regardless of the number of slices that name it."""
     prefixes = dict.fromkeys(source.prefix for source in sources)
     return {prefix: IndexedDataset(str(prefix), mmap=config.mmap_bin_files) for prefix in prefixes}
 
 
 def cache_of(one: Slice, config: Any) -> IndexCache:
-    """The cache that the configuration names (--data-cache-path), else `.cache` next to the slices."""
+    """Return the cache that the configuration names (--data-cache-path), else `.cache` next to the slices."""
     if config.path_to_cache:
         return IndexCache(config.path_to_cache)
     return IndexCache(one.path.parent / ".cache" if one.path else private_folder(create=True))

@@ -1,12 +1,13 @@
-"""The indices of versioned datasets as pure functions of their inputs: which tokens a sample is made of.
+"""The indices of versioned datasets as pure functions: which tokens a sample consists of.
 
-The arrays are Megatron's (`GPTDataset`), computed in whole numbers throughout: its compiled helper counts the
+The arrays equal Megatron's (`GPTDataset`), computed in integers throughout: its compiled helper counts the
 samples of a set with a partial last one in 32-bit floating point, which is wrong beyond 16 million tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -16,18 +17,21 @@ from megatron_lrpath.data.indexed import Lengths, document_lengths
 from megatron_lrpath.data.slice import SliceSource
 from megatron_lrpath.data.slice_codec import Documents
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.plan import Plan
 from megatron_lrpath.plan.mix import Mix, quotas
+from megatron_lrpath.plan.replay import Replay
+from megatron_lrpath.plan.spec import Version
 
 FORMAT = 1  # part of every key: raise it when any of these arrays changes its meaning
 
 
 def sample_bounds(lengths: Lengths, seq_length: int, extra: int, keep_partial: bool) -> np.ndarray:
-    """Where samples begin in a stream of documents of these `lengths`: int32 [samples + 1, 2].
+    """Return the beginnings of samples in a sequence of documents of these `lengths`: int32 [samples + 1, 2].
 
-    Row i holds the document (its place in the stream) and the offset in it at which sample i begins; sample i
-    takes `seq_length` tokens from there and `extra` more (1: the last label), with which sample i + 1 begins.
-    The row after the last sample is where that one's `seq_length` tokens end. With `keep_partial` the last
-    sample may be short; else what does not fill one is left over.
+    Row i has the document (its position in the sequence) and the offset in it at which sample i begins;
+    sample i takes `seq_length` tokens from there and `extra` more (1: the last label), with which sample i
+    + 1 begins. The row after the last sample is the end of that sample's `seq_length` tokens. With
+    `keep_partial` the last sample can be short; otherwise an incomplete sample is dropped.
     """
     ends = np.cumsum(lengths, dtype=np.int64)
     usable = max(int(ends[-1]) - extra, 0) if len(ends) else 0
@@ -66,10 +70,10 @@ def source_entry(
 
 
 def _lengths_of(source: SliceSource, documents: Documents) -> Lengths:
-    """Tokens of each of `documents`.
+    """Return the tokens of each of `documents`.
 
     Raises:
-        UserError: they differ from what the slice counted: it is not the same dataset.
+        UserError: they differ from the slice's count, so it is not the same dataset.
     """
     every = document_lengths(source.prefix)
     beyond = len(documents) and int(documents.max()) >= len(every)
@@ -83,7 +87,7 @@ def _lengths_of(source: SliceSource, documents: Documents) -> Lengths:
 
 
 def interleave_entry(counts: Sequence[int], seed: int, version: str) -> CacheEntry:
-    """The cache entry of the order in which a version's sources take turns; see `interleave`."""
+    """Return the cache entry of the order in which a version's sources alternate; see `interleave`."""
     key = ["interleave", FORMAT, list(counts), seed, version]
     return CacheEntry(key, ("source", "sample"), lambda: interleave(counts, "interleave", seed, version))
 
@@ -92,8 +96,8 @@ def interleave(counts: Sequence[int], *key: object) -> Arrays:
     """Spread `counts[j]` samples of each source j evenly: arrays `source` (uint16) and `sample` (uint32).
 
     Each source's samples keep their order. Sample k of n is put at a random place in the k-th of n equal
-    parts of the version, so that every stretch of it (a batch, a shorter run) holds each source in its share
-    to within two samples, without a fixed beat between sources and ranks.
+    parts of the version, so that every range of it (a batch, a shorter run) has each source in its share
+    to within two samples, without a fixed rhythm between sources and ranks.
     """
     filled = [number for number, count in enumerate(counts) if count]
     places = [
@@ -110,9 +114,9 @@ def interleave(counts: Sequence[int], *key: object) -> Arrays:
 
 
 def mixture_entry(samples: Sequence[int], seed: int) -> CacheEntry:
-    """The cache entry of the order of versions shuffled together: a permutation of all their samples.
+    """Return the cache entry of the order of versions shuffled together: a permutation of all their samples.
 
-    `samples` of each version, oldest first. The order depends on the seed and on how many versions there are.
+    `samples` of each version, oldest first. The order depends on the seed and on the number of versions.
     """
     total = sum(samples)
     key = ["mixture", FORMAT, list(samples), seed]
@@ -124,6 +128,76 @@ def mix_entry(mix: Mix, batch: int, steps: int, version: str) -> CacheEntry:
     shares = [str(share) for share in mix.shares]
     key = ["mix", FORMAT, shares, mix.seed, batch, steps, version]
     return CacheEntry(key, ("source", "sample"), lambda: places(mix, batch, steps, version))
+
+
+def replay_entries(plan: Plan, count: int) -> list[CacheEntry | None]:
+    """Return the cache entries of the replays of the first `count` versions, None without; see `replayed_places`."""
+    named = [(version.name, plan.samples_of(index)) for index, version in enumerate(plan.versions[:count])]
+    return [
+        _replay_entry(version, named[:index], plan.timeline.sizes[index], plan.seed)
+        for index, version in enumerate(plan.versions[:count])
+    ]
+
+
+def _replay_entry(
+    version: Version, earlier: Sequence[tuple[str, int]], batch: int, seed: int
+) -> CacheEntry | None:
+    if (replay := version.replay) is None:
+        return None
+    key = ["replay", FORMAT, replay.to_dict(), version.name, list(earlier), batch, version.steps, seed]
+    build = partial(replayed_places, replay, version.name, earlier, batch, version.steps, seed)
+    return CacheEntry(key, ("source", "sample"), build)
+
+
+def replayed_places(
+    replay: Replay, version: str, earlier: Sequence[tuple[str, int]], batch: int, steps: int, seed: int
+) -> Arrays:
+    """Whose sample stands at each position of a version: `source` (uint16, 0: its own) and `sample` (uint32).
+
+    Source j is the j-th of the `earlier` versions, which are names with their numbers of new samples. The version's
+    own samples keep their order. Each step holds the share of all samples so far, rounded down, at places that (seed,
+    version) decide, and no sample is replayed twice in a version. Nothing depends on steps that come later.
+    """
+    due = np.array([replay.replayed(step * batch) for step in range(steps + 1)])
+    words = random_words(steps * batch, "replay", seed, version).reshape(steps, batch)
+    marks = np.zeros((steps, batch), dtype=bool)
+    np.put_along_axis(
+        marks,
+        np.argsort(words, axis=1, kind="stable"),
+        np.arange(batch)[np.newaxis] < np.diff(due)[:, np.newaxis],
+        axis=1,
+    )
+    again = marks.reshape(-1)
+    drawn = _weighted if replay.weights else _uniform
+    source, sample = np.zeros(len(again), dtype=np.uint16), np.zeros(len(again), dtype=np.uint32)
+    source[again], sample[again] = drawn(replay, earlier, int(due[-1]), (seed, version))
+    sample[~again] = np.arange(len(again) - int(due[-1]), dtype=np.uint32)
+    return {"source": source, "sample": sample}
+
+
+type _Draws = tuple[
+    np.ndarray, np.ndarray
+]  # the source (from 1 on) of each replayed sample, and its number there
+
+
+def _uniform(replay: Replay, earlier: Sequence[tuple[str, int]], count: int, key: tuple[int, str]) -> _Draws:
+    ends = np.cumsum([samples for _, samples in earlier])
+    drawn = permutation(int(ends[-1]), "replayed", *key)[:count].astype(np.int64)
+    source = np.searchsorted(ends, drawn, side="right")
+    return source + 1, drawn - np.concatenate([[0], ends])[source]
+
+
+def _weighted(replay: Replay, earlier: Sequence[tuple[str, int]], count: int, key: tuple[int, str]) -> _Draws:
+    turns = np.array(replay.turns)
+    taken = np.tile(turns, count // len(turns) + 1)[:count]
+    source, sample = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
+    names = [name for name, _ in earlier]
+    for place, (name, _) in enumerate(replay.weights):
+        here, number = taken == place, names.index(name)
+        source[here] = number + 1
+        order = permutation(earlier[number][1], "replayed", *key, name)
+        sample[here] = order[: np.count_nonzero(here)]
+    return source, sample
 
 
 def places(mix: Mix, batch: int, steps: int, version: str) -> Arrays:

@@ -1,4 +1,4 @@
-"""The machine: versions, GPUs, Transformer Engine and Apex, NCCL, compiled helpers, memory, disk."""
+"""Checks of the machine: versions, GPUs, Transformer Engine and Apex, NCCL, compiled helpers, memory, disk."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from megatron_lrpath.launch.resources import cores, driver_gpus
 from megatron_lrpath.readiness.finding import FAILED, INFO, OK, WARNING, Finding
 from megatron_lrpath.readiness.machine import disk_check
 from megatron_lrpath.training import environment
+from megatron_lrpath.training.gpu import measures
 from megatron_lrpath.training.seams import MEGATRON
 from megatron_lrpath.wording import byte_size
 
@@ -24,7 +25,7 @@ PACKAGES = ("torch", "numpy", "transformers", "sentencepiece", "gigatoken", "saf
 
 
 def machine_checks(folder: Path) -> list[Finding]:
-    """Every check of the machine; `folder` is where the disk is looked at."""
+    """Return all checks of the machine; the disk check examines `folder`."""
     gpus = gpu_list()
     checks = [
         verdict(
@@ -54,12 +55,12 @@ def machine_checks(folder: Path) -> list[Finding]:
 
 
 def verdict(name: str, good: bool, found: str, otherwise: str = FAILED, advice: str = "") -> Finding:
-    """A finding that is ok where it is `good`; `otherwise` its status, and the advice then."""
+    """Return a finding: ok if `good`, else the status `otherwise` with the advice."""
     return Finding(name, OK if good else otherwise, found, "" if good else advice)
 
 
 def megatron_check(supported: str) -> Finding:
-    """megatron-core within the range of versions that this package is written for (`>=0.19,<0.20`)."""
+    """Check that megatron-core is in the supported range of versions (`>=0.19,<0.20`)."""
     found = version("megatron-core")
     advice = f"pip install 'megatron-core{supported}'"
     if found is None:
@@ -71,14 +72,14 @@ def megatron_check(supported: str) -> Finding:
 
 
 def within(found: str, supported: str) -> bool:
-    """Whether a version lies in a range of the form `>=A,<B`."""
+    """Return whether a version is in a range of the form `>=A,<B`."""
     low, high = re.findall(r"[\d.]+", supported)
     lowest, own, beyond = ([*map(int, re.findall(r"\d+", text)[:3])] for text in (low, found, high))
     return lowest <= own < beyond
 
 
 def version(name: str) -> str | None:
-    """A distribution's version, None where it is not installed."""
+    """Return the version of a distribution; None if it is not installed."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -86,7 +87,7 @@ def version(name: str) -> str | None:
 
 
 def gpu_list() -> list[tuple[str, int]]:
-    """Name and memory in bytes of every GPU that torch can use."""
+    """Return the name and the memory in bytes of every GPU that torch can use."""
     if not torch.cuda.is_available():
         return []
     properties = (torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count()))
@@ -94,7 +95,7 @@ def gpu_list() -> list[tuple[str, int]]:
 
 
 def gpu_check(gpus: list[tuple[str, int]]) -> Finding:
-    """GPUs, and the CUDA that torch was built for."""
+    """Check the GPUs, and the CUDA version that torch was built for."""
     if gpus:
         names = ", ".join(f"{name} ({byte_size(memory)})" for name, memory in gpus)
         return Finding("GPUs", OK, f"{len(gpus)}: {names}; torch is built for CUDA {torch.version.cuda}")
@@ -104,12 +105,12 @@ def gpu_check(gpus: list[tuple[str, int]]) -> Finding:
             f"torch is built for CUDA {torch.version.cuda}: install a torch for this driver, or look at "
             "CUDA_VISIBLE_DEVICES."
         )
-        return Finding("GPUs", FAILED, f"nvidia-smi lists {listed}, torch can use none", advice)
+        return Finding("GPUs", FAILED, f"nvidia-smi lists {listed}, but torch can use none of them", advice)
     return Finding("GPUs", INFO, "none; training runs on the CPU, which is for small models and tests")
 
 
 def accelerator_checks(gpu: bool) -> list[Finding]:
-    """Transformer Engine and Apex: what they are for, and what happens without them."""
+    """Check Transformer Engine, Apex and liger-kernel, and report the effect of their absence."""
     lacking = WARNING if gpu else INFO
     engine, apex = (
         environment.importable(name) for name in (environment.TRANSFORMER_ENGINE, environment.APEX_FUSIONS)
@@ -118,29 +119,35 @@ def accelerator_checks(gpu: bool) -> list[Finding]:
         "its fused kernels, FP8 and context parallelism are not there; attention is torch's "
         "scaled_dot_product_attention, norms are torch's"
     )
-    without_apex = "gradients are not accumulated inside the matrix product, and norms are not fused"
-    apex_lacking = INFO if engine else lacking
-    if engine:
-        without_apex = "Transformer Engine does its work"
-    advice = "pip install 'megatron-lrpath[gpu]'" if gpu else ""
+    without_apex = "Transformer Engine does its work" if engine else "norms and Adam are torch's"
+    advice = "pip install 'megatron-lrpath[{}]'" if gpu else ""
+    liger = measures.liger_problem()
+    liger_found = f"{liger}; the cross-entropy is Megatron's" if liger else version(measures.LIGER) or "found"
     return [
-        fast_part("Transformer Engine", "transformer-engine", engine, without_engine, lacking, advice),
-        fast_part("Apex", "apex", apex, without_apex, apex_lacking),
+        fast_part(
+            "Transformer Engine", "transformer-engine", engine, without_engine, lacking, advice.format("gpu")
+        ),
+        fast_part("Apex", "apex", apex, without_apex, INFO),
+        verdict(measures.LIGER, not liger, liger_found, lacking, advice.format("kernels")),
     ]
 
 
 def fast_part(title: str, name: str, works: bool, without: str, lacking: str, advice: str = "") -> Finding:
-    """A distribution that makes training faster; else its state, what is missing `without` it, and `lacking`."""
+    """Check an optional distribution that speeds up training; report its status and the effect `without` it
+    if it is missing.
+    """
     found = version(name)
     broken = f"{found} is installed but cannot be imported" if found else "not installed"
     return verdict(title, works, (found or "found") if works else f"{broken}: {without}", lacking, advice)
 
 
 def nccl_check(gpu: bool) -> Finding:
-    """What the processes talk through."""
+    """Check the communication backend."""
     if torch.distributed.is_nccl_available() and gpu:
         return Finding("NCCL", OK, ".".join(str(part) for part in torch.cuda.nccl.version()))
     if gpu:
         return Finding("NCCL", FAILED, "torch was built without it", "Install torch's CUDA build.")
     gloo = torch.distributed.is_gloo_available()
-    return Finding("NCCL", INFO if gloo else FAILED, "not used without GPUs; processes talk through Gloo")
+    return Finding(
+        "NCCL", INFO if gloo else FAILED, "not used without GPUs; processes communicate through Gloo"
+    )

@@ -1,4 +1,4 @@
-"""A plan: its file, and what keeps its runs from being trained here."""
+"""Checks of a plan: its file, and conditions that prevent its training on this machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from megatron_lrpath.readiness import FAILED, OK, Finding, Request, check_plan
 
 
 def plan_checks(path: Path) -> list[Finding]:
-    """Every check of a plan; a plan that cannot be loaded is the only one."""
+    """Return all checks of a plan; if the plan cannot be loaded, that is the only check."""
     try:
         plan = load_plan(path)
         runs = [run for paradigm in PARADIGMS for run in plan.runs(paradigm) if run.same_as is None]

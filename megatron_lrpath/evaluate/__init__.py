@@ -1,1 +1,1 @@
-"""Perplexity of every version's model on the one fixed validation set."""
+"""Evaluation of every version's model: perplexity on a fixed validation set, completions and benchmarks."""

@@ -1,4 +1,4 @@
-"""What a model in Megatron writes after a few prompts, the likeliest token each time, at any parallel layout."""
+"""Greedy completions of a few prompts by a model in Megatron, at any parallel layout."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MULTIPLE = 128  # of the length: kernels and sequence parallelism want round one
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text to go on from: as a person reads it, as tokens, and the domain that it is from."""
+    """A prompt: its text, its tokens, and the domain that it comes from."""
 
     text: str
     tokens: list[int]
@@ -31,7 +31,7 @@ class Prompt:
 
 
 def prompts_of(plan: Plan, validation: Any) -> list[Prompt]:
-    """The plan's prompts, else beginnings of validation samples of different domains."""
+    """Return the plan's prompts, or else beginnings of validation samples of different domains."""
     args, tokenizer = get_args(), get_tokenizer()
     if args.context_parallel_size > 1:
         warn("with context parallelism the models write no completions; `lrpath generate` shows some.")
@@ -50,7 +50,7 @@ def prompts_of(plan: Plan, validation: Any) -> list[Prompt]:
 
 
 def places(validation: Any) -> list[int]:
-    """Samples to take prompts from: of each domain in turn its first, its second …"""
+    """Yield samples for prompts: the first of each domain, then the second of each domain, and so on."""
     by_domain: dict[str, list[int]] = {}
     for sample in range(len(validation)):
         by_domain.setdefault(validation.domain_of(sample), []).append(sample)
@@ -60,7 +60,7 @@ def places(validation: Any) -> list[int]:
 
 
 def sampled(validation: Any, sample: int, tokenizer: Any) -> Prompt:
-    """The beginning of a sample's longest piece of one document, at most half of the sequence."""
+    """Return the beginning of a sample's longest part of one document, at most half of the sequence."""
     pieces: list[list[int]] = [[]]
     for token in validation[sample]["tokens"].tolist():
         if token == tokenizer.eod:
@@ -72,7 +72,7 @@ def sampled(validation: Any, sample: int, tokenizer: Any) -> Prompt:
 
 
 def complete(model: list[Any], prompts: Sequence[Prompt]) -> list[Completion]:
-    """What the model writes after each prompt, up to the end of a document; the same on every rank."""
+    """Return the model's completion of each prompt, up to the end of a document; the same on every rank."""
     if not prompts:
         return []
     args, tokenizer = get_args(), get_tokenizer()
@@ -103,7 +103,9 @@ def complete(model: list[Any], prompts: Sequence[Prompt]) -> list[Completion]:
 
 @torch.no_grad()
 def likeliest(model: list[Any], tokens: Tensor, places: Tensor, vocabulary: int) -> Tensor:
-    """[batch] the likeliest token after position `places` of each row of `tokens`, [batch, seq]; on all ranks."""
+    """Return the most likely token after position `places` of each row of `tokens` [batch, seq]: [batch], on
+    all ranks.
+    """
     inputs = tokens.cuda()
     positions = torch.arange(tokens.size(1), device=inputs.device).expand_as(inputs)
 

@@ -1,4 +1,4 @@
-"""Downstream benchmarks: their names, which models are to be measured, and what has been."""
+"""Downstream benchmarks: their names, the models to measure, and the results so far."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Benchmark:
     Attributes:
         label: its heading.
         task: the task or group of lm-evaluation-harness (or of `evaluate/tasks`) that measures it.
-        metric: which of the task's metrics counts, as `metric,filter`; empty for the task's first one.
+        metric: the task's metric, as `metric,filter`; empty for the task's first one.
     """
 
     label: str
@@ -47,7 +47,9 @@ PAPER: tuple[Benchmark, ...] = (
 
 
 def benchmarks(names: Iterable[str]) -> list[Benchmark]:
-    """The benchmarks of these names, each once: `paper`, a heading of it in any case, or a task's own name."""
+    """Return the benchmarks of these names without duplicates: `paper`, one of its headings in any case, or a
+    task's name.
+    """
     headings = {one.label.casefold(): one for one in PAPER}
     by_task = {one.task: one for one in PAPER}
     found: list[Benchmark] = []
@@ -58,19 +60,19 @@ def benchmarks(names: Iterable[str]) -> list[Benchmark]:
 
 
 def in_order(tasks: Iterable[str]) -> list[Benchmark]:
-    """The benchmarks of these tasks: the paper's in the paper's order, then the others by name."""
+    """Return the benchmarks of these tasks: the paper's in the paper's order, then the others by name."""
     named = benchmarks(sorted(tasks))
     return sorted(named, key=lambda one: (PAPER.index(one) if one in PAPER else len(PAPER), one.label))
 
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """What a score depends on beside model and task.
+    """The settings that a score depends on, in addition to model and task.
 
     Attributes:
-        limit: only the first samples of every (sub)task, None for all.
-        num_fewshot: examples in the prompt, None for the task's own number.
-        chat: whether prompts go through the model's chat template.
+        limit: only the first samples of every (sub)task; None for all.
+        num_fewshot: examples in the prompt; None for the task's default.
+        chat: whether prompts use the model's chat template.
     """
 
     limit: int | None = None
@@ -80,12 +82,12 @@ class TaskSettings:
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to be measured.
+    """A model to measure.
 
     Attributes:
         name: `ours/branch-v2`, or the name of a Hugging Face folder.
-        folder: where its results stand.
-        checkpoint: the checkpoint of its last step, None for a Hugging Face folder.
+        folder: the folder of its results.
+        checkpoint: the checkpoint of its last step; None for a Hugging Face folder.
         step: that step.
         fingerprint: of the checkpoint, or of the folder's weights.
         run: the plan's run.
@@ -102,10 +104,10 @@ class Subject:
 def plan_subjects(
     plan: Plan, paradigms: Iterable[str], name: str | None = None, models: str = "all"
 ) -> list[Subject]:
-    """The trained models of a plan: `models` are all, versions or fine-tuned; `name` chooses one run.
+    """Return the trained models of a plan: `models` is all, versions or fine-tuned; `name` selects one run.
 
     Raises:
-        UserError: there is no such run, or nothing is trained.
+        UserError: there is no such run, or no model is trained.
     """
     runs = model_runs(plan, paradigms)
     tuned = {"all": (True, False), "versions": (False,), "fine-tuned": (True,)}[models]
@@ -115,12 +117,12 @@ def plan_subjects(
         raise UserError(f"{plan.path} has no {wanted}; it has {', '.join(run.name for run in runs)}.")
     trained = [run for run in chosen if is_complete(plan.folder(run), run)]
     if not trained:
-        raise UserError(f"no version is trained yet that could be measured: lrpath run {plan.path}")
+        raise UserError(f"no version is trained yet: lrpath run {plan.path}")
     return [run_subject(plan, run) for run in trained]
 
 
 def run_subject(plan: Plan, run: Run) -> Subject:
-    """The model at the end of a run."""
+    """Return the model at the end of a run."""
     folder = plan.folder(run)
     checkpoints = RunFolder(folder).checkpoints
     require_checkpoint(ParentCheckpoint(checkpoints, run.last_step))
@@ -130,7 +132,8 @@ def run_subject(plan: Plan, run: Run) -> Subject:
 
 
 def folder_subject(folder: Path) -> Subject:
-    """The model in a Hugging Face folder, known by the names, sizes and sampled bytes of its weights.
+    """Return the model in a Hugging Face folder, identified by the names, sizes and sampled bytes of its
+    weights.
 
     Raises:
         UserError: there is no such model.
@@ -142,22 +145,22 @@ def folder_subject(folder: Path) -> Subject:
 
 
 def results_of(subject: Subject) -> dict[str, Any]:
-    """Task -> result of this model; none where the results are another model's."""
+    """Return the results of this model by task; empty if the results belong to another model."""
     problems: list[str] = []
     stored = read_json_object(RunFolder(subject.folder).downstream, problems) or {}
     for problem in problems:
-        warn(f"{subject.folder}: {problem}; its results are measured anew.")
+        warn(f"{subject.folder}: {problem}; its benchmarks are measured again.")
     return dict(stored.get("results", {})) if stored.get("checkpoint") == subject.fingerprint else {}
 
 
 def missing(subject: Subject, wanted: Sequence[Benchmark], settings: TaskSettings) -> list[Benchmark]:
-    """The benchmarks that this model has not been measured on with these settings."""
+    """Return the benchmarks without a result for this model and these settings."""
     known, current = results_of(subject), asdict(settings)
     return [one for one in wanted if known.get(one.task, {}).get("settings") != current]
 
 
 def add_result(subject: Subject, benchmark: Benchmark, result: dict[str, Any]) -> None:
-    """Record a result; those of earlier weights are dropped."""
+    """Record a result; drop the results of earlier weights."""
     results = results_of(subject) | {benchmark.task: result}
     stored = {"step": subject.step, "checkpoint": subject.fingerprint, "results": results}
     write_sealed(RunFolder(subject.folder).downstream, stored)

@@ -1,4 +1,4 @@
-"""Measures models on benchmarks by lm-evaluation-harness, in a process of its own; exports each on demand."""
+"""Measure models on benchmarks with lm-evaluation-harness, in a separate process; export models on demand."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from megatron_lrpath.runs import failure
 
 @functools.cache
 def task_manager() -> Any:
-    """The index of the harness's tasks and of this project's (thousands of files, seconds)."""
+    """Return the index of the harness's tasks and of this project's (thousands of files, seconds)."""
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_path=str(Path(__file__).with_name("tasks")))
 
 
 class Harness:
-    """The harness's tasks and this project's, loaded once and asked of one model after the other."""
+    """The tasks of the harness and of this project, loaded once and used for one model after another."""
 
     def __init__(self, wanted: list[Benchmark], data: Path | None, settings: TaskSettings) -> None:
         self.settings, self.data = settings, data
@@ -57,9 +57,9 @@ class Harness:
     def measure(
         self, model: Path, benchmark: Benchmark, cache: Path, device: str, batch_size: str
     ) -> dict[str, Any]:
-        """The score of the Hugging Face model in a folder on a benchmark, and how it came about.
+        """Return the score of the Hugging Face model in a folder on a benchmark, with its details.
 
-        Answers of the model are kept in `cache` as they come, so that a killed evaluation goes on.
+        The model's answers are stored in `cache`, so that an interrupted evaluation can resume.
 
         Raises:
             UserError: data or chat template are missing.
@@ -84,7 +84,7 @@ class Harness:
         return result(benchmark, answers, self.settings) | {"seconds": round(time.monotonic() - started, 1)}
 
     def _model(self, folder: Path, device: str, batch_size: str) -> Any:
-        """The model, kept for the next benchmark."""
+        """Return the model, cached for the next benchmark."""
         if getattr(self, "_loaded", (None, None))[0] != folder:
             from lm_eval.models.huggingface import HFLM
 
@@ -96,7 +96,7 @@ class Harness:
 
 
 def result(benchmark: Benchmark, answers: dict[str, Any], settings: TaskSettings) -> dict[str, Any]:
-    """What is recorded of the harness's answer: score (0 to 1), samples, versions, and the subtasks' scores."""
+    """Return the record of a result: score (0 to 1), samples, versions, and the subtasks' scores."""
     measured = answers["results"][benchmark.task]
     known = [name for name in measured if "," in name and "_stderr" not in name]
     metric = benchmark.metric or known[0]  # the one that the task's file names first
@@ -119,7 +119,7 @@ def result(benchmark: Benchmark, answers: dict[str, Any], settings: TaskSettings
 
 
 def version() -> str:
-    """The harness's version."""
+    """Return the harness's version."""
     return importlib.metadata.version("lm_eval")
 
 
@@ -127,7 +127,7 @@ CACHE = "downstream"  # in a run's folder: the exported model and its answers un
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure what `lrpath eval --tasks` asks for; a user's error is one message and exit code 2."""
+    """Run `lrpath eval --tasks`; a user's error is one message and exit status 2."""
     quiet()
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__)
     parser.add_argument("source", type=Path)
@@ -152,7 +152,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def measure(args: argparse.Namespace) -> None:
-    """Measure every subject on every benchmark that is missing; a line for each result."""
+    """Measure every model on every missing benchmark; print one line for each result."""
     import torch
 
     logging.getLogger("lm_eval").setLevel(logging.WARNING)  # the harness's own talk stays in its log
@@ -184,7 +184,7 @@ def measure(args: argparse.Namespace) -> None:
 
 
 def subjects(args: argparse.Namespace, plan: Plan | None) -> list[Subject]:
-    """The models that the arguments name."""
+    """Return the models that the arguments name."""
     if plan is None:
         return [folder_subject(args.source)]
     names = (name.partition("/") for name in args.runs)
@@ -192,9 +192,9 @@ def subjects(args: argparse.Namespace, plan: Plan | None) -> list[Subject]:
 
 
 def model_folder(subject: Subject, plan: Plan | None) -> Path:
-    """The model as a Hugging Face folder: the subject itself, or its checkpoint exported into a cache.
+    """Return the model as a Hugging Face folder: the given folder, or the checkpoint exported into a cache.
 
-    An export of the same weights that an interrupted evaluation has left is used again.
+    An export of the same weights from an interrupted evaluation is reused.
     """
     if plan is None or subject.run is None or subject.step is None:
         return subject.folder

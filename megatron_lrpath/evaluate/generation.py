@@ -1,4 +1,4 @@
-"""Text from an exported model: transformers' generation, streamed piece by piece, and conversations."""
+"""Text generation and conversations with an exported model by transformers, with streaming."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ Message = dict[str, str]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen: with `temperature` 0 the likeliest, else drawn with `seed`; `max_tokens` at most."""
+    """Sampling settings: `temperature` 0 takes the most likely token, else tokens are drawn with `seed`;
+    `max_tokens` at most.
+    """
 
     seed: int
     temperature: float
@@ -23,9 +25,11 @@ class Sampling:
 
 
 def require_transformers() -> None:
-    """Stop where transformers is not installed."""
+    """Raise UserError if transformers is not installed."""
     if importlib.util.find_spec("transformers") is None:
-        raise UserError("transformers is not installed, which writes the text: pip install transformers")
+        raise UserError(
+            "text generation needs transformers, which is not installed: pip install transformers"
+        )
 
 
 class Writer:
@@ -38,7 +42,8 @@ class Writer:
         transformers.logging.disable_progress_bar()
         if not (folder / "tokenizer_config.json").is_file():
             raise UserError(
-                f"{folder}: there is no tokenizer with it, so the model has no text (its tokenizer cannot be exported, "
+                f"{folder}: the folder has no tokenizer, so texts cannot be encoded (the model's tokenizer "
+                "cannot be exported, "
                 "see docs/export.md)."
             )
         local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
@@ -49,31 +54,32 @@ class Writer:
 
     @property
     def positions(self) -> int:
-        """Tokens that prompt and answer may have together."""
+        """The maximum number of tokens in prompt and answer together."""
         return int(self.model.config.max_position_embeddings)
 
     def text(self, prompt: str, sampling: Sampling, say: Callable[[str], None]) -> str:
-        """What the model writes after `prompt`, handed to `say` as it comes.
+        """Return the model's continuation of `prompt`; pass the pieces to `say` as they are generated.
 
         Raises:
             UserError: the prompt is empty, or leaves no position for an answer.
         """
         ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
         if not ids:
-            raise UserError("an empty prompt; give some text to go on from.")
+            raise UserError("the prompt is empty; give a text to continue.")
         self.require_room(ids)
         return self.written(ids, sampling, say)
 
     def require_room(self, ids: list[int]) -> None:
-        """Stop where a prompt leaves no position for an answer."""
+        """Raise UserError if a prompt leaves no position for an answer."""
         if len(ids) >= self.positions:
             raise UserError(
-                f"the prompt has {len(ids):,} tokens, the model has {self.positions:,} positions for prompt and "
+                f"the prompt has {len(ids):,} tokens, the model has {self.positions:,} positions for prompt "
+                "and "
                 "answer; shorten it."
             )
 
     def written(self, ids: list[int], sampling: Sampling, say: Callable[[str], None]) -> str:
-        """What the model writes after the tokens `ids`."""
+        """Return the model's continuation of the tokens `ids`."""
         import torch
 
         prompt = torch.tensor([ids], device=self.device)
@@ -93,14 +99,14 @@ class Writer:
 
 
 def streamer(tokenizer: Any, say: Callable[[str], None]) -> Any:
-    """What transformers hands tokens to: whole pieces of the answer's text go to `say`."""
+    """Return a streamer for transformers that passes complete pieces of text to `say`."""
     from transformers import TextStreamer
 
     class Streamer(TextStreamer):  # type: ignore[misc]
-        """Gives the text to `say` instead of printing it."""
+        """A streamer that passes the text to `say` instead of printing it."""
 
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-            """Called by transformers with each piece."""
+            """Receive each piece from transformers."""
             say(text)
 
     return Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -108,9 +114,10 @@ def streamer(tokenizer: Any, say: Callable[[str], None]) -> Any:
 
 @dataclass
 class Conversation:
-    """A conversation with a fine-tuned model; what no longer fits its positions is forgotten, oldest first.
+    """A conversation with a fine-tuned model; the oldest messages are dropped if they exceed the model's
+    positions.
 
-    `system` is the message that it begins with, empty for none.
+    `system` is the system message; empty for none.
     """
 
     writer: Writer
@@ -120,15 +127,15 @@ class Conversation:
     def __post_init__(self) -> None:
         if not self.writer.tokenizer.chat_template:
             raise UserError(
-                f"{self.writer.folder}: the model has no chat template, it was not fine-tuned on chats; "
-                "`lrpath generate` lets it go on from a text."
+                f"{self.writer.folder}: the model has no chat template, because it was not fine-tuned on "
+                "chats; use `lrpath generate` instead."
             )
 
     def answer(self, said: str, sampling: Sampling, say: Callable[[str], None]) -> str:
-        """The model's answer, which becomes part of the conversation.
+        """Return the model's answer, and append it to the conversation.
 
         Raises:
-            UserError: the message alone is longer than the model's positions.
+            UserError: the message alone exceeds the model's positions.
         """
         self.messages.append({"role": "user", "content": said})
         ids = self._ids()

@@ -20,9 +20,9 @@ Rows = list[dict[str, Any]]
 
 @contextmanager
 def local_datasets(folder: Path | None) -> Iterator[None]:
-    """Let the harness load its data sets from `folder` and nowhere else; None leaves it to the harness.
+    """Make the harness load its data sets from `folder` only; with None the harness uses its own sources.
 
-    The task files of this project read their data in their authors' own form and have no other source.
+    The task files of this project read their data in the original format and have no other source.
     """
     import datasets
 
@@ -47,10 +47,11 @@ def local_datasets(folder: Path | None) -> Iterator[None]:
 
 
 def find(folder: Path, dataset: str, config: str | None) -> dict[str, list[Path]]:
-    """Split -> files of a data set (and its configuration) below `folder`.
+    """Return the files of a data set (and its configuration) below `folder`, by split.
 
-    Taken are DATASET/CONFIG/SPLIT.*, DATASET/data/SPLIT.* (without a configuration), DATASET/SPLIT.* and
-    DATASET/SPLIT/CONFIG.csv (or CONFIG_SPLIT.csv), each SPLIT also in parts (`test-00000-of-00002.parquet`).
+    The supported layouts are DATASET/CONFIG/SPLIT.*, DATASET/data/SPLIT.* (without a configuration),
+    DATASET/SPLIT.* and DATASET/SPLIT/CONFIG.csv (or CONFIG_SPLIT.csv), each SPLIT also in parts
+    (`test-00000-of-00002.parquet`).
 
     Raises:
         UserError: there are none.
@@ -69,12 +70,12 @@ def find(folder: Path, dataset: str, config: str | None) -> dict[str, list[Path]
     wanted = f"{place}/{config or 'data'}/test.parquet (or .jsonl, .json, .csv)"
     raise UserError(
         f"--task-data {folder}: no data of {dataset}{f', {config}' if config else ''}; expected for example "
-        f"{wanted}. docs/evaluation.md says where the data of the paper's benchmarks are."
+        f"{wanted}. docs/evaluation.md lists where the data of the paper's benchmarks are."
     )
 
 
 def by_split(folder: Path) -> dict[str, list[Path]]:
-    """Split -> its files in a folder."""
+    """Return the files in a folder, by split."""
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.glob("*")):
         if path.suffix in ENDINGS and path.is_file():
@@ -83,7 +84,7 @@ def by_split(folder: Path) -> dict[str, list[Path]]:
 
 
 def read_file(path: Path) -> Rows:
-    """The rows of a file; every value of a CSV is text. A `.json` holds a list, or JSON lines."""
+    """Return the rows of a file; every value of a CSV is text. A `.json` file has a list, or JSON lines."""
     if path.suffix == ".parquet":
         import pyarrow.parquet
 
@@ -102,22 +103,22 @@ def read_file(path: Path) -> Rows:
 
 
 def own_folder(folder: Path | None, dataset: str) -> Path:
-    """Where the data of one of this project's task files are.
+    """Return the folder with the data of one of this project's task files.
 
     Raises:
-        UserError: not there.
+        UserError: it does not exist.
     """
     name = dataset.partition("/")[2]
     if folder is None or not (folder / name).is_dir():
         raise UserError(
             f"the benchmark {name} needs --task-data DIR with its authors' files in DIR/{name}; "
-            "docs/evaluation.md says where they are and under which licence."
+            "docs/evaluation.md lists where they are and under which licence."
         )
     return folder / name
 
 
 def matching(folder: Path, pattern: str) -> list[Path]:
-    """The files below a folder, or a UserError that says what is missing."""
+    """Return the files below a folder; raise UserError with the missing pattern if there are none."""
     files = sorted(folder.glob(pattern))
     if not files:
         raise UserError(f"{folder}: there is no {pattern} (see docs/evaluation.md)")
@@ -125,7 +126,7 @@ def matching(folder: Path, pattern: str) -> list[Path]:
 
 
 def benchmark(path: Path) -> Any:
-    """The JSON value in a file of a benchmark's authors; raises UserError."""
+    """Read the JSON value in a file of a benchmark's authors; raises UserError."""
     try:
         return read_json(path, LARGEST)
     except (OSError, ValueError) as error:
@@ -133,7 +134,8 @@ def benchmark(path: Path) -> Any:
 
 
 def read_c3(folder: Path) -> Rows:
-    """C3's test questions: `c3-d-test.json` (dialogues) and `c3-m-test.json`, as in the repository's data/.
+    """Read C3's test questions: `c3-d-test.json` (dialogues) and `c3-m-test.json`, as in the repository's
+    data/.
 
     A file is a list of [[lines of the document], [{question, choice, answer}], id].
     """
@@ -153,9 +155,9 @@ def read_c3(folder: Path) -> Rows:
 
 
 def read_csl(folder: Path) -> Rows:
-    """CSL's classification by category: `cls_ctg/test.tsv`, as in the repository's benchmark/.
+    """Read CSL's classification by category: `cls_ctg/test.tsv`, as in the repository's benchmark/.
 
-    A line holds the prompt, a paper's title and its category.
+    A line has the prompt, a paper's title and its category.
     """
     rows: Rows = []
     for path in matching(folder, "**/cls_ctg/test.tsv"):
@@ -166,9 +168,10 @@ def read_csl(folder: Path) -> Rows:
 
 
 def read_gaokao(folder: Path) -> Rows:
-    """GAOKAO-Bench's objective questions with one right letter of A to D, as in the repository's Objective_Questions.
+    """Read GAOKAO-Bench's objective questions with one correct letter of A to D, as in the repository's
+    Objective_Questions.
 
-    Left out are questions with several right letters and texts with several questions: they have no
+    Questions with several correct letters and texts with several questions are excluded: they have no
     probability of a single letter.
     """
     rows: Rows = []
@@ -182,14 +185,14 @@ def read_gaokao(folder: Path) -> Rows:
 
 
 def in_their_form(read: Callable[[Path], Rows]) -> Callable[[Path], Rows]:
-    """The same reader; a file in another form than its authors' is a user's error."""
+    """Wrap a reader so that a file in an unexpected format is a user's error."""
 
     def checked(folder: Path) -> Rows:
         try:
             return read(folder)
         except (LookupError, TypeError, ValueError, AttributeError, OSError) as error:
             raise UserError(
-                f"{folder}: its files have another form than the benchmark's authors gave them ({why(error)}); copy "
+                f"{folder}: its files do not have the format of the benchmark's authors ({why(error)}); copy "
                 "them again (docs/evaluation.md)."
             ) from None
 

@@ -1,4 +1,6 @@
-"""Perplexities of a plan's checkpoints, in one process group: the mean token loss over the whole validation set."""
+"""Perplexities of a plan's checkpoints, in one process group: the mean token loss over the whole validation
+set.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +21,7 @@ from megatron.training import get_args, training
 from megatron.training.checkpointing import load_checkpoint
 from torch.utils.data import default_collate
 
+from megatron_lrpath.checkpoints.reader import listed, model_problems
 from megatron_lrpath.data.slice import open_validations
 from megatron_lrpath.data.versioned import build_validation
 from megatron_lrpath.errors import UserError
@@ -45,11 +48,11 @@ CHUNK = 64
 
 @dataclass
 class ValidationSets:
-    """The plan's validation sets; for fine-tunings the held-out answers, too, where there are any.
+    """The plan's validation sets, and for fine-tunings the held-out answers, if there are any.
 
-    `validation` is the first set, by which versions are compared, `fingerprint` its slice's; `more` has the sets of
-    later deliveries with their fingerprints, by name. `answers_length` is the answers' length; `args` are Megatron's
-    arguments, which carry the length in use.
+    `validation` is the first set, by which versions are compared, `fingerprint` its slice's; `more` has
+    the sets of later deliveries with their fingerprints, by name. `answers_length` is the answers' length;
+    `args` are Megatron's arguments with the current length.
     """
 
     args: Any
@@ -60,9 +63,9 @@ class ValidationSets:
     answers_length: int = 0
 
     def evaluate(self, model: list[Any], sets: Collection[str], known: dict[str, Any]) -> dict[str, Any]:
-        """What an evaluation says but for the step: `known`, and what is measured on `sets` now.
+        """Return the results of an evaluation without the step: `known`, and new measurements on `sets`.
 
-        Held-out answers under `answers`, sets of later deliveries under `sets`.
+        Held-out answers are under `answers`, sets of later deliveries under `sets`.
         """
         found = self._first(model) if FIRST_SET in sets else dict(known)
         measured = {} if FIRST_SET in sets else dict(known.get("sets") or {})
@@ -85,9 +88,9 @@ class ValidationSets:
 def evaluate_targets(
     plan: Plan, targets: list[Target], device: str, extra: list[str], again: bool = False
 ) -> None:
-    """Evaluate each checkpoint on the validation sets that it was not measured on, or with `again` on all.
+    """Evaluate each checkpoint on the validation sets without a result; with `again`, on all of them.
 
-    Rank 0 writes, with the checkpoint's fingerprint. `device` is activated already.
+    Rank 0 writes the results, with the checkpoint's fingerprint. `device` is already activated.
     """
     session = Session(device)
     set_single_process_environment(is_run=True)
@@ -117,7 +120,7 @@ def evaluate_targets(
 
 
 def build(session: Session, plan: Plan, args: Any) -> tuple[list[Any], ValidationSets]:
-    """The model with random weights, and what it is evaluated on."""
+    """Return the model with random weights, and its validation sets."""
     args.skip_train, args.load, args.no_load_rng = True, None, True
     args.overlap_grad_reduce = args.overlap_param_gather = False  # nothing is trained
     training.initialize_megatron(store=own_store())
@@ -137,10 +140,11 @@ def build(session: Session, plan: Plan, args: Any) -> tuple[list[Any], Validatio
 
 
 def load_weights(plan: Plan, target: Target, args: Any, model: list[Any]) -> bool:
-    """Load the checkpoint's weights; False where it is one along the main path that the training has since removed.
+    """Load the checkpoint's weights; return False if it is a main-path checkpoint that the training has since
+    removed.
 
     Raises:
-        UserError: that checkpoint is missing, damaged or of another model.
+        UserError: the checkpoint is missing, damaged or of another model.
     """
     folder, step = RunFolder(plan.folder(target.run)).checkpoints, target.step
     if target.at is None:
@@ -151,8 +155,8 @@ def load_weights(plan: Plan, target: Target, args: Any, model: list[Any]) -> boo
         if target.at is not None and removed(folder, step):
             return False
         raise UserError(
-            f"{folder}: the checkpoint of step {step} is damaged: {'; '.join(problems)}. Restore it from "
-            "a backup, or train the run anew."
+            f"{folder}: the checkpoint of step {step} is damaged: {listed(problems)}. Restore it from "
+            "a backup, or train the run again."
         )
     parent.check_model(args, folder, step, weights_only=target.run.is_sft)
     args.load, args.ckpt_step = str(folder), step
@@ -162,27 +166,29 @@ def load_weights(plan: Plan, target: Target, args: Any, model: list[Any]) -> boo
 
 
 def removed(folder: Path, step: int) -> bool:
-    """Whether a checkpoint is not there any more, as rank 0 sees it."""
+    """Return whether a checkpoint has been removed, as seen by rank 0."""
     found = [not checkpoint_folder(folder, step).exists()]
     torch.distributed.broadcast_object_list(found, src=0)
     return found[0]
 
 
 def damage(folder: Path, step: int) -> list[str]:
-    """What is wrong with a checkpoint's files, in words; every rank reads its share and learns what all found."""
+    """Return the problems of the parts of a checkpoint that are read; every rank verifies a share, and all
+    ranks get all problems.
+    """
     ranks = Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size(), store=None)
     mine = start.damage(folder, step, "sizes", ranks, ReadAhead())
     if not mine and (checkpoint_folder(folder, step) / MANIFEST).exists():
-        mine = start.content_problems(checkpoint_folder(folder, step), ranks, ReadAhead())
+        mine = model_problems(checkpoint_folder(folder, step), ranks.rank, ranks.world)
     found: list[list[str]] = [[]] * ranks.world
     torch.distributed.all_gather_object(found, mine)
     return sorted({problem for part in found for problem in part})
 
 
 def micro_batches(dataset: Any, samples: Sequence[int], size: int) -> Iterator[dict[str, Any]]:
-    """This data-parallel rank's share of `samples` in batches of `size`.
+    """Yield this data-parallel rank's share of `samples` in batches of `size`.
 
-    Every rank gets the same number of batches; what fills up the last ones is masked out.
+    Every rank gets the same number of batches; padding of the last ones is masked out.
     """
     rank, world = mpu.get_data_parallel_rank(), mpu.get_data_parallel_world_size()
     stride = size * world
@@ -195,13 +201,14 @@ def micro_batches(dataset: Any, samples: Sequence[int], size: int) -> Iterator[d
 def mean_loss(
     model: list[Any], dataset: Any, samples: Sequence[int], forward_step: ForwardStep
 ) -> tuple[float, int]:
-    """Mean cross-entropy (nats a token) and the number of tokens over `samples`; equal on all ranks.
+    """Return the mean cross-entropy (nats per token) and the number of tokens over `samples`; equal on all
+    ranks.
 
     Args:
         model: Megatron's list of model chunks.
         dataset: the validation set.
         samples: positions in it.
-        forward_step: of the batches that the set consists of.
+        forward_step: for the batches of this set.
     """
     args = get_args()
     size = args.micro_batch_size
@@ -227,7 +234,7 @@ def mean_loss(
 
 
 def reduced(total: torch.Tensor) -> tuple[float, int]:
-    """(mean, tokens) from each rank's (loss sum, tokens), on all ranks: only the last stage has them."""
+    """Reduce each rank's (loss sum, tokens) to (mean, tokens) on all ranks: only the last stage has them."""
     summed = total.cuda()
     if mpu.is_pipeline_last_stage():
         torch.distributed.all_reduce(summed, group=mpu.get_data_parallel_group(with_context_parallel=True))
@@ -239,9 +246,9 @@ def reduced(total: torch.Tensor) -> tuple[float, int]:
 
 
 def evaluate_model(model: list[Any], dataset: Any, packed: bool = False) -> dict[str, Any]:
-    """Loss (nats a token), perplexity and tokens of the whole validation set and of each domain.
+    """Return loss (nats per token), perplexity and tokens of the whole validation set and of each domain.
 
-    The whole is exp of the mean over all tokens, not a mean of the domains' perplexities. With `packed`
+    The whole is exp of the mean over all tokens, not the mean of the domains' perplexities. With `packed`
     the set consists of packed samples.
     """
     for chunk in model:

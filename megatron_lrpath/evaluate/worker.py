@@ -1,4 +1,4 @@
-"""Evaluates checkpoints of a plan's runs, in a process of its own: command line and device, then `perplexity`."""
+"""Evaluate checkpoints of a plan's runs in a separate process: command line and device, then `perplexity`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from megatron_lrpath.training.device import DEVICES, activate, choose_device
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Evaluate; Megatron's arguments may follow the own ones; a user's error is one message and exit code 2."""
+    """Evaluate; Megatron's arguments can follow the own options. A user's error is one message and exit
+    status 2.
+    """
     for category in (DeprecationWarning, FutureWarning, UserWarning):
         warnings.filterwarnings("ignore", category=category)
     parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__)

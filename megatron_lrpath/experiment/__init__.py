@@ -1,1 +1,3 @@
-"""Several plans in one file that varies a plan: what they share is trained once, and they are compared."""
+"""Experiments: several plans in one file that varies a plan; shared trainings run once, and the results are
+compared.
+"""

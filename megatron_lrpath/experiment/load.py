@@ -1,4 +1,4 @@
-"""An experiment file: the plans that it stands for, checked like plan files, and what they share."""
+"""An experiment file: its plans, checked like plan files, and the trainings that they share."""
 
 from __future__ import annotations
 
@@ -28,10 +28,9 @@ PLANS = "plans"  # the folder of the written plans, in the experiment's output
 
 @dataclass(frozen=True)
 class Point:
-    """One variation with one seed: a plan of its own.
+    """One variation with one seed, as a plan.
 
-    `group` is the variation without its seed, `text` the plan file that it becomes, `values` what was varied
-    by its key.
+    `group` is the variation without its seed, `text` the plan file, `values` the varied values by key.
     """
 
     name: str
@@ -45,8 +44,8 @@ class Point:
 class Experiment:
     """A checked experiment file.
 
-    `paradigms` are those to carry out; `only` the runs to carry out with their ancestors (empty: all); `show`
-    the versions that the table has. `paper` holds the paper's perplexities by group and paradigm, in the
+    `paradigms` are the paradigms to run; `only` the runs to train with their ancestors (empty: all);
+    `show` the versions in the table. `paper` has the paper's perplexities by group and paradigm, in the
     order of `show`.
     """
 
@@ -62,11 +61,11 @@ class Experiment:
 
     @property
     def groups(self) -> list[str]:
-        """The variations, each once, in order."""
+        """Return the variations without duplicates, in order."""
         return list(dict.fromkeys(point.group for point in self.points))
 
     def of(self, group: str) -> list[Point]:
-        """The points of a variation, one for each seed."""
+        """Return the points of a variation, one for each seed."""
         return [point for point in self.points if point.group == group]
 
 
@@ -76,7 +75,7 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9.-]+")
 def variations(
     points: Sequence[Mapping[str, Any]], vary: Mapping[str, Sequence[Any]]
 ) -> list[tuple[str, dict[str, Any]]]:
-    """Every point with every combination of the varied values, each with its name."""
+    """Return every point with every combination of the varied values, each with its name."""
     made = []
     for point in points or [{}]:
         given = dict(point)
@@ -90,7 +89,7 @@ def variations(
 
 
 def _name_part(key: str, value: Any) -> str:
-    """A value as part of a folder's name: words as they are, numbers with the last part of their key."""
+    """Return a value as part of a folder's name: text unchanged, numbers with the last part of their key."""
     text = str(value).rsplit("/", 1)[-1].removesuffix(".yaml") if key == "plan" else str(value)
     text = _UNSAFE.sub("-", text).strip("-.")
     is_word = isinstance(value, str) and value != "inf" and not value[:1].isdigit()
@@ -98,9 +97,9 @@ def _name_part(key: str, value: Any) -> str:
 
 
 def training_key(plan: Plan, run: Run) -> str:
-    """Equal for two runs exactly where they are the same training: identity and data.
+    """Return a key that is equal for two runs if and only if they are the same training: identity and data.
 
-    A main path has no end of its own, so how far it goes does not count.
+    The end of a main path does not count, because a main path can always be extended.
     """
     facts = run_identity(plan, run) | {"slices": plan.data.slices}
     if run.mix is not None:
@@ -109,6 +108,7 @@ def training_key(plan: Plan, run: Run) -> str:
         facts["versions"] = [
             (version.name, version.steps)
             + ((version.max_lr, plan.timeline.rate_steps(version)) if version.max_lr is not None else ())
+            + ((version.replay.to_dict(),) if version.replay else ())
             for version in plan.versions
         ]
     return json.dumps(facts, sort_keys=True)
@@ -137,14 +137,14 @@ MOST = 500
 
 
 def is_experiment(path: Path) -> bool:
-    """Whether the file says which plan it varies (a plan file does not)."""
+    """Return whether the file names a plan to vary (a plan file does not)."""
     return read_source(path).is_experiment
 
 
 def load_experiment(path: Path) -> Experiment:
-    """Read and check an experiment file and every plan that it stands for.
+    """Read and check an experiment file and all its plans.
 
-    Raises PlanError: what is wrong in the experiment file, or in which variation and there where.
+    Raises PlanError: the problem in the experiment file, or the variation and the problem in its plan.
     """
     source = read_source(path)
     top = read_section(source.root, KEYS)
@@ -166,7 +166,7 @@ def load_experiment(path: Path) -> Experiment:
 
 
 def load_together(paths: Sequence[Path]) -> list[Experiment]:
-    """Several experiment files whose plans share their trainings: one main path serves the branches of all.
+    """Read several experiment files whose plans share trainings: one main path serves the branches of all.
 
     Raises PlanError as `load_experiment`.
     """
@@ -176,7 +176,7 @@ def load_together(paths: Sequence[Path]) -> list[Experiment]:
 
 
 def _cases(source: Source, top: Mapping[str, Entry]) -> list[tuple[str, dict[str, Any], int | None]]:
-    """The variations, each with every seed: name without the seed, varied values, seed."""
+    """Return the variations with every seed: name without the seed, varied values, seed."""
     listed = plain(top["points"]) if "points" in top else []
     vary = plain(top["vary"]) if "vary" in top else {}
     for key, kind, value in (("points", list, listed), ("vary", dict, vary)):
@@ -227,7 +227,7 @@ def _points(
 
 
 def is_written_by_experiment(plan: Plan) -> bool:
-    """Whether an experiment has written the plan's file: others may share its runs, and its jobs are theirs."""
+    """Return whether an experiment has written the plan's file: other plans can then share its runs and jobs."""
     output = Path(plan.output).resolve()
     return Path(plan.path).resolve() == output.parent / PLANS / f"{output.name}.yaml"
 
@@ -235,7 +235,7 @@ def is_written_by_experiment(plan: Plan) -> bool:
 def _point(
     origin: Path, output: Path, name: str, group: str, values: dict[str, Any], mapping: dict[str, Any]
 ) -> Point:
-    """The point whose plan is `mapping`, checked; its plan file lies under the experiment's `output`."""
+    """Return the point with the plan `mapping`, checked; its plan file is under the experiment's `output`."""
     text = plan_text(mapping)
     try:
         plan = plan_from(parse_source(output / PLANS / f"{name}.yaml", text))
@@ -245,7 +245,7 @@ def _point(
 
 
 def _sharing_main_paths(points: Sequence[Point]) -> tuple[Point, ...]:
-    """The points, with main paths that serve each other's branches where they are the same training."""
+    """Return the points, with main paths that serve each other's branches if they are the same training."""
     keys = [training_key(point.plan, point.plan.main) for point in points]
     left: dict[str, set[int]] = {}  # by main path, the steps at which some plan's branches leave it
     for point, key in zip(points, keys, strict=True):
@@ -272,7 +272,7 @@ def _names(entry: Entry | None, known: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def _paper(entry: Entry | None, experiment: Experiment) -> dict[str, dict[str, tuple[float, ...]]]:
-    """The paper's numbers, as many for each row as the table has versions."""
+    """Return the paper's numbers; each row has one for every version in the table."""
     if entry is None:
         return {}
     paper: dict[str, dict[str, tuple[float, ...]]] = {}

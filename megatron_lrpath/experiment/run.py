@@ -1,4 +1,4 @@
-"""Carries out an experiment: its trainings as tasks, each once, here or as Slurm jobs."""
+"""Run an experiment: its trainings as tasks without duplicates, on this machine or as Slurm jobs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class PointTask(Task):
 
 
 def write_plans(experiment: Experiment) -> None:
-    """Write the plan file of every point, where it is not there already."""
+    """Write the plan file of every point, unless it exists."""
     for point in experiment.points:
         path = point.plan.path
         if not path.is_file() or path.read_text(encoding="utf-8") != point.text:
@@ -54,13 +54,13 @@ def write_plans(experiment: Experiment) -> None:
 
 
 def experiment_tasks(experiment: Experiment, paradigms: Sequence[str] = ()) -> list[PointTask]:
-    """Every training of the experiment once, parents before children.
+    """Return every training of the experiment once, parents before children.
 
-    The first point that needs a training carries it out in its own folder; in the others' folders it is an
-    alias (a relative link, once `runs.tasks.link_aliases` has been called). Every task's `command` is that
-    of its own point's plan, `plan_path`. Plans must have been written (`write_plans`) before one is started.
+    The first point that needs a training runs it in its own folder; in the folders of the others it is an
+    alias (a relative link, created by `runs.tasks.link_aliases`). Every task's `command` is that of its
+    own point's plan, `plan_path`. Plans must have been written (`write_plans`) before a task starts.
 
-    Raises UserError where the experiment has none of the paradigms (none given: all that it has).
+    Raises UserError if the experiment has none of the paradigms (none given: all that it has).
     """
     if paradigms and not set(paradigms) & set(experiment.paradigms):
         raise UserError(
@@ -71,7 +71,7 @@ def experiment_tasks(experiment: Experiment, paradigms: Sequence[str] = ()) -> l
 
 
 def shared_tasks(experiments: Sequence[Experiment], paradigms: Sequence[str] = ()) -> list[PointTask]:
-    """The same for several experiments (from `load.load_together`), each training once in all of them."""
+    """Return the same for several experiments (from `load.load_together`), without duplicates between them."""
     tasks: dict[str, PointTask] = {}
     for experiment in experiments:
         chosen = [name for name in experiment.paradigms if not paradigms or name in paradigms]
@@ -80,7 +80,7 @@ def shared_tasks(experiments: Sequence[Experiment], paradigms: Sequence[str] = (
             owners: dict[str, str] = {}
             for task in point_tasks(experiment, point, chosen):
                 same = training_key(point.plan, task.run)
-                if same in tasks:  # an alias of the training that is there already
+                if same in tasks:  # an alias of the training that exists already
                     first = tasks[same]
                     tasks[same] = replace(first, aliases=(*first.aliases, task.folder, *task.aliases))
                 else:
@@ -91,7 +91,9 @@ def shared_tasks(experiments: Sequence[Experiment], paradigms: Sequence[str] = (
 
 
 def chosen_keys(experiment: Experiment, paradigms: Sequence[str], run: str | None) -> set[str]:
-    """The keys of the experiment's trainings, or of all that are the run called `run`. UserError for none."""
+    """Return the keys of the experiment's trainings, or of all runs called `run`. Raises UserError if there
+    are none.
+    """
     tasks = experiment_tasks(experiment, paradigms)
     keys = {task.key for task in tasks if run in (None, task.run.name)}
     if not keys:
@@ -101,7 +103,7 @@ def chosen_keys(experiment: Experiment, paradigms: Sequence[str], run: str | Non
 
 
 def point_tasks(experiment: Experiment, point: Point, paradigms: Sequence[str]) -> list[Task]:
-    """The tasks of one point's plan, as if it were alone."""
+    """Return the tasks of one point's plan alone."""
     tasks = build_tasks(point.plan, paradigms, fine_tunings=False)  # `lrpath sft` on the point's own plan
     if not experiment.only:
         return tasks
@@ -110,7 +112,7 @@ def point_tasks(experiment: Experiment, point: Point, paradigms: Sequence[str]) 
 
 
 def experiment_request(experiment: Experiment, request: Request) -> Request:
-    """What is to be checked of every point's plan."""
+    """Return the checks to perform for every point's plan."""
     paradigms = tuple(name for name in experiment.paradigms if name in request.paradigms)
     return replace(request, paradigms=paradigms, runs=request.runs or experiment.only, fine_tunings=None)
 
@@ -118,7 +120,7 @@ def experiment_request(experiment: Experiment, request: Request) -> Request:
 def carry_out_experiment(
     experiment: Experiment, options: Options, command_for: CommandFor | None = None
 ) -> int:
-    """Train what is left to train, then evaluate; the exit status as `launch.local.carry_out`'s."""
+    """Train the remaining runs, then evaluate; return the exit status of `launch.local.carry_out`."""
     if options.run:
         experiment = replace(experiment, only=(options.run,))
     tasks = experiment_tasks(experiment, options.paradigms)
@@ -147,7 +149,7 @@ def carry_out_experiment(
 
 
 def _evaluate(experiment: Experiment, share: Share, options: Options) -> int:
-    """Evaluate the points one after the other; what several share is evaluated with the first."""
+    """Evaluate the points one after another; shared models are evaluated with the first point."""
     paradigms = [name for name in experiment.paradigms if name in options.paradigms]
     for point in experiment.points:
         for paradigm in paradigms:
@@ -166,10 +168,11 @@ def experiment_submission(
     run: str | None = None,
     extra: Sequence[str] = (),
 ) -> Submission:
-    """The submission of an experiment; its plans must have been written (`write_plans`) before a job starts.
+    """Return the submission of an experiment; its plans must have been written (`write_plans`) before a job
+    starts.
 
-    Raises UserError for what could not work on the cluster, and for folders that the settings would move: the
-    report looks for the results where the experiment file says.
+    Raises UserError for anything that could not work on the cluster, and for folders that the settings
+    would move, because the report reads the results from the folders in the experiment file.
     """
     for name, key in (("data", "set: {data.slices: …, data.valid: …}"), ("output", "output: …")):
         if getattr(settings, name):

@@ -1,4 +1,4 @@
-"""The table of an experiment in the paper's form: variations and paradigms, the paper's numbers beside."""
+"""The table of an experiment in the paper's form: variations and paradigms, next to the paper's numbers."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class Row:
 
 @dataclass(frozen=True)
 class ExperimentTable:
-    """The rows, and how many of the perplexities there are (`known` of `wanted`).
+    """The rows, and the number of available perplexities (`known` of `wanted`).
 
-    `evaluations` holds every version's model that has one, by point, paradigm and version; `digests` those of
-    the evaluations by `point/paradigm/run`.
+    `evaluations` has the evaluated models of versions by point, paradigm and version; `digests` the
+    digests of the evaluations by `point/paradigm/run`.
     """
 
     experiment: Experiment
@@ -52,24 +52,24 @@ class ExperimentTable:
 
     @property
     def known(self) -> int:
-        """Perplexities that have been measured."""
+        """The number of measured perplexities."""
         return sum(len(values) for row in self.rows for values in row.measured.values())
 
     @property
     def wanted(self) -> int:
-        """Perplexities that there are when all is trained."""
+        """The number of perplexities after all trainings."""
         seeds = {group: len(self.experiment.of(group)) for group in self.experiment.groups}
         return sum(len(row.measured) * seeds[row.group] for row in self.rows)
 
     @property
     def header(self) -> list[str]:
-        """Titles of the columns."""
+        """Return the titles of the columns."""
         paper = any(row.paper for row in self.rows)
         versions = list(self.experiment.show)
         return ["variation", "paradigm", "cost", *versions, *(f"paper {one}" for one in versions if paper)]
 
     def cells(self) -> list[list[str]]:
-        """The rows as text, with mean and deviation where there are several seeds."""
+        """Return the rows as text, with mean and deviation if there are several seeds."""
         paper = any(row.paper for row in self.rows)
         means = [statistics.fmean(values) for row in self.rows for values in row.measured.values() if values]
         places = decimals(means)
@@ -88,7 +88,7 @@ class ExperimentTable:
 
 
 def make_table(experiment: Experiment) -> ExperimentTable:
-    """Read the evaluations that there are."""
+    """Read the available evaluations."""
     evaluations, digests = {}, {}
     for point, paradigm in itertools.product(experiment.points, experiment.paradigms):
         for run in version_runs(point.plan, [paradigm]):
@@ -108,7 +108,9 @@ def make_table(experiment: Experiment) -> ExperimentTable:
 
 
 def write_table(table: ExperimentTable, folder: Path) -> Path:
-    """Write `table.md` and `table.csv` (every seed's number), and what they were made from; returns the page."""
+    """Write `table.md`, `table.csv` (the number of every seed), and the record of their sources; return the
+    page.
+    """
     lines = [f"# {table.experiment.name}", ""]
     if table.experiment.about:
         lines += [table.experiment.about, ""]
@@ -123,7 +125,7 @@ def write_table(table: ExperimentTable, folder: Path) -> Path:
 
 
 def show_table(table: ExperimentTable, page: Path, console: Console) -> None:
-    """Print the table and where it lies."""
+    """Print the table and its path."""
     align = "ll" + "r" * (len(table.header) - 2)
     drawn = terminal_table(table.header, align, table.cells())
     if table.experiment.about:
@@ -136,7 +138,7 @@ def show_table(table: ExperimentTable, page: Path, console: Console) -> None:
 
 
 def table_csv(table: ExperimentTable) -> str:
-    """A line for each perplexity measured."""
+    """Return one line for each measured perplexity."""
     header = ("point", "seed", "variation", "paradigm", "relative_cost", "version", "perplexity", "paper")
     lines: list[tuple[object, ...]] = []
     for row in table.rows:

@@ -1,1 +1,3 @@
-"""Models to and from Hugging Face folders: Megatron's checkpoints, safetensors, tokenizers, cards."""
+"""Convert models to and from Hugging Face folders: Megatron's checkpoints, safetensors, tokenizers, model
+cards.
+"""

@@ -1,4 +1,4 @@
-"""A LLaMA-like model's architecture: read off Megatron's arguments, and written as such."""
+"""The architecture of a LLaMA-like model, read from Megatron's arguments and written as such."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ _STORED_SWITCHES = (
 
 @dataclass(frozen=True)
 class Architecture:
-    """What decides the shapes and the computation of the model.
+    """The fields that determine the shapes and the computation of a model.
 
     Attributes:
-        kind: `llama`; `qwen2` for biases in QKV alone; `qwen3` for norms of queries and keys; `mistral`, which
-            computes what a LLaMA without biases does.
-        vocab_size: rows of the embedding that stand for tokens, without padding.
-        rope_factor: LLaMA 3's stretching factor, None without.
+        kind: `llama`; `qwen2` for biases in QKV only; `qwen3` for norms of queries and keys; `mistral`, which has the
+            same computation as a LLaMA without biases.
+        vocab_size: rows of the embedding that are tokens, without padding.
+        rope_factor: LLaMA 3's scaling factor; None without.
         linear_bias: biases in every linear layer (LLaMA's `attention_bias` and `mlp_bias`).
         init_std: standard deviation of the initial weights.
     """
@@ -86,16 +86,16 @@ class Architecture:
 
 
 def from_megatron(args: Any, vocab_size: int, imported: str = "") -> Architecture:
-    """The architecture that a checkpoint's stored arguments describe.
+    """Return the architecture for a checkpoint's stored arguments.
 
     Args:
         args: the arguments.
-        vocab_size: rows of the embedding that stand for tokens.
-        imported: the kind that an import stored, which decides between kinds that compute the same.
+        vocab_size: rows of the embedding that are tokens.
+        imported: the kind that an import stored, to choose between kinds with the same computation.
 
     Raises:
-        UserError: the model is none of `CLASSES`, which arguments make it another; or an argument is missing or no
-            size of a model.
+        UserError: the model is not one of `CLASSES`, because of the named arguments; or an argument is missing or not
+            a valid size.
     """
     _check_arguments(args)
     wrong = [
@@ -136,7 +136,7 @@ def from_megatron(args: Any, vocab_size: int, imported: str = "") -> Architectur
 
 
 def _kind(args: Any, imported: str) -> str:
-    """The kind that the arguments make, where they make one."""
+    """Return the kind that the arguments imply, if any."""
     if getattr(args, "qk_layernorm", False):
         return QWEN3
     if args.add_qkv_bias and not args.add_bias_linear:
@@ -146,7 +146,7 @@ def _kind(args: Any, imported: str) -> str:
 
 
 def to_megatron(model: Architecture) -> dict[str, Any]:
-    """The model as Megatron arguments, as they stand in a plan's `model`; the opposite of `from_megatron`."""
+    """Return the Megatron arguments of the model, as in a plan's `model`; the inverse of `from_megatron`."""
     arguments: dict[str, Any] = {
         "num_layers": model.layers,
         "hidden_size": model.hidden,
@@ -175,7 +175,7 @@ def to_megatron(model: Architecture) -> dict[str, Any]:
 
 
 def _check_arguments(args: Any) -> None:
-    """Refuse arguments of a checkpoint, which may be a stranger's, that no model can have; raises UserError."""
+    """Refuse invalid arguments in a checkpoint from an untrusted source; raises UserError."""
     grouped, stretched = (
         getattr(args, "group_query_attention", None),
         getattr(args, "use_rope_scaling", False),
@@ -199,10 +199,10 @@ def _check_arguments(args: Any) -> None:
 
 
 def _shown(value: Any) -> str:
-    """A value for a message; Python refuses to write a number of thousands of digits."""
+    """Return a value for a message; Python refuses to convert an integer with thousands of digits."""
     return "too large" if isinstance(value, int) and abs(value) >= 2**63 else f"{value!r:.40}"
 
 
 def is_size(value: Any, most: int) -> bool:
-    """Whether a value is a whole number from 1 to `most`."""
+    """Return whether a value is an integer from 1 to `most`."""
     return type(value) is int and 0 < value <= most

@@ -11,13 +11,14 @@ from megatron_lrpath.console import warn
 from megatron_lrpath.data.slice import open_slices
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.export.architecture import CLASSES, Architecture
-from megatron_lrpath.paradigms import KINDS, OURS
+from megatron_lrpath.paradigms import KINDS, OURS, SCRATCH
 from megatron_lrpath.plan import Plan, Run
-from megatron_lrpath.plan.wording import mix_text
+from megatron_lrpath.plan.wording import beginning_text, mix_text, replay_text, step_tokens_text
 from megatron_lrpath.runs.checkpoints import present_fingerprint
 from megatron_lrpath.runs.folder import RunFolder, inspect, read_json_object
 from megatron_lrpath.runs.results import fresh_evaluation
 from megatron_lrpath.schedule import Schedule
+from megatron_lrpath.wording import listing
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ asked = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_t
 
 
 def usage(chats: bool) -> str:
-    """How to let the model write: a conversation where it has a chat template, else a text that it goes on from."""
+    """Return how to use the model: a conversation if it has a chat template, else a text to continue."""
     return USAGE.replace("{ask}", ASK_CHAT if chats else ASK_TEXT)
 
 
@@ -151,13 +152,16 @@ def fine_tuning(plan: Plan, run: Run, origin: Origin) -> str:
 
 def trained_on(plan: Plan, run: Run, step: int) -> str:
     """The tokens from the first step of all to `step`, and whose they are."""
-    text = f"{plan.tokens(step):,}"
+    begin = plan.timeline.begins[0]
+    text = f"{plan.tokens(begin, step):,}"
     if run.parent:
-        text += (
-            f", of which {plan.tokens(run.parent.step):,} up to step {run.parent.step:,} of {run.parent.run}"
-        )
+        text += f", of which {plan.tokens(begin, run.parent.step):,} up to step {run.parent.step:,} of {run.parent.run}"
     if plan.megatron.get("pretrained_checkpoint"):
         text += "; those of the imported model are not counted"
+    if plan.adopted is not None:
+        known = f" (slices {listing(list(plan.adopted.data))})" if plan.adopted.data else ", unknown"
+        before = plan.adopted.samples * plan.batch.seq_length
+        text += f"; before the adopted step {plan.adopted.step:,}: {before:,} tokens of other data{known}"
     return text
 
 
@@ -166,14 +170,16 @@ def training(plan: Plan, run: Run, origin: Origin) -> str:
     if run.is_sft:
         return fine_tuning(plan, run, origin)
     version = plan.versions[run.version_index - 1]
-    weights = "an imported model" if plan.megatron.get("pretrained_checkpoint") else "random weights"
     rows = [
         ("plan", plan.name),
         ("version", f"{run.version} ({run.version_index} of {len(plan.versions)})"),
         ("run", f"{run.name}: {KINDS[run.kind].about}"),
-        ("starts from", f"{run.parent.run}, step {run.parent.step:,}" if run.parent else weights),
+        (
+            "starts from",
+            f"{run.parent.run}, step {run.parent.step:,}" if run.parent else beginning_text(plan),
+        ),
         ("steps", f"{run.first_step:,} to {origin.step:,} of {run.last_step:,}"),
-        ("tokens a step", f"{plan.batch.tokens:,}"),
+        ("tokens a step", step_tokens_text(plan)),
         ("tokens trained on", trained_on(plan, run, origin.step)),
         ("schedule", rates(plan.schedule, run.path.peak)),
         ("seed", plan.seed),
@@ -181,9 +187,14 @@ def training(plan: Plan, run: Run, origin: Origin) -> str:
     if run.paradigm == OURS.name:
         rows.insert(7, ("α (share of a version's steps that decay)", f"{version.alpha or plan.alpha:g}"))
     if run.mix is not None:
-        samples = run.mix.samples(plan.batch.global_batch_size, run.steps)
+        samples = run.mix.samples(plan.batch_of(run).global_batch_size, run.steps)
         counts = ", ".join(f"{number:,} of {name}" for name, number in samples.items())
         rows.append(("samples of other data in the branch", f"{counts} ({mix_text(run.mix)})"))
+    replays = [
+        f"{one.name}: {replay_text(one.replay)}" for one in plan.versions[: run.version_index] if one.replay
+    ]
+    if replays and run.kind != SCRATCH.name:
+        rows.append(("samples of earlier versions read again", "; ".join(replays)))
     return "## Training\n\n" + table(("", ""), rows)
 
 

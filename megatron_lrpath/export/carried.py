@@ -1,4 +1,4 @@
-"""What of an imported folder is no part of the model, kept in every checkpoint until an export gives it back."""
+"""Settings of an imported folder outside the model, kept in every checkpoint and restored by an export."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _CODE = ("auto_map", "custom_pipelines", "custom_generate")  # names of programs
 
 @dataclass(frozen=True)
 class Carried:
-    """What an import keeps for an export.
+    """The settings that an import keeps for an export.
 
     Attributes:
         kind: the `model_type` of the folder; empty for a model that was not imported.
-        config: of `config.json` the settings outside the architecture, the end tokens among them.
+        config: the settings of `config.json` outside the architecture, including the end tokens.
         generation: the content of `generation_config.json`.
     """
 
@@ -39,10 +39,10 @@ class Carried:
 
     @classmethod
     def of_folder(cls, config: Mapping[str, Any], generation: Mapping[str, Any]) -> Carried:
-        """What of the two files is carried.
+        """Select the settings of the two files that are kept.
 
         Raises:
-            UserError: a token is no id, or there is far too much.
+            UserError: a token is not an id, or the settings are too large.
         """
         both = (("config.json", config), ("generation_config.json", generation))
         wrong = [
@@ -59,22 +59,22 @@ class Carried:
         if len(json.dumps(asdict(made))) > LARGEST:
             raise UserError(
                 f"config.json and generation_config.json: more than {LARGEST:,} bytes outside the architecture; remove "
-                "what no one needs from a copy of the folder."
+                "what is not needed from a copy of the folder."
             )
         return made
 
     @classmethod
     def of_arguments(cls, args: Any) -> Carried:
-        """What a checkpoint's stored arguments hold; nothing for a model that was not imported."""
+        """Read the settings in a checkpoint's stored arguments; empty for a model that was not imported."""
         stored = getattr(args, CARRIED, None)
         return cls(**stored) if isinstance(stored, dict) else cls()
 
     def stored(self) -> dict[str, Any]:
-        """As it stands among a checkpoint's arguments."""
+        """Return the settings in the form stored in a checkpoint's arguments."""
         return asdict(self)
 
     def within(self, rows: int) -> tuple[Carried, list[str]]:
-        """Without special tokens that have no row of the embeddings; with a note for the user where there are any."""
+        """Remove special tokens without a row in the embeddings; return a note for the user if there are any."""
         lost = sorted({one for one in _ids(self.config) + _ids(self.generation) if one >= rows})
         if not lost:
             return self, []
@@ -86,15 +86,15 @@ class Carried:
         ]
 
     def tokens(self, of_tokenizer: Mapping[str, int]) -> dict[str, Any]:
-        """The special tokens of the configuration; those that it does not name are the tokenizer's."""
+        """The special tokens of the configuration; missing ones are taken from the tokenizer."""
         return {**of_tokenizer, **_named(self.config)}
 
     def generation_config(self, of_tokenizer: Mapping[str, int], stop: int | None) -> dict[str, Any]:
-        """The content of `generation_config.json`.
+        """Return the content of `generation_config.json`.
 
         Args:
             of_tokenizer: the tokenizer's special tokens.
-            stop: the token that ends an answer of a model fine-tuned here, before all others.
+            stop: the token that ends an answer of a model fine-tuned here; it comes first.
         """
         tokens = {**self.tokens(of_tokenizer), **_named(self.generation)}
         ends = as_list(tokens.get("eos_token_id"))
@@ -107,24 +107,24 @@ class Carried:
 
 
 def as_list(value: int | list[int] | None) -> list[int]:
-    """The ids of a setting that holds one, several or none."""
+    """Return the ids of a setting that has one, several or none."""
     if value is None:
         return []
     return value if isinstance(value, list) else [value]
 
 
 def _named(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The special tokens that settings name."""
+    """Return the special tokens that settings name."""
     return {name: settings[name] for name in TOKENS if settings.get(name) is not None}
 
 
 def _ids(settings: Mapping[str, Any]) -> list[int]:
-    """All special tokens that settings name."""
+    """Return all special tokens that settings name."""
     return [one for value in _named(settings).values() for one in as_list(value)]
 
 
 def _without_ids(settings: Mapping[str, Any], lost: Sequence[int]) -> dict[str, Any]:
-    """The settings without these ids among the special tokens."""
+    """Return the settings without these ids among the special tokens."""
     left: dict[str, Any] = {}
     for name, value in _named(settings).items():
         kept = [one for one in as_list(value) if one not in lost]
@@ -133,12 +133,12 @@ def _without_ids(settings: Mapping[str, Any], lost: Sequence[int]) -> dict[str, 
 
 
 def _is_ids(value: Any) -> bool:
-    """Whether a value may stand for special tokens."""
+    """Return whether a value can name special tokens."""
     return value is None or (value != [] and all(type(one) is int for one in as_list(value)))
 
 
 def _without(settings: Mapping[str, Any], own: frozenset[str] | set[str]) -> dict[str, Any]:
-    """The settings except an export's own, names of programs and what a library noted for itself."""
+    """Return the settings except those of an export, names of programs, and a library's own notes."""
     return {
         name: value
         for name, value in settings.items()

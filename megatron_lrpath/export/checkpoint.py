@@ -64,17 +64,19 @@ class CheckpointReader:
         self.metadata: Metadata = self.reader.read_metadata()
         self.reader.set_up_storage_reader(self.metadata, is_coordinator=True)
 
-    def verify(self) -> None:
-        """Compare all files that hold something of the model with the manifest, before anything is written.
+    def verify(self, fingerprint: bool) -> None:
+        """Compare all that is read of the model with the manifest, before anything is written.
+
+        Args:
+            fingerprint: what the checkpoint's fingerprint is made of is read, too.
 
         Raises:
-            UserError: which files are damaged.
+            UserError: what is damaged.
         """
-        places = (self.metadata.storage_data or {}).items()
-        files = {place.relative_path for index, place in places if index.fqn.startswith(READ)}
-        self.reader.verify(
-            {METADATA, BACKEND_FILE, *files}
-        )  # the first two go into the checkpoint's fingerprint
+        places = self.metadata.storage_data or {}
+        self.reader.verify_items({index: one for index, one in places.items() if index.fqn.startswith(READ)})
+        if fingerprint:
+            self.reader.verify_fingerprint(places)
 
     @property
     def entries(self) -> dict[str, Any]:
@@ -87,7 +89,7 @@ class CheckpointReader:
         try:
             return load_common(self.folder, self.reader)["args"]
         except KeyError:
-            raise UserError(f"{self.folder}: the checkpoint does not say of which model it is.") from None
+            raise UserError(f"{self.folder}: the checkpoint does not name its model.") from None
 
     def model_keys(self) -> set[str]:
         """The names of the model's tensors: `decoder.layers.3.mlp.…` as `decoder.layers.mlp.…`."""

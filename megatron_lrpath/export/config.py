@@ -1,4 +1,4 @@
-"""A model's `config.json`: written for an architecture, and read as one."""
+"""A model's `config.json`: written for an architecture, and parsed into one."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ _DEFAULTS: dict[str, dict[str, int]] = {
 
 
 def to_config(model: Architecture, dtype: str, tokens: Mapping[str, Any]) -> dict[str, Any]:
-    """The model as the content of `config.json`.
+    """Return the content of `config.json` for a model.
 
     Args:
         model: the architecture.
         dtype: of the weights: float32, bfloat16 or float16.
-        tokens: `bos_token_id`, `eos_token_id` and `pad_token_id` where there are such tokens.
+        tokens: `bos_token_id`, `eos_token_id` and `pad_token_id`, if they exist.
     """
     config: dict[str, Any] = {
         "architectures": [CLASSES[model.kind]],
@@ -70,7 +70,7 @@ def to_config(model: Architecture, dtype: str, tokens: Mapping[str, Any]) -> dic
 
 
 def _of_class(model: Architecture) -> dict[str, Any]:
-    """What only the model's own class has."""
+    """Return the settings specific to the model's class."""
     match model.kind:
         case "qwen2":
             return {"use_sliding_window": False}
@@ -83,7 +83,7 @@ def _of_class(model: Architecture) -> dict[str, Any]:
 
 
 def from_config(config: Mapping[str, Any]) -> Architecture:
-    """The architecture that a `config.json` describes.
+    """Return the architecture of a `config.json`.
 
     Raises:
         UserError: another kind of model, or a setting that Megatron's dense GPT does not have.
@@ -121,7 +121,7 @@ def from_config(config: Mapping[str, Any]) -> Architecture:
 
 
 def _mistyped(config: Mapping[str, Any]) -> list[str]:
-    """What of the settings has a value of another kind than it must have, in words."""
+    """Describe the settings whose values have a wrong type."""
     sizes = [name for name in _SIZES if not is_size(config.get(name), MOST.get(name, LARGEST))]
     sizes += [
         name
@@ -141,7 +141,7 @@ def _mistyped(config: Mapping[str, Any]) -> list[str]:
 
 
 def _odd_heads(config: Mapping[str, Any], groups: int) -> list[str]:
-    """What is wrong with the numbers of heads, in words."""
+    """Describe the problem with the numbers of heads."""
     heads, hidden, width = config["num_attention_heads"], config["hidden_size"], config.get("head_dim")
     wrong = []
     if heads % groups:
@@ -156,7 +156,7 @@ def _odd_heads(config: Mapping[str, Any], groups: int) -> list[str]:
 
 
 def _number(settings: Mapping[str, Any], name: str, default: float) -> float:
-    """A finite number of a `config.json`; raises UserError."""
+    """Return a finite number of a `config.json`; raises UserError."""
     value = settings.get(name)
     if value is None:
         return default
@@ -166,7 +166,7 @@ def _number(settings: Mapping[str, Any], name: str, default: float) -> float:
 
 
 def _positive(settings: Mapping[str, Any], name: str, default: float) -> float:
-    """A number above 0 of a `config.json`; raises UserError."""
+    """Return a positive number of a `config.json`; raises UserError."""
     value = _number(settings, name, default)
     if value <= 0:
         raise UserError(f"config.json: {name} must be a number above 0.")
@@ -174,7 +174,7 @@ def _positive(settings: Mapping[str, Any], name: str, default: float) -> float:
 
 
 def _section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """An object of a `config.json`, {} where there is none; raises UserError."""
+    """Return an object of a `config.json`, {} if it is missing; raises UserError."""
     value = config.get(name) or {}
     if not isinstance(value, dict):
         raise UserError(f"config.json: {name} must be an object.")
@@ -182,7 +182,7 @@ def _section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def foreign_settings(config: Mapping[str, Any]) -> list[str]:
-    """What of a `config.json` has no counterpart, in words."""
+    """Describe the settings of a `config.json` without a counterpart."""
     kind, activation, layers = (
         config["model_type"],
         config.get("hidden_act", "silu"),
@@ -201,12 +201,12 @@ def foreign_settings(config: Mapping[str, Any]) -> list[str]:
 
 
 def _all_full(layers: Any) -> bool:
-    """Whether `layer_types` names full attention for every layer."""
+    """Return whether `layer_types` gives full attention for every layer."""
     return isinstance(layers, list) and all(one == "full_attention" for one in layers)
 
 
 def _used_window(config: Mapping[str, Any]) -> list[str]:
-    """Mistral's sliding window in words, where it is shorter than a sequence may be."""
+    """Describe Mistral's sliding window if it is shorter than the maximum sequence."""
     window, positions = config.get("sliding_window"), config.get("max_position_embeddings")
     if config["model_type"] != MISTRAL or window is None:
         return []
@@ -221,7 +221,7 @@ def _used_window(config: Mapping[str, Any]) -> list[str]:
 
 
 def rope_of(config: Mapping[str, Any]) -> tuple[float, float | None]:
-    """RoPE's base and LLaMA 3's factor (None without), from transformers 4's or 5's spelling."""
+    """Return RoPE's base and LLaMA 3's factor (None without), in the format of transformers 4 or 5."""
     rope = _section(config, "rope_parameters")
     theta = _positive({**config, **rope}, "rope_theta", 10000.0)
     scaling = _section(config, "rope_scaling") or rope

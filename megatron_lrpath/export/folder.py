@@ -157,7 +157,7 @@ def export_checkpoint(checkpoint: Path, target: Path, origin: Origin, wishes: Wi
         ) from None
     model = architecture.from_megatron(args, rows, carried.kind)
     carried, lost = carried.within(rows)
-    reader.verify()
+    reader.verify(fingerprint=True)
     dtype = wishes.dtype or str(reader.dtype(EMBEDDING)).removeprefix("torch.")
     with appearing_folder(target) as folder:
         weights = write_weights(reader, model, folder, wishes.dtype, wishes.shard_bytes)

@@ -1,4 +1,4 @@
-"""The export of a run: made when it is missing, and again when the checkpoint has changed."""
+"""The export of a run: made if it is missing or the checkpoint has changed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from megatron_lrpath.runs.folder import RunFolder
 
 
 def recorded_checkpoint(folder: Path) -> str | None:
-    """The fingerprint of the checkpoint that an exported model was made from, None where it does not say."""
+    """Return the fingerprint of the checkpoint that an exported model was made from; None if it is not
+    recorded.
+    """
     try:
         found = read_object(folder / RECORD).get("checkpoint")
     except (OSError, ValueError):
@@ -24,17 +26,18 @@ def recorded_checkpoint(folder: Path) -> str | None:
 
 
 def fresh_export(plan: Plan, run: Run, step: int, target: Path, again: str = "") -> Path:
-    """The model of a run's `step` as a Hugging Face folder in `target`; exported now unless it is there already.
+    """Return the model of a run's `step` as a Hugging Face folder in `target`; export it if it does not
+    exist.
 
     Args:
         plan: the plan of the run.
         run: the run.
         step: of the checkpoint.
-        target: the folder; one of an older checkpoint of ours is replaced.
-        again: the command that replaces a folder that does not say what it was made from; empty: it is replaced.
+        target: the folder; an export of an older checkpoint is replaced.
+        again: the command that replaces a folder without a record of its checkpoint; if empty, the folder is replaced.
 
     Raises:
-        UserError: the checkpoint cannot be exported, or the folder is not known to be of a checkpoint.
+        UserError: the checkpoint cannot be exported, or the folder is not known to be an export of a checkpoint.
     """
     checkpoints = RunFolder(plan.folder(run)).checkpoints
     wanted, found = present_fingerprint(checkpoints, step), recorded_checkpoint(target)

@@ -1,4 +1,4 @@
-"""Safetensors files written tensor by tensor, so that no more than one tensor is in memory."""
+"""Write safetensors files tensor by tensor, with at most one tensor in memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 @dataclass(frozen=True)
 class FileTensor:
-    """A tensor to write: its shape and type are known before its values are."""
+    """A tensor to write, whose shape and type are known before its values."""
 
     name: str
     shape: tuple[int, ...]
@@ -29,12 +29,12 @@ class FileTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the values."""
+        """The size of the values in bytes."""
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
 def into_shards(entries: Iterable[FileTensor], limit: int) -> list[list[FileTensor]]:
-    """Split in order, each shard at most `limit` bytes unless a single tensor is larger."""
+    """Split the tensors in order into shards of at most `limit` bytes, unless a single tensor is larger."""
     shards: list[list[FileTensor]] = []
     size = 0
     for entry in entries:
@@ -49,12 +49,12 @@ def into_shards(entries: Iterable[FileTensor], limit: int) -> list[list[FileTens
 def write_shards(
     folder: Path, shards: Sequence[Sequence[FileTensor]], value: Callable[[str], Tensor]
 ) -> list[str]:
-    """Write the shards and, for more than one, their index; returns the files' names.
+    """Write the shards, and an index if there are several; return the files' names.
 
     Args:
-        folder: where to.
-        shards: the tensors of each file, in the order of the file.
-        value: makes a tensor from its name; called once for each, in order.
+        folder: the target folder.
+        shards: the tensors of each file, in order.
+        value: returns a tensor for its name; called once for each, in order.
     """
     count = len(shards)
     names = (
@@ -71,7 +71,7 @@ def write_shards(
 
 
 def write_one(stream: BinaryIO, entries: Sequence[FileTensor], value: Callable[[str], Tensor]) -> None:
-    """One file: length of the header, header (padded to 8 bytes), values."""
+    """Write one file: length of the header, header (padded to 8 bytes), values."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     at = 0
     for entry in entries:

@@ -1,4 +1,4 @@
-"""Streams a checkpoint's weights into safetensors files: which Megatron tensor each tensor is cut from."""
+"""Stream a checkpoint's weights into safetensors files, with the mapping from Megatron's tensors."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class Piece:
 
 @dataclass(frozen=True)
 class TensorMapping:
-    """One Megatron tensor (of one layer, where `layer` is not None) and the Hugging Face tensors in it.
+    """One Megatron tensor (of one layer, if `layer` is not None) and the Hugging Face tensors in it.
 
-    `key` is its name in the checkpoint, the layers' keys without a number; `shape` is that of the part that
-    stands for something: of the embeddings without padded rows. `join` puts the pieces together again.
+    `key` is its name in the checkpoint, without the layer number; `shape` is that of the used part:
+    embeddings without padding rows. `join` is the inverse of the cuts.
     """
 
     key: str
@@ -46,7 +46,7 @@ class TensorMapping:
 
 
 def tensor_mappings(model: Architecture) -> Iterator[TensorMapping]:
-    """Every tensor of the model, in the order of its computation."""
+    """Return every tensor of the model, in the order of its computation."""
     table = (model.vocab_size, model.hidden)
     yield whole(EMBEDDING, None, table, "model.embed_tokens.weight")
     for layer in range(model.layers):
@@ -57,7 +57,7 @@ def tensor_mappings(model: Architecture) -> Iterator[TensorMapping]:
 
 
 def layer_mappings(model: Architecture, layer: int) -> Iterator[TensorMapping]:
-    """The tensors of one layer."""
+    """Return the tensors of one layer."""
     ours, theirs = "decoder.layers.", f"model.layers.{layer}."
     attention, mlp = f"{ours}self_attention.", f"{ours}mlp."
     hidden, context = model.hidden, model.heads * model.head_dim
@@ -83,14 +83,14 @@ def layer_mappings(model: Architecture, layer: int) -> Iterator[TensorMapping]:
 
 
 def whole(key: str, layer: int | None, shape: tuple[int, ...], name: str) -> TensorMapping:
-    """A tensor that is the same on both sides."""
+    """Return a tensor that is the same on both sides."""
     return TensorMapping(
         key, layer, shape, (Piece(name, shape, lambda tensor: tensor),), lambda pieces: pieces[0]
     )
 
 
 def qkv(model: Architecture, layer: int, key: str, owner: str, what: str) -> TensorMapping:
-    """Queries, keys, values: Megatron keeps each group's queries, then its key, then its value together."""
+    """Map queries, keys, values: Megatron stores each group's queries, then its key, then its value together."""
     groups, width = model.groups, model.head_dim
     queries = model.heads // groups
     tail = (model.hidden,) if what == "weight" else ()
@@ -112,7 +112,7 @@ def qkv(model: Architecture, layer: int, key: str, owner: str, what: str) -> Ten
 
 
 def gated(model: Architecture, layer: int, key: str, owner: str, what: str) -> TensorMapping:
-    """The gate (what goes through SiLU) and what it is multiplied with, one above the other."""
+    """Map the gate (the input of SiLU) and the up projection, which are concatenated."""
     tail = (model.hidden,) if what == "weight" else ()
     half = model.ffn
     names = (f"{owner}gate_proj.{what}", f"{owner}up_proj.{what}")
@@ -125,7 +125,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 class Cutter:
-    """Makes Hugging Face tensors by name; keeps the Megatron tensor that it last cut from."""
+    """Creates Hugging Face tensors by name; caches the last Megatron tensor."""
 
     def __init__(self, reader: CheckpointReader, model: Architecture) -> None:
         self.reader = reader
@@ -135,7 +135,7 @@ class Cutter:
         self.held: tuple[tuple[str, int | None], Tensor] | None = None
 
     def __call__(self, name: str) -> Tensor:
-        """The tensor of that name."""
+        """Return the tensor with this name."""
         mapping, piece = self.places[name]
         key = (mapping.key, mapping.layer)
         if self.held is None or self.held[0] != key:
@@ -147,12 +147,13 @@ class Cutter:
 def write_weights(
     reader: CheckpointReader, model: Architecture, folder: Path, dtype: str | None, shard_bytes: int
 ) -> list[str]:
-    """Write `folder`'s safetensors; returns their names.
+    """Write `folder`'s safetensors; return their names.
 
-    `dtype` is the type to convert to, None for the stored one; `shard_bytes` are the most bytes of one file.
+    `dtype` is the target type, None for the stored one; `shard_bytes` is the maximum size of one file in
+    bytes.
 
     Raises:
-        UserError: the checkpoint lacks tensors, or has some that the architecture has no place for.
+        UserError: the checkpoint lacks tensors, or has tensors that the architecture does not.
     """
     expected, there = {mapping.key for mapping in tensor_mappings(model)}, reader.model_keys()
     problems = [f"{name} is not there" for name in sorted(expected - there)]

@@ -1,1 +1,1 @@
-"""Carrying out a plan: what waits for what, one process group per run, progress and state on disk."""
+"""Run a plan: dependencies between runs, one process group for each run, progress and state on disk."""

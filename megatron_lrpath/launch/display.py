@@ -1,4 +1,4 @@
-"""What the console shows while a plan is carried out: a live view on a terminal, plain lines elsewhere."""
+"""The console output of a running plan: a live view on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PLAIN_SECONDS_MOST = 600.0
 
 @dataclass(frozen=True)
 class RunLine:
-    """One run under way: the step reached, first and last step, and loss, rate and pace as text."""
+    """One active run: the current step, first and last step, and loss, rate and pace as text."""
 
     key: str
     step: int
@@ -33,7 +33,7 @@ class RunLine:
 
 @dataclass(frozen=True)
 class PlanProgress:
-    """The whole plan at one moment: steps of all runs done and in total, seconds left (None: not known)."""
+    """The progress of the whole plan: steps of all runs, done and in total, and seconds left (None: unknown)."""
 
     name: str
     done: int
@@ -43,7 +43,7 @@ class PlanProgress:
 
 
 class PlainDisplay:
-    """A line now and then, without control codes: for files, pipes and CI. Events are lines that stay."""
+    """Periodic lines without control codes, for files, pipes and CI. Events are permanent lines."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -56,7 +56,7 @@ class PlainDisplay:
         return None
 
     def event(self, text: str) -> None:
-        """Print a line, unless the output is a file on a full disk: trainings do not end for that."""
+        """Print a line; errors of a full disk are ignored, so that they do not end trainings."""
         try:
             self._console.out(text)
         except OSError as error:
@@ -64,7 +64,7 @@ class PlainDisplay:
                 raise
 
     def update(self, snapshot: PlanProgress) -> None:
-        """Show how far the plan has come now: a line, if the last one is long enough ago."""
+        """Print the progress of the plan, unless the last line is recent."""
         now = time.monotonic()
         if now < self._next:
             return
@@ -75,7 +75,7 @@ class PlainDisplay:
 
 
 class LiveDisplay(PlainDisplay):
-    """A bar for the whole plan and a line for every run that is under way, redrawn in place."""
+    """A bar for the whole plan and a line for every active run, redrawn in place."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
@@ -108,6 +108,6 @@ class LiveDisplay(PlainDisplay):
 
 
 def open_display() -> PlainDisplay:
-    """A live view where the console is a terminal, plain lines where it is not."""
+    """Return a live view if the console is a terminal, else plain lines."""
     console = Console(highlight=False)
     return LiveDisplay(console) if console.is_terminal else PlainDisplay(console)

@@ -22,7 +22,7 @@ LEAST_SECONDS = 0.01  # of a step; below it starts of kernels and messages take 
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds of a step on that many processes; `basis` says where they are from, `unit` what a process is.
+    """Seconds of a step of so many tokens on that many processes; `basis`: where they are from, `unit`: of a process.
 
     `measured` is false where they are computed for the recipe's layout.
     """
@@ -30,13 +30,14 @@ class Pace:
     seconds: float
     processes: int
     basis: str
+    tokens: float
     unit: str = "GPU"
     measured: bool = False
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Steps and tokens that are left, the steps of the longest chain of runs, and the pace if there is any."""
+    """Steps and tokens that are left, the tokens of the longest chain of runs, and the pace if there is any."""
 
     steps: int
     tokens: int
@@ -46,12 +47,14 @@ class Estimate:
     @property
     def hours(self) -> float | None:
         """Processes times hours."""
-        return None if self.pace is None else self.steps * self.pace.seconds * self.pace.processes / 3600
+        if self.pace is None:
+            return None
+        return self.tokens / self.pace.tokens * self.pace.seconds * self.pace.processes / 3600
 
     @property
     def wall(self) -> float | None:
         """Seconds until the end where every run that can run does."""
-        return None if self.pace is None else self.chain * self.pace.seconds
+        return None if self.pace is None else self.chain / self.pace.tokens * self.pace.seconds
 
     def to_dict(self) -> dict[str, Any]:
         """For `--json`; `pace` is null where neither a measurement nor a layout gives one."""
@@ -93,15 +96,17 @@ def estimate(plan: Plan, paradigms: Sequence[str]) -> Estimate:
 def estimate_of(plan: Plan, among: Sequence[Task]) -> Estimate:
     """What of these trainings of versions (parents first) is left."""
     tasks = [task for task in among if not task.complete]
-    left = {task.key: task.run.last_step - _done(task) for task in tasks}
+    done = {task.key: _done(task) for task in tasks}
+    left = {task.key: task.tokens(done[task.key], task.run.last_step) for task in tasks}
     chains: dict[str, int] = {}
     for task in tasks:  # parents before children
         before = chains.get(task.parent or "", 0)
         if task.parent in left:  # what the parent does after this run's start, this run does not wait for
-            before -= max(0, min(left[task.parent], _last(tasks, task.parent) - task.parent_step))
+            last = _last(tasks, task.parent)
+            before -= task.tokens(min(max(done[task.parent], task.parent_step), last), last)
         chains[task.key] = max(0, before) + left[task.key]
-    steps = sum(left.values())
-    return Estimate(steps, plan.tokens(steps), max(chains.values(), default=0), pace(plan))
+    steps = sum(task.run.last_step - done[task.key] for task in tasks)
+    return Estimate(steps, sum(left.values()), max(chains.values(), default=0), pace(plan))
 
 
 def pace(plan: Plan) -> Pace | None:
@@ -125,7 +130,11 @@ def pace(plan: Plan) -> Pace | None:
             count = (
                 f"one {unit}" if processes == 1 else f"{processes} {unit}{'es' if unit == 'process' else 's'}"
             )
-            return Pace(seconds, processes, f"as {task.key} was trained on {count}", unit, measured=True)
+            first, end = int(history.steps[0]) - 1, int(history.steps[-1])
+            tokens = task.tokens(first, end) / (end - first)
+            return Pace(
+                seconds, processes, f"as {task.key} was trained on {count}", tokens, unit, measured=True
+            )
     try:
         gpus = allocate(plan, None, GPUS_PER_NODE, "cuda").world_size
         seconds = seconds_per_step(plan, gpus, PEAKS[USUAL_GPU])
@@ -133,7 +142,8 @@ def pace(plan: Plan) -> Pace | None:
         return None
     if seconds < LEAST_SECONDS:
         return None
-    return Pace(seconds, gpus, f"on {gpus} {USUAL_GPU} at {MFU:.0%} of their peak; nothing is measured yet")
+    basis = f"on {gpus} {USUAL_GPU} at {MFU:.0%} of their peak; nothing is measured yet"
+    return Pace(seconds, gpus, basis, plan.batch.tokens)
 
 
 def _done(task: Task) -> int:

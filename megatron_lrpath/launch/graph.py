@@ -1,4 +1,4 @@
-"""Which run goes next, and how long the whole takes: pure functions over tasks and how far each has come."""
+"""Choose the next run and predict the total time: pure functions of tasks and their progress."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from megatron_lrpath.runs.tasks import Task
 
 @dataclass(frozen=True)
 class Advance:
-    """How far a task has come: `step` reached, whether it is complete, whether a process is at it now.
+    """The progress of a task: the current `step`, whether it is complete, whether a process trains it now.
 
-    `startup` is what is left (seconds) of the time before its process trains; `seconds` what a step takes.
+    `startup` is the remaining time (seconds) until its process trains; `seconds` is the time of a step.
     """
 
     step: float
@@ -22,12 +22,12 @@ class Advance:
     seconds: float = 1.0
 
     def seconds_to(self, marks: Sequence[int]) -> float:
-        """Seconds until a running task reaches the next of `marks`."""
+        """Return the seconds until a running task reaches the next of `marks`."""
         target = min((mark for mark in marks if mark > self.step), default=self.step)
         return self.startup + (target - self.step) * max(self.seconds, 1e-9)
 
     def after(self, stretch: float, last_step: int) -> Advance:
-        """The state after `stretch` seconds of running; complete at `last_step` (to rounding)."""
+        """Return the progress after `stretch` seconds; complete at `last_step` (up to rounding)."""
         step = self.step + max(0.0, stretch - self.startup) / max(self.seconds, 1e-9)
         if abs(step - round(step)) < 1e-6:
             step = float(round(step))
@@ -36,7 +36,7 @@ class Advance:
 
 
 def chains(tasks: Sequence[Task], advances: Mapping[str, Advance]) -> dict[str, float]:
-    """For every task the steps from now to the end of the longest chain of runs that hangs on it."""
+    """Return for every task the steps to the end of the longest chain of runs that depend on it."""
     lengths: dict[str, float] = {}
     for task in reversed(tasks):  # children come after their parents, so theirs are known and passed up
         now = advances[task.key]
@@ -52,10 +52,10 @@ def chains(tasks: Sequence[Task], advances: Mapping[str, Advance]) -> dict[str, 
 def next_task(
     tasks: Sequence[Task], advances: Mapping[str, Advance], available: Callable[[Task], bool]
 ) -> Task | None:
-    """The startable task with the longest chain behind it, None where none can start.
+    """Return the startable task with the longest chain of dependent runs; None if no task can start.
 
-    `available(task)` says whether the checkpoint that the task starts from is there; a task without a parent
-    always can.
+    `available(task)` returns whether the checkpoint that the task starts from exists; a task without a
+    parent can always start.
     """
     lengths = chains(tasks, advances)
     idle = [task for task in tasks if not advances[task.key].done and not advances[task.key].running]
@@ -64,17 +64,17 @@ def next_task(
 
 
 def seconds_left(tasks: Sequence[Task], advances: Mapping[str, Advance], jobs: int) -> float:
-    """The time until every task is complete with `jobs` side by side."""
+    """Return the time until every task is complete with `jobs` concurrent runs."""
     return play(tasks, advances, jobs)[0]
 
 
 def width(tasks: Sequence[Task]) -> int:
-    """How many of the tasks can go side by side at most, when all begin at nothing."""
+    """Return the maximum number of concurrent tasks if all of them start from the beginning."""
     return play(tasks, {task.key: Advance(task.run.first_step) for task in tasks}, len(tasks))[1]
 
 
 def play(tasks: Sequence[Task], advances: Mapping[str, Advance], jobs: int) -> tuple[float, int]:
-    """Play the schedule through: the seconds that it takes, and the most tasks that ran at the same time."""
+    """Simulate the schedule: return its time in seconds, and the maximum number of concurrent tasks."""
     state = dict(advances)
     ends = {task.key: task.run.last_step for task in tasks}
     # the steps at which a run is complete or one of its children may start

@@ -12,7 +12,7 @@ from typing import Any
 from megatron_lrpath.devices import PEAKS
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.launch.memory import GIB, GPU_SIZES, Memory, arguments_of, predict, sizes_of
-from megatron_lrpath.launch.resources import given_options
+from megatron_lrpath.launch.resources import given_options, sizes_to_divide
 from megatron_lrpath.models import parameter_count, resolve_model
 from megatron_lrpath.paradigms import OURS
 from megatron_lrpath.plan import PARADIGMS, Plan, load_plan
@@ -45,15 +45,16 @@ class Layout:
 # THE place where the layouts stand. All of them shard the optimizer over the data-parallel ranks and overlap its
 # communication with the computation; tensor parallelism stays within a node and brings sequence parallelism.
 # The micro batch is the largest to try, `tensor` the least: `fitted` chooses by the GPU's memory, as predicted. For 512
-# samples of 2,048 tokens a step; `python -m megatron_lrpath.launch.layouts` prints memory and time of each.
+# samples of 2,048 tokens a step. 8 samples keep the logits of a micro batch (100,000 tokens of vocabulary) below 2**31
+# numbers, beyond which not every kernel can index. `python -m megatron_lrpath.launch.layouts` prints memory and time.
 LAYOUTS: dict[str, Layout] = {
     "203m": Layout(1, 8, why="data parallel; 64 samples a GPU and step keep it busy"),
     "406m": Layout(1, 8, why="data parallel"),
     "608m": Layout(2, 8, why="data parallel"),
-    "1.2b": Layout(4, 4, why="data parallel; a smaller micro batch for wider layers"),
-    "2.1b": Layout(4, 4, why="data parallel where the GPU holds 48 layers"),
-    "3.1b": Layout(8, 4, why="data parallel where the GPU holds it"),
-    "qwen-1.2b": Layout(4, 4, why="as 1.2b"),
+    "1.2b": Layout(4, 8, why="data parallel"),
+    "2.1b": Layout(4, 8, why="data parallel where the GPU holds 48 layers"),
+    "3.1b": Layout(8, 8, why="data parallel where the GPU holds it"),
+    "qwen-1.2b": Layout(4, 8, why="as 1.2b"),
 }
 
 _SIZES = {
@@ -100,13 +101,19 @@ def layout_of(plan: Plan, extra: Sequence[str] = ()) -> Layout:
 
 
 def fitted(
-    plan: Plan, layout: Layout, world: int, per_node: int, gigabytes: int, extra: Sequence[str]
+    plan: Plan,
+    layout: Layout,
+    world: int,
+    per_node: int,
+    gigabytes: int,
+    extra: Sequence[str],
+    left: Sequence[int] = (),
 ) -> Layout:
     """The first layout that GPUs of so many GiB hold, as predicted: as little tensor parallelism, then as large a micro
     batch as fit. What plan and command line say stays; the layout itself where nothing fits, or no recipe is meant.
     """
     given = arguments_of(plan, extra)
-    if plan.model.recipe not in LAYOUTS or _misfit(plan, layout, world):
+    if plan.model.recipe not in LAYOUTS or _misfit(plan, layout, world, left):
         return layout
     heads = int(given["num_attention_heads"])
     within_a_node = [size for size in (1, 2, 4, 8) if size <= per_node and heads % size == 0]
@@ -115,7 +122,7 @@ def fitted(
         micro = layout.micro_batch_size
         while micro >= least:
             one = replace(layout, tensor=tensor, micro_batch_size=micro)
-            if not _misfit(plan, one, world) and _fits(plan, one, world, gigabytes, extra):
+            if not _misfit(plan, one, world, left) and _fits(plan, one, world, gigabytes, extra):
                 return one
             micro //= 2
     return layout
@@ -125,7 +132,7 @@ def _fits(plan: Plan, layout: Layout, world: int, gigabytes: int, extra: Sequenc
     vocabulary = plan.tokenizer.vocab_size or VOCABULARY
     try:
         return predicted(plan, layout, world, vocabulary, extra).fits(gigabytes * GIB)
-    except UserError:  # a model whose parameters nobody can count
+    except UserError:  # a model whose parameters cannot be counted
         return True
 
 
@@ -133,7 +140,7 @@ def predicted(plan: Plan, layout: Layout, world: int, vocabulary: int, extra: Se
     """The memory of a GPU under a layout.
 
     Raises:
-        UserError: a model whose parameters nobody can count.
+        UserError: a model whose parameters cannot be counted.
     """
     arguments = (*_arguments(plan, layout, extra), *extra)
     return predict(plan, sizes_of(plan, world, arguments), vocabulary, arguments)
@@ -146,26 +153,28 @@ def allocate(
     device: str,
     extra: Sequence[str] = (),
     gigabytes: int = USUAL_GIGABYTES,
+    left: Sequence[int] = (),
 ) -> Allocation:
     """The training job's processes and layout for GPUs of so many GiB; `nodes` None takes the layout's.
 
     Raises UserError, before anything starts, where the GPUs do not divide into copies of the model, or the
-    plan's batch not into the copies. The batch is never changed to fit.
+    plan's batches (those `left` to train with, where not all do) not into the copies. No batch is changed to fit.
     """
     layout = layout_of(plan, extra)
     nodes = layout.nodes if nodes is None else nodes
     if device == "cuda":
-        layout = fitted(plan, layout, nodes * per_node, per_node, gigabytes, extra)
+        layout = fitted(plan, layout, nodes * per_node, per_node, gigabytes, extra, left)
     _check_model(plan, layout)
-    if why := _misfit(plan, layout, nodes * per_node):
+    if why := _misfit(plan, layout, nodes * per_node, left):
         most = max(64, 2 * nodes)
-        fitting = [count for count in range(1, most + 1) if not _misfit(plan, layout, count * per_node)]
+        fitting = [count for count in range(1, most + 1) if not _misfit(plan, layout, count * per_node, left)]
         counts = ", ".join(map(str, fitting[:12])) or f"none with {per_node} a node"
         raise UserError(
             f"{nodes} nodes with {per_node} processes each do not fit: {why}. Numbers of nodes that do: {counts}"
         )
     # the largest micro batch up to the layout's that divides what a copy of the model gets of a batch
-    share = plan.batch.global_batch_size * layout.model_parallel // (nodes * per_node)
+    copies = nodes * per_node // layout.model_parallel
+    share = math.gcd(*sizes_to_divide(plan, copies, left)) // copies
     most = layout.micro_batch_size
     micro = max(size for size in range(1, min(most, share) + 1) if share % size == 0)
     if "micro_batch_size" in given_options(extra) and micro != most:
@@ -187,15 +196,16 @@ def allocate_evaluation(
     return allocate(plan, nodes, per_node, device, extra, gigabytes)
 
 
-def _misfit(plan: Plan, layout: Layout, world: int) -> str | None:
-    """Why `world` processes cannot carry out the plan's steps under this layout."""
+def _misfit(plan: Plan, layout: Layout, world: int, left: Sequence[int] = ()) -> str | None:
+    """Why `world` processes cannot carry out the plan's steps under this layout; `left`: the batch sizes to come."""
     if world % layout.model_parallel:
         return (
             f"{world} processes are no multiple of the {layout.model_parallel} that hold a copy of the model"
         )
     copies = world // layout.model_parallel
-    if plan.batch.global_batch_size % copies:
-        return f"the batch of {plan.batch.global_batch_size} samples does not divide by {copies} model copies"
+    for size in sizes_to_divide(plan, copies, left):
+        if size % copies:
+            return f"the batch of {size} samples does not divide by {copies} model copies"
     return None
 
 

@@ -18,7 +18,14 @@ from megatron_lrpath.launch import warm
 from megatron_lrpath.launch.display import PlainDisplay, open_display
 from megatron_lrpath.launch.graph import width
 from megatron_lrpath.launch.process import only_one
-from megatron_lrpath.launch.resources import Share, check_fine_tuning, cores, micro_batch_arguments, share_out
+from megatron_lrpath.launch.resources import (
+    Share,
+    check_fine_tuning,
+    cores,
+    micro_batch_arguments,
+    share_out,
+    sizes_left,
+)
 from megatron_lrpath.launch.runner import GRACE_SECONDS, RunFailedError, Runner, Starter, start_cold
 from megatron_lrpath.launch.torchrun import Ranks, training
 from megatron_lrpath.paradigms import SFT
@@ -90,7 +97,8 @@ def carry_out(
     # the whole choice counts, not what is left of it: a second call shares the machine in the same way
     share = share_out(plan, width(tasks), options.device, options.nproc, options.jobs, options.extra)
     options = replace(
-        options, extra=(*options.extra, *micro_batch_arguments(plan, share.nproc, options.extra))
+        options,
+        extra=(*options.extra, *micro_batch_arguments(plan, share.nproc, options.extra, sizes_left(tasks))),
     )
     check_fine_tuning(plan, share.nproc, options.extra)
 
@@ -114,13 +122,13 @@ def alone(output: Path, work: Callable[[], int]) -> int:
     Raises `UserError` when another `lrpath run` is at work there.
     """
     try:
-        with only_one(output, "is carrying out a plan there; wait for it or end it"), signals_raise():
+        with only_one(output, "is running a plan there; wait for it or end it"), signals_raise():
             return work()
     except RunFailedError as error:
         say_error(error)
         return 1
     except KeyboardInterrupt as error:
-        say("lrpath: stopped; call the same command again to go on")
+        say("lrpath: stopped; call the same command again to continue")
         return 128 + (error.number if isinstance(error, Ended) else signal.SIGINT)
 
 

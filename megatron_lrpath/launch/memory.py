@@ -1,8 +1,8 @@
-"""The memory that a training takes of a GPU and of its node's host, predicted from the model and the layout.
+"""Predict the memory of a training on a GPU and on its node's host, from the model and the layout.
 
-Nothing here was measured on a GPU. State and activations are Megatron's own formulas
-(`megatron.training.theoretical_memory_usage`, which would take seconds to import; a test compares them), and what
-those leave out stands beside them.
+No figure here was measured on a GPU. State and activations follow Megatron's own formulas
+(`megatron.training.theoretical_memory_usage`, whose import would take seconds; a test compares them). The
+parts that those formulas omit are added.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ GPU_SIZES = (40, 80, 141)  # GiB that A100, H100 and H200 have, by their makers'
 USABLE = 0.9  # of a GPU: fragments and what the driver keeps are the rest
 LIBRARIES = 2 * GIB  # CUDA's context, NCCL's and cuBLAS' buffers: assumed
 OPTIMIZER_BYTES = 12  # fp32 weights and two moments, in a checkpoint
-STEP_BYTES = 4  # what torch's Adam takes beside them for a moment, while the activations are not there
+STEP_BYTES = 4  # of a parameter: temporary memory of torch's Adam, when the activations are freed
 VOCABULARY_UNIT = 128  # to which the vocabulary is padded
 PARALLEL = ("tensor_model", "pipeline_model", "context")
 WHOLE_STATE = ("use_precision_aware_optimizer", "distrib_optim_fully_reshardable_mem_efficient")
@@ -28,9 +28,9 @@ WHOLE_STATE = ("use_precision_aware_optimizer", "distrib_optim_fully_reshardable
 
 @dataclass(frozen=True)
 class Sizes:
-    """How a model is shared out: tensor, pipeline, context and data-parallel ranks, samples of a micro batch.
+    """How a model is sharded: tensor, pipeline, context and data-parallel ranks, samples of a micro batch.
 
-    `sequence` is sequence parallelism, without which tensor-parallel ranks keep some activations whole.
+    `sequence` is sequence parallelism; without it, tensor-parallel ranks do not shard some activations.
     """
 
     micro_batch_size: int
@@ -43,13 +43,13 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of the fullest GPU.
+    """The memory of the GPU with the largest demand, in bytes.
 
     Attributes:
-        state: weights, gradients, optimizer.
-        activations: what the backward pass needs, by Megatron's formula.
-        left_out: the gate of SwiGLU, the logits beside their fp32 copy, libraries; or what the optimizer's step
-            takes for a moment, where that is more than the activations and logits that are gone by then.
+        state: weights, gradients, optimizer state.
+        activations: the tensors kept for the backward pass, by Megatron's formula.
+        left_out: the gate of SwiGLU, the logits next to their fp32 copy, libraries; or the temporary memory of the
+            optimizer step, if that exceeds the activations and logits that are freed by then.
     """
 
     state: float
@@ -58,22 +58,24 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """All three."""
+        """The total."""
         return self.state + self.activations + self.left_out
 
     def fits(self, size: float) -> bool:
-        """Whether a GPU of `size` bytes is enough."""
+        """Return whether it fits in a GPU of `size` bytes."""
         return self.total <= USABLE * size
 
 
 def arguments_of(plan: Plan, extra: Sequence[str] = ()) -> dict[str, Any]:
-    """Megatron's arguments as far as the plan and then the command line (`extra`) give them; names with underscores."""
+    """Return Megatron's arguments in the plan, overridden by the command line (`extra`); names with
+    underscores.
+    """
     given = {**resolve_model(plan.model), **plan.megatron}
     return {name.replace("-", "_"): value for name, value in given.items()} | given_options(extra)
 
 
 def sizes_of(plan: Plan, world: int, extra: Sequence[str] = ()) -> Sizes:
-    """How `world` processes with these arguments share out the plan's model."""
+    """Return how `world` processes with these arguments shard the plan's model."""
     given = arguments_of(plan, extra)
     tensor, pipeline, context = (int(given.get(f"{name}_parallel_size") or 1) for name in PARALLEL)
     micro = int(given.get("micro_batch_size") or plan.batch.micro_batch_size)
@@ -82,10 +84,11 @@ def sizes_of(plan: Plan, world: int, extra: Sequence[str] = ()) -> Sizes:
 
 
 def predict(plan: Plan, sizes: Sizes, vocabulary: int, extra: Sequence[str] = ()) -> Memory:
-    """Of the fullest GPU; `extra` are Megatron arguments beside the plan's, of which recomputation matters.
+    """Predict the memory of the GPU with the largest demand; `extra` are further Megatron arguments, such as
+    recomputation.
 
     Raises:
-        UserError: a model whose parameters nobody can count (experts, latent attention).
+        UserError: the parameters of this model cannot be counted (experts, latent attention).
     """
     given = arguments_of(plan, extra)
     vocabulary = padded(vocabulary)
@@ -106,11 +109,12 @@ def predict(plan: Plan, sizes: Sizes, vocabulary: int, extra: Sequence[str] = ()
 
 
 def layers_hold(plan: Plan, given: Mapping[str, Any], sizes: Sizes) -> tuple[float, float]:
-    """Bytes of activations that all layers keep, by Megatron's formula, and of SwiGLU's gates, which it leaves out.
+    """Return the bytes of the activations of all layers by Megatron's formula, and of SwiGLU's gates, which
+    it omits.
 
-    Korthikanti et al., arXiv 2205.05198, with an attention that keeps no square: of the 18 h and 4 FFN widths of a
-    token, tensor-parallel ranks without sequence parallelism keep 10 h whole. Recomputed layers keep their inputs, and
-    one of them is computed anew at a time.
+    Korthikanti et al., arXiv 2205.05198, with an attention that does not store the square matrix: of the
+    18 h and 4 FFN widths of a token, tensor-parallel ranks without sequence parallelism keep 10 h
+    unsharded. Recomputed layers keep their inputs, and one of them is recomputed at a time.
     """
     hidden, layers = int(given["hidden_size"]), int(given["num_layers"])
     width = int(given.get("ffn_hidden_size") or 4 * hidden)
@@ -125,7 +129,7 @@ def layers_hold(plan: Plan, given: Mapping[str, Any], sizes: Sizes) -> tuple[flo
 
 
 def parameters_of_fullest(model: Mapping[str, Any], sizes: Sizes, vocabulary: int) -> float:
-    """Parameters on the first pipeline stage's GPUs, or the only one's."""
+    """Return the parameters on the GPUs of the first pipeline stage, or of the only stage."""
     table = vocabulary * int(model["hidden_size"])
     tables = 2 if model.get("untie_embeddings_and_output_weights") else 1
     inner = parameter_count(dict(model), vocabulary) - tables * table
@@ -133,11 +137,11 @@ def parameters_of_fullest(model: Mapping[str, Any], sizes: Sizes, vocabulary: in
 
 
 def host_bytes(plan: Plan, processes: int, world: int, vocabulary: int, extra: Sequence[str] = ()) -> float:
-    """Host memory that the `processes` of one node take for a save or a load, whichever is more.
+    """Return the host memory that the `processes` of one node need for a save or a load, whichever is larger.
 
-    A save copies what it writes to the host: weights and optimizer state, shared out among the ranks. A load reads the
-    whole state of each parameter of which a rank holds a part, so that the two tables are read by several. Optimizers
-    that Megatron saves in its own way hold the whole state on every rank.
+    A save copies weights and optimizer state to the host, sharded over the ranks. A load reads the whole
+    state of each parameter of which a rank holds a part, so that several ranks read the embedding tables.
+    Optimizers with their own format of saves hold the whole state on every rank.
     """
     model = arguments_of(plan, extra)
     vocabulary = padded(vocabulary)
@@ -153,10 +157,10 @@ def host_bytes(plan: Plan, processes: int, world: int, vocabulary: int, extra: S
 
 
 def is_small(model: Mapping[str, Any]) -> bool:
-    """Whether it trains in bf16 or fp16."""
+    """Return whether the training uses bf16 or fp16."""
     return bool(model.get("bf16") or model.get("fp16"))
 
 
 def padded(vocabulary: int) -> int:
-    """The vocabulary as it is padded at every number of tensor-parallel ranks."""
+    """Return the vocabulary size padded for any number of tensor-parallel ranks."""
     return -(-vocabulary // VOCABULARY_UNIT) * VOCABULARY_UNIT

@@ -1,6 +1,6 @@
-"""Checks an allocation before a training starts on it: GPUs, network, shared folders, memory, disk, versions.
+"""Check an allocation before a training starts on it: GPUs, network, shared folders, memory, disk, versions.
 
-Every rank runs it, under the launcher that the training gets; rank 0 writes what was found and what is wrong.
+Every rank runs it, under the launcher of the training; rank 0 writes the observations and the problems.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ MEBIBYTES = {"cuda": 256, "cpu": 1}  # what the all-reduce is timed with
 
 @dataclass(frozen=True)
 class Facts:
-    """What one rank sees: `files` of the shared folders, `versions` of packages and libraries, memory in bytes.
+    """The observations of one rank: `files` of the shared folders, `versions` of packages and libraries,
+    memory in bytes.
 
-    `gpu_bytes` are those of its GPU, 0 on a CPU.
+    `gpu_bytes` is the memory of its GPU, 0 on a CPU.
     """
 
     rank: int
@@ -52,13 +53,15 @@ class Facts:
 
 
 def main(argv: list[str]) -> int:
-    """Check and report; 0 where all is well, 1 with the reasons on rank 0's output and as a failure otherwise."""
+    """Check and report; return 0 without problems, else 1, with the reasons on rank 0's output and in a
+    failure file.
+    """
     parser = argparse.ArgumentParser(prog="preflight")
     parser.add_argument("--device", choices=("cpu", "cuda"), required=True)
     parser.add_argument("--needed", type=int, default=0, help="bytes of disk for the checkpoints to come")
     parser.add_argument("--plan", type=Path, help="of the training, whose memory is predicted")
     parser.add_argument(
-        "--arguments", type=json.loads, default=[], help="Megatron's beside the plan's, as JSON"
+        "--arguments", type=json.loads, default=[], help="Megatron's in addition to the plan's, as JSON"
     )
     parser.add_argument("--write", type=Path, required=True, help="JSON file for what was found")
     parser.add_argument("folders", type=Path, nargs="+", help="shared folders; the last is written to")
@@ -76,7 +79,7 @@ def check(args: argparse.Namespace) -> None:
     """Check the allocation together with the other ranks.
 
     Raises:
-        TrainingStoppedError: something is wrong, on rank 0; the text names all of it. Or no GPU is visible here.
+        TrainingStoppedError: there is a problem (on rank 0; the text has all problems), or this rank sees no GPU.
     """
     # Here and below: only the checks themselves need torch, which takes seconds to import.
     import torch.distributed as dist
@@ -106,7 +109,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def bound(device: str) -> dict[str, Any]:
-    """The GPU of this rank, bound to its process group."""
+    """Return the GPU of this rank, bound to its process group."""
     import torch
 
     if device == "cpu":
@@ -121,7 +124,7 @@ def bound(device: str) -> dict[str, Any]:
 
 
 def share_token(folder: Path, rank: int) -> str:
-    """The name of a new file that rank 0 writes into `folder`."""
+    """Return the name of a new file that rank 0 writes into `folder`."""
     import torch.distributed as dist
 
     name = [f".preflight-{uuid.uuid4().hex}"]
@@ -134,7 +137,7 @@ def share_token(folder: Path, rank: int) -> str:
 
 
 def facts(folders: Sequence[Path], device: str, token: Path) -> Facts:
-    """What this rank sees."""
+    """Return the observations of this rank."""
     import torch
 
     versions = package_versions() | {"cuda": str(torch.version.cuda)}
@@ -154,7 +157,7 @@ def facts(folders: Sequence[Path], device: str, token: Path) -> Facts:
 
 
 def listing(folder: Path) -> list[str] | None:
-    """Names and sizes of the files in a folder, None where it is not there."""
+    """Return names and sizes of the files in a folder; None if it does not exist."""
     try:
         entries = sorted(
             entry for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith(".")
@@ -165,9 +168,10 @@ def listing(folder: Path) -> list[str] | None:
 
 
 def all_reduce(device: str) -> tuple[float, float]:
-    """(sum of rank+1 over all ranks, bytes a second and rank through the network in both directions).
+    """Return the sum of rank+1 over all ranks, and the bytes per second and rank through the network in both
+    directions.
 
-    The second is the bus bandwidth as NVIDIA's nccl-tests define it: 2(n−1)/n of the data for n ranks.
+    The second is the bus bandwidth as defined by NVIDIA's nccl-tests: 2(n−1)/n of the data for n ranks.
     """
     import torch
     import torch.distributed as dist
@@ -188,7 +192,7 @@ def all_reduce(device: str) -> tuple[float, float]:
 
 
 def find_problems(ranks: Sequence[Facts], device: str) -> list[str]:
-    """What is wrong, in sentences, by comparing all ranks with rank 0."""
+    """Compare all ranks with rank 0; return the problems as sentences."""
     first, problems = ranks[0], []
     for one in {other.host: other for other in ranks}.values():
         if device == "cuda" and len(one.gpus) not in (1, one.local_ranks) and len(one.gpus) < one.local_ranks:
@@ -210,7 +214,7 @@ def find_problems(ranks: Sequence[Facts], device: str) -> list[str]:
 
 
 def disk_problem(folder: Path, needed: int) -> list[str]:
-    """A sentence where there is less free disk than `needed` bytes."""
+    """Return a sentence if the free disk space is less than `needed` bytes."""
     free = shutil.disk_usage(folder).free
     if free >= needed:
         return []
@@ -219,14 +223,16 @@ def disk_problem(folder: Path, needed: int) -> list[str]:
 
 
 def memory_problems(plan: Plan, arguments: Sequence[str], ranks: Sequence[Facts]) -> list[str]:
-    """What cannot fit, as predicted: weights, gradients and optimizer in a GPU; a save in a node's memory.
+    """Return predicted problems of memory: weights, gradients and optimizer on a GPU; a save on a node's
+    host.
 
-    Activations that may not fit are printed: the prediction is not that exact.
+    If only the activations might not fit, a message is printed, because the prediction is not that
+    precise.
     """
     vocabulary = plan.tokenizer.vocab_size or USUAL_VOCABULARY
     try:
         one = predict(plan, sizes_of(plan, len(ranks), arguments), vocabulary, arguments)
-    except UserError:  # a model whose parameters nobody can count
+    except UserError:  # a model whose parameters cannot be counted
         return []
     least = min(ranks, key=lambda rank: rank.gpu_bytes)
     problems = []
@@ -248,7 +254,7 @@ def memory_problems(plan: Plan, arguments: Sequence[str], ranks: Sequence[Facts]
 
 
 def write_report(path: Path, ranks: Sequence[Facts], problems: Sequence[str], speed: float) -> None:
-    """What was found, a line for people and a file for the record."""
+    """Write the observations: a line on the console and a file as a record."""
     hosts = {one.host: {"gpus": one.gpus, "processes": one.local_ranks} for one in ranks}
     row = {
         "hosts": hosts,

@@ -1,4 +1,4 @@
-"""Preload of a fork server: importing this module imports, once, what every process on the CPU needs (seconds each)."""
+"""The preload module of a fork server: its import loads what every CPU process needs (seconds each), once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from megatron_lrpath.training import device
 
 
 def import_everything() -> None:
-    """Import what a training, an evaluation and their seams need. No name of Megatron's is replaced yet."""
+    """Import the modules of a training, an evaluation and their seams. No name of Megatron is replaced yet."""
     device.activate("cpu")
     # The device must precede Megatron's import, and so all that follow.
     import megatron.core.tokenizers.text.libraries.huggingface_tokenizer
@@ -33,7 +33,7 @@ def import_everything() -> None:
 
 
 def modified(path: str) -> int | None:
-    """When a file was modified, in ns; None where there is no such file."""
+    """Return the modification time of a file in ns; None if there is no such file."""
     try:
         return os.stat(path).st_mtime_ns
     except OSError:
@@ -41,7 +41,7 @@ def modified(path: str) -> int | None:
 
 
 def sources() -> dict[str, int | None]:
-    """The files of all modules that are imported, and when each was modified."""
+    """Return the files of all imported modules with their modification times."""
     names = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
     return {name: modified(name) for name in names if name}
 

@@ -1,10 +1,11 @@
-"""One run as processes: its command under a supervisor, its output in a log file, the run's folder locked.
+"""A run as processes: its command under a supervisor, its output in a log file, the run's folder locked.
 
-torchrun puts every worker into a session of its own, so that a signal to its process group does not reach
-them, and a killed torchrun leaves them behind. The supervisor (`python -m` this module) stands between the
-runner and the run and is their reaper (Linux: `PR_SET_CHILD_SUBREAPER`): whatever of the run loses its parent
-becomes a child of it. It asks the kernel for a SIGTERM when its own parent dies (`PR_SET_PDEATHSIG`), and asks
-the same for torchrun. SIGTERM ends the run with a grace period, SIGINT at once.
+torchrun starts every worker in a new session, so that a signal to its process group does not reach the
+workers, and a killed torchrun leaves them running. The supervisor (`python -m` this module) is between the
+runner and the run and is the subreaper of the run (Linux: `PR_SET_CHILD_SUBREAPER`): orphaned processes of
+the run become its children. It asks the kernel for a SIGTERM when its own parent dies
+(`PR_SET_PDEATHSIG`), and does the same for torchrun. SIGTERM ends the run with a grace period, SIGINT
+immediately.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ LEFTOVER_SECONDS = 5.0  # what a run that has ended may still take to clean up
 
 @contextmanager
 def only_one(folder: Path, doing: str, patience: float = 1.0, without_locks: bool = False) -> Iterator[None]:
-    """Hold the lock of `folder`. Raises `UserError`, which says what the other process is `doing`, if it is held.
+    """Hold the lock of `folder`. Raises `UserError`, with what the other process is `doing`, if it is held.
 
-    `without_locks`: go on, too, on a file system that has no locks.
+    `without_locks`: continue on a file system without locks, too.
     """
     lock = None
     try:
@@ -64,9 +65,9 @@ def supervised(
     log: Path | None = None,
     descriptors: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
-    """Start `command` under a supervisor that ends it, and all that it started, when this process is gone.
+    """Start `command` under a supervisor that ends it, with all its processes, when this process ends.
 
-    To be called from the main thread: the kernel's signal comes when the thread that started a process ends.
+    Call it from the main thread: the kernel sends its signal when the thread that started a process ends.
     """
     return subprocess.Popen(
         supervisor_command(command, os.getpid(), grace, log, descriptors),
@@ -81,7 +82,7 @@ def supervised(
 def supervisor_command(
     command: Sequence[str], parent: int, grace: float, log: Path | None, descriptors: Sequence[int]
 ) -> list[str]:
-    """The command of a supervisor whose parent is the process `parent`."""
+    """Return the command of a supervisor whose parent is the process `parent`."""
     options = ["--parent", str(parent), "--grace", str(grace)]
     options += ["--log", str(log)] if log else []
     options += [option for descriptor in descriptors for option in ("--pass-fd", str(descriptor))]
@@ -89,25 +90,25 @@ def supervisor_command(
 
 
 class Process(Protocol):
-    """A supervisor that was started, as its runner sees it."""
+    """A started supervisor, as seen by its runner."""
 
     def poll(self) -> int | None:
-        """The exit status, -n for signal n, None while it runs."""
+        """Return the exit status, -n for signal n, None while it runs."""
 
     def send_signal(self, number: int, /) -> None:
         """Send a signal, unless it has ended."""
 
     def wait(self) -> int | None:
-        """Wait for the end; the exit status."""
+        """Wait for the end; return the exit status."""
 
     def terminate(self) -> None:
         """Send SIGTERM, unless it has ended."""
 
 
 def stop_all(processes: Sequence[Process], grace: float) -> None:
-    """End supervised runs, all at the same time; those that still run after the grace period are killed.
+    """End supervised runs concurrently; kill those that still run after the grace period.
 
-    A second Ctrl-C kills them at once.
+    A second Ctrl-C kills them immediately.
     """
     for process in processes:
         process.terminate()
@@ -122,7 +123,7 @@ def stop_all(processes: Sequence[Process], grace: float) -> None:
 
 
 def new_log(folder: Path) -> Path:
-    """A log file that is not there yet: `logs/<date>-<time>.log` in the run's folder."""
+    """Return the name of a new log file: `logs/<date>-<time>.log` in the run's folder."""
     logs = RunFolder(folder).logs
     logs.mkdir(parents=True, exist_ok=True)
     stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -140,7 +141,7 @@ def _wait_for_all(processes: Sequence[Process], seconds: float) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Supervise a command; its exit status, 128+n for signal n."""
+    """Supervise a command; return its exit status, 128+n for signal n."""
     parser = argparse.ArgumentParser(prog="python -m megatron_lrpath.launch.process")
     parser.add_argument("--parent", type=int, required=True, help="process id of the runner")
     parser.add_argument("--grace", type=float, required=True, help="seconds between SIGTERM and SIGKILL")
@@ -156,9 +157,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def supervise(parent: int, grace: float, begin: Callable[[], list[int]]) -> int:
-    """Be the supervisor of the processes that `begin` starts, one a rank, until they have ended or are ended here.
+    """Supervise the processes that `begin` starts, one for each rank, until they have ended or are ended
+    here.
 
-    How they ended by themselves is written as a failure, where they have left none of their own.
+    If they end without a failure file of their own, the supervisor writes one.
 
     Args:
         parent: the process whose end ends them.
@@ -166,7 +168,7 @@ def supervise(parent: int, grace: float, begin: Callable[[], list[int]]) -> int:
         begin: starts them as children of this process and returns their ids.
 
     Returns:
-        0 where all have ended well, else the exit status of the one that failed first, 128+n for signal n.
+        0 if all have succeeded, else the exit status of the first that failed, 128+n for signal n.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
@@ -186,9 +188,10 @@ def supervise(parent: int, grace: float, begin: Callable[[], list[int]]) -> int:
 
 
 def first_failure(statuses: Mapping[int, int]) -> int:
-    """The process that was killed by a signal, else the first that failed, by statuses in the order of the ends.
+    """Return the process that a signal killed, else the first that failed, from statuses in the order of the
+    ends.
 
-    Those that may have been asked to end count only where no other has failed, those that ended well last of all.
+    Processes that may have been asked to end count only if no other has failed; successful ones come last.
     """
 
     def rank(pid: int) -> int:
@@ -199,7 +202,9 @@ def first_failure(statuses: Mapping[int, int]) -> int:
 
 
 def die_with_parent(parent: int) -> None:
-    """In a child of a supervisor: unblock the signals, and be sent SIGTERM when the supervisor `parent` dies."""
+    """Set up a child of a supervisor: unblock the signals, and request a SIGTERM when the supervisor `parent`
+    dies.
+    """
     signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
     prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
@@ -207,7 +212,7 @@ def die_with_parent(parent: int) -> None:
 
 
 def start(command: Sequence[str], log: Path | None, descriptors: Sequence[int]) -> subprocess.Popen[bytes]:
-    """Start `command` with the signals unblocked and a SIGTERM due when this process dies."""
+    """Start `command` with the signals unblocked and a SIGTERM at the end of this process."""
     parent = os.getpid()
     with log.open("ab") if log else nullcontext() as output:
         return subprocess.Popen(
@@ -221,10 +226,10 @@ def start(command: Sequence[str], log: Path | None, descriptors: Sequence[int]) 
 
 
 def wait(pids: Sequence[int], grace: float) -> tuple[dict[int, int], bool]:
-    """Wait for the processes, and end them on SIGTERM, SIGHUP or SIGINT, or when one of them fails.
+    """Wait for the processes; end them on SIGTERM, SIGHUP or SIGINT, or when one of them fails.
 
     Returns:
-        Their statuses (-n: killed by signal n) in the order in which they ended; whether a signal asked for it.
+        Their statuses (-n: killed by signal n) in the order in which they ended; whether a signal requested the end.
     """
     statuses: dict[int, int] = {}
     deadline: float | None = None
@@ -251,14 +256,14 @@ def wait(pids: Sequence[int], grace: float) -> tuple[dict[int, int], bool]:
 
 
 def terminate(pids: Sequence[int], grace: float) -> float:
-    """Send SIGTERM (which torchrun hands on to its workers); the time at which their grace ends."""
+    """Send SIGTERM (which torchrun forwards to its workers); return the end of the grace period."""
     for pid in pids:
         os.kill(pid, signal.SIGTERM)
     return time.monotonic() + grace
 
 
 def reap(pids: Sequence[int]) -> dict[int, int]:
-    """Collect every child that has ended; the exit statuses (-n: killed by signal n) of those in `pids`."""
+    """Reap every child that has ended; return the exit statuses (-n: killed by signal n) of those in `pids`."""
     found: dict[int, int] = {}
     while True:
         try:
@@ -272,7 +277,7 @@ def reap(pids: Sequence[int]) -> dict[int, int]:
 
 
 def end_leftovers(seconds: float) -> None:
-    """End what the command left behind: SIGTERM, and SIGKILL after `seconds`."""
+    """End the remaining processes of the command: SIGTERM, and SIGKILL after `seconds`."""
     deadline = time.monotonic() + seconds
     kill_all(signal.SIGTERM)
     while psutil.Process().children():
@@ -290,7 +295,9 @@ def kill_all(number: signal.Signals) -> None:
 
 
 def prctl(option: int, value: int) -> None:
-    """Linux's prctl(2). Nothing elsewhere: there a SIGKILL of the runner leaves its runs to end alone."""
+    """Call Linux's prctl(2). On other systems do nothing: runs outlive a runner that is killed with SIGKILL
+    there.
+    """
     function = getattr(ctypes.CDLL(None), "prctl", None)
     if function is not None:
         function(option, ctypes.c_ulong(value), 0, 0, 0)

@@ -16,6 +16,8 @@ import psutil
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import Plan
+from megatron_lrpath.runs.checkpoints import latest_step
+from megatron_lrpath.runs.tasks import Task
 from megatron_lrpath.wording import plural
 
 CPU_PROCESS_BYTES = 2 * 1024**3  # what a training process of a small model with its libraries takes
@@ -58,7 +60,7 @@ def share_out(
     Without `nproc`: on the CPU the plan's model-parallel size, on GPUs as many as the batch divides among.
     Without `jobs`: as many runs as cores (or GPUs) and memory allow. What is chosen depends on the plan and
     the machine alone, so that a second call gives the same threads and with them the same rounding.
-    `extra` are Megatron arguments besides the plan's.
+    `extra` are Megatron arguments in addition to the plan's.
     Raises `UserError` for a GPU that is asked for and not there, or counts that do not fit.
     """
     gpus = () if device == "cpu" else visible_gpus()
@@ -77,19 +79,49 @@ def share_out(
 def default_nproc(plan: Plan, gpus: int, extra: Sequence[str] = ()) -> int:
     """Processes of a run: the model-parallel size times a data-parallel size that divides the batch."""
     base = model_parallel_size({**plan.model.overrides, **plan.megatron, **whole_numbers(extra)})
-    batches = [plan.batch, plan.sft.batch] if plan.sft else [plan.batch]
+    batches = [(size, plan.batch.micro_batch_size) for size in every_size(plan)]
+    if plan.sft:
+        batches.append((plan.sft.batch.global_batch_size, plan.sft.batch.micro_batch_size))
     fitting = [
         size
         for size in range(1, gpus // base + 1)
-        if all(batch.global_batch_size % (batch.micro_batch_size * size) == 0 for batch in batches)
+        if all(batch % (micro * size) == 0 for batch, micro in batches)
     ]
     return base * max(fitting, default=1)
 
 
-def micro_batch_arguments(plan: Plan, nproc: int, extra: Sequence[str] = ()) -> tuple[str, ...]:
+def every_size(plan: Plan) -> list[int]:
+    """The different batch sizes of a plan's pre-training steps."""
+    return plan.batch_sizes.sizes(plan.timeline.begins[0], plan.timeline.ends[-1])
+
+
+def sizes_to_divide(plan: Plan, copies: int, left: Sequence[int] = ()) -> list[int]:
+    """The batch sizes that `copies` of the model must be able to share out.
+
+    All of the plan, so that a run that was interrupted goes on as it began; where they do not divide, those that are
+    `left` to train with.
+    """
+    every = every_size(plan)
+    return list(left) if left and any(size % copies for size in every) else every
+
+
+def sizes_left(tasks: Sequence[Task]) -> list[int]:
+    """The different batch sizes of the steps that are left of pre-trainings."""
+    left: dict[int, None] = {}
+    for task in tasks:
+        if not task.complete and not task.run.is_sft:
+            step = max(task.run.first_step, latest_step(task.checkpoints) or 0)
+            left |= dict.fromkeys(task.sizes.sizes(step, task.run.last_step))
+    return list(left)
+
+
+def micro_batch_arguments(
+    plan: Plan, nproc: int, extra: Sequence[str] = (), left: Sequence[int] = ()
+) -> tuple[str, ...]:
     """`--micro-batch-size N` where the plan's is too large for `nproc` processes; none where it fits or is given.
 
     As `lrpath submit` does: the largest up to the plan's that divides what a copy of the model gets of a batch.
+    `left` are the batch sizes that are left to train with (default: all).
 
     Raises:
         UserError: the processes do not divide into copies of the model, or the batch not into the copies.
@@ -101,15 +133,16 @@ def micro_batch_arguments(plan: Plan, nproc: int, extra: Sequence[str] = ()) -> 
         raise UserError(
             f"--nproc {nproc}: {parallel} processes hold a copy of the model; give a multiple of it"
         )
-    copies, batch = nproc // parallel, plan.batch
-    if batch.global_batch_size % copies:
+    copies, most = nproc // parallel, plan.batch.micro_batch_size
+    sizes = sizes_to_divide(plan, copies, left)
+    if wrong := [size for size in sizes if size % copies]:
         raise UserError(
-            f"--nproc {nproc}: the batch of {batch.global_batch_size} samples does not divide by {copies} copies of "
+            f"--nproc {nproc}: the batch of {wrong[0]} samples does not divide by {copies} copies of "
             "the model; give a number that does"
         )
-    share = batch.global_batch_size // copies
-    micro = max(size for size in range(1, min(batch.micro_batch_size, share) + 1) if share % size == 0)
-    return () if micro == batch.micro_batch_size else ("--micro-batch-size", str(micro))
+    share = math.gcd(*sizes) // copies
+    micro = max(size for size in range(1, min(most, share) + 1) if share % size == 0)
+    return () if micro == most else ("--micro-batch-size", str(micro))
 
 
 def check_fine_tuning(plan: Plan, nproc: int, extra: Sequence[str] = ()) -> None:
@@ -126,17 +159,20 @@ def check_fine_tuning(plan: Plan, nproc: int, extra: Sequence[str] = ()) -> None
         )
 
 
-def check_batch(plan: Plan, nproc: int, extra: Sequence[str] = ()) -> None:
-    """UserError where the batch cannot be shared out among the data-parallel ranks of `nproc` processes."""
+def check_batch(plan: Plan, nproc: int, extra: Sequence[str] = (), left: Sequence[int] = ()) -> None:
+    """UserError where a batch cannot be shared out among the data-parallel ranks of `nproc` processes.
+
+    `left` are the batch sizes that are left to train with (default: all).
+    """
     sizes = whole_numbers(extra)
     shares = nproc // model_parallel_size({**plan.model.overrides, **plan.megatron, **sizes})
     micro = int(sizes.get("micro_batch_size", plan.batch.micro_batch_size))
-    batch = plan.batch.global_batch_size
     if not shares:
         raise UserError(f"{plural(nproc, 'process', 'es')} cannot hold one copy of the model; change --nproc")
-    if batch % (max(1, micro) * shares):
+    wrong = [size for size in sizes_to_divide(plan, shares, left) if size % (max(1, micro) * shares)]
+    if wrong:
         raise UserError(
-            f"batch.global_batch_size: {batch} samples cannot be shared out among {shares} data-parallel ranks in "
+            f"batch.global_batch_size: {wrong[0]} samples cannot be shared out among {shares} data-parallel ranks in "
             f"micro batches of {micro}; change --nproc or batch.micro_batch_size"
         )
 

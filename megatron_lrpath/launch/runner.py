@@ -1,4 +1,4 @@
-"""Carries out tasks on this machine: starts what can start, follows it, stops all at the first failure."""
+"""Run tasks on this machine: start tasks that can start, follow them, stop all at the first failure."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ STARTUP_SECONDS = 15.0  # guess before the first run of this call has logged a s
 
 
 class RunFailedError(Exception):
-    """A run did not come to its end; the text says which, why, and where its log lies."""
+    """A run failed; the text has its name, the cause, and the path of its log."""
 
 
 class Starter(Protocol):
@@ -62,9 +62,10 @@ def start_cold(
 
 @dataclass
 class RunProcess:
-    """A run's process in this call. Its supervisor inherits the folder's lock, which so lasts as long as the run.
+    """A run's process in this call. Its supervisor inherits the folder's lock, which therefore lasts as long
+    as the run.
 
-    `first` is the step that it trains from, `slot` its place among those that go side by side.
+    `first` is the step that it starts from, `slot` its index among concurrent runs.
     """
 
     popen: Process
@@ -85,7 +86,7 @@ class RunProcess:
         first: int,
         starter: Starter,
     ) -> RunProcess:
-        """Start `command` for `task`; raises `LockHeldError` when another process trains this run."""
+        """Start `command` for `task`; raises `LockHeldError` if another process trains this run."""
         tail = HistoryTail(task.folder)
         tail.poll()
         # patient, since an earlier call that was killed may still be ending its runs
@@ -103,14 +104,14 @@ class RunProcess:
 
 @dataclass
 class TaskState:
-    """How far one task has come.
+    """The progress of a task.
 
     Attributes:
-        step: the last one logged, or kept in a checkpoint.
-        seconds: what a step takes, None while no step was timed.
-        process: its process, while there is one.
-        startup: seconds from the start of its process to the first step, None until that is logged.
-        waits_for_room: a full disk has kept it from starting.
+        step: the last one logged, or saved in a checkpoint.
+        seconds: the time of a step; None if no step was timed.
+        process: its process, if there is one.
+        startup: seconds from the start of its process to the first step; None until that is logged.
+        waits_for_room: whether a full disk has prevented its start.
     """
 
     task: Task
@@ -123,7 +124,7 @@ class TaskState:
 
     @classmethod
     def read(cls, task: Task) -> TaskState:
-        """What earlier calls have left in the run's folder."""
+        """Read the progress of earlier calls from the run's folder."""
         link_aliases(task)
         tail = HistoryTail(task.folder)
         tail.poll()
@@ -134,11 +135,11 @@ class TaskState:
         return state
 
     def reach(self, step: int) -> None:
-        """Note that the run has come to `step`, kept inside its first and last step."""
+        """Record that the run is at `step`, limited to its first and last step."""
         self.step = min(max(step, self.task.run.first_step), self.task.run.last_step)
 
     def follow(self, process: RunProcess) -> int | None:
-        """Read what its process has logged; the exit status, None while it goes on."""
+        """Read the new log entries of its process; return the exit status, None while it runs."""
         status, tail = (
             process.popen.poll(),
             process.tail,
@@ -151,7 +152,9 @@ class TaskState:
         return status
 
     def advance(self, seconds: float, startup: float) -> Advance:
-        """The state for the schedule; `seconds` a step and `startup` are guesses for what was not measured."""
+        """Return the progress for the schedule; `seconds` per step and `startup` are defaults for missing
+        measurements.
+        """
         waited = time.monotonic() - self.process.started if self.process else 0.0
         return Advance(
             step=self.step,
@@ -162,7 +165,7 @@ class TaskState:
         )
 
     def line(self, tail: HistoryTail) -> RunLine:
-        """The state for the display."""
+        """Return the progress for the display."""
         run, last, pace = self.task.run, tail.last, tail.seconds_per_step
         parts = [f"loss {last.loss:.4f}"] if last and last.loss is not None else []
         parts += [f"rate {last.lr:.3e}"] if last and last.lr is not None else []
@@ -173,10 +176,10 @@ class TaskState:
 
 @dataclass
 class Runner:
-    """Carries out `tasks` (parents before children).
+    """Runs `tasks` (parents before children).
 
-    `command_for(task)` is the command of one run; what it writes into the run's folder (history,
-    checkpoints, result) is all that is known of its progress. `grace` is in seconds; `starter` starts a command.
+    `command_for(task)` returns the command of one run; its progress is read from the files in the run's
+    folder (history, checkpoints, result) only. `grace` is in seconds; `starter` starts a command.
     """
 
     name: str
@@ -191,9 +194,9 @@ class Runner:
     _finish_known_until: float = 0.0
 
     def run(self) -> None:
-        """Carry out what is left to do.
+        """Run the remaining tasks.
 
-        Raises `RunFailedError` at the first failure. However it ends, no process of a run is left.
+        Raises `RunFailedError` at the first failure. In all cases no process of a run is left.
         """
         self.states = {task.key: TaskState.read(task) for task in self.tasks}
         try:
@@ -224,7 +227,9 @@ class Runner:
         return {key: state.process for key, state in self.states.items() if state.process}
 
     def _time_left(self) -> float | None:
-        """Seconds until all is done, None while no step has been timed. Worked out anew every few seconds."""
+        """Return the seconds until all tasks are done; None if no step was timed. Recomputed every few
+        seconds.
+        """
         if all(state.seconds is None for state in self.states.values()):
             return None
         now = time.monotonic()
@@ -273,7 +278,7 @@ class Runner:
         self.display.event(f"{task.key}: started{where}, to step {task.run.last_step}")
 
     def _follow(self) -> bool:
-        """Read what the active runs have logged, and take leave of those that have ended: whether any has."""
+        """Read the progress of the active runs and remove the ended ones; return whether any has ended."""
         ended = False
         for state in self.states.values():
             process = state.process
@@ -310,7 +315,7 @@ class Runner:
         )
 
     def _advances(self) -> dict[str, Advance]:
-        """The tasks as the schedule sees them; the pace of a run not begun is the mean of those known."""
+        """Return the tasks for the schedule; a run that has not begun gets the mean of the known paces."""
         known = [state.seconds for state in self.states.values() if state.seconds is not None]
         seconds = statistics.fmean(known) if known else 1.0
         startups = [state.startup for state in self.states.values() if state.startup is not None]
@@ -319,15 +324,15 @@ class Runner:
 
 
 def how_to_go_on(task: Task, status: int) -> str:
-    """What to do after a run's process has ended with `status` before the run was complete."""
+    """Return what to do after a run's process ended with `status` before the run was complete."""
     found = failure.read(RunFolder(task.folder).error) if status not in (0, SAVED_AND_STOPPED) else None
     if status == BAD_INPUT or (found is not None and found.calling_again_helps is False):
-        return "calling again without a change would end in the same way"
-    return "call the same command again to go on from the last checkpoints"
+        return "calling again without a change would fail in the same way"
+    return "call the same command again to continue from the last checkpoints"
 
 
 def cause(task: Task, status: int) -> str:
-    """Why a run's process ended with `status` before the run was complete."""
+    """Return why a run's process ended with `status` before the run was complete."""
     if status == 0:
         return "its process ended before the run was complete"
     if status < 0:

@@ -1,4 +1,4 @@
-"""torchrun as `lrpath` starts it: the same program, which also writes how its first failing rank ended."""
+"""torchrun as started by `lrpath`: the same program, which also records how the first failing rank ended."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TRAINING = "megatron_lrpath.training.pretrain"
 class Ranks:
     """A module's `main`, to be called with `argv` in `nproc` processes on this machine.
 
-    `alone`: one process that needs no launcher.
+    `alone`: a single process that needs no launcher.
     """
 
     module: str
@@ -35,7 +35,7 @@ class Ranks:
 
     @property
     def command(self) -> list[str]:
-        """The command that does it: under torchrun, with a rendezvous of its own on a free port, unless `alone`."""
+        """Return the command: under torchrun, with its own rendezvous on a free port, unless `alone`."""
         if self.alone:
             return [sys.executable, "-m", self.module, *self.argv]
         options = ["--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", str(self.nproc)]
@@ -46,13 +46,15 @@ class Ranks:
 def training(
     plan: Path, task: Task, nproc: int, device: str | None = None, extra: Sequence[str] = ()
 ) -> Ranks:
-    """The ranks of a training; `device` is given on only where it was chosen, `extra` are Megatron arguments."""
+    """Return the ranks of a training; `device` is passed only if it was chosen, `extra` are Megatron
+    arguments.
+    """
     argv = ["--plan", str(plan), "--paradigm", task.run.paradigm, "--run", task.run.name]
     return Ranks(TRAINING, (*argv, *(["--device", device] if device else []), *extra), nproc)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run torchrun; where all its ranks have saved and stopped, leave with their status instead of 1."""
+    """Run torchrun; if all its ranks have saved and stopped, exit with their status instead of 1."""
     # Importing them takes seconds, and building a command does not need them.
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
@@ -67,9 +69,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def first_failure(error: ChildFailedError) -> failure.Failure:
-    """How the rank ended that was killed by a signal, else the one that ended first.
+    """Return how the rank ended that a signal killed, or else the rank that ended first.
 
-    torchrun lists the ranks, too, that it has ended itself after the first failure.
+    torchrun also lists the ranks that it has ended itself after the first failure.
     """
     ranks = error.failures
     closing = min(process.timestamp for process in ranks.values())

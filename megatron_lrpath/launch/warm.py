@@ -1,8 +1,9 @@
-"""Runs on the CPU, forked from one process that has imported everything: the seconds of a start are paid once.
+"""Runs on the CPU, forked from one process that has imported everything, which saves the seconds of each
+import.
 
-The fork server is multiprocessing's, with `preloaded` imported. It forks a supervisor for each run, with the promises
-of `process`, and the supervisor forks the ranks. A supervisor whose server has several threads, or whose source files
-have changed since they were imported, starts its run cold instead.
+The fork server is multiprocessing's, with `preloaded` imported. It forks a supervisor for each run, with
+the guarantees of `process`, and the supervisor forks the ranks. A supervisor whose server has several
+threads, or whose source files have changed since their import, starts its run cold instead.
 """
 
 from __future__ import annotations
@@ -38,17 +39,17 @@ SOCKET, SOCKET_LIMIT = "/pymp-12345678/listener-12345678", 107
 
 
 class WarmProcess:
-    """A forked supervisor with what the runner uses of `subprocess.Popen`."""
+    """A forked supervisor with the interface of `subprocess.Popen` that the runner uses."""
 
     def __init__(self, process: BaseProcess) -> None:
         self._process = process
 
     def poll(self) -> int | None:
-        """The exit status (-n: killed by signal n), None while it runs."""
+        """Return the exit status (-n: killed by signal n), None while it runs."""
         return self._process.exitcode
 
     def wait(self) -> int | None:
-        """Wait for the end; the exit status."""
+        """Wait for the end; return the exit status."""
         self._process.join()
         return self.poll()
 
@@ -72,8 +73,9 @@ def start(
 ) -> Process:
     """Start ranks in forked processes under a supervisor, as `process.supervised` starts a command.
 
-    The first call starts the server, which ends with this process. A process that was itself forked by it needs no
-    server. A command that is no `Ranks` starts cold, as all do where the server's sockets have no room.
+    The first call starts the server, which ends with this process. A process that the server has forked
+    needs no other server. A command that is not `Ranks` starts cold, and so do all if the path of the
+    server's socket would be too long.
     """
     if not isinstance(command, Ranks):
         return supervised(command, environment, grace, log, descriptors)
@@ -94,17 +96,19 @@ def start(
 
 
 def is_warm() -> bool:
-    """Whether this process was forked by a server that has imported everything."""
+    """Return whether this process was forked by a server that has imported everything."""
     return PRELOADED in sys.modules
 
 
 def has_room_for_sockets() -> bool:
-    """Whether the folder of temporary files (`TMPDIR`) leaves room for the name of the server's socket."""
+    """Return whether the path of the folder of temporary files (`TMPDIR`) is short enough for the server's
+    socket.
+    """
     return len(os.fsencode(tempfile.gettempdir())) + len(SOCKET) <= SOCKET_LIMIT
 
 
 class Descriptors:
-    """Open files that a process is given when it is forked by the server."""
+    """Open files that are passed to a process when the server forks it."""
 
     def __init__(self, numbers: Sequence[int]) -> None:
         self.numbers = tuple(numbers)
@@ -114,7 +118,7 @@ class Descriptors:
 
 
 def received(*files: Any) -> list[int]:
-    """The numbers under which the files are open in this process."""
+    """Return the descriptors of the files in this process."""
     return [file.detach() for file in files]
 
 
@@ -124,9 +128,9 @@ def received(*files: Any) -> list[int]:
 def forked_supervisor(
     ranks: Ranks, environment: dict[str, str], grace: float, log: Path | None, descriptors: list[int]
 ) -> None:
-    """Supervise the ranks in this process and leave with their status.
+    """Supervise the ranks in this process and exit with their status.
 
-    Their output goes into `log`, without one to where the server's goes.
+    Their output goes into `log`, or without one to the server's output.
     """
     os.setsid()  # a Ctrl-C of the terminal reaches the runner alone
     os.environ.update(environment)
@@ -146,7 +150,7 @@ def forked_supervisor(
 
 
 def is_forkable() -> bool:
-    """Whether what this process was forked with is as a fresh start would have it: one thread, today's sources."""
+    """Return whether this process equals a fresh start: one thread, current source files."""
     preloaded = sys.modules.get(PRELOADED)
     if preloaded is None:  # its import failed: the cold start says why
         return False
@@ -158,14 +162,14 @@ def is_forkable() -> bool:
 
 
 class ForkedRanks:
-    """The ranks of a run, and the store through which they meet; as under torchrun it is their launcher's."""
+    """The ranks of a run, and their rendezvous store; as under torchrun, the launcher hosts the store."""
 
     def __init__(self, ranks: Ranks) -> None:
         self.ranks = ranks
         self.store: Any = None
 
     def start(self) -> list[int]:
-        """Fork the ranks; their process ids."""
+        """Fork the ranks; return their process ids."""
         listener = socket.create_server((HOST, 0)) if self.ranks.nproc > 1 else None
         parent, pids = os.getpid(), []
         for rank in range(self.ranks.nproc):
@@ -187,9 +191,9 @@ class ForkedRanks:
 
 
 def end_with_runner() -> None:
-    """Ask this supervisor to end when the process that started it has died.
+    """Make this supervisor end when the process that started it dies.
 
-    The server notices that only after the last process that it has forked.
+    The server detects that only after the last process that it has forked.
     """
     runner = multiprocessing.parent_process()
     if runner is not None:
@@ -198,7 +202,7 @@ def end_with_runner() -> None:
 
 
 def be_rank(ranks: Ranks, rank: int, listener: socket.socket | None) -> None:
-    """Run the module as this rank, in the environment that torchrun gives it; leave with its status."""
+    """Run the module as this rank, in the environment that torchrun sets; exit with its status."""
     import torch  # imported by the server already
 
     if listener is not None:

@@ -1,1 +1,1 @@
-"""Merges checkpoints of a main path into what a decay would have made of it, without training."""
+"""Merge checkpoints of a main path to approximate a decay without training."""

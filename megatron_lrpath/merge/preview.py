@@ -1,4 +1,6 @@
-"""A version's branch previewed without training: main-path checkpoints merged with the weights of its decay (WSM)."""
+"""Preview a version's branch without training: merge main-path checkpoints with the weights of its decay
+(WSM).
+"""
 
 from __future__ import annotations
 
@@ -24,15 +26,15 @@ from megatron_lrpath.sealed import write_sealed
 
 
 def decay_shares(path: LRPath, steps: Sequence[int]) -> list[float]:
-    """w_1 … w_k: the mean rate of a decay between each checkpoint and the one before, over the rate at its begin.
+    """Return w_1 … w_k: the mean rate of a decay between successive checkpoints, divided by the rate at its
+    start.
 
     Args:
         path: the decay, positions in steps; it begins at the first checkpoint.
         steps: the checkpoints' steps, ascending, the first and k others.
 
-    A merge scales the update between two checkpoints by the share of the rate that the decay would have had
-    there; at the constant rate of the main path that is what the decayed run's updates would have been to
-    first order.
+    A merge scales the update between two checkpoints by the relative rate that the decay would have had
+    there. At the main path's constant rate this equals the decayed run's updates to first order.
     """
     top = path.begins_at
     return [
@@ -42,7 +44,7 @@ def decay_shares(path: LRPath, steps: Sequence[int]) -> list[float]:
 
 
 def merge_weights(shares: Sequence[float]) -> list[float]:
-    """c_0 = 1 − w_1, c_j = w_j − w_{j+1}, c_k = w_k; they sum to 1.
+    """Return c_0 = 1 − w_1, c_j = w_j − w_{j+1}, c_k = w_k, which sum to 1.
 
     Raises ValueError unless 1 ≥ w_1 ≥ … ≥ w_k ≥ 0.
     """
@@ -54,7 +56,9 @@ def merge_weights(shares: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Preview:
-    """What will be merged: the main path's checkpoints `steps` with `weights`, as the end of `run`."""
+    """The merge to perform: the main path's checkpoints `steps` with `weights`, to approximate the end of
+    `run`.
+    """
 
     plan: Plan
     run: Run
@@ -64,22 +68,22 @@ class Preview:
 
     @property
     def folder(self) -> Path:
-        """Where plan and checkpoint of the preview go."""
+        """The folder of the preview's plan and checkpoint."""
         return Path(self.plan.output) / "merged" / self.name
 
 
 def plan_preview(
     plan: Plan, version: str, shape: str | None, floor: float | None, first: int | None
 ) -> Preview:
-    """Which checkpoints with which weights.
+    """Select the checkpoints and their weights.
 
     Args:
         version: the version whose branch is previewed.
-        shape, floor: the decay, as in `plan`'s schedule unless given (floor: share of max_lr).
-        first: the step at which the decay begins; by default the branch point.
+        shape, floor: the decay; default: the plan's schedule (floor: fraction of max_lr).
+        first: the step at which the decay begins; default: the branch point.
 
     Raises:
-        UserError: no such version, or the main path has no checkpoints where the decay begins and ends.
+        UserError: no such version, or the main path has no checkpoints at the start and the end of the decay.
     """
     run = plan.run(OURS.name, BRANCH.run_name(version))
     root = RunFolder(plan.folder(plan.main)).checkpoints
@@ -102,7 +106,7 @@ def plan_preview(
 
 
 def write_preview(preview: Preview) -> Path:
-    """Merge, and write a plan beside it that `lrpath eval` takes; returns the plan's path."""
+    """Merge the checkpoints, and write a plan for `lrpath eval` next to the result; return the plan's path."""
     # imports torch, which a refusal does not need
     from megatron_lrpath.merge.torch_dist import merge_checkpoints
 
@@ -121,7 +125,9 @@ def write_preview(preview: Preview) -> Path:
 
 
 def _require_one_rate(plan: Plan, version: str, steps: Sequence[int]) -> None:
-    """UserError where the main path's rate changes between the checkpoints: the merge stands for a constant one."""
+    """Raise UserError if the main path's rate changes between the checkpoints: the weights assume a constant
+    rate.
+    """
     corners = {place for place in plan.main.path.corners if steps[0] < place < steps[-1]}
     places = {*steps[:-1], *corners, steps[-1] - 1}
     if len({plan.main.path.lr_at(place) for place in places}) > 1:

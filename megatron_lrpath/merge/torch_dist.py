@@ -1,4 +1,4 @@
-"""The weighted mean of torch_dist checkpoints, tensor by tensor: never more than one in memory from each."""
+"""The weighted mean of torch_dist checkpoints, tensor by tensor: at most one tensor of each in memory."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.planner import WriteItem, WriteItemType
 
+from megatron_lrpath.checkpoints.reader import TRAINING_STATE, written_items
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.export.checkpoint import CheckpointReader
 from megatron_lrpath.files import appearing_folder, atomic_write_text
@@ -28,14 +29,14 @@ from megatron_lrpath.runs.checkpoints import (
     write_manifest,
 )
 
-LEFT_OUT = ("optimizer", "rng_state")
-"""Keys that begin so are not merged: a merged model is evaluated or exported, not trained on."""
 FILES = ("common.pt", "metadata.json")
-"""Files beside the tensors that Megatron reads; the last is what makes a checkpoint complete."""
+"""Files that Megatron reads in addition to the tensors; the last one marks a checkpoint as complete."""
 
 
 class _MergingPlanner(DefaultSavePlanner):
-    """Makes each tensor when it is about to be written; entries that are no tensors come from the last."""
+    """A planner that computes each tensor just before it is written; other entries come from the last
+    checkpoint.
+    """
 
     def __init__(self, readers: Sequence[CheckpointReader], weights: Sequence[float]) -> None:
         super().__init__(flatten_state_dict=False)
@@ -49,7 +50,9 @@ class _MergingPlanner(DefaultSavePlanner):
 
 
 def merged_tensor(places: Sequence[tuple[CheckpointReader, str]], weights: Sequence[float]) -> torch.Tensor:
-    """Σ weight·tensor, summed in double precision (single for 16-bit tensors), in the tensors' own type."""
+    """Return Σ weight·tensor, summed in double precision (single for 16-bit tensors), in the tensors' data
+    type.
+    """
     total, dtype = None, torch.float32
     for (reader, key), weight in zip(places, weights, strict=True):
         tensor = reader.tensor(key)
@@ -66,13 +69,14 @@ def merged_tensor(places: Sequence[tuple[CheckpointReader, str]], weights: Seque
 def merge_checkpoints(
     root: Path, steps: Sequence[int], weights: Sequence[float], target: Path, step: int
 ) -> Path:
-    """Write the weighted mean of `root`'s checkpoints as the checkpoint of `step` under `target`.
+    """Write the weighted mean of `root`'s checkpoints as the checkpoint of `step` under `target`; return its
+    folder.
 
-    It holds the model and Megatron's arguments, neither optimizer nor random state. It appears whole or not
-    at all. Returns its folder.
+    The result has the model and Megatron's arguments, but no optimizer and no random state. It is written
+    atomically.
 
     Raises:
-        UserError: a checkpoint is missing, is of another model, or something lies at the target already.
+        UserError: a checkpoint is missing or is of another model, or the target already exists.
     """
     for one in steps:
         if not checkpoint_complete(root, one):
@@ -83,11 +87,11 @@ def merge_checkpoints(
         if not (target / TRACKER).exists():  # killed between the two: the checkpoint is whole
             atomic_write_text(target / TRACKER, str(step))
             return folder
-        raise UserError(f"{folder}: there is a checkpoint already; remove it or choose another place")
+        raise UserError(f"{folder}: a checkpoint exists already; remove it or choose another path")
     readers = [CheckpointReader(checkpoint_folder(root, one)) for one in steps]
     state = _wanted(readers, root, steps)
     for reader in readers:
-        reader.verify()
+        reader.verify(fingerprint=False)
     try:
         with appearing_folder(folder) as partial, warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # that is meant
@@ -97,7 +101,7 @@ def merge_checkpoints(
                 if (source := readers[-1].folder / name).is_file():
                     readers[-1].reader.verify([name])
                     shutil.copyfile(source, partial / name)
-            write_manifest(partial, step, sum_files(partial))
+            write_manifest(partial, step, sum_files(partial, written_items(partial)))
     except CheckpointException as error:
         reason = next(iter(error.failures.values()))[0]
         raise UserError(f"{root}: the checkpoints could not be merged: {reason}") from None
@@ -106,13 +110,13 @@ def merge_checkpoints(
 
 
 def _wanted(readers: Sequence[CheckpointReader], root: Path, steps: Sequence[int]) -> dict[str, Any]:
-    """What is written: tensors without data, and a stand-in for everything else."""
+    """Return the structure to write: tensors without data, and a placeholder for every other entry."""
 
     def tensors(reader: CheckpointReader) -> dict[str, Any]:
         return {
             name: (entry.size, entry.properties.dtype)
             for name, entry in reader.entries.items()
-            if isinstance(entry, TensorStorageMetadata) and not name.startswith(LEFT_OUT)
+            if isinstance(entry, TensorStorageMetadata) and not name.startswith(TRAINING_STATE)
         }
 
     wanted = tensors(readers[-1])
@@ -122,4 +126,6 @@ def _wanted(readers: Sequence[CheckpointReader], root: Path, steps: Sequence[int
                 f"{root}: the checkpoint of step {step} is of another model than that of {steps[-1]}"
             )
     empty = {name: torch.empty(size, dtype=dtype, device="meta") for name, (size, dtype) in wanted.items()}
-    return {name: empty.get(name, name) for name in readers[-1].entries if not name.startswith(LEFT_OUT)}
+    return {
+        name: empty.get(name, name) for name in readers[-1].entries if not name.startswith(TRAINING_STATE)
+    }

@@ -1,4 +1,4 @@
-"""The values that Megatron's parser takes after an option, as a plan file writes them."""
+"""The values that Megatron's parser accepts for an option, in the form of a plan file."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _KINDS = {"int": "a whole number", "float": "a number", "text": "text"}
 
 @dataclass(frozen=True)
 class Form:
-    """An option and what follows it.
+    """An option and its values.
 
     Attributes:
         spelling: the option without its dashes.
-        type: flag, int, float or text (text of a form of Megatron's own included).
+        type: flag, int, float or text (including text with a format of Megatron's own).
         nargs: None for one value, a number, `+` or `*`.
-        choices: the values that there are; empty where any is taken.
+        choices: the possible values; empty if any is accepted.
     """
 
     spelling: str
@@ -30,7 +30,7 @@ class Form:
     choices: tuple[Any, ...]
 
     def problem(self, value: Any) -> str | None:
-        """What is wrong with a value of a plan; None for one that the parser takes. false leaves the option out."""
+        """Return the problem with a value in a plan; None if the parser accepts it. false omits the option."""
         if value is False:
             return None
         if self.type == "flag":
@@ -63,7 +63,9 @@ class Form:
         return None
 
     def schema(self, allowed: tuple[Any, ...] = (), refused: tuple[Any, ...] = ()) -> dict[str, Any]:
-        """The JSON schema of the values in a plan file; of the choices those that are `allowed` and not `refused`."""
+        """Return the JSON schema of the values in a plan file; of the choices, those that are `allowed` and
+        not `refused`.
+        """
         if self.type == "flag":
             return {"type": "boolean"}
         item: dict[str, Any] = (

@@ -1,7 +1,8 @@
-"""What every argument of Megatron and of this project means to a run: the table that plans and paths follow.
+"""The effect of every argument of Megatron and of this project on a run: the table for plans and --lr-path.
 
-`megatron_arguments.toml` holds the classes, by hand; `megatron_parser.json` what the parser takes, written by
-`scripts/megatron_arguments.py`. Both are read without torch, so that a plan's arguments are checked when it is read.
+`megatron_arguments.toml` has the classes, edited by hand; `megatron_parser.json` the parser's options,
+written by `scripts/megatron_arguments.py`. Both are read without torch, so that a plan's arguments are
+checked when it is read.
 """
 
 from __future__ import annotations
@@ -35,14 +36,14 @@ class Argument:
 
     Attributes:
         name: the parser's destination.
-        forms: how it is written, an entry for each option (`no_rope_fusion`) and what follows it.
-        plan, path: its class for a run of a plan, and for one by --lr-path.
+        forms: its spellings, an entry for each option (`no_rope_fusion`) and its values.
+        plan, path: its class for a run of a plan, and for a run by --lr-path.
         reason: why it has this class.
         refusal: why it, or some of its values, is refused.
-        instead: what to use instead where it is refused: `nothing`, `nothing: why`, or its name.
-        key: the key of a plan that says it, in place of its `model` and `megatron`.
-        allowed, refused_values: where only some values are refused.
-        branch: whether a plan's branches may have another value than its main path.
+        instead: the replacement if it is refused: `nothing`, `nothing: why`, or its name.
+        key: the key of a plan that sets it, instead of `model` and `megatron`.
+        allowed, refused_values: if only some values are refused.
+        branch: whether a plan's branches can have another value than its main path.
     """
 
     name: str
@@ -59,23 +60,23 @@ class Argument:
 
     @property
     def option(self) -> str:
-        """The option as a command line has it."""
+        """The option as on a command line."""
         own = [form for form in self.forms.values() if form.spelling.replace("-", "_") == self.name]
         return "--" + (own or list(self.forms.values()))[0].spelling
 
     def class_for(self, way: str) -> str:
-        """The class in this way of describing a run."""
+        """Return the class for this way of describing a run."""
         return self.plan if way == PLAN else self.path
 
     def refuses(self, way: str, value: Any) -> bool:
-        """Whether the argument is refused with this value (parsed, or as a plan has it)."""
+        """Return whether the argument is refused with this value (parsed, or from a plan)."""
         if self.class_for(way) == REFUSED:
             return True
         words = {str(getattr(one, "name", one)) for one in (value if isinstance(value, list) else [value])}
         return bool((self.allowed and words - set(self.allowed)) or words & set(self.refused_values))
 
     def why(self, way: str) -> str:
-        """Why it is refused and what to use instead, as the end of a sentence."""
+        """The reason for the refusal and the replacement, as the end of a sentence."""
         nothing, _, because = self.instead.partition(NOTHING)
         instead = f"in its place: {self.instead}" if nothing or not self.instead else f"leave it out{because}"
         refusal = "" if way == PATH and self.plan == SET else self.refusal
@@ -84,7 +85,7 @@ class Argument:
 
 @functools.cache
 def table() -> dict[str, Argument]:
-    """Every argument by its destination."""
+    """Return every argument by its destination."""
     classes = {
         name: group
         for group in tomllib.loads(TABLE_FILE.read_text(encoding="utf-8"))["group"]
@@ -99,7 +100,7 @@ def table() -> dict[str, Argument]:
 
 
 def parser_facts() -> list[dict[str, Any]]:
-    """What the parser takes, a row for each of its actions: name, options, type, nargs, choices."""
+    """Return the parser's options, a row for each of its actions: name, options, type, nargs, choices."""
     return list(read_json(PARSER_FILE))
 
 
@@ -114,32 +115,34 @@ def _argument(name: str, group: dict[str, Any], forms: dict[str, Form]) -> Argum
 
 @functools.cache
 def by_option() -> dict[str, Argument]:
-    """Every argument by each of its options, with underscores."""
+    """Return every argument by each of its options, with underscores."""
     return {spelling: argument for argument in table().values() for spelling in argument.forms}
 
 
 def find(name: str) -> Argument | None:
-    """The argument of an option or a destination (with underscores); None for one that nobody has classified."""
+    """Return the argument of an option or a destination (with underscores); None if it is not classified."""
     return by_option().get(name) or table().get(name)
 
 
 def is_neutral(name: str) -> bool:
-    """Whether an argument, named as above, leaves the result of a run alone."""
+    """Return whether an argument, named as above, does not affect the result of a run."""
     argument = find(name)
     return argument is not None and NEUTRAL in (argument.plan, argument.path)
 
 
 def flag(destination: str) -> str:
-    """`train_iters` as the command line has it: `--train-iters`."""
+    """Return the command-line form of `train_iters`: `--train-iters`."""
     argument = table().get(destination)
     return argument.option if argument else "--" + destination.replace("_", "-")
 
 
 def hint(name: str, besides: Iterable[str] = ()) -> str:
-    """` (did you mean …?)` for an unknown name, empty where nothing is near."""
+    """Return ` (did you mean …?)` for an unknown name, empty if no known name is similar."""
     return nearest(name, [*by_option(), *besides])
 
 
 def option_hint(option: str) -> str:
-    """` (did you mean '--log-interval'?)` for an unknown option of a command line, empty where nothing is near."""
+    """Return ` (did you mean '--log-interval'?)` for an unknown option of a command line, empty if none is
+    similar.
+    """
     return nearest(option, ["--" + name.replace("_", "-") for name in by_option()])

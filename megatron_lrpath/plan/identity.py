@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from megatron_lrpath.models import resolve_model
-from megatron_lrpath.paradigms import BRANCH, MAIN, OURS, SCRATCH
+from megatron_lrpath.paradigms import BRANCH, MAIN, OURS, PTFS, SCRATCH
 from megatron_lrpath.plan.arguments import is_neutral
 from megatron_lrpath.plan.plan import Plan
 from megatron_lrpath.plan.runs import Run
@@ -17,7 +17,7 @@ from megatron_lrpath.schedule import STYLES, LRPath
 
 _COMPARED = (
     "run", "kind", "order", "model", "batch", "tokenizer", "megatron", "branch_megatron", "seed", "mix", "sft",
-    "sft_megatron", "weight_decay",
+    "sft_megatron", "weight_decay", "adopted",
 )  # fmt: skip
 THIS_RUN = "this run"
 _LABELS = {
@@ -43,6 +43,8 @@ def run_identity(plan: Plan, run: Run) -> dict[str, Any]:
     count = trained.version_index if trained.makes_version else len(trained.slices)
     batch = {"global_batch_size": plan.batch.global_batch_size, "seq_length": plan.batch.seq_length}
     extra: dict[str, Any] = {}  # a branch without a mix is what it was before there were any
+    if plan.adopted is not None:
+        extra |= {"adopted": plan.adopted.facts()}
     if trained.mix:
         extra |= {"mix": trained.mix.to_dict()}
     if trained.kind == BRANCH.name and (own := branch_arguments(plan, plan.versions[count - 1])):
@@ -63,7 +65,7 @@ def run_identity(plan: Plan, run: Run) -> dict[str, Any]:
 
 
 def branch_arguments(plan: Plan, version: Version) -> dict[str, Any]:
-    """The Megatron arguments in which a version's branch differs from the main path."""
+    """Return the Megatron arguments in which a version's branch differs from the main path."""
     base = _telling(plan.megatron)
     return {
         name: value for name, value in _telling(version.branch_megatron).items() if base.get(name) != value
@@ -73,11 +75,18 @@ def branch_arguments(plan: Plan, version: Version) -> dict[str, Any]:
 def _version_facts(plan: Plan, run: Run, version: Version) -> dict[str, Any]:
     """What a run depends on of a version that it has read: of the main path and its branches also where it moves to.
 
-    That it stands here and not with the path lets a main path go on into versions that were appended.
+    That it stands here and not with the path lets a main path go on into versions that were appended. So does a batch
+    size that changes where the version begins.
     """
     facts: dict[str, Any] = {"name": version.name, "steps": version.steps}
     if run.paradigm == OURS.name and version.max_lr is not None:
         facts |= {"max_lr": version.max_lr, "rate_steps": plan.timeline.rate_steps(version)}
+    if version.replay is not None:  # from scratch, only the number of its new samples counts
+        replay = version.replay.to_dict()
+        facts["replay"] = {"share": replay["share"]} if run.paradigm == PTFS.name else replay
+    step = plan.timeline.begins[plan.versions.index(version)]
+    if (size := plan.batch_sizes.size_of(step + 1)) != plan.batch_sizes.size_of(step):
+        facts["global_batch_size"] = size
     return facts
 
 
@@ -131,7 +140,7 @@ def reached(stored: dict[str, Any], current: dict[str, Any], step: int) -> dict[
     if stored.get("run") != MAIN.prefix:
         return stored
     bound: list[dict[str, Any]] = []
-    end = 0
+    end = (stored.get("adopted") or {}).get("step", 0)
     for before in stored.get("versions", []):
         if end >= step:
             break
@@ -147,7 +156,7 @@ def reached(stored: dict[str, Any], current: dict[str, Any], step: int) -> dict[
 
 
 def without_neutral(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments that change the result: an older version may have stored some that are known not to."""
+    """Return the arguments that change the result; an older version may have stored others."""
     return {name: value for name, value in arguments.items() if not is_neutral(name)}
 
 
@@ -157,7 +166,7 @@ def _comparable(identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def _lineage(plan: Plan, run: Run) -> list[Run]:
-    """The run and its ancestors, oldest first."""
+    """Return the run and its ancestors, oldest first."""
     chain = [run]
     while chain[0].parent:
         parent = plan.run(run.paradigm, chain[0].parent.run)
@@ -166,7 +175,7 @@ def _lineage(plan: Plan, run: Run) -> list[Run]:
 
 
 def path_facts(path: LRPath) -> dict[str, Any]:
-    """What a learning-rate path depends on: the knobs that its shape and style read, no others."""
+    """Return what a learning-rate path depends on: only the parameters that its shape and style read."""
     schedule = path.schedule
     facts: dict[str, Any] = {"shape": path.shape, "start": path.start}
     if path.shape == "floor":
@@ -194,7 +203,7 @@ def path_facts(path: LRPath) -> dict[str, Any]:
 
 
 def _telling(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments that change the result; false is the same as not given."""
+    """Return the arguments that change the result; false equals an omitted argument."""
     kept = {name: value for name, value in without_neutral(arguments).items() if value is not False}
     return dict(sorted(kept.items()))
 
@@ -237,6 +246,12 @@ def _version(version: dict[str, Any]) -> str:
     text = f"{version['name']} with {version['steps']} steps"
     if "max_lr" in version:
         text += f" at {version['max_lr']:g}, reached in {version['rate_steps']}"
+    if "replay" in version:
+        weights = version["replay"].get("weights", {})
+        own = f" ({', '.join(f'{name}: {weight}' for name, weight in weights.items())})" if weights else ""
+        text += f", a replay of {version['replay']['share']}{own}"
+    if "global_batch_size" in version:
+        text += f" of {version['global_batch_size']} samples each"
     return text
 
 

@@ -1,4 +1,6 @@
-"""A launch line of Megatron read without Megatron: which arguments it gives, and what they mean to a plan or a path."""
+"""Parse a launch line of Megatron without Megatron: its arguments, and their treatment in a plan or by
+--lr-path.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True)
 class Given:
-    """An option of a launch line with the words behind it; `argument` is None for one that the table lacks."""
+    """An option of a launch line with its values; `argument` is None if the table lacks it."""
 
     option: str
     values: tuple[str, ...]
@@ -38,16 +40,16 @@ class Given:
 
     @property
     def text(self) -> str:
-        """As it stands in the line."""
+        """The option and its values as in the line."""
         return " ".join((self.option, *self.values))
 
     @property
     def name(self) -> str:
-        """The option as a plan has it."""
+        """The option as in a plan."""
         return self.option.removeprefix("--").replace("-", "_")
 
     def problem(self) -> str | None:
-        """What is wrong with the value; None for one that the parser takes, and for a shell variable."""
+        """Return the problem with the value; None if the parser accepts it, and for a shell variable."""
         if self.argument is None or any("$" in value for value in self.values):
             return None
         form = self.argument.forms[self.name]
@@ -58,13 +60,13 @@ class Given:
         return form.problem(list(self.values) if form.nargs or len(self.values) > 1 else self.values[0])
 
     def class_for(self, way: str) -> str:
-        """The class of the argument with this value; UNKNOWN for one that the table lacks."""
+        """Return the class of the argument with this value; UNKNOWN if the table lacks it."""
         if self.argument is None:
             return UNKNOWN
         return REFUSED if self.argument.refuses(way, list(self.values)) else self.argument.class_for(way)
 
     def meaning(self, way: str) -> str:
-        """What becomes of it, as an entry of a list."""
+        """Return its treatment, as an entry of a list."""
         argument = self.argument
         if argument is None:
             return f"Megatron has no such argument{option_hint(self.option)}; your script's own belong to the run"
@@ -85,24 +87,24 @@ class Given:
 
 
 def read_words(words: Sequence[str]) -> list[Given]:
-    """The options of a launch line: those behind the script where one is named (torchrun's stand before it)."""
+    """Return the options of a launch line after the script, if one is named (torchrun's are before it)."""
     scripts = [index for index, word in enumerate(words) if _SCRIPT.search(word)]
     return list(_options(words[scripts[0] + 1 :] if scripts else _behind_module(words)))
 
 
 def read_script(text: str) -> list[Given]:
-    """The options of Megatron in a launch script, wherever they stand: in lines that go on, in variables, in arrays.
+    """Return the options of Megatron in a launch script: in continued lines, in variables, in arrays.
 
-    Options that the table lacks are left out: they may be those of any command.
+    Options that the table lacks are ignored: they can belong to other commands.
     """
     given = (_cut(one) for one in _options(_words_of(text)) if one.argument is not None)
     return list({one.option: one for one in given}.values())
 
 
 def line_problems(words: Sequence[str], way: str = PLAN) -> list[str]:
-    """What can be said against the arguments behind the `--` of `lrpath run` and `submit`, a line each.
+    """Return the problems of the arguments after the `--` of `lrpath run` and `submit`, a line each.
 
-    Arguments that the table lacks may be a fork's: they are left to Megatron's parser.
+    Arguments that the table lacks can belong to a fork: they are left to Megatron's parser.
     """
     problems = []
     for given in _options(words):
@@ -117,7 +119,7 @@ def line_problems(words: Sequence[str], way: str = PLAN) -> list[str]:
 
 
 def _cut(given: Given) -> Given:
-    """Without the words behind it that belong to something else: the next variable, command or script."""
+    """Remove the trailing words that belong to something else: the next variable, command or script."""
     assert given.argument is not None
     form = given.argument.forms[given.name]
     count = 0 if form.type == "flag" else form.nargs or 1
@@ -127,7 +129,7 @@ def _cut(given: Given) -> Given:
 
 
 def _behind_module(words: Sequence[str]) -> Sequence[str]:
-    """The words behind `-m [--] MODULE`, all where there is none."""
+    """Return the words after `-m [--] MODULE`; all words without that option."""
     if "-m" not in words:
         return words
     rest = list(words[words.index("-m") + 1 :])

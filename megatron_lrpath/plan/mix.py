@@ -1,4 +1,4 @@
-"""Other data in a branch: which slices at which shares, and how many samples of each a step takes."""
+"""Other data in a branch: the slices with their shares, and the number of samples of each in a step."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class MixPart:
-    """A slice (name or path, without its ending) and its share of a branch's samples, above 0 and below 1.
+    """A slice (name or path, without its suffix) and its share of a branch's samples, between 0 and 1.
 
-    `place` is `FILE:LINE: key`, for errors that only the data show.
+    `place` is `FILE:LINE: key`, for errors that only the data reveal.
     """
 
     slice: str
@@ -28,34 +28,37 @@ class MixPart:
 
 @dataclass(frozen=True)
 class Mix:
-    """What a branch reads beside the main path's samples; `seed` decides their places in the batches."""
+    """The data that a branch reads in addition to the main path's samples; `seed` determines their places in
+    the batches.
+    """
 
     parts: tuple[MixPart, ...]
     seed: int
 
     @property
     def shares(self) -> list[Fraction]:
-        """The share of each part, in their order."""
+        """The share of each part, in order."""
         return [part.share for part in self.parts]
 
     def samples(self, batch: int, steps: int) -> dict[str, int]:
-        """Samples of each slice, by its name, in `steps` steps of `batch` samples."""
+        """Return the samples of each slice, by its name, in `steps` steps of `batch` samples."""
         counts = [0] * len(self.parts)
         for step in quotas(self.shares, batch, steps):
             counts = [total + count for total, count in zip(counts, step, strict=True)]
         return dict(zip((part.name for part in self.parts), counts, strict=True))
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; shares as fractions of whole numbers."""
+        """Return JSON-serializable data; shares as fractions of integers."""
         return {"seed": self.seed, "shares": {part.name: str(part.share) for part in self.parts}}
 
 
 def quotas(shares: Sequence[Fraction], batch: int, steps: int) -> Iterator[tuple[int, ...]]:
-    """For each of `steps` steps how many of its `batch` samples come from each of the sources with `shares`.
+    """Return how many of the `batch` samples of each of `steps` steps come from each of the sources with
+    `shares`.
 
-    The rest of a step (1 minus the sum of the shares) is a source like the others. After every step each of
-    them has had its share of all samples so far, rounded up or down: the sample that is due first comes first
-    (earliest deadline), which is always possible (R. Tijdeman, The chairman assignment problem, 1980).
+    The rest of a step (1 minus the sum of the shares) is a source like the others. After every step, each
+    source has had its share of all samples so far, rounded up or down: the sample with the earliest
+    deadline comes first, which is always possible (R. Tijdeman, The chairman assignment problem, 1980).
     """
     every = [1 - sum(shares, Fraction(0)), *shares]
     unit = lcm(*(share.denominator for share in every))

@@ -1,7 +1,9 @@
-"""What arguments need of the machine: Transformer Engine, a GPU, a package. Read without torch and Megatron.
+"""What arguments require of the machine: Transformer Engine, a GPU, a package. Read without torch and
+Megatron.
 
-The rows are the sections `[[need]]` of `megatron_arguments.toml`. Without what it needs Megatron ignores an argument,
-fails far into the start, or computes something else; so it is refused before anything is built.
+The rows are the sections `[[need]]` of `megatron_arguments.toml`. If a requirement is missing, Megatron
+ignores the argument, fails late, or computes something else; so the argument is refused before anything is
+built.
 """
 
 from __future__ import annotations
@@ -31,14 +33,14 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Need:
-    """A row: an argument that needs something.
+    """A row: an argument with a requirement.
 
     Attributes:
         name: the argument's destination.
-        of: what it needs: a key of `WORDS`; where it is a package, the name under which it is imported.
-        only: the values that need it; empty for all but false, nothing and `unless`.
-        unless: values that need nothing.
-        why: what happens without, where that is not plain.
+        of: the requirement: a key of `WORDS`; for a package, the name under which it is imported.
+        only: the values with this requirement; empty for all except false, nothing and `unless`.
+        unless: values without the requirement.
+        why: the effect of its absence, if that is not obvious.
     """
 
     name: str
@@ -48,14 +50,14 @@ class Need:
     why: str = ""
 
     def applies(self, value: Any) -> bool:
-        """Whether the argument needs it with this value (parsed, or as a plan has it)."""
+        """Return whether the argument has the requirement with this value (parsed, or from a plan)."""
         if value is None or value is False or value == []:
             return False
         words = {str(getattr(one, "name", one)) for one in (value if isinstance(value, list) else [value])}
         return bool(words & set(self.only)) if self.only else not words <= set(self.unless)
 
     def said(self, value: Any) -> str:
-        """A line for a message."""
+        """Return a line for a message."""
         shown = (
             "" if value is True else f" {' '.join(map(_word, value if isinstance(value, list) else [value]))}"
         )
@@ -68,7 +70,7 @@ def _word(value: Any) -> str:
 
 @functools.cache
 def needs() -> tuple[Need, ...]:
-    """All rows."""
+    """Return all rows."""
     groups = tomllib.loads(TABLE_FILE.read_text(encoding="utf-8"))["need"]
     return tuple(
         Need(
@@ -84,11 +86,12 @@ def needs() -> tuple[Need, ...]:
 
 
 def unmet(arguments: Mapping[str, Any], have: Collection[str]) -> list[str]:
-    """A line for each argument (by destination or option, with underscores) that needs what is not there.
+    """Return a line for each argument (by destination or option, with underscores) whose requirement is
+    missing.
 
     Args:
         arguments: parsed values, or those of a plan.
-        have: what is there, of the keys of `WORDS`.
+        have: the available keys of `WORDS`.
     """
     values = {argument.name: value for name, value in arguments.items() if (argument := find(name))}
     return [
@@ -99,17 +102,17 @@ def unmet(arguments: Mapping[str, Any], have: Collection[str]) -> list[str]:
 
 
 def refuse(problems: Iterable[str], where: str) -> None:
-    """Raise one UserError with all lines of `unmet`; `where` names the machine's lack."""
+    """Raise one UserError with all lines of `unmet`; `where` describes the machine's lack."""
     lines = [f"- {problem}" for problem in dict.fromkeys(problems)]
     if lines:
         raise UserError(
             f"{where}:\n" + "\n".join(lines) + "\nLeave these arguments out, or install what they need "
-            "(docs/cluster.md). Calling again does not help before that."
+            "(docs/gpus.md). Calling again does not help before that."
         )
 
 
 def installed(device: str) -> frozenset[str]:
-    """What a process started here would have, as far as it can be told without importing anything."""
+    """Return what a process started here would have, determined without imports."""
     found = {name for name in WORDS if name not in (GPU, ENGINE, PLAIN) and is_installed(name)}
     if device == "cuda":
         found |= {GPU} | ({ENGINE} if is_installed(ENGINE) else set())
@@ -117,7 +120,7 @@ def installed(device: str) -> frozenset[str]:
 
 
 def is_installed(package: str) -> bool:
-    """Whether a top-level package can be found."""
+    """Return whether a top-level package can be found."""
     try:
         return importlib.util.find_spec(package) is not None
     except (ImportError, ValueError):

@@ -1,4 +1,4 @@
-"""Optimizers that are not Megatron's own: the package that they come from, and what Megatron cannot do with them."""
+"""Optimizers that are not Megatron's own: the package that provides them, and their restrictions in Megatron."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ def optimizer_problems(given: Mapping[str, Any], with_path: bool = True, is_here
 
 
 def missing_package(optimizer: str) -> str | None:
-    """What an optimizer needs and how to install it; None where it is there, in a version that Megatron takes."""
+    """Return the missing package of an optimizer and how to install it; None if a suitable version is
+    installed.
+    """
     if optimizer in OF_MEGATRON or is_installed():
         return None
     return (
@@ -56,7 +58,7 @@ def missing_package(optimizer: str) -> str | None:
 
 
 def is_installed() -> bool:
-    """Whether the package is there, in a version that Megatron takes."""
+    """Return whether the package is installed, in a version that Megatron supports."""
     try:
         return tuple(int(part) for part in metadata.version(PACKAGE).split(".")[:2]) >= OLDEST
     except (metadata.PackageNotFoundError, ValueError):

@@ -1,27 +1,27 @@
-"""The plan: what its file says and everything that follows from it."""
+"""The plan: the content of its file and everything derived from it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.models import ModelSpec
-from megatron_lrpath.paradigms import BRANCH, MAIN, OURS, PARADIGMS, SFT
+from megatron_lrpath.paradigms import BRANCH, MAIN, OURS, PARADIGMS, PTFS, SCRATCH, SFT
 from megatron_lrpath.plan.runs import Run, Timeline
 from megatron_lrpath.plan.sft import DROPPED, FOLDER, PREPARED, Sft
-from megatron_lrpath.plan.spec import Batch, Data, Falling, Tokenizer, Version
+from megatron_lrpath.plan.spec import Adopted, Batch, Data, Falling, Tokenizer, Version
 from megatron_lrpath.reading import why
-from megatron_lrpath.schedule import Schedule
+from megatron_lrpath.schedule import BatchSizes, Schedule
 from megatron_lrpath.sealed import read_sealed
 from megatron_lrpath.wording import nearest
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a paradigm costs in all: steps, tokens, and steps relative to PTFS."""
+    """The total cost of a paradigm: steps, tokens, and tokens relative to PTFS."""
 
     paradigm: str
     steps: int
@@ -35,9 +35,10 @@ class Plan:
 
     `schedule.warmup` is in steps; `cycle_steps` of the versions has the schedule's own default merged in;
     `megatron` holds further Megatron arguments, their names with underscores. `paradigms` are those that the file
-    names (None: it does not say, see `runs.tasks.named_paradigms`); every one can be asked for all the same. `license`
-    is the models', for their cards; `prompts` are what evaluated models go on from, to be looked at. `falling` says how
-    the main path's rate falls (None: not).
+    names (None: no such key, see `runs.tasks.named_paradigms`); commands accept the others, too. `license` is the
+    models', for their cards; `prompts` are texts that evaluated models continue. `falling` is how the main path's rate
+    falls (None: it does not). `adopted` is the checkpoint that the main path begins with (None: random weights, or
+    those of `pretrained_checkpoint`). `archive` is the address of the object store for old checkpoints.
     """
 
     path: Path
@@ -59,16 +60,25 @@ class Plan:
     license: str | None = None
     prompts: tuple[str, ...] = ()
     falling: Falling | None = None
+    adopted: Adopted | None = None
+    archive: str | None = None
 
     @cached_property
     def timeline(self) -> Timeline:
-        """Version ends, branch points and the runs made of them."""
+        """Version ends, branch points and the resulting runs."""
         return Timeline(
-            self.schedule, self.alpha, self.cpt_variant, self.versions, self.also_branch_at, self.falling
+            self.schedule,
+            self.alpha,
+            self.cpt_variant,
+            self.versions,
+            self.also_branch_at,
+            self.falling,
+            self.adopted.step if self.adopted else 0,
+            self.batch.global_batch_size,
         )
 
     def runs(self, paradigm: str) -> list[Run]:
-        """The runs of a paradigm, parents before children. UserError for an unknown paradigm."""
+        """Return the runs of a paradigm, parents before children. Raises UserError for an unknown paradigm."""
         if paradigm not in PARADIGMS:
             hint = nearest(paradigm, PARADIGMS)
             raise UserError(f"there is no paradigm {paradigm!r}{hint}; there are {', '.join(PARADIGMS)}")
@@ -85,9 +95,10 @@ class Plan:
         return max(self.timeline.rate_of(index) for index in range(len(self.versions)))
 
     def sft_runs(self, paradigm: str) -> list[Run]:
-        """The fine-tunings of a paradigm's versions; none without the section `sft`, or while steps are unknown.
+        """Return the fine-tunings of a paradigm's versions; none without the section `sft`, or while steps
+        are unknown.
 
-        Their steps follow from the epochs once the data are prepared.
+        Their steps follow from the epochs after the data are prepared.
         """
         sft = self.sft
         if sft is None or paradigm not in sft.paradigms:
@@ -98,7 +109,7 @@ class Plan:
         return [sft.run(base, steps) for base in sft.tuned(self.runs(paradigm))] if steps else []
 
     def run(self, paradigm: str, name: str) -> Run:
-        """One run by its name, a fine-tuning among them. UserError that lists the names there are."""
+        """Return one run by its name, including fine-tunings. Raises UserError with the available names."""
         if name.startswith(SFT.prefix) and paradigm in PARADIGMS:
             return self._sft_run(paradigm, name)
         runs = {run.name: run for run in self.runs(paradigm)}
@@ -108,20 +119,48 @@ class Plan:
         return runs[name]
 
     def carried_out(self, run: Run) -> Run:
-        """The run that does the training of `run`: itself, or the one that it is the same as."""
+        """Return the run that performs the training of `run`: itself, or the one that it equals."""
         return self.run(*run.same_as) if run.same_as else run
 
     def parent_of(self, run: Run) -> Run:
-        """The run that `run`, which has a parent, starts from."""
+        """Return the run that `run`, which has a parent, starts from."""
         assert run.parent is not None
         return self.carried_out(self.run(run.paradigm, run.parent.run))
 
     def batch_of(self, run: Run) -> Batch:
-        """The batch of a run: a fine-tuning has its own."""
-        return self.sft.batch if run.is_sft and self.sft is not None else self.batch
+        """The batch of a run's last step: that of its version, or of the fine-tuning."""
+        if run.is_sft and self.sft is not None:
+            return self.sft.batch
+        return replace(self.batch, global_batch_size=self.sizes_of(run).size_of(run.last_step))
+
+    @cached_property
+    def batch_sizes(self) -> BatchSizes:
+        """The samples of each step of the main path, its branches and CPT."""
+        before = self.adopted.samples if self.adopted else 0
+        return BatchSizes.of(zip(self.timeline.begins, self.timeline.sizes, strict=True), before)
+
+    @cached_property
+    def scratch_sizes(self) -> BatchSizes:
+        """The samples of each step of a run from scratch, which reads replayed samples only once."""
+        before = self.adopted.samples if self.adopted else 0
+        begins = [self.timeline.origin, *self.timeline.scratch_ends[:-1]]
+        return BatchSizes.of(zip(begins, self.timeline.sizes, strict=True), before)
+
+    def sizes_of(self, run: Run) -> BatchSizes:
+        """Return the samples of each step of a run: a fine-tuning has its own."""
+        if run.is_sft and self.sft is not None:
+            return BatchSizes.constant(self.sft.batch.global_batch_size)
+        return self.scratch_sizes if run.kind == SCRATCH.name else self.batch_sizes
+
+    def samples_of(self, index: int) -> int:
+        """Return the samples of its own slice that the steps of version `index` (from 0) read."""
+        begin, end = self.timeline.begins[index], self.timeline.ends[index]
+        return self.versions[index].new_samples(self.batch_sizes.between(begin, end))
 
     def megatron_of(self, run: Run) -> dict[str, Any]:
-        """The Megatron arguments that a pre-training run has on top of `megatron`: a branch those of its version."""
+        """Return the Megatron arguments of a pre-training run in addition to `megatron`: for a branch those
+        of its version.
+        """
         return self.versions[run.version_index - 1].branch_megatron if run.kind == BRANCH.name else {}
 
     def folder(self, run: Run) -> Path:
@@ -130,11 +169,11 @@ class Plan:
 
     @property
     def sft_folder(self) -> Path:
-        """Where the prepared data of the fine-tunings lie."""
+        """The folder of the prepared data of the fine-tunings."""
         return Path(self.output) / FOLDER
 
     def prepared_record(self) -> dict[str, Any] | None:
-        """The record `prepared.json` of the prepared data, None while they are not prepared.
+        """Return the record `prepared.json` of the prepared data; None if they are not prepared.
 
         Raises:
             UserError: the file cannot be read; the message names the plan file.
@@ -154,29 +193,49 @@ class Plan:
 
     @property
     def sft_megatron(self) -> dict[str, Any]:
-        """Megatron arguments of the fine-tunings: the plan's, but for what they cannot have, then their own."""
+        """Return Megatron arguments of the fine-tunings: the plan's, except those that do not apply, then
+        their own.
+        """
         assert self.sft is not None
         kept = {name: value for name, value in self.megatron.items() if name not in DROPPED}
         return kept | self.sft.megatron
 
-    def tokens(self, steps: int) -> int:
-        """The tokens of a number of steps."""
-        return steps * self.batch.tokens
+    def scratch_samples(self, run: Run) -> list[int]:
+        """Return the samples of each version that a run from scratch reads: all new ones, up to its last step."""
+        left, counts = self.sizes_of(run).between(0, run.last_step), []
+        for index in range(run.version_index):
+            counts.append(min(left, self.samples_of(index)))
+            left -= counts[-1]
+        return counts
+
+    def tokens(self, first: int, last: int) -> int:
+        """Return the tokens of the steps `first` + 1 to `last` of the main path."""
+        return self.batch_sizes.between(first, last) * self.batch.seq_length
+
+    def tokens_of(self, run: Run) -> int:
+        """Return the tokens of a run's own steps."""
+        return self.sizes_of(run).between(run.first_step, run.last_step) * self.batch_of(run).seq_length
 
     def cost(self, paradigm: str) -> Cost:
-        """Steps and tokens of all runs of a paradigm, and the ratio of its steps to PTFS's.
+        """Steps and tokens of all runs of a paradigm, and the ratio of its tokens to PTFS's.
 
         The paper counts each paradigm alone (section 3.2), so CPT's includes its first version although that
         run is shared with PTFS. The main path counts up to this plan's own last branch point.
         """
-        steps = sum(run.steps for run in self.runs(paradigm))
+        spans = [(run.first_step, run.last_step) for run in self.runs(paradigm)]
         if paradigm == OURS.name:
-            steps -= self.main.last_step - max(self.timeline.branch_points)
-        scratch = sum(self.timeline.ends)
-        return Cost(paradigm, steps, self.tokens(steps), steps / scratch)
+            spans[0] = (self.main.first_step, max(self.timeline.branch_points))
+        sizes = self.scratch_sizes if paradigm == PTFS.name else self.batch_sizes
+        tokens = sum(sizes.between(first, last) for first, last in spans)
+        begin, ends = self.timeline.origin, self.timeline.scratch_ends
+        scratch = sum(self.scratch_sizes.between(begin, end) for end in ends)
+        steps = sum(last - first for first, last in spans)
+        return Cost(paradigm, steps, tokens * self.batch.seq_length, tokens / scratch)
 
     def _sft_run(self, paradigm: str, name: str) -> Run:
-        """The fine-tuning called `name`. UserError where there is none, or its data have to be prepared first."""
+        """Return the fine-tuning called `name`. Raises UserError if there is none, or its data must be
+        prepared first.
+        """
         if self.sft is None:
             raise UserError(f"{self.path}: {name}: the plan has no section `sft`; see docs/sft.md")
         runs = {run.name: run for run in self.sft_runs(paradigm)}

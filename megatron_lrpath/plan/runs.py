@@ -1,4 +1,4 @@
-"""The runs of the three paradigms: what starts from what, its length, its learning rate, its data."""
+"""The runs of the three paradigms: their parents, lengths, learning rates and data."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from megatron_lrpath.paradigms import (
     BRANCH,
     CONTINUAL,
     CPT,
+    CPT_VARIANTS,
     KINDS,
     MAIN,
     OURS,
@@ -63,17 +64,17 @@ class Run:
 
     @property
     def carried_out_as(self) -> str:
-        """The key of the run that does the training: its own, or that of `same_as`."""
+        """The key of the run that performs the training: its own, or that of `same_as`."""
         return "/".join(self.same_as) if self.same_as else self.key
 
     @property
     def steps(self) -> int:
-        """How many steps the run itself does."""
+        """The number of steps of the run itself."""
         return self.last_step - self.first_step
 
     @property
     def makes_version(self) -> bool:
-        """Whether its end is a version's model: so for all but the main path."""
+        """Whether its end is a version's model, which is true for all except the main path."""
         return KINDS[self.kind].makes_version
 
     @property
@@ -82,7 +83,7 @@ class Run:
         return self.kind == SFT.name
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able, as in `lrpath plan --json`."""
+        """Return JSON-serializable data, as in `lrpath plan --json`."""
         return {
             "name": self.name,
             "kind": self.kind,
@@ -100,21 +101,35 @@ class Run:
 
 
 def run_path(
-    schedule: Schedule, kind: str, first: int, last: int, cpt_variant: str, cycle: float | None = None
+    schedule: Schedule,
+    kind: str,
+    first: int,
+    last: int,
+    cpt_variant: str,
+    cycle: float | None = None,
+    peak: float | None = None,
 ) -> LRPath:
-    """The learning rate of a run of this kind from step `first` to `last`, positions in steps."""
+    """Return the learning rate of a run of this kind from step `first` to `last`, positions in steps.
+
+    `peak` is the rate at which a decay begins, if it is not max_lr; for a variant with falling maxima, that of
+    the schedule over all steps.
+    """
     shape, warms_up = path_form(kind, cpt_variant)
-    return LRPath(schedule, shape, first, last, warmup=schedule.warmup if warms_up else 0, cycle=cycle)
+    if kind == CONTINUAL.name and first and CPT_VARIANTS[cpt_variant].falls:
+        peak = LRPath(schedule, "whole", 0, last, warmup=schedule.warmup, peak=peak).lr_at(first)
+    warmup = schedule.warmup if warms_up else 0
+    return LRPath(schedule, shape, first, last, warmup=warmup, cycle=cycle, peak=peak)
 
 
 @dataclass(frozen=True)
 class Timeline:
-    """The steps at which versions end and branches leave, and the runs that follow from them.
+    """The steps at which versions end and branches leave, and the resulting runs.
 
     E_i = T_1 + … + T_i; a branch lasts round(α_i·T_i) steps and leaves the main path at B_i = E_i minus that; with an
     α_i above 1 it begins on the batches of the versions before.
-    `also_branch_at`: steps at which branches of other plans leave the same main path. `falling`: how the main path's
-    rate falls, None where it does not.
+    With an adopted checkpoint of step `origin`, E_0 is that step; only `ours` has runs then. `batch_size` is the
+    samples of the first steps. `also_branch_at`: steps at which branches of other plans leave the same main path.
+    `falling`: how the main path's rate falls (None: it does not).
     """
 
     schedule: Schedule
@@ -123,20 +138,46 @@ class Timeline:
     versions: Sequence[Version]
     also_branch_at: Sequence[int] = ()
     falling: Falling | None = None
+    origin: int = 0
+    batch_size: int = 1
 
     @cached_property
     def ends(self) -> list[int]:
         """E_1 … E_N."""
-        return list(itertools.accumulate(version.steps for version in self.versions))
+        return list(itertools.accumulate((version.steps for version in self.versions), initial=self.origin))[
+            1:
+        ]
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """The samples of a step of each version's data."""
+        sizes = [self.batch_size]
+        for version in self.versions:
+            sizes.append(version.global_batch_size or sizes[-1])
+        return sizes[1:]
+
+    @cached_property
+    def scratch_ends(self) -> list[int]:
+        """The lengths of PTFS's runs: the whole steps of the new data of all versions so far, Σ(1 - r_i)·T_i.
+
+        In a run from scratch, too, the steps of a version's data have the version's batch size. New samples that do
+        not fill a step are left for the next version's steps.
+        """
+        ends, step, left = [], self.origin, 0
+        for version, size in zip(self.versions, self.sizes, strict=True):
+            steps, left = divmod(left + version.new_samples(version.steps * size), size)
+            step += steps
+            ends.append(step)
+        return ends
 
     @cached_property
     def begins(self) -> list[int]:
         """The steps at which the versions' data begin, E_0 … E_(N−1)."""
-        return [0, *self.ends[:-1]]
+        return [self.origin, *self.ends[:-1]]
 
     @cached_property
     def branch_steps(self) -> list[int]:
-        """round(α_i·T_i) for each version; halves go to the even number, as Python rounds."""
+        """Return round(α_i·T_i) for each version; halves round to the even number, as in Python."""
         return [round((version.alpha or self.alpha) * version.steps) for version in self.versions]
 
     @cached_property
@@ -146,7 +187,7 @@ class Timeline:
 
     @cached_property
     def main_rate(self) -> MainRate | None:
-        """How the main path's rate changes, positions in steps; None where it stays at max_lr."""
+        """Return how the main path's rate changes, positions in steps; None if it stays at max_lr."""
         if self.falling is not None:
             return MainRate(power=self.falling.power, begin=self.falling.begin)
         moves = tuple(
@@ -157,37 +198,43 @@ class Timeline:
         return MainRate(moves) if moves else None
 
     def rate_steps(self, version: Version) -> int:
-        """The steps over which the main path moves to the version's rate: as given, or as many as a warm-up has."""
+        """Return the steps in which the main path moves to the version's rate: as given, or those of a
+        warm-up.
+        """
         return self.schedule.warmup if version.rate_steps is None else version.rate_steps
 
     def rate_of(self, index: int) -> float:
-        """The rate of version `index` (from 0): the newest that it or a version before it has, else max_lr."""
+        """Return the rate of version `index` (from 0): its own, or that of the last version before it, else
+        max_lr.
+        """
         own = [version.max_lr for version in self.versions[: index + 1] if version.max_lr is not None]
         return own[-1] if own else self.schedule.max_lr
 
     def runs(self, paradigm: str) -> list[Run]:
-        """The runs of a paradigm, parents before children."""
-        return _MAKERS[paradigm](self)
+        """Return the runs of a paradigm, parents before children; with an adopted main path only those of ours."""
+        return [] if self.origin and paradigm != OURS.name else _MAKERS[paradigm](self)
 
     def ours(self) -> list[Run]:
-        """The main path and a branch for each version."""
+        """Return the main path and a branch for each version."""
         points, count = {*self.branch_points, *self.also_branch_at}, len(self.versions)
         last = max(points)
         slices = self._names(sum(begin < last for begin in self.begins))
-        keep = tuple(sorted(points | {end for end in self.ends if end <= last}))
-        main = self._run(MAIN, count, (0, last), slices=slices, keep_steps=keep)
+        keep = tuple(sorted(points | {end for end in self.ends if end <= last} | ({self.origin} - {0})))
+        main = self._run(MAIN, count, (self.origin, last), slices=slices, keep_steps=keep)
         spans = enumerate(zip(self.branch_points, self.ends, strict=True), start=1)
         return [main, *(self._run(BRANCH, i, span, parent=Parent(main.name, span[0])) for i, span in spans)]
 
     def from_scratch(self) -> list[Run]:
-        """A run for each version that reads all data so far."""
-        return [  # CPT goes on from the first one
+        """Return a run for each version that reads all data so far."""
+        return [  # CPT continues from the first one
             self._run(SCRATCH, i, (0, end), slices=self._names(i), keep_steps=(end,) if i == 1 else ())
-            for i, end in enumerate(self.ends, start=1)
+            for i, end in enumerate(self.scratch_ends, start=1)
         ]
 
     def continual(self) -> list[Run]:
-        """A run for each version, from the end of the one before it; the first is the first one from scratch."""
+        """Return a run for each version, from the end of the one before it; the first equals the first one
+        from scratch.
+        """
         runs: list[Run] = []
         for index, (version, end) in enumerate(zip(self.versions, self.ends, strict=True), start=1):
             begin = end - version.steps
@@ -200,15 +247,23 @@ class Timeline:
         return runs
 
     def _run(self, kind: Kind, index: int, span: tuple[int, int], **others: Any) -> Run:
-        """The run of this kind for version `index` (from 1) from one step to another; its slice is the version's."""
+        """Return the run of this kind for version `index` (from 1) from one step to another; its slice is the
+        version's.
+        """
         version, (first, last) = self.versions[index - 1], span
-        path = run_path(self.schedule, kind.name, first, last, self.cpt_variant)
-        if path.shape != "floor":
-            path = replace(path, cycle=version.cycle_steps.get(kind.name), **self._rates(kind, index, first))
-        fields: dict[str, Any] = {"parent": None, "slices": (version.name,)}
+        cycle, rates = version.cycle_steps.get(kind.name), self._rates(kind, index, first)
+        if path_form(kind.name, self.cpt_variant)[0] == "floor":
+            cycle, rates = None, {}
+        path = run_path(self.schedule, kind.name, first, last, self.cpt_variant, cycle, rates.get("peak"))
+        path = replace(path, main=rates.get("main"))
+        if kind == MAIN and self.origin:
+            path = replace(path, warmup=0)  # it continues at its rate
+        begin = index - 1  # the first version whose steps it does, counted from 0
+        fields: dict[str, Any] = {"parent": None}
         if kind == BRANCH:
-            before = itertools.takewhile(lambda end: end <= first, self.ends)
-            fields |= {"mix": version.mix, "slices": self._names(index)[sum(1 for _ in before) :]}
+            begin = sum(1 for _ in itertools.takewhile(lambda end: end <= first, self.ends))
+            fields |= {"mix": version.mix}
+        fields |= {"slices": self._read(begin, index)}
         return Run(
             name=kind.run_name(version.name),
             kind=kind.name,
@@ -236,6 +291,15 @@ class Timeline:
         if kind == BRANCH:
             rate = main.at(first, self.schedule.max_lr, self.schedule.min_lr)
         return {} if rate == self.schedule.max_lr else {"peak": rate}
+
+    def _read(self, begin: int, end: int) -> tuple[str, ...]:
+        """The versions whose data are read in the steps of the versions from `begin` up to but not including `end`."""
+        names = self._names(end)
+        read = {*names[begin:]}
+        for index, version in enumerate(self.versions[begin:end], start=begin):
+            if version.replay:
+                read |= {*version.replay.sources([*names[:index]])}
+        return tuple(name for name in names if name in read)
 
     def _names(self, count: int) -> tuple[str, ...]:
         return tuple(version.name for version in self.versions[:count])

@@ -1,4 +1,4 @@
-"""Secrets in arguments and variables, known by their names: what is shown or stored in their place."""
+"""Secrets in arguments and variables, detected by their names, and their replacement in output and records."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _IN_ADDRESS = re.compile(r"(\w+://[^\s/:@]*:)[^\s/@]+@")
 
 
 def is_secret(name: str) -> bool:
-    """Whether an argument or variable of this name holds a secret; none of Megatron's own arguments does."""
+    """Return whether an argument or variable with this name is a secret; none of Megatron's own arguments is."""
     plain = name.lstrip("-").replace("-", "_").lower()
     if plain in _megatron_names():
         return False
@@ -28,14 +28,14 @@ def is_secret(name: str) -> bool:
 
 @functools.cache
 def _megatron_names() -> frozenset[str]:
-    """The arguments of Megatron's parser, by destination and by spelling: `moe_token_dispatcher_type`."""
+    """Return the arguments of Megatron's parser, by destination and by spelling: `moe_token_dispatcher_type`."""
     return frozenset(
         name.replace("-", "_") for fact in parser_facts() for name in (fact["name"], *fact["options"])
     )
 
 
 def hide_words(words: Sequence[str]) -> list[str]:
-    """A command line without the values of secrets."""
+    """Return a command line without the values of secrets."""
     found: list[str] = []
     hiding = False  # the values that follow a secret's option
     for word in words:
@@ -49,7 +49,7 @@ def hide_words(words: Sequence[str]) -> list[str]:
 
 
 def hide_text(text: str) -> str:
-    """Text without what stands behind `NAME=` of a secret, and without passwords in addresses."""
+    """Return text without the values after `NAME=` of a secret, and without passwords in URLs."""
 
     def hidden(match: re.Match[str]) -> str:
         return f"{match[1]}{match[2]}{HIDDEN}" if is_secret(match[1]) else match[0]
@@ -58,7 +58,7 @@ def hide_text(text: str) -> str:
 
 
 def hide_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Named values without those of secrets."""
+    """Return named values without those of secrets."""
     return {
         name: HIDDEN
         if value not in (None, "", False, True) and is_secret(name)
@@ -70,12 +70,12 @@ def hide_values(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def hide_message(text: str) -> str:
-    """A message that may quote a command line, without the values of secrets."""
+    """Return a message that can quote a command line, without the values of secrets."""
     return " ".join(hide_words(text.split(" ")))
 
 
 def secret_words(words: Sequence[str]) -> list[str]:
-    """The names of the secrets whose values stand in a command line."""
+    """Return the names of the secrets whose values are in a command line."""
     shown = hide_words(words)
     names = []
     for number, (word, kept) in enumerate(zip(words, shown, strict=True)):
@@ -86,7 +86,9 @@ def secret_words(words: Sequence[str]) -> list[str]:
 
 
 def secret_problem(words: Sequence[str]) -> str | None:
-    """Why words cannot stand on a child's command line, which all users of the machine can read; None if they can."""
+    """Return why words must not be on a child's command line, which all users of the machine can read; None
+    if they can.
+    """
     if not (names := secret_words(words)):
         return None
     return (

@@ -1,4 +1,4 @@
-"""The fine-tuning of versions: the section `sft`, its prepared data and the runs that follow from it."""
+"""The fine-tuning of versions: the section `sft`, its prepared data and the resulting runs."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ DROPPED = ("transformer_impl", "context_parallel_size")
 class Sft:
     """The section `sft`; paths are relative to the working directory, lengths in steps, samples and tokens.
 
-    `valid` is a share of the examples, files, or None. Either `epochs` or `steps` is given. `schedule.warmup`
-    is in steps. `template` names a built-in template or a file. `place` is `FILE:LINE: sft`.
+    `valid` is a share of the examples, files, or None. Either `epochs` or `steps` is given.
+    `schedule.warmup` is in steps. `template` names a built-in template or a file. `place` is `FILE:LINE:
+    sft`.
     """
 
     data: tuple[str, ...]
@@ -43,7 +44,9 @@ class Sft:
     place: str = field(default="", compare=False)
 
     def facts(self) -> dict[str, Any]:
-        """What a fine-tuning's result depends on beside its parent and its data (JSON-able)."""
+        """Return what a fine-tuning's result depends on in addition to its parent and its data
+        (JSON-serializable).
+        """
         return {
             "epochs": self.epochs,
             "steps": self.steps,
@@ -53,14 +56,15 @@ class Sft:
         }
 
     def tuned(self, runs: Iterable[Run]) -> list[Run]:
-        """Those of a paradigm's runs whose ends are fine-tuned."""
+        """Return the runs of a paradigm whose ends are fine-tuned."""
         return [run for run in runs if run.makes_version and run.version in self.versions]
 
     def run(self, base: Run, steps: int) -> Run:
-        """The fine-tuning of the version that `base` ends with: its weights, at step 0, with a rate of its own.
+        """Return the fine-tuning of the version that `base` ends with: its weights, at step 0, with a
+        separate rate.
 
         Raises:
-            UserError: the warm-up fills all steps.
+            UserError: the warm-up takes all steps.
         """
         warmup = self.schedule.warmup
         if warmup >= steps:

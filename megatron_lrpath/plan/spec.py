@@ -1,4 +1,4 @@
-"""What a plan file says, typed: batch, tokenizer, data, versions."""
+"""The typed content of a plan file: batch, tokenizer, data, versions."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import PurePath
 from typing import Any
 
 from megatron_lrpath.plan.mix import Mix
+from megatron_lrpath.plan.replay import Replay
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Megatron's tokenizer type, its model and, where that does not say it, the vocabulary's size."""
+    """Megatron's tokenizer type, its model and, if that does not determine it, the vocabulary's size."""
 
     type: str
     model: str | None = None
@@ -37,7 +38,8 @@ class Tokenizer:
 class Data:
     """Paths as in the plan, relative to the working directory: the slices' folder, the validation slices.
 
-    `valid` is the first validation slice, by which versions are compared; `more_valid` are those of later deliveries.
+    `valid` is the first validation slice, by which versions are compared; `more_valid` are those of later
+    deliveries.
     """
 
     slices: str
@@ -58,7 +60,9 @@ class Version:
     that are missing in it take the length of the run. `mix` is what its branch reads beside the main path's
     samples, the plan's where the version does not say. `max_lr` is the rate to which the main path moves where the
     version begins, over `rate_steps` steps (None: as many as the warm-up has); None: the rate stays. Its branch has
-    the Megatron arguments `branch_megatron` (names with underscores) on top of the plan's `megatron`.
+    the Megatron arguments `branch_megatron` (names with underscores) on top of the plan's `megatron`. A step of its
+    data has `global_batch_size` samples (None: as many as before). `replay` is the share of its steps' samples that
+    earlier versions provide; `steps` includes them.
     """
 
     name: str
@@ -69,6 +73,12 @@ class Version:
     max_lr: float | None = None
     rate_steps: int | None = None
     branch_megatron: dict[str, Any] = field(default_factory=dict)
+    global_batch_size: int | None = None
+    replay: Replay | None = None
+
+    def new_samples(self, samples: int) -> int:
+        """Return how many of its first `samples` samples are of its own slice."""
+        return self.replay.new(samples) if self.replay else samples
 
 
 @dataclass(frozen=True)
@@ -80,8 +90,27 @@ class Falling:
 
 
 @dataclass(frozen=True)
+class Adopted:
+    """What was trained before the main path: `step` steps on `samples` samples, by another training.
+
+    `checkpoint` is the folder that `lrpath adopt` copied, `fingerprint` that of its files. `data` names the slices that
+    it had read; empty where they are not known.
+    """
+
+    step: int
+    samples: int
+    checkpoint: str
+    fingerprint: str
+    data: tuple[str, ...] = ()
+
+    def facts(self) -> dict[str, Any]:
+        """What a result depends on (JSON-able)."""
+        return {"step": self.step, "samples": self.samples, "fingerprint": self.fingerprint}
+
+
+@dataclass(frozen=True)
 class Parent:
-    """Where a run starts from: another run of its paradigm and the step of the checkpoint."""
+    """The start of a run: another run of its paradigm and the step of the checkpoint."""
 
     run: str
     step: int

@@ -1,6 +1,6 @@
-"""What can be known before a process starts: one check of a plan for `plan`, `doctor`, `run`, `sft` and `submit`.
+"""The checks of a plan before a process starts, for `plan`, `doctor`, `run`, `sft` and `submit`.
 
-Not the check of an allocation, which the ranks of a Slurm job carry out together (`launch.preflight`).
+The check of an allocation by the ranks of a Slurm job is in `launch.preflight`.
 """
 
 from megatron_lrpath.readiness.check import (
@@ -9,6 +9,7 @@ from megatron_lrpath.readiness.check import (
     HERE,
     Request,
     check_plan,
+    fetch_archived,
     refuse,
     require_ready,
     tell,
@@ -26,6 +27,7 @@ __all__ = [
     "Finding",
     "Request",
     "check_plan",
+    "fetch_archived",
     "refuse",
     "require_ready",
     "tell",

@@ -1,4 +1,4 @@
-"""Whether the Megatron arguments beside a plan's are there and leave the plan what it is."""
+"""Check that Megatron arguments in addition to a plan's exist and do not contradict the plan."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ BEHIND = "after --: "
 
 
 def argument_checks(plan: Plan, runs: Sequence[Run], extra: Sequence[str]) -> list[Finding]:
-    """What is wrong with the arguments behind `--`, which each of the runs gets.
+    """Return the problems of the arguments after `--`, which each of the runs gets.
 
-    The names and classes are checked without Megatron. Its parser, which takes seconds to import, is asked only
-    where an argument is given that is not known to be neutral.
+    Names and classes are checked without Megatron. Its parser, which takes seconds to import, is used only
+    if an argument is not known to be neutral.
     """
     problems = line_problems(extra)
     if secret := secret_problem(extra):
@@ -45,7 +45,7 @@ def argument_checks(plan: Plan, runs: Sequence[Run], extra: Sequence[str]) -> li
 
 
 def without_unknown(extra: Sequence[str]) -> list[str]:
-    """The arguments without those that the table lacks."""
+    """Return the arguments without those that the table lacks."""
     kept: list[str] = []
     keeps = True
     for word in extra:
@@ -56,22 +56,22 @@ def without_unknown(extra: Sequence[str]) -> list[str]:
 
 
 def given_beside(plan: Plan, run: Run, extra: Sequence[str]) -> dict[str, Any]:
-    """The arguments beside the plan's that the run's result depends on, as the trainer reads them.
+    """Return the additional arguments that affect the run's result, as parsed by the trainer.
 
     Raises:
-        UserError: Megatron's parser does not take them.
+        UserError: Megatron's parser rejects them.
     """
     beside: dict[str, Any] = {} if all_neutral(extra) else read(plan, run, extra).beside
     return beside
 
 
 def all_neutral(extra: Sequence[str]) -> bool:
-    """Whether no result depends on any of these arguments."""
+    """Return whether no result depends on any of these arguments."""
     return all(is_neutral(name) for name in given_options(extra))
 
 
 def read(plan: Plan, run: Run, extra: Sequence[str]) -> Any:
-    """The `PlannedRun` of a run that is started with these arguments."""
+    """Return the `PlannedRun` of a run that is started with these arguments."""
     quiet()
     # Imports torch and Megatron, which nothing else here needs.
     from megatron_lrpath.training.options.from_plan import with_arguments

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from megatron_lrpath.console import say, warn
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.launch.resources import sizes_left
 from megatron_lrpath.plan import PARADIGMS, Plan
 from megatron_lrpath.readiness import machine
 from megatron_lrpath.readiness.arguments import argument_checks
 from megatron_lrpath.readiness.data import data_checks
 from megatron_lrpath.readiness.finding import FAILED, INFO, WARNING, Finding
 from megatron_lrpath.readiness.identity import identity_checks
-from megatron_lrpath.readiness.parents import parent_checks
+from megatron_lrpath.readiness.parents import fetch_parents, parent_checks
 from megatron_lrpath.readiness.renamed import renamed_checks, renamed_versions
 from megatron_lrpath.readiness.tokenizer import chat_checks, made_checks, tokenizer_check
 from megatron_lrpath.runs.tasks import Task, build_tasks, with_ancestors
@@ -29,7 +30,7 @@ class Request:
     Attributes:
         paradigms, runs: what of it; with `runs` those and their ancestors.
         fine_tunings: None without any, "only" for those alone.
-        extra: Megatron arguments beside the plan's.
+        extra: Megatron arguments in addition to the plan's.
         device, nproc: of the processes, where they are to start here; None leaves their number open.
         evaluate: whether the versions are evaluated at the end.
         where: HERE, CLUSTER (its memory and GPUs are not here), or ANYWHERE (the files alone count).
@@ -92,7 +93,9 @@ def check_plan(plan: Plan, request: Request, known: dict[Path, str] | None = Non
     going_on = {task.key for task in todo} | {
         task.parent for task in todo if task.parent and not task.run.is_sft
     }
-    findings += identity_checks(plan, tasks, opened.slices, going_on, extra) + parent_checks(todo, tasks)
+    findings += identity_checks(plan, tasks, opened.slices, going_on, extra) + parent_checks(
+        plan, todo, tasks
+    )
     findings += machine.optimizer_checks(plan, request.where != ANYWHERE) if todo else []
     if request.where != ANYWHERE and todo:
         findings += [
@@ -100,9 +103,21 @@ def check_plan(plan: Plan, request: Request, known: dict[Path, str] | None = Non
             machine.room_check(plan, todo, vocabulary, request.where == HERE),
         ]
     if request.where == HERE and todo:
-        findings.append(machine.process_check(plan, request.device, request.nproc, extra))
+        findings.append(machine.process_check(plan, request.device, request.nproc, extra, sizes_left(todo)))
         findings += machine.memory_checks(plan, vocabulary, request.device, request.nproc, extra)
     return findings
+
+
+def fetch_archived(plans: Iterable[Plan], request: Request) -> None:
+    """Fetch the checkpoints that the request starts from and only the plans' archives have.
+
+    Raises:
+        UserError: an archive does not answer, or its copy is damaged.
+    """
+    for plan in plans:
+        if plan.archive is not None:
+            tasks = request.tasks(plan)
+            fetch_parents(plan, request.todo(tasks), tasks)
 
 
 def require_ready(plans: Iterable[Plan], request: Request) -> None:
@@ -137,6 +152,6 @@ def refuse(found: Sequence[tuple[Plan, Sequence[Finding]]], missing_too: bool = 
         if len(new) == 1:
             messages.append(f"{plan.path}: {new[0]}")
         elif new:
-            messages.append("\n  ".join([f"{plan.path}: {len(new)} things are to be mended first", *new]))
+            messages.append("\n  ".join([f"{plan.path}: {len(new)} problems must be fixed first", *new]))
     if messages:
         raise UserError("\n".join(messages))

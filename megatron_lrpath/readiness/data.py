@@ -150,10 +150,11 @@ def source_checks(
 
 def token_checks(plan: Plan, used: Sequence[Slice]) -> list[Finding]:
     """Whether each version has the tokens that its steps need."""
-    steps, length = {version.name: version.steps for version in plan.versions}, plan.batch.seq_length
+    length = plan.batch.seq_length
+    needed = {version.name: plan.samples_of(index) for index, version in enumerate(plan.versions)}
     checks = []
     for part in used:
-        samples = steps[part.name] * plan.batch.global_batch_size
+        samples = needed[part.name]
         there = f"{samples:,} samples of {length:,} tokens are there"
         enough = partial(require_samples, part, samples, length)
         checks.append(attempt(f"tokens of {part.name}", enough, there))

@@ -1,4 +1,4 @@
-"""The result of one check, and what becomes of several."""
+"""The result of one check, and the summary of several."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Finding:
     """The result of one check.
 
     Attributes:
-        name: what was looked at.
+        name: the subject of the check.
         status: OK, INFO, WARNING or FAILED.
-        found: what was found.
-        advice: what to do about it, where `found` does not say so.
-        is_missing: a file is not there, which contradicts nothing yet.
+        found: the result.
+        advice: what to do, unless `found` includes that.
+        is_missing: whether a file is missing, which is no contradiction yet.
     """
 
     name: str
@@ -37,14 +37,14 @@ class Finding:
 
 
 def worst(findings: Iterable[Finding]) -> str:
-    """The worst status among the findings."""
+    """Return the worst status among the findings."""
     return max((finding.status for finding in findings), key=ORDER.index, default=OK)
 
 
 def attempt(name: str, proof: Callable[[], str | None], found: str = "", missing: bool = False) -> Finding:
-    """What `proof` returns (or `found`) as a finding that is ok; its user error as one that failed.
+    """Return an ok finding with the result of `proof` (or `found`), or a failed one with its user error.
 
-    `missing` says that a failure is for want of a file.
+    `missing`: whether a failure means that a file is missing.
     """
     try:
         return Finding(name, OK, proof() or found)

@@ -1,4 +1,4 @@
-"""Whether what lies in the output is what the plan would train: the identity of every run that has a checkpoint."""
+"""Check that the output contains what the plan would train: the identity of every run with a checkpoint."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from megatron_lrpath.runs.tasks import Task
 from megatron_lrpath.sft.prepared import open_prepared
 from megatron_lrpath.wording import listing
 
-GO_BACK = "Go back to those settings, or give the plan another `output` to train anew."
+GO_BACK = "Restore those settings, or set another `output` in the plan to train again."
 SHOWN = 4  # differences of a run that the message names
 
 
@@ -29,14 +29,14 @@ def identity_checks(
     going_on: Collection[str],
     extra: Sequence[str] = (),
 ) -> list[Finding]:
-    """Whether every run that has a checkpoint was trained with what the plan says now.
+    """Check that every run with a checkpoint was trained with the plan's current settings.
 
     Args:
         plan: the plan.
-        tasks: the runs that are asked for.
-        slices: those of the versions that are there.
-        going_on: the keys of the runs that are to go on with `extra`, or whose checkpoints others start from.
-        extra: Megatron arguments beside the plan's.
+        tasks: the requested runs.
+        slices: the available slices of the versions.
+        going_on: the keys of the runs that will continue with `extra`, or whose checkpoints other runs start from.
+        extra: Megatron arguments in addition to the plan's.
     """
     alike: dict[tuple[str, ...], list[str]] = {}
     problems = []
@@ -56,7 +56,7 @@ def identity_checks(
 
 
 def shortened(found: Sequence[str]) -> str:
-    """The first of the differences, and how many more there are."""
+    """Return the first difference, and the number of the others."""
     more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     return "; ".join(found[:SHOWN]) + more
 
@@ -64,9 +64,11 @@ def shortened(found: Sequence[str]) -> str:
 def run_changes(
     plan: Plan, run: Run, slices: Mapping[str, Slice], extra: Sequence[str] | None = None
 ) -> list[str]:
-    """What differs between a run's lineage and what the trainer would compare it with; nothing without a checkpoint.
+    """Return the differences between a run's lineage and what the trainer would compare; empty without a
+    checkpoint.
 
-    What cannot be known here, as its file is not there, counts as unchanged; the arguments where `extra` is None.
+    What is unknown here because its file is missing counts as unchanged, and so do the arguments if
+    `extra` is None.
     """
     folder = plan.folder(run)
     lineage = read_lineage(folder)
@@ -89,7 +91,7 @@ def run_changes(
 
 
 def mixed(plan: Plan, run: Run) -> list[Slice]:
-    """The slices of a branch's mix, none where they are not all there."""
+    """Return the slices of a branch's mix; none if one is missing."""
     try:
         return open_mix(plan.data, run.mix, verify=False) if run.mix else []
     except UserError:  # told by the checks of the data
@@ -97,7 +99,7 @@ def mixed(plan: Plan, run: Run) -> list[Slice]:
 
 
 def chats(plan: Plan, run: Run, stored: Mapping[str, Any]) -> Any:
-    """The identity of a fine-tuning's prepared data; the recorded one where they are not there."""
+    """Return the identity of a fine-tuning's prepared data; the recorded one if they are missing."""
     if not run.is_sft:
         return None
     try:

@@ -30,12 +30,14 @@ from megatron_lrpath.wording import byte_size, plural
 LITTLE_DISK = 10e9  # bytes
 
 
-def process_check(plan: Plan, device: str, nproc: int | None, extra: Sequence[str]) -> Finding:
-    """Whether the processes of a run are there, and share out its batch."""
+def process_check(
+    plan: Plan, device: str, nproc: int | None, extra: Sequence[str], left: Sequence[int] = ()
+) -> Finding:
+    """Whether the processes of a run are there, and share out its batches, those `left` to train with."""
 
     def proof() -> str:
         share = share_out(plan, 1, device, nproc, None, extra)
-        check_batch(plan, share.nproc, extra)
+        check_batch(plan, share.nproc, extra, left)
         check_fine_tuning(plan, share.nproc, extra)
         where = f"{plural(len(share.gpus), 'GPU')}" if share.gpus else "the CPU"
         return f"{plural(share.nproc, 'process', 'es')} a run on {where}"
@@ -82,7 +84,7 @@ def gpu_checks(plan: Plan, vocabulary: int, most: float, nproc: int, extra: Sequ
     """The memory of each of `nproc` GPUs of `most` bytes, and of the host.
 
     Raises:
-        UserError: a model whose parameters nobody can count.
+        UserError: a model whose parameters cannot be counted.
     """
     extra = (*extra, *micro_batch_arguments(plan, nproc, extra))
     one = predict(plan, sizes_of(plan, nproc, extra), vocabulary, extra)
@@ -117,7 +119,7 @@ def process_memory(plan: Plan, vocabulary: int) -> Finding:
     the logits in fp32.
 
     Raises:
-        UserError: a model whose parameters nobody can count.
+        UserError: a model whose parameters cannot be counted.
     """
     model = resolve_model(plan.model)
     parameters = parameter_count(model, vocabulary)
@@ -148,7 +150,7 @@ def room_check(plan: Plan, todo: Sequence[Task], vocabulary: int, waits: bool) -
         needed = sum(
             max(0, checkpoint_bytes(sized, task.run) - folder_bytes(task.checkpoints)) for task in todo
         )
-    except UserError:  # a model whose parameters nobody can count
+    except UserError:  # a model whose parameters cannot be counted
         needed = 0
     return disk_check(Path(plan.output), needed, waits)
 

@@ -1,4 +1,4 @@
-"""Versions that have another name in the output than in the plan."""
+"""Versions whose names differ between the output and the plan."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Renamed:
 
 
 def renamed_versions(plan: Plan) -> list[Renamed]:
-    """The versions whose names no run in the output has, while runs there have another one in their place.
+    """Return versions whose names no run in the output has, if runs there have another name in their place.
 
-    A name that the plan has in another place was moved, not changed: the runs' identities tell.
+    A name at another position of the plan was moved, not changed; the runs' identities detect that.
     """
     trained = list(trained_versions(Path(plan.output)))
     names = {name for _, versions in trained for name in versions}
@@ -47,7 +47,7 @@ def renamed_versions(plan: Plan) -> list[Renamed]:
 
 
 def trained_versions(output: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Every run in the output that has a checkpoint, with the names of the versions that it has come to."""
+    """Return every run in the output with a checkpoint, with the names of the versions that it has reached."""
     for folder in sorted(output.glob("*/*")):
         lineage: dict[str, Any] = {}
         if not folder.is_symlink() and folder.is_dir() and is_bound(folder):
@@ -59,10 +59,10 @@ def trained_versions(output: Path) -> Iterator[tuple[Path, list[str]]]:
 
 
 def renamed_checks(plan: Plan, renamed: list[Renamed]) -> list[Finding]:
-    """What is said of them.
+    """Return the message about renamed versions.
 
-    A failure where the main path has come to the version or its slice has the old name; else the version may be
-    another one that takes the old one's place.
+    It is a failure if the main path has reached the version or its slice has the old name; otherwise the
+    version can be a new one in the place of the old one.
     """
     checks = []
     for one in renamed:

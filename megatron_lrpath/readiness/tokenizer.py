@@ -1,4 +1,4 @@
-"""Whether a plan's tokenizer is there and made its data, and whether its fine-tuning's data fit it."""
+"""Check that a plan's tokenizer exists and made its data, and that its fine-tuning data match it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from megatron_lrpath.tokenizers.sentencepiece_model import SENTENCEPIECE
 
 
 def tokenizer_check(plan: Plan) -> tuple[Finding, int]:
-    """Whether the tokenizer loads, and the number of its tokens."""
+    """Check that the tokenizer loads, and report the number of its tokens."""
     kind, model, size = plan.tokenizer.type, plan.tokenizer.model, plan.tokenizer.vocab_size
     try:
         found = tokens_of(kind, model) or size
@@ -29,7 +29,9 @@ def tokenizer_check(plan: Plan) -> tuple[Finding, int]:
 
 
 def tokens_of(kind: str, model: str | None) -> int | None:
-    """The number of tokens of a tokenizer with files (UserError where it has none), None for other types."""
+    """Return the number of tokens of a tokenizer with files (UserError if it cannot be read), None for other
+    types.
+    """
     if kind not in (*SENTENCEPIECE, "HuggingFaceTokenizer"):
         return None
     path = Path(model or "")
@@ -42,7 +44,7 @@ def tokens_of(kind: str, model: str | None) -> int | None:
 
 
 def made_checks(plan: Plan) -> list[Finding]:
-    """Whether the plan's tokenizer is the one that made its data, as far as they are there."""
+    """Check that the plan's tokenizer is the one that made the available data."""
     name, found = "tokenizer of the data", tokenizer_problems(plan)
     checks = [Finding(name, FAILED, problem) for problem in found.problems]
     checks += [Finding(name, INFO, note) for note in found.notes]
@@ -50,7 +52,9 @@ def made_checks(plan: Plan) -> list[Finding]:
 
 
 def chat_checks(plan: Plan) -> list[Finding]:
-    """Whether the fine-tuning's data are there and its template fits the tokenizer; nothing without a section."""
+    """Check that the fine-tuning data exist and their template fits the tokenizer; no finding without a
+    section.
+    """
     sft = plan.sft
     if sft is None:
         return []

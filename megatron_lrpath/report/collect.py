@@ -77,8 +77,8 @@ class RunRecord:
 
     @property
     def step_tokens(self) -> int | None:
-        """Tokens of a step as it was trained; None where the lineage does not say."""
-        return trained_tokens(self.lineage)
+        """Tokens of the newest step as it was trained; None where the lineage does not say."""
+        return trained_tokens(self.lineage, self.state.step)
 
     def recorded(self, name: str) -> list[dict[str, Any]]:
         """The lineage's entries under `name` (`starts`, `skipped`); what is no mapping is left out."""

@@ -1,4 +1,4 @@
-"""The completions that `lrpath eval` left in the run folders, as a table: a prompt, then what each version wrote."""
+"""The completions of `lrpath eval` in the run folders as a table: a prompt, then each version's continuation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from megatron_lrpath.runs.completions import completions_of
 
 
 def completion_table(tree: RunTree) -> Table | None:
-    """A row for each prompt, paradigm and version; None where no model has completions."""
+    """Return a row for each prompt, paradigm and version; None if no model has completions."""
     by_prompt: dict[tuple[str, str], list[tuple[str, str, str]]] = {}
     for paradigm in tree.paradigms:
         for version in tree.plan.versions:

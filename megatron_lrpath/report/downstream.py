@@ -27,9 +27,10 @@ class Measured:
 
 
 def collected(tree: RunTree) -> list[Measured]:
-    """Every model that was measured, by version, bare ones before fine-tuned ones, in the order of paradigms.
+    """Return every measured model, by version, pre-trained before fine-tuned models, in the order of
+    paradigms.
 
-    Results of another step than the model's are left out.
+    Results of another step than the model's are excluded.
     """
     found = []
     for version in (version.name for version in tree.plan.versions):
@@ -51,9 +52,9 @@ def collected(tree: RunTree) -> list[Measured]:
 
 
 def downstream_table(tree: RunTree) -> Table | None:
-    """The compared versions' scores times 100 and their mean; None where nothing was measured.
+    """Return the compared versions' scores times 100 and their mean; None if there are no results.
 
-    The best of a version in each column is marked, bare and fine-tuned models apart.
+    The best score of a version in each column is marked, separately for pre-trained and fine-tuned models.
     """
     rows = [row for row in collected(tree) if row.version in tree.compared]
     if not rows:
@@ -74,14 +75,14 @@ def downstream_table(tree: RunTree) -> Table | None:
 
 
 def scores(results: Results, columns: list[Benchmark]) -> list[float | None]:
-    """A row's scores times 100 and, where there are all of them, their mean."""
+    """Return a row's scores times 100, and their mean if none is missing."""
     found = [100 * results[column.task]["score"] if column.task in results else None for column in columns]
     known = [score for score in found if score is not None]
     return [*found, sum(known) / len(known) if known and len(known) == len(found) else None]
 
 
 def downstream_csv(tree: RunTree) -> str:
-    """Every result of every model with all its digits, subtasks too; empty where nothing was measured."""
+    """Return every result of every model with all digits, including subtasks; empty if there are no results."""
     rows: list[tuple[object, ...]] = []
     for model in collected(tree):
         who = (model.paradigm, model.version, "yes" if model.tuned else "no")
@@ -98,7 +99,7 @@ def downstream_csv(tree: RunTree) -> str:
 
 
 def _notes(rows: Iterable[Results]) -> list[str]:
-    """What the numbers are, and what makes them other numbers than the tasks' own."""
+    """Return a note on the scores, and on settings that change them from the tasks' defaults."""
     notes = ["Scores of lm-evaluation-harness times 100, higher is better, the best of each version in bold."]
     settings = [row.get("settings", {}) for results in rows for row in results.values()]
     limits = sorted({setting["limit"] for setting in settings if setting.get("limit")})

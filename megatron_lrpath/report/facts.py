@@ -18,6 +18,7 @@ from megatron_lrpath.plan.wording import (
     branch_arguments_text,
     main_rate_text,
     mix_text,
+    replays_text,
     schedule_name,
     sft_text,
 )
@@ -53,6 +54,7 @@ def facts(tree: RunTree) -> dict[str, str]:
         + (f"warm-up {schedule.warmup:,} steps" if schedule.warmup else "no warm-up"),
         "Main path": main_rate_text(plan).removeprefix("main path "),
         "α": f"{plan.alpha:g}" + (f" ({alphas})" if alphas else ""),
+        "Replay": replays_text(plan),
         "Branch mix": _mixes(plan),
         "Fine-tuning": sft_text(plan.sft) if plan.sft else "",
         "CPT variant": CPT_VARIANTS[plan.cpt_variant].title,
@@ -124,7 +126,7 @@ def _hours(tree: RunTree) -> str:
 def subtitle(tree: RunTree) -> str:
     """The plan in a line: model, schedule, α, versions and their tokens."""
     plan = tree.plan
-    tokens = [plan.tokens(version.steps) for version in plan.versions]
+    tokens = version_tokens(plan)
     sizes = dict.fromkeys(short_number(size) for size in (min(tokens), max(tokens)))
     parts = [
         plan.model.recipe or "own model",
@@ -134,6 +136,11 @@ def subtitle(tree: RunTree) -> str:
         f"seed {as_trained(tree, 'seed', str)}",
     ]
     return " · ".join(parts)
+
+
+def version_tokens(plan: Plan) -> list[int]:
+    """The tokens of each version's steps."""
+    return [plan.samples_of(index) * plan.batch.seq_length for index in range(len(plan.versions))]
 
 
 def data_table(tree: RunTree) -> Table:
@@ -147,17 +154,22 @@ def data_table(tree: RunTree) -> Table:
     domains = list(dict.fromkeys(name for part in known for name in part.tokens_by_domain))
     domains = domains if len(domains) > 1 else []
     rows = []
-    for version in plan.versions:
-        trained = Cell(f"{version.steps:,}"), Cell(short_number(plan.tokens(version.steps)))
+    replayed = any(version.replay for version in plan.versions)
+    for index, (version, new) in enumerate(zip(plan.versions, version_tokens(plan), strict=True)):
+        begin, end = plan.timeline.begins[index], plan.timeline.ends[index]
+        again = [Cell(short_number(plan.tokens(begin, end) - new))] if replayed else []
+        trained = Cell(f"{version.steps:,}"), Cell(short_number(new)), *again
         rows.append((Cell(version.name), *trained, *_slice_cells(slices[version.name], domains)))
+    absent = [Cell(MISSING)] * (3 if replayed else 2)
     mixes = [run.mix for run in plan.runs(OURS.name) if run.mix is not None]
     for part in {part.slice: part for mix in mixes for part in mix.parts}.values():
         place = Path(part.slice).parent if "/" in part.slice else folder
         mixed, _ = _opened(Slice.load, slice_path(place, part.name))
-        rows.append((Cell(f"{part.name} (mix)"), Cell(MISSING), Cell(MISSING), *_slice_cells(mixed, domains)))
-    rows.append((Cell("validation", opens=True), Cell(MISSING), Cell(MISSING), *_slice_cells(valid, domains)))
+        rows.append((Cell(f"{part.name} (mix)"), *absent, *_slice_cells(mixed, domains)))
+    rows.append((Cell("validation", opens=True), *absent, *_slice_cells(valid, domains)))
     by_domain = (f"of which {name}" for name in domains)
-    header = ("Version", "Steps", "New tokens trained on", "Tokens in the slice", *by_domain)
+    trained_on = ("New tokens trained on", *(["Tokens replayed"] if replayed else []))
+    header = ("Version", "Steps", *trained_on, "Tokens in the slice", *by_domain)
     missing = [name for name, part in slices.items() if part is None] + ([] if valid else ["validation"])
     note = f"Slices not found, so their contents are not shown: {listing(missing)}."
     damaged = [why for _, why in [*opened.values(), (valid, problem)] if "not a whole slice file" in why]
@@ -239,7 +251,7 @@ def _mixes(plan: Plan) -> str:
     runs_by_mix: dict[str, list[str]] = {}
     for run in plan.runs(OURS.name):
         if run.mix is not None:
-            samples = run.mix.samples(plan.batch.global_batch_size, run.steps)
+            samples = run.mix.samples(plan.batch_of(run).global_batch_size, run.steps)
             exact = ", ".join(f"{number:,} of {name}" for name, number in samples.items())
             runs_by_mix.setdefault(f"{mix_text(run.mix)}: samples {exact}, seed {run.mix.seed}", []).append(
                 run.name

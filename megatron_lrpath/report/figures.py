@@ -38,7 +38,9 @@ MARKERS = 100
 
 
 def draw_rates(tree: RunTree) -> Drawing:
-    """Figure 1: a panel for each paradigm, planned rates as pale bands, recorded ones as lines with dots."""
+    """Return Figure 1: a panel for each paradigm, planned rates as pale bands, recorded ones as lines with
+    dots.
+    """
     with drawing_style():
         figure, panels, unit = rate_panels(tree.plan, tree.paradigms, 0.7 + 2.3 * len(tree.paradigms))
         for paradigm, axes in panels.items():
@@ -56,9 +58,10 @@ def draw_rates(tree: RunTree) -> Drawing:
 
 
 def draw_cost(tree: RunTree) -> Drawing | None:
-    """Figure 2: mean perplexity of the compared versions against relative cost.
+    """Return Figure 2: mean perplexity of the compared versions against relative cost.
 
-    None without any mean, for a lone paradigm, and for a lone version, for which all paradigms cost the same.
+    Return None without any mean, for a single paradigm, and for a single version, for which all paradigms
+    cost the same.
     """
     scores = perplexities(tree)
     means = {p: mean_perplexity(tree, scores, p) for p in tree.paradigms}
@@ -127,7 +130,7 @@ POINTS = 1500
 
 
 def draw_losses(tree: RunTree) -> Drawing | None:
-    """A panel for each paradigm; None where no loss has been recorded."""
+    """Return the loss curves, a panel for each paradigm; None if no loss is recorded."""
     if not any(np.isfinite(record.history["loss"]).any() for record in tree):
         return None
     with drawing_style():
@@ -161,14 +164,14 @@ def draw_losses(tree: RunTree) -> Drawing | None:
 
 
 def window_of(tree: RunTree) -> int:
-    """The steps that a running mean reads in any run: 2% of all versions' steps, odd, at least 5."""
+    """Return the window of the running mean in steps: 2% of all versions' steps, odd, at least 5."""
     return 2 * max(2, tree.plan.timeline.ends[-1] // 100) + 1
 
 
 def smoothed(values: Column, window: int) -> Column:
-    """The running mean over an odd number of values, centred, shorter at both ends.
+    """Return the running mean over an odd number of values, centred, shorter at both ends.
 
-    Values that are not finite (a skipped step) are left out; a window without any other has the mean NaN.
+    Non-finite values (of a skipped step) are ignored; the mean of a window without finite values is NaN.
     """
     half = window // 2
     finite = np.isfinite(values)
@@ -181,7 +184,7 @@ def smoothed(values: Column, window: int) -> Column:
 
 
 def thinned(steps: NDArray[np.int64], values: Column) -> tuple[NDArray[np.int64], Column]:
-    """The curve with at most about `POINTS` points: the lowest and the highest of each stretch, in order."""
+    """Reduce the curve to about `POINTS` points: the minimum and the maximum of each interval, in order."""
     if len(values) <= POINTS:
         return steps, values
     kept: list[int] = []
@@ -192,9 +195,10 @@ def thinned(steps: NDArray[np.int64], values: Column) -> tuple[NDArray[np.int64]
 
 
 def loss_limits(tree: RunTree) -> tuple[float, float]:
-    """A loss axis from the lowest loss to where the longest run stands after a twentieth of its steps.
+    """Limit the loss axis to the range from the lowest loss to that of the longest run after a twentieth of
+    its steps.
 
-    The steep fall before that, which would take most of the picture, is cut off.
+    The steep initial fall, which would fill most of the picture, is cut off.
     """
     window = window_of(tree)
     curves = [smoothed(record.history["loss"], window) for record in tree if len(record.history)]
@@ -208,7 +212,9 @@ def loss_limits(tree: RunTree) -> tuple[float, float]:
 
 
 def validation_losses(record: RunRecord) -> dict[int, float]:
-    """Step -> loss on validation text: measured during the training, of the main path's checkpoints, of the end."""
+    """Return validation losses by step: measured during the training, of main-path checkpoints, and at the
+    end.
+    """
     steps, valid = record.history.steps, record.history["valid_loss"]
     measured = np.isfinite(valid)
     found = dict(zip(steps[measured].tolist(), valid[measured].tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""Puts the report together and writes it: one HTML page, the same as Markdown, the figures, and the terminal."""
+"""Build and write the report: one HTML page, the same as Markdown, the figures, and the terminal output."""
 
 from __future__ import annotations
 
@@ -36,16 +36,17 @@ from megatron_lrpath.report.tables import (
     run_table,
     set_table,
 )
+from megatron_lrpath.report.trials import TrialPart, trial_parts
 from megatron_lrpath.runs.folder import report_page
 from megatron_lrpath.runs.results import evaluation_digests, write_report_sources
 
 EMBEDDED_BYTES = 1_000_000
-"""Data up to this size stand in the page itself, too; beyond it only in the file beside it."""
+"""Maximum size of data that is also embedded in the page; larger data is only in a separate file."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that the page, the Markdown and the terminal show, ready to be drawn."""
+    """The content of the page, the Markdown file and the terminal output."""
 
     name: str
     written: str
@@ -62,6 +63,7 @@ class Report:
     cost: Drawing | None
     losses: Drawing | None
     advice: SavedAdvice | None
+    trials: list[TrialPart]
     tuned: Table | None
     runs: Table
     facts: dict[str, str]
@@ -72,16 +74,18 @@ class Report:
 
     @property
     def drawings(self) -> list[Drawing]:
-        """The figures that there is something to draw for."""
+        """The figures with data."""
         advice = self.advice.drawing if self.advice else None
-        return [drawing for drawing in (self.rates, self.cost, self.losses, advice) if drawing is not None]
+        trials = (part.drawing for part in self.trials)
+        every = (self.rates, self.cost, self.losses, advice, *trials)
+        return [drawing for drawing in every if drawing is not None]
 
 
 def make_report(plan: Plan, now: datetime, paradigms: Sequence[str] | None = None, left: str = "") -> Report:
-    """Read the plan's runs and work out the report; UserError where the plan's output folder is not there.
+    """Read the plan's runs and build the report; raises UserError if the plan's output folder does not exist.
 
-    `paradigms` as of `collect`; `left` says what is left to train and what that takes. The record of what it was made
-    from names the evaluations of the other paradigms, too: the report shows all that it is to show of them, nothing.
+    `paradigms` as in `collect`; `left` is the remaining training and its cost. The record of sources also
+    names the evaluations of paradigms that are not shown, so that the report counts as current.
     """
     tree: RunTree = collect(plan, paradigms)
     results = main_table(tree)
@@ -101,6 +105,7 @@ def make_report(plan: Plan, now: datetime, paradigms: Sequence[str] | None = Non
         cost=draw_cost(tree),
         losses=draw_losses(tree),
         advice=read_advice(plan),
+        trials=trial_parts(plan),
         tuned=fine_tuning_table(tree),
         runs=run_table(tree),
         facts=facts(tree) | ({"Left to train": left} if left else {}),
@@ -115,9 +120,9 @@ def make_report(plan: Plan, now: datetime, paradigms: Sequence[str] | None = Non
 def write_report(report: Report, folder: Path) -> Path:
     """Write the report into `folder` and return the page's path; files of an earlier report are replaced.
 
-    Written: `index.html` (all in one), `report.md` with `FIGURE.png` beside it, `data/FIGURE.csv`,
-    `data/perplexities.csv` and, where benchmarks were measured, `data/downstream.csv`; last the record of the
-    evaluations that it was made from.
+    The files are `index.html` (self-contained), `report.md` with `FIGURE.png` next to it,
+    `data/FIGURE.csv`, `data/perplexities.csv`, with benchmark results `data/downstream.csv`, and last the
+    record of the evaluations that the report was made from.
     """
     for drawing in report.drawings:
         atomic_write_text(folder / "data" / f"{drawing.name}.csv", drawing.data)
@@ -133,7 +138,7 @@ def write_report(report: Report, folder: Path) -> Path:
 
 
 def render(template: str, report: Report) -> str:
-    """The report in one of the package's templates. Whatever the user named is escaped, in either form."""
+    """Render the report in one of the package's templates. User-defined names are escaped in both formats."""
     environment = Environment(
         loader=PackageLoader("megatron_lrpath.report"),
         autoescape=template.startswith("index.html"),
@@ -149,7 +154,9 @@ def render(template: str, report: Report) -> str:
 
 
 def figure(drawing: Drawing) -> Markup:
-    """A figure for the page: markup of our own as it is, what lay in a file as an image."""
+    """Return a figure for the page: inline markup if this package drew it, an image if it was read from a
+    file.
+    """
     if not drawing.from_file:
         return Markup(drawing.svg)
     address = f"data:image/svg+xml;base64,{base64.b64encode(drawing.svg.encode()).decode()}"
@@ -158,13 +165,15 @@ def figure(drawing: Drawing) -> Markup:
 
 @functools.cache
 def embedded(text: str) -> str:
-    """The text as an address that carries it, so that a page sent alone still has its data; empty if too long."""
+    """Return the text as a data URL, so that a page sent alone includes its data; empty if it would be too
+    long.
+    """
     data = text.encode()
     return f"data:text/csv;base64,{base64.b64encode(data).decode()}" if len(data) <= EMBEDDED_BYTES else ""
 
 
 def markdown_text(text: str) -> str:
-    """`text` so that Markdown shows it as it is, on one line."""
+    """Escape `text` for a single line of Markdown."""
     flat = " ".join(str(text).split())
     return re.sub(r"([\\`*_{}\[\]<>#|~$&!])", r"\\\1", flat)
 
@@ -173,7 +182,7 @@ COLOURS = {"good": "green", "bad": "bold red", "none": "yellow"}
 
 
 def show(report: Report, page: Path, console: Console) -> None:
-    """Print the main table, the check of the learning rates, what is missing and where the page lies."""
+    """Print the main table, the check of the learning rates, what is missing and the page's path."""
     console.print(rich_table(report.results))
     for note in report.results.notes[1:]:
         console.print(Text(note, style="dim"))
@@ -194,7 +203,7 @@ def show(report: Report, page: Path, console: Console) -> None:
 
 
 def rich_table(table: Table) -> RichTable:
-    """The table for a terminal."""
+    """Return the table for a terminal."""
     align = "l" * table.left + "r" * (len(table.header) - table.left)
     rows = ([Text(cell.text, style="bold" if cell.best else "") for cell in row] for row in table.rows)
     return terminal_table(table.header, align, rows)

@@ -1,4 +1,4 @@
-"""Compares the learning rates that the runs really used with the plan's, step by step."""
+"""Compare the learning rates of the runs with the plan's, step by step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class Deviation:
-    """One step's rate as it was and as planned."""
+    """The logged and the planned rate of a step."""
 
     step: int
     real: float
@@ -29,7 +29,7 @@ class Deviation:
 
     @property
     def relative(self) -> float:
-        """The deviation as a fraction of the planned rate; infinite where only the planned one is 0."""
+        """The deviation relative to the planned rate; infinite if only the planned rate is 0."""
         if self.absolute == 0:
             return 0.0
         return self.absolute / self.planned if self.planned else float("inf")
@@ -37,10 +37,10 @@ class Deviation:
 
 @dataclass(frozen=True)
 class RateCheck:
-    """One run: how many steps' rates were compared, and where they deviate most.
+    """The check of one run: the number of compared steps, and the largest deviations.
 
-    `outside` counts the logged steps that the run should not have (a main path may have gone further than its
-    plan); `largest` is the greatest absolute deviation, None where nothing was compared.
+    `outside` is the number of logged steps that the run should not have (a main path can have passed the
+    end of its plan); `largest` is the largest absolute deviation, None if nothing was compared.
     """
 
     label: str
@@ -52,17 +52,17 @@ class RateCheck:
 
     @property
     def equal(self) -> bool:
-        """Whether every rate is the planned one but for rounding, and no step lies outside of the run."""
+        """Whether every rate equals the planned one up to rounding, and no step is outside of the run."""
         return self.outside == 0 and (self.largest is None or self.largest.absolute <= self.limit)
 
 
 def planned_rates(run: Run, steps: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The plan's rate in each of `steps` (step s is read at position s-1), float64 of the same shape."""
+    """Return the plan's rate in each of `steps` (step s is read at position s-1), float64 of the same shape."""
     return np.array([run.path.lr_at(int(step) - 1) for step in steps], dtype=np.float64)
 
 
 def check_rates(tree: RunTree) -> list[RateCheck]:
-    """Every training that has logged a rate, compared with the plan; steps without a rate are not compared."""
+    """Compare all trainings that have logged a rate with the plan; steps without a rate are skipped."""
     checks = []
     for record in tree:
         run, history = record.run, record.history
@@ -84,7 +84,7 @@ def check_rates(tree: RunTree) -> list[RateCheck]:
 
 @dataclass(frozen=True)
 class RateSummary:
-    """The result of all checks as text. `level` is one of: none (nothing to compare), good, bad."""
+    """The result of all checks as text. `level` is none (nothing to compare), good, or bad."""
 
     level: str
     headline: str
@@ -92,7 +92,7 @@ class RateSummary:
 
 
 def summarize(checks: list[RateCheck]) -> RateSummary:
-    """Whether the runs trained at the planned rates, and by how much they did not."""
+    """Return whether the runs trained at the planned rates, and the deviations if not."""
     steps = sum(check.compared for check in checks)
     if not steps:
         text = "No learning rate has been recorded yet, so there is nothing to compare."
@@ -120,7 +120,7 @@ def summarize(checks: list[RateCheck]) -> RateSummary:
 
 
 def _largest(checks: list[RateCheck]) -> str:
-    """The largest deviations over all runs, with the places where they are not 0."""
+    """Return the largest deviations over all runs, with their steps if they are not 0."""
     absolute = max((c.largest for c in checks if c.largest), key=lambda pair: pair.absolute)
     relative = max((c.largest_relative for c in checks if c.largest_relative), key=lambda pair: pair.relative)
     return (

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from megatron_lrpath.files import atomic_write_bytes, atomic_write_text
 from megatron_lrpath.paradigms import PARADIGM_ROWS
 from megatron_lrpath.plan import Plan, Run
-from megatron_lrpath.plan.wording import paradigm_name
+from megatron_lrpath.plan.wording import paradigm_name, step_tokens_text
 from megatron_lrpath.runs.folder import read_json_object
 from megatron_lrpath.sealed import write_sealed
 from megatron_lrpath.wording import listing
@@ -122,7 +122,7 @@ def paradigm_panels(plan: Plan, paradigms: Sequence[str], height: float) -> tupl
         axes.set_title(title, color=darker(COLOURS[paradigm]))
         mark_versions(axes, plan.timeline.ends)
     column[-1].set_xlim(0, plan.timeline.ends[-1] * 1.06)
-    column[-1].set_xlabel(f"training step (each of {plan.batch.tokens:,} tokens)")
+    column[-1].set_xlabel(f"training step (each of {step_tokens_text(plan)} tokens)")
     column[-1].xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     return figure, dict(zip(paradigms, column, strict=True))
 
@@ -212,7 +212,7 @@ class SavedAdvice:
 
 
 def save_advice(plan: Plan, advice: SavedAdvice, facts: dict[str, object]) -> Path:
-    """Write the advice beside the plan's runs, `facts` (JSON values) with it; the folder.
+    """Write the advice next to the plan's runs, `facts` (JSON values) with it; the folder.
 
     An earlier one is replaced. The sentences are written last: without them there is no advice.
     """

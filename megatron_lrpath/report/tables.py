@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron_lrpath.paradigms import CPT, OURS, PARADIGM_ROWS, PTFS
-from megatron_lrpath.plan.wording import paradigm_name, schedule_name
+from megatron_lrpath.plan.wording import beginning_text, paradigm_name, schedule_name
 from megatron_lrpath.report.collect import RunTree
 from megatron_lrpath.runs.breaks import breaks_told
 from megatron_lrpath.runs.rewinds import rewinds_told
@@ -26,7 +26,7 @@ FORMULA = ("=", "+", "-", "@")  # what a spreadsheet takes for the beginning of 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell's text; `best` is set in bold, `opens` begins a group of rows, `paradigm` shows its colour."""
+    """A cell's text; `best` is bold, `opens` begins a group of rows, `paradigm` sets its colour."""
 
     text: str
     best: bool = False
@@ -36,7 +36,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A header, rows of the same width, the number of left-aligned columns, and lines to stand below."""
+    """A header, rows of the same width, the number of left-aligned columns, and lines below the table."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
@@ -45,7 +45,9 @@ class Table:
 
 
 def perplexities(tree: RunTree, domain: str = "", of_set: str = "") -> Scores:
-    """Of each version's model on a whole validation set (the first), or one domain; models without one are left out."""
+    """Perplexities of each version's model on a whole validation set (the first), or one domain; missing ones
+    are omitted.
+    """
     found: Scores = {}
     for paradigm, version, _, evaluation in tree.evaluated():
         score = evaluation.domains.get(domain) if domain else evaluation.score
@@ -57,25 +59,29 @@ def perplexities(tree: RunTree, domain: str = "", of_set: str = "") -> Scores:
 
 
 def mean_perplexity(tree: RunTree, scores: Scores, paradigm: str) -> float | None:
-    """The mean over the common versions, see `common`; None where there are none or the paradigm has no perplexity."""
+    """Return the mean over the common versions, see `common`; None if there are none or the paradigm has no
+    perplexity.
+    """
     values = [scores[paradigm, version] for version in common(tree, scores) if (paradigm, version) in scores]
     return sum(values) / len(values) if values else None
 
 
 def common(tree: RunTree, scores: Scores) -> list[str]:
-    """The compared versions that every paradigm has a perplexity of; a paradigm without any does not count."""
+    """Return the compared versions for which all paradigms have a perplexity; paradigms without any are
+    ignored.
+    """
     have = {p: {v for v in tree.compared if (p, v) in scores} for p in tree.paradigms}
     known = [versions for versions in have.values() if versions]
     return [v for v in tree.compared if known and all(v in versions for versions in known)]
 
 
 def span(versions: Sequence[str]) -> str:
-    """`v2 to v4`, or their list where there are two at most."""
+    """Return `v2 to v4`, or a list of at most two."""
     return f"{versions[0]} to {versions[-1]}" if len(versions) > 2 else listing(versions)
 
 
 def main_table(tree: RunTree) -> Table:
-    """The paper's Table 1: schedule, paradigm, cost and the perplexity of every version but the first."""
+    """Return the paper's Table 1: schedule, paradigm, cost and the perplexity of every version but the first."""
     scores = perplexities(tree)
     places = decimals(list(scores.values()))
     means = {p: mean_perplexity(tree, scores, p) for p in tree.paradigms}
@@ -92,7 +98,7 @@ def main_table(tree: RunTree) -> Table:
 
 
 def domain_table(tree: RunTree) -> Table | None:
-    """The same for every domain of the validation set; None where no evaluation names domains."""
+    """Return the same for every domain of the validation set; None if no evaluation names domains."""
     sizes: dict[str, int] = {}  # in tokens, in the order in which evaluations name the domains first
     for record in tree:
         for name, score in (record.evaluation.domains if record.evaluation else {}).items():
@@ -105,7 +111,9 @@ def domain_table(tree: RunTree) -> Table | None:
 
 
 def set_table(tree: RunTree) -> Table | None:
-    """The same for the validation sets of later deliveries, each whole and by domain; None where there are none."""
+    """Return the same for the validation sets of later deliveries, each whole and by domain; None if there
+    are none.
+    """
     sizes: dict[tuple[str, str], int] = {}
     for name in tree.plan.data.more_sets:
         for record in tree:
@@ -121,7 +129,9 @@ def set_table(tree: RunTree) -> Table | None:
 
 
 def _paradigm_rows(tree: RunTree, scores: Scores, label: str) -> Iterator[tuple[str, tuple[Cell, ...]]]:
-    """For each paradigm its cells: the label (of the group, once), its name, a perplexity for each compared version."""
+    """Return for each paradigm its cells: the label (of the group, once), its name, a perplexity for each
+    compared version.
+    """
     places = decimals(list(scores.values()))
     columns = {v: [scores[p, v] for p in tree.paradigms if (p, v) in scores] for v in tree.compared}
     for paradigm in tree.paradigms:
@@ -132,7 +142,7 @@ def _paradigm_rows(tree: RunTree, scores: Scores, label: str) -> Iterator[tuple[
 
 
 def run_table(tree: RunTree) -> Table:
-    """Every training once: where it starts and ends, how far it is, how long it took, its loss."""
+    """Return every training once: its first and last step, its progress, its time, its loss."""
     rows, before = [], ""
     for record in tree:
         run, usual = record.run, record.history.usual_seconds
@@ -143,7 +153,7 @@ def run_table(tree: RunTree) -> Table:
         rows.append(
             (
                 Cell(record.label, opens=paradigm != before, paradigm=paradigm),
-                Cell(f"{run.parent.run} at {run.parent.step:,}" if run.parent else "random weights"),
+                Cell(f"{run.parent.run} at {run.parent.step:,}" if run.parent else beginning_text(tree.plan)),
                 Cell(f"{run.first_step:,} → {run.last_step:,}"),
                 Cell(f"{run.steps:,}"),
                 Cell(duration(record.history.seconds)),
@@ -161,7 +171,7 @@ def run_table(tree: RunTree) -> Table:
 
 
 def _run_notes(tree: RunTree) -> list[str]:
-    """Rewinds, breaks, a main path that has gone further than its plan, and which updates were skipped."""
+    """Return lines on rewinds, breaks, a main path beyond its plan, and skipped updates."""
     beyond, skipped = [], []
     for record in tree:
         beyond += [f"{record.label} was {told}." for told in rewinds_told(record.lineage)]
@@ -180,7 +190,7 @@ def _run_notes(tree: RunTree) -> list[str]:
 
 
 def result_in_words(tree: RunTree) -> str:
-    """The mean perplexities of ours and CPT against that of PTFS; empty where there is nothing to compare."""
+    """Compare the mean perplexities of ours and CPT with that of PTFS; empty if there is nothing to compare."""
     scores = perplexities(tree)
     places = decimals(list(scores.values()))
     base = mean_perplexity(tree, scores, PTFS.name)
@@ -199,7 +209,7 @@ def result_in_words(tree: RunTree) -> str:
 def score_cell(
     value: float | None, column: Sequence[float], places: int, best: Callable[[Sequence[float]], float] = min
 ) -> Cell:
-    """The value; marked where it shows the same digits as the best of a column of at least two."""
+    """Return the value; marked if its digits equal those of the best in a column of at least two."""
     if value is None:
         return Cell(MISSING)
     text = f"{value:.{places}f}"
@@ -207,7 +217,7 @@ def score_cell(
 
 
 def _main_notes(tree: RunTree, scores: Scores, places: int) -> list[str]:
-    """What the columns mean, and the first version, which the table leaves out."""
+    """Return notes on the columns, and on the first version, which the table omits."""
     sizes = {r.evaluation.score.tokens for r in tree if r.evaluation}
     basis = f"{short_number(sizes.pop())} validation tokens" if len(sizes) == 1 else "the validation set"
     best = ", the best of each column in bold" if len(tree.paradigms) > 1 else ""
@@ -229,7 +239,7 @@ def _main_notes(tree: RunTree, scores: Scores, places: int) -> list[str]:
 
 
 def fine_tuning_table(tree: RunTree) -> Table | None:
-    """A row for every version and paradigm that is fine-tuned; None where the plan fine-tunes nothing."""
+    """Return a row for every fine-tuned version and paradigm; None if the plan has no fine-tuning."""
     sft = tree.plan.sft
     if sft is None or not tree.tuned:
         return None
@@ -260,7 +270,9 @@ def fine_tuning_table(tree: RunTree) -> Table | None:
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Rows as CSV; None and NaN become empty fields, floats keep every digit, text is text to a spreadsheet too."""
+    """Return rows as CSV; None and NaN become empty fields, floats keep every digit, text is safe in
+    spreadsheets.
+    """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(map(csv_cell, header))
@@ -270,7 +282,9 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def csv_cell(value: object) -> object:
-    """A value for a CSV file: text that a spreadsheet would take for a formula has an apostrophe before it."""
+    """Return a value for a CSV file: text that a spreadsheet would read as a formula is prefixed with an
+    apostrophe.
+    """
     if isinstance(value, float) and math.isnan(value):
         return ""
     if not isinstance(value, str):
@@ -280,9 +294,9 @@ def csv_cell(value: object) -> object:
 
 
 def perplexity_csv(tree: RunTree) -> str:
-    """Every evaluation: one row for a whole validation set (domain empty) and one for each domain.
+    """Return every evaluation: one row for a whole validation set (domain empty) and one for each domain.
 
-    Where there are several sets, a last column names those after the first.
+    If there are several sets, a last column names those after the first.
     """
     further = bool(tree.plan.data.more_sets)
     rows: list[tuple[object, ...]] = []

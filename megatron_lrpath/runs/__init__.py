@@ -1,1 +1,1 @@
-"""What a run leaves on disk and how it is read: the run folder, without torch or Megatron."""
+"""The run folder: the files that a run leaves on disk, and their readers, without torch or Megatron."""

@@ -1,6 +1,6 @@
-"""Breaks in a run: starts with other libraries, on another device or in another layout than the steps before.
+"""Breaks in a run: starts with other libraries, another device or another layout than the steps before.
 
-Between breaks the same steps have the same bits; across one they differ as roundings do.
+Between breaks, repeated steps are bit-identical; across a break they differ by rounding.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 from megatron_lrpath.wording import listing
 
-COMPARED = ("megatron-core", "torch", "transformer-engine", "apex")
+COMPARED = ("megatron-core", "torch", "transformer-engine", "apex", "liger-kernel")
 """The packages whose versions decide about roundings."""
 LAYOUT = (
     "tensor_model_parallel_size",
@@ -21,22 +21,23 @@ LAYOUT = (
     "expert_model_parallel_size",
     "expert_tensor_parallel_size",
 )
-"""Megatron's arguments of the layout; the number of processes stands beside them."""
+"""Megatron's arguments of the layout; the number of processes is recorded separately."""
 
 
 def new_break(earlier: Sequence[Mapping[str, Any]], start: Mapping[str, Any]) -> list[str]:
-    """What of a start differs from the one before whose steps it goes on from, a clause each; none where it begins.
+    """Return the differences between a start and the one whose steps it continues; empty at the beginning of
+    a run.
 
-    What the earlier one does not say, as an older version wrote it, counts as the same.
+    A field that the earlier start lacks, because an older version wrote it, counts as equal.
     """
     before = standing([*earlier, start])[-2:-1]
     return _differences(before[0], start) if before else []
 
 
 def standing(starts: object) -> list[Mapping[str, Any]]:
-    """The starts of which steps are left: a later start from their step, or before it, has replaced the others.
+    """Return the starts whose steps remain: a later start at or before their step replaces them.
 
-    What is no start, in a damaged lineage, is passed over.
+    Malformed entries of a damaged lineage are ignored.
     """
     left: list[Mapping[str, Any]] = []
     for start in starts if isinstance(starts, list) else []:
@@ -49,15 +50,15 @@ def standing(starts: object) -> list[Mapping[str, Any]]:
 
 
 def breaks(lineage: Mapping[str, Any]) -> dict[int, list[str]]:
-    """The breaks that a run has behind it: the step after which each lies, and what differs."""
+    """Return the breaks of a run: the step after which each occurred, and the differences."""
     found = {start["step"]: start.get("break") for start in standing(lineage.get("starts"))}
     return {step: [str(clause) for clause in clauses] for step, clauses in found.items()
             if isinstance(clauses, list) and clauses}  # fmt: skip
 
 
 def breaks_told(lineage: Mapping[str, Any]) -> list[str]:
-    """The breaks of a run, a clause each."""
-    return [f"goes on from step {step:,} with {listing(found)}" for step, found in breaks(lineage).items()]
+    """Describe each break of a run in a clause."""
+    return [f"continues from step {step:,} with {listing(found)}" for step, found in breaks(lineage).items()]
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -65,7 +66,7 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
     pairs = [(name, old.get(name, "none"), new.get(name, "none")) for name in COMPARED if old and new]
     pairs += [
         (what, before[name], now[name])
-        for name, what in (("device", "device"), ("world_size", "processes"))
+        for name, what in (("device", "device"), ("world_size", "processes"), ("kernels", "GPU kernels"))
         if name in before and name in now
     ]
     layout, laid = before.get("layout"), now.get("layout")

@@ -4,8 +4,9 @@ A checkpoint is written in `iter_0000010.saving`, gets `manifest.json` last, and
 what has that name and a manifest was complete when it was written. A damaged checkpoint is renamed to
 `iter_0000010.damaged`; one that retention removes is renamed to `iter_0000010.removing` first.
 
-The checksum of a file is XXH3 (128 bits): it finds every accident and costs a fraction of reading the file. It
-does not protect against somebody who changes a checkpoint on purpose, and its manifest with it.
+The checksums are XXH3 (128 bits): of each file, and of each item (a stored piece of a tensor, or an object) in it,
+so that a reader of some items verifies those alone. They find every accident and cost a fraction of reading the
+file. They do not protect against somebody who changes a checkpoint on purpose, and its manifest with it.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ import os
 import re
 import shutil
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO, Any
 
 import xxhash
 
 from megatron_lrpath.errors import cause
 from megatron_lrpath.files import atomic_write_json, atomic_write_text, sweep_unfinished, sync_folder
-from megatron_lrpath.reading import read_json
+from megatron_lrpath.reading import parse_json, read_json
 from megatron_lrpath.runs.folder import read_json_object
 
 MANIFEST = "manifest.json"
@@ -30,41 +32,90 @@ RELEASE = "release"  # Megatron's name of the folder of weights that no run trai
 FORMAT = 1
 CHUNK = 4 * 2**20  # bytes read at a time
 BLOCK = 64 * 1024  # bytes of a fingerprint's block
+MAXIMUM_ITEMS = 400_000  # of a manifest: about 30 MB of it; of larger checkpoints only the files are summed
+_SUM = re.compile("[0-9a-f]{32}")
+_ITEM = re.compile(r"(0|[1-9]\d{0,18})\+(0|[1-9]\d{0,18})")
 _RANK_FILE = re.compile(r"__(\d{1,9})_\d+\.distcp")
 
 
 class ManifestError(ValueError):
-    """A manifest that cannot be used; the text says why."""
+    """A manifest that cannot be used; the text gives the reason."""
 
 
 @dataclass(frozen=True)
 class FileSum:
-    """A file's size in bytes and the XXH3-128 of its content in hexadecimal."""
+    """A file's size in bytes and the XXH3-128 of its content in hexadecimal.
+
+    Attributes:
+        items: the same sum of each item in the file, by `item_key`; empty where it is not known where they lie. Two
+            sums of a file are equal whether or not the items are known.
+    """
 
     bytes: int
     xxh3_128: str
+    items: Mapping[str, str] = field(default_factory=dict, compare=False)
 
 
-def sum_file(path: Path) -> FileSum:
-    """Read a file and sum it."""
-    digest = xxhash.xxh3_128()
+def item_key(offset: int, length: int) -> str:
+    """The name in a manifest of the item at `offset`, of `length` bytes."""
+    return f"{offset}+{length}"
+
+
+def sum_file(path: Path, items: Iterable[tuple[int, int]] = ()) -> FileSum:
+    """Read a file once and sum it, and each of its items.
+
+    Args:
+        path: the file.
+        items: (offset, length) in bytes; they do not overlap. One that lies outside the file gets no sum.
+    """
+    whole, sums, size = xxhash.xxh3_128(), _ItemSums(items), 0
     buffer = memoryview(bytearray(CHUNK))
-    size = 0
     with path.open("rb", buffering=0) as stream:
         while count := stream.readinto(buffer):
-            digest.update(buffer[:count])
+            whole.update(buffer[:count])
+            sums.update(buffer[:count], size)
             size += count
-    return FileSum(size, digest.hexdigest())
+    return FileSum(size, whole.hexdigest(), sums.found)
 
 
-def sum_files(folder: Path) -> dict[str, FileSum]:
-    """Read and sum every file of a folder, by name."""
-    return {path.name: sum_file(path) for path in sorted(folder.iterdir())}
+class _ItemSums:
+    """Sums the items of a file whose content comes chunk by chunk."""
+
+    def __init__(self, items: Iterable[tuple[int, int]]) -> None:
+        self.found: dict[str, str] = {}
+        self._left = sorted(items, reverse=True)
+        self._digest = xxhash.xxh3_128()
+
+    def update(self, chunk: memoryview, position: int) -> None:
+        """Take up the bytes of the file from `position` on."""
+        end = position + len(chunk)
+        while self._left and self._left[-1][0] < end:
+            offset, length = self._left[-1]
+            self._digest.update(chunk[max(offset - position, 0) : offset + length - position])
+            if offset + length > end:
+                return
+            self.found[item_key(offset, length)] = self._digest.hexdigest()
+            self._digest = xxhash.xxh3_128()
+            self._left.pop()
+
+
+def sum_files(folder: Path, items: Mapping[str, Iterable[tuple[int, int]]]) -> dict[str, FileSum]:
+    """Read and sum every file of a folder, by name; `items` by file as in `sum_file`."""
+    return {path.name: sum_file(path, items.get(path.name, ())) for path in sorted(folder.iterdir())}
+
+
+def sum_entry(file: FileSum) -> dict[str, Any]:
+    """A file's entry in a manifest, which `file_sum` reads."""
+    entry: dict[str, Any] = {"bytes": file.bytes, "xxh3_128": file.xxh3_128}
+    return entry | {"items": dict(file.items)} if file.items else entry
 
 
 def write_manifest(folder: Path, step: int, sums: Mapping[str, FileSum]) -> None:
     """Write the manifest of the checkpoint of `step` in `folder`; `sums` by file name."""
-    files = {name: asdict(sums[name]) for name in sorted(sums)}
+    files = {name: sum_entry(sums[name]) for name in sorted(sums)}
+    if sum(len(file.items) for file in sums.values()) > MAXIMUM_ITEMS:
+        for entry in files.values():
+            entry.pop("items", None)
     atomic_write_json(folder / MANIFEST, {"format": FORMAT, "step": step, "files": files})
 
 
@@ -75,14 +126,26 @@ def read_manifest(folder: Path) -> dict[str, FileSum]:
         ManifestError: there is none, or it cannot be used.
     """
     try:
-        return _parse_manifest(read_json(folder / MANIFEST), folder.name)
+        return _check_manifest(read_json(folder / MANIFEST), folder.name)
     except OSError as error:
         raise ManifestError(f"{MANIFEST} cannot be read ({cause(error)})") from None
     except ValueError as error:
         raise ManifestError(f"{MANIFEST} is damaged ({error})") from None
 
 
-def _parse_manifest(value: object, folder_name: str) -> dict[str, FileSum]:
+def parse_manifest(content: bytes, folder_name: str) -> dict[str, FileSum]:
+    """The files of a checkpoint by name, from the content of its manifest; `folder_name` is that of its folder.
+
+    Raises:
+        ManifestError: it cannot be used.
+    """
+    try:
+        return _check_manifest(parse_json(content), folder_name)
+    except ValueError as error:
+        raise ManifestError(f"{MANIFEST} is damaged ({error})") from None
+
+
+def _check_manifest(value: object, folder_name: str) -> dict[str, FileSum]:
     """Check a manifest's content for the folder it was found in; raises ValueError."""
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise ValueError(f"not a manifest of format {FORMAT}")
@@ -92,19 +155,25 @@ def _parse_manifest(value: object, folder_name: str) -> dict[str, FileSum]:
         raise ValueError(f"it belongs to step {step!r}")
     if not isinstance(files, dict) or not files:
         raise ValueError("it lists no files")
-    return {name: _file_sum(name, entry) for name, entry in files.items()}
+    return {name: file_sum(name, entry) for name, entry in files.items()}
 
 
-def _file_sum(name: str, entry: object) -> FileSum:
+def file_sum(name: str, entry: object) -> FileSum:
+    """The sum of the file `name` from its entry in a manifest; raises ValueError."""
     if name != Path(name).name or name in ("", ".", "..") or "\0" in name:
         raise ValueError(f"{name!r} is no file name")
-    size = entry.get("bytes") if isinstance(entry, dict) else None
-    checksum = entry.get("xxh3_128") if isinstance(entry, dict) else None
+    fields = entry if isinstance(entry, dict) else {}
+    size, checksum, items = fields.get("bytes"), fields.get("xxh3_128"), fields.get("items", {})
     if not isinstance(size, int) or isinstance(size, bool) or size < 0:
         raise ValueError(f"{name}: {size!r} is no size")
-    if not isinstance(checksum, str) or not re.fullmatch("[0-9a-f]{32}", checksum):
+    if not isinstance(checksum, str) or not _SUM.fullmatch(checksum):
         raise ValueError(f"{name}: {checksum!r} is no checksum")
-    return FileSum(size, checksum)
+    if not isinstance(items, dict):
+        raise ValueError(f"{name}: its items are no JSON object")
+    for key, one in items.items():
+        if not _ITEM.fullmatch(key) or not isinstance(one, str) or not _SUM.fullmatch(one):
+            raise ValueError(f"{name}: {key!r}: {one!r} is no item's checksum")
+    return FileSum(size, checksum, items)
 
 
 def wrong_sizes(folder: Path, sums: Mapping[str, FileSum]) -> list[str]:
@@ -133,6 +202,38 @@ def wrong_content(folder: Path, sums: Mapping[str, FileSum], names: Iterable[str
         if actual != sums[name]:
             found.append(f"{name} holds other bytes than were written")
     return found
+
+
+def wrong_items(path: Path, expected: FileSum, items: Mapping[tuple[int, int], str]) -> list[str]:
+    """Which items of a file do not hold what was written, in words; nothing else of the file is read.
+
+    Args:
+        path: the file.
+        expected: what the manifest says of it, with items.
+        items: the name of each tensor or object, by (offset, length) in bytes.
+    """
+    found = []
+    try:
+        with path.open("rb", buffering=0) as stream:
+            for (offset, length), name in sorted(items.items()):
+                checksum = expected.items.get(item_key(offset, length))
+                if checksum is None:
+                    found.append(f"{MANIFEST} does not have {name} in {path.name}")
+                elif _sum_part(stream, offset, length) != checksum:
+                    found.append(f"{name} in {path.name} holds other bytes than were written")
+    except OSError as error:
+        found.append(f"{path.name} cannot be read ({cause(error)})")
+    return found
+
+
+def _sum_part(stream: IO[bytes], offset: int, length: int) -> str:
+    """The sum of a part of a file; of fewer bytes where the file ends before it does."""
+    digest = xxhash.xxh3_128()
+    stream.seek(offset)
+    while length and (content := stream.read(min(length, CHUNK))):
+        digest.update(content)
+        length -= len(content)
+    return digest.hexdigest()
 
 
 def share_of(rank: int, world: int, names: Collection[str]) -> list[str]:
@@ -174,10 +275,15 @@ def files_fingerprint(paths: Iterable[Path]) -> str:
         size = path.stat().st_size
         digest.update(f"{path.name}:{size}\n".encode())
         with path.open("rb") as stream:
-            for number in range(16):
-                stream.seek(size * number // 16)
+            for block in fingerprint_blocks(size):
+                stream.seek(block.start)
                 digest.update(stream.read(BLOCK))
     return digest.hexdigest()
+
+
+def fingerprint_blocks(size: int) -> list[range]:
+    """The bytes of a file of `size` bytes that its fingerprint is made of."""
+    return [range(start, min(start + BLOCK, size)) for start in (size * number // 16 for number in range(16))]
 
 
 def present_fingerprint(root: Path, step: int) -> str | None:
@@ -215,18 +321,18 @@ def steps_found(root: Path) -> list[int]:
 
 
 def has_begun(root: Path) -> bool:
-    """Whether a run has left any checkpoint under `root`, damaged or not."""
+    """Return whether a run has any checkpoint under `root`, damaged or not."""
     return bool(steps_found(root) or damaged_found(root))
 
 
 def latest_step(root: Path) -> int | None:
-    """The newest complete checkpoint's step, None where there is none."""
+    """Return the newest complete checkpoint's step; None if there is none."""
     steps = complete_steps(root)
     return steps[-1] if steps else None
 
 
 def tracked_step(root: Path) -> int | None:
-    """The step in the tracker file, None where there is none or it cannot be read."""
+    """Return the step in the tracker file; None if it is missing or unreadable."""
     try:
         with (root / TRACKER).open("rb") as stream:
             text = stream.read(64).strip()
@@ -236,18 +342,18 @@ def tracked_step(root: Path) -> int | None:
 
 
 def write_tracker(root: Path, step: int) -> None:
-    """Let the tracker, from which Megatron's tools learn the newest step, say `step`; atomically."""
+    """Write `step` into the tracker, from which Megatron's tools read the newest step, atomically."""
     if tracked_step(root) != step:
         atomic_write_text(root / TRACKER, str(step))
 
 
 def damaged_found(root: Path) -> list[str]:
-    """The names of the checkpoints under `root` that were set aside."""
+    """Return the names of the damaged checkpoints under `root` that were set aside."""
     return sorted(name for name in _names(root) if name.startswith("iter_") and DAMAGED in name)
 
 
 def set_aside(root: Path, step: int) -> Path:
-    """Rename a checkpoint that is not whole, so that nobody takes it for one; its new name."""
+    """Rename an incomplete checkpoint, so that no reader uses it; return the new name."""
     folder = checkpoint_folder(root, step)
     for number in range(1, 1000):
         target = folder.with_name(f"{folder.name}{DAMAGED}{f'-{number}' if number > 1 else ''}")
@@ -259,7 +365,7 @@ def set_aside(root: Path, step: int) -> Path:
 
 
 def sweep(root: Path) -> None:
-    """Remove what a killed process left of a save or a removal. Only for who holds the run's lock."""
+    """Remove leftovers of an interrupted save or removal. Only the holder of the run's lock may call it."""
     for name in _names(root):
         if _LEFTOVER.fullmatch(name):
             shutil.rmtree(root / name, ignore_errors=True)
@@ -269,7 +375,7 @@ def sweep(root: Path) -> None:
 
 
 def remove(root: Path, step: int) -> None:
-    """Remove a checkpoint; killed half-way it leaves nothing that looks like one."""
+    """Remove a checkpoint; an interrupted removal leaves nothing that looks like a checkpoint."""
     folder = checkpoint_folder(root, step)
     going = folder.with_name(folder.name + REMOVING)
     folder.rename(going)
@@ -284,5 +390,5 @@ def _names(root: Path) -> list[str]:
 
 
 def _is_empty(folder: Path) -> bool:
-    """Whether `folder` holds nothing, or is no folder."""
+    """Return whether `folder` is empty or not a folder."""
     return not folder.is_dir() or not _names(folder)

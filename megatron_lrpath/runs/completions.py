@@ -1,4 +1,4 @@
-"""A run's completions: what its model writes after a few prompts, for people to look at."""
+"""A run's completions: the model's continuations of a few prompts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from megatron_lrpath.sealed import write_sealed
 
 @dataclass(frozen=True)
 class Completion:
-    """A prompt, what the model wrote after it, and the domain that the prompt is from (empty: the plan)."""
+    """A prompt, the model's continuation, and the domain of the prompt (empty: from the plan)."""
 
     prompt: str
     text: str
@@ -23,12 +23,12 @@ class Completion:
 
 
 def has_completions(plan: Plan, run: Run) -> bool:
-    """Whether the run's model is asked for completions: a version as it is, of text."""
+    """Return whether completions are made for the run's model: a version's model that was not fine-tuned."""
     return run.makes_version and not run.is_sft and not plan.tokenizer.type.startswith("Null")
 
 
 def write_completions(plan: Plan, run: Run, checkpoint: str | None, found: Sequence[Completion]) -> None:
-    """Record the completions of the run's model, whose checkpoint has this fingerprint, and the plan's prompts."""
+    """Record the completions of the run's model with this checkpoint fingerprint, and the plan's prompts."""
     stored = {
         "step": run.last_step,
         "checkpoint": checkpoint,
@@ -44,7 +44,7 @@ def _fresh(folder: Path, step: int) -> dict[str, Any]:
 
 
 def completions_of(folder: Path, step: int) -> list[Completion]:
-    """The completions of the model of `step` as it is now; none where there are none that can be used."""
+    """Return the completions of the current model of `step`; empty if there are none that can be used."""
     rows = _fresh(folder, step).get("completions")
     fields = ("prompt", "text", "domain")
     return [
@@ -55,7 +55,7 @@ def completions_of(folder: Path, step: int) -> list[Completion]:
 
 
 def needs_completions(plan: Plan, run: Run) -> bool:
-    """Whether the plan has prompts of its own that the run's model has not been asked."""
+    """Return whether the plan has its own prompts without completions of the run's model."""
     if not plan.prompts or not has_completions(plan, run):
         return False
     return _fresh(plan.folder(run), run.last_step).get("prompts") != list(plan.prompts)

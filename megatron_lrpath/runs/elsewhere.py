@@ -1,4 +1,4 @@
-"""Where a plan's relative folders lie when a command is called from another folder than the runs were."""
+"""The location of a plan's relative folders when a command is called from another folder than the runs were."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from pathlib import Path
 
 
 def lies_elsewhere(plan: Path, name: str | Path) -> str:
-    """Where a folder that the file `plan` names lies, as a sentence with what to do; empty where it is here.
+    """Return a sentence on where a folder named in the file `plan` is, and what to do; empty if it exists
+    here.
 
-    Empty, too, where it is nowhere near. A relative name counts from the working directory; looked at are the folders
-    above the plan's file.
+    It is also empty if the folder is not found. Relative names are resolved against the working directory;
+    the search covers the folders above the plan's file.
     """
     relative = Path(name)
     if relative.is_absolute() or relative.exists():

@@ -1,4 +1,6 @@
-"""Why a run failed, as data: a small JSON file that the failing process writes and launchers and `status` read."""
+"""The cause of a failed run as data: a small JSON file that the failing process writes and launchers and
+`status` read.
+"""
 
 from __future__ import annotations
 
@@ -28,23 +30,23 @@ MAX_BYTES = 64 * 1024
 MAX_CHARACTERS = 2000  # of the message
 
 USER, STOPPED, EXCEPTION, DIED, NOT_MET = "user", "stopped", "error", "died", "not-met"
-_HINTS = {9: ", perhaps for want of memory"}
+_HINTS = {9: ", possibly out of memory"}
 
 
 @dataclass(frozen=True)
 class Failure:
-    """One failure of a run or of an evaluation.
+    """A failure of a run or of an evaluation.
 
     Attributes:
-        kind: user (bad input), stopped (the training cannot go on), error (an exception), died (killed by a
-            signal, or gone without a message) or not-met (ranks did not find each other).
-        message: one line that says what was wrong.
-        rank, host, pid: the process that failed; None and "" where they are not known.
-        step: the last finished step, None where it is not known.
+        kind: user (bad input), stopped (the training cannot continue), error (an exception), died (killed by a signal,
+            or ended without a message) or not-met (rendezvous failed).
+        message: the cause in one line.
+        rank, host, pid: the process that failed; None and "" if unknown.
+        step: the last finished step; None if unknown.
         status: the exit status of the process, -n for signal n.
-        calling_again_helps: False where another start would fail in the same way; None where nobody knows.
-        consequence: it only follows from another rank's end, or gives no more than an exit status.
-        time: when it was noticed, ISO 8601 in UTC.
+        calling_again_helps: False if another start would fail in the same way; None if unknown.
+        consequence: whether it only follows from the end of another rank, or is only an exit status.
+        time: when it was detected, ISO 8601 in UTC.
     """
 
     kind: str
@@ -60,7 +62,7 @@ class Failure:
 
     @property
     def may_follow_from_a_stop(self) -> bool:
-        """Whether it may be no more than the trace of ranks that were told to stop while they started."""
+        """Whether it can be a mere consequence: a rank that received a signal while it started."""
         return self.kind != USER and (self.consequence or self.kind in (DIED, NOT_MET))
 
 
@@ -68,7 +70,7 @@ _TYPES = get_type_hints(Failure)
 
 
 def read(path: Path | str | None) -> Failure | None:
-    """The failure in a file; None where there is no file, or one that is torn, too large or of another kind."""
+    """Return the failure in a file; None if there is no file, or if it is truncated, too large or malformed."""
     if path is None:
         return None
     try:
@@ -86,10 +88,10 @@ def read(path: Path | str | None) -> Failure | None:
 
 
 def write(path: Path | str, failure: Failure) -> None:
-    """Write the failure, unless a cause stands there already.
+    """Write the failure, unless the file already has a cause.
 
-    The first cause stays, a consequence never replaces anything, and a cause replaces a consequence. A disk that
-    refuses the file is no error here: this must not hide what the process is about to report.
+    The first cause is kept, a consequence never replaces anything, and a cause replaces a consequence. An
+    error of the disk is ignored, because it must not hide the failure that the process is about to report.
     """
     if read(path) is None and _create(Path(path), failure):
         return
@@ -99,7 +101,7 @@ def write(path: Path | str, failure: Failure) -> None:
 
 
 def _create(path: Path, failure: Failure) -> bool:
-    """Write a file that is not there, whole; False where it is: on NFS, only the server knows."""
+    """Create a complete file; return False if it already exists: on NFS, only the server knows."""
     draft = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     try:
         write_sealed(draft, asdict(failure))
@@ -114,32 +116,32 @@ def _create(path: Path, failure: Failure) -> bool:
 
 
 def replace(path: Path | str, failure: Failure) -> None:
-    """Write the failure whatever stands there; for the launcher, after the end of all ranks."""
+    """Write the failure and replace any other; for the launcher, after the end of all ranks."""
     with suppress(OSError):
         write_sealed(path, asdict(failure))
 
 
 def clear(path: Path | str) -> None:
-    """Remove the file, at the start of what it would report on."""
+    """Remove the file, at the start of the process that it would report on."""
     with suppress(OSError):
         Path(path).unlink()
 
 
 def beside(log: Path) -> Path:
-    """The file for what logs into `log` and has no run folder of its own."""
+    """Return the failure file of a process that logs into `log` and has no run folder."""
     return log.with_suffix(".error.json")
 
 
 def target() -> Path | None:
-    """The file that this process writes to, None where there is none."""
+    """Return the failure file of this process; None if there is none."""
     path = os.environ.get(VARIABLE)
     return Path(path) if path else None
 
 
 def use_folder(folder: Path) -> None:
-    """Let this process write into the run folder, where no launcher has named a file.
+    """Write failures of this process into the run folder, unless a launcher has set a file.
 
-    To be called once the run is this process's own: rank 0 removes what an earlier start left.
+    Call it when this process owns the run: rank 0 removes the file of an earlier start.
     """
     if target() is None:
         os.environ[VARIABLE] = str(RunFolder(folder).error)
@@ -161,7 +163,7 @@ def record_error(error: BaseException, step: int | None = None) -> None:
 
 @contextmanager
 def recorded() -> Iterator[None]:
-    """Write what leaves the block as an exception, or as `sys.exit(message)`, and let it go on."""
+    """Record an exception, or `sys.exit(message)`, that leaves the block, and re-raise it."""
     try:
         yield
     except Exception as error:
@@ -174,7 +176,7 @@ def recorded() -> Iterator[None]:
 
 
 def of_error(error: BaseException, step: int | None = None) -> Failure:
-    """The failure of this process that an exception is; `step` is the last finished one."""
+    """Return the failure of this process for an exception; `step` is the last finished step."""
     message = one_line(str(error))
     if isinstance(error, UserError):
         return here(USER, message, step=step, status=2, calling_again_helps=False)
@@ -193,17 +195,17 @@ def of_error(error: BaseException, step: int | None = None) -> Failure:
 
 
 def here(kind: str, message: str, **known: Any) -> Failure:
-    """A failure on this machine, of this process and with status 1 unless `known` (fields of `Failure`) differ."""
+    """Return a failure of this process with status 1, with the fields in `known` overridden."""
     rank = os.environ.get("RANK", "")
     process = {"rank": int(rank) if rank.isdigit() else None, "pid": os.getpid(), "status": 1}
     return Failure(kind, one_line(message), **(process | known), host=socket.gethostname(), time=now())
 
 
 def of_status(who: str, status: int, rank: int | None = None, pid: int | None = None) -> Failure:
-    """The failure of a process on this machine whose parent saw it end with `status` (-n: by signal n).
+    """Return the failure of a child process that ended with `status` (-n: by signal n).
 
-    `who` names it, as `rank 1`. An exit status alone says little: whatever the process itself has written, or
-    will have written in a moment, counts more.
+    `who` names it, as in `rank 1`. An exit status has little information, so a failure that the process
+    itself writes takes precedence.
     """
     process: dict[str, Any] = {"rank": rank, "pid": pid, "status": status}
     if status < 0:
@@ -216,7 +218,7 @@ def of_status(who: str, status: int, rank: int | None = None, pid: int | None = 
 
 
 def signal_name(number: int) -> str:
-    """`SIGKILL`, or `signal 99` for a number without a name."""
+    """Return `SIGKILL`, or `signal 99` for a number without a name."""
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -224,7 +226,7 @@ def signal_name(number: int) -> str:
 
 
 def one_line(text: str) -> str:
-    """The first line of a message that says something."""
+    """Return the first non-empty line of a message."""
     return next((line.strip() for line in text.splitlines() if line.strip()), "")[:MAX_CHARACTERS]
 
 

@@ -75,6 +75,8 @@ class OutputFolder:
     report = Entry("report")
     slurm = Entry("slurm")  # launch.slurm.ledger
     set_aside = Entry("set-aside")  # runs.set_aside
+    trials = Entry("trials")  # trials.record
+    compare_starts = Entry("compare-starts")  # upkeep.compare_starts
 
 
 def report_page(folder: Path) -> Path:

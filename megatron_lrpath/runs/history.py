@@ -1,4 +1,4 @@
-"""What a run logs in each step: the line of its history, the one writer, and the readers."""
+"""The history of a run, one line for each step: its format, its writer, and its readers."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ LARGEST_STEP = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class LoggedStep:
-    """One line of a history; a number that the line does not give is None.
+    """One line of a history; missing numbers are None.
 
-    `consumed_samples` counts up to the end of the step; `lr` is the rate of the step's update; `loss` is this
-    step's alone in nats per token; `seconds` is the time since the end of the step before, or since the start;
-    `mfu` is a share of the devices' peak.
+    `consumed_samples` counts up to the end of the step; `lr` is the rate of the step's update; `loss` is
+    of this step alone, in nats per token; `seconds` is the time since the end of the previous step, or
+    since the start; `mfu` is relative to the devices' peak.
     """
 
     step: int
@@ -56,7 +56,7 @@ class LoggedStep:
 
 
 def parse_line(line: bytes) -> LoggedStep | None:
-    """One line of a history; None where it is damaged or only a part (as the first of a tail may be)."""
+    """Parse one line of a history; None if it is damaged or partial (as the first line of a tail can be)."""
     try:
         row = parse_json(line, own=True)
     except ValueError:
@@ -71,7 +71,7 @@ def parse_line(line: bytes) -> LoggedStep | None:
 
 
 def _is_whole(line: bytes, check: object) -> bool:
-    """Whether a line holds what was written; `check` is the checksum in it."""
+    """Return whether a line matches its checksum `check`."""
     content, found, _ = line.rpartition(_CHECK_PART)
     return bool(found) and check == f"{zlib.crc32(content):08x}"
 
@@ -86,18 +86,18 @@ def _number(value: object) -> float | None:
 
 
 def _lines(path: Path) -> list[bytes]:
-    """The lines of a file that are not blank; none where there is no file."""
+    """Return the non-blank lines of a file; empty if there is no file."""
     return [line for line in path.read_bytes().split(b"\n") if line.strip()] if path.is_file() else []
 
 
 @dataclass(frozen=True)
 class History:
-    """The logged steps of one run, ascending, each once.
+    """The logged steps of one run, ascending, without duplicates.
 
-    `steps` is int64 of shape [rows]; every column of `columns` is float64 of the same shape, NaN where a
-    line did not say. `unreadable` counts the lines in the middle of the file that could not be read (a
-    process that was killed while it wrote); a torn last line is expected of a running one and not counted.
-    `on_gpus`: a line gives its share of a device's peak.
+    `steps` is int64 of shape [rows]; every column of `columns` is float64 of the same shape, NaN for
+    missing values. `unreadable` counts the unreadable lines in the middle of the file (from a process
+    killed during a write); an incomplete last line is normal for a running training and is not counted.
+    `on_gpus`: whether a line has a share of a device's peak.
     """
 
     steps: NDArray[np.int64]
@@ -113,7 +113,7 @@ class History:
 
     @property
     def usual_seconds(self) -> float | None:
-        """The median time of a step, which neither a checkpoint nor the first step after a start bends."""
+        """The median time of a step, which is robust to saves and to the first step after a start."""
         import numpy as np  # start-up time: readers of single lines need none
 
         known = self["seconds"][np.isfinite(self["seconds"])]
@@ -121,7 +121,7 @@ class History:
 
     @property
     def seconds(self) -> float | None:
-        """The time that the logged steps took together, None where no line says one."""
+        """The total time of the logged steps; None if no line has a time."""
         import numpy as np  # start-up time: readers of single lines need none
 
         known = self["seconds"][np.isfinite(self["seconds"])]
@@ -129,10 +129,10 @@ class History:
 
 
 def read_history(folder: Path) -> History:
-    """The whole history of the run in `folder` as columns; empty where there is none.
+    """Return the whole history of the run in `folder` as columns; empty if there is none.
 
-    A step that was logged again after a resume counts with its last line: the earlier one belongs to an
-    attempt whose end was thrown away.
+    If a step was logged again after a resume, its last line counts: earlier lines belong to discarded
+    steps.
     """
     import numpy as np  # start-up time: readers of single lines need none
 
@@ -151,31 +151,31 @@ def read_history(folder: Path) -> History:
 
 
 def rows_up_to(folder: Path, step: int) -> Iterator[LoggedStep]:
-    """The lines of a run's history that are not after `step`, the last one first."""
+    """Yield the lines of a run's history up to `step`, the last one first."""
     rows = (parse_line(line) for line in reversed(_lines(RunFolder(folder).history)))
     return (row for row in rows if row is not None and row.step <= step)
 
 
 def losses_before(folder: Path, step: int, count: int) -> list[float]:
-    """The losses of the last `count` steps up to `step` in a run's history, as far as it holds them."""
+    """Return the losses of the last `count` steps up to `step` in a run's history, or as many as there are."""
     losses = [row.loss for row in rows_up_to(folder, step) if row.loss is not None]
     return losses[:count][::-1]
 
 
 def row_of_step(folder: Path, step: int) -> LoggedStep | None:
-    """The step's line in a run's history, None where it has none."""
+    """Return the step's line in a run's history; None if there is none."""
     row = next(rows_up_to(folder, step), None)
     return row if row is not None and row.step == step else None
 
 
 def last_loss(folder: Path) -> float | None:
-    """The loss of the last step in a run's history (nats per token)."""
+    """Return the loss of the last step in a run's history (nats per token)."""
     row = next(rows_up_to(folder, LARGEST_STEP), None)
     return row.loss if row else None
 
 
 class HistoryTail:
-    """Follows the history of the run in `folder` from its last lines on, while another process writes it."""
+    """Follow the history of the run in `folder`, from its last lines on, while another process writes it."""
 
     def __init__(self, folder: Path, window: int = 50) -> None:
         self.path = RunFolder(folder).history
@@ -188,11 +188,11 @@ class HistoryTail:
 
     @property
     def seconds_per_step(self) -> float | None:
-        """The median over the last lines, None while no line says it."""
+        """The median over the last lines; None if no line has the value."""
         return statistics.median(self._times) if self._times else None
 
     def poll(self) -> list[LoggedStep]:
-        """The lines that have come since the last call (at first, and after a cut: the file's last ones)."""
+        """Read the lines added since the last call (at first, and after a truncation: the file's last ones)."""
         parsed = [parse_line(line) for line in self._new_lines() if line.strip()]
         self.unreadable += sum(row is None for row in parsed)
         rows = [row for row in parsed if row is not None]
@@ -224,16 +224,16 @@ class HistoryTail:
 
 
 class HistoryWriter:
-    """Appends to a run's history; a resumed run continues it, without the steps that it will do again.
+    """Append to a run's history; a resumed run continues it, without the steps that it will repeat.
 
-    A line holds the fields of `LoggedStep` that are known of the step, null where one is not finite: `mfu` only
-    where the devices' peak is known, `skipped` only where the update was skipped, and `spike` (median, limit) only
-    at a loss spike.
+    A line has the known fields of `LoggedStep`, null for non-finite values: `mfu` only if the devices'
+    peak is known, `skipped` only if the update was skipped, and `spike` (median, limit) only at a loss
+    spike.
 
     Args:
         folder: the run's folder.
         first_step: the step that was loaded; later ones are dropped.
-        elapsed: seconds since the first step began.
+        elapsed: returns the seconds since the first step began.
     """
 
     def __init__(self, folder: Path, first_step: int, elapsed: float = 0.0) -> None:
@@ -243,7 +243,9 @@ class HistoryWriter:
         self._file = PatientFile(path, "The history of the steps", synced=True)
 
     def append(self, record: dict[str, Any]) -> None:
-        """Add a step; the line reaches the file at once, or when the disk has room, so that others can follow."""
+        """Append a step; the line is flushed at once, or when the disk has space, so that other processes can
+        follow.
+        """
         now = time.perf_counter()
         record["seconds"] = round(now - self.last_time, 6)
         self.last_time = now
@@ -252,21 +254,23 @@ class HistoryWriter:
         self._file.write(line[:-1] + _CHECK_PART + f'{zlib.crc32(line[:-1]):08x}"}}\n'.encode())
 
     def sync(self) -> None:
-        """Let the lines survive a power cut: a checkpoint is about to stand for them.
+        """Sync the file before a checkpoint refers to its lines.
 
         Raises:
-            OSError: the disk has no room for all of them.
+            OSError: the disk has no space for all lines.
         """
         self._file.sync()
 
 
 def is_not_finite(value: Any) -> bool:
-    """Whether a value is NaN or infinite, for which JSON has no word."""
+    """Return whether a value is NaN or infinite, which JSON cannot represent."""
     return isinstance(value, float) and not math.isfinite(value)
 
 
 def drop_steps_after(path: Path, step: int) -> None:
-    """Cut a history back to `step`: what a killed run did after its last checkpoint, and a torn last line."""
+    """Truncate a history to `step`: remove steps after the last checkpoint of a killed run, and an incomplete
+    last line.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         return

@@ -40,6 +40,7 @@ PACKAGES = (
     "transformer-engine",
     "apex",
     "emerging-optimizers",
+    "liger-kernel",
     "sentencepiece",
     "transformers",
 )
@@ -85,7 +86,7 @@ def read_lineage(folder: Path) -> dict[str, Any] | None:
     if problems:
         raise UserError(
             f"{RunFolder(folder).lineage}: not a lineage file ({problems[0]}). Restore it from a backup, or move "
-            "the run's folder away to start the run anew."
+            "the run's folder away to start the run again."
         )
     return lineage
 
@@ -133,9 +134,9 @@ def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
             if name in new and old[name] != new[name]
         ]
     if stored.get("tokenizer_model") != current.get("tokenizer_model"):
-        found.append("the tokenizer's model file is another")
+        found.append("the tokenizer's model file has changed")
     if stored.get("sft_data") != current.get("sft_data"):
-        found.append("the prepared chat data are others")
+        found.append("the prepared chat data have changed")
     old, new = (without_neutral(one.get("arguments", {})) for one in (stored, current))
     found += [
         f"argument {name}: was {old.get(name, 'not given')}, is {new.get(name, 'not given')}"
@@ -145,15 +146,26 @@ def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
     return found
 
 
-def trained_tokens(lineage: Mapping[str, Any]) -> int | None:
-    """Tokens of a step of the run that left this lineage, None where it does not say."""
+def trained_tokens(lineage: Mapping[str, Any], step: int) -> int | None:
+    """Tokens of a step (counted from 1) of the run that left this lineage, None where it does not say."""
     identity = lineage.get("identity")
     sizes = (identity.get("sft") or identity.get("batch")) if isinstance(identity, dict) else None
     numbers = (
         [sizes.get(name) for name in ("global_batch_size", "seq_length")] if isinstance(sizes, dict) else []
     )
     whole = [number for number in numbers if isinstance(number, int)]
-    return whole[0] * whole[1] if len(whole) == 2 else None
+    if len(whole) != 2 or not isinstance(identity, dict):
+        return None
+    adopted = identity.get("adopted")
+    begin = adopted.get("step", 0) if isinstance(adopted, dict) else 0
+    size = whole[0]
+    for version in [] if identity.get("sft") else identity.get("versions") or []:
+        if not isinstance(version, dict) or not isinstance(version.get("steps"), int):
+            break
+        own = version.get("global_batch_size")
+        size = own if isinstance(own, int) and step > begin else size
+        begin += version["steps"]
+    return size * whole[1]
 
 
 def is_bound(folder: Path) -> bool:
@@ -196,7 +208,7 @@ def check_same_run(folder: Path, identity: dict[str, Any], anew: str = UNDER_A_P
     `anew` says how to train under the new settings.
 
     Raises:
-        UserError: what differs, and how to go on.
+        UserError: what differs, and what to do.
     """
     lineage = read_lineage(folder)
     require_no_rewind(folder, lineage)
@@ -220,13 +232,13 @@ def refuse_differences(folder: Path, found: list[str], anew: str = UNDER_A_PLAN)
     """Refuse to continue the run in `folder` where something differs.
 
     Raises:
-        UserError: what differs, and how to go on.
+        UserError: what differs, and what to do.
     """
     if found:
         raise UserError(
             f"{folder}: this run was started under other settings: "
             + "; ".join(found)
-            + f". Go back to the settings it was started with, or {anew} to train anew."
+            + f". Restore the settings it was started with, or {anew} to train again."
         )
 
 
@@ -249,7 +261,7 @@ def check_same_parent(folder: Path, parent: Path, step: int) -> None:
     what = "is gone, so that it cannot be compared with the one" if now_there is None else "is not the one"
     raise UserError(
         f"{parent}: the checkpoint of step {step} {what} that {folder} was started from "
-        f"({was}, step {recorded['step']}). Restore it, name that parent, or {ANOTHER_SAVE} to branch off anew."
+        f"({was}, step {recorded['step']}). Restore it, name that parent, or {ANOTHER_SAVE} to branch off again."
     )
 
 
@@ -269,7 +281,7 @@ def check_parent(folder: Path, parent: Path, step: int, parent_identity: dict[st
         raise UserError(
             f"{parent}: the parent was trained under another plan: "
             + "; ".join(found)
-            + ". Use the plan it was trained with, or train the parent anew under another `output`."
+            + ". Use the plan it was trained with, or train the parent again under another `output`."
         )
     require_same_parent(folder, parent, step)
 
@@ -289,7 +301,7 @@ def require_same_parent(folder: Path, parent: Path, step: int) -> None:
     if own["parent"]["fingerprint"] != checkpoint_fingerprint(root, step):
         raise UserError(
             f"{root}: the checkpoint of step {step} is not the one that {folder.name} was "
-            "started from. Restore it, or move this run's folder away to branch off anew."
+            "started from. Restore it, or move this run's folder away to branch off again."
         )
 
 
@@ -344,8 +356,8 @@ def write_lineage(
 ) -> list[str]:
     """Record a start: the identity (as of this start) and who, when and with what; what it keeps of its saves.
 
-    `first_weights` says at which layout they are drawn, in the start that draws them; `machine` are its `device` and
-    `layout`. Returns what makes the start a break, see `runs.breaks`.
+    `first_weights` says at which layout they are drawn, in the start that draws them; `machine` are its `device`,
+    `layout` and, on a GPU, `kernels`. Returns what makes the start a break, see `runs.breaks`.
     """
     earlier = read_lineage(folder) or {"parent": parent, "starts": []}
     launch = os.environ.get("LRPATH_LAUNCH")  # the launcher's file about the machines of this start
@@ -380,6 +392,18 @@ def write_lineage(
     return found
 
 
+def write_adopted(folder: Path, identity: dict[str, Any], parent: dict[str, Any]) -> None:
+    """Record a run that begins with the checkpoint of another training, before its first start."""
+    lineage = {
+        "identity": identity,
+        "identity_hash": json_digest(identity),
+        "parent": parent,
+        "starts": [],
+        "skipped": [],
+    }
+    write_sealed(RunFolder(folder).lineage, lineage)
+
+
 def without_secrets(launch: dict[str, Any] | None) -> dict[str, Any] | None:
     """What the launcher has recorded, without the values of variables that hold secrets."""
     if launch is None:
@@ -388,7 +412,7 @@ def without_secrets(launch: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def forget(folder: Path) -> None:
-    """Remove the lineage of a run that has nothing to go on from, before it begins anew."""
+    """Remove the lineage of a run that has nothing to continue from, before it begins again."""
     RunFolder(folder).lineage.unlink(missing_ok=True)
 
 

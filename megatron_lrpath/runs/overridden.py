@@ -1,4 +1,4 @@
-"""`OUTPUT/plan.yaml`: the plan that `--set` makes of another, in an output that is these overrides' alone."""
+"""`OUTPUT/plan.yaml`: the plan that `--set` derives from another, in an output for these overrides only."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ _HEADER = re.compile(
 
 @dataclass(frozen=True)
 class OverriddenPlan:
-    """The plan `asked` for: that of a plan file, which its errors name, with the overrides `words`.
+    """A plan with overrides: `asked`, whose errors name the plan file, and the overrides `words`.
 
-    `plan` is the same as of the file `OUTPUT/plan.yaml`, `body` the text of that file.
+    `plan` is the same plan read from `OUTPUT/plan.yaml`, `body` the text of that file.
     """
 
     asked: Plan
@@ -44,9 +44,9 @@ class OverriddenPlan:
 
     @classmethod
     def of(cls, path: Path, words: Sequence[str], output: str | None = None) -> OverriddenPlan:
-        """The plan in `path` with these words of `--set`; `output` takes the place of its own.
+        """Apply these `--set` words to the plan in `path`; `output` replaces the plan's own.
 
-        Raises PlanError for what a plan file could not say.
+        Raises PlanError for values that are not valid in a plan file.
         """
         made = changed_plan(path, words, output)
         target = OutputFolder(Path(made.plan.output)).plan
@@ -54,7 +54,7 @@ class OverriddenPlan:
         return cls(made.plan, tuple(words), made.overrides, plan, made.text)
 
     def moved(self, data: Data, tokenizer: Tokenizer, body: str) -> OverriddenPlan:
-        """The same with data and tokenizer elsewhere, as the text `body` says."""
+        """Return the same plan with other data and tokenizer paths, given by the text `body`."""
         asked, plan = (replace(one, data=data, tokenizer=tokenizer) for one in (self.asked, self.plan))
         return replace(self, asked=asked, plan=plan, body=body)
 
@@ -65,19 +65,19 @@ class OverriddenPlan:
 
     @property
     def content(self) -> bytes:
-        """The file: its first line says what it was made from and how."""
+        """The file's text: its first line states its source and the overrides."""
         options = [word for override in self.words for word in (OPTION, override)]
         words = [" ".join(os.path.abspath(self.asked.path).splitlines()), *options]
         first = f"{_FIRST}{shlex.join(words)}; SHA-256 of the rest: {_sum(self.body)}\n"
         return first.encode(errors="replace") + self.body.encode()
 
     def require_output(self) -> None:
-        """Raises UserError, which says what to do, where the output is another plan's than this."""
+        """Raise UserError, with what to do, if the output belongs to another plan."""
         own = f"give these overrides an output of their own: {OPTION} output=FOLDER"
         output = Path(self.plan.output)
         there = read_made(self.path)
         if there is None and self.path.exists():
-            raise UserError(f"{self.path}: is there already, and no plan that {OPTION} has written; {own}")
+            raise UserError(f"{self.path}: exists already, and no plan that {OPTION} has written; {own}")
         if there is None:
             if held := _held(output):
                 raise UserError(
@@ -103,9 +103,9 @@ class OverriddenPlan:
         return " ".join(self.words)
 
     def write(self) -> Path:
-        """Write OUTPUT/plan.yaml, unless it is there already, and return its path.
+        """Write OUTPUT/plan.yaml, unless it exists already, and return its path.
 
-        Raises UserError as `require_output`, and where somebody trains in the output from an older text.
+        Raises UserError as `require_output`, and if a training in the output uses an older text.
         """
         self.require_output()
         content = self.content
@@ -122,7 +122,7 @@ class OverriddenPlan:
             atomic_write_bytes(self.path, content)
         except LockHeldError as owner:
             raise UserError(
-                f"{self.plan.output}: {owner} is carrying out a plan there, and {self.path} would be another now; wait "
+                f"{self.plan.output}: {owner} is running a plan there, and {self.path} would change; wait "
                 "for it or end it, then call again"
             ) from None
         finally:
@@ -133,7 +133,9 @@ class OverriddenPlan:
 
 @dataclass(frozen=True)
 class Made:
-    """What an `OUTPUT/plan.yaml` says: the words of its overrides, their values, its text, whether that was edited."""
+    """The content of an `OUTPUT/plan.yaml`: its overrides as text and as values, its text, and whether it was
+    edited.
+    """
 
     words: tuple[str, ...]
     overrides: dict[str, Any]
@@ -142,7 +144,7 @@ class Made:
 
 
 def read_made(path: Path) -> Made | None:
-    """The file; None where there is none, or none that `OverriddenPlan.write` has written."""
+    """Read the file; None if there is none, or if `OverriddenPlan.write` has not written it."""
     try:
         with path.open("rb") as stream:
             text = stream.read(MAX_BYTES + 1).decode()
@@ -162,12 +164,12 @@ def _sum(body: str) -> str:
 
 
 def _trained_as(overrides: dict[str, Any]) -> dict[str, Any]:
-    """The overrides that say what is trained: where it lies is not among them."""
+    """Return the overrides that change the training; paths are excluded."""
     return {key: value for key, value in overrides.items() if key != "output"}
 
 
 def _held(output: Path) -> str:
-    """What an output holds of a plan that was carried out there, in words; empty where there is nothing."""
+    """Describe the files of an earlier run of a plan in an output; empty if there are none."""
     if any(any((output / name).glob("[!.]*")) for name in PARADIGMS):
         return "runs"
     return "submitted jobs" if any(OutputFolder(output).slurm.glob("[!.]*")) else ""

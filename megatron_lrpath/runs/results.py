@@ -1,4 +1,6 @@
-"""Which runs make a model, whether they are complete, and whether they are evaluated: the one definition of each."""
+"""Which runs produce a model, whether they are complete, and whether they are evaluated: the single
+definitions.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +21,14 @@ from megatron_lrpath.sealed import json_digest, write_sealed
 
 @dataclass(frozen=True)
 class Target:
-    """A checkpoint to evaluate: the run's last, or along the main path that of step `at`."""
+    """A checkpoint to evaluate: the run's last, or for the main path the one of step `at`."""
 
     run: Run
     at: int | None = None
 
     @property
     def step(self) -> int:
-        """The checkpoint's."""
+        """The folder of the checkpoint."""
         return self.run.last_step if self.at is None else self.at
 
     @property
@@ -36,26 +38,28 @@ class Target:
 
     @classmethod
     def named(cls, plan: Plan, name: str) -> Target:
-        """The one of that name."""
+        """Return the target with this name."""
         paradigm, _, rest = name.partition("/")
         run, _, step = rest.partition("@")
         return cls(plan.run(paradigm, run), int(step) if step else None)
 
 
 def version_runs(plan: Plan, paradigms: Iterable[str]) -> list[Run]:
-    """The runs whose end is a version's model (all but the main path), each training once."""
+    """Return the runs whose end is a version's model (all but the main path), each training once."""
     return _each_once(plan, (run for name in paradigms for run in plan.runs(name) if run.makes_version))
 
 
 def model_runs(plan: Plan, paradigms: Iterable[str]) -> list[Run]:
-    """The runs that end with a model to use: `version_runs`, then their fine-tunings, each training once."""
+    """Return the runs that end with a usable model: `version_runs`, then their fine-tunings, each training
+    once.
+    """
     names = list(paradigms)
     tuned = (run for name in names for run in plan.sft_runs(name))
     return version_runs(plan, names) + _each_once(plan, tuned)
 
 
 def _each_once(plan: Plan, runs: Iterable[Run]) -> list[Run]:
-    """The runs as which `runs` are carried out, each once."""
+    """Return the runs that train the models of `runs`, without duplicates."""
     return list({run.carried_out_as: plan.carried_out(run) for run in runs}.values())
 
 
@@ -73,26 +77,26 @@ def write_result(folder: Path, run: Run, step: int) -> None:
 
 
 def completed_step(folder: Path) -> int | None:
-    """The step up to which the run in `folder` was completed, None while it never was."""
+    """Return the step up to which the run in `folder` was completed; None if it never was."""
     step = (read_json_object(RunFolder(folder).result) or {}).get("step")
     return step if isinstance(step, int) and not isinstance(step, bool) else None
 
 
 def is_complete(folder: Path, run: Run) -> bool:
-    """Whether the run, whose files are in `folder`, has come to its last step.
+    """Return whether the run with files in `folder` has reached its last step.
 
-    A main path is also complete where it has gone further, for versions that the plan no longer has.
+    A main path is also complete if it has continued beyond, for versions that the plan no longer has.
     """
     step = completed_step(folder)
     return step is not None and (step == run.last_step if run.makes_version else step >= run.last_step)
 
 
 def is_fresh(folder: Path, step: int, evaluation: Mapping[str, Any]) -> bool:
-    """Whether an evaluation is of the model of `step` as it is now: same step, same checkpoint.
+    """Return whether an evaluation is of the current model of `step`: same step, same checkpoint.
 
-    The fingerprint in the evaluation is compared with the one that the training recorded at its end, else with
-    that of the checkpoint where it is still there. An evaluation without a fingerprint, of an earlier
-    version of this package, counts where the training recorded none either.
+    The fingerprint in the evaluation is compared with the one recorded at the end of the training, or else
+    with that of the checkpoint if it still exists. An evaluation without a fingerprint, from an earlier
+    version of this package, is valid if the training recorded none either.
     """
     if evaluation.get("step") != step:
         return False
@@ -104,13 +108,13 @@ def is_fresh(folder: Path, step: int, evaluation: Mapping[str, Any]) -> bool:
 
 
 def fresh_evaluation(folder: Path, step: int) -> dict[str, Any] | None:
-    """The evaluation of the model of `step` as it is now, None where there is none."""
+    """Return the evaluation of the current model of `step`; None if there is none."""
     evaluation = read_json_object(RunFolder(folder).evaluation)
     return evaluation if evaluation and is_fresh(folder, step, evaluation) else None
 
 
 def needs_evaluation(plan: Plan, run: Run) -> bool:
-    """Whether the run is complete and its model not evaluated as it is now, on every validation set."""
+    """Return whether the run is complete and its current model lacks an evaluation on a validation set."""
     folder = plan.folder(run)
     return is_complete(folder, run) and bool(missing_sets(plan, folder, run.last_step))
 
@@ -119,7 +123,9 @@ FIRST_SET = ""  # the first validation set, among the names of the others
 
 
 def missing_sets(plan: Plan, folder: Path, step: int) -> list[str]:
-    """The validation sets on which the model of `step` is not evaluated as it is now, the first as `FIRST_SET`."""
+    """Return the validation sets without an evaluation of the current model of `step`; the first set is
+    `FIRST_SET`.
+    """
     found = fresh_evaluation(folder, step)
     if found is None:
         return [FIRST_SET, *plan.data.more_sets]
@@ -128,7 +134,7 @@ def missing_sets(plan: Plan, folder: Path, step: int) -> list[str]:
 
 
 def evaluation_of(plan: Plan, target: Target) -> dict[str, Any] | None:
-    """What the evaluation of a target has written, None where it has not."""
+    """Return the written evaluation of a target; None if there is none."""
     folder = plan.folder(target.run)
     if target.at is not None:
         return main_path_evaluations(folder).get(target.at)
@@ -136,9 +142,10 @@ def evaluation_of(plan: Plan, target: Target) -> dict[str, Any] | None:
 
 
 def add_evaluation(plan: Plan, target: Target, evaluation: dict[str, Any]) -> None:
-    """Write an evaluation (`step`, `loss`, …) into the run's folder; along the main path beside those of other steps.
+    """Write an evaluation (`step`, `loss`, …) into the run's folder; main-path evaluations are stored by
+    step.
 
-    Processes that add evaluations of the main path at the same time lose nothing of each other's.
+    Concurrent evaluations of the main path do not overwrite each other's results.
     """
     folder = RunFolder(plan.folder(target.run))
     if target.at is None:
@@ -160,7 +167,7 @@ def add_main_path_evaluation(folder: Path, evaluation: dict[str, Any]) -> None:
 
 
 def main_path_evaluations(folder: Path) -> dict[int, dict[str, Any]]:
-    """The evaluations of the main path's checkpoints that have a usable loss, by step, ascending."""
+    """Return the evaluations of the main path's checkpoints with a usable loss, by step, ascending."""
     found = read_json_object(RunFolder(folder).evaluations) or {}
     # a step has 18 digits at most
     steps = [step for step in found if step.isdecimal() and len(step) <= 18 and loss_of(found[step])]
@@ -168,13 +175,13 @@ def main_path_evaluations(folder: Path) -> dict[int, dict[str, Any]]:
 
 
 def loss_of(evaluation: Any) -> float | None:
-    """The loss (nats per token) of an evaluation, None where it has no usable one."""
+    """Return the loss (nats per token) of an evaluation; None if it has no usable loss."""
     loss = evaluation.get("loss") if isinstance(evaluation, dict) else None
     return loss if isinstance(loss, float) and 0 < loss < math.inf else None
 
 
 def evaluation_digests(plan: Plan) -> dict[str, str]:
-    """The digests of the evaluations that there are of a plan's models, by `paradigm/run`."""
+    """Return the digests of the evaluations of a plan's models, by `paradigm/run`."""
     found = {
         run.key: read_json_object(RunFolder(plan.folder(run)).evaluation)
         for run in model_runs(plan, PARADIGMS)
@@ -183,12 +190,12 @@ def evaluation_digests(plan: Plan) -> dict[str, str]:
 
 
 def write_report_sources(report: Path, digests: Mapping[str, str]) -> None:
-    """Record in the report's folder the evaluations that it was made from: run -> digest."""
+    """Record the evaluations that the report was made from in its folder: run -> digest."""
     write_sealed(report_sources(report), {"evaluations": dict(digests)})
 
 
 def report_is_fresh(report: Path, runs: Iterable[Path]) -> bool:
-    """Whether the report in `report` shows the present evaluation of each of the folders `runs`."""
+    """Return whether the report in `report` shows the current evaluation of each of the folders `runs`."""
     used = (read_json_object(report_sources(report)) or {}).get("evaluations")
     found = [read_json_object(RunFolder(folder).evaluation) for folder in runs]
     known = {one for one in used.values() if isinstance(one, str)} if isinstance(used, dict) else set()
@@ -196,10 +203,11 @@ def report_is_fresh(report: Path, runs: Iterable[Path]) -> bool:
 
 
 def main_path_targets(plan: Plan, validation: str, again: bool = False) -> list[Target]:
-    """The main path's complete checkpoints that have not been evaluated on the slice of this fingerprint, or all.
+    """Return the main path's complete checkpoints without an evaluation on the slice with this fingerprint,
+    or all.
 
     Raises:
-        UserError: it has no checkpoint, or what is known of them cannot be read.
+        UserError: it has no checkpoint, or its evaluations cannot be read.
     """
     run = plan.main
     folder = RunFolder(plan.folder(run))

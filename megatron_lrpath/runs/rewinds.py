@@ -1,4 +1,4 @@
-"""What a main path's lineage says of its rewinds: whether one was interrupted, and all of them in words."""
+"""The rewinds in a main path's lineage: whether one was interrupted, and a description of all."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from megatron_lrpath.errors import UserError
 
 
 def unfinished(lineage: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The rewind that was interrupted and has to be called again; None where there is none."""
+    """Return the interrupted rewind, which must be called again; None if there is none."""
     return next((one for one in (lineage or {}).get("rewinds", []) if not one.get("finished")), None)
 
 
 def require_no_rewind(folder: Path, lineage: Mapping[str, Any] | None) -> None:
-    """Refuse to use a main path of which an interrupted rewind has moved a part only.
+    """Refuse to use a main path that an interrupted rewind has moved only partly.
 
     Raises:
-        UserError: with the command that goes on.
+        UserError: with the command that completes the rewind.
     """
     one = unfinished(lineage)
     if one is None or lineage is None:
@@ -31,13 +31,13 @@ def require_no_rewind(folder: Path, lineage: Mapping[str, Any] | None) -> None:
 
 
 def command(plan: Path | str, rewind: Mapping[str, Any]) -> str:
-    """The call that makes a rewind."""
+    """Return the command of a rewind."""
     dropped = "".join(f" --drop {name}" for name in rewind["dropped"])
     return f"lrpath rewind {plan} --to-step {rewind['to_step']}{dropped}"
 
 
 def rewinds_told(lineage: Mapping[str, Any]) -> list[str]:
-    """What a lineage records of rewinds, a clause each."""
+    """Describe the rewinds in a lineage, a clause each."""
     found = lineage.get("rewinds")
     told = []
     for one in found if isinstance(found, list) else []:

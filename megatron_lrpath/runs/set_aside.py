@@ -1,6 +1,8 @@
-"""What a rewind has set aside in a plan's output, and its record: written before anything moves, sealed.
+"""Files that a rewind has set aside in a plan's output, and their record: written before any move, with a
+checksum.
 
-Whether a rewind is begun or finished stands in the main path's lineage alone; a record without it moves nothing.
+Whether a rewind has begun or finished is recorded in the main path's lineage only; a record alone has no
+effect.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ GOING = ".removing"  # ends the name of what is set aside while it is removed
 class SetAside:
     """One rewind.
 
-    `moves` are pairs of paths, from and to, relative to the output, so that the output may be moved; `slices` are
-    pairs of names in the plan's folder of slices. `runs` are the keys of the runs that go with the tail.
+    `moves` are pairs of paths, from and to, relative to the output, so that the output can be moved;
+    `slices` are pairs of names in the plan's folder of slices. `runs` are the keys of the runs that are
+    set aside with the tail.
     """
 
     number: int
@@ -36,7 +39,7 @@ class SetAside:
     slices: tuple[tuple[str, str], ...]
 
     def folder(self, output: Path) -> Path:
-        """Where it lies."""
+        """The folder of the files."""
         return _folder(output, self.number)
 
     def save(self, output: Path) -> None:
@@ -45,10 +48,10 @@ class SetAside:
 
 
 def read_set_aside(output: Path, number: int) -> SetAside:
-    """The record of a rewind.
+    """Read the record of a rewind.
 
     Raises:
-        UserError: it is not there, or damaged.
+        UserError: it is missing or damaged.
     """
     path = _folder(output, number) / JOURNAL
     try:
@@ -60,7 +63,7 @@ def read_set_aside(output: Path, number: int) -> SetAside:
 
 
 def all_set_aside(output: Path) -> list[SetAside]:
-    """Every rewind that has set something aside which still lies there, the oldest first.
+    """Return every rewind whose files are still set aside, the oldest first.
 
     Raises:
         UserError: a record is damaged.
@@ -69,12 +72,12 @@ def all_set_aside(output: Path) -> list[SetAside]:
 
 
 def free_number(output: Path, used: int) -> int:
-    """The number of the next rewind, after `used` and those of which something lies there."""
+    """Return the number of the next rewind, after `used` and those with files still set aside."""
     return max([used, *_numbers(output)]) + 1
 
 
 def half_removed(output: Path) -> list[Path]:
-    """What a killed removal has left."""
+    """Return the leftovers of an interrupted removal."""
     root = OutputFolder(output).set_aside
     return sorted(root.glob(f"*{GOING}")) if root.is_dir() else []
 
@@ -84,7 +87,9 @@ def _folder(output: Path, number: int) -> Path:
 
 
 def _numbers(output: Path) -> list[int]:
-    """The numbers of the folders that hold more than a record, which a call that was killed at once leaves."""
+    """Return the numbers of the folders with more than a record; a call that was killed early leaves only a
+    record.
+    """
     root = OutputFolder(output).set_aside
     names = [name for name in os.listdir(root) if name.isdecimal()] if root.is_dir() else []
     return sorted(int(name) for name in names if any(map(_is_moved, os.listdir(root / name))))

@@ -1,4 +1,4 @@
-"""The state of a run as `lrpath status`, the report and the launchers show it, read from its folder alone."""
+"""The state of a run as shown by `lrpath status`, the report and the launchers, read from its folder only."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ FRESH_SECONDS = 30.0  # without a lock file (started by hand) a run with a young
 
 
 def has_begun(task: Task) -> bool:
-    """Whether the task goes on from a checkpoint of its own when it is started."""
+    """Return whether the task would resume from a checkpoint of its own."""
     return bool(complete_steps(task.checkpoints))
 
 
 def parent_available(task: Task, parent_folder: Path | None) -> bool:
-    """Whether what the task starts from is there: its own checkpoint or the parent's at the branch point."""
+    """Return whether the task can start: its own checkpoint exists, or the parent's at the branch point."""
     if parent_folder is None or has_begun(task):
         return True
     return checkpoint_complete(RunFolder(parent_folder).checkpoints, task.parent_step)
@@ -32,14 +32,14 @@ def parent_available(task: Task, parent_folder: Path | None) -> bool:
 
 @dataclass(frozen=True)
 class RunState:
-    """How far a run is.
+    """The progress of a run.
 
-    `state`: done, running, interrupted, extended (complete up to `step`, the plan got longer), waiting, or
-    not started. `complete` is `results.is_complete`. `step` is the last logged one, the first step where there
-    is none, and the last step of a run that is done. `logged` is the last line of the history, without numbers
-    where there is none. `beyond` is the step up to which a main path has gone further than its plan, None for
-    every other run. Of an interrupted run `cause` is what its failure file says, None without one, and `log` the
-    newest log.
+    `state`: done, running, interrupted, extended (complete up to `step`, but the plan got longer),
+    waiting, or not started. `complete` is `results.is_complete`. `step` is the last logged step, the first
+    step if there is none, and the last step of a run that is done. `logged` is the last line of the
+    history, without numbers if there is none. `beyond` is the step that a main path has reached beyond its
+    plan; None for other runs. For an interrupted run, `cause` is the content of its failure file, None
+    without one, and `log` the newest log.
     """
 
     run: Run
@@ -56,7 +56,7 @@ class RunState:
 
     @property
     def progress(self) -> str:
-        """`complete`, `not started`, or the step that it has come to."""
+        """`complete`, `not started`, or the current step."""
         if self.complete:
             return "complete"
         if self.step <= self.run.first_step:
@@ -65,7 +65,7 @@ class RunState:
 
 
 def read_state(folder: Path, run: Run, parent: Task | None = None) -> RunState:
-    """The state of the run whose files are in `folder`; nothing is written.
+    """Return the state of the run with files in `folder`; nothing is written.
 
     `parent` is the task whose checkpoint the run starts from; without it a run is never `waiting`.
     """
@@ -81,7 +81,7 @@ def read_state(folder: Path, run: Run, parent: Task | None = None) -> RunState:
         state, step = "done", run.last_step
     elif finished is not None:
         state = "extended"
-    elif last or checkpoints or latest_log(folder):
+    elif last or latest_log(folder) or any(one > run.first_step for one in checkpoints):
         found = failure.read(RunFolder(folder).error)
         state, cause, log = "interrupted", found.message if found else None, latest_log(folder)
     elif parent and run.parent and not checkpoint_complete(parent.checkpoints, run.parent.step):
@@ -104,7 +104,7 @@ def read_state(folder: Path, run: Run, parent: Task | None = None) -> RunState:
 
 
 def is_live(folder: Path, seconds_per_step: float = 0.0) -> bool:
-    """Whether a process trains in `folder`: it holds the lock, or goes on writing the history without one."""
+    """Return whether a process trains in `folder`: it holds the lock, or writes the history without one."""
     if RunFolder(folder).lock.exists():
         return is_held(folder)
     try:
@@ -115,5 +115,5 @@ def is_live(folder: Path, seconds_per_step: float = 0.0) -> bool:
 
 
 def latest_log(folder: Path) -> Path | None:
-    """The newest log of the run, by its name, which is the time of its start."""
+    """Return the newest log of the run by its name, which is the time of its start."""
     return max(RunFolder(folder).logs.glob("*.log"), default=None)

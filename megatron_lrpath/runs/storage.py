@@ -1,4 +1,4 @@
-"""What checkpoints take: predicted from a plan, and as they lie on disk."""
+"""The disk space of checkpoints: predicted from a plan, and measured."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ NEWEST = 2  # checkpoints of a run that retention leaves besides those that othe
 
 @dataclass(frozen=True)
 class CheckpointSize:
-    """Bytes of one checkpoint, roughly: the model's weights and the optimizer's state."""
+    """The approximate size of one checkpoint in bytes: the model's weights and the optimizer state."""
 
     weights: int
     state: int
 
     @property
     def total(self) -> int:
-        """Both."""
+        """The total."""
         return self.weights + self.state
 
 
 @dataclass(frozen=True)
 class Kept:
-    """The checkpoints of a run that stay: steps that are named, and how many of the newest besides."""
+    """The checkpoints of a run that are kept: named steps, and the number of the newest ones in addition."""
 
     steps: tuple[int, ...]
     newest: int
 
     @property
     def count(self) -> int:
-        """How many there are at most at a time."""
+        """The maximum number at any time."""
         return len(self.steps) + self.newest
 
 
 def checkpoint_size(plan: Plan, vocabulary: int | None = None) -> CheckpointSize:
-    """What one checkpoint of the plan's model takes.
+    """Return the size of one checkpoint of the plan's model.
 
-    A parameter takes 2 bytes (bf16, fp16) or 4 in the model's weights, and `STATE_BYTES` in the optimizer's state.
-    `vocabulary` counts where the plan leaves it to the tokenizer.
+    A parameter takes 2 bytes (bf16, fp16) or 4 in the model's weights, and `STATE_BYTES` in the optimizer
+    state. `vocabulary` is used if the plan takes it from the tokenizer.
 
     Raises:
-        UserError: a model whose parameters are not counted.
+        UserError: the parameters of this model cannot be counted.
     """
     words = plan.tokenizer.vocab_size or vocabulary or USUAL_VOCABULARY
     parameters = parameter_count(resolve_model(plan.model), words)
@@ -57,9 +57,11 @@ def checkpoint_size(plan: Plan, vocabulary: int | None = None) -> CheckpointSize
 
 
 def kept(plan: Plan, run: Run) -> Kept:
-    """Which checkpoints of a run stay under the plan's `save_interval` and `save_retain_interval`.
+    """Return the checkpoints of a run that are kept under the plan's `save_interval` and
+    `save_retain_interval`.
 
-    Those that others start from, the last one, those that `save_retain_interval` keeps, and the newest two.
+    These are the ones that other runs start from, the last one, those that `save_retain_interval` keeps,
+    and the newest two.
     """
     chosen = int(plan.megatron.get("save_interval") or 0)
     interval = chosen or SAVE_INTERVAL
@@ -72,13 +74,17 @@ def kept(plan: Plan, run: Run) -> Kept:
 
 
 def checkpoint_bytes(plan: Plan, run: Run) -> int:
-    """Disk that the checkpoints of a run will take, roughly. UserError as of `checkpoint_size`."""
+    """Return the approximate disk space of a run's checkpoints in bytes. Raises UserError as
+    `checkpoint_size`.
+    """
     return kept(plan, run).count * checkpoint_size(plan).total
 
 
 @dataclass(frozen=True)
 class Storage:
-    """What a paradigm's checkpoints take at the end: one, those that stay by version, the newest besides, in bytes."""
+    """The final disk space of a paradigm's checkpoints in bytes: one checkpoint, kept ones by version, the
+    newest in addition.
+    """
 
     one: CheckpointSize
     by_version: dict[str, int]
@@ -86,14 +92,14 @@ class Storage:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The total."""
         return sum(self.by_version.values()) + self.newest
 
 
 def predicted(plan: Plan, paradigm: str) -> Storage | None:
-    """What the checkpoints of a paradigm will take; None for a model whose parameters nobody counts.
+    """Return the disk space of a paradigm's checkpoints; None if the model's parameters cannot be counted.
 
-    A checkpoint of the main path counts with the version whose text it has read last.
+    A checkpoint of the main path counts for the version of its last step.
     """
     try:
         one = checkpoint_size(plan)
@@ -112,23 +118,23 @@ def predicted(plan: Plan, paradigm: str) -> Storage | None:
 
 
 def version_at(plan: Plan, step: int) -> str:
-    """The version that step `step` of the main path has read."""
+    """Return the version of step `step` of the main path."""
     ends = zip(plan.timeline.ends, plan.versions, strict=True)
     return next((version.name for end, version in ends if step <= end), plan.versions[-1].name)
 
 
 def lying(root: Path, step: int) -> int:
-    """Bytes of the files of one checkpoint under `root`; 0 where it is gone."""
+    """Return the size in bytes of one checkpoint under `root`; 0 if it is gone."""
     return folder_bytes(checkpoint_folder(root, step))
 
 
 def lying_in_all(root: Path) -> int:
-    """Bytes of all checkpoints under `root`, complete or not."""
+    """Return the size in bytes of all checkpoints under `root`, complete or not."""
     return sum(lying(root, step) for step in steps_found(root))
 
 
 def folder_bytes(folder: Path) -> int:
-    """Bytes of all files under `folder`; what goes meanwhile does not count."""
+    """Return the size in bytes of all files under `folder`; files removed meanwhile are ignored."""
     total = 0
     for place, _, names in os.walk(folder):
         for name in names:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_lrpath.errors import UserError
@@ -12,6 +12,7 @@ from megatron_lrpath.paradigms import OURS
 from megatron_lrpath.plan import PARADIGMS, Plan, Run
 from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.runs.results import is_complete
+from megatron_lrpath.schedule import BatchSizes
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Task:
     """One training to carry out.
 
     `aliases` are the folders of runs that share this training under another name. `parent` is the key of
-    the task whose checkpoint at step `parent_step` this one starts from. A step has `step_tokens` tokens.
+    the task whose checkpoint at step `parent_step` this one starts from. `sizes` are the samples of its steps, each
+    of `sample_tokens` tokens.
     """
 
     run: Run
@@ -27,7 +29,8 @@ class Task:
     aliases: tuple[Path, ...] = ()
     parent: str | None = None
     parent_step: int = 0
-    step_tokens: int = 0
+    sizes: BatchSizes = field(default_factory=lambda: BatchSizes.constant(1))
+    sample_tokens: int = 0
 
     @property
     def key(self) -> str:
@@ -38,6 +41,10 @@ class Task:
     def complete(self) -> bool:
         """Whether the training has come to its end, as the folder shows now."""
         return is_complete(self.folder, self.run)
+
+    def tokens(self, first: int, last: int) -> int:
+        """Tokens of the steps `first` + 1 to `last`."""
+        return self.sizes.between(first, last) * self.sample_tokens
 
     @property
     def checkpoints(self) -> Path:
@@ -55,7 +62,11 @@ def named_paradigms(plan: Plan) -> tuple[str, ...]:
         return plan.paradigms
     tuned = set(plan.sft.paradigms) if plan.sft is not None else set(PARADIGMS)
     tuned = set() if tuned == set(PARADIGMS) else tuned
-    return tuple(name for name in PARADIGMS if name == OURS.name or name in tuned or _is_begun(plan, name))
+    return tuple(
+        name
+        for name in PARADIGMS
+        if name == OURS.name or (plan.runs(name) and (name in tuned or _is_begun(plan, name)))
+    )
 
 
 def _is_begun(plan: Plan, paradigm: str) -> bool:
@@ -64,7 +75,7 @@ def _is_begun(plan: Plan, paradigm: str) -> bool:
     others = [run for name in PARADIGMS if name != paradigm for run in plan.runs(name)]
     shared = {run.carried_out_as for run in others if run.same_as and plan.folder(run).is_symlink()}
     alone = [run for run in begun if run.key not in shared]
-    return bool(alone) or len(begun) == len(plan.runs(paradigm))
+    return bool(alone) or 0 < len(begun) == len(plan.runs(paradigm))
 
 
 def paradigms_with(plan: Plan, name: str) -> tuple[str, ...]:
@@ -95,7 +106,8 @@ def build_tasks(plan: Plan, paradigms: Sequence[str], fine_tunings: bool = True)
                 aliases=tuple(others),
                 parent=every[f"{run.paradigm}/{run.parent.run}"].carried_out_as if run.parent else None,
                 parent_step=run.parent.step if run.parent else 0,
-                step_tokens=plan.batch_of(run).tokens,
+                sample_tokens=plan.batch_of(run).seq_length,
+                sizes=plan.sizes_of(run),
             )
         )
     return tasks

@@ -1,4 +1,4 @@
-"""How the main path's rate changes on its way: to the rates of later versions, or falling with a power of the step."""
+"""How the main path's rate changes: to the rates of later versions, or as a falling power of the step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from megatron_lrpath.schedule.curves import Exact
 
 @dataclass(frozen=True)
 class Move:
-    """From position `start` on the rate moves linearly to `rate`, which it has from `start + length` on."""
+    """A linear change of the rate from position `start` to `start + length`, where it reaches `rate`."""
 
     start: int
     length: int
@@ -21,14 +21,15 @@ class Move:
 
 @dataclass(frozen=True)
 class MainRate:
-    """The main path's rate after its warm-up, where it does not stay at max_lr.
+    """The main path's rate after its warm-up, if it does not stay at max_lr.
 
-    - `moves`: in order; each begins where the one before it is complete, or later.
-    - `power`, `begin`: from position `begin` on the rate is max_lr · (begin / position)^power; power 0: it stays.
+    - `moves`: in order; each begins when the one before it is complete, or later. - `power`, `begin`: from
+    position `begin` on the rate is max_lr · (begin / position)^power; with power 0 it is constant.
 
-    Neither lets the rate below min_lr. Nothing at a position depends on a later move, so that one may be appended.
+    The rate never falls below min_lr. The rate at a position does not depend on later moves, so that a
+    move can be appended.
 
-    Raises ValueError when the parts do not fit together.
+    Raises ValueError if the parts are inconsistent.
     """
 
     moves: tuple[Move, ...] = ()
@@ -49,7 +50,7 @@ class MainRate:
             place = move.start + move.length
 
     def at(self, position: Exact, max_lr: float, min_lr: float) -> float:
-        """The rate at a position that lies behind the warm-up."""
+        """Return the rate at a position after the warm-up."""
         if self.power:
             ratio = 1.0 if position <= self.begin else float(Fraction(self.begin) / position)
             return max(min_lr, max_lr * math.pow(ratio, self.power))
@@ -66,24 +67,24 @@ class MainRate:
 
     @property
     def corners(self) -> list[int]:
-        """The positions at which the curve bends."""
+        """Return the positions at which the slope of the curve changes."""
         ends = [place for move in self.moves for place in (move.start, move.start + move.length)]
         return [*ends, *([self.begin] if self.power else [])]
 
     def scaled(self, factor: int) -> MainRate:
-        """The same where one position has become `factor` positions."""
+        """Return the same changes in other units: each position becomes `factor` positions."""
         moves = tuple(Move(one.start * factor, one.length * factor, one.rate) for one in self.moves)
         return replace(self, moves=moves, begin=self.begin * factor)
 
     def times(self, ratio: float) -> MainRate:
-        """The same at rates that are `ratio` times as high; max_lr is given to `at`."""
+        """Return the same changes with all rates multiplied by `ratio`; max_lr is an argument of `at`."""
         return replace(self, moves=tuple(replace(one, rate=one.rate * ratio) for one in self.moves))
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; `from_dict` gives back an equal one."""
+        """Return JSON-serializable data, which `from_dict` converts back to an equal object."""
         return {"moves": [asdict(one) for one in self.moves], "power": self.power, "begin": self.begin}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> MainRate:
-        """The one that `to_dict` was called on."""
+        """Return the object that `to_dict` converted."""
         return cls(tuple(Move(**one) for one in values["moves"]), values["power"], values["begin"])

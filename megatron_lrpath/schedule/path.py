@@ -77,7 +77,7 @@ class LRPath:
         """The positions at which the curve bends, beside its ends."""
         return [self.start + self.warmup, *(self.main.corners if self.main else [])]
 
-    def lr_at(self, position: float) -> float:
+    def lr_at(self, position: float | Fraction) -> float:
         """The rate at a position; beyond `end` it stays what it is at `end`.
 
         Raises ValueError for a position before `start`.
@@ -190,7 +190,7 @@ class LRPath:
         object.__setattr__(self, "cycle", int(self.cycle))
 
 
-def _exact(position: float) -> Exact:
+def _exact(position: float | Fraction) -> Exact:
     """The position as a whole number where it is one, else as the fraction that the float stands for."""
     whole = int(position)
     return whole if whole == position else Fraction(position)

@@ -1,4 +1,4 @@
-"""Bounds of time and memory around code of a stranger's, such as a chat template."""
+"""Limits of time and memory for untrusted code, such as a chat template."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ AGAIN = 0.5  # seconds after which code that swallowed the first signal gets ano
 
 
 class TooMuchError(BaseException):  # `except Exception` of the bounded code does not swallow it
-    """The bounded code took more time or memory than it may."""
+    """The limited code exceeded its time or memory."""
 
 
 @contextmanager
 def bounded(seconds: float, extra_bytes: int) -> Iterator[None]:
-    """Let the block take at most `seconds`, and `extra_bytes` of address space beyond what the process has.
+    """Limit the block to `seconds`, and to `extra_bytes` of address space in addition to the process's
+    current size.
 
-    The time is bounded in a process's main thread alone, the only one that gets signals.
+    The time is limited only in a process's main thread, because only that thread receives signals.
 
     Raises:
-        TooMuchError: it takes more of either.
+        TooMuchError: the block exceeds a limit.
     """
     try:
         with _bounded_memory(extra_bytes), _bounded_time(seconds):

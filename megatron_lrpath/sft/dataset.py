@@ -1,4 +1,4 @@
-"""Packed samples for Megatron's loop: several examples side by side, none of which sees another."""
+"""Packed samples for Megatron's loop: several examples in a sample, with attention within each example only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from megatron_lrpath.sft.prepared import ANSWERS, TOKENS, TRAIN, VALID, Prepared
 
 
 class PackedExamples:
-    """One pair of datasets, and samples as stretches of an array of examples."""
+    """Samples of one pair of datasets (tokens and answers), as ranges of an array of examples."""
 
     def __init__(self, prefix: Path, seq_length: int, mmap: bool = True) -> None:
         self.name = f"{prefix}_{TOKENS}"
@@ -26,11 +26,11 @@ class PackedExamples:
         self.answers = IndexedDataset(f"{prefix}_{ANSWERS}", mmap=mmap)
 
     def sample(self, examples: np.ndarray) -> dict[str, torch.Tensor]:
-        """The examples side by side, [seq_length] each; what is left over at the end is masked out.
+        """Return the examples one after another, [seq_length] each; the rest of the sample is masked out.
 
-        `tokens`, `labels`, `loss_mask` (1 where the label is an answer's token), `position_ids` (from 0 in each
-        example) and `segments` (the example's number in the sample, from 1; 0 for what is left over). An
-        example of n tokens takes n-1 positions: its last token is only predicted.
+        The keys are `tokens`, `labels`, `loss_mask` (1 if the label is an answer's token), `position_ids`
+        (from 0 in each example) and `segments` (the example's number in the sample, from 1; 0 in the
+        rest). An example of n tokens takes n-1 positions: its last token is only a label.
         """
         row = {
             "tokens": torch.zeros(self.seq_length, dtype=torch.int64),
@@ -55,9 +55,10 @@ class PackedExamples:
 
 
 class PackedDataset(torch.utils.data.Dataset):
-    """Epoch after epoch, each packed and shuffled anew by (seed, epoch); a position is a consumed sample.
+    """All epochs in order, each packed and shuffled by (seed, epoch); a position is a consumed sample.
 
-    `samples` are those of the whole run; up to `length` follow samples that only fill up and are masked out.
+    `samples` is the number of samples of the whole run; up to `length` there are padding samples, which
+    are masked out.
     """
 
     index_split = Split.train
@@ -77,17 +78,17 @@ class PackedDataset(torch.utils.data.Dataset):
         return self._source.name
 
     def __len__(self) -> int:
-        """Samples, those that only fill up included."""
+        """The number of samples, including padding samples."""
         return self._length
 
     def __getitem__(self, sample: int | None) -> dict[str, torch.Tensor]:
-        """The sample at this position (None: one that fills up a batch, masked out)."""
+        """Return the sample at this position (None: a padding sample, masked out)."""
         if sample is None or self._samples <= sample < self._length:
             return self._source.sample(np.empty(0, dtype=np.uint32))
         return self._source.sample(self.examples(sample))
 
     def examples(self, sample: int) -> np.ndarray:
-        """The numbers of the examples in a sample."""
+        """Return the numbers of the examples in a sample."""
         if not 0 <= sample < self._samples:
             raise IndexError(f"sample {sample} of {self._samples}")
         which = bisect_right(self._ends, sample)
@@ -97,7 +98,9 @@ class PackedDataset(torch.utils.data.Dataset):
 
 
 class PackedValidation(PackedDataset):
-    """Every held-out example once, in a fixed order; `multiple_of` appends samples that are masked out."""
+    """Every held-out example once, in a fixed order; padding samples make the length a multiple of
+    `multiple_of`.
+    """
 
     index_split = Split.valid
     domains = ("answers",)
@@ -107,12 +110,14 @@ class PackedValidation(PackedDataset):
         super().__init__(source, [order], samples, -(-samples // multiple_of) * multiple_of)
 
     def domain_of(self, sample: int) -> str:
-        """The only one."""
+        """Return the single fixed order."""
         return self.domains[0]
 
 
 def build_packed(prepared: Prepared, samples: int, cache: str | None = None) -> PackedDataset:
-    """The training samples of a run of `samples` samples. Every rank must call it (one builds the indices)."""
+    """Return the training samples of a run of `samples` samples. Every rank must call it (one rank builds the
+    indices).
+    """
     epochs = -(-samples // int(prepared.record[TRAIN]["samples"]))
     orders = [(prepared.sft.seed, epoch) for epoch in range(epochs)]
     return PackedDataset(*_packed(prepared, TRAIN, orders, cache), samples)
@@ -121,7 +126,7 @@ def build_packed(prepared: Prepared, samples: int, cache: str | None = None) -> 
 def build_packed_validation(
     prepared: Prepared, multiple_of: int = 1, cache: str | None = None
 ) -> PackedValidation | None:
-    """The validation samples; None where nothing was held out. Every rank must call it."""
+    """Return the validation samples; None if no example is held out. Every rank must call it."""
     if VALID not in prepared.record:
         return None
     examples, [order] = _packed(prepared, VALID, [None], cache)
@@ -131,7 +136,7 @@ def build_packed_validation(
 def _packed(
     prepared: Prepared, part: str, orders: Sequence[tuple[int, int] | None], cache: str | None
 ) -> tuple[PackedExamples, list[Arrays]]:
-    """A part's examples, and for each of `orders` (see `packed_entry`) their samples."""
+    """Return the examples of a part, and their samples for each of `orders` (see `packed_entry`)."""
     prefix, examples = prepared.examples(part)
     lengths = np.asarray(document_lengths(f"{prefix}_{TOKENS}")[examples]) - 1
     digest, capacity = prepared.digest(part), prepared.sft.batch.seq_length

@@ -1,4 +1,4 @@
-"""Conversations as token ids with a mask of the answers, by the tokenizer that an export of the model will have."""
+"""Conversations as token ids with a mask of the answers, by the tokenizer that the exported model will have."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from megatron_lrpath.tokenizers.sentencepiece_model import (
 
 @dataclass(frozen=True)
 class Example:
-    """One conversation: `tokens` (ids) and `answers` (uint8, 1 where a token is to be learned), equally long."""
+    """One conversation: `tokens` (ids) and `answers` (uint8, 1 for tokens in the loss), of equal length."""
 
     tokens: npt.NDArray[np.int32]
     answers: npt.NDArray[np.uint8]
@@ -34,9 +34,9 @@ class Example:
 
 @dataclass(frozen=True)
 class ChatEncoder:
-    """A fast tokenizer that reads control tokens, and the chat template.
+    """A fast tokenizer that recognizes control tokens, and the chat template.
 
-    `added` are control tokens that the tokenizer had not, with their ids, which follow the vocabulary.
+    `added` are the control tokens that the tokenizer lacked, with their ids, which follow the vocabulary.
     """
 
     tokenizer: Any  # tokenizers.Tokenizer
@@ -46,11 +46,11 @@ class ChatEncoder:
     control: tuple[str, ...]
 
     def encode(self, messages: Sequence[Message]) -> Example:
-        """The tokens of a conversation.
+        """Return the tokens of a conversation.
 
         Raises:
-            Rejected: the template refuses it, or a message spells out a control token, which the
-                tokenizer would read as one.
+            Rejected: the template refuses it, or a message contains a control token as text, which the tokenizer would
+                convert to that token.
         """
         for number, message in enumerate(messages, start=1):
             spelled = next((token for token in self.control if token in message["content"]), None)
@@ -63,16 +63,17 @@ class ChatEncoder:
         return Example(tokens, answers)
 
     def stop_token(self) -> int | None:
-        """The control token that ends an answer, None where the template ends it with text."""
+        """The control token that ends an answer; None if the template ends it with text."""
         example = self.encode(TRIAL)
         last = int(example.tokens[np.flatnonzero(example.answers)[-1]])
         return last if self.tokenizer.id_to_token(last) in self.control else None
 
     def _pieces(self, text: str, spans: Sequence[Span]) -> list[tuple[Any, Any]]:
-        """Ids and mask of the text: as a whole, or cut where a token would reach across an answer's border.
+        """Return ids and mask of the text, tokenized as a whole, or in parts if a token would cross the
+        border of an answer.
 
-        The model meets an answer's beginning right behind a prompt that was tokenized without it, so no token
-        may hold the end of the one and the beginning of the other.
+        In use, the model generates an answer after a prompt that was tokenized alone, so a token must not
+        contain the end of the prompt and the beginning of the answer.
         """
         encoding = self.tokenizer.encode(text, add_special_tokens=False)
         offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
@@ -94,7 +95,7 @@ class ChatEncoder:
 
 
 def build_encoder(plan: Plan) -> ChatEncoder:
-    """The encoder of a plan's fine-tuning.
+    """Return the encoder of a plan's fine-tuning.
 
     Raises:
         UserError: the tokenizer or the template cannot be used, or the control tokens do not fit the model.
@@ -113,22 +114,22 @@ def build_encoder(plan: Plan) -> ChatEncoder:
     learned = example.tokens[example.answers == 1].tolist()
     if TRIAL[-1]["content"] not in tokenizer.decode(learned, skip_special_tokens=False):
         raise UserError(
-            f"{plan.tokenizer.model}: this tokenizer loses characters or their places, so that answers cannot be told "
-            "from questions; fine-tuning needs another one"
+            f"{plan.tokenizer.model}: this tokenizer loses characters or their positions, so that answers "
+            "cannot be located; use another tokenizer for fine-tuning"
         )
     return encoder
 
 
 def plan_tokenizer(plan: Plan) -> tuple[Any, dict[str, str], str | None]:
-    """The plan's tokenizer as a fast one, its special tokens by their names, and its own chat template.
+    """Return the plan's tokenizer as a fast one, its special tokens by name, and its own chat template.
 
     Raises:
-        UserError: it is missing, or of a type that no fast tokenizer is made of.
+        UserError: it is missing, or cannot be converted to a fast tokenizer.
     """
     kind, model = plan.tokenizer.type, Path(plan.tokenizer.model or "")
     if kind in SENTENCEPIECE:
         if not model.is_file():
-            raise UserError(f"{model}: there is no such tokenizer; train one with tools/train_tokenizer.py")
+            raise UserError(f"{model}: the tokenizer does not exist; train one with tools/train_tokenizer.py")
         parsed = parse_model(open_model(model)[0])
         spec = parsed.trainer_spec
         ids = {f"{name}_token": getattr(spec, f"{name}_id") for name in ("bos", "eos", "pad", "unk")}
@@ -146,7 +147,9 @@ def plan_tokenizer(plan: Plan) -> tuple[Any, dict[str, str], str | None]:
 
 
 def add_tokens(tokenizer: Any, plan: Plan, vocab_size: int) -> dict[str, int]:
-    """Add control tokens that the tokenizer lacks; their ids, which follow the vocabulary in order."""
+    """Add the control tokens that the tokenizer lacks; return their ids, which follow the vocabulary in
+    order.
+    """
     from tokenizers import AddedToken
 
     assert plan.sft is not None
@@ -159,8 +162,8 @@ def add_tokens(tokenizer: Any, plan: Plan, vocab_size: int) -> dict[str, int]:
     added = {token: int(tokenizer.token_to_id(token)) for token in missing}
     if list(added.values()) != list(range(vocab_size, vocab_size + len(added))):
         raise UserError(
-            "sft.special_tokens: the tokenizer's ids have gaps, so that new control tokens would fall between them; "
-            "add them to the tokenizer itself"
+            "sft.special_tokens: the tokenizer's ids have gaps, so that ids of new control tokens would "
+            "collide; add the tokens to the tokenizer"
         )
     # Megatron pads the rows of the embeddings, in a run of the plan as `options.from_plan.apply_defaults` says.
     multiple = int(plan.megatron.get("make_vocab_size_divisible_by", 128))
@@ -169,23 +172,25 @@ def add_tokens(tokenizer: Any, plan: Plan, vocab_size: int) -> dict[str, int]:
     room = -vocab_size % multiple
     if len(added) > room:
         raise UserError(
-            f"{plan.sft.place}.special_tokens: {len(added)} new control tokens, and the model's embeddings have "
-            f"{room} rows beyond the tokenizer's {vocab_size:,}; name fewer, or a template that needs none (plain)"
+            f"{plan.sft.place}.special_tokens: {len(added)} new control tokens, and the model's embeddings "
+            "have "
+            f"{room} rows beyond the tokenizer's {vocab_size:,}; use fewer, or a template without control "
+            "tokens (plain)"
         )
     return added
 
 
 def refuse_unknown(plan: Plan, template: ChatTemplate, control: Sequence[str]) -> None:
-    """Refuse a template whose control tokens (`<|…|>`) are text to the tokenizer.
+    """Refuse a template whose control tokens (`<|…|>`) are plain text to the tokenizer.
 
     Raises:
-        UserError: which ones, and what to write.
+        UserError: which tokens, and what to write.
     """
     assert plan.sft is not None
     text, _ = template.render(TRIAL)
     unknown = sorted(set(re.findall(r"<\|[^<>|\s]+\|>", text)) - set(control))
     if unknown:
         raise UserError(
-            f"{plan.sft.place}.chat_template: {', '.join(unknown)} would be plain text to the tokenizer; write "
+            f"{plan.sft.place}.chat_template: {', '.join(unknown)} are plain text for the tokenizer; add "
             f"special_tokens: [{', '.join(repr(token) for token in unknown)}], or name another template"
         )

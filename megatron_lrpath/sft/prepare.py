@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from megatron_lrpath.plan.sft import PREPARED, Sft
 from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.sealed import write_sealed
 from megatron_lrpath.sft.encode import ChatEncoder, Example, build_encoder
-from megatron_lrpath.sft.prepared import ANSWERS, TOKENS, TRAIN, VALID, held_out, pack
+from megatron_lrpath.sft.prepared import ANSWERS, DATA, TOKENS, TRAIN, VALID, data_folder, held_out, pack
 from megatron_lrpath.sft.template import messages_of
 from megatron_lrpath.tokenizers.prints import TokenizerSpec
 
@@ -48,7 +48,7 @@ def prepare(plan: Plan, workers: int = 1) -> dict[str, Any]:
     """
     sft = plan.sft
     if sft is None:
-        raise UserError(f"{plan.path}: has no section `sft`; docs/sft.md shows one")
+        raise UserError(f"{plan.path}: has no section `sft`; see docs/sft.md")
     folder = plan.sft_folder
     encoder = build_encoder(plan)
     wanted = settings(plan, sft, encoder)
@@ -57,12 +57,15 @@ def prepare(plan: Plan, workers: int = 1) -> dict[str, Any]:
         record["settings"]["tokenizer"] = wanted["tokenizer"]
     changed = None if record is None else difference(record, wanted, sft)
     if record is not None and changed is None:
+        if unused(folder, record):
+            with suppress(LockHeldError), closing(FolderLock.acquire(folder)):
+                remove_unused(folder, record)
         return record
     fine_tunings = sorted(Path(plan.output).glob("*/sft-*")) if changed else []
     if begun := [path for path in fine_tunings if RunFolder(path).lineage.exists()]:
         raise UserError(
-            f"{folder / PREPARED}: {changed} since {begun[0]} was begun with these data. Bring the old ones back, "
-            "or give the plan another `output`."
+            f"{folder / PREPARED}: {changed} since {begun[0]} was begun with these data. Restore the old "
+            "data, or set another `output` in the plan."
         )
     try:
         lock = FolderLock.acquire(folder)
@@ -73,11 +76,11 @@ def prepare(plan: Plan, workers: int = 1) -> dict[str, Any]:
         shutil.rmtree(staging, ignore_errors=True)  # a killed process's
         staging.mkdir()
         try:
-            build(plan, sft, encoder, wanted, workers, interruption, staging)
-            publish(staging, folder)
+            made = build(plan, sft, encoder, wanted, workers, interruption, staging)
+            made = publish(staging, folder, made, record)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-    return plan.prepared_record() or {}
+    return made
 
 
 def build(
@@ -88,8 +91,8 @@ def build(
     workers: int,
     interruption: Interruption,
     folder: Path,
-) -> None:
-    """Tokenize into `folder`, and write the record."""
+) -> dict[str, Any]:
+    """Tokenize into `folder`; the record."""
     record: dict[str, Any] = {"format": FORMAT, "settings": wanted, "inputs": input_prints(sft)}
     record["tokenizer"] = facts = TokenizerSpec.of_plan(plan).facts
     for name, patterns in inputs(sft).items():
@@ -113,23 +116,54 @@ def build(
         "stop_token": encoder.stop_token(),
     }
     count_samples(record, folder, sft)
-    write_sealed(folder / PREPARED, record)
+    return record
 
 
-def publish(staging: Path, folder: Path) -> None:
-    """Let new data take the place of the old; the record goes first and comes last.
+def publish(
+    staging: Path, folder: Path, record: dict[str, Any], old: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Let new data count in place of the old by one rename, that of the record, which names their folder.
 
-    At no moment does a record or an index stand beside tokens that are not its own.
+    Args:
+        staging: with the new data.
+        folder: of the record.
+        record: of the new data.
+        old: the record of the data that count now.
+
+    Returns:
+        The record as it is written.
     """
-    names = sorted(path.name for path in staging.iterdir())
-    tokens = [name for name in names if name.endswith(".bin")]
-    others = [name for name in names if name not in tokens and name != PREPARED]
-    for name in (PREPARED, *others):
-        (folder / name).unlink(missing_ok=True)
+    remove_unused(folder, old)
+    numbers = [int(match[1]) for path in folder.iterdir() if (match := DATA.fullmatch(path.name))]
+    record = record | {"folder": f"data-{max(numbers, default=0) + 1}"}
+    sync_folder(staging)
+    staging.rename(folder / record["folder"])
     sync_folder(folder)
-    for name in (*tokens, *others, PREPARED):
-        os.replace(staging / name, folder / name)
-    sync_folder(folder)
+    write_sealed(folder / PREPARED, record)
+    remove_unused(folder, record)
+    return record
+
+
+def unused(folder: Path, record: dict[str, Any] | None) -> list[Path]:
+    """Data in `folder` that its record does not describe: older ones, and what a killed call has left."""
+    used = None if record is None else data_folder(folder, record)
+    sets = [path for path in folder.iterdir() if DATA.fullmatch(path.name)]
+    flat = [
+        path
+        for part in (TRAIN, VALID)
+        for kind in (TOKENS, ANSWERS)
+        for path in folder.glob(f"{part}_{kind}.*")
+    ]
+    return [path for path in sets if path != used] + ([] if used == folder else flat)
+
+
+def remove_unused(folder: Path, record: dict[str, Any] | None) -> None:
+    """Remove `unused` data. Only for who holds the lock of the folder."""
+    for path in unused(folder, record):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def convert(
@@ -198,11 +232,12 @@ def fitted(example: Example, seq_length: int, too_long: str) -> Example:
     if len(example.tokens) > seq_length + 1:
         if too_long == "reject":
             raise Rejected(
-                f"has {len(example.tokens):,} tokens, a sample holds {seq_length + 1:,} (too_long: cut takes the first)"
+                f"has {len(example.tokens):,} tokens, a sample holds {seq_length + 1:,} (too_long: cut takes "
+                "the first)"
             )
         example = Example(example.tokens[: seq_length + 1], example.answers[: seq_length + 1])
     if not example.answers[1:].any():
-        raise Rejected("no token of an answer is left within a sample")
+        raise Rejected("no token of an answer fits in a sample")
     return example
 
 
@@ -236,7 +271,7 @@ def resaved(plan: Plan, record: dict[str, Any]) -> bool:
 def difference(record: dict[str, Any], wanted: dict[str, Any], sft: Sft) -> str | None:
     """What has changed since the data were prepared, for a message; files that are gone are not missed."""
     if record.get("format") != FORMAT:
-        return "the form of prepared data has changed"
+        return "the format of prepared data has changed"
     old = record.get("settings", {})
     names = [name for name in wanted if old.get(name) != wanted[name]]
     if names:

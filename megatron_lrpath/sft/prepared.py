@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,13 +93,35 @@ def held_out(examples: int, share: float, seed: int) -> tuple[npt.NDArray[np.uin
 
 
 TRAIN, VALID, TOKENS, ANSWERS = "train", "valid", "tokens", "answers"
+DATA = re.compile(r"data-([1-9]\d{0,8})")
+"""A set of prepared data beside `prepared.json`, which names the one that counts; earlier versions had no folder."""
+
+
+def data_folder(folder: Path, record: dict[str, Any]) -> Path:
+    """Where the data lie that a record describes; `folder` is the record's.
+
+    Raises:
+        UserError: the record names no such folder.
+    """
+    name = record.get("folder")
+    if name is None:
+        return folder
+    if not isinstance(name, str) or not DATA.fullmatch(name):
+        raise UserError(f"{folder / PREPARED}: is damaged (`folder`); remove it and prepare the data again.")
+    return folder / name
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """The prepared data of a plan's fine-tuning, as `prepared.json` describes them."""
+    """The prepared data of a plan's fine-tuning, as `prepared.json` describes them.
+
+    Attributes:
+        folder: of the record and the index cache.
+        data: where the datasets lie.
+    """
 
     folder: Path
+    data: Path
     sft: Sft
     record: dict[str, Any]
 
@@ -121,8 +144,8 @@ class Prepared:
         """The prefix of a part's datasets, and the numbers of its examples in them."""
         if isinstance(self.sft.valid, float):
             both = held_out(int(self.record[TRAIN]["examples"]), self.sft.valid, self.sft.seed)
-            return self.folder / TRAIN, both[part == VALID]
-        return self.folder / part, np.arange(int(self.record[part]["examples"]), dtype=np.uint32)
+            return self.data / TRAIN, both[part == VALID]
+        return self.data / part, np.arange(int(self.record[part]["examples"]), dtype=np.uint32)
 
     def digest(self, part: str) -> str:
         """Decides, with a seed, the samples that are made of a part."""
@@ -162,13 +185,13 @@ def open_prepared(plan: Plan, verify: bool) -> Prepared:
         )
     if verify and (difference := prepared_difference(plan, record)):
         raise UserError(difference)
-    prepared = Prepared(plan.sft_folder, sft, record)
+    prepared = Prepared(plan.sft_folder, data_folder(plan.sft_folder, record), sft, record)
     for name, prints in prepared.identity.items() if verify else ():
         for kind, wanted in zip((TOKENS, ANSWERS), prints, strict=True):
-            prefix = f"{prepared.folder / name}_{kind}"
+            prefix = f"{prepared.data / name}_{kind}"
             if fingerprint_source(prefix) != wanted or _wrong_content(prefix, record[name].get(KEY), kind):
                 raise UserError(
-                    f"{prepared.folder / name}_{kind}: is not what was prepared; remove {prepared.folder / PREPARED} "
+                    f"{prefix}: is not what was prepared; remove {prepared.folder / PREPARED} "
                     "and prepare the data again"
                 )
     return prepared

@@ -1,4 +1,6 @@
-"""Conversations: a line of chat data as messages, and messages as text by a chat template, answers marked."""
+"""Conversations: a line of chat data as messages, and messages as text by a chat template, with the answers
+marked.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +24,13 @@ FORMS = "`messages`, `prompt` and `completion`, or `instruction` and `output` (a
 
 
 def messages_of(line: bytes) -> list[Message]:
-    """The conversation of a line: messages with `role` and `content`, at least one of them an answer.
+    """Return the conversation of a line: messages with `role` and `content`, at least one of them an answer.
 
-    A prompt or an instruction is a user's message (an instruction's input follows it after an empty line), a
-    completion or an output the assistant's.
+    A prompt or an instruction becomes a user's message (an instruction's input follows after an empty
+    line), a completion or an output becomes the assistant's.
 
     Raises:
-        Rejected: the line is none of the forms, or holds nothing to learn.
+        Rejected: the line has none of the forms, or has no answer.
     """
     try:
         record = parse_json(line)
@@ -38,12 +40,12 @@ def messages_of(line: bytes) -> list[Message]:
         raise Rejected(f"not a JSON object, but {type(record).__name__}")
     messages = [checked(message, number) for number, message in enumerate(conversation(record), start=1)]
     if not messages or messages[-1]["role"] != "assistant":
-        raise Rejected("the last message is not the assistant's: nothing to learn from it")
+        raise Rejected("the last message is not the assistant's, so there is no answer to train on")
     return messages
 
 
 def conversation(record: dict[str, Any]) -> list[Any]:
-    """The messages of a record, whichever of the forms it has."""
+    """Return the messages of a record in any of the forms."""
     if "messages" in record:
         if not isinstance(record["messages"], list):
             raise Rejected("`messages` is not a list")
@@ -61,14 +63,14 @@ def conversation(record: dict[str, Any]) -> list[Any]:
 
 
 def side(value: Any, role: str) -> list[Any]:
-    """A prompt or completion: text, or messages already."""
+    """Return the messages of a prompt or completion, which is text or a list of messages."""
     return value if isinstance(value, list) else [{"role": role, "content": value}]
 
 
 def checked(message: Any, number: int) -> Message:
-    """A message with a known role and text that is not empty."""
+    """Return a message with a known role and non-empty text."""
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-        raise Rejected(f"message {number} is no object with a `role`")
+        raise Rejected(f"message {number} is not an object with a `role`")
     role, content = message["role"], message.get("content")
     if role not in ROLES:
         raise Rejected(f"message {number} has the role {role[:40]!r}; known are {', '.join(ROLES)}")
@@ -79,7 +81,7 @@ def checked(message: Any, number: int) -> Message:
     try:
         content.encode("utf-8")
     except UnicodeEncodeError:
-        raise Rejected(f"message {number} ({role}) holds half a surrogate pair") from None
+        raise Rejected(f"message {number} ({role}) contains half a surrogate pair") from None
     return {"role": role, "content": content}
 
 
@@ -93,19 +95,21 @@ GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A Jinja template as transformers' tokenizers have them, and the special tokens it may name (`eos_token`, …)."""
+    """A Jinja template in the form of transformers' tokenizers, and the special tokens that it can use
+    (`eos_token`, …).
+    """
 
     source: str
     special: Mapping[str, str] = field(default_factory=dict)
 
     def render(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
-        """The text, and where in it (characters) the answers stand that are to be learned, in order.
+        """Return the text, and the positions (characters) of the answers in it, in order.
 
-        Templates mark answers by `{% generation %}`; without these marks an answer is what its message adds to
-        the text before it with the generation prompt.
+        Templates mark answers with `{% generation %}`. Without these marks, an answer is the text that its
+        message adds to the preceding text with the generation prompt.
 
         Raises:
-            Rejected: the template refuses the conversation, or changes earlier text later on.
+            Rejected: the template refuses the conversation, or changes earlier text later.
         """
         try:
             if not GENERATION.search(self.source):
@@ -117,7 +121,7 @@ class ChatTemplate:
         except TooMuchError as error:
             raise Rejected(f"the chat template makes {error} of a conversation") from None
         except Exception as error:  # whatever a template raises
-            raise Rejected(f"the chat template refuses it: {error}") from None
+            raise Rejected(f"the chat template rejects it: {error}") from None
 
     def _render(self, messages: Sequence[Message], **options: bool) -> tuple[str, list[Any]]:
         from transformers.utils.chat_template_utils import render_jinja_template
@@ -140,8 +144,8 @@ class ChatTemplate:
             answered, _ = self._render(messages[: number + 1])
             if not answered.startswith(asked):
                 raise Rejected(
-                    "the chat template does not put an answer behind its generation prompt; mark the answers in "
-                    "it by {% generation %} … {% endgeneration %}"
+                    "the chat template does not put an answer after its generation prompt; mark its answers "
+                    "with {% generation %} … {% endgeneration %}"
                 )
             spans.append((len(asked), len(answered)))
         text, _ = self._render(messages)
@@ -151,15 +155,16 @@ class ChatTemplate:
 
 
 def load_template(name: str, own: str | None, special: Mapping[str, str]) -> ChatTemplate:
-    """The template that the plan names; `own` is the tokenizer's, `special` its special tokens by their names.
+    """Return the template that the plan names; `own` is the tokenizer's, `special` its special tokens by
+    name.
 
     Raises:
-        UserError: there is none, or it is no template.
+        UserError: there is none, or it is not a template.
     """
     if name == "tokenizer":
         if not own:
             raise UserError(
-                "sft.chat_template: the tokenizer has no chat template; name another one or a file"
+                "sft.chat_template: the tokenizer has no chat template; use another template or a file"
             )
         source = own
     elif name in TEMPLATES:
@@ -183,14 +188,15 @@ def load_template(name: str, own: str | None, special: Mapping[str, str]) -> Cha
 
 
 def try_out(template: ChatTemplate, name: str) -> None:
-    """Render a small conversation.
+    """Render a small conversation as a check.
 
     Raises:
-        UserError: the template fails on it, leaves the answer out, or needs a token that the tokenizer lacks.
+        UserError: the template fails, omits the answer, or needs a token that the tokenizer lacks.
     """
     if "eos_token" in template.source and "eos_token" not in template.special:
         raise UserError(
-            f"sft.chat_template: {name} ends answers with the tokenizer's eos_token, and this tokenizer has none; "
+            f"sft.chat_template: {name} ends answers with the tokenizer's eos_token, and this tokenizer has "
+            "none; "
             "use another template, such as chatml with special_tokens"
         )
     try:
@@ -198,4 +204,4 @@ def try_out(template: ChatTemplate, name: str) -> None:
     except Rejected as error:
         raise UserError(f"sft.chat_template: {name}: {error}") from None
     if not spans or "answer" not in text[spans[0][0] : spans[0][1]]:
-        raise UserError(f"sft.chat_template: {name} does not show what is the answer in a conversation")
+        raise UserError(f"sft.chat_template: {name} does not reveal the answer in a conversation")

@@ -1,1 +1,1 @@
-"""Tokenizers: applied to text, trained, and written for Hugging Face."""
+"""Tokenizers: encode text, train, and export for Hugging Face."""

@@ -1,7 +1,7 @@
-"""Of which characters do two libraries disagree whether they are letters, numbers or signs?
+"""Find the characters that two libraries classify differently as letters, numbers or symbols.
 
-Tokenizers cut texts by such classes before they merge. Each library has its tables from some version of Unicode;
-they differ in characters that one of them does not know yet.
+Tokenizers split texts by such classes before they merge. Each library uses the tables of one version of
+Unicode; the tables differ in characters that are missing in the older version.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ NEIGHBOURS = b"a1A"  # those that `between_classes` puts around a character
 
 
 def characters_that_differ(description: dict[str, Any]) -> frozenset[str]:
-    """The characters at which Hugging Face's library and gigatoken cut texts differently.
+    """Return the characters at which Hugging Face's library and gigatoken split texts differently.
 
-    `description` is the content of a `tokenizer.json`. In place of its merges, a model is tried that joins every
-    character with its neighbours, so that each cut shows in the ids.
+    `description` is the content of a `tokenizer.json`. Its merges are replaced by merges of every
+    character with its neighbours, so that each split is visible in the ids.
 
     Raises:
-        NotExactError: it cannot be found out for this kind of tokenizer.
+        NotExactError: the test does not support this kind of tokenizer.
     """
     kinds = pre_tokenizer_kinds(description.get("pre_tokenizer"))
     if kinds <= {"Metaspace"}:  # cuts at spaces alone
         return frozenset()
     if "ByteLevel" not in kinds:
-        raise NotExactError(f"its way of cutting texts ({', '.join(sorted(kinds))}) cannot be compared")
+        raise NotExactError(f"its pre-tokenizer ({', '.join(sorted(kinds))}) cannot be compared")
     from tokenizers import Tokenizer
 
     shown = {**description, "normalizer": None, "added_tokens": [], "post_processor": None}
@@ -40,7 +40,7 @@ def characters_that_differ(description: dict[str, Any]) -> frozenset[str]:
     exact, fast = Tokenizer.from_str(source), Merges(source).encoder(0)
 
     def differs(text: str) -> bool:
-        """Whether the two cut a text differently."""
+        """Return whether the two libraries split a text differently."""
         return bool(exact.encode_batch_fast([text])[0].ids != fast(text).tolist())
 
     young = list(younger_characters())
@@ -53,7 +53,7 @@ def characters_that_differ(description: dict[str, Any]) -> frozenset[str]:
 
 
 def pre_tokenizer_kinds(pre_tokenizer: dict[str, Any] | None) -> set[str]:
-    """The names of a pre-tokenizer's steps, as `tokenizer.json` describes them."""
+    """Return the names of a pre-tokenizer's steps in `tokenizer.json`."""
     if pre_tokenizer is None:
         return set()
     if pre_tokenizer["type"] == "Sequence":
@@ -62,12 +62,12 @@ def pre_tokenizer_kinds(pre_tokenizer: dict[str, Any] | None) -> set[str]:
 
 
 def between_classes(character: str) -> str:
-    """The character after a small letter, a number and a capital."""
+    """Return a text with the character after a lower-case letter, a digit and an upper-case letter."""
     return f"a{character}1{character}A{character}"
 
 
 def younger_characters() -> Iterator[str]:
-    """Every character that the first tables do not know, whether later ones do or not."""
+    """Return all characters that are missing in the oldest tables, assigned in later ones or not."""
     for codes in ASSIGNABLE:
         for code in codes:
             if first_tables.category(character := chr(code)) == "Cn":
@@ -75,7 +75,7 @@ def younger_characters() -> Iterator[str]:
 
 
 def joining_model(model: dict[str, Any]) -> dict[str, Any]:
-    """A byte-level BPE model, like the given one, whose merges are those of single bytes with `NEIGHBOURS`."""
+    """Return a byte-level BPE model like the given one, whose merges join single bytes with `NEIGHBOURS`."""
     spelled = byte_spellings()
     vocabulary = {character: byte for byte, character in spelled.items()}
     merges: list[list[str]] = []
@@ -91,7 +91,7 @@ def joining_model(model: dict[str, Any]) -> dict[str, Any]:
 
 
 def byte_spellings() -> dict[int, str]:
-    """The characters that byte-level vocabularies write for the bytes."""
+    """Return the characters that represent the bytes in byte-level vocabularies."""
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(0x100) if byte not in visible]
     return {byte: chr(byte) for byte in visible} | {

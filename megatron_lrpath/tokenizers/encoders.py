@@ -1,4 +1,4 @@
-"""Tokenizers as Megatron-LM's preprocessing applies them, by a faster library where the ids are proved equal."""
+"""Tokenizers as in Megatron-LM's preprocessing, with a faster library if its ids are proved equal."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.plan import Plan
 from megatron_lrpath.tokenizers.fast_bpe import FastBpe, FastPath, Ids, NotExactError
 from megatron_lrpath.tokenizers.fast_hugging_face import FastHuggingFace
 from megatron_lrpath.tokenizers.files import HUGGING_FACE, NO_TOKENIZER, open_hugging_face
@@ -17,29 +18,33 @@ from megatron_lrpath.tokenizers.sentencepiece_model import SENTENCEPIECE, open_m
 
 SPOT_CHECK_EVERY = 1024  # texts of the fast path of which the beginning of one is encoded again exactly
 SPOT_CHECK_CHARACTERS = 1 << 16
+DEFAULT_OFF = (
+    "parse_special_tokens", "tokenizer_sentencepiece_legacy", "tokenizer_hf_no_use_fast",
+    "tokenizer_hf_no_include_special_tokens", "trust_remote_code",
+)  # fmt: skip
 
 
 class TextError(ValueError):
-    """A text that the tokenizer cannot take; the document is rejected with this reason."""
+    """A text that the tokenizer cannot encode; the document is rejected with this reason."""
 
 
 class Encoder:
-    """Turns texts into token ids. `eod` is None where the tokenizer has no end-of-document token."""
+    """Encode texts to token ids. `eod` is None if the tokenizer has no end-of-document token."""
 
     vocab_size: int
     eod: int | None
     notice: str = ""
 
     def encode(self, text: str) -> Ids:
-        """Token ids of one text. Raises `TextError`."""
+        """Return the token ids of one text. Raises `TextError`."""
         raise TextError("this tokenizer takes no text")
 
     def encode_many(self, texts: Sequence[str]) -> list[Ids | TextError]:
-        """Token ids of each text, or why there are none."""
+        """Return the token ids of each text, or the reason for its rejection."""
         return [self.attempt(text) for text in texts]
 
     def attempt(self, text: str) -> Ids | TextError:
-        """Token ids of one text, or why there are none."""
+        """Return the token ids of one text, or the reason for its rejection."""
         try:
             return self.encode(text)
         except TextError as error:
@@ -53,27 +58,27 @@ class Encoder:
 
 
 class QuickEncoder(Encoder):
-    """An encoder that may have a fast path, of which a sample of every run is compared again."""
+    """An encoder with an optional fast path, which is compared with the exact one on a sample of every run."""
 
     fast: FastPath | None = None
     _encoded = 0
 
     def take_fast_path(self, name: str, exact_only: bool, make: Callable[[], FastPath]) -> None:
-        """Use the fast path if it can be made; otherwise `notice` says why `name` itself is used."""
+        """Use the fast path if possible; otherwise `notice` gives the reason why `name` itself is used."""
         if exact_only:
-            self.notice = f"tokenizing with {name} itself, as asked"
+            self.notice = f"tokenizing with {name}, as requested"
             return
         try:
             self.fast = make()
         except NotExactError as error:
-            self.notice = f"tokenizing with {name} itself, which is slower: {error}"
+            self.notice = f"tokenizing with {name}, which is slower: {error}"
 
     def encode(self, text: str) -> Ids:
-        """Token ids of one text."""
+        """Return the token ids of one text."""
         return self.encode_exactly(text) if self.fast is None else self.fast.encode([text])[0]
 
     def encode_many(self, texts: Sequence[str]) -> list[Ids | TextError]:
-        """Token ids of each text, or why there are none."""
+        """Return the token ids of each text, or the reason for its rejection."""
         if self.fast is None:
             return self.encode_many_exactly(texts)
         try:
@@ -85,23 +90,23 @@ class QuickEncoder(Encoder):
                 text = texts[at][:SPOT_CHECK_CHARACTERS]
                 if not self.fast.agrees(text):
                     raise UserError(
-                        f"the fast tokenizer disagrees with the exact one on a text that begins {text[:60]!r}; "
+                        f"the fast tokenizer and the exact one differ for a text that begins {text[:60]!r}; "
                         f"run again with --exact-tokenizer"
                     )
         self._encoded += len(texts)
         return found
 
     def encode_many_exactly(self, texts: Sequence[str]) -> list[Ids | TextError]:
-        """As `encode_many`, by the library that Megatron-LM uses."""
+        """Encode like `encode_many`, with the library that Megatron-LM uses."""
         return super().encode_many(texts)
 
     def encode_exactly(self, text: str) -> Ids:
-        """Token ids by the library that Megatron-LM uses."""
+        """Return the token ids by the library that Megatron-LM uses."""
         raise TextError("this tokenizer takes no text")
 
 
 class SentencePieceEncoder(QuickEncoder):
-    """A SentencePiece model: by the fast path where it is exact, by the library itself elsewhere."""
+    """A SentencePiece model: by the fast path if it is exact, else by the library itself."""
 
     def __init__(self, path: str, exact_only: bool) -> None:
         model, self._exact = open_model(path, "--tokenizer-model")
@@ -111,12 +116,12 @@ class SentencePieceEncoder(QuickEncoder):
         self.take_fast_path("SentencePiece", exact_only, lambda: FastBpe(model, self._exact))
 
     def encode_exactly(self, text: str) -> Ids:
-        """Token ids by SentencePiece itself."""
+        """Return the token ids by SentencePiece itself."""
         return np.array(self._exact.encode_as_ids(text), dtype=np.int32)
 
 
 class NullEncoder(Encoder):
-    """Texts that are token ids already, separated by single spaces."""
+    """Texts that are already token ids, separated by single spaces."""
 
     def __init__(self, args: Namespace) -> None:
         if not args.vocab_size:
@@ -126,11 +131,11 @@ class NullEncoder(Encoder):
         self.eod = self.vocab_size - 1 if eod is None else eod
 
     def encode(self, text: str) -> Ids:
-        """The numbers that `text` spells."""
+        """Return the numbers in `text`."""
         try:
             ids = np.array(list(map(int, text.split(" "))), dtype=np.int64)
         except (ValueError, OverflowError):
-            raise TextError("NullTokenizer takes whole numbers separated by single spaces") from None
+            raise TextError("NullTokenizer expects integers separated by single spaces") from None
         if ids.size and (ids.min() < 0 or ids.max() >= self.vocab_size):
             outside = ids.min() if ids.min() < 0 else ids.max()
             raise TextError(f"token id {outside} is outside the vocabulary of {self.vocab_size}")
@@ -138,7 +143,7 @@ class NullEncoder(Encoder):
 
 
 class MegatronEncoder(Encoder):
-    """Any other tokenizer of Megatron's, by Megatron's own code (which imports torch)."""
+    """Any other tokenizer of Megatron, by Megatron's own code (which imports torch)."""
 
     def __init__(self, args: Namespace) -> None:
         try:
@@ -160,15 +165,15 @@ class MegatronEncoder(Encoder):
         self.eod = self._tokenizer.eod
 
     def encode(self, text: str) -> Ids:
-        """Token ids of one text."""
+        """Return the token ids of one text."""
         try:
             return np.array(self._tokenizer.tokenize(text), dtype=np.int64)
         except (ValueError, TypeError) as error:
-            raise TextError(f"the tokenizer refuses the text: {error}") from None
+            raise TextError(f"the tokenizer cannot encode the text: {error}") from None
 
 
 def build_encoder(args: Namespace) -> Encoder:
-    """The encoder that the tokenizer arguments describe.
+    """Return the encoder for the tokenizer arguments.
 
     Raises:
         UserError: the model is missing or damaged, or the arguments contradict each other.
@@ -187,8 +192,34 @@ def build_encoder(args: Namespace) -> Encoder:
     return MegatronEncoder(args)
 
 
+def encoder_of_plan(plan: Plan) -> Encoder:
+    """The encoder of a plan's tokenizer, with the options that preprocess_data.py has by default.
+
+    Raises:
+        UserError: as of `build_encoder`.
+    """
+    more = plan.megatron
+    names = ("null_tokenizer_eod_id", "vocab_file", "merge_file")
+    options = {name: more.get(name) for name in names} | dict.fromkeys(DEFAULT_OFF, False)
+    tokens = more.get("tokenizer_special_tokens") or more.get("special_tokens")
+    return build_encoder(
+        Namespace(
+            tokenizer_type=plan.tokenizer.type,
+            tokenizer_model=plan.tokenizer.model,
+            vocab_size=plan.tokenizer.vocab_size,
+            special_tokens=tokens,
+            metadata_path=None,
+            exact_tokenizer=True,
+            tokenizer_sentencepiece_ignore_extra_whitespaces=True,
+            **options,
+        )
+    )
+
+
 class HuggingFaceEncoder(QuickEncoder):
-    """`AutoTokenizer`. Special tokens spelled out in a text stay text unless `--parse-special-tokens`."""
+    """A tokenizer of `AutoTokenizer`. Special tokens in a text are plain text unless `--parse-special-tokens`
+    is given.
+    """
 
     def __init__(self, args: Namespace) -> None:
         self._tokenizer = load_with_options(args)
@@ -203,11 +234,11 @@ class HuggingFaceEncoder(QuickEncoder):
 
     def _replacement(self) -> FastPath:
         if not self.with_specials or not self._tokenizer.is_fast:
-            raise NotExactError("it is only replaced where it is fast itself and adds its special tokens")
+            raise NotExactError("only fast tokenizers that add their special tokens have a fast path")
         return FastHuggingFace(self._tokenizer, self.added, self.encode_exactly)
 
     def encode_exactly(self, text: str) -> Ids:
-        """Token ids of one text by the library itself."""
+        """Return the token ids of one text by the library itself."""
         spelled = not self._parse and any(special in text for special in self._specials)
         options = {"split_special_tokens": True} if spelled else {}
         if self.with_specials:
@@ -217,7 +248,7 @@ class HuggingFaceEncoder(QuickEncoder):
         return np.array(ids, dtype=np.int64)
 
     def encode_many_exactly(self, texts: Sequence[str]) -> list[Ids | TextError]:
-        """Token ids of each text; those that spell no special token go as one batch."""
+        """Return the token ids of each text; texts without special tokens are encoded in one batch."""
         plain = [not any(special in text for special in self._specials) for text in texts]
         if not self.with_specials or not any(plain):
             return super().encode_many_exactly(texts)
@@ -233,7 +264,8 @@ class HuggingFaceEncoder(QuickEncoder):
 
 
 def load_with_options(args: Namespace) -> Any:
-    """The tokenizer, with the options and special tokens of Megatron-LM's wrapper; new ones enlarge the vocabulary.
+    """Return the tokenizer, with the options and special tokens of Megatron-LM's wrapper; new ones enlarge
+    the vocabulary.
 
     Raises:
         UserError: it cannot be found or read.

@@ -1,4 +1,4 @@
-"""SentencePiece BPE at ten times its speed, token for token the same, in bounded memory."""
+"""SentencePiece BPE at ten times its speed with identical tokens, in bounded memory."""
 
 from __future__ import annotations
 
@@ -32,35 +32,35 @@ AWKWARD = [
 
 
 class NotExactError(Exception):
-    """The fast tokenizer cannot stand in for this model; the text says why."""
+    """The fast tokenizer cannot replace this model; the text gives the reason."""
 
 
 class FastPath(ABC):
-    """A faster way to the ids of `library`, `exactly` of a text, proved on trial texts when it is made."""
+    """A faster way to the ids of `library`, verified on test texts against `exactly` when it is created."""
 
     library: str
     exactly: Callable[[str], Ids]
 
     @abstractmethod
     def encode(self, texts: Sequence[str]) -> list[Ids]:
-        """Token ids of each text."""
+        """Return the token ids of each text."""
 
     def agrees(self, text: str) -> bool:
-        """Whether both ways give the same ids for `text`."""
+        """Return whether both ways give the same ids for `text`."""
         return bool(np.array_equal(self.encode([text])[0], self.exactly(text)))
 
     def prove(self, texts: list[str]) -> None:
-        """Raise `NotExactError` when one of `texts` comes out differently."""
+        """Raise `NotExactError` if the ids of one of `texts` differ."""
         for text in texts:
             if not self.agrees(text):
                 raise NotExactError(f"gigatoken disagrees with {self.library} on {text[:60]!r}")
 
 
 class Merges:
-    """A tokenizer loaded into gigatoken: from a SentencePiece model's bytes, or from a `tokenizer.json`.
+    """A tokenizer loaded into gigatoken, from a SentencePiece model's bytes or from a `tokenizer.json`.
 
     Raises:
-        NotExactError: gigatoken is not there or does not know this kind.
+        NotExactError: gigatoken is not installed or does not support this kind.
     """
 
     def __init__(self, source: bytes | str) -> None:
@@ -68,7 +68,7 @@ class Merges:
         self.load()
 
     def load(self) -> None:
-        """Load anew, with an empty cache; the second time from the converted form, if there is one."""
+        """Reload with an empty cache; from the second time on from the converted form, if there is one."""
         try:
             import gigatoken
         except ImportError:
@@ -85,9 +85,9 @@ class Merges:
         self._seen, self._floor = 0, psutil.Process().memory_info().rss
 
     def encoder(self, characters: int) -> Callable[[str | bytes], npt.NDArray[np.uint32]]:
-        """The function that gives the ids of a text, for texts of so many `characters` together.
+        """Return the function that encodes a text, for texts of `characters` characters in total.
 
-        Now and then the cache, which grows with every new word, is dropped here.
+        The cache, which grows with every new word, is dropped here from time to time.
         """
         self._seen += characters
         if self._seen > CHECK_EVERY:
@@ -100,7 +100,9 @@ class Merges:
 
 
 def trial_texts(pieces: list[str], symbols: list[str]) -> list[str]:
-    """Texts that try a model where tokenizers differ: runs of its own pieces, odd characters, its symbols."""
+    """Return test texts on which tokenizers tend to differ: sequences of the model's pieces, rare characters,
+    its symbols.
+    """
     rng = random.Random(20)
     pieces = rng.sample(pieces, min(len(pieces), 4000)) or ["a"]
     texts = ["", " ", "  a  b ", "\n", "\x00", *AWKWARD, *symbols, *(f"a {s} b{s}{s}" for s in symbols[:64])]
@@ -114,7 +116,7 @@ def trial_texts(pieces: list[str], symbols: list[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class AsciiRules:
-    """How a model normalizes plain ASCII: a byte table, bytes to drop, and what happens to spaces."""
+    """The normalization of plain ASCII by a model: a byte table, bytes to drop, and the treatment of spaces."""
 
     table: bytes
     dropped: bytes
@@ -123,11 +125,11 @@ class AsciiRules:
 
     @cached_property
     def changes(self) -> bool:
-        """Whether any character becomes another or is dropped."""
+        """Whether any character is changed or dropped."""
         return bool(self.dropped) or self.table != bytes(range(256))
 
     def apply(self, text: bytes) -> bytes:
-        """`text` normalized, with plain spaces where SentencePiece has its visible ones."""
+        """Return `text` normalized, with plain spaces in place of SentencePiece's visible ones."""
         normal = text.translate(self.table, self.dropped) if self.changes else text
         if self.squeeze:
             normal = normal.strip(b" ")
@@ -139,7 +141,7 @@ class AsciiRules:
 
 
 class FastBpe(FastPath):
-    """Encodes like the SentencePiece model `model` (its bytes), which `exact` has loaded.
+    """Encode like the SentencePiece model `model` (its bytes), which `exact` has loaded.
 
     Raises:
         NotExactError: gigatoken is missing, does not support the model, or disagrees with it.
@@ -169,7 +171,7 @@ class FastBpe(FastPath):
         self.prove(trial_texts(plain_pieces(exact), self._symbols))
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
-        """Token ids of each text."""
+        """Return the token ids of each text."""
         merge = self._merges.encoder(sum(map(len, texts)))
         ids: list[Ids] = []
         for text in texts:
@@ -185,12 +187,12 @@ class FastBpe(FastPath):
 
 
 def common_character(symbols: list[str]) -> str:
-    """A character that all of `symbols` hold, most often `<`; "" when there is none."""
+    """Return a character that all of `symbols` contain, most often `<`; "" if there is none."""
     return min(set(symbols[0]).intersection(*symbols[1:]), default="")
 
 
 def read_ascii_rules(model: Any, exact: Any) -> AsciiRules | None:
-    """How the parsed model normalizes ASCII, or None when that is more than a byte table can say."""
+    """Return the normalization of ASCII by the parsed model, or None if a byte table cannot express it."""
     spec = model.normalizer_spec
     if not spec.escape_whitespaces or has_ascii_sequences(spec.precompiled_charsmap):
         return None
@@ -215,7 +217,7 @@ def read_ascii_rules(model: Any, exact: Any) -> AsciiRules | None:
 
 
 def has_ascii_sequences(charsmap: bytes) -> bool:
-    """Whether a normalization rule begins with two ASCII characters.
+    """Return whether a normalization rule begins with two ASCII characters.
 
     The rules are a double-array trie of 32-bit units after its size in bytes (SentencePiece's
     `precompiled_charsmap`, the trie in darts-clone's layout).
@@ -236,7 +238,7 @@ def has_ascii_sequences(charsmap: bytes) -> bool:
 
 
 def plain_pieces(exact: Any) -> list[str]:
-    """The model's pieces as text, without control, unknown and byte pieces."""
+    """Return the model's pieces as text, without control, unknown and byte pieces."""
     ids = range(exact.get_piece_size())
     special = (exact.is_control, exact.is_byte, exact.is_unknown)
     return [exact.id_to_piece(i).replace(SPACE, " ") for i in ids if not any(test(i) for test in special)]

@@ -1,4 +1,4 @@
-"""Hugging Face's fast BPE tokenizers by gigatoken, with the normalization and the classes of the original."""
+"""Hugging Face's fast BPE tokenizers by gigatoken, with the original's normalization and character classes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from megatron_lrpath.tokenizers.fast_bpe import (
 # Normalizers that know no Unicode tables; gigatoken carries these out itself.
 PLAIN_NORMALIZERS = ("Prepend", "Replace")
 UNICODE_FORMS = ("NFC", "NFD", "NFKC", "NFKD")
-# Characters that NFC leaves as they are, alone and beside each other, in every version of Unicode.
+# Characters that NFC leaves as they are, alone and next to each other, in every version of Unicode.
 NOT_SURELY_NFC = re.compile(
     "[^\x00-\u02ff\u0400-\u0482\u048a-\u04ff\u2010-\u2027\u3000-\u3029\u3041-\u3096\u30a1-\u30ff"
     "\u4e00-\u9fa5\uac00-\ud7a3\uff01-\uff60]"
@@ -34,16 +34,16 @@ MARKS_OF_LATER = [
 
 
 class FastHuggingFace(FastPath):
-    """The same ids by gigatoken, with the special tokens that the tokenizer puts around every text.
+    """Encode by gigatoken with the same ids, including the special tokens that the tokenizer adds to every
+    text.
 
-    The tokenizer's own normalizer normalizes: gigatoken's Unicode tables are of another version. Texts that hold
-    a character of which the two differ in its class (letter, number, …), or that spell out an added token of
-    any kind, are left to the library.
+    The tokenizer's own normalizer is used, because gigatoken has another version of the Unicode tables.
+    Texts with a character whose class differs, or with an added token as text, are encoded by the library.
 
     Args:
         tokenizer: a fast tokenizer of transformers.
         added: the spellings of all its added tokens.
-        exactly: its ids of a text.
+        exactly: returns its ids for a text.
 
     Raises:
         NotExactError: gigatoken does not support the tokenizer or disagrees with it.
@@ -59,7 +59,7 @@ class FastHuggingFace(FastPath):
         if backend.normalizer is not None and any(
             token.normalized for token in tokenizer.added_tokens_decoder.values()
         ):
-            raise NotExactError("the tokenizer looks for added tokens in normalized text")
+            raise NotExactError("the tokenizer matches added tokens in normalized text")
         self._before, self._after = specials_around(tokenizer)
         description = json.loads(backend.to_str())
         self._normalize = take_normalizer(description, backend.normalizer)
@@ -70,7 +70,7 @@ class FastHuggingFace(FastPath):
         self.prove(trial_texts(pieces, added[:256]) + MARKS_OF_LATER)
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
-        """Token ids of each text."""
+        """Return the token ids of each text."""
         merge = self._merges.encoder(sum(map(len, texts)))
         around = bool(self._before.size or self._after.size)
         ids: list[Ids] = []
@@ -88,14 +88,14 @@ class FastHuggingFace(FastPath):
         return ids
 
     def _has_differing(self, text: str) -> bool:
-        """Whether a text holds a character whose class differs."""
+        """Return whether a text contains a character whose class differs."""
         if text.isascii() or self._perhaps is None or not self._perhaps.search(text):
             return False
         return not self._differing.isdisjoint(text)
 
 
 def specials_around(tokenizer: Any) -> tuple[Ids, Ids]:
-    """The special tokens that the tokenizer puts before and after every text; raises NotExactError."""
+    """Return the special tokens that the tokenizer puts before and after every text; raises NotExactError."""
     around = tokenizer("a").input_ids
     alone = tokenizer("a", add_special_tokens=False).input_ids
     starts = [i for i in range(len(around)) if around[i : i + len(alone)] == alone]
@@ -106,9 +106,10 @@ def specials_around(tokenizer: Any) -> tuple[Ids, Ids]:
 
 
 def take_normalizer(description: dict[str, Any], normalizer: Any) -> Callable[[str], str] | None:
-    """Take a normalizer that depends on Unicode's tables out of a `tokenizer.json`; what to call in its place.
+    """Remove a normalizer that depends on Unicode tables from a `tokenizer.json`; return the function to call
+    instead.
 
-    None where there is no such normalizer: what knows no tables stays in the description.
+    Return None if there is no such normalizer; a normalizer without tables stays in the description.
     """
     steps = normalizer_steps(description.get("normalizer"))
     if all(step["type"] in PLAIN_NORMALIZERS and "Regex" not in step.get("pattern", {}) for step in steps):
@@ -124,7 +125,7 @@ def take_normalizer(description: dict[str, Any], normalizer: Any) -> Callable[[s
 
 
 def normalizer_steps(normalizer: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """The steps of a normalizer as `tokenizer.json` describes it, sequences resolved."""
+    """Return the steps of a normalizer in `tokenizer.json`, with sequences resolved."""
     if normalizer is None:
         return []
     if normalizer["type"] == "Sequence":
@@ -133,7 +134,9 @@ def normalizer_steps(normalizer: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def quick_filter(characters: frozenset[str]) -> re.Pattern[str] | None:
-    """A pattern that is fast and finds something in every text with one of the characters; None for none."""
+    """Return a fast pattern that matches every text with one of the characters; None if there are no
+    characters.
+    """
     if not characters:
         return None
     low = sorted(re.escape(character) for character in characters if character < "\U00010000")

@@ -1,4 +1,4 @@
-"""The tokenizer of a run, written into a Hugging Face folder so that transformers loads it offline."""
+"""Write the tokenizer of a run into a Hugging Face folder, from which transformers loads it offline."""
 
 from __future__ import annotations
 
@@ -45,33 +45,34 @@ class TokenizerFiles:
 
 
 def find_tokenizer(kind: str, model: str | None, args: Any, vocab_size: int | None) -> TokenizerFiles:
-    """The tokenizer that a checkpoint was trained with.
+    """Return the tokenizer that a checkpoint was trained with.
 
     Args:
         kind: Megatron's type of tokenizer.
         model: its file or folder, relative to the working directory.
         args: the checkpoint's stored arguments.
-        vocab_size: number of tokens given by the user, for tokenizers that are not written.
+        vocab_size: the number of tokens given by the user, for tokenizers that are not written.
 
     Raises:
-        UserError: it is not where it was, or of a type whose size is not known.
+        UserError: it is missing, or its type has no known size.
     """
     if getattr(args, "special_tokens", None):
         raise UserError(
-            "the run has --special-tokens beside its tokenizer, which are not exported: train them in."
+            "the run has --special-tokens in addition to its tokenizer, which cannot be exported: add them to "
+            "the tokenizer."
         )
     if kind in SENTENCEPIECE or kind == HUGGING_FACE:
         path = Path(model or "")
         if not model or not path.exists():
             raise UserError(
-                f"the tokenizer {model!r} is not here: give its place with --tokenizer, or call from the "
-                "folder that the run was started in."
+                f"the tokenizer {model!r} is missing: give its path with --tokenizer, or use the working "
+                "directory of the run."
             )
         return sentencepiece_tokenizer(kind, path) if kind in SENTENCEPIECE else hugging_face_tokenizer(path)
     size = vocab_size or getattr(args, "lrpath_vocab_size", None) or getattr(args, "vocab_size", None)
     if not size:
         raise UserError(
-            f"a {kind} has no files that are exported here: give the number of its tokens, --vocab-size N."
+            f"a {kind} has no files to export: give the number of its tokens with --vocab-size N."
         )
     note = f"{kind}: no tokenizer files are written; the model takes token ids below {size}."
     end = getattr(args, "null_tokenizer_eod_id", None)
@@ -80,7 +81,7 @@ def find_tokenizer(kind: str, model: str | None, args: Any, vocab_size: int | No
 
 
 def sentencepiece_tokenizer(kind: str, path: Path) -> TokenizerFiles:
-    """A SentencePiece model's size and special tokens."""
+    """Return a SentencePiece model's size and special tokens."""
     _, model = sentencepiece_model.open_model(path)
     ids = {"bos_token_id": model.bos_id(), "eos_token_id": model.eos_id(), "pad_token_id": model.pad_id()}
     known = {name: number for name, number in ids.items() if number >= 0}
@@ -88,7 +89,7 @@ def sentencepiece_tokenizer(kind: str, path: Path) -> TokenizerFiles:
 
 
 def hugging_face_tokenizer(path: Path) -> TokenizerFiles:
-    """A Hugging Face tokenizer's size and special tokens; its folder alone is read, no code of its own."""
+    """Return a Hugging Face tokenizer's size and special tokens, without executing code from its folder."""
     tokenizer = load_tokenizer(path)
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     known = {name: number for name, number in ids.items() if number is not None}
@@ -96,15 +97,15 @@ def hugging_face_tokenizer(path: Path) -> TokenizerFiles:
 
 
 def load_tokenizer(path: Path) -> Any:
-    """The tokenizer in a folder, offline and without code from the folder; raises UserError."""
+    """Load the tokenizer in a folder, offline and without executing code from it; raises UserError."""
     return open_hugging_face(path, local_files_only=True, trust_remote_code=False)
 
 
 def open_hugging_face(name: Path | str, option: str = "", **options: Any) -> Any:
-    """The tokenizer of that name or folder, by transformers' AutoTokenizer.
+    """Load the tokenizer with this name or folder by transformers' AutoTokenizer.
 
     Raises:
-        UserError: transformers cannot load it; the message begins with `option`, if that named the tokenizer.
+        UserError: transformers cannot load it; the message begins with `option`, if that option named the tokenizer.
     """
     from transformers import AutoTokenizer
 
@@ -113,11 +114,11 @@ def open_hugging_face(name: Path | str, option: str = "", **options: Any) -> Any
     except Exception as error:  # whatever a tokenizer's files make transformers raise
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         place = f"{option} {name}".lstrip()
-        raise UserError(f"{place}: not a tokenizer that transformers loads: {reason}") from None
+        raise UserError(f"{place}: transformers cannot load this tokenizer: {reason}") from None
 
 
 def write_tokenizer(tokenizer: TokenizerFiles, folder: Path, max_positions: int) -> list[str]:
-    """Write the files; returns notes for the user."""
+    """Write the files; return notes for the user."""
     if tokenizer.path is None:
         return tokenizer.notes
     if tokenizer.kind == HUGGING_FACE:
@@ -127,14 +128,14 @@ def write_tokenizer(tokenizer: TokenizerFiles, folder: Path, max_positions: int)
 
 
 def copy_files(source: Path, folder: Path) -> None:
-    """Copy a Hugging Face tokenizer's files as they are."""
+    """Copy a Hugging Face tokenizer's files unchanged."""
     found = [source] if source.is_file() else [source / name for name in FILES if (source / name).is_file()]
     for path in found:
         shutil.copyfile(path, folder / path.name)
 
 
 def chat_template(folder: Path) -> str | None:
-    """The chat template that an imported folder has beside its SentencePiece model; raises UserError."""
+    """Return the chat template next to the SentencePiece model of an imported folder; raises UserError."""
     config = required_object(folder / CONFIG) if (folder / CONFIG).is_file() else {}
     if config.get("extra_special_tokens"):  # which the template needs and the model does not have
         return None
@@ -148,7 +149,7 @@ def chat_template(folder: Path) -> str | None:
 
 
 def write_sentencepiece(tokenizer: TokenizerFiles, folder: Path, max_positions: int) -> list[str]:
-    """The model file itself, and a `tokenizer.json` with the same ids; a note where the two differ."""
+    """Write the model file, and a `tokenizer.json` with the same ids; return a note if the two differ."""
     path = tokenizer.path
     assert path is not None
     data, processor = sentencepiece_model.open_model(path)
@@ -178,7 +179,7 @@ def write_sentencepiece(tokenizer: TokenizerFiles, folder: Path, max_positions: 
     for text in sentencepiece_model.NASTY:
         if processor.encode(text) != fast.encode(text, add_special_tokens=False).ids:
             return [
-                f"tokenizer.json differs from SentencePiece on {text[:60]!r}; tokenizer.model is the one that "
-                "the model was trained with."
+                f"tokenizer.json differs from SentencePiece on {text[:60]!r}; the model was trained with "
+                "tokenizer.model."
             ]
     return []

@@ -1,4 +1,4 @@
-"""The tokenizer of a Hugging Face folder, copied, and as a plan names it."""
+"""The tokenizer of a Hugging Face folder: its copy, and its section in a plan."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from megatron_lrpath.wording import listing
 
 
 def import_tokenizer(source: Path, place: Path, target: Path) -> dict[str, str] | None:
-    """Copy the tokenizer's files; returns a plan's `tokenizer` section, None where there are none.
+    """Copy the tokenizer's files; return a plan's `tokenizer` section, or None if there are no files.
 
     Args:
         source: the Hugging Face folder.
-        place: the folder to write, which is removed where there is nothing to write.
-        target: where it will stand.
+        place: the folder to write, which is removed if it stays empty.
+        target: the final path of that folder.
 
     Raises:
-        UserError: a file of it cannot be used.
+        UserError: a file cannot be used.
     """
     place.mkdir()
     copy_files(source, place)
@@ -50,10 +50,11 @@ def import_tokenizer(source: Path, place: Path, target: Path) -> dict[str, str] 
 
 
 def tell_added(config: dict[str, Any], place: Path) -> None:
-    """Warn of tokens that the folder adds to its SentencePiece model, which Megatron does not know then.
+    """Warn about tokens that the folder adds to its SentencePiece model, because Megatron does not recognize
+    them.
 
     Raises:
-        UserError: the file is no SentencePiece model.
+        UserError: the file is not a SentencePiece model.
     """
     _, model = open_model(place / MODEL_FILE)
     paths = [place / "added_tokens.json"] if (place / "added_tokens.json").is_file() else []
@@ -66,13 +67,14 @@ def tell_added(config: dict[str, Any], place: Path) -> None:
     added = [token for token, number in ids.items() if isinstance(number, int) and number >= size]
     if added:
         warn(
-            f"{MODEL_FILE} has {size:,} tokens and no tokenizer.json is beside it: in the training {listing(added[:5])}"
+            f"{MODEL_FILE} has {size:,} tokens and no tokenizer.json is next to it: in the training "
+            f"{listing(added[:5])}"
             f"{f' and {len(added) - 5} more' if len(added) > 5 else ''} will be text like any other."
         )
 
 
 def tell_difference(place: Path) -> None:
-    """Warn where transformers gives other ids than the SentencePiece model beside `tokenizer.json`."""
+    """Warn if transformers returns other ids than the SentencePiece model next to `tokenizer.json`."""
     try:
         _, model = open_model(place / MODEL_FILE)
     except UserError:  # of another format, which some folders hold under this name

@@ -1,4 +1,4 @@
-"""What identifies a tokenizer: the hashes of its files, its vocabulary, and what it makes of probe texts."""
+"""The identity of a tokenizer: the hashes of its files, its vocabulary, and its ids for probe texts."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ PROBE_TEXTS = hashlib.sha256("\x00".join([*NASTY, *PROSE]).encode()).hexdigest()
 
 @dataclass(frozen=True)
 class Opened:
-    """A tokenizer in use: `pieces` by id, the end of a document, its normalization, and how it splits a text."""
+    """A loaded tokenizer: `pieces` by id, end-of-document token, normalization, and the function that splits
+    a text.
+    """
 
     pieces: Mapping[str, int]
     eod: int | None
@@ -56,11 +58,11 @@ class Opened:
 
     @property
     def vocab_size(self) -> int:
-        """One more than the largest id."""
+        """The largest id plus one."""
         return max(self.pieces.values(), default=-1) + 1
 
     def facts(self) -> Facts:
-        """What two tokenizers that are the same have in common, whatever their files look like."""
+        """Return a digest that equal tokenizers share, regardless of their files."""
         listed = sorted((number, piece) for piece, number in self.pieces.items())
         vocabulary = hashlib.sha256(json.dumps(listed).encode())
         probes = hashlib.sha256()
@@ -76,7 +78,7 @@ class Opened:
         }
 
     def _probe_texts(self, pieces: Sequence[str]) -> Iterator[str]:
-        """Fixed texts, then texts made of pieces spread over the vocabulary."""
+        """Return fixed texts, then texts of pieces from all parts of the vocabulary."""
         yield from NASTY
         yield from PROSE
         chosen = pieces[:: max(1, len(pieces) // PIECES_OF_PROBES)]
@@ -87,7 +89,9 @@ class Opened:
 
 @dataclass(frozen=True)
 class TokenizerSpec:
-    """A tokenizer as arguments or a plan name it; `eod` is NullTokenizer's, `files` further ones (merges)."""
+    """A tokenizer as named by arguments or a plan; `eod` is NullTokenizer's, `files` are additional ones
+    (merges).
+    """
 
     kind: str
     model: str | None = None
@@ -98,7 +102,7 @@ class TokenizerSpec:
 
     @classmethod
     def of_plan(cls, plan: Plan) -> TokenizerSpec:
-        """The tokenizer that a plan's runs train with."""
+        """Return the tokenizer that a plan's runs train with."""
         more = plan.megatron
         tokens = more.get("tokenizer_special_tokens") or more.get("special_tokens") or ()
         files = tuple(str(more[name]) for name in ("vocab_file", "merge_file") if more.get(name))
@@ -109,7 +113,7 @@ class TokenizerSpec:
 
     @classmethod
     def of_arguments(cls, args: Any) -> TokenizerSpec:
-        """The tokenizer that Megatron's arguments, or those of preprocess_data.py, describe."""
+        """Return the tokenizer in Megatron's arguments, or in those of preprocess_data.py."""
         named = (getattr(args, name, None) for name in ("vocab_file", "merge_file"))
         return cls(
             args.tokenizer_type,
@@ -127,17 +131,17 @@ class TokenizerSpec:
 
     @property
     def is_null(self) -> bool:
-        """Whether texts are token ids already."""
+        """Whether texts are already token ids."""
         return self.kind == NO_TOKENIZER
 
     @property
     def is_missing(self) -> bool:
-        """Whether its file is named and not there, so that nothing can be said yet."""
+        """Whether its named file is missing, so that it cannot be compared yet."""
         return bool(self.model) and not self.is_named and not Path(str(self.model)).exists()
 
     @property
     def is_named(self) -> bool:
-        """Whether it may be a name that a hub resolves (`owner/name`), since there is no such file here."""
+        """Whether it can be a name on a hub (`owner/name`), because there is no such local file."""
         name = self.model or "/"
         return (
             self.kind == HUGGING_FACE and not Path(name).exists() and re.fullmatch(HUB_NAME, name) is not None
@@ -145,7 +149,7 @@ class TokenizerSpec:
 
     @cached_property
     def hashes(self) -> dict[str, str]:
-        """SHA-256 of the files that its ids depend on, by their names; empty for a name of a hub."""
+        """Return the SHA-256 of the files that its ids depend on, by name; empty for a name on a hub."""
         place = Path(self.model or "")
         paths = [Path(name) for name in self.files]
         if self.model and place.is_dir():
@@ -161,13 +165,15 @@ class TokenizerSpec:
 
     @cached_property
     def described(self) -> Facts:
-        """What is known without opening it: type, model, files, added special tokens."""
+        """Return the facts known without opening it: type, model, files, added special tokens."""
         more = {"special_tokens": list(self.special_tokens)} if self.special_tokens else {}
         return {"type": self.kind, "model": self.model, "files": self.hashes, **more}
 
     @cached_property
     def opened(self) -> Opened | None:
-        """The tokenizer itself; None for types that only Megatron opens. UserError where it cannot be opened."""
+        """The loaded tokenizer; None for types that only Megatron opens. Raises UserError if it cannot be
+        opened.
+        """
         if self.kind in SENTENCEPIECE and self.model:
             return open_sentencepiece(self.model)
         if self.kind == HUGGING_FACE and self.model:
@@ -176,7 +182,7 @@ class TokenizerSpec:
 
     @cached_property
     def facts(self) -> Facts:
-        """Everything that is known of it. UserError where it cannot be opened."""
+        """Return all known facts. Raises UserError if it cannot be opened."""
         if self.is_null:
             size = self.vocab_size or 0
             return self.described | {"vocab_size": size, "eod": size - 1 if self.eod is None else self.eod}
@@ -185,7 +191,7 @@ class TokenizerSpec:
 
     @property
     def size(self) -> int | None:
-        """Every id is below this; None where it is not known without Megatron."""
+        """The exclusive upper bound of ids; None if it is unknown without Megatron."""
         if self.is_null:
             return self.vocab_size
         opened = self.opened
@@ -194,23 +200,24 @@ class TokenizerSpec:
         return opened.vocab_size + sum(token not in opened.pieces for token in self.special_tokens)
 
     def difference(self, made: Facts) -> str | None:
-        """How this tokenizer differs from the one with the facts `made`; None where ids mean the same to both.
+        """Return how this tokenizer differs from the one with the facts `made`; None if ids mean the same to
+        both.
 
-        Nothing is opened where the files are equal. UserError where it has to be opened and cannot be.
+        It is not opened if the files are equal. Raises UserError if it must be opened and cannot be.
         """
         return None if same_files(made, self.described) else facts_differ(made, self.facts)
 
 
 def facts_differ(made: Facts, own: Facts) -> str | None:
-    """How two tokenizers differ; None where ids mean the same to both.
+    """Return how two tokenizers differ; None if ids mean the same to both.
 
-    Equal files are enough. Others are compared by vocabulary and probe texts: a tokenizer that was saved again
-    is the same one. NullTokenizer, on either side, is compared by vocabulary size and end-of-document.
+    Equal files are sufficient. Otherwise vocabulary and probe texts are compared: a re-saved tokenizer is
+    the same one. NullTokenizer, on either side, is compared by vocabulary size and end-of-document.
     """
     if NO_TOKENIZER in (made["type"], own["type"]):
         return sizes_differ(made, own) or end_differs(made, own)
     if (made.get("special_tokens") or []) != (own.get("special_tokens") or []):
-        return "other special tokens were added to it"
+        return "the added special tokens differ"
     if same_files(made, own):
         return None
     if not made.get("vocabulary") or not own.get("vocabulary"):
@@ -220,7 +227,7 @@ def facts_differ(made: Facts, own: Facts) -> str | None:
 
 
 def same_files(made: Facts, own: Facts) -> bool:
-    """Whether both are of one type and of files with the same content, or of one name of a hub."""
+    """Return whether both have one type and files with the same content, or one name on a hub."""
     if family(made["type"]) != family(own["type"]) or made["type"] == NO_TOKENIZER:
         return False
     if (made.get("special_tokens") or []) != (own.get("special_tokens") or []):
@@ -234,7 +241,7 @@ def same_files(made: Facts, own: Facts) -> bool:
 
 
 def check_facts(facts: Any) -> Facts:
-    """The facts of a tokenizer as a file holds them; ValueError or TypeError where they are none."""
+    """Parse the facts of a tokenizer in a file; raises ValueError or TypeError if they are malformed."""
     if not isinstance(facts, dict) or not isinstance(facts.get("type"), str):
         raise ValueError("no tokenizer")
     for name in ("vocab_size", "eod"):
@@ -244,7 +251,7 @@ def check_facts(facts: Any) -> Facts:
 
 
 def family(kind: str) -> str:
-    """Types that make the same ids of one model file: Megatron opens all of SENTENCEPIECE alike."""
+    """Return the types that give the same ids for one model file: Megatron opens all of SENTENCEPIECE alike."""
     return SENTENCEPIECE[0] if kind in SENTENCEPIECE else kind
 
 
@@ -258,7 +265,7 @@ def label(facts: Facts) -> str:
 
 
 def sizes_differ(made: Facts, own: Facts) -> str | None:
-    """The two vocabularies' sizes in words, where they are known and differ."""
+    """Describe the two vocabularies' sizes if they are known and differ."""
     theirs, ours = made.get("vocab_size"), own.get("vocab_size")
     if theirs is None or ours is None or theirs == ours:
         return None
@@ -266,24 +273,26 @@ def sizes_differ(made: Facts, own: Facts) -> str | None:
 
 
 def end_differs(made: Facts, own: Facts) -> str | None:
-    """The two ends of a document in words, where they differ."""
+    """Describe the two end-of-document tokens if they differ."""
     theirs, ours = made.get("eod"), own.get("eod")
     return None if theirs == ours else f"documents end with the ids {theirs} and {ours}"
 
 
 def content_differs(made: Facts, own: Facts) -> str | None:
-    """What differs between two vocabularies of one size. An end that no document has is not compared."""
+    """Describe the difference between two vocabularies of one size. An unused end-of-document token is not
+    compared.
+    """
     if made["vocabulary"] != own["vocabulary"]:
-        return f"both vocabularies have {own['vocab_size']:,} entries, but not the same ones"
+        return f"both vocabularies have {own['vocab_size']:,} entries, but they differ"
     if made.get("append_eod") is not False and (difference := end_differs(made, own)):
         return difference
     if made.get("probe_texts") == own["probe_texts"] and made["probes"] != own["probes"]:
-        return "the vocabularies are equal, but the two split texts into other tokens"
+        return "the vocabularies are equal, but the two tokenizers split texts differently"
     return None
 
 
 def open_sentencepiece(path: str) -> Opened:
-    """A SentencePiece model; raises UserError where it is none."""
+    """Load a SentencePiece model; raises UserError if it is not one."""
     data, processor = open_model(path)
     spec = parse_model(data).normalizer_spec
     flags = [name for name in ("add_dummy_prefix", "remove_extra_whitespaces") if getattr(spec, name)]
@@ -295,10 +304,11 @@ def open_sentencepiece(path: str) -> Opened:
 
 
 def open_fast(name: str) -> Opened:
-    """A Hugging Face tokenizer, by its `tokenizer.json` where there is one, offline and without its own code.
+    """Load a Hugging Face tokenizer, from its `tokenizer.json` if there is one, offline and without its own
+    code.
 
     Raises:
-        UserError: it cannot be opened so.
+        UserError: it cannot be loaded this way.
     """
     place = Path(name)
     file = place / "tokenizer.json" if place.is_dir() else place
@@ -314,7 +324,7 @@ def open_fast(name: str) -> Opened:
 
 
 def open_by_transformers(name: str) -> Opened:
-    """A tokenizer without `tokenizer.json`, or of a hub (as far as it lies in the cache); raises UserError."""
+    """Load a tokenizer without `tokenizer.json`, or one from a hub (if it is in the cache); raises UserError."""
     loaded = open_hugging_face(name, local_files_only=True, trust_remote_code=False)
     if getattr(loaded, "is_fast", False):
         named = {name: token for name, token in loaded.special_tokens_map.items() if isinstance(token, str)}
@@ -327,7 +337,9 @@ def open_by_transformers(name: str) -> Opened:
 
 
 def opened_fast(tokenizer: Any, named: Mapping[str, Any]) -> Opened:
-    """A `tokenizers.Tokenizer`, with the special tokens that its folder names and its `tokenizer.json` may lack."""
+    """Load a `tokenizers.Tokenizer`, with the special tokens that its folder names and its `tokenizer.json`
+    can lack.
+    """
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     for number, token in named.get("added_tokens_decoder", {}).items():
         vocabulary.setdefault(str(token["content"]), int(number))
@@ -345,7 +357,7 @@ def opened_fast(tokenizer: Any, named: Mapping[str, Any]) -> Opened:
 
 
 def special_tokens(folder: Path) -> dict[str, Any]:
-    """What a folder's configuration says of special tokens; empty where it says nothing."""
+    """Return the special tokens in a folder's configuration; empty if there are none."""
     found: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         with suppress(OSError, ValueError):

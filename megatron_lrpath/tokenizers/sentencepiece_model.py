@@ -1,4 +1,4 @@
-"""SentencePiece models: opened, parsed, and converted to a `tokenizer.json` that gives the same ids."""
+"""SentencePiece models: opened, parsed, and converted to a `tokenizer.json` with the same ids."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ NASTY = (
 
 
 def open_model(path: Path | str, option: str = "") -> tuple[bytes, Any]:
-    """The bytes of a model file, and SentencePiece's processor with that model.
+    """Return the bytes of a model file, and SentencePiece's processor for it.
 
     Raises:
-        UserError: it cannot be read or is no model; the message begins with `option`, if that named the file.
+        UserError: it cannot be read or is not a model; the message begins with `option`, if that option named the file.
     """
     import sentencepiece
 
@@ -49,18 +49,18 @@ def open_model(path: Path | str, option: str = "") -> tuple[bytes, Any]:
 
 
 def parse_model(model: bytes) -> Any:
-    """The `ModelProto` of a model that SentencePiece has loaded."""
+    """Return the `ModelProto` of a loaded SentencePiece model."""
     from sentencepiece import sentencepiece_model_pb2
 
     return sentencepiece_model_pb2.ModelProto.FromString(model)
 
 
 def fast_tokenizer(model: Any) -> Any:
-    """The `tokenizers.Tokenizer` of a parsed SentencePiece model (BPE or Unigram).
+    """Convert a parsed SentencePiece model (BPE or Unigram) to a `tokenizers.Tokenizer`.
 
-    Control symbols are special tokens; spelled out in a text they are text, as in SentencePiece, as long as
-    the tokenizer splits special tokens (`split_special_tokens` in its configuration). Two cases differ from
-    SentencePiece: a control symbol spelled out alone between two user-defined ones, and, with a character map
+    Control symbols are special tokens; in a text they are plain text, as in SentencePiece, if the
+    tokenizer splits special tokens (`split_special_tokens` in its configuration). Two cases differ from
+    SentencePiece: a control symbol as text between two user-defined symbols, and, with a character map
     such as NFKC, combining marks (the tokenizers library maps whole graphemes).
 
     Raises:
@@ -92,9 +92,9 @@ def fast_tokenizer(model: Any) -> Any:
 
 
 def bpe_model(model: Any, whole_words: bool) -> Any:
-    """Byte-pair encoding: SentencePiece joins the neighbours whose joint piece has the best score.
+    """Return the BPE model: SentencePiece joins the neighbours whose joint piece has the best score.
 
-    With `whole_words` a word that is a piece is that piece at once (for symbols that nothing merges into).
+    With `whole_words`, a word that is a piece becomes that piece directly (for symbols without merges).
     """
     from tokenizers import models
 
@@ -109,7 +109,7 @@ def bpe_model(model: Any, whole_words: bool) -> Any:
 
 
 def merges(model: Any) -> Iterator[tuple[str, str]]:
-    """Every way to make a piece out of two, best piece first."""
+    """Return all merges of two pieces into one, best piece first."""
     normal = {piece.piece for piece in model.pieces if piece.type in (NORMAL, USER_DEFINED, UNUSED)}
     ranked = sorted((piece for piece in model.pieces if piece.type == NORMAL), key=lambda piece: -piece.score)
     for piece in ranked:
@@ -120,7 +120,7 @@ def merges(model: Any) -> Iterator[tuple[str, str]]:
 
 
 def unigram_model(model: Any) -> Any:
-    """A unigram language model; symbols that text never becomes get a score that no path would take."""
+    """Return the unigram language model; symbols that never occur in texts get a score that excludes them."""
     from tokenizers import models
 
     worst = min((piece.score for piece in model.pieces if piece.type == NORMAL), default=0.0) - 10.0
@@ -135,7 +135,7 @@ def unigram_model(model: Any) -> Any:
 
 
 def normalizer(spec: Any) -> Any:
-    """What SentencePiece does to a text first: character map, extra spaces, leading space, spaces as ▁."""
+    """Return SentencePiece's normalization: character map, extra spaces, leading space, spaces as ▁."""
     from tokenizers import Regex, normalizers
 
     steps: list[Any] = []
@@ -155,7 +155,9 @@ def normalizer(spec: Any) -> Any:
 
 
 def line_ends(mapped: Any) -> list[Any]:
-    """What keeps the character map `mapped` from losing the second half of CR LF, one grapheme to the library."""
+    """Return a step that protects CR LF, a single grapheme to the library, from losing its second half in
+    `mapped`.
+    """
     from tokenizers import normalizers
 
     one, other, both = (mapped.normalize_str(text) for text in ("\r", "\n", "\r\n"))
@@ -163,7 +165,7 @@ def line_ends(mapped: Any) -> list[Any]:
 
 
 def decoder(spec: Any) -> Any:
-    """Pieces back to text."""
+    """Return the decoder of pieces to text."""
     from tokenizers import decoders
 
     steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]

@@ -1,4 +1,4 @@
-"""The samples of any step of a run, read again from the data: documents and text, without training.
+"""Read the samples of any step of a run again from the data: documents and text, without training.
 
 Imports Megatron: activate the device first.
 """
@@ -25,7 +25,7 @@ from megatron_lrpath.training.options.from_plan import PlannedRun, apply_default
 
 @dataclass(frozen=True)
 class Batches:
-    """A run's training set as its steps read it."""
+    """A run's training set in the order of its steps."""
 
     plan: Plan
     run: Run
@@ -33,7 +33,10 @@ class Batches:
     tokenizer: Any
 
     def of_step(self, step: int) -> list[dict[str, Any]]:
-        """The samples of a step (1-based), in the order of their positions: `sample`, `version`, `documents`, `text`.
+        """Return the samples of a step (1-based), in the order of their positions: `sample`, `version`,
+        `documents`, `text`.
+
+        `replayed` tells whether an earlier version's sample is read again; a fine-tuning has no such key.
 
         Raises:
             UserError: the run has no such step.
@@ -42,17 +45,20 @@ class Batches:
             raise UserError(
                 f"--step {step}: {self.run.name} has the steps {self.run.first_step + 1} to {self.run.last_step}"
             )
-        size = self.plan.batch_of(self.run).global_batch_size
-        return [self.sample(position) for position in range((step - 1) * size, step * size)]
+        sizes = self.plan.sizes_of(self.run)
+        return [
+            self.sample(position) for position in range(sizes.samples_at(step - 1), sizes.samples_at(step))
+        ]
 
     def sample(self, position: int) -> dict[str, Any]:
-        """The sample at a position of the run (consumed samples before it)."""
+        """Return the sample at a position of the run (the number of samples consumed before it)."""
         if self.run.is_sft:
             return self.packed(position)
         places = self.dataset.locate(position)
         return {
             "sample": position,
             "version": self.dataset.version_of(position),
+            "replayed": self.dataset.is_replayed(position),
             "documents": [
                 document(str(place.prefix), place.document, place.offset, place.length) for place in places
             ],
@@ -60,7 +66,7 @@ class Batches:
         }
 
     def packed(self, position: int) -> dict[str, Any]:
-        """A packed sample: `documents` are its examples, the learned stretches stand in ⟦…⟧."""
+        """Return a packed sample: `documents` are its examples; parts in the loss are marked by ⟦…⟧."""
         numbers, row = self.dataset.examples(position), self.dataset[position]
         parts = [row["segments"] == number for number in range(1, len(numbers) + 1)]
         return {
@@ -74,7 +80,7 @@ class Batches:
         }
 
     def conversation(self, row: dict[str, Any], part: Any) -> str:
-        """One example of a packed sample as text."""
+        """Return one example of a packed sample as text."""
         first, labels = row["tokens"][part][:1].tolist(), row["labels"][part].tolist()
         stretches: list[tuple[bool, list[int]]] = [(False, first)]
         for token, learned in zip(labels, row["loss_mask"][part].bool().tolist(), strict=True):
@@ -88,7 +94,7 @@ class Batches:
 
 
 def document(dataset: str, number: int, offset: int, tokens: int) -> dict[str, Any]:
-    """A stretch of a document in a sample."""
+    """A part of a document in a sample."""
     return {"dataset": dataset, "document": number, "offset": offset, "tokens": tokens}
 
 
@@ -96,7 +102,7 @@ def open_batches(path: Path, paradigm: str, name: str) -> Batches:
     """Open the data of a run of the plan `path`.
 
     Raises:
-        UserError: there is no such run, or its data are gone or others.
+        UserError: there is no such run, or its data are missing or have changed.
     """
     os.environ.setdefault("RANK", "0")
     os.environ.setdefault("WORLD_SIZE", "1")

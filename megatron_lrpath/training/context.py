@@ -1,6 +1,6 @@
-"""The run that this process carries out: its learning-rate path, parent, folder and plan.
+"""The run of this process: its learning-rate path, parent, folder and plan.
 
-Kept beside Megatron's arguments, not in them: those are written into every checkpoint.
+It is kept separately from Megatron's arguments, because those are written into every checkpoint.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_lrpath.data.slice import Slice
 from megatron_lrpath.plan import Plan, Run
-from megatron_lrpath.schedule import LRPath
+from megatron_lrpath.schedule import BatchSizes, LRPath
 
 if TYPE_CHECKING:
     from megatron_lrpath.sft.prepared import Prepared
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ParentCheckpoint:
-    """Where a branch, a continual run or a fine-tuning starts from: a checkpoint folder and a step in it.
+    """The checkpoint that a branch, a continual run or a fine-tuning starts from: a folder and a step in it.
 
-    With `weights_only` a new training begins with the weights at step 0; else it goes on from all of the state.
+    With `weights_only` a new training begins with the weights at step 0; otherwise it continues from the
+    whole state.
     """
 
     folder: Path
@@ -35,20 +36,22 @@ class RunContext:
 
     Attributes:
         kind: main, branch, scratch, continual or sft.
-        path: the learning rate; positions in samples.
+        path: the learning rate; positions in steps.
+        sizes: the samples of each step.
         keep_steps: steps whose checkpoints must be saved and never removed.
-        parent: checkpoint to start from, None for a run from random weights.
+        parent: checkpoint to start from; None for a run from random weights.
         identity: what the run's result depends on (JSON values), compared with the lineage of earlier starts.
-        folder: the run's own folder, None without a plan.
-        save: the run's own checkpoint folder, where it has no other; None under a plan.
-        plan, run: the plan and the run in it, None without a plan.
+        folder: the run's own folder; None without a plan.
+        save: the run's own checkpoint folder, if it has no other; None under a plan.
+        plan, run: the plan and the run in it; None without a plan.
         slices: data of the plan's versions from the first to the run's own.
-        mix: the slices that a branch reads beside them, in the order of its mix.
+        mix: the slices that a branch reads in addition, in the order of its mix.
         prepared: the data of a fine-tuning.
     """
 
     kind: str
     path: LRPath
+    sizes: BatchSizes
     keep_steps: frozenset[int]
     parent: ParentCheckpoint | None
     identity: dict[str, Any]
@@ -62,7 +65,7 @@ class RunContext:
 
     @property
     def records(self) -> Path:
-        """Where the run's lineage lies: its folder, or without a plan beside its checkpoints."""
+        """The folder of the run's lineage: the run folder, or without a plan the one next to its checkpoints."""
         place = self.folder or self.save
         assert place is not None
         return place

@@ -18,6 +18,7 @@ from megatron.training.utils import get_blend_and_blend_per_split, is_first_or_l
 
 from megatron_lrpath.data import versioned
 from megatron_lrpath.data.slice import open_validation
+from megatron_lrpath.data.versioned_index import replay_entries
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.paradigms import SCRATCH
 from megatron_lrpath.sft.dataset import build_packed, build_packed_validation
@@ -25,10 +26,10 @@ from megatron_lrpath.training.context import RunContext
 
 
 def build_data_iterators(original: Callable[..., Any], *args: Any, **named: Any) -> Any:
-    """Build the data iterators without moving the random states, which have been loaded by then.
+    """Build the data iterators without changing the random states, which are already loaded.
 
-    Torch's loader draws a seed for its workers from the default generator. An uninterrupted run draws it once,
-    a resumed one again; on the CPU dropout uses that generator too, and the two would part.
+    Torch's loader draws a seed for its workers from the default generator: an uninterrupted run once, a
+    resumed one again. On the CPU dropout uses that generator, too, and the two runs would diverge.
     """
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     iterators = original(*args, **named)
@@ -39,7 +40,7 @@ def build_data_iterators(original: Callable[..., Any], *args: Any, **named: Any)
 
 
 def dataset_config(args: Any, versioned: bool) -> GPTDatasetConfig:
-    """Megatron's dataset configuration from its arguments; version slices bring their own documents."""
+    """Return Megatron's dataset configuration from its arguments; version slices have their own documents."""
     blend, blend_per_split = (None, None) if versioned else get_blend_and_blend_per_split(args)
     return GPTDatasetConfig(
         random_seed=args.seed,
@@ -63,7 +64,8 @@ def dataset_config(args: Any, versioned: bool) -> GPTDatasetConfig:
 class DatasetProvider:
     """Megatron's dataset provider: training, validation and test sets.
 
-    Called on every rank; under a plan all take part in building the indices (one builds, the others wait).
+    Called on every rank; under a plan all ranks take part in building the indices (one builds, the others
+    wait).
 
     Args:
         context: the run; without a plan in it the data are Megatron's own blends.
@@ -77,7 +79,7 @@ class DatasetProvider:
     def __call__(
         self, samples: tuple[int, int | None, int], vp_stage: int | None = None
     ) -> tuple[Any, Any, Any]:
-        """The sets, with at least `samples` samples."""
+        """Return the sets, with at least `samples` samples."""
         if self.context is not None and self.context.plan is not None:
             return plan_datasets(self.context, samples)
         args = get_args()
@@ -91,10 +93,10 @@ class DatasetProvider:
 
 
 def plan_datasets(context: RunContext, samples: tuple[int, int | None, int]) -> tuple[Any, Any, None]:
-    """The run's training set (a position is a consumed sample) and the fixed validation set.
+    """Return the run's training set (a position is a consumed sample) and the fixed validation set.
 
     Raises:
-        UserError: a version has fewer samples than its steps need, or nothing was held out of a fine-tuning's.
+        UserError: a version has fewer samples than its steps need, or a fine-tuning has no held-out examples.
     """
     args, prepared = get_args(), context.prepared
     validation: Any = None
@@ -111,30 +113,31 @@ def plan_datasets(context: RunContext, samples: tuple[int, int | None, int]) -> 
         train = training_set(context, config)
         if args.eval_iters:
             assert context.plan is not None
-            held_out, batch = open_validation(context.plan.data), context.plan.batch.global_batch_size
+            held_out, batch = open_validation(context.plan.data), args.eval_global_batch_size
             validation = versioned.build_validation(held_out, config, multiple_of=batch)
     return train, Repeated(validation, samples[1]) if args.eval_iters else None, None
 
 
 def training_set(context: RunContext, config: GPTDatasetConfig) -> Any:
-    """The run's training set under its plan; a position is a consumed sample."""
+    """Return the run's training set under its plan; a position is a consumed sample."""
     plan, run = context.plan, context.run
     assert plan is not None
     assert run is not None
-    counts = [
-        version.steps * plan.batch.global_batch_size for version in plan.versions[: len(context.slices)]
-    ]
-    build = versioned.build_shuffled if run.kind == SCRATCH.name else versioned.build_chained
-    dataset = build(context.slices, counts, config, plan.seed)
+    counts = [plan.samples_of(index) for index in range(len(context.slices))]
+    if run.kind == SCRATCH.name:
+        return versioned.build_shuffled(context.slices, plan.scratch_samples(run), config, plan.seed)
+    replays = replay_entries(plan, len(counts))
+    before = plan.adopted.samples if plan.adopted else 0
+    dataset = versioned.build_chained(context.slices, counts, config, plan.seed, replays, before)
     if run.mix is None:
         return dataset
-    batch = plan.batch.global_batch_size
-    branch = (run.version, run.first_step * batch, batch, run.steps)
+    batch = plan.batch_of(run).global_batch_size
+    branch = (run.version, plan.batch_sizes.samples_at(run.first_step), batch, run.steps)
     return versioned.build_mixed(dataset, context.mix, run.mix, branch, config)
 
 
 class Repeated:
-    """A dataset read again from its start until `length` samples (Megatron's loader does not wrap around)."""
+    """Repeat a dataset from its start up to `length` samples (Megatron's loader does not wrap around)."""
 
     def __init__(self, dataset: Any, length: int | None) -> None:
         self.dataset = dataset

@@ -1,4 +1,4 @@
-"""Where training runs: CUDA as Megatron has it, or the CPU through a backend of our own."""
+"""The device of training: CUDA as in Megatron, or the CPU through this project's backend."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ DEVICES = ("auto", "cpu", "cuda")
 
 
 def choose_device(wanted: str = "auto") -> str:
-    """The device to train on: `wanted`, or for `auto` the GPU where there is one and the CPU elsewhere.
+    """Return the device to train on: `wanted`, or for `auto` the GPU if there is one, else the CPU.
 
     Raises:
-        UserError: `cuda` was asked for and torch sees no GPU.
+        UserError: `cuda` was requested and torch sees no GPU.
     """
     import torch
 
@@ -33,7 +33,7 @@ def choose_device(wanted: str = "auto") -> str:
 
 
 def device_name(args: Any) -> str:
-    """What this process trains on, under Megatron's arguments: the GPU's name, or `cpu`."""
+    """Return what this process trains on, with Megatron's arguments: the GPU's name, or `cpu`."""
     import torch
 
     # the CPU backend stands in for torch's CUDA functions
@@ -41,7 +41,9 @@ def device_name(args: Any) -> str:
 
 
 def activate(device: str) -> None:
-    """Prepare the process for `device`, before Megatron is imported; the CPU backend is imported for the CPU alone."""
+    """Prepare the process for `device`, before Megatron is imported; the CPU backend is imported only for the
+    CPU.
+    """
     if device == "cuda":
         from megatron_lrpath.training import fused_gradients  # imports torch, which others must not pay for
 

@@ -1,4 +1,6 @@
-"""What the machine and the installed libraries give: flags for Megatron, and what Megatron calls at its start."""
+"""Megatron flags that follow from the machine and the installed libraries, and functions that Megatron calls
+at its start.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,12 @@ if TYPE_CHECKING:
 TRANSFORMER_ENGINE = "transformer_engine.pytorch"  # it may be built for another CUDA than this machine's
 APEX_FUSIONS = "fused_weight_gradient_mlp_cuda"  # Apex's compiled gradient accumulation
 APEX_NORM = "apex.normalization.fused_layer_norm"
+OPTIMIZERS = {"Transformer Engine": "transformer_engine.pytorch.optimizers", "Apex": "apex.optimizers"}
 
 
 @functools.cache
 def importable(module: str) -> bool:
-    """Whether `module` is installed and its import succeeds."""
+    """Return whether `module` is installed and can be imported."""
     try:
         if importlib.util.find_spec(module) is None:
             return False
@@ -36,9 +39,9 @@ def importable(module: str) -> bool:
 
 
 def available(device: str, packed: bool = False) -> frozenset[str]:
-    """What there is of the things that arguments need (`plan/needs.py`); packages are imported to be sure.
+    """Return which requirements of arguments (`plan/needs.py`) are met; packages are imported to be sure.
 
-    Packed samples do without Transformer Engine, whose attention would not keep their examples apart.
+    Packed samples do not use Transformer Engine, whose attention would not separate their examples.
     """
     found = {name for name in installed(device) if name in (GPU, ENGINE) or importable(name)}
     if packed or not importable(TRANSFORMER_ENGINE):
@@ -47,13 +50,15 @@ def available(device: str, packed: bool = False) -> frozenset[str]:
 
 
 def flags(device: str, packed: bool = False) -> dict[str, Any]:
-    """Megatron arguments (by destination) that follow from the device and the libraries, not from the user.
+    """Return Megatron arguments (by destination) that follow from the device and the libraries, not from the
+    user.
 
-    Each from what its consumer needs. The layers are Transformer Engine's where that works, else the local ones,
-    whose kernels for rotary embeddings and softmax are Transformer Engine's and Apex's. The core attention is causal
-    by itself (packed samples bring a mask of their own), so that no loader makes a mask. The persistent norm is
-    Apex's. Gradients are accumulated inside the matrix product by Transformer Engine's layers, and by Megatron's own
-    (the output layer) through Apex or our module in its place: on every GPU.
+    Each follows from what its consumer needs. The layers are Transformer Engine's if it works, else the
+    local ones, whose kernels for rotary embeddings and softmax come from Transformer Engine and Apex. The
+    core attention is causal by itself (packed samples have their own mask), so that no loader makes a
+    mask. The persistent norm is Apex's. Gradients are accumulated inside the matrix product by Transformer
+    Engine's layers, and by Megatron's own (the output layer) through Apex or this project's replacement,
+    on every GPU.
     """
     found: dict[str, Any] = {"create_attention_mask_in_dataloader": False}
     if device == "cpu":
@@ -72,10 +77,15 @@ def flags(device: str, packed: bool = False) -> dict[str, Any]:
     return found
 
 
-def device_number(rank: int) -> int:
-    """The GPU of a rank of this node: its own number, or what is visible where a task sees fewer GPUs.
+def fused_optimizer() -> str:
+    """Whose Adam, gradient norm and clipping Megatron uses in place of torch's; empty for torch's."""
+    return next((name for name, module in OPTIMIZERS.items() if importable(module)), "")
 
-    Slurm's --gpus-per-task=1 shows every task one GPU, which each calls 0.
+
+def device_number(rank: int) -> int:
+    """Return the GPU of a rank on this node: its local rank, modulo the visible GPUs.
+
+    With Slurm's --gpus-per-task=1 every task sees one GPU, with the index 0.
     """
     import torch
 
@@ -83,7 +93,7 @@ def device_number(rank: int) -> int:
 
 
 def get_write_results_queue(original: Callable[..., Any], *_: Any, **__: Any) -> Any:
-    """A plain queue for synchronous saves; one of a forked process for those that another process writes."""
+    """Return a plain queue for synchronous saves, and one of a manager process for saves by another process."""
     from megatron.training import get_args
 
     return queue_between_processes() if get_args().async_save else queue_within_process()
@@ -91,20 +101,20 @@ def get_write_results_queue(original: Callable[..., Any], *_: Any, **__: Any) ->
 
 @functools.cache
 def queue_within_process() -> queue.Queue[Any]:
-    """The queue of the saves that this process writes itself."""
+    """A queue of saves that this process writes itself."""
     return queue.Queue()
 
 
 @functools.cache
 def queue_between_processes() -> Any:
-    """The queue of a process that listens at an abstract address: a socket in a folder would outlive a killed run."""
+    """A queue of a manager process at an abstract address: a socket in a folder would outlive a killed run."""
     manager = SyncManager(f"\0lrpath-{secrets.token_hex(16)}", ctx=multiprocessing.get_context("fork"))
     manager.start()
     return manager.Queue()
 
 
 def compile_helpers(original: Callable[..., None], *args: Any, **named: Any) -> None:
-    """Compile Megatron's dataset helpers only where they are not compiled yet."""
+    """Compile Megatron's dataset helpers only if they are not compiled yet."""
     if not importable("megatron.core.datasets.helpers_cpp"):
         original(*args, **named)
 
@@ -117,12 +127,12 @@ def initialize_megatron(
 
 
 def print_args(original: Callable[..., None], title: str, args: Any) -> None:
-    """Let Megatron print the arguments, without the values of secrets."""
+    """Print Megatron's arguments without the values of secrets."""
     original(title, Namespace(**hide_values(vars(args))))
 
 
 def set_jit_fusion_options(session: Session, original: Callable[..., None], *args: Any, **named: Any) -> None:
-    """Warm up Megatron's kernels with bias and dropout only for a model that has both; never on the CPU."""
+    """Warm up Megatron's kernels with bias and dropout only for a model with both; never on the CPU."""
     from megatron.training import get_args
 
     settings = get_args()

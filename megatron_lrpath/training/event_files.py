@@ -1,7 +1,7 @@
-"""TensorBoard's files of a run: before a start goes on, what earlier ones wrote of the steps that it trains again.
+"""TensorBoard's files of a run: remove the points of steps that a restart trains again.
 
-A killed training has written steps after its last checkpoint. TensorBoard would show them twice: its own mark for a
-restart (`purge_step`) knows one axis, and a run's curves have three.
+A killed training has written points of steps after its last checkpoint, which TensorBoard would show
+twice: its own mark for a restart (`purge_step`) has one axis, and a run's curves have three.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ LENGTH, AROUND = (
 )  # a record: its length and that one's checksum, the bytes, their checksum
 
 
-def forget_from(folder: Path, step: int, step_samples: int, sample_tokens: int, own: Path) -> None:
-    """Cut the points of `step` and later steps off the event files in `folder`, a run's own.
+def forget_from(folder: Path, step: int, samples: int, sample_tokens: int, own: Path) -> None:
+    """Remove the points of `step` and later steps from a run's event files in `folder`.
 
-    A file is written in the order of the steps, so that they are its end. A folder that cannot be written to is told.
+    A file is written in the order of the steps, so these points are at its end. A warning names a folder
+    that is not writable.
 
     Args:
         folder: of TensorBoard's files.
-        step: the first step that is trained now (1-based), or the one before, where a run begins with a point of it.
-        step_samples, sample_tokens: samples of a step and tokens of a sample, for curves over those.
-        own: the file that this process writes, which is left alone.
+        step: the first step to train (1-based), or the one before, if a run begins with a point of it.
+        samples: consumed after that step; `sample_tokens`: tokens of a sample. For curves over those.
+        own: the file of this process, which is not changed.
     """
-    firsts = (step, step * step_samples, step * step_samples * sample_tokens)
+    firsts = (step, samples, samples * sample_tokens)
     for file in sorted(folder.glob(PATTERN)):
         if file.name == own.name:
             continue
@@ -48,9 +49,9 @@ def forget_from(folder: Path, step: int, step_samples: int, sample_tokens: int, 
 
 
 def end_before(content: bytes, firsts: tuple[int, int, int]) -> int | None:
-    """Where an event file ends without its points from `firsts` on (in steps, samples, tokens).
+    """Return the end of an event file without its points from `firsts` on (in steps, samples, tokens).
 
-    None where it has none, and where it cannot be read to its end but for a torn last record.
+    Return None if it has no such points, or if it is unreadable before an incomplete last record.
     """
     # Takes a while, and the first start of a run has no files.
     from google.protobuf.message import DecodeError
@@ -71,7 +72,7 @@ def end_before(content: bytes, firsts: tuple[int, int, int]) -> int | None:
 
 
 def records(content: bytes) -> list[tuple[int, int]]:
-    """The whole records of an event file: where each begins, and the length of what it holds."""
+    """Yield the complete records of an event file: their offsets and the lengths of their content."""
     found, place = [], 0
     while place + AROUND <= len(content):
         (length,) = LENGTH.unpack_from(content, place)
@@ -83,7 +84,7 @@ def records(content: bytes) -> list[tuple[int, int]]:
 
 
 def first_of(tag: str, firsts: tuple[int, int, int]) -> int:
-    """Where the curve of this name begins to be written again, on its own axis."""
+    """Return the first point to remove from the curve with this name, on its axis."""
     step, samples, tokens = firsts
     if tag.startswith(f"{GROUP}/"):
         return tokens
@@ -91,7 +92,7 @@ def first_of(tag: str, firsts: tuple[int, int, int]) -> int:
 
 
 def file_of(writer: Any) -> Path | None:
-    """The file that a SummaryWriter of torch's writes; None where it does not say."""
+    """Return the file of torch's SummaryWriter; None if it is not available."""
     try:
         return Path(writer.file_writer.event_writer._file_name)
     except AttributeError:

@@ -1,4 +1,4 @@
-"""The ways out of a training process: one message, an exit status, and the end of the other ranks."""
+"""The ways to end a training process: one message, an exit status, and the end of the other ranks."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ RERUN = (16, 17)  # the statuses of Megatron's rerun state machine
 
 
 def reason_of(error: SystemExit, place: str, said: str) -> tuple[Exception, int]:
-    """What an exit of Megatron's means, as an error, and the status to leave with."""
+    """Return the error and the exit status for an exit of Megatron."""
     if error.code in RERUN:
         text = (
             f"Megatron's rerun state machine ended the training (its status {error.code}, {place}): a result was not "
-            "what it should be, see its lines above. Call again to go on from the last checkpoint."
+            "what it should be, see its lines above. Call again to continue from the last checkpoint."
         )
         return TrainingStoppedError(text, calling_again_helps=True), FAILED
     said = (error.code if isinstance(error.code, str) else said).strip()
     what = f"Megatron ended the process before the training was done ({place})"
     reason = f": {said}" if said else "; the lines above say why"
-    return UserError(f"{what}{reason}. Calling again without a change would end in the same way."), BAD_INPUT
+    return UserError(f"{what}{reason}. Calling again without a change would fail in the same way."), BAD_INPUT
 
 
 class Exits:
     """How this process ends.
 
     Attributes:
-        peers: set as soon as the ranks have met.
-        asked: Megatron may leave by itself: the user, or a signal, has asked for it.
-        said: what Megatron printed last while it loaded a checkpoint.
+        peers: set after rendezvous.
+        asked: whether Megatron may exit by itself, because of the user or a signal.
+        said: Megatron's last output while it loaded a checkpoint.
     """
 
     def __init__(self) -> None:
@@ -52,11 +52,11 @@ class Exits:
 
     @contextmanager
     def reported(self) -> Iterator[None]:
-        """Turn what ends the block into one message and an exit status.
+        """Convert the exception that ends the block to one message and an exit status.
 
-        A user's error leaves with `BAD_INPUT`, a training that cannot go on with `FAILED`. An unexpected exception
-        is raised before the ranks have met; afterwards it ends all ranks with one message. Where Megatron leaves by
-        itself and nobody has asked for it, that is a user's error, whatever its status.
+        A user's error exits with `BAD_INPUT`, a training that cannot continue with `FAILED`. An unexpected
+        exception is raised before rendezvous; afterwards it ends all ranks with one message. If Megatron
+        exits by itself without a request, that is a user's error, regardless of its status.
         """
         try:
             yield
@@ -80,7 +80,7 @@ class Exits:
             self.report(error)
 
     def unasked(self, error: SystemExit) -> str | None:
-        """Where in Megatron an exit comes from that nobody asked for; None for every other."""
+        """Return the place in Megatron of an exit without a request; None for every other exit."""
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
         while frames and frames[-1].f_globals.get("__name__") == EXIT_BUILTIN:
             frames.pop()
@@ -90,16 +90,16 @@ class Exits:
         return f"{module}, line {line}" if module.partition(".")[0] == "megatron" else None
 
     def report(self, error: Exception) -> NoReturn:
-        """Raise an unexpected exception; once ranks have met, name the rank that it ended and end all."""
+        """Raise an unexpected exception; after rendezvous, name the rank that it ended and end all ranks."""
         if self.peers is None:
             failure.record_error(error)
             raise error
         self.peers.report_error(error)
 
     def leave(self, error: Exception, status: int, of_one_rank: bool = False) -> NoReturn:
-        """Print the error once for all ranks and leave at once: other ranks may wait in a collective.
+        """Print the error once for all ranks and exit immediately: other ranks may wait in a collective.
 
-        Before the ranks have met only rank 0 prints; with `of_one_rank` the failing rank prints itself, since
+        Before rendezvous only rank 0 prints; with `of_one_rank` the failing rank prints itself, because
         rank 0 may not have met the error.
         """
         if self.peers is None:

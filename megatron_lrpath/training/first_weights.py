@@ -1,10 +1,13 @@
-"""First weights at several pipeline stages or expert-parallel ranks: those that one process draws.
+"""Initial weights with several pipeline stages or expert-parallel ranks: the same as those of a single
+process.
 
-Megatron seeds every stage differently, and each draws its layers from its own seed. Here a stage draws where the one
-before it has left off; only the states of the random numbers go from stage to stage, and nothing is drawn twice.
+Megatron seeds every stage differently, and each stage draws its layers from its own seed. Here a stage
+continues the random sequence of the stage before it; only the states of the generators are sent from stage
+to stage.
 
-Where weights are drawn on the CPU, the expert-parallel ranks draw from one seed, so that each rank's experts would be
-copies of the first rank's, and what is drawn after them another layout's. There every rank draws the experts of all.
+If weights are drawn on the CPU, the expert-parallel ranks draw from one seed: each rank's experts would be
+copies of the first rank's, and later draws would depend on the layout. There every rank draws the experts
+of all ranks.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ class StageOrder:
     """The order in which the pipeline stages of this process's model draw their weights.
 
     Attributes:
-        chunks: parts of the model on each stage (virtual pipeline), one where it is not virtual.
+        chunks: parts of the model on each stage (virtual pipeline); one if it is not virtual.
         built: parts that this stage has built.
     """
 
@@ -38,8 +41,8 @@ class StageOrder:
     def build(self, build: Callable[[], None]) -> None:
         """Build the next part of this stage, after the part of the stage before it.
 
-        The random numbers of the training (dropout) go on from the stage's own seed, except on the first stage,
-        which is where one stage alone would be after the same weights.
+        The random numbers of the training (dropout) continue from the stage's own seed, except on the
+        first stage, where they continue as on a single stage.
         """
         stage, stages = mpu.get_pipeline_model_parallel_rank(), mpu.get_pipeline_model_parallel_world_size()
         first = stage == 0 and self.built == 0
@@ -59,9 +62,9 @@ class StageOrder:
                 share()
 
     def when_built(self, share: Callable[[], None]) -> None:
-        """Keep what needs the last stage (it shares the embeddings with the first) until all parts are built.
+        """Defer the sharing of embeddings between the last and the first stage until all parts are built.
 
-        A model of another class is not built in this order, and shares them at once.
+        A model of another class is not built in this order, and shares them immediately.
         """
         if self._building:
             self._shares.append(share)
@@ -70,9 +73,10 @@ class StageOrder:
 
 
 def drawn_at(args: Any) -> dict[str, Any]:
-    """What of the layout the first weights depend on, for the run's lineage.
+    """Return the part of the layout that the initial weights depend on, for the run's lineage.
 
-    Drawn on the CPU they depend on no layout; on GPUs every tensor- and expert-parallel rank draws its own part.
+    Drawn on the CPU they depend on no layout; on GPUs every tensor- and expert-parallel rank draws its own
+    part.
     """
     if args.use_cpu_initialization:
         return {"device": "cpu"}
@@ -81,25 +85,25 @@ def drawn_at(args: Any) -> dict[str, Any]:
 
 
 def draw_all_experts(build: Callable[[Any], None], own: Any) -> None:
-    """Build the experts of every expert-parallel rank in turn, and keep those of this one in `own`."""
+    """Build the experts of every expert-parallel rank in turn, and keep those of this rank in `own`."""
     rank = mpu.get_expert_model_parallel_rank()
     for other in range(mpu.get_expert_model_parallel_world_size()):
         build(own if other == rank else object.__new__(type(own)))
 
 
 def random_states() -> States:
-    """Copies of the states of the CPU, the device and Megatron's named generators."""
+    """Return copies of the states of the CPU, the device and Megatron's named generators."""
     named = get_cuda_rng_tracker().get_states()
     return torch.get_rng_state(), torch.cuda.get_rng_state(), {name: as_bytes(named[name]) for name in named}
 
 
 def as_bytes(state: Any) -> torch.Tensor:
-    """A copy of a state; Transformer Engine's tracker keeps generators."""
+    """Return a copy of a state; Transformer Engine's tracker keeps generators."""
     return (state.get_state() if isinstance(state, torch.Generator) else state).clone()
 
 
 def set_random_states(states: States) -> None:
-    """Go on from these states; generators stay the objects that they are."""
+    """Restore these states; the generator objects are not replaced."""
     cpu, device, named = states
     torch.cuda.set_rng_state(device)
     torch.set_rng_state(cpu)  # after the device's, which is the CPU's where there is no GPU
@@ -120,7 +124,7 @@ def send(states: States, stage: int) -> None:
 
 
 def receive(stage: int) -> States:
-    """The states that a stage of this pipeline sends."""
+    """Receive the states from a stage of this pipeline."""
     found: list[Any] = [None]
     group = mpu.get_pipeline_model_parallel_group()
     dist.recv_object_list(found, group=group, group_src=stage, weights_only=True)

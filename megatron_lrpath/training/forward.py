@@ -1,4 +1,6 @@
-"""One forward step of a GPT model in Megatron's loop: the batch (packed samples too), the model, the masked loss."""
+"""One forward step of a GPT model in Megatron's loop: the batch (packed samples, too), the model, the masked
+loss.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,10 @@ KEYS = ("tokens", "labels", "loss_mask", "position_ids", "attention_mask")
 
 
 def packed_batch(data_iterator: Iterator[dict[str, Tensor]] | None) -> Batch:
-    """The next micro-batch, [micro_batch, seq] tensors and the mask that keeps examples apart.
+    """Return the next micro-batch, [micro_batch, seq] tensors and the mask that separates examples.
 
-    Every stage of the pipeline needs the mask, so every rank reads the batch from its own iterator: all of them
-    have the same data, and the same order on the ranks of one model.
+    Every pipeline stage needs the mask, so every rank reads the batch from its own iterator: all of them
+    have the same data, in the same order on the ranks of one model.
     """
     assert data_iterator is not None
     sample = next(data_iterator)
@@ -34,7 +36,8 @@ def packed_batch(data_iterator: Iterator[dict[str, Tensor]] | None) -> Batch:
 
 
 def apart(segments: Tensor) -> Tensor:
-    """Megatron's mask (True: may not attend), [batch, 1, seq, seq]: back to the beginning of the own segment.
+    """Return Megatron's mask (True: no attention), [batch, 1, seq, seq]: attention back to the beginning of
+    the own segment.
 
     Args:
         segments: [batch, seq] numbers, equal within an example.
@@ -46,9 +49,9 @@ def apart(segments: Tensor) -> Tensor:
 
 
 def get_batch(data_iterator: Iterator[dict[str, Tensor]] | None, vp_stage: int | None) -> Batch:
-    """The next micro-batch on this rank: [micro_batch, seq / context_parallel_size] tensors.
+    """Return the next micro-batch on this rank: [micro_batch, seq / context_parallel_size] tensors.
 
-    Tensor-parallel rank 0 reads it and broadcasts it; a stage in the middle of the pipeline needs none.
+    Tensor-parallel rank 0 reads it and broadcasts it; a middle stage of the pipeline needs none.
     """
     args = get_args()
     first = mpu.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
@@ -68,7 +71,7 @@ def get_batch(data_iterator: Iterator[dict[str, Tensor]] | None, vp_stage: int |
 
 
 def broadcast(batch: Batch, args: Any, tp_rank: int, first: bool, last: bool) -> Batch:
-    """The batch of tensor-parallel rank 0, on every rank of its group."""
+    """Broadcast the batch of tensor-parallel rank 0 to every rank of its group."""
     received: Batch = get_batch_on_this_tp_rank(
         batch,
         has_cu_seqlens=False,
@@ -92,9 +95,9 @@ class ForwardStep:
     """Megatron's forward-step function for language modelling.
 
     Args:
-        guard: notes the loss of each micro-batch; None where nobody judges it (evaluations).
+        guard: records the loss of each micro-batch; None in evaluations.
         packed: whether batches are packed samples.
-        standstill: keeps the time of the training's steps; None where there are none.
+        standstill: the clock of the training's steps; None in evaluations.
     """
 
     def __init__(
@@ -105,7 +108,9 @@ class ForwardStep:
         self.standstill = standstill
 
     def __call__(self, data_iterator: Iterator[dict[str, Tensor]] | None, model: Any) -> tuple[Tensor, Any]:
-        """The model's output for the next micro-batch, and the function that makes a loss of it."""
+        """Return the model's output for the next micro-batch, and the function that computes the loss from
+        it.
+        """
         if self.standstill is not None and torch.is_grad_enabled():
             self.standstill.step_begins()
         timers = get_timers()
@@ -126,10 +131,10 @@ class ForwardStep:
         return output, partial(self.loss, cast(Tensor, batch["loss_mask"]))
 
     def loss(self, loss_mask: Tensor, losses: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Sum of the unmasked token losses, their number, and both for the log.
+        """Return the sum of the unmasked token losses, their number, and both for the log.
 
         Args:
-            loss_mask: [micro_batch, seq], 1 where a token counts.
+            loss_mask: [micro_batch, seq], 1 if a token counts.
             losses: [micro_batch, seq] cross-entropies in nats.
         """
         mask = loss_mask.view(-1).float()

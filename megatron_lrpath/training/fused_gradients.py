@@ -1,7 +1,8 @@
-"""Weight gradients added to fp32 inside the matrix product, as Apex's `fused_weight_gradient_mlp_cuda` does, in torch.
+"""Weight gradients accumulated in fp32 inside the matrix product, in torch, like Apex's
+`fused_weight_gradient_mlp_cuda`.
 
-Megatron's own layers (the output layer is one, with Transformer Engine too) import a compiled module of Apex of that
-name. Where Apex is not installed this module takes its place, before Megatron is imported.
+Megatron's own layers (including the output layer of Transformer Engine models) import a compiled module of
+Apex with that name. If Apex is not installed this module replaces it, before Megatron is imported.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ NAME = "fused_weight_gradient_mlp_cuda"  # as Megatron imports it
 
 
 def register() -> None:
-    """Let `import fused_weight_gradient_mlp_cuda` give this module, where Apex's is not installed."""
+    """Make `import fused_weight_gradient_mlp_cuda` return this module if Apex's is not installed."""
     if NAME not in sys.modules and importlib.util.find_spec(NAME) is None:
         sys.modules[NAME] = sys.modules[__name__]
 
@@ -39,7 +40,7 @@ def wgrad_gemm_accum_fp32(inputs: Tensor, grad_output: Tensor, main_grad: Tensor
 
 
 def wgrad_gemm_accum_fp16(inputs: Tensor, grad_output: Tensor, main_grad: Tensor) -> None:
-    """The same for a `main_grad` in 16 bits, the type of the product."""
+    """Do the same for a `main_grad` in 16 bits, the type of the product."""
     if inputs.dtype == main_grad.dtype:
         main_grad.addmm_(grad_output.t(), inputs)
     else:
@@ -48,9 +49,9 @@ def wgrad_gemm_accum_fp16(inputs: Tensor, grad_output: Tensor, main_grad: Tensor
 
 @functools.cache
 def accumulates(kind: torch.dtype) -> bool:
-    """Whether this GPU's products of 16 bits can be added to fp32 in place: tried once, on a small one.
+    """Return whether this GPU can add 16-bit products to fp32 in place; tested once with a small product.
 
-    Older versions of torch lack it, and other devices may.
+    Older versions of torch, and some devices, do not support it.
     """
     generator = torch.Generator().manual_seed(0)
     left, right = (torch.randn(16, size, generator=generator).to("cuda", kind) for size in (8, 24))

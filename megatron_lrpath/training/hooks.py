@@ -1,4 +1,6 @@
-"""Megatron's names that act on the run: each wrapper calls the part of the session that answers, then the original."""
+"""Replacements of Megatron's names that affect the run: each calls the responsible part of the session, then
+the original.
+"""
 
 from __future__ import annotations
 
@@ -22,29 +24,29 @@ Wrapped = Callable[..., Any]
 
 
 def scheduler_builder(session: Session, original: Wrapped, optimizer: Any, *args: Any, **named: Any) -> Any:
-    """Megatron's builder, or ours where the run has a learning-rate path."""
+    """Return Megatron's scheduler, or this project's if the run has a learning-rate path."""
     if session.context is None:
         return original(optimizer, *args, **named)
-    session.scheduler = LRPathScheduler.of(optimizer, session.context.path, get_args())
+    session.scheduler = LRPathScheduler.of(optimizer, session.context.path, session.context.sizes, get_args())
     return session.scheduler
 
 
 def build_model(session: Session, original: Wrapped, self: Any, *args: Any, **named: Any) -> None:
-    """Draw the first weights of several pipeline stages in the order of one."""
+    """Draw the initial weights of several pipeline stages in the order of a single stage."""
     if session.first_weights is None:
         return original(self, *args, **named)
     session.first_weights.build(lambda: original(self, *args, **named))
 
 
 def build_experts(session: Session, original: Wrapped, self: Any, *args: Any, **named: Any) -> None:
-    """Draw the first weights of the experts of all ranks, where they come from one seed."""
+    """Draw the initial weights of the experts of all ranks, if they come from one seed."""
     if not session.draws_all_experts:
         return original(self, *args, **named)
     draw_all_experts(lambda experts: original(experts, *args, **named), self)
 
 
 def share_embeddings(session: Session, original: Wrapped, self: Any, *args: Any, **named: Any) -> None:
-    """Share the embeddings between the first stage and the last, when all stages have drawn their weights."""
+    """Share the embeddings between the first and the last stage after all stages have drawn their weights."""
     if session.first_weights is None:
         return original(self, *args, **named)
     session.first_weights.when_built(lambda: original(self, *args, **named))
@@ -64,7 +66,9 @@ def training_log(
     *args: Any,
     **named: Any,
 ) -> Any:
-    """Log the rate the step used (Megatron reads it after the scheduler has moved on) and record the step."""
+    """Log the rate that the step used (Megatron reads it after the scheduler has advanced) and record the
+    step.
+    """
     if session.scheduler is not None:
         loss = loss_dict.get("lm loss")
         rate = session.step_ended(iteration, loss, grad_norm, bool(skipped_iter))
@@ -86,7 +90,7 @@ def checkpoint_and_decide_exit(
     *args: Any,
     **named: Any,
 ) -> bool:
-    """Save at the steps to keep, decide as Megatron does, save and stop where a signal asks for it."""
+    """Save at the steps to keep, decide as Megatron does, and save and stop after a signal."""
     from megatron.training.training import save_checkpoint_and_time  # itself a replaced name's caller
 
     trained = (model, optimizer, opt_param_scheduler)
@@ -107,13 +111,13 @@ def checkpoint_and_decide_exit(
 
 
 def note_print(session: Session, original: Wrapped, message: str, *args: Any, **named: Any) -> None:
-    """Keep what Megatron says while it loads: its exits have no reason of their own."""
+    """Record Megatron's output while it loads: its exits have no message of their own."""
     session.exits.said = str(message)
     original(message, *args, **named)
 
 
 def save_checkpoint(session: Session, original: Wrapped, iteration: int, *args: Any, **named: Any) -> None:
-    """Save a step once; a save that fails is a warning, and the training goes on."""
+    """Save a step once; a failed save is a warning, and the training continues."""
     saves = session.saves
     if saves is None:
         return original(iteration, *args, **named)
@@ -125,7 +129,7 @@ def save_checkpoint(session: Session, original: Wrapped, iteration: int, *args: 
 
 
 def maybe_finalize_async_save(session: Session, original: Wrapped, *args: Any, **named: Any) -> None:
-    """Finish asynchronous saves; one that failed is a warning, and the training goes on."""
+    """Finish asynchronous saves; a failed one is a warning, and the training continues."""
     while True:
         try:
             return original(*args, **named)
@@ -142,14 +146,18 @@ def dist_save(
     *args: Any,
     **named: Any,
 ) -> Any:
-    """Write a distributed checkpoint aside; commit it now, or when the asynchronous writers are done."""
+    """Write a distributed checkpoint to a temporary folder; commit it now, or when the asynchronous writers
+    are done.
+    """
     if session.commits is None:
         return original(sharded_state_dict, checkpoint_dir, *args, **named)
     return session.commits.save(original, sharded_state_dict, checkpoint_dir, *args, **named)
 
 
 def first_rank_write(session: Session, original: Wrapped, *args: Any, **named: Any) -> None:
-    """Defer an error of the disk in a file that rank 0 writes while others wait; all ranks raise it at the commit."""
+    """Defer an error of the disk in a file that rank 0 writes while others wait; all ranks raise it at the
+    commit.
+    """
     try:
         original(*args, **named)
     except OSError as error:
@@ -161,7 +169,7 @@ def first_rank_write(session: Session, original: Wrapped, *args: Any, **named: A
 def ensure_directory(
     session: Session, original: Wrapped, filename: str, check_parent: bool = True, *args: Any, **named: Any
 ) -> None:
-    """Leave the folder of a checkpoint to its commit, which gives it its name when all of it is written."""
+    """Leave the folder of a checkpoint to its commit, which renames it when all of it is written."""
     if check_parent or session.saves is None:  # the folder itself is a distributed checkpoint's
         original(filename, check_parent, *args, **named)
 
@@ -169,9 +177,10 @@ def ensure_directory(
 def tracker_filename(
     session: Session, original: Wrapped, checkpoints_path: str, *args: Any, **named: Any
 ) -> str:
-    """Let Megatron neither write the tracker (in place) nor read it: the manifests say what is newest.
+    """Prevent Megatron from writing (in place) and reading the tracker: the manifests define the newest
+    checkpoint.
 
-    Of weights to start from, which a run only reads, the tracker names the checkpoint.
+    For weights to start from, which a run only reads, the tracker names the checkpoint.
     """
     given = session.saves is None or is_pretrained(checkpoints_path)
     return original(checkpoints_path, *args, **named) if given else os.devnull
@@ -186,7 +195,7 @@ def wandb_save(
     *args: Any,
     **named: Any,
 ) -> None:
-    """Weights & Biases gets the real tracker's name."""
+    """Give Weights & Biases the real tracker's name."""
     tracker = tracker_filename if session.saves is None else str(Path(save_dir) / TRACKER)
     original(checkpoint_path, tracker, save_dir, *args, **named)
 
@@ -200,7 +209,7 @@ def get_grad_norm(session: Session, original: Wrapped, self: Any, *args: Any, **
 
 
 def prepare_grads(session: Session, original: Wrapped, self: Any, *args: Any, **named: Any) -> bool:
-    """Begin the step; where gradients overflowed Megatron makes no update, and the ranks agree on signals here."""
+    """Begin the step; if gradients overflowed, Megatron makes no update, and the ranks agree on signals here."""
     if session.guard is not None:
         session.guard.gradients_ready()
     overflowed = bool(original(self, *args, **named))
@@ -210,14 +219,16 @@ def prepare_grads(session: Session, original: Wrapped, self: Any, *args: Any, **
 
 
 def step_with_ready_grads(session: Session, original: Wrapped, self: Any, *args: Any, **named: Any) -> bool:
-    """Ask the guard first; a skipped update counts as Megatron counts one with an overflow."""
+    """Call the guard first; a skipped update counts like an update with an overflow in Megatron."""
     if session.guard is None or session.guard.before_update():
         return bool(original(self, *args, **named))
     return False
 
 
 def load_state_dict(session: Session, original: Wrapped, self: Any, state_dict: dict[str, Any]) -> None:
-    """Load a distributed optimizer's state that may have been saved under other rates; a step count a parameter."""
+    """Load a distributed optimizer's state that may have been saved with other rates; with one step count per
+    parameter.
+    """
     inner = state_dict["optimizer"]
     groups = inner["param_groups"]
     if session.context is not None:
@@ -237,6 +248,6 @@ def filter_and_reorder(
     *args: Any,
     **named: Any,
 ) -> Any:
-    """Pair parameter groups that may have been saved under other rates."""
+    """Pair parameter groups that may have been saved with other rates."""
     stored = state_dict_groups if session.context is None else own_groups(state_dict_groups, current_groups)
     return original(current_groups, stored, *args, **named)

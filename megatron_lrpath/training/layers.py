@@ -27,15 +27,16 @@ SHORT = 512
 class SDPACoreAttention(MegatronModule):
     """Causal attention on this tensor-parallel rank's heads, without a mask or an s×s matrix in memory.
 
-    A mask that is given ([b, 1, s, s], True where a query may not attend) is applied as it stands: packed samples
-    bring one, a byte for every pair of positions, which keeps their examples apart. Rotary positions run on over
-    the whole sample; attention depends on their differences alone, so an example gets what it would get by itself.
+    A given mask ([b, 1, s, s], True where a query must not attend) is applied unchanged: packed samples
+    have one, a byte for every pair of positions, which separates their examples. Rotary positions continue
+    over the whole sample; attention depends only on their differences, so each example is treated as if it
+    were alone.
 
-    Takes the place of Megatron's `DotProductAttention` in a layer spec; grouped queries are left to torch
-    (`enable_gqa`). What this does not compute is refused at construction, never ignored.
+    Replaces Megatron's `DotProductAttention` in a layer spec; torch handles grouped queries
+    (`enable_gqa`). Unsupported settings are refused at construction, never ignored.
 
     Raises:
-        UserError: sliding windows, attention sinks or context parallelism are asked for.
+        UserError: sliding windows, attention sinks or context parallelism are requested.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class SDPACoreAttention(MegatronModule):
 
 
 def refuse_unsupported(config: TransformerConfig, attn_mask_type: AttnMaskType) -> None:
-    """Stop where the configuration asks for attention that this module does not compute."""
+    """Refuse a configuration with attention that this module does not compute."""
     unsupported = {
         "--context-parallel-size": config.context_parallel_size != 1,
         "--window-size": config.window_size is not None,
@@ -128,13 +129,13 @@ def refuse_unsupported(config: TransformerConfig, attn_mask_type: AttnMaskType) 
 class ParallelTorchNorm:
     """Builds torch's `RMSNorm` or `LayerNorm`, with weights marked for sequence parallelism.
 
-    Under sequence parallelism each rank normalizes its share of the sequence, so the weights' gradients are
-    partial sums; Megatron adds those of weights marked `sequence_parallel` over the tensor-parallel ranks.
-    Its own wrapper of torch's norms refuses sequence parallelism instead.
+    Under sequence parallelism each rank normalizes its share of the sequence, so the weights' gradients
+    are partial sums; Megatron adds those of weights marked `sequence_parallel` over the tensor-parallel
+    ranks. Its own wrapper of torch's norms refuses sequence parallelism.
     """
 
     def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> Any:
-        """A norm over the last dimension, [..., hidden_size] -> [..., hidden_size]."""
+        """Return a norm over the last dimension, [..., hidden_size] -> [..., hidden_size]."""
         norms = {"RMSNorm": torch.nn.RMSNorm, "LayerNorm": torch.nn.LayerNorm}
         if config.normalization not in norms or config.layernorm_zero_centered_gamma:
             raise UserError(
@@ -149,10 +150,10 @@ class ParallelTorchNorm:
 
 
 def local_layers(config: Any, vp_stage: int | None = None) -> TransformerBlockSubmodules:
-    """The layers of this pipeline stage for a `GPTModelConfig`.
+    """Return the layers of this pipeline stage for a `GPTModelConfig`.
 
-    Megatron's local specification with the core attention and the norms replaced (layer norm stays Apex's
-    where that is installed).
+    It is Megatron's local specification with the core attention and the norms replaced (layer norm stays
+    Apex's if that is installed).
     """
     transformer = config.transformer
     layer = get_gpt_layer_local_spec(

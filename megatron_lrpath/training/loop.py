@@ -1,4 +1,4 @@
-"""From a session to the end of its run: Megatron's loop, and the mark that the run is complete."""
+"""Train a session's run to its end: Megatron's loop, and the mark that the run is complete."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ from megatron_lrpath.training.session import Session
 
 
 def train(session: Session, argv: list[str], start: float) -> None:
-    """Set Megatron up for the run that `argv` names and train it; `start` is when the process began (Unix time)."""
+    """Set Megatron up for the run in `argv` and train it; `start` is the start time of the process (Unix
+    time).
+    """
     seams.apply(session)
     args = setup.arguments(session, argv)
     set_startup_timestamps(program_start=start, main_entry=time.time())
@@ -40,11 +42,11 @@ def train(session: Session, argv: list[str], start: float) -> None:
 
 
 def loop(session: Session, args: Any) -> None:
-    """Hand over to Megatron's `pretrain`.
+    """Call Megatron's `pretrain`.
 
     Raises:
         UserError: the checkpoint cannot be loaded.
-        SystemExit: Megatron ends before the last step (a signal, --exit-interval and its kind).
+        SystemExit: Megatron ends before the last step (a signal, --exit-interval and similar).
     """
     session.exits.asked = bool(
         args.ckpt_convert_format
@@ -60,7 +62,9 @@ def loop(session: Session, args: Any) -> None:
 
 
 def carry_out(session: Session, args: Any, run_loop: Callable[[], None]) -> None:
-    """Train from the session's first step to the run's end, unless that is reached; then mark it complete."""
+    """Train from the session's first step to the run's end, unless it is reached already; then mark it
+    complete.
+    """
     if session.first_step < args.train_iters:
         try:
             run_loop()
@@ -79,7 +83,7 @@ def carry_out(session: Session, args: Any, run_loop: Callable[[], None]) -> None
 
 
 def stop_status(saves: Saves | None) -> int:
-    """The exit status of a run that a signal ended."""
+    """Return the exit status of a run that a signal ended."""
     if saves is not None and not saves.failed_last:
         return SAVED_AND_STOPPED
     text = "a signal ended the training, and its last checkpoint could not be saved (see the log)"
@@ -88,10 +92,10 @@ def stop_status(saves: Saves | None) -> int:
 
 
 def finish(session: Session, args: Any) -> None:
-    """Mark the run complete, once its last checkpoint is there.
+    """Mark the run complete, if its last checkpoint exists.
 
     Raises:
-        TrainingStoppedError: it is not.
+        TrainingStoppedError: it does not.
     """
     if int(os.environ["RANK"]) != 0:
         return
@@ -99,7 +103,7 @@ def finish(session: Session, args: Any) -> None:
     if last < args.train_iters:
         raise TrainingStoppedError(
             f"{args.save}: trained to step {args.train_iters}, but the newest checkpoint is of step {last}. "
-            "Call again to go on from there.",
+            "Call again to continue from there.",
             calling_again_helps=True,
         )
     context = session.context

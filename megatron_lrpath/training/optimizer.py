@@ -1,4 +1,6 @@
-"""What Megatron's optimizers lack for saving and loading: torch's Adam at any step, groups of other rates."""
+"""Additions to Megatron's optimizers for saving and loading: torch's Adam at any step, groups with other
+rates.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,14 @@ RATES = frozenset({"max_lr", "min_lr"})
 
 
 def own_groups(stored: list[Group], current: list[Group]) -> list[Group]:
-    """This run's parameter groups with what a checkpoint's say of the past: their step.
+    """Return this run's parameter groups with the step of a checkpoint's.
 
-    Rates, betas and the like are this run's. The groups of another maximal rate, and those that only one of the two
-    has (a learning rate of the embeddings' own), are paired by what else they have in common.
+    Rates, betas and similar values are this run's. Groups with another maximal rate, and groups that only
+    one of the two has (such as a separate learning rate of the embeddings), are paired by their other
+    settings.
 
     Args:
-        stored: the groups in the checkpoint; their `params`, where there are any, are numbers.
+        stored: the groups in the checkpoint; their `params`, if present, are numbers.
         current: the groups of this run's optimizer.
     """
     numbers = numbered(current)
@@ -32,12 +35,12 @@ def own_groups(stored: list[Group], current: list[Group]) -> list[Group]:
 
 
 def settings(group: Group) -> Group:
-    """What a run says of a group, without its parameters and how far it has come."""
+    """Return a group's settings, without its parameters and progress."""
     return {name: value for name, value in group.items() if name not in (PARAMETERS, STEP)}
 
 
 def numbered(groups: list[Group]) -> Iterator[list[int]]:
-    """The parameters of each group as torch numbers them in a state: all groups through."""
+    """Return the parameters of each group as torch numbers them in a state: consecutively over all groups."""
     first = 0
     for group in groups:
         yield list(range(first, first + len(group[PARAMETERS])))
@@ -45,7 +48,7 @@ def numbered(groups: list[Group]) -> Iterator[list[int]]:
 
 
 def closest(group: Group, stored: list[Group]) -> Group:
-    """The stored group that has most in common with `group`; of those one with its rates, if there is one."""
+    """Return the stored group with most settings in common with `group`, preferably one with its rates."""
     from megatron.core.optimizer.optimizer import (
         param_group_identifier_keys as keys,  # after the device's choice
     )
@@ -59,14 +62,15 @@ def closest(group: Group, stored: list[Group]) -> Group:
 
 
 def value_of(group: Group, key: str) -> Any:
-    """The value of a key that tells groups apart; NeMo's name for it begins with `pre_`."""
+    """Return the value of a key that distinguishes groups; NeMo's name for it begins with `pre_`."""
     return group.get(key, group.get(f"pre_{key}"))
 
 
 def make_state(optimizer: Any) -> None:
-    """Make the state that the first update would make, where there was none yet; nothing of it tells anything.
+    """Create the state that the first update would create, if there is none yet; its values are neutral.
 
-    In fp16 the first steps are skipped, until the loss scale fits; a save before the first update finds no state.
+    In fp16 the first steps are skipped until the loss scale fits; a save before the first update finds no
+    state.
     """
     inner = optimizer.optimizer
     if inner is None or inner.state or optimizer.init_state_fn is None:
@@ -85,9 +89,9 @@ def sharded_state_dict(
     *rest: Any,
     **named: Any,
 ) -> Any:
-    """Make the optimizer's state before it is described, as Megatron does for other optimizers on loading.
+    """Create the optimizer state before it is described, as Megatron does for other optimizers on loading.
 
-    The values made for loading are all replaced by the loaded ones.
+    All values created for loading are replaced by the loaded ones.
     """
     if not is_loading:
         make_state(self)
@@ -104,7 +108,7 @@ def sharded_state_dict_fp16(
     *rest: Any,
     **named: Any,
 ) -> Any:
-    """The same for an optimizer that is not distributed, which leaves a step count of 0 out."""
+    """Do the same for an optimizer that is not distributed, which omits a step count of 0."""
     if not is_loading:
         make_state(self)
     described = original(self, model_sharded_state_dict, is_loading, *rest, **named)
@@ -121,7 +125,7 @@ def set_states(
     *args: Any,
     **named: Any,
 ) -> None:
-    """Set weights and moments; the step count, the same for all, came with the parameter groups already."""
+    """Set weights and moments; the step count, the same for all, was set with the parameter groups."""
     original(self, model_param, {STEP: None, **tensors}, *args, **named)
 
 

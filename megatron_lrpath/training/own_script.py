@@ -39,10 +39,11 @@ class Script:
         ignore_unknown_args: bool = False,
         args_defaults: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Megatron's arguments, read and validated, with the group "learning-rate path switching" among them.
+        """Return Megatron's arguments, parsed and validated, including the group "learning-rate path
+        switching".
 
-        For a run with a path this is also where its checkpoint to start from is chosen and its lineage written;
-        bad input ends the process with one message and status 2.
+        For a run with a path this also chooses the checkpoint to start from and writes the lineage; bad
+        input ends the process with one message and status 2.
         """
         session = self.session
         with session.exits.reported():
@@ -72,7 +73,9 @@ class Script:
         store: Any = None,
         **options: Any,
     ) -> None:
-        """Megatron's `pretrain` on the run's path; under a plan the datasets are the plan's version slices."""
+        """Run Megatron's `pretrain` on the run's path; under a plan the datasets are the plan's version
+        slices.
+        """
         session = self.session
 
         def train(provider: Any, forward_step: Any, store: Any) -> None:
@@ -99,10 +102,10 @@ class Script:
 
 
 def is_plain(argv: list[str]) -> bool:
-    """Whether the command line is for Megatron alone.
+    """Return whether the command line is plain Megatron's.
 
     Raises:
-        UserError: it has companions of --plan or --lr-path without them.
+        UserError: it has options related to --plan or --lr-path without them.
     """
     named = {word.partition("=")[0] for word in argv}
     if named & {"--plan", "--lr-path"}:
@@ -114,7 +117,7 @@ def is_plain(argv: list[str]) -> bool:
 
 
 def watched(forward_step: Callable[..., Any], guard: Guard | None) -> Callable[..., Any]:
-    """The script's forward step, whose losses the guard hears of (it stops at NaN and at spikes)."""
+    """Wrap the script's forward step, so that the guard sees its losses (it stops at NaN and at spikes)."""
 
     @functools.wraps(forward_step)
     def step(*args: Any, **kwargs: Any) -> Any:

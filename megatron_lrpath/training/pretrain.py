@@ -1,4 +1,4 @@
-"""The training entry point: what `pretrain_gpt.py`, torchrun and srun start."""
+"""The training entry point that `pretrain_gpt.py`, torchrun and srun start."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train the run that the command line describes.
+    """Train the run of the command line.
 
-    A user's error is one message and exit status 2, a training that cannot go on one message and 1; one that
-    saved and stopped for a signal leaves with `SAVED_AND_STOPPED`.
+    A user's error is one message and exit status 2, a training that cannot continue one message and 1; one
+    that saved and stopped after a signal exits with `SAVED_AND_STOPPED`.
     """
     for category in (DeprecationWarning, FutureWarning, SyntaxWarning):
         warnings.filterwarnings("ignore", category=category)
@@ -47,7 +47,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def open_session(argv: list[str], exits: Exits, signals: Signals) -> Session:
-    """The session of this process: reads ahead, chooses the device, and prepares the process for it."""
+    """Return the session of this process: it reads ahead, chooses the device, and prepares the process for
+    it.
+    """
     early = read_early(argv)
     ahead = ReadAhead()
     ahead.begin(early)
@@ -63,7 +65,7 @@ def open_session(argv: list[str], exits: Exits, signals: Signals) -> Session:
 
 
 def asks_for_wandb(argv: list[str], plan: Path | None) -> bool:
-    """Whether the command line or the plan mention wandb, whose import takes more than a second."""
+    """Return whether the command line or the plan mention wandb, whose import takes more than a second."""
     try:
         text = plan.read_bytes() if plan else b""
     except OSError:  # told when the plan is read
@@ -73,7 +75,7 @@ def asks_for_wandb(argv: list[str], plan: Path | None) -> bool:
 
 @contextmanager
 def without(package: str) -> Iterator[None]:
-    """Let Megatron's imports do without a package that they can do without; later imports find it again."""
+    """Hide an optional package from Megatron's imports; later imports find it again."""
     if package in sys.modules:
         yield
         return
@@ -86,10 +88,10 @@ def without(package: str) -> Iterator[None]:
 
 
 def set_single_process_environment(is_run: bool) -> None:
-    """Let `python pretrain_gpt.py …` work without a launcher, as one process.
+    """Support `python pretrain_gpt.py …` without a launcher, as one process.
 
     Raises:
-        UserError: srun has started several of them, each of which would train a run (`is_run`) alone.
+        UserError: srun has started several processes, each of which would train a run (`is_run`) alone.
     """
     if "RANK" not in os.environ:
         tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")

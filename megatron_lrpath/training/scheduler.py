@@ -8,16 +8,15 @@ from typing import Any
 
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from megatron_lrpath.schedule import LRPath
+from megatron_lrpath.schedule import BatchSizes, LRPath
 
 
 class LRPathScheduler(OptimizerParamScheduler):
     """Sets every parameter group's rate from an `LRPath` over consumed samples.
 
-    The position is the number of samples consumed before a step, so step `s` runs at position
-    `(s-1)·global_batch_size` (the convention stands in `LRPath`). It is taken from Megatron's own sample
-    counter, not counted up here: a step skipped for a gradient overflow consumes its samples too, and a decay
-    still completes.
+    The position follows from the samples consumed before a step, so step `s` runs at position `s-1` (the convention
+    stands in `LRPath`). They are taken from Megatron's own sample counter, not counted up here: a step skipped for a
+    gradient overflow consumes its samples too, and a decay still completes.
 
     Loading a checkpoint takes nothing of the rate from it. Megatron (up to 0.19) leaves the checkpoint's
     `max_lr` and `min_lr` in the parameter groups and its scheduler reads them first, so that a branch would
@@ -25,7 +24,8 @@ class LRPathScheduler(OptimizerParamScheduler):
 
     Args:
         optimizer: Megatron's optimizer.
-        path: the run's learning rate; positions in samples.
+        path: the run's learning rate; positions in steps.
+        sizes: the samples of each step.
         consumed_samples: samples consumed before the current step.
         start_wd, end_wd, wd_incr_steps, wd_incr_style: Megatron's weight-decay settings (`wd_incr_steps` in
         samples).
@@ -35,13 +35,14 @@ class LRPathScheduler(OptimizerParamScheduler):
         self,
         optimizer: Any,
         path: LRPath,
+        sizes: BatchSizes,
         consumed_samples: Callable[[], int],
         start_wd: float,
         end_wd: float,
         wd_incr_steps: int,
         wd_incr_style: str,
     ) -> None:
-        self.path = path
+        self.path, self.sizes = path, sizes
         self.consumed_samples = consumed_samples
         self.group_rates = [
             {key: group[key] for key in ("max_lr", "min_lr") if key in group}
@@ -63,29 +64,34 @@ class LRPathScheduler(OptimizerParamScheduler):
         )
 
     @classmethod
-    def of(cls, optimizer: Any, path: LRPath, args: Any) -> LRPathScheduler:
-        """The scheduler of a run with Megatron's arguments `args`, which hold the sample counter of the loop."""
+    def of(cls, optimizer: Any, path: LRPath, sizes: BatchSizes, args: Any) -> LRPathScheduler:
+        """Return the scheduler of a run with Megatron's arguments `args`, which hold the sample counter of
+        the loop.
+        """
         return cls(
             optimizer,
             path=path,
+            sizes=sizes,
             consumed_samples=lambda: args.consumed_train_samples,
             start_wd=args.start_weight_decay,
             end_wd=args.end_weight_decay,
-            wd_incr_steps=args.train_iters * args.global_batch_size,
+            wd_incr_steps=sizes.samples_at(args.train_iters),
             wd_incr_style=args.weight_decay_incr_style,
         )
 
     def get_lr(self, param_group: dict[str, Any]) -> float:
-        """The rate of `param_group` at the current position; groups with own rates follow the same shape."""
+        """Return the rate of `param_group` at the current position; groups with their own rates follow the
+        same shape.
+        """
         max_lr = param_group.get("max_lr")
         min_lr = param_group.get("min_lr")
         path = self.path
         if max_lr is not None and (max_lr, min_lr) != (path.schedule.max_lr, path.schedule.min_lr):
             path = path_with_rates(path, max_lr, path.schedule.min_lr if min_lr is None else min_lr)
-        return path.lr_at(max(self.num_steps, path.start))
+        return path.lr_at(max(self.sizes.steps_at(self.num_steps), path.start))
 
     def step(self, increment: int) -> None:
-        """Move the rates on to the next step; `increment` is the batch just consumed (samples)."""
+        """Advance the rates to the next step; `increment` is the batch just consumed (samples)."""
         groups = self.optimizer.param_groups
         groups = [group for group in groups if group.get("default_config", False)] or groups
         self.used_lr = float(groups[0].get("lr") or 0.0) if groups else 0.0
@@ -93,14 +99,21 @@ class LRPathScheduler(OptimizerParamScheduler):
         super().step(increment)
 
     def step_ended(self, skipped: bool) -> float:
-        """The rate that the step used; after a skipped update move on as well, which Megatron does not do."""
+        """Return the rate that the step used; after a skipped update also advance, which Megatron does not
+        do.
+        """
         if skipped:
             self.step(0)  # the rate belongs to the consumed samples
         return self.used_lr
 
     def state_dict(self) -> dict[str, Any]:
-        """Position (samples) and path; the path is stored for the reader, loading does not take it over."""
-        return {"num_steps": self.num_steps, "lr_path": self.path.to_dict()}
+        """Return position (samples) and path; the path is stored for readers only and ignored when loading.
+
+        The path's positions are in samples if all steps have the same number, otherwise in steps.
+        """
+        is_constant = len(self.sizes.changes) == 1 and not self.sizes.samples
+        path = self.path.scaled(self.sizes.changes[0][1]) if is_constant else self.path
+        return {"num_steps": self.num_steps, "lr_path": path.to_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue at the loaded position with this run's own rates."""
@@ -111,5 +124,5 @@ class LRPathScheduler(OptimizerParamScheduler):
 
 @functools.lru_cache(maxsize=64)
 def path_with_rates(path: LRPath, max_lr: float, min_lr: float) -> LRPath:
-    """`path` between other rates."""
+    """Return `path` with other rates."""
     return path.with_rates(max_lr, min_lr)

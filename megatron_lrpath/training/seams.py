@@ -1,8 +1,8 @@
-"""Every name of Megatron (and of torch and TensorBoard below it) that this project replaces: what, why, since when.
+"""All names of Megatron (and of torch and TensorBoard below it) that this project replaces, with the reasons.
 
-Nothing else in the project assigns to a name of `megatron`. A row holds the parameters that its replacement reads
-or sets; everything else is passed on. `apply` refuses to go on when one of these has changed, and a test fails
-first; a row that only saves time is left out with a warning instead.
+No other module of the project assigns to a name of `megatron`. A row has the parameters that its
+replacement reads or sets; all others are passed through. `apply` raises an error if one of these has
+changed, and a test fails first; a row that only saves time is skipped with a warning instead.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class Seam:
     """One replaced name.
 
     Attributes:
-        target: `module:name` (or `module:Class.name`) as the calling code of Megatron sees it.
-        replacement: `module:name` of the function of ours that is called in its place. It takes the session, where
-            its first parameter has that name, then the original, then what the caller gives.
-        parameters: the leading parameters of the original that the replacement reads or sets, in their order.
-        why: what fails or is missing without it.
-        device: `any`, or `cpu` for rows that only the CPU needs.
-        speed: the row only saves time; where upstream has changed it is left out with a warning.
+        target: `module:name` (or `module:Class.name`) as seen by the calling code of Megatron.
+        replacement: `module:name` of the function that is called instead. It takes the session, if its first parameter
+            has that name, then the original, then the caller's arguments.
+        parameters: the leading parameters of the original that the replacement reads or sets, in order.
+        why: the failure or the missing feature without it.
+        device: `any`, or `cpu` or `cuda` for rows that only one of them needs.
+        speed: whether the row only saves time; if upstream has changed it is skipped with a warning.
         since: first version of megatron-core that the row was needed and checked for.
     """
 
@@ -45,11 +45,11 @@ class Seam:
     since: str = "0.19.2"
 
     def original(self) -> Callable[..., Any]:
-        """The function of Megatron that `target` names now."""
+        """Return the function of Megatron that `target` currently names."""
         return resolve(self.target)
 
     def made(self, session: Session) -> Any:
-        """What takes the original's place in the process of `session`."""
+        """Return the replacement in the process of `session`."""
         original, replacement = self.original(), resolve(self.replacement)
         takes_session = next(iter(inspect.signature(replacement).parameters)) == "session"
         given = (session, original) if takes_session else (original,)
@@ -350,6 +350,38 @@ SEAMS = (
         speed=True,
     ),
     Seam(
+        "megatron.core.tensor_parallel:vocab_parallel_cross_entropy",
+        "megatron_lrpath.training.gpu.kernels:cross_entropy",
+        ("vocab_parallel_logits", "target", "label_smoothing", "tp_group"),
+        "it makes fp32 copies of all logits; liger's kernel works on the bf16 logits in place",
+        device="cuda",
+        speed=True,
+    ),
+    Seam(
+        "megatron.core.transformer.attention:apply_rotary_pos_emb",
+        "megatron_lrpath.training.gpu.kernels:rotary",
+        ("t", "freqs", "config"),
+        "without Transformer Engine's it starts a kernel for each operation; ours is one in each direction",
+        device="cuda",
+        speed=True,
+    ),
+    Seam(
+        "torch.optim.adam:Adam._init_group",
+        "megatron_lrpath.training.gpu.optimizer:init_group",
+        ("self", "group"),
+        "Megatron does not ask torch's Adam for its fused kernel, and the other passes over the state several times",
+        device="cuda",
+        speed=True,
+    ),
+    Seam(
+        "megatron.core.optimizer.clip_grads:l2_norm_impl",
+        "megatron_lrpath.training.gpu.optimizer:l2_norm",
+        (),  # Transformer Engine's and Apex', which are called as they are, have other names
+        "without Transformer Engine and Apex it waits for the GPU once for each tensor",
+        device="cuda",
+        speed=True,
+    ),
+    Seam(
         "megatron.core.optimizer.layer_wise_optimizer:LayerWiseDistributedOptimizer.allgather_params",
         "megatron_lrpath.training.optimizer:spread_parameters",
         (),
@@ -376,29 +408,35 @@ SEAMS = (
 
 
 def owner_and_name(path: str) -> tuple[Any, str]:
-    """The module or class that holds what `module:name` or `module:Class.name` names, and its name there."""
+    """Return the module or class that contains `module:name` or `module:Class.name`, and the name in it."""
     module, _, name = path.partition(":")
     *classes, last = name.split(".")
     return functools.reduce(getattr, classes, importlib.import_module(module)), last
 
 
 def resolve(path: str) -> Any:
-    """The object that `module:name` or `module:Class.name` names."""
+    """Return the object named by `module:name` or `module:Class.name`."""
     owner, name = owner_and_name(path)
     return getattr(owner, name)
 
 
 def rows(device: str) -> tuple[Seam, ...]:
-    """The seams that training on `device` needs."""
+    """Return the seams for training on `device`."""
     return tuple(seam for seam in SEAMS if seam.device in ("any", device))
 
 
 def check(seam: Seam) -> str | None:
-    """What has changed upstream for this row, or None: the parameters that the replacement touches come first."""
+    """Return the upstream change that affects this row, or None: the parameters that the replacement uses
+    come first.
+    """
     try:
-        found = tuple(inspect.signature(seam.original()).parameters)
+        original = seam.original()
     except (ImportError, AttributeError) as error:
         return f"{seam.target} is gone ({error})"
+    try:
+        found = tuple(inspect.signature(original).parameters)
+    except ValueError:  # compiled, as Transformer Engine's and Apex' are: the replacement passes all on to it
+        return None
     touched = found[: len(seam.parameters)]
     if touched != seam.parameters:
         return f"{seam.target} takes {found}, expected {seam.parameters} first"
@@ -406,17 +444,17 @@ def check(seam: Seam) -> str | None:
 
 
 def import_rows(device: str) -> None:
-    """Import what the rows of `device` name, so that a forked process finds it imported."""
+    """Import the modules that the rows of `device` name, so that a forked process need not import them."""
     for seam in rows(device):
         resolve(seam.replacement)
         seam.original()
 
 
 def apply(session: Session) -> None:
-    """Replace the names that training on the session's device needs, once a process.
+    """Replace the names for training on the session's device, once for each process.
 
     Raises:
-        UserError: the installed Megatron is not one that these rows fit.
+        UserError: these rows do not match the installed Megatron.
     """
     pending = [seam for seam in rows(session.device) if not is_replaced(seam)]
     problems = {seam: problem for seam in pending if (problem := check(seam))}
@@ -436,7 +474,7 @@ def apply(session: Session) -> None:
 
 
 def is_replaced(seam: Seam) -> bool:
-    """Whether this process has replaced the name already."""
+    """Return whether this process has already replaced the name."""
     try:
         return getattr(seam.original(), "is_ours", False) is True
     except (ImportError, AttributeError):

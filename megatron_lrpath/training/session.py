@@ -1,4 +1,4 @@
-"""The owner of a run in this process: everything that its parts share while it trains or is evaluated."""
+"""The owner of a run in this process: everything that its parts share during training or evaluation."""
 
 from __future__ import annotations
 
@@ -31,23 +31,25 @@ class Session:
     Attributes:
         device: cpu or cuda.
         exits, signals, ahead: exist before Megatron is imported.
-        own_arguments: adds the arguments of a script of the user's own to the parser.
+        kernels: the kernels of `--gpu-kernels` in use.
+        own_arguments: adds the arguments of a user's script to the parser.
         context: the run; None for plain Megatron.
-        peers: the watch over the other ranks, from the moment they have met.
+        peers: the watch over the other ranks, after rendezvous.
         standstill: the clock of a training's steps.
         lock: the run's lock, on rank 0 of a training.
         saves, commits, guard, recorder: in a training of a run.
-        scheduler: the learning-rate path in Megatron's loop, once Megatron has built its optimizer.
-        first_weights: the order in which several pipeline stages draw them, in a run that starts from random ones.
-        draws_all_experts: whether a rank draws the first weights of all ranks' experts, to keep its own.
+        scheduler: the learning-rate path in Megatron's loop, after Megatron has built its optimizer.
+        first_weights: the order in which several pipeline stages draw them, in a run that starts from random weights.
+        draws_all_experts: whether a rank draws the initial weights of all ranks' experts, to keep its own.
         first_step: the step that the training starts at.
-        store: where the ranks have met, for `init_process_group`.
+        store: the rendezvous store, for `init_process_group`.
     """
 
     device: str
     exits: Exits = field(default_factory=Exits)
     signals: Signals = field(default_factory=Signals)
     ahead: ReadAhead = field(default_factory=ReadAhead)
+    kernels: frozenset[str] = frozenset()
     own_arguments: ArgumentsProvider | None = None
     context: RunContext | None = None
     peers: PeerWatch | None = None
@@ -69,12 +71,12 @@ class Session:
         return self.context is not None and self.context.kind == SFT.name
 
     def step_ended(self, step: int, loss: Any, grad_norm: float | None, skipped: bool) -> float:
-        """Record a step of the training that has just ended; the learning rate that it used.
+        """Record a finished step of the training; return the learning rate that it used.
 
         Args:
             step: counted from 1.
-            loss: of the step (nats a token), where this rank has one.
-            grad_norm: the gradient's norm, where it is known.
+            loss: of the step (nats per token), if this rank has one.
+            grad_norm: the gradient's norm, if it is known.
             skipped: whether the update was skipped.
         """
         assert self.scheduler is not None

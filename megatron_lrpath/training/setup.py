@@ -1,4 +1,4 @@
-"""Between the command line and Megatron's loop: arguments, context, lineage, and the parts of the session."""
+"""From the command line to Megatron's loop: arguments, context, lineage, and the parts of the session."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from megatron_lrpath.runs.checkpoints import latest_step, present_fingerprint
 from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.runs.history import losses_before
 from megatron_lrpath.tokenizers.prints import TokenizerSpec
-from megatron_lrpath.training import environment, event_files
+from megatron_lrpath.training import batch_size, environment, event_files
 from megatron_lrpath.training.checkpoints import parent as parents
 from megatron_lrpath.training.checkpoints.commit import Commits
 from megatron_lrpath.training.checkpoints.saves import Saves
@@ -67,9 +67,9 @@ from megatron_lrpath.wording import listing
 
 
 def arguments(session: Session, argv: list[str], defaults: Mapping[str, Any] | None = None) -> Any:
-    """Megatron's validated arguments; `session.context` becomes the run (None for plain Megatron).
+    """Return Megatron's validated arguments; `session.context` becomes the run (None for plain Megatron).
 
-    `defaults` are those of a script of its own, for what neither the plan nor the command line sets.
+    `defaults` are a script's own, for arguments that neither the plan nor the command line sets.
 
     Raises:
         UserError: arguments contradict the plan or each other.
@@ -101,6 +101,8 @@ def arguments(session: Session, argv: list[str], defaults: Mapping[str, Any] | N
     set_machine_flags(args, explicit, session)
     fit_collectives(args, explicit)
     take_over_saving(args)
+    if session.context is not None:
+        batch_size.before_validation(args, session.context.sizes)
     validate(args, defaults or {}, optimizer_problems(vars(args), with_path=True))
     if session.context is not None:
         refuse_endless_ramp(args, session.context)
@@ -108,6 +110,8 @@ def arguments(session: Session, argv: list[str], defaults: Mapping[str, Any] | N
     if session.context is not None and session.context.plan is None and local_rank() == 0:
         refuse(blend_problems(blend_prefixes(args), TokenizerSpec.of_arguments(args)))
     set_global_variables(args)
+    if session.context is not None:
+        batch_size.follow(args, session.context.sizes, "eval_global_batch_size" in explicit)
     return args
 
 
@@ -118,10 +122,10 @@ def plain_arguments(
     defaults: dict[str, Any],
     wrong: Sequence[str] = (),
 ) -> Any:
-    """The validated arguments of plain Megatron, with what follows from the device.
+    """Return the validated arguments of plain Megatron, with those that follow from the device.
 
     Raises:
-        UserError: companions of --plan or --lr-path, arguments that Megatron refuses, or what is `wrong` already.
+        UserError: options related to --plan or --lr-path, arguments that Megatron refuses, or the problems `wrong`.
     """
     if any(problem.startswith("argument --lr-path:") for problem in wrong):
         raise_all(wrong)  # nobody knows which of the others say something
@@ -143,7 +147,7 @@ def plain_arguments(
 
 
 def yaml_arguments(file: str, provider: ArgumentsProvider, defaults: dict[str, Any]) -> Any:
-    """Megatron's experimental --yaml-cfg, which takes every argument from the file.
+    """Read Megatron's experimental --yaml-cfg, which takes every argument from the file.
 
     Raises:
         UserError: the file cannot be read, or lacks an argument that Megatron reads.
@@ -160,13 +164,13 @@ def yaml_arguments(file: str, provider: ArgumentsProvider, defaults: dict[str, A
 
 
 def blend_prefixes(args: Any) -> list[str]:
-    """The indexed datasets that --data-path and its kin name."""
+    """Return the indexed datasets in --data-path and related arguments."""
     blend, per_split = get_blend_and_blend_per_split(args)
     return [prefix for part in [blend, *(per_split or ())] if part is not None for prefix in part[0]]
 
 
 def check_lineage(context: RunContext) -> None:
-    """Refuse, before anything is written, to continue another run or to leave another parent."""
+    """Refuse, before anything is written, to continue another run or to start from another parent."""
     if context.folder is None:
         return check_argument_lineage(context)
     if lineage.is_bound(context.folder):  # a start that came to no checkpoint binds nothing
@@ -187,7 +191,7 @@ def check_lineage(context: RunContext) -> None:
 
 
 def check_argument_lineage(context: RunContext) -> None:
-    """Refuse to continue another run by --lr-path; one without a checkpoint of its own begins anew."""
+    """Refuse to continue another run by --lr-path; a run without a checkpoint of its own starts again."""
     own, parent = context.save, context.parent
     assert own is not None
     if parent is not None and own.resolve() == parent.folder.resolve():
@@ -202,9 +206,9 @@ def check_argument_lineage(context: RunContext) -> None:
 
 
 def refuse_endless_ramp(args: Any, context: RunContext) -> None:
-    """Refuse to begin a main path, which has no end, with a weight decay that moves over its length.
+    """Refuse to begin a main path, which has no end, with a weight decay that changes over its length.
 
-    One that has begun goes on; the identity holds the length.
+    A main path that has begun continues; the identity contains the length.
     """
     begun = context.save is None or checkpoints.has_begun(context.save)
     if context.kind == MAIN.name and not begun and args.weight_decay_incr_style != "constant":
@@ -222,13 +226,13 @@ def check_unrecorded(session: Session, args: Any, common: dict[str, Any]) -> Non
     lineage.refuse_differences(context.records, found, lineage.ANOTHER_SAVE)
     if args.rank == 0:
         say(
-            f"{context.records}: its checkpoints have no record of the run beside them (an older version or plain "
+            f"{context.records}: its checkpoints have no record of the run next to them (an older version or plain "
             "Megatron wrote them); this start leaves one."
         )
 
 
 def begin(session: Session, args: Any) -> None:
-    """Choose the checkpoint to start from, put the run's parts in place and record the start.
+    """Choose the checkpoint to start from, create the run's parts and record the start.
 
     Raises:
         UserError: the run cannot start from there, or another process trains it.
@@ -250,6 +254,9 @@ def begin(session: Session, args: Any) -> None:
     start = agree_on_start(own, context.parent, ranks, session.ahead, take_lock, args.checkpoint_check)
     if context.folder is not None:  # from here on the run is this process's own
         failure.use_folder(context.folder)
+    if context.plan is not None and context.plan.adopted is not None:
+        parents.require_adopted(context.plan, own, start.step)
+    batch_size.require_whole_micro_batches(args, context.sizes, start.step)
     start.apply(args)
     if start.folder is not None:
         common = parents.check_model(args, Path(start.folder), start.loaded, start.weights_of is not None)
@@ -298,7 +305,7 @@ def record_start(context: RunContext, args: Any, start: Start, retain_interval: 
         retain_interval,
         plan,
         drawn,
-        {"device": device_name(args), "layout": {name: getattr(args, name, None) for name in LAYOUT}},
+        machine_record(args),
     )
     if found := lineage.write_lineage(context.records, *record):
         say(
@@ -307,8 +314,18 @@ def record_start(context: RunContext, args: Any, start: Start, retain_interval: 
         )
 
 
+def machine_record(args: Any) -> dict[str, Any]:
+    """What of the machine decides about roundings: the device, the layout, and on a GPU the kernels in use."""
+    record: dict[str, Any] = {"device": device_name(args)}
+    record["layout"] = {name: getattr(args, name, None) for name in LAYOUT}
+    if args.gpu_kernels:
+        fused = ["cross_entropy_loss_fusion"] if args.cross_entropy_loss_fusion else []
+        record["kernels"] = " ".join([*args.gpu_kernels, *fused])
+    return record
+
+
 def protect(session: Session, args: Any, start: Start, ranks: Ranks) -> None:
-    """Take saving, retention and the check of numbers over from Megatron."""
+    """Disable Megatron's own saves, retention and numeric checks, which the session replaces."""
     context = session.context
     assert context is not None
     retain_interval, args.save_retain_interval = args.save_retain_interval, None
@@ -329,6 +346,7 @@ def protect(session: Session, args: Any, start: Start, ranks: Ranks) -> None:
         skip=args.loss_spike_action == "skip",
         max_skips=args.loss_spike_max_skips,
         first_step=start.step,
+        first_samples=context.sizes.samples_at(start.step),
     )
     forget_curves(context, args, start)
     session.saves, session.recorder = saves, StepRecorder(context, session.guard, args)
@@ -336,7 +354,9 @@ def protect(session: Session, args: Any, start: Start, ranks: Ranks) -> None:
 
 
 def forget_curves(context: RunContext, args: Any, start: Start) -> None:
-    """Let TensorBoard forget the steps that are trained again, in a folder that is the run's own; on its last rank."""
+    """Remove the steps that are trained again from TensorBoard's files, in the run's own folder; on its last
+    rank.
+    """
     writer = get_tensorboard_writer()
     if writer is None or context.folder is None:
         return
@@ -345,11 +365,13 @@ def forget_curves(context: RunContext, args: Any, start: Start) -> None:
     if own is None or own.parent.resolve() != folder.resolve():
         return
     first = start.step + 1 if start.existing else start.step  # a branch begins with its parent's point
-    event_files.forget_from(folder, first, args.global_batch_size, args.seq_length, own)
+    event_files.forget_from(folder, first, context.sizes.samples_at(first), args.seq_length, own)
 
 
 def branch_points(context: RunContext) -> frozenset[int]:
-    """The steps that other runs start from: all that are kept, but on a plan's main path the version ends."""
+    """Return the steps that other runs start from: all kept steps, but on a plan's main path the version
+    ends.
+    """
     plan, run = context.plan, context.run
     if plan is None or run is None or run.makes_version:
         return context.keep_steps
@@ -358,7 +380,7 @@ def branch_points(context: RunContext) -> frozenset[int]:
 
 
 def spike_detector(args: Any, context: RunContext, start: Start, ranks: Ranks) -> SpikeDetector | None:
-    """The detector that the arguments describe, which knows the losses before this start."""
+    """Return the spike detector of the arguments, initialized with the losses before this start."""
     if args.loss_spike_action == "off":
         return None
     if args.loss_spike_action == "skip" and context.folder is None:
@@ -371,7 +393,7 @@ def spike_detector(args: Any, context: RunContext, start: Start, ranks: Ranks) -
 
 
 def parent_record(context: RunContext) -> dict[str, Any] | None:
-    """What the lineage says of a run's parent."""
+    """Return the lineage's entry about a run's parent."""
     if context.parent is None or lineage.read_lineage(context.records) is not None:
         return None  # recorded at the first start; the parent's checkpoint may be gone by now
     fingerprint = present_fingerprint(context.parent.folder, context.parent.step)
@@ -386,7 +408,7 @@ def parent_record(context: RunContext) -> dict[str, Any] | None:
 
 
 def parent_name(context: RunContext) -> str:
-    """The name of the parent's run in the plan; without one, that of its checkpoint folder."""
+    """Return the name of the parent's run in the plan, or else of its checkpoint folder."""
     assert context.parent is not None
     if context.run is not None and context.run.parent is not None:
         return context.run.parent.run
@@ -394,7 +416,9 @@ def parent_name(context: RunContext) -> str:
 
 
 def configuration(args: Any) -> Any:
-    """Megatron's configuration container with the model; layers without Transformer Engine are ours."""
+    """Return Megatron's configuration container with the model; without Transformer Engine the layers are
+    this project's.
+    """
     model = gpt_config_from_args(args)
     if args.transformer_impl == "local" and args.spec is None:
         model.transformer_layer_spec = local_layers
@@ -402,7 +426,7 @@ def configuration(args: Any) -> Any:
 
 
 def end(session: Session) -> None:
-    """Leave the process group and the run's lock, so that no rank complains at exit."""
+    """Leave the process group and release the run's lock, so that no rank prints a warning at exit."""
     if session.peers is not None:
         session.peers.leave()
     if dist.is_initialized():

@@ -1,7 +1,7 @@
-"""What every step used and gave: a line in the run's history, and its curves over tokens in TensorBoard and W&B.
+"""The records of every step: a line in the run's history, and its curves over tokens in TensorBoard and W&B.
 
-Tokens are counted from the first one of the run's oldest ancestor, so that the runs of a plan share one axis and
-a branch begins where it leaves the main path, at the main path's last point before it.
+Tokens are counted from the first step of the run's oldest ancestor, so that the runs of a plan share one
+axis and a branch begins at the main path's last point before the branch point.
 """
 
 from __future__ import annotations
@@ -36,35 +36,34 @@ LAYOUT = {
 
 
 class Pace:
-    """Tokens a second and the utilization of the devices, step by step.
+    """Tokens per second and the utilization of the devices, step by step.
 
-    MFU is Megatron's count of the model's floating-point operations a step (recomputation not among them) over
-    what the devices could have done meanwhile at their peak: `--peak-tflops`, or a GPU's bf16 peak by its name.
-    No utilization is claimed for the CPU, nor for a GPU that is not known, nor where the run computes in
-    another precision than 16 bits.
+    MFU is Megatron's count of the model's floating-point operations per step (without recomputation)
+    relative to the devices' peak: `--peak-tflops`, or a GPU's bf16 peak by its name. There is no MFU for
+    the CPU, for an unknown GPU, and for precisions other than 16 bits.
     """
 
     def __init__(self, args: Any, clock: Callable[[], float] = time.perf_counter) -> None:
-        self.tokens = args.global_batch_size * args.seq_length
+        self.sample_tokens = args.seq_length
         self.peak = peak_of(args)
-        self.flops = step_flops(args) if self.peak else 0.0
+        self.sample_flops = sample_flops(args) if self.peak else 0.0
         self.devices = args.world_size
         self._clock = clock
         self._last: float | None = None
 
-    def step_ended(self) -> tuple[float | None, float | None]:
-        """(tokens per second, MFU) of the step that ends now; None for the first, which has no beginning."""
+    def step_ended(self, samples: int) -> tuple[float | None, float | None]:
+        """Return (tokens per second, MFU) of the step of `samples` samples that ends now; None for the first."""
         now, before = self._clock(), self._last
         self._last = now
         if before is None or now <= before:
             return None, None
         seconds = now - before
-        share = self.flops / seconds / (self.peak * self.devices) if self.peak else None
-        return self.tokens / seconds, share
+        share = samples * self.sample_flops / seconds / (self.peak * self.devices) if self.peak else None
+        return samples * self.sample_tokens / seconds, share
 
 
 def peak_of(args: Any) -> float | None:
-    """Peak FLOP/s of one device of this run, None where none is known."""
+    """Return the peak FLOP/s of one device of this run; None if it is unknown."""
     import torch
 
     if getattr(args, "peak_tflops", None):
@@ -75,15 +74,15 @@ def peak_of(args: Any) -> float | None:
     return peak_flops(torch.cuda.get_device_name())
 
 
-def step_flops(args: Any) -> float:
-    """Megatron's count of the model's floating-point operations (forward and backward) in one step."""
+def sample_flops(args: Any) -> float:
+    """Return Megatron's count of the model's floating-point operations (forward and backward) for one sample."""
     from megatron.training.training import num_floating_point_operations
 
-    return float(num_floating_point_operations(args, args.global_batch_size))
+    return float(num_floating_point_operations(args, 1))
 
 
 class Watcher:
-    """Writes a run's curves over tokens to whatever writers Megatron has opened (on its last rank)."""
+    """Writes a run's curves over tokens to the writers that Megatron has opened (on its last rank)."""
 
     def __init__(self, args: Any, context: RunContext, tensorboard: Any, wandb: Any) -> None:
         self.args, self.context = args, context
@@ -91,12 +90,11 @@ class Watcher:
         self.begun = False
 
     def log(self, step: int, values: dict[str, float | None]) -> None:
-        """Add the values of a step; `values` by the names above, None for what is not known."""
+        """Add the values of a step; `values` by the names above, None if unknown."""
         if not self.begun:
             self._begin(step)
-        batch = self.args.global_batch_size
-        planned = self.context.path.lr_at((step - 1) * batch)
-        self._write(step, step * batch, values | {PLANNED: planned})
+        planned = self.context.path.lr_at(step - 1)
+        self._write(step, self.context.sizes.samples_at(step), values | {PLANNED: planned})
 
     def _begin(self, step: int) -> None:
         self.begun = True
@@ -105,12 +103,11 @@ class Watcher:
         if self.wandb:
             self.wandb.define_metric("tokens")
             self.wandb.define_metric(f"{GROUP}/*", step_metric="tokens")
-        parent, batch = parent_row(self.context), self.args.global_batch_size
-        first = self.context.path.start // batch
+        parent, first = parent_row(self.context), self.context.path.start
         if parent is not None and step == first + 1:
             # W&B's steps must not go back: the parent's point stands at the step before the first.
             values = {LOSS: parent.loss, RATE: parent.lr, NORM: parent.grad_norm}
-            self._write(step - 1, first * batch, values)
+            self._write(step - 1, self.context.sizes.samples_at(first), values)
 
     def _write(self, step: int, samples: int, values: dict[str, float | None]) -> None:
         tokens = samples * self.args.seq_length
@@ -123,7 +120,7 @@ class Watcher:
 
 
 def parent_row(context: RunContext) -> LoggedStep | None:
-    """The parent's line of history at the step where the run leaves it; None without a plan or a line.
+    """Return the parent's line of history at the step where the run leaves it; None without a plan or a line.
 
     A fine-tuning counts its own tokens, so that its parent has no point on its axis.
     """
@@ -135,7 +132,7 @@ def parent_row(context: RunContext) -> LoggedStep | None:
 
 
 def set_wandb_defaults(args: Any, plan: Plan, run: Run) -> None:
-    """One project, a group for the plan, and one W&B run for each run however often it is started.
+    """Set one project, a group for the plan, and one W&B run for each run regardless of the number of starts.
 
     Arguments and W&B's own environment variables override these defaults.
     """
@@ -149,7 +146,7 @@ def set_wandb_defaults(args: Any, plan: Plan, run: Run) -> None:
 
 
 def continue_wandb_run(place: Path) -> None:
-    """Let every start of the run in `place` go on in one W&B run, unless the environment names another."""
+    """Make every start of the run in `place` continue one W&B run, unless the environment names another."""
     own = hashlib.sha256(str(place.resolve()).encode()).hexdigest()[:16]
     os.environ.setdefault("WANDB_RUN_ID", own)
     os.environ.setdefault("WANDB_RESUME", "allow")
@@ -160,7 +157,7 @@ class StepRecorder:
 
     Args:
         context: the run.
-        guard: what it found in the current step.
+        guard: its results for the current step.
         args: Megatron's arguments; `consumed_train_samples` is the counter of the loop.
     """
 
@@ -172,7 +169,8 @@ class StepRecorder:
         self._unrecorded: list[dict[str, Any]] = []  # skipped updates that the lineage does not hold yet
 
     def record(self, step: int, lr: float, loss: Any, grad_norm: Any, skipped: bool) -> None:
-        """Add a step (1-based): the rate it used, its loss (nats a token), the gradient's norm, an update skipped.
+        """Record a step (1-based): the rate it used, its loss (nats per token), the gradient's norm, whether
+        it was skipped.
 
         Only the last rank has the loss; the others do nothing.
         """
@@ -203,24 +201,26 @@ class StepRecorder:
         self._history.append(row)
 
     def _show(self, row: dict[str, Any]) -> float | None:
-        """Add a step's row to the curves; its MFU, None where that is not known."""
+        """Add a step's row to the curves; return its MFU, None if unknown."""
         from megatron.training.global_vars import get_tensorboard_writer, get_wandb_writer
 
         if self._watcher is None:
             self._watcher = Watcher(self.args, self.context, get_tensorboard_writer(), get_wandb_writer())
-        pace, mfu = self._pace.step_ended()
+        pace, mfu = self._pace.step_ended(self.context.sizes.size_of(row["step"]))
         if row["step"] % self.args.tensorboard_log_interval == 0:
             values = {LOSS: row["loss"], RATE: row["lr"], NORM: row["grad_norm"], PACE: pace, MFU: mfu}
             self._watcher.log(row["step"], values)
         return mfu
 
     def report_spike(self, step: int) -> None:
-        """Warn of a loss spike in this step, with its samples; a skipped update enters the lineage. On rank 0."""
+        """Warn about a loss spike in this step, with its samples; record a skipped update in the lineage. On
+        rank 0.
+        """
         guard, args = self.guard, self.args
         if guard.spike is None or args.rank != 0:
             return
         last = args.consumed_train_samples - 1
-        first = last + 1 - args.global_batch_size
+        first = last + 1 - self.context.sizes.size_of(step)
         spike, action = guard.spike, "update skipped" if guard.skipped else "update made"
         warn(
             f"step {step}: loss spike: {spike.loss:.4f} over a running median of {spike.median:.4f} (limit "
@@ -236,13 +236,13 @@ class StepRecorder:
                 warn(f"{file}: {cause(error)}; it learns of step {step} at the next save.")
 
     def record_skips(self) -> None:
-        """Enter skipped updates in the lineage; raises OSError where the disk has no room. On rank 0."""
+        """Write skipped updates into the lineage; raises OSError if the disk has no space. On rank 0."""
         while self._unrecorded:
             assert self.context.folder is not None
             add_skipped(self.context.folder, self._unrecorded[0])
             del self._unrecorded[0]
 
     def sync_history(self) -> None:
-        """Sync the history; raises OSError where the disk has no room. Nothing where no step was recorded."""
+        """Sync the history; raises OSError if the disk has no space. Do nothing if no step was recorded."""
         if self._history is not None:
             self._history.sync()

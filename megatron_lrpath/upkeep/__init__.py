@@ -1,1 +1,1 @@
-"""What a main path needs over the years: room on disk, a way back, and what became of a document."""
+"""Maintenance of a main path over years: disk space, rewinds, and the history of documents."""

@@ -1,4 +1,6 @@
-"""Carries a rewind out, from its record on: every step can be done again, so that a killed call is called again."""
+"""Perform a rewind from its record; every step can be repeated, so that an interrupted call can be called
+again.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ SHOWN = ("number", "time", "to_step", "from_step", "dropped")  # of a record, in
 
 
 def carry_out(plan: Plan, record: SetAside) -> Plan:
-    """Record the rewind, change the plan, set the tail aside; the plan as it is then. Only while nothing trains."""
+    """Record the rewind, change the plan, set the tail aside; return the changed plan. Only while no training
+    runs.
+    """
     output, folder = Path(plan.output), plan.folder(plan.main)
     record.save(output)
     note(folder, record, finished=False)
@@ -40,13 +44,13 @@ def carry_out(plan: Plan, record: SetAside) -> Plan:
 
 
 def note(folder: Path, record: SetAside, finished: bool) -> None:
-    """Record in the main path's lineage that it is being rewound, or was."""
+    """Record the rewind, begun or finished, in the main path's lineage."""
     fields = asdict(record)
     record_rewind(folder, {name: fields[name] for name in SHOWN} | {"finished": finished})
 
 
 def edit_plan(plan: Plan, record: SetAside) -> Plan:
-    """Take the dropped versions out of the plan's file, where they are still in it."""
+    """Remove the dropped versions from the plan's file, if it still has them."""
     text = new_text(plan, record.dropped)
     data = plan.path.read_bytes()
     mark = b"\xef\xbb\xbf" if data.startswith(b"\xef\xbb\xbf") else b""
@@ -57,10 +61,10 @@ def edit_plan(plan: Plan, record: SetAside) -> Plan:
 
 
 def move(source: Path, target: Path) -> None:
-    """Rename; nothing where it was done already.
+    """Rename, unless that is already done.
 
     Raises:
-        UserError: both are there.
+        UserError: both paths exist.
     """
     if not source.exists():
         return
@@ -75,7 +79,7 @@ def move(source: Path, target: Path) -> None:
 
 
 def cut(folder: Path, aside: Path, step: int) -> None:
-    """Keep a copy of what the main path's files said of the steps after `step`, and cut them back."""
+    """Copy the parts of the main path's files about steps after `step`, and truncate the files."""
     run = RunFolder(folder)
     for path in (run.history, run.evaluations, run.result):
         kept = aside / path.name
@@ -90,7 +94,9 @@ def cut(folder: Path, aside: Path, step: int) -> None:
 
 
 def remove_set_aside(plan: Plan, records: Sequence[SetAside]) -> None:
-    """Remove for good what finished rewinds have set aside, and what a killed call has left half removed."""
+    """Permanently remove the files that finished rewinds have set aside, and leftovers of an interrupted
+    removal.
+    """
     output = Path(plan.output)
     for left in half_removed(output):
         shutil.rmtree(left, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Checkpoints that nothing starts from any more: which those are, and why the others stay."""
+"""Find the checkpoints that no run starts from any more, and the reasons to keep the others."""
 
 from __future__ import annotations
 
@@ -6,9 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_lrpath.errors import UserError
 from megatron_lrpath.paradigms import PARADIGMS
 from megatron_lrpath.plan import Plan
-from megatron_lrpath.runs.checkpoints import checkpoint_complete, complete_steps, remove, sweep
+from megatron_lrpath.runs.archive import Archive
+from megatron_lrpath.runs.checkpoints import (
+    ManifestError,
+    checkpoint_complete,
+    checkpoint_folder,
+    complete_steps,
+    read_manifest,
+    remove,
+    sweep,
+)
 from megatron_lrpath.runs.folder import RunFolder, read_json_object
 from megatron_lrpath.runs.lineage import changes
 from megatron_lrpath.runs.results import completed_step
@@ -20,44 +30,56 @@ from megatron_lrpath.wording import listing
 
 @dataclass(frozen=True)
 class Found:
-    """A checkpoint of a run on disk; `reason` says why it stays, empty where it may go."""
+    """A checkpoint of a run on disk; `reason` is why it is kept, empty if it can be removed.
+
+    `archived`: whether the plan's archive has it.
+    """
 
     key: str
     root: Path
     step: int
     bytes: int
     reason: str
+    archived: bool = False
 
 
 @dataclass(frozen=True)
 class Survey:
-    """All complete checkpoints of a plan's runs, and runs that are left alone, with why."""
+    """All complete checkpoints of a plan's runs, and the runs that are not touched, with the reason."""
 
     found: tuple[Found, ...]
     alone: tuple[str, ...]
 
     @property
     def spare(self) -> tuple[Found, ...]:
-        """Those that may go."""
+        """The checkpoints that can be removed."""
         return tuple(one for one in self.found if not one.reason)
 
     @property
     def staying(self) -> tuple[Found, ...]:
-        """The others."""
+        """The checkpoints that are kept."""
         return tuple(one for one in self.found if one.reason)
 
 
-def survey(plan: Plan, keep_ends: bool = False) -> Survey:
-    """Which checkpoints of the plan's runs may go.
+def survey(
+    plan: Plan, keep_ends: bool = False, archive: Archive | None = None, archived: bool = False
+) -> Survey:
+    """Return which checkpoints of the plan's runs can be removed.
 
-    Never the newest two of a run, nor its end, nor one that a run starts from which is not complete, nor one in the
-    span of a version without a model (`advise` may choose another alpha for it, `merge` preview it), nor one that the
-    plan keeps for other plans (`also_branch_at`). A run that was trained under other settings than the plan's, or
-    lies in another output, is left alone, for the plan does not say what starts from it.
+    The following are always kept: the newest two of a run, its end, one that an incomplete run starts
+    from, one in the range of a version without a model (`advise` can choose another alpha for it, `merge`
+    can preview it), and one that the plan keeps for other plans (`also_branch_at`). A run that was trained
+    under other settings than the plan's, or is in another output, is not touched, because the plan does
+    not determine what starts from it.
 
     Args:
         plan: the plan.
-        keep_ends: leave the main path's ends of versions, so that it can be rewound to each of them.
+        keep_ends: keep the main path's checkpoints at the ends of versions, so that it can be rewound to them.
+        archive: a checkpoint that is complete there counts as an existing model.
+        archived: whether archived checkpoints can be removed from the disk, except the newest two.
+
+    Raises:
+        UserError: the archive does not answer, or has a checkpoint that differs from the one on disk.
     """
     main = plan.folder(plan.main)
     require_no_rewind(main, read_json_object(RunFolder(main).lineage))
@@ -70,17 +92,48 @@ def survey(plan: Plan, keep_ends: bool = False) -> Survey:
         if why := left_alone(plan, task):
             alone.append(f"{task.key}: left alone: {why}")
             continue
-        reasons = wanted(plan, task, tasks, keep_ends)
+        there = {step for step in steps if archive is not None and archive.has(task.key, step)}
+        reasons = wanted(plan, task, tasks, keep_ends, archive)
+        if archived and archive is not None:
+            for step in there & reasons.keys():
+                require_same(archive, task, step)
+                del reasons[step]
         reasons |= {step: "one of the newest two" for step in steps[-NEWEST:] if step not in reasons}
         found += [
-            Found(task.key, task.checkpoints, step, lying(task.checkpoints, step), reasons.get(step, ""))
+            Found(
+                task.key,
+                task.checkpoints,
+                step,
+                lying(task.checkpoints, step),
+                reasons.get(step, ""),
+                step in there,
+            )
             for step in steps
         ]
     return Survey(tuple(found), tuple(alone))
 
 
+def require_same(archive: Archive, task: Task, step: int) -> None:
+    """Refuse to remove a checkpoint of which the archive has another one, or a damaged one.
+
+    Raises:
+        UserError: with how to go on.
+    """
+    folder = checkpoint_folder(task.checkpoints, step)
+    try:
+        here = read_manifest(folder)
+    except ManifestError:
+        here = None
+    if here is None or archive.manifest(task.key, step) != here:
+        raise UserError(
+            f"{folder}: the archive {archive.url} has another checkpoint of this step; nothing was removed. Move that "
+            f"one away in the store ({archive.place(task.key, step)}) and call `lrpath archive` again, or leave "
+            "--archived out"
+        )
+
+
 def left_alone(plan: Plan, task: Task) -> str:
-    """Why nothing of a run is touched; empty where the plan knows all that starts from it."""
+    """Return why a run is not touched; empty if the plan determines everything that starts from it."""
     if not task.folder.resolve().is_relative_to(Path(plan.output).resolve()):
         return (
             f"it lies in another output ({task.folder.resolve()}), whose own plan knows what starts from it"
@@ -96,11 +149,13 @@ def left_alone(plan: Plan, task: Task) -> str:
     return ""
 
 
-def wanted(plan: Plan, task: Task, tasks: Sequence[Task], keep_ends: bool) -> dict[int, str]:
-    """Steps of a run whose checkpoints others may still start from, and why."""
+def wanted(
+    plan: Plan, task: Task, tasks: Sequence[Task], keep_ends: bool, archive: Archive | None = None
+) -> dict[int, str]:
+    """Return the steps of a run whose checkpoints other runs can still start from, with the reason."""
     starting: dict[int, list[str]] = {}
     for child in tasks:
-        if child.parent == task.key and not has_model(child):
+        if child.parent == task.key and not has_model(child, archive):
             starting.setdefault(child.parent_step, []).append(child.key)
     reasons = {step: f"{listing(keys)} may still start from it" for step, keys in starting.items()}
     if task.run.makes_version:
@@ -109,7 +164,7 @@ def wanted(plan: Plan, task: Task, tasks: Sequence[Task], keep_ends: bool) -> di
     ends = list(zip(plan.timeline.ends, plan.versions, strict=True))
     branches = {child.run.version: child for child in tasks if child.parent == task.key}
     for end, version in ends:
-        if (branch := branches.get(version.name)) is not None and not has_model(branch):
+        if (branch := branches.get(version.name)) is not None and not has_model(branch, archive):
             why = f"{version.name} has no model yet: another alpha may leave from it, or a merge read it"
             reasons |= {step: why for step in range(end - version.steps + 1, end + 1) if step not in reasons}
     for step in plan.also_branch_at:
@@ -120,13 +175,15 @@ def wanted(plan: Plan, task: Task, tasks: Sequence[Task], keep_ends: bool) -> di
     return reasons
 
 
-def has_model(task: Task) -> bool:
-    """Whether a run is complete and its last checkpoint is there, so that it need not start from its parent again."""
-    return task.complete and checkpoint_complete(task.checkpoints, task.run.last_step)
+def has_model(task: Task, archive: Archive | None = None) -> bool:
+    """Return whether a run is complete and has its last checkpoint, so that it need not start again."""
+    last = task.run.last_step
+    is_archived = archive is not None and archive.has(task.key, last)
+    return task.complete and (checkpoint_complete(task.checkpoints, last) or is_archived)
 
 
 def carry_out(found: Survey) -> None:
-    """Remove the spare checkpoints, and what a killed call has left half removed. Only while nothing trains."""
+    """Remove the spare checkpoints, and leftovers of an interrupted removal. Only while no training runs."""
     for root in dict.fromkeys(one.root for one in found.found):
         sweep(root)
     for one in found.spare:

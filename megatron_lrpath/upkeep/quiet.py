@@ -1,4 +1,6 @@
-"""Nothing trains while the output of a plan is changed: its jobs are over, and its runs' locks are held."""
+"""Prevent trainings while the output of a plan is changed: no job is active, and the locks of its runs are
+held.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +28,10 @@ PATIENCE = 1.0  # seconds for a process that is just ending
 
 @contextmanager
 def at_rest(plan: Plan) -> Iterator[None]:
-    """Keep every run in the plan's output from being trained, and its plan from being run or submitted.
+    """Prevent that a run in the plan's output is trained, and that its plan is run or submitted.
 
     Raises:
-        UserError: there is no output, something trains in it, or waits in Slurm's queue; with how to go on.
+        UserError: there is no output, or a training runs in it or waits in Slurm's queue; with what to do.
     """
     output = Path(plan.output)
     if not output.is_dir():
@@ -56,10 +58,10 @@ def at_rest(plan: Plan) -> Iterator[None]:
 
 
 def require_no_jobs(plan: Plan, output: Path) -> None:
-    """Refuse where jobs that were submitted for `output` wait or run, or nobody knows whether they do.
+    """Refuse if jobs submitted for `output` are pending or running, or if that is unknown.
 
     Raises:
-        UserError: with how to go on.
+        UserError: with what to do.
     """
     jobs = Jobs.of(str(output))
     if jobs.queue is None:
@@ -77,7 +79,9 @@ def require_no_jobs(plan: Plan, output: Path) -> None:
 
 
 def run_folders(output: Path) -> list[Path]:
-    """The folders of all runs in an output, those that the plan does not have (any more) too; each once."""
+    """Return the folders of all runs in an output without duplicates, including those that the plan no longer
+    has.
+    """
     return [
         one
         for paradigm in PARADIGMS
@@ -87,6 +91,6 @@ def run_folders(output: Path) -> list[Path]:
 
 
 def lost(owner: str) -> NoReturn:
-    """Another process has begun to train one of the runs: end before both write."""
+    """End this process before both write, because another process has begun to train one of the runs."""
     say_error(f"{owner} has taken a run over meanwhile; call again when it is done")
     leave_at_once(FAILED)

@@ -1,4 +1,4 @@
-"""A main path that goes back to a kept checkpoint: what is set aside with its tail, and what stays."""
+"""Rewind a main path to a kept checkpoint: what is set aside with its tail, and what is kept."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_lrpath.data.delivery import valid_name
+from megatron_lrpath.data.draw_request import valid_name
 from megatron_lrpath.data.slice import ENDING, slice_path, validation_paths
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.experiment.load import is_written_by_experiment
@@ -25,19 +25,20 @@ from megatron_lrpath.runs.set_aside import SetAside, free_number, read_set_aside
 from megatron_lrpath.upkeep.quiet import run_folders
 from megatron_lrpath.wording import listing
 
+INHERITED = ("max_lr", "global_batch_size")  # keys of a version that later ones keep
 AWAY = ".set-aside-"  # ends the name of a slice that is set aside, with the rewind's number
 
 
 @dataclass(frozen=True)
 class Rewind:
-    """What a call is to do: the record of it, and the keys of the branches that stay."""
+    """The work of a call: its record, and the keys of the branches that are kept."""
 
     record: SetAside
     staying: tuple[str, ...]
 
 
 def begun(plan: Plan, step: int, dropped: Sequence[str]) -> SetAside | None:
-    """The rewind that an interrupted call has begun, None where there is none.
+    """Return the rewind that an interrupted call has begun; None if there is none.
 
     Raises:
         UserError: it was called with other options.
@@ -53,7 +54,7 @@ def begun(plan: Plan, step: int, dropped: Sequence[str]) -> SetAside | None:
 
 
 def is_done(plan: Plan, step: int, dropped: Sequence[str]) -> bool:
-    """Whether the main path's last rewind is the one that is asked for, and nothing was trained since."""
+    """Return whether the main path's last rewind is the requested one, with no training since."""
     folder = plan.folder(plan.main)
     rewinds = (read_lineage(folder) or {}).get("rewinds", [])
     last = rewinds[-1] if rewinds else None
@@ -66,10 +67,10 @@ def is_done(plan: Plan, step: int, dropped: Sequence[str]) -> bool:
 
 
 def prepare(plan: Plan, step: int, dropped: Sequence[str]) -> Rewind:
-    """What a rewind to `step` without the versions `dropped` moves. Nothing is written.
+    """Return what a rewind to `step` without the versions `dropped` moves. Nothing is written.
 
     Raises:
-        UserError: it is not possible; with how to go on.
+        UserError: it is not possible; with what to do.
     """
     require_own(plan)
     require_versions(plan, dropped)
@@ -99,12 +100,12 @@ def prepare(plan: Plan, step: int, dropped: Sequence[str]) -> Rewind:
 
 
 def pair(output: Path, source: Path, target: Path) -> tuple[str, str]:
-    """From and to, as in the record."""
+    """Return source and target, as in the record."""
     return os.path.relpath(source, output), os.path.relpath(target, output)
 
 
 def new_text(plan: Plan, dropped: Collection[str]) -> str:
-    """The plan's text without the versions that it still has of `dropped`. PlanError where it cannot be edited."""
+    """Return the plan's text without the versions in `dropped`. Raises PlanError if it cannot be edited."""
     text = plan.path.read_bytes().decode("utf-8-sig")
     names = [version.name for version in plan.versions if version.name in dropped]
     sets = {valid_name(name) for name in dropped}
@@ -113,14 +114,18 @@ def new_text(plan: Plan, dropped: Collection[str]) -> str:
 
 
 def slices_of(plan: Plan, dropped: Collection[str]) -> list[str]:
-    """The files of the dropped versions' slices that there are, and of their validation sets; never the first one's."""
+    """Return the existing files of the dropped versions' slices and of their validation sets, except the
+    first set.
+    """
     paths = [slice_path(plan.data.slices, name) for one in dropped for name in (one, valid_name(one))]
     first = validation_paths(plan.data)[0].resolve()
     return [path.name for path in paths if path.is_file() and path.resolve() != first]
 
 
 def require_valid(plan: Plan, text: str) -> None:
-    """Refuse what would leave a plan that cannot be used. UserError with what else has to be changed in it."""
+    """Refuse a rewind that would leave an invalid plan. Raises UserError with the further changes that it
+    needs.
+    """
     try:
         plan_from(parse_source(plan.path, text))
     except UserError as error:
@@ -130,7 +135,7 @@ def require_valid(plan: Plan, text: str) -> None:
 
 
 def require_own(plan: Plan) -> None:
-    """Refuse a main path that is not the plan's, or not in its output. UserError with how to go on."""
+    """Refuse a main path that is not the plan's, or not in its output. Raises UserError with what to do."""
     folder = plan.folder(plan.main)
     if is_written_by_experiment(plan):
         raise UserError(
@@ -156,7 +161,7 @@ def require_own(plan: Plan) -> None:
 
 
 def require_versions(plan: Plan, dropped: Sequence[str]) -> None:
-    """Refuse versions that cannot be dropped. UserError with how to go on."""
+    """Refuse versions that cannot be dropped. Raises UserError with what to do."""
     names = [version.name for version in plan.versions]
     if unknown := [name for name in dropped if name not in names]:
         raise UserError(f"--drop {', '.join(unknown)}: no version of {plan.path}; it has {', '.join(names)}")
@@ -165,6 +170,14 @@ def require_versions(plan: Plan, dropped: Sequence[str]) -> None:
             f"--drop {names[0]}: nothing of the main path is older than its first version; begin a new plan with "
             "another `output`"
         )
+    for number, version in enumerate(plan.versions[:-1]):
+        after = plan.versions[number + 1]
+        kept = [key for key in INHERITED if getattr(version, key) is not None and getattr(after, key) is None]
+        if kept and version.name in dropped and after.name not in dropped:
+            raise UserError(
+                f"--drop {version.name}: {after.name} keeps the {listing(kept)} of {version.name}; write it "
+                f"at {after.name} in {plan.path} first"
+            )
     mixed = [
         f"{version.name} mixes in {part.name}"
         for version in plan.versions
@@ -177,7 +190,7 @@ def require_versions(plan: Plan, dropped: Sequence[str]) -> None:
 
 
 def require_step(plan: Plan, step: int, dropped: Sequence[str]) -> None:
-    """Refuse a step from which the main path cannot go on. UserError that names the steps that there are."""
+    """Refuse a step from which the main path cannot continue. Raises UserError with the available steps."""
     folder = plan.folder(plan.main)
     root = RunFolder(folder).checkpoints
     ends = zip(plan.timeline.ends, plan.versions, strict=True)
@@ -201,7 +214,7 @@ def require_step(plan: Plan, step: int, dropped: Sequence[str]) -> None:
 
 
 def require_one_disk(output: Path, sources: Sequence[Path]) -> None:
-    """Refuse what a rename cannot move. UserError with how to go on."""
+    """Refuse what a rename cannot move. Raises UserError with what to do."""
     disk = output.stat().st_dev
     if far := [one for one in sources if one.parent.stat().st_dev != disk]:
         raise UserError(
@@ -211,9 +224,10 @@ def require_one_disk(output: Path, sources: Sequence[Path]) -> None:
 
 
 def runs_after(plan: Plan, step: int, dropped: Collection[str]) -> list[str]:
-    """The keys of the runs that go with the tail: branches that left after `step`, runs that read what is dropped.
+    """Return the keys of the runs that are set aside with the tail: branches after `step`, and runs that read
+    dropped data.
 
-    With them everything that starts from them, fine-tunings among it.
+    All runs that start from them are included, fine-tunings among them.
     """
     output = Path(plan.output)
     parents = dict(_parents(output, run_folders(output)))
@@ -226,7 +240,7 @@ def runs_after(plan: Plan, step: int, dropped: Collection[str]) -> list[str]:
 
 
 def _parents(output: Path, folders: Sequence[Path]) -> Iterator[tuple[str, tuple[str, int]]]:
-    """Each run's key with its parent's and the step at which it left; "" and 0 for random weights."""
+    """Return each run's key with its parent's and the step of its start; "" and 0 for random weights."""
     for folder in folders:
         lineage = read_lineage(folder)
         parent = (lineage or {}).get("parent") or {}
@@ -235,7 +249,7 @@ def _parents(output: Path, folders: Sequence[Path]) -> Iterator[tuple[str, tuple
 
 
 def _reading(plan: Plan, dropped: Collection[str]) -> set[str]:
-    """The keys of the runs that a dropped version belongs to, or whose steps come after it in another paradigm."""
+    """Return the keys of the runs of a dropped version, or whose steps come after it in another paradigm."""
     if not dropped:
         return set()
     first = min(index for index, version in enumerate(plan.versions, 1) if version.name in dropped)

@@ -59,9 +59,7 @@ def test_later_versions_are_predicted_from_the_first(trained: Plan) -> None:
     assert [curve.name for curve in held.model.data.sources] == ["main", "branch-v1"]
     assert [check.run for check in held.checks] == ["branch-v2", "branch-v3", "branch-v4"]
     errors = [abs(check.error) for check in held.checks]
-    assert (
-        max(errors) < 0.035
-    )  # the versions' texts differ in level by up to 1.6%, which nothing tells beforehand
+    assert max(errors) < 0.035  # the versions' texts differ in level by up to 1.6%, which cannot be predicted
 
 
 def test_intervals_widen_with_the_versions_that_nothing_tells_the_level_of(
@@ -214,12 +212,14 @@ def test_a_main_path_without_an_evaluated_branch_predicts_training_losses(tmp_pa
     assert (said["losses_of"], said["main_path_evaluated"]) == ("training", False)
 
 
-def test_what_would_make_the_level_surer_is_said(tmp_path: Path) -> None:
+def test_advice_names_what_would_make_the_level_more_precise(tmp_path: Path) -> None:
     plan = small_plan(tmp_path)
     write_losses(plan, STRONG)
     assert "`lrpath eval PLAN` first" in hint(advise(plan))
     evaluate_main_path(plan, steps=())
-    assert "(save_interval, save_retain_interval) evaluated" in hint(advise(plan))
+    assert "More evaluated checkpoints of the main path (save_interval, save_retain_interval)" in hint(
+        advise(plan)
+    )
     root = plan.folder(plan.run("ours", "main")) / "checkpoints"
     for step in (200, 240, 320, 400):
         (root / f"iter_{step:07}").mkdir(parents=True)
@@ -385,7 +385,7 @@ def test_losses_that_follow_no_law_are_refused(tmp_path: Path) -> None:
 def test_a_decay_that_lowers_nothing_is_refused(tmp_path: Path) -> None:
     plan = small_plan(tmp_path)
     write_losses(plan, np.where(np.arange(len(TRUTH)) == GAIN, -12, TRUTH), noise=0.0, shared=0.0)
-    with pytest.raises(UserError, match="a decay lowers nothing"):
+    with pytest.raises(UserError, match="decays have not lowered the loss"):
         advise(plan)
 
 

@@ -122,7 +122,7 @@ NAMES = {"m.Data": May.NEW | May.FIELDS, "m.member": May.CALL, "m.Mention": May(
         (b"\x80\x04cm\nData\n)R.", "calls m.Data"),
         (b"\x80\x04cm\nmember\n)\x81.", "makes an object of m.member"),
         (b"\x80\x04cm\nmember\n)R)R.", "no name"),
-        (b"\x80\x04K\x01Q.", "beside it"),
+        (b"\x80\x04K\x01Q.", "outside of it"),
         (b"\x80\x04(im\nData\n.", "opcode"),
         (b"\x80\x04\x82\x01.", "opcode"),
         (b"\x80\x04N2.", "opcode"),

@@ -103,7 +103,7 @@ def test_the_output_of_another_plan_is_refused(
     assert "holds submitted jobs" in call(*HOT, "--set", "output=old")
     Path("mine").mkdir()
     Path("mine/plan.yaml").write_bytes(plan.read_bytes())
-    assert "mine/plan.yaml: is there already, and no plan that --set has written" in call(
+    assert "mine/plan.yaml: exists already, and no plan that --set has written" in call(
         *HOT, "--set", "output=mine"
     )
     Path("hot").mkdir()
@@ -163,7 +163,7 @@ def test_a_plan_that_has_grown_is_written_anew_and_an_edited_copy_is_not(
     make_plan(Path(), (4, 4))
     lock = FolderLock.acquire(Path("hot"))
     assert run(*HOT, *THERE) == 2
-    assert "is carrying out a plan there" in capsys.readouterr().err
+    assert "is running a plan there" in capsys.readouterr().err
     lock.close()
     assert run(*HOT, *THERE) == 0
     assert [version.name for version in load_plan("hot/plan.yaml").versions] == ["v1", "v2"]

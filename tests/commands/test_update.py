@@ -114,3 +114,25 @@ def test_data_of_another_tokenizer_are_refused(plan: Path, capsys: pytest.Captur
 )
 def test_the_next_name(name: str, following: str) -> None:
     assert update.following(name) == following
+
+
+def test_a_replay_makes_the_steps_longer_and_is_not_dropped_silently(
+    plan: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prefix = deliver(plan.parent)
+    assert call(plan, prefix, "--tokens", "1600", "--replay", "0.25") == 0
+    made = load_plan(plan)
+    version, available = made.versions[-1], Slice.load(Path(made.data.slices) / "v3.slice")
+    assert version.replay is not None
+    assert (
+        version.new_samples(4 * version.steps)
+        <= available_samples(available, 16)
+        < version.new_samples(4 * (version.steps + 1))
+    )
+    assert version.steps > available_samples(available, 16) // 4
+    assert ", 25% replayed" in capsys.readouterr().out
+    assert call(plan, prefix, "--tokens", "1600", "--replay", "0.5") == 2
+    assert "write its replay there" in capsys.readouterr().err
+    assert call(plan, prefix, "--tokens", "1600", "--name", "v4") == 0
+    assert "nothing replayed (v3: 25% replayed; see --replay)" in capsys.readouterr().out
+    assert load_plan(plan).versions[-1].replay is None

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import json
 import lzma
+import random
+import re
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow
@@ -17,7 +21,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_lrpath.data.indexed import read_header
-from megatron_lrpath.data.preprocess import readers
+from megatron_lrpath.data.preprocess import parquet_pages, readers
+from megatron_lrpath.data.preprocess.parquet_pages import PageError, longest_dictionary
 from megatron_lrpath.data.preprocess.readers import read_chunks
 from tests.golden.make import texts
 from tests.support.preprocess_fixtures import (
@@ -258,6 +263,56 @@ def test_a_document_longer_than_any_is_refused_before_it_is_in_memory(
     assert f"{'row' if kind == 'parquet' else 'line'} 3 is longer than 20 MiB" in answer
 
 
+def test_a_page_that_would_be_unpacked_whole_is_refused_by_its_header(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A few kilobytes on the disk. Columns that are not read do not count."""
+    monkeypatch.setattr(parquet_pages, "PAGE_BYTES", 8 << 20)
+    path = tmp_path / "one_page.parquet"
+    texts = pyarrow.array(["x" * (1 << 20)] * 9)
+    small = pyarrow.array(["1"] * 9)
+    pyarrow.parquet.write_table(
+        pyarrow.table({"text": small, "more": texts}), path, compression="zstd", use_dictionary=False
+    )
+    assert path.stat().st_size < 20_000
+    assert preprocess(path, tmp_path / "small", *NULL) == 0
+    answer = refusal(capsys, path, tmp_path / "out", *NULL, "--json-keys", "text", "more")
+    assert re.search(r"row group 1 has a page of 9,437,\d{3} bytes in the column more", answer)
+    assert "write_batch_size=10" in answer
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("compression", ["zstd", "snappy", "none"])
+def test_every_page_of_a_parquet_file_is_found_by_its_header(
+    tmp_path: Path, version: str, compression: str
+) -> None:
+    path = tmp_path / "in.parquet"
+    words = [f"word {number % 7}" for number in range(3000)]
+    table = pyarrow.table({"text": words, "a": [{"b": [n, n], "c.d": "x"} for n in range(3000)]})
+    pyarrow.parquet.write_table(
+        table, path, row_group_size=1000, compression=compression, data_page_size=500, data_page_version=version,
+        write_batch_size=50, write_page_checksum=True,
+    )  # fmt: skip
+    content = bytearray(path.read_bytes())
+    metadata = pyarrow.parquet.ParquetFile(path).metadata
+    for group in range(metadata.num_row_groups):
+        for number in range(metadata.num_columns):
+            column = metadata.row_group(group).column(number)
+            begin, length = parquet_pages._begin(column), column.total_compressed_size
+            found = list(parquet_pages.pages(io.BytesIO(content), begin, length))
+            headers = column.total_uncompressed_size - sum(page.unpacked for page in found)
+            assert headers == length - sum(page.packed for page in found), (
+                "no byte of the column is left over"
+            )
+            assert {page.kind for page in found} >= {3 if version == "2.0" else 0}
+    generator = random.Random(1)
+    for _ in range(300):  # damaged anywhere, pages are found or refused
+        damaged = bytearray(content[begin : begin + length])
+        damaged[generator.randrange(60)] = generator.randrange(256)
+        with suppress(PageError):
+            list(parquet_pages.pages(io.BytesIO(damaged), 0, length))
+
+
 @pytest.mark.parametrize(("megabytes", "at_once"), [(0, 64), (1, 63), (16, 3), (100, 1)])
 def test_rows_that_share_one_long_value_are_unpacked_a_few_at_a_time(
     tmp_path: Path, megabytes: int, at_once: int
@@ -269,7 +324,8 @@ def test_rows_that_share_one_long_value_are_unpacked_a_few_at_a_time(
     pyarrow.parquet.write_table(table.set_column(0, "text", words), path, compression="zstd")
     assert path.stat().st_size < 100_000
     with path.open("rb") as raw:
-        assert readers._rows_at_once(pyarrow.parquet.ParquetFile(raw).metadata, raw) == at_once
+        longest = longest_dictionary(pyarrow.parquet.ParquetFile(raw).metadata, raw, ["text"])
+        assert readers._rows_at_once(longest) == at_once
     if megabytes == 1:
         chunks = list(readers.read_file(str(path), ["text"], 0, 0))
         assert sum(chunk.count for chunk in chunks) == 200

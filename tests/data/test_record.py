@@ -1,4 +1,4 @@
-"""What made a dataset is recorded beside it, goes along into slices, and another tokenizer is refused by name."""
+"""What made a dataset is recorded next to it, goes along into slices, and another tokenizer is refused by name."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_another_model_of_the_same_size_is_refused_naming_both(
     assert lrpath([command[0], str(plan.path), *command[1:]]) == 2
     said = " ".join("".join(capsys.readouterr()).split())
     assert f"made.model (SentencePieceTokenizer), and {plan.path} names {OTHER_MODEL} (Sent" in said
-    assert "both vocabularies have 600 entries, but not the same ones" in said
+    assert "both vocabularies have 600 entries, but they differ" in said
     assert "web_text_document" in said
     assert not (team / "runs").exists()
 

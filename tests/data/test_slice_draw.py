@@ -192,13 +192,13 @@ def test_existing_slices_are_never_drawn_from_changed_or_overwritten(tmp_path: P
     folder = tmp_path / "slices"
     write_slices(draw(request([prefix], [300, 300]), []).slices, folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(UserError, match=r"v1\.slice: is there already"):
+    with pytest.raises(UserError, match=r"v1\.slice: exists already"):
         draw(request([prefix], [100]), existing_slices(folder))
     write_slices(draw(request([prefix], [300], seed=99, first=3), existing_slices(folder)).slices, folder)
     check_disjoint(existing_slices(folder))
     assert {name: (folder / name).read_bytes() for name in before} == before
     assert len(existing_slices(folder)) == 3
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists already"):
         write_slices(existing_slices(folder), folder)
 
 

@@ -69,7 +69,7 @@ def test_a_second_call_goes_on_and_never_changes_what_is_there(tree: Path) -> No
     before = {path: path.read_bytes() for path in (tree / "data/slices").glob("*.slice")}
     again = draw_four(tree)
     assert again.returncode == 2
-    assert again.stderr.startswith("error: data/slices/valid.slice: is there already")
+    assert again.stderr.startswith("error: data/slices/valid.slice: exists already")
     make_lengths_dataset(tree / "data/new", [10] * 50, 3)
     rest = call(
         "slice_versions.py", "--source", "data/new", "--append", "--output", "data/slices", folder=tree

@@ -15,6 +15,7 @@ import pytest
 
 from megatron_lrpath.data.index_cache import CacheEntry, IndexCache, private_folder
 from megatron_lrpath.errors import UserError
+from tests.support.flips import flip
 
 
 def numbers(count: int, built: list[int] | None = None) -> CacheEntry:
@@ -50,7 +51,7 @@ def test_arrays_are_mapped_not_read_and_cannot_be_changed(tmp_path: Path) -> Non
         arrays["up"][0] = 1
 
 
-@pytest.mark.parametrize("damage", ["cut", "emptied", "removed", "objects"])
+@pytest.mark.parametrize("damage", ["cut", "emptied", "removed", "objects", "before checksums"])
 def test_a_damaged_file_is_built_again(tmp_path: Path, damage: str) -> None:
     cache = IndexCache(tmp_path / "cache")
     cache.prepare([numbers(50)])
@@ -61,11 +62,47 @@ def test_a_damaged_file_is_built_again(tmp_path: Path, damage: str) -> None:
         os.truncate(path, 0)
     elif damage == "removed":
         path.unlink()
+    elif damage == "before checksums":
+        np.save(path, np.arange(50))
     else:
         np.save(path, np.array([Trap()], dtype=object), allow_pickle=True)
     (arrays,) = cache.prepare([numbers(50)])
     assert arrays["down"].tolist() == list(range(49, -1, -1))
     assert not Trap.sprung
+
+
+def test_every_flipped_bit_is_found_and_built_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = IndexCache(tmp_path)
+    cache.prepare([numbers(50)])
+    path = next(tmp_path.glob("*-down.npy"))
+    written = path.read_bytes()
+    for number, byte in enumerate(range(0, len(written), 17)):
+        flip(path, byte, number % 8)
+        (arrays,) = cache.prepare([numbers(50)])
+        assert arrays["down"].tolist() == list(range(49, -1, -1))
+        assert path.read_bytes() == written
+    assert "the index is damaged" in capsys.readouterr().err
+
+
+def test_a_damaged_file_in_a_folder_that_cannot_be_written_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = IndexCache(tmp_path / "cache")
+    cache.prepare([numbers(50)])
+    flip(next((tmp_path / "cache").glob("*-down.npy")), 200, 0)
+    write = CacheEntry.write
+
+    def refuse(self: CacheEntry, folder: Path, arrays: dict[str, np.ndarray]) -> None:
+        if folder == cache.folder:
+            raise OSError(30, "Read-only file system")
+        write(self, folder, arrays)
+
+    monkeypatch.setattr(CacheEntry, "write", refuse)
+    for _ in range(2):
+        (arrays,) = cache.prepare([numbers(50)])
+        assert arrays["down"].tolist() == list(range(49, -1, -1))
 
 
 class Trap:
@@ -96,7 +133,7 @@ def test_a_folder_that_cannot_be_written_is_replaced_by_a_private_one(tmp_path: 
 def test_a_private_folder_that_somebody_planted_is_not_trusted(tmp_path: Path) -> None:
     (tmp_path / "planted").mkdir()
     (tmp_path / "tmp" / f"lrpath-index-{os.getuid()}").symlink_to(tmp_path / "planted")
-    with pytest.raises(UserError, match="belongs to somebody else"):
+    with pytest.raises(UserError, match="belongs to another user"):
         IndexCache(tmp_path / "cache").prepare([numbers(5)])
 
 

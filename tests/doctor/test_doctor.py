@@ -29,9 +29,16 @@ def test_a_sound_plan_passes_and_json_says_the_same(
     answer = json.loads(capsys.readouterr().out)
     assert answer["ok"] is True
     assert {check["name"]: check["status"] for check in answer["plan"]} == found
-    assert {"Python", "megatron-core", "GPUs", "Transformer Engine", "Apex", "NCCL", "disk"} <= {
-        check["name"] for check in answer["machine"]
-    }
+    assert {
+        "Python",
+        "megatron-core",
+        "GPUs",
+        "Transformer Engine",
+        "Apex",
+        "liger-kernel",
+        "NCCL",
+        "disk",
+    } <= {check["name"] for check in answer["machine"]}
 
 
 def test_what_a_plan_lacks_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Trained models write: text that goes on from a prompt, versions side by side, conversations."""
+"""Trained models write: text that continues from a prompt, versions side by side, conversations."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_the_model_card_says_how_to_use_it(trained: Path, tmp_path: Path, run: s
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["generate", "  "], "an empty prompt"),
+        (["generate", "  "], "the prompt is empty"),
         (["generate", "--run", "branch-v1", "plan " * 200], "positions for prompt and answer"),
         (["generate", "--run", "brnch-v1", "x"], "did you mean 'branch-v1'"),
         (["generate", "--run", "main", "--compare", "x"], "--compare takes all trained versions"),
@@ -130,8 +130,8 @@ def test_a_conversation_goes_on_and_begins_anew(trained: Path) -> None:
     words = ["chat", trained, "--device", "cpu", "--max-tokens", 5, "--temperature", 0]
     outcome = lrpath(*words, said="Add 1 and 2.\n\nSure?\n/new\nAdd 1 and 2.\n" + "word " * 300 + "\n").ok()
     lines = outcome.output.splitlines()
-    assert "sft-v1: /new begins anew, Ctrl-D ends" in outcome.output
-    begin = next(number for number, line in enumerate(lines) if "/new begins anew" in line)
+    assert "sft-v1: /new begins again, Ctrl-D ends" in outcome.output
+    begin = next(number for number, line in enumerate(lines) if "/new begins again" in line)
     answers = lines[begin + 1 :]
     assert (
         "positions for prompt and answer" in outcome.output

@@ -123,7 +123,7 @@ def test_the_cores_are_shared_out(tmp_path, monkeypatch):
     [
         ("fail:6", "RuntimeError: the loss is not finite"),
         ("error:6", "the slice v9 is damaged; draw it again"),
-        ("die:6", "its process was killed by SIGKILL, perhaps for want of memory"),
+        ("die:6", "its process was killed by SIGKILL, possibly out of memory"),
         ("early:6", "its process ended before the run was complete"),
     ],
 )
@@ -227,7 +227,7 @@ def test_nothing_outlives_a_killed_supervisor(tmp_path):
 
 def test_a_second_call_on_the_same_output_is_refused_with_the_owner(tmp_path):
     plan = write_plan(tmp_path, 1)
-    owner = f"process {os.getpid()} on .* is carrying out"
+    owner = f"process {os.getpid()} on .* is running a plan"
     with only_one(Path(plan.output), "is here"), pytest.raises(UserError, match=owner):
         run(plan)
     assert run(plan)[0] == 0

@@ -80,9 +80,9 @@ def test_every_recipe_fits_every_gpu_with_as_little_tensor_parallelism_as_fits(
         (80, (), 1, 4),
         (40, (), 1, 1),
         (16, (), 4, 2),
-        (80, ("--tensor-model-parallel-size", "2"), 2, 4),
+        (80, ("--tensor-model-parallel-size", "2"), 2, 8),
         (40, ("--micro-batch-size", "4"), 2, 4),
-        (1, (), 1, 4),
+        (1, (), 1, 8),
     ],
     ids=["80", "40", "16", "the command line's TP", "the command line's micro batch", "none fits"],
 )

@@ -141,7 +141,7 @@ def test_a_branch_with_bad_data_harms_nothing_but_itself(site):
     failed = site.cluster.job(jobs["ours/branch-v1"]["job"])
     assert (failed["JobState"], failed["Restarts"]) == ("FAILED", "0"), "bad data do not get better"
     assert site.cluster.job(jobs["eval/ours/branch-v1"]["job"])["Priority"] == "0"
-    cause = "the slice v9 is damaged; draw it again; mend the cause, then `lrpath submit` again"
+    cause = "the slice v9 is damaged; draw it again; fix the cause, then `lrpath submit` again"
     assert site.status()["ours/branch-v1"]["cause"] == cause
     site.finish(jobs["report"]["job"])  # it does not wait for what is held; a new one is submitted then
     again = site.submit()

@@ -45,7 +45,7 @@ def start(folder: Path, end: str) -> subprocess.Popen[bytes]:
         ("exit:2", 2, "rank 1 on HOST exited with status 2", False),
         ("user:the slice is damaged", 2, "the slice is damaged", False),
         ("raise:bad luck", 1, "rank 1: RuntimeError: bad luck", None),
-        ("kill:9", -9, "rank 1 on HOST was killed by SIGKILL, perhaps for want of memory", None),
+        ("kill:9", -9, "rank 1 on HOST was killed by SIGKILL, possibly out of memory", None),
         ("kill:11", -11, "rank 1 on HOST was killed by SIGSEGV", None),
     ],
 )

@@ -54,7 +54,7 @@ def test_the_running_job_is_shown_before_the_one_that_follows_it(plan, monkeypat
         ),
         (
             queued(1, "PENDING", "JobHeldUser", "lrpath: held: bad data"),
-            "ours/main: held: bad data; mend the cause",
+            "ours/main: held: bad data; fix the cause",
         ),
         (queued(1, "PENDING", "Priority"), None),
     ],
@@ -79,7 +79,7 @@ def test_a_job_that_waits_in_vain_says_why(plan, monkeypatch, capsys, job, said)
         (
             Attempt(0, 0, 0, SAVED, stopped="started 3 times from step 0 … : the time limit is too short"),
             [],
-            "the time limit is too short; mend the cause, then `lrpath submit` again",
+            "the time limit is too short; fix the cause, then `lrpath submit` again",
         ),
     ],
 )

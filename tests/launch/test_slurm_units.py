@@ -106,7 +106,7 @@ def test_neighbouring_jobs_and_the_starts_of_one_have_ports_of_their_own():
             "srun: error: n2: task 1: Killed\n",
             ["lost", "killed"],
             9,
-            "rank 1 on n2 was killed by SIGKILL, perhaps for want of memory",
+            "rank 1 on n2 was killed by SIGKILL, possibly out of memory",
             None,
         ),
         ("", ["lost", "bad luck"], 9, "rank 1: ValueError: bad luck", False),
@@ -114,7 +114,7 @@ def test_neighbouring_jobs_and_the_starts_of_one_have_ports_of_their_own():
             "srun: error: n2: task 1: Killed\nsrun: error: n1: task 0: Exited with exit code 1\n",
             ["lost"],  # rank 1's own parent was killed, too
             137,
-            "a rank was killed by SIGKILL, perhaps for want of memory: srun: error: n2: task 1: Killed",
+            "a rank was killed by SIGKILL, possibly out of memory: srun: error: n2: task 1: Killed",
             None,
         ),
         ("", ["lost"], 1, "rank 1: RuntimeError: Connection reset by peer", None),

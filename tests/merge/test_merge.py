@@ -87,7 +87,7 @@ def test_what_cannot_be_merged_is_refused_and_leaves_nothing(tmp_path: Path) -> 
         merge_checkpoints(tmp_path, [10, 20], [0.5, 0.5], tmp_path / "merged", 20)
     assert not (tmp_path / "merged").exists()
     merge_checkpoints(tmp_path, [10, 10], [0.5, 0.5], tmp_path / "merged", 10)
-    with pytest.raises(UserError, match="a checkpoint already"):
+    with pytest.raises(UserError, match="a checkpoint exists already"):
         merge_checkpoints(tmp_path, [10, 10], [0.5, 0.5], tmp_path / "merged", 10)
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from megatron_lrpath.cli import main
 from megatron_lrpath.errors import PlanError
+from megatron_lrpath.paradigms import CPT_VARIANTS
 from megatron_lrpath.plan import PARADIGMS, Plan, differences, run_identity
 from megatron_lrpath.plan.identity import reached
 from tests.support.plan_text import plan_with
@@ -61,7 +62,7 @@ def test_a_falling_main_path_concerns_its_branches_alone(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("schedule", [{}, FALLING])
-@pytest.mark.parametrize("variant", ["reset-max", "rewarm-max", "keep-min"])
+@pytest.mark.parametrize("variant", CPT_VARIANTS)
 def test_appended_versions_change_nothing_before_them(tmp_path: Path, schedule: dict, variant: str) -> None:
     shorter, longer = ([V1, V2], [V1, V2, V4]) if not schedule else ([V1], [V1, V3])
     before = identities(plan_with(tmp_path, versions=shorter, schedule=schedule, cpt_variant=variant))

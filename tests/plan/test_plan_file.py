@@ -149,7 +149,7 @@ REFUSED = [
     ("seed: 1234", "seed: 1\nseed: 2", "3: seed", "given twice, first in line 2"),
     ("model: tiny", "model: tyni", "3: model", "did you mean 'tiny'?"),
     ("model: tiny", "model: {recipe: tyni}", "3: model.recipe", "did you mean 'tiny'?"),
-    ("model: tiny", "model: {num_layers: 2}", "3: model", "needs hidden_size, num_attention_heads"),
+    ("model: tiny", "model: {num_layers: 2}", "3: model", "requires hidden_size, num_attention_heads"),
     ("model: tiny", "model: {recipe: tiny, lr: 1}", "3: model.lr", "set `schedule.max_lr`"),
     ("model: tiny", "model: {recipe: tiny, --num-layers: 1}", "3: model.--num-layers", "without the dashes"),
     ("model: tiny", "model: {num-layers: 1, num_layers: 1}", "3: model.num_layers", "given twice"),

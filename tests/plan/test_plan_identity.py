@@ -24,7 +24,7 @@ def told(folder: Path, run: str, **changes: Any) -> list[str]:
     return differences(identities(folder)[run], identities(folder, **changes)[run])
 
 
-@pytest.mark.parametrize("variant", ["reset-max", "rewarm-max", "keep-min"])
+@pytest.mark.parametrize("variant", ["reset-max", "rewarm-max", "keep-min", "autoregressive"])
 @pytest.mark.parametrize("style", ["cosine", "knee", "multi-step", "wsd", "inverse-square-root"])
 def test_appending_a_version_keeps_every_identity(tmp_path: Path, style: str, variant: str) -> None:
     common = {"schedule": {"style": style}, "cpt_variant": variant}
@@ -109,6 +109,7 @@ def test_what_does_not_change_a_result_does_not_change_an_identity(tmp_path: Pat
         ({"schedule": {"min_lr": 0.0}}, "cpt/continual-v2", "continual-v1.min_lr: was 0.0001, is 0.0"),
         ({"cpt_variant": "rewarm-max"}, "cpt/continual-v2", "continual-v2.warmup: was 0, is 20"),
         ({"cpt_variant": "keep-min"}, "cpt/continual-v2", "continual-v2.shape: was whole, is floor"),
+        ({"cpt_variant": "autoregressive"}, "cpt/continual-v2", "continual-v2.peak: was not given, is "),
         (
             {"versions": [{"name": "v1", "steps": 110}, {"name": "v2", "steps": 100}]},
             "ours/main",

@@ -98,6 +98,24 @@ def test_cpt_variants(tmp_path: Path, variant: str, shape: str, warmup: int, rat
     assert plan.run("cpt", "continual-v1").path.shape == "whole"
 
 
+def test_the_peaks_of_an_autoregressive_cpt_lie_on_one_schedule_over_all_rounds(tmp_path: Path) -> None:
+    schedule = {"style": "cosine", "max_lr": 3e-4, "min_lr": 3e-5, "warmup_steps": 0}
+    plan = plan_with(tmp_path, schedule=schedule, versions=versions(4, 10_000), cpt_variant="autoregressive")
+    peaks = [run.path.begins_at for run in plan.runs("cpt")]
+    exact = [3e-5 + 2.7e-4 * 0.5 * (1 + math.cos(math.pi * done / (done + 1))) for done in range(4)]
+    assert peaks == pytest.approx(exact, rel=1e-12)
+    assert peaks == sorted(peaks, reverse=True)
+    for run in plan.runs("cpt"):
+        assert run.path.lr_at(run.last_step) == 3e-5  # each round is a complete decay
+    warm = plan_with(tmp_path, schedule=PAPER, versions=versions(3, 10_000), cpt_variant="autoregressive")
+    second = warm.run("cpt", "continual-v2").path
+    assert (second.warmup, second.lr_at(10_000)) == (2000, 0.0)
+    assert second.lr_at(12_000) == warm.run("ptfs", "scratch-v2").path.lr_at(10_000)
+    cooler = [{"name": "v1", "steps": 10_000}, {"name": "v2", "steps": 10_000, "max_lr": 1e-4}]
+    plan = plan_with(tmp_path, schedule=schedule, versions=cooler, cpt_variant="autoregressive")
+    assert plan.run("cpt", "continual-v2").path.begins_at == pytest.approx(6.5e-5, rel=1e-12)
+
+
 def test_versions_differ_in_length_and_alpha(tmp_path: Path) -> None:
     plan = plan_with(
         tmp_path,

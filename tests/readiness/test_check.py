@@ -111,7 +111,7 @@ def test_everything_that_is_wrong_comes_in_one_message(
     remove("slices/valid.slice")(plan)
     assert main(["run", str(plan), "--nproc", "3", "--", "--log-intervall", "5", "--seed", "9"]) == 2
     lines = capfd.readouterr().err.splitlines()
-    assert lines[0] == f"lrpath: error: {plan}: 5 things are to be mended first"
+    assert lines[0] == f"lrpath: error: {plan}: 5 problems must be fixed first"
     assert [line.strip().split(":")[0] for line in lines[1:]] == [
         "arguments",
         "arguments",

@@ -10,9 +10,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import xxhash
 
+from megatron_lrpath.checkpoints.reader import written_items
 from megatron_lrpath.runs import checkpoints as disk
-from megatron_lrpath.runs.checkpoints import MANIFEST, read_manifest, sum_file
+from megatron_lrpath.runs.checkpoints import MANIFEST, item_key, read_manifest, sum_file
 from megatron_lrpath.training.checkpoints.ahead import ReadAhead
 from megatron_lrpath.training.checkpoints.saves import Saves
 from megatron_lrpath.training.options import from_plan
@@ -71,8 +73,13 @@ def first_step(folder: Path) -> int:
     return int(starts[-1]["step"])
 
 
+def xxh3(path: Path, offset: int, length: int) -> str:
+    """The checksum of a part of a file."""
+    return xxhash.xxh3_128_hexdigest(path.read_bytes()[offset : offset + length])
+
+
 @pytest.mark.parametrize("extra", [(), ("--async-save",)], ids=["sync", "async"])
-def test_a_manifest_names_every_file_with_its_size_and_checksum(tmp_path: Path, extra: tuple[str]) -> None:
+def test_a_manifest_has_the_checksum_of_every_file_and_item(tmp_path: Path, extra: tuple[str]) -> None:
     words = run_words(make_plan(tmp_path, (6, 6)), "ours", "main", *EVERY_TWO, *extra)
     train([*words, "--exit-interval", "5"], nproc=2).ok()
     assert disk.complete_steps(root_of(tmp_path)) == [2, 3, 4, 5]
@@ -81,6 +88,11 @@ def test_a_manifest_names_every_file_with_its_size_and_checksum(tmp_path: Path, 
         manifest = read_manifest(checkpoint)
         assert set(manifest) == {path.name for path in checkpoint.iterdir()} - {MANIFEST}
         assert {name: sum_file(checkpoint / name) for name in manifest} == manifest
+        items = written_items(checkpoint)
+        assert {name for name, one in manifest.items() if one.items} == items.keys()
+        for name, places in items.items():
+            expected = {item_key(*place): xxh3(checkpoint / name, *place) for place in places}
+            assert manifest[name].items == expected, "a sum of each tensor and object"
     assert disk.tracked_step(root_of(tmp_path)) == 5
     assert [name for name in os.listdir(root_of(tmp_path)) if disk.SAVING in name] == []
     train([*words, "--exit-interval", "7"]).ok()

@@ -118,7 +118,7 @@ def test_a_disk_that_is_full_for_a_while_costs_the_saves_of_that_while_alone(
     assert log.count("could not be saved") == 4
     for name in ("history.jsonl", "tfevents"):
         lines = [line for line in log.splitlines() if name in line]
-        assert [("waits in memory" in line, "nothing is missing" in line) for line in lines] == [
+        assert [("buffered in memory" in line, "no data is lost" in line) for line in lines] == [
             (True, False),
             (False, True),
         ]
@@ -174,8 +174,8 @@ def test_a_part_that_was_written_is_not_written_again(
     assert (tmp_path / "lines").read_bytes() == b"first\nsecond\nthird\nfourth\n"
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 2
-    assert "lines: No space left on device. The lines cannot be written and waits in memory" in said[0]
-    assert said[1].endswith("lines: written again, nothing is missing.")
+    assert "lines: No space left on device. The lines cannot be written and is buffered in memory" in said[0]
+    assert said[1].endswith("lines: the disk accepts writes again, no data is lost.")
 
 
 def test_what_a_sync_loses_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,11 +238,11 @@ def test_a_start_on_a_full_disk_says_so(
         *warnings, error = capsys.readouterr().err.splitlines()
         assert all(line.startswith("lrpath: WARNING: disk: 0 bytes free") for line in warnings)
         assert error.startswith(f"lrpath: error: {small_disk}")
-        assert error.endswith(": No space left on device. Make room and call again.")
+        assert error.endswith(": No space left on device. Free disk space and call again.")
     outcome = train(words)
     assert outcome.status == [1], outcome.output
     assert "Traceback" not in outcome.output
-    assert "No space left on device. Make room and call again." in outcome.output
+    assert "No space left on device. Free disk space and call again." in outcome.output
     (small_disk / BALLAST).unlink()
     train(words).ok()
 
@@ -277,7 +277,7 @@ def test_what_a_disk_refuses_one_rank_is_said_by_that_rank(
     monkeypatch.setattr(os, "_exit", end)
     with pytest.raises(SystemExit), Exits().reported():
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/runs")
-    assert "/data/runs: No space left on device. Make room and call again." in capsys.readouterr().err
+    assert "/data/runs: No space left on device. Free disk space and call again." in capsys.readouterr().err
 
 
 def test_a_missing_right_without_a_name_is_no_users_mistake() -> None:

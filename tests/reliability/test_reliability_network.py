@@ -107,7 +107,7 @@ def test_an_end_without_a_reason_is_told(
         thread.join()
     assert found[0].claim()  # and then it is gone
     found[1]._see_reason(0)
-    assert "rank 0 ended the run before the first step and has given no reason" in capsys.readouterr().err
+    assert "rank 0 ended the run before the first step and gave no reason" in capsys.readouterr().err
     found[0].leave()
     found[1]._see_reason(0)
     assert capsys.readouterr().err == ""

@@ -35,7 +35,7 @@ def test_the_rank_that_has_not_entered_the_collective_is_named(tmp_path: Path, f
     ranks.processes[still].kill()  # as a launcher does; a stopped process takes no other signal
     outcome = ranks.outcome(PATIENCE)
     start, end = said.split(" (process {} on {}) ")
-    (line,) = [one for one in outcome.output.splitlines() if "has stood still" in one]
+    (line,) = [one for one in outcome.output.splitlines() if "has stalled" in one]
     assert f"{start} (process " in line
     assert f") {end}" in line
     assert "after step 2" in line

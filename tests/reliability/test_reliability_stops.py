@@ -30,7 +30,7 @@ def checkpoints(folder: Path) -> Path:
 
 
 def one_error(output: str) -> str:
-    """The one error message in a log, without a stack trace beside it."""
+    """The one error message in a log, without a stack trace next to it."""
     assert "Traceback" not in output, output[-3000:]
     assert "frame #0" not in output, output[-3000:]
     assert output.count("lrpath: error: ") == 1, output[-3000:]
@@ -88,7 +88,7 @@ def test_a_signal_at_a_step_that_is_saved_anyway_saves_it_once(tmp_path: Path) -
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path) -> None:
-    """On one of two ranks: one message with step, rank, samples and where to go on from, weights unharmed."""
+    """On one of two ranks: one message with step, rank, samples and where to continue from, weights unharmed."""
     words = main_words(tmp_path, "--save-interval", "4")
     outcome = train_with(["nan:6:1"], words, 2)
     assert outcome.status == [1, 1]
@@ -128,7 +128,7 @@ def test_ranks_that_wait_in_vain_for_another_one_say_where(tmp_path: Path, dead:
     outcome = train_with([f"absent:{dead}:3"], main_words(tmp_path, *TP2), 2)
     assert outcome.status[dead] == -9
     assert outcome.status[1 - dead] == 1
-    said = f"lrpath: error: rank {1 - dead}: not all 2 ranks have come to 127.0.0.1:"
+    said = f"lrpath: error: rank {1 - dead}: not all 2 ranks joined at 127.0.0.1:"
     assert outcome.output.count(said) == outcome.output.count("lrpath: error: ") == 1
     assert "Traceback" not in outcome.output
 

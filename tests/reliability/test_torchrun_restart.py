@@ -1,4 +1,4 @@
-"""torchrun starts ranks anew itself (`--max-restarts`, elastic `--nnodes`): each step is trained once."""
+"""torchrun starts ranks again itself (`--max-restarts`, elastic `--nnodes`): each step is trained once."""
 
 from __future__ import annotations
 

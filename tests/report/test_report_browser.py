@@ -54,7 +54,7 @@ addEventListener("load", async () => {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A written report, and beside it the same page with a script that looks at it."""
+    """A written report, and next to it the same page with a script that looks at it."""
     plan = write_plan(tmp_path_factory.mktemp("browser"))
     write_tree(plan)
     write_slices(plan)

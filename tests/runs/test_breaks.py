@@ -34,10 +34,16 @@ ONE = {"device": "NVIDIA H100", "world_size": 8, "layout": {"tensor_model_parall
             start(40, **ONE | {"world_size": 16, "layout": {"tensor_model_parallel_size": 2}}),
             ["processes 16 (before: 8)", "tensor_model_parallel_size 2 (before: 1)"],
         ),
+        (
+            [start(0, **ONE, kernels="adam rotary")],
+            start(40, **ONE, kernels="none"),
+            ["GPU kernels none (before: adam rotary)"],
+        ),
+        ([start(0)], start(40, **ONE, kernels="adam"), []),
         ([start(0)], start(40, **ONE), []),  # an older version recorded less
         ([start(0), start(40, "2.10.0")], start(40), []),  # nothing is left of the second start
         ([start(0), start(40, "2.10.0")], start(30), []),  # a rewind has gone back before it
-        ([start(0, "2.10.0")], start(0), []),  # begun anew
+        ([start(0, "2.10.0")], start(0), []),  # begun again
     ],
 )  # fmt: skip
 def test_a_start_is_compared_with_the_one_whose_steps_it_goes_on_from(
@@ -51,7 +57,7 @@ def test_a_break_whose_steps_were_replaced_is_none() -> None:
     assert breaks({"starts": starts}) == {40: ["torch 3"]}
     assert breaks({"starts": [*starts, start(20)]}) == {}
     assert breaks({"starts": "damaged"}) == breaks({}) == {}
-    assert breaks_told({"starts": starts}) == ["goes on from step 40 with torch 3"]
+    assert breaks_told({"starts": starts}) == ["continues from step 40 with torch 3"]
 
 
 def test_it_is_told_recorded_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,10 +76,10 @@ def test_it_is_told_recorded_and_drawn(tmp_path: Path, capsys: pytest.CaptureFix
     assert (first["device"], first["layout"]["tensor_model_parallel_size"]) == ("cpu", 1)
     assert main(["status", str(path), "--json"]) == 0
     (row,) = (one for one in json.loads(capsys.readouterr().out)["runs"] if one["key"] == "ours/main")
-    assert row["breaks"] == ["goes on from step 3 with processes 2 (before: 1)"]
+    assert row["breaks"] == ["continues from step 3 with processes 2 (before: 1)"]
     assert main(["status", str(path)]) == 0
-    assert "ours/main: goes on from step 3 with processes 2 (before: 1)" in capsys.readouterr().out
+    assert "ours/main: continues from step 3 with processes 2 (before: 1)" in capsys.readouterr().out
     assert main(["report", str(path)]) == 0
     report = (tmp_path / "runs/report/report.md").read_text()
-    assert "ours/main goes on from step 3 with processes 2 (before: 1)." in report
+    assert "ours/main continues from step 3 with processes 2 (before: 1)." in report
     assert "dotted upright lines: breaks" in report

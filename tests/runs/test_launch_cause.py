@@ -55,7 +55,7 @@ def test_the_first_cause_stays(file):
 def test_a_killed_rank_is_named_not_its_neighbours_complaint(file):
     failure.record_error(CONSEQUENCE)
     failure.record(failure.of_status("rank 1", -9, 1))
-    assert message(file) == "rank 1 was killed by SIGKILL, perhaps for want of memory"
+    assert message(file) == "rank 1 was killed by SIGKILL, possibly out of memory"
 
 
 def test_what_a_rank_says_counts_more_than_its_exit_status(file):
@@ -85,7 +85,7 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/d/x")
         ),
         (TrainingStoppedError("step 6: the loss is not finite"), "stopped", 1, None, "step 6: the loss"),
         (NotMetError("rank 0: not all 2 ranks have come"), "not-met", 1, True, "rank 0: not all 2 ranks"),
-        (FULL, "stopped", 1, None, "/d/x: No space left on device. Make room"),
+        (FULL, "stopped", 1, None, "/d/x: No space left on device. Free disk space"),
         (KeyError("x"), "error", 1, None, "KeyError: 'x'"),
         (AssertionError(), "error", 1, None, "AssertionError"),
     ],
@@ -173,7 +173,7 @@ def under_torchrun(file: Path, *ends: str) -> int:
 @pytest.mark.parametrize(
     ("ends", "text"),
     [
-        ((f"complain:{CLOSED}", "late kill:9"), "rank 1 was killed by SIGKILL, perhaps for want of memory"),
+        ((f"complain:{CLOSED}", "late kill:9"), "rank 1 was killed by SIGKILL, possibly out of memory"),
         (("kill:11", f"late raise:{CLOSED}"), "rank 0 was killed by SIGSEGV"),
         (("exit:3", "wait:/dev/null"), "rank 0 exited with status 3"),
         ((f"complain:{CLOSED}", "late raise:bad"), "rank 1: RuntimeError: bad"),

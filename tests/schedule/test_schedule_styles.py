@@ -186,7 +186,7 @@ def test_a_knob_changes_the_curves_and_identities_of_the_styles_that_read_it_alo
     first, second = (plan_with(tmp_path, schedule={"style": style} | more) for more in ({}, {knob: value}))
     for run in (run for paradigm in PARADIGMS for run in first.runs(paradigm)):
         same = run_identity(first, run) == run_identity(second, second.run(run.paradigm, run.name))
-        # A branch goes on from the main path, which reads no knob; the others have whole curves alone.
+        # A branch continues from the main path, which reads no knob; the others have whole curves alone.
         assert same != changed.get(run.path.shape, False), run.name
 
 

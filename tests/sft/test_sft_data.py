@@ -11,11 +11,14 @@ import pytest
 
 from megatron_lrpath.cli import main as lrpath
 from megatron_lrpath.data.preprocess.worker import Rejected
+from megatron_lrpath.data.record import control_tokens
 from megatron_lrpath.errors import PlanError, UserError
 from megatron_lrpath.plan import load_plan
+from megatron_lrpath.plan.sft import PREPARED
+from megatron_lrpath.sealed import write_sealed
 from megatron_lrpath.sft.encode import ChatEncoder, build_encoder
 from megatron_lrpath.sft.prepare import prepare
-from megatron_lrpath.sft.prepared import held_out, pack
+from megatron_lrpath.sft.prepared import TRAIN, held_out, open_prepared, pack
 from megatron_lrpath.sft.template import ChatTemplate, messages_of
 from tests.support.plan_text import plan_with
 from tests.support.sft_fixtures import GOLDEN, TOKENIZER, conversations, sft_plan, write_lines
@@ -135,7 +138,7 @@ def test_a_message_that_spells_out_a_control_token_is_rejected(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("sft", "said"),
     [
-        ({"chat_template": "chatml"}, "would be plain text to the tokenizer; write special_tokens"),
+        ({"chat_template": "chatml"}, "are plain text for the tokenizer; add special_tokens"),
         ({"chat_template": "tokenizer"}, "has no chat template"),
         ({"chat_template": "missing.jinja"}, "cannot be read as a file"),
         ({"special_tokens": [f"<|{number}|>" for number in range(41)]}, "have 40 rows beyond"),
@@ -208,16 +211,46 @@ def test_the_old_data_stand_until_the_new_ones_do(tmp_path: Path) -> None:
     plan = load_plan(sft_plan(tmp_path))
     first = prepare(plan)
     (plan.sft_folder / "notes.txt").write_text("the user's")
-    before = {path.name: path.read_bytes() for path in plan.sft_folder.glob("train_*")}
+    before = {path.name: path.read_bytes() for path in plan.sft_folder.glob("data-1/train_*")}
+    assert before
     write_lines(tmp_path / "chat.jsonl", [*conversations(50), "{broken"])
     with pytest.raises(UserError, match="1 of 51 documents were rejected"):
         prepare(plan)
     assert plan.prepared_record() == first
-    assert {path.name: path.read_bytes() for path in plan.sft_folder.glob("train_*")} == before
+    assert {path.name: path.read_bytes() for path in plan.sft_folder.glob("data-*/train_*")} == before
     write_lines(tmp_path / "chat.jsonl", conversations(50))
     assert prepare(plan) == plan.prepared_record() != first
     names = {path.name for path in plan.sft_folder.iterdir()}
-    assert names == {*before, "prepared.json", "notes.txt", ".lock"}
+    assert names == {"data-2", "prepared.json", "notes.txt", ".lock"}
+    assert {path.name for path in (plan.sft_folder / "data-2").iterdir()} == set(before)
+
+
+def test_data_of_earlier_versions_count_until_they_are_prepared_again(tmp_path: Path) -> None:
+    """They lie beside their record, which names no folder."""
+    plan = load_plan(sft_plan(tmp_path))
+    record = prepare(plan)
+    assert record.pop("folder") == "data-1"
+    for path in (plan.sft_folder / "data-1").iterdir():
+        path.rename(plan.sft_folder / path.name)
+    (plan.sft_folder / "data-1").rmdir()
+    write_sealed(plan.sft_folder / PREPARED, record)
+    assert prepare(plan) == record
+    prepared = open_prepared(plan, verify=True)
+    assert prepared.examples(TRAIN)[0] == plan.sft_folder / TRAIN
+    assert control_tokens(plan.sft_folder / "train_tokens") == len(record["control_tokens"]) > 0
+    write_lines(tmp_path / "chat.jsonl", conversations(50))
+    record = prepare(plan)
+    assert {path.name for path in plan.sft_folder.iterdir()} == {"data-1", "prepared.json", ".lock"}
+    assert control_tokens(plan.sft_folder / "data-1/train_tokens") == len(record["control_tokens"])
+    assert open_prepared(plan, verify=True).record == record
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "/tmp", "", 3, "data-0"])
+def test_a_record_that_names_another_folder_is_refused(tmp_path: Path, name: object) -> None:
+    plan = load_plan(sft_plan(tmp_path))
+    write_sealed(plan.sft_folder / PREPARED, prepare(plan) | {"folder": name})
+    with pytest.raises(UserError, match="is damaged"):
+        open_prepared(plan, verify=True)
 
 
 def test_a_validation_file_is_prepared_beside(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def examples_of(rows: list[dict[str, Any]], folder: Path) -> list[tuple[list[int
 
 def prepared_examples(folder: Path) -> list[tuple[list[int], list[int]]]:
     """Tokens and mask of every prepared example."""
-    base = folder / "runs/sft"
+    base = folder / "runs/sft/data-1"
     lengths = np.frombuffer((base / "train_tokens.idx").read_bytes()[34:], dtype="<i4")[:40]
     cuts = np.cumsum(lengths)[:-1]
     tokens = np.split(np.fromfile(base / "train_tokens.bin", dtype=np.uint16), cuts)
@@ -262,7 +262,7 @@ def test_what_does_not_fit_is_refused(trained: Path, tmp_path: Path) -> None:
     assert "--prepare" in refusal(run_words(fresh, *RUN))
     shutil.copytree(trained / "runs/sft", tmp_path / "runs/sft")
     assert "no checkpoint of step 4" in refusal(run_words(fresh, *RUN))
-    tokens = tmp_path / "runs/sft/train_tokens.bin"
+    tokens = tmp_path / "runs/sft/data-1/train_tokens.bin"
     content = bytearray(tokens.read_bytes())
     content[0] ^= 1
     tokens.write_bytes(content)

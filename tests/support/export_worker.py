@@ -127,7 +127,7 @@ def peak_growth(words: list[str]) -> None:
     ):
         work()
         shutil.rmtree(made)  # the second time the libraries are loaded whole: that is measured
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins again
         before = memory("VmRSS")
         work()
         growth.append(memory("VmHWM") - before)

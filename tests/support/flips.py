@@ -199,13 +199,15 @@ def whole(*patterns: str) -> Callable[[Path], list[tuple[Path, int, int]]]:
     return find
 
 
-def stretches(checkpoint: str, common: bool) -> Callable[[Path], list[tuple[Path, int, int]]]:
-    """The pieces of a checkpoint's data files: its common state, or all tensors."""
+def stretches(
+    checkpoint: str, *names: str, others: bool = False
+) -> Callable[[Path], list[tuple[Path, int, int]]]:
+    """The items of a checkpoint whose names begin with one of `names`; or all others."""
 
     def find(folder: Path) -> list[tuple[Path, int, int]]:
         at = folder / checkpoint
         stored = own_metadata(at / ".metadata", "flips").storage_data
-        chosen = [one for index, one in stored.items() if (index.fqn == COMMON) == common]
+        chosen = [one for index, one in stored.items() if index.fqn.startswith(names) != others]
         return [(at / one.relative_path, one.offset, one.offset + one.length) for one in chosen]
 
     return find
@@ -214,8 +216,8 @@ def stretches(checkpoint: str, common: bool) -> Callable[[Path], list[tuple[Path
 def of_checkpoint(run: str, step: int, readers: Sequence[str]) -> Iterator[Place]:
     """The kinds of places in a checkpoint."""
     at = f"{run}/checkpoints/iter_{step:07d}"
-    yield Place("tensor data", stretches(at, common=False), tuple(readers), run)
-    yield Place("common state", stretches(at, common=True), tuple(readers), run)
+    yield Place("tensor data", stretches(at, COMMON, others=True), tuple(readers), run)
+    yield Place("common state", stretches(at, COMMON), tuple(readers), run)
     yield Place("metadata", whole(f"{at}/.metadata", f"{at}/metadata.json"), tuple(readers))
     yield Place("manifest", whole(f"{at}/manifest.json"), (*readers, "status"))
 
@@ -234,8 +236,12 @@ PLACES: tuple[Place, ...] = (
         "slice", whole("data/slices/v1.slice", "data/slices/valid.slice"), ("start", "report", "check --full")
     ),
     Place("record", whole("data/v1_*.tokens.json"), ("start", "check --full")),
-    Place("prepared chats", whole("runs/sft/*_tokens.bin", "runs/sft/*_answers.bin"), ("fine-tuning",)),
-    Place("prepared chats", whole("runs/sft/*.idx", "runs/sft/prepared.json"), ("fine-tuning", "status")),
+    Place("prepared chats", whole("runs/sft/data-*/*.bin"), ("fine-tuning",)),
+    Place(
+        "prepared chats", whole("runs/sft/data-*/*.idx", "runs/sft/prepared.json"), ("fine-tuning", "status")
+    ),
+    Place("index cache", whole("data/slices/.cache/*.npy"), ("start", "resume", "branch")),
+    Place("index cache", whole("runs/sft/.cache/*.npy"), ("fine-tuning",)),
     Place("lineage", whole(f"{MAIN}/lineage.json"), ("branch", "report", "status")),
     Place("lineage", whole(f"{SCRATCH}/lineage.json"), ("resume",)),
     Place("lineage", whole(f"{BRANCH}/lineage.json"), ("fine-tuning", "report", "status")),

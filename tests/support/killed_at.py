@@ -6,16 +6,36 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
-CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.link")
+CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.link", "shutil.copyfile")
 
 
-def killed_at(number: int, words: Sequence[str]) -> bool:
-    """Call `lrpath WORDS`; whether it was killed before its change `number` (from 1), else it has ended with 0."""
+def is_change(event: str, arguments: tuple[Any, ...]) -> bool:
+    """Whether an audit event is a change on disk."""
+    return event in CHANGES
+
+
+def killed_at(
+    number: int, words: Sequence[str], counts: Callable[[str, tuple[Any, ...]], bool] = is_change
+) -> bool:
+    """Call `lrpath WORDS`; whether it was killed before its change `number` (from 1), else it has ended with 0.
+
+    `counts` says which audit events are counted instead of changes.
+    """
+    from megatron_lrpath.cli import main
+
+    return dies_at(number, lambda: main(list(words)), counts)
+
+
+def dies_at(
+    number: int, work: Callable[[], int], counts: Callable[[str, tuple[Any, ...]], bool] = is_change
+) -> bool:
+    """The same of any work, which returns 0."""
     child = os.fork()
     if child == 0:
-        _call_and_die(number, words)
+        _call_and_die(number, work, counts)
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         assert os.WTERMSIG(status) == signal.SIGKILL
@@ -24,14 +44,14 @@ def killed_at(number: int, words: Sequence[str]) -> bool:
     return False
 
 
-def _call_and_die(number: int, words: Sequence[str]) -> None:
-    from megatron_lrpath.cli import main
-
+def _call_and_die(
+    number: int, work: Callable[[], int], counts: Callable[[str, tuple[Any, ...]], bool]
+) -> None:
     seen = 0
 
-    def count(event: str, _: object) -> None:
+    def count(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal seen
-        if event in CHANGES:
+        if counts(event, arguments):
             seen += 1
             if seen == number:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -39,7 +59,7 @@ def _call_and_die(number: int, words: Sequence[str]) -> None:
     status = 70
     try:
         sys.addaudithook(count)
-        status = main(list(words))
+        status = work()
     except BaseException:
         traceback.print_exc()
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -390,3 +391,41 @@ def engine_poisoned() -> Iterator[list[str]]:
     RMSNorm.without_fp8 = Command()
     with engine() as seen:
         yield seen
+
+
+@contextmanager
+def gpu_kernels() -> Iterator[dict[str, int]]:
+    """Train on the CPU with a GPU's rows and kernels, liger's in Triton's interpreter; how often each was called."""
+    os.environ["TRITON_INTERPRET"] = "1"
+    for module in [name for name in sys.modules if name.split(".")[0] == "triton" and "._C" not in name]:
+        del sys.modules[module]  # it chooses its interpreter at its import
+    from megatron_lrpath.training import seams, setup
+    from megatron_lrpath.training.gpu import kernels, measures, optimizer
+
+    seen = dict.fromkeys(measures.KERNELS, 0)
+    rows, set_flags = seams.rows, setup.set_machine_flags
+    own = [seam for seam in seams.SEAMS if seam.device == "cuda"]
+
+    def gpu_rows(device: str) -> Any:
+        targets = {seam.target for seam in own}
+        return (*(seam for seam in rows(device) if seam.target not in targets), *own)
+
+    def with_kernels(args: Any, explicit: Any, session: Any) -> None:
+        set_flags(args, explicit, session)
+        session.kernels = frozenset(measures.KERNELS)
+
+    def counted(name: str, function: Any) -> Any:
+        def call(*args: Any, **named: Any) -> Any:
+            seen[name] += 1
+            return function(*args, **named)
+
+        return call
+
+    kernels.CrossEntropy.forward = staticmethod(counted(measures.CROSS_ENTROPY, kernels.CrossEntropy.forward))
+    kernels.rotate = counted(measures.ROTARY, kernels.rotate)
+    fused, norm = optimizer.torch._fused_adamw_, optimizer.torch._foreach_norm
+    optimizer.torch._fused_adamw_ = counted(measures.ADAM, fused)
+    optimizer.torch._foreach_norm = counted(measures.GRAD_NORM, norm)
+    seams.rows, setup.set_machine_flags = gpu_rows, with_kernels
+    yield seen
+    seams.rows, setup.set_machine_flags = rows, set_flags

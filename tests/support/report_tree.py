@@ -74,7 +74,7 @@ def write_tree(plan: Plan, seed: int = 0, evaluate: bool = True) -> None:
 
 
 def simulate(plan: Plan, run: Run, begin: Any, rng: np.random.Generator) -> Any:
-    """The run's history rows, and at each step the state that a child goes on from."""
+    """The run's history rows, and at each step the state that a child continues from."""
     area, momentum, annealed, before = begin or (0.0, 0.0, 0.0, 0.0)
     scale = 60.0 / plan.versions[0].steps
     keep = 1 - 0.02 * scale

@@ -26,7 +26,10 @@ SFT = {
 }
 
 
-def conversations(count: int = 40) -> list[dict[str, Any]]:
+CHATS = 40
+
+
+def conversations(count: int = CHATS) -> list[dict[str, Any]]:
     """Sums, in the three forms that are read, some with several answers."""
     generator = random.Random(3)
     rows: list[dict[str, Any]] = []
@@ -63,7 +66,7 @@ def sft_plan(folder: Path, **changes: Any) -> Path:
 
 
 def changed(plan: Path, name: str, **keys: Any) -> Path:
-    """Another plan file beside it, with other keys at its top."""
+    """Another plan file next to it, with other keys at its top."""
     path = plan.with_name(f"{name}.yaml")
     path.write_text(yaml.safe_dump(yaml.safe_load(plan.read_text()) | keys, sort_keys=False))
     return path

@@ -86,5 +86,5 @@ def save(root: Path, step: int) -> None:
     folder = checkpoint_folder(root, step)
     folder.mkdir()
     (folder / "__0_0.distcp").write_bytes(step.to_bytes(4, "little") * 250)
-    write_manifest(folder, step, sum_files(folder))
+    write_manifest(folder, step, sum_files(folder, {}))
     write_tracker(root, step)

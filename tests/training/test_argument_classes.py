@@ -166,7 +166,7 @@ def test_an_argument_of_another_megatron_is_refused_and_one_of_a_fork_counts(
     from_arguments.refuse_with_path(given, None)  # a fork of the Megatron that the table knows
     assert "nobody_knows" in from_arguments.results_arguments(given)
     monkeypatch.setattr("megatron.core.__version__", "0.20.0")
-    with pytest.raises(UserError, match="nobody has classified this argument of Megatron"):
+    with pytest.raises(UserError, match="this argument is not classified for Megatron"):
         from_arguments.refuse_with_path(given, None)
     from_arguments.refuse_with_path({"lr_path": "main", "team_log": True}, own_arguments)
 

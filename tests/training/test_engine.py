@@ -16,6 +16,7 @@ import yaml
 from safetensors.torch import load_file
 
 from megatron_lrpath.cli import main as lrpath
+from megatron_lrpath.plan import load_plan
 from tests.support.engine_fixtures import Engine, engine_process
 from tests.support.training_fixtures import Outcome, history, launch, make_plan, run_words
 
@@ -42,8 +43,12 @@ Start = Callable[..., Outcome]
 def start(engine: Engine) -> Start:
     """Start an entry point `by` one of `WAYS`."""
 
-    def entry(by: str, words: list[str], module: str = "megatron_lrpath.training.pretrain:main") -> Outcome:
-        return launch(module, words) if by == "local" else engine.launch(words, module, probe=by)
+    def entry(
+        by: str, words: list[str], module: str = "megatron_lrpath.training.pretrain:main", nproc: int = 1
+    ) -> Outcome:
+        return (
+            launch(module, words, nproc) if by == "local" else engine.launch(words, module, nproc, probe=by)
+        )
 
     return entry
 
@@ -103,16 +108,34 @@ def test_a_branch_starts_from_the_others_main_path(
     assert losses(plan, "branch-v1") == pytest.approx(losses(trained[first], "branch-v1"), rel=CLOSE)
 
 
+def test_two_tensor_parallel_ranks_train_as_one_rank_of_local_layers(
+    tmp_path: Path, copy: Callable[..., Path], trained: Trained, start: Start
+) -> None:
+    """From the first step, and a branch from the checkpoint of local layers at another layout."""
+    layout = ("--tensor-model-parallel-size", "2")
+    plans = {"main": make_plan(tmp_path / "two", (6, 6)), "branch-v1": copy("local", "main")}
+    for run, plan in plans.items():
+        outcome = start("engine", run_words(plan, "ours", run, *layout), nproc=2).ok()
+        assert [set(seen) for seen in outcome.probed] == [LAYERS, LAYERS]
+        assert losses(plan, run) == pytest.approx(losses(trained["local"], run), rel=CLOSE)
+
+
 @pytest.mark.parametrize(("first", "then"), [("local", "engine"), ("engine", "local")])
-def test_a_run_goes_on_from_the_others_checkpoint(
+def test_a_run_goes_on_from_the_others_checkpoint_and_both_are_merged(
     first: str, then: str, tmp_path: Path, trained: Trained, start: Start
 ) -> None:
-    plan = make_plan(tmp_path, (6, 6))
+    plan = make_plan(tmp_path, (6, 6), megatron={"save_interval": 1})
     words = run_words(plan, "ours", "main")
     start(first, [*words, "--exit-interval", "4"])
     assert len(losses(plan, "main")) == 4
     start(then, words).ok()
     assert losses(plan, "main") == pytest.approx(losses(trained["local"], "main"), rel=CLOSE)
+    assert lrpath(["merge", str(plan), "--version", "v1", "--decay", "linear", "--min-lr-share", "0"]) == 0
+    merged = load_plan(next((tmp_path / "runs/merged").iterdir()) / "plan.yaml")
+    branch = merged.folder(merged.run("ours", "branch-v1"))
+    assert list(json.loads((branch / "merged.json").read_text())["weights"]) == ["3", "4", "5", "6"]
+    start(first, ["--plan", str(merged.path), "--device", "cpu", "--runs", "ours/branch-v1"], EVALUATION).ok()
+    assert 1 < json.loads((branch / "eval.json").read_text())["perplexity"] < 1000
 
 
 @pytest.mark.parametrize(("first", "then"), [("local", "engine"), ("engine", "local")])

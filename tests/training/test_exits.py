@@ -63,8 +63,8 @@ def test_only_megatrons_own_exits_are_errors(module: str, name: str, exit: Any, 
         (0, UserError, 2, "no rng. Calling again without a change"),
         (1, UserError, 2, "no rng."),
         ("bad name", UserError, 2, "bad name. Calling again without a change"),
-        (16, TrainingStoppedError, 1, "Call again to go on"),
-        (17, TrainingStoppedError, 1, "Call again to go on"),
+        (16, TrainingStoppedError, 1, "Call again to continue"),
+        (17, TrainingStoppedError, 1, "Call again to continue"),
     ],
 )
 def test_an_exit_has_one_message_and_a_status(code: Any, kind: type, status: int, said: str) -> None:
@@ -137,8 +137,8 @@ class Task:
     ("helps", "status", "advice"),
     [
         (False, 1, "without a change"),
-        (None, 1, "go on from"),
-        (True, 1, "go on from"),
+        (None, 1, "continue from"),
+        (True, 1, "continue from"),
         (None, 2, "without a change"),
     ],
 )

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_lrpath.plan.arguments import find
+from megatron_lrpath.plan.arguments import find, flag
 from megatron_lrpath.plan.needs import ENGINE, GPU, WORDS, needs, unmet
 from megatron_lrpath.runs.history import HistoryWriter, read_history
 from tests.support import ROOT
@@ -140,13 +140,21 @@ def test_a_row_of_needs_names_arguments_and_values_that_there_are() -> None:
             assert not form.choices or set(need.only) <= set(map(str, form.choices)), need
 
 
+def test_the_document_names_every_argument_that_needs_something() -> None:
+    text = (ROOT / "docs/gpus.md").read_text()
+    assert [name for need in needs() if f"`{(name := flag(need.name))}`" not in text] == []
+
+
 DEFAULTS = """
 import json
 from megatron_lrpath.training import device
 device.activate("cpu")
 from megatron_lrpath.plan.needs import unmet
+from argparse import Namespace
+from megatron_lrpath.training.gpu.measures import Setting, choose
 from megatron_lrpath.training.options.arguments import full_parser
-print(json.dumps(unmet({action.dest: action.default for action in full_parser()._actions}, frozenset())))
+defaults = {action.dest: action.default for action in full_parser()._actions}
+print(json.dumps([unmet(defaults, frozenset()), sorted(choose(None, Setting(Namespace(**defaults)))[0])]))
 """
 
 
@@ -155,7 +163,9 @@ def test_nothing_is_needed_by_megatrons_defaults() -> None:
     words = [sys.executable, "-W", "ignore", "-c", DEFAULTS]
     answer = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
-    assert json.loads(answer.stdout.splitlines()[-1]) == []
+    needed, kernels = json.loads(answer.stdout.splitlines()[-1])
+    assert needed == []
+    assert kernels == ["adam", "grad_norm"]  # neither rotary embeddings nor bf16
 
 
 def test_nothing_is_missing_where_all_is_there() -> None:
@@ -174,6 +184,7 @@ def test_nothing_is_missing_where_all_is_there() -> None:
         ({"exp_avg_dtype": "bf16"}, "--exp-avg-dtype bf16"),
         ({"use_precision_aware_optimizer": True}, "--use-precision-aware-optimizer needs"),
         ({"cuda_graph_scope": ["full_iteration"]}, "--cuda-graph-scope full_iteration"),
+        ({"optimizer_cuda_graph": True}, "--optimizer-cuda-graph needs plain Megatron: a replayed update"),
         (
             {
                 "context_parallel_size": "1",

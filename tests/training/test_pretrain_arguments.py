@@ -1,4 +1,4 @@
-"""The argument group "learning-rate path switching" without a plan, its refusals, and plain Megatron beside it."""
+"""The argument group "learning-rate path switching" without a plan, its refusals, and plain Megatron next to it."""
 
 from __future__ import annotations
 

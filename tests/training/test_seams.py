@@ -1,6 +1,6 @@
 """Every replaced name of Megatron stands in one table, fits the installed version, and is described in the docs.
 
-`python -m tests.training.test_seams` writes the table of docs/megatron-seams.md anew.
+`python -m tests.training.test_seams` writes the table of docs/megatron-seams.md again.
 """
 
 from __future__ import annotations
@@ -43,10 +43,11 @@ def test_the_replacement_takes_every_call_that_the_original_took(seam: seams.Sea
 
 
 def test_rows_say_why_and_are_unique() -> None:
-    assert len({seam.target for seam in seams.SEAMS}) == len(seams.SEAMS)
+    for device in ("cpu", "cuda"):
+        assert len({seam.target for seam in seams.rows(device)}) == len(seams.rows(device))
     for seam in seams.SEAMS:
         assert len(seam.why) > 20
-        assert seam.device in ("any", "cpu")
+        assert seam.device in ("any", "cpu", "cuda")
         assert seam.since.startswith("0.")
 
 
@@ -134,7 +135,8 @@ def test_apply_replaces_what_the_device_needs_once_and_cuda_never_imports_the_cp
     answer = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert answer.returncode == 0, answer.stderr
     found = json.loads(answer.stdout.splitlines()[-1])
-    assert found["replaced"] == [seam.device in ("any", device) for seam in seams.SEAMS]
+    targets = {seam.target for seam in seams.rows(device)}
+    assert found["replaced"] == [seam.target in targets for seam in seams.SEAMS]
     assert not any(found["again"])
     modules = [f"megatron_lrpath.training.cpu.{name}" for name in ("backend", "in_place", "kernels")]
     wanted = modules if device == "cpu" else []
@@ -223,7 +225,7 @@ def table() -> str:
     lines = ["| Megatron's name | stands for it | why | where | since |", "|---|---|---|---|---|"]
     for seam in seams.SEAMS:
         target, ours = (path.replace(":", ".") for path in (seam.target, seam.replacement))
-        where = "everywhere" if seam.device == "any" else "CPU only"
+        where = {"any": "everywhere", "cpu": "CPU only", "cuda": "GPU only"}[seam.device]
         where += ", only saves time" if seam.speed else ""
         lines.append(f"| `{target}` | `{ours}` | {seam.why} | {where} | {seam.since} |")
     return "\n".join(lines) + "\n"

@@ -55,7 +55,7 @@ LOST = {"main": ["iter_0000009"], "branch-v2": ["iter_0000012"]}
 
 
 def test_steps_that_are_trained_again_are_shown_once(tmp_path: Path) -> None:
-    """A main path and a branch off it that lose their last checkpoint; the branch has no other and begins anew."""
+    """A main path and a branch off it that lose their last checkpoint; the branch has no other and begins again."""
     plan = make_plan(tmp_path, (6, 6))
     wanted = {}
     for name, lost in LOST.items():
@@ -176,12 +176,12 @@ def arguments(**changes: Any) -> argparse.Namespace:
 
 
 def test_utilization_is_the_models_operations_over_the_devices_peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watching, "step_flops", lambda args: 6e15)
+    monkeypatch.setattr(watching, "sample_flops", lambda args: 6e15 / 8)
     times = iter([10.0, 12.0, 12.0])
     pace = watching.Pace(arguments(peak_tflops=1000), clock=lambda: next(times))
-    assert pace.step_ended() == (None, None)
-    assert pace.step_ended() == (400.0, pytest.approx(6e15 / 2 / 4 / 1000e12))
-    assert pace.step_ended() == (None, None)
+    assert pace.step_ended(8) == (None, None)
+    assert pace.step_ended(8) == (400.0, pytest.approx(6e15 / 2 / 4 / 1000e12))
+    assert pace.step_ended(8) == (None, None)
     assert watching.Pace(arguments(), clock=lambda: 0.0).peak is None
 
 

@@ -144,7 +144,7 @@ def test_what_else_the_plan_says_of_a_dropped_version_is_told(
     path.write_text(before + "also_branch_at: [45, 55]\n")
     assert main(["rewind", str(path), "--to-step", "40"]) == 0
     assert (
-        "for branches of other plans (also_branch_at) until trained anew: step 45 and 55"
+        "for branches of other plans (also_branch_at) until trained again: step 45 and 55"
         in capsys.readouterr().out
     )
     path.write_text(before + "also_branch_at: [55]\n")

@@ -1,4 +1,4 @@
-"""Files that are no lines of JSON, told by their first bytes; each with what to do."""
+"""Detect files that are not JSON lines by their first bytes, with what to do for each."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ UTF8_BOM = b"\xef\xbb\xbf"
 
 
 def refuse_foreign(name: str, beginning: bytes) -> None:
-    """Stop where the first bytes of a file, unpacked, belong to something else than lines of JSON.
+    """Raise an error if the first bytes of an unpacked file are not JSON lines.
 
     Raises:
-        UserError: what the file is, and what to do.
+        UserError: the kind of the file, and what to do.
     """
     kind = kind_of(beginning)
     if kind is not None:
@@ -49,7 +49,7 @@ def refuse_foreign(name: str, beginning: bytes) -> None:
 
 
 def kind_of(beginning: bytes) -> tuple[str, str] | None:
-    """What a file of another kind is, and what to do with it."""
+    """Return the kind of a file that is not JSON lines, and what to do with it."""
     for magic, what, advice in FORMATS:
         if beginning.startswith(magic):
             return what, advice

@@ -1,4 +1,4 @@
-"""One run of preprocessing: chunks to workers and back in order, progress shown, output published whole."""
+"""One run of preprocessing: chunks to workers and back in order, progress, atomic publication of the output."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -39,17 +38,17 @@ from megatron_lrpath.data.preprocess.writer import (
     refuse_existing,
     remove_left_overs,
 )
-from megatron_lrpath.data.record import inputs_of, write_record
+from megatron_lrpath.data.record import hashes_of, inputs_of, write_record
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.tokenizers.encoders import Encoder, build_encoder
 from megatron_lrpath.tokenizers.prints import Facts, TokenizerSpec
 
 
 class Interruption:
-    """While entered, the first Ctrl-C is only noted; `check` raises `KeyboardInterrupt` for it.
+    """While entered, the first Ctrl-C is only recorded; `check` raises `KeyboardInterrupt` for it.
 
-    A second Ctrl-C acts at once, as always. In other threads than the main one this does nothing, since
-    Python delivers signals only there.
+    A second Ctrl-C acts immediately. In threads other than the main one this has no effect, because Python
+    delivers signals only there.
     """
 
     def __init__(self) -> None:
@@ -76,10 +75,10 @@ class Interruption:
 
 
 class ConversionProgress:
-    """Shows how far a run is, on standard error.
+    """Shows the progress of a run on standard error.
 
-    `total`: bytes of input, None when unknown; `log_interval`: documents between two lines where standard
-    error is no terminal (and at most one line in ten seconds).
+    `total`: bytes of input, None if unknown; `log_interval`: documents between two lines if standard error
+    is not a terminal (and at most one line in ten seconds).
     """
 
     def __init__(self, total: int | None, log_interval: int) -> None:
@@ -197,7 +196,10 @@ def preprocess(args: Namespace) -> None:
         process = Worker(options, encoder).process
         unusual = {name: True for name in TEXT_OPTIONS if getattr(args, name)}
         details = {"options": unusual, "inputs": inputs_of(names)}
-        conversion.record = partial(write_record, tool=TOOL, facts=facts_of(args, encoder), details=details)
+        facts = facts_of(args, encoder)
+        conversion.record = lambda prefix: write_record(
+            prefix, TOOL, facts, details | hashes_of(prefix, encoder.eod)
+        )
         with Interruption() as interruption:
             conversion.run(datasets, names, args.json_keys, args.workers, process, interruption, marker)
 
@@ -333,7 +335,7 @@ class Conversion:
         for target, parts, packed in zip(self.targets, self.parts, result.packed, strict=True):
             for part, documents in zip(parts or [target], packed, strict=True):
                 try:
-                    part.append(documents.tokens, documents.lengths, documents.counts)
+                    part.append(documents.tokens, documents.lengths, documents.counts, documents.hashes)
                 except OverflowError as error:
                     size = self.vocab_size
                     raise UserError(f"{error}, though the tokenizer names {size} entries") from None

@@ -1,4 +1,4 @@
-"""Reading documents: JSON lines (plain, gzip, zstandard), Parquet and standard input, chunk by chunk."""
+"""Read documents in chunks from JSON lines (plain, gzip, zstandard), Parquet and standard input."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from megatron_lrpath.data.preprocess.foreign import refuse_foreign
+from megatron_lrpath.data.preprocess.parquet_pages import PageError, longest_dictionary
 from megatron_lrpath.errors import UserError
 
 STDIN = "-"
@@ -35,11 +36,11 @@ UTF8_BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some whole documents of one file.
+    """Some complete documents of one file.
 
-    `first` is the number of the first line or row (from 1), `index` counts the documents before it over all
-    files. `lines` holds raw JSON lines; `rows` holds one list of values per JSON key instead (Parquet).
-    `position` is how far the input was read, in bytes of the files as they lie on disk, over all files.
+    `first` is the number of the first line or row (from 1), `index` counts the preceding documents over
+    all files. `lines` has raw JSON lines; `rows` has one list of values per JSON key instead (Parquet).
+    `position` is the progress in bytes of the files on disk, over all files.
     """
 
     name: str
@@ -52,7 +53,7 @@ class Chunk:
 
 
 def expand_inputs(patterns: Sequence[str]) -> list[str]:
-    """File names of `--input`: each a file, a glob pattern (taken in sorted order) or `-`.
+    """Return file names of `--input`: each a file, a glob pattern (sorted) or `-`.
 
     Raises:
         UserError: a name or pattern that matches no file.
@@ -70,17 +71,17 @@ def expand_inputs(patterns: Sequence[str]) -> list[str]:
 
 
 def total_bytes(names: Sequence[str]) -> int | None:
-    """Size of all inputs on disk in bytes; None when standard input is among them."""
+    """Return the size of all inputs on disk in bytes; None if standard input is among them."""
     if any(not os.path.isfile(name) for name in names):
         return None
     return sum(os.path.getsize(name) for name in names)
 
 
 def read_chunks(names: Sequence[str], keys: Sequence[str]) -> Iterator[Chunk]:
-    """All documents of the inputs in order, in chunks of about a megabyte or of one longer document.
+    """Yield all documents of the inputs in order, in chunks of about a megabyte or of one longer document.
 
     Raises:
-        UserError: a file that cannot be read or whose compression breaks off.
+        UserError: a file cannot be read or its compressed data is truncated.
     """
     index = position = 0
     for name in names:
@@ -93,7 +94,7 @@ def read_chunks(names: Sequence[str], keys: Sequence[str]) -> Iterator[Chunk]:
 
 
 def read_file(name: str, keys: Sequence[str], index: int, position: int) -> Iterator[Chunk]:
-    """The documents of one file; what it is, is told from its first bytes, not from its name."""
+    """Yield the documents of one file; its kind is detected from its first bytes, not from its name."""
     try:
         with sys.stdin.buffer if name == STDIN else Path(name).open("rb") as raw:
             head = raw.peek(4)[:4] if isinstance(raw, io.BufferedReader) else b""
@@ -125,7 +126,7 @@ def _read_lines(name: str, raw: BinaryIO, head: bytes, index: int, position: int
 
 
 def _of_text(name: str, blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """The blocks, after a look at the first: raises UserError where they are no lines of JSON."""
+    """Yield the blocks after a check of the first: raises UserError if it is not JSON lines."""
     for number, block in enumerate(blocks):
         if number == 0:
             refuse_foreign(name, block)
@@ -133,7 +134,7 @@ def _of_text(name: str, blocks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 class _Counter:
-    """Passes reads on and counts their bytes, for the progress bar."""
+    """Forwards reads and counts their bytes, for the progress bar."""
 
     def __init__(self, raw: BinaryIO) -> None:
         self._raw = raw
@@ -146,7 +147,7 @@ class _Counter:
 
 
 def _unpack_zstd(name: str, stream: _Counter) -> Iterator[bytes]:
-    """All frames of a zstandard file; one that breaks off is an error, which the library's stream hides."""
+    """Yield all frames of a zstandard file; a truncated one is an error, which the library's stream hides."""
     try:
         import zstandard
     except ImportError:
@@ -174,10 +175,10 @@ def _unpack_zstd(name: str, stream: _Counter) -> Iterator[bytes]:
 
 
 def _whole_lines(name: str, blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """Join blocks and cut them after the last line end, so that each piece holds whole lines.
+    """Join blocks and split them after the last line end, so that each piece has complete lines.
 
     Raises:
-        UserError: a line is longer than a document may be.
+        UserError: a line exceeds the maximum length of a document.
     """
     held: list[bytes] = []
     size = lines = 0
@@ -197,7 +198,7 @@ def _whole_lines(name: str, blocks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def too_long(name: str, kind: str, number: int) -> UserError:
-    """The error for a document that would take the memory of many."""
+    """Return the error for a document that would take the memory of many."""
     return UserError(
         f"{name}: {kind} {number:,} is longer than {DOCUMENT_BYTES >> 20} MiB, the most that one document may have. "
         "Split it, or take it out."
@@ -226,7 +227,7 @@ def _read_parquet(
             yield Chunk(name, first, index, count, done, rows=rows)
             first += count
             index += count
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, PageError) as error:
         raise UserError(f"{name}: cannot be read as Parquet: {error}") from None
 
 
@@ -234,7 +235,7 @@ def _pieces(
     name: str, table: Any, raw: BinaryIO, keys: Sequence[str]
 ) -> Iterator[tuple[int, list[list[Any]]]]:
     """(bytes, the rows' values by key) of a few rows of a Parquet file: about a chunk, or one longer row."""
-    at_once = _rows_at_once(table.metadata, raw)
+    at_once = _rows_at_once(longest_dictionary(table.metadata, raw, keys))
     first = 1
     for batch in table.iter_batches(batch_size=at_once, columns=list(keys), use_threads=False):
         columns = [_undecoded(batch.column(key)) for key in keys]
@@ -250,7 +251,7 @@ def _pieces(
 
 
 def _joined(pieces: Iterator[tuple[int, list[list[Any]]]]) -> Iterator[list[list[Any]]]:
-    """Pieces put together to chunks."""
+    """Combine pieces to chunks."""
     held: list[list[Any]] = []
     size = 0
     for added, rows in pieces:
@@ -263,29 +264,9 @@ def _joined(pieces: Iterator[tuple[int, list[list[Any]]]]) -> Iterator[list[list
         yield held
 
 
-def _rows_at_once(metadata: Any, raw: BinaryIO) -> int:
-    """How many rows to unpack at a time: each may be the longest value of a dictionary, whatever the file's size."""
-    longest = 1
-    for group in range(metadata.num_row_groups):
-        for number in range(metadata.num_columns):
-            column = metadata.row_group(group).column(number)
-            offsets = [column.data_page_offset, column.dictionary_page_offset]
-            raw.seek(min(offset for offset in offsets if offset))
-            longest = max(longest, _dictionary_bytes(raw.read(16)))
-    return max(1, min(PARQUET_BATCH, PARQUET_BATCH * CHUNK_BYTES // longest))
-
-
-def _dictionary_bytes(header: bytes) -> int:
-    """The unpacked bytes of a dictionary page by the start of its header (Thrift, compact); 0 of another page."""
-    if header[:3] != b"\x15\x04\x15":  # a number, 2 for a dictionary, then a number
-        return 0
-    value = shift = 0
-    for byte in header[3:8]:
-        value |= (byte & 0x7F) << shift
-        shift += 7
-        if byte < 0x80:
-            break
-    return value >> 1  # zigzag
+def _rows_at_once(longest: int) -> int:
+    """How many rows to unpack at a time, where each may be the longest value of a dictionary, in bytes."""
+    return max(1, min(PARQUET_BATCH, PARQUET_BATCH * CHUNK_BYTES // max(longest, 1)))
 
 
 def _undecoded(column: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What a worker does with a chunk: parse, check, tokenize, pack; or say why a document is rejected."""
+"""The processing of a chunk in a worker: parse, check, tokenize, pack; or give the reason for a rejection."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from megatron_lrpath.data.document_hashes import Hashes, hash_documents
 from megatron_lrpath.data.preprocess.readers import Chunk
 from megatron_lrpath.exits import FAILED, leave_at_once
 from megatron_lrpath.tokenizers.encoders import Encoder, TextError
@@ -25,7 +26,7 @@ decoder = json.JSONDecoder()
 
 @dataclass(frozen=True)
 class DocumentOptions:
-    """How documents are read and put together; the same for a whole run."""
+    """How documents are parsed and assembled; the same for a whole run."""
 
     keys: tuple[str, ...]
     append_eod: bool
@@ -36,18 +37,19 @@ class DocumentOptions:
 
 @dataclass
 class Packed:
-    """Documents of one key and partition: ids, tokens per sequence, sequences per document."""
+    """Documents of one key and partition: ids, tokens per sequence, sequences per document, hashes of sequences."""
 
     tokens: npt.NDArray[np.integer[Any]]
     lengths: npt.NDArray[np.int32]
     counts: npt.NDArray[np.int32]
+    hashes: Hashes | None = None
 
 
 @dataclass
 class Figures:
-    """Documents, tokens of all keys, tokens of answers (of chats alone), bytes of text (UTF-8), rejects.
+    """Documents, tokens of all keys, tokens of answers (for chats only), bytes of text (UTF-8), rejects.
 
-    `empty` counts blank lines and documents without text, which are passed over and no rejects.
+    `empty` counts blank lines and documents without text, which are skipped and are not rejects.
     """
 
     documents: int = 0
@@ -58,14 +60,14 @@ class Figures:
     empty: int = 0
 
     def add(self, other: Figures) -> None:
-        """Add those of another part."""
+        """Add the counts of another part."""
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
 
 
 @dataclass
 class ChunkResult:
-    """What became of a chunk. `packed[output][partition]`; `rejects` are (line or row, reason)."""
+    """The result of a chunk. `packed[output][partition]`; `rejects` are (line or row, reason)."""
 
     name: str
     position: int
@@ -75,22 +77,22 @@ class ChunkResult:
 
 
 class Rejected(Exception):
-    """One document cannot be used; the text is the reason."""
+    """A document cannot be used; the text is the reason."""
 
 
 class Empty(Rejected):
-    """There is no text in it; such a document is passed over and counted."""
+    """A document has no text; it is skipped and counted."""
 
 
 @dataclass(frozen=True)
 class Worker:
-    """Lives in each worker process, made before the fork so that the tokenizer is loaded once."""
+    """The state of a worker process, created before the fork so that the tokenizer is loaded once."""
 
     options: DocumentOptions
     encoder: Encoder
 
     def process(self, chunk: Chunk) -> ChunkResult:
-        """Encode all documents of a chunk: column by column, without those that fail in any."""
+        """Encode all documents of a chunk, column by column, without those that fail in any column."""
         result = ChunkResult(chunk.name, chunk.position)
         numbers: list[int] = []
         columns: list[list[Texts]] = [[] for _ in self.options.keys]
@@ -119,7 +121,7 @@ class Worker:
         return result
 
     def _encode(self, column: list[Texts]) -> list[list[Any]]:
-        """The ids, or what is wrong, for each sentence of each document."""
+        """Return the ids, or the problem, of each sentence of each document."""
         flat = self.encoder.encode_many([text for texts in column for text in texts])
         if len(flat) == len(column):
             return [[ids] for ids in flat]
@@ -127,7 +129,7 @@ class Worker:
         return [[next(encoded) for _ in texts] for texts in column]
 
     def _problems(self, key: str, column: list[list[Any]]) -> dict[int, Rejected]:
-        """What is wrong with documents of a column, by their place in it."""
+        """Return the problems of documents of a column, by their position in it."""
         found: dict[int, Rejected] = {}
         for at, sentences in enumerate(column):
             for ids in sentences:
@@ -147,7 +149,7 @@ class Worker:
         encoded: list[list[list[Any]]],
         failed: Collection[int],
     ) -> None:
-        """Pack the good documents, each into the partition that its number over all files decides."""
+        """Pack the good documents, each into the partition given by its number over all files."""
         kept = [at for at in range(len(numbers)) if at not in failed]
         groups: list[list[int]] = [[] for _ in range(self.options.partitions)]
         for at in kept:
@@ -162,7 +164,7 @@ class Worker:
         )
 
     def _pack(self, documents: list[list[Any]]) -> Packed:
-        """Join documents; sentences without a token leave no trace, as in Megatron-LM."""
+        """Join documents; sentences without a token are dropped, as in Megatron-LM."""
         pieces: list[Any] = []
         lengths: list[int] = []
         counts: list[int] = []
@@ -176,11 +178,15 @@ class Worker:
             lengths += sizes
             counts.append(len(sizes))
         tokens = np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int64)
-        return Packed(tokens, np.array(lengths, dtype=np.int32), np.array(counts, dtype=np.int32))
+        sizes_of = np.array(lengths, dtype=np.int32)
+        hashes = hash_documents(tokens, sizes_of, self.encoder.eod)
+        return Packed(tokens, sizes_of, np.array(counts, dtype=np.int32), hashes)
 
 
 def texts_of(chunk: Chunk, options: DocumentOptions) -> Iterator[list[Texts] | Rejected]:
-    """The texts of each key of each document of a chunk, or why it is turned away (`Empty`: there is none)."""
+    """Return the texts of each key of each document of a chunk, or the reason for a rejection (`Empty`: no
+    text).
+    """
     rows = map(list, zip(*chunk.rows, strict=True)) if chunk.rows is not None else None
     for value in _json_values(chunk.lines, options.keys) if rows is None else rows:
         if isinstance(value, Rejected):
@@ -193,7 +199,7 @@ def texts_of(chunk: Chunk, options: DocumentOptions) -> Iterator[list[Texts] | R
 
 
 def _all_texts(values: list[Any], options: DocumentOptions) -> list[Texts] | Rejected:
-    """The texts of every key; a document of which one is unusable and another empty is unusable."""
+    """Return the texts of every key; a document with an unusable and an empty text is unusable."""
     found: list[Texts] = []
     empty: Empty | None = None
     for key, value in zip(options.keys, values, strict=True):
@@ -224,7 +230,7 @@ def _texts(key: str, value: Any, options: DocumentOptions) -> Texts:
 
 
 def _json_values(lines: bytes, keys: Sequence[str]) -> Iterator[list[Any] | Rejected]:
-    """The values of the keys on each line."""
+    """Return the values of the keys on each line."""
     try:
         texts: list[Any] = lines.decode("utf-8").split("\n")
     except UnicodeDecodeError:
@@ -241,7 +247,7 @@ def _json_values(lines: bytes, keys: Sequence[str]) -> Iterator[list[Any] | Reje
 
 
 def _parse(text: str) -> Any:
-    """`json.loads`, by its inner function where nothing stands around the value."""
+    """Parse JSON by the inner function of `json.loads` if nothing surrounds the value."""
     try:
         value, end = decoder.raw_decode(text)
     except ValueError:
@@ -271,13 +277,15 @@ def _json_type(value: Any) -> str:
 
 
 class WorkerProcess:
-    """A process of the pool. `process` is inherited by the fork, with its tokenizer: nothing of it is pickled."""
+    """A process of the pool. `process` is inherited by the fork, with its tokenizer, without pickling."""
 
     process: ClassVar[Callable[[Chunk], ChunkResult]]
 
     @classmethod
     def start(cls, parent: int, process: Callable[[Chunk], ChunkResult]) -> None:
-        """End with the parent (even a killed one), leave Ctrl-C to it, and keep what is to be done."""
+        """Make the process end with its parent (even a killed one), ignore Ctrl-C, and keep the function to
+        call.
+        """
         cls.process = process
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         if sys.platform == "linux":
@@ -287,5 +295,5 @@ class WorkerProcess:
 
     @classmethod
     def run(cls, chunk: Chunk) -> ChunkResult:
-        """The result of a chunk."""
+        """Return the result of a chunk."""
         return cls.process(chunk)

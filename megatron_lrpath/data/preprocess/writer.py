@@ -1,4 +1,6 @@
-"""Writes `.bin`/`.idx` pairs and lists of rejects in bounded memory, under temporary names until they are whole."""
+"""Write `.bin`/`.idx` pairs and lists of rejects in bounded memory, under temporary names until they are
+complete.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +16,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from megatron_lrpath.data import document_hashes
+from megatron_lrpath.data.document_hashes import Hashes
 from megatron_lrpath.data.indexed import DTYPE_CODES, INDEX_MAGIC, INDEX_VERSION
 from megatron_lrpath.data.record import record_path
 from megatron_lrpath.errors import UserError
@@ -26,16 +30,16 @@ WRITE_BLOCK = 1 << 18  # entries of the index held in memory at a time
 
 
 def optimal_dtype(vocab_size: int) -> np.dtype[Any]:
-    """Megatron's rule: two bytes a token below 65,500 entries, else four."""
+    """Megatron's rule: two bytes per token below 65,500 entries, else four."""
     return np.dtype(np.uint16 if vocab_size < 65500 else np.int32)
 
 
 class PairWriter:
-    """One indexed dataset in the making: `PREFIX.bin.partial` grows, the index follows at the end.
+    """An indexed dataset that is being written: `PREFIX.bin.partial` grows, the index follows at the end.
 
-    The numbers of the index are spooled to a file, so memory does not depend on how many documents there
-    are. Until `discard` the output is locked: a second process writing the same dataset is refused, and what
-    a killed one left behind is simply started over.
+    The numbers of the index are buffered in a file, so memory does not depend on the number of documents.
+    Until `discard` the output is locked: a second process that writes the same dataset is refused, and
+    leftovers of a killed one are overwritten.
     """
 
     def __init__(self, prefix: Path | str, dtype: np.dtype[Any]) -> None:
@@ -49,15 +53,18 @@ class PairWriter:
         self._lengths = open_locked(self.path(".lengths") + PARTIAL, self.prefix)
         self._counts = Path(self.path(".counts") + PARTIAL).open("w+b")  # noqa: SIM115
         self._bin = Path(self.path(".bin") + PARTIAL).open("wb")  # noqa: SIM115
+        self._hashes: BinaryIO | None = None  # of the documents, where they are given
 
     def path(self, ending: str) -> str:
         return self.prefix + ending
 
-    def append(self, tokens: IntArray, lengths: IntArray, counts: IntArray) -> None:
+    def append(
+        self, tokens: IntArray, lengths: IntArray, counts: IntArray, hashes: Hashes | None = None
+    ) -> None:
         """Add documents.
 
-        `tokens`: all token ids in order; `lengths`: tokens per sequence; `counts`: sequences per document.
-        Raises `OverflowError` when an id does not fit the dataset's type.
+        `tokens`: all token ids in order; `lengths`: tokens per sequence; `counts`: sequences per document; `hashes`:
+        of each sequence. Raises `OverflowError` if an id does not fit the dataset's type.
         """
         if tokens.dtype != self.dtype and tokens.size:
             limits = np.iinfo(self.dtype)
@@ -68,15 +75,17 @@ class PairWriter:
         tokens = tokens.astype(self.dtype, copy=False)
         self._bin.write(memoryview(np.ascontiguousarray(tokens)).cast("B"))
         self.append_index((lengths,), (counts,))
+        if hashes is not None:
+            self.append_hashes((hashes,))
 
     def append_file(self, path: str) -> None:
-        """Copy the tokens of another dataset's `.bin`; their lengths come by `append_index`."""
+        """Copy the tokens of another dataset's `.bin`; `append_index` adds their lengths."""
         with open(path, "rb") as source:
             self._bin.flush()
             shutil.copyfileobj(source, self._bin, 1 << 22)
 
     def append_index(self, lengths: Iterable[IntArray], counts: Iterable[IntArray]) -> None:
-        """Add the index of tokens that are in the `.bin` already, block by block."""
+        """Add the index of tokens that are already in the `.bin`, block by block."""
         for block in lengths:
             self._lengths.write(block.astype(np.int32).tobytes())
             self.sequences += len(block)
@@ -85,8 +94,31 @@ class PairWriter:
             self._counts.write(block.astype(np.int32).tobytes())
             self.documents += len(block)
 
+    def append_hashes(self, blocks: Iterable[Hashes]) -> None:
+        """Add the hashes of sequences, in the order of the sequences."""
+        if self._hashes is None:
+            self._hashes = Path(self.path(document_hashes.ENDING) + PARTIAL).open("w+b")  # noqa: SIM115
+        for block in blocks:
+            self._hashes.write(block.astype(document_hashes.DTYPE).tobytes())
+
+    @property
+    def has_hashes(self) -> bool:
+        """Whether hashes were added."""
+        return self._hashes is not None
+
+    def hash_blocks(self) -> Iterator[Hashes]:
+        """The hashes added so far."""
+        if self._hashes is not None:
+            self._hashes.flush()
+            self._hashes.seek(0)
+            while data := self._hashes.read(8 * WRITE_BLOCK):
+                yield np.frombuffer(data, dtype=document_hashes.DTYPE)
+
     def seal(self) -> None:
-        """Write the index beside the tokens and bring both to disk, still under their temporary names."""
+        """Write the index next to the tokens and sync all files, still under their temporary names."""
+        if self._hashes is not None:
+            self._hashes.flush()
+            os.fsync(self._hashes.fileno())
         self._lengths.flush()
         self._counts.flush()
         with open(self.path(".idx") + PARTIAL, "wb") as index:
@@ -97,14 +129,16 @@ class PairWriter:
         os.fsync(self._bin.fileno())
 
     def blocks(self, spool: BinaryIO) -> Iterator[npt.NDArray[np.int32]]:
-        """The numbers of a spool file from its beginning."""
+        """Yield the numbers of a buffer file from its beginning."""
         spool.flush()
         spool.seek(0)
         while data := spool.read(4 * WRITE_BLOCK):
             yield np.frombuffer(data, dtype=np.int32)
 
     def _write_index(self, index: BinaryIO) -> None:
-        """Megatron's layout: header, lengths, byte offsets, first sequence of each document and the end."""
+        """Write Megatron's layout: header, lengths, byte offsets, first sequence of each document and the
+        end.
+        """
         code = DTYPE_CODES[self.dtype.name]
         header = struct.pack("<QBQQ", INDEX_VERSION, code, self.sequences, self.documents + 1)
         index.write(INDEX_MAGIC + header)
@@ -123,28 +157,32 @@ class PairWriter:
             first = int(ends[-1])
 
     def publish(self) -> None:
-        """Give the sealed pair its final names: an old record and index go first, the new index comes last.
+        """Rename the sealed pair: an old record and index are removed first, the new index comes last.
 
-        At no moment does an index or a record stand beside tokens that are not its own.
+        So an index or a record is never next to tokens or hashes of another dataset.
         """
         folder = Path(self.prefix).parent
         record_path(self.prefix).unlink(missing_ok=True)
         sweep_unfinished(record_path(self.prefix))
+        Path(self.path(document_hashes.ENDING)).unlink(missing_ok=True)
         if os.path.exists(self.path(".idx")):
             os.unlink(self.path(".idx"))
             sync_folder(folder)
+        if self._hashes is not None:
+            os.replace(self.path(document_hashes.ENDING) + PARTIAL, self.path(document_hashes.ENDING))
         os.replace(self.path(".bin") + PARTIAL, self.path(".bin"))
         os.replace(self.path(".idx") + PARTIAL, self.path(".idx"))
         sync_folder(folder)
 
     def discard(self) -> None:
-        """Close and remove whatever is still temporary; harmless the second time."""
+        """Close and remove all temporary files; a second call has no effect."""
         if self._lengths.closed:
             return
-        for ending in (".idx", ".counts", ".bin", ".lengths"):
+        for ending in (".idx", ".counts", ".bin", document_hashes.ENDING, ".lengths"):
             Path(self.path(ending) + PARTIAL).unlink(missing_ok=True)
-        for stream in (self._bin, self._counts, self._lengths):
-            stream.close()
+        for stream in (self._bin, self._counts, self._hashes, self._lengths):
+            if stream is not None:
+                stream.close()
 
 
 def publish_all(
@@ -152,9 +190,8 @@ def publish_all(
 ) -> None:
     """Publish pairs that belong together, each with the record that `record(prefix)` writes.
 
-    While `marker` stands, the set is not complete.
-
-    The locks are held until it is gone, so that who finds it knows that its owner is dead.
+    The set is incomplete while `marker` exists. The locks are held until it is removed, so that a process
+    that finds it knows that its owner is dead.
     """
     for writer in writers:
         writer.seal()
@@ -171,10 +208,10 @@ def publish_all(
 
 
 def refuse_existing(prefixes: list[str], marker: Path, overwrite: bool) -> None:
-    """Raise `UserError` when an output is there already, unless it may be replaced.
+    """Raise `UserError` if an output exists, unless it may be replaced.
 
-    What a run left that died while publishing (its marker still stands) is no finished output. To be called
-    with the outputs locked; an earlier call only saves the user some waiting.
+    Leftovers of a run that died while publishing (its marker still exists) are not a finished output. Call
+    it with the outputs locked; an earlier call only saves the user some waiting.
     """
     if overwrite or marker.exists():
         return
@@ -185,22 +222,24 @@ def refuse_existing(prefixes: list[str], marker: Path, overwrite: bool) -> None:
 
 
 def remove_left_overs(prefixes: list[str]) -> None:
-    """Remove temporary files of runs that were killed; to be called with the outputs locked."""
+    """Remove temporary files of killed runs; call it with the outputs locked."""
     for prefix in prefixes:
         for name in glob.glob(f"{glob.escape(prefix)}.*{PARTIAL}"):
             os.unlink(name)
 
 
 def concatenate(parts: list[PairWriter], target: PairWriter) -> None:
-    """Append the partial pairs `parts`, one after the other, to `target`."""
+    """Append the partial pairs `parts`, in order, to `target`."""
     for part in parts:
         part._bin.flush()
         target.append_file(part.path(".bin") + PARTIAL)
         target.append_index(part.blocks(part._lengths), part.blocks(part._counts))
+        if part.has_hashes:
+            target.append_hashes(part.hash_blocks())
 
 
 def open_locked(path: str, output: str) -> BinaryIO:
-    """Open a temporary file of `output` for writing, empty, and keep other processes out while it is open.
+    """Open an empty temporary file of `output` for writing, and exclude other processes while it is open.
 
     Raises:
         UserError: another process has it.
@@ -216,7 +255,7 @@ def open_locked(path: str, output: str) -> BinaryIO:
 
 
 class RejectLog:
-    """The list of rejected documents of one run, written beside the output when there are any.
+    """The list of rejected documents of one run, written next to the output if there are any.
 
     Until `close`, no other run can have the same output.
     """
@@ -232,14 +271,14 @@ class RejectLog:
         self._stream = open_locked(str(self._aside), str(path.with_suffix("")))
 
     def add(self, name: str, line: int, reason: str) -> None:
-        """Note one document: the input file, its line or row (from 1) and what is wrong with it."""
+        """Record one document: the input file, its line or row (from 1) and the problem."""
         entry = f"{'<stdin>' if name == '-' else name}:{line}: {reason}"
         self.first = self.first or entry
         self.count += 1
         self._stream.write((entry + "\n").encode("utf-8", "backslashreplace"))
 
     def publish(self) -> None:
-        """Give the list its final name, or remove the one of an earlier run when nothing was rejected."""
+        """Rename the list to its final name, or remove that of an earlier run if nothing was rejected."""
         self._stream.flush()
         if self.count:
             with atomic_open(self.path) as target, open(self._aside, "rb") as source:
@@ -248,19 +287,19 @@ class RejectLog:
             self.path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Remove what is temporary and let other runs have the output."""
+        """Remove temporary files and release the output."""
         if self._stream.closed:
             return
         self._aside.unlink(missing_ok=True)
         self._stream.close()
 
     def verdict(self, documents: int) -> None:
-        """Raise `UserError` when more were rejected than the option allows."""
+        """Raise `UserError` if more documents were rejected than the option allows."""
         if self.count > self.limit:
             raise UserError(
                 f"{self.count:,} of {self.count + documents:,} documents were rejected, {self.option} allows "
                 f"{self.limit:,}; reading stopped there, and nothing was written. They are listed in {self.path}, "
                 f"the first is\n  {self.first}\n"
-                f"Mend or remove them; or leave such documents out of the output: {self.option} {self.count}, or "
+                f"Fix or remove them; or leave such documents out of the output: {self.option} {self.count}, or "
                 "more if others follow"
             )

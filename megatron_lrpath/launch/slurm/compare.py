@@ -1,4 +1,4 @@
-"""What is to be done about each job of the graph: results, ledger and queue compared."""
+"""Decide what to do about each job of the graph, by comparing results, ledger and queue."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ DONE, QUEUED, SUBMIT, REPLACE, EXTEND = "done", "queued", "submit", "replace", "
 
 @dataclass(frozen=True)
 class Decision:
-    """What becomes of a job: done, queued (kept), submit, replace (`old` is ended), extend (after `old`).
+    """The decision about a job: done, queued (kept), submit, replace (`old` is ended), extend (after `old`).
 
-    `ending` are jobs of its key that are about to end (cancelled, still saving): a new one starts after them.
+    `ending` are jobs with its key that are about to end (cancelled, still saving): a new job starts after
+    them.
     """
 
     job: Job
@@ -35,9 +36,9 @@ class Decision:
 
 @dataclass(frozen=True)
 class Dependency:
-    """A dependency of Slurm's: its type, the jobs, and the checkpoint that is really meant, if it is one.
+    """A dependency in Slurm: its type, the jobs, and the awaited checkpoint, if any.
 
-    `ending` are jobs of the same key that must be gone, however they end.
+    `ending` are jobs with the same key that must have ended, in any way.
     """
 
     kind: str = "afterok"
@@ -47,14 +48,14 @@ class Dependency:
 
     @property
     def text(self) -> str:
-        """As sbatch's `--dependency` takes it; "" where it waits for nothing."""
+        """Return the value of sbatch's `--dependency`; "" without a dependency."""
         parts = [("afterany", self.ending), (self.kind, self.numbers)]
         return ",".join(f"{kind}:{':'.join(map(str, numbers))}" for kind, numbers in parts if numbers)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The jobs of a submission beside what is in the queue now, and what was submitted for each of them."""
+    """The jobs of a submission, with the current queue and the earlier submissions of each."""
 
     jobs: Sequence[Job]
     ledger: Ledger
@@ -63,11 +64,11 @@ class Comparison:
 
     @property
     def newest(self) -> dict[str, SubmittedJob]:
-        """The last entry of every key."""
+        """Return the last entry of every key."""
         return {entry.key: entry for entry in self.entries}
 
     def decide(self) -> list[Decision]:
-        """What is to be done about each job of the graph, by results, ledger and queue."""
+        """Decide about each job of the graph from results, ledger and queue."""
         decisions: dict[str, Decision] = {}
         newest = self.newest
         for job in self.jobs:
@@ -86,7 +87,9 @@ class Comparison:
         return list(decisions.values())
 
     def ends(self, number: int) -> bool:
-        """Whether the job is in the queue and about to leave it: cancelled, or over and not coming back."""
+        """Return whether the job is in the queue and about to leave it: cancelled, or finished without a
+        requeue.
+        """
         queued = self.queue.get(number)
         if queued is None:
             return False
@@ -94,7 +97,9 @@ class Comparison:
         return over or self.ledger.cancel_mark(number).exists()
 
     def starting(self) -> list[str]:
-        """The keys whose newest job waits or runs, and is not about to end or held for a reason."""
+        """Return the keys whose newest job is pending or running, and is neither about to end nor held for a
+        reason.
+        """
         return [
             key
             for key, entry in self.newest.items()
@@ -104,7 +109,9 @@ class Comparison:
         ]
 
     def _is_stale(self, job: Job, entry: SubmittedJob, decisions: Mapping[str, Decision]) -> bool:
-        """Whether a waiting job waits for what will not come, or would run with too little."""
+        """Return whether a pending job has a dependency that cannot be met, or would run with insufficient
+        resources.
+        """
         if self.queue[entry.number].state != "PENDING":
             return False
         new = {key for key, decision in decisions.items() if decision.action in (SUBMIT, REPLACE)}
@@ -113,14 +120,14 @@ class Comparison:
         )
 
     def _is_there(self, wait: Wait) -> bool:
-        """Whether what is waited for is there already."""
+        """Return whether the awaited result already exists."""
         job = next(job for job in self.jobs if job.key == wait.key)
         if wait.step is None or job.task is None:
             return is_finished(job, self.jobs)
         return checkpoint_complete(job.task.checkpoints, wait.step)
 
     def unrecorded(self) -> list[commands.QueuedJob]:
-        """Jobs of ours in the queue that the ledger does not know."""
+        """Return this plan's jobs in the queue that are missing in the ledger."""
         known = {entry.number for entry in self.entries}
         scripts = os.path.abspath(self.ledger.folder / "scripts") + os.sep
         return [
@@ -128,12 +135,12 @@ class Comparison:
         ]
 
     def dependency(self, decision: Decision, numbers: Mapping[str, int | None]) -> Dependency:
-        """What the job waits for, as numbers of jobs that are in the queue now.
+        """Return the job's dependency, as numbers of jobs that are in the queue now.
 
-        A branch waits for the main path's checkpoint, which Slurm cannot express: it is submitted to start
-        after the end of the main path's job, however that ends, and that job lifts the dependency as soon as
-        the checkpoint is complete. So a branch is never forgotten, whatever happens to the main path's job.
-        The report waits for the evaluations' ends, however they end: it says what is missing.
+        A branch waits for the main path's checkpoint, which Slurm cannot express. Its job is submitted to
+        start after the end of the main path's job, in any way, and that job removes the dependency when
+        the checkpoint is complete. So a branch always starts, even if the main path's job fails. The
+        report waits for the ends of the evaluations, in any way, and lists what is missing.
         """
         job, ending = decision.job, decision.ending
         if decision.action == EXTEND and decision.old:
@@ -149,6 +156,6 @@ class Comparison:
 
 
 def never_starts(queued: commands.QueuedJob) -> bool:
-    """Whether it is a waiting job, and waits for what is gone or was held for a reason."""
+    """Return whether a pending job waits for a job that is gone or was held for a reason."""
     gone = queued.reason == "DependencyNeverSatisfied"
     return queued.state == "PENDING" and (gone or queued.comment.startswith(MARK))

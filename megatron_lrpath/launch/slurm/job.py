@@ -1,4 +1,4 @@
-"""What a batch script runs on the first node of its allocation: one start of one job of a plan."""
+"""The program of a batch script on the first node of its allocation: one start of one job of a plan."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ class Chain:
     _released: set[int] = field(default_factory=set)
 
     def release(self) -> list[SubmittedJob]:
-        """Let the branches start whose checkpoint is complete, and return them.
+        """Release the branches whose checkpoint is complete, and return them.
 
-        Each is tried until it succeeds: while the controller does not answer nothing is lost, the next call
-        tries again, and a branch starts at the latest when this job ends.
+        Each release is retried until it succeeds: if the controller does not answer, the next call
+        retries, and a branch starts at the latest when this job ends.
         """
         ready = [
             entry
@@ -87,9 +87,9 @@ class Chain:
         return freed
 
     def hold_dependents(self, reason: str) -> list[SubmittedJob]:
-        """Hold what cannot start any more because this job stops; branches whose checkpoint is there go on.
+        """Hold the jobs that cannot start because this job stops; branches whose checkpoint exists continue.
 
-        The report does not wait for what is held: it says what is missing.
+        The report does not wait for held jobs: it lists what is missing.
         """
         entries = self.ledger.entries()
         spared = {
@@ -113,7 +113,7 @@ class Chain:
 
 @dataclass(frozen=True)
 class JobStart:
-    """One start of a job: its spec, the plan that was submitted last (`pinned`: its file), its place and run.
+    """A start of a job: its spec, the last submitted plan (`pinned`: its file), its folder and run.
 
     `parent` is the training that its run starts from.
     """
@@ -128,7 +128,9 @@ class JobStart:
 
     @classmethod
     def of(cls, spec: Spec, asked: StopRequest) -> JobStart:
-        """The start of a spec in the job that this process runs in. UserError where its run is gone."""
+        """Return the start of a spec in the job of this process. Raises UserError if the plan no longer has
+        its run.
+        """
         pinned = current(Path(spec.plan))
         plan = load_plan(pinned)
         tasks = {(task.run.paradigm, task.run.name): task for task in build_tasks(plan, PARADIGMS)}
@@ -140,15 +142,15 @@ class JobStart:
 
     @property
     def ledger(self) -> Ledger:
-        """What was submitted for this plan."""
+        """The submission of this plan."""
         return Ledger(Path(self.spec.folder))
 
     def steps(self, folder: Path) -> Steps:
-        """The sruns of this start, which log into `folder`."""
+        """Return the sruns of this start, which log into `folder`."""
         return Steps(self.spec, self.place, new_log(folder), RunFolder(folder).error, self.asked)
 
     def met_its_limit(self) -> bool:
-        """Whether it was asked to stop because of its time limit; where Slurm does not answer, it was not."""
+        """Return whether the job was asked to stop because of its time limit; False if Slurm does not answer."""
         left = commands.seconds_left(self.place.number)
         if left is None:
             return False
@@ -156,13 +158,15 @@ class JobStart:
         return at_request <= self.spec.signal_seconds + EARLY_SECONDS
 
     def is_hopeless(self, found: failure.Failure | None) -> bool:
-        """Whether another start would fail too; not where another plan has been submitted since this one began."""
+        """Return whether another start would fail, too; False if another plan has been submitted since this
+        start.
+        """
         if found is None or found.calling_again_helps is not False:
             return False
         return current(Path(self.spec.plan)) == self.pinned
 
     def again(self, steps: Steps) -> int:
-        """Back into the queue, unless the job was cancelled or Slurm has put it there itself."""
+        """Requeue the job, unless it was cancelled or Slurm has requeued it itself."""
         if self.ledger.cancel_mark(self.place.number).exists():
             steps.note("cancelled: not requeued")
             return 1
@@ -175,18 +179,20 @@ class JobStart:
         return leave("requeue", self.place.number)
 
     def stop(self, steps: Steps, chain: Chain, reason: str) -> int:
-        """Stop for good: say why, and hold what waits for this job."""
+        """Stop permanently: record the reason, and hold the jobs that wait for this one."""
         commands.set_comment(self.place.number, f"{MARK}stopped: {reason}")
         held = chain.hold_dependents(reason)
         if held:
             steps.note(f"held: {', '.join(f'{entry.key} (job {entry.number})' for entry in held)}")
-        steps.note("mend the cause and call `lrpath submit` again: it goes on from the last checkpoint")
+        steps.note("fix the cause and call `lrpath submit` again: it continues from the last checkpoint")
         notify(self.spec.notify, FOR_GOOD, self.spec.key, reason)
         return 1
 
 
 def train(start: JobStart) -> int:
-    """Train the run, unless it is complete or what it starts from is missing; the batch script's exit status."""
+    """Train the run, unless it is complete or its parent's checkpoint is missing; return the batch script's
+    exit status.
+    """
     chain = Chain(start.ledger, start.spec.key, start.place.number, start.task.checkpoints)
     if start.task.complete:
         print(f"{start.task.key}: complete at step {start.task.run.last_step} already")
@@ -194,7 +200,7 @@ def train(start: JobStart) -> int:
         return 0
     if not parent_available(start.task, start.parent.folder if start.parent else None):
         reason = f"{start.task.parent} ended without its checkpoint of step {start.task.parent_step}"
-        print(f"{start.task.key}: {reason}; `lrpath submit` again once that is mended")
+        print(f"{start.task.key}: {reason}; `lrpath submit` again once that is fixed")
         commands.set_comment(start.place.number, f"{MARK}held: {reason}")
         notify(start.spec.notify, HELD, start.spec.key, reason)
         return leave("requeuehold", start.place.number)
@@ -205,7 +211,7 @@ def train(start: JobStart) -> int:
 
 
 class TrainingStart:
-    """One start of a training, to be made before it: its sruns, how far it comes, and the jobs that wait for it."""
+    """A start of a training, created before it: its sruns, its progress, and the jobs that wait for it."""
 
     def __init__(self, start: JobStart, chain: Chain) -> None:
         self.start = start
@@ -215,11 +221,11 @@ class TrainingStart:
         self.first = self.checkpoint()  # the step that it starts from
 
     def checkpoint(self) -> int:
-        """The newest complete checkpoint's step; the run's first step where there is none."""
+        """Return the newest complete checkpoint's step; the run's first step if there is none."""
         return max(latest_step(self.start.task.checkpoints) or 0, self.start.task.run.first_step)
 
     def last_step(self) -> int:
-        """The last step that this start has logged; where it came to none, the step it started from."""
+        """Return the last step that this start has logged, or the step that it started from."""
         if self._history_state() == self._history_before:
             return self.first  # what stands in the history is an earlier start's
         tail = HistoryTail(self.start.task.folder)
@@ -234,7 +240,9 @@ class TrainingStart:
         return about.st_ino, about.st_size, about.st_mtime_ns
 
     def carry_out(self) -> int:
-        """Check the allocation, train, and do what follows from how that ends; the batch script's exit status."""
+        """Check the allocation, train, and handle the end of the training; return the batch script's exit
+        status.
+        """
         start, steps = self.start, self.steps
         spec, last_step = start.spec, start.task.run.last_step
         steps.note(f"start {start.place.start + 1} of job {start.place.number}, on {start.place.nodes}")
@@ -246,7 +254,7 @@ class TrainingStart:
         return self.conclude(status)
 
     def look(self) -> None:
-        """Let branches start; what Slurm's commands do not manage now is tried again."""
+        """Release branches; failures of Slurm's commands are retried later."""
         try:
             for entry in self.chain.release():
                 done = f"checkpoint {entry.parent_step} is complete"
@@ -255,7 +263,7 @@ class TrainingStart:
             self.steps.note(f"branches wait: {error}")
 
     def preflight(self) -> int:
-        """Check the allocation, and record it; 0 or the status of the check."""
+        """Check the allocation and record it; return 0 or the status of the check."""
         start, steps, spec = self.start, self.steps, self.start.spec
         found = steps.ranks / "preflight.json"
         status = 0
@@ -272,7 +280,7 @@ class TrainingStart:
         return status
 
     def conclude(self, status: int) -> int:
-        """Note how this start ended, and requeue or stop; the batch script's exit status."""
+        """Record the end of this start, and requeue or stop; return the batch script's exit status."""
         start, steps = self.start, self.steps
         ending, found = self.judge(status)
         attempt = Attempt(
@@ -302,10 +310,10 @@ class TrainingStart:
         return start.stop(steps, self.chain, conclusion.reason)
 
     def judge(self, status: int) -> tuple[str, failure.Failure | None]:
-        """(how this start ended: complete, saved or failed; why it failed), from srun's status.
+        """Return how this start ended (complete, saved or failed) and why it failed, from srun's status.
 
-        Whatever follows from the request to stop alone is no failure: a process that the signal has ended while
-        it started, or ranks that miss one that has left.
+        Effects of the request to stop are no failure: a process that the signal ended during its start, or
+        ranks that miss a rank that has left.
         """
         steps, asked = self.steps, bool(self.start.asked.received)
         if self.start.task.complete and status in (0, SAVED_AND_STOPPED):
@@ -319,7 +327,7 @@ class TrainingStart:
 
 
 def evaluate(start: JobStart) -> int:
-    """Evaluate the version's model; tried once more after a failure. The batch script's exit status."""
+    """Evaluate the version's model, with one retry after a failure; return the batch script's exit status."""
     task, spec = start.task, start.spec
     if not task.complete:
         raise UserError(f"{task.key} is not trained up to step {task.run.last_step}")
@@ -338,7 +346,7 @@ def evaluate(start: JobStart) -> int:
 
 
 def report(spec: Spec) -> int:
-    """Write the report; the batch script's exit status."""
+    """Write the report; return the batch script's exit status."""
     status = subprocess.call(report_command(spec.plan))
     if status == 0:
         notify(spec.notify, DONE, spec.key, f"the report of {spec.plan} is written")
@@ -348,7 +356,7 @@ def report(spec: Spec) -> int:
 
 
 def leave(how: str, number: int) -> int:
-    """Put this job back into the queue, upon which Slurm ends this process: at once, not after its grace time.
+    """Requeue this job; Slurm then ends this process immediately, without the grace period.
 
     `how` is scontrol's `requeue` or `requeuehold`.
     """
@@ -359,7 +367,9 @@ def leave(how: str, number: int) -> int:
 
 
 def main(argv: list[str]) -> int:
-    """`job.py SPEC`; a user's error is one message and status 2, and what waits for the job is held."""
+    """Run `job.py SPEC`; a user's error is one message and status 2, and holds the jobs that wait for this
+    one.
+    """
     try:
         spec = Spec.read(Path(argv[0]))
     except UserError as error:

@@ -15,6 +15,7 @@ import megatron_lrpath
 from megatron_lrpath.data.record import prepared_difference
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.launch.layouts import Allocation, Layout, allocate, allocate_evaluation
+from megatron_lrpath.launch.resources import sizes_left
 from megatron_lrpath.launch.slurm.ledger import SIGNALS, SubmittedPlan
 from megatron_lrpath.launch.slurm.settings import Settings
 from megatron_lrpath.launch.torchrun import TRAINING
@@ -131,7 +132,10 @@ def training_place(plan: Plan, task: Task, settings: Settings, extra: Sequence[s
 
     Raises UserError where no number of nodes fits.
     """
-    most = allocate(plan, settings.nodes, settings.per_node, settings.device, extra, settings.gpu_memory)
+    left = sizes_left([task])
+    most = allocate(
+        plan, settings.nodes, settings.per_node, settings.device, extra, settings.gpu_memory, left
+    )
     if not task.run.is_sft:
         return most
     sized = plan_of(plan, task)
@@ -147,7 +151,8 @@ def plan_of(plan: Plan, task: Task) -> Plan:
     """The plan with the batch and the Megatron arguments that this training has."""
     if not task.run.is_sft:
         return plan
-    return replace(plan, batch=plan.batch_of(task.run), megatron=plan.sft_megatron)
+    versions = tuple(replace(version, global_batch_size=None) for version in plan.versions)
+    return replace(plan, batch=plan.batch_of(task.run), megatron=plan.sft_megatron, versions=versions)
 
 
 def report_job(jobs: Sequence[Job], page: Path, subject: Path) -> Job:
@@ -357,7 +362,7 @@ def about_job(job: Job, spec: Spec) -> list[str]:
     if job.kind == "report":
         return [f"It runs: {shlex.join(report_command(spec.plan))}"]
     told = [
-        "Handed to sbatch as it is, it goes on from the last checkpoint; the program below runs on the first"
+        "Handed to sbatch as it is, it continues from the last checkpoint; the program below runs on the first"
     ]
     told += ["node, follows the ranks and requeues the job. What it runs on every rank:"]
     module, argv = rank_command(spec, spec.plan, job.task.key if job.task else "")

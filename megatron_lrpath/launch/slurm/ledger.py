@@ -1,4 +1,6 @@
-"""The files under OUTPUT/slurm: submitted jobs, the copies of the plan that they read, how their starts ended."""
+"""The files under OUTPUT/slurm: submitted jobs, the copies of the plan that they read, the ends of their
+starts.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +26,11 @@ MARK = "lrpath: "  # begins the comment of a job that was held or stopped for a 
 
 @dataclass(frozen=True)
 class SubmittedJob:
-    """One submitted job.
+    """A submitted job.
 
-    `depends` are the numbers of the jobs it waits for. `parent` and `parent_step` name the training whose
-    checkpoint it starts from, and are set where that training goes on after that step. `target` is the last
-    step of a training, 0 for the others.
+    `depends` are the numbers of the jobs that it waits for. `parent` and `parent_step` name the training
+    whose checkpoint it starts from, if that training continues after that step. `target` is the last step
+    of a training, 0 for other jobs.
     """
 
     key: str
@@ -43,7 +45,7 @@ class SubmittedJob:
 
 @dataclass(frozen=True)
 class Ledger:
-    """The folder `OUTPUT/slurm`, which holds all that concerns the jobs of one plan."""
+    """The folder `OUTPUT/slurm` with all files about the jobs of one plan."""
 
     folder: Path
 
@@ -97,7 +99,7 @@ class Ledger:
 
 
 def dependents(entries: Sequence[SubmittedJob], number: int) -> Iterator[SubmittedJob]:
-    """The entries that wait for job `number`, directly or through others, nearest first."""
+    """Return the entries that wait for job `number`, directly or indirectly, nearest first."""
     seen = {number}
     for entry in entries:  # what an entry waits for was submitted before it
         if seen.intersection(entry.depends):
@@ -107,7 +109,7 @@ def dependents(entries: Sequence[SubmittedJob], number: int) -> Iterator[Submitt
 
 @dataclass(frozen=True)
 class SubmittedPlan:
-    """A plan as submitted: `text` of its copy, `plan` what it says (its `path` is still the user's file)."""
+    """A submitted plan: `text` of its copy, and the parsed `plan` (its `path` is the user's file)."""
 
     plan: Plan
     text: bytes
@@ -162,21 +164,21 @@ class SubmittedPlan:
 
 
 def pinned(latest: Path, text: bytes) -> Path:
-    """The file that holds this text for good, beside the latest plan."""
+    """Return the permanent file of this text, next to the latest plan."""
     return latest.parent / "plans" / f"{hashlib.sha256(text).hexdigest()[:12]}.yaml"
 
 
 def current(latest: Path) -> Path:
-    """The copy of the plan that was submitted last.
+    """Return the copy of the plan that was submitted last.
 
-    A job reads it when it starts, not when it was submitted: a main path that knows a later version already
-    would be another plan's to a branch that does not.
+    A job reads it when it starts, not when it was submitted: otherwise a main path that has a later
+    version would belong to another plan than a branch without it.
     """
     return pinned(latest, latest.read_bytes())
 
 
 def with_values(text: bytes, changes: Mapping[tuple[str, ...], str | list[str]]) -> bytes:
-    """A YAML text with these values at these keys, all other scalars as they were written."""
+    """Return a YAML text with these values at these keys, and all other scalars unchanged."""
     root = yaml.compose(text, Loader=yaml.SafeLoader)
     assert isinstance(root, yaml.MappingNode)  # the plan has been loaded
     for keys, value in changes.items():
@@ -218,12 +220,13 @@ REQUEUE, STOP = "requeue", "stop"
 
 @dataclass(frozen=True)
 class Attempt:
-    """One start of a job.
+    """A start of a job.
 
-    `start` is the step it started from, `step` the last one it logged, `checkpoint` the newest complete one at
-    its end. `ending`: complete, saved (asked to stop; has saved, or had nothing to save yet) or failed; `cause` is
-    a sentence. `hopeless` is a failure that another start cannot mend, as bad data. `at_limit`: where it was asked
-    to stop, that was because of its time limit. `stopped` says why no other start follows, "" where one may.
+    `start` is the step that it started from, `step` the last one it logged, `checkpoint` the newest
+    complete one at its end. `ending`: complete, saved (asked to stop; saved, or had nothing to save yet)
+    or failed; `cause` is a sentence. `hopeless` is a failure that another start cannot fix, such as
+    invalid data. `at_limit`: whether a request to stop came from its time limit. `stopped` is the reason
+    why no other start follows, "" if one can follow.
     """
 
     start: int
@@ -258,18 +261,18 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Conclusion:
-    """What is to be done: complete, requeue, or stop; `reason` says why it stops."""
+    """Return the next action: complete, requeue, or stop; `reason` is why it stops."""
 
     action: str
     reason: str = ""
 
 
 def conclude(attempt: Attempt, earlier: Sequence[Attempt]) -> Conclusion:
-    """What follows from the last attempt and those before it.
+    """Return the action that follows from the last start and those before it.
 
-    A failure is tried once more, for it may have been the machine's. The same step failing twice stops, and so
-    do three starts in a row from one checkpoint that failed or met the time limit before the next: whatever the
-    reasons, they would go on forever. A start that somebody has stopped does not count.
+    A failure is retried once, because the machine may have caused it. A second failure at the same step
+    stops the job, and so do three successive starts from one checkpoint that failed or reached the time
+    limit before the next: they would repeat forever. A start that a user has stopped does not count.
     """
     if attempt.ending == COMPLETE:
         return Conclusion(COMPLETE)

@@ -40,7 +40,7 @@ class QueuedJob:
 
     @property
     def by_hand(self) -> bool:
-        """Whether somebody has handed the script to sbatch, and not `submit`."""
+        """Whether a user has called sbatch with the script, instead of `submit`."""
         return not self.script.endswith(f" {SUBMITTED}")
 
 
@@ -118,13 +118,13 @@ def hold(number: int, reason: str) -> None:
 
 
 def set_comment(number: int, text: str) -> None:
-    """Set what squeue shows as the job's comment."""
+    """Set the comment of the job that squeue shows."""
     line = " ".join(text.split())[:1000]
     call("scontrol", "update", f"JobId={number}", f"Comment={line}")
 
 
 def cancel(numbers: Sequence[int]) -> None:
-    """End jobs, waiting or running."""
+    """End jobs, pending or running."""
     if numbers:
         call("scancel", "--quiet", *map(str, numbers))
 
@@ -135,7 +135,9 @@ def ask_to_save(number: int) -> None:
 
 
 def call(*argv: str, tries: int = 1 + len(PATIENCE_SECONDS)) -> str:
-    """The output of a command. Raises `SlurmError` where it fails, after `tries` tries if the controller is busy."""
+    """Return the output of a command. Raises `SlurmError` if it fails, after `tries` tries if the controller
+    is busy.
+    """
     # what Slurm set for a job that this process runs in would be options of another
     kept = {name for name in os.environ if not name.startswith("SLURM_") or name == "SLURM_CONF"}
     environment, answered = {name: os.environ[name] for name in kept}, ""

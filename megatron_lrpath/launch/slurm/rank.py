@@ -1,7 +1,9 @@
-"""What srun starts, once a rank: `FOLDER MODULE ARGUMENTS…` turns Slurm's variables into torch's and runs MODULE.
+"""The program that srun starts for each rank: `FOLDER MODULE ARGUMENTS…` sets torch's variables from Slurm's
+and runs MODULE.
 
-Everything that the rank prints goes to `FOLDER/rank-<n>.log`. The module runs in a child of the process that srun
-started, which waits for it and writes how it ended: nobody else learns which signal killed which rank.
+All output of the rank goes to `FOLDER/rank-<n>.log`. The module runs in a child of the process that srun
+started, which waits for it and records its end, because no other process gets the signal that killed a
+rank.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ LEAVING_SECONDS = 3.0  # for a rank that has nothing to save yet
 
 
 def main(argv: list[str]) -> None:
-    """Run the module as this rank, and end as it has ended."""
+    """Run the module as this rank, and end in the same way."""
     folder, module, *arguments = argv
     # Asked to stop before the training can save: nothing is lost by leaving. The training puts its own in place.
     for number in PASSED_ON:
@@ -59,9 +61,9 @@ def main(argv: list[str]) -> None:
 
 @dataclass
 class Watch:
-    """Waits for a rank's process and passes signals on to it.
+    """Waits for a rank's process and forwards signals to it.
 
-    `begun` is the read end of a pipe: the training writes to it when it has something to save.
+    `begun` is the read end of a pipe: the training writes to it when it has a state to save.
     """
 
     child: int
@@ -72,13 +74,14 @@ class Watch:
     killed: bool = False
 
     def wait(self) -> int:
-        """The exit status of the rank's process, -n for signal n; a failure is written.
+        """Return the exit status of the rank's process, -n for signal n; record a failure.
 
-        Asked to stop before it has something to save, it is killed where it does not leave by itself: inside a
-        library that waits for other ranks Python takes no signal. Its status is then `SAVED_AND_STOPPED`.
+        If it is asked to stop before it has a state to save, it is killed if it does not exit by itself:
+        Python handles no signals inside a library that waits for other ranks. The status is then
+        `SAVED_AND_STOPPED`.
 
-        Slurm's tracking of processes by control groups signals only what srun started, that by process trees
-        the child too. A training takes a repeated signal as one.
+        With control groups, Slurm signals only the process that srun started; with process trees, the
+        child, too. A training treats repeated signals as one.
         """
         deadline: float | None = None
         while (ended := os.waitpid(self.child, os.WNOHANG))[0] == 0:
@@ -99,7 +102,7 @@ class Watch:
         return status
 
     def pass_on(self, number: int) -> None:
-        """Hand a signal on, and confirm the first."""
+        """Forward a signal, and confirm the first one."""
         with suppress(ProcessLookupError):
             os.kill(self.child, number)
         if not self.asked:
@@ -108,7 +111,7 @@ class Watch:
                 confirmation(self.folder, self.rank).touch()
 
     def kill_unless_begun(self) -> None:
-        """Kill the rank's process, unless the training has said that it has something to save."""
+        """Kill the rank's process, unless the training has reported a state to save."""
         if not select.select([self.begun], [], [], 0)[0]:
             self.killed = True
             os.kill(self.child, signal.SIGKILL)
@@ -125,9 +128,9 @@ def end_as(status: int) -> None:
 
 
 def torch_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE of a task of srun's, from Slurm's own variables.
+    """Return RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE of a task of srun, from Slurm's variables.
 
-    `SLURM_STEP_TASKS_PER_NODE` reads like `8(x2),4`: two nodes with eight tasks, one with four.
+    `SLURM_STEP_TASKS_PER_NODE` has the form `8(x2),4`: two nodes with eight tasks, one with four.
     """
     per_node: list[int] = []
     for part in environment["SLURM_STEP_TASKS_PER_NODE"].split(","):

@@ -1,4 +1,4 @@
-"""The state of a plan's jobs as `lrpath status` shows it: number, state, why something stopped, what to do."""
+"""The state of a plan's jobs for `lrpath status`: number, state, why a job stopped, what to do."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ REASONS = {
     "AssocGrpBillingMinutes": "the account's budget is spent: ask the operators",
     "AssocGrpCPUMinutesLimit": "the account's budget is spent: ask the operators",
     "AssocGrpGRESMinutes": "the account's budget is spent: ask the operators",
-    "InvalidAccount": f"the account does not exist here: mend LRPATH_ACCOUNT, then {AGAIN}",
-    "InvalidQOS": f"the QOS does not exist here: mend LRPATH_QOS, then {AGAIN}",
+    "InvalidAccount": f"the account does not exist here: fix LRPATH_ACCOUNT, then {AGAIN}",
+    "InvalidQOS": f"the QOS does not exist here: fix LRPATH_QOS, then {AGAIN}",
 }
 _TAIL_BYTES = 4096
 
 
 @dataclass(frozen=True)
 class Jobs:
-    """What was submitted for an output folder, and what is in the queue now (None: squeue does not answer)."""
+    """The submissions for an output folder, and the current queue (None: squeue does not answer)."""
 
     ledger: Ledger
     entries: Sequence[SubmittedJob]
@@ -46,7 +46,7 @@ class Jobs:
 
     @classmethod
     def of(cls, output: str) -> Jobs:
-        """The jobs of the plan or experiment with this output."""
+        """Return the jobs of the plan or experiment with this output."""
         ledger = Ledger.of(output)
         entries = ledger.entries()
         try:
@@ -56,14 +56,14 @@ class Jobs:
 
     @cached_property
     def by_key(self) -> dict[str, list[SubmittedJob]]:
-        """The entries of every key, oldest first."""
+        """Return the entries of every key, oldest first."""
         found: dict[str, list[SubmittedJob]] = {}
         for entry in self.entries:
             found.setdefault(entry.key, []).append(entry)
         return found
 
     def shown(self, key: str) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-        """(the job of the key that runs, else the newest; the one that waits for its turn after it)."""
+        """Return the running or else the newest job of the key, and the pending job after it."""
         entries = self.by_key.get(key, [])
         alive = [entry for entry in entries if entry.number in (self.queue or {})]
         if not alive:
@@ -75,7 +75,7 @@ class Jobs:
         return self.about(alive[-1]), None
 
     def about(self, entry: SubmittedJob) -> dict[str, Any]:
-        """A job as JSON-able data: number, state, reason, comment, time_used, nodes, starts."""
+        """Return a job as JSON-serializable data: number, state, reason, comment, time_used, nodes, starts."""
         job = (self.queue or {}).get(entry.number)
         starts = len(read_attempts(self.ledger.attempts_file(entry.number)))
         ending = job is not None and self.ledger.cancel_mark(entry.number).exists()
@@ -93,12 +93,12 @@ class Jobs:
         }
 
     def last_attempt(self, job: Mapping[str, Any]) -> Attempt | None:
-        """How the last start of a job has ended, where it has noted that."""
+        """Return how the last start of a job ended, if it is recorded."""
         attempts = read_attempts(self.ledger.attempts_file(job["number"]))
         return attempts[-1] if attempts else None
 
     def last_words(self, key: str, job: Mapping[str, Any]) -> str:
-        """The last line of a job's log: of the script, or of Slurm."""
+        """Return the last line of a job's log, from the script or from Slurm."""
         path = self.ledger.folder / "logs" / f"{key.replace('/', '.')}-{job['number']}.log"
         try:
             with path.open("rb") as stream:
@@ -110,20 +110,20 @@ class Jobs:
         return said[-1] if said else f"its log is empty (scontrol show job {job['number']} may say more)"
 
     def why(self, key: str, job: Mapping[str, Any], last_step: int) -> str | None:
-        """Why a job that is not at work is not, and what to do; None where nothing is wrong."""
+        """Return why a job does not run, and what to do; None if there is no problem."""
         if job["state"] in ("running", "completing", "configuring", "unknown"):
             return None
         number = job["number"]
         if job["state"] == "ending":
             return f"job {number} was cancelled: it saves and ends"
         if job["comment"]:
-            return f"{job['comment']}; mend the cause, then {AGAIN}"
+            return f"{job['comment']}; fix the cause, then {AGAIN}"
         reason = REASONS.get(job["reason"])
         if reason:
             return f"job {number}: {reason.format(number=number)}"
         attempt = self.last_attempt(job)
         if attempt and attempt.stopped:
-            return f"{attempt.stopped}; mend the cause, then {AGAIN}"
+            return f"{attempt.stopped}; fix the cause, then {AGAIN}"
         if attempt and job["state"] == "pending":
             how = attempt.said(last_step) + (f" ({attempt.cause})" if attempt.cause else "")
             return f"{how}; job {number} goes on by itself"
@@ -137,14 +137,16 @@ class Jobs:
 
 
 def add_jobs(output: str, rows: list[dict[str, Any]], tasks: Sequence[Task]) -> list[dict[str, Any]]:
-    """Give each row of a run its `job` and `next_job` (see `Jobs.about`; None: there is none), and say why it waits.
+    """Add `job` and `next_job` (see `Jobs.about`; None if there is none) to each row of a run, and the reason
+    why it waits.
 
-    `output` is the folder of the plan's (or experiment's) results. What was never submitted is left as it is.
-    A run whose job is running is running, whatever its lock file says here: locks may not reach other nodes.
+    `output` is the folder of the plan's (or experiment's) results. Rows without a submission are
+    unchanged. A run whose job is running counts as running regardless of its lock file, because locks do
+    not always reach other nodes.
 
     Returns:
-        The evaluations and the report that were submitted, as rows with key, kind, state (done, running, waiting,
-        missing), job and cause.
+        The submitted evaluations and report, as rows with key, kind, state (done, running, waiting, missing), job and
+        cause.
     """
     jobs = Jobs.of(output)
     if not jobs.entries:
@@ -165,7 +167,9 @@ def add_jobs(output: str, rows: list[dict[str, Any]], tasks: Sequence[Task]) -> 
 
 
 def _cause(jobs: Jobs, row: Mapping[str, Any]) -> str | None:
-    """Why a training is not at work: what its job says where that is more than the run's own record."""
+    """Return why a training does not run: the job's reason if it has more information than the run's own
+    record.
+    """
     found = jobs.why(row["key"], row["job"], row["last_step"])
     own: str | None = row["cause"]
     has_words = row["job"]["comment"] or jobs.last_attempt(row["job"]) or row["job"]["state"] != "ended"
@@ -197,7 +201,7 @@ def _report(jobs: Jobs, output: str, tasks: Sequence[Task]) -> list[dict[str, An
 def _other_row(
     jobs: Jobs, key: str, kind: str, job: dict[str, Any], done: bool, error: str | None
 ) -> dict[str, Any]:
-    """The row of an evaluation or of the report."""
+    """Return the row of an evaluation or of the report."""
     states = {"running": "running", "pending": "waiting", "unknown": "unknown"}
     state = "done" if done else states.get(job["state"], "missing")
     cause = None if done else jobs.why(key, job, 0)
@@ -207,7 +211,9 @@ def _other_row(
 
 
 def job_text(job: dict[str, Any] | None, following: dict[str, Any] | None = None) -> str:
-    """The job for a table: `4711 running 1:02:03`, `4712 pending (Dependency)`, `4713 running, start 3`."""
+    """Return the job for a table: `4711 running 1:02:03`, `4712 pending (Dependency)`, `4713 running, start
+    3`.
+    """
     if job is None or job["state"] == "ended":
         return ""
     reason = f" ({job['reason']})" if job["reason"] and job["reason"] != "None" else ""

@@ -1,4 +1,4 @@
-"""One srun in a job: the rendezvous of its ranks, their logs, signals passed on, and why it failed."""
+"""One srun in a job: the rendezvous of its ranks, their logs, forwarded signals, and the cause of a failure."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SLURM = (
 
 @dataclass(frozen=True)
 class Place:
-    """This job as Slurm describes it in the environment: its number, its start (0, 1, … by requeues), nodes."""
+    """This job as described by Slurm's environment: its number, its start (0, 1, … by requeues), nodes."""
 
     number: int
     start: int
@@ -40,22 +40,26 @@ class Place:
 
     @classmethod
     def here(cls) -> Place:
-        """The job that this process runs in."""
+        """Return the job of this process."""
         start = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
         return cls(int(os.environ["SLURM_JOB_ID"]), start, os.environ.get("SLURM_JOB_NODELIST", ""))
 
     @property
     def has_several_nodes(self) -> bool:
-        """Whether its nodes are a list as `n1,n3` or `n[1-4]`."""
+        """Whether its nodes are given as a list like `n1,n3` or `n[1-4]`."""
         return bool(set(self.nodes) & set(",["))
 
     @property
     def port(self) -> int:
-        """The port of the rendezvous: jobs that share a node differ in it, and so do the starts of one job."""
+        """The port of the rendezvous, which differs between jobs on one node and between the starts of one
+        job.
+        """
         return FIRST_PORT + (self.number * 31 + self.start) % PORTS
 
     def address(self) -> str:
-        """The first node's name, or where it does not resolve the address that Slurm uses; MASTER_ADDR overrides."""
+        """Return the first node's name, or Slurm's address of it if the name does not resolve; MASTER_ADDR
+        overrides it.
+        """
         if os.environ.get("MASTER_ADDR"):
             return os.environ["MASTER_ADDR"]
         first = commands.call("scontrol", "show", "hostnames", self.nodes).split()[0]
@@ -70,7 +74,8 @@ class Place:
 class Steps:
     """The sruns of a start of the job.
 
-    `log` gets what they print themselves; each rank has its own beside it. Ranks that fail write `error_file`.
+    `log` gets their own output; each rank has a separate log next to it. Ranks that fail write
+    `error_file`.
     """
 
     spec: Spec
@@ -82,7 +87,7 @@ class Steps:
     _noted: bool = False
 
     def note(self, text: str) -> None:
-        """A line in the job's log and in the run's."""
+        """Write a line into the job's log and the run's."""
         line = f"{NOTE}{time.strftime('%H:%M:%S')}] {text}"
         print(line, flush=True)
         with self.log.open("a", encoding="utf-8") as stream:
@@ -98,8 +103,8 @@ class Steps:
     ) -> int:
         """Run a module on every rank and return srun's status; `between` is called every other second.
 
-        After `seconds` the step is ended, with status `TIMED_OUT`. Nothing is started once the job was asked to
-        stop: the status is `SAVED_AND_STOPPED`.
+        After `seconds` the step is ended, with status `TIMED_OUT`. If the job was asked to stop, nothing
+        is started and the status is `SAVED_AND_STOPPED`.
         """
         self.ranks.mkdir(parents=True, exist_ok=True)
         failure.clear(self.error_file)
@@ -126,14 +131,14 @@ class Steps:
                 return TIMED_OUT
 
     def was_asked(self) -> bool:
-        """Whether the job was asked to stop; said once in the logs."""
+        """Return whether the job was asked to stop; log that once."""
         if self.stop.received and not self._noted:
             self._noted = True
             self.note(f"received {self.stop.received}: the ranks are asked to save and stop")
         return bool(self.stop.received)
 
     def environment(self) -> dict[str, str]:
-        """Variables of the ranks: the rendezvous, threads, and where the record of this start lies."""
+        """Return variables of the ranks: the rendezvous, threads, and the record of this start."""
         cores = os.environ.get("SLURM_CPUS_PER_TASK", "1")
         return {
             "MASTER_ADDR": self.place.address(),
@@ -145,7 +150,7 @@ class Steps:
         }
 
     def record(self, found: Mapping[str, Any]) -> None:
-        """Write what is known of this start: Slurm's variables, those of the network libraries, what was `found`."""
+        """Record this start: Slurm's variables, those of the network libraries, and the observations `found`."""
         about = {name: os.environ[name] for name in _SLURM if name in os.environ}
         network = hide_values(
             {name: os.environ[name] for name in sorted(os.environ) if name.startswith(_RECORDED)}
@@ -162,10 +167,10 @@ CACHE_SECONDS = (1.0, 5.0, 30.0)  # NFS may remember for 30 s that a file of ano
 
 
 def cause(steps: Steps, status: int) -> failure.Failure:
-    """Why a step failed: what a rank has written; else what srun's exit status and its own lines tell.
+    """Return why a step failed: the record of a rank, or else srun's exit status and its own lines.
 
-    srun's status is the highest of its ranks', 128+n for one that signal n has ended: it counts more than what
-    another rank has written of the consequences.
+    srun's status is the highest of its ranks', 128+n for a rank killed by signal n; it takes precedence
+    over another rank's record of a consequence.
     """
     written = wait_for_failure(steps)
     if written is not None and not written.consequence:
@@ -184,7 +189,7 @@ def cause(steps: Steps, status: int) -> failure.Failure:
 
 
 def wait_for_failure(steps: Steps) -> failure.Failure | None:
-    """What the ranks have written; with several nodes, where there is nothing, looked for until NFS must show it."""
+    """Return the failure that the ranks have written; with several nodes, wait until NFS must show the file."""
     found = failure.read(steps.error_file)
     for seconds in CACHE_SECONDS if steps.place.has_several_nodes else ():
         if found is not None:
@@ -195,7 +200,7 @@ def wait_for_failure(steps: Steps) -> failure.Failure | None:
 
 
 def srun_lines(steps: Steps) -> list[str]:
-    """The lines that the last srun and Slurm's daemon have printed themselves."""
+    """Return the lines that the last srun and Slurm's daemon have printed themselves."""
     with steps.log.open("rb") as stream:
         stream.seek(max(steps.log_offset, steps.log.stat().st_size - _TAIL_BYTES))
         lines = stream.read().decode("utf-8", errors="replace").splitlines()

@@ -1,4 +1,6 @@
-"""A request to stop a job: taken from its script's first line on, and passed on until every rank has it."""
+"""A request to stop a job: accepted from the first line of its script on, and forwarded until every rank
+confirms it.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +21,20 @@ ASKED = ".asked"  # ends the name of the file by which a rank confirms that it w
 
 
 def confirmation(folder: Path, rank: int) -> Path:
-    """The file in the folder of the ranks' logs by which a rank confirms that it was asked to stop."""
+    """Return the file, in the folder of the ranks' logs, by which a rank confirms the request to stop."""
     return folder / f"rank-{rank}{ASKED}"
 
 
 def block_usr2() -> None:
-    """For a child before its program starts: a SIGUSR2 waits until the program asks for it, and does not end it."""
+    """Block SIGUSR2 in a child before its program starts, so that the signal stays pending until the program
+    handles it.
+    """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
 
 
 @dataclass
 class _Step:
-    """A running srun that has to be told; `due` is when, in monotonic seconds."""
+    """A running srun that must get the request; `due` is the time, in monotonic seconds."""
 
     process: subprocess.Popen[bytes]
     ranks: Path
@@ -39,14 +43,15 @@ class _Step:
 
     @property
     def knows(self) -> bool:
-        """Whether every rank has confirmed."""
+        """Return whether every rank has confirmed."""
         wanted = int(os.environ.get("SLURM_NTASKS") or 1)
         return len(list(self.ranks.glob(f"rank-*{ASKED}"))) >= wanted
 
     def remind(self) -> None:
-        """Send SIGUSR2 to srun, which hands it to its ranks, unless they all know or were told just now.
+        """Send SIGUSR2 to srun, which forwards it to its ranks, unless all have confirmed or the last signal
+        is recent.
 
-        An srun that has no ranks yet drops the signal, so that one is not enough.
+        An srun without ranks yet drops the signal, so that one signal is not enough.
         """
         now = time.monotonic()
         if now < self.due or self.process.poll() is not None or self.knows:
@@ -58,12 +63,12 @@ class _Step:
 class StopRequest:
     """Whether this start of a job was asked to stop.
 
-    The batch script notes its signals in `file`, because this process cannot take them while it starts. A signal
-    for this process itself counts as well.
+    The batch script records its signals in `file`, because this process cannot handle them while it
+    starts. A signal to this process itself counts, too.
 
     Attributes:
-        received: the name of the first signal, "" as long as there was none.
-        when: when it was seen, in monotonic seconds.
+        received: the name of the first signal, "" if there was none.
+        when: when it was detected, in monotonic seconds.
     """
 
     def __init__(self, file: Path) -> None:
@@ -73,14 +78,14 @@ class StopRequest:
         self._step: _Step | None = None
 
     def watch(self) -> None:
-        """Look for the request from now on, in a thread of its own."""
+        """Watch for the request in a separate thread."""
         for number in SIGNALS:
             signal.signal(number, self._on_signal)
         self._look()
         threading.Thread(target=self._attend, name="signals", daemon=True).start()
 
     def tell(self, process: subprocess.Popen[bytes], ranks: Path) -> None:
-        """From now on this srun, whose ranks log into `ranks`, is the one to be told."""
+        """Set the srun to notify, whose ranks log into `ranks`."""
         self._step = _Step(process, ranks)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

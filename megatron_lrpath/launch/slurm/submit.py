@@ -1,4 +1,4 @@
-"""Submits a plan's jobs, and cancels them."""
+"""Submit a plan's jobs, and cancel them."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ SHOWN = 3  # differences that the message names
 
 
 def check_output(submitted: SubmittedPlan, alive: Collection[str]) -> None:
-    """Raises UserError where a training in the plan's output would not be this plan's.
+    """Raise UserError if a training in the plan's output belongs to another plan.
 
-    `alive` are the trainings (`paradigm/run`) that have a job waiting or running, an evaluation's too. A plan
-    with more versions, in other folders or with another layout is the same (see `plan.identity`); a changed one
-    is taken as long as nothing of what was changed has begun or is in the queue.
+    `alive` are the trainings (`paradigm/run`) with a pending or running job, including evaluations. A plan
+    with more versions, in other folders or with another layout is the same (see `plan.identity`); a
+    changed plan is accepted if no changed run has begun or is in the queue.
     """
     for key, state, changes in chain(_begun(submitted.plan), _queued(submitted, alive)):
         more = f"; and {len(changes) - SHOWN} more" if len(changes) > SHOWN else ""
@@ -53,7 +53,7 @@ Conflict = tuple[
 
 
 def _begun(plan: Plan) -> Iterator[Conflict]:
-    """Trainings in the output that were started under another plan; they would refuse to go on."""
+    """Return the trainings in the output that were started under another plan; they would refuse to continue."""
     for paradigm in PARADIGMS:
         for run in (*plan.runs(paradigm), *plan.sft_runs(paradigm)):
             lineage = read_lineage(plan.folder(run)) if run.same_as is None else None
@@ -62,7 +62,7 @@ def _begun(plan: Plan) -> Iterator[Conflict]:
 
 
 def _queued(submitted: SubmittedPlan, alive: Collection[str]) -> Iterator[Conflict]:
-    """Trainings with a job that would be others under this plan than under the one submitted last."""
+    """Return the trainings with a job whose identity differs between this plan and the one submitted last."""
     try:
         before = load_plan(submitted.latest) if alive and submitted.latest.is_file() else None
     except PlanError:
@@ -85,7 +85,7 @@ def _queued(submitted: SubmittedPlan, alive: Collection[str]) -> Iterator[Confli
 
 @dataclass(frozen=True)
 class Submission:
-    """One call of `lrpath submit`: the graph of jobs, and where they are noted.
+    """One call of `lrpath submit`: the graph of jobs and their ledger.
 
     `name` is the plan's or the experiment's, `output` the folder of its results.
     """
@@ -106,29 +106,31 @@ class Submission:
         run: str | None = None,
         extra: Sequence[str] = (),
     ) -> Submission:
-        """The submission of a plan's paradigms. Raises UserError for what could not work on the cluster."""
+        """Return the submission of a plan's paradigms. Raises UserError for anything that could not work on
+        the cluster.
+        """
         plan = submitted.plan
         jobs = plan_jobs(submitted, paradigms, settings, run, extra)
         return cls(plan.name, Path(plan.output), settings, tuple(extra), jobs, Ledger.of(plan.output))
 
     @property
     def plans(self) -> list[SubmittedPlan]:
-        """The plans, each once."""
+        """The plans, without duplicates."""
         return list({str(job.submitted.latest): job.submitted for job in self.jobs}.values())
 
     def files(self, job: Job) -> JobFiles:
-        """The job's options, script and data."""
+        """Return the job's options, script and data."""
         return job_files(self.name, job, self.settings, self.ledger.folder, self.extra)
 
     def look(self) -> list[Decision]:
-        """Read the queue, where anything was ever submitted, and decide. UserError as of `check_outputs`."""
+        """Read the queue, if there was any submission, and decide. Raises UserError as `check_outputs`."""
         entries = self.ledger.entries()
         cluster = Comparison(self.jobs, self.ledger, commands.queue() if entries else {}, entries)
         self.check_outputs(cluster)
         return cluster.decide()
 
     def check_outputs(self, cluster: Comparison) -> None:
-        """Raises UserError where the output, or that of one of an experiment's plans, is another plan's."""
+        """Raise UserError if the output, or that of one of an experiment's plans, belongs to another plan."""
         keys = dict.fromkeys(key.removeprefix("eval/") for key in cluster.starting())
         for submitted in self.plans:
             place = Path(submitted.plan.output).relative_to(self.output).as_posix()
@@ -137,9 +139,9 @@ class Submission:
             check_output(submitted, [key for key in own if key.count("/") == 1])
 
     def carry_out(self) -> list[tuple[Decision, int | None]]:
-        """Submit what is missing; each job with its number (None: nothing in the queue).
+        """Submit the missing jobs; return each job with its number (None: nothing in the queue).
 
-        Raises UserError, before anything is written, where the output is another plan's.
+        Raises UserError, before anything is written, if the output belongs to another plan.
         """
         doing = "is submitting this plan now; wait for it"
         with only_one(self.ledger.folder, doing, patience=30, without_locks=True):
@@ -162,9 +164,9 @@ class Submission:
         return [(decision, numbers[decision.job.key]) for decision in decisions]
 
     def take_up(self, cluster: Comparison) -> None:
-        """Note the jobs that somebody has handed in by hand, and end those of a submission that was killed.
+        """Record the jobs that a user submitted by hand, and end those of an interrupted submission.
 
-        Such a submission could not note them, nor what waits for them.
+        Such a submission could neither record its jobs nor the ones that wait for them.
         """
         keys = {job.name: job for job in self.jobs}
         lost = []
@@ -198,9 +200,10 @@ class Submission:
 
 
 def cancel(ledger: Ledger, keys: Collection[str], now: bool) -> list[tuple[SubmittedJob, str]]:
-    """End the jobs of the trainings `keys`, with their evaluations and what waits for them, and say how.
+    """End the jobs of the trainings `keys`, with their evaluations and the jobs that wait for them, and print
+    that.
 
-    With all jobs the report's goes too. Raises UserError where Slurm's commands fail.
+    If all jobs end, the report's does, too. Raises UserError if Slurm's commands fail.
     """
     entries = ledger.entries()
     queue = commands.queue() if entries else {}
@@ -221,7 +224,7 @@ def cancel(ledger: Ledger, keys: Collection[str], now: bool) -> list[tuple[Submi
 
 
 def plan_keys(plan: Plan, paradigms: Sequence[str], run: str | None) -> set[str]:
-    """The trainings of a plan's paradigms, or of one run. Raises UserError for an unknown run."""
+    """Return the trainings of a plan's paradigms, or of one run. Raises UserError for an unknown run."""
     if run is None:
         return {task.key for task in build_tasks(plan, paradigms)}
     if len(paradigms) == 1:

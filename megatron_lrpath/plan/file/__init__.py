@@ -1,1 +1,1 @@
-"""The plan file: YAML text read, checked and turned into a Plan."""
+"""The plan file: YAML text parsed, checked and converted to a Plan."""

@@ -1,4 +1,4 @@
-"""The Megatron arguments of a plan file: names, values and classes checked, all that is wrong in one error."""
+"""The Megatron arguments of a plan file: names, values and classes are checked; one error lists all problems."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ Reason = Callable[[str], str | None]
 
 
 def read_arguments(entry: Entry | None) -> dict[str, Any]:
-    """A mapping of Megatron arguments, its keys with underscores; values are scalars or lists of them.
+    """Return a mapping of Megatron arguments, with underscores in the keys; values are scalars or lists of
+    them.
 
-    Raises PlanError for something else than that; names and values are `check_arguments`'.
+    Raises PlanError if it is not a mapping; `check_arguments` checks names and values.
     """
     if entry is None or entry.value is None:
         return {}
@@ -48,10 +49,11 @@ def check_arguments(
     branches: Sequence[Entry | None],
     model: ModelSpec,
 ) -> None:
-    """Check the sections `model`, `megatron`, `sft.megatron` and `branch_megatron`, the plan's and those of versions.
+    """Check the sections `model`, `megatron`, `sft.megatron` and `branch_megatron`, of the plan and of
+    versions.
 
-    Raises PlanError with all that is wrong in them, a line each: unknown names, values that the parser does not
-    take, arguments that follow from the plan, are refused, or belong into another section.
+    Raises PlanError with all problems, a line each: unknown names, values that the parser rejects,
+    arguments that follow from the plan, are refused, or belong to another section.
     """
     of_model = resolve_model(model)
 
@@ -99,13 +101,15 @@ def check_arguments(
 
 
 def for_branches(name: str) -> bool:
-    """Whether branches may have another value of an argument than the main path; of unclassified ones not."""
+    """Return whether branches can have another value of an argument than the main path; False for
+    unclassified ones.
+    """
     argument = by_option().get(name)
     return argument is not None and argument.branch
 
 
 def set_by_plan(name: str, said: str) -> str | None:
-    """`said` with the key of the plan that an argument follows from; None for one that follows from none."""
+    """Return `said` with the key of the plan that determines an argument; None if no key does."""
     argument = by_option().get(name)
     return said.format(key=argument.key) if argument is not None and argument.key else None
 

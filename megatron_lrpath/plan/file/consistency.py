@@ -1,4 +1,4 @@
-"""What has to hold between the keys of a plan: orders, warm-ups, branch points, cycles."""
+"""Constraints between the keys of a plan: orders, warm-ups, branch points, cycles."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import os
 import re
 from pathlib import Path
 
-from megatron_lrpath.paradigms import BRANCH, CONTINUAL, CPT_VARIANTS, KEEP_MIN, KINDS, SCRATCH
+from megatron_lrpath.paradigms import BRANCH, CONTINUAL, CPT_VARIANTS, KEEP_MIN, KINDS, OURS, SCRATCH
 from megatron_lrpath.plan.file.source import Entry, Source
 from megatron_lrpath.plan.plan import Plan
+from megatron_lrpath.plan.secrets import hide_text
 from megatron_lrpath.plan.spec import Version
 
 
 def check_plan(source: Source, plan: Plan) -> None:
-    """Raise PlanError for the first thing in the plan that does not fit together."""
+    """Raise PlanError for the first inconsistency in the plan."""
     batch = plan.batch
     if batch.global_batch_size % batch.micro_batch_size:
         raise source.find("batch.global_batch_size").error(
@@ -21,15 +22,57 @@ def check_plan(source: Source, plan: Plan) -> None:
             "every step needs whole micro batches"
         )
     for check in (
+        _check_adopted,
+        _check_batch_sizes,
         _check_names,
+        _check_replays,
         _check_warmup,
         _check_rates,
         _check_branches,
         _check_reached,
         _check_cycles,
         _check_mixes,
+        _check_archive,
     ):
         check(source, plan)
+
+
+def _check_adopted(source: Source, plan: Plan) -> None:
+    """Of the paradigms only ours goes on from another training; the others would need its data, or its decay."""
+    if plan.adopted is None:
+        return
+    others = [name for name in (plan.paradigms or ()) if name != OURS.name]
+    if others:
+        raise source.find("paradigms").error(
+            f"{others[0]} cannot be trained: the main path begins with an adopted checkpoint, whose data or decay the "
+            f"others would need; leave {others[0]} out"
+        )
+    if plan.megatron.get("pretrained_checkpoint"):
+        raise source.find("megatron.pretrained_checkpoint", "megatron").error(
+            "the main path begins with the adopted checkpoint; leave pretrained_checkpoint out"
+        )
+
+
+def _check_batch_sizes(source: Source, plan: Plan) -> None:
+    """Later versions may have larger batches; Megatron's loop takes no smaller one than before."""
+    before, micro = plan.batch.global_batch_size, plan.batch.micro_batch_size
+    for index, version in enumerate(plan.versions):
+        size = version.global_batch_size
+        if size is None:
+            continue
+        place = source.find(f"versions[{index}].global_batch_size")
+        if index == 0:
+            raise place.error("the first version's batch size is batch.global_batch_size; set it there")
+        if size < before:
+            raise place.error(
+                f"{size} samples are fewer than the {before} of the version before; Megatron refuses a batch that "
+                f"shrinks; give at least {before}"
+            )
+        if size % micro:
+            raise place.error(
+                f"{size} is not a multiple of micro_batch_size {micro}; every step needs whole micro batches"
+            )
+        before = size
 
 
 def _check_names(source: Source, plan: Plan) -> None:
@@ -52,14 +95,68 @@ def _check_names(source: Source, plan: Plan) -> None:
             raise place.error(f"{version.name!r} is the validation slice; choose another name")
 
 
+def _check_archive(source: Source, plan: Plan) -> None:
+    if plan.archive is None:
+        return
+    place = source.find("archive")
+    if not re.match(r"[a-z][a-z0-9+.-]*://.", plan.archive):
+        raise place.error(
+            f"{plan.archive!r} is no address; write it as s3://BUCKET/FOLDER (or file:///FOLDER)"
+        )
+    if hide_text(plan.archive) != plan.archive or "@" in plan.archive.split("/")[2]:
+        raise place.error(
+            "holds credentials, which do not belong in a plan; give them in the environment (for S3 AWS_PROFILE, or "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
+        )
+
+
 def _parts(name: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """A name's letters and its numbers: ("v", "-b"), (2, 10) for v2-b10."""
+    """Return the letters and the numbers of a name: ("v", "-b"), (2, 10) for v2-b10."""
     parts = re.split(r"([0-9]+)", name)
     return tuple(parts[::2]), tuple(int(number) for number in parts[1::2])
 
 
+def _check_replays(source: Source, plan: Plan) -> None:
+    new: dict[str, int] = {}  # samples of the versions so far
+    for index, version in enumerate(plan.versions):
+        replay, place = version.replay, source.find(f"versions[{index}].replay")
+        earlier, new = new, new | {version.name: plan.samples_of(index)}
+        if replay is None:
+            continue
+        if not earlier:
+            raise place.error("the first version has no earlier data to replay; leave it out")
+        for name, _ in replay.weights:
+            if name not in earlier:
+                raise source.find(f"versions[{index}].replay.weights.{name}").error(
+                    f"{name!r} is no version before {version.name}; those are {', '.join(earlier)}"
+                )
+        batch = plan.timeline.sizes[index]
+        samples = version.steps * batch
+        if not replay.replayed(samples):
+            raise place.error(
+                f"{float(replay.share):g} of {version.steps} steps of {batch} samples is less than one sample; give a "
+                "larger share"
+            )
+        if new[version.name] < batch:
+            raise place.error(
+                f"{float(replay.share):g} of {version.steps} steps leaves less than a step of new data; give a smaller "
+                "share"
+            )
+        wanted = replay.by_version(samples) or {"earlier versions": replay.replayed(samples)}
+        there = earlier if replay.weights else {"earlier versions": sum(earlier.values())}
+        for name, count in wanted.items():
+            if count > there[name]:
+                raise place.error(
+                    f"{version.name} would draw {count:,} samples again from {name} with {there[name]:,}, some of "
+                    "them twice; give a smaller share"
+                    + (f", or {name} a smaller weight" if replay.weights else "")
+                )
+
+
 def _check_warmup(source: Source, plan: Plan) -> None:
     warmup = plan.schedule.warmup
+    if plan.adopted is not None:
+        return  # its warm-up is over
     repeated = CPT_VARIANTS[plan.cpt_variant].warms_up
     for index, version in enumerate(plan.versions if repeated else plan.versions[:1]):
         if version.steps <= warmup:
@@ -96,6 +193,10 @@ def _check_rates(source: Source, plan: Plan) -> None:
 def _check_branches(source: Source, plan: Plan) -> None:
     line = plan.timeline
     for number, step in enumerate(plan.also_branch_at):
+        if step < line.origin:
+            raise source.find(f"also_branch_at[{number}]").error(
+                f"step {step} lies before the adopted checkpoint, step {line.origin}; give a later one"
+            )
         if step > line.ends[-1]:
             raise source.find(f"also_branch_at[{number}]").error(
                 f"step {step} lies beyond the last version's end, step {line.ends[-1]}; give an earlier one"
@@ -110,10 +211,11 @@ def _check_branches(source: Source, plan: Plan) -> None:
             )
         if steps < 1:
             problem = f"last round({alpha} · {version.steps}) = 0 steps; give a larger alpha or more steps"
-        elif point < 0:
-            problem = (
-                f"last {steps} steps, more than the {line.ends[index]} up to its end; give a smaller alpha"
-            )
+        elif point < line.origin:
+            most = line.ends[index] - line.origin
+            problem = f"last {steps} steps, more than the {most} up to its end; give a smaller alpha"
+        elif line.origin:
+            continue
         elif point < plan.schedule.warmup:
             problem = (
                 f"leave the main path at step {point}, inside its warm-up of {plan.schedule.warmup} steps; "
@@ -127,7 +229,7 @@ def _check_branches(source: Source, plan: Plan) -> None:
 
 
 def _check_reached(source: Source, plan: Plan) -> None:
-    """A branch leaves the main path at its version's rate, not before it or on the way there."""
+    """Check that a branch leaves the main path after the main path has reached its version's rate."""
     line, moved = plan.timeline, None
     for index, version in enumerate(plan.versions):
         moved = index if version.max_lr is not None else moved
@@ -151,7 +253,7 @@ def _check_reached(source: Source, plan: Plan) -> None:
 def _check_cycles(source: Source, plan: Plan) -> None:
     line = plan.timeline
     for index, version in enumerate(plan.versions):
-        lengths = {SCRATCH.name: line.ends[index], BRANCH.name: line.branch_steps[index]}
+        lengths = {SCRATCH.name: line.scratch_ends[index], BRANCH.name: line.branch_steps[index]}
         if index and CPT_VARIANTS[plan.cpt_variant] != KEEP_MIN:
             lengths[CONTINUAL.name] = version.steps
         for kind, length in lengths.items():
@@ -170,18 +272,25 @@ def _check_mixes(source: Source, plan: Plan) -> None:
     for index, (version, steps) in enumerate(zip(plan.versions, plan.timeline.branch_steps, strict=True)):
         if version.mix is None:
             continue
+        last = plan.timeline.ends[index]
+        size, sizes = plan.batch_sizes.size_of(last), plan.batch_sizes.sizes(last - steps, last)
+        if len(sizes) > 1:
+            raise source.find(f"versions[{index}].alpha", "alpha").error(
+                f"branch-{version.name} would begin at a batch of {sizes[0]} samples and end at one of {size}, which "
+                "branch_mix does not support; give an alpha of at most 1, or leave the mix out"
+            )
         for part in version.mix.parts:
-            if part.share * steps * plan.batch.global_batch_size >= 1:
+            if part.share * steps * size >= 1:
                 continue
             own = f"versions[{index}].branch_mix.slices.{part.slice}"
             raise source.find(own, f"branch_mix.slices.{part.slice}").error(
                 f"{float(part.share):g} of branch-{version.name}'s {steps} steps of "
-                f"{plan.batch.global_batch_size} samples is less than one sample; give a larger share"
+                f"{size} samples is less than one sample; give a larger share"
             )
 
 
 def _cycle_entry(source: Source, index: int, kind: str) -> Entry:
-    """Where the cycle of a version's runs of this kind was given: with the version or the schedule."""
+    """Return the entry with the cycle of a version's runs of this kind: in the version or in the schedule."""
     for key in (f"versions[{index}].cycle_steps", "schedule.cycle_steps"):
         entry = source.find(f"{key}.{kind}", key)
         if entry is not source.root and not isinstance(entry.value, dict):

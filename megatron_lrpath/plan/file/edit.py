@@ -1,4 +1,4 @@
-"""Changes to the text of a plan file (versions appended or taken out, alphas set): the rest stays as it was written."""
+"""Edit the text of a plan file (append or remove versions, set alphas) without changing the rest."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ Edit = tuple[int, int, str]
 
 
 def with_version(path: Path, text: str, version: dict[str, Any], valid: Sequence[str]) -> str:
-    """The text of the plan `path` with `version` (its keys in order) appended and `data.valid` as given.
+    """Return the text of the plan `path` with `version` (its keys in order) appended and `data.valid` as
+    given.
 
     Raises:
-        PlanError: the file is written in a way that this does not understand; with the lines to add by hand.
+        PlanError: the syntax of the file is not supported; with the lines to add by hand.
     """
     root = yaml.compose(text, Loader=yaml.SafeLoader)
     versions, data = _value(root, "versions"), _value(root, "data")
@@ -38,10 +39,10 @@ def with_version(path: Path, text: str, version: dict[str, Any], valid: Sequence
 
 
 def with_alphas(path: Path, text: str, alphas: Mapping[str, float]) -> str:
-    """The text of the plan `path` with `alpha` as given for these versions.
+    """Return the text of the plan `path` with `alpha` as given for these versions.
 
     Raises:
-        PlanError: the file is written in a way that this does not understand; with the lines to set by hand.
+        PlanError: the syntax of the file is not supported; with the lines to set by hand.
     """
     versions = _value(yaml.compose(text, Loader=yaml.SafeLoader), "versions")
     newline = "\r\n" if "\r\n" in text else "\n"
@@ -61,13 +62,29 @@ def with_alphas(path: Path, text: str, alphas: Mapping[str, float]) -> str:
     return _edited(path, text, edits, wanted, f"set {by_hand} by hand")
 
 
-def without_versions(path: Path, text: str, names: Collection[str], valid: Collection[str]) -> str:
-    """The text of the plan `path` without the versions `names` and without the entries `valid` of `data.valid`.
-
-    A comment on a line of its own stays. The first version, and the first entry of `data.valid`, are never among them.
+def with_key(path: Path, text: str, name: str, value: Mapping[str, Any]) -> str:
+    """The text of the plan `path` with a mapping `name` that it does not have yet, at its end.
 
     Raises:
-        PlanError: the file is written in a way that this does not understand; with what to remove by hand.
+        PlanError: the file is written in a way that this does not understand; with the lines to add by hand.
+    """
+    newline = "\r\n" if "\r\n" in text else "\n"
+    lines = [f"{name}:", *(f"  {key}: {_item(one)}" for key, one in value.items())]
+    end = "" if text.endswith("\n") else newline
+    wanted = plain(parse_source(path, text).root) | {name: dict(value)}
+    edit = (len(text), len(text), end + newline.join(lines) + newline)
+    return _edited(path, text, [edit], wanted, f"add `{name}: {{{', '.join(lines[1:])}}}` to it")
+
+
+def without_versions(path: Path, text: str, names: Collection[str], valid: Collection[str]) -> str:
+    """Return the text of the plan `path` without the versions `names` and without the entries `valid` of
+    `data.valid`.
+
+    Comments on separate lines are kept. The first version and the first entry of `data.valid` cannot be
+    removed.
+
+    Raises:
+        PlanError: the syntax of the file is not supported; with the lines to remove by hand.
     """
     root = yaml.compose(text, Loader=yaml.SafeLoader)
     versions, data = _value(root, "versions"), _value(root, "data")
@@ -90,7 +107,9 @@ def without_versions(path: Path, text: str, names: Collection[str], valid: Colle
 
 
 def _edited(path: Path, text: str, edits: Sequence[Edit], wanted: dict[str, Any], by_hand: str) -> str:
-    """The text with the edits made. PlanError with what to do by hand where it does not say `wanted` then."""
+    """Apply the edits to the text. Raises PlanError, with manual instructions, if the result does not equal
+    `wanted`.
+    """
     changed = text
     for begin, end, new in sorted(edits, reverse=True):
         changed = changed[:begin] + new + changed[end:]
@@ -103,7 +122,9 @@ def _edited(path: Path, text: str, edits: Sequence[Edit], wanted: dict[str, Any]
 
 
 def _alpha(text: str, version: yaml.Node, alpha: float, newline: str) -> Edit:
-    """What gives a version this alpha: its value replaced where it has one, else a key behind the last one."""
+    """Return the edit that sets a version's alpha: its value is replaced, or a key is added after the last
+    one.
+    """
     assert isinstance(version, yaml.MappingNode)
     held = {key.value: value for key, value in version.value}
     if "alpha" in held:
@@ -117,7 +138,7 @@ def _alpha(text: str, version: yaml.Node, alpha: float, newline: str) -> Edit:
 
 
 def _removed(text: str, sequence: yaml.SequenceNode, node: yaml.Node) -> Edit:
-    """What takes an item that is not the first out of a sequence."""
+    """Return the edit that removes an item, except the first, from a sequence."""
     begin, end = node.start_mark.index, _end(node)
     if not sequence.flow_style:
         line = text.rfind("\n", 0, text.rfind("-", 0, begin)) + 1
@@ -133,7 +154,9 @@ def _value(node: yaml.Node | None, key: str) -> yaml.Node:
 
 
 def _end(node: yaml.Node) -> int:
-    """Where the last character of a node stands: a block's own mark lies behind the comments that follow."""
+    """Return the position of a node's last character: the end mark of a block is after the following
+    comments.
+    """
     if isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
         last = node.value[-1]
         return _end(last[1] if isinstance(node, yaml.MappingNode) else last)
@@ -155,7 +178,7 @@ def _appended(text: str, versions: yaml.Node, version: dict[str, Any], newline: 
 
 
 def _valid(text: str, data: yaml.Node, valid: Sequence[str], newline: str) -> list[Edit]:
-    """What sets `data.valid`; nothing where it says so already."""
+    """Return the edits that set `data.valid`; empty if it has the value already."""
     if not valid:
         return []
     assert isinstance(data, yaml.MappingNode)
@@ -175,7 +198,7 @@ def _valid(text: str, data: yaml.Node, valid: Sequence[str], newline: str) -> li
 
 
 def _line_behind(text: str, place: int, lines: list[str], newline: str) -> Edit:
-    """These lines after the line in which `place` lies."""
+    """Return the edit that inserts lines after the line of `place`."""
     end = text.find("\n", place)
     if end < 0:
         return len(text), len(text), newline + newline.join(lines) + newline
@@ -194,8 +217,13 @@ def _flow(version: dict[str, Any]) -> str:
     return "{" + ", ".join(f"{key}: {_scalar(value)}" for key, value in version.items()) + "}"
 
 
+def _item(value: Any) -> str:
+    """A value, or a list of values, in YAML."""
+    return f"[{', '.join(map(_scalar, value))}]" if isinstance(value, list) else _scalar(value)
+
+
 def _scalar(value: Any) -> str:
-    """A value in YAML; text in quotes where it would be read as something else."""
+    """Return a value in YAML; text is quoted if it would be parsed as another type."""
     if not isinstance(value, str):
         return str(value)
     try:

@@ -1,4 +1,6 @@
-"""The keys of a plan file as data: type, range, default and meaning, for the checks, the schema and the docs."""
+"""The keys of a plan file as data: type, range, default and meaning, for the checks, the schema and the
+documents.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ REQUIRED = object()
 
 @dataclass(frozen=True)
 class Key:
-    """One key: `schema` is its JSON schema; `default` is what is taken when it is left out, or REQUIRED."""
+    """One key: `schema` is its JSON schema; `default` is its value when omitted, or REQUIRED."""
 
     name: str
     schema: dict[str, Any]
@@ -29,12 +31,12 @@ class Key:
 
 
 def whole(minimum: int, maximum: int) -> dict[str, Any]:
-    """The schema of a whole number from `minimum` to `maximum`."""
+    """Return the schema of an integer from `minimum` to `maximum`."""
     return {"type": "integer", "minimum": minimum, "maximum": maximum}
 
 
 def choice(*values: str) -> dict[str, Any]:
-    """The schema of one of these texts."""
+    """Return the schema of one of these texts."""
     return {"type": "string", "enum": list(values)}
 
 
@@ -138,6 +140,19 @@ FALLING_KEYS = (
     Key("from", STEPS, REQUIRED, "the step from which on it falls, at the earliest the warm-up's end"),
 )
 
+UNKNOWN = "unknown"
+ADOPTED_KEYS = (
+    Key("checkpoint", TEXT, REQUIRED, "the folder of the checkpoint that was copied"),
+    Key("step", STEPS, REQUIRED, "its step, where the main path begins"),
+    Key("samples", whole(1, 10**15), REQUIRED, "the samples that had been consumed by then"),
+    Key("fingerprint", TEXT, REQUIRED, "of its files"),
+    Key(
+        "data",
+        {"anyOf": [TEXT, {"type": "array", "items": TEXT, "minItems": 1, "maxItems": 1000}]},
+        UNKNOWN,
+        "names of the slices that it had read, or `unknown`",
+    ),
+)
 SCHEDULE_KEYS = (
     Key("style", {"type": "string", "enum": STYLES}, REQUIRED, "shape of the learning-rate schedule"),
     Key("max_lr", RATE, REQUIRED, "the maximum learning rate, the rate of the main path"),
@@ -185,9 +200,19 @@ DATA_KEYS = (
         "`valid` in that folder",
     ),
 )
+WEIGHT = whole(1, 1000)
+REPLAY_KEYS = (
+    Key("share", SHARE, REQUIRED, "share of the version's samples that is drawn again from earlier versions"),
+    Key(
+        "weights",
+        {"type": "object", "additionalProperties": WEIGHT},
+        None,
+        "whole numbers by version: how often each is drawn; default: every earlier sample is equally likely",
+    ),
+)
 VERSION_KEYS = (
     Key("name", NAME, REQUIRED, "letters, digits, `.`, `_` and `-`; runs and slices are named after it"),
-    Key("steps", STEPS, REQUIRED, "T_i, the steps that its new data last"),
+    Key("steps", STEPS, REQUIRED, "T_i, the steps that its data last, replayed samples included"),
     Key(
         "alpha",
         LONG_ALPHA,
@@ -202,6 +227,30 @@ VERSION_KEYS = (
         "the rate to which the main path moves where this version begins; not of the first version; default: it stays",
     ),
     Key("rate_steps", whole(0, 10**9), None, "the steps over which it moves there; default: warmup_steps"),
+    Key(
+        "replay",
+        {
+            "anyOf": [
+                SHARE,
+                {
+                    "type": "object",
+                    "properties": {key.name: key.schema | {"description": key.about} for key in REPLAY_KEYS},
+                    "required": [key.name for key in REPLAY_KEYS if key.required],
+                    "additionalProperties": False,
+                },
+            ]
+        },
+        None,
+        "share of its samples that is drawn again from earlier versions, or a mapping with `share` and `weights`; not "
+        "of the first version",
+    ),
+    Key(
+        "global_batch_size",
+        whole(1, 10**7),
+        None,
+        "samples of a step from where this version begins, at least as many as before; not of the first version; "
+        "default: as many as before",
+    ),
     Key("branch_mix", OBJECT, None, "branch_mix of this version's branch alone"),
     Key(
         "branch_megatron",
@@ -235,6 +284,17 @@ PLAN_KEYS = (
         "goes on to the last of them",
     ),
     Key("versions", {"type": "array", "minItems": 1, "maxItems": 1000}, REQUIRED, "versions in order"),
+    Key(
+        "adopted",
+        {
+            "type": "object",
+            "properties": {key.name: key.schema | {"description": key.about} for key in ADOPTED_KEYS},
+            "required": [key.name for key in ADOPTED_KEYS if key.required],
+            "additionalProperties": False,
+        },
+        None,
+        "the checkpoint of another training with which the main path begins; written by `lrpath adopt`",
+    ),
     Key("branch_mix", OBJECT, None, "other data in the branches, beside the main path's"),
     Key(
         "branch_megatron",
@@ -253,7 +313,14 @@ PLAN_KEYS = (
         "prompts",
         {"type": "array", "items": TEXT, "minItems": 1, "maxItems": 100},
         None,
-        "what the models go on from in `lrpath eval`, for the report; default: beginnings of the validation text",
+        "texts that the models continue in `lrpath eval`, for the report; default: beginnings of the validation text",
+    ),
+    Key(
+        "archive",
+        TEXT,
+        None,
+        "where `lrpath archive` copies versions' ends and branch points to: `s3://BUCKET/FOLDER`, or another address "
+        "that fsspec knows",
     ),
     Key("output", TEXT, None, "folder of all runs, `OUTPUT/<paradigm>/<run>`; default: `runs/NAME`"),
     Key("megatron", OBJECT, {}, "any other Megatron arguments, with `-` or `_`, without the dashes before"),

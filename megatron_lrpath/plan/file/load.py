@@ -1,4 +1,4 @@
-"""From a plan file to a `Plan`: every key is read and checked, then what only holds across keys."""
+"""From a plan file to a `Plan`: every key is parsed and checked, then the constraints between keys."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ from megatron_lrpath.plan.arguments import by_option, hint
 from megatron_lrpath.plan.file.arguments import RECIPE, check_arguments, read_arguments
 from megatron_lrpath.plan.file.consistency import check_plan
 from megatron_lrpath.plan.file.keys import (
+    ADOPTED_KEYS,
     FALLING_KEYS,
     PLAN_KEYS,
+    REPLAY_KEYS,
     SAFE_NAME,
     SECTIONS,
     SHARE,
     TEXT,
+    UNKNOWN,
     VERSION_KEYS,
+    WEIGHT,
     Key,
     choice,
 )
@@ -36,17 +40,19 @@ from megatron_lrpath.plan.file.values import (
 )
 from megatron_lrpath.plan.mix import Mix, MixPart
 from megatron_lrpath.plan.plan import Plan
+from megatron_lrpath.plan.replay import Replay
 from megatron_lrpath.plan.sft import Sft
-from megatron_lrpath.plan.spec import Batch, Data, Falling, Tokenizer, Version
+from megatron_lrpath.plan.spec import Adopted, Batch, Data, Falling, Tokenizer, Version
 from megatron_lrpath.schedule import STYLES, Schedule
 from megatron_lrpath.schedule.curves import tenth
 from megatron_lrpath.wording import nearest
 
 
 def read_mix(entry: Entry | None, seed: int) -> Mix | None:
-    """The mix of an entry (a plan's or a version's); None where there is none or it names no slice.
+    """Return the mix of an entry (a plan's or a version's); None if there is none or it names no slice.
 
-    Raises PlanError for shares outside (0, 1), shares that leave nothing to the main path, and a slice named twice.
+    Raises PlanError for shares outside (0, 1), shares that leave nothing for the main path, and a repeated
+    slice.
     """
     if entry is None or entry.value is None:
         return None
@@ -69,6 +75,24 @@ def read_mix(entry: Entry | None, seed: int) -> Mix | None:
     return Mix(tuple(parts), _read_fields(section, SECTIONS["branch_mix"], "slices")["seed"] or seed)
 
 
+def read_replay(entry: Entry | None) -> Replay | None:
+    """A version's replay: a share, or a mapping with `share` and `weights`; None where there is none.
+
+    Raises PlanError for a share outside (0, 1) and for weights that are no whole numbers from 1 on.
+    """
+    if entry is None or entry.value is None:
+        return None
+    section = read_section(entry, REPLAY_KEYS) if isinstance(entry.value, dict) else {"share": entry}
+    share = Fraction(repr(read_value(section["share"], SHARE)))  # 0.1 is a tenth
+    weights = section.get("weights")
+    if weights is None or weights.value is None:
+        return Replay(share)
+    named = read_mapping(weights)
+    if not named:
+        raise weights.error("names no version; write them like `v1: 2`, or leave `weights` out")
+    return Replay(share, tuple((name, int(read_value(child, WEIGHT))) for name, child in named.items()))
+
+
 def _check_names(parts: list[MixPart], named: dict[str, Entry]) -> None:
     seen: dict[str, str] = {}
     for part, entry in zip(parts, named.values(), strict=True):
@@ -85,7 +109,7 @@ _OWN_READERS = ("data", "valid", "special_tokens", "versions", "paradigms", "meg
 
 
 def read_sft(entry: Entry | None, seed: int, batch: Batch, versions: tuple[Version, ...]) -> Sft | None:
-    """The section, None where there is none; the others are the plan's.
+    """Return the section, None if there is none; the other arguments are the plan's.
 
     Raises PlanError like `load_plan`.
     """
@@ -118,7 +142,7 @@ def _check_length(entry: Entry, section: dict[str, Entry]) -> None:
 
 
 def _texts(entry: Entry | None) -> tuple[str, ...]:
-    """A text or a list of texts."""
+    """Return a text or a list of texts as a list."""
     if entry is None or entry.value is None:
         return ()
     items = read_list(entry) if isinstance(entry.value, list) else [entry]
@@ -134,7 +158,7 @@ def _valid(entry: Entry | None) -> float | tuple[str, ...] | None:
 
 
 def _names(entry: Entry | None, known: tuple[str, ...]) -> tuple[str, ...]:
-    """Some of the known names, in their order; all where none are given."""
+    """Return some of the known names, in their order; all if none are given."""
     if entry is None or entry.value is None:
         return known
     items = read_list(entry)
@@ -145,7 +169,7 @@ def _names(entry: Entry | None, known: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _paradigms(entry: Entry | None) -> tuple[str, ...] | None:
-    """The paradigms that a plan names, None where it does not say."""
+    """Return the paradigms that a plan names; None without the key."""
     return None if entry is None or entry.value is None else _names(entry, PARADIGMS)
 
 
@@ -160,7 +184,7 @@ def _schedule(section: dict[str, Entry], plain: dict[str, Any]) -> Schedule:
 
 
 def _min_lr(section: dict[str, Entry], values: dict[str, Any]) -> float:
-    """`min_lr` as given, or a tenth of `max_lr`."""
+    """Return `min_lr` as given, or a tenth of `max_lr`."""
     highest, lowest = values["max_lr"], values["min_lr"]
     if lowest is None:
         return tenth(highest)
@@ -187,7 +211,7 @@ def _batch(entry: Entry, section: dict[str, Entry], plain: dict[str, Any], batch
 def load_plan(path: Path | str) -> Plan:
     """Read and check a plan file.
 
-    Raises PlanError, `FILE:LINE: key: what is wrong; how to go on`, for the first thing that is wrong.
+    Raises PlanError, `FILE:LINE: key: problem; what to do`, for the first problem.
     """
     source = read_source(path)
     if source.is_experiment:
@@ -199,10 +223,19 @@ def load_plan(path: Path | str) -> Plan:
 
 
 def plan_from(source: Source) -> Plan:
-    """The plan that a file's text says; raises PlanError like `load_plan`."""
+    """Return the plan in a parsed file; raises PlanError like `load_plan`."""
     top = read_section(source.root, PLAN_KEYS)
     values = _read_fields(
-        top, PLAN_KEYS, *SECTIONS, "model", "versions", "megatron", "branch_megatron", "paradigms", "prompts"
+        top,
+        PLAN_KEYS,
+        *SECTIONS,
+        "adopted",
+        "model",
+        "versions",
+        "megatron",
+        "branch_megatron",
+        "paradigms",
+        "prompts",
     )
     values["output"] = values["output"] or f"runs/{values['name']}"
     if problem := length_problem(values["output"]):
@@ -227,6 +260,7 @@ def plan_from(source: Source) -> Plan:
         paradigms=_paradigms(top.get("paradigms")),
         prompts=_texts(top.get("prompts")),
         falling=_falling(schedule.get("main")),
+        adopted=_adopted(top.get("adopted")),
         **values,
     )
     check_plan(source, plan)
@@ -234,7 +268,7 @@ def plan_from(source: Source) -> Plan:
 
 
 def _read_fields(section: dict[str, Entry], keys: tuple[Key, ...], *besides: str) -> dict[str, Any]:
-    """The values of a section's keys but for those `besides`, which have readers of their own."""
+    """Return the values of a section's keys except `besides`, which have their own readers."""
     return {key.name: read_key(section, key) for key in keys if key.name not in besides}
 
 
@@ -270,6 +304,15 @@ def _falling(entry: Entry | None) -> Falling | None:
     return Falling(values["power"], values["from"])
 
 
+def _adopted(entry: Entry | None) -> Adopted | None:
+    if entry is None or entry.value is None:
+        return None
+    section = read_section(entry, ADOPTED_KEYS)
+    data = _texts(section.get("data"))
+    values = _read_fields(section, ADOPTED_KEYS, "data")
+    return Adopted(**values, data=() if data == (UNKNOWN,) else data)
+
+
 def _read_tokenizer(top: dict[str, Entry]) -> Tokenizer:
     entry, tokenizer = top["tokenizer"], Tokenizer(**_read_plain_section(top, "tokenizer"))
     if tokenizer.type.startswith("Null"):
@@ -292,16 +335,19 @@ def _read_versions(top: dict[str, Entry], cycle: dict[str, float], seed: int) ->
     versions = []
     for item in items:
         section = read_section(item, VERSION_KEYS)
-        fields = _read_fields(section, VERSION_KEYS, "cycle_steps", "branch_mix", "branch_megatron")
+        fields = _read_fields(section, VERSION_KEYS, "cycle_steps", "branch_mix", "branch_megatron", "replay")
         own = read_cycle(section.get("cycle_steps"))
         mixed = read_mix(section.get("branch_mix"), seed) if "branch_mix" in section else mix
         alone = read_arguments(section["branch_megatron"]) if "branch_megatron" in section else arguments
-        versions.append(Version(**fields, cycle_steps=cycle | own, mix=mixed, branch_megatron=alone))
+        replay = read_replay(section.get("replay"))
+        versions.append(
+            Version(**fields, cycle_steps=cycle | own, mix=mixed, branch_megatron=alone, replay=replay)
+        )
     return tuple(versions)
 
 
 def _branch_megatron(top: dict[str, Entry]) -> list[Entry | None]:
-    """The plan's `branch_megatron` and those of its versions."""
+    """Return the plan's `branch_megatron` and those of its versions."""
     items = top["versions"].value if isinstance(top["versions"].value, list) else []
     own = [item.value.get("branch_megatron") for item in items if isinstance(item.value, dict)]
     return [top.get("branch_megatron"), *own]

@@ -26,8 +26,8 @@ _PATH_ARGUMENT = re.compile(r".*[-_](path|file|dir|cfg)|pretrained[-_]checkpoint
 def change(plan: dict[str, Any], key: str, value: Any) -> bool:
     """Set `schedule.max_lr`, `versions[0].cycle_steps.scratch`, `versions.steps` (every version's) …
 
-    None takes the key away, so that its default holds; false where it was not there. Raises ValueError for a key that
-    cannot be followed.
+    None removes the key, so that its default applies; return False if it did not exist. Raises ValueError
+    for a key that cannot be resolved.
     """
     *way, last = key.split(".")
     if way[:1] == ["model"] and isinstance(recipe := plan.get("model"), str):
@@ -47,7 +47,7 @@ def change(plan: dict[str, Any], key: str, value: Any) -> bool:
 
 
 def _written(place: dict[str, Any], name: str) -> str:
-    """An argument's name as the plan writes it, with `-` or with `_`."""
+    """Return an argument's name as the plan spells it, with `-` or with `_`."""
     alike = (one for one in place if one.replace("-", "_") == name.replace("-", "_"))
     return next(alike, name)
 
@@ -74,9 +74,10 @@ def _descend(place: dict[str, Any], part: str, key: str) -> list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Changed:
-    """A plan file's plan with other values: `overrides` by their keys, and `text`, which says it in a file of its own.
+    """A plan with overrides: `overrides` by their keys, and `text`, the resulting plan file.
 
-    Relative paths are absolute, the output too. Errors of `plan` name the lines of the file that it was made from.
+    Relative paths are absolute in `text`, including the output. Errors of `plan` name the lines of the
+    original file.
     """
 
     overrides: dict[str, Any]
@@ -85,9 +86,9 @@ class Changed:
 
 
 def changed_plan(path: Path, words: Sequence[str], output: str | None = None) -> Changed:
-    """The plan in `path` with these words of `--set`, checked as a plan file is; `output` takes the place of its own.
+    """Apply these `--set` words to the plan in `path` and check the result; `output` replaces the plan's own.
 
-    Raises PlanError: an error that the file alone would have too names its line, others `--set KEY`.
+    Raises PlanError: an error that the file alone would have, too, names its line, others `--set KEY`.
     """
     source = read_source(path)
     if source.is_experiment:
@@ -120,9 +121,9 @@ def changed_plan(path: Path, words: Sequence[str], output: str | None = None) ->
 
 
 def read_words(words: Sequence[str]) -> dict[str, Any]:
-    """The values of `KEY=VALUE` by their keys; VALUE is YAML, nothing behind `=` is null.
+    """Parse `KEY=VALUE`; VALUE is YAML, an empty value is null.
 
-    Raises PlanError for a word without `=` or of several lines, no YAML, and a key that is given twice.
+    Raises PlanError for a word without `=` or with several lines, invalid YAML, and a repeated key.
     """
     values: dict[str, Any] = {}
     for word in words:
@@ -140,7 +141,7 @@ def read_words(words: Sequence[str]) -> dict[str, Any]:
 
 
 def _absolute(plan: dict[str, Any]) -> dict[str, Any]:
-    """A sound plan's values with the paths in them counted from the folder of this call."""
+    """Return a valid plan's values with paths relative to the current working directory."""
     return {key: _absolute_section(key, value) for key, value in plan.items()}
 
 
@@ -174,7 +175,7 @@ def _absolute_tuning(key: str, value: Any) -> Any:
 
 
 def _from_here(value: Any) -> Any:
-    """Texts as absolute paths, alone or in a list; an address with a scheme, and what is no text, as it is."""
+    """Return texts as absolute paths, alone or in a list; URLs and values other than text are unchanged."""
     if isinstance(value, list):
         return [_from_here(one) for one in value]
     return os.path.abspath(value) if isinstance(value, str) and "://" not in value else value

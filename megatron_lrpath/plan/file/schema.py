@@ -11,7 +11,7 @@ from megatron_lrpath.plan.file.keys import MIX_KEYS, PLAN_KEYS, RECIPE_NAME, SEC
 
 
 def json_schema() -> dict[str, Any]:
-    """The plan file's JSON schema (draft 2020-12), for editors; `load_plan` checks more, across keys."""
+    """Return the plan file's JSON schema (draft 2020-12), for editors; `load_plan` also checks across keys."""
     properties = {}
     for key in PLAN_KEYS:
         schema = _section_schema(SECTIONS[key.name]) if key.name in SECTIONS else _key_schema(key)
@@ -27,7 +27,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def _name_arguments(properties: dict[str, Any]) -> None:
-    """Name Megatron's arguments with their values where a plan takes them; with `-` they are not checked."""
+    """Add Megatron's arguments with their values where a plan accepts them; names with `-` are not checked."""
     known = _argument_schemas()
     properties["megatron"] |= _named(known)
     properties["model"] |= {"anyOf": [RECIPE_NAME, _named(known | {RECIPE: RECIPE_NAME})]}
@@ -48,7 +48,7 @@ def _named(properties: dict[str, Any]) -> dict[str, Any]:
 
 @functools.cache
 def _argument_schemas() -> dict[str, Any]:
-    """The schema of every argument that a plan may set, by its option."""
+    """Return the schema of every argument that a plan can set, by its option."""
     return {
         name: argument.forms[name].schema(argument.allowed, argument.refused_values)
         for name, argument in sorted(by_option().items())
@@ -57,7 +57,7 @@ def _argument_schemas() -> dict[str, Any]:
 
 
 def settable(argument: Argument) -> bool:
-    """Whether a plan may set an argument under `model` or `megatron`."""
+    """Return whether a plan can set an argument under `model` or `megatron`."""
     return argument.plan in (NEUTRAL, IDENTITY) and not argument.key
 
 

@@ -1,4 +1,4 @@
-"""YAML text as values that remember line and key: safe, small, without repeated keys or aliases."""
+"""YAML text as values with their line and key: safe, bounded, without repeated keys or aliases."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ Scalar = None | bool | int | float | str
 
 @dataclass(frozen=True)
 class Entry:
-    """A value of the file `path`: a scalar, a list or a mapping of entries; `key` reads `versions[1].steps`.
+    """A value of the file `path`: a scalar, a list or a mapping of entries; `key` has the form
+    `versions[1].steps`.
 
-    Line 0: it stands in no file, and `path` is the option that gave it.
+    Line 0: the value is not in a file, and `path` is the option that set it.
     """
 
     value: Scalar | list[Entry] | dict[str, Entry]
@@ -48,36 +49,36 @@ class Entry:
         return f"{self.path}:{self.line}: {self.key}".removesuffix(": ")
 
     def error(self, message: str) -> PlanError:
-        """An error at this entry: `FILE:LINE: key: message`."""
+        """Return an error at this entry: `FILE:LINE: key: message`."""
         return PlanError(f"{self.place}: {message}")
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file that was read: its whole content, and where each key stands."""
+    """A parsed file: its whole content, and the position of each key."""
 
     path: Path
     root: Entry
 
     @property
     def is_experiment(self) -> bool:
-        """Whether the file says which plan it varies, as an experiment does and a plan does not."""
+        """Whether the file names a plan to vary, as experiments do and plans do not."""
         top = self.root.value
         return isinstance(top, dict) and "plan" in top and "versions" not in top
 
     def find(self, *keys: str) -> Entry:
-        """The first of these keys that stands in the file, else the whole file (for checks across keys)."""
+        """Return the first of these keys in the file, else the whole file (for checks across keys)."""
         return next((self._entries[key] for key in keys if key in self._entries), self.root)
 
     @property
     def keys(self) -> list[str]:
-        """Every key that the file gives, as `find` takes them."""
+        """Return every key in the file, in the form that `find` accepts."""
         return list(self._entries)
 
     def changed(self, values: Mapping[str, Any], option: str | None = None) -> Source:
-        """The same file with these values: what it does not say itself has its place in `option`.
+        """Return the same file with these values: those that are not in the file get the position `option`.
 
-        Without an option a value has the place of what stood at its key.
+        Without an option a value gets the position of the original one at its key.
         """
         new = (Path(option), 0) if option else (self.path, 1)
 
@@ -99,21 +100,23 @@ class Source:
 
 
 def _alike(old: Any, new: Any) -> bool:
-    """Whether a value is what stood there; of mappings and lists their parts are looked at one by one."""
+    """Return whether a value equals the original one; the parts of mappings and lists are compared
+    separately.
+    """
     return type(old) is type(new) and (isinstance(new, dict | list) or old == new)
 
 
 def read_source(path: Path | str) -> Source:
     """Read a YAML file whose top level is a mapping.
 
-    Raises PlanError naming the file and the line: no such file, not UTF-8, too large, broken YAML, empty, a
-    key given twice, aliases, tags or nesting that a plan has no use for.
+    Raises PlanError with the file and the line: no such file, not UTF-8, too large, invalid YAML, empty, a
+    repeated key, and aliases, tags or nesting that plans do not need.
     """
     return parse_source(Path(path), _read_text(Path(path)))
 
 
 def parse_source(path: Path, text: str) -> Source:
-    """The same for a text that is (or would be) in the file `path`."""
+    """Parse a text that is (or would be) in the file `path`."""
     node = _composed(path, text)
     if node is None:
         raise PlanError(f"{path}:1: the file is empty; docs/plan-file.md shows a plan to begin with")
@@ -123,7 +126,7 @@ def parse_source(path: Path, text: str) -> Source:
 
 
 def parse_value(place: str, text: str) -> Any:
-    """One value as it would stand behind its key in a plan; PlanError, which begins with `place`."""
+    """Parse one value as after its key in a plan; raises PlanError, which begins with `place`."""
     node = _composed(Path(place), text)
     return None if node is None else plain(_entry(Path(place), node, 1, ""))
 
@@ -141,7 +144,7 @@ def _composed(path: Path, text: str) -> yaml.Node | None:
 
 
 def plain(entry: Entry) -> Any:
-    """The entry's value without lines and keys."""
+    """Return the entry's value without lines and keys."""
     if isinstance(entry.value, dict):
         return {name: plain(child) for name, child in entry.value.items()}
     if isinstance(entry.value, list):
@@ -150,7 +153,7 @@ def plain(entry: Entry) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's composer without aliases, tags and deep nesting (they cost memory or run code elsewhere)."""
+    """PyYAML's composer without aliases, tags and deep nesting (which cost memory or execute code)."""
 
     def __init__(self, path: Path, text: str) -> None:
         super().__init__(text)
@@ -221,14 +224,14 @@ def _entry(path: Path, node: yaml.Node, line: int, key: str) -> Entry:
 
 
 def plan_text(values: Mapping[str, Any]) -> str:
-    """YAML that `parse_source` reads as these values, each once and written out."""
+    """Return YAML that `parse_source` parses to these values, without aliases."""
     return yaml.dump(
         dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110, encoding=None
     )
 
 
 class _Dumper(yaml.SafeDumper):
-    """PyYAML's writer without aliases; texts in quotes where they would be read as something else here."""
+    """PyYAML's writer without aliases; texts are quoted if `parse_source` would parse them as another type."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -242,7 +245,7 @@ _Dumper.add_representer(str, _Dumper.text)
 
 
 def _plain_scalar(text: str) -> Scalar:
-    """What unquoted text means. Other than YAML 1.1, 1e-3 is a number here and 1:30 and 010 are text."""
+    """Resolve unquoted text. Unlike YAML 1.1, 1e-3 is a number and 1:30 and 010 are text."""
     if _NULL.fullmatch(text):
         return None
     if _TRUE.fullmatch(text):

@@ -1,4 +1,4 @@
-"""Checks of single values and mappings of a plan file, with errors that say what to write."""
+"""Checks of single values and mappings of a plan file, with errors that explain what to write."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from megatron_lrpath.wording import nearest
 
 
 def read_section(entry: Entry, keys: tuple[Key, ...]) -> dict[str, Entry]:
-    """The entries of a mapping by key.
+    """Return the entries of a mapping by key.
 
-    Raises PlanError for something else than a mapping, an unknown key (naming the nearest known one), or a
-    missing key.
+    Raises PlanError if it is not a mapping, has an unknown key (with the most similar known one), or lacks
+    a key.
     """
     section = read_mapping(entry)
     known = [key.name for key in keys]
@@ -32,21 +32,21 @@ def read_section(entry: Entry, keys: tuple[Key, ...]) -> dict[str, Entry]:
 
 
 def read_mapping(entry: Entry) -> dict[str, Entry]:
-    """The entries of a mapping; PlanError for anything else."""
+    """Return the entries of a mapping; raises PlanError for other values."""
     if isinstance(entry.value, dict):
         return entry.value
     raise entry.error(f"must be a mapping, lines of `key: value`, not {described(entry)}")
 
 
 def read_list(entry: Entry) -> list[Entry]:
-    """The entries of a list; PlanError for anything else."""
+    """Return the entries of a list; raises PlanError for other values."""
     if isinstance(entry.value, list):
         return entry.value
     raise entry.error(f"must be a list, not {described(entry)}")
 
 
 def read_key(section: dict[str, Entry], key: Key) -> Any:
-    """The checked value of a key in its section, or the default."""
+    """Return the checked value of a key in its section, or the default."""
     entry = section.get(key.name)
     if entry is None or entry.value is None:
         return key.default
@@ -54,7 +54,9 @@ def read_key(section: dict[str, Entry], key: Key) -> Any:
 
 
 def read_value(entry: Entry, schema: dict[str, Any]) -> Any:
-    """The value of an entry, checked against a schema of type integer, number, string or array of numbers."""
+    """Return the value of an entry, checked against a schema of type integer, number, string or array of
+    numbers.
+    """
     if schema["type"] == "array":
         items = read_list(entry)
         if not schema["minItems"] <= len(items) <= schema["maxItems"]:
@@ -66,7 +68,7 @@ def read_value(entry: Entry, schema: dict[str, Any]) -> Any:
 
 
 def read_cycle(entry: Entry | None) -> dict[str, float]:
-    """`cycle_steps` as a length for each kind of run it was given for: a number or `inf`, or a mapping."""
+    """Return `cycle_steps` as a length for each kind of run: from a number or `inf`, or a mapping."""
     if entry is None or entry.value is None:
         return {}
     if not isinstance(entry.value, dict):
@@ -79,7 +81,9 @@ def read_cycle(entry: Entry | None) -> dict[str, float]:
 
 
 def read_scalar(entry: Entry) -> Scalar:
-    """The value of an argument: true, false, a finite number or text; PlanError for anything else."""
+    """Return the value of an argument: true, false, a finite number or text; raises PlanError for other
+    values.
+    """
     value = entry.value
     if value is None or isinstance(value, list | dict):
         raise entry.error(f"must be true, false, a number, text or a list of them, not {described(entry)}")
@@ -91,7 +95,7 @@ def read_scalar(entry: Entry) -> Scalar:
 
 
 def described(entry: Entry) -> str:
-    """A value as an error message names it, cut short."""
+    """Return a value for an error message, truncated."""
     if isinstance(entry.value, dict):
         return "a mapping"
     if isinstance(entry.value, list):

@@ -1,1 +1,1 @@
-"""Checkpoints: committed whole, kept while others depend on them, verified on loading."""
+"""Checkpoints: committed atomically, kept while other runs depend on them, verified when loaded."""

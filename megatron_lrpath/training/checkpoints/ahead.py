@@ -1,7 +1,7 @@
-"""Reads the checkpoint that a run will probably start from while Python imports torch and Megatron.
+"""Read the checkpoint that a run will probably start from while Python imports torch and Megatron.
 
-Those seconds leave the disk idle. What is read is summed, so that the verification of the start, which comes when
-they are over, finds most of its work done, and the load after it finds the files in memory.
+The disk is idle during these seconds. The data is summed while it is read, so that the verification at the
+start is mostly done and the load finds the files in the page cache.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from megatron_lrpath.runs.folder import RunFolder
 
 
 class ReadAhead:
-    """The files that this rank reads before they are needed, each with the sum that its thread works out."""
+    """The files that this rank reads ahead, each with the checksum that its thread computes."""
 
     def __init__(self) -> None:
         self._sums: dict[Path, Future[FileSum]] = {}
 
     def begin(self, args: argparse.Namespace) -> None:
-        """Read this rank's share of the checkpoint that the run `args` names will probably start from.
+        """Read this rank's share of the checkpoint that the run in `args` will probably start from.
 
-        Errors of the plan or the checkpoint are ignored here; the normal start reports them.
+        Errors are ignored here; the normal start reports them.
         """
         if None in (args.plan, args.paradigm, args.run):
             return
@@ -46,7 +46,7 @@ class ReadAhead:
         threading.Thread(target=self._read, name="read ahead", daemon=True).start()
 
     def _read(self) -> None:
-        """Read and sum the files in their order."""
+        """Read and sum the files in order."""
         for path, future in self._sums.items():
             try:
                 future.set_result(disk.sum_file(path))
@@ -54,9 +54,10 @@ class ReadAhead:
                 future.set_exception(error)
 
     def confirmed(self, folder: Path, expected: Mapping[str, FileSum], names: Iterable[str]) -> set[str]:
-        """Those of `names` that were read ahead and are as expected; waits for what is still being read.
+        """Return the files of `names` that were read ahead and match; wait for files that are still being
+        read.
 
-        The others may have been replaced since, and are left to the caller.
+        Other files may have been replaced since and must be verified by the caller.
         """
         futures = {name: self._sums[folder / name] for name in names if folder / name in self._sums}
         return {
@@ -67,7 +68,8 @@ class ReadAhead:
 
 
 def likely_start(path: Path, paradigm: str, name: str) -> Path | None:
-    """The run's newest complete checkpoint, or before the first one its parent's; None where it has neither.
+    """Return the run's newest complete checkpoint, or its parent's before the first one; None if there is
+    neither.
 
     Raises:
         UserError: the plan cannot be used, or does not have the run.

@@ -1,8 +1,8 @@
-"""Saving: a checkpoint is written aside, gets a manifest, and counts once it is renamed.
+"""Saves: a checkpoint is written to a temporary folder, gets a manifest, and is complete when it is renamed.
 
-Megatron writes where it is told to, here a folder beside the final one; the rename happens when all ranks
-have written, which with asynchronous saving is some steps later. A save that fails leaves nothing behind and
-the training going.
+Megatron writes to the given folder, which is next to the final one; the rename happens when all ranks have
+written, which is some steps later with asynchronous saves. A failed save leaves no files and does not end
+the training.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ import functools
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from torch.distributed.checkpoint import CheckpointException
 
 from megatron_lrpath.errors import cause
 from megatron_lrpath.files import atomic_write_text, sync_folder
-from megatron_lrpath.reading import build, read_object
+from megatron_lrpath.reading import read_object
 from megatron_lrpath.runs import checkpoints as disk
 from megatron_lrpath.runs.checkpoints import FileSum
 from megatron_lrpath.training.checkpoints.saves import SaveFailedError, Saves
@@ -34,13 +33,15 @@ SPARE_BYTES = 2**20
 
 
 def free_bytes(folder: Path) -> int:
-    """What a user may still write on the disk of `folder` (a quota is not visible here)."""
+    """Return the free space for this user on the disk of `folder` (without quotas, which are not visible
+    here).
+    """
     about = os.statvfs(folder)
     return about.f_bavail * about.f_frsize
 
 
 def local_bytes(sharded_state_dict: Any) -> int:
-    """How many bytes of tensors this rank adds to a checkpoint."""
+    """Return the bytes of tensors that this rank adds to a checkpoint."""
     from megatron.core.dist_checkpointing.dict_utils import nested_values
     from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory, is_main_replica
 
@@ -53,7 +54,7 @@ def local_bytes(sharded_state_dict: Any) -> int:
 
 
 def shortage(folder: Path, tensor_bytes: int) -> str | None:
-    """Why a checkpoint does not fit on the disk of `folder`, None if it does."""
+    """Return why a checkpoint does not fit on the disk of `folder`; None if it does."""
     needed, free = int(tensor_bytes * (1 + SPARE_SHARE)) + SPARE_BYTES, free_bytes(folder)
     if free >= needed:
         return None
@@ -65,12 +66,12 @@ SUMS = ".sums-"  # + rank: what each rank wrote, until the manifest takes it up
 
 
 class Commits:
-    """Writes the distributed checkpoints of a run aside and lets them count.
+    """Writes the distributed checkpoints of a run to temporary folders and commits them.
 
     Args:
-        saves: what the run has saved; told of each commit.
+        saves: the saves of the run; notified of each commit.
         sync_history: syncs the run's history, called on the last rank before a commit.
-        record_skips: enters skipped updates into the lineage, called on rank 0 before a commit.
+        record_skips: writes skipped updates into the lineage, called on rank 0 before a commit.
     """
 
     def __init__(
@@ -84,24 +85,30 @@ class Commits:
     def save(
         self, write: Callable[..., Any], state: Any, checkpoint_dir: str, *rest: Any, **named: Any
     ) -> Any:
-        """Write `state` aside with Megatron's `write`; commit it now, or when the asynchronous writers are done."""
+        """Write `state` with Megatron's `write`; commit it now, or when the asynchronous writers are done.
+
+        A synchronous save is also a request, which Megatron's own writers process immediately.
+        """
         final = Path(checkpoint_dir)
         aside = disk.saving_folder(final)
         self._make_room(aside, local_bytes(state))
+        wait = not named.get("async_sharded_save")
+        if wait:
+            named |= {"async_sharded_save": True, "async_strategy": "mcore"}
         with write_failures(aside):
             request = write(state, str(aside), *rest, **named)
-        if request is not None:
-            return self._with_commit(request, aside, final)
-        write_sums(aside, dist.get_rank(), dist.get_world_size())
-        self._commit(aside, final)
-        return None
+            if wait:
+                _summing(request, write_and_sum, aside).execute_sync()
+        if wait:
+            return self._commit(aside, final)
+        return self._with_commit(request, aside, final)
 
     def defer(self, error: OSError) -> None:
-        """Keep an error that rank 0 meets while the others wait for it; all ranks raise it at the commit."""
+        """Defer an error of rank 0 while the others wait for it; all ranks raise it at the commit."""
         self._refused.append(error)
 
     def _make_room(self, aside: Path, tensor_bytes: int) -> None:
-        """Make the folder to write in, if what all ranks write fits on the disk."""
+        """Create the folder to write in, if the data of all ranks fits on the disk."""
         total = torch.tensor([tensor_bytes], dtype=torch.int64, device="cuda")
         dist.all_reduce(total)
 
@@ -116,7 +123,7 @@ class Commits:
         on_rank(0, prepare)
 
     def _with_commit(self, request: Any, aside: Path, final: Path) -> Any:
-        """An asynchronous request whose writers sum what they write, and that ends with the commit."""
+        """Return an asynchronous request whose writers compute checksums, and that ends with the commit."""
 
         def finish() -> None:
             with write_failures(aside):
@@ -124,22 +131,17 @@ class Commits:
                     step()
             self._commit(aside, final)
 
-        write = request.async_fn
-        if write is not None:
-            write = functools.partial(
-                write_then_sum, write, str(aside), dist.get_rank(), dist.get_world_size()
-            )
-        return request._replace(async_fn=write, finalize_fns=[finish])
+        return _summing(request, write_behind, aside)._replace(finalize_fns=[finish])
 
     def _commit(self, aside: Path, final: Path) -> None:
-        """Let the checkpoint written in `aside` count, under the name `final`. All ranks have written by now."""
+        """Commit the checkpoint written in `aside` under the name `final`. All ranks have finished writing."""
         dist.barrier()
         on_rank(dist.get_world_size() - 1, self.sync_history)
         on_rank(0, lambda: self._publish(aside, final))
         self.saves.committed(step_of(final))
 
     def _publish(self, aside: Path, final: Path) -> None:
-        """Write the manifest, sync, rename, and move the tracker on; raises what the disk refused before."""
+        """Write the manifest, sync, rename, and update the tracker; raise a deferred error of the disk first."""
         if self._refused:
             error = self._refused[0]
             self._refused.clear()
@@ -160,7 +162,7 @@ class Commits:
 
 @contextmanager
 def write_failures(aside: Path) -> Iterator[None]:
-    """Turn what Megatron raises on all ranks when one of them could not write into our error."""
+    """Convert the exception that Megatron raises on all ranks after a failed write on one of them."""
     try:
         yield
     except CheckpointException as error:
@@ -173,31 +175,77 @@ def write_failures(aside: Path) -> Iterator[None]:
 
 
 def left_on(aside: Path) -> str:
-    """How much room there is, for a message."""
+    """Return the free space, for a message."""
     return f", with {byte_size(free_bytes(aside.parent))} free on the disk of {aside.parent}"
 
 
-def write_then_sum(write: Callable[..., None], aside: str, rank: int, world: int, *args: Any) -> None:
-    """What a writer process does, behind the training: Megatron's writing, then the sums of what it wrote."""
+def _summing(request: Any, write_and_sum: Callable[..., None], aside: Path) -> Any:
+    """Return the request with `write_and_sum` around its write; unchanged on a rank that writes nothing."""
+    if request.async_fn is None:
+        return request
+    where = (str(aside), dist.get_rank(), dist.get_world_size())
+    return request._replace(async_fn=functools.partial(write_and_sum, request.async_fn, *where))
+
+
+def write_behind(write: Callable[..., None], aside: str, rank: int, world: int, *args: Any) -> None:
+    """Write in a background process: Megatron's write, then the checksums of its files."""
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, max(WRITER_NICE, os.getpriority(os.PRIO_PROCESS, 0)))
-    write(*args)
-    write_sums(Path(aside), rank, world)
+    write_and_sum(write, aside, rank, world, *args)
 
 
-def write_sums(aside: Path, rank: int, world: int) -> None:
-    """Write the checksums of this rank's files for rank 0, which computes missing ones itself."""
+def write_and_sum(write: Callable[..., None], aside: str, rank: int, world: int, *args: Any) -> None:
+    """Megatron's writing, then the sums of what it wrote.
+
+    Args:
+        write: takes `args`; of these the queue gets its results.
+        aside: the folder that it writes in.
+    """
+    results = [Results(one) if hasattr(one, "put") else one for one in args]
+    write(*results)
+    places: dict[str, list[tuple[int, int]]] = {}
+    for one in results:
+        if isinstance(one, Results):
+            places |= one.places
+    write_sums(Path(aside), rank, world, places)
+
+
+class Results:
+    """A writer's queue, which also takes down where the items lie: (offset, length) by file."""
+
+    def __init__(self, queue: Any) -> None:
+        self.queue = queue
+        self.places: dict[str, list[tuple[int, int]]] = {}
+
+    def put(self, results: Any) -> None:
+        """Pass on the results by bucket, or an error; of results in another form only the files are summed."""
+        self.queue.put(results)
+        with suppress(AttributeError, TypeError):
+            for written in results.values():
+                for place in [one.storage_data for one in written]:
+                    self.places.setdefault(place.relative_path, []).append((place.offset, place.length))
+
+
+def write_sums(aside: Path, rank: int, world: int, places: Mapping[str, list[tuple[int, int]]]) -> None:
+    """Write the checksums of this rank's files for rank 0, which computes missing ones itself.
+
+    Args:
+        places: of each file's items, as `disk.sum_file` takes them.
+    """
     with suppress(OSError):
         names = [path.name for path in aside.iterdir() if path.suffix == ".distcp"]
-        sums = {name: asdict(disk.sum_file(aside / name)) for name in disk.share_of(rank, world, names)}
+        mine = disk.share_of(rank, world, names)
+        sums = {name: disk.sum_entry(disk.sum_file(aside / name, places.get(name, ()))) for name in mine}
         atomic_write_text(aside / f"{SUMS}{rank}", json.dumps(sums))
 
 
 def collect_sums(aside: Path) -> dict[str, FileSum]:
-    """The sums of all files: those that the ranks left; the others (metadata) are summed and synced now."""
+    """Return the checksums of all files: those written by the ranks; other files (metadata) are summed and
+    synced now.
+    """
     sums: dict[str, FileSum] = {}
     for path in sorted(aside.glob(f"{SUMS}*")):
-        sums |= {name: build(FileSum, entry) for name, entry in read_object(path).items()}
+        sums |= {name: disk.file_sum(name, entry) for name, entry in read_object(path).items()}
         path.unlink()
     for path in sorted(aside.iterdir()):
         if path.name not in sums:
@@ -209,10 +257,10 @@ def collect_sums(aside: Path) -> dict[str, FileSum]:
 
 
 def on_rank(rank: int, act: Callable[[], None]) -> None:
-    """Act on one rank while the others wait.
+    """Call a function on one rank while the others wait.
 
     Raises:
-        SaveFailedError: on all ranks, where acting met a full or broken disk.
+        SaveFailedError: on all ranks, if the function meets a full or broken disk.
     """
     outcome: list[str | None] = [None]
     if dist.get_rank() == rank:
@@ -229,5 +277,5 @@ def on_rank(rank: int, act: Callable[[], None]) -> None:
 
 
 def step_of(folder: Path) -> int:
-    """The step of a checkpoint folder."""
+    """Return the step of a checkpoint folder."""
     return int(folder.name.removeprefix("iter_"))

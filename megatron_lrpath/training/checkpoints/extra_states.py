@@ -1,6 +1,6 @@
-"""What a model asks of a checkpoint that was written with other layers: states of fp8 that are not in it.
+"""Load checkpoints that were written with other layers and lack the fp8 states that a model requests.
 
-Transformer Engine's norms have an `_extra_state`, torch's have none. Without fp8 it says nothing.
+Transformer Engine's norms have an `_extra_state`, torch's do not. Without fp8 it is empty.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from megatron_lrpath.checkpoints.reader import METADATA
 def load(
     original: Callable[..., Any], sharded_state_dict: Any, checkpoint_dir: Any, *args: Any, **named: Any
 ) -> Any:
-    """Load; a module whose extra state the checkpoint lacks is given None, which leaves it as it is.
+    """Load; a module whose extra state is missing in the checkpoint gets None, which leaves it unchanged.
 
-    Weights that are lacking stay an error.
+    Missing weights are still an error.
     """
     from megatron.core.dist_checkpointing.dict_utils import (
         dict_list_map_outplace,  # after the device's choice

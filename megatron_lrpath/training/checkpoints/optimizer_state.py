@@ -1,9 +1,10 @@
-"""The optimizer's state of a checkpoint, each parameter's with one rank: what is written, and what is read back.
+"""The optimizer state in a checkpoint, written and read with each parameter's state on one rank.
 
-The format is Megatron's `fully_reshardable`: a tensor of the parameter's shape for the fp32 weights and each moment,
-which any layout can load. Megatron gathers all of them in the host memory of every data-parallel rank, for saving as
-well as for loading. Here the rank with a parameter's first element writes it, and the others that hold a part send
-theirs from device to device; a rank loads the parameters of which it holds a part.
+The format is Megatron's `fully_reshardable`: a tensor of the parameter's shape for the fp32 weights and
+each moment, which any layout can load. Megatron gathers all of them in the host memory of every
+data-parallel rank, for saving and for loading. Here the rank with a parameter's first element writes it,
+and the other ranks with a part send theirs from device to device; a rank loads only the parameters of
+which it holds a part.
 """
 
 from __future__ import annotations
@@ -28,10 +29,12 @@ def sharded_param_state(
     metadata: dict[str, Any] | None = None,
     **named: Any,
 ) -> Any:
-    """By number of the parameter: the tensors of its state that this rank writes or reads, none for others'.
+    """Return the tensors of the optimizer state that this rank writes or reads, by the number of the
+    parameter.
 
-    Megatron's own way remains for optimizers that keep their state in other precisions or on the host, and where
-    `--distrib-optim-fully-reshardable-mem-efficient` asks for it. All ranks of the group call this together.
+    Megatron's own function is used for optimizers that keep their state in other precisions or on the
+    host, and with `--distrib-optim-fully-reshardable-mem-efficient`. All ranks of the group call this
+    together.
     """
     described = _described(model_sharded_state_dict)
     if not _is_ours(self, described, metadata or {}):
@@ -49,9 +52,10 @@ def sharded_param_state(
 
 
 def parts_of(buffer: Any, parameter: Any) -> Parts:
-    """Which elements of a parameter each data-parallel rank holds; ranks that hold none are left out.
+    """Return the elements of a parameter that each data-parallel rank holds; ranks without elements are
+    omitted.
 
-    A bucket of parameters, padded, is cut into one equal piece for each rank, across the parameters.
+    A padded bucket of parameters is split into equal parts for the ranks, across parameter boundaries.
     """
     start, end, bucket = buffer.param_index_map[parameter]
     offset = buffer.buckets[bucket].offset
@@ -64,7 +68,7 @@ def parts_of(buffer: Any, parameter: Any) -> Parts:
 
 
 def _described(model: Any) -> dict[int, Any]:
-    """How each parameter of the model is stored, by its identity."""
+    """Return how each parameter of the model is stored, by its identity."""
     from megatron.core.dist_checkpointing.dict_utils import nested_values  # after the device's choice
     from megatron.core.dist_checkpointing.utils import extract_sharded_tensors_and_factories
 
@@ -72,14 +76,14 @@ def _described(model: Any) -> dict[int, Any]:
 
 
 def _parameters(optimizer: Any) -> Iterator[tuple[Any, Any]]:
-    """(buffer, parameter) in Megatron's order, which numbers them in a state."""
+    """Return (buffer, parameter) in Megatron's order, which numbers them in a state."""
     for buffer in optimizer.buffers:
         for parameter in buffer.param_index_map:
             yield buffer, parameter
 
 
 def _is_ours(optimizer: Any, described: dict[int, Any], metadata: dict[str, Any]) -> bool:
-    """Whether this module's way fits; the answer is the same on all ranks."""
+    """Return whether this module supports the optimizer; the answer is the same on all ranks."""
     from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer  # after the device's choice
 
     items = [described.get(id(parameter)) for _, parameter in _parameters(optimizer)]
@@ -92,7 +96,7 @@ def _is_ours(optimizer: Any, described: dict[int, Any], metadata: dict[str, Any]
 
 
 def _states(optimizer: Any, parameter: Any) -> dict[str, torch.Tensor]:
-    """This rank's piece of a parameter's fp32 weights and moments, flat, where it trains."""
+    """Return this rank's part of a parameter's fp32 weights and moments, flat, on its device."""
     states = optimizer._get_main_param_and_optimizer_states(parameter)
     return {
         key: states[key].detach().view(-1).to(torch.float32)
@@ -101,10 +105,11 @@ def _states(optimizer: Any, parameter: Any) -> dict[str, torch.Tensor]:
 
 
 def _written(optimizer: Any, parameter: Any, item: Any, parts: Parts) -> dict[str, torch.Tensor]:
-    """What this rank writes of a parameter: all of it where it has the first element, else nothing.
+    """Return the part of a parameter that this rank writes: all of it on the rank with the first element,
+    else nothing.
 
-    A parameter that one rank holds alone is not copied here; the writer takes it from the device. Copies of other
-    tensor-parallel ranks, pipeline stages and instances of the optimizer are not written at all.
+    A parameter on a single rank is not copied here; the writer takes it from the device. Replicas on other
+    tensor-parallel ranks, pipeline stages and optimizer instances are not written.
     """
     rank = optimizer.data_parallel_group.rank()
     if rank not in parts or optimizer.distributed_optimizer_instance_id or any(item.replica_id[:-1]):
@@ -117,9 +122,9 @@ def _written(optimizer: Any, parameter: Any, item: Any, parts: Parts) -> dict[st
 
 
 def _joined(piece: torch.Tensor, parts: Parts, group: Any) -> torch.Tensor:
-    """The pieces of a tensor in host memory on the first rank that holds one; the others send theirs.
+    """Gather the parts of a tensor in the host memory of the first rank that has one; the others send theirs.
 
-    At most one piece more than its own is on a device at a time.
+    At most one part in addition to its own is on a device at a time.
     """
     rank, owner = group.rank(), min(parts)
     if rank != owner:
@@ -135,7 +140,9 @@ def _joined(piece: torch.Tensor, parts: Parts, group: Any) -> torch.Tensor:
 
 
 def _exchange(operation: Callable[..., Any], tensor: torch.Tensor, peer: int, group: Any) -> None:
-    """Send to, or receive from, a rank of the group; as a batch, because NCCL then needs no connection of its own."""
+    """Send to, or receive from, a rank of the group; as a batch, because NCCL then needs no separate
+    connection.
+    """
     rank = torch.distributed.get_global_rank(group, peer)
     for work in torch.distributed.batch_isend_irecv(
         [torch.distributed.P2POp(operation, tensor, rank, group)]
@@ -144,9 +151,9 @@ def _exchange(operation: Callable[..., Any], tensor: torch.Tensor, peer: int, gr
 
 
 def _room(optimizer: Any, parameter: Any, item: Any, parts: Parts) -> dict[str, torch.Tensor]:
-    """What a parameter's state is loaded into, where this rank holds a part of it.
+    """Return the tensors into which a parameter's state is loaded, if this rank holds a part of it.
 
-    On the CPU those are the tensors that train, where the rank holds all of it.
+    On the CPU they are the training tensors, if the rank holds the whole parameter.
     """
     if optimizer.data_parallel_group.rank() not in parts:
         return {}
@@ -157,7 +164,9 @@ def _room(optimizer: Any, parameter: Any, item: Any, parts: Parts) -> dict[str, 
 
 
 def _renamed(item: Any, key: str, tensor: torch.Tensor, replica: int) -> Any:
-    """The description of a weight, for a tensor of its optimizer state; `replica` 0 is the one that counts."""
+    """Return the description of a weight for a tensor of its optimizer state; `replica` 0 is the one that is
+    written.
+    """
     from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory  # after the device's choice
 
     changed: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Where a run's first step comes from: a parent's checkpoint or given weights, and what may not come from there."""
+"""The origin of a run's first step: a parent's checkpoint or given weights, and the checks on them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from megatron_lrpath.checkpoints.reader import CARRIED, METADATA, load_common
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.plan import Plan
 from megatron_lrpath.runs.checkpoints import (
     RELEASE,
     TRACKER,
@@ -28,7 +29,7 @@ FREE = ("seq_length", "global_batch_size")  # weights alone fit any batch and le
 
 
 def require_checkpoint(parent: ParentCheckpoint) -> None:
-    """Stop, with the steps that exist, where the parent's checkpoint is missing."""
+    """Raise UserError, with the existing steps, if the parent's checkpoint is missing."""
     if checkpoint_complete(parent.folder, parent.step):
         return
     steps = complete_steps(parent.folder)
@@ -39,11 +40,25 @@ def require_checkpoint(parent: ParentCheckpoint) -> None:
     )
 
 
+def require_adopted(plan: Plan, own: Path, step: int) -> None:
+    """Stop where the main path of a plan would begin without the checkpoint that the plan has adopted.
+
+    Raises:
+        UserError: how to copy it.
+    """
+    assert plan.adopted is not None
+    if step < plan.adopted.step:
+        raise UserError(
+            f"{own}: the adopted checkpoint of step {plan.adopted.step:,} is not there. Copy it: "
+            f"lrpath adopt {plan.path} --checkpoint {Path(plan.adopted.checkpoint).parent} --step {plan.adopted.step}"
+        )
+
+
 def check_model(args: Any, folder: Path, step: int, weights_only: bool = False) -> dict[str, Any]:
     """Refuse a checkpoint of another model before any weight is read; weights alone fit any batch and length.
 
     Returns:
-        What the checkpoint holds beside its tensors: under `args` the Megatron arguments that it was saved with.
+        The content of the checkpoint without its tensors: `args` has the Megatron arguments of the save.
 
     Raises:
         UserError: which arguments differ.
@@ -61,15 +76,15 @@ def check_model(args: Any, folder: Path, step: int, weights_only: bool = False) 
 
 
 def check_optimizer(args: Any, stored: Any, what: str) -> None:
-    """Refuse a checkpoint whose optimizer's state this run cannot go on from; `what` names it.
+    """Refuse a checkpoint whose optimizer state this run cannot use; `what` names it.
 
     Raises:
-        UserError: it has none, or that of another optimizer, or in another format.
+        UserError: it has none, or that of another optimizer, or another format.
     """
     if getattr(stored, "no_save_optim", False):
         raise UserError(
-            f"{what} was saved without the optimizer's state (--no-save-optim), which a run goes on from. Train the "
-            "parent anew without that argument."
+            f"{what} was saved without the optimizer's state (--no-save-optim), which a run continues from. Train the "
+            "parent again without that argument."
         )
     if getattr(stored, "optimizer", args.optimizer) != args.optimizer:
         raise UserError(
@@ -93,26 +108,32 @@ def check_optimizer(args: Any, stored: Any, what: str) -> None:
 
 
 def is_distributed(args: Any) -> bool:
-    """Whether the optimizer's state is spread over the ranks; Megatron turns the argument into another for some."""
+    """Return whether the optimizer state is distributed over the ranks; Megatron renames the argument for
+    some optimizers.
+    """
     by_layers = getattr(args, "use_layer_wise_distributed_optimizer", False)
     return bool(args.use_distributed_optimizer or by_layers)
 
 
 def stored_arguments(folder: Path) -> Any:
-    """The Megatron arguments that the checkpoint in `folder`, of one step, was saved under; raises UserError."""
+    """Return the Megatron arguments that the checkpoint in `folder`, of one step, was saved with; raises
+    UserError.
+    """
     return model_arguments(load_common(folder), folder)
 
 
 def model_arguments(common: Mapping[str, Any], folder: Path) -> Any:
-    """The Megatron arguments in what the checkpoint in `folder` holds beside its tensors; raises UserError."""
+    """Return the Megatron arguments in the non-tensor content of the checkpoint in `folder`; raises
+    UserError.
+    """
     stored = common.get("args")
     if stored is None:
-        raise UserError(f"{folder}: the checkpoint does not say of which model it is.")
+        raise UserError(f"{folder}: the checkpoint does not name its model.")
     return stored
 
 
 def differences(stored: Any, args: Any, free: tuple[str, ...], more: tuple[str, ...] = ()) -> list[str]:
-    """What of the model differs between a checkpoint's arguments and this run's, except in `free`."""
+    """Return the model arguments that differ between a checkpoint and this run, except those in `free`."""
     wrong = [
         f"{name} is {getattr(stored, name)} there and {getattr(args, name)} here"
         for name in MODEL_ARGUMENTS + more
@@ -126,13 +147,12 @@ def differences(stored: Any, args: Any, free: tuple[str, ...], more: tuple[str, 
     return [*wrong, f"it has {there} query groups, this run {here}"] if there != here else wrong
 
 
-def expect_iteration(args: Any, first_step: int) -> None:
-    """Check, after loading, that training really goes on at `first_step` with the samples that belong to it.
+def expect_iteration(args: Any, first_step: int, samples: int) -> None:
+    """Check, after loading, that training continues at `first_step` with `samples` consumed before it.
 
     Raises:
         UserError: Megatron loaded something else.
     """
-    samples = first_step * args.global_batch_size
     if (args.iteration, args.consumed_train_samples) != (first_step, samples):
         raise UserError(
             f"{args.load or 'random weights'}: loaded step {args.iteration} with "
@@ -142,7 +162,7 @@ def expect_iteration(args: Any, first_step: int) -> None:
 
 
 def weights_folder(root: Path) -> Path:
-    """The folder of the checkpoint that the tracker file in `root` names, as Megatron finds it."""
+    """Return the folder of the checkpoint in the tracker file of `root`, as Megatron finds it."""
     try:
         word = (root / TRACKER).read_text(encoding="ascii").strip()
         folder = root / RELEASE if word == RELEASE else checkpoint_folder(root, int(word))
@@ -157,7 +177,7 @@ def weights_folder(root: Path) -> Path:
 
 
 def is_pretrained(root: str) -> bool:
-    """Whether `root` is the folder of the weights that this process's run starts from."""
+    """Return whether `root` is the folder of the weights that this process's run starts from."""
     from megatron.training import get_args
 
     given = get_args().pretrained_checkpoint
@@ -165,13 +185,13 @@ def is_pretrained(root: str) -> bool:
 
 
 def check_pretrained(args: Any) -> Any:
-    """Refuse weights of another model, before they are read, and to write into their folder.
+    """Refuse weights of another model, before they are read, and a run that would write into their folder.
 
     Returns:
         The Megatron arguments that they were saved with.
 
     Raises:
-        UserError: which arguments differ, or that the folders are one.
+        UserError: which arguments differ, or that the folders are the same.
     """
     if args.save and Path(args.save).resolve() == Path(args.pretrained_checkpoint).resolve():
         raise UserError(
@@ -183,13 +203,13 @@ def check_pretrained(args: Any) -> Any:
     if wrong := differences(stored, args, free, more):
         raise UserError(
             f"{folder}: the weights to start from belong to another model: {'; '.join(wrong)}. Take over the "
-            "`model` settings that were written beside them (plan.yaml), or leave --pretrained-checkpoint "
+            "`model` settings that were written next to them (plan.yaml), or leave --pretrained-checkpoint "
             "out."
         )
     return stored
 
 
 def carry(args: Any, stored: Any) -> None:
-    """Keep for this run's checkpoints what the arguments `stored` hold of an imported folder."""
+    """Keep the settings of an imported folder in the arguments `stored` for this run's checkpoints."""
     if (carried := getattr(stored, CARRIED, None)) is not None:
         setattr(args, CARRIED, carried)

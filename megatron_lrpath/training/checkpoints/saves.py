@@ -1,4 +1,4 @@
-"""What a run has saved, what it keeps of that, and what becomes of a save that fails."""
+"""The saves of a run: which are kept, and the handling of failures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FALLBACKS = 2  # newest checkpoints that retention leaves: one more than is need
 
 
 class SaveFailedError(Exception):
-    """A checkpoint could not be written; raised on all ranks alike. The text says why."""
+    """A checkpoint could not be written; raised on all ranks. The text gives the reason."""
 
 
 class Saves:
@@ -25,10 +25,10 @@ class Saves:
     Args:
         root: the run's checkpoint folder.
         keep: steps whose checkpoints are never removed.
-        branch_points: those of them that other runs start from.
-        retain_interval: of the others, besides the newest two, only multiples of this are kept; None: all.
-        existing: steps whose checkpoints were there at the start.
-        earlier: the `retain_interval` of earlier starts; what one of them kept is not removed now.
+        branch_points: the subset that other runs start from.
+        retain_interval: of the other checkpoints except the newest two, only multiples of this are kept; None: all.
+        existing: steps whose checkpoints existed at the start.
+        earlier: the `retain_interval` of earlier starts; checkpoints that one of them kept are not removed now.
     """
 
     def __init__(
@@ -52,19 +52,21 @@ class Saves:
         self._removable = left[-FALLBACKS:]
 
     def is_due(self, step: int, interval: int | None, last_step: int) -> bool:
-        """Whether `step` must be saved and Megatron does not: it saves multiples of its interval and the last step."""
+        """Return whether `step` must be saved and Megatron does not: it saves multiples of its interval and
+        the last step.
+        """
         regular = interval and step % interval == 0
         return step in self.keep and not regular and step < last_step
 
     def begin(self, step: int) -> bool:
-        """Note that a save begins; False where that step is saved already or is just being saved."""
+        """Record the start of a save; return False if that step is saved already or is being saved."""
         if step in self.steps or step in self.under_way:
             return False
         self.under_way.append(step)
         return True
 
     def committed(self, step: int) -> None:
-        """Note that the checkpoint of `step` counts now; remove what retention does not keep."""
+        """Record that the checkpoint of `step` is complete; remove those that retention does not keep."""
         self.under_way = [other for other in self.under_way if other != step]
         self.failed_last = False
         self.steps.append(step)
@@ -76,14 +78,14 @@ class Saves:
         threading.Thread(target=self._remove, args=(going,), name="retention").start()
 
     def is_kept(self, step: int) -> bool:
-        """Whether retention leaves `step` alone forever."""
+        """Return whether retention always keeps `step`."""
         return step in self.keep or retained(step, self.retain_interval)
 
     def failed(self, step: int, reason: str) -> None:
-        """Say that the checkpoint of `step` could not be saved, and go on.
+        """Print that the checkpoint of `step` could not be saved, and continue.
 
         Raises:
-            TrainingStoppedError: others start from that checkpoint, so that going on would lose it for good.
+            TrainingStoppedError: other runs start from that checkpoint, which would be lost if the training continued.
         """
         self.under_way = [other for other in self.under_way if other != step]
         self.failed_last = True
@@ -97,10 +99,10 @@ class Saves:
                 "and call again."
             )
         if on_rank_0():
-            warn(f"{message} The training goes on and tries again at its next save.")
+            warn(f"{message} The training continues and tries again at its next save.")
 
     def discard(self, step: int) -> None:
-        """Remove what a failed save has written, and the empty folder that Megatron made for it."""
+        """Remove the files of a failed save, and the empty folder that Megatron created for it."""
         folder = disk.checkpoint_folder(self.root, step)
         shutil.rmtree(disk.saving_folder(folder), ignore_errors=True)
         if folder.is_dir() and not any(folder.iterdir()):
@@ -115,10 +117,10 @@ class Saves:
 
 
 def retained(step: int, interval: int | None) -> bool:
-    """Whether `--save-retain-interval` keeps a step; None or 0: it was not given, all are kept."""
+    """Return whether `--save-retain-interval` keeps a step; with None or 0 all are kept."""
     return not interval or step % interval == 0
 
 
 def on_rank_0() -> bool:
-    """Whether this is rank 0."""
+    """Return whether this is rank 0."""
     return int(os.environ.get("RANK", "0")) == 0

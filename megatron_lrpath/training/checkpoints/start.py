@@ -1,4 +1,6 @@
-"""Which checkpoint a run starts from: the newest complete one, found by rank 0 and verified by all ranks."""
+"""Choose the checkpoint that a run starts from: the newest complete one, found by rank 0 and verified by all
+ranks.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +24,13 @@ Problems = list[str]
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run starts.
+    """The start of a run.
 
     Attributes:
         folder: checkpoint folder to load from; None for random weights.
-        step: the step at which training goes on, 0 for random weights.
-        weights_of: the step to load, where a new training begins with its weights at step 0.
-        existing: steps whose checkpoints the run has already.
+        step: the step from which training continues, 0 for random weights.
+        weights_of: the step to load, if a new training begins with its weights at step 0.
+        existing: steps of the run's existing checkpoints.
     """
 
     folder: str | None
@@ -42,7 +44,7 @@ class Start:
         return self.step if self.weights_of is None else self.weights_of
 
     def apply(self, args: Any) -> None:
-        """Point Megatron at that checkpoint, all of it (or all its weights), and at no other."""
+        """Make Megatron load that checkpoint completely (or all its weights), and no other."""
         args.finetune = args.no_load_optim = args.no_load_rng = self.weights_of is not None
         args.load = self.folder
         args.ckpt_step = self.loaded if self.folder is not None else None
@@ -57,18 +59,18 @@ def agree_on_start(
     take_lock: Callable[[], None],
     check: str = "checksums",
 ) -> Start:
-    """The run's start, the same on all ranks; rank 0 locks the run and tidies up behind a killed process.
+    """Return the run's start, the same on all ranks; rank 0 locks the run and removes leftovers of a killed
+    process.
 
     Args:
         own: the run's checkpoint folder.
-        parent: where a branch or continual run begins.
-        ahead: what this rank has read of the checkpoint already.
+        parent: the checkpoint that a branch or continual run starts from.
+        ahead: the files that this rank has read ahead.
         take_lock: takes the run's lock; called on rank 0.
-        check: `checksums` reads every file before it is loaded, `sizes` only looks at their sizes.
+        check: `checksums` reads every file before it is loaded, `sizes` compares only their sizes.
 
     Raises:
-        UserError: another process trains this run, the parent's checkpoint is missing, or every checkpoint is
-            damaged.
+        UserError: another process trains this run, the parent's checkpoint is missing, or every checkpoint is damaged.
     """
     if ranks.rank:
         return follow(ranks, ahead)
@@ -84,7 +86,7 @@ def agree_on_start(
 
 
 def follow(ranks: Ranks, ahead: ReadAhead) -> Start:
-    """What the other ranks do meanwhile: read their share of each candidate, until rank 0 has chosen."""
+    """Verify this rank's share of each candidate, until rank 0 has chosen."""
     while True:
         order = ranks.share()
         if "refused" in order:
@@ -96,9 +98,9 @@ def follow(ranks: Ranks, ahead: ReadAhead) -> Start:
 
 
 def choose(own: Path, parent: ParentCheckpoint | None, damage_of: Callable[[Path, int], Problems]) -> Start:
-    """The newest whole checkpoint of the run; before the first one the parent's, or random weights.
+    """Return the newest complete checkpoint of the run; without one the parent's, or random weights.
 
-    What is newer and damaged is set aside, with a loud message. A parent's checkpoint is never touched.
+    Newer damaged checkpoints are set aside, with a warning. A parent's checkpoint is never changed.
     """
     for step in reversed(disk.steps_found(own)):
         problems = damage_of(own, step)
@@ -113,7 +115,7 @@ def choose(own: Path, parent: ParentCheckpoint | None, damage_of: Callable[[Path
     if found := disk.damaged_found(own):
         raise UserError(
             f"{own}: no whole checkpoint is left, only damaged ones: {', '.join(found)}. Restore one from a "
-            f"backup (without the ending {disk.DAMAGED}), or move this folder away to train the run anew."
+            f"backup (without the ending {disk.DAMAGED}), or move this folder away to train the run again."
         )
     if parent is None:
         return Start(None, 0)
@@ -121,7 +123,7 @@ def choose(own: Path, parent: ParentCheckpoint | None, damage_of: Callable[[Path
     if problems := damage_of(parent.folder, parent.step):
         raise UserError(
             f"{parent.folder}: the checkpoint of step {parent.step}, from which this run starts, is damaged: "
-            f"{'; '.join(problems)}. Restore it from a backup, or train the parent anew."
+            f"{'; '.join(problems)}. Restore it from a backup, or train the parent again."
         )
     if parent.weights_only:
         return Start(str(parent.folder), 0, weights_of=parent.step)
@@ -129,9 +131,9 @@ def choose(own: Path, parent: ParentCheckpoint | None, damage_of: Callable[[Path
 
 
 def damage(root: Path, step: int, check: str, ranks: Ranks, ahead: ReadAhead) -> Problems:
-    """What is wrong with a checkpoint, in words; with checksums all ranks read their share of it.
+    """Return the problems of a checkpoint; with checksums all ranks read their share of it.
 
-    One without a manifest (plain Megatron wrote it) is only looked at for being finished.
+    A checkpoint without a manifest (from plain Megatron) is only checked for completeness.
     """
     folder = disk.checkpoint_folder(root, step)
     if not (folder / disk.MANIFEST).exists():
@@ -149,7 +151,7 @@ def damage(root: Path, step: int, check: str, ranks: Ranks, ahead: ReadAhead) ->
 
 
 def content_problems(folder: Path, ranks: Ranks, ahead: ReadAhead) -> Problems:
-    """What is wrong with this rank's share of a checkpoint's files."""
+    """Return the problems of this rank's share of a checkpoint's files."""
     try:
         sums = disk.read_manifest(folder)
     except ManifestError as error:

@@ -1,4 +1,6 @@
-"""Megatron's own loading goes through the door of `megatron_lrpath.checkpoints`: what the seams put in place."""
+"""Replace Megatron's loading by the reader in `megatron_lrpath.checkpoints`: the functions that the seams
+install.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +15,19 @@ from megatron_lrpath.errors import UserError
 
 
 def read_metadata(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
-    """Read `.metadata` as data (torch's own way is left unused)."""
+    """Read `.metadata` as data (torch's own function is not used)."""
     return reader.own_metadata(Path(self._get_metadata_path(kwargs.get("rank"))), self.load_id)
 
 
 def read_data(original: Callable[..., Any], self: Any, plan: Any, planner: Any) -> Any:
-    """Read tensors and objects as data; the start has verified their files."""
-    return reader.read_data(self, plan, planner, lambda names: None)
+    """Read tensors and objects as data; the start, or the evaluation, has verified them."""
+    return reader.read_data(self, plan, planner, lambda items: None)
 
 
 def load_bytes(
     original: Callable[..., None], self: Any, read_item: Any, value: Any, *_: Any, **__: Any
 ) -> None:
-    """Load an object of a checkpoint as data (torch's own way is left unused)."""
+    """Load an object of a checkpoint as data (torch's own function is not used)."""
     from torch.distributed.checkpoint._traverse import set_element
 
     name = read_item.dest_index.fqn
@@ -41,7 +43,7 @@ def load_bytes(
 
 @contextmanager
 def load_failures(folder: Path | str | None) -> Iterator[None]:
-    """Turn what is raised on all ranks for a checkpoint under `folder` that cannot be read into one message.
+    """Convert the exceptions of all ranks for an unreadable checkpoint under `folder` to one message.
 
     Raises:
         UserError: the first cause.

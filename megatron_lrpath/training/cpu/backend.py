@@ -1,8 +1,9 @@
-"""The CPU backend: answers for the names of torch that Megatron asks of a CUDA device.
+"""The CPU backend: replacements for the names of torch that Megatron calls for a CUDA device.
 
-Megatron's loop needs no GPU, it only addresses one. Every replaced name stands in `TORCH_CUDA`, `FACTORIES`
-or `install`; each costs one Python call where Megatron calls it and nothing for any other operation (there is
-no function mode). The names of *Megatron* that the CPU needs replaced stand in `training/seams.py`.
+Megatron's training loop needs no GPU; it only addresses one. The replaced names are in `TORCH_CUDA`,
+`FACTORIES` and `install`. Each costs one Python call where Megatron calls it and nothing for other
+operations (there is no function mode). The names of *Megatron* that are replaced on the CPU are in
+`training/seams.py`.
 """
 
 from __future__ import annotations
@@ -22,26 +23,26 @@ CPU = torch.device("cpu")
 
 
 def nothing(*_: Any, **__: Any) -> None:
-    """For calls that have no meaning on the CPU: nothing is ever pending, all work is done already."""
+    """Do nothing: the call has no meaning on the CPU, because all work is already done."""
 
 
 class CpuStream:
-    """A stream with nothing to wait for: the CPU executes in order.
+    """A stream without pending work: the CPU executes in order.
 
-    A class and no function: annotations say `torch.cuda.Stream | None`.
+    It is a class, because annotations use `torch.cuda.Stream | None`.
     """
 
     __init__ = wait_stream = wait_event = synchronize = nothing
 
     def record_event(self, event: Any = None) -> CpuEvent:
-        """The moment of this call."""
+        """Return an event of this moment."""
         recorded = event or CpuEvent()
         recorded.record()
         return recorded
 
 
 class CpuEvent:
-    """The time at which it was recorded."""
+    """The time at which the event was recorded."""
 
     wait = synchronize = nothing
 
@@ -49,15 +50,15 @@ class CpuEvent:
         self.moment = 0.0
 
     def record(self, stream: Any = None) -> None:
-        """Take the moment."""
+        """Record the time."""
         self.moment = time.perf_counter()
 
     def query(self) -> bool:
-        """Always complete."""
+        """Return True: the CPU's work is always complete."""
         return True
 
     def elapsed_time(self, end: CpuEvent) -> float:
-        """Milliseconds from this moment to `end`."""
+        """Return the milliseconds from this event to `end`."""
         return (end.moment - self.moment) * 1e3
 
 
@@ -66,30 +67,34 @@ STREAM = CpuStream()
 
 @contextlib.contextmanager
 def stream_context(stream: Any) -> Iterator[None]:
-    """`with torch.cuda.stream(...)`: there is one order of execution, so nothing to switch."""
+    """Return a context for `with torch.cuda.stream(...)`, which does nothing: there is one order of
+    execution.
+    """
     yield
 
 
 def resident_bytes(device: Any = None) -> int:
-    """The process's resident memory in bytes."""
+    """Return the process's resident memory in bytes."""
     return psutil.Process().memory_info().rss
 
 
 def memory_stats(device: Any = None) -> dict[str, int]:
-    """The process's resident memory (bytes) under the keys of torch.cuda.memory_stats that Megatron reads."""
+    """Return the process's resident memory (bytes) under the keys of torch.cuda.memory_stats that Megatron
+    reads.
+    """
     keys = ("reserved_bytes.all.current", "allocated_bytes.all.current", "allocated_bytes.all.peak")
     return defaultdict(int, dict.fromkeys(keys, resident_bytes()))
 
 
 def device_properties(device: Any = None) -> types.SimpleNamespace:
-    """What Megatron asks of a device's properties; compute capability 0.0 turns GPU-only choices off."""
+    """Return the device properties that Megatron reads; compute capability 0.0 disables GPU-only choices."""
     return types.SimpleNamespace(
         name="CPU", major=0, minor=0, total_memory=psutil.virtual_memory().total, multi_processor_count=1
     )
 
 
 def get_rng_state(device: Any = None) -> torch.Tensor:
-    """The CPU generator's state: on this backend it is the device's generator."""
+    """Return the CPU generator's state: on this backend it is the device's generator."""
     return torch.get_rng_state()
 
 
@@ -137,12 +142,12 @@ FACTORIES = (
 
 
 def is_cuda(device: Any) -> bool:
-    """Whether `device` (a string, a torch.device or None) names a CUDA device."""
+    """Return whether `device` (a string, a torch.device or None) is a CUDA device."""
     return str(device).startswith("cuda") if isinstance(device, str | torch.device) else False
 
 
 def on_cpu(original: Callable[..., Any]) -> Callable[..., Any]:
-    """A factory, or `Tensor.to`, with a CUDA device among its arguments turned into the CPU."""
+    """Wrap a factory, or `Tensor.to`, so that a CUDA device in its arguments becomes the CPU."""
 
     @functools.wraps(original)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -154,14 +159,14 @@ def on_cpu(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def stay(self: Any, *_: Any, **__: Any) -> Any:
-    """`tensor.cuda()` and `module.cuda()`: already where it should be."""
+    """Replace `tensor.cuda()` and `module.cuda()`, which have nothing to do."""
     return self
 
 
 def with_cuda_type_name(original: Callable[..., Any]) -> Callable[..., Any]:
-    """`Tensor.type()` saying 'torch.cuda.FloatTensor' for a CPU tensor.
+    """Replace `Tensor.type()`: return 'torch.cuda.FloatTensor' for a CPU tensor.
 
-    Megatron's optimizers and its gradient clipper sort parameters by this string.
+    Megatron's optimizers and gradient clipping group parameters by this string.
     """
 
     @functools.wraps(original)
@@ -174,7 +179,7 @@ def with_cuda_type_name(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def distinct(answer: Any, name: str) -> Any:
-    """A function object of its own for each name: torch's tracer refuses shared ones."""
+    """Return a separate function object for each name: torch's tracer refuses shared ones."""
     if not isinstance(answer, types.FunctionType):
         return answer
     copy = types.FunctionType(
@@ -185,13 +190,14 @@ def distinct(answer: Any, name: str) -> Any:
 
 
 def uncompiled(model: Any = None, **_: Any) -> Any:
-    """`torch.compile` as the identity: Megatron decorates its fusions with it, whose compilation takes longer
-    than it saves here (importing the compiler alone takes seconds)."""
+    """Replace `torch.compile` with the identity: compiling Megatron's fusions takes longer than it saves here
+    (importing the compiler alone takes seconds).
+    """
     return (lambda function: function) if model is None else model
 
 
 def fused(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Adam's and AdamW's updates in torch's one kernel, four times as fast; Megatron does not ask for it."""
+    """Select the fused kernel of Adam and AdamW, which is four times as fast; Megatron does not select it."""
 
     @functools.wraps(original)
     def init_group(self: Any, group: dict[str, Any], *lists: Any) -> Any:
@@ -203,7 +209,7 @@ def fused(original: Callable[..., Any]) -> Callable[..., Any]:
 
 @functools.cache
 def install() -> None:
-    """Put the answers in place, once for the process. Call before Megatron is imported."""
+    """Install the replacements, once for each process. Call it before Megatron is imported."""
     torch.compile = uncompiled  # type: ignore[assignment]
     for name, answer in TORCH_CUDA.items():
         setattr(torch.cuda, name, distinct(answer, name))
@@ -221,7 +227,7 @@ def install() -> None:
 
 
 class _CpuGenerator(torch.Generator):
-    """`torch.Generator(device="cuda")` is the CPU's."""
+    """The CPU's generator for `torch.Generator(device="cuda")`."""
 
     def __new__(cls, device: Any = CPU) -> Any:
         return super().__new__(cls, device=CPU if is_cuda(device) else device)  # type: ignore[call-arg]

@@ -1,8 +1,8 @@
-"""On the CPU a checkpoint is written from the tensors that train: no copies on the way.
+"""Write checkpoints on the CPU directly from the training tensors, without copies.
 
-Megatron copies every tensor that is a part of a larger buffer. That serves GPUs, whose memory has to be copied
-anyway. On the CPU it takes longer than writing, and an asynchronous save would stop the training for it, although its
-forked writers have the memory as it was without any copy.
+Megatron copies every tensor that is part of a larger buffer. On GPUs the memory must be copied anyway. On
+the CPU the copy takes longer than the write, and it delays the training during an asynchronous save,
+although the forked writers share the memory as it was at the fork.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import torch
 
 
 def resolve_data(original: Callable[..., Any], self: Any, write_item: Any, *args: Any, **named: Any) -> Any:
-    """Hand the writer tensors that it sees no need to copy: the same memory as a storage that ends with the tensor.
+    """Give the writer a tensor that it need not copy: the same memory as a storage that ends with the tensor.
 
-    A tensor that has gaps stays as it is.
+    A tensor with gaps is returned unchanged.
     """
     data = original(self, write_item, *args, **named)
     if not isinstance(data, torch.Tensor) or data.device.type != "cpu":

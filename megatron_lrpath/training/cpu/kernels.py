@@ -1,4 +1,4 @@
-"""What Megatron computes in fused GPU kernels, for the CPU: fewer passes over memory, the same results to rounding."""
+"""CPU versions of Megatron's fused GPU kernels: fewer passes over memory, the same results up to rounding."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ CHUNK = 1 << 19
 
 
 class CrossEntropy(torch.autograd.Function):
-    """Token losses of [rows, vocabulary] logits in fp32, a few rows at a time.
+    """Token losses of [rows, vocabulary] logits in fp32, computed in chunks of rows.
 
-    Megatron's unfused function keeps an fp32 softmax of all logits; here the backward pass computes it again.
+    Megatron's unfused function keeps an fp32 softmax of all logits; this one recomputes it in the backward
+    pass.
     """
 
     @staticmethod
@@ -43,12 +44,14 @@ class CrossEntropy(torch.autograd.Function):
 
 
 def chunk_rows(logits: Tensor) -> int:
-    """Rows of [rows, vocabulary] logits in a chunk."""
+    """Return the number of rows of [rows, vocabulary] logits in a chunk."""
     return max(1, CHUNK // logits.size(-1))
 
 
 class SwiGLU(torch.autograd.Function):
-    """silu(gate) · up for [..., gate and up]; the gradient is written into one tensor, not put together from two."""
+    """silu(gate) · up for [..., gate and up]; the gradient is written into one tensor instead of
+    concatenating two.
+    """
 
     @staticmethod
     def forward(ctx: Any, gate_and_up: Tensor) -> Tensor:
@@ -71,7 +74,7 @@ class SwiGLU(torch.autograd.Function):
 
 
 class Rotary(torch.autograd.Function):
-    """Rotary position embedding of two halves: (a, b) -> (a·cos - b·sin, b·cos + a·sin), without copies of them."""
+    """Rotary position embedding of two halves without copies: (a, b) -> (a·cos - b·sin, b·cos + a·sin)."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -104,7 +107,7 @@ def cross_entropy(
     tp_group: Any = None,
     **unknown: Any,
 ) -> Tensor:
-    """Ours where one rank holds the whole vocabulary, Megatron's elsewhere."""
+    """Use this module's kernel if one rank holds the whole vocabulary, else Megatron's."""
     if tp_group is None or tp_group.size() > 1 or label_smoothing or unknown:
         return original(vocab_parallel_logits, target, label_smoothing, tp_group, **unknown)
     losses = CrossEntropy.apply(vocab_parallel_logits.flatten(0, -2), target.flatten())
@@ -114,7 +117,7 @@ def cross_entropy(
 def swiglu(
     original: Callable[..., Tensor], input: Tensor, bias: Tensor | None, *options: Any, **named: Any
 ) -> Tensor:
-    """Ours without a bias, Megatron's with one."""
+    """Use this module's kernel without a bias, Megatron's with one."""
     if bias is not None or any(options) or any(named.values()):
         return original(input, bias, *options, **named)
     return SwiGLU.apply(input)
@@ -131,7 +134,7 @@ def rotary(
     *options: Any,
     **named: Any,
 ) -> Tensor:
-    """Ours where the whole head is rotated in halves, Megatron's elsewhere."""
+    """Use this module's kernel if the whole head is rotated in halves, else Megatron's."""
     special = (
         config.rotary_interleaved or config.multi_latent_attention or any(options) or any(named.values())
     )
@@ -150,7 +153,7 @@ def all_gather(
     async_op: bool = False,
     **named: Any,
 ) -> Any:
-    """Gather the weights of several ranks; of one rank they are in place already."""
+    """Gather the weights of several ranks; for a single rank they are already in place."""
     if is_done(output_tensor, input_tensor, group, async_op):
         return None
     return original(output_tensor, input_tensor, group=group, async_op=async_op, **named)
@@ -165,14 +168,14 @@ def reduce_scatter(
     async_op: bool = False,
     **named: Any,
 ) -> Any:
-    """Sum the gradients of several ranks; of one rank they are the sum already."""
+    """Sum the gradients of several ranks; for a single rank they are the sum."""
     if is_done(output, input, group, async_op):
         return None
     return original(output, input, op=op, group=group, async_op=async_op, **named)
 
 
 def is_done(output: Tensor, input: Tensor, group: Any, async_op: bool) -> bool:
-    """Whether one rank holds all and both are the same memory, so that there is nothing to exchange."""
+    """Return whether one rank holds everything in the same memory, so that there is nothing to exchange."""
     if async_op or group is None or group.size() != 1:
         return False
     return output.data_ptr() == input.data_ptr() and output.numel() == input.numel()

@@ -1,1 +1,1 @@
-"""What stops a run in time: bad numbers, signals, dead ranks, a second owner."""
+"""Guards that stop a run in time: bad numbers, signals, dead ranks, a second owner."""

@@ -1,7 +1,7 @@
-"""Signed values in the ranks' store, which anybody on the network can list, change and delete.
+"""Signed values in the ranks' store, whose keys any host on the network can list, change and delete.
 
-Every value carries an HMAC over its key under a secret of this start. A value that is missing, unsigned or another's
-counts as not there; its author writes it again while others may need it.
+Every value carries an HMAC over its key and content under the secret of this start. A value that is
+missing, unsigned or foreign is ignored; its author restores it while other ranks may need it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TRIES = 20  # to put a claim in the place of a foreign value
 
 
 class Channel:
-    """This process's values in the store, and the verified ones of the other ranks."""
+    """The values of this process in the store, and the verified values of the other ranks."""
 
     def __init__(self, store: Store, secret: bytes) -> None:
         self._store = PrefixStore(PREFIX, store)
@@ -40,17 +40,19 @@ class Channel:
         self._own: dict[str, str] = {}
 
     def put(self, key: str, value: Any) -> None:
-        """Write a value (JSON) under `key`; `restore` writes it again where somebody has changed it."""
+        """Write a value (JSON) under `key`; with `restore`, write it again if another process changes it."""
         self._own[key] = self._signed(key, value)
         self._store.set(key, self._own[key])
 
     def get(self, key: str) -> Any:
-        """The value that a rank of this start has written under `key`; None where there is none. Never waits."""
+        """Return the value that a rank of this start wrote under `key`, or None. Never waits."""
         # `get` would wait for a key that was deleted meanwhile, and keep other threads from the store.
         return self._verified(key, self._store.compare_set(key, ABSENT, ABSENT))
 
     def claim(self, key: str, value: Any) -> Any:
-        """The value under `key` of the rank that claimed it first; `value` where this one has."""
+        """Return the value under `key` of the first rank that claimed it; it is `value` if this rank was
+        first.
+        """
         text = self._signed(key, value)
         for _ in range(TRIES):
             found = self._store.compare_set(key, "", text)
@@ -64,10 +66,10 @@ class Channel:
         return claimed
 
     def wait(self, keys: Sequence[str], patience: timedelta) -> list[Any]:
-        """The values under `keys`, once all are there.
+        """Return the values under `keys` when all of them exist.
 
         Raises:
-            TrainingStoppedError: some are not there after `patience`.
+            TrainingStoppedError: some are missing after `patience`.
         """
         deadline, pause = time.monotonic() + patience.total_seconds(), FIRST_PAUSE
         while True:
@@ -77,16 +79,16 @@ class Channel:
                 return found
             if time.monotonic() >= deadline:
                 raise TrainingStoppedError(
-                    f"no rank has written {', '.join(missing[:4])} into the store for {patience}: a rank stands "
-                    "still, or somebody else on the network deletes the run's values. Look at the other ranks' "
-                    "output, then call again."
+                    f"no rank has written {', '.join(missing[:4])} into the store for {patience}: a rank "
+                    "has stalled, or another host on the network deletes the run's values. Check the output of the "
+                    "other ranks, then call again."
                 )
             self.restore()
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
     def restore(self) -> None:
-        """Write this process's values again where somebody else has changed or deleted them."""
+        """Write this process's values again if another process has changed or deleted them."""
         for key, text in list(self._own.items()):
             if self._store.compare_set(key, ABSENT, ABSENT) != text.encode():
                 self._store.set(key, text)
@@ -106,14 +108,15 @@ class Channel:
 
 
 def secret_file(folder: Path, address: str) -> Path:
-    """Where rank 0 leaves the secret while the ranks meet at `address`."""
+    """Return the file in which rank 0 stores the secret during rendezvous at `address`."""
     return folder / f"{SECRET}{hashlib.sha256(address.encode()).hexdigest()[:12]}"
 
 
 def meet(store: Store, rank: int, world: int, file: Path, patience: timedelta) -> Channel | None:
-    """Agree with the other ranks on a secret that rank 0 draws; None where not all come within `patience`.
+    """Agree with the other ranks on a secret that rank 0 generates; None if not all ranks join within
+    `patience`.
 
-    The secret lies in `file`, for the user alone, until all have it.
+    The secret is in `file`, readable by the user only, until all ranks have it.
 
     Raises:
         OSError: rank 0 cannot write the file.

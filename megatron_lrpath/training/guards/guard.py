@@ -1,6 +1,7 @@
-"""Between the gradients and the update, in every step: is the loss finite, a spike, did a signal ask to stop?
+"""The check between gradients and update in every step: non-finite loss, loss spike, stop signal.
 
-One small all-reduce a step answers all three on all ranks alike, so that all stop, skip or go on together.
+One small all-reduce for each step gives all ranks the same answer, so that all of them stop, skip or
+continue.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import mpu
+from megatron.core.num_microbatches_calculator import get_current_global_batch_size
 from megatron.training import get_args
 
 from megatron_lrpath.errors import TrainingStoppedError
@@ -29,7 +31,7 @@ SMALLEST_SCALE = 0.01  # nats: a loss that hardly moves has no scale of its own
 
 @dataclass(frozen=True)
 class Spike:
-    """A step's loss, the running median, and the limit it passed (nats a token)."""
+    """The loss of a step, the running median, and the limit that the loss exceeded (nats per token)."""
 
     loss: float
     median: float
@@ -37,16 +39,16 @@ class Spike:
 
 
 class SpikeDetector:
-    """Compares each loss with the `window` losses before it.
+    """Compare each loss with the `window` losses before it.
 
     A loss is a spike above `median + threshold · 1.4826 · MAD`, where MAD is the median absolute deviation
-    from the median (at least 0.01 nats in place of 1.4826 · MAD). Every loss, spikes included, enters the
-    window, so that a lasting change is a spike for half a window at most.
+    from the median (1.4826 · MAD is at least 0.01 nats). Every loss, including spikes, enters the window,
+    so that a permanent change counts as a spike for at most half a window.
 
     Args:
         threshold: in standard deviations.
         window: in steps.
-        earlier: losses of the steps before the first one judged.
+        earlier: losses of the steps before the first checked step.
     """
 
     def __init__(self, threshold: float, window: int, earlier: Iterable[float] = ()) -> None:
@@ -54,7 +56,7 @@ class SpikeDetector:
         self.losses: deque[float] = deque(earlier, maxlen=window)
 
     def judge(self, loss: float) -> Spike | None:
-        """Whether `loss` is a spike; it enters the window either way."""
+        """Return whether `loss` is a spike; it enters the window in both cases."""
         spike = None
         if len(self.losses) >= min(MINIMUM, self.losses.maxlen or MINIMUM):
             median = statistics.median(self.losses)
@@ -70,9 +72,9 @@ def stop_for_numbers(loss: float, norm: float, micro_batches: list[float], saves
 
     Args:
         loss: of the whole batch.
-        norm: of the gradient, as far as this rank knows.
-        micro_batches: the losses of this rank's micro-batches, in their order; empty on ranks without a loss.
-        saves: what the run has saved, for the message.
+        norm: of the gradient, as known to this rank.
+        micro_batches: the losses of this rank's micro-batches, in order; empty on ranks without a loss.
+        saves: the saves of the run, for the message.
 
     Raises:
         TrainingStoppedError: always.
@@ -98,7 +100,7 @@ def stop_for_numbers(loss: float, norm: float, micro_batches: list[float], saves
 def message(
     args: Any, loss: float, everybody: list[tuple[list[str], list[float], float]], saves: Saves
 ) -> str:
-    """What happened, where the batch can be seen, and how to go on."""
+    """Return the message: the cause, how to inspect the batch, and what to do."""
     step = args.curr_iteration + 1
     culprits = [
         f"{value} on rank {rank} in {samples}"
@@ -115,27 +117,28 @@ def message(
     newest = f"step {saves.steps[-1]} in {saves.root}" if saves.steps else "none"
     return (
         f"step {step}: {what}. Stopped before the update; the batch is samples {first} to "
-        f"{first + args.global_batch_size - 1} (`lrpath samples RUN --step {step}` prints them). Last good "
-        f"checkpoint: {newest}; called again, the training goes on from there."
+        f"{first + get_current_global_batch_size() - 1} (`lrpath samples RUN --step {step}` prints them). Last good "
+        f"checkpoint: {newest}; a restart continues from there."
     )
 
 
 @dataclass
 class Guard:
-    """Watches the steps of this process's run.
+    """The checks of the steps of this process's run.
 
     Attributes:
-        signals: whether a signal asked this rank, or any, to stop.
-        saves: what the run has saved.
-        check: whether numbers that are not finite stop the run (--no-check-for-nan-in-loss-and-grad: no).
-        detector: judges the loss of each step; None looks for no spikes.
+        signals: whether a signal asked this rank, or any rank, to stop.
+        saves: the saves of the run.
+        check: whether non-finite numbers stop the run (False with --no-check-for-nan-in-loss-and-grad).
+        detector: detects loss spikes; None disables the detection.
         skip: whether the update of a spike is skipped.
-        max_skips: updates skipped in a row at most.
-        loss: the current step's loss over the whole batch (nats a token), once its gradients are there.
-        spike: the current step's loss is one.
-        skipped: the current step's update is skipped for it.
-        norm: the current step's gradient norm, as far as this rank knows.
-        first_step: the step that must have been loaded, until that has been checked.
+        max_skips: the maximum number of successive skipped updates.
+        loss: the current step's loss over the whole batch (nats per token), after its gradients are computed.
+        spike: whether the current step's loss is a spike.
+        skipped: whether the current step's update is skipped because of the spike.
+        norm: the current step's gradient norm, as known to this rank.
+        first_step: the step that the checkpoint must have been saved at, until it is checked.
+        first_samples: the samples consumed before that step.
     """
 
     signals: Signals
@@ -149,32 +152,33 @@ class Guard:
     skipped: bool = False
     norm: float = 0.0
     first_step: int | None = None
+    first_samples: int = 0
     _losses: list[torch.Tensor] = field(default_factory=list)
     _skips: int = 0
 
     def note(self, loss: torch.Tensor, tokens: torch.Tensor) -> None:
-        """Take note of a micro-batch: the sum of its losses, and its tokens."""
+        """Record a micro-batch: the sum of its losses, and its number of tokens."""
         if torch.is_grad_enabled():  # evaluations are not ours to judge
             self._losses.append(torch.stack([loss.detach().double(), tokens.detach().double()]))
 
     def gradients_ready(self) -> None:
-        """Begin with the first step of the training, whether it makes an update or not.
+        """Check the first step of the training, whether it makes an update or not.
 
         Raises:
-            UserError: it is not the step that belongs to the loaded checkpoint.
+            UserError: the step does not match the loaded checkpoint.
         """
         if not self.signals.training:
             self.signals.begin()
         if self.first_step is not None:
-            expect_iteration(get_args(), self.first_step)
+            expect_iteration(get_args(), self.first_step, self.first_samples)
             self.first_step = None
 
     def overflowed(self) -> None:
-        """Agree with the other ranks in a step that makes no update: its gradients overflowed (fp16)."""
+        """Agree with the other ranks in a step without an update, because its gradients overflowed (fp16)."""
         self.signals.stopping |= bool(self._agree([])[3])
 
     def before_update(self) -> bool:
-        """Decide, on all ranks alike, whether the update is to be made.
+        """Decide, equally on all ranks, whether to make the update.
 
         Raises:
             TrainingStoppedError: the loss or the gradient norm is not finite.
@@ -197,7 +201,7 @@ class Guard:
         self.loss, self.spike, self.skipped = None, None, False
 
     def _agree(self, losses: list[torch.Tensor]) -> list[float]:
-        """Sums over the ranks: losses, tokens, norms that are not finite, ranks that were asked to stop."""
+        """Return sums over the ranks: losses, tokens, non-finite norms, ranks that received a signal."""
         ours = torch.zeros(4, dtype=torch.float64, device="cuda")
         if losses and mpu.get_tensor_model_parallel_rank() == 0:
             ours[:2] = torch.stack(losses).sum(dim=0)

@@ -1,7 +1,7 @@
-"""No process outlives the one that forked it: writers and loaders die with a killed training.
+"""Forked processes die with their parent: writers and loaders end when a training is killed.
 
-Importing this module registers the rule for the importing process. Megatron's helpers for asynchronous saving
-wait for work forever otherwise, and would hold the run's lock, which they inherit.
+Importing this module enables the rule for the importing process. Without it, Megatron's processes for
+asynchronous saves wait for work forever and keep the run's lock, which they inherit.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ PR_SET_PDEATHSIG = 1
 
 
 class ForkRule:
-    """What a forked child must know of the process and the thread that forked it."""
+    """The process and thread that a forked child was forked from."""
 
     def __init__(self) -> None:
         self.parent = os.getpid()
         self.from_main_thread = True
 
     def before_fork(self) -> None:
-        """Note who forks."""
+        """Record the forking process and thread."""
         self.parent = os.getpid()
         self.from_main_thread = threading.current_thread() is threading.main_thread()
 
     def die_with_parent(self) -> None:
-        """Ask the kernel (Linux) for a SIGKILL when the process that forked this one ends."""
+        """Ask the kernel (Linux) for a SIGKILL when the parent process ends."""
         if not self.from_main_thread:
             return  # the kernel would send it at the end of the forking thread already
         function = getattr(ctypes.CDLL(None), "prctl", None)

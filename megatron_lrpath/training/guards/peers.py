@@ -1,8 +1,9 @@
-"""What the ranks tell each other outside the process group; when one dies, all end with one message that names it.
+"""Communication of the ranks outside the process group; if one rank dies, all end with one message that names
+it.
 
-Every rank watches its neighbour on the same machine (the kernel tells at once when it ends) and looks now and
-then whether somebody on another machine has reported a death. What the others meet meanwhile, a broken
-connection or a collective without end, needs no report of its own.
+Every rank watches its neighbour on the same machine (the kernel reports its end at once) and polls for
+reports from other machines. Errors that follow from the death of a rank, such as a closed connection or a
+collective that never ends, are not reported.
 """
 
 from __future__ import annotations
@@ -35,18 +36,20 @@ PATIENCE = timedelta(hours=1)  # rank 0 may read a large checkpoint before it an
 
 
 def own_store() -> Store | None:
-    """For `init_process_group`: a single process meets itself in its memory, at no port; None where there are more."""
+    """Return the in-memory store of a single process for `init_process_group`, which needs no port; None for
+    more processes.
+    """
     return HashStore() if os.environ.get("WORLD_SIZE", "1") == "1" else None
 
 
 class Ranks:
-    """The ranks of this run. All call `share` and `collect` in the same order.
+    """The ranks of this run. All of them call `share` and `collect` in the same order.
 
     Attributes:
-        rank, world: this process's number and the number of processes.
-        store: where they meet, to be handed to `init_process_group`; None for a single process.
-        channel: their signed values in it; None for a single process.
-        store_is_launchers: it outlives rank 0.
+        rank, world: this process's rank and the number of processes.
+        store: the rendezvous store for `init_process_group`; None for a single process.
+        channel: the signed values in it; None for a single process.
+        store_is_launchers: whether the store outlives rank 0.
     """
 
     def __init__(self, rank: int, world: int, store: Store | None, channel: Channel | None = None) -> None:
@@ -59,13 +62,13 @@ class Ranks:
 
     @classmethod
     def from_environment(cls, folder: Path) -> Ranks:
-        """Meet the other ranks at the address that torchrun or srun gave in the environment.
+        """Meet the other ranks at the address that torchrun or srun set in the environment.
 
         Args:
-            folder: of the run, on the file system that all ranks share; holds the secret while they meet.
+            folder: of the run, on the file system that all ranks share; holds the secret during rendezvous.
 
         Raises:
-            NotMetError: some of them do not come within ten minutes.
+            NotMetError: some ranks do not join within ten minutes.
         """
         rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         if world == 1:
@@ -84,15 +87,16 @@ class Ranks:
             reason = f" ({str(error).splitlines()[0]})"
         if channel is None:
             raise NotMetError(
-                f"rank {rank}: not all {world} ranks have come to {address} within "
-                f"{MEETING.total_seconds() / 60:g} minutes: one has ended before, cannot reach that address, or "
-                f"does not see {folder}, which all must share. Look at the other ranks' output, then call again."
+                f"rank {rank}: not all {world} ranks joined at {address} within "
+                f"{MEETING.total_seconds() / 60:g} minutes: a rank has ended, cannot reach that address, or "
+                f"cannot access {folder}, which must be on a shared file system. Check the output of the other ranks, "
+                "then call again."
                 f"{reason}"
             )
         return cls(rank, world, store, channel)
 
     def share(self, value: Any = None) -> Any:
-        """The value (JSON) that rank 0 calls this with, on every rank."""
+        """Broadcast rank 0's value (JSON) to every rank."""
         if self.channel is None:
             return value
         self._calls += 1
@@ -103,7 +107,7 @@ class Ranks:
         return self.channel.wait([key], PATIENCE)[0][0]
 
     def collect(self, value: Any) -> list[Any]:
-        """The values (JSON) of all ranks in their order, on rank 0; nothing on the others."""
+        """Gather the values (JSON) of all ranks, in order, on rank 0; the other ranks get an empty list."""
         if self.channel is None:
             return [value]
         self._calls += 1
@@ -117,13 +121,13 @@ class Ranks:
 LOOK_SECONDS = 2.0  # between looks at the store
 SETTLE_SECONDS = 2.0  # for what lies behind a broken connection to be reported
 LINGER = timedelta(seconds=15)  # at most, of the rank that keeps the store, for the others to have looked
-HOW_TO_GO_ON = "All ranks end; call again to go on from the last checkpoint."
-NO_USE = "All ranks end; calling again would end in the same way. The lines above say where it was raised."
+HOW_TO_GO_ON = "All ranks end; call again to continue from the last checkpoint."
+NO_USE = "All ranks end; calling again would fail in the same way. The lines above say where it was raised."
 
 
 @dataclass(frozen=True)
 class Peer:
-    """Where a rank lives; `space` tells machines (and what shares process ids with us) apart."""
+    """The host and process of a rank; `space` distinguishes machines (and namespaces of process ids)."""
 
     pid: int
     host: str
@@ -131,18 +135,18 @@ class Peer:
 
     @classmethod
     def me(cls) -> Peer:
-        """This process."""
+        """Return this process."""
         return cls(os.getpid(), socket.gethostname(), process_space())
 
 
 class PeerWatch:
-    """Watches the other ranks of this process's run until `leave`.
+    """The watch over the other ranks of this process's run, until `leave`.
 
     Attributes:
-        peers: where each rank lives.
-        step: the last finished one of this start.
-        leaving: set when this rank ends for a reason that is known.
-        between_looks: called every other second from the watching thread; may raise RuntimeError for a lost store.
+        peers: the process of each rank.
+        step: the last finished step of this start.
+        leaving: set when this rank ends for a known reason.
+        between_looks: called every other second in the watching thread; can raise RuntimeError if the store is lost.
     """
 
     def __init__(self, ranks: Ranks) -> None:
@@ -156,11 +160,11 @@ class PeerWatch:
 
     @property
     def where(self) -> str:
-        """How far this rank has come, for messages."""
+        """The progress of this rank, for messages."""
         return "before the first step" if self.step is None else f"after step {self.step}"
 
     def start(self) -> None:
-        """Begin to watch, where there are others."""
+        """Start the watch if there are other ranks."""
         if self.channel is None:
             return
         threading.Thread(target=self._look_around, name="peers", daemon=True).start()
@@ -171,23 +175,23 @@ class PeerWatch:
                 threading.Thread(target=self._wait_for, args=arguments, name="neighbour", daemon=True).start()
 
     def neighbour(self) -> int | None:
-        """The next rank on this machine, in a circle; None where this rank is alone on it."""
+        """The next rank on this machine, in a circle; None if this rank is alone on it."""
         mine = self.peers[self.ranks.rank].space
         here = [rank for rank, peer in enumerate(self.peers) if peer.space == mine]
         following = here[(here.index(self.ranks.rank) + 1) % len(here)]
         return None if following == self.ranks.rank else following
 
     def leave(self) -> None:
-        """Say that this rank ends for a reason that is known; from now on it reports nothing."""
+        """Announce that this rank ends for a known reason; it reports nothing from now on."""
         self.leaving.set()
         if self.channel is not None:
             self.channel.put(f"left/{self.ranks.rank}", True)
 
     def claim(self) -> bool:
-        """Take it upon this thread to end the process; whether nobody else has reported an end before.
+        """Claim the report of the end; return whether no other rank has reported an end before.
 
         Raises:
-            RuntimeError: the store is gone, and rank 0 with it.
+            RuntimeError: the store and rank 0 are lost.
         """
         self._reporting.acquire()
         self.leaving.set()
@@ -195,21 +199,21 @@ class PeerWatch:
         return self.channel is None or bool(self.channel.claim("report", rank) == rank)
 
     def end(self, status: int, dead: int | None = None) -> NoReturn:
-        """End this process. Where the store is rank 0's, that waits for the others (but not for the dead)."""
+        """End this process. If it hosts the store, it waits for the living ranks first."""
         with suppress(RuntimeError):
             self.leave()
             self.see_others_off(dead)
         leave_at_once(status)
 
     def see_others_off(self, dead: int | None = None) -> None:
-        """Where the store is this process's own: wait until the others need it no more (but not for the dead)."""
+        """If this process hosts the store, wait until the living ranks no longer need it."""
         if self.channel is not None and self.ranks.rank == 0 and not self.ranks.store_is_launchers:
             others = [rank for rank in range(1, self.ranks.world) if rank != dead]
             with suppress(TrainingStoppedError):
                 self.channel.wait([f"left/{rank}" for rank in others], LINGER)
 
     def report_death(self, rank: int) -> NoReturn:
-        """Say that `rank` is gone, unless somebody has, and end this process."""
+        """Report that `rank` died, unless another rank has, and end this process."""
         try:
             first = self.claim()
         except RuntimeError:
@@ -218,13 +222,13 @@ class PeerWatch:
             peer = self.peers[rank]
             text = (
                 f"rank {rank} died {self.where} (process {peer.pid} on {peer.host}: killed or "
-                f"crashed without a message, often for want of memory). {HOW_TO_GO_ON}"
+                f"crashed without a message, often out of memory). {HOW_TO_GO_ON}"
             )
             self._say_dead(text, rank)
         self.end(FAILED, dead=rank)
 
     def report_error(self, error: BaseException) -> NoReturn:
-        """Say what ended this rank, unless another one's end is behind it, and end this process."""
+        """Report why this rank ended, unless it follows from the end of another rank, and end this process."""
         text = f"{type(error).__name__}: {error}"
         consequence = self.channel is not None and any(mark in text for mark in CONSEQUENCES)
         if consequence:
@@ -279,22 +283,20 @@ class PeerWatch:
             self.end(FAILED)
 
     def _see_reason(self, reporter: int) -> None:
-        """Wait until the rank that reports the end has said why; say so where it has not."""
+        """Wait until the reporting rank has given the reason; print a message if it does not."""
         assert self.channel is not None
         try:
             self.channel.wait([f"left/{reporter}"], timedelta(seconds=2 * SETTLE_SECONDS))
         except TrainingStoppedError:
             if self.ranks.rank == (1 if reporter == 0 else 0):
-                say_error(
-                    f"rank {reporter} ended the run {self.where} and has given no reason. {HOW_TO_GO_ON}"
-                )
+                say_error(f"rank {reporter} ended the run {self.where} and gave no reason. {HOW_TO_GO_ON}")
 
     def _let_the_death_be_reported(self) -> None:
-        """Give who watches the rank that died the time to say so; that may be this process's other thread."""
+        """Wait for the report of the rank's watcher, which can be another thread of this process."""
         time.sleep(2 * SETTLE_SECONDS)
 
     def _lost_store(self, error: RuntimeError) -> None:
-        """Rank 0's machine is gone: the first rank of each other machine says so."""
+        """Report that rank 0's machine is lost: the first rank of each other machine does so."""
         mine = self.peers[self.ranks.rank].space
         first = next(rank for rank, peer in enumerate(self.peers) if peer.space == mine)
         if first == self.ranks.rank and mine != self.peers[0].space and not self.leaving.is_set():

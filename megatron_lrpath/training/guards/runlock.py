@@ -1,10 +1,10 @@
-"""One process at a time trains a run: rank 0 holds a lock on the run's checkpoint folder.
+"""Only one process at a time trains a run: rank 0 holds a lock on the run's checkpoint folder.
 
-The lock is the kernel's (`flock`), which a dead owner never holds, whatever killed it; on NFS, and on Lustre
-with `-o flock`, it holds between machines too. Where a disk has locks on one machine only, or none, the
-owner's heartbeat in the lock file tells: a new owner that finds another machine's (or container's) name there waits
-for two beats, and gives way if the file is written to. An owner that was away for longer (a suspended machine, a disk
-that hung) finds its successor's name and ends, before both write.
+The lock is the kernel's (`flock`), which a dead owner never holds; on NFS, and on Lustre with `-o flock`,
+it works across machines. If a disk has locks only within one machine, or none, the owner's heartbeat in
+the lock file decides: a new owner that finds the name of another machine (or container) there waits for
+two heartbeats, and gives up if the file changes. An owner that was suspended for longer finds its
+successor's name and ends before it writes.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class RunLock:
 
     Args:
         root: the checkpoint folder.
-        lock: the kernel's lock, None where the file system has none.
-        lost: ends the process; called with the new owner's name when another process has taken the lock over.
+        lock: the kernel's lock; None if the file system has no locks.
+        lost: ends the process; called with the new owner's name if another process has taken the lock.
     """
 
     def __init__(self, root: Path, lock: FolderLock | None, lost: Callable[[str], NoReturn]) -> None:
@@ -58,18 +58,19 @@ class RunLock:
         self._thread = threading.Thread(target=self._keep_beating, name="run lock", daemon=True)
 
     def write(self) -> None:
-        """Write who holds the lock, with a number that grows."""
+        """Write the owner into the lock file, with an increasing number."""
         record = {**self._record, "beat": self._beats}
         with (self.root / LOCK_NAME).open("r+b") as stream:
             stream.truncate(stream.write(json.dumps(record).encode()))
 
     def beat(self) -> None:
-        """Give a sign of life, unless another process has taken the lock over meanwhile.
+        """Write a heartbeat, unless another process has taken the lock.
 
-        One that only tries to (its beat is 0) is told by this that the lock is held.
+        The heartbeat also tells a process that is trying to take the lock (whose number is 0) that the
+        lock is held.
 
         Raises:
-            LockLostError: it has.
+            LockLostError: another process has taken the lock.
         """
         found = owner_of(self.root)
         if found.get("beat") and not self._is_me(found):
@@ -78,17 +79,17 @@ class RunLock:
         self.write()
 
     def is_ours(self) -> bool:
-        """Whether the file still says that this process holds the lock."""
+        """Return whether the file still names this process as the owner."""
         return self._is_me(owner_of(self.root))
 
     def start(self) -> None:
-        """Be sure of the lock, and give signs of life from now on."""
+        """Confirm the lock, and start the heartbeat."""
         self._beats = 1
         self.write()
         self._thread.start()
 
     def close(self) -> None:
-        """Let go, and leave no name behind that a next owner would have to wait for."""
+        """Release the lock and remove the owner's name, so that the next owner need not wait."""
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -97,7 +98,7 @@ class RunLock:
         self.give_way()
 
     def give_way(self) -> None:
-        """Let go of the kernel's lock alone: the name in the file is another's."""
+        """Release the kernel's lock only: the name in the file is the new owner's."""
         if self._lock is not None:
             self._lock.close()
 
@@ -115,11 +116,11 @@ class RunLock:
 
 
 class LockLostError(Exception):
-    """Another process trains the run now; the text names it."""
+    """Another process has taken the lock of the run; the text names it."""
 
 
 def hold(root: Path, lost: Callable[[str], NoReturn], patience: float = PATIENCE) -> RunLock:
-    """Take the lock on the checkpoint folder `root` (made where it is missing).
+    """Take the lock on the checkpoint folder `root` (created if missing).
 
     Raises:
         UserError: another process trains this run.
@@ -149,13 +150,15 @@ def hold(root: Path, lost: Callable[[str], NoReturn], patience: float = PATIENCE
 
 
 def is_here(owner: dict[str, Any]) -> bool:
-    """Whether an owner shared this process's kernel and process ids, so that the kernel's lock holds between them."""
+    """Return whether an owner has the same kernel and process-id namespace, so that the kernel's lock works
+    between them.
+    """
     here = owner.get("host") == socket.gethostname()
     return here and owner.get("space", process_space()) == process_space()
 
 
 def undisturbed(lock: RunLock) -> bool:
-    """Whether nobody else writes his name into the lock file for two beats."""
+    """Return whether no other process writes its name into the lock file for two heartbeats."""
     deadline = time.monotonic() + 2 * BEAT
     while time.monotonic() < deadline:
         time.sleep(BEAT / 10)
@@ -165,7 +168,7 @@ def undisturbed(lock: RunLock) -> bool:
 
 
 def refusal(root: Path, owner: str) -> str:
-    """The message for a second launch."""
+    """Return the message for a second launch."""
     return (
         f"{root}: {owner} is training this run already; a second process would write into its checkpoints. "
         "Wait for it or end it, then call again."

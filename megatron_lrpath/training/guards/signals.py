@@ -1,7 +1,8 @@
-"""SIGTERM and SIGUSR2: every rank saves at the next step boundary and leaves with `SAVED_AND_STOPPED`.
+"""SIGTERM and SIGUSR2: every rank saves at the end of the step and exits with `SAVED_AND_STOPPED`.
 
-Schedulers send SIGTERM when a job is cancelled or preempted, and (Slurm: `--signal=USR2@600`) a signal of the
-user's choice some time before a job's end. One rank that got it is enough: the ranks agree in every step.
+Schedulers send SIGTERM when a job is cancelled or preempted, and (Slurm: `--signal=USR2@600`) a configured
+signal some time before the end of a job. One rank that receives a signal is enough: the ranks agree in
+every step.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ BEGUN = "LRPATH_BEGUN"  # a pipe, open for writing, to the launcher that wants t
 
 
 class Signals:
-    """The signals that this process has received, and what the ranks have agreed on.
+    """The signals that this process has received, and the decision of all ranks.
 
     Attributes:
         received: whether this rank was asked to stop.
-        training: whether there is something to save, so that a signal waits for the end of the step.
+        training: whether there is a state to save, so that a signal waits for the end of the step.
         stopping: whether the run saves and stops at the end of this step; the same on all ranks.
     """
 
@@ -31,17 +32,17 @@ class Signals:
         self.stopping = False
 
     def watch(self) -> None:
-        """Take the signals over, for a process that has nothing to save yet."""
+        """Install the signal handlers of a process that has nothing to save yet."""
         for number in WATCHED:
             signal.signal(number, self._note)
 
     def let_go(self) -> None:
-        """Give the signals back: plain Megatron has its own options for them."""
+        """Restore the default handlers: plain Megatron has its own options for signals."""
         for number in WATCHED:
             signal.signal(number, signal.SIG_DFL)
 
     def begin(self) -> None:
-        """From now on there is something to save; the launcher, where it has asked for it, learns it."""
+        """Mark that there is a state to save, and notify the launcher if it asked for that."""
         self.training = True
         descriptor = os.environ.pop(BEGUN, None)
         if descriptor is not None:

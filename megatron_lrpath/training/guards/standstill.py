@@ -1,8 +1,8 @@
-"""Notices that a step does not end, finds the rank that the others wait for, and ends the run in its name.
+"""Detect a step that does not end, find the rank that the others wait for, and end the run with its name.
 
-Every rank keeps the time of its own step. The first that has waited too long asks the others where they are; each
-answers from a thread of its own, again and again. A process that is stopped (SIGSTOP, a hung disk or machine) does
-not answer; one that works on alone answers that it is in no collective.
+Every rank measures the time of its own step. The first rank that exceeds the limit asks the others for
+their state; each answers repeatedly from a separate thread. A process that is stopped (SIGSTOP, a hung
+disk or machine) does not answer; a process that is busy outside a collective answers that.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ MARGIN_MINUTES = 5  # by which a collective's own time limit lies above ours
 
 
 def fit_collectives(args: Any, explicit: Mapping[str, Any]) -> None:
-    """Let collectives wait longer than --rank-timeout, whose message names the rank; warn where they do not."""
+    """Set the time limit of collectives above --rank-timeout, whose message names the rank; warn if it is
+    not.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or args.rank_timeout <= 0:
         return
     if "distributed_timeout_minutes" not in explicit:
@@ -48,8 +50,8 @@ def fit_collectives(args: Any, explicit: Mapping[str, Any]) -> None:
     elif args.distributed_timeout_minutes <= args.rank_timeout and os.environ.get("RANK", "0") == "0":
         warn(
             f"--distributed-timeout-minutes {args.distributed_timeout_minutes} is not above --rank-timeout "
-            f"{args.rank_timeout:g}: where a rank stands still the collective gives up first, and its message does "
-            "not say which rank that is."
+            f"{args.rank_timeout:g}: if a rank stalls, the collective fails first, and its message does not "
+            "name the rank."
         )
 
 
@@ -58,7 +60,7 @@ class Standstill:
 
     Args:
         peers: the watch over the other ranks.
-        minutes: how long a step may take; 0 forever.
+        minutes: the time limit of a step; 0 means no limit.
     """
 
     def __init__(self, peers: PeerWatch, minutes: float) -> None:
@@ -69,23 +71,25 @@ class Standstill:
         self._answers = 0
 
     def step_begins(self) -> None:
-        """A micro-batch of a step begins."""
+        """Start the clock: a micro-batch of a step begins."""
         if not self._under_way:
             self._step += 1
             self._under_way = True
 
     def step_ended(self) -> None:
-        """What follows (saves, evaluations) may take its time."""
+        """Stop the clock: saves and evaluations have no limit."""
         self._under_way = False
 
     def start(self) -> None:
-        """Begin to watch, where there are others and a limit."""
+        """Start the watch if there are other ranks and a limit."""
         if self.peers.channel is not None and self.limit > 0:
             self.peers.between_looks.append(self.answer)
             threading.Thread(target=self._watch, name="standstill", daemon=True).start()
 
     def _watch(self) -> None:
-        """Add up the time that this process has really run: one that was stopped itself accuses nobody."""
+        """Add up the time that this process has really run, so that a process that was stopped does not blame
+        others.
+        """
         counted, waited, last = 0, 0.0, time.monotonic()
         while not self.peers.leaving.wait(LOOK_SECONDS):
             now = time.monotonic()
@@ -96,7 +100,9 @@ class Standstill:
                 self._find(counted)
 
     def answer(self) -> None:
-        """Say where this rank is, if somebody has asked; called every few seconds from a thread of its own."""
+        """Write the state of this rank if another rank has asked; called every few seconds in a separate
+        thread.
+        """
         channel = self.peers.channel
         assert channel is not None
         if channel.get(ASKED) is not None:
@@ -105,7 +111,7 @@ class Standstill:
             channel.put(answer_key(self.peers.ranks.rank), [self._answers, waits, place])
 
     def _find(self, step: int) -> None:
-        """Ask, and end the run; nothing where the step has ended meanwhile."""
+        """Ask the ranks for their state and end the run, unless the step has ended meanwhile."""
         found: list[dict[int, list[object]]] = []
 
         def ask() -> None:
@@ -132,12 +138,12 @@ class Standstill:
         who = ", ".join(self._name(rank) for rank in ranks)
         if ranks:
             text = (
-                f"the step {self.peers.where} has stood still for {minutes}: {who} {doing} and has not entered the "
+                f"the step {self.peers.where} has stalled for {minutes}: {who} {doing} and has not entered the "
                 "collective that the others wait in."
             )
         else:
             text = (
-                f"the step {self.peers.where} has stood still for {minutes}: every rank waits in a collective. "
+                f"the step {self.peers.where} has stalled for {minutes}: every rank waits in a collective. "
                 "The network between them, or a GPU, does not answer."
             )
         if self.peers.claim():
@@ -145,17 +151,19 @@ class Standstill:
         self.peers.end(FAILED, dead=ranks[0] if ranks else None)
 
     def _accuse_store(self) -> NoReturn:
-        """Rank 0 keeps the store, and does not answer: every other rank ends, and rank 1 says why."""
+        """Handle a rank 0 that hosts the store and does not answer: all other ranks end, and rank 1 reports
+        the reason.
+        """
         if self.peers.ranks.rank == 1:
             self._say(
-                f"the step {self.peers.where} has stood still for {self.limit / 60:g} minutes (--rank-timeout): "
+                f"the step {self.peers.where} has stalled for {self.limit / 60:g} minutes (--rank-timeout): "
                 f"{self._name(0)} does not answer and has not entered the collective that the others wait in.",
                 0,
             )
         leave_at_once(FAILED)
 
     def _say(self, text: str, rank: int | None) -> None:
-        text = f"{text} All ranks end; call again to go on from the last checkpoint."
+        text = f"{text} All ranks end; call again to continue from the last checkpoint."
         peer = self.peers.peers[rank] if rank is not None else None
         host, pid = (peer.host, peer.pid) if peer else ("", None)
         found = failure.Failure(failure.STOPPED, text, rank, host, pid, self.peers.step, time=failure.now())
@@ -168,14 +176,15 @@ class Standstill:
 
 
 def answer_key(rank: int) -> str:
-    """Where a rank says where it is."""
+    """Return the store key of a rank's state."""
     return f"{ASKED}/{rank}"
 
 
 def culprits(before: dict[int, list[object]], after: dict[int, list[object]]) -> tuple[list[int], str]:
-    """(the ranks that the others wait for, what they do), from two rounds of answers.
+    """Return the ranks that the others wait for, and what they do, from two rounds of answers.
 
-    Who has not answered in between stands still; without such a rank it is those that wait in no collective.
+    A rank that has not answered in between is stalled; if there is none, it is the ranks outside a
+    collective.
     """
     silent = [rank for rank, answer in after.items() if answer is None or answer == before[rank]]
     if silent:
@@ -185,7 +194,7 @@ def culprits(before: dict[int, list[object]], after: dict[int, list[object]]) ->
 
 
 def whereabouts() -> tuple[bool, str]:
-    """(whether the main thread waits for other ranks, its place in the code)."""
+    """Return whether the main thread waits for other ranks, and its place in the code."""
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
     frames = list(_outward(frame))
     names = [str(one.f_globals.get("__name__")) for one in frames]

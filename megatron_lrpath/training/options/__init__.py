@@ -1,1 +1,1 @@
-"""Arguments: what `pretrain_gpt.py` is told, by a plan or by the path-switching group."""
+"""The arguments of `pretrain_gpt.py`, from a plan or from the path-switching group."""

@@ -1,4 +1,6 @@
-"""The identity of a run by --lr-path: from its arguments, or from a checkpoint that older versions left without one."""
+"""The identity of a run by --lr-path: from its arguments, or from a checkpoint of an older version without a
+lineage.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ FILES = frozenset(
 COVERED = (
     frozenset(
         {"plan", "paradigm", "run", "device", "checkpoint_check", "peak_tflops", "save", "load", "help"}
-        | {"rank_timeout"}
+        | {"rank_timeout", "gpu_kernels"}
     )
     | {"ckpt_step", "finetune", "no_load_optim", "no_load_rng"}  # where a run starts
     | {"lr", "min_lr", "lr_warmup_iters", "train_iters", "lr_path"}  # in `path`
@@ -60,9 +62,9 @@ STABLE = DATA | frozenset(
 
 
 def identity_of(args: Namespace, path: LRPath, parser: ArgumentParser) -> dict[str, Any]:
-    """The identity of the run that `args` describe, before Megatron validates them.
+    """Return the identity of the run that `args` describe, before Megatron validates them.
 
-    A default that is given counts as one that is not given.
+    An explicit default counts as omitted.
 
     Args:
         args: Megatron's arguments.
@@ -81,7 +83,7 @@ def identity_of(args: Namespace, path: LRPath, parser: ArgumentParser) -> dict[s
 
 
 def compared(parser: ArgumentParser) -> Iterator[tuple[str, Any]]:
-    """Name and default of the arguments that an identity holds as they are."""
+    """Return name and default of the arguments that an identity has unchanged."""
     options: dict[str, set[str]] = {}
     for action in parser._actions:
         words = {word.lstrip("-").replace("-", "_") for word in action.option_strings}
@@ -95,14 +97,14 @@ def compared(parser: ArgumentParser) -> Iterator[tuple[str, Any]]:
 
 
 def tells(name: str, *sides: Namespace) -> bool:
-    """Whether an argument tells anything: the spike detector's only where one of the sides skips updates."""
+    """Return whether an argument matters: the spike detector's only if one of the sides skips updates."""
     return not name.startswith("loss_spike_") or any(
         getattr(side, "loss_spike_action", None) == "skip" for side in sides
     )
 
 
 def plain(name: str, value: Any) -> Any:
-    """A value as JSON has it; files by what they hold, so that they may be moved."""
+    """Return a value in JSON; files are represented by their content, so that they can be moved."""
     if name in DATA and value:
         words = value if isinstance(value, list | tuple) else [value]
         return [data_word(str(word)) for word in words]
@@ -112,7 +114,7 @@ def plain(name: str, value: Any) -> Any:
 
 
 def data_word(word: str) -> str:
-    """A word of --data-path: an indexed dataset by its name and content, anything else as it is."""
+    """Return a word of --data-path: an indexed dataset by its name and content, other words unchanged."""
     pair = [Path(word + ending) for ending in (".bin", ".idx")]
     if not all(path.is_file() for path in pair):
         return word
@@ -120,7 +122,7 @@ def data_word(word: str) -> str:
 
 
 def weight_decay(args: Namespace) -> dict[str, Any]:
-    """The weight decay of a run; a ramp with its length in steps."""
+    """Return the weight decay of a run; an increase with its length in steps."""
     style = args.weight_decay_incr_style
     if style == "constant":
         return {"constant": args.weight_decay}
@@ -131,16 +133,17 @@ def weight_decay(args: Namespace) -> dict[str, Any]:
 def differences_from_checkpoint(
     common: dict[str, Any], args: Namespace, path: LRPath, given: Collection[str]
 ) -> list[str]:
-    """What differs between this run and the one that saved a checkpoint without a lineage beside it, in words.
+    """Return the differences between this run and the one that saved a checkpoint without a lineage.
 
     Args:
-        common: what the checkpoint holds beside its tensors: arguments, and the learning-rate path, unless plain
+        common: the content of the checkpoint without its tensors: arguments, and the learning-rate path, unless plain
             Megatron saved it.
-        args: Megatron's arguments of this run, validated as those of the checkpoint are.
-        path: this run's learning rate, positions in samples.
+        args: Megatron's arguments of this run, validated like those of the checkpoint.
+        path: this run's learning rate, positions in steps.
         given: the arguments of this run's identity.
     """
     stored, record = common["args"], (common.get("opt_param_scheduler") or {}).get("lr_path")
+    path = path.scaled(args.global_batch_size)  # checkpoints have positions in samples
     names = [
         name
         for name in STABLE | set(given)
@@ -156,7 +159,7 @@ def differences_from_checkpoint(
 
 
 def moved(name: str, stored: Namespace, args: Namespace) -> bool:
-    """Whether the stored data or files of an argument are not where they were, so that nothing can be compared."""
+    """Return whether the stored data or files of an argument are missing, so that they cannot be compared."""
     if name not in DATA | FILES:
         return False
     value, own = getattr(stored, name), getattr(args, name, None)

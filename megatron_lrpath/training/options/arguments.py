@@ -1,4 +1,4 @@
-"""The argument group "learning-rate path switching", beside everything that Megatron takes."""
+"""The argument group "learning-rate path switching", in addition to Megatron's arguments."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.paradigms import CPT_VARIANTS, LR_PATH_KINDS, PARADIGMS, RESET_MAX
 from megatron_lrpath.plan.arguments import option_hint
 from megatron_lrpath.schedule.styles import KNOBS, STYLES, Knob
+from megatron_lrpath.training.gpu.measures import KERNELS, NONE
 
 EVERY_ARGUMENT = " (pretrain_gpt.py --help lists every argument)"
 
 
 def read_early(argv: Sequence[str]) -> argparse.Namespace:
-    """`device`, and `plan`, `paradigm` and `run` (None where they are not given); nothing is checked yet."""
+    """Return `device`, and `plan`, `paradigm` and `run` (None if they are not given); nothing is checked yet."""
     parser = OneLineParser(allow_abbrev=False, add_help=False)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--plan", type=Path)
@@ -30,7 +31,7 @@ def read_early(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def cycle(text: str) -> float:
-    """A cycle length: a number of steps, or `inf`."""
+    """Parse a cycle length: a number of steps, or `inf`."""
     return float("inf") if text == "inf" else float(int(text))
 
 
@@ -125,6 +126,14 @@ def add_lrpath_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentPa
         help="peak rate of one device, for the model-FLOPs utilization (default: a known GPU's in bf16)",
     )
     group.add_argument(
+        "--gpu-kernels",
+        nargs="+",
+        choices=(*KERNELS, NONE),
+        metavar="NAME",
+        help=f"what is computed in fewer passes on a GPU: {', '.join(KERNELS)}, or {NONE}; one that cannot be used is "
+        "refused (default with a plan or --lr-path: all that can be used; plain Megatron: none)",
+    )
+    group.add_argument(
         "--rank-timeout",
         type=float,
         default=30.0,
@@ -160,7 +169,7 @@ def add_lrpath_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentPa
 
 
 def knob_options(knob: Knob) -> dict[str, Any]:
-    """argparse's options for a knob of a schedule style: from its schema in a plan file."""
+    """Return argparse's options for a parameter of a schedule style, from its schema in a plan file."""
     if knob.schema["type"] == "array":
         count, default = knob.schema["maxItems"], list(knob.default)
         return {"type": float, "nargs": count, "default": default, "metavar": "FRACTION"}
@@ -170,7 +179,7 @@ def knob_options(knob: Knob) -> dict[str, Any]:
 
 
 class TolerantFormatter(argparse.HelpFormatter):
-    """Megatron has help texts with a bare `%`, on which argparse stops."""
+    """Escape a bare `%` in Megatron's help texts, on which argparse fails."""
 
     def _expand_help(self, action: argparse.Action) -> str:
         try:
@@ -191,7 +200,9 @@ ArgumentsProvider = Callable[[argparse.ArgumentParser], argparse.ArgumentParser]
 
 
 def arguments_provider(own: ArgumentsProvider | None = None) -> ArgumentsProvider:
-    """Megatron's `extra_args_provider`: our group, and a script's own arguments (its provider) behind it."""
+    """Return Megatron's `extra_args_provider`: this project's group, and a script's own arguments (its
+    provider) after it.
+    """
 
     def add(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         add_lrpath_arguments(parser)
@@ -204,9 +215,9 @@ def arguments_provider(own: ArgumentsProvider | None = None) -> ArgumentsProvide
 def full_parser(
     own: ArgumentsProvider | None = None, suppress_defaults: bool = False
 ) -> argparse.ArgumentParser:
-    """Megatron's parser with our group and a script's own arguments.
+    """Return Megatron's parser with this project's group and a script's own arguments.
 
-    With `suppress_defaults` it returns only the arguments that are given explicitly.
+    With `suppress_defaults` it returns only explicit arguments.
     """
     from megatron.training.arguments import add_megatron_arguments  # must follow the choice of the device
 
@@ -219,10 +230,10 @@ def full_parser(
 
 
 def explicit_arguments(argv: list[str], own: ArgumentsProvider | None = None) -> dict[str, Any]:
-    """The arguments that `argv` sets, by Megatron's destination names.
+    """Return the arguments that `argv` sets, by Megatron's destination names.
 
     Raises:
-        UserError: unknown arguments or bad values, all of them, a line each.
+        UserError: all unknown arguments and invalid values, a line each.
     """
     given, problems = read_arguments(argv, own)
     raise_all(problems)
@@ -232,7 +243,7 @@ def explicit_arguments(argv: list[str], own: ArgumentsProvider | None = None) ->
 def read_arguments(
     argv: Sequence[str], own: ArgumentsProvider | None = None
 ) -> tuple[dict[str, Any], list[str]]:
-    """The arguments that `argv` sets, and a line for each that the parser does not know or take.
+    """Return the arguments that `argv` sets, and a line for each that the parser rejects.
 
     Prints the help for --help.
     """
@@ -261,7 +272,7 @@ def read_arguments(
 
 
 def split_options(argv: Sequence[str]) -> list[list[str]]:
-    """The words of a command line, each option with those behind it."""
+    """Split a command line into options, each with its values."""
     parts: list[list[str]] = []
     for word in argv:
         if word.startswith("--") or not parts:
@@ -271,9 +282,10 @@ def split_options(argv: Sequence[str]) -> list[list[str]]:
 
 
 def raise_all(problems: Sequence[str], later: Callable[[], Sequence[str]] | None = None) -> None:
-    """Raise one UserError with all problems, a line each; nothing where there is none.
+    """Raise one UserError with all problems, a line each; do nothing if there are none.
 
-    `later` returns those that a later check would find: they come in the same message, and raise nothing alone.
+    `later` returns problems that a later check would find: they are added to the message, but raise nothing
+    alone.
     """
     if problems and later is not None:
         problems = [*problems, *later()]

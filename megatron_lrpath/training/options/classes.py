@@ -1,4 +1,4 @@
-"""The table of arguments applied to a command line: what Megatron, this project, a script or a fork takes."""
+"""The table of arguments applied to a command line: arguments of Megatron, this project, a script or a fork."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from megatron_lrpath.wording import nearest
 
 
 def word(name: str, value: Any) -> str:
-    """An argument that was given as a message names it: with its value where only some values are refused."""
+    """Return the name of an explicit argument for a message, with its value if only some values are refused."""
     argument = find(name)
     shown = argument is not None and (argument.allowed or argument.refused_values)
     return f"{flag(name)} {getattr(value, 'name', value)}" if shown else flag(name)
 
 
 def default_problems(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
-    """Defaults of a script (Megatron's `args_defaults`) that a run with a path has no room for, a line each."""
+    """Return the defaults of a script (Megatron's `args_defaults`) that a run with a path refuses, a line
+    each.
+    """
     return [
         f"{word(name, value)} among the script's args_defaults: {argument.why(PATH)}."
         for name, value in defaults.items()
@@ -30,14 +32,15 @@ def default_problems(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> l
 
 
 def neutral_names(given: Mapping[str, Any]) -> frozenset[str]:
-    """The destinations that --lr-path-neutral names."""
+    """Return the destinations in --lr-path-neutral."""
     return frozenset(name.lstrip("-").replace("-", "_") for name in given.get("lr_path_neutral", ()))
 
 
 def unclassified(given: Mapping[str, Any], own: ArgumentsProvider | None) -> list[str]:
-    """What is wrong with arguments that the table lacks, and with the names that --lr-path-neutral gives.
+    """Return the problems of arguments that the table lacks, and of the names in --lr-path-neutral.
 
-    A script's own arguments, and those that a fork adds to a Megatron of the table's version, belong to the run.
+    A script's own arguments, and those that a fork adds to a Megatron of the table's version, belong to
+    the run.
     """
     problems = _wrong_neutral_names(given, own)
     others = [name for name in given if find(name) is None]
@@ -46,7 +49,7 @@ def unclassified(given: Mapping[str, Any], own: ArgumentsProvider | None) -> lis
             action.dest for action in full_parser()._actions
         }
         problems += [
-            f"{flag(name)}: nobody has classified this argument of Megatron {megatron.core.__version__} (this "
+            f"{flag(name)}: this argument is not classified for Megatron {megatron.core.__version__} (this "
             f"project knows {MEGATRON}), so that it is not known whether a result depends on it; leave it out."
             for name in others
             if name not in ours

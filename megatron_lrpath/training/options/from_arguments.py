@@ -1,4 +1,4 @@
-"""A run described by arguments alone (--lr-path and its companions), for teams with scripts of their own."""
+"""A run described by arguments alone (--lr-path and related options), for teams with their own scripts."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from megatron_lrpath.files import length_problem
 from megatron_lrpath.paradigms import LR_PATH_KINDS, path_form
 from megatron_lrpath.plan.arguments import PATH, START, find, flag, is_neutral
 from megatron_lrpath.plan.runs import run_path
+from megatron_lrpath.schedule import BatchSizes
 from megatron_lrpath.schedule.styles import KNOBS, Schedule
 from megatron_lrpath.training.context import ParentCheckpoint, RunContext
 from megatron_lrpath.training.options.argument_identity import identity_of
@@ -20,7 +21,7 @@ from megatron_lrpath.training.options.classes import neutral_names, unclassified
 
 
 def results_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The explicit arguments that a run's result depends on, as JSON values."""
+    """Return the explicit arguments that a run's result depends on, as JSON values."""
     kept = {name: given[name] for name in sorted(given) if tells(name, given)}
     if given.get("loss_spike_action", "log") != "skip":
         kept = {name: kept[name] for name in kept if not name.startswith("loss_spike_")}
@@ -30,12 +31,12 @@ def results_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
 def argument_context(
     args: Any, given: Mapping[str, Any], own: ArgumentsProvider | None = None
 ) -> RunContext | None:
-    """The context of a run described by --lr-path and its companions; None without --lr-path.
+    """Return the context of a run described by --lr-path and related options; None without --lr-path.
 
-    `own` adds the arguments of a script of its own to the parser.
+    `own` adds the arguments of a user's script to the parser.
 
     Raises:
-        UserError: companions that are missing or contradict each other.
+        UserError: related options are missing or contradict each other.
     """
     if "lr_path" not in given:
         return None
@@ -55,7 +56,8 @@ def argument_context(
         raise UserError(f"--lr-path {args.lr_path}: {error}") from None
     return RunContext(
         kind=args.lr_path,
-        path=path.scaled(args.global_batch_size),
+        path=path,
+        sizes=BatchSizes.constant(args.global_batch_size),
         keep_steps=frozenset(args.lr_path_keep_steps),
         parent=parent,
         identity=identity_of(args, path, full_parser(own)),
@@ -64,7 +66,9 @@ def argument_context(
 
 
 def tells(name: str, given: Mapping[str, Any]) -> bool:
-    """Whether a given argument belongs to the run's identity; of others' those that are not named neutral."""
+    """Return whether an explicit argument belongs to the run's identity; foreign ones do unless declared
+    neutral.
+    """
     argument = find(name)
     if argument is None:
         return name not in neutral_names(given)
@@ -72,7 +76,7 @@ def tells(name: str, given: Mapping[str, Any]) -> bool:
 
 
 def refuse_companions(given: Mapping[str, Any], others: Sequence[str] = ()) -> None:
-    """Stop at arguments that mean nothing without --plan or --lr-path, and at `others`.
+    """Refuse arguments without an effect outside of --plan and --lr-path, and `others`.
 
     Raises:
         UserError: all of them, a line each.
@@ -97,7 +101,7 @@ def refuse_with_path(
     others: Sequence[str] = (),
     later: Callable[[], Sequence[str]] | None = None,
 ) -> None:
-    """Stop at arguments that a run by --lr-path has no room for, and at `others`; for `later` see `raise_all`.
+    """Refuse arguments that a run by --lr-path does not allow, and `others`; for `later` see `raise_all`.
 
     Raises:
         UserError: all of them, a line each.
@@ -116,9 +120,9 @@ def refuse_with_path(
 
 
 def incomplete(given: Mapping[str, Any]) -> list[str]:
-    """What a run by --lr-path lacks, and what of it contradicts itself, a line each.
+    """Return the missing and contradicting arguments of a run by --lr-path, a line each.
 
-    `given` are parsed arguments; those that are not given may be missing.
+    `given` are parsed arguments; omitted ones can be missing.
     """
     problems = []
     if not given.get("save"):
@@ -134,7 +138,7 @@ def incomplete(given: Mapping[str, Any]) -> list[str]:
 
 
 def parent_problems(given: Mapping[str, Any]) -> list[str]:
-    """What is wrong with --lr-path-parent and --lr-path-parent-step."""
+    """Return the problems of --lr-path-parent and --lr-path-parent-step."""
     kind = given["lr_path"]
     there = [given.get(name) is not None for name in ("lr_path_parent", "lr_path_parent_step")]
     if LR_PATH_KINDS[kind].needs_parent and not all(there):
@@ -148,7 +152,7 @@ def parent_problems(given: Mapping[str, Any]) -> list[str]:
 
 
 def end_problems(given: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the step at which the run ends, from --lr-path-decay-iters or --train-iters."""
+    """Return the problems of the run's last step, from --lr-path-decay-iters or --train-iters."""
     first = given.get("lr_path_parent_step") or 0
     length, end = given.get("lr_path_decay_iters"), given.get("train_iters")
     by_length = None if length is None else first + length

@@ -1,4 +1,4 @@
-"""The Megatron arguments that follow from the machine: kernels, the device of a rank, overlap of communication."""
+"""Megatron arguments that follow from the machine: kernels, the device of a rank, overlap of communication."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from megatron_lrpath.console import say
+from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan.arguments import flag
 from megatron_lrpath.plan.needs import ENGINE, PLAIN, refuse, unmet
 from megatron_lrpath.training import environment
+from megatron_lrpath.training.gpu import measures
 from megatron_lrpath.training.session import Session
+
+CROSS_ENTROPY_FUSION = "cross_entropy_loss_fusion"
 
 
 def set_machine_flags(args: Any, explicit: Mapping[str, Any], session: Session) -> None:
-    """Set what follows from the device and the installed libraries.
+    """Set the arguments that follow from the device and the installed libraries.
 
     Args:
         args: Megatron's arguments, parsed and not validated.
@@ -21,7 +26,7 @@ def set_machine_flags(args: Any, explicit: Mapping[str, Any], session: Session) 
         session: its device and context.
 
     Raises:
-        UserError: arguments ask for what is not there, all of them in one message.
+        UserError: arguments require something that is missing; all of them in one message.
     """
     have = environment.available(session.device, session.is_packed)
     if session.context is None:
@@ -43,7 +48,9 @@ def set_machine_flags(args: Any, explicit: Mapping[str, Any], session: Session) 
         setattr(args, name, value)
     if session.device == "cuda":
         args.local_rank = environment.device_number(args.local_rank)
-        overlap_communication(args, turned_off(session))
+        off = turned_off(session)
+        overlap_communication(args, off)
+        session.kernels = choose_kernels(args, off, is_run=session.context is not None)
     elif "num_workers" not in explicit:
         args.num_workers = 0  # reading memory-mapped tokens needs no process of its own
     if args.tensor_model_parallel_size > 1 or args.context_parallel_size > 1:
@@ -64,10 +71,10 @@ def take_over_saving(args: Any) -> None:
 
 
 def overlap_communication(args: Any, off: frozenset[str] = frozenset()) -> None:
-    """Overlap the gradients' reduction and the weights' gathering with the computation, where there are any.
+    """Overlap the reduction of gradients and the gathering of weights with the computation, if there are any.
 
-    This is decided here alone, for every launcher. It needs more than one data-parallel rank and the
-    distributed optimizer of Adam. `off` are the arguments that the plan sets to false.
+    Only this function decides that, for every launcher. It requires several data-parallel ranks and the
+    distributed optimizer with Adam. `off` are the arguments that the plan sets to false.
     """
     model = args.tensor_model_parallel_size * args.pipeline_model_parallel_size * args.context_parallel_size
     if args.world_size <= model or not args.use_distributed_optimizer or args.optimizer != "adam":
@@ -80,12 +87,56 @@ def overlap_communication(args: Any, off: frozenset[str] = frozenset()) -> None:
         args.overlap_param_gather = True
 
 
+def choose_kernels(args: Any, off: frozenset[str], is_run: bool) -> frozenset[str]:
+    """The kernels of --gpu-kernels that this training uses; rank 0 prints them.
+
+    Where liger's cross-entropy cannot be used, a run in bf16 takes Megatron's fused one, unless the plan sets
+    cross_entropy_loss_fusion to false (`off`). Plain Megatron (not `is_run`) has only what it asks for.
+
+    Raises:
+        UserError: a kernel that is asked for cannot be used.
+    """
+    wanted = args.gpu_kernels
+    if wanted is None and not is_run:
+        return frozenset()
+    kernels, why = measures.choose(wanted, measures.Setting(args, environment.fused_optimizer()))
+    if wanted is not None:
+        refuse_kernels(why)
+    elif measures.CROSS_ENTROPY in why and is_fusion_possible(args) and CROSS_ENTROPY_FUSION not in off:
+        args.cross_entropy_loss_fusion = True
+    if os.environ.get("RANK", "0") == "0":
+        say(measures.summary(kernels, why, args.cross_entropy_loss_fusion))
+    args.gpu_kernels = sorted(kernels) or [measures.NONE]  # for the lineage
+    return kernels
+
+
+def is_fusion_possible(args: Any) -> bool:
+    """Whether Megatron's fused cross-entropy can be used: its gradient is in bf16, and its order of sums is open."""
+    return bool(args.bf16) and not args.deterministic_mode
+
+
+def refuse_kernels(why: Mapping[str, str]) -> None:
+    """Refuse the kernels that are asked for and cannot be used.
+
+    Raises:
+        UserError: there are any; all of them, a line each.
+    """
+    if why:
+        lines = [f"- --gpu-kernels {name}: {text}" for name, text in why.items()]
+        raise UserError(
+            "these kernels cannot be used:\n"
+            + "\n".join(lines)
+            + "\nLeave them out, or leave --gpu-kernels out to "
+            "use all that can be used (docs/gpus.md)."
+        )
+
+
 def turned_off(session: Session) -> frozenset[str]:
-    """The overlaps that the plan sets to false; a command line has no word for that."""
+    """Return the measures of this module that the plan sets to false; a command line cannot set that."""
     context = session.context
     if context is None or context.plan is None:
         return frozenset()
     plan = context.plan
     given = {**plan.model.overrides, **(plan.sft_megatron if session.is_packed else plan.megatron)}
-    names = ("overlap_grad_reduce", "overlap_param_gather")
+    names = ("overlap_grad_reduce", "overlap_param_gather", CROSS_ENTROPY_FUSION)
     return frozenset(name for name in names if given.get(name, given.get(name.replace("_", "-"))) is False)

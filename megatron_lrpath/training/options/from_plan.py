@@ -27,7 +27,7 @@ from megatron_lrpath.training.options.from_arguments import results_arguments
 
 
 def tokenizer_flags(plan: Plan) -> list[str]:
-    """Megatron's arguments of the plan's tokenizer, the same for every run."""
+    """Return Megatron's arguments of the plan's tokenizer, the same for every run."""
     tokenizer = plan.tokenizer
     flags = ["--tokenizer-type", tokenizer.type]
     if tokenizer.model is not None:
@@ -38,23 +38,23 @@ def tokenizer_flags(plan: Plan) -> list[str]:
 
 
 def output_flags(plan: Plan, run: Run) -> list[str]:
-    """Where Megatron writes: checkpoints and TensorBoard's files in the run's folder."""
+    """Return Megatron's output folders: checkpoints and TensorBoard's files in the run's folder."""
     folder = RunFolder(plan.folder(run))
     return ["--save", str(folder.checkpoints), "--tensorboard-dir", str(folder.tensorboard)]
 
 
 def batch_flags(batch: Batch) -> list[str]:
-    """The size of a batch and of its samples."""
+    """Return the sizes of a batch and of its samples."""
     sizes = {"global-batch-size": batch.global_batch_size, "micro-batch-size": batch.micro_batch_size}
     sizes["seq-length"] = batch.seq_length
     return [word for name, size in sizes.items() for word in (f"--{name}", str(size))]
 
 
 def sft_flags(plan: Plan, run: Run) -> dict[str, list[str]]:
-    """The Megatron arguments of a fine-tuning, by the plan's key.
+    """Return the Megatron arguments of a fine-tuning, by the plan's key.
 
-    The loss is the mean over the answer tokens of the whole batch, however they are spread over micro-batches
-    and ranks.
+    The loss is the mean over the answer tokens of the whole batch, regardless of their distribution over
+    micro-batches and ranks.
     """
     sft = plan.sft
     assert sft is not None
@@ -75,7 +75,9 @@ def sft_flags(plan: Plan, run: Run) -> dict[str, list[str]]:
 
 
 def max_positions(plan: Plan) -> int | None:
-    """Positions of the model: as many as in pre-training, or as a longer sample needs; None where the plan says."""
+    """Return the positions of the model: as in pre-training, or as a longer sample needs; None if the plan
+    sets them.
+    """
     assert plan.sft is not None
     model = resolve_model(plan.model)
     given = {**model, **plan.megatron}.get("max_position_embeddings")
@@ -102,7 +104,7 @@ PLAN_DEFAULTS: dict[str, Any] = {
 
 
 def plan_flags(plan: Plan, run: Run) -> dict[str, list[str]]:
-    """The Megatron arguments that a plan sets for a run, by the plan's key."""
+    """Return the Megatron arguments that a plan sets for a run, by the plan's key."""
     if run.is_sft:
         return sft_flags(plan, run)
     own = plan.megatron_of(run)
@@ -124,13 +126,13 @@ def plan_flags(plan: Plan, run: Run) -> dict[str, list[str]]:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run of a plan that a command line names, and the Megatron arguments that follow.
+    """A run of a plan that a command line names, and the resulting Megatron arguments.
 
     Attributes:
         plan, run: the plan and the run in it.
         given: the explicit arguments of the command line, by destination.
         planned: the arguments that the plan sets, by destination.
-        flags: the same as they precede the command line.
+        flags: the same in the form that precedes the command line.
     """
 
     plan: Plan
@@ -147,15 +149,16 @@ class PlannedRun:
         others: Sequence[str] = (),
         later: Callable[..., Sequence[str]] | None = None,
     ) -> PlannedRun:
-        """The run that the explicit arguments `given` name, --plan among them.
+        """Return the run that the explicit arguments `given` name, --plan among them.
 
-        The command line may override what leaves the result alone (layout, logging, saving), nothing else.
-        `own` adds the arguments of a script of its own; `others` are problems that come in the same message,
-        as are those of `later` (see `raise_all`), which takes the flags of the plan where the run is known.
+        The command line can override arguments that do not change the result (layout, logging, saves),
+        nothing else. `own` adds the arguments of a user's script; `others` are problems for the same
+        message, and so are those of `later` (see `raise_all`), which takes the flags of the plan if the run
+        is known.
 
         Raises:
-            UserError: an argument contradicts the plan, or would change what the plan alone decides; --paradigm or
-                --run is missing; the plan has no such run.
+            UserError: an argument contradicts the plan, or would change what only the plan decides; --paradigm or --run
+                is missing; the plan has no such run.
         """
         plan = load_plan(given["plan"])
         missing = [f"--{name}" for name in ("paradigm", "run") if name not in given]
@@ -177,7 +180,7 @@ class PlannedRun:
         return planned_run
 
     def problems(self, own: ArgumentsProvider | None = None) -> list[str]:
-        """What is wrong with the arguments of the command line, a line each."""
+        """Return the problems of the command line's arguments, a line each."""
         found: list[str] = []
         for key, part in plan_flags(self.plan, self.run).items():
             found += contradictions(self.given, explicit_arguments(part), f"{self.plan.path}, whose `{key}`")
@@ -186,17 +189,19 @@ class PlannedRun:
 
     @property
     def explicit(self) -> dict[str, Any]:
-        """The arguments that the plan or the command line sets."""
-        return {**self.planned, **self.given}
+        """Return the arguments that the plan or the command line sets, including defaults that the plan disables."""
+        chosen = {} if self.run.is_sft else self.plan.megatron
+        off = {name: False for name in PLAN_DEFAULTS if chosen.get(name) is False}
+        return {**off, **self.planned, **self.given}
 
     def context(self, verify: bool | None = None) -> RunContext:
-        """The run's context.
+        """Return the run's context.
 
         Args:
             verify: whether to compare the data with their fingerprints; None: in one process of a node.
 
         Raises:
-            UserError: the data are missing, changed, not prepared, or of another tokenizer.
+            UserError: the data are missing, changed, not prepared, or made with another tokenizer.
         """
         plan, run = self.plan, self.run
         verify = local_rank() == 0 if verify is None else verify
@@ -206,7 +211,8 @@ class PlannedRun:
             parent = ParentCheckpoint(folder.checkpoints, run.parent.step, weights_only=run.is_sft)
         context = RunContext(
             kind=run.kind,
-            path=run.path.scaled(plan.batch_of(run).global_batch_size),
+            path=run.path,
+            sizes=plan.sizes_of(run),
             keep_steps=frozenset(run.keep_steps),
             parent=parent,
             identity=run_identity(plan, run),
@@ -233,23 +239,23 @@ class PlannedRun:
 
     @property
     def beside(self) -> dict[str, Any]:
-        """The arguments of the command line that a result depends on, beside the plan's."""
+        """Return the arguments of the command line that a result depends on, in addition to the plan's."""
         found = results_arguments(self.given)
         return {name: value for name, value in found.items() if name not in self.planned}
 
 
 def with_arguments(plan: Plan, run: Run, extra: Sequence[str]) -> PlannedRun:
-    """A run of a plan as it is started with these Megatron arguments; nothing but their form is checked.
+    """Return a run of a plan as started with these Megatron arguments; only their form is checked.
 
     Raises:
-        UserError: Megatron has no such argument, or it does not take such a value.
+        UserError: Megatron has no such argument, or rejects its value.
     """
     flags = [word for part in plan_flags(plan, run).values() for word in part]
     return PlannedRun(plan, run, explicit_arguments(list(extra)), explicit_arguments(flags), flags)
 
 
 def contradictions(given: Mapping[str, Any], planned: Mapping[str, Any], where: str) -> list[str]:
-    """The arguments of the command line that the plan sets otherwise."""
+    """Return the arguments of the command line that contradict the plan."""
     return [
         f"{flag(name)} {given[name]} contradicts {where} makes it {value}. "
         "Change the plan (and its `output`), or leave the argument out."
@@ -259,13 +265,13 @@ def contradictions(given: Mapping[str, Any], planned: Mapping[str, Any], where: 
 
 
 def refused_in_any_run(given: Mapping[str, Any], plan: Plan) -> list[str]:
-    """The arguments that the plan leaves no room for, whichever run is meant."""
+    """Return the arguments that the plan does not allow for any run."""
     others = {name: given[name] for name in given if (row := find(name)) is not None and row.plan != SET}
     return refused(others, plan)
 
 
 def refused(given: Mapping[str, Any], plan: Plan) -> list[str]:
-    """The arguments of the command line that a plan leaves no room for."""
+    """Return the arguments of the command line that a plan does not allow."""
     problems = []
     for name, value in given.items():
         argument = find(name)
@@ -281,7 +287,7 @@ def refused(given: Mapping[str, Any], plan: Plan) -> list[str]:
 
 
 def apply_defaults(args: Any, given: Mapping[str, Any]) -> None:
-    """Set a planned run's defaults, where neither the plan nor the command line says otherwise."""
+    """Set a planned run's defaults, unless the plan or the command line sets them."""
     for name, value in PLAN_DEFAULTS.items():
         if name not in given and (name != "use_distributed_optimizer" or args.optimizer in OF_MEGATRON):
             setattr(args, name, value)

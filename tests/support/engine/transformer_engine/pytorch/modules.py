@@ -1,4 +1,4 @@
-"""Linear layers and norms, for one tensor-parallel rank."""
+"""Linear layers and norms; tensor-parallel ranks share out the linear layers, without sequence parallelism."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch.nn.parameter import Parameter
 
 from transformer_engine.pytorch.extra_state import ExtraState
+from transformer_engine.pytorch.parallel import Copied, Summed
 
 
 def parallel(parameter: Parameter, dimension: int) -> None:
@@ -34,13 +35,20 @@ class _Product(ExtraState):
         return_bias: bool = False,
         parallel_mode: str | None = None,
         tp_size: int = 1,
+        tp_group: Any = None,
+        sequence_parallel: bool = False,
         fuse_wgrad_accumulation: bool = False,
         **_: Any,
     ) -> None:
         super().__init__()
-        if tp_size > 1 or fuse_wgrad_accumulation:
-            raise NotImplementedError("the stand-in knows one tensor-parallel rank, and no fused gradients")
+        if fuse_wgrad_accumulation or (tp_size > 1 and sequence_parallel):
+            raise NotImplementedError("the stand-in has neither fused gradients nor sequence parallelism")
         self.parallel_mode, self.return_bias = parallel_mode, return_bias
+        self.tp_group = tp_group if tp_size > 1 else None
+        if parallel_mode == "column":
+            out_features //= tp_size
+        elif parallel_mode == "row":
+            in_features //= tp_size
         self.weight = Parameter(torch.empty(out_features, in_features, dtype=params_dtype, device=device))
         if init_method is not None:
             with torch.no_grad():
@@ -50,10 +58,15 @@ class _Product(ExtraState):
             parallel(self.weight, 0 if parallel_mode == "column" else 1)
 
     def product(self, inputs: torch.Tensor) -> Any:
-        """The product with the weight; the bias added, or beside it."""
+        """The product with the weight, over all ranks; the bias added, or next to it."""
+        if self.tp_group is not None and self.parallel_mode == "column":
+            inputs = Copied.apply(inputs, self.tp_group)
+        outputs = F.linear(inputs, self.weight)
+        if self.tp_group is not None and self.parallel_mode == "row":
+            outputs = Summed.apply(outputs, self.tp_group)
         if self.return_bias:
-            return F.linear(inputs, self.weight), self.bias
-        return F.linear(inputs, self.weight, self.bias)
+            return outputs, self.bias
+        return outputs if self.bias is None else outputs + self.bias
 
 
 class Linear(_Product):

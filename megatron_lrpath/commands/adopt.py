@@ -1,0 +1,160 @@
+"""`lrpath adopt`: the checkpoint of another training becomes the beginning of a plan's main path."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_lrpath.commands.options import add_plan, count_from
+from megatron_lrpath.console import quiet
+from megatron_lrpath.errors import UserError
+
+if TYPE_CHECKING:
+    from megatron_lrpath.plan import Plan
+    from megatron_lrpath.training.adoption import Trained
+    from megatron_lrpath.upkeep.adopt import Adoption
+
+HELP = "begin a main path with the checkpoint of a model that plain Megatron trained at a constant rate"
+EXAMPLE = "lrpath adopt plan.yaml --checkpoint old/checkpoints --step 120000"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The plan, the checkpoint, and what it was trained on."""
+    add_plan(parser)
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="the other training's folder of checkpoints (it is only read), or a folder of tools/import_hf.py",
+    )
+    parser.add_argument(
+        "--step", type=count_from(1), metavar="S", help="the checkpoint's step (default: the newest one)"
+    )
+    parser.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="SLICE",
+        help="a slice, in the plan's folder of slices, that it was trained on; may be repeated (default: unknown)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done, write nothing")
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Check, copy and record; 0."""
+    quiet()
+    from megatron_lrpath.plan import load_plan
+    from megatron_lrpath.runs.checkpoints import RELEASE, latest_step
+    from megatron_lrpath.upkeep.adopt import carry_out
+    from megatron_lrpath.upkeep.quiet import at_rest
+
+    plan = load_plan(args.plan)
+    if not args.checkpoint.is_dir():
+        raise UserError(f"--checkpoint {args.checkpoint}: there is no such folder")
+    step = args.step or latest_step(args.checkpoint)
+    if (args.checkpoint / RELEASE).is_dir() and step is None:
+        return imported(plan, args)
+    if step is None:
+        raise UserError(f"--checkpoint {args.checkpoint}: it has no complete checkpoint")
+    if args.dry_run:
+        adoption, trained = prepared(plan, args.checkpoint, step, args.data)
+        tell(adoption, trained)
+        print("nothing was written (--dry-run)")
+        return 0
+    Path(plan.output).mkdir(parents=True, exist_ok=True)
+    with at_rest(plan):
+        adoption, trained = prepared(plan, args.checkpoint, step, args.data)
+        if adoption.is_done:
+            print(f"nothing to do: {adoption.root} has the adopted checkpoint of step {step:,} already")
+            return 0
+        tell(adoption, trained)
+        carry_out(adoption)
+    print(f"next: lrpath plan {shlex.quote(str(plan.path))}")
+    return 0
+
+
+def prepared(plan: Plan, root: Path, step: int, data: list[str]) -> tuple[Adoption, Trained]:
+    """The adoption, checked. UserError where the checkpoint does not fit."""
+    from megatron_lrpath.runs.checkpoints import checkpoint_folder
+    from megatron_lrpath.training import device
+    from megatron_lrpath.upkeep.adopt import prepare, require_flat, require_rate
+
+    require_flat(checkpoint_folder(root, step))
+    device.activate("cpu")
+    from megatron_lrpath.training.adoption import examine  # imports Megatron, after the device is chosen
+
+    trained = examine(plan, checkpoint_folder(root, step), step)
+    adoption = prepare(plan, root, step, trained.samples, data)
+    require_rate(adoption, trained.rate)
+    return adoption, trained
+
+
+def tell(adoption: Adoption, trained: Trained) -> None:
+    """Print what is adopted and where the main path goes on."""
+    from megatron_lrpath.wording import listing, plural, short_number
+
+    plan, adopted = adoption.plan, adoption.adopted
+    tokens = short_number(adopted.samples * plan.batch.seq_length)
+    data = listing(list(adopted.data)) if adopted.data else "unknown"
+    print(
+        f"{adoption.source}: step {adopted.step:,}, {adopted.samples:,} samples, {tokens} tokens; data: {data}"
+    )
+    print(f"  copied to {adoption.root}; the original stays as it is")
+    print(
+        f"{plan.path}: the main path goes on from step {adopted.step:,} at {trained.rate:g} with "
+        f"{plan.versions[0].name}; its costs count from there; ptfs and cpt cannot be trained"
+    )
+    for note in trained.notes:
+        print(f"  differs: {note}")
+    first = plan.runs("ours")[1]
+    print(f"  {first.name} leaves it at step {first.first_step:,}, {plural(first.steps, 'step')} long")
+
+
+def imported(plan: Plan, args: argparse.Namespace) -> int:
+    """Let the plan's runs start from the weights of an imported folder, which have no step and no optimizer state."""
+    from megatron_lrpath.files import atomic_write_bytes
+    from megatron_lrpath.plan.file.edit import with_key
+    from megatron_lrpath.runs.checkpoints import has_begun
+    from megatron_lrpath.runs.folder import RunFolder
+    from megatron_lrpath.training import device
+
+    if args.step or args.data:
+        raise UserError(
+            f"--checkpoint {args.checkpoint}: imported weights have no step and no slices; leave --step and --data out"
+        )
+    if has_begun(RunFolder(plan.folder(plan.main)).checkpoints):
+        raise UserError(
+            f"{plan.folder(plan.main)}: trained already; give {plan.path} another `output` to begin with other weights"
+        )
+    device.activate("cpu")
+    from megatron_lrpath.training.adoption import (
+        examine_weights,  # imports Megatron, after the device is chosen
+    )
+
+    examine_weights(plan, args.checkpoint)
+    if plan.megatron.get("pretrained_checkpoint") == str(args.checkpoint):
+        print(f"nothing to do: {plan.path} starts from {args.checkpoint} already")
+        return 0
+    text = plan.path.read_bytes().decode("utf-8-sig")
+    new = with_key(plan.path, text, "megatron", plan_megatron(plan, text, str(args.checkpoint)))
+    print(f"{plan.path}: runs without a parent start from {args.checkpoint} at step 0; its data are unknown")
+    if args.dry_run:
+        print("nothing was written (--dry-run)")
+        return 0
+    atomic_write_bytes(plan.path.resolve(), new.encode())
+    print(f"next: lrpath plan {shlex.quote(str(plan.path))}")
+    return 0
+
+
+def plan_megatron(plan: Plan, text: str, folder: str) -> dict[str, str]:
+    """The plan's new key `megatron`. UserError with the line to add where the plan has one already."""
+    from megatron_lrpath.plan.file.source import parse_source, plain
+
+    if "megatron" in plain(parse_source(plan.path, text).root):
+        raise UserError(
+            f"{plan.path}: add `pretrained_checkpoint: {folder}` to its `megatron`, and call again"
+        )
+    return {"pretrained_checkpoint": folder}

@@ -1,0 +1,179 @@
+"""The pages of a Parquet file, by their headers: how much memory a reader will need, before it unpacks one.
+
+Parquet's readers unpack a page whole, whatever its header says (2 GiB at most). The footer, which has sizes, too, is
+written by the same hand and compared with nothing. A header is a Thrift structure in the compact protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+PAGE_BYTES = 1 << 29  # unpacked: of a page at most
+HEADER_BYTES = 1 << 12, 1 << 24  # read at first, and at most: the latter is pyarrow's own limit
+DICTIONARY = 2  # of the types of pages
+_DEPTH = 16  # of structures in each other
+_TYPE, _UNPACKED, _PACKED = 1, 2, 3  # the first fields of a header
+
+
+class PageError(ValueError):
+    """The pages of a file cannot be read, or one is too large; the text says why."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page: its type, and its size in bytes as it is read and as it lies in the file."""
+
+    kind: int
+    unpacked: int
+    packed: int
+
+
+def longest_dictionary(metadata: Any, raw: BinaryIO, columns: Collection[str]) -> int:
+    """The bytes of the longest dictionary of some columns: any value may be that long. 0 where there is none.
+
+    Args:
+        metadata: pyarrow's, of the file that is open as `raw`.
+        columns: top-level names.
+
+    Raises:
+        PageError: a page of theirs is longer than `PAGE_BYTES`, or not a page.
+    """
+    longest = 0
+    for group in range(metadata.num_row_groups):
+        for number in range(metadata.num_columns):
+            column = metadata.row_group(group).column(number)
+            path = column.path_in_schema
+            if not any(path == name or path.startswith(f"{name}.") for name in columns):
+                continue
+            for page in pages(raw, _begin(column), column.total_compressed_size):
+                if page.unpacked > PAGE_BYTES:
+                    raise PageError(
+                        f"row group {group + 1} has a page of {page.unpacked:,} bytes in the column "
+                        f"{path}, which are unpacked at once; {PAGE_BYTES:,} are the most. Write the "
+                        "file again with smaller pages, for example with pyarrow: "
+                        "write_table(…, row_group_size=100, write_batch_size=10)"
+                    )
+                if page.kind == DICTIONARY:
+                    longest = max(longest, page.unpacked)
+    return longest
+
+
+def _begin(column: Any) -> int:
+    """Where the first page of a column lies, as pyarrow decides it."""
+    data, dictionary = int(column.data_page_offset), column.dictionary_page_offset
+    return int(dictionary) if dictionary and 0 < dictionary < data else data
+
+
+def pages(raw: BinaryIO, begin: int, length: int) -> Iterator[Page]:
+    """The pages of a column's stretch of a file, which takes `length` bytes from `begin` on.
+
+    Raises:
+        PageError: something else is there.
+    """
+    end = begin + length
+    while begin < end:
+        page, header = _page(raw, begin)
+        yield page
+        begin += header + page.packed
+
+
+def _page(raw: BinaryIO, begin: int) -> tuple[Page, int]:
+    """The page at `begin`, and the bytes of its header."""
+    for size in HEADER_BYTES:
+        raw.seek(begin)
+        content = raw.read(size)
+        try:
+            header = _Compact(content)
+            fields = header.structure()
+        except IndexError:  # longer than what was read
+            continue
+        sizes = [fields.get(name) for name in (_TYPE, _UNPACKED, _PACKED)]
+        if any(type(one) is not int or not 0 <= one < 2**31 for one in sizes):
+            raise PageError(f"there is no page at byte {begin:,}")
+        return Page(*sizes), header.position  # type: ignore[arg-type]
+    raise PageError(f"there is no page at byte {begin:,}")
+
+
+class _Compact:
+    """Reads a Thrift structure; of its fields the numbers are kept. Raises IndexError where the content ends."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+        self.position = 0
+        number = self._number
+        self._values: dict[int, Callable[[int], Any]] = {
+            1: lambda depth: True,
+            2: lambda depth: False,
+            3: lambda depth: self._skip(1),
+            4: lambda depth: number(),
+            5: lambda depth: number(),
+            6: lambda depth: number(),
+            7: lambda depth: self._skip(8),
+            8: lambda depth: self._skip(self._varint()),
+            9: self._list,
+            10: self._list,
+            11: self._map,
+            12: self.structure,
+        }
+
+    def structure(self, depth: int = 0) -> dict[int, Any]:
+        """The fields of a structure by their number."""
+        if depth > _DEPTH:
+            raise PageError("a page's header is nested too deep")
+        found: dict[int, Any] = {}
+        name = 0
+        while kind := self._byte():
+            name = name + (kind >> 4) if kind >> 4 else self._number()
+            found[name] = self._value(kind & 15, depth)
+        return found
+
+    def _value(self, kind: int, depth: int) -> Any:
+        if kind not in self._values:
+            raise PageError("a page's header is damaged")
+        return self._values[kind](depth + 1)
+
+    def _byte(self) -> int:
+        self.position += 1
+        return self.content[self.position - 1]
+
+    def _skip(self, count: int) -> None:
+        self.position += count
+        if self.position > len(self.content):
+            raise IndexError
+
+    def _varint(self) -> int:
+        value = shift = 0
+        while True:
+            byte = self._byte()
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value
+            shift += 7
+            if shift > 63:
+                raise PageError("a page's header is damaged")
+
+    def _number(self) -> int:
+        value = self._varint()
+        return (value >> 1) ^ -(value & 1)
+
+    def _list(self, depth: int) -> None:
+        head = self._byte()
+        count = self._varint() if head >> 4 == 15 else head >> 4
+        self._elements(count, (head & 15,), depth)
+
+    def _map(self, depth: int) -> None:
+        if count := self._varint():
+            head = self._byte()
+            self._elements(count, (head >> 4, head & 15), depth)
+
+    def _elements(self, count: int, kinds: tuple[int, ...], depth: int) -> None:
+        if count > len(self.content):
+            raise PageError("a page's header is damaged")
+        for _ in range(count):
+            for kind in kinds:
+                if kind in (1, 2):  # in a list a byte, in a field a part of its head
+                    self._skip(1)
+                else:
+                    self._value(kind, depth)

@@ -1,0 +1,139 @@
+"""Whether the checkpoint of another training fits a plan's main path: model, optimizer, tokenizer, rate, samples.
+
+Imports Megatron: activate the device first.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron.training.arguments import parse_args
+
+from megatron_lrpath.checkpoints.reader import load_common
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.plan import Plan
+from megatron_lrpath.tokenizers.prints import TokenizerSpec
+from megatron_lrpath.training.checkpoints import parent as parents
+from megatron_lrpath.training.options.argument_identity import DATA, FILES, STABLE
+from megatron_lrpath.training.options.arguments import arguments_provider
+from megatron_lrpath.training.options.from_plan import PlannedRun, apply_defaults
+
+DERIVED = ("ffn_hidden_size", "kv_channels")  # Megatron's validation computes them where nothing is given
+TOKENIZER = ("tokenizer_type", "vocab_size")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a checkpoint of another training has behind it.
+
+    `samples` are those consumed, `rate` is that of the next step (None where the checkpoint does not say). `notes` are
+    settings in which the main path differs from it, a clause each.
+    """
+
+    samples: int
+    rate: float | None
+    notes: tuple[str, ...]
+
+
+def main_arguments(path: Path) -> Any:
+    """Megatron's arguments of the main path of the plan `path`, as they are before they are validated."""
+    os.environ.setdefault("RANK", "0")
+    os.environ.setdefault("WORLD_SIZE", "1")
+    planned = PlannedRun.read({"plan": path, "paradigm": "ours", "run": "main"})
+    sys.argv[1:] = planned.flags
+    args = parse_args(arguments_provider())
+    apply_defaults(args, planned.explicit)
+    return args
+
+
+def examine(plan: Plan, folder: Path, step: int) -> Trained:
+    """Compare the checkpoint of `step` in `folder` (of that step alone) with the plan's main path.
+
+    Raises:
+        UserError: it is of another model, tokenizer or optimizer, or it is not what its name says.
+    """
+    common = load_common(folder)
+    stored, args = parents.model_arguments(common, folder), main_arguments(plan.path)
+    if common.get("iteration") != step:
+        raise UserError(
+            f"{folder}: holds step {common.get('iteration')}; give --step {common.get('iteration')}"
+        )
+    for name in DERIVED:
+        if getattr(args, name, None) is None:
+            setattr(args, name, getattr(stored, name, None))
+    free = ("global_batch_size", *TOKENIZER, *(["vocab_size"] if args.vocab_size is None else []))
+    wrong = parents.differences(stored, args, free) + tokenizer_problems(plan, stored)
+    if wrong:
+        raise UserError(
+            f"{folder}: does not fit {plan.path}: {'; '.join(wrong)}. Give the plan the model, the tokenizer and the "
+            "seq_length that the checkpoint was trained with."
+        )
+    parents.check_optimizer(args, stored, str(folder))
+    samples = getattr(stored, "consumed_train_samples", 0)
+    if not isinstance(samples, int) or samples < 1:
+        raise UserError(f"{folder}: does not say how many samples it was trained on; it cannot be adopted")
+    return Trained(samples, rate_of(common), tuple(other_settings(stored, args)))
+
+
+def tokenizer_problems(plan: Plan, stored: Any) -> list[str]:
+    """Why the plan's tokenizer is not the checkpoint's, a clause each; the files are compared where both are there."""
+    theirs, ours = TokenizerSpec.of_arguments(stored), TokenizerSpec.of_plan(plan)
+    if theirs.kind != ours.kind:
+        return [f"its tokenizer is {theirs.kind}, the plan's {ours.kind}"]
+    if theirs.model is None or not Path(theirs.model).exists():
+        if theirs.vocab_size and ours.vocab_size and theirs.vocab_size != ours.vocab_size:
+            return [f"its tokenizer has {theirs.vocab_size} tokens, the plan's {ours.vocab_size}"]
+        return []
+    before, now = theirs.facts, ours.facts
+    return [
+        f"its tokenizer has another {name} ({theirs.model}, the plan's {ours.model})"
+        for name in ("vocabulary", "probes", "vocab_size")
+        if name in before and name in now and before[name] != now[name]
+    ][:1]
+
+
+def rate_of(common: Mapping[str, Any]) -> float | None:
+    """The rate of the next step, from the optimizer's parameter groups."""
+    groups = list(parameter_groups(common.get("optimizer")))
+    chosen = [group for group in groups if group.get("default_config")] or groups
+    rate = chosen[0].get("lr") if chosen else None
+    return None if rate is None else float(rate)
+
+
+def parameter_groups(value: Any) -> Iterator[Mapping[str, Any]]:
+    """The parameter groups in an optimizer's state, however it is nested."""
+    if not isinstance(value, Mapping):
+        return
+    for name, inner in value.items():
+        if name == "param_groups" and isinstance(inner, list):
+            yield from (group for group in inner if isinstance(group, Mapping))
+        else:
+            yield from parameter_groups(inner)
+
+
+def other_settings(stored: Any, args: Any) -> Iterator[str]:
+    """Settings of the training in which the two differ, a clause each."""
+    for name in sorted((STABLE - DATA - FILES - set(TOKENIZER)) | {"weight_decay", "global_batch_size"}):
+        before, now = (copy.copy(getattr(one, name, None)) for one in (stored, args))
+        if hasattr(stored, name) and before != now and name not in ("split", "dataloader_type", "optimizer"):
+            yield f"{name} was {before}, is {now}"
+
+
+def examine_weights(plan: Plan, root: Path) -> None:
+    """Compare an imported folder's weights with the plan's model and tokenizer; raises UserError with what differs."""
+    folder = parents.weights_folder(root)
+    stored, args = parents.stored_arguments(folder), main_arguments(plan.path)
+    for name in DERIVED:
+        if getattr(args, name, None) is None:
+            setattr(args, name, getattr(stored, name, None))
+    wrong = parents.differences(stored, args, (*parents.FREE, *TOKENIZER)) + tokenizer_problems(plan, stored)
+    if wrong:
+        raise UserError(
+            f"{folder}: does not fit {plan.path}: {'; '.join(wrong)}. Give the plan the lines of {root / 'plan.yaml'}."
+        )

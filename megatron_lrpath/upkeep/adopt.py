@@ -1,0 +1,211 @@
+"""The checkpoint of another training becomes the beginning of a main path: checked, copied, recorded.
+
+The plan names it before the copy gets its name, so that a run without the plan's entry never starts from it. Killed
+anywhere, the same call completes it. The checkpoint that is copied is only read.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_lrpath.data.identity import trainer_facts
+from megatron_lrpath.data.slice import Slice, slice_path
+from megatron_lrpath.errors import UserError
+from megatron_lrpath.files import atomic_write_bytes, sync_folder
+from megatron_lrpath.plan import Plan, run_identity
+from megatron_lrpath.plan.file.edit import with_key
+from megatron_lrpath.plan.file.keys import UNKNOWN
+from megatron_lrpath.plan.file.load import plan_from
+from megatron_lrpath.plan.file.source import parse_source
+from megatron_lrpath.plan.spec import Adopted
+from megatron_lrpath.runs import checkpoints as disk
+from megatron_lrpath.runs.folder import RunFolder
+from megatron_lrpath.runs.lineage import write_adopted
+from megatron_lrpath.upkeep.quiet import run_folders
+from megatron_lrpath.wording import byte_size, listing
+
+PARENT = "adopted"  # the parent's name in the lineage
+
+
+@dataclass(frozen=True)
+class Adoption:
+    """What an adoption does: `source` is copied, `text` becomes the plan's, which then says `plan`."""
+
+    source: Path
+    text: str
+    plan: Plan
+
+    @property
+    def adopted(self) -> Adopted:
+        """The plan's entry."""
+        assert self.plan.adopted is not None
+        return self.plan.adopted
+
+    @property
+    def root(self) -> Path:
+        """The main path's checkpoints."""
+        return RunFolder(self.plan.folder(self.plan.main)).checkpoints
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the main path has the checkpoint already."""
+        return disk.checkpoint_complete(self.root, self.adopted.step)
+
+
+def prepare(plan: Plan, root: Path, step: int, samples: int, data: Sequence[str]) -> Adoption:
+    """What the adoption of the checkpoint of `step` under `root` does. Nothing is written.
+
+    Args:
+        plan: the plan.
+        root: the other training's folder of checkpoints.
+        step: the checkpoint's.
+        samples: those that it was trained on.
+        data: names of the slices that it has read; empty where nobody knows.
+
+    Raises:
+        UserError: it is not possible; with how to go on.
+    """
+    source = disk.checkpoint_folder(root.resolve(), step)
+    require_flat(source)
+    adopted = Adopted(step, samples, str(source), disk.files_fingerprint(files_of(source)), tuple(data))
+    for name in data:
+        Slice.load(slice_path(plan.data.slices, name))
+    if plan.adopted is None:
+        adoption = Adoption(source, *with_adopted(plan, adopted))
+    elif plan.adopted.facts() != adopted.facts() or plan.adopted.data != adopted.data:
+        raise UserError(
+            f"{plan.path}: has adopted another checkpoint ({plan.adopted.checkpoint}) or other data already; remove "
+            "`adopted` from it and give it another `output`, or name that checkpoint"
+        )
+    else:
+        adoption = Adoption(source, "", plan)
+    require_fresh(adoption)
+    return adoption
+
+
+def with_adopted(plan: Plan, adopted: Adopted) -> tuple[str, Plan]:
+    """The plan's text with the entry, and what it says. UserError where the plan does not allow it."""
+    entry: dict[str, Any] = {
+        "checkpoint": adopted.checkpoint,
+        "step": adopted.step,
+        "samples": adopted.samples,
+        "fingerprint": adopted.fingerprint,
+        "data": list(adopted.data) or UNKNOWN,
+    }
+    text = with_key(plan.path, plan.path.read_bytes().decode("utf-8-sig"), "adopted", entry)
+    return text, plan_from(parse_source(plan.path, text))
+
+
+def require_rate(adoption: Adoption, rate: float | None) -> None:
+    """Refuse a checkpoint whose rate is not the one with which the main path goes on.
+
+    Raises:
+        UserError: both rates.
+    """
+    wanted = adoption.plan.main.path.lr_at(adoption.adopted.step)
+    if rate is None:
+        raise UserError(
+            f"{adoption.source}: holds no learning rate, so no optimizer state to go on with; take a checkpoint that "
+            "was saved with the optimizer"
+        )
+    if abs(rate - wanted) > 1e-9 * wanted:
+        raise UserError(
+            f"{adoption.source}: its next step would have the learning rate {rate:g}, and the main path of "
+            f"{adoption.plan.path} goes on at {wanted:g}. Set schedule.max_lr to the constant rate that it was "
+            "trained at, or take a checkpoint from before its decay."
+        )
+
+
+def require_fresh(adoption: Adoption) -> None:
+    """Refuse an output in which anything else has been trained. UserError with how to go on."""
+    plan, output = adoption.plan, Path(adoption.plan.output)
+    main = plan.folder(plan.main)
+    others = [str(folder) for folder in run_folders(output) if folder != main]
+    if disk.has_begun(adoption.root) and not adoption.is_done:
+        others.append(str(main))
+    if others and not adoption.is_done:
+        raise UserError(
+            f"{listing(others[:3])}: trained already; an adopted checkpoint begins a main path. Give {plan.path} "
+            "another `output`."
+        )
+
+
+def require_flat(source: Path) -> None:
+    """Refuse what is no complete distributed checkpoint. UserError with how to go on."""
+    if not disk.checkpoint_complete(source.parent, int(source.name.removeprefix("iter_"))):
+        steps = disk.complete_steps(source.parent)
+        have = f"it has steps {', '.join(map(str, steps))}" if steps else "it has no complete checkpoint"
+        raise UserError(
+            f"{source.parent}: no complete checkpoint of step {source.name[5:].lstrip('0')}; {have}"
+        )
+    if not (source / ".metadata").is_file() or any(one.is_dir() for one in source.iterdir()):
+        raise UserError(
+            f"{source}: not a distributed checkpoint; save it with --ckpt-format torch_dist (Megatron converts one "
+            "with --ckpt-convert-format torch_dist --ckpt-convert-save DIR)"
+        )
+
+
+def files_of(source: Path) -> list[Path]:
+    """The checkpoint's own files, without a manifest."""
+    return [path for path in sorted(source.iterdir()) if path.name != disk.MANIFEST]
+
+
+def carry_out(adoption: Adoption) -> None:
+    """Copy, record, name. Only for who keeps the output at rest.
+
+    Raises:
+        UserError: the disk has no room, or a file changes while it is read.
+    """
+    plan, step, root = adoption.plan, adoption.adopted.step, adoption.root
+    aside = disk.saving_folder(disk.checkpoint_folder(root, step))
+    aside.mkdir(parents=True, exist_ok=True)
+    require_room(adoption, aside)
+    sums = {path.name: copied(path, aside / path.name) for path in files_of(adoption.source)}
+    disk.write_manifest(aside, step, sums)
+    sync_folder(aside)
+    parent = {
+        "run": PARENT,
+        "step": step,
+        "checkpoints": str(adoption.source.parent),
+        "fingerprint": adoption.adopted.fingerprint,
+    }
+    identity = run_identity(plan, plan.main) | {"slices": {}} | trainer_facts(plan, None)
+    write_adopted(plan.folder(plan.main), identity, parent)
+    if adoption.text:
+        content = plan.path.read_bytes()
+        mark = b"\xef\xbb\xbf" if content.startswith(b"\xef\xbb\xbf") else b""
+        atomic_write_bytes(plan.path.resolve(), mark + adoption.text.encode())
+    aside.rename(disk.checkpoint_folder(root, step))
+    sync_folder(root)
+    disk.write_tracker(root, step)
+
+
+def copied(source: Path, target: Path) -> disk.FileSum:
+    """Copy a file unless an interrupted call has done so; its sum. UserError where the two differ afterwards."""
+    wanted = disk.sum_file(source)
+    if not target.is_file() or disk.sum_file(target) != wanted:
+        shutil.copyfile(source, target)
+        with target.open("rb") as stream:
+            os.fsync(stream.fileno())
+        if disk.sum_file(target) != wanted:
+            raise UserError(
+                f"{source}: changed while it was copied, or {target} holds other bytes; check the disk and call again"
+            )
+    return wanted
+
+
+def require_room(adoption: Adoption, aside: Path) -> None:
+    """Refuse a disk that has no room for the copy. UserError with both sizes."""
+    needed = sum(path.stat().st_size for path in files_of(adoption.source))
+    there = sum(path.stat().st_size for path in aside.iterdir())
+    free = shutil.disk_usage(aside).free
+    if needed - there > free:
+        raise UserError(
+            f"{aside}: the checkpoint takes {byte_size(needed)}, and {byte_size(free)} are free; free space or give "
+            f"{adoption.plan.path} another `output`"
+        )
