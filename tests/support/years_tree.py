@@ -51,10 +51,14 @@ def again_and_again(make: Callable[[Path], Plan], folder: Path) -> Iterator[Plan
     """What `make` makes in a folder, once, and then time after time as it was then."""
     make(folder / "tree")
     shutil.copytree(folder / "tree", folder / "kept")
-    while True:
-        yield load_plan(folder / "tree/plan.yaml")
-        shutil.rmtree(folder / "tree")
-        shutil.copytree(folder / "kept", folder / "tree")
+
+    def plans() -> Iterator[Plan]:
+        while True:
+            yield load_plan(folder / "tree/plan.yaml")
+            shutil.rmtree(folder / "tree")
+            shutil.copytree(folder / "kept", folder / "tree")
+
+    return plans()
 
 
 def train(plan: Plan, run: Run, saves: Sequence[int], parent: Run | None = None) -> None:
