@@ -13,7 +13,7 @@ from typing import NoReturn
 from megatron_lrpath import __version__
 from megatron_lrpath.commands import COMMANDS, completion
 from megatron_lrpath.console import say_error
-from megatron_lrpath.errors import UserError, may_pass, told
+from megatron_lrpath.errors import UserError, is_transient, message_of
 from megatron_lrpath.exits import BAD_INPUT, FAILED, INTERRUPTED, PIPE_CLOSED
 from megatron_lrpath.wording import nearest
 
@@ -56,8 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         say_error(error)
         return BAD_INPUT
     except OSError as error:
-        say_error(told(error))
-        return FAILED if may_pass(error) else BAD_INPUT
+        say_error(message_of(error))
+        return FAILED if is_transient(error) else BAD_INPUT
     except KeyboardInterrupt:
         print("lrpath: interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -11,7 +11,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from megatron_lrpath.errors import UserError, may_pass, told
+from megatron_lrpath.errors import UserError, is_transient, message_of
 from megatron_lrpath.exits import BAD_INPUT, FAILED, INTERRUPTED
 
 if TYPE_CHECKING:
@@ -85,8 +85,8 @@ def run_script(main: Callable[[], int]) -> int:
         print("interrupted; nothing half-written was left under a final name", file=sys.stderr)
         return INTERRUPTED
     except OSError as error:
-        print(f"error: {told(error)}", file=sys.stderr)
-        return FAILED if may_pass(error) else BAD_INPUT
+        print(f"error: {message_of(error)}", file=sys.stderr)
+        return FAILED if is_transient(error) else BAD_INPUT
 
 
 def run_tool(parser: ArgumentParser, action: Callable[[Namespace], int], argv: Sequence[str] | None) -> int:

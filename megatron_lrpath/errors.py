@@ -4,7 +4,7 @@ import errno
 import os
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-PASSING = {
+TRANSIENT = {
     errno.EIO: "The disk or its server fails; call again, and report it to the administrator if that does not help.",
     errno.ESTALE: "The file server has replaced the file; call again.",
     errno.ETIMEDOUT: "The file server does not answer; call again later.",
@@ -21,7 +21,7 @@ PASSING = {
 """Errors that can be transient, and what to do."""
 
 REMEDIES = {
-    **PASSING,
+    **TRANSIENT,
     errno.ENOSPC: "Free disk space and call again.",
     errno.EDQUOT: "The quota is used up; free disk space and call again.",
     errno.EACCES: "Check the permissions.",
@@ -64,7 +64,7 @@ class PlanError(UserError):
     """A plan file that cannot be used; the message begins with `FILE:LINE:`."""
 
 
-class NotMetError(Exception):
+class RendezvousError(Exception):
     """Rendezvous timed out: some ranks did not join. Each waiting rank prints the message and exits with 1."""
 
 
@@ -93,7 +93,7 @@ REPEATED = (
 """Errors that depend on the input: before the first step, a restart raises them again."""
 
 
-def repeats(error: BaseException, step: int | None) -> bool:
+def would_repeat(error: BaseException, step: int | None) -> bool:
     """Return whether a restart would raise this unexpected error again; `step` is the last step finished
     since the start.
     """
@@ -108,12 +108,12 @@ def cause(error: OSError) -> str:
     return error.strerror or os.strerror(error.errno)
 
 
-def may_pass(error: OSError) -> bool:
+def is_transient(error: OSError) -> bool:
     """Return whether the error can be transient, so that a retry can succeed."""
-    return error.errno in PASSING
+    return error.errno in TRANSIENT
 
 
-def told(error: OSError) -> str:
+def message_of(error: OSError) -> str:
     """Return the message for an OSError: the file, the cause, what to do. All modules use this rule."""
     place = error.filename if error.filename is not None else "input or output"
     place = os.fsdecode(place) if isinstance(place, bytes) else str(place)
@@ -123,7 +123,7 @@ def told(error: OSError) -> str:
 
 
 def refusal(error: OSError) -> str | None:
-    """Return the `told` message if a file or disk caused the error; otherwise None.
+    """Return the `message_of` message if a file or disk caused the error; otherwise None.
 
     A permission error without a file name is not about a user's file. A missing program or library is not
     about a user's file either.
@@ -131,4 +131,4 @@ def refusal(error: OSError) -> str | None:
     named = error.filename is not None and error.errno not in (None, errno.ENOENT)
     if error.errno in FULL and error.filename is None:
         return f"a file: {cause(error)}. {REMEDIES[error.errno]}"
-    return told(error) if named or error.errno in FULL else None
+    return message_of(error) if named or error.errno in FULL else None

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from megatron_lrpath import cli
-from megatron_lrpath.errors import told
+from megatron_lrpath.errors import message_of
 from megatron_lrpath.reading import MAXIMUM_DEPTH, UnreadableError, parse_json, read_json, why
 from megatron_lrpath.runs import history
 from megatron_lrpath.runs.folder import RunFolder, inspect
@@ -110,14 +110,14 @@ def test_every_error_of_the_system_is_one_message(
         assert status in (1, 2)
         assert said.count("\n") == 1
         assert os.strerror(number) in said
-        assert told(error).rstrip().endswith(".")
+        assert message_of(error).rstrip().endswith(".")
     passing = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.ENOMEM, errno.EMFILE}
     assert number not in passing or status == 1
     assert number not in {errno.ENAMETOOLONG, errno.ENOENT, errno.EACCES, errno.EISDIR} or status == 2
 
 
 def test_a_librarys_own_text_is_kept() -> None:
-    assert told(OSError("the tokenizer is not there")) == "the tokenizer is not there"
+    assert message_of(OSError("the tokenizer is not there")) == "the tokenizer is not there"
 
 
 def test_names_that_no_file_system_takes_are_a_message(capsys: pytest.CaptureFixture[str]) -> None:

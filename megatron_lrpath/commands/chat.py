@@ -23,7 +23,7 @@ from megatron_lrpath.errors import UserError
 if TYPE_CHECKING:
     from megatron_lrpath.evaluate.generation import Conversation, Sampling
 
-HELP = "talk to a fine-tuned version; what comes from a pipe is asked line by line"
+HELP = "chat with a fine-tuned version; input from a pipe is read line by line"
 EXAMPLE = "lrpath chat plan.yaml --run sft-v3 --temperature 0"
 ANEW = "/new"
 

@@ -14,7 +14,7 @@ from megatron_lrpath.exits import BAD_INPUT
 if TYPE_CHECKING:
     from megatron_lrpath.plan.launch_line import Given
 
-HELP = "say what becomes of Megatron's arguments: which stay, which a plan's key says, which are refused"
+HELP = "check the Megatron arguments of a launch line: which stay, which map to a plan key, which are refused"
 EXAMPLE = "lrpath check-args -- torchrun --nproc-per-node 8 pretrain_gpt.py --num-layers 24 --lr 3e-4"
 TAKES_EXTRA = True
 WAYS = {"plan": "plan", "lr-path": "path"}

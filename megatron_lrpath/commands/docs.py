@@ -8,7 +8,7 @@ from pathlib import Path
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.wording import nearest
 
-HELP = "show a page of the documents, or say where the site is"
+HELP = "show a page of the documents, or print the path of the site"
 EXAMPLE = "lrpath docs plan-file   or   lrpath docs --site"
 
 

@@ -14,7 +14,7 @@ from megatron_lrpath.wording import short_number
 if TYPE_CHECKING:
     from megatron_lrpath.experiment.load import Experiment
 
-HELP = "check an experiment file and show its plans, and what they share"
+HELP = "check an experiment file and show its plans and the trainings that they share"
 EXAMPLE = (
     "lrpath experiment examples/paper/table-2.yaml   (then: lrpath run, lrpath report with the same file)"
 )

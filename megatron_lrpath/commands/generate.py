@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from megatron_lrpath.evaluate.generation import Sampling, Writer
     from megatron_lrpath.plan import Plan, Run
 
-HELP = "let a trained version continue from a text; --compare shows all versions side by side"
+HELP = "continue a text with a trained version; --compare shows all versions side by side"
 EXAMPLE = """lrpath generate examples/quickstart/plan.yaml --run branch-v3 "The first lines of"
   lrpath generate plan.yaml --compare --temperature 0 "The first lines of\""""
-NARROWEST = 24  # of a column beside others
+NARROWEST = 24  # characters of a column
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,7 @@ from megatron_lrpath.errors import UserError, cause
 from megatron_lrpath.models import RECIPES
 
 HELP = (
-    "write a plan for slices that were drawn (--slices), or the example plans and Slurm recipes into a folder"
+    "write a plan for existing slices (--slices), or copy the example plans and Slurm recipes into a folder"
 )
 EXAMPLE = """lrpath init --slices data/slices --tokenizer data/tokenizer.model --model 1.2b
   lrpath init my-model && cd my-model && lrpath plan examples/quickstart/plan.yaml"""

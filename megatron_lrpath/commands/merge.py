@@ -8,7 +8,7 @@ import shlex
 from megatron_lrpath.commands.options import add_plan, lr_share
 from megatron_lrpath.console import say_next
 
-HELP = "preview a branch for no training: merge the main path's checkpoints with the weights of a decay"
+HELP = "preview a branch without training: merge the main path's checkpoints with the weights of a decay"
 EXAMPLE = "lrpath merge plan.yaml --version v2 --decay minus-sqrt --min-lr-share 0"
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from megatron_lrpath.runs.archive import Archive
     from megatron_lrpath.upkeep.prune import Found, Survey
 
-HELP = "list the checkpoints that nothing starts from any more, and remove them with --yes"
+HELP = "list the checkpoints that no run starts from any more, and remove them with --yes"
 EXAMPLE = "lrpath prune examples/quickstart/plan.yaml --dry-run"
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from megatron_lrpath.runs.set_aside import SetAside
 
 HELP = (
-    "let the main path continue from an earlier checkpoint, without a version; what comes after is set aside"
+    "continue the main path from an earlier checkpoint, optionally without a version; set later files aside"
 )
 EXAMPLE = "lrpath rewind plan.yaml --to-step 40000 --drop v5"
 

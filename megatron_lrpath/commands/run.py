@@ -18,7 +18,7 @@ from megatron_lrpath.commands.options import (
     training_options,
 )
 
-HELP = "train a plan here, in dependency order; called again it continues where it stopped"
+HELP = "train a plan on this machine, in dependency order; a second call resumes it"
 EXAMPLE = "lrpath run plan.yaml --jobs 2 -- --log-interval 5   (after --: Megatron arguments for every run)"
 TAKES_EXTRA = True  # what follows `--` on the command line arrives as `args.extra`
 

@@ -17,7 +17,7 @@ from megatron_lrpath.commands.options import (
 from megatron_lrpath.console import say_next
 from megatron_lrpath.errors import UserError
 
-HELP = "fine-tune the trained versions on chats or instructions, as the plan's section `sft` says"
+HELP = "fine-tune the trained versions on chats or instructions (section `sft` of the plan)"
 EXAMPLE = "lrpath sft plan.yaml --paradigm ours --run sft-v2   (--prepare: only make the data ready)"
 TAKES_EXTRA = True
 

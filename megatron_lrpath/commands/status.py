@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from megatron_lrpath.plan import Plan
     from megatron_lrpath.runs.tasks import Task
 
-HELP = "show what is done, running, interrupted or waiting"
+HELP = "show which runs are done, running, interrupted or waiting"
 EXAMPLE = "lrpath status examples/quickstart/plan.yaml --watch"
 _STYLES = {"done": "green", "running": "cyan", "interrupted": "red", "extended": "yellow", "waiting": "dim"}
 NARROW = 120  # columns of a terminal that the whole table needs

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from megatron_lrpath.plan import Plan
     from megatron_lrpath.readiness import Request
 
-HELP = "submit a plan (or experiment) to Slurm; called again it adds only what is missing"
+HELP = "submit a plan (or experiment) to Slurm; a second call submits only what is missing"
 EXAMPLE = "lrpath submit plan.yaml --paradigm ours --nodes 4 --time 1-00:00:00 --dry-run"
 TAKES_EXTRA = True  # Megatron arguments for every training
 

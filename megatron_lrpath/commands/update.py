@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from megatron_lrpath.plan import Plan
     from megatron_lrpath.plan.spec import Version
 
-HELP = "make new data the next version of a plan: draw its slice and validation, append it, say what it costs"
+HELP = "make new data the next version of a plan: draw slice and validation, append it, print its cost"
 EXAMPLE = "lrpath update plan.yaml --source data/web-2025_text_document --tokens 10.5B --dry-run"
 TAKES_EXTRA = True
 

@@ -16,11 +16,11 @@ from typing import Any, get_type_hints
 
 from megatron_lrpath.errors import (
     CONSEQUENCES,
-    NotMetError,
+    RendezvousError,
     TrainingStoppedError,
     UserError,
     refusal,
-    repeats,
+    would_repeat,
 )
 from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.sealed import read_sealed, write_sealed
@@ -192,7 +192,7 @@ def of_error(error: BaseException, step: int | None = None) -> Failure:
         return here(USER, message, step=step, status=2, calling_again_helps=False)
     if isinstance(error, TrainingStoppedError):
         return here(STOPPED, message, step=step, calling_again_helps=error.calling_again_helps)
-    if isinstance(error, NotMetError):
+    if isinstance(error, RendezvousError):
         return here(NOT_MET, message, step=step, calling_again_helps=True)
     if isinstance(error, OSError) and (refused := refusal(error)) is not None:
         return here(STOPPED, refused, step=step)
@@ -200,7 +200,7 @@ def of_error(error: BaseException, step: int | None = None) -> Failure:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         message = f"rank {os.environ.get('RANK', '?')}: {message}"
     consequence = any(mark in str(error) for mark in CONSEQUENCES)
-    helps = False if repeats(error, step) else None
+    helps = False if would_repeat(error, step) else None
     return here(EXCEPTION, message, step=step, consequence=consequence, calling_again_helps=helps)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from megatron_lrpath.console import say_error
-from megatron_lrpath.errors import NotMetError, TrainingStoppedError, UserError, refusal
+from megatron_lrpath.errors import RendezvousError, TrainingStoppedError, UserError, refusal
 from megatron_lrpath.exits import BAD_INPUT, FAILED, leave_at_once
 from megatron_lrpath.runs import failure
 
@@ -72,7 +72,7 @@ class Exits:
             if (refused := refusal(error)) is None:
                 self.report(error)
             self.leave(TrainingStoppedError(refused), FAILED, of_one_rank=True)
-        except NotMetError as error:
+        except RendezvousError as error:
             failure.record_error(error)
             say_error(error)
             leave_at_once(FAILED)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_lrpath.errors import NotMetError, TrainingStoppedError, UserError
+from megatron_lrpath.errors import RendezvousError, TrainingStoppedError, UserError
 from megatron_lrpath.launch import torchrun
 from megatron_lrpath.runs import failure
 from megatron_lrpath.runs.failure import Failure
@@ -84,7 +84,7 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/d/x")
             "a.yaml:3: alpha: 2 is not",
         ),
         (TrainingStoppedError("step 6: the loss is not finite"), "stopped", 1, None, "step 6: the loss"),
-        (NotMetError("rank 0: not all 2 ranks have come"), "not-met", 1, True, "rank 0: not all 2 ranks"),
+        (RendezvousError("rank 0: not all 2 ranks have come"), "not-met", 1, True, "rank 0: not all 2 ranks"),
         (FULL, "stopped", 1, None, "/d/x: No space left on device. Free disk space"),
         (KeyError("x"), "error", 1, None, "KeyError: 'x'"),
         (AssertionError(), "error", 1, None, "AssertionError"),

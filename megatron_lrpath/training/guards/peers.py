@@ -25,7 +25,7 @@ from torch.distributed import DistError, HashStore, PrefixStore, Store, rendezvo
 from torch.distributed.constants import default_pg_timeout
 
 from megatron_lrpath.console import say, say_error
-from megatron_lrpath.errors import CONSEQUENCES, NotMetError, TrainingStoppedError, repeats
+from megatron_lrpath.errors import CONSEQUENCES, RendezvousError, TrainingStoppedError, would_repeat
 from megatron_lrpath.exits import FAILED, leave_at_once
 from megatron_lrpath.locks import process_space
 from megatron_lrpath.runs import failure
@@ -68,7 +68,7 @@ class Ranks:
             folder: of the run, on the file system that all ranks share; holds the secret during rendezvous.
 
         Raises:
-            NotMetError: some ranks do not join within ten minutes.
+            RendezvousError: some ranks do not join within ten minutes.
         """
         rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         if world == 1:
@@ -86,7 +86,7 @@ class Ranks:
         except DistError as error:
             reason = f" ({str(error).splitlines()[0]})"
         if channel is None:
-            raise NotMetError(
+            raise RendezvousError(
                 f"rank {rank}: not all {world} ranks joined at {address} within "
                 f"{MEETING.total_seconds() / 60:g} minutes: a rank has ended, cannot reach that address, or "
                 f"cannot access {folder}, which must be on a shared file system. Check the output of the other ranks, "
@@ -238,7 +238,7 @@ class PeerWatch:
         except RuntimeError:
             first = False
         if first:
-            again = repeats(error, self.step)
+            again = would_repeat(error, self.step)
             report = f"rank {self.ranks.rank} ended {self.where}: {text}. {NO_USE if again else HOW_TO_GO_ON}"
             known = {
                 "step": self.step,
