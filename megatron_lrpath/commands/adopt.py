@@ -94,7 +94,7 @@ def prepared(plan: Plan, root: Path, step: int, data: list[str]) -> tuple[Adopti
 
 
 def tell(adoption: Adoption, trained: Trained) -> None:
-    """Print what is adopted and where the main path goes on."""
+    """Print what is adopted and where the main path continues."""
     from megatron_lrpath.wording import listing, plural, short_number
 
     plan, adopted = adoption.plan, adoption.adopted

@@ -40,5 +40,5 @@ def execute(args: argparse.Namespace) -> int:
     path = shlex.quote(str(args.plan))
     if not ended:
         print(f"no job of {args.plan} is waiting or running")
-    say_next(f"lrpath submit {path} goes on from what is saved" if ended else f"lrpath status {path}")
+    say_next(f"lrpath submit {path} continues from the last save" if ended else f"lrpath status {path}")
     return 0

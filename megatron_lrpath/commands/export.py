@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--paradigm",
         choices=PARADIGMS,
-        help=f"default: {OURS.name}; with --run the one that has a run of this name",
+        help=f"default: {OURS.name}; with --run the paradigm with a run of this name",
     )
     parser.add_argument(
         "--run",

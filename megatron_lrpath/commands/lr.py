@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--paradigm",
         choices=PARADIGMS,
-        help="the run's paradigm (default: the one that has a run of this name)",
+        help="the run's paradigm (default: the paradigm with a run of this name)",
     )
     parser.add_argument(
         "--run", required=True, metavar="NAME", help="the run: main, branch-v2, scratch-v2, …"

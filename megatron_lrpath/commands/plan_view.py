@@ -107,7 +107,7 @@ def _shared_note(plan: Plan, paradigms: tuple[str, ...]) -> str:
     """What the costs do not say: the run that CPT shares with another paradigm."""
     shared = plan.runs(CPT.name)[0]
     twin = "/".join(shared.same_as or ())
-    note = f"{CPT.name}/{shared.name} and {twin} are one and the same training, carried out once"
+    note = f"{CPT.name}/{shared.name} and {twin} are the same training, which runs once"
     if set(paradigms) == set(PARADIGMS):
         every = sum(plan.cost(paradigm).steps for paradigm in PARADIGMS) - shared.steps
         note += f"; all three paradigms together: {every:,} steps"

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=number_in(0.01, 0.99, "a share of the steps, from 0.01 to 0.99"),
         default=0.5,
         metavar="SHARE",
-        help="share of the steps that decay at the end; before, the main path goes on at the rate (default: 0.5)",
+        help="share of the steps that decay at the end; before, the main path continues at the rate (default: 0.5)",
     )
     add_training(parser)
 

@@ -49,7 +49,7 @@ def execute(args: argparse.Namespace) -> int:
 
     if args.to_step is None and (args.drop or args.dry_run):
         raise UserError(
-            "--to-step S says where the main path goes back to; `lrpath status` lists its checkpoints"
+            "--to-step S is the step to which the main path returns; `lrpath status` lists its checkpoints"
         )
     if args.to_step is not None and args.confirm:
         raise UserError(

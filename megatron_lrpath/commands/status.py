@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const=2.0,
         metavar="SECONDS",
-        help="go on showing it, every 2 seconds, until all is done or Ctrl-C",
+        help="refresh every 2 seconds, until all is done or Ctrl-C",
     )
 
 
@@ -53,7 +53,7 @@ def execute(args: argparse.Namespace) -> int:
     look = partial(collect, args.plan, partial(paradigms_of, args))
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = 160  # nobody's line to fit into
+        console.width = 160  # no terminal to fit into
     if args.watch is not None:
         with suppress(KeyboardInterrupt):
             watch(console, look, args.watch, as_json=args.json)

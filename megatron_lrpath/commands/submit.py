@@ -261,7 +261,7 @@ def show_table(submission: Submission, rows: list[dict[str, Any]]) -> None:
         table.add_row(shown["key"], number, shown["action"], place, waits)
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = 160  # nobody's line to fit into
+        console.width = 160  # no terminal to fit into
     heading = (
         f"{submission.name}: {plural(len(rows), 'job')} (nodes × processes), results in {submission.output}"
     )

@@ -201,7 +201,7 @@ def tell_changes(args: argparse.Namespace, plan: Plan, changed: Sequence[Reduced
     from megatron_lrpath.wording import hours_text, plural, short_number
 
     path = shlex.quote(str(args.plan))
-    print(f"\n{args.output}: all slices of {plan.data.slices}, of which these have changed:")
+    print(f"\n{args.output}: all slices of {plan.data.slices}; these have changed:")
     for one in changed:
         less = "" if one.steps is None else f"; suffices for {one.steps:,} steps, set `steps` in the plan"
         print(
@@ -230,6 +230,6 @@ def tell_changes(args: argparse.Namespace, plan: Plan, changed: Sequence[Reduced
     for run in others:
         print(f"  move {run.folder} away")
     print(
-        f"  set `slices: {args.output}` in {path}, and validation sets in `data.valid` that lie in the old folder"
+        f"  set `slices: {args.output}` in {path}, and validation sets in `data.valid` that are in the old folder"
     )
     print(f"  lrpath run {path}")

@@ -17,7 +17,7 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_bytes
 
 LARGEST_SHARE = 5_000_000
-"""Tokens of a validation set, unless the user says: a model is evaluated on them for every version."""
+"""Tokens of a validation set, by default: a model is evaluated on them for every version."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Delivery:
         """Return the version `name` and its validation set `valid-NAME`; existing slices with these names are
         ignored.
 
-        `held_out` are validation sets that lie in other folders than `existing`.
+        `held_out` are validation sets in other folders than `existing`.
 
         Raises:
             UserError: as `draw`.

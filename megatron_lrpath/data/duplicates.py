@@ -179,7 +179,7 @@ class _Files:
                 if found.eod != self._first.eod:
                     raise UserError(
                         f"{self._first.path} leaves out the end-of-document token {self._first.eod}, {found.path} "
-                        f"{found.eod}: their hashes cannot be compared. Remove the one that is wrong, and write it "
+                        f"{found.eod}: their hashes cannot be compared. Remove the wrong one, and write it "
                         "again: tools/check_dataset.py PREFIX --tokenizer-model MODEL --record"
                     )
             self._found[fingerprint] = found

@@ -239,7 +239,7 @@ def _check_lengths(header: IndexHeader) -> tuple[int, int, int]:
             at = int(wrong[0])
             raise UserError(
                 f"{path}: damaged: sequence {start + at} should begin at byte {int(starts[at]):,} of the "
-                f".bin, its offset says {int(offsets[start + at]):,}"
+                f".bin, its offset gives {int(offsets[start + at]):,}"
             )
         tokens = int(ends[-1])
         shortest, longest = min(shortest, int(lengths.min())), max(longest, int(lengths.max()))

@@ -413,7 +413,7 @@ def prepared_difference(plan: Plan, record: Mapping[str, Any]) -> str | None:
         return None
     return (
         f"{plan.sft_folder}: prepared with {label(facts)}, and {plan.path} names {spec.label}: {difference}. "
-        f"Prepare the data anew: lrpath sft {plan.path} --prepare"
+        f"Prepare the data again: lrpath sft {plan.path} --prepare"
     )
 
 

@@ -34,7 +34,7 @@ from megatron_lrpath.trials.record import AUDITION, PROBE, VERSION, Candidate, T
 from megatron_lrpath.wording import listing
 
 SHARE = 0.1
-"""Steps of a trial's branches, as a share of the last version's, unless the user says."""
+"""Steps of a trial's branches, as a share of the last version's, by default."""
 FEWEST_STEPS = 20
 DROPPED = ("also_branch_at", "branch_mix", "sft", "prompts")  # of a plan, that its trials do without
 BASE, FILE = "base.yaml", "experiment.yaml"
@@ -270,7 +270,7 @@ def mixed(numbers: Documents) -> np.ndarray:
 
 
 def require_part(plan: Plan, trial: Trial, candidate: Candidate, part: Slice) -> None:
-    """Refuse a slice that has too little text for the repeats. UserError with how to go on."""
+    """Refuse a slice that has too little text for the repeats. UserError with what to do."""
     version = Version(VERSION, trial.steps, replay=replay_of(candidate))
     samples = version.new_samples(trial.steps * step_samples(plan, trial))
     try:

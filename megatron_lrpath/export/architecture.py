@@ -110,7 +110,7 @@ def from_megatron(args: Any, vocab_size: int, imported: str = "") -> Architectur
         wrong.append(f"kv_channels is {args.kv_channels}, where Qwen2 has {hidden // heads}")
     if kind == QWEN3:
         biases = [name for name in ("add_bias_linear", "add_qkv_bias") if getattr(args, name)]
-        wrong += [f"{name} is True beside qk_layernorm, where Qwen3 has no biases" for name in biases]
+        wrong += [f"{name} is True with qk_layernorm, where Qwen3 has no biases" for name in biases]
     if wrong:
         raise UserError(
             f"this model has no Hugging Face class that is exported here ({', '.join(CLASSES.values())}): "

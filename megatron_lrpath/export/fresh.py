@@ -47,9 +47,11 @@ def fresh_export(plan: Plan, run: Run, step: int, target: Path, again: str = "")
     if is_there and found is None and again:
         raise UserError(
             f"{target}: an exported model that does not say which checkpoint it is of (an earlier version made it, "
-            f"or somebody else); replace it: {again}"
+            f"or another tool); replace it: {again}"
         )
-    say(f"{run.key}: exporting step {step:,}{' again, the checkpoint is another now' if found else ''} …")
+    say(
+        f"{run.key}: exporting step {step:,}{' again, because the checkpoint has changed' if found else ''} …"
+    )
     export_checkpoint(
         checkpoint_folder(checkpoints, step), target, origin_of(plan, run, step), Wishes(force=True)
     )

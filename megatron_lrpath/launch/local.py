@@ -1,4 +1,4 @@
-"""`lrpath run` without its command line: carry out a plan here, alone on its output folder."""
+"""`lrpath run` without its command line: run a plan on this machine, with exclusive use of its output folder."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def train(
     command_for: CommandFor | None,
     display: PlainDisplay,
 ) -> list[Task]:
-    """Carry out the tasks that are not complete and return them."""
+    """Run the incomplete tasks and return them."""
     todo = [task for task in tasks if not task.complete]
     started = time.monotonic()
     with display:

@@ -146,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--parent", type=int, required=True, help="process id of the runner")
     parser.add_argument("--grace", type=float, required=True, help="seconds between SIGTERM and SIGKILL")
     parser.add_argument("--log", type=Path, help="file for the command's output; inherited without")
-    parser.add_argument("--pass-fd", type=int, action="append", default=[], help="open file to hand on")
+    parser.add_argument("--pass-fd", type=int, action="append", default=[], help="open file to pass on")
     parser.add_argument("command", nargs="+")
     args = parser.parse_args(argv)
 

@@ -30,7 +30,7 @@ def fork_main(source: Path, step: int, folder: Path, run: Run) -> None:
     lineage = read_lineage(source)
     if lineage is None:
         raise UserError(
-            f"{source}: the main path's lineage is missing; restore it, or train the main path anew"
+            f"{source}: the main path's lineage is missing; restore it, or train the main path again"
         )
     own.checkpoints.mkdir(parents=True, exist_ok=True)
     take_over(

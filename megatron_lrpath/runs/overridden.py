@@ -89,11 +89,11 @@ class OverriddenPlan:
             empty = "" if _held(output) else f" Nothing is trained there: {self.path} may be removed instead."
             raise UserError(
                 f"{output}: is the output of other overrides ({' '.join(there.words)}), not of these ({self.said}); "
-                f"{own}, or go on with those: lrpath run {here}.{empty}"
+                f"{own}, or continue with those: lrpath run {here}.{empty}"
             )
         if there.edited and there.body != self.body:
             raise UserError(
-                f"{self.path}: was edited since it was made from {self.asked.path}, and is not written over. Go on "
+                f"{self.path}: was edited since it was made from {self.asked.path}, and is not overwritten. Continue "
                 f"without {OPTION}: lrpath run {here}; or {own}"
             )
 

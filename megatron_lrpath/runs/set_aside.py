@@ -58,7 +58,7 @@ def read_set_aside(output: Path, number: int) -> SetAside:
         return build(SetAside, read_sealed(path)[0])
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{path}: cannot be read ({why(error)}); restore it from a backup. It says what was moved from where"
+            f"{path}: cannot be read ({why(error)}); restore it from a backup. It records what was moved from where"
         ) from None
 
 

@@ -18,7 +18,7 @@ from megatron_lrpath.wording import nearest
 
 @dataclass(frozen=True)
 class Task:
-    """One training to carry out.
+    """One training.
 
     `aliases` are the folders of runs that share this training under another name. `parent` is the key of
     the task whose checkpoint at step `parent_step` this one starts from. `sizes` are the samples of its steps, each
@@ -153,7 +153,7 @@ def link_aliases(task: Task) -> None:
         elif alias.exists():
             raise UserError(
                 f"{task.folder} and {alias} are one and the same training, but both folders exist; "
-                "remove the one that you can do without and call again"
+                "remove one of them and call again"
             )
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(os.path.relpath(target, link.parent), target_is_directory=True)

@@ -104,7 +104,7 @@ def set_single_process_environment(is_run: bool) -> None:
             if is_run:
                 raise UserError(f"{text}.")
             if os.environ.get("SLURM_PROCID", "0") == "0":
-                warn(f"{text}; it goes on.")
+                warn(f"{text}; the training continues.")
         from torch.distributed.elastic.utils.distributed import get_free_port
 
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}

@@ -97,7 +97,7 @@ SEAMS = (
             "checkpointing_context",
             "train_data_iterator",
         ),
-        "branch points and version ends are saved whatever the save interval is",
+        "branch points and version ends are saved for any save interval",
     ),
     Seam(
         "megatron.training.training:build_train_valid_test_data_iterators",
@@ -141,7 +141,7 @@ SEAMS = (
         "megatron.core.dist_checkpointing.serialization:save_config",
         "megatron_lrpath.training.hooks:first_rank_write",
         (),
-        "the same for the file that says how the checkpoint is stored",
+        "the same for the file with the format of the checkpoint",
     ),
     Seam(
         "megatron.training.checkpointing:print_rank_0",
@@ -184,7 +184,7 @@ SEAMS = (
         "torch.distributed.checkpoint.filesystem:FileSystemReader.read_metadata",
         "megatron_lrpath.training.checkpoints.unpickle:read_metadata",
         ("self",),
-        "it unpickles a checkpoint's metadata, and so runs what a stranger's file says",
+        "it unpickles a checkpoint's metadata, and so executes code in an untrusted file",
     ),
     Seam(
         "torch.distributed.checkpoint.filesystem:FileSystemReader.read_data",

@@ -294,7 +294,7 @@ def record_start(context: RunContext, args: Any, start: Start, retain_interval: 
         and (others := lineage.drawn_otherwise(context.plan, context.run, drawn))
     ):
         say(
-            f"{context.records}: on GPUs the first weights depend on the layout, and these are others than those of "
+            f"{context.records}: on GPUs the first weights depend on the layout, and these differ from those of "
             f"{listing(others)}. Train all of them at the same sizes to compare them from the same weights."
         )
     record = (
@@ -309,7 +309,7 @@ def record_start(context: RunContext, args: Any, start: Start, retain_interval: 
     )
     if found := lineage.write_lineage(context.records, *record):
         say(
-            f"{context.records}: a break at step {start.step:,}: goes on with {listing(found)}; equal bits are "
+            f"{context.records}: a break at step {start.step:,}: continues with {listing(found)}; equal bits are "
             "promised between breaks only"
         )
 

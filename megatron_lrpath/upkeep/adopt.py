@@ -65,10 +65,10 @@ def prepare(plan: Plan, root: Path, step: int, samples: int, data: Sequence[str]
         root: the other training's folder of checkpoints.
         step: the checkpoint's.
         samples: those that it was trained on.
-        data: names of the slices that it has read; empty where nobody knows.
+        data: names of the slices that it has read; empty if unknown.
 
     Raises:
-        UserError: it is not possible; with how to go on.
+        UserError: it is not possible; with what to do.
     """
     source = disk.checkpoint_folder(root.resolve(), step)
     require_flat(source)
@@ -110,7 +110,7 @@ def require_rate(adoption: Adoption, rate: float | None) -> None:
     wanted = adoption.plan.main.path.lr_at(adoption.adopted.step)
     if rate is None:
         raise UserError(
-            f"{adoption.source}: holds no learning rate, so no optimizer state to go on with; take a checkpoint that "
+            f"{adoption.source}: has no learning rate, so no optimizer state to continue with; take a checkpoint that "
             "was saved with the optimizer"
         )
     if abs(rate - wanted) > 1e-9 * wanted:
@@ -122,7 +122,7 @@ def require_rate(adoption: Adoption, rate: float | None) -> None:
 
 
 def require_fresh(adoption: Adoption) -> None:
-    """Refuse an output in which anything else has been trained. UserError with how to go on."""
+    """Refuse an output in which anything else has been trained. UserError with what to do."""
     plan, output = adoption.plan, Path(adoption.plan.output)
     main = plan.folder(plan.main)
     others = [str(folder) for folder in run_folders(output) if folder != main]
@@ -136,7 +136,7 @@ def require_fresh(adoption: Adoption) -> None:
 
 
 def require_flat(source: Path) -> None:
-    """Refuse what is no complete distributed checkpoint. UserError with how to go on."""
+    """Refuse what is no complete distributed checkpoint. UserError with what to do."""
     if not disk.checkpoint_complete(source.parent, int(source.name.removeprefix("iter_"))):
         steps = disk.complete_steps(source.parent)
         have = f"it has steps {', '.join(map(str, steps))}" if steps else "it has no complete checkpoint"

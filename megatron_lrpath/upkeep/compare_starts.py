@@ -95,7 +95,7 @@ def standing_at(lineage: Mapping[str, Any], step: int) -> list[Mapping[str, Any]
 
 
 def remove_checkpoints(plan: Plan, run: Run) -> None:
-    """Remove the trial's checkpoints, which nothing goes on from."""
+    """Remove the trial's checkpoints, which no run continues from."""
     shutil.rmtree(RunFolder(plan.folder(run)).checkpoints, ignore_errors=True)
 
 

@@ -70,7 +70,7 @@ def move(source: Path, target: Path) -> None:
         return
     if target.exists():
         raise UserError(
-            f"{source}: was set aside as {target}, and is there again; remove one of both and call again"
+            f"{source}: was set aside as {target}, and exists again; remove one of the two and call again"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     source.rename(target)

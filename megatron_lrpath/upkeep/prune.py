@@ -117,7 +117,7 @@ def require_same(archive: Archive, task: Task, step: int) -> None:
     """Refuse to remove a checkpoint of which the archive has another one, or a damaged one.
 
     Raises:
-        UserError: with how to go on.
+        UserError: with what to do.
     """
     folder = checkpoint_folder(task.checkpoints, step)
     try:
@@ -135,12 +135,10 @@ def require_same(archive: Archive, task: Task, step: int) -> None:
 def left_alone(plan: Plan, task: Task) -> str:
     """Return why a run is not touched; empty if the plan determines everything that starts from it."""
     if not task.folder.resolve().is_relative_to(Path(plan.output).resolve()):
-        return (
-            f"it lies in another output ({task.folder.resolve()}), whose own plan knows what starts from it"
-        )
+        return f"it is in another output ({task.folder.resolve()}), whose plan determines what starts from it"
     lineage = read_json_object(RunFolder(task.folder).lineage)
     if lineage is None:
-        return "it has no lineage that can be read, so that nobody knows which plan it belongs to"
+        return "it has no readable lineage, so that its plan is unknown"
     reached = max([completed_step(task.folder) or 0, *complete_steps(task.checkpoints)])
     if not task.run.makes_version and reached > task.run.last_step:
         return f"it has gone on to step {reached:,}, past this plan; prune with the plan that has its later versions"

@@ -146,7 +146,7 @@ def require_own(plan: Plan) -> None:
     if lineage is None:
         raise UserError(f"{folder}: there is no main path to rewind; train it first: lrpath run {plan.path}")
     if not folder.resolve().is_relative_to(Path(plan.output).resolve()):
-        raise UserError(f"{folder}: lies in another output ({folder.resolve()}); rewind it with its own plan")
+        raise UserError(f"{folder}: is in another output ({folder.resolve()}); rewind it with its own plan")
     if found := changes(folder, lineage, plan, plan.main):
         raise UserError(
             f"{folder}: was trained under other settings than the plan's ({listing(found[:2])}); rewind it with "
@@ -203,11 +203,11 @@ def require_step(plan: Plan, step: int, dropped: Sequence[str]) -> None:
     if starts and step > latest == min(starts):
         raise UserError(
             f"--to-step {step}: the main path has read {dropped[starts.index(min(starts))]} from step "
-            f"{min(starts):,} on; go back to that step or before ({told})"
+            f"{min(starts):,} on; choose that step or an earlier one ({told})"
         )
     if step > latest:
         raise UserError(
-            f"--to-step {step}: the main path stands at {newest_step(folder):,}; go back ({told})"
+            f"--to-step {step}: the main path is at {newest_step(folder):,}; choose an earlier step ({told})"
         )
     if step not in kept:
         raise UserError(f"{root}: there is no complete checkpoint of step {step} ({told})")
@@ -218,8 +218,8 @@ def require_one_disk(output: Path, sources: Sequence[Path]) -> None:
     disk = output.stat().st_dev
     if far := [one for one in sources if one.parent.stat().st_dev != disk]:
         raise UserError(
-            f"{far[0].parent}: lies on another disk than {output}, where nothing can be set aside without copying; "
-            "let the output's folder itself lie there (a link from its present place will do), and call again"
+            f"{far[0].parent}: is on another disk than {output}, where nothing can be set aside without copying; "
+            "move the output's folder to that disk (and link its present path to it), and call again"
         )
 
 

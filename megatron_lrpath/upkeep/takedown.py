@@ -117,7 +117,7 @@ def _sync(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Again:
-    """A run that has to be trained again, from the checkpoint of `from_step` on (its first step: anew) to `to_step`.
+    """A run that must be trained again from step `from_step` (its first step: from the start) to `to_step`.
 
     `folder` is the folder of the present one; `tokens` are those of the steps.
     """

@@ -69,7 +69,7 @@ def test_it_is_told_recorded_and_drawn(tmp_path: Path, capsys: pytest.CaptureFix
     path.write_text(both)
     said = train(run_words(path, "ours", "main"), nproc=2).ok().output
     folder = tmp_path / "runs/ours/main"
-    assert f"{folder}: a break at step 3: goes on with processes 2 (before: 1); equal bits are" in said
+    assert f"{folder}: a break at step 3: continues with processes 2 (before: 1); equal bits are" in said
     first, second = (read_lineage(folder) or {})["starts"]
     assert "break" not in first
     assert second["break"] == ["processes 2 (before: 1)"]

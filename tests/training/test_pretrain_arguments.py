@@ -192,7 +192,10 @@ BRANCH = ["--lr-path", "branch", "--lr-path-parent", "MAIN", "--lr-path-parent-s
             ["--lr-path", "scratch", "--train-iters", "4", "--lr-path-multi-step-fractions", "0.9", "0.8"],
             "--lr-path scratch: ",
         ),
-        (["--lr-path-style", "knee", "--train-iters", "4"], "--lr-path-style says nothing without --lr-path"),
+        (
+            ["--lr-path-style", "knee", "--train-iters", "4"],
+            "--lr-path-style has no effect without --lr-path",
+        ),
         (
             ["--paradigm", "ours", "--train-iters", "4"],
             "--paradigm ours names a run of a plan: give --plan too",
@@ -241,7 +244,7 @@ TOGETHER = {
         ["--lr-path-style", "knee", "--log-intervall", "4", "--run", "main"],
         [
             "unrecognized arguments: --log-intervall 4",
-            "--lr-path-style says nothing without --lr-path",
+            "--lr-path-style has no effect without --lr-path",
             "--run main names a run of a plan",
         ],
     ),

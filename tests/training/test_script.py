@@ -121,7 +121,7 @@ def test_a_branch_off_what_plain_megatron_trained(folder: Path, words: list[str]
     ("extra", "message"),
     [
         (["--lr-path", "main", "--lr-decay-style", "WSD"], "--lr-decay-style cannot be given with --lr-path"),
-        (["--lr-path-parent-step", "4"], "says nothing without --lr-path"),
+        (["--lr-path-parent-step", "4"], "has no effect without --lr-path"),
         (["--lr-path", "main", "--use-checkpoint-args"], "--use-checkpoint-args cannot be given with"),
     ],
 )

@@ -65,7 +65,7 @@ def test_a_run_that_lies_in_another_output_is_left_alone(
     folder.rename(elsewhere)
     folder.symlink_to(elsewhere)
     assert main(["prune", str(plan.path), "--yes"]) == 0
-    assert "ours/main: left alone: it lies in another output" in capsys.readouterr().out
+    assert "ours/main: left alone: it is in another output" in capsys.readouterr().out
     assert len(steps(plan, "main")) == 10
     assert steps(plan, "branch-v2") == [35, 40]
 

@@ -119,8 +119,11 @@ def test_new_data_can_follow_and_what_is_set_aside_goes_when_confirmed(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--to-step", "45", "--drop", "v3"), "from step 40 on; go back to that step or before (steps that"),
-        (("--to-step", "50"), "the main path stands at 50; go back"),
+        (
+            ("--to-step", "45", "--drop", "v3"),
+            "from step 40 on; choose that step or an earlier one (steps that",
+        ),
+        (("--to-step", "50"), "the main path is at 50; choose an earlier step"),
         (("--to-step", "38"), "no complete checkpoint of step 38 (steps that are kept: 10, 15, 20, 25"),
         (("--to-step", "40", "--drop", "v9"), "--drop v9: no version of"),
         (("--to-step", "40", "--drop", "v1"), "begin a new plan"),

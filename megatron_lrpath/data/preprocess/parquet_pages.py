@@ -1,6 +1,6 @@
 """The pages of a Parquet file, by their headers: how much memory a reader will need, before it unpacks one.
 
-Parquet's readers unpack a page whole, whatever its header says (2 GiB at most). The footer, which has sizes, too, is
+Parquet's readers unpack a page whole, regardless of its header (2 GiB at most). The footer, which has sizes, too, is
 written by the same hand and compared with nothing. A header is a Thrift structure in the compact protocol.
 """
 

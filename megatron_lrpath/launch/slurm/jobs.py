@@ -180,7 +180,7 @@ def report_job(jobs: Sequence[Job], page: Path, subject: Path) -> Job:
 
 
 def is_finished(job: Job, jobs: Sequence[Job]) -> bool:
-    """Whether the job's result is there, so that nothing has to be submitted for it."""
+    """Whether the job's result is there, so that it need not be submitted."""
     if job.task is None:
         evaluations = [other for other in jobs if other.kind == "eval"]
         folders = [other.task.folder for other in evaluations if other.task]
@@ -240,7 +240,9 @@ def job_files(name: str, job: Job, settings: Settings, folder: Path, extra: Sequ
     """The job of the plan or experiment `name` as it is submitted; `folder` is OUTPUT/slurm. Writes nothing."""
     folder = Path(os.path.abspath(folder))
     if any(ord(character) < 32 for character in str(folder)):  # Slurm's line-wise answers could not name it
-        raise UserError(f"{str(folder)!r}: control characters cannot stand in the name of an output folder")
+        raise UserError(
+            f"{str(folder)!r}: control characters are not allowed in the name of an output folder"
+        )
     made = make_spec(job, settings, folder, extra)
     spec = asdict(made)
     digest = json_digest(spec)[:8]

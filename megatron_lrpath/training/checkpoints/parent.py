@@ -36,7 +36,7 @@ def require_checkpoint(parent: ParentCheckpoint) -> None:
     have = f"it has steps {', '.join(map(str, steps))}" if steps else "it has no complete checkpoint yet"
     raise UserError(
         f"{parent.folder}: no checkpoint of step {parent.step}; {have}. Run the parent up to step "
-        f"{parent.step} (it saves its branch points whatever its save interval), or restore that checkpoint."
+        f"{parent.step} (it saves its branch points for any save interval), or restore that checkpoint."
     )
 
 

@@ -110,7 +110,7 @@ def choose(own: Path, parent: ParentCheckpoint | None, damage_of: Callable[[Path
         aside = disk.set_aside(own, step)
         warn(
             f"{own}: the checkpoint of step {step} is damaged: {'; '.join(problems)}. Set aside as "
-            f"{aside.name}; the run goes back to the one before it."
+            f"{aside.name}; the run continues from the one before it."
         )
     if found := disk.damaged_found(own):
         raise UserError(

@@ -54,5 +54,5 @@ def load_failures(folder: Path | str | None) -> Iterator[None]:
         yield
     except CheckpointException as error:
         causes = [cause for cause, _ in error.failures.values()]
-        said = causes[0] if causes else "rank 0 says why"
+        said = causes[0] if causes else "see the message of rank 0"
         raise UserError(f"{folder}: a checkpoint cannot be read: {said}") from None

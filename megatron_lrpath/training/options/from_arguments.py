@@ -87,7 +87,7 @@ def refuse_companions(given: Mapping[str, Any], others: Sequence[str] = ()) -> N
             *(
                 f"{flag(name)} {given[name]} names a run of a plan: give --plan too, or leave it out."
                 if name in ("paradigm", "run")
-                else f"{flag(name)} says nothing without --lr-path: give that too, or leave it out."
+                else f"{flag(name)} has no effect without --lr-path: add --lr-path, or leave it out."
                 for name in given
                 if name in ("paradigm", "run") or name.startswith("lr_path_")
             ),
