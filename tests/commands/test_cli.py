@@ -77,7 +77,7 @@ def test_the_table_shows_runs_costs_and_curves(paper_file: Path, capsys: pytest.
         "58,000",
         "0.58",
         "0.40",
-        "carried out once",
+        "which runs once",
         "⠀",
         "40K steps",
     ):

@@ -203,7 +203,7 @@ def test_a_strangers_arguments_are_a_model_or_one_message(name: str) -> None:
 def test_norms_of_queries_beside_biases_have_no_class(bias: str) -> None:
     args = common_state(replace(SMALL, kind="qwen3"), torch.float32, None)["args"]
     setattr(args, bias, True)
-    with pytest.raises(UserError, match=f"{bias} is True beside qk_layernorm"):
+    with pytest.raises(UserError, match=f"{bias} is True with qk_layernorm"):
         architecture.from_megatron(args, SMALL.vocab_size)
 
 

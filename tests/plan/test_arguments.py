@@ -128,7 +128,7 @@ def test_every_value_that_is_refused_is_refused_in_a_plan(tmp_path: Path) -> Non
 def test_a_misspelt_size_of_a_model_without_a_recipe_is_named(tmp_path: Path) -> None:
     model = {"num_layer": 2, "hidden_size": 32, "num_attention_heads": 4}
     with pytest.raises(
-        PlanError, match=r"needs num_layers.*no argument 'num_layer' .did you mean 'num_layers'"
+        PlanError, match=r"requires num_layers.*no argument 'num_layer' .did you mean 'num_layers'"
     ):
         plan_with(tmp_path, model=model)
 

@@ -131,7 +131,8 @@ def add_lrpath_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentPa
         choices=(*KERNELS, NONE),
         metavar="NAME",
         help=f"kernels with fewer passes over memory on a GPU: {', '.join(KERNELS)}, or {NONE}; "
-        "a kernel that cannot be used is refused (default with a plan or --lr-path: all that can be used; plain Megatron: none)",
+        "a kernel that cannot be used is refused (default with a plan or --lr-path: all that can be used; "
+        "plain Megatron: none)",
     )
     group.add_argument(
         "--rank-timeout",
