@@ -31,7 +31,7 @@ BAD = {
     b"\x00\x00\x00": "not JSON",
     b"[" * 100_000: "not JSON",
     b'{"text": "1", "n": ' + b"9" * 5000 + b"}": "not JSON",
-    b'{"text": "1 x"}': "'text': NullTokenizer takes whole numbers",
+    b'{"text": "1 x"}': "'text': NullTokenizer expects integers",
     b'{"text": "1 1000"}': "'text': token id 1000 is outside the vocabulary",
     b'{"text": "-1"}': "'text': token id -1 is outside the vocabulary",
 }

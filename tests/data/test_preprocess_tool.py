@@ -101,7 +101,7 @@ def test_an_unwritable_place_is_named(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_the_notice_of_a_slower_way_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_lines(tmp_path / "in.jsonl", ["a"])
     assert preprocess(source, tmp_path / "out", *SP, "--exact-tokenizer") == 0
-    assert "SentencePiece itself" in capsys.readouterr().err
+    assert "tokenizing with SentencePiece, as requested" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -273,7 +273,7 @@ def test_the_command_evaluates_and_prints_perplexities(copy: Path) -> None:
 def test_the_command_names_the_cause_and_the_log_of_a_failure(copy: Path) -> None:
     shutil.rmtree(copy / "runs/ours/branch-v1/checkpoints")
     answer = command(str(copy / "plan.yaml"), "--paradigm", "ours", "--device", "cpu")
-    assert answer.returncode == 1
+    assert answer.returncode == 2
     assert "the evaluation failed: " in answer.stderr
     assert "no checkpoint of step 6" in answer.stderr
     assert f"log: {copy / 'runs/logs/eval.log'}" in answer.stderr

@@ -78,7 +78,7 @@ def test_a_stale_export_is_made_again_and_a_strangers_is_not_replaced(trained: P
     record = exported / "lrpath_export.json"
     stored = json.loads(record.read_text())
     record.write_text(json.dumps(stored | {"checkpoint": "of another training"}))
-    assert "again, the checkpoint is another now" in generate(trained, "--run", "branch-v1", "the plan")
+    assert "again, because the checkpoint has changed" in generate(trained, "--run", "branch-v1", "the plan")
     assert json.loads(record.read_text()) == stored
     record.unlink()
     outcome = lrpath("generate", trained, "--run", "branch-v1", "the plan", "--device", "cpu")
@@ -123,15 +123,15 @@ def test_a_model_without_a_tokenizer_has_no_text(tmp_path: Path) -> None:
         train(run_words(plan, "ours", run)).ok()
     outcome = lrpath("generate", plan, "x", "--device", "cpu")
     assert outcome.status == [2], outcome.output
-    assert "there is no tokenizer with it" in outcome.output
+    assert "the folder has no tokenizer" in outcome.output
 
 
 def test_a_conversation_goes_on_and_begins_anew(trained: Path) -> None:
     words = ["chat", trained, "--device", "cpu", "--max-tokens", 5, "--temperature", 0]
     outcome = lrpath(*words, said="Add 1 and 2.\n\nSure?\n/new\nAdd 1 and 2.\n" + "word " * 300 + "\n").ok()
     lines = outcome.output.splitlines()
-    assert "sft-v1: /new begins again, Ctrl-D ends" in outcome.output
-    begin = next(number for number, line in enumerate(lines) if "/new begins again" in line)
+    assert "sft-v1: /new starts a new conversation, Ctrl-D ends" in outcome.output
+    begin = next(number for number, line in enumerate(lines) if "/new starts a new conversation" in line)
     answers = lines[begin + 1 :]
     assert (
         "positions for prompt and answer" in outcome.output
