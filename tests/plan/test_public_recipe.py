@@ -18,11 +18,17 @@ STEPS = ("download", "tokenizer", "tokenize", "draw", "plan", "run", "report")
 def test_the_commands_of_the_recipe_parse_and_fit_its_plan() -> None:
     environment = {**os.environ, "DRY": "1", "WORKERS": "4"}
     answer = subprocess.run(
-        ["bash", str(RECIPE / "recipe.sh"), *STEPS], env=environment, capture_output=True, text=True, check=True
+        ["bash", str(RECIPE / "recipe.sh"), *STEPS],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     commands = [shlex.split(line) for line in answer.stdout.splitlines()]
     plan = load_plan(RECIPE / "plan.yaml")
-    tools = {one.__name__.removeprefix("tools."): one for one in (preprocess_data, slice_versions, train_tokenizer)}
+    tools = {
+        one.__name__.removeprefix("tools."): one for one in (preprocess_data, slice_versions, train_tokenizer)
+    }
     parsed: dict[str, list[object]] = {}
     for program, *words in commands:
         if program == "hf":
@@ -49,6 +55,8 @@ def test_the_commands_of_the_recipe_parse_and_fit_its_plan() -> None:
         assert tokens is not None
         assert tokens >= version.steps * plan.batch.tokens
         assert request.drop_duplicates
-    wrong = subprocess.run(["bash", str(RECIPE / "recipe.sh"), "no"], capture_output=True, text=True, check=False)
+    wrong = subprocess.run(
+        ["bash", str(RECIPE / "recipe.sh"), "no"], capture_output=True, text=True, check=False
+    )
     assert wrong.returncode == 2
     assert "there are download tokenizer" in wrong.stderr
