@@ -142,7 +142,7 @@ def ours(name: str, options: argparse.Namespace) -> None:
 
     activate(options.device)
     shape, per_step = options.shape, options.shape.batch // options.micro
-    folder = Path(tempfile.mkdtemp())
+    folder: Path = options.folder
     plan = write_plan(shape, folder, name, options.steps + 2, options.micro, 1e-4, bf16=True, adam_beta2=0.95)
     from megatron_lrpath.training import forward, pretrain
 
@@ -365,13 +365,15 @@ def median(function: Callable[[], Any], device: str, repeats: int = 20) -> float
 def run(name: str, micro: int, words: list[str], limit: float) -> tuple[dict[str, Any] | None, str]:
     """A contender's row and all that it printed; no row where it failed or took longer than `limit` seconds."""
     command = [sys.executable, "-W", "ignore", __file__, "--contender", name, "--micro", str(micro), *words]
-    try:
-        answer = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=limit
-        )
-        output = answer.stdout
-    except subprocess.TimeoutExpired as error:
-        output = (error.stdout or b"").decode(errors="replace") + f"\nended after {limit:.0f} s"
+    with tempfile.TemporaryDirectory() as folder:
+        command += ["--folder", folder]
+        try:
+            answer = subprocess.run(
+                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=limit
+            )
+            output = answer.stdout
+        except subprocess.TimeoutExpired as error:
+            output = (error.stdout or b"").decode(errors="replace") + f"\nended after {limit:.0f} s"
     rows = [line for line in output.splitlines() if line.startswith(ROW)]
     return (json.loads(rows[-1].removeprefix(ROW)) if rows else None), output
 
@@ -435,6 +437,7 @@ def main() -> None:
     add("--limit", type=float, default=300.0, help="seconds of one contender")
     add("--least", type=float, default=20.0, help="seconds that must be left for one to begin")
     add("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
+    add("--folder", type=Path, help=argparse.SUPPRESS)  # of one contender, for its data and run
     options = parser.parse_args()
     if options.steps <= WARMUP:
         parser.error(f"--steps: more than {WARMUP}")

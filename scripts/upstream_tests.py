@@ -1,7 +1,8 @@
 """Run Megatron-LM's own tests plain and with this project's CPU backend and seams, and compare the outcomes.
 
 A test that passes plain must pass with the seams applied. Each test file runs twice, each time in a process of its
-own, against the installed megatron-core; of the checkout only `tests/` is used. Take the tag of the installed version:
+own, against the installed megatron-core; of the checkout only `tests/` and `tools/` are used. Take the tag of the
+installed version:
 
     git clone --branch core_v0.19.0 https://github.com/NVIDIA/Megatron-LM
     python scripts/upstream_tests.py Megatron-LM
@@ -84,7 +85,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         # A copy, so that the checkout's own `megatron` does not hide the installed one.
         root = Path(temporary)
-        shutil.copytree(args.checkout / "tests", root / "tests")
+        for folder in ("tests", "tools"):
+            shutil.copytree(args.checkout / folder, root / folder)
         lost: list[str] = []
         counts: Counter[str] = Counter()
         passed: dict[str, set[str]] = {}

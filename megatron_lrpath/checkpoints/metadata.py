@@ -7,6 +7,7 @@ import gc
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any
 
@@ -247,13 +248,16 @@ def properties(plain: Any) -> TensorProperties:
     if state[0].text not in DTYPES:
         raise NotDataError(f"a tensor is of type {state[0].text}")
     strides = state[5] if len(state) == 6 else None
+    # torch has them from 2.15 on; an older one does without
+    known = {} if strides is None else {"strides": tuple(whole(one) for one in typed(strides, tuple))}
+    has = {one.name for one in fields_of(TensorProperties)}
     return TensorProperties(
         dtype=DTYPES[state[0].text],
         layout=torch.strided,
         requires_grad=typed(state[2], bool),
         memory_format=MEMORY_FORMATS[form[0]],
         pin_memory=typed(state[4], bool),
-        strides=None if strides is None else tuple(whole(stride) for stride in typed(strides, tuple)),
+        **{name: value for name, value in known.items() if name in has},
     )
 
 

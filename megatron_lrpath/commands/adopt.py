@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from megatron_lrpath.commands.options import add_plan, count_from
 from megatron_lrpath.console import quiet
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.paradigms import OURS
 
 if TYPE_CHECKING:
     from megatron_lrpath.plan import Plan
@@ -104,12 +105,12 @@ def tell(adoption: Adoption, trained: Trained) -> None:
     )
     print(f"  copied to {adoption.root}; the original stays as it is")
     print(
-        f"{plan.path}: the main path goes on from step {adopted.step:,} at {trained.rate:g} with "
+        f"{plan.path}: the main path continues from step {adopted.step:,} at {trained.rate:g} with "
         f"{plan.versions[0].name}; its costs count from there; ptfs and cpt cannot be trained"
     )
     for note in trained.notes:
         print(f"  differs: {note}")
-    first = plan.runs("ours")[1]
+    first = plan.runs(OURS.name)[1]
     print(f"  {first.name} leaves it at step {first.first_step:,}, {plural(first.steps, 'step')} long")
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from megatron_lrpath.commands.options import add_plan, count_from
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.paradigms import MAIN, OURS
 
 if TYPE_CHECKING:
     from megatron_lrpath.plan import Plan, Run
@@ -23,7 +24,7 @@ TAKES_EXTRA = True
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The run, the checkpoint, and the trial to train."""
     add_plan(parser)
-    parser.add_argument("--run", default="main", metavar="NAME", help="a run of ours (default: main)")
+    parser.add_argument("--run", default=MAIN.prefix, metavar="NAME", help="a run of ours (default: main)")
     parser.add_argument(
         "--step",
         type=count_from(1),
@@ -52,7 +53,7 @@ def execute(args: argparse.Namespace) -> int:
     from megatron_lrpath.plan import load_plan
 
     plan = load_plan(args.plan)
-    run = plan.run("ours", args.run)
+    run = plan.run(OURS.name, args.run)
     if args.extra and not args.start:
         raise UserError("Megatron arguments after `--` go with --start NAME")
     if args.start:
@@ -81,7 +82,7 @@ def train(plan: Plan, run: Run, args: argparse.Namespace) -> int:
             f"{run.last_step - args.step}, or start from an earlier step"
         )
     trial, own = prepare(plan, run, args.step, args.start)
-    (task,) = (one for one in build_tasks(trial, ("ours",)) if one.run == own)
+    (task,) = (one for one in build_tasks(trial, (OURS.name,)) if one.run == own)
     extra = ("--exit-interval", str(last), *args.extra)
     device = None if args.device == "auto" else args.device
     command = torchrun.training(trial.path, task, args.nproc, device, extra).command

@@ -12,18 +12,19 @@ OF_MEGATRON = frozenset({"adam", "sgd"})
 MUON, DIST_MUON, SOAP = "muon", "dist_muon", "soap"
 
 
-def optimizer_problems(given: Mapping[str, Any], with_path: bool = True) -> list[str]:
+def optimizer_problems(given: Mapping[str, Any], with_path: bool = True, is_here: bool = True) -> list[str]:
     """What Megatron cannot do with the optimizer, a line each.
 
     Args:
         given: Megatron's arguments by destination, before it validates them; those that are not given may be missing.
         with_path: whether this is a run with a path (not plain Megatron), which goes on from its checkpoints.
+        is_here: whether it is trained on this machine, so that the package is needed.
     """
     name = given.get("optimizer", "adam")
     if name in OF_MEGATRON:
         return []
     chosen = f"--optimizer {name}"
-    problems = [missing] if (missing := missing_package(name)) else []
+    problems = [missing] if is_here and (missing := missing_package(name)) else []
     if given.get("fp16"):
         problems.append(f"{chosen}: Megatron has it for --bf16 and for 32 bits, not for --fp16.")
     elif not given.get("bf16") and (name == DIST_MUON or given.get("use_distributed_optimizer")):

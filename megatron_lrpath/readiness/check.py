@@ -93,11 +93,10 @@ def check_plan(plan: Plan, request: Request, known: dict[Path, str] | None = Non
     going_on = {task.key for task in todo} | {
         task.parent for task in todo if task.parent and not task.run.is_sft
     }
-    findings += identity_checks(plan, tasks, opened.slices, going_on, extra) + parent_checks(
-        plan, todo, tasks
-    )
+    findings += identity_checks(plan, tasks, opened.slices, going_on, extra)
+    findings += parent_checks(plan, todo, tasks)
+    findings += machine.optimizer_checks(plan, request.where != ANYWHERE) if todo else []
     if request.where != ANYWHERE and todo:
-        findings += machine.optimizer_checks(plan)
         findings += [
             machine.output_check(Path(plan.output)),
             machine.room_check(plan, todo, vocabulary, request.where == HERE),

@@ -45,18 +45,21 @@ def process_check(
     return attempt("processes", proof)
 
 
-def optimizer_checks(plan: Plan) -> list[Finding]:
-    """Whether the plan's optimizers can train as it asks, and their package is there; nothing for Megatron's own."""
+def optimizer_checks(plan: Plan, is_here: bool = True) -> list[Finding]:
+    """Whether the plan's optimizers can train as it asks; nothing for Megatron's own.
+
+    Where the plan is carried out on this machine (`is_here`), their package must be there.
+    """
     tuned = [plan.sft_megatron] if plan.sft else []
     parts = [
         {name.replace("-", "_"): value for name, value in {**plan.model.overrides, **part}.items()}
         for part in (plan.megatron, *tuned)
     ]
-    problems = [problem for part in parts for problem in optimizer_problems(part)]
+    problems = [problem for part in parts for problem in optimizer_problems(part, is_here=is_here)]
     if problems:
         return [Finding("optimizer", FAILED, text) for text in dict.fromkeys(problems)]
     chosen = sorted({str(part.get("optimizer", "adam")) for part in parts} - OF_MEGATRON)
-    return [Finding("optimizer", OK, ", ".join(chosen))] if chosen else []
+    return [Finding("optimizer", OK, ", ".join(chosen))] if chosen and is_here else []
 
 
 def memory_checks(

@@ -99,9 +99,11 @@ class _ItemSums:
             self._left.pop()
 
 
-def sum_files(folder: Path, items: Mapping[str, Iterable[tuple[int, int]]]) -> dict[str, FileSum]:
+def sum_files(
+    folder: Path, items: Mapping[str, Iterable[tuple[int, int]]] | None = None
+) -> dict[str, FileSum]:
     """Read and sum every file of a folder, by name; `items` by file as in `sum_file`."""
-    return {path.name: sum_file(path, items.get(path.name, ())) for path in sorted(folder.iterdir())}
+    return {path.name: sum_file(path, (items or {}).get(path.name, ())) for path in sorted(folder.iterdir())}
 
 
 def sum_entry(file: FileSum) -> dict[str, Any]:

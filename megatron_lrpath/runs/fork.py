@@ -1,13 +1,14 @@
-"""A main path in another output that goes on from a kept checkpoint: the checkpoint is linked, the lineage copied."""
+"""A main path in another output that goes on from a plan's checkpoint: links to its files, and its lineage."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import Run
-from megatron_lrpath.runs.checkpoints import checkpoint_folder, write_tracker
+from megatron_lrpath.runs.checkpoints import checkpoint_folder, saving_folder, write_tracker
 from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.runs.lineage import read_lineage
 from megatron_lrpath.runs.results import completed_step, write_result
@@ -32,11 +33,30 @@ def fork_main(source: Path, step: int, folder: Path, run: Run) -> None:
             f"{source}: the main path's lineage is missing; restore it, or train the main path anew"
         )
     own.checkpoints.mkdir(parents=True, exist_ok=True)
-    link = checkpoint_folder(own.checkpoints, step)
-    if not link.is_symlink():
-        target = checkpoint_folder(RunFolder(source).checkpoints.resolve(), step)
-        link.symlink_to(os.path.relpath(target, own.checkpoints.resolve()), target_is_directory=True)
+    take_over(
+        checkpoint_folder(RunFolder(source).checkpoints, step), checkpoint_folder(own.checkpoints, step)
+    )
     write_tracker(own.checkpoints, step)
     if run.last_step == step and completed_step(folder) is None:
         write_result(folder, run, step)
     write_sealed(own.lineage, lineage)
+
+
+def take_over(checkpoint: Path, place: Path) -> None:
+    """Hard links to the files of a checkpoint: they take no room and stay when the original is removed.
+
+    A symbolic link to the folder where the file system has no hard links, or is another one.
+    """
+    if place.exists():
+        return
+    unfinished = saving_folder(place)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        shutil.copytree(checkpoint, unfinished, copy_function=os.link)
+        unfinished.rename(place)
+    except OSError:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        place.unlink(missing_ok=True)  # a link to nothing
+        place.symlink_to(
+            os.path.relpath(checkpoint.resolve(), place.parent.resolve()), target_is_directory=True
+        )

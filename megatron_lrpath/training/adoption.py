@@ -17,6 +17,7 @@ from megatron.training.arguments import parse_args
 
 from megatron_lrpath.checkpoints.reader import load_common
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.paradigms import MAIN, OURS
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.tokenizers.prints import TokenizerSpec
 from megatron_lrpath.training.checkpoints import parent as parents
@@ -45,7 +46,7 @@ def main_arguments(path: Path) -> Any:
     """Megatron's arguments of the main path of the plan `path`, as they are before they are validated."""
     os.environ.setdefault("RANK", "0")
     os.environ.setdefault("WORLD_SIZE", "1")
-    planned = PlannedRun.read({"plan": path, "paradigm": "ours", "run": "main"})
+    planned = PlannedRun.read({"plan": path, "paradigm": OURS.name, "run": MAIN.prefix})
     sys.argv[1:] = planned.flags
     args = parse_args(arguments_provider())
     apply_defaults(args, planned.explicit)

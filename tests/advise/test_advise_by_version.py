@@ -156,7 +156,7 @@ def test_the_command_names_the_alphas(
     said = check_80_columns(capsys.readouterr().out, plan.path.parent)
     assert "An alpha for each version" in said
     assert "once a further version is appended" in " ".join(said.split())
-    assert said.splitlines()[-1].startswith("next: lrpath ")
+    assert said.splitlines()[-1].startswith("next: ")
 
 
 def test_where_limits_forbid_alphas_by_version_one_for_all_is_told(

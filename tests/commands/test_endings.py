@@ -18,10 +18,14 @@ from tests.support.training_fixtures import make_plan
 
 PLAN = "PLAN"
 CALLS: dict[str, list[str]] = {
+    "adopt": [PLAN, "--checkpoint", "old", "--step", "4"],
+    "archive": [PLAN],
+    "audition": [PLAN, "--slices", "v2", "v3"],
     "budget": [PLAN],
     "cancel": [PLAN],
     "advise": [PLAN],
     "chat": [PLAN],
+    "compare-starts": [PLAN, "--step", "4", "--steps", "2", "--start", "other"],
     "doctor": [PLAN],
     "eval": [PLAN],
     "experiment": [PLAN],
@@ -30,6 +34,7 @@ CALLS: dict[str, list[str]] = {
     "lr": [PLAN, "--run", "main"],
     "merge": [PLAN, "--version", "v1"],
     "plan": [PLAN],
+    "probe": [PLAN],
     "prune": [PLAN],
     "report": [PLAN],
     "rewind": [PLAN],
@@ -37,10 +42,12 @@ CALLS: dict[str, list[str]] = {
     "sft": [PLAN],
     "status": [PLAN],
     "submit": [PLAN],
+    "trace": [PLAN, "--document", "data/text:1"],
     "update": [PLAN, "--source", "new"],
 }
 """A call of every command that takes a plan."""
 OTHERS = {"init", "check-args", "samples", "docs", "completion"}
+OTHERS |= {"trace", "archive", "adopt", "compare-starts", "probe", "audition"}
 
 
 def call(name: str, plan: Path | str, words: list[str]) -> int:
@@ -188,7 +195,7 @@ def test_a_plan_that_is_reported(measured: Plan, capsys: pytest.CaptureFixture[s
 
 @pytest.mark.parametrize(
     ("failed", "status", "again"),
-    [(2, 2, "calling again without a change would end in the same way"), (-9, 1, "call the same command again")],
+    [(2, 2, "calling again without a change would fail in the same way"), (-9, 1, "call the same command again")],
 )  # fmt: skip
 def test_an_evaluation_that_fails_says_whether_calling_again_helps(
     measured: Plan,

@@ -435,7 +435,7 @@ def test_prepared_chats_can_be_mixed_with_and_without_a_record(team: Path) -> No
     (team / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in conversations()))
     plan = plan_of(team, sft=SFT | {"data": str(team / "chat.jsonl")})
     prepare(plan)
-    chats = team / "runs/sft/train_tokens"
+    chats = team / "runs/sft/data-1/train_tokens"
     draw = ["--documents", f"chat={chats}:0-", "--output", team / "apart"]
     assert call("slice_versions", *draw).stderr == ""
     mixed = plan_of(team, branch_mix={"slices": {f"{team}/apart/chat": 0.25}})

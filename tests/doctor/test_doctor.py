@@ -57,7 +57,7 @@ def test_what_a_plan_lacks_is_named(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["doctor", str(plan)]) == 1
     said = capsys.readouterr().out
     assert "FAILED" in said
-    assert said.endswith("next: mend what is marked FAILED, then call this again\n")
+    assert said.endswith("next: fix the checks marked FAILED, then call this again\n")
 
 
 def test_too_few_tokens_fail_for_that_version_alone(tmp_path: Path) -> None:

@@ -243,7 +243,7 @@ def test_the_command_says_when_there_is_nothing_to_do(
     )
     shutil.rmtree(copy / "runs")
     assert lrpath(["eval", plan]) == 2
-    assert f"no version is trained yet. Train first: lrpath run {plan}" in capsys.readouterr().err
+    assert f"no version is trained yet. First: lrpath run {plan}" in capsys.readouterr().err
     assert lrpath(["eval", plan, "--run", "branch-v9"]) == 2
     assert "branch-v9" in capsys.readouterr().err
 

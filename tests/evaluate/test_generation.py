@@ -104,8 +104,8 @@ def test_the_model_card_says_how_to_use_it(trained: Path, tmp_path: Path, run: s
         (["generate", "--run", "branch-v1", "plan " * 200], "positions for prompt and answer"),
         (["generate", "--run", "brnch-v1", "x"], "did you mean 'branch-v1'"),
         (["generate", "--run", "main", "--compare", "x"], "--compare takes all trained versions"),
-        (["generate", "--paradigm", "ptfs", "x"], "no version is trained yet: lrpath run"),
-        (["chat", "--paradigm", "ptfs"], "no version is fine-tuned yet: lrpath sft"),
+        (["generate", "--paradigm", "ptfs", "x"], "no version is trained yet. First: lrpath run"),
+        (["chat", "--paradigm", "ptfs"], "no version is fine-tuned yet. First: lrpath sft"),
         (["chat", "--run", "branch-v1"], "has no chat template"),
     ],
 )

@@ -86,7 +86,7 @@ def test_a_measured_pace_is_taken(
 
 def test_a_branch_waits_for_its_part_of_the_main_path_alone(plan: Plan) -> None:
     left = estimate(plan, ("ours",))
-    assert (left.steps, left.chain) == (84 + 2 * 36, 120)
+    assert (left.steps, left.chain) == (84 + 2 * 36, 120 * 8192)
 
 
 def test_nothing_left_is_said(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,7 +94,7 @@ def test_nothing_left_is_said(plan: Plan, capsys: pytest.CaptureFixture[str]) ->
         train(plan, run.name, 1.0, 1)
     said = shown(plan, capsys)
     assert "To train (ours): nothing is left to train" in said
-    assert said.endswith(f"next: lrpath report {plan.path}\n")
+    assert said.endswith(f"next: lrpath eval {plan.path} --paradigm ours\n")
 
 
 def test_the_report_says_what_was_spent_and_what_is_left(plan: Plan) -> None:

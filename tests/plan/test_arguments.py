@@ -27,7 +27,7 @@ from megatron_lrpath.plan.arguments import (
     table,
 )
 from megatron_lrpath.plan.launch_line import line_problems, read_script, read_words
-from tests.support.plan_text import SOUND
+from tests.support.plan_text import SOUND, plan_with
 
 ONCE_NEUTRAL = """
     tensor_model_parallel_size no_rope_fusion no_overlap_p2p_communication persistent_save_interval use_nccl_ub
@@ -123,6 +123,14 @@ def test_every_value_that_is_refused_is_refused_in_a_plan(tmp_path: Path) -> Non
         "exit_signal": "SIGINT",
     }.items():
         assert f"megatron.{name}: cannot be set in a plan" in said_of(tmp_path, "megatron", **{name: value})
+
+
+def test_a_misspelt_size_of_a_model_without_a_recipe_is_named(tmp_path: Path) -> None:
+    model = {"num_layer": 2, "hidden_size": 32, "num_attention_heads": 4}
+    with pytest.raises(
+        PlanError, match=r"needs num_layers.*no argument 'num_layer' .did you mean 'num_layers'"
+    ):
+        plan_with(tmp_path, model=model)
 
 
 @pytest.mark.parametrize(

@@ -51,10 +51,14 @@ def again_and_again(make: Callable[[Path], Plan], folder: Path) -> Iterator[Plan
     """What `make` makes in a folder, once, and then time after time as it was then."""
     make(folder / "tree")
     shutil.copytree(folder / "tree", folder / "kept")
-    while True:
-        yield load_plan(folder / "tree/plan.yaml")
-        shutil.rmtree(folder / "tree")
-        shutil.copytree(folder / "kept", folder / "tree")
+
+    def plans() -> Iterator[Plan]:
+        while True:
+            yield load_plan(folder / "tree/plan.yaml")
+            shutil.rmtree(folder / "tree")
+            shutil.copytree(folder / "kept", folder / "tree")
+
+    return plans()
 
 
 def train(plan: Plan, run: Run, saves: Sequence[int], parent: Run | None = None) -> None:
@@ -86,5 +90,5 @@ def save(root: Path, step: int) -> None:
     folder = checkpoint_folder(root, step)
     folder.mkdir()
     (folder / "__0_0.distcp").write_bytes(step.to_bytes(4, "little") * 250)
-    write_manifest(folder, step, sum_files(folder, {}))
+    write_manifest(folder, step, sum_files(folder))
     write_tracker(root, step)

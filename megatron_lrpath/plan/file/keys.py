@@ -319,8 +319,8 @@ PLAN_KEYS = (
         "archive",
         TEXT,
         None,
-        "where `lrpath archive` copies versions' ends and branch points to: `s3://BUCKET/FOLDER`, or another address "
-        "that fsspec knows",
+        "object store to which `lrpath archive` copies versions' ends and branch points: `s3://BUCKET/FOLDER`, "
+        "or another URL of fsspec",
     ),
     Key("output", TEXT, None, "folder of all runs, `OUTPUT/<paradigm>/<run>`; default: `runs/NAME`"),
     Key("megatron", OBJECT, {}, "any other Megatron arguments, with `-` or `_`, without the dashes before"),

@@ -11,6 +11,7 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import length_problem
 from megatron_lrpath.models import RECIPES, ModelSpec, resolve_model
 from megatron_lrpath.paradigms import PARADIGMS
+from megatron_lrpath.plan.arguments import by_option, hint
 from megatron_lrpath.plan.file.arguments import RECIPE, check_arguments, read_arguments
 from megatron_lrpath.plan.file.consistency import check_plan
 from megatron_lrpath.plan.file.keys import (
@@ -364,11 +365,16 @@ def _read_model(entry: Entry) -> ModelSpec:
     else:
         overrides, recipe, place = {}, read_value(entry, TEXT), entry
     if recipe is not None and recipe not in RECIPES:
-        hint = nearest(str(recipe), RECIPES)
-        raise place.error(f"{recipe!r} is no recipe{hint}; there are {', '.join(RECIPES)}")
+        near = nearest(str(recipe), RECIPES)
+        raise place.error(f"{recipe!r} is no recipe{near}; there are {', '.join(RECIPES)}")
     spec = ModelSpec(recipe, overrides)
     try:
         resolve_model(spec)
     except UserError as error:
-        raise entry.error(str(error)) from None
+        unknown = [
+            f"; Megatron has no argument {name!r}{hint(name)}"
+            for name in overrides
+            if name not in by_option()
+        ]
+        raise entry.error(f"{error}{''.join(unknown)}") from None
     return spec
