@@ -25,7 +25,6 @@ from megatron_lrpath.runs.checkpoints import (
     checkpoint_folder,
     parse_manifest,
     read_manifest,
-    sum_file,
     tracked_step,
     write_tracker,
     wrong_content,
@@ -207,7 +206,7 @@ class Archive:
         folder = target.with_name(target.name + FETCHING)
         folder.mkdir(parents=True, exist_ok=True)
         for name in (*sums, MANIFEST):
-            if name in sums and (folder / name).is_file() and sum_file(folder / name) == sums[name]:
+            if name in sums and not wrong_content(folder, sums, [name]):
                 continue
             note(f"{key} step {step}: {name}")
             with self._reached():

@@ -164,7 +164,7 @@ def test_nothing_damaged_is_archived_or_fetched_or_removed(
     assert main(["archive", path]) == 0
     # another training of the same step
     (folder / "__0_0.distcp").write_bytes(good[::-1])
-    write_manifest(folder, 20, sum_files(folder))
+    write_manifest(folder, 20, sum_files(folder, {}))
     assert main(["prune", path, "--keep-ends", "--archived", "--yes"]) == 2
     assert "has another checkpoint of this step; nothing was removed" in capsys.readouterr().err
     assert len(steps(plan, "main")) == 10
