@@ -39,7 +39,7 @@ def test_the_rank_that_has_not_entered_the_collective_is_named(tmp_path: Path, f
     assert f"{start} (process " in line
     assert f") {end}" in line
     assert "after step 2" in line
-    assert "call again to go on" in line
+    assert "call again to continue" in line
 
 
 @pytest.mark.parametrize(
