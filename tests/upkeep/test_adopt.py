@@ -69,7 +69,7 @@ def test_the_main_path_goes_on_from_the_checkpoint(trained: Path, tmp_path: Path
     statuses, said = call(tmp_path, [*words, "--dry-run"], words, words)
     assert statuses == [0, 0, 0], said
     assert "step 5, 20 samples, 320 tokens; data: v1" in said
-    assert "goes on from step 5 at 0.01 with v1; its costs count from there" in said
+    assert "continues from step 5 at 0.01 with v1; its costs count from there" in said
     assert "nothing to do" in said
     plan = load_plan(path)
     assert path.read_text().startswith("# ours\n")
