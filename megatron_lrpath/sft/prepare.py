@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import shutil
@@ -40,7 +41,7 @@ STAGING = (
 
 
 def prepare(plan: Plan, workers: int = 1) -> dict[str, Any]:
-    """Prepare the plan's chat data where that is not done; what `prepared.json` says.
+    """Prepare the plan's chat data unless that is done; return the content of `prepared.json`.
 
     Raises:
         UserError: data, tokenizer or template cannot be used, too many lines were rejected, or the data have
@@ -52,7 +53,8 @@ def prepare(plan: Plan, workers: int = 1) -> dict[str, Any]:
     folder = plan.sft_folder
     encoder = build_encoder(plan)
     wanted = settings(plan, sft, encoder)
-    record = plan.prepared_record()
+    found = plan.prepared_record()
+    record = copy.deepcopy(found)
     if record is not None and resaved(plan, record):
         record["settings"]["tokenizer"] = wanted["tokenizer"]
     changed = None if record is None else difference(record, wanted, sft)
@@ -72,15 +74,16 @@ def prepare(plan: Plan, workers: int = 1) -> dict[str, Any]:
     except LockHeldError as owner:
         raise UserError(f"{folder}: {owner} is preparing the data there now") from None
     with closing(lock), Interruption() as interruption:
-        staging = folder / STAGING
-        shutil.rmtree(staging, ignore_errors=True)  # a killed process's
-        staging.mkdir()
-        try:
-            made = build(plan, sft, encoder, wanted, workers, interruption, staging)
-            made = publish(staging, folder, made, record)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-    return made
+        if plan.prepared_record() == found:
+            staging = folder / STAGING
+            shutil.rmtree(staging, ignore_errors=True)  # a killed process's
+            staging.mkdir()
+            try:
+                made = build(plan, sft, encoder, wanted, workers, interruption, staging)
+                return publish(staging, folder, made, record)
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
+    return prepare(plan, workers)  # another process has prepared the data meanwhile
 
 
 def build(
