@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-import logging
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
 from tests.support.ports import free_ports
+from tests.support.waiting import until
 
 BUCKET = "team"
 
 
 @contextmanager
 def s3_server() -> Iterator[None]:
-    """Run a server with an empty bucket, to which the environment points."""
-    from moto.server import ThreadedMotoServer
+    """Run a server with an empty bucket, to which the environment points.
 
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    It is a process of its own: tests fork, and a thread of a server could hold a lock then.
+    """
     port = free_ports(1)[0]
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
-    server.start()
+    words = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def answers() -> bool:
+        assert process.poll() is None, "the S3 server has ended"
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", port)) == 0
+
     variables = {
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
@@ -32,11 +41,12 @@ def s3_server() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         for name, value in variables.items():
             patched.setenv(name, value)
-        import fsspec
-
-        fs = fsspec.filesystem("s3", skip_instance_cache=True)
-        fs.mkdir(BUCKET)
         try:
+            until(answers, 120)
+            import fsspec
+
+            fsspec.filesystem("s3", skip_instance_cache=True).mkdir(BUCKET)
             yield
         finally:
-            server.stop()
+            process.kill()
+            process.wait()
