@@ -222,7 +222,7 @@ def test_an_output_with_runs_and_a_checkpoint_without_a_rate_are_refused(
     path = fresh(trained, tmp_path)
     one = adoption(trained, path)
     assert Trained(SAMPLES, None, ()).rate is None
-    with pytest.raises(UserError, match="holds no learning rate"):
+    with pytest.raises(UserError, match="has no learning rate"):
         require_rate(one, None)
     (tmp_path / "runs/ptfs/scratch-v1").mkdir(parents=True)
     with pytest.raises(UserError, match=r"ptfs/scratch-v1: trained already.*another `output`"):
