@@ -127,7 +127,7 @@ def test_new_data_can_follow_and_what_is_set_aside_goes_when_confirmed(
         (("--to-step", "38"), "no complete checkpoint of step 38 (steps that are kept: 10, 15, 20, 25"),
         (("--to-step", "40", "--drop", "v9"), "--drop v9: no version of"),
         (("--to-step", "40", "--drop", "v1"), "begin a new plan"),
-        (("--drop", "v3"), "--to-step S says where"),
+        (("--drop", "v3"), "--to-step S is the step"),
         (("--to-step", "40", "--confirm"), "call it alone"),
     ],
 )
