@@ -62,7 +62,7 @@ def fetch_parents(plan: Plan, todo: Sequence[Task], tasks: Sequence[Task]) -> No
     """Fetch the parents' checkpoints that runs of `todo` start from and only the archive has.
 
     Raises:
-        UserError: the archive does not answer, or its copy is damaged; a repeated call goes on where it was.
+        UserError: the archive does not answer, or its copy is damaged; a repeated call resumes it.
     """
     archive = Archive.of(plan)
     by_key = {task.key: task for task in tasks}

@@ -77,7 +77,8 @@ def cross_entropy(sequence: int, batch: int, vocabulary: int, device: str) -> di
 
 def rotary(device: str) -> dict[str, Any]:
     """The compiled rotation and its gradient against fp64."""
-    session, config = Session("cuda", kernels=frozenset({ROTARY})), Namespace(rotary_interleaved=False)
+    session = Session("cuda", kernels=frozenset({ROTARY}))
+    config = Namespace(rotary_interleaved=False, multi_latent_attention=False)
     generator = torch.Generator().manual_seed(1)
     angles = 20 * torch.rand(2048, 1, 1, 32, generator=generator).to(device)
     mixed = torch.randn(2048, 2, 4, 3 * 64, generator=generator).bfloat16().to(device)

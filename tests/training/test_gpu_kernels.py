@@ -143,7 +143,7 @@ def test_rotary_embeddings_are_megatrons(kind: torch.dtype, monkeypatch: pytest.
     angles = torch.rand(12, 1, 1, 8, generator=generator) * 20
     freqs = torch.cat((angles, angles), -1)
     upstream = torch.randn(states.shape, generator=generator).to(kind)
-    config = Namespace(rotary_interleaved=False)
+    config = Namespace(rotary_interleaved=False, multi_latent_attention=False)
     exact = states.float().clone().requires_grad_()
     wanted = _apply_rotary_pos_emb_bshd(exact, freqs, mscale=1.25)
     wanted.backward(upstream.float())
@@ -160,6 +160,8 @@ def test_rotary_embeddings_are_megatrons(kind: torch.dtype, monkeypatch: pytest.
     special = {"cu_seqlens": torch.tensor([0, 12])}
     assert kernels.rotary(session, lambda *_: "Megatron's", ours, freqs, config, **special) == "Megatron's"
     assert kernels.rotary(Session("cuda"), lambda *_: "Megatron's", ours, freqs, config) == "Megatron's"
+    latent = Namespace(rotary_interleaved=False, multi_latent_attention=True)
+    assert kernels.rotary(session, lambda *_: "Megatron's", ours, freqs, latent) == "Megatron's"
 
 
 def test_the_norm_of_the_gradients_is_megatrons() -> None:

@@ -149,8 +149,11 @@ def rotary(
     *options: Any,
     **named: Any,
 ) -> Tensor:
-    """Ours where it is chosen and the whole head is rotated in halves, Megatron's elsewhere."""
-    is_special = cu_seqlens is not None or any(options) or any(named.values()) or freqs.size(-1) != t.size(-1)
-    if ROTARY not in session.kernels or is_special or config.rotary_interleaved:
+    """Use this module's kernel if it is chosen and the whole head is rotated in halves, else Megatron's."""
+    special = (
+        config.rotary_interleaved or config.multi_latent_attention or any(options) or any(named.values())
+    )
+    is_partial = cu_seqlens is not None or freqs.size(-1) != t.size(-1)
+    if ROTARY not in session.kernels or special or is_partial:
         return original(t, freqs, config, cu_seqlens, mscale, cp_group, *options, **named)
     return Rotary.apply(t, freqs[..., : freqs.size(-1) // 2], mscale)
