@@ -5,11 +5,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+import re
+import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +23,26 @@ pytestmark = pytest.mark.slow
 COUNT = int(os.environ.get("LRPATH_SIGNALS", "12"))
 SEED = int(os.environ.get("LRPATH_SEED", "1"))
 LONGEST = 3.0  # seconds after the script's first line; by then the stand-in has trained for a while
+
+
+def at_first_line(number: int, start: int) -> Callable[[], bool]:
+    """Whether the batch script of this start (0, 1, …) has set its trap: a signal before that, Slurm may drop."""
+    wanted = {f"SLURM_JOB_ID={number}"}
+    if start:  # Slurm leaves the variable out at the first start
+        wanted.add(f"SLURM_RESTART_COUNT={start}")
+
+    def found() -> bool:
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                if b"slurm_script" not in (process / "cmdline").read_bytes():
+                    continue
+                variables = set((process / "environ").read_text(errors="replace").split("\0"))
+                caught = re.search(r"SigCgt:\s*(\w+)", (process / "status").read_text())
+                if wanted <= variables and caught and int(caught[1], 16) & 1 << (signal.SIGUSR2 - 1):
+                    return True
+        return False
+
+    return found
 
 
 def attempts(site: Site, number: int) -> list[dict]:
@@ -48,6 +72,7 @@ def test_a_signal_at_any_moment_is_saved_or_stopped_before_the_first_step(tmp_pa
     for start in range(COUNT):
         job = site.cluster.wait(main, "RUNNING", "FAILED", "CANCELLED", seconds=60)
         assert (job["JobState"], job["Restarts"]) == ("RUNNING", str(start))
+        site.cluster.until(at_first_line(main, start), 60)
         pause = chosen.uniform(0.0, LONGEST) if start else 0.0
         time.sleep(pause)
         site.cluster.call("scancel", "--batch", "--signal=USR2", str(main))

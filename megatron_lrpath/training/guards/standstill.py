@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from megatron_lrpath.console import say_error, warn
@@ -117,11 +118,12 @@ class Standstill:
         def ask() -> None:
             channel = self.peers.channel
             assert channel is not None
-            channel.claim(ASKED, self.peers.ranks.rank)
-            for _ in range(2):
-                self.peers.leaving.wait(ANSWER_SECONDS)
-                answers = {rank: channel.get(answer_key(rank)) for rank in range(self.peers.ranks.world)}
-                found.append(answers)
+            with suppress(RuntimeError):  # rank 0 has ended, and the store with it: `PeerWatch` reports that
+                channel.claim(ASKED, self.peers.ranks.rank)
+                for _ in range(2):
+                    self.peers.leaving.wait(ANSWER_SECONDS)
+                    answers = {rank: channel.get(answer_key(rank)) for rank in range(self.peers.ranks.world)}
+                    found.append(answers)
 
         asking = threading.Thread(target=ask, name="asking", daemon=True)
         asking.start()
@@ -130,7 +132,7 @@ class Standstill:
             return
         if len(found) == 2:
             self._accuse(*culprits(*found))
-        elif not self.peers.ranks.store_is_launchers:
+        elif asking.is_alive() and not self.peers.ranks.store_is_launchers:
             self._accuse_store()
 
     def _accuse(self, ranks: list[int], doing: str) -> NoReturn:
