@@ -15,7 +15,6 @@ from tests.support.preprocess_fixtures import (
     NULL,
     ROOT,
     SP,
-    call,
     command,
     environment,
     preprocess,
