@@ -10,7 +10,7 @@ import numpy as np
 
 from megatron_lrpath.advise.by_version import Allocation, allocate
 from megatron_lrpath.advise.curves import Curve, read_drops
-from megatron_lrpath.advise.fit import NAME, PARAMETERS
+from megatron_lrpath.advise.fit import NAME, PARAMETERS, losses_of
 from megatron_lrpath.advise.model import Model, build_model
 from megatron_lrpath.advise.predict import (
     ALPHAS,
@@ -277,7 +277,7 @@ def held_out_end(curve: Curve, model: Model) -> HeldOut:
         measured = float(curve.losses[curve.tail].mean())
         read = read_drops(curve.rates, steps, model.fit.scale)
         versions = np.searchsorted(curve.ends, steps)
-        found = np.array([fit.losses_of(read, versions).mean() for fit in model.fits])
+        found = losses_of(model.fits, read, versions).mean(axis=1)
     predicted = interval(model, curve.version, found)
     return HeldOut(curve.name, predicted.loss, predicted.low, predicted.high, measured)
 

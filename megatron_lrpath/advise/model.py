@@ -12,7 +12,7 @@ from itertools import pairwise
 import numpy as np
 
 from megatron_lrpath.advise.curves import F64, JITTER, Checkpoints, Curve, Drops, Scale, enough, read_drops
-from megatron_lrpath.advise.fit import EXACT, OFF, Data, Fit, bootstrap, fit_law, gains, gather
+from megatron_lrpath.advise.fit import EXACT, OFF, Data, Fit, bootstrap, fit_law, gains, gather, losses_of
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.paradigms import MAIN
 
@@ -32,11 +32,11 @@ def fit_path(path: Checkpoints, scale: Scale, samples: int) -> tuple[Fit, ...]:
     return tuple(fits)
 
 
-def _losses(fits: Sequence[Fit], read: Drops, version: int = 0) -> F64:
-    """Return the losses of every fit, [fits], on a version's text, or without a version on the validation
+def _ends(fits: Sequence[Fit], read: Drops, version: int = 0) -> F64:
+    """Return the loss of every fit at a step, [fits], on a version's text, or without a version on the validation
     text up to its level.
     """
-    return np.array([fit.losses_of(read, np.array([version]))[0] for fit in fits])
+    return losses_of(fits, read, np.array([version]))[:, 0]
 
 
 RESAMPLED = 100
@@ -91,7 +91,7 @@ class Model:
         """
         if self.evaluated:
             return self._bare(read, index) + self.offsets[self.nearest(index)]
-        return _losses(self.fits, read, index)
+        return _ends(self.fits, read, index)
 
     def ends_of(self, curve: Curve) -> F64:
         """Return the final loss of a branch by every fit, [1 + samples]; see `ends_at`."""
@@ -123,7 +123,7 @@ class Model:
         shares, weights = [], []
         for curve in self.evaluated:
             level, trained = self._main_ends[curve.version]
-            gain = np.maximum(trained - _losses(self.fits, curve.end(self.fit.scale)), 1e-6 * level)
+            gain = np.maximum(trained - _ends(self.fits, curve.end(self.fit.scale)), 1e-6 * level)
             shares.append((level - (curve.validation or 0.0)) / gain)
             weights.append(gain**2 / ((OFF * level) ** 2 + np.var(level)))
         measured, sure = np.average(shares, axis=0, weights=weights), np.max(weights, axis=0)
@@ -131,7 +131,7 @@ class Model:
 
     def _bare(self, read: Drops, index: int) -> F64:
         """Return the validation losses of `ends_at` before the offset of the evaluated branches is added."""
-        ends = _losses(self.fits, read)
+        ends = _ends(self.fits, read)
         if not self.path:
             return ends
         level, trained = self._main_ends[index]
@@ -146,7 +146,7 @@ class Model:
         more = np.full(max(0, int(main.ends[-1]) - len(main.rates)), scale.max_lr)
         rates = np.concatenate([main.rates, more])
         reads = [read_drops(rates, np.array([last]), scale) for last in main.ends]
-        return [(_losses(self.path, read), _losses(self.fits, read)) for read in reads]
+        return [(_ends(self.path, read), _ends(self.fits, read)) for read in reads]
 
     def nearest(self, index: int) -> int:
         """Return the version nearest to `index` whose level is known, the later of two."""
@@ -271,7 +271,7 @@ def _check_model(model: Model) -> None:
             "losses (`lrpath report`) for jumps; longer runs and further branches help."
         )
     fit, data = model.fit, model.data
-    lowered = gains(fit.parameters, data.read) / fit.losses_of(data.read, data.versions)
+    lowered = gains(fit.parameters, data.read) / losses_of([fit], data.read, data.versions)[0]
     if float(lowered.max()) < SMALLEST_GAIN:
         raise UserError(
             "decays have not lowered the loss in the logged steps, so the fit cannot compare alphas. Check the "

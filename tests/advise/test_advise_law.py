@@ -18,6 +18,7 @@ from megatron_lrpath.advise.fit import (
     expected,
     fit_law,
     gather,
+    law,
     loss_and_slopes,
 )
 from megatron_lrpath.advise.read import read_curves, scale_of
@@ -45,6 +46,15 @@ def test_the_law_is_the_sum_of_the_paper_and_a_drop_gains_less_late_in_a_path(sh
             lost += (RATES[k - 1] - RATES[k]) * (1 - (speed * RATES[k] ** -g * since + 1) ** -bend)
         area = RATES[:s].sum()
         assert loss == pytest.approx(floor + a * area**-power - gain * area**-shrink * lost)
+
+
+def test_several_sets_of_parameters_read_at_once_are_each_read_alone() -> None:
+    rates = np.concatenate([np.ones(50), np.linspace(1, 0.1, 50)])
+    read = read_drops(rates, np.array([20, 60, 100]), Scale(1, 50, 0))
+    sets = TRUTH + np.random.default_rng(3).normal(0, 0.1, (5, len(TRUTH)))
+    assert law(sets, read) == pytest.approx(
+        np.stack([loss_and_slopes(one, read)[0] for one in sets]), rel=1e-12
+    )
 
 
 def test_derivatives_are_those_of_the_value() -> None:
