@@ -139,8 +139,10 @@ def forked_supervisor(
             os.set_inheritable(number, True)
         command = supervisor_command(ranks.command, os.getppid(), grace, log, descriptors)
         os.execv(command[0], command)
-    with open(os.devnull, "rb") as nothing:
-        os.dup2(nothing.fileno(), 0)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    if nothing:  # 0 already if the runner was started with its standard input closed
+        os.dup2(nothing, 0)
+        os.close(nothing)
     if log is not None:
         with log.open("ab") as output:
             os.dup2(output.fileno(), 1)

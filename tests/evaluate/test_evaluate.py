@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-from megatron_lrpath.cli import main as lrpath
+from megatron_lrpath.cli import main
 from megatron_lrpath.data.slice import Slice
 from megatron_lrpath.plan import load_plan
 from megatron_lrpath.runs.checkpoints import complete_steps
@@ -26,7 +26,7 @@ from megatron_lrpath.runs.results import add_main_path_evaluation, main_path_eva
 from megatron_lrpath.sealed import read_sealed
 from tests.support import ROOT
 from tests.support.data_fixtures import make_indexed_dataset, make_slice
-from tests.support.training_fixtures import MODEL, Outcome, launch, make_plan, run_words, train
+from tests.support.training_fixtures import MODEL, Outcome, launch, lrpath, make_plan, run_words, train
 
 SEQUENCE = 16
 STEP = "checkpoints/iter_0000006"
@@ -237,32 +237,24 @@ def test_the_command_says_when_there_is_nothing_to_do(
         result = json.loads((copy / "runs" / run / "result.json").read_text())
         evaluation = {"step": 6, "checkpoint": result["checkpoint"], "perplexity": 9.0}
         (copy / "runs" / run / "eval.json").write_text(json.dumps(evaluation))
-    assert lrpath(["eval", plan]) == 0
+    assert main(["eval", plan]) == 0
     assert (
         "nothing to evaluate: 2 of 2 versions are trained, all of them evaluated" in capsys.readouterr().out
     )
     shutil.rmtree(copy / "runs")
-    assert lrpath(["eval", plan]) == 2
+    assert main(["eval", plan]) == 2
     assert f"no version is trained yet. First: lrpath run {plan}" in capsys.readouterr().err
-    assert lrpath(["eval", plan, "--run", "branch-v9"]) == 2
+    assert main(["eval", plan, "--run", "branch-v9"]) == 2
     assert "branch-v9" in capsys.readouterr().err
 
 
-def command(*words: str) -> subprocess.CompletedProcess[str]:
-    """`lrpath eval` as a user calls it."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, "-m", "megatron_lrpath.cli", "eval", *words],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=280,
-        check=False,
-    )
-
-
 def test_the_command_evaluates_and_prints_perplexities(copy: Path) -> None:
-    answer = command(str(copy / "plan.yaml"), "--paradigm", "ours", "--device", "cpu", "--nproc", "2")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "megatron_lrpath.cli", "eval", str(copy / "plan.yaml")]
+    command += ["--paradigm", "ours", "--device", "cpu", "--nproc", "2"]
+    answer = subprocess.run(
+        command, capture_output=True, text=True, env=environment, timeout=280, check=False
+    )
     assert answer.returncode == 0, answer.stdout + answer.stderr
     found = evaluation(copy, "ours/branch-v1")
     assert f"ours/branch-v1           perplexity {found['perplexity']:.3f}" in answer.stdout
@@ -272,12 +264,12 @@ def test_the_command_evaluates_and_prints_perplexities(copy: Path) -> None:
 
 def test_the_command_names_the_cause_and_the_log_of_a_failure(copy: Path) -> None:
     shutil.rmtree(copy / "runs/ours/branch-v1/checkpoints")
-    answer = command(str(copy / "plan.yaml"), "--paradigm", "ours", "--device", "cpu")
-    assert answer.returncode == 2
-    assert "the evaluation failed: " in answer.stderr
-    assert "no checkpoint of step 6" in answer.stderr
-    assert f"log: {copy / 'runs/logs/eval.log'}" in answer.stderr
-    assert "Traceback" not in answer.stderr
+    answer = lrpath("eval", copy / "plan.yaml", "--paradigm", "ours", "--device", "cpu")
+    assert answer.status == [2], answer.output
+    assert "the evaluation failed: " in answer.output
+    assert "no checkpoint of step 6" in answer.output
+    assert f"log: {copy / 'runs/logs/eval.log'}" in answer.output
+    assert "Traceback" not in answer.output
 
 
 def test_the_main_paths_checkpoints_are_evaluated_each_once(
@@ -285,15 +277,14 @@ def test_the_main_paths_checkpoints_are_evaluated_each_once(
 ) -> None:
     plan, folder = copy / "plan.yaml", copy / "runs/ours/main"
     steps = complete_steps(folder / "checkpoints")
-    answer = command(str(plan), "--main-path", "--device", "cpu")
-    assert answer.returncode == 0, answer.stdout + answer.stderr
+    answer = lrpath("eval", plan, "--main-path", "--device", "cpu").ok()
     found, _ = read_sealed(folder / "evals.json")
     assert [int(step) for step in found] == steps
     for step in steps:
         assert_equal(found[str(step)], independent(copy, "ours/main", step))
-        assert f"ours/main@{step}" in answer.stdout
+        assert f"ours/main@{step}" in answer.output
     assert not (folder / "eval.json").exists()
-    assert lrpath(["eval", str(plan), "--main-path"]) == 0
+    assert main(["eval", str(plan), "--main-path"]) == 0
     assert "all checkpoints of the main path are evaluated" in capsys.readouterr().out
     (folder / "evals.json").write_text(json.dumps({"1": found[str(steps[0])]}))
     outcome = evaluate(copy, ["ours/main@5", f"ours/main@{steps[-1]}"], nproc=2)  # step 5 has been removed
@@ -353,13 +344,13 @@ def test_the_main_path_is_evaluated_alone_and_once_it_has_checkpoints(
 ) -> None:
     plan = str(copy / "plan.yaml")
     for words in (["--run", "main"], ["--paradigm", "ptfs"], ["--tasks", "paper"]):
-        assert lrpath(["eval", plan, "--main-path", *words]) == 2
+        assert main(["eval", plan, "--main-path", *words]) == 2
         assert "leave out --tasks, --run and --paradigm" in capsys.readouterr().err
     (copy / "runs/ours/main/evals.json").write_text('{"2":')
-    assert lrpath(["eval", plan, "--main-path"]) == 2
+    assert main(["eval", plan, "--main-path"]) == 2
     assert "evals.json: cannot be read; restore it, or remove it" in capsys.readouterr().err
     shutil.rmtree(copy / "runs/ours/main/checkpoints")
-    assert lrpath(["eval", plan, "--main-path"]) == 2
+    assert main(["eval", plan, "--main-path"]) == 2
     assert "the main path has no checkpoint yet" in capsys.readouterr().err
 
 

@@ -15,7 +15,7 @@ from megatron_lrpath.report.page import make_report, write_report
 from megatron_lrpath.runs.completions import completions_of, needs_completions
 from megatron_lrpath.runs.folder import RunFolder
 from tests.support.sft_fixtures import changed, sft_plan
-from tests.support.training_fixtures import Outcome, launch, run_words, train
+from tests.support.training_fixtures import launch, lrpath, run_words, train
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +27,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for run in ("main", "branch-v1", "sft-v1"):
         train(run_words(plan, "ours", run)).ok()
     return plan
-
-
-def lrpath(*words: object, said: str = "") -> Outcome:
-    """`lrpath` in a forked process, with `said` from a pipe."""
-    return launch("tests.support.export_worker:talk", [said, *map(str, words)])
 
 
 def generate(plan: Path, *words: object) -> str:

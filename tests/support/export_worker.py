@@ -99,17 +99,6 @@ def commands(words: list[str]) -> None:
         assert main(json.loads(line)) == 0, line
 
 
-def talk(words: list[str]) -> None:
-    """Run `lrpath` with the words after the first, which is what comes from a pipe."""
-    import io
-    import sys
-
-    from megatron_lrpath.cli import main
-
-    sys.stdin = io.StringIO(words[0])
-    raise SystemExit(main(words[1:]))
-
-
 def peak_growth(words: list[str]) -> None:
     """Export the checkpoint folder `words[0]` to `words[1]`, and back; note the peaks of memory in bytes."""
     from megatron_lrpath.export.card import Origin

@@ -6,6 +6,7 @@ imports a process. What a process does is what `pretrain_gpt.py` does.
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing as mp
 import os
@@ -122,6 +123,19 @@ def launch(
     return Ranks.start(entry, words, nproc, probe).outcome(timeout)
 
 
+def lrpath(*words: object, said: str = "") -> Outcome:
+    """`lrpath` with `said` on its standard input, in a forked process, and so are the processes that it starts."""
+    return launch("tests.support.training_fixtures:command", [said, *map(str, words)])
+
+
+def command(words: list[str]) -> None:
+    """Call `lrpath` with the words after the first, which is its standard input."""
+    from megatron_lrpath.cli import main
+
+    sys.stdin = io.StringIO(words[0])
+    raise SystemExit(main(words[1:]))
+
+
 @dataclass
 class Ranks:
     """The processes of a training that was started, what receives their probes' answers, and their output."""
@@ -186,8 +200,8 @@ def rank_main(
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    sys.stdout = os.fdopen(1, "w", buffering=1)
-    sys.stderr = os.fdopen(2, "w", buffering=1)
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
     module, name = entry.split(":")
     main: Callable[[list[str]], None] = getattr(importlib.import_module(module), name)
     from tests.support import probes
