@@ -5,8 +5,8 @@
 # `make setup`:      set up alone, in .venv (PYTHON=… names an interpreter).
 
 PLAN ?= examples/quickstart/plan.yaml
-# Two workers, a file at a time: many tests wait (for a cluster, a kill, a time limit) more than they compute.
-PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
+# A file at a time; more workers than two cores, as many tests wait (for a cluster, a kill, a time limit).
+PYTEST_ARGS ?= -n 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: quickstart test test-fast setup lint docs clean
 

@@ -13,7 +13,10 @@ import pytest
 from hypothesis import settings
 
 STARTS = ((subprocess.Popen, "__init__"), (multiprocessing.process.BaseProcess, "start"), (os, "fork"))
-WAITING = ("test_slurm_training", "test_reliability_kills", "test_slurm_jobs")
+WAITING = (
+    "test_slurm_training", "test_reliability_kills", "test_slurm_jobs", "test_slurm_signals", "test_downstream",
+    "test_warm", "test_reliability_flips", "test_slurm_experiment",
+)  # fmt: skip
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

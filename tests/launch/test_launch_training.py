@@ -10,10 +10,10 @@ import sys
 import pytest
 
 from tests.support import ROOT
-from tests.support.training_fixtures import history, make_plan
+from tests.support.training_fixtures import history, lrpath, make_plan
 
 
-def lrpath(*words: str) -> subprocess.CompletedProcess[str]:
+def cold(*words: str) -> subprocess.CompletedProcess[str]:
     """Call the command as a user does, with one thread a process."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "megatron_lrpath.cli", *words]
@@ -24,7 +24,7 @@ def lrpath(*words: str) -> subprocess.CompletedProcess[str]:
 def test_a_plan_is_trained_by_the_real_entry_and_complete_afterwards(tmp_path):
     plan = make_plan(tmp_path, (8,))
     words = ("run", str(plan), "--paradigm", "ours", "--device", "cpu", "--no-evaluate")
-    answer = lrpath(*words)
+    answer = cold(*words)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     folder = tmp_path / "runs/ours"
     assert [row["step"] for row in history(folder / "main")] == [1, 2, 3, 4]
@@ -33,7 +33,7 @@ def test_a_plan_is_trained_by_the_real_entry_and_complete_afterwards(tmp_path):
     assert "ours/branch-v1: complete at step 8" in answer.stdout
     assert "Warning" not in answer.stdout + answer.stderr
     assert len(answer.stdout.splitlines()) < 40
-    again = lrpath(*words)
+    again = cold(*words)
     assert (again.returncode, again.stderr) == (0, "")
     assert "nothing to do: 2 runs" in again.stdout
 
@@ -41,8 +41,8 @@ def test_a_plan_is_trained_by_the_real_entry_and_complete_afterwards(tmp_path):
 @pytest.mark.slow
 def test_a_mistyped_megatron_argument_is_refused_before_anything_starts(tmp_path):
     plan = make_plan(tmp_path, (8,))
-    answer = lrpath("run", str(plan), "--run", "main", "--device", "cpu", "--", "--lgo-interval", "5")
-    assert answer.returncode == 2
-    assert "--lgo-interval: Megatron has no such argument (did you mean '--log-interval'?)" in answer.stderr
+    answer = lrpath("run", plan, "--run", "main", "--device", "cpu", "--", "--lgo-interval", 5)
+    assert answer.status == [2]
+    assert "--lgo-interval: Megatron has no such argument (did you mean '--log-interval'?)" in answer.output
     assert not (tmp_path / "runs").exists()
-    assert "Traceback" not in answer.stderr
+    assert "Traceback" not in answer.output

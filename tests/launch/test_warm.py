@@ -171,22 +171,22 @@ def lrpath(plan: Path, *words: str) -> subprocess.Popen[str]:
 @pytest.mark.slow
 def test_killed_and_called_again_it_ends_bit_equal_to_fresh_processes(tmp_path: Path) -> None:
     changes = {"megatron": {"save_interval": 50}}
-    plan = make_plan(tmp_path, (800,), **changes)
-    fresh = make_plan(tmp_path / "fresh", (800,), **changes)
+    plan = make_plan(tmp_path, (400,), **changes)
+    fresh = make_plan(tmp_path / "fresh", (400,), **changes)
     first = lrpath(plan)
     main = tmp_path / "runs/ours/main"
-    until(lambda: (main / "history.jsonl").exists() and len(history(main)) > 30, 120)
+    until(lambda: (main / "history.jsonl").exists() and len(history(main)) > 20, 120)
     processes = tree(first.pid)
     assert any("forkserver" in " ".join(one.cmdline()) for one in processes)
     first.kill()
     until(lambda: gone(processes[1:]), 60)
-    assert len(history(main)) < 400
+    assert len(history(main)) < 200
     for process in (lrpath(plan), lrpath(fresh, "--cold")):
         output = process.communicate(timeout=280)[0]
         assert process.returncode == 0, output
         assert "Warning" not in output
     folders = [
-        folder / "runs/ours/main/checkpoints/iter_0000400" for folder in (tmp_path, tmp_path / "fresh")
+        folder / "runs/ours/main/checkpoints/iter_0000200" for folder in (tmp_path, tmp_path / "fresh")
     ]
     ours, expected = states(*folders)
     assert ours == expected
