@@ -76,6 +76,8 @@ def write_plan(args: argparse.Namespace) -> int:
     from megatron_lrpath.data.record import require_tokenizer
     from megatron_lrpath.plan.file.load import plan_from
     from megatron_lrpath.plan.file.source import parse_source
+    from megatron_lrpath.readiness.finding import FAILED
+    from megatron_lrpath.readiness.tokenizer import tokenizer_check
 
     path = (args.folder or Path()) / "plan.yaml"
     if path.exists():
@@ -86,6 +88,9 @@ def write_plan(args: argparse.Namespace) -> int:
         raise UserError(f"{args.slices}: there is no such folder; draw slices with tools/slice_versions.py")
     text = first_plan(existing_slices(args.slices), args.slices, args.tokenizer, args.model)
     plan = plan_from(parse_source(path, text))
+    tokenizer, _ = tokenizer_check(plan)
+    if tokenizer.status == FAILED:
+        raise UserError(f"--tokenizer {tokenizer.found}")
     require_tokenizer(plan)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

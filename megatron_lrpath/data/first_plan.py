@@ -35,8 +35,8 @@ tokenizer: {{type: {kind}, model: {tokenizer}}}
 data: {{slices: {slices}, valid: {valid}}}{valid_note}
 megatron:
   bf16: true
-  save_interval: {interval}             # what a dead machine costs at most, in steps
-  save_retain_interval: {retain}
+  save_interval: {interval}{interval_room}# steps between checkpoints: what a failed machine loses at most
+  save_retain_interval: {retain}{retain_room}# checkpoints at multiples of this stay; of the others, the newest two
 versions:                        # oldest first; `lrpath update` appends the next; steps: whole steps in its tokens
 {versions}
 output: runs/{name}
@@ -63,6 +63,8 @@ def first_plan(slices: Sequence[Slice], folder: Path, tokenizer: str, recipe: st
             "versions, or name a smaller --model"
         )
     first = steps[versions[0].name]
+    interval = max(1, min(500, first // 4))
+    retain = interval * (first // interval)  # Megatron takes only a multiple
     sets = sorted((one.name for one in slices if is_validation(one.name)), key=natural)
     listed = [text(str(folder / name)) for name in sets] or [text(str(folder / "valid"))]
     return TEMPLATE.format(
@@ -84,8 +86,10 @@ def first_plan(slices: Sequence[Slice], folder: Path, tokenizer: str, recipe: st
         tokenizer=text(tokenizer),
         valid=listed[0] if len(listed) == 1 else f"[{', '.join(listed)}]",
         valid_note="" if sets else "  # is not there yet: draw it with --valid-tokens",
-        interval=max(1, min(500, first // 4)),
-        retain=first,
+        interval=interval,
+        interval_room=" " * max(1, 16 - len(str(interval))),
+        retain=retain,
+        retain_room=" " * max(1, 9 - len(str(retain))),
         versions="\n".join(f"  - {{name: {text(name)}, steps: {count}}}" for name, count in steps.items()),
     )
 
