@@ -85,7 +85,7 @@ def show_plan(
                 f" ({runs[0].steps:,} steps)" if runs else " (data not prepared yet: lrpath sft --prepare)"
             )
         console.print(Text(text))
-    if CPT.name in paradigms:
+    if CPT.name in trained:
         console.print(Text(_shared_note(plan, paradigms), style="dim"))
     if curves:
         for paradigm in trained:

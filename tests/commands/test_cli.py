@@ -78,7 +78,6 @@ def test_the_table_shows_runs_costs_and_curves(paper_file: Path, capsys: pytest.
         "58,000",
         "0.58",
         "0.40",
-        "which runs once",
         "⠀",
         "40K steps",
     ):
@@ -93,6 +92,7 @@ def test_the_runs_of_what_is_trained_and_the_costs_of_all(
     text = capsys.readouterr().out
     assert "PTFS: not trained by this plan, for comparison; --paradigm ptfs shows the runs" in text
     assert ("branch-v2" in text, "continual-v2" in text, "scratch-v2" in text) == (True, True, False)
+    assert "cpt/continual-v1 and ptfs/scratch-v1 are the same training, which runs once" in text
     assert text.count("Learning rate, ") == 2
     assert cli.main(["plan", str(plan_file), "--paradigm", "ptfs"]) == 0
     text = capsys.readouterr().out
