@@ -176,7 +176,7 @@ def test_an_unknown_option_names_its_command(capsys: pytest.CaptureFixture[str])
     assert caught.value.code == 2
     said = capsys.readouterr().err
     assert said.startswith("usage: lrpath plan ")
-    assert said.endswith("unrecognized arguments: --paradigmm ours (did you mean '--paradigm'?)\n")
+    assert said.endswith("unrecognized arguments: --paradigmm (did you mean '--paradigm'?)\n")
 
 
 def test_a_wrong_option_of_a_tool_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
