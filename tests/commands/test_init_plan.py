@@ -10,15 +10,15 @@ import pytest
 from megatron_lrpath.cli import main
 from megatron_lrpath.data.first_plan import fitting, natural
 from megatron_lrpath.plan import load_plan
-from tests.support.data_fixtures import make_random_dataset, make_slice
-from tests.support.sft_fixtures import GOLDEN
+from tests.support import GOLDEN
+from tests.support.data_fixtures import make_lengths_dataset, make_slice
 
 
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Slices v9 and v10 of 60,000 and 120,000 tokens, a validation slice, of one dataset; a tokenizer `t.model`."""
     monkeypatch.chdir(tmp_path)
-    prefix = make_random_dataset(tmp_path / "data" / "text", [100] * 2000)
+    prefix = make_lengths_dataset(tmp_path / "data" / "text", [100] * 2000)
     for name, documents in (("v9", range(600)), ("v10", range(600, 1800)), ("valid", range(1800, 2000))):
         make_slice(tmp_path / "slices" / f"{name}.slice", [(prefix, documents, "text")])
     shutil.copy(GOLDEN / "sp.model", tmp_path / "t.model")
