@@ -157,6 +157,10 @@ def test_sampled_steps_and_points_have_the_ends_and_the_corner(tmp_path: Path) -
     ("words", "message"),
     [
         (["plan", "nowhere.yaml"], "lrpath: error: nowhere.yaml: no such plan file"),
+        (
+            ["chat", "{plan}"],
+            "no version is fine-tuned yet (the plan has no section `sft`: `lrpath docs sft`;",
+        ),
         (["lr", "{plan}", "--paradigm", "ours", "--run", "brnch-v2"], "(did you mean 'branch-v2'?)"),
     ],
 )
