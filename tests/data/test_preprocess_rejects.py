@@ -98,7 +98,7 @@ def test_nothing_but_rejects_is_no_dataset(tmp_path: Path, capsys: pytest.Captur
     assert preprocess(source, tmp_path / "out", *NULL, "--max-rejects", "2") == 2
     answer = capsys.readouterr().err
     assert "no usable documents" in answer
-    assert f"{source}:1: not JSON" in answer
+    assert f"the first is\n  {source}:1: " in answer
     assert "lrpath docs data" in answer
     assert not list(tmp_path.glob("*document*"))
 
