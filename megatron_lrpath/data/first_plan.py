@@ -43,8 +43,9 @@ output: runs/{name}
 """
 
 
-def first_plan(slices: Sequence[Slice], folder: Path, tokenizer: str, recipe: str | None) -> str:
-    """Return the text of the plan. `slices` are those in `folder`; `recipe` None: chosen by their tokens.
+def first_plan(slices: Sequence[Slice], folder: Path, tokenizer: str, recipe: str | None, name: str) -> str:
+    """Return the text of the plan. `slices` are those in `folder`; `recipe` None: chosen by their tokens; `name`
+    is replaced by "model" if it is none for a plan.
 
     Raises:
         UserError: the slices contain no version, or one has too few tokens for a step.
@@ -69,7 +70,7 @@ def first_plan(slices: Sequence[Slice], folder: Path, tokenizer: str, recipe: st
     listed = [text(str(folder / name)) for name in sets] or [text(str(folder / "valid"))]
     return TEMPLATE.format(
         slices=text(str(folder)),
-        name=Path.cwd().name if re.fullmatch(r"[A-Za-z][A-Za-z0-9._-]{0,60}", Path.cwd().name) else "model",
+        name=name if re.fullmatch(r"[A-Za-z][A-Za-z0-9._-]{0,60}", name) else "model",
         model=model,
         model_room=" " * (26 - len(model)),
         recipes=", ".join(RECIPES),

@@ -63,6 +63,16 @@ def test_what_is_missing_is_said(
     assert Path("plan.yaml").exists() == (said is None)
 
 
+def test_a_second_plan_is_named_after_its_folder_and_misses_its_validation(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (work / "slices/valid.slice").unlink()
+    assert main(["init", "second", "--slices", "slices", "--tokenizer", "t.model"]) == 0
+    plan = load_plan("second/plan.yaml")
+    assert (plan.name, plan.output) == ("second", "runs/second")
+    assert "slices has no validation slice" in capsys.readouterr().err
+
+
 def test_the_recipe_grows_with_the_tokens() -> None:
     assert [fitting(tokens) for tokens in (10**6, 5 * 10**9, 30 * 10**9)] == ["tiny", "203m", "1.2b"]
     assert sorted(["valid-v10", "v10", "valid-v9", "v9", "valid"], key=natural) == [
