@@ -337,7 +337,7 @@ def measure(shape: Shape, folder: Path, rounds: int) -> dict[str, Any]:
 
 def print_figures(found: dict[str, Any], threads: int, load: float) -> None:
     """Two tables."""
-    from megatron_lrpath.runs.checkpoints import SAVE_INTERVAL
+    from megatron_lrpath.plan.spec import SAVE_INTERVAL
 
     saving, size = found["saving"], found["bytes"]
     print(f"{found['parameters'] / 1e6:.0f}M parameters, {size / 1e9:.2f} GB a checkpoint;", end=" ")

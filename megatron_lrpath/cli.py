@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from megatron_lrpath import __version__
 from megatron_lrpath.commands import COMMANDS, completion
-from megatron_lrpath.console import say_error
+from megatron_lrpath.console import say_error, unknown_arguments
 from megatron_lrpath.errors import UserError, is_transient, message_of
 from megatron_lrpath.exits import BAD_INPUT, FAILED, INTERRUPTED, PIPE_CLOSED
 from megatron_lrpath.wording import nearest
@@ -37,7 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(
             f"there is no command {command!r}{nearest(command, COMMANDS)}; `lrpath --help` lists them"
         )
-    args = parser.parse_args(argv[:cut])
+    args, unknown = parser.parse_known_args(argv[:cut])
+    if unknown:
+        asked = getattr(args, "parser", parser)
+        asked.error(unknown_arguments(asked, unknown))
     args.extra = argv[cut + 1 :]
     if args.extra and not getattr(args, "takes_extra", False):
         parser.error(f"unrecognized arguments: {' '.join(argv[cut:])}")
@@ -92,7 +95,9 @@ def build_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(command)
-        command.set_defaults(execute=module.execute, takes_extra=getattr(module, "TAKES_EXTRA", False))
+        command.set_defaults(
+            execute=module.execute, takes_extra=getattr(module, "TAKES_EXTRA", False), parser=command
+        )
     return parser
 
 

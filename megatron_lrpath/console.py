@@ -9,10 +9,11 @@ import sys
 import warnings
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from megatron_lrpath.errors import UserError, is_transient, message_of
 from megatron_lrpath.exits import BAD_INPUT, FAILED, INTERRUPTED
+from megatron_lrpath.wording import nearest
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -89,9 +90,26 @@ def run_script(main: Callable[[], int]) -> int:
         return FAILED if is_transient(error) else BAD_INPUT
 
 
+class ToolParser(ArgumentParser):
+    """The arguments of a script in `tools/`: an error is one line, without the list of all options."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message and the call that lists the arguments, and exit with 2."""
+        self.exit(BAD_INPUT, f"error: {message}; python {sys.argv[0]} --help lists the arguments\n")
+
+
+def unknown_arguments(parser: ArgumentParser, words: Sequence[str]) -> str:
+    """Return the message about arguments that a parser does not have; the first has a hint."""
+    options = [option for action in parser._actions for option in action.option_strings]
+    hint = nearest(words[0].partition("=")[0], options) if words[0].startswith("-") else ""
+    return f"unrecognized arguments: {' '.join(words)}{hint}"
+
+
 def run_tool(parser: ArgumentParser, action: Callable[[Namespace], int], argv: Sequence[str] | None) -> int:
     """Return the exit status of `action` with the arguments `argv` (None: the command line's), see
     `run_script`.
     """
-    args = parser.parse_args(argv)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        parser.error(unknown_arguments(parser, unknown))
     return run_script(lambda: action(args))

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_lrpath.console import run_tool
+from megatron_lrpath.console import ToolParser, run_tool
 from megatron_lrpath.data import document_hashes
 from megatron_lrpath.data.document_hashes import hashes_path, write_hashes
 from megatron_lrpath.data.indexed import PairReport, check_pair, fingerprint_source, strip_ending
@@ -38,9 +38,7 @@ TOOL = "check_dataset.py --record"
 
 def build_parser() -> argparse.ArgumentParser:
     """The arguments."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("prefix", nargs="+", help="a dataset, by its path without .bin or .idx (or with)")
     parser.add_argument("--vocab-size", type=int, help="every id must be below this")
     parser.add_argument(

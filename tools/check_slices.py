@@ -18,6 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_lrpath.console import ToolParser, run_tool
+
 # --help and a wrong option load no library: what loads one is imported in the functions that need it.
 if TYPE_CHECKING:
     from megatron_lrpath.data.slice import Slice, SliceSource
@@ -145,9 +147,7 @@ def check_counts(one: Slice, source: SliceSource) -> None:
 
 def main() -> int:
     """Run the tool."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "slices", nargs="+", type=Path, metavar="PATH", help="slice files, or folders of them"
     )
@@ -155,10 +155,7 @@ def main() -> int:
         "--full", action="store_true", help="compare every byte of the datasets with their records"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    args = parser.parse_args()
-    from megatron_lrpath.console import run_script
-
-    return run_script(lambda: check_slices(args))
+    return run_tool(parser, check_slices, None)
 
 
 if __name__ == "__main__":

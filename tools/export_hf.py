@@ -14,14 +14,12 @@ import sys
 from collections.abc import Sequence
 
 from megatron_lrpath.commands import export
-from megatron_lrpath.console import run_tool
+from megatron_lrpath.console import ToolParser, run_tool
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; 0, or 2 for bad input."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     export.add_arguments(parser)
     return run_tool(parser, export.execute, argv)
 

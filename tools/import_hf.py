@@ -22,7 +22,7 @@ from torch import Tensor
 
 from megatron_lrpath import reading
 from megatron_lrpath.checkpoints.reader import CARRIED, written_items
-from megatron_lrpath.console import run_tool
+from megatron_lrpath.console import ToolParser, run_tool
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.export import architecture
 from megatron_lrpath.export.architecture import Architecture
@@ -49,9 +49,7 @@ IGNORED = ("rotary_emb.inv_freq",)  # tables that older folders store
 
 def build_parser() -> argparse.ArgumentParser:
     """The arguments."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "folder", type=Path, metavar="FOLDER", help="the Hugging Face folder, on this machine"
     )

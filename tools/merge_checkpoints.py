@@ -12,13 +12,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_lrpath.console import run_tool
+from megatron_lrpath.console import ToolParser, run_tool
 from megatron_lrpath.errors import UserError
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The arguments."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = ToolParser(description=__doc__)
     parser.add_argument(
         "--checkpoints", type=Path, required=True, help="Megatron's folder, with iter_* in it"
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_lrpath.console import run_tool
+from megatron_lrpath.console import ToolParser, run_tool
 from megatron_lrpath.data.document_hashes import HashFile
 from megatron_lrpath.data.indexed import (
     PairReport,
@@ -40,7 +40,7 @@ from megatron_lrpath.wording import plural
 
 def build_parser() -> argparse.ArgumentParser:
     """The arguments."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = ToolParser(description=__doc__)
     parser.add_argument(
         "--input",
         nargs="+",

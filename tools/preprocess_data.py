@@ -12,7 +12,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from megatron_lrpath.console import run_tool
+from megatron_lrpath.console import ToolParser, run_tool
 
 TOKENIZERS = [
     "SentencePieceTokenizer",
@@ -137,7 +137,7 @@ def add_tokenizer_arguments(parser: argparse.ArgumentParser) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The arguments."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = ToolParser(description=__doc__)
     add_data_arguments(parser)
     add_tokenizer_arguments(parser)
     return parser
@@ -150,7 +150,7 @@ def run(args: argparse.Namespace) -> int:
     preprocess(args)
     if "SLURM_ARRAY_TASK_ID" not in os.environ:  # there it is a part of a delivery
         prefix = shlex.quote(f"{args.output_prefix}_{args.json_keys[0]}_document")
-        text = f"next: tools/slice_versions.py --source {prefix} …, or lrpath update PLAN --source {prefix}"
+        text = f"next: python tools/slice_versions.py --source {prefix} …, or lrpath update PLAN --source {prefix}"
         print(text, file=sys.stderr)
     return 0
 

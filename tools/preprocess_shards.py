@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_lrpath.console import run_tool
+from megatron_lrpath.console import ToolParser, run_tool
 from megatron_lrpath.data.preprocess.readers import STDIN, expand_inputs
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_text
@@ -30,7 +30,7 @@ NONE = "none"
 
 def build_parser() -> argparse.ArgumentParser:
     """The arguments."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = ToolParser(description=__doc__)
     steps = parser.add_subparsers(dest="step", required=True, metavar="STEP")
     prepare = steps.add_parser("prepare", help="share the files out; print the missing shards and the folder")
     prepare.add_argument("--shards", type=int, required=True, metavar="N", help="how many, at most")
@@ -171,7 +171,9 @@ def merge(folder: Path, delivery: dict[str, Any]) -> int:
             return status
     prefix = shlex.quote(f"{delivery['output']}_{delivery['keys'][0]}_document")
     print(f"done; {shlex.quote(str(folder))} can be removed", flush=True)
-    print(f"next: tools/slice_versions.py --source {prefix} …, or lrpath update PLAN --source {prefix}")
+    print(
+        f"next: python tools/slice_versions.py --source {prefix} …, or lrpath update PLAN --source {prefix}"
+    )
     return 0
 
 

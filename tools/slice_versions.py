@@ -20,6 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_lrpath.console import ToolParser, run_tool
+
 # --help and a wrong option load no library: what loads one is imported in the functions that need it.
 if TYPE_CHECKING:
     from rich.table import Table
@@ -72,9 +74,7 @@ slices are always drawn without them)"""
 
 def build_parser() -> argparse.ArgumentParser:
     """The options."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, metavar, options, explanation in OPTIONS:
         parser.add_argument(name, metavar=metavar, help=explanation, **options)
     parser.add_argument("--append", action="store_true", help=APPEND)
@@ -193,10 +193,7 @@ def request_of(args: argparse.Namespace, taken: Sequence[str]) -> DrawRequest:
 
 def main() -> int:
     """Run the tool; 0, or 2 for bad input."""
-    args = build_parser().parse_args()
-    from megatron_lrpath.console import run_script
-
-    return run_script(lambda: slice_versions(args))
+    return run_tool(build_parser(), slice_versions, None)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_lrpath.console import run_tool
+from megatron_lrpath.console import ToolParser, run_tool
+from megatron_lrpath.data.preprocess.foreign import none_usable
 from megatron_lrpath.data.preprocess.readers import expand_inputs, read_chunks
 from megatron_lrpath.data.preprocess.worker import DocumentOptions, Rejected, texts_of
 from megatron_lrpath.errors import UserError
@@ -33,7 +34,7 @@ TRAINER_OPTIONS = (
 
 def build_parser() -> argparse.ArgumentParser:
     """The arguments."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = ToolParser(description=__doc__)
     parser.add_argument("--input", nargs="+", required=True, metavar="FILE", help="as for preprocess_data.py")
     parser.add_argument(
         "--json-keys", nargs="+", default=["text"], metavar="KEY", help="keys (or columns) to take"
@@ -93,7 +94,7 @@ def train(args: argparse.Namespace) -> int:
         raise UserError(f"{target} exists already; --overwrite replaces it")
     sample = draw_sample(expand_inputs(args.input), args.json_keys, int(args.sample_bytes), args.seed)
     if not sample.texts:
-        raise UserError(f"no usable documents in {', '.join(args.input)}")
+        raise UserError(none_usable(args.input, sample.first_unusable))
     options = {name: getattr(args, name) for name in TRAINER_OPTIONS}
     write_model(args.output_prefix, train_model(sample.texts, args.seed, not args.normalize, **options))
     unusable = f"; {sample.unusable:,} documents were unusable" if sample.unusable else ""
@@ -108,13 +109,14 @@ def train(args: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class Sample:
-    """The texts that were drawn, in input order; what they were drawn from; and how many were unusable."""
+    """The drawn texts in input order, what they were drawn from, how many were unusable, and the first of those."""
 
     texts: list[str]
     drawn_bytes: int
     documents: int
     total_bytes: int
     unusable: int
+    first_unusable: str
 
 
 def draw_sample(names: Sequence[str], keys: Sequence[str], limit: int, seed: int) -> Sample:
@@ -129,9 +131,11 @@ def draw_sample(names: Sequence[str], keys: Sequence[str], limit: int, seed: int
     rng = random.Random(seed)
     heap: list[tuple[float, int, str, int]] = []  # the largest random number first
     held = documents = total = unusable = 0
+    first_unusable = ""
     for chunk in read_chunks(names, keys):
-        for document in texts_of(chunk, options):
+        for line, document in enumerate(texts_of(chunk, options), chunk.first):
             if isinstance(document, Rejected):
+                first_unusable = first_unusable or f"{chunk.name}:{line}: {document}"
                 unusable += 1
                 continue
             documents += 1
@@ -143,7 +147,7 @@ def draw_sample(names: Sequence[str], keys: Sequence[str], limit: int, seed: int
                 while held > limit and len(heap) > 1:
                     held -= heapq.heappop(heap)[3]
     texts = [text for _, _, text, _ in sorted(heap, key=lambda entry: entry[1])]
-    return Sample(texts, held, documents, total, unusable)
+    return Sample(texts, held, documents, total, unusable, first_unusable)
 
 
 def sentences(texts: Iterable[str]) -> Iterator[str]:

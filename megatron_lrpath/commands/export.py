@@ -80,6 +80,7 @@ def execute(args: argparse.Namespace) -> int:
     from megatron_lrpath.data.record import require_tokenizer
     from megatron_lrpath.export.card import origin_of
     from megatron_lrpath.export.folder import Wishes, export_checkpoint
+    from megatron_lrpath.export.fresh import is_fresh
     from megatron_lrpath.plan import load_plan
 
     wishes = Wishes(args.dtype, args.max_shard_size, args.tokenizer, args.vocab_size, args.force)
@@ -93,8 +94,11 @@ def execute(args: argparse.Namespace) -> int:
         if args.step is None and step != run.last_step:
             print(f"{run.name}: not trained to its end ({step} of {run.last_step} steps)", file=sys.stderr)
         target = args.output or RunFolder(plan.folder(run)).exported
-        print_exported(export_checkpoint(checkpoint, target, origin_of(plan, run, step), wishes))
         last = run, target
+        if args.run is None and wishes == Wishes() and is_fresh(plan, run, step, target):
+            print(f"{target}: is of step {step:,} already (--force exports it again, with the card of now)")
+            continue
+        print_exported(export_checkpoint(checkpoint, target, origin_of(plan, run, step), wishes))
     tell_next(plan, *last)
     return 0
 

@@ -134,7 +134,10 @@ def chosen(plan: Plan, args: argparse.Namespace, tuned: bool) -> list[Run]:
     ]
     if not runs:
         what, command = ("fine-tuned", "sft") if tuned else ("trained", "run")
-        raise nothing_there(plan, f"no version is {what} yet", command)
+        note = " (the plan has no section `sft`: `lrpath docs sft`; without it `lrpath generate` continues a text)"
+        raise nothing_there(
+            plan, f"no version is {what} yet{note if tuned and plan.sft is None else ''}", command
+        )
     if args.compare:
         return runs
     newest = [run for run in runs if run.paradigm == runs[0].paradigm][-1]

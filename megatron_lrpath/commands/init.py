@@ -7,7 +7,7 @@ import json
 import shlex
 from pathlib import Path
 
-from megatron_lrpath.console import say_next
+from megatron_lrpath.console import say, say_next
 from megatron_lrpath.errors import UserError, cause
 from megatron_lrpath.models import RECIPES
 
@@ -74,8 +74,11 @@ def write_plan(args: argparse.Namespace) -> int:
     from megatron_lrpath.data.draw import existing_slices
     from megatron_lrpath.data.first_plan import first_plan
     from megatron_lrpath.data.record import require_tokenizer
+    from megatron_lrpath.data.slice import validation_path
     from megatron_lrpath.plan.file.load import plan_from
     from megatron_lrpath.plan.file.source import parse_source
+    from megatron_lrpath.readiness.finding import FAILED
+    from megatron_lrpath.readiness.tokenizer import tokenizer_check
 
     path = (args.folder or Path()) / "plan.yaml"
     if path.exists():
@@ -84,8 +87,13 @@ def write_plan(args: argparse.Namespace) -> int:
         raise UserError("--slices needs --tokenizer PATH, the tokenizer that made the data")
     if not args.slices.is_dir():
         raise UserError(f"{args.slices}: there is no such folder; draw slices with tools/slice_versions.py")
-    text = first_plan(existing_slices(args.slices), args.slices, args.tokenizer, args.model)
+    text = first_plan(
+        existing_slices(args.slices), args.slices, args.tokenizer, args.model, path.resolve().parent.name
+    )
     plan = plan_from(parse_source(path, text))
+    tokenizer, _ = tokenizer_check(plan)
+    if tokenizer.status == FAILED:
+        raise UserError(f"--tokenizer {tokenizer.found}")
     require_tokenizer(plan)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,5 +104,10 @@ def write_plan(args: argparse.Namespace) -> int:
     steps = ", ".join(f"{version.name} {version.steps:,}" for version in plan.versions)
     quoted = shlex.quote(str(path))
     print(f"{path}: {plan.model.recipe}, steps by version: {steps}")
+    if not validation_path(plan.data).exists():
+        say(
+            f"note: {args.slices} has no validation slice, which the evaluation needs: python "
+            f"tools/slice_versions.py --source PREFIX --valid-tokens N --output {shlex.quote(str(args.slices))}"
+        )
     say_next(", then ".join(f"lrpath {command} {quoted}" for command in ("plan", "run", "report")))
     return 0

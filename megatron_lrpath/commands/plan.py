@@ -27,7 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The plan, which part of it, and in which form."""
     add_plan(parser, optional=True)
     add_set(parser, "nothing is written")
-    parser.add_argument("--paradigm", choices=PARADIGMS, help="only this one (default: all three)")
+    parser.add_argument(
+        "--paradigm",
+        choices=PARADIGMS,
+        help="only this one (default: the runs of those that the plan trains, the costs of all)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables and curves")
     parser.add_argument("--no-curves", action="store_true", help="leave the curves out")
     parser.add_argument("--png", type=Path, metavar="FILE", help="draw the curves into a PNG file, too")

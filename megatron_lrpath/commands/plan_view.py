@@ -41,9 +41,8 @@ LOOK: dict[str, Any] = {"title_justify": "left"}
 def show_plan(
     plan: Plan, paradigms: tuple[str, ...], trained: tuple[str, ...], left: Estimate, curves: bool
 ) -> None:
-    """Print the runs of the paradigms, their costs and, if asked for, their curves.
-
-    `left` is what is left to train of the paradigms `trained`, which the plan is carried out for.
+    """Print the costs of the paradigms; and of those in `trained`, which the plan is carried out for, the runs, the
+    storage, what is left to train (`left`) and, if asked for, the curves.
     """
     console = Console()
     if not console.is_terminal:
@@ -61,14 +60,18 @@ def show_plan(
     if own := branch_arguments_text(plan):
         headline += f"; branches with {own}"
     console.print(Text(headline))
-    for paradigm in paradigms:
+    for paradigm in trained:
         console.print()
         console.print(runs_table(plan, paradigm, narrow=console.width < NARROW))
     console.print()
     console.print(costs_table(plan, paradigms))
+    if others := [one for one in paradigms if one not in trained]:
+        names = " and ".join(paradigm_name(plan, one) for one in others)
+        text = f"{names}: not trained by this plan, for comparison; --paradigm {others[0]} shows the runs"
+        console.print(Text(text, style="dim"))
     if needs := new_text(plan):
         console.print(Text(needs))
-    for text in storage_texts(plan, paradigms):
+    for text in storage_texts(plan, trained):
         console.print(Text(text))
     first, *further = cost_lines(left, datetime.now().astimezone())
     console.print(Text(f"To train ({', '.join(trained)}): {first}"))
@@ -82,10 +85,10 @@ def show_plan(
                 f" ({runs[0].steps:,} steps)" if runs else " (data not prepared yet: lrpath sft --prepare)"
             )
         console.print(Text(text))
-    if CPT.name in paradigms:
+    if CPT.name in trained:
         console.print(Text(_shared_note(plan, paradigms), style="dim"))
     if curves:
-        for paradigm in paradigms:
+        for paradigm in trained:
             console.print()
             console.print(Text(f"Learning rate, {_title(plan, paradigm)}", style="bold"))
             console.print(curve_text(plan, paradigm, console.width), no_wrap=True, crop=False)

@@ -35,16 +35,17 @@ tokenizer: {{type: {kind}, model: {tokenizer}}}
 data: {{slices: {slices}, valid: {valid}}}{valid_note}
 megatron:
   bf16: true
-  save_interval: {interval}             # what a dead machine costs at most, in steps
-  save_retain_interval: {retain}
+  save_interval: {interval}{interval_room}# steps between checkpoints: what a failed machine loses at most
+  save_retain_interval: {retain}{retain_room}# checkpoints at multiples of this stay; of the others, the newest two
 versions:                        # oldest first; `lrpath update` appends the next; steps: whole steps in its tokens
 {versions}
 output: runs/{name}
 """
 
 
-def first_plan(slices: Sequence[Slice], folder: Path, tokenizer: str, recipe: str | None) -> str:
-    """Return the text of the plan. `slices` are those in `folder`; `recipe` None: chosen by their tokens.
+def first_plan(slices: Sequence[Slice], folder: Path, tokenizer: str, recipe: str | None, name: str) -> str:
+    """Return the text of the plan. `slices` are those in `folder`; `recipe` None: chosen by their tokens; `name`
+    is replaced by "model" if it is none for a plan.
 
     Raises:
         UserError: the slices contain no version, or one has too few tokens for a step.
@@ -63,11 +64,13 @@ def first_plan(slices: Sequence[Slice], folder: Path, tokenizer: str, recipe: st
             "versions, or name a smaller --model"
         )
     first = steps[versions[0].name]
+    interval = max(1, min(500, first // 4))
+    retain = interval * (first // interval)  # Megatron takes only a multiple
     sets = sorted((one.name for one in slices if is_validation(one.name)), key=natural)
     listed = [text(str(folder / name)) for name in sets] or [text(str(folder / "valid"))]
     return TEMPLATE.format(
         slices=text(str(folder)),
-        name=Path.cwd().name if re.fullmatch(r"[A-Za-z][A-Za-z0-9._-]{0,60}", Path.cwd().name) else "model",
+        name=name if re.fullmatch(r"[A-Za-z][A-Za-z0-9._-]{0,60}", name) else "model",
         model=model,
         model_room=" " * (26 - len(model)),
         recipes=", ".join(RECIPES),
@@ -84,8 +87,10 @@ def first_plan(slices: Sequence[Slice], folder: Path, tokenizer: str, recipe: st
         tokenizer=text(tokenizer),
         valid=listed[0] if len(listed) == 1 else f"[{', '.join(listed)}]",
         valid_note="" if sets else "  # is not there yet: draw it with --valid-tokens",
-        interval=max(1, min(500, first // 4)),
-        retain=first,
+        interval=interval,
+        interval_room=" " * max(1, 16 - len(str(interval))),
+        retain=retain,
+        retain_room=" " * max(1, 9 - len(str(retain))),
         versions="\n".join(f"  - {{name: {text(name)}, steps: {count}}}" for name, count in steps.items()),
     )
 

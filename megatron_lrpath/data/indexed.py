@@ -4,6 +4,7 @@ a pair.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import struct
@@ -71,7 +72,9 @@ def read_header(prefix: str) -> IndexHeader:
     path = f"{prefix}.idx"
     for name in (path, f"{prefix}.bin"):
         if not os.path.isfile(name):
-            raise UserError(f"{name}: no such file; a dataset is a .bin and an .idx of one name")
+            near = sorted(glob.glob(f"{glob.escape(prefix)}_*_document.idx"))
+            hint = f" (did you mean {near[0][:-4]!r}?)" if near else ""
+            raise UserError(f"{name}: no such file; a dataset is a .bin and an .idx of one name{hint}")
     size = os.path.getsize(path)
     with open(path, "rb") as stream:
         head = stream.read(HEADER_BYTES)

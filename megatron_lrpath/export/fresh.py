@@ -25,6 +25,12 @@ def recorded_checkpoint(folder: Path) -> str | None:
     return found if isinstance(found, str) else None
 
 
+def is_fresh(plan: Plan, run: Run, step: int, folder: Path) -> bool:
+    """Return whether a folder is an export of the present checkpoint of a run's `step`."""
+    wanted = present_fingerprint(RunFolder(plan.folder(run)).checkpoints, step)
+    return wanted is not None and recorded_checkpoint(folder) == wanted
+
+
 def fresh_export(plan: Plan, run: Run, step: int, target: Path, again: str = "") -> Path:
     """Return the model of a run's `step` as a Hugging Face folder in `target`; export it if it does not
     exist.
@@ -40,9 +46,9 @@ def fresh_export(plan: Plan, run: Run, step: int, target: Path, again: str = "")
         UserError: the checkpoint cannot be exported, or the folder is not known to be an export of a checkpoint.
     """
     checkpoints = RunFolder(plan.folder(run)).checkpoints
-    wanted, found = present_fingerprint(checkpoints, step), recorded_checkpoint(target)
-    if wanted is not None and found == wanted:
+    if is_fresh(plan, run, step, target):
         return target
+    found = recorded_checkpoint(target)
     is_there = (target / "config.json").is_file()
     if is_there and found is None and again:
         raise UserError(

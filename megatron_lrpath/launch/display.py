@@ -11,11 +11,12 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
 from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.table import Column, Table
 
 from megatron_lrpath.errors import FULL
 from megatron_lrpath.wording import clock
 
+NARROW = 100  # columns, below which the bars are short, so that a run's numbers fit on its line
 PLAIN_SECONDS = 10.0  # between plain lines at the beginning; a hundredth of the time left later on
 PLAIN_SECONDS_MOST = 600.0
 
@@ -99,10 +100,11 @@ class LiveDisplay(PlainDisplay):
         left = f"{clock(snapshot.seconds_left)} left" if snapshot.seconds_left is not None else ""
         bar = ProgressBar(total=max(1, snapshot.total), completed=snapshot.done, width=30)
         whole.add_row(escape(snapshot.name), bar, f"{snapshot.done}/{snapshot.total} steps", left)
-        lines = Table.grid(padding=(0, 1))
+        lines = Table.grid(*(Column(no_wrap=True) for _ in range(4)), padding=(0, 1))
+        width = 8 if self._console.width < NARROW else 16
         for run in snapshot.runs:
             length = max(1, run.last_step - run.first_step)
-            bar = ProgressBar(total=length, completed=run.step - run.first_step, width=16)
+            bar = ProgressBar(total=length, completed=run.step - run.first_step, width=width)
             lines.add_row(f"  {escape(run.key)}", bar, f"{run.step}/{run.last_step}", run.numbers)
         self._live.update(Group(whole, lines))
 

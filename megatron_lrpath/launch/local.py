@@ -126,7 +126,7 @@ def alone(output: Path, work: Callable[[], int]) -> int:
             return work()
     except RunFailedError as error:
         say_error(error)
-        return 1
+        return error.status
     except KeyboardInterrupt as error:
         say("lrpath: stopped; call the same command again to continue")
         return 128 + (error.number if isinstance(error, Ended) else signal.SIGINT)

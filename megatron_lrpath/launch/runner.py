@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from megatron_lrpath.errors import FULL, refusal
-from megatron_lrpath.exits import BAD_INPUT, SAVED_AND_STOPPED
+from megatron_lrpath.exits import BAD_INPUT, FAILED, SAVED_AND_STOPPED
 from megatron_lrpath.launch.display import PlainDisplay, PlanProgress, RunLine
 from megatron_lrpath.launch.graph import Advance, next_task, seconds_left
 from megatron_lrpath.launch.process import Process, new_log, stop_all, supervised
@@ -32,7 +32,14 @@ STARTUP_SECONDS = 15.0  # guess before the first run of this call has logged a s
 
 
 class RunFailedError(Exception):
-    """A run failed; the text has its name, the cause, and the path of its log."""
+    """A run failed; the text has its name, the cause, and the path of its log.
+
+    `status` is the exit status: `BAD_INPUT` if the run's process ended with it.
+    """
+
+    def __init__(self, text: str, status: int = FAILED) -> None:
+        super().__init__(text)
+        self.status = status
 
 
 class Starter(Protocol):
@@ -295,7 +302,8 @@ class Runner:
             raise RunFailedError(
                 f"{task.key} failed at step {state.step} of {task.run.last_step}: {cause(task, status)}\n"
                 f"  log: {process.log}\n"
-                f"  {how_to_go_on(task, status)}"
+                f"  {how_to_go_on(task, status)}",
+                BAD_INPUT if status == BAD_INPUT else FAILED,
             )
         state.done, state.step = True, task.run.last_step
         took = clock(time.monotonic() - process.started)

@@ -9,6 +9,8 @@ from typing import Any
 from megatron_lrpath.plan.mix import Mix
 from megatron_lrpath.plan.replay import Replay
 
+SAVE_INTERVAL = 500  # steps, for a plan that says nothing else; of these checkpoints the newest two are kept
+
 
 @dataclass(frozen=True)
 class Batch:

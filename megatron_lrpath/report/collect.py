@@ -214,10 +214,7 @@ def gaps(tree: RunTree) -> list[Gap]:
     found = []
     unfinished = [record for record in tree if not record.state.complete]
     trained = [record for record in tree if record.state.complete and record.run.makes_version]
-    sets = tree.plan.data.more_sets
-    unevaluated = [
-        record for record in trained if record.evaluation is None or set(sets) - record.evaluation.sets.keys()
-    ]
+    unevaluated = [record for record in trained if record.evaluation is None]
     if unfinished:
         states = listing([f"{record.label} ({record.state.progress})" for record in unfinished])
         text = f"{plural(len(unfinished), 'run')} not finished: {states}."
@@ -226,6 +223,11 @@ def gaps(tree: RunTree) -> list[Gap]:
         names = listing([record.label for record in unevaluated])
         text = f"{plural(len(unevaluated), 'trained model')} without a perplexity: {names}."
         found.append(Gap(text, next_command(tree.plan.path, "eval")))
+    for name in tree.plan.data.more_sets:
+        lacking = [one.label for one in trained if one.evaluation and name not in one.evaluation.sets]
+        if lacking:
+            text = f"{plural(len(lacking), 'trained model')} not evaluated on {name}: {listing(lacking)}."
+            found.append(Gap(text, next_command(tree.plan.path, "eval")))
     sizes = sorted({record.evaluation.score.tokens for record in tree if record.evaluation})
     if len(sizes) > 1:
         text = (

@@ -245,7 +245,6 @@ def share_of(rank: int, world: int, names: Collection[str]) -> list[str]:
 
 
 TRACKER = "latest_checkpointed_iteration.txt"
-SAVE_INTERVAL = 500  # steps, for a plan that says nothing else; of these checkpoints the newest two are kept
 SAVING, REMOVING, DAMAGED = ".saving", ".removing", ".damaged"
 _STEP_FOLDER = re.compile(r"iter_(\d{7,18})")
 _LEFTOVER = re.compile(rf"iter_\d{{7,18}}({re.escape(SAVING)}|{re.escape(REMOVING)})")

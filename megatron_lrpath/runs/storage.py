@@ -9,7 +9,8 @@ from pathlib import Path
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.models import USUAL_VOCABULARY, parameter_count, resolve_model
 from megatron_lrpath.plan import Plan, Run
-from megatron_lrpath.runs.checkpoints import SAVE_INTERVAL, checkpoint_folder, steps_found
+from megatron_lrpath.plan.spec import SAVE_INTERVAL
+from megatron_lrpath.runs.checkpoints import checkpoint_folder, steps_found
 
 STATE_BYTES = 12  # of a parameter: the optimizer's copy in fp32 and Adam's two moments
 NEWEST = 2  # checkpoints of a run that retention leaves besides those that others start from

@@ -14,6 +14,7 @@ from megatron_lrpath.commands.lr import telling_steps
 from megatron_lrpath.commands.plan_view import curve_points
 from tests.support import ROOT
 from tests.support.plan_text import SOUND, plan_with, versions
+from tools import train_tokenizer
 
 HEAVY = ("torch", "megatron", "numpy", "matplotlib", "transformers", "rich", "yaml")
 
@@ -77,11 +78,25 @@ def test_the_table_shows_runs_costs_and_curves(paper_file: Path, capsys: pytest.
         "58,000",
         "0.58",
         "0.40",
-        "which runs once",
         "⠀",
         "40K steps",
     ):
         assert part in text
+
+
+def test_the_runs_of_what_is_trained_and_the_costs_of_all(
+    plan_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan_file.write_text(SOUND + "paradigms: [ours, cpt]\n")
+    assert cli.main(["plan", str(plan_file)]) == 0
+    text = capsys.readouterr().out
+    assert "PTFS: not trained by this plan, for comparison; --paradigm ptfs shows the runs" in text
+    assert ("branch-v2" in text, "continual-v2" in text, "scratch-v2" in text) == (True, True, False)
+    assert "cpt/continual-v1 and ptfs/scratch-v1 are the same training, which runs once" in text
+    assert text.count("Learning rate, ") == 2
+    assert cli.main(["plan", str(plan_file), "--paradigm", "ptfs"]) == 0
+    text = capsys.readouterr().out
+    assert ("scratch-v2" in text, "not trained" in text) == (True, False)
 
 
 def test_curves_can_be_left_out(plan_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -142,6 +157,10 @@ def test_sampled_steps_and_points_have_the_ends_and_the_corner(tmp_path: Path) -
     ("words", "message"),
     [
         (["plan", "nowhere.yaml"], "lrpath: error: nowhere.yaml: no such plan file"),
+        (
+            ["chat", "{plan}"],
+            "no version is fine-tuned yet (the plan has no section `sft`: `lrpath docs sft`;",
+        ),
         (["lr", "{plan}", "--paradigm", "ours", "--run", "brnch-v2"], "(did you mean 'branch-v2'?)"),
     ],
 )
@@ -153,6 +172,31 @@ def test_bad_input_is_one_line_and_status_2(
     assert message in captured.err
     assert captured.err.count("\n") == 1
     assert captured.out == ""
+
+
+def test_an_unknown_option_names_its_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["plan", "--paradigmm", "ours"])
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("usage: lrpath plan ")
+    assert said.endswith("unrecognized arguments: --paradigmm (did you mean '--paradigm'?)\n")
+
+
+def test_a_wrong_option_of_a_tool_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, message in (
+        (
+            ["--input", "x", "--output-prefix", "y", "--json-key"],
+            "--json-keys: expected at least one argument",
+        ),
+        (["--input", "x", "--output-prefix", "y", "--vocab-sise", "9"], "(did you mean '--vocab-size'?)"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            train_tokenizer.main(words)
+        said = capsys.readouterr().err
+        assert (caught.value.code, said.count("\n"), message in said) == (2, 1, True)
+        assert said.startswith("error: ")
+        assert "--help" in said
 
 
 def test_an_interrupt_ends_quietly(

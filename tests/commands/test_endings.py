@@ -12,6 +12,7 @@ import pytest
 from megatron_lrpath.cli import build_parser, main
 from megatron_lrpath.commands import COMMANDS
 from megatron_lrpath.commands import eval as evaluation
+from megatron_lrpath.commands import export as exporting
 from megatron_lrpath.plan import Plan
 from tests.support import report_tree, years_tree
 from tests.support.training_fixtures import make_plan
@@ -114,6 +115,18 @@ def test_a_run_that_the_plan_does_not_have(
     own = ["--gpus-per-node", "1"] if words == ["submit"] else []
     assert main([words[0], str(plan), *words[1:], *own, "--run", "brunch-v1"]) == 2
     assert "has no run 'brunch-v1' (did you mean 'branch-v1'?)" in capsys.readouterr().err
+
+
+def test_export_passes_over_what_is_exported_already(
+    trained: Plan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [run for run in trained.runs("ours") if run.makes_version]
+    monkeypatch.setattr(exporting, "chosen", lambda *_: runs)
+    monkeypatch.setattr(exporting, "find_checkpoint", lambda *_: (runs[0].last_step, Path("checkpoint")))
+    monkeypatch.setattr("megatron_lrpath.export.fresh.is_fresh", lambda *_: True)
+    monkeypatch.setattr("megatron_lrpath.data.record.require_tokenizer", lambda *_: None)
+    assert main(["export", str(trained.path)]) == 0
+    assert capsys.readouterr().out.count("already (--force exports it again") == len(runs)
 
 
 @pytest.mark.parametrize("name", ["eval", "export", "generate", "chat", "report", "prune", "rewind"])

@@ -141,6 +141,12 @@ def test_an_index_of_another_dataset(whole: Path, tmp_path: Path) -> None:
     assert "of another dataset" in complaint(whole) or "truncated" in complaint(whole)
 
 
+def test_a_prefix_without_its_key(tmp_path: Path) -> None:
+    make(tmp_path / "web_text_document", [[4]])
+    with pytest.raises(UserError, match=r"web\.idx: no such file.*did you mean '.*/web_text_document'"):
+        check_pair(str(tmp_path / "web"))
+
+
 def test_foreign_files(whole: Path) -> None:
     index = Path(f"{whole}.idx")
     for data in (b"PAR1" + bytes(200), b'{"text": "a"}\n' * 9):

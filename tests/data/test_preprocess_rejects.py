@@ -81,10 +81,25 @@ def test_a_run_without_rejects_removes_an_old_list(tmp_path: Path) -> None:
     assert not Path(f"{out}.rejects").exists()
 
 
+def test_a_wrong_key_is_no_reason_to_allow_rejects(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(GOOD + b"\n" + GOOD + b"\n")
+    assert preprocess(source, tmp_path / "out", *NULL, "--json-keys", "txt") == 2
+    answer = capsys.readouterr().err
+    assert f"{source}:1: no key 'txt', it has 'text'" in answer
+    assert "--json-keys names another key" in answer
+    assert "--max-rejects 2" not in answer
+
+
 def test_nothing_but_rejects_is_no_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_lines(tmp_path / "in.jsonl", ["x", "y"])
     assert preprocess(source, tmp_path / "out", *NULL, "--max-rejects", "2") == 2
-    assert "no usable documents" in capsys.readouterr().err
+    answer = capsys.readouterr().err
+    assert "no usable documents" in answer
+    assert f"the first is\n  {source}:1: " in answer
+    assert "lrpath docs data" in answer
     assert not list(tmp_path.glob("*document*"))
 
 

@@ -142,6 +142,18 @@ REFUSED = [
     ("alpha: 0.6", "alpha: 0.81", "5: alpha", "at step 19, inside its warm-up of 20"),
     ("alpha: 0.6", "alpha: 1", "5: alpha", "at step 0, inside its warm-up"),
     ("alpha: 0.6", "alhpa: 0.6", "5: alhpa", "did you mean 'alpha'?"),
+    (
+        "seed: 1234",
+        "seed: 1\nmegatron: {save_interval: 48, save_retain_interval: 195}",
+        "3: megatron.save_retain_interval",
+        "195 is not a multiple of save_interval 48; give 192",
+    ),
+    (
+        "seed: 1234",
+        "seed: 1\nmegatron: {save_retain_interval: 99}",
+        "3: megatron",
+        "save_interval 500; give 500",
+    ),
     ("seed: 1234", "seed: 0", "2: seed", "at least 1"),
     ("seed: 1234", "seed: 1.5", "2: seed", "whole number"),
     ("seed: 1234", "seed: " + "9" * 5000, "2: seed", "must be a whole number"),

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from megatron_lrpath.commands import report as command
-from megatron_lrpath.plan import Plan
+from megatron_lrpath.plan import Plan, load_plan
+from megatron_lrpath.report.collect import collect, gaps
 from megatron_lrpath.report.page import Report, make_report, markdown_text, write_report
 from tests.support.report_tree import score, write_plan, write_slices, write_tree
 
@@ -192,6 +193,16 @@ def test_a_report_without_evaluations_draws_rates_and_losses(tmp_path):
     page, _ = written(plan)
     assert page.count("<svg ") == 2
     assert "5 trained models without a perplexity" in page
+
+
+def test_a_set_that_was_added_is_named_where_it_is_missing(tmp_path):
+    plan = write_plan(tmp_path, versions=2)
+    write_tree(plan)
+    text = plan.path.read_text().replace(f"valid: {plan.data.valid}", f"valid: [{plan.data.valid}, valid-v2]")
+    plan.path.write_text(text)
+    said = [gap.text for gap in gaps(collect(load_plan(plan.path)))]
+    assert len(said) == 1
+    assert said[0].startswith("5 trained models not evaluated on valid-v2: ")
 
 
 def test_the_main_paths_evaluated_checkpoints_stand_in_the_loss_curves(tmp_path):

@@ -90,6 +90,10 @@ def test_too_little_text_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
     source = write_lines(tmp_path / "in", ["a b c"])
     assert train_tokenizer.main(["--input", str(source), "--output-prefix", str(tmp_path / "m")]) == 2
     assert "SentencePiece cannot train this" in capsys.readouterr().err
+    plain = tmp_path / "plain.txt"
+    plain.write_text("It was a dark night.\n")
+    assert train_tokenizer.main(["--input", str(plain), "--output-prefix", str(tmp_path / "m")]) == 2
+    assert f"{plain}:1: not JSON" in capsys.readouterr().err
     none = write_lines(tmp_path / "none", [])
     assert train_tokenizer.main(["--input", str(none), "--output-prefix", str(tmp_path / "m")]) == 2
     assert "no usable documents" in capsys.readouterr().err

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from megatron_lrpath.errors import UserError
 
 UNPACK = "unpack it on the way: {} {{name}} | … --input -"
@@ -32,6 +34,10 @@ FORMATS: tuple[tuple[bytes, str, str], ...] = (
     (b"{\x00", "UTF-16 text", RECODE.format("UTF-16LE")),
     (b"\x00{", "UTF-16 text", RECODE.format("UTF-16BE")),
 )
+NONE_USABLE = (
+    'A line must be a JSON object with the text of a document under the key "text" (--json-keys names another key). '
+    "`lrpath docs data` shows how to convert plain text"
+)
 TAR_MAGIC, TAR_PLACE = b"ustar", 257
 UTF8_BOM = b"\xef\xbb\xbf"
 
@@ -58,3 +64,10 @@ def kind_of(beginning: bytes) -> tuple[str, str] | None:
     if beginning.removeprefix(UTF8_BOM).lstrip()[:1] == b"[":
         return "a JSON array", "take it apart: jq -c '.[]' {name} | … --input -"
     return None
+
+
+def none_usable(names: Sequence[str], first: str) -> str:
+    """Return the message about inputs in which no document is usable; `first` is the first rejected one."""
+    return f"no usable documents in {', '.join(names)}" + (
+        f"; the first is\n  {first}\n{NONE_USABLE}" if first else ""
+    )

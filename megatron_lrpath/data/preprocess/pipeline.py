@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from megatron_lrpath.data.preprocess.foreign import NONE_USABLE, none_usable
 from megatron_lrpath.data.preprocess.readers import Chunk, expand_inputs, read_chunks, total_bytes
 from megatron_lrpath.data.preprocess.worker import (
     ChunkResult,
@@ -327,9 +328,9 @@ class Conversion:
             empty = f": {figures.empty:,} lines or rows, none with a text" if figures.empty else ""
             raise UserError(f"no documents in {', '.join(names)}{empty}")
         self.rejects.publish()
-        self.rejects.verdict(figures.documents)
+        self.rejects.verdict(figures.documents, NONE_USABLE)
         if not figures.documents:
-            raise UserError(f"no usable documents in {', '.join(names)}; see {self.rejects.path}")
+            raise UserError(none_usable(names, self.rejects.first))
 
     def _write(self, result: ChunkResult) -> None:
         for target, parts, packed in zip(self.targets, self.parts, result.packed, strict=True):

@@ -21,6 +21,7 @@ from megatron_lrpath.tokenizers.encoders import Encoder, TextError
 
 type Texts = list[str]  # one document of one key: its text, or its sentences
 PR_SET_PDEATHSIG = 1
+NAMED_KEYS, NAMED_KEYS_LENGTH = 6, 80  # of a document without the key, in the message
 decoder = json.JSONDecoder()
 
 
@@ -260,7 +261,8 @@ def _pick(document: Any, keys: Sequence[str]) -> list[Any]:
         raise Rejected(f"the line is {_json_type(document)}, not an object")
     for key in keys:
         if key not in document:
-            raise Rejected(f"no key {key!r}")
+            has = ", ".join(map(repr, sorted(document)[:NAMED_KEYS])) or "none"
+            raise Rejected(f"no key {key!r}, it has {has:.{NAMED_KEYS_LENGTH}}")
     return [document[key] for key in keys]
 
 

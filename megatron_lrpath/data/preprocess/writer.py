@@ -293,13 +293,22 @@ class RejectLog:
         self._aside.unlink(missing_ok=True)
         self._stream.close()
 
-    def verdict(self, documents: int) -> None:
-        """Raise `UserError` if more documents were rejected than the option allows."""
+    def verdict(self, documents: int, none_usable: str = "") -> None:
+        """Raise `UserError` if more documents were rejected than the option allows.
+
+        `none_usable` is the advice if no document was accepted; the default is that for single bad documents.
+        """
         if self.count > self.limit:
+            advice = (
+                none_usable
+                if none_usable and not documents
+                else (
+                    f"Fix or remove them; or leave such documents out of the output: {self.option} {self.count}, or "
+                    "more if others follow"
+                )
+            )
             raise UserError(
                 f"{self.count:,} of {self.count + documents:,} documents were rejected, {self.option} allows "
                 f"{self.limit:,}; reading stopped there, and nothing was written. They are listed in {self.path}, "
-                f"the first is\n  {self.first}\n"
-                f"Fix or remove them; or leave such documents out of the output: {self.option} {self.count}, or "
-                "more if others follow"
+                f"the first is\n  {self.first}\n{advice}"
             )

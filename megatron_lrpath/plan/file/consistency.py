@@ -10,7 +10,7 @@ from megatron_lrpath.paradigms import BRANCH, CONTINUAL, CPT_VARIANTS, KEEP_MIN,
 from megatron_lrpath.plan.file.source import Entry, Source
 from megatron_lrpath.plan.plan import Plan
 from megatron_lrpath.plan.secrets import hide_text
-from megatron_lrpath.plan.spec import Version
+from megatron_lrpath.plan.spec import SAVE_INTERVAL, Version
 
 
 def check_plan(source: Source, plan: Plan) -> None:
@@ -33,6 +33,7 @@ def check_plan(source: Source, plan: Plan) -> None:
         _check_cycles,
         _check_mixes,
         _check_archive,
+        _check_saves,
     ):
         check(source, plan)
 
@@ -93,6 +94,17 @@ def _check_names(source: Source, plan: Plan) -> None:
         newest[letters] = version
         if os.path.normpath(Path(plan.data.slices) / version.name) in validation:
             raise place.error(f"{version.name!r} is the validation slice; choose another name")
+
+
+def _check_saves(source: Source, plan: Plan) -> None:
+    """Megatron saves at multiples of save_interval alone, so it refuses to keep other steps."""
+    interval = plan.megatron.get("save_interval") or SAVE_INTERVAL
+    retained = plan.megatron.get("save_retain_interval")
+    if retained and retained % interval:
+        raise source.find("megatron.save_retain_interval").error(
+            f"{retained} is not a multiple of save_interval {interval}; "
+            f"give {interval * max(1, retained // interval)}, or another save_interval"
+        )
 
 
 def _check_archive(source: Source, plan: Plan) -> None:

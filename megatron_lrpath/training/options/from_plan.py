@@ -16,8 +16,7 @@ from megatron_lrpath.models import megatron_flags, resolve_model
 from megatron_lrpath.plan import Plan, Run, load_plan, run_identity
 from megatron_lrpath.plan.arguments import PLAN, SET, find, flag, is_neutral
 from megatron_lrpath.plan.optimizers import OF_MEGATRON
-from megatron_lrpath.plan.spec import Batch
-from megatron_lrpath.runs.checkpoints import SAVE_INTERVAL
+from megatron_lrpath.plan.spec import SAVE_INTERVAL, Batch
 from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.sft.prepared import open_prepared
 from megatron_lrpath.training.context import ParentCheckpoint, RunContext
