@@ -34,14 +34,17 @@ if [ ! -x .venv/bin/python ] || ! .venv/bin/python -m pip --version >/dev/null 2
 fi
 
 say "setup: installing megatron-lrpath and what it needs (about 6 GB on disk with torch; minutes, once)"
+# Modules are compiled here: where PYTHONDONTWRITEBYTECODE is set, as in many containers, each start would compile
+# torch and Megatron again.
 pip=(.venv/bin/python -m pip --disable-pip-version-check --quiet)
 if "${pip[@]}" install uv >/dev/null 2>&1; then
-  install=(.venv/bin/python -m uv pip install --quiet --python .venv/bin/python)
+  install=(.venv/bin/python -m uv pip install --quiet --compile-bytecode --python .venv/bin/python)
 else
   install=("${pip[@]}" install)
 fi
 "${install[@]}" --constraint constraints.txt --editable '.[test]' ||
   fail "the packages could not be installed; the lines above say why (is the package registry in reach, is the disk full?)"
 .venv/bin/lrpath --version >/dev/null || fail "the command lrpath does not start; remove .venv and call make setup again"
+.venv/bin/python -m compileall -q megatron_lrpath tools
 printf '%s' "$wanted" > "$stamp"
 say "setup: done. Commands are in .venv/bin, as in  .venv/bin/lrpath --help"
