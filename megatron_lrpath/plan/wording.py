@@ -22,7 +22,7 @@ def schedule_name(plan: Plan) -> str:
 
 def beginning_text(plan: Plan) -> str:
     """What a run without a parent starts from."""
-    if plan.adopted is not None:
+    if plan.adopted is not None and not plan.adopted.is_imported:
         return f"adopted, step {plan.adopted.step:,}"
     return "an imported model" if plan.megatron.get("pretrained_checkpoint") else "random weights"
 
