@@ -16,6 +16,7 @@ import xxhash
 from megatron_lrpath.console import say
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import sync_folder
+from megatron_lrpath.locks import LOCK_NAME, FolderLock, LockHeldError
 from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.runs.checkpoints import (
     CHUNK,
@@ -199,7 +200,8 @@ class Archive:
         says.
 
         Raises:
-            UserError: the archive does not have it, or has other bytes than its manifest says.
+            UserError: the archive does not have it, or has other bytes than its manifest says, or another process
+                fetches it now.
         """
         target = checkpoint_folder(root, step)
         if checkpoint_complete(root, step):
@@ -208,10 +210,37 @@ class Archive:
         if sums is None:
             raise UserError(f"archive {self.url}: has no complete checkpoint of {key} at step {step}")
         folder = target.with_name(target.name + FETCHING)
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = FolderLock.acquire(folder)
+        except LockHeldError as owner:
+            raise UserError(
+                f"{folder}: {owner} fetches this checkpoint; call again when it is done"
+            ) from None
+        try:
+            if checkpoint_complete(root, step):  # that one is done by now
+                shutil.rmtree(folder, ignore_errors=True)
+                return target
+            self._copy_back(
+                source,
+                folder,
+                sums,
+                lambda size: note(
+                    f"{key}: fetching the checkpoint of step {step:,} from {self.url} ({size}) …"
+                ),
+            )
+            (folder / LOCK_NAME).unlink()
+            folder.rename(target)
+        finally:
+            lock.close()
+        sync_folder(root)
+        if (tracked_step(root) or 0) < step:
+            write_tracker(root, step)
+        return target
+
+    def _copy_back(self, source: str, folder: Path, sums: Mapping[str, FileSum], note: Note) -> None:
+        """Copy the files that `folder` lacks, compare all, and write them to the disk; `note` is told their size."""
         left = [name for name in sums if wrong_content(folder, sums, [name])]
-        size = byte_size(sum(sums[name].bytes for name in left))
-        note(f"{key}: fetching the checkpoint of step {step:,} from {self.url} ({size}) …")
+        note(byte_size(sum(sums[name].bytes for name in left)))
         for name in (*left, MANIFEST):
             with self._reached():
                 self.fs.get_file(f"{source}/{name}", str(folder / name))
@@ -220,11 +249,6 @@ class Archive:
             raise UserError(f"archive {self.url}: {source}: {found[0]}; restore it in the store from a copy")
         for path in folder.iterdir():
             _sync(path)
-        folder.rename(target)
-        sync_folder(root)
-        if (tracked_step(root) or 0) < step:
-            write_tracker(root, step)
-        return target
 
 
 def fetch_missing(plan: Plan, wanted: Iterable[tuple[Run, int]]) -> None:

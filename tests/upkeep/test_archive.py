@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -15,6 +16,7 @@ from megatron_lrpath.cli import main
 from megatron_lrpath.commands.generate import export_of
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.export.folder import RECORD
+from megatron_lrpath.locks import FolderLock
 from megatron_lrpath.merge.preview import plan_preview
 from megatron_lrpath.plan import Plan, load_plan
 from megatron_lrpath.readiness import Request, check_plan, fetch_archived
@@ -190,6 +192,24 @@ def test_what_reads_an_archived_checkpoint_gets_it(
     with suppress(UserError):
         command(plan)
     assert "fetching" not in capsys.readouterr().err
+
+
+def test_two_processes_do_not_fetch_one_checkpoint_at_once(
+    plan: Plan, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["archive", str(plan.path)]) == 0
+    place = root(plan, "branch-v1")
+    folder = checkpoint_folder(place, 20)
+    before = sum_files(folder)
+    shutil.rmtree(folder)
+    lock = FolderLock.acquire(folder.with_name(folder.name + FETCHING))
+    fetch = ["archive", str(plan.path), "--fetch", "ours/branch-v1:20"]
+    assert main(fetch) == 2
+    assert f"process {os.getpid()} on" in capsys.readouterr().err
+    assert steps(plan, "branch-v1") == [15]
+    lock.close()
+    assert main(fetch) == 0
+    assert sum_files(folder) == before
 
 
 def test_a_model_that_is_exported_is_not_fetched_again(plan: Plan) -> None:
