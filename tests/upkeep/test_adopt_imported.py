@@ -41,7 +41,7 @@ def plan_of(imported: Path, folder: Path, **changes: Any) -> Path:
     folder.mkdir(exist_ok=True)
     lines = yaml.safe_load((imported / "plan.yaml").read_text())
     tokenizer = {"type": "SentencePieceTokenizer", "model": str(TOKENIZER)}
-    megatron = {"calculate_per_token_loss": True}
+    megatron = {"adam_beta2": 0.95}
     return make_plan(
         folder, (6, 6), **{"model": lines["model"], "tokenizer": tokenizer, "megatron": megatron} | changes
     )
@@ -72,11 +72,11 @@ def test_an_imported_model_becomes_a_main_path_with_versions(imported: Path, tmp
     assert "not compared" not in done
     assert f"{path} has adopted {imported} already" in again
     assert "other data already" in other
-    assert "an imported model" in shown
+    assert "begins with an imported model (data: v1)" in " ".join(shown.split())
     plan = load_plan(path)
     assert plan.adopted is not None
     assert (plan.adopted.step, plan.adopted.samples, plan.adopted.data) == (0, 0, ("v1",))
-    assert plan.megatron == {"calculate_per_token_loss": True, "pretrained_checkpoint": str(imported)}
+    assert plan.megatron == {"adam_beta2": 0.95, "pretrained_checkpoint": str(imported)}
     for run in ("main", "branch-v1"):
         train(run_words(path, "ours", run)).ok()
     rows = history(tmp_path / "runs/ours/main")
@@ -98,7 +98,7 @@ def test_an_imported_model_becomes_a_main_path_with_versions(imported: Path, tmp
     exported = tmp_path / "runs/ours/branch-v1/huggingface"
     card = (exported / "README.md").read_text()
     assert "those of the imported model are not counted (slices v1)" in card
-    assert "an imported model" in card
+    assert "an imported model (data: v1)" in card
     assert json.loads((tmp_path / "runs/ours/branch-v1/eval.json").read_text())["step"] == 6
     assert (exported / "tokenizer.model").read_bytes() == TOKENIZER.read_bytes()
     assert transformers_model(exported).config.vocab_size == PIECES
@@ -170,8 +170,11 @@ def test_an_imported_model_in_a_plan_is_one(tmp_path: Path) -> None:
     assert plan.main.path.lr_at(0) == 0.0, "with a warm-up"
     assert "not counted (unknown data)" in trained_on(plan, plan.main, 3)
     for changes, message in (
-        ({"megatron": {"pretrained_checkpoint": "other"}}, "the runs begin with another model"),
-        ({"megatron": {}}, "the runs begin with another model, pretrained_checkpoint None"),
+        (
+            {"megatron": {"pretrained_checkpoint": "other"}},
+            "pretrained_checkpoint in `megatron` is other; name the same",
+        ),
+        ({"megatron": {}}, "pretrained_checkpoint in `megatron` is missing"),
         ({"adopted": entry | {"samples": 4}}, "has consumed no samples; give 0"),
         (
             {"adopted": entry | {"step": 4}, "megatron": {}},
