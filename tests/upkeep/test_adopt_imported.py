@@ -172,7 +172,7 @@ def test_an_imported_model_in_a_plan_is_one(tmp_path: Path) -> None:
     for changes, message in (
         (
             {"megatron": {"pretrained_checkpoint": "other"}},
-            "pretrained_checkpoint in `megatron` is other; name the same",
+            "pretrained_checkpoint in `megatron` is other; name",
         ),
         ({"megatron": {}}, "pretrained_checkpoint in `megatron` is missing"),
         ({"adopted": entry | {"samples": 4}}, "has consumed no samples; give 0"),

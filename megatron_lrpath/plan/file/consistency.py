@@ -45,8 +45,8 @@ def _check_adopted(source: Source, plan: Plan) -> None:
     if plan.adopted.is_imported:
         if pretrained != plan.adopted.checkpoint:
             raise source.find("adopted.checkpoint").error(
-                f"the runs do not begin with it: pretrained_checkpoint in `megatron` is {pretrained or 'missing'}; name the "
-                "same in both, or remove `adopted` and call `lrpath adopt` again"
+                f"the runs do not begin with it: pretrained_checkpoint in `megatron` is {pretrained or 'missing'}; "
+                "name the same in both, or remove `adopted` and call `lrpath adopt` again"
             )
         if plan.adopted.samples:
             raise source.find("adopted.samples").error(
