@@ -18,8 +18,8 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_text
 from megatron_lrpath.plan import Plan, Run, load_plan
 from megatron_lrpath.runs import checkpoints as disk
-from megatron_lrpath.runs.breaks import new_break, standing
 from megatron_lrpath.runs.archive import fetch_missing
+from megatron_lrpath.runs.breaks import new_break, standing
 from megatron_lrpath.runs.folder import OutputFolder, RunFolder
 from megatron_lrpath.runs.history import read_history
 from megatron_lrpath.runs.lineage import read_lineage
