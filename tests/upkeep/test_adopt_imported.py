@@ -98,7 +98,6 @@ def test_an_imported_model_becomes_a_main_path_with_versions(imported: Path, tmp
     exported = tmp_path / "runs/ours/branch-v1/huggingface"
     card = (exported / "README.md").read_text()
     assert "those of the imported model are not counted (slices v1)" in card
-    assert "an imported model (data: v1)" in card
     assert json.loads((tmp_path / "runs/ours/branch-v1/eval.json").read_text())["step"] == 6
     assert (exported / "tokenizer.model").read_bytes() == TOKENIZER.read_bytes()
     assert transformers_model(exported).config.vocab_size == PIECES
@@ -131,7 +130,7 @@ def test_another_model_or_tokenizer_is_refused(imported: Path, tmp_path: Path) -
         (
             imported,
             {"tokenizer": other},
-            f"sp.model is not the plan's {other['model']}: the vocabularies have",
+            f"sp.model is not the plan's {other['model']}: both vocabularies have 600",
         ),
         (
             without,
