@@ -145,8 +145,9 @@ def examine_weights(plan: Plan, root: Path) -> list[str]:
             setattr(args, name, getattr(stored, name, None))
     theirs, ours = TokenizerSpec.of_arguments(stored), TokenizerSpec.of_plan(plan)
     theirs = replace(theirs, model=found_again(theirs.model, root))
+    wrong: list[str] = []
     if theirs.model is None:
-        wrong, notes = [], [f"the tokenizer was not compared: {root} has none"]
+        notes = [f"the tokenizer was not compared: {root} has none"]
     else:
         wrong, notes = tokenizer_problems(theirs, ours)
     rows = stored.padded_vocab_size
