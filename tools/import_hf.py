@@ -36,10 +36,9 @@ from megatron_lrpath.files import appearing_folder, atomic_write_text
 from megatron_lrpath.reading import required_object
 from megatron_lrpath.runs.checkpoints import RELEASE, TRACKER, sum_files, write_manifest
 from megatron_lrpath.tokenizers.files import NO_TOKENIZER
-from megatron_lrpath.tokenizers.imported import import_tokenizer
+from megatron_lrpath.tokenizers.imported import FOLDER, import_tokenizer
 
 SNIPPET = "plan.yaml"
-TOKENIZER = "tokenizer"
 GENERATION = "generation_config.json"
 # Modules whose extra state Megatron reads (Transformer Engine's has five, the local layers four).
 STATEFUL = ("self_attention.linear_proj", "self_attention.linear_qkv", "self_attention.core_attention",
@@ -94,7 +93,7 @@ def import_folder(source: Path, target: Path, dtype: torch.dtype | None = None) 
             stored = dtype or weights.dtype(mapping.pieces[0].name)
             tensor = CheckpointTensor(mapping.key, mapping.shape, stored, mapping.layer, model.layers)
             mappings[tensor] = mapping
-        tokenizer = import_tokenizer(source, folder / TOKENIZER, target / TOKENIZER)
+        tokenizer = import_tokenizer(source, folder / FOLDER, target / FOLDER)
 
         def joined(tensor: CheckpointTensor) -> Tensor:
             """The tensor from its pieces."""

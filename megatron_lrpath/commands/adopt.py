@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from megatron_lrpath.training.adoption import Trained
     from megatron_lrpath.upkeep.adopt import Adoption
 
-HELP = "begin a main path with the checkpoint of a model that plain Megatron trained at a constant rate"
+HELP = (
+    "begin a main path with a checkpoint that plain Megatron trained at a constant rate, or an imported model"
+)
 EXAMPLE = "lrpath adopt plan.yaml --checkpoint old/checkpoints --step 120000"
 
 
@@ -55,9 +57,10 @@ def execute(args: argparse.Namespace) -> int:
     plan = load_plan(args.plan)
     if not args.checkpoint.is_dir():
         raise UserError(f"--checkpoint {args.checkpoint}: there is no such folder")
-    step = args.step or latest_step(args.checkpoint)
-    if (args.checkpoint / RELEASE).is_dir() and step is None:
+    newest = latest_step(args.checkpoint)
+    if (args.checkpoint / RELEASE).is_dir() and newest is None:
         return imported(plan, args)
+    step = args.step or newest
     if step is None:
         raise UserError(f"--checkpoint {args.checkpoint}: it has no complete checkpoint")
     if args.dry_run:
@@ -109,53 +112,53 @@ def tell(adoption: Adoption, trained: Trained) -> None:
         f"{plan.versions[0].name}; its costs count from there; ptfs and cpt cannot be trained"
     )
     for note in trained.notes:
-        print(f"  differs: {note}")
+        print(f"  {note}")
     first = plan.runs(OURS.name)[1]
     print(f"  {first.name} leaves it at step {first.first_step:,}, {plural(first.steps, 'step')} long")
 
 
 def imported(plan: Plan, args: argparse.Namespace) -> int:
     """Let the plan's runs start from the weights of an imported folder, which have no step and no optimizer state."""
-    from megatron_lrpath.files import atomic_write_bytes
-    from megatron_lrpath.plan.file.edit import with_key
-    from megatron_lrpath.runs.checkpoints import has_begun
-    from megatron_lrpath.runs.folder import RunFolder
     from megatron_lrpath.training import device
+    from megatron_lrpath.upkeep.adopt import prepare_weights, write_plan
 
-    if args.step or args.data:
+    if args.step:
         raise UserError(
-            f"--checkpoint {args.checkpoint}: imported weights have no step and no slices; leave --step and --data out"
+            f"--checkpoint {args.checkpoint}: an imported model has no step and no optimizer state; leave --step out. "
+            "The runs begin with it at step 0."
         )
-    if has_begun(RunFolder(plan.folder(plan.main)).checkpoints):
-        raise UserError(
-            f"{plan.folder(plan.main)}: trained already; give {plan.path} another `output` to begin with other weights"
-        )
+    text, adopting = prepare_weights(plan, args.checkpoint, args.data)
     device.activate("cpu")
-    from megatron_lrpath.training.adoption import (
-        examine_weights,  # imports Megatron, after the device is chosen
-    )
+    # imports Megatron, after the device is chosen
+    from megatron_lrpath.training.adoption import examine_weights
 
-    examine_weights(plan, args.checkpoint)
-    if plan.megatron.get("pretrained_checkpoint") == str(args.checkpoint):
-        print(f"nothing to do: {plan.path} starts from {args.checkpoint} already")
+    notes = examine_weights(plan, args.checkpoint)
+    if not text:
+        print(f"nothing to do: {plan.path} has adopted {args.checkpoint} already")
         return 0
-    text = plan.path.read_bytes().decode("utf-8-sig")
-    new = with_key(plan.path, text, "megatron", plan_megatron(plan, text, str(args.checkpoint)))
-    print(f"{plan.path}: runs without a parent start from {args.checkpoint} at step 0; its data are unknown")
+    tell_imported(adopting, args.checkpoint, notes)
     if args.dry_run:
         print("nothing was written (--dry-run)")
         return 0
-    atomic_write_bytes(plan.path.resolve(), new.encode())
+    write_plan(plan, text)
     print(f"next: lrpath plan {shlex.quote(str(plan.path))}")
     return 0
 
 
-def plan_megatron(plan: Plan, text: str, folder: str) -> dict[str, str]:
-    """The plan's new key `megatron`. UserError with the line to add where the plan has one already."""
-    from megatron_lrpath.plan.file.source import parse_source, plain
+def tell_imported(plan: Plan, folder: Path, notes: list[str]) -> None:
+    """Print which weights the plan begins with, at which rate, and where its first version leaves."""
+    from megatron_lrpath.wording import listing, plural
 
-    if "megatron" in plain(parse_source(plan.path, text).root):
-        raise UserError(
-            f"{plan.path}: add `pretrained_checkpoint: {folder}` to its `megatron`, and call again"
-        )
-    return {"pretrained_checkpoint": folder}
+    data = listing(list(plan.adopted.data)) if plan.adopted and plan.adopted.data else "unknown"
+    print(f"{folder}: an imported model, without optimizer state; data: {data}")
+    schedule = plan.schedule
+    print(
+        f"{plan.path}: runs without a parent begin with it at step 0, with {plural(schedule.warmup, 'step')} of "
+        f"warm-up to {schedule.max_lr:g}; costs count from there"
+    )
+    for note in notes:
+        print(f"  {note}")
+    first = plan.runs(OURS.name)[1]
+    print(
+        f"  {first.name} leaves the main path at step {first.first_step:,}, {plural(first.steps, 'step')} long"
+    )

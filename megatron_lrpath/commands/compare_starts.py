@@ -77,9 +77,10 @@ def train(plan: Plan, run: Run, args: argparse.Namespace) -> int:
         raise UserError(f"--start {args.start}: letters, digits, `.`, `_` and `-`")
     last = args.step + args.steps
     if last > run.last_step:
+        most = run.last_step - args.step
+        fewer = f"give at most {most}, or " if most > 0 else ""
         raise UserError(
-            f"--steps {args.steps}: {run.name} ends at step {run.last_step:,}; give at most "
-            f"{run.last_step - args.step}, or start from an earlier step"
+            f"--steps {args.steps}: {run.name} ends at step {run.last_step:,}; {fewer}start from an earlier step"
         )
     trial, own = prepare(plan, run, args.step, args.start)
     (task,) = (one for one in build_tasks(trial, (OURS.name,)) if one.run == own)

@@ -68,6 +68,7 @@ def execute_tasks(args: argparse.Namespace) -> int:
         plan_subjects,
     )
     from megatron_lrpath.plan import load_plan
+    from megatron_lrpath.runs.archive import fetch_missing
 
     require_harness()
     if args.nproc != 1 or args.extra:
@@ -84,7 +85,10 @@ def execute_tasks(args: argparse.Namespace) -> int:
         paradigms = paradigms_of(args, plan)
         subjects, output = plan_subjects(plan, paradigms, args.run, args.models), Path(plan.output)
     left = subjects if args.force else [one for one in subjects if missing(one, wanted, settings)]
-    names = [one.name for one in left] if not args.plan.is_dir() else []
+    names = []
+    if not args.plan.is_dir():
+        names = [one.name for one in left]
+        fetch_missing(plan, [(one.run, one.run.last_step) for one in left if one.run])
     if not left:
         print("nothing to measure: all of it has been")
     elif status := run_worker(args, names, OutputFolder(output).logs / "downstream.log"):
@@ -265,8 +269,10 @@ def execute(args: argparse.Namespace) -> int:
 def evaluate(plan: Plan, targets: list[Target], args: argparse.Namespace) -> int:
     """Run the worker under torchrun, its log in OUTPUT/logs, its results on the console."""
     from megatron_lrpath.launch import torchrun
+    from megatron_lrpath.runs.archive import fetch_missing
     from megatron_lrpath.runs.results import evaluation_of
 
+    fetch_missing(plan, [(target.run, target.step) for target in targets if target.at is None])
     kind = "-main-path" if targets[0].at is not None else "-sft" if targets[0].run.is_sft else ""
     log = OutputFolder(Path(plan.output)).logs / f"eval{kind}.log"
     options = [

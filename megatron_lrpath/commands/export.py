@@ -80,7 +80,7 @@ def execute(args: argparse.Namespace) -> int:
     from megatron_lrpath.data.record import require_tokenizer
     from megatron_lrpath.export.card import origin_of
     from megatron_lrpath.export.folder import Wishes, export_checkpoint
-    from megatron_lrpath.export.fresh import is_fresh
+    from megatron_lrpath.export.fresh import is_export_of
     from megatron_lrpath.plan import load_plan
 
     wishes = Wishes(args.dtype, args.max_shard_size, args.tokenizer, args.vocab_size, args.force)
@@ -90,12 +90,13 @@ def execute(args: argparse.Namespace) -> int:
     plan = load_plan(args.source)
     require_tokenizer(plan, args.tokenizer)
     for run in chosen(plan, args):
+        fetch_model(plan, run, args.step)
         step, checkpoint = find_checkpoint(RunFolder(plan.folder(run)).checkpoints, args.step)
         if args.step is None and step != run.last_step:
             print(f"{run.name}: not trained to its end ({step} of {run.last_step} steps)", file=sys.stderr)
         target = args.output or RunFolder(plan.folder(run)).exported
         last = run, target
-        if args.run is None and wishes == Wishes() and is_fresh(plan, run, step, target):
+        if args.run is None and wishes == Wishes() and is_export_of(target, plan.folder(run), step):
             print(f"{target}: is of step {step:,} already (--force exports it again, with the card of now)")
             continue
         print_exported(export_checkpoint(checkpoint, target, origin_of(plan, run, step), wishes))
@@ -145,6 +146,16 @@ def export_folder(args: argparse.Namespace, wishes: Wishes) -> Exported:
     else:
         step, checkpoint = find_checkpoint(args.source, args.step)
     return export_checkpoint(checkpoint, args.output, Origin(step), wishes)
+
+
+def fetch_model(plan: Plan, run: Run, step: int | None) -> None:
+    """Fetch the checkpoint of `step`, or of a complete run's end, if only the plan's archive has it."""
+    from megatron_lrpath.runs.archive import fetch_missing
+    from megatron_lrpath.runs.results import is_complete
+
+    if step is None and not is_complete(plan.folder(run), run):
+        return  # its newest checkpoint is in no archive
+    fetch_missing(plan, [(run, run.last_step if step is None else step)])
 
 
 def find_checkpoint(folder: Path, step: int | None) -> tuple[int, Path]:

@@ -149,11 +149,14 @@ def export_of(plan: Plan, run: Run) -> Path:
     """Return the model of the run's newest checkpoint as a Hugging Face folder."""
     import shlex
 
-    from megatron_lrpath.commands.export import find_checkpoint
-    from megatron_lrpath.export.fresh import fresh_export
+    from megatron_lrpath.commands.export import fetch_model, find_checkpoint
+    from megatron_lrpath.export.fresh import fresh_export, is_export_of
     from megatron_lrpath.runs.folder import RunFolder
 
     folder = RunFolder(plan.folder(run))
+    if is_export_of(folder.exported, folder.path, run.last_step):
+        return folder.exported  # whether or not the checkpoint is still on the disk
+    fetch_model(plan, run, None)
     step, _ = find_checkpoint(folder.checkpoints, None)
     if step != run.last_step:
         say(f"{run.name}: not trained to its end ({step:,} of {run.last_step:,} steps)")

@@ -95,7 +95,8 @@ def paradigms_of(args: argparse.Namespace, plan: Plan | None = None) -> tuple[st
 
     Without it, return those with the run of --run, or else those that the plan names; all without a plan.
     """
-    if plan is not None and plan.adopted is not None and args.paradigm in PARADIGMS[1:]:
+    adopted = plan.adopted if plan is not None else None
+    if plan and adopted and not adopted.is_imported and args.paradigm in PARADIGMS[1:]:
         raise UserError(
             f"--paradigm {args.paradigm}: {plan.path} begins with an adopted checkpoint; only "
             f"{PARADIGMS[0]} can be trained"

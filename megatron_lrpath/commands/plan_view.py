@@ -16,6 +16,7 @@ from megatron_lrpath.launch.estimate import Estimate, cost_lines
 from megatron_lrpath.paradigms import CPT, PARADIGM_ROWS
 from megatron_lrpath.plan import PARADIGMS, Plan, Run
 from megatron_lrpath.plan.wording import (
+    beginning_text,
     branch_arguments_text,
     main_rate_text,
     mix_text,
@@ -55,6 +56,8 @@ def show_plan(
     )
     if changes := main_rate_text(plan):
         headline += f"; {changes}"
+    if plan.adopted or plan.megatron.get("pretrained_checkpoint"):
+        headline += f"; begins with {beginning_text(plan)}"
     if replays := replays_text(plan):
         headline += f"; {replays}"
     if own := branch_arguments_text(plan):

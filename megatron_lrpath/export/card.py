@@ -156,10 +156,11 @@ def trained_on(plan: Plan, run: Run, step: int) -> str:
     text = f"{plan.tokens(begin, step):,}"
     if run.parent:
         text += f", of which {plan.tokens(begin, run.parent.step):,} up to step {run.parent.step:,} of {run.parent.run}"
+    slices = f"slices {listing(list(plan.adopted.data))}" if plan.adopted and plan.adopted.data else ""
     if plan.megatron.get("pretrained_checkpoint"):
-        text += "; those of the imported model are not counted"
-    if plan.adopted is not None:
-        known = f" (slices {listing(list(plan.adopted.data))})" if plan.adopted.data else ", unknown"
+        text += f"; those of the imported model are not counted ({slices or 'unknown data'})"
+    elif plan.adopted is not None:
+        known = f" ({slices})" if slices else ", unknown"
         before = plan.adopted.samples * plan.batch.seq_length
         text += f"; before the adopted step {plan.adopted.step:,}: {before:,} tokens of other data{known}"
     return text

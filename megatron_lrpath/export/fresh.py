@@ -10,8 +10,11 @@ from megatron_lrpath.export.card import origin_of
 from megatron_lrpath.export.folder import RECORD, Wishes, export_checkpoint
 from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.reading import read_object
-from megatron_lrpath.runs.checkpoints import checkpoint_folder, present_fingerprint
+from megatron_lrpath.runs.checkpoints import checkpoint_folder
 from megatron_lrpath.runs.folder import RunFolder
+from megatron_lrpath.runs.results import model_fingerprint
+from megatron_lrpath.training.checkpoints.parent import require_checkpoint
+from megatron_lrpath.training.context import ParentCheckpoint
 
 
 def recorded_checkpoint(folder: Path) -> str | None:
@@ -25,10 +28,10 @@ def recorded_checkpoint(folder: Path) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def is_fresh(plan: Plan, run: Run, step: int, folder: Path) -> bool:
-    """Return whether a folder is an export of the present checkpoint of a run's `step`."""
-    wanted = present_fingerprint(RunFolder(plan.folder(run)).checkpoints, step)
-    return wanted is not None and recorded_checkpoint(folder) == wanted
+def is_export_of(exported: Path, run: Path, step: int) -> bool:
+    """Return whether `exported` is the model of the checkpoint of `step` of the run in the folder `run`."""
+    wanted = model_fingerprint(run, step)
+    return wanted is not None and recorded_checkpoint(exported) == wanted
 
 
 def fresh_export(plan: Plan, run: Run, step: int, target: Path, again: str = "") -> Path:
@@ -46,9 +49,10 @@ def fresh_export(plan: Plan, run: Run, step: int, target: Path, again: str = "")
         UserError: the checkpoint cannot be exported, or the folder is not known to be an export of a checkpoint.
     """
     checkpoints = RunFolder(plan.folder(run)).checkpoints
-    if is_fresh(plan, run, step, target):
+    if is_export_of(target, plan.folder(run), step):
         return target
     found = recorded_checkpoint(target)
+    require_checkpoint(ParentCheckpoint(checkpoints, step))
     is_there = (target / "config.json").is_file()
     if is_there and found is None and again:
         raise UserError(

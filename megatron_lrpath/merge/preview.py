@@ -17,6 +17,7 @@ from megatron_lrpath.files import atomic_write_text
 from megatron_lrpath.paradigms import BRANCH, OURS
 from megatron_lrpath.plan import Plan, Run, load_plan
 from megatron_lrpath.plan.file.source import plain, read_source
+from megatron_lrpath.runs.archive import fetch_missing
 from megatron_lrpath.runs.checkpoints import complete_steps
 from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.runs.results import write_result
@@ -83,11 +84,13 @@ def plan_preview(
         first: the step at which the decay begins; default: the branch point.
 
     Raises:
-        UserError: no such version, or the main path has no checkpoints at the start and the end of the decay.
+        UserError: no such version, or neither the main path nor the plan's archive has checkpoints at the start and the
+            end of the decay.
     """
     run = plan.run(OURS.name, BRANCH.run_name(version))
     root = RunFolder(plan.folder(plan.main)).checkpoints
     begin = run.first_step if first is None else first
+    fetch_missing(plan, [(plan.main, begin), (plan.main, run.last_step)])
     steps = tuple(step for step in complete_steps(root) if begin <= step <= run.last_step)
     for wanted in (begin, run.last_step):
         if wanted not in steps:

@@ -96,7 +96,8 @@ class Adopted:
     """What was trained before the main path: `step` steps on `samples` samples, by another training.
 
     `checkpoint` is the folder that `lrpath adopt` copied, `fingerprint` that of its files. `data` names the slices that
-    it had read; empty where they are not known.
+    it had read; empty where they are not known. The weights of an imported model have step 0, no samples, and stay in
+    `checkpoint`, the plan's `pretrained_checkpoint`.
     """
 
     step: int
@@ -104,6 +105,11 @@ class Adopted:
     checkpoint: str
     fingerprint: str
     data: tuple[str, ...] = ()
+
+    @property
+    def is_imported(self) -> bool:
+        """Whether these are weights alone, with which every run without a parent begins at step 0."""
+        return self.step == 0
 
     def facts(self) -> dict[str, Any]:
         """What a result depends on (JSON-able)."""

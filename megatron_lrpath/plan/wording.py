@@ -11,7 +11,7 @@ from megatron_lrpath.plan.mix import Mix
 from megatron_lrpath.plan.replay import Replay
 from megatron_lrpath.plan.sft import Sft
 from megatron_lrpath.schedule import STYLES
-from megatron_lrpath.wording import plural
+from megatron_lrpath.wording import listing, plural
 
 
 def schedule_name(plan: Plan) -> str:
@@ -21,10 +21,14 @@ def schedule_name(plan: Plan) -> str:
 
 
 def beginning_text(plan: Plan) -> str:
-    """What a run without a parent starts from."""
-    if plan.adopted is not None:
-        return f"adopted, step {plan.adopted.step:,}"
-    return "an imported model" if plan.megatron.get("pretrained_checkpoint") else "random weights"
+    """What a run without a parent starts from, with the data that it was trained on."""
+    adopted = plan.adopted
+    if adopted is None and not plan.megatron.get("pretrained_checkpoint"):
+        return "random weights"
+    data = listing(list(adopted.data)) if adopted and adopted.data else "unknown"
+    if adopted is None or adopted.is_imported:
+        return f"an imported model (data: {data})"
+    return f"the adopted checkpoint of step {adopted.step:,} (data: {data})"
 
 
 def step_tokens_text(plan: Plan) -> str:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from megatron_lrpath.console import say
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.readiness.finding import FAILED, INFO, Finding
-from megatron_lrpath.runs.archive import Archive
+from megatron_lrpath.runs.archive import Archive, fetch_missing
 from megatron_lrpath.runs.checkpoints import checkpoint_complete, complete_steps, latest_step
 from megatron_lrpath.runs.lineage import require_same_parent
 from megatron_lrpath.runs.results import completed_step
@@ -64,14 +63,12 @@ def fetch_parents(plan: Plan, todo: Sequence[Task], tasks: Sequence[Task]) -> No
     Raises:
         UserError: the archive does not answer, or its copy is damaged; a repeated call resumes it.
     """
-    archive = Archive.of(plan)
     by_key = {task.key: task for task in tasks}
-    for task in todo if archive is not None else ():
-        parent = by_key.get(task.parent or "")
-        if archive is None or parent is None or has_begun(task) or not has_passed(parent, task.parent_step):
-            continue
-        if archive.has(parent.key, task.parent_step):
-            archive.fetch(parent.key, parent.checkpoints, task.parent_step, say)
+    starts = [(task, by_key[task.parent]) for task in todo if task.parent in by_key and not has_begun(task)]
+    fetch_missing(
+        plan,
+        [(parent.run, task.parent_step) for task, parent in starts if has_passed(parent, task.parent_step)],
+    )
 
 
 def has_passed(parent: Task, step: int) -> bool:

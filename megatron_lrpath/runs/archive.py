@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,9 +13,11 @@ from typing import Any
 
 import xxhash
 
+from megatron_lrpath.console import say
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import sync_folder
-from megatron_lrpath.plan import Plan
+from megatron_lrpath.locks import LOCK_NAME, FolderLock, LockHeldError
+from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.runs.checkpoints import (
     CHUNK,
     MANIFEST,
@@ -29,6 +31,8 @@ from megatron_lrpath.runs.checkpoints import (
     write_tracker,
     wrong_content,
 )
+from megatron_lrpath.runs.folder import RunFolder
+from megatron_lrpath.wording import byte_size
 
 BUCKET_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci"}  # names in fsspec
 FETCHING = ".fetching"  # ends the name of a checkpoint that is not fetched whole
@@ -192,10 +196,12 @@ class Archive:
     def fetch(self, key: str, root: Path, step: int, note: Note = _silent) -> Path:
         """Copy a checkpoint to its place under `root`, where it appears when it is whole; its folder.
 
-        Files of an interrupted call are kept where they hold what the manifest says.
+        `note` is told what is fetched, once. Files of an interrupted call are kept where they hold what the manifest
+        says.
 
         Raises:
-            UserError: the archive does not have it, or has other bytes than its manifest says.
+            UserError: the archive does not have it, or has other bytes than its manifest says, or another process
+                fetches it now.
         """
         target = checkpoint_folder(root, step)
         if checkpoint_complete(root, step):
@@ -204,11 +210,38 @@ class Archive:
         if sums is None:
             raise UserError(f"archive {self.url}: has no complete checkpoint of {key} at step {step}")
         folder = target.with_name(target.name + FETCHING)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in (*sums, MANIFEST):
-            if name in sums and not wrong_content(folder, sums, [name]):
-                continue
-            note(f"{key} step {step}: {name}")
+        try:
+            lock = FolderLock.acquire(folder)
+        except LockHeldError as owner:
+            raise UserError(
+                f"{folder}: {owner} fetches this checkpoint; call again when it is done"
+            ) from None
+        try:
+            if checkpoint_complete(root, step):  # that one is done by now
+                shutil.rmtree(folder, ignore_errors=True)
+                return target
+            self._copy_back(
+                source,
+                folder,
+                sums,
+                lambda size: note(
+                    f"{key}: fetching the checkpoint of step {step:,} from {self.url} ({size}) …"
+                ),
+            )
+            (folder / LOCK_NAME).unlink()
+            folder.rename(target)
+        finally:
+            lock.close()
+        sync_folder(root)
+        if (tracked_step(root) or 0) < step:
+            write_tracker(root, step)
+        return target
+
+    def _copy_back(self, source: str, folder: Path, sums: Mapping[str, FileSum], note: Note) -> None:
+        """Copy the files that `folder` lacks, compare all, and write them to the disk; `note` is told their size."""
+        left = [name for name in sums if wrong_content(folder, sums, [name])]
+        note(byte_size(sum(sums[name].bytes for name in left)))
+        for name in (*left, MANIFEST):
             with self._reached():
                 self.fs.get_file(f"{source}/{name}", str(folder / name))
         if found := wrong_content(folder, sums, sums):
@@ -216,11 +249,23 @@ class Archive:
             raise UserError(f"archive {self.url}: {source}: {found[0]}; restore it in the store from a copy")
         for path in folder.iterdir():
             _sync(path)
-        folder.rename(target)
-        sync_folder(root)
-        if (tracked_step(root) or 0) < step:
-            write_tracker(root, step)
-        return target
+
+
+def fetch_missing(plan: Plan, wanted: Iterable[tuple[Run, int]]) -> None:
+    """Fetch the checkpoints (run, step) that are not on the disk and are in the plan's archive; each is told in a line.
+
+    A plan without an archive, and a checkpoint that the archive does not have, are left to the caller.
+
+    Raises:
+        UserError: the archive does not answer, or its copy is damaged; a repeated call resumes it.
+    """
+    runs = [(plan.carried_out(run), step) for run, step in wanted]
+    places = [(run.key, RunFolder(plan.folder(run)).checkpoints, step) for run, step in runs]
+    missing = [place for place in places if not checkpoint_complete(place[1], place[2])]
+    archive = Archive.of(plan) if missing else None
+    for key, root, step in missing if archive else ():
+        if archive and archive.has(key, step):
+            archive.fetch(key, root, step, say)
 
 
 def _sync(path: Path) -> None:

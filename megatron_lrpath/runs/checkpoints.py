@@ -265,6 +265,11 @@ def checkpoint_fingerprint(root: Path, step: int) -> str:
     return files_fingerprint(sorted(checkpoint_folder(root, step).iterdir()))
 
 
+def content_files(folder: Path) -> list[Path]:
+    """The files of a checkpoint in `folder` without its manifest, by name."""
+    return [path for path in sorted(folder.iterdir()) if path.name != MANIFEST]
+
+
 def files_fingerprint(paths: Iterable[Path]) -> str:
     """A digest of files in this order: each one's name and size, and sixteen blocks of 64 KiB spread over it.
 

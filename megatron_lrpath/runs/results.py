@@ -100,11 +100,25 @@ def is_fresh(folder: Path, step: int, evaluation: Mapping[str, Any]) -> bool:
     """
     if evaluation.get("step") != step:
         return False
-    result, evaluated = read_json_object(RunFolder(folder).result) or {}, evaluation.get("checkpoint")
-    trained = result.get("checkpoint") if result.get("step") == step else None
+    evaluated, trained = evaluation.get("checkpoint"), recorded_fingerprint(folder, step)
     if trained is None and evaluated is not None:
         trained = present_fingerprint(RunFolder(folder).checkpoints, step)
     return trained is None or evaluated == trained
+
+
+def recorded_fingerprint(folder: Path, step: int) -> str | None:
+    """Return the fingerprint of the run's last checkpoint as the training recorded it; None if `step` is not its
+    last.
+    """
+    result = read_json_object(RunFolder(folder).result) or {}
+    found = result.get("checkpoint") if result.get("step") == step else None
+    return found if isinstance(found, str) else None
+
+
+def model_fingerprint(folder: Path, step: int) -> str | None:
+    """Return the fingerprint of the model of `step`, whose checkpoint may have left the disk; None if it is unknown."""
+    found = present_fingerprint(RunFolder(folder).checkpoints, step)
+    return recorded_fingerprint(folder, step) if found is None else found
 
 
 def fresh_evaluation(folder: Path, step: int) -> dict[str, Any] | None:

@@ -20,6 +20,19 @@ from megatron_lrpath.tokenizers.files import (
 from megatron_lrpath.tokenizers.sentencepiece_model import NASTY, SENTENCEPIECE, open_model
 from megatron_lrpath.wording import listing
 
+FOLDER = "tokenizer"  # in the folder of an imported model
+
+
+def found_again(model: str | None, root: Path) -> str | None:
+    """Return the path of an imported model's tokenizer, recorded as `model`, in the folder `root` where it is now.
+
+    A relative path, or a folder that was moved, leads elsewhere. None if there is no tokenizer.
+    """
+    folder = root / FOLDER
+    if model is None or not folder.is_dir():
+        return None
+    return str(folder if Path(model).name == FOLDER else folder / Path(model).name)
+
 
 def import_tokenizer(source: Path, place: Path, target: Path) -> dict[str, str] | None:
     """Copy the tokenizer's files; return a plan's `tokenizer` section, or None if there are no files.

@@ -9,7 +9,7 @@ import copy
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from megatron_lrpath.checkpoints.reader import load_common
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.paradigms import MAIN, OURS
 from megatron_lrpath.plan import Plan
-from megatron_lrpath.tokenizers.prints import TokenizerSpec
+from megatron_lrpath.tokenizers.imported import found_again
+from megatron_lrpath.tokenizers.prints import TokenizerSpec, family
 from megatron_lrpath.training.checkpoints import parent as parents
 from megatron_lrpath.training.options.argument_identity import DATA, FILES, STABLE
 from megatron_lrpath.training.options.arguments import arguments_provider
@@ -34,7 +35,7 @@ class Trained:
     """What a checkpoint of another training has behind it.
 
     `samples` are those consumed, `rate` is that of the next step (None where the checkpoint does not say). `notes` are
-    settings in which the main path differs from it, a clause each.
+    settings in which the main path differs from it, and what could not be compared, a clause each.
     """
 
     samples: int
@@ -69,8 +70,9 @@ def examine(plan: Plan, folder: Path, step: int) -> Trained:
         if getattr(args, name, None) is None:
             setattr(args, name, getattr(stored, name, None))
     free = ("global_batch_size", *TOKENIZER, *(["vocab_size"] if args.vocab_size is None else []))
-    wrong = parents.differences(stored, args, free) + tokenizer_problems(plan, stored)
-    if wrong:
+    tokenizer = TokenizerSpec.of_arguments(stored)
+    wrong, notes = tokenizer_problems(tokenizer, TokenizerSpec.of_plan(plan))
+    if wrong := parents.differences(stored, args, free) + wrong:
         raise UserError(
             f"{folder}: does not fit {plan.path}: {'; '.join(wrong)}. Give the plan the model, the tokenizer and the "
             "seq_length that the checkpoint was trained with."
@@ -79,24 +81,25 @@ def examine(plan: Plan, folder: Path, step: int) -> Trained:
     samples = getattr(stored, "consumed_train_samples", 0)
     if not isinstance(samples, int) or samples < 1:
         raise UserError(f"{folder}: does not say how many samples it was trained on; it cannot be adopted")
-    return Trained(samples, rate_of(common), tuple(other_settings(stored, args)))
+    return Trained(samples, rate_of(common), (*notes, *other_settings(stored, args)))
 
 
-def tokenizer_problems(plan: Plan, stored: Any) -> list[str]:
-    """Why the plan's tokenizer is not the checkpoint's, a clause each; the files are compared where both are there."""
-    theirs, ours = TokenizerSpec.of_arguments(stored), TokenizerSpec.of_plan(plan)
-    if theirs.kind != ours.kind:
-        return [f"its tokenizer is {theirs.kind}, the plan's {ours.kind}"]
-    if theirs.model is None or not Path(theirs.model).exists():
+def tokenizer_problems(theirs: TokenizerSpec, ours: TokenizerSpec) -> tuple[list[str], list[str]]:
+    """Why the plan's tokenizer `ours` is not the checkpoint's, a clause each, and what could not be compared.
+
+    Vocabularies and texts are compared where the files of both are there, otherwise types and sizes.
+    """
+    if family(theirs.kind) != family(ours.kind):
+        return [f"its tokenizer is {theirs.kind}, the plan's {ours.kind}"], []
+    if theirs.is_null or theirs.is_missing:
         if theirs.vocab_size and ours.vocab_size and theirs.vocab_size != ours.vocab_size:
-            return [f"its tokenizer has {theirs.vocab_size} tokens, the plan's {ours.vocab_size}"]
-        return []
-    before, now = theirs.facts, ours.facts
-    return [
-        f"its tokenizer has another {name} ({theirs.model}, the plan's {ours.model})"
-        for name in ("vocabulary", "probes", "vocab_size")
-        if name in before and name in now and before[name] != now[name]
-    ][:1]
+            return [f"its tokenizer has {theirs.vocab_size} tokens, the plan's {ours.vocab_size}"], []
+        unseen = [] if theirs.is_null else [f"the tokenizer was not compared: {theirs.model} is not there"]
+        return [], unseen
+    difference = ours.difference(theirs.facts)
+    return (
+        [f"its tokenizer {theirs.model} is not the plan's {ours.model}: {difference}"] if difference else []
+    ), []
 
 
 def rate_of(common: Mapping[str, Any]) -> float | None:
@@ -123,18 +126,41 @@ def other_settings(stored: Any, args: Any) -> Iterator[str]:
     for name in sorted((STABLE - DATA - FILES - set(TOKENIZER)) | {"weight_decay", "global_batch_size"}):
         before, now = (copy.copy(getattr(one, name, None)) for one in (stored, args))
         if hasattr(stored, name) and before != now and name not in ("split", "dataloader_type", "optimizer"):
-            yield f"{name} was {before}, is {now}"
+            yield f"differs: {name} was {before}, is {now}"
 
 
-def examine_weights(plan: Plan, root: Path) -> None:
-    """Compare an imported folder's weights with the plan's model and tokenizer; raises UserError with what differs."""
+def examine_weights(plan: Plan, root: Path) -> list[str]:
+    """Compare an imported model in `root` with the plan's model and tokenizer.
+
+    Returns:
+        What differs but may, and what could not be compared, a clause each.
+
+    Raises:
+        UserError: what differs.
+    """
     folder = parents.weights_folder(root)
     stored, args = parents.stored_arguments(folder), main_arguments(plan.path)
     for name in DERIVED:
         if getattr(args, name, None) is None:
             setattr(args, name, getattr(stored, name, None))
-    wrong = parents.differences(stored, args, (*parents.FREE, *TOKENIZER)) + tokenizer_problems(plan, stored)
-    if wrong:
+    theirs, ours = TokenizerSpec.of_arguments(stored), TokenizerSpec.of_plan(plan)
+    theirs = replace(theirs, model=found_again(theirs.model, root))
+    wrong: list[str] = []
+    if theirs.model is None:
+        notes = [f"the tokenizer was not compared: {root} has none"]
+    else:
+        wrong, notes = tokenizer_problems(theirs, ours)
+    rows = stored.padded_vocab_size
+    if ours.size is not None and ours.size > rows:
+        wrong.append(f"its embeddings have {rows:,} rows, the plan's tokenizer {ours.size:,} tokens")
+    if wrong := parents.weights_differences(stored, args) + wrong:
         raise UserError(
             f"{folder}: does not fit {plan.path}: {'; '.join(wrong)}. Give the plan the lines of {root / 'plan.yaml'}."
         )
+    trained = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
+    saved = str(stored.params_dtype).removeprefix("torch.")
+    return (
+        notes
+        if saved == trained
+        else [*notes, f"differs: the weights are stored in {saved}, trained in {trained}"]
+    )

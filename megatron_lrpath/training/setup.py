@@ -265,6 +265,8 @@ def begin(session: Session, args: Any) -> None:
         parents.carry(args, common["args"])
         args.pretrained_checkpoint = None  # Megatron, not seeing the tracker, would take it
     elif args.pretrained_checkpoint:
+        if context.plan is not None:
+            parents.require_adopted_weights(context.plan)
         parents.carry(args, parents.check_pretrained(args))
     else:
         if args.pipeline_model_parallel_size > 1:

@@ -1,7 +1,7 @@
-"""The checkpoint of another training becomes the beginning of a main path: checked, copied, recorded.
+"""The checkpoint of another training, or an imported model, becomes the beginning of a main path.
 
-The plan names it before the copy gets its name, so that a run without the plan's entry never starts from it. Killed
-anywhere, the same call completes it. The checkpoint that is copied is only read.
+A checkpoint is checked, copied and recorded. The plan names it before the copy gets its name, so that a run without
+the plan's entry never starts from it. Killed anywhere, the same call completes it. The original is only read.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from megatron_lrpath.data.slice import Slice, slice_path
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_bytes, sync_folder
 from megatron_lrpath.plan import Plan, run_identity
-from megatron_lrpath.plan.file.edit import with_key
+from megatron_lrpath.plan.file.edit import with_entry, with_key
 from megatron_lrpath.plan.file.keys import UNKNOWN
 from megatron_lrpath.plan.file.load import plan_from
 from megatron_lrpath.plan.file.source import parse_source
@@ -72,24 +72,87 @@ def prepare(plan: Plan, root: Path, step: int, samples: int, data: Sequence[str]
     """
     source = disk.checkpoint_folder(root.resolve(), step)
     require_flat(source)
-    adopted = Adopted(step, samples, str(source), disk.files_fingerprint(files_of(source)), tuple(data))
-    for name in data:
-        Slice.load(slice_path(plan.data.slices, name))
-    if plan.adopted is None:
-        adoption = Adoption(source, *with_adopted(plan, adopted))
-    elif plan.adopted.facts() != adopted.facts() or plan.adopted.data != adopted.data:
-        raise UserError(
-            f"{plan.path}: has adopted another checkpoint ({plan.adopted.checkpoint}) or other data already; remove "
-            "`adopted` from it and give it another `output`, or name that checkpoint"
-        )
-    else:
-        adoption = Adoption(source, "", plan)
+    adopted = adopted_from(plan, source, str(source), (step, samples), data)
+    adoption = Adoption(source, *with_adopted(plan, text_of(plan), adopted))
     require_fresh(adoption)
     return adoption
 
 
-def with_adopted(plan: Plan, adopted: Adopted) -> tuple[str, Plan]:
-    """The plan's text with the entry, and what it says. UserError where the plan does not allow it."""
+def adopted_from(
+    plan: Plan, source: Path, name: str, position: tuple[int, int], data: Sequence[str]
+) -> Adopted:
+    """The plan's entry for the checkpoint in the folder `source`, called `name`, of (step, samples).
+
+    Raises:
+        UserError: a slice of `data` is not there, or the plan has adopted another checkpoint.
+    """
+    fingerprint = disk.files_fingerprint(disk.content_files(source))
+    adopted = Adopted(*position, name, fingerprint, tuple(data))
+    for one in data:
+        Slice.load(slice_path(plan.data.slices, one))
+    before = plan.adopted
+    if before is not None and (before.facts() != adopted.facts() or before.data != adopted.data):
+        raise UserError(
+            f"{plan.path}: has adopted another checkpoint ({before.checkpoint}) or other data already; remove "
+            "`adopted` from it and give it another `output`, or name that checkpoint"
+        )
+    return adopted
+
+
+def prepare_weights(plan: Plan, root: Path, data: Sequence[str]) -> tuple[str, Plan]:
+    """The text of a plan whose runs without a parent begin with the imported model under `root`, and what it says.
+
+    The text is empty if the plan says so already. Nothing is written.
+
+    Args:
+        plan: the plan.
+        root: a folder of `tools/import_hf.py`.
+        data: names of the slices that the model was trained on; empty if unknown.
+
+    Raises:
+        UserError: it is not possible; with what to do.
+    """
+    given = plan.megatron.get("pretrained_checkpoint")
+    if given is not None and Path(str(given)).resolve() != root.resolve():
+        raise UserError(
+            f"{plan.path}: begins with another model, pretrained_checkpoint {given}; remove that line from its "
+            f"`megatron`, or give --checkpoint {given}"
+        )
+    name = str(root) if given is None else str(given)
+    adopted = adopted_from(plan, root / disk.RELEASE, name, (0, 0), data)
+    begun = [
+        folder for folder in run_folders(Path(plan.output)) if disk.has_begun(RunFolder(folder).checkpoints)
+    ]
+    if begun and plan.adopted is None:
+        raise UserError(
+            f"{listing(list(map(str, begun[:3])))}: trained already; give {plan.path} another `output` to begin with "
+            "other weights"
+        )
+    text = text_of(plan)
+    if given is None:
+        text = with_entry(plan.path, text, "megatron", "pretrained_checkpoint", name)
+    return with_adopted(plan, text, adopted)
+
+
+def text_of(plan: Plan) -> str:
+    """The plan file's text."""
+    return plan.path.read_bytes().decode("utf-8-sig")
+
+
+def write_plan(plan: Plan, text: str) -> None:
+    """Replace the plan file by `text`; a byte-order mark stays."""
+    mark = b"\xef\xbb\xbf" if plan.path.read_bytes().startswith(b"\xef\xbb\xbf") else b""
+    atomic_write_bytes(plan.path.resolve(), mark + text.encode())
+
+
+def with_adopted(plan: Plan, text: str, adopted: Adopted) -> tuple[str, Plan]:
+    """The plan's `text` with the entry, and what it says; empty if the plan has the entry already.
+
+    Raises:
+        UserError: the plan does not allow it.
+    """
+    if plan.adopted is not None:
+        return "", plan
     entry: dict[str, Any] = {
         "checkpoint": adopted.checkpoint,
         "step": adopted.step,
@@ -97,7 +160,7 @@ def with_adopted(plan: Plan, adopted: Adopted) -> tuple[str, Plan]:
         "fingerprint": adopted.fingerprint,
         "data": list(adopted.data) or UNKNOWN,
     }
-    text = with_key(plan.path, plan.path.read_bytes().decode("utf-8-sig"), "adopted", entry)
+    text = with_key(plan.path, text, "adopted", entry)
     return text, plan_from(parse_source(plan.path, text))
 
 
@@ -150,11 +213,6 @@ def require_flat(source: Path) -> None:
         )
 
 
-def files_of(source: Path) -> list[Path]:
-    """The checkpoint's own files, without a manifest."""
-    return [path for path in sorted(source.iterdir()) if path.name != disk.MANIFEST]
-
-
 def carry_out(adoption: Adoption) -> None:
     """Copy, record, name. Only for who keeps the output at rest.
 
@@ -165,7 +223,7 @@ def carry_out(adoption: Adoption) -> None:
     aside = disk.saving_folder(disk.checkpoint_folder(root, step))
     aside.mkdir(parents=True, exist_ok=True)
     require_room(adoption, aside)
-    sums = {path.name: copied(path, aside / path.name) for path in files_of(adoption.source)}
+    sums = {path.name: copied(path, aside / path.name) for path in disk.content_files(adoption.source)}
     disk.write_manifest(aside, step, sums)
     sync_folder(aside)
     parent = {
@@ -177,9 +235,7 @@ def carry_out(adoption: Adoption) -> None:
     identity = run_identity(plan, plan.main) | {"slices": {}} | trainer_facts(plan, None)
     write_adopted(plan.folder(plan.main), identity, parent)
     if adoption.text:
-        content = plan.path.read_bytes()
-        mark = b"\xef\xbb\xbf" if content.startswith(b"\xef\xbb\xbf") else b""
-        atomic_write_bytes(plan.path.resolve(), mark + adoption.text.encode())
+        write_plan(plan, adoption.text)
     aside.rename(disk.checkpoint_folder(root, step))
     sync_folder(root)
     disk.write_tracker(root, step)
@@ -201,7 +257,7 @@ def copied(source: Path, target: Path) -> disk.FileSum:
 
 def require_room(adoption: Adoption, aside: Path) -> None:
     """Refuse a disk that has no room for the copy. UserError with both sizes."""
-    needed = sum(path.stat().st_size for path in files_of(adoption.source))
+    needed = sum(path.stat().st_size for path in disk.content_files(adoption.source))
     there = sum(path.stat().st_size for path in aside.iterdir())
     free = shutil.disk_usage(aside).free
     if needed - there > free:

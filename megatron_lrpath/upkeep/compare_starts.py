@@ -18,6 +18,7 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_text
 from megatron_lrpath.plan import Plan, Run, load_plan
 from megatron_lrpath.runs import checkpoints as disk
+from megatron_lrpath.runs.archive import fetch_missing
 from megatron_lrpath.runs.breaks import new_break, standing
 from megatron_lrpath.runs.folder import OutputFolder, RunFolder
 from megatron_lrpath.runs.history import read_history
@@ -67,6 +68,7 @@ def prepare(plan: Plan, run: Run, step: int, name: str) -> tuple[Plan, Run]:
         UserError: the run has no such checkpoint, or the trial is being trained.
     """
     source = RunFolder(plan.folder(run))
+    fetch_missing(plan, [(run, step)])
     if not disk.checkpoint_complete(source.checkpoints, step):
         steps = disk.complete_steps(source.checkpoints)
         have = f"it has steps {', '.join(map(str, steps))}" if steps else "it has no complete checkpoint"

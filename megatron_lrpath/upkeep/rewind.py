@@ -210,7 +210,10 @@ def require_step(plan: Plan, step: int, dropped: Sequence[str]) -> None:
             f"--to-step {step}: the main path is at {newest_step(folder):,}; choose an earlier step ({told})"
         )
     if step not in kept:
-        raise UserError(f"{root}: there is no complete checkpoint of step {step} ({told})")
+        fetch = f"; if the archive has it: lrpath archive {plan.path} --fetch {plan.main.key}:{step}"
+        raise UserError(
+            f"{root}: there is no complete checkpoint of step {step} ({told}){fetch if plan.archive else ''}"
+        )
 
 
 def require_one_disk(output: Path, sources: Sequence[Path]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -18,8 +17,9 @@ from megatron_lrpath.runs.checkpoints import complete_steps, sum_files
 from megatron_lrpath.runs.lineage import read_lineage
 from megatron_lrpath.training.adoption import Trained
 from megatron_lrpath.upkeep.adopt import Adoption, carry_out, prepare, require_rate
+from tests.support.adopting import call
 from tests.support.killed_at import dies_at
-from tests.support.training_fixtures import history, launch, make_plan, run_words, train
+from tests.support.training_fixtures import history, make_plan, run_words, train
 from tests.training.test_training_branch import refusal, tensors
 from tests.training.test_training_data import samples
 from tests.training.test_training_rates import words_without_plan
@@ -51,14 +51,6 @@ def fresh(trained: Path, folder: Path, **changes: object) -> Path:
     content = yaml.safe_load((trained / "plan.yaml").read_text()) | {"output": str(folder / "runs")} | changes
     path.write_text("# ours\n" + yaml.safe_dump(content, sort_keys=False))
     return path
-
-
-def call(folder: Path, *calls: list[str]) -> tuple[list[int], str]:
-    """Call `lrpath` with each of these words in one process: the statuses, and all output."""
-    asked, answer = folder / "calls.json", folder / "statuses.json"
-    asked.write_text(json.dumps(calls))
-    output = launch("tests.support.adopting:main", [str(asked), str(answer)]).ok().output
-    return json.loads(answer.read_text()), output
 
 
 @pytest.mark.slow

@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from megatron_lrpath.cli import main
+from megatron_lrpath.commands.generate import export_of
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.export.folder import RECORD
+from megatron_lrpath.locks import FolderLock
+from megatron_lrpath.merge.preview import plan_preview
 from megatron_lrpath.plan import Plan, load_plan
 from megatron_lrpath.readiness import Request, check_plan, fetch_archived
 from megatron_lrpath.readiness.parents import parent_checks
 from megatron_lrpath.runs.archive import FETCHING, Archive
 from megatron_lrpath.runs.checkpoints import (
     MANIFEST,
+    FileSum,
     checkpoint_folder,
     complete_steps,
+    present_fingerprint,
     sum_files,
     write_manifest,
 )
 from megatron_lrpath.runs.folder import RunFolder
 from tests.support.killed_at import killed_at
 from tests.support.s3_server import BUCKET, s3_server
+from tests.support.training_fixtures import history, make_plan, run_words, train
 from tests.support.years_tree import make_tree
+from tests.training.test_training_branch import tensors
 
 POINTS = {
     "ours/main": [10, 20, 30, 40, 50],
@@ -124,6 +134,122 @@ def test_a_branch_that_needs_an_archived_checkpoint_gets_it(plan: Plan) -> None:
     assert 10 in steps(plan, "main")
     tasks = request.tasks(plan)
     assert parent_checks(plan, request.todo(tasks), tasks) == []
+
+
+def exports_once(plan: Plan, run: str) -> None:
+    """Call what `lrpath generate` exports with."""
+    exported = export_of(plan, plan.run("ours", run))
+    assert exported == RunFolder(plan.folder(plan.run("ours", run))).exported
+
+
+def of_branch(*words: str) -> Callable[[Plan], object]:
+    """A command on branch-v1."""
+    return lambda plan: main([words[0], str(plan.path), "--run", "branch-v1", *words[1:]])
+
+
+@pytest.mark.parametrize(
+    ("run", "step", "command"),
+    [
+        ("branch-v1", 20, of_branch("eval")),
+        ("branch-v1", 20, of_branch("eval", "--tasks", "gsm8k")),
+        ("branch-v1", 20, of_branch("export")),
+        ("branch-v1", 20, lambda plan: exports_once(plan, "branch-v1")),
+        ("main", 10, lambda plan: plan_preview(plan, "v1", None, None, None)),
+    ],
+    ids=["eval", "eval --tasks", "export", "generate", "merge"],
+)
+def test_what_reads_an_archived_checkpoint_gets_it(
+    run: str,
+    step: int,
+    command: Callable[[Plan], object],
+    plan: Plan,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["archive", str(plan.path)]) == 0
+    folder = checkpoint_folder(root(plan, run), step)
+    before = sum_files(folder)
+    shutil.rmtree(folder)
+    capsys.readouterr()
+    read: list[dict[str, FileSum]] = []
+
+    def reads(*_: object, **__: object) -> Any:
+        """Stand for what reads the checkpoint."""
+        read.append(sum_files(folder))
+        raise UserError("it has been read")
+
+    monkeypatch.setattr("megatron_lrpath.commands.eval.run_logged", reads)
+    monkeypatch.setattr("megatron_lrpath.commands.eval.require_harness", lambda: None)
+    monkeypatch.setattr("megatron_lrpath.export.folder.export_checkpoint", reads)
+    monkeypatch.setattr("megatron_lrpath.export.fresh.export_checkpoint", reads)
+    with suppress(UserError):
+        command(plan)
+    assert sum_files(folder) == before
+    assert run == "main" or read == [before]
+    told = [line for line in capsys.readouterr().err.splitlines() if "fetching" in line]
+    assert len(told) == 1
+    assert told[0].startswith(f"ours/{run}: fetching the checkpoint of step {step} from s3://")
+    with suppress(UserError):
+        command(plan)
+    assert "fetching" not in capsys.readouterr().err
+
+
+def test_two_processes_do_not_fetch_one_checkpoint_at_once(
+    plan: Plan, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["archive", str(plan.path)]) == 0
+    place = root(plan, "branch-v1")
+    folder = checkpoint_folder(place, 20)
+    before = sum_files(folder)
+    shutil.rmtree(folder)
+    lock = FolderLock.acquire(folder.with_name(folder.name + FETCHING))
+    fetch = ["archive", str(plan.path), "--fetch", "ours/branch-v1:20"]
+    assert main(fetch) == 2
+    assert f"process {os.getpid()} on" in capsys.readouterr().err
+    assert steps(plan, "branch-v1") == [15]
+    lock.close()
+    assert main(fetch) == 0
+    assert sum_files(folder) == before
+
+
+def test_a_model_that_is_exported_is_not_fetched_again(plan: Plan) -> None:
+    assert main(["archive", str(plan.path)]) == 0
+    run = plan.run("ours", "branch-v1")
+    exported = RunFolder(plan.folder(run)).exported
+    exported.mkdir()
+    made_of = present_fingerprint(root(plan, "branch-v1"), 20)
+    (exported / RECORD).write_text(json.dumps({"checkpoint": made_of}))
+    shutil.rmtree(checkpoint_folder(root(plan, "branch-v1"), 20))
+    assert export_of(plan, run) == exported
+    assert steps(plan, "branch-v1") == [15]
+
+
+@pytest.mark.slow
+def test_a_branch_from_a_fetched_checkpoint_is_the_same_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = make_plan(tmp_path, (6, 6), archive=f"file://{tmp_path}/store")
+    plan, words = load_plan(path), run_words(path, "ours", "branch-v1")
+    train(run_words(path, "ours", "main")).ok()
+    train(words).ok()
+    branch = plan.folder(plan.run("ours", "branch-v1"))
+
+    def trained() -> tuple[dict[str, str], list[tuple[int, float, float]]]:
+        rows = [(row["step"], row["loss"], row["lr"]) for row in history(branch)]
+        return tensors(branch / "checkpoints/iter_0000006"), rows
+
+    wanted = trained()
+    assert len(wanted[1]) == 3
+    assert main(["archive", str(path)]) == 0
+    assert main(["prune", str(path), "--archived", "--yes"]) == 0
+    assert steps(plan, "main") == [6, 9], "the branch point of v1 has left the disk"
+    shutil.rmtree(branch)
+    capsys.readouterr()
+    monkeypatch.setattr("megatron_lrpath.launch.local.carry_out", lambda *_: train(words).ok() and 0)
+    assert main(["run", str(path), "--run", "branch-v1", "--device", "cpu", "--no-evaluate"]) == 0
+    assert "ours/main: fetching the checkpoint of step 3 from file://" in capsys.readouterr().err
+    assert steps(plan, "main") == [3, 6, 9]
+    assert trained() == wanted
 
 
 def test_killed_anywhere_a_copy_and_a_fetch_go_on(plan: Plan, tmp_path: Path) -> None:

@@ -42,13 +42,29 @@ def _check_adopted(source: Source, plan: Plan) -> None:
     """Of the paradigms only ours goes on from another training; the others would need its data, or its decay."""
     if plan.adopted is None:
         return
+    pretrained = plan.megatron.get("pretrained_checkpoint")
+    if plan.adopted.is_imported:
+        if pretrained != plan.adopted.checkpoint:
+            raise source.find("adopted.checkpoint").error(
+                f"the runs do not begin with it: pretrained_checkpoint in `megatron` is {pretrained or 'missing'}; "
+                "name the same in both, or remove `adopted` and call `lrpath adopt` again"
+            )
+        if plan.adopted.samples:
+            raise source.find("adopted.samples").error(
+                "an imported model, step 0, has consumed no samples; give 0"
+            )
+        return
+    if not plan.adopted.samples:
+        raise source.find("adopted.samples").error(
+            "a checkpoint of a later step has consumed samples; give them"
+        )
     others = [name for name in (plan.paradigms or ()) if name != OURS.name]
     if others:
         raise source.find("paradigms").error(
             f"{others[0]} cannot be trained: the main path begins with an adopted checkpoint, whose data or decay the "
             f"others would need; leave {others[0]} out"
         )
-    if plan.megatron.get("pretrained_checkpoint"):
+    if pretrained:
         raise source.find("megatron.pretrained_checkpoint", "megatron").error(
             "the main path begins with the adopted checkpoint; leave pretrained_checkpoint out"
         )
@@ -167,7 +183,7 @@ def _check_replays(source: Source, plan: Plan) -> None:
 
 def _check_warmup(source: Source, plan: Plan) -> None:
     warmup = plan.schedule.warmup
-    if plan.adopted is not None:
+    if plan.adopted is not None and not plan.adopted.is_imported:
         return  # its warm-up is over
     repeated = CPT_VARIANTS[plan.cpt_variant].warms_up
     for index, version in enumerate(plan.versions if repeated else plan.versions[:1]):

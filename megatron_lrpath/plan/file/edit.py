@@ -76,6 +76,29 @@ def with_key(path: Path, text: str, name: str, value: Mapping[str, Any]) -> str:
     return _edited(path, text, [edit], wanted, f"add `{name}: {{{', '.join(lines[1:])}}}` to it")
 
 
+def with_entry(path: Path, text: str, section: str, name: str, value: Any) -> str:
+    """The text of the plan `path` with `name: value` in its mapping `section`, which is added if there is none.
+
+    Raises:
+        PlanError: the file is written in a way that this does not understand; with the line to add by hand.
+    """
+    before = plain(parse_source(path, text).root)
+    if section not in before:
+        return with_key(path, text, section, {name: value})
+    node = _value(yaml.compose(text, Loader=yaml.SafeLoader), section)
+    newline, line = "\r\n" if "\r\n" in text else "\n", f"{name}: {_item(value)}"
+    edits: list[Edit] = []
+    if isinstance(node, yaml.MappingNode) and node.value and node.flow_style:
+        end = _end(node.value[-1][1])
+        edits = [(end, end, f", {line}")]
+    elif isinstance(node, yaml.MappingNode) and node.value:
+        edits = [_line_behind(text, _end(node), [" " * node.value[0][0].start_mark.column + line], newline)]
+    elif isinstance(node, yaml.MappingNode):
+        edits = [(node.start_mark.index, int(node.end_mark.index), f"{{{line}}}")]
+    wanted = before | {section: (before[section] or {}) | {name: value}}
+    return _edited(path, text, edits, wanted, f"add `{line}` to its `{section}`")
+
+
 def without_versions(path: Path, text: str, names: Collection[str], valid: Collection[str]) -> str:
     """Return the text of the plan `path` without the versions `names` and without the entries `valid` of
     `data.valid`.

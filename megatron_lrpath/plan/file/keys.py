@@ -142,9 +142,16 @@ FALLING_KEYS = (
 
 UNKNOWN = "unknown"
 ADOPTED_KEYS = (
-    Key("checkpoint", TEXT, REQUIRED, "the folder of the checkpoint that was copied"),
-    Key("step", STEPS, REQUIRED, "its step, where the main path begins"),
-    Key("samples", whole(1, 10**15), REQUIRED, "the samples that had been consumed by then"),
+    Key(
+        "checkpoint", TEXT, REQUIRED, "the folder of the checkpoint that was copied, or of the imported model"
+    ),
+    Key("step", whole(0, 10**9), REQUIRED, "its step, where the main path begins; 0: an imported model"),
+    Key(
+        "samples",
+        whole(0, 10**15),
+        REQUIRED,
+        "the samples that had been consumed by then; 0: an imported model",
+    ),
     Key("fingerprint", TEXT, REQUIRED, "of its files"),
     Key(
         "data",
@@ -293,7 +300,8 @@ PLAN_KEYS = (
             "additionalProperties": False,
         },
         None,
-        "the checkpoint of another training with which the main path begins; written by `lrpath adopt`",
+        "the checkpoint of another training, or the imported model, with which the main path begins; written by "
+        "`lrpath adopt`",
     ),
     Key("branch_mix", OBJECT, None, "other data in the branches, beside the main path's"),
     Key(

@@ -15,6 +15,8 @@ from megatron_lrpath.runs.checkpoints import (
     checkpoint_complete,
     checkpoint_folder,
     complete_steps,
+    content_files,
+    files_fingerprint,
 )
 from megatron_lrpath.training.context import ParentCheckpoint
 
@@ -199,14 +201,34 @@ def check_pretrained(args: Any) -> Any:
         )
     folder = weights_folder(Path(args.pretrained_checkpoint))
     stored = stored_arguments(folder)
-    free, more = (*FREE, "vocab_size"), ("layernorm_epsilon", "use_rope_scaling")
-    if wrong := differences(stored, args, free, more):
+    if wrong := weights_differences(stored, args):
         raise UserError(
             f"{folder}: the weights to start from belong to another model: {'; '.join(wrong)}. Take over the "
             "`model` settings that were written next to them (plan.yaml), or leave --pretrained-checkpoint "
             "out."
         )
     return stored
+
+
+def weights_differences(stored: Any, args: Any) -> list[str]:
+    """Return the model arguments that differ between imported weights and this run."""
+    return differences(stored, args, (*FREE, "vocab_size"), ("layernorm_epsilon", "use_rope_scaling"))
+
+
+def require_adopted_weights(plan: Plan) -> None:
+    """Stop where the plan's imported model has changed since `lrpath adopt`.
+
+    Raises:
+        UserError: the folder, and how to go on.
+    """
+    if plan.adopted is None or not plan.adopted.is_imported:
+        return
+    folder = weights_folder(Path(plan.adopted.checkpoint))
+    if files_fingerprint(content_files(folder)) != plan.adopted.fingerprint:
+        raise UserError(
+            f"{folder}: its files have changed since {plan.path} adopted them; restore them, or remove `adopted` from "
+            f"the plan and call `lrpath adopt {plan.path} --checkpoint {plan.adopted.checkpoint}` again"
+        )
 
 
 def carry(args: Any, stored: Any) -> None:
