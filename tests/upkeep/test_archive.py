@@ -14,7 +14,7 @@ from megatron_lrpath.cli import main
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import Plan, load_plan
 from megatron_lrpath.readiness import Request, check_plan, fetch_archived
-from megatron_lrpath.readiness.parents import parent_checks
+from megatron_lrpath.readiness.output import parent_checks
 from megatron_lrpath.runs.archive import FETCHING, Archive
 from megatron_lrpath.runs.checkpoints import (
     MANIFEST,
