@@ -80,11 +80,11 @@ def execute(args: argparse.Namespace) -> int:
 def prepared(plan: Plan, root: Path, step: int, data: list[str]) -> tuple[Adoption, Trained]:
     """The adoption, checked. UserError where the checkpoint does not fit."""
     from megatron_lrpath.runs.checkpoints import checkpoint_folder
-    from megatron_lrpath.training import device
+    from megatron_lrpath.training import machine
     from megatron_lrpath.upkeep.adopt import prepare, require_flat, require_rate
 
     require_flat(checkpoint_folder(root, step))
-    device.activate("cpu")
+    machine.activate("cpu")
     from megatron_lrpath.training.adoption import examine  # imports Megatron, after the device is chosen
 
     trained = examine(plan, checkpoint_folder(root, step), step)
@@ -120,7 +120,7 @@ def imported(plan: Plan, args: argparse.Namespace) -> int:
     from megatron_lrpath.plan.file.edit import with_key
     from megatron_lrpath.runs.checkpoints import has_begun
     from megatron_lrpath.runs.folder import RunFolder
-    from megatron_lrpath.training import device
+    from megatron_lrpath.training import machine
 
     if args.step or args.data:
         raise UserError(
@@ -130,7 +130,7 @@ def imported(plan: Plan, args: argparse.Namespace) -> int:
         raise UserError(
             f"{plan.folder(plan.main)}: trained already; give {plan.path} another `output` to begin with other weights"
         )
-    device.activate("cpu")
+    machine.activate("cpu")
     from megatron_lrpath.training.adoption import (
         examine_weights,  # imports Megatron, after the device is chosen
     )

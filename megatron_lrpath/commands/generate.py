@@ -103,7 +103,7 @@ def opened(args: argparse.Namespace, tuned: bool) -> list[tuple[str, Writer]]:
     from megatron_lrpath.data.record import require_tokenizer
     from megatron_lrpath.evaluate.generation import Writer, require_transformers
     from megatron_lrpath.plan import load_plan
-    from megatron_lrpath.training.device import choose_device
+    from megatron_lrpath.training.machine import choose_device
 
     require_transformers()
     plan = load_plan(args.plan)

@@ -15,7 +15,7 @@ import torch
 from megatron_lrpath.launch.resources import cores, driver_gpus
 from megatron_lrpath.readiness.finding import FAILED, INFO, OK, WARNING, Finding
 from megatron_lrpath.readiness.machine import disk_check
-from megatron_lrpath.training import environment
+from megatron_lrpath.training import machine
 from megatron_lrpath.training.gpu import measures
 from megatron_lrpath.training.seams import MEGATRON
 from megatron_lrpath.wording import byte_size
@@ -40,7 +40,7 @@ def machine_checks(folder: Path) -> list[Finding]:
         found = version(name)
         checks.append(verdict(name, bool(found), found or "not installed", advice=f"pip install {name}"))
     checks += [gpu_check(gpus), *accelerator_checks(bool(gpus)), nccl_check(bool(gpus))]
-    helpers = environment.importable("megatron.core.datasets.helpers_cpp")
+    helpers = machine.importable("megatron.core.datasets.helpers_cpp")
     helpers_advice = "Reinstall megatron-core from its wheel; compiling needs g++ and make."
     compiled = "compiled" if helpers else "not compiled"  # without them every start tries to compile them
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -112,9 +112,7 @@ def gpu_check(gpus: list[tuple[str, int]]) -> Finding:
 def accelerator_checks(gpu: bool) -> list[Finding]:
     """Check Transformer Engine, Apex and liger-kernel, and report the effect of their absence."""
     lacking = WARNING if gpu else INFO
-    engine, apex = (
-        environment.importable(name) for name in (environment.TRANSFORMER_ENGINE, environment.APEX_FUSIONS)
-    )
+    engine, apex = (machine.importable(name) for name in (machine.TRANSFORMER_ENGINE, machine.APEX_FUSIONS))
     without_engine = (
         "its fused kernels, FP8 and context parallelism are not there; attention is torch's "
         "scaled_dot_product_attention, norms are torch's"

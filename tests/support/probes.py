@@ -279,10 +279,10 @@ def fused_gradients() -> Iterator[list[str]]:
     """Trains with the gradients added inside the product by our module; notes the type of each weight's inputs."""
     from megatron.core.tensor_parallel import layers
 
-    from megatron_lrpath.training import environment, fused_gradients
+    from megatron_lrpath.training import fused_gradients, machine
 
     seen: list[str] = []
-    originals = environment.flags, fused_gradients.wgrad_gemm_accum_fp32
+    originals = machine.flags, fused_gradients.wgrad_gemm_accum_fp32
 
     def flags(*args: Any) -> dict[str, Any]:
         return {
@@ -295,10 +295,10 @@ def fused_gradients() -> Iterator[list[str]]:
         seen.append(str(inputs.dtype))
         originals[1](inputs, grad_output, main_grad)
 
-    environment.flags, fused_gradients.wgrad_gemm_accum_fp32 = flags, noting
+    machine.flags, fused_gradients.wgrad_gemm_accum_fp32 = flags, noting
     layers.fused_weight_gradient_mlp_cuda, layers._grad_accum_fusion_available = fused_gradients, True
     yield seen
-    environment.flags, fused_gradients.wgrad_gemm_accum_fp32 = originals
+    machine.flags, fused_gradients.wgrad_gemm_accum_fp32 = originals
 
 
 @contextmanager
@@ -348,10 +348,10 @@ def engine() -> Iterator[list[str]]:
     from transformer_engine.pytorch.extra_state import ExtraState
 
     from megatron_lrpath.plan.needs import ENGINE
-    from megatron_lrpath.training import environment
+    from megatron_lrpath.training import machine
 
     seen: list[str] = []
-    available, made = environment.available, ExtraState.__init__
+    available, made = machine.available, ExtraState.__init__
 
     def with_engine(device: str, packed: bool = False) -> frozenset[str]:
         return available(device, packed) | (set() if packed else {ENGINE})
@@ -360,9 +360,9 @@ def engine() -> Iterator[list[str]]:
         seen.append(type(self).__name__)
         made(self, *args, **named)
 
-    environment.available, ExtraState.__init__ = with_engine, watching
+    machine.available, ExtraState.__init__ = with_engine, watching
     yield seen
-    environment.available, ExtraState.__init__ = available, made
+    machine.available, ExtraState.__init__ = available, made
 
 
 @contextmanager
