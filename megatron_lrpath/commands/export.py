@@ -112,8 +112,7 @@ def tell_next(plan: Plan, run: Run, folder: Path) -> None:
 
 def chosen(plan: Plan, args: argparse.Namespace) -> list[Run]:
     """Return the named run, or all trained versions' runs."""
-    from megatron_lrpath.runs.elsewhere import nothing_there
-    from megatron_lrpath.runs.results import is_complete, model_runs
+    from megatron_lrpath.runs.results import is_complete, model_runs, nothing_there
 
     if args.run:
         return [plan.carried_out(plan.run(paradigms_of(args, plan)[0], args.run))]

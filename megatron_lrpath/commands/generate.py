@@ -115,8 +115,7 @@ def opened(args: argparse.Namespace, tuned: bool) -> list[tuple[str, Writer]]:
 
 def chosen(plan: Plan, args: argparse.Namespace, tuned: bool) -> list[Run]:
     """Return the runs that the options select; with --compare all trained ones, without options the newest."""
-    from megatron_lrpath.runs.elsewhere import nothing_there
-    from megatron_lrpath.runs.results import is_complete, model_runs
+    from megatron_lrpath.runs.results import is_complete, model_runs, nothing_there
 
     if args.run and args.compare:
         raise UserError(
@@ -147,7 +146,7 @@ def export_of(plan: Plan, run: Run) -> Path:
     import shlex
 
     from megatron_lrpath.commands.export import find_checkpoint
-    from megatron_lrpath.export.fresh import fresh_export
+    from megatron_lrpath.export.folder import fresh_export
     from megatron_lrpath.runs.folder import RunFolder
 
     folder = RunFolder(plan.folder(run))

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
-from megatron_lrpath.plan.mix import Mix
-from megatron_lrpath.plan.replay import Replay
+from megatron_lrpath.plan.mix import Mix, Replay
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.models import USUAL_VOCABULARY
 from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.readiness.finding import FAILED, INFO, OK, WARNING, Finding, attempt
-from megatron_lrpath.runs.elsewhere import lies_elsewhere
+from megatron_lrpath.runs.results import lies_elsewhere
 from megatron_lrpath.sft.encode import build_encoder
 from megatron_lrpath.sft.prepare import input_prints
 from megatron_lrpath.tokenizers.files import hugging_face_tokenizer, sentencepiece_tokenizer

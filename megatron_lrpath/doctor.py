@@ -1,4 +1,4 @@
-"""Checks of the machine: versions, GPUs, Transformer Engine and Apex, NCCL, compiled helpers, memory, disk."""
+"""The checks of `lrpath doctor`: the machine (versions, GPUs, libraries, NCCL, memory, disk), and a plan on it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from pathlib import Path
 import torch
 
 from megatron_lrpath.launch.resources import cores, driver_gpus
-from megatron_lrpath.readiness.finding import FAILED, INFO, OK, WARNING, Finding
+from megatron_lrpath.plan import PARADIGMS, Plan
+from megatron_lrpath.readiness import FAILED, INFO, OK, WARNING, Finding, Request, check_plan
 from megatron_lrpath.readiness.machine import disk_check
 from megatron_lrpath.training import machine
 from megatron_lrpath.training.gpu import measures
 from megatron_lrpath.training.seams import MEGATRON
-from megatron_lrpath.wording import byte_size
+from megatron_lrpath.wording import byte_size, plural
 
 PYTHON = (3, 12)
 PACKAGES = ("torch", "numpy", "transformers", "sentencepiece", "gigatoken", "safetensors", "psutil")
@@ -149,3 +150,11 @@ def nccl_check(gpu: bool) -> Finding:
     return Finding(
         "NCCL", INFO if gloo else FAILED, "not used without GPUs; processes communicate through Gloo"
     )
+
+
+def plan_checks(plan: Plan) -> list[Finding]:
+    """Return all checks of a plan."""
+    runs = [run for paradigm in PARADIGMS for run in plan.runs(paradigm) if run.same_as is None]
+    size = f"{plural(len(plan.versions), 'version')}, {plural(len(runs), 'run')}"
+    loaded = Finding("plan", OK, f"{plan.name}: {size}")
+    return [loaded, *check_plan(plan, Request())]
