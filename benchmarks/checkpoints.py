@@ -43,7 +43,7 @@ from benchmarks.step_time import Shape, write_plan  # noqa: E402
 from megatron_lrpath.runs.folder import RunFolder  # noqa: E402
 
 if TYPE_CHECKING:
-    from megatron_lrpath.training.checkpoints.saves import Saves
+    from megatron_lrpath.training.checkpoints.commit import Saves
 
 SHAPE = Shape(hidden=768, ffn=2048, layers=12, heads=12, vocabulary=16384, sequence=128, batch=4)
 WARMUP_STEPS = 4

@@ -15,8 +15,8 @@ from megatron.training import get_args
 
 from megatron_lrpath.plan.secrets import hide_values
 from megatron_lrpath.runs.checkpoints import TRACKER
+from megatron_lrpath.training.checkpoints.commit import SaveFailedError
 from megatron_lrpath.training.checkpoints.parent import is_pretrained
-from megatron_lrpath.training.checkpoints.saves import SaveFailedError
 from megatron_lrpath.training.first_weights import draw_all_experts
 from megatron_lrpath.training.machine import importable
 from megatron_lrpath.training.optimizer import own_groups

@@ -367,7 +367,7 @@ SEAMS = (
     ),
     Seam(
         "torch.optim.adam:Adam._init_group",
-        "megatron_lrpath.training.gpu.optimizer:init_group",
+        "megatron_lrpath.training.gpu.kernels:init_group",
         ("self", "group"),
         "Megatron does not ask torch's Adam for its fused kernel, and the other passes over the state several times",
         device="cuda",
@@ -375,7 +375,7 @@ SEAMS = (
     ),
     Seam(
         "megatron.core.optimizer.clip_grads:l2_norm_impl",
-        "megatron_lrpath.training.gpu.optimizer:l2_norm",
+        "megatron_lrpath.training.gpu.kernels:l2_norm",
         (),  # Transformer Engine's and Apex', which are called as they are, have other names
         "without Transformer Engine and Apex it waits for the GPU once for each tensor",
         device="cuda",

@@ -9,8 +9,7 @@ from torch.distributed import Store
 
 from megatron_lrpath.paradigms import SFT
 from megatron_lrpath.training.checkpoints.ahead import ReadAhead
-from megatron_lrpath.training.checkpoints.commit import Commits
-from megatron_lrpath.training.checkpoints.saves import Saves
+from megatron_lrpath.training.checkpoints.commit import Commits, Saves
 from megatron_lrpath.training.context import RunContext
 from megatron_lrpath.training.exits import Exits, Signals
 from megatron_lrpath.training.first_weights import StageOrder

@@ -32,9 +32,8 @@ from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.runs.history import losses_before
 from megatron_lrpath.tokenizers.prints import TokenizerSpec
 from megatron_lrpath.training.checkpoints import parent as parents
-from megatron_lrpath.training.checkpoints.commit import Commits
+from megatron_lrpath.training.checkpoints.commit import Commits, Saves
 from megatron_lrpath.training.checkpoints.dist_checkpointing import queue_between_processes
-from megatron_lrpath.training.checkpoints.saves import Saves
 from megatron_lrpath.training.checkpoints.start import Start, agree_on_start
 from megatron_lrpath.training.context import RunContext
 from megatron_lrpath.training.first_weights import StageOrder, drawn_at
@@ -48,10 +47,10 @@ from megatron_lrpath.training.machine import device_name
 from megatron_lrpath.training.options.arguments import (
     ArgumentsProvider,
     arguments_provider,
+    default_problems,
     raise_all,
     read_arguments,
 )
-from megatron_lrpath.training.options.classes import default_problems
 from megatron_lrpath.training.options.from_arguments import (
     argument_context,
     differences_from_checkpoint,

@@ -400,7 +400,7 @@ def gpu_kernels() -> Iterator[dict[str, int]]:
     for module in [name for name in sys.modules if name.split(".")[0] == "triton" and "._C" not in name]:
         del sys.modules[module]  # it chooses its interpreter at its import
     from megatron_lrpath.training import seams, setup
-    from megatron_lrpath.training.gpu import kernels, measures, optimizer
+    from megatron_lrpath.training.gpu import kernels, measures
 
     seen = dict.fromkeys(measures.KERNELS, 0)
     rows, set_flags = seams.rows, setup.set_machine_flags
@@ -423,9 +423,9 @@ def gpu_kernels() -> Iterator[dict[str, int]]:
 
     kernels.CrossEntropy.forward = staticmethod(counted(measures.CROSS_ENTROPY, kernels.CrossEntropy.forward))
     kernels.rotate = counted(measures.ROTARY, kernels.rotate)
-    fused, norm = optimizer.torch._fused_adamw_, optimizer.torch._foreach_norm
-    optimizer.torch._fused_adamw_ = counted(measures.ADAM, fused)
-    optimizer.torch._foreach_norm = counted(measures.GRAD_NORM, norm)
+    fused, norm = kernels.torch._fused_adamw_, kernels.torch._foreach_norm
+    kernels.torch._fused_adamw_ = counted(measures.ADAM, fused)
+    kernels.torch._foreach_norm = counted(measures.GRAD_NORM, norm)
     seams.rows, setup.set_machine_flags = gpu_rows, with_kernels
     yield seen
     seams.rows, setup.set_machine_flags = rows, set_flags

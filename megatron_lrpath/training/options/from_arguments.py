@@ -22,8 +22,14 @@ from megatron_lrpath.runs.lineage import differences
 from megatron_lrpath.schedule import BatchSizes, LRPath
 from megatron_lrpath.schedule.styles import KNOBS, Schedule
 from megatron_lrpath.training.context import ParentCheckpoint, RunContext
-from megatron_lrpath.training.options.arguments import ArgumentsProvider, full_parser, raise_all
-from megatron_lrpath.training.options.classes import neutral_names, unclassified, word
+from megatron_lrpath.training.options.arguments import (
+    ArgumentsProvider,
+    full_parser,
+    neutral_names,
+    raise_all,
+    unclassified,
+    word,
+)
 
 
 def results_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
