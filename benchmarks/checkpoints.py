@@ -43,7 +43,7 @@ from benchmarks.step_time import Shape, write_plan  # noqa: E402
 from megatron_lrpath.runs.folder import RunFolder  # noqa: E402
 
 if TYPE_CHECKING:
-    from megatron_lrpath.training.checkpoints.saves import Saves
+    from megatron_lrpath.training.checkpoints.commit import Saves
 
 SHAPE = Shape(hidden=768, ffn=2048, layers=12, heads=12, vocabulary=16384, sequence=128, batch=4)
 WARMUP_STEPS = 4
@@ -140,8 +140,7 @@ class Timings:
 def train(plan: Path, rounds: int) -> dict[str, Any]:
     """A training with saves by turns; the rows of `Timings`."""
     from megatron_lrpath.training import loop, pretrain, seams, setup
-    from megatron_lrpath.training.exits import Exits
-    from megatron_lrpath.training.guards.signals import Signals
+    from megatron_lrpath.training.exits import Exits, Signals
 
     argv = [
         "--plan",
@@ -310,7 +309,7 @@ def prepare(threads: int) -> None:
     """Import Megatron for the processes to come."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from megatron_lrpath.training.device import activate
+    from megatron_lrpath.training.machine import activate
 
     warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex|transformer-engine).*")
     activate("cpu")

@@ -138,7 +138,7 @@ class Profile:
 
 def ours(name: str, options: argparse.Namespace) -> None:
     """Train the plan's run by the real entry; leave before its last step, whose checkpoint would take minutes."""
-    from megatron_lrpath.training.device import activate
+    from megatron_lrpath.training.machine import activate
 
     activate(options.device)
     shape, per_step = options.shape, options.shape.batch // options.micro

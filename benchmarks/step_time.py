@@ -76,7 +76,7 @@ def contender(name: str, shape: Shape, folder: Path, steps: int, total: int, con
 
 def ours(shape: Shape, folder: Path, precision: str, total: int, begins: Callable[[], None]) -> None:
     """Train the plan's run by the real entry."""
-    from megatron_lrpath.training.device import activate
+    from megatron_lrpath.training.machine import activate
 
     activate("cpu")
     plan = write_plan(shape, folder, precision, total, max_lr=LR, bf16=precision == "bf16")

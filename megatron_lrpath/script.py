@@ -11,8 +11,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from megatron_lrpath.training.exits import Exits
-from megatron_lrpath.training.guards.signals import Signals
+from megatron_lrpath.training.exits import Exits, Signals
 from megatron_lrpath.training.pretrain import open_session
 
 if TYPE_CHECKING:

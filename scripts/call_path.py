@@ -6,7 +6,7 @@ Trains a tiny plan on the CPU in a temporary folder and prints three lists with 
 
 1. the call path: the files whose functions are on the stack when a process of ours is started, when Megatron's
    `pretrain` is entered, and when the optimizer's `step` is entered first;
-2. the call path and the files whose functions those functions call directly;
+2. the call path and the files whose functions those functions call directly, not by an import or through Megatron;
 3. all files of which any function ran before that step (every command's `add_arguments` among them).
 
 TREE is the checkout to look at, with a .venv of its own (default: this one).
@@ -49,11 +49,18 @@ def stack(frame):
         frame = frame.f_back
     return found[::-1]
 
+def caller(frame):
+    while frame is not None and not is_own(frame.f_code):
+        if frame.f_code.co_name == "<module>" or "site-packages" in frame.f_code.co_filename:
+            return "", ""  # an import, or another package
+        frame = frame.f_back
+    return place(frame.f_code) if frame else ("", "")
+
 def landmark(code, frame):
     name, function = code.co_filename, code.co_name
     if name.endswith("subprocess.py") and code.co_qualname == "Popen.__init__":
-        if "megatron_lrpath" in str(frame.f_locals.get("args")):
-            return "process"
+        if any(str(word).startswith("megatron_lrpath.") for word in frame.f_locals.get("args")):
+            return "process"  # a module of ours, not a command with a path in it
     elif function == "pretrain" and name.endswith("megatron/training/training.py"):
         return "pretrain"
     elif function == "step" and "/megatron/core/optimizer/" in name:
@@ -68,10 +75,7 @@ def started(code, offset):
         if name.startswith(package):
             if not is_own(code):
                 return sys.monitoring.DISABLE
-            frame = sys._getframe(1).f_back
-            while frame is not None and not is_own(frame.f_code):
-                frame = frame.f_back
-            call = place(frame.f_code) if frame else ("", ""), place(code)
+            call = caller(sys._getframe(1).f_back), place(code)
             if call not in calls:
                 calls.add(call)
                 write(event="call", caller=call[0], called=call[1])

@@ -16,7 +16,7 @@ from enum import Enum
 from typing import Any
 
 from megatron_lrpath.plan.arguments import PARSER_FILE, parser_facts, table
-from megatron_lrpath.training import device
+from megatron_lrpath.training import machine
 from megatron_lrpath.training.options.arguments import full_parser
 
 TYPES = {int: "int", float: "float"}
@@ -42,7 +42,7 @@ def fact(action: argparse.Action) -> dict[str, Any]:
 
 def facts() -> list[dict[str, Any]]:
     """One for each argument of `pretrain_gpt.py`, by name; --help sets nothing."""
-    device.activate("cpu")
+    machine.activate("cpu")
     found = [fact(action) for action in full_parser()._actions if action.dest != "help"]
     return sorted(found, key=lambda one: (one["name"], one["options"]))
 

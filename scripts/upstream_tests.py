@@ -59,7 +59,7 @@ def prepare(how: str) -> None:
     """Import what the tests import; with `seams`, apply backend and seams to it."""
     if how == "seams":
         # In this order: the backend precedes every import of Megatron.
-        from megatron_lrpath.training.device import activate
+        from megatron_lrpath.training.machine import activate
 
         activate("cpu")
         from megatron_lrpath.training import seams

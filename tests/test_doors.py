@@ -73,7 +73,6 @@ ALLOWED: dict[str, dict[str, str]] = {
         "yaml.SafeLoader": "the same",
     },
     "megatron_lrpath/plan/identity.py": {"json.loads": OWN},
-    "megatron_lrpath/training/options/argument_identity.py": {"json.loads": OWN},
     "megatron_lrpath/training/options/from_arguments.py": {"json.loads": OWN},
     "megatron_lrpath/tokenizers/fast_hugging_face.py": {"json.loads": OWN},
     "megatron_lrpath/training/guards/channel.py": {"json.loads": SENT},

@@ -30,8 +30,15 @@ from megatron_lrpath.export.carried import Carried
 from megatron_lrpath.export.checkpoint import CheckpointTensor, write_checkpoint
 from megatron_lrpath.export.config import from_config
 from megatron_lrpath.export.folder import IMPORTED_VOCABULARY
-from megatron_lrpath.export.safetensors_files import INDEX, SINGLE, TYPES
-from megatron_lrpath.export.weights import DTYPES, OUTPUT, TensorMapping, tensor_mappings
+from megatron_lrpath.export.weights import (
+    DTYPES,
+    INDEX,
+    OUTPUT,
+    SINGLE,
+    TYPES,
+    TensorMapping,
+    tensor_mappings,
+)
 from megatron_lrpath.files import appearing_folder, atomic_write_text
 from megatron_lrpath.reading import required_object
 from megatron_lrpath.runs.checkpoints import RELEASE, TRACKER, sum_files, write_manifest

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_lrpath.console import ToolParser, run_tool
-from megatron_lrpath.data.preprocess.foreign import none_usable
-from megatron_lrpath.data.preprocess.readers import expand_inputs, read_chunks
+from megatron_lrpath.data.preprocess.readers import expand_inputs, none_usable, read_chunks
 from megatron_lrpath.data.preprocess.worker import DocumentOptions, Rejected, texts_of
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_bytes

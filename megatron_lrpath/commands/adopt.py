@@ -83,11 +83,11 @@ def execute(args: argparse.Namespace) -> int:
 def prepared(plan: Plan, root: Path, step: int, data: list[str]) -> tuple[Adoption, Trained]:
     """The adoption, checked. UserError where the checkpoint does not fit."""
     from megatron_lrpath.runs.checkpoints import checkpoint_folder
-    from megatron_lrpath.training import device
+    from megatron_lrpath.training import machine
     from megatron_lrpath.upkeep.adopt import prepare, require_flat, require_rate
 
     require_flat(checkpoint_folder(root, step))
-    device.activate("cpu")
+    machine.activate("cpu")
     from megatron_lrpath.training.adoption import examine  # imports Megatron, after the device is chosen
 
     trained = examine(plan, checkpoint_folder(root, step), step)
@@ -119,7 +119,7 @@ def tell(adoption: Adoption, trained: Trained) -> None:
 
 def imported(plan: Plan, args: argparse.Namespace) -> int:
     """Let the plan's runs start from the weights of an imported folder, which have no step and no optimizer state."""
-    from megatron_lrpath.training import device
+    from megatron_lrpath.training import machine
     from megatron_lrpath.upkeep.adopt import prepare_weights, write_plan
 
     if args.step:
@@ -128,7 +128,7 @@ def imported(plan: Plan, args: argparse.Namespace) -> int:
             "The runs begin with it at step 0."
         )
     text, adopting = prepare_weights(plan, args.checkpoint, args.data)
-    device.activate("cpu")
+    machine.activate("cpu")
     # imports Megatron, after the device is chosen
     from megatron_lrpath.training.adoption import examine_weights
 

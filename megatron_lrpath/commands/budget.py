@@ -80,7 +80,7 @@ def ready(plan: Plan, extra: Sequence[str]) -> Plan:
     """
     from megatron_lrpath.readiness import refuse
     from megatron_lrpath.readiness.arguments import argument_checks
-    from megatron_lrpath.readiness.tokenizer import with_vocabulary
+    from megatron_lrpath.readiness.data import with_vocabulary
 
     refuse([(plan, argument_checks(plan, [plan.run(OURS.name, MAIN.prefix)], extra))])
     return with_vocabulary(plan)

@@ -169,7 +169,7 @@ def show(names: list[str], folders: list[Path]) -> None:
     from rich.console import Console
 
     from megatron_lrpath.evaluate.downstream import in_order
-    from megatron_lrpath.report.downstream import scores
+    from megatron_lrpath.report.evaluations import scores
 
     found = [(read_json_object(RunFolder(folder).downstream) or {}).get("results", {}) for folder in folders]
     columns = in_order({task for results in found for task in results})
@@ -210,13 +210,13 @@ def execute(args: argparse.Namespace) -> int:
     from megatron_lrpath.plan import load_plan
     from megatron_lrpath.plan.secrets import secret_problem
     from megatron_lrpath.runs.completions import needs_completions
-    from megatron_lrpath.runs.elsewhere import nothing_there
     from megatron_lrpath.runs.results import (
         Target,
         is_complete,
         main_path_targets,
         model_runs,
         needs_evaluation,
+        nothing_there,
     )
 
     if args.main_path and (args.tasks or args.run or args.paradigm not in (None, EVERY, OURS.name)):

@@ -79,8 +79,7 @@ def execute(args: argparse.Namespace) -> int:
     quiet()
     from megatron_lrpath.data.record import require_tokenizer
     from megatron_lrpath.export.card import origin_of
-    from megatron_lrpath.export.folder import Wishes, export_checkpoint
-    from megatron_lrpath.export.fresh import is_export_of
+    from megatron_lrpath.export.folder import Wishes, export_checkpoint, is_export_of
     from megatron_lrpath.plan import load_plan
 
     wishes = Wishes(args.dtype, args.max_shard_size, args.tokenizer, args.vocab_size, args.force)
@@ -117,8 +116,7 @@ def tell_next(plan: Plan, run: Run, folder: Path) -> None:
 
 def chosen(plan: Plan, args: argparse.Namespace) -> list[Run]:
     """Return the named run, or all trained versions' runs."""
-    from megatron_lrpath.runs.elsewhere import nothing_there
-    from megatron_lrpath.runs.results import is_complete, model_runs
+    from megatron_lrpath.runs.results import is_complete, model_runs, nothing_there
 
     if args.run:
         return [plan.carried_out(plan.run(paradigms_of(args, plan)[0], args.run))]

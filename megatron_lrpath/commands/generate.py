@@ -103,7 +103,7 @@ def opened(args: argparse.Namespace, tuned: bool) -> list[tuple[str, Writer]]:
     from megatron_lrpath.data.record import require_tokenizer
     from megatron_lrpath.evaluate.generation import Writer, require_transformers
     from megatron_lrpath.plan import load_plan
-    from megatron_lrpath.training.device import choose_device
+    from megatron_lrpath.training.machine import choose_device
 
     require_transformers()
     plan = load_plan(args.plan)
@@ -115,8 +115,7 @@ def opened(args: argparse.Namespace, tuned: bool) -> list[tuple[str, Writer]]:
 
 def chosen(plan: Plan, args: argparse.Namespace, tuned: bool) -> list[Run]:
     """Return the runs that the options select; with --compare all trained ones, without options the newest."""
-    from megatron_lrpath.runs.elsewhere import nothing_there
-    from megatron_lrpath.runs.results import is_complete, model_runs
+    from megatron_lrpath.runs.results import is_complete, model_runs, nothing_there
 
     if args.run and args.compare:
         raise UserError(
@@ -150,7 +149,7 @@ def export_of(plan: Plan, run: Run) -> Path:
     import shlex
 
     from megatron_lrpath.commands.export import fetch_model, find_checkpoint
-    from megatron_lrpath.export.fresh import fresh_export, is_export_of
+    from megatron_lrpath.export.folder import fresh_export, is_export_of
     from megatron_lrpath.runs.folder import RunFolder
 
     folder = RunFolder(plan.folder(run))

@@ -77,8 +77,8 @@ def write_plan(args: argparse.Namespace) -> int:
     from megatron_lrpath.data.slice import validation_path
     from megatron_lrpath.plan.file.load import plan_from
     from megatron_lrpath.plan.file.source import parse_source
+    from megatron_lrpath.readiness.data import tokenizer_check
     from megatron_lrpath.readiness.finding import FAILED
-    from megatron_lrpath.readiness.tokenizer import tokenizer_check
 
     path = (args.folder or Path()) / "plan.yaml"
     if path.exists():

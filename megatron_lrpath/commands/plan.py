@@ -50,7 +50,7 @@ def execute(args: argparse.Namespace) -> int:
     if args.plan is None:
         raise UserError("which plan? lrpath plan PLAN (the file), or lrpath plan --schema")
     from megatron_lrpath.launch.estimate import estimate
-    from megatron_lrpath.readiness.tokenizer import with_vocabulary
+    from megatron_lrpath.readiness.data import with_vocabulary
     from megatron_lrpath.runs.overridden import OverriddenPlan
 
     changed = OverriddenPlan.of(args.plan, args.set) if args.set else None

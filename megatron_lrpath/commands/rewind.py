@@ -14,7 +14,7 @@ from megatron_lrpath.errors import UserError
 
 if TYPE_CHECKING:
     from megatron_lrpath.plan import Plan
-    from megatron_lrpath.runs.set_aside import SetAside
+    from megatron_lrpath.runs.rewinds import SetAside
 
 HELP = (
     "continue the main path from an earlier checkpoint, optionally without a version; set later files aside"
@@ -67,8 +67,7 @@ def rewind(plan: Plan, step: int, dropped: list[str], dry_run: bool) -> int:
     from contextlib import ExitStack
 
     from megatron_lrpath.launch.process import only_one
-    from megatron_lrpath.upkeep.moves import carry_out
-    from megatron_lrpath.upkeep.rewind import begun, is_done, prepare
+    from megatron_lrpath.upkeep.rewind import begun, carry_out, is_done, prepare
 
     staying: tuple[str, ...] = ()
     record = begun(plan, step, dropped)
@@ -126,10 +125,9 @@ def tell(plan: Plan, record: SetAside, staying: tuple[str, ...]) -> None:
 def set_aside(plan: Plan, confirm: bool) -> int:
     """List what earlier rewinds have set aside, and remove it if confirmed."""
     from megatron_lrpath.runs.lineage import read_lineage
-    from megatron_lrpath.runs.rewinds import require_no_rewind
-    from megatron_lrpath.runs.set_aside import all_set_aside, half_removed
+    from megatron_lrpath.runs.rewinds import all_set_aside, half_removed, require_no_rewind
     from megatron_lrpath.runs.storage import folder_bytes
-    from megatron_lrpath.upkeep.moves import remove_set_aside
+    from megatron_lrpath.upkeep.rewind import remove_set_aside
     from megatron_lrpath.wording import byte_size
 
     output, folder = Path(plan.output), plan.folder(plan.main)

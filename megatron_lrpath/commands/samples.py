@@ -32,9 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> int:
     """Print the batch; return 0."""
     quiet()
-    from megatron_lrpath.training import device
+    from megatron_lrpath.training import machine
 
-    device.activate("cpu")
+    machine.activate("cpu")
     from megatron_lrpath.training.batches import open_batches
 
     batches = open_batches(*named_run(args.run, args.plan))

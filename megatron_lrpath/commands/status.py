@@ -70,7 +70,7 @@ def carried_on(args: argparse.Namespace) -> str:
     """The command that carries the plan or experiment on."""
     from megatron_lrpath.experiment.load import is_experiment, load_experiment
     from megatron_lrpath.plan import load_plan
-    from megatron_lrpath.runs.elsewhere import lies_elsewhere
+    from megatron_lrpath.runs.results import lies_elsewhere
 
     if is_experiment(args.plan):
         return next_for_experiment(load_experiment(args.plan))
@@ -137,8 +137,8 @@ def collect(path: Path, choose: Callable[..., Sequence[str]]) -> dict[str, Any]:
     """
     from megatron_lrpath.experiment.load import is_experiment, load_experiment
     from megatron_lrpath.plan import load_plan
-    from megatron_lrpath.runs.elsewhere import lies_elsewhere
     from megatron_lrpath.runs.folder import OutputFolder
+    from megatron_lrpath.runs.results import lies_elsewhere
     from megatron_lrpath.runs.storage import folder_bytes
     from megatron_lrpath.runs.tasks import build_tasks
 

@@ -228,7 +228,7 @@ def appended(args: argparse.Namespace, plan: Plan, name: str, slices: Sequence[S
     from megatron_lrpath.plan.file.edit import with_version
     from megatron_lrpath.plan.file.load import plan_from
     from megatron_lrpath.plan.file.source import parse_source
-    from megatron_lrpath.plan.replay import Replay
+    from megatron_lrpath.plan.mix import Replay
 
     batch = plan.batch
     size = args.global_batch_size or plan.batch_sizes.changes[-1][1]

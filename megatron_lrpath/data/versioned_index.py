@@ -18,8 +18,7 @@ from megatron_lrpath.data.slice import SliceSource
 from megatron_lrpath.data.slice_codec import Documents
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import Plan
-from megatron_lrpath.plan.mix import Mix, quotas
-from megatron_lrpath.plan.replay import Replay
+from megatron_lrpath.plan.mix import Mix, Replay, quotas
 from megatron_lrpath.plan.spec import Version
 
 FORMAT = 1  # part of every key: raise it when any of these arrays changes its meaning

@@ -198,7 +198,7 @@ def model_folder(subject: Subject, plan: Plan | None) -> Path:
     """
     if plan is None or subject.run is None or subject.step is None:
         return subject.folder
-    from megatron_lrpath.export.fresh import fresh_export  # imports torch and its checkpoints
+    from megatron_lrpath.export.folder import fresh_export  # imports torch and its checkpoints
 
     return fresh_export(plan, subject.run, subject.step, subject.folder / CACHE / "model")
 

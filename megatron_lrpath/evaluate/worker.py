@@ -13,7 +13,7 @@ from megatron_lrpath.exits import BAD_INPUT, leave_at_once
 from megatron_lrpath.plan import load_plan
 from megatron_lrpath.runs import failure
 from megatron_lrpath.runs.results import Target
-from megatron_lrpath.training.device import DEVICES, activate, choose_device
+from megatron_lrpath.training.machine import DEVICES, activate, choose_device
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -24,7 +24,7 @@ from megatron_lrpath.paradigms import BRANCH, OURS
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.plan.file.load import plan_from
 from megatron_lrpath.plan.file.source import parse_source, plain, plan_text, read_source
-from megatron_lrpath.plan.replay import Replay
+from megatron_lrpath.plan.mix import Replay
 from megatron_lrpath.plan.spec import Version
 from megatron_lrpath.runs.checkpoints import complete_steps, present_fingerprint
 from megatron_lrpath.runs.folder import RunFolder

@@ -1,4 +1,7 @@
-"""One checkpoint to one Hugging Face folder, which appears only when it is whole; with its chat template."""
+"""One checkpoint to one Hugging Face folder, which appears only when it is whole; with its chat template.
+
+`fresh_export` makes it only if it is missing or the checkpoint has changed.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_lrpath.console import say
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.export import architecture
-from megatron_lrpath.export.card import Origin, model_card, usage
+from megatron_lrpath.export.card import Origin, model_card, origin_of, usage
 from megatron_lrpath.export.carried import Carried
 from megatron_lrpath.export.checkpoint import CheckpointReader
 from megatron_lrpath.export.config import to_config
 from megatron_lrpath.export.weights import EMBEDDING, write_weights
 from megatron_lrpath.files import appearing_folder, atomic_write_json, atomic_write_text
+from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.reading import read_object, why
+from megatron_lrpath.runs.checkpoints import checkpoint_folder
+from megatron_lrpath.runs.folder import RunFolder
+from megatron_lrpath.runs.results import model_fingerprint
 from megatron_lrpath.tokenizers.files import find_tokenizer, write_tokenizer
+from megatron_lrpath.training.checkpoints.parent import require_checkpoint
+from megatron_lrpath.training.context import ParentCheckpoint
 
 RECORD = "lrpath_export.json"  # in an exported folder: which checkpoint it was made from
 STORED = "lrpath_chat"  # among the arguments of a fine-tuned checkpoint
@@ -183,3 +193,54 @@ def refuse_target(target: Path, force: bool) -> None:
         raise UserError(f"{target}: exists and is not an exported model; name another --output.")
     if not force:
         raise UserError(f"{target}: there is an exported model already; --force replaces it.")
+
+
+def recorded_checkpoint(folder: Path) -> str | None:
+    """Return the fingerprint of the checkpoint that an exported model was made from; None if it is not
+    recorded.
+    """
+    try:
+        found = read_object(folder / RECORD).get("checkpoint")
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, str) else None
+
+
+def is_export_of(exported: Path, run: Path, step: int) -> bool:
+    """Return whether `exported` is the model of the checkpoint of `step` of the run in the folder `run`."""
+    wanted = model_fingerprint(run, step)
+    return wanted is not None and recorded_checkpoint(exported) == wanted
+
+
+def fresh_export(plan: Plan, run: Run, step: int, target: Path, again: str = "") -> Path:
+    """Return the model of a run's `step` as a Hugging Face folder in `target`; export it if it does not
+    exist.
+
+    Args:
+        plan: the plan of the run.
+        run: the run.
+        step: of the checkpoint.
+        target: the folder; an export of an older checkpoint is replaced.
+        again: the command that replaces a folder without a record of its checkpoint; if empty, the folder is replaced.
+
+    Raises:
+        UserError: the checkpoint cannot be exported, or the folder is not known to be an export of a checkpoint.
+    """
+    checkpoints = RunFolder(plan.folder(run)).checkpoints
+    if is_export_of(target, plan.folder(run), step):
+        return target
+    found = recorded_checkpoint(target)
+    require_checkpoint(ParentCheckpoint(checkpoints, step))
+    is_there = (target / "config.json").is_file()
+    if is_there and found is None and again:
+        raise UserError(
+            f"{target}: an exported model that does not say which checkpoint it is of (an earlier version made it, "
+            f"or another tool); replace it: {again}"
+        )
+    say(
+        f"{run.key}: exporting step {step:,}{' again, because the checkpoint has changed' if found else ''} …"
+    )
+    export_checkpoint(
+        checkpoint_folder(checkpoints, step), target, origin_of(plan, run, step), Wishes(force=True)
+    )
+    return target

@@ -17,7 +17,7 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.launch import warm
 from megatron_lrpath.launch.display import PlainDisplay, open_display
 from megatron_lrpath.launch.graph import width
-from megatron_lrpath.launch.process import only_one
+from megatron_lrpath.launch.process import Starter, only_one, supervised
 from megatron_lrpath.launch.resources import (
     Share,
     check_fine_tuning,
@@ -26,7 +26,7 @@ from megatron_lrpath.launch.resources import (
     share_out,
     sizes_left,
 )
-from megatron_lrpath.launch.runner import GRACE_SECONDS, RunFailedError, Runner, Starter, start_cold
+from megatron_lrpath.launch.runner import GRACE_SECONDS, RunFailedError, Runner
 from megatron_lrpath.launch.torchrun import Ranks, training
 from megatron_lrpath.paradigms import SFT
 from megatron_lrpath.plan import PARADIGMS, Plan
@@ -176,7 +176,7 @@ def _paradigm_option(paradigms: Sequence[str]) -> list[str]:
 
 def call(argv: Sequence[str], grace: float, starter: Starter) -> int:
     """Run `lrpath` with `argv` on this console; its exit status. It does not outlive this process."""
-    process = starter(Ranks(COMMAND_LINE, tuple(argv), alone=True), {}, grace, None)
+    process = starter(Ranks(COMMAND_LINE, tuple(argv), alone=True), {}, grace, None, ())
     try:
         return process.wait() or 0
     except KeyboardInterrupt:
@@ -200,7 +200,7 @@ def default_command(plan_path: Callable[[Task], Path], options: Options, share: 
 
 def starter_of(share: Share, options: Options) -> Starter:
     """How ranks are started: forked from one warm process on the CPU, fresh on GPUs and where `cold` asks for it."""
-    return start_cold if options.cold or share.device != "cpu" else warm.start
+    return supervised if options.cold or share.device != "cpu" else warm.start
 
 
 def announcement(plan: Plan, tasks: Sequence[Task], todo: Sequence[Task], share: Share) -> str:

@@ -10,12 +10,12 @@ import sys
 os.environ["OMP_NUM_THREADS"] = "1"
 
 from megatron_lrpath.console import quiet
-from megatron_lrpath.training import device
+from megatron_lrpath.training import machine
 
 
 def import_everything() -> None:
     """Import the modules of a training, an evaluation and their seams. No name of Megatron is replaced yet."""
-    device.activate("cpu")
+    machine.activate("cpu")
     # The device must precede Megatron's import, and so all that follow.
     import megatron.core.tokenizers.text.libraries.huggingface_tokenizer
     import megatron.training  # noqa: F401

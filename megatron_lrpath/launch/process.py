@@ -26,6 +26,7 @@ import psutil
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.exits import SAVED_AND_STOPPED
+from megatron_lrpath.launch.torchrun import Ranks
 from megatron_lrpath.locks import FolderLock, LockHeldError
 from megatron_lrpath.runs import failure
 from megatron_lrpath.runs.folder import RunFolder
@@ -58,8 +59,12 @@ def only_one(folder: Path, doing: str, patience: float = 1.0, without_locks: boo
             lock.close()
 
 
+Starter = Callable[[Ranks | Sequence[str], Mapping[str, str], float, Path | None, Sequence[int]], "Process"]
+"""Starts a command, or the ranks of a run, under a supervisor: `supervised`, or `warm.start`."""
+
+
 def supervised(
-    command: Sequence[str],
+    command: Ranks | Sequence[str],
     environment: Mapping[str, str],
     grace: float,
     log: Path | None = None,
@@ -67,10 +72,13 @@ def supervised(
 ) -> subprocess.Popen[bytes]:
     """Start `command` under a supervisor that ends it, with all its processes, when this process ends.
 
+    Ranks run under torchrun. `log` is a file for the output; without one it is this process's.
+
     Call it from the main thread: the kernel sends its signal when the thread that started a process ends.
     """
+    argv = command.command if isinstance(command, Ranks) else command
     return subprocess.Popen(
-        supervisor_command(command, os.getpid(), grace, log, descriptors),
+        supervisor_command(argv, os.getpid(), grace, log, descriptors),
         env={**os.environ, **environment},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL if log else None,
@@ -177,7 +185,7 @@ def supervise(parent: int, grace: float, begin: Callable[[], list[int]]) -> int:
         return 128 + signal.SIGTERM
     pids = begin()
     statuses, asked_to_end = wait(pids, grace)
-    pid = first_failure(statuses)
+    pid = failure.first(statuses)
     status = statuses[pid]
     if status not in (0, SAVED_AND_STOPPED) and not asked_to_end:
         who = "its process" if len(pids) == 1 else f"rank {pids.index(pid)}"
@@ -185,20 +193,6 @@ def supervise(parent: int, grace: float, begin: Callable[[], list[int]]) -> int:
         failure.record(failure.of_status(who, status, rank, pid=pid))
     end_leftovers(LEFTOVER_SECONDS)
     return status if status >= 0 else 128 - status
-
-
-def first_failure(statuses: Mapping[int, int]) -> int:
-    """Return the process that a signal killed, else the first that failed, from statuses in the order of the
-    ends.
-
-    Processes that may have been asked to end count only if no other has failed; successful ones come last.
-    """
-
-    def rank(pid: int) -> int:
-        status = statuses[pid]
-        return 3 if status == 0 else 2 if status in (-signal.SIGTERM, SAVED_AND_STOPPED) else int(status >= 0)
-
-    return min(statuses, key=rank)
 
 
 def die_with_parent(parent: int) -> None:

@@ -7,13 +7,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from megatron_lrpath.errors import FULL, refusal
 from megatron_lrpath.exits import BAD_INPUT, FAILED, SAVED_AND_STOPPED
 from megatron_lrpath.launch.display import PlainDisplay, PlanProgress, RunLine
 from megatron_lrpath.launch.graph import Advance, next_task, seconds_left
-from megatron_lrpath.launch.process import Process, new_log, stop_all, supervised
+from megatron_lrpath.launch.process import Process, Starter, new_log, stop_all, supervised
 from megatron_lrpath.launch.resources import Share
 from megatron_lrpath.launch.torchrun import Ranks
 from megatron_lrpath.locks import FolderLock, LockHeldError, describe_owner, is_held
@@ -40,31 +39,6 @@ class RunFailedError(Exception):
     def __init__(self, text: str, status: int = FAILED) -> None:
         super().__init__(text)
         self.status = status
-
-
-class Starter(Protocol):
-    """Starts a command, or the ranks of a run, under a supervisor (see `process.supervised`)."""
-
-    def __call__(
-        self,
-        command: Ranks | Sequence[str],
-        environment: Mapping[str, str],
-        grace: float,
-        log: Path | None,
-        descriptors: Sequence[int] = (),
-    ) -> Process: ...
-
-
-def start_cold(
-    command: Ranks | Sequence[str],
-    environment: Mapping[str, str],
-    grace: float,
-    log: Path | None,
-    descriptors: Sequence[int] = (),
-) -> Process:
-    """Start it as a fresh process; ranks under torchrun."""
-    argv = command.command if isinstance(command, Ranks) else command
-    return supervised(argv, environment, grace, log, descriptors)
 
 
 @dataclass
@@ -195,7 +169,7 @@ class Runner:
     command_for: Callable[[Task], Ranks | Sequence[str]]
     display: PlainDisplay
     grace: float = GRACE_SECONDS
-    starter: Starter = start_cold
+    starter: Starter = supervised
     states: dict[str, TaskState] = field(default_factory=dict)
     _finish: float = 0.0
     _finish_known_until: float = 0.0

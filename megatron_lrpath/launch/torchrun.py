@@ -69,21 +69,19 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def first_failure(error: ChildFailedError) -> failure.Failure:
-    """Return how the rank ended that a signal killed, or else the rank that ended first.
+    """Return how the rank ended that failed first (see `failure.first`).
 
     torchrun also lists the ranks that it has ended itself after the first failure.
     """
     ranks = error.failures
+    order = sorted(ranks, key=lambda one: (ranks[one].exitcode >= 0, ranks[one].timestamp))
     closing = min(process.timestamp for process in ranks.values())
-    ended_by_torchrun = {
+    killed_late = {
         rank
         for rank, process in ranks.items()
-        if process.exitcode in (-signal.SIGTERM, SAVED_AND_STOPPED)
-        or (process.exitcode == -signal.SIGKILL and process.timestamp - closing >= CLOSING_SECONDS)
+        if process.exitcode == -signal.SIGKILL and process.timestamp - closing >= CLOSING_SECONDS
     }
-    rank = min(
-        ranks, key=lambda one: (one in ended_by_torchrun, ranks[one].exitcode >= 0, ranks[one].timestamp)
-    )
+    rank = failure.first({one: ranks[one].exitcode for one in order}, killed_late)
     return failure.of_status(f"rank {rank}", ranks[rank].exitcode, rank, ranks[rank].pid)
 
 

@@ -77,10 +77,8 @@ def start(
     needs no other server. A command that is not `Ranks` starts cold, and so do all if the path of the
     server's socket would be too long.
     """
-    if not isinstance(command, Ranks):
+    if not isinstance(command, Ranks) or not (is_warm() or has_room_for_sockets()):
         return supervised(command, environment, grace, log, descriptors)
-    if not is_warm() and not has_room_for_sockets():
-        return supervised(command.command, environment, grace, log, descriptors)
     process: BaseProcess
     if is_warm():
         arguments = (command, dict(environment), grace, log, list(descriptors))

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
-from megatron_lrpath.plan.mix import Mix
-from megatron_lrpath.plan.replay import Replay
+from megatron_lrpath.plan.mix import Mix, Replay
 
 SAVE_INTERVAL = 500  # steps, for a plan that says nothing else; of these checkpoints the newest two are kept
 

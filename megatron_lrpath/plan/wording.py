@@ -7,8 +7,7 @@ from fractions import Fraction
 from megatron_lrpath.paradigms import CPT, CPT_VARIANTS, PARADIGM_ROWS
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.plan.identity import branch_arguments
-from megatron_lrpath.plan.mix import Mix
-from megatron_lrpath.plan.replay import Replay
+from megatron_lrpath.plan.mix import Mix, Replay
 from megatron_lrpath.plan.sft import Sft
 from megatron_lrpath.schedule import STYLES
 from megatron_lrpath.wording import listing, plural

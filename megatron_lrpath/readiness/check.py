@@ -12,12 +12,15 @@ from megatron_lrpath.launch.resources import sizes_left
 from megatron_lrpath.plan import PARADIGMS, Plan
 from megatron_lrpath.readiness import machine
 from megatron_lrpath.readiness.arguments import argument_checks
-from megatron_lrpath.readiness.data import data_checks
+from megatron_lrpath.readiness.data import chat_checks, data_checks, made_checks, tokenizer_check
 from megatron_lrpath.readiness.finding import FAILED, INFO, WARNING, Finding
-from megatron_lrpath.readiness.identity import identity_checks
-from megatron_lrpath.readiness.parents import fetch_parents, parent_checks
-from megatron_lrpath.readiness.renamed import renamed_checks, renamed_versions
-from megatron_lrpath.readiness.tokenizer import chat_checks, made_checks, tokenizer_check
+from megatron_lrpath.readiness.output import (
+    fetch_parents,
+    identity_checks,
+    parent_checks,
+    renamed_checks,
+    renamed_versions,
+)
 from megatron_lrpath.runs.tasks import Task, build_tasks, with_ancestors
 
 ANYWHERE, HERE, CLUSTER = "anywhere", "here", "cluster"

@@ -1,12 +1,14 @@
-"""Whether a plan's slices are there, unchanged, apart from each other, and enough for what is left to train."""
+"""A plan's data before the start: whole, unchanged slices, enough for what is left to train; the tokenizer that made
+them; the data of its fine-tuning."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from megatron_lrpath.data.record import tokenizer_problems
 from megatron_lrpath.data.slice import (
     Slice,
     check_disjoint,
@@ -19,9 +21,14 @@ from megatron_lrpath.data.slice import (
     validation_paths,
 )
 from megatron_lrpath.errors import UserError
+from megatron_lrpath.models import USUAL_VOCABULARY
 from megatron_lrpath.plan import Plan, Run
-from megatron_lrpath.readiness.finding import FAILED, OK, WARNING, Finding, attempt
-from megatron_lrpath.runs.elsewhere import lies_elsewhere
+from megatron_lrpath.readiness.finding import FAILED, INFO, OK, WARNING, Finding, attempt
+from megatron_lrpath.runs.results import lies_elsewhere
+from megatron_lrpath.sft.encode import build_encoder
+from megatron_lrpath.sft.prepare import input_prints
+from megatron_lrpath.tokenizers.files import hugging_face_tokenizer, sentencepiece_tokenizer
+from megatron_lrpath.tokenizers.sentencepiece_model import SENTENCEPIECE
 from megatron_lrpath.wording import listing
 
 DATA = "data"  # the name of what is found about slices and their sources
@@ -175,3 +182,67 @@ def mix_check(plan: Plan, run: Run, known: dict[Path, str]) -> Finding:
 
     there = all(mix_path(plan.data, part).exists() for part in mix.parts)
     return attempt(f"mix of {run.name}", proof, missing=not there)
+
+
+def tokenizer_check(plan: Plan) -> tuple[Finding, int]:
+    """Check that the tokenizer loads, and report the number of its tokens."""
+    kind, model, size = plan.tokenizer.type, plan.tokenizer.model, plan.tokenizer.vocab_size
+    try:
+        found = tokens_of(kind, model) or size
+    except UserError as error:
+        missing = not Path(model or "").exists()
+        return Finding("tokenizer", FAILED, str(error), is_missing=missing), size or USUAL_VOCABULARY
+    if found is None:
+        return Finding("tokenizer", OK, f"{kind}: looked into when a training starts"), USUAL_VOCABULARY
+    return Finding("tokenizer", OK, f"{kind}: {found:,} tokens"), found
+
+
+def with_vocabulary(plan: Plan) -> Plan:
+    """The plan with the number of its tokenizer's tokens, for predictions of sizes; a usual one where it is not known.
+
+    It is no plan to train: the number is part of a run's identity only where the plan's file has it.
+    """
+    return replace(plan, tokenizer=replace(plan.tokenizer, vocab_size=tokenizer_check(plan)[1]))
+
+
+def tokens_of(kind: str, model: str | None) -> int | None:
+    """Return the number of tokens of a tokenizer with files (UserError if it cannot be read), None for other
+    types.
+    """
+    if kind not in (*SENTENCEPIECE, "HuggingFaceTokenizer"):
+        return None
+    path = Path(model or "")
+    if kind in SENTENCEPIECE:
+        if not path.is_file():
+            raise UserError(f"{path}: there is no such file; train one with tools/train_tokenizer.py")
+        return sentencepiece_tokenizer(kind, path).vocab_size
+    # A name that is not a path is one of the hub, resolved by transformers when the training starts.
+    return hugging_face_tokenizer(path).vocab_size if path.exists() else None
+
+
+def made_checks(plan: Plan) -> list[Finding]:
+    """Check that the plan's tokenizer is the one that made the available data."""
+    name, found = "tokenizer of the data", tokenizer_problems(plan)
+    checks = [Finding(name, FAILED, problem) for problem in found.problems]
+    checks += [Finding(name, INFO, note) for note in found.notes]
+    return checks or [Finding(name, OK, "the plan's, as far as the data are there")]
+
+
+def chat_checks(plan: Plan) -> list[Finding]:
+    """Check that the fine-tuning data exist and their template fits the tokenizer; no finding without a
+    section.
+    """
+    sft = plan.sft
+    if sft is None:
+        return []
+
+    def ready() -> str:
+        build_encoder(plan)
+        record = plan.prepared_record()
+        if record is not None:
+            train = record["train"]
+            return f"prepared: {train['examples']:,} examples, {train['samples']:,} packed samples an epoch"
+        return f"{len(input_prints(sft))} files, not prepared yet; the template {sft.template} fits the tokenizer"
+
+    there = all(Path(name).exists() for name in (*sft.data, *filter(None, [plan.tokenizer.model])))
+    return [attempt("fine-tuning", ready, missing=not there)]

@@ -12,12 +12,11 @@ from typing import Any
 
 from megatron_lrpath.paradigms import PARADIGMS
 from megatron_lrpath.plan import Plan, Run
-from megatron_lrpath.runs.elsewhere import nothing_there
 from megatron_lrpath.runs.folder import RunFolder, inspect, read_json_object
 from megatron_lrpath.runs.history import History, read_history
 from megatron_lrpath.runs.lineage import changes as run_changes
 from megatron_lrpath.runs.lineage import trained_tokens
-from megatron_lrpath.runs.results import is_fresh
+from megatron_lrpath.runs.results import is_fresh, nothing_there
 from megatron_lrpath.runs.state import RunState, read_state
 from megatron_lrpath.runs.tasks import named_paradigms
 from megatron_lrpath.sealed import json_digest

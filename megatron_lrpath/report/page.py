@@ -20,8 +20,7 @@ from megatron_lrpath.console import terminal_table
 from megatron_lrpath.files import atomic_write_bytes, atomic_write_text
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.report.collect import Gap, RunTree, collect, gaps
-from megatron_lrpath.report.completions import Prompt, completions_by_prompt
-from megatron_lrpath.report.downstream import downstream_csv, downstream_table
+from megatron_lrpath.report.evaluations import Prompt, completions_by_prompt, downstream_csv, downstream_table
 from megatron_lrpath.report.facts import data_table, facts, subtitle, unmeasured
 from megatron_lrpath.report.figures import draw_cost, draw_losses, draw_rates
 from megatron_lrpath.report.rates import RateSummary, check_rates, summarize

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -22,6 +22,7 @@ from megatron_lrpath.errors import (
     refusal,
     would_repeat,
 )
+from megatron_lrpath.exits import SAVED_AND_STOPPED
 from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.sealed import read_sealed, write_sealed
 
@@ -225,6 +226,23 @@ def of_status(who: str, status: int, rank: int | None = None, pid: int | None = 
     if status == 2:
         return here(USER, text, **process, calling_again_helps=False, consequence=True)
     return here(EXCEPTION, text, **process, consequence=True)
+
+
+def first(statuses: Mapping[int, int], ended: Collection[int] = ()) -> int:
+    """Return the process that a signal killed, else the first that failed, from statuses in the order of the ends.
+
+    Processes that have been `ended`, or may have been asked to end, count only if no other has failed; successful
+    ones come last.
+    """
+
+    def order(process: int) -> int:
+        status = statuses[process]
+        if status == 0:
+            return 3
+        asked = process in ended or status in (-signal.SIGTERM, SAVED_AND_STOPPED)
+        return 2 if asked else int(status >= 0)
+
+    return min(statuses, key=order)
 
 
 def signal_name(number: int) -> str:

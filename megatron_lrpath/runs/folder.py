@@ -36,7 +36,7 @@ class RunFolder:
     evaluations = Entry("evals.json")  # of the main path's checkpoints; runs.results
     evaluations_lock = Entry(".evals.json.lock")
     downstream = Entry("downstream.json")  # evaluate.downstream
-    exported = Entry("huggingface")  # export.folder, export.fresh
+    exported = Entry("huggingface")  # export.folder
     completions = Entry("completions.json")  # runs.completions
     merged = Entry("merged.json")  # merge.preview
     logs = Entry("logs")
@@ -74,7 +74,7 @@ class OutputFolder:
     logs = Entry("logs")  # of `lrpath eval`
     report = Entry("report")
     slurm = Entry("slurm")  # launch.slurm.ledger
-    set_aside = Entry("set-aside")  # runs.set_aside
+    set_aside = Entry("set-aside")  # runs.rewinds
     trials = Entry("trials")  # trials.record
     compare_starts = Entry("compare-starts")  # upkeep.compare_starts
 

@@ -1,11 +1,12 @@
 """Which runs produce a model, whether they are complete, and whether they are evaluated: the single
-definitions.
+definitions, and the errors about results that are not there.
 """
 
 from __future__ import annotations
 
 import fcntl
 import math
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -244,3 +245,26 @@ def main_path_targets(plan: Plan, validation: str, again: bool = False) -> list[
         return same and found.get("validation") == validation
 
     return [Target(run, step) for step in steps if not is_known(step)]
+
+
+def nothing_there(plan: Plan, what: str, command: str = "run") -> UserError:
+    """The error of a command that needs what a plan's runs have not made yet, or made in another folder."""
+    first = f"First: lrpath {command} {shlex.quote(str(plan.path))}"
+    return UserError(f"{plan.output}: {what}. {lies_elsewhere(plan.path, plan.output) or first}")
+
+
+def lies_elsewhere(plan: Path, name: str | Path) -> str:
+    """Return a sentence on where a folder named in the file `plan` is, and what to do; empty if it exists
+    here.
+
+    It is also empty if the folder is not found. Relative names are resolved against the working directory;
+    the search covers the folders above the plan's file.
+    """
+    relative = Path(name)
+    if relative.is_absolute() or relative.exists():
+        return ""
+    for folder in plan.resolve().parents:
+        if (folder / relative).exists():
+            here = "paths in a plan count from the folder of the call"
+            return f"{folder / relative} is there: {here}, so call it in {folder}."
+    return ""

@@ -22,8 +22,8 @@ from megatron_lrpath.plan import Plan
 from megatron_lrpath.tokenizers.imported import found_again
 from megatron_lrpath.tokenizers.prints import TokenizerSpec, family
 from megatron_lrpath.training.checkpoints import parent as parents
-from megatron_lrpath.training.options.argument_identity import DATA, FILES, STABLE
 from megatron_lrpath.training.options.arguments import arguments_provider
+from megatron_lrpath.training.options.from_arguments import DATA, FILES, STABLE
 from megatron_lrpath.training.options.from_plan import PlannedRun, apply_defaults
 
 DERIVED = ("ffn_hidden_size", "kv_channels")  # Megatron's validation computes them where nothing is given

@@ -1,10 +1,11 @@
-"""Replacements of Megatron's names that affect the run: each calls the responsible part of the session, then
+"""Replacements of Megatron's names at the start and in the loop: each calls the responsible part of the session, then
 the original.
 """
 
 from __future__ import annotations
 
 import os
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from typing import Any
 import torch
 from megatron.training import get_args
 
+from megatron_lrpath.plan.secrets import hide_values
 from megatron_lrpath.runs.checkpoints import TRACKER
+from megatron_lrpath.training.checkpoints.commit import SaveFailedError
 from megatron_lrpath.training.checkpoints.parent import is_pretrained
-from megatron_lrpath.training.checkpoints.saves import SaveFailedError
 from megatron_lrpath.training.first_weights import draw_all_experts
+from megatron_lrpath.training.machine import importable
 from megatron_lrpath.training.optimizer import own_groups
 from megatron_lrpath.training.scheduler import LRPathScheduler
 from megatron_lrpath.training.session import Session
@@ -251,3 +254,27 @@ def filter_and_reorder(
     """Pair parameter groups that may have been saved with other rates."""
     stored = state_dict_groups if session.context is None else own_groups(state_dict_groups, current_groups)
     return original(current_groups, stored, *args, **named)
+
+
+def print_args(original: Wrapped, title: str, args: Any) -> None:
+    """Print Megatron's arguments without the values of secrets."""
+    original(title, Namespace(**hide_values(vars(args))))
+
+
+def compile_helpers(original: Wrapped, *args: Any, **named: Any) -> None:
+    """Compile Megatron's dataset helpers only if they are not compiled yet."""
+    if not importable("megatron.core.datasets.helpers_cpp"):
+        original(*args, **named)
+
+
+def initialize_megatron(original: Wrapped, allow_no_cuda: bool = False, *args: Any, **named: Any) -> Any:
+    """Initialize without a GPU."""
+    return original(True, *args, **named)
+
+
+def set_jit_fusion_options(session: Session, original: Wrapped, *args: Any, **named: Any) -> None:
+    """Warm up Megatron's kernels with bias and dropout only for a model with both; never on the CPU."""
+    settings = get_args()
+    dropout = settings.hidden_dropout or settings.attention_dropout
+    if session.device != "cpu" and (settings.add_bias_linear or dropout):
+        original(*args, **named)

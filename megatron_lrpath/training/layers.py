@@ -18,7 +18,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.training.environment import APEX_NORM, importable
+from megatron_lrpath.training.machine import APEX_NORM, importable
 
 SHORT = 512
 """Tokens up to which torch's fused attention on the CPU takes less time in fp32 than in bf16 (backwards, half)."""

@@ -18,8 +18,8 @@ from megatron_lrpath.runs import failure
 from megatron_lrpath.runs.checkpoints import latest_step
 from megatron_lrpath.runs.results import write_result
 from megatron_lrpath.training import seams, setup
-from megatron_lrpath.training.checkpoints.saves import Saves
-from megatron_lrpath.training.checkpoints.unpickle import load_failures
+from megatron_lrpath.training.checkpoints.commit import Saves
+from megatron_lrpath.training.checkpoints.dist_checkpointing import load_failures
 from megatron_lrpath.training.datasets import DatasetProvider
 from megatron_lrpath.training.forward import ForwardStep
 from megatron_lrpath.training.guards.peers import own_store

@@ -14,7 +14,7 @@ from megatron.training import training as megatron_training
 
 from megatron_lrpath import full_disk
 from megatron_lrpath.training import seams, setup
-from megatron_lrpath.training.checkpoints.unpickle import load_failures
+from megatron_lrpath.training.checkpoints.dist_checkpointing import load_failures
 from megatron_lrpath.training.datasets import DatasetProvider
 from megatron_lrpath.training.guards.guard import Guard
 from megatron_lrpath.training.guards.peers import own_store

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 from megatron_lrpath import full_disk
 from megatron_lrpath.console import warn
 from megatron_lrpath.errors import UserError
-from megatron_lrpath.training import device as devices
+from megatron_lrpath.training import machine
 from megatron_lrpath.training.checkpoints.ahead import ReadAhead
-from megatron_lrpath.training.exits import Exits
-from megatron_lrpath.training.guards.signals import Signals
+from megatron_lrpath.training.exits import Exits, Signals
 from megatron_lrpath.training.options.arguments import read_early
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     """
     for category in (DeprecationWarning, FutureWarning, SyntaxWarning):
         warnings.filterwarnings("ignore", category=category)
-    # Printed on every start where they are not installed; `environment.flags` has drawn the consequences.
+    # Printed on every start where they are not installed; `machine.flags` has drawn the consequences.
     warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex|transformer-engine).*")
     start = time.time()
     exits, signals = Exits(), Signals()
@@ -54,8 +53,8 @@ def open_session(argv: list[str], exits: Exits, signals: Signals) -> Session:
     early = read_early(argv)
     ahead = ReadAhead()
     ahead.begin(early)
-    device = devices.choose_device(early.device)
-    devices.activate(device)
+    device = machine.choose_device(early.device)
+    machine.activate(device)
     set_single_process_environment(is_run=early.plan is not None or any("--lr-path" in word for word in argv))
     gc.disable()  # what is imported lives as long as the process: no collection walks it, now or later
     with nullcontext() if asks_for_wandb(argv, early.plan) else without("wandb"):

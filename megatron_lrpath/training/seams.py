@@ -125,7 +125,7 @@ SEAMS = (
     ),
     Seam(
         "megatron.core.dist_checkpointing:load",
-        "megatron_lrpath.training.checkpoints.extra_states:load",
+        "megatron_lrpath.training.checkpoints.dist_checkpointing:load",
         ("sharded_state_dict", "checkpoint_dir"),
         "a model of Transformer Engine's layers asks for a state of its last norm, which a checkpoint of other "
         "layers does not hold",
@@ -176,26 +176,26 @@ SEAMS = (
     ),
     Seam(
         "megatron.training.arguments:_print_args",
-        "megatron_lrpath.training.environment:print_args",
+        "megatron_lrpath.training.hooks:print_args",
         ("title", "args"),
         "it prints the values of all arguments, a script's own secrets among them",
     ),
     Seam(
         "torch.distributed.checkpoint.filesystem:FileSystemReader.read_metadata",
-        "megatron_lrpath.training.checkpoints.unpickle:read_metadata",
+        "megatron_lrpath.training.checkpoints.dist_checkpointing:read_metadata",
         ("self",),
         "it unpickles a checkpoint's metadata, and so executes code in an untrusted file",
     ),
     Seam(
         "torch.distributed.checkpoint.filesystem:FileSystemReader.read_data",
-        "megatron_lrpath.training.checkpoints.unpickle:read_data",
+        "megatron_lrpath.training.checkpoints.dist_checkpointing:read_data",
         ("self", "plan", "planner"),
         "weights-only loading still changes members of enumerations, and hands Transformer Engine what it "
         "unpickles",
     ),
     Seam(
         "torch.distributed.checkpoint.default_planner:DefaultLoadPlanner.load_bytes",
-        "megatron_lrpath.training.checkpoints.unpickle:load_bytes",
+        "megatron_lrpath.training.checkpoints.dist_checkpointing:load_bytes",
         ("self", "read_item", "value"),
         "it unpickles a checkpoint's objects (arguments, random states) with weights_only=False",
     ),
@@ -291,7 +291,7 @@ SEAMS = (
     ),
     Seam(
         "megatron.core.dist_checkpointing.strategies.filesystem_async:get_write_results_queue",
-        "megatron_lrpath.training.environment:get_write_results_queue",
+        "megatron_lrpath.training.checkpoints.dist_checkpointing:get_write_results_queue",
         ("mp_mode",),
         "it starts a process that imports torch (seconds, on every rank) for a queue; a synchronous save "
         "fills and reads it in one process, and for the others a forked one serves as well",
@@ -299,27 +299,27 @@ SEAMS = (
     ),
     Seam(
         "megatron.core.datasets.utils:compile_helpers",
-        "megatron_lrpath.training.environment:compile_helpers",
+        "megatron_lrpath.training.hooks:compile_helpers",
         (),
         "it calls make in the installed package, which has no Makefile; the wheel brings them compiled",
     ),
     Seam(
         "megatron.training.training:initialize_megatron",
-        "megatron_lrpath.training.environment:initialize_megatron",
+        "megatron_lrpath.training.hooks:initialize_megatron",
         ("allow_no_cuda",),
         "without allow_no_cuda it asserts a GPU",
         device="cpu",
     ),
     Seam(
         "megatron.training.training:set_jit_fusion_options",
-        "megatron_lrpath.training.environment:set_jit_fusion_options",
+        "megatron_lrpath.training.hooks:set_jit_fusion_options",
         (),
         "it warms up GPU kernels with bias and dropout, 5 to 15 s (on the CPU 26 s) for nothing where a model has none",
         speed=True,
     ),
     Seam(
         "torch.distributed.checkpoint.default_planner:DefaultSavePlanner.resolve_data",
-        "megatron_lrpath.training.cpu.in_place:resolve_data",
+        "megatron_lrpath.training.checkpoints.dist_checkpointing:resolve_data",
         ("self", "write_item"),
         "Megatron's writer copies every tensor that is a part of a larger buffer, as all weights are",
         device="cpu",
@@ -367,7 +367,7 @@ SEAMS = (
     ),
     Seam(
         "torch.optim.adam:Adam._init_group",
-        "megatron_lrpath.training.gpu.optimizer:init_group",
+        "megatron_lrpath.training.gpu.kernels:init_group",
         ("self", "group"),
         "Megatron does not ask torch's Adam for its fused kernel, and the other passes over the state several times",
         device="cuda",
@@ -375,7 +375,7 @@ SEAMS = (
     ),
     Seam(
         "megatron.core.optimizer.clip_grads:l2_norm_impl",
-        "megatron_lrpath.training.gpu.optimizer:l2_norm",
+        "megatron_lrpath.training.gpu.kernels:l2_norm",
         (),  # Transformer Engine's and Apex', which are called as they are, have other names
         "without Transformer Engine and Apex it waits for the GPU once for each tensor",
         device="cuda",

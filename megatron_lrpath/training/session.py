@@ -9,15 +9,13 @@ from torch.distributed import Store
 
 from megatron_lrpath.paradigms import SFT
 from megatron_lrpath.training.checkpoints.ahead import ReadAhead
-from megatron_lrpath.training.checkpoints.commit import Commits
-from megatron_lrpath.training.checkpoints.saves import Saves
+from megatron_lrpath.training.checkpoints.commit import Commits, Saves
 from megatron_lrpath.training.context import RunContext
-from megatron_lrpath.training.exits import Exits
+from megatron_lrpath.training.exits import Exits, Signals
 from megatron_lrpath.training.first_weights import StageOrder
 from megatron_lrpath.training.guards.guard import Guard
 from megatron_lrpath.training.guards.peers import PeerWatch
 from megatron_lrpath.training.guards.runlock import RunLock
-from megatron_lrpath.training.guards.signals import Signals
 from megatron_lrpath.training.guards.standstill import Standstill
 from megatron_lrpath.training.options.arguments import ArgumentsProvider
 from megatron_lrpath.training.scheduler import LRPathScheduler

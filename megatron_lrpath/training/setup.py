@@ -14,7 +14,7 @@ import torch.distributed as dist
 from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
 from megatron.training.arguments import parse_and_validate_args, parse_args
 from megatron.training.checkpointing import load_args_from_checkpoint
-from megatron.training.global_vars import get_tensorboard_writer, set_global_variables
+from megatron.training.global_vars import set_global_variables
 from megatron.training.utils import get_blend_and_blend_per_split
 
 from megatron_lrpath.console import say
@@ -31,13 +31,11 @@ from megatron_lrpath.runs.checkpoints import latest_step, present_fingerprint
 from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.runs.history import losses_before
 from megatron_lrpath.tokenizers.prints import TokenizerSpec
-from megatron_lrpath.training import batch_size, environment, event_files
 from megatron_lrpath.training.checkpoints import parent as parents
-from megatron_lrpath.training.checkpoints.commit import Commits
-from megatron_lrpath.training.checkpoints.saves import Saves
+from megatron_lrpath.training.checkpoints.commit import Commits, Saves
+from megatron_lrpath.training.checkpoints.dist_checkpointing import queue_between_processes
 from megatron_lrpath.training.checkpoints.start import Start, agree_on_start
 from megatron_lrpath.training.context import RunContext
-from megatron_lrpath.training.device import device_name
 from megatron_lrpath.training.first_weights import StageOrder, drawn_at
 from megatron_lrpath.training.guards import orphans
 from megatron_lrpath.training.guards.guard import Guard, SpikeDetector
@@ -45,24 +43,30 @@ from megatron_lrpath.training.guards.peers import PeerWatch, Ranks, own_store
 from megatron_lrpath.training.guards.runlock import hold
 from megatron_lrpath.training.guards.standstill import Standstill, fit_collectives
 from megatron_lrpath.training.layers import local_layers
-from megatron_lrpath.training.options.argument_identity import differences_from_checkpoint
+from megatron_lrpath.training.machine import device_name
 from megatron_lrpath.training.options.arguments import (
     ArgumentsProvider,
     arguments_provider,
+    default_problems,
     raise_all,
     read_arguments,
 )
-from megatron_lrpath.training.options.classes import default_problems
 from megatron_lrpath.training.options.from_arguments import (
     argument_context,
+    differences_from_checkpoint,
     refuse_companions,
     refuse_with_path,
 )
 from megatron_lrpath.training.options.from_machine import set_machine_flags, take_over_saving
 from megatron_lrpath.training.options.from_plan import PlannedRun, apply_defaults
 from megatron_lrpath.training.options.refusals import found_later, one_refusal, validate
+from megatron_lrpath.training.scheduler import (
+    follow_batch_sizes,
+    require_whole_micro_batches,
+    set_last_batch_size,
+)
 from megatron_lrpath.training.session import Session
-from megatron_lrpath.training.steps import StepRecorder, continue_wandb_run, set_wandb_defaults
+from megatron_lrpath.training.steps import StepRecorder, continue_wandb_run, forget_curves, set_wandb_defaults
 from megatron_lrpath.wording import listing
 
 
@@ -102,7 +106,7 @@ def arguments(session: Session, argv: list[str], defaults: Mapping[str, Any] | N
     fit_collectives(args, explicit)
     take_over_saving(args)
     if session.context is not None:
-        batch_size.before_validation(args, session.context.sizes)
+        set_last_batch_size(args, session.context.sizes)
     validate(args, defaults or {}, optimizer_problems(vars(args), with_path=True))
     if session.context is not None:
         refuse_endless_ramp(args, session.context)
@@ -111,7 +115,7 @@ def arguments(session: Session, argv: list[str], defaults: Mapping[str, Any] | N
         refuse(blend_problems(blend_prefixes(args), TokenizerSpec.of_arguments(args)))
     set_global_variables(args)
     if session.context is not None:
-        batch_size.follow(args, session.context.sizes, "eval_global_batch_size" in explicit)
+        follow_batch_sizes(args, session.context.sizes, "eval_global_batch_size" in explicit)
     return args
 
 
@@ -240,7 +244,7 @@ def begin(session: Session, args: Any) -> None:
     context = session.context
     assert context is not None
     if args.async_save:  # its process is forked before CUDA, NCCL and threads are up
-        environment.queue_between_processes()
+        queue_between_processes()
     own = Path(args.save)
     ranks = Ranks.from_environment(own)
     session.peers = session.exits.peers = PeerWatch(ranks)
@@ -256,7 +260,7 @@ def begin(session: Session, args: Any) -> None:
         failure.use_folder(context.folder)
     if context.plan is not None and context.plan.adopted is not None:
         parents.require_adopted(context.plan, own, start.step)
-    batch_size.require_whole_micro_batches(args, context.sizes, start.step)
+    require_whole_micro_batches(args, context.sizes, start.step)
     start.apply(args)
     if start.folder is not None:
         common = parents.check_model(args, Path(start.folder), start.loaded, start.weights_of is not None)
@@ -350,24 +354,9 @@ def protect(session: Session, args: Any, start: Start, ranks: Ranks) -> None:
         first_step=start.step,
         first_samples=context.sizes.samples_at(start.step),
     )
-    forget_curves(context, args, start)
+    forget_curves(context, args, start.step + 1 if start.existing else start.step)
     session.saves, session.recorder = saves, StepRecorder(context, session.guard, args)
     session.commits = Commits(saves, session.recorder.sync_history, session.recorder.record_skips)
-
-
-def forget_curves(context: RunContext, args: Any, start: Start) -> None:
-    """Remove the steps that are trained again from TensorBoard's files, in the run's own folder; on its last
-    rank.
-    """
-    writer = get_tensorboard_writer()
-    if writer is None or context.folder is None:
-        return
-    folder = RunFolder(context.folder).tensorboard
-    own = event_files.file_of(writer)
-    if own is None or own.parent.resolve() != folder.resolve():
-        return
-    first = start.step + 1 if start.existing else start.step  # a branch begins with its parent's point
-    event_files.forget_from(folder, first, context.sizes.samples_at(first), args.seq_length, own)
 
 
 def branch_points(context: RunContext) -> frozenset[int]:

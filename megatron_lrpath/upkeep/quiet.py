@@ -17,8 +17,8 @@ from megatron_lrpath.launch.process import only_one
 from megatron_lrpath.launch.slurm.show import Jobs
 from megatron_lrpath.paradigms import PARADIGMS
 from megatron_lrpath.plan import Plan
-from megatron_lrpath.runs.elsewhere import nothing_there
 from megatron_lrpath.runs.folder import OutputFolder, RunFolder
+from megatron_lrpath.runs.results import nothing_there
 from megatron_lrpath.runs.state import is_live
 from megatron_lrpath.training.guards.runlock import hold
 from megatron_lrpath.wording import plural

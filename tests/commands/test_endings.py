@@ -123,7 +123,7 @@ def test_export_passes_over_what_is_exported_already(
     runs = [run for run in trained.runs("ours") if run.makes_version]
     monkeypatch.setattr(exporting, "chosen", lambda *_: runs)
     monkeypatch.setattr(exporting, "find_checkpoint", lambda *_: (runs[0].last_step, Path("checkpoint")))
-    monkeypatch.setattr("megatron_lrpath.export.fresh.is_fresh", lambda *_: True)
+    monkeypatch.setattr("megatron_lrpath.export.folder.is_export_of", lambda *_: True)
     monkeypatch.setattr("megatron_lrpath.data.record.require_tokenizer", lambda *_: None)
     assert main(["export", str(trained.path)]) == 0
     assert capsys.readouterr().out.count("already (--force exports it again") == len(runs)

@@ -18,7 +18,7 @@ from megatron_lrpath.data.record import blend_problems, record_path, tokenizer_p
 from megatron_lrpath.data.slice import Slice
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import Plan, load_plan
-from megatron_lrpath.readiness.tokenizer import made_checks
+from megatron_lrpath.readiness.data import made_checks
 from megatron_lrpath.sft.prepare import prepare
 from megatron_lrpath.sft.prepared import open_prepared
 from megatron_lrpath.tokenizers.prints import TokenizerSpec

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from megatron_lrpath import doctor
 from megatron_lrpath.cli import main
-from megatron_lrpath.doctor import machine as machine_module
-from megatron_lrpath.doctor import plan_checks
-from megatron_lrpath.doctor.machine import gpu_check, megatron_check, within
+from megatron_lrpath.doctor import gpu_check, megatron_check, plan_checks, within
 from megatron_lrpath.plan import load_plan
 from megatron_lrpath.readiness import Finding
 from tests.support.training_fixtures import make_plan
@@ -81,14 +80,14 @@ def test_megatron_must_be_in_the_supported_range(monkeypatch: pytest.MonkeyPatch
     assert not within("0.20.0", ">=0.19,<0.20")
     assert not within("0.18.9", ">=0.19,<0.20")
     for found, status in ((None, "failed"), ("0.20.1", "failed"), ("0.19.0", "ok")):
-        monkeypatch.setattr(machine_module, "version", lambda name, found=found: found)
+        monkeypatch.setattr(doctor, "version", lambda name, found=found: found)
         assert megatron_check(">=0.19,<0.20").status == status
 
 
 def test_gpus_that_torch_cannot_use_are_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine_module, "driver_gpus", lambda: 8)
+    monkeypatch.setattr(doctor, "driver_gpus", lambda: 8)
     found = gpu_check([])
     assert (found.status, "8" in found.found) == ("failed", True)
-    monkeypatch.setattr(machine_module, "driver_gpus", lambda: 0)
+    monkeypatch.setattr(doctor, "driver_gpus", lambda: 0)
     assert gpu_check([]).status == "info"
     assert gpu_check([("H100", 80 * 10**9)]).status == "ok"

@@ -21,8 +21,7 @@ from megatron_lrpath.export.card import Origin, evaluation, origin_of
 from megatron_lrpath.export.checkpoint import CheckpointReader, CheckpointTensor, write_checkpoint
 from megatron_lrpath.export.config import to_config
 from megatron_lrpath.export.folder import refuse_target
-from megatron_lrpath.export.safetensors_files import FileTensor, into_shards
-from megatron_lrpath.export.weights import tensor_mappings, write_weights
+from megatron_lrpath.export.weights import FileTensor, into_shards, tensor_mappings, write_weights
 from megatron_lrpath.files import appearing_folder
 from megatron_lrpath.plan import load_plan
 from tests.support.export_worker import transformers_model, weights

@@ -12,7 +12,7 @@ import pytest
 from megatron_lrpath.errors import PlanError
 from megatron_lrpath.plan import PARADIGMS, Plan, differences, run_identity
 from megatron_lrpath.plan.identity import reached
-from megatron_lrpath.plan.replay import Replay
+from megatron_lrpath.plan.mix import Replay
 from megatron_lrpath.plan.wording import replays_text
 from tests.support.plan_text import plan_with
 

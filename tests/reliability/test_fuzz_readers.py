@@ -32,7 +32,7 @@ from megatron_lrpath.launch.slurm.ledger import Ledger, read_attempts
 from megatron_lrpath.plan import load_plan
 from megatron_lrpath.reading import required_object
 from megatron_lrpath.report.collect import collect, gaps
-from megatron_lrpath.report.downstream import downstream_table
+from megatron_lrpath.report.evaluations import downstream_table
 from megatron_lrpath.report.facts import facts
 from megatron_lrpath.report.style import read_advice
 from megatron_lrpath.report.tables import main_table, run_table

@@ -16,7 +16,7 @@ from megatron_lrpath.checkpoints.reader import written_items
 from megatron_lrpath.runs import checkpoints as disk
 from megatron_lrpath.runs.checkpoints import MANIFEST, item_key, read_manifest, sum_file
 from megatron_lrpath.training.checkpoints.ahead import ReadAhead
-from megatron_lrpath.training.checkpoints.saves import Saves
+from megatron_lrpath.training.checkpoints.commit import Saves
 from megatron_lrpath.training.options import from_plan
 from megatron_lrpath.training.options.arguments import read_early
 from tests.support.training_fixtures import Outcome, history, make_plan, run_words, train

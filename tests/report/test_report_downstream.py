@@ -14,7 +14,7 @@ import pytest
 
 from megatron_lrpath.plan import Plan
 from megatron_lrpath.report.collect import collect
-from megatron_lrpath.report.downstream import downstream_csv, downstream_table
+from megatron_lrpath.report.evaluations import downstream_csv, downstream_table
 from megatron_lrpath.report.page import make_report, write_report
 from tests.support.report_tree import write_plan, write_slices, write_tree
 

@@ -279,10 +279,10 @@ def fused_gradients() -> Iterator[list[str]]:
     """Trains with the gradients added inside the product by our module; notes the type of each weight's inputs."""
     from megatron.core.tensor_parallel import layers
 
-    from megatron_lrpath.training import environment, fused_gradients
+    from megatron_lrpath.training import fused_gradients, machine
 
     seen: list[str] = []
-    originals = environment.flags, fused_gradients.wgrad_gemm_accum_fp32
+    originals = machine.flags, fused_gradients.wgrad_gemm_accum_fp32
 
     def flags(*args: Any) -> dict[str, Any]:
         return {
@@ -295,10 +295,10 @@ def fused_gradients() -> Iterator[list[str]]:
         seen.append(str(inputs.dtype))
         originals[1](inputs, grad_output, main_grad)
 
-    environment.flags, fused_gradients.wgrad_gemm_accum_fp32 = flags, noting
+    machine.flags, fused_gradients.wgrad_gemm_accum_fp32 = flags, noting
     layers.fused_weight_gradient_mlp_cuda, layers._grad_accum_fusion_available = fused_gradients, True
     yield seen
-    environment.flags, fused_gradients.wgrad_gemm_accum_fp32 = originals
+    machine.flags, fused_gradients.wgrad_gemm_accum_fp32 = originals
 
 
 @contextmanager
@@ -348,10 +348,10 @@ def engine() -> Iterator[list[str]]:
     from transformer_engine.pytorch.extra_state import ExtraState
 
     from megatron_lrpath.plan.needs import ENGINE
-    from megatron_lrpath.training import environment
+    from megatron_lrpath.training import machine
 
     seen: list[str] = []
-    available, made = environment.available, ExtraState.__init__
+    available, made = machine.available, ExtraState.__init__
 
     def with_engine(device: str, packed: bool = False) -> frozenset[str]:
         return available(device, packed) | (set() if packed else {ENGINE})
@@ -360,9 +360,9 @@ def engine() -> Iterator[list[str]]:
         seen.append(type(self).__name__)
         made(self, *args, **named)
 
-    environment.available, ExtraState.__init__ = with_engine, watching
+    machine.available, ExtraState.__init__ = with_engine, watching
     yield seen
-    environment.available, ExtraState.__init__ = available, made
+    machine.available, ExtraState.__init__ = available, made
 
 
 @contextmanager
@@ -400,7 +400,7 @@ def gpu_kernels() -> Iterator[dict[str, int]]:
     for module in [name for name in sys.modules if name.split(".")[0] == "triton" and "._C" not in name]:
         del sys.modules[module]  # it chooses its interpreter at its import
     from megatron_lrpath.training import seams, setup
-    from megatron_lrpath.training.gpu import kernels, measures, optimizer
+    from megatron_lrpath.training.gpu import kernels, measures
 
     seen = dict.fromkeys(measures.KERNELS, 0)
     rows, set_flags = seams.rows, setup.set_machine_flags
@@ -423,9 +423,9 @@ def gpu_kernels() -> Iterator[dict[str, int]]:
 
     kernels.CrossEntropy.forward = staticmethod(counted(measures.CROSS_ENTROPY, kernels.CrossEntropy.forward))
     kernels.rotate = counted(measures.ROTARY, kernels.rotate)
-    fused, norm = optimizer.torch._fused_adamw_, optimizer.torch._foreach_norm
-    optimizer.torch._fused_adamw_ = counted(measures.ADAM, fused)
-    optimizer.torch._foreach_norm = counted(measures.GRAD_NORM, norm)
+    fused, norm = kernels.torch._fused_adamw_, kernels.torch._foreach_norm
+    kernels.torch._fused_adamw_ = counted(measures.ADAM, fused)
+    kernels.torch._foreach_norm = counted(measures.GRAD_NORM, norm)
     seams.rows, setup.set_machine_flags = gpu_rows, with_kernels
     yield seen
     seams.rows, setup.set_machine_flags = rows, set_flags

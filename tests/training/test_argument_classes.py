@@ -25,8 +25,8 @@ from megatron_lrpath.plan.arguments import (
 from tests.support import ROOT
 from tests.support.plan_text import SOUND
 
-classes = pytest.importorskip("megatron_lrpath.training.options.classes")
-from megatron_lrpath.training.options import arguments, from_arguments, from_plan  # noqa: E402
+pytest.importorskip("megatron.training")
+from megatron_lrpath.training.options import arguments, from_arguments, from_plan
 
 ROWS = [pytest.param(argument, id=name) for name, argument in sorted(table().items())]
 
@@ -173,8 +173,8 @@ def test_an_argument_of_another_megatron_is_refused_and_one_of_a_fork_counts(
 
 def test_a_scripts_defaults_are_refused_as_its_arguments() -> None:
     defaults = {"dataloader_type": "cyclic", "no_load_rng": True, "tokenizer_type": "GPT2BPETokenizer"}
-    found = "\n".join(classes.default_problems(defaults, {}))
+    found = "\n".join(arguments.default_problems(defaults, {}))
     assert "--dataloader-type cyclic among the script's args_defaults" in found
     assert "--no-load-rng among the script's args_defaults" in found
     given = {"dataloader_type": "single"}
-    assert not classes.default_problems({"no_load_optim": False, "dataloader_type": "cyclic"}, given)
+    assert not arguments.default_problems({"no_load_optim": False, "dataloader_type": "cyclic"}, given)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.training.cpu import kernels
-from megatron_lrpath.training.device import DEVICES, choose_device
+from megatron_lrpath.training.machine import DEVICES, choose_device
 from tests.support import ROOT
 from tests.support.training_fixtures import begin_process_group, launch
 
@@ -36,7 +36,7 @@ owners = {"torch": torch, "cuda": torch.cuda, "Tensor": torch.Tensor, "Module": 
 def names(owner):
     return {name: inspect.getattr_static(owner, name, None) for name in dir(owner)}
 before = {owner: names(value) for owner, value in owners.items()}
-from megatron_lrpath.training.device import activate
+from megatron_lrpath.training.machine import activate
 activate("cpu")
 changed = sorted(f"{owner}.{name}" for owner, value in owners.items() for name, one in names(value).items()
                  if name in before[owner] and before[owner][name] is not one)

@@ -167,7 +167,7 @@ def test_rotary_embeddings_are_megatrons(kind: torch.dtype, monkeypatch: pytest.
 def test_the_norm_of_the_gradients_is_megatrons() -> None:
     from megatron.core.utils import local_multi_tensor_l2_norm
 
-    from megatron_lrpath.training.gpu.optimizer import l2_norm
+    from megatron_lrpath.training.gpu.kernels import l2_norm
     from megatron_lrpath.training.session import Session
 
     generator = torch.Generator().manual_seed(4)
@@ -182,7 +182,7 @@ def test_the_norm_of_the_gradients_is_megatrons() -> None:
 
 
 def test_adams_update_is_fused_and_its_step_is_where_the_weights_are() -> None:
-    from megatron_lrpath.training.gpu.optimizer import init_group
+    from megatron_lrpath.training.gpu.kernels import init_group
     from megatron_lrpath.training.session import Session
 
     weight = torch.nn.Parameter(torch.ones(3, device="meta"))  # another device than the step's

@@ -16,7 +16,7 @@ START = """
 import sys
 from megatron_lrpath.training import pretrain
 from megatron_lrpath.training.exits import Exits
-from megatron_lrpath.training.guards.signals import Signals
+from megatron_lrpath.training.exits import Signals
 pretrain.open_session(["--device", "cpu"], Exits(), Signals())
 assert "megatron.training" in sys.modules
 print(*({"wandb", "transformers"} & set(sys.modules)))

@@ -44,7 +44,7 @@ def test_gradients_added_inside_the_product_are_those_of_two_steps(kind: torch.d
 def test_megatron_finds_the_module_where_apex_is_not_installed() -> None:
     """In a process that chooses a GPU, before Megatron is imported."""
     program = (
-        "from megatron_lrpath.training import device; device.activate('cuda')\n"
+        "from megatron_lrpath.training import machine; machine.activate('cuda')\n"
         "from megatron.core.tensor_parallel import layers\n"
         "print(layers._grad_accum_fusion_available, layers.fused_weight_gradient_mlp_cuda.__name__)"
     )
@@ -69,11 +69,11 @@ def test_a_training_with_them_is_the_one_without(tmp_path: Path) -> None:
 
 def flags(monkeypatch: pytest.MonkeyPatch, device: str, *there: str, packed: bool = False) -> dict[str, Any]:
     """The flags on a machine with these modules."""
-    from megatron_lrpath.training import environment
+    from megatron_lrpath.training import machine
 
-    monkeypatch.setattr(environment, "importable", lambda name: name in there)
-    monkeypatch.setattr(environment, "installed", lambda device: {GPU, ENGINE} if device == "cuda" else set())
-    return environment.flags(device, packed)
+    monkeypatch.setattr(machine, "importable", lambda name: name in there)
+    monkeypatch.setattr(machine, "installed", lambda device: {GPU, ENGINE} if device == "cuda" else set())
+    return machine.flags(device, packed)
 
 
 def test_with_transformer_engine_and_without_apex_a_training_starts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,12 +90,12 @@ def test_with_transformer_engine_and_without_apex_a_training_starts(monkeypatch:
 
 
 def test_a_rank_takes_a_gpu_that_it_sees(monkeypatch: pytest.MonkeyPatch) -> None:
-    from megatron_lrpath.training import environment
+    from megatron_lrpath.training import machine
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # --gpus-per-task=1
-    assert [environment.device_number(rank) for rank in range(3)] == [0, 0, 0]
+    assert [machine.device_number(rank) for rank in range(3)] == [0, 0, 0]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    assert environment.device_number(5) == 5
+    assert machine.device_number(5) == 5
 
 
 @pytest.mark.parametrize(
@@ -147,8 +147,8 @@ def test_the_document_names_every_argument_that_needs_something() -> None:
 
 DEFAULTS = """
 import json
-from megatron_lrpath.training import device
-device.activate("cpu")
+from megatron_lrpath.training import machine
+machine.activate("cpu")
 from megatron_lrpath.plan.needs import unmet
 from argparse import Namespace
 from megatron_lrpath.training.gpu.measures import Setting, choose

@@ -106,9 +106,9 @@ def test_a_row_that_only_saves_time_steps_aside_with_a_warning(
 
 APPLIED = """
 import json, sys
-from megatron_lrpath.training import device as devices
+from megatron_lrpath.training import machine
 device = sys.argv[1]
-devices.activate(device)
+machine.activate(device)
 from megatron_lrpath.training import seams
 from megatron_lrpath.training.session import Session
 session = Session(device)

@@ -15,8 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from megatron_lrpath.devices import peak_flops
 from megatron_lrpath.plan import differences, load_plan, run_identity
-from megatron_lrpath.training import event_files
 from megatron_lrpath.training import steps as watching
+from megatron_lrpath.training.steps import forget_points
 from tests.support.training_fixtures import history, make_plan, run_words, train
 from tests.training.test_training_rates import words_without_plan
 
@@ -79,7 +79,7 @@ def test_an_event_file_that_cannot_be_read_stays(tmp_path: Path) -> None:
     for content in (b"", b"foreign", bytes(64), b"\x08" + bytes(7) + b"\xff" * 64):
         file = tmp_path / "events.out.tfevents.1"
         file.write_bytes(content)
-        event_files.forget_from(tmp_path, 0, 4, 16, tmp_path / "own")
+        forget_points(tmp_path, 0, 4, 16, tmp_path / "own")
         assert file.read_bytes() == content
 
 

@@ -20,7 +20,7 @@ from megatron_lrpath.locks import FolderLock
 from megatron_lrpath.merge.preview import plan_preview
 from megatron_lrpath.plan import Plan, load_plan
 from megatron_lrpath.readiness import Request, check_plan, fetch_archived
-from megatron_lrpath.readiness.parents import parent_checks
+from megatron_lrpath.readiness.output import parent_checks
 from megatron_lrpath.runs.archive import FETCHING, Archive
 from megatron_lrpath.runs.checkpoints import (
     MANIFEST,
@@ -181,7 +181,7 @@ def test_what_reads_an_archived_checkpoint_gets_it(
     monkeypatch.setattr("megatron_lrpath.commands.eval.run_logged", reads)
     monkeypatch.setattr("megatron_lrpath.commands.eval.require_harness", lambda: None)
     monkeypatch.setattr("megatron_lrpath.export.folder.export_checkpoint", reads)
-    monkeypatch.setattr("megatron_lrpath.export.fresh.export_checkpoint", reads)
+    monkeypatch.setattr("megatron_lrpath.export.folder.export_checkpoint", reads)
     with suppress(UserError):
         command(plan)
     assert sum_files(folder) == before

@@ -21,8 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from megatron_lrpath.data.preprocess.foreign import NONE_USABLE, none_usable
-from megatron_lrpath.data.preprocess.readers import Chunk, expand_inputs, read_chunks, total_bytes
+from megatron_lrpath.data.preprocess.readers import (
+    NONE_USABLE,
+    Chunk,
+    expand_inputs,
+    none_usable,
+    read_chunks,
+    total_bytes,
+)
 from megatron_lrpath.data.preprocess.worker import (
     ChunkResult,
     DocumentOptions,

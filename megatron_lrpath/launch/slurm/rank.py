@@ -24,8 +24,8 @@ from pathlib import Path
 from megatron_lrpath.exits import SAVED_AND_STOPPED, leave_at_once
 from megatron_lrpath.launch.slurm.stop import confirmation
 from megatron_lrpath.runs import failure
+from megatron_lrpath.training.exits import BEGUN
 from megatron_lrpath.training.guards import orphans
-from megatron_lrpath.training.guards.signals import BEGUN
 
 PASSED_ON = (signal.SIGUSR2, signal.SIGTERM)
 WATCHED = (*PASSED_ON, signal.SIGCHLD)

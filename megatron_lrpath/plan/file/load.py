@@ -38,9 +38,8 @@ from megatron_lrpath.plan.file.values import (
     read_section,
     read_value,
 )
-from megatron_lrpath.plan.mix import Mix, MixPart
+from megatron_lrpath.plan.mix import Mix, MixPart, Replay
 from megatron_lrpath.plan.plan import Plan
-from megatron_lrpath.plan.replay import Replay
 from megatron_lrpath.plan.sft import Sft
 from megatron_lrpath.plan.spec import Adopted, Batch, Data, Falling, Tokenizer, Version
 from megatron_lrpath.schedule import STYLES, Schedule

@@ -18,7 +18,6 @@ from megatron_lrpath.training.checkpoints.parent import require_checkpoint
 from megatron_lrpath.training.context import ParentCheckpoint
 from megatron_lrpath.training.guards.peers import Ranks
 
-CHECKS = ("checksums", "sizes")
 Problems = list[str]
 
 

@@ -1,1 +1,1 @@
-"""Megatron on the CPU: replacements for names that expect a GPU, kernels, and saves without copies."""
+"""Megatron on the CPU: replacements for names that expect a GPU, and kernels."""

@@ -1,1 +1,1 @@
-"""Guards that stop a run in time: bad numbers, signals, dead ranks, a second owner."""
+"""Guards that stop a run in time: bad numbers, dead ranks, a second owner."""

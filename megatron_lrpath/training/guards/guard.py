@@ -20,9 +20,9 @@ from megatron.core.num_microbatches_calculator import get_current_global_batch_s
 from megatron.training import get_args
 
 from megatron_lrpath.errors import TrainingStoppedError
+from megatron_lrpath.training.checkpoints.commit import Saves
 from megatron_lrpath.training.checkpoints.parent import expect_iteration
-from megatron_lrpath.training.checkpoints.saves import Saves
-from megatron_lrpath.training.guards.signals import Signals
+from megatron_lrpath.training.exits import Signals
 
 MINIMUM = 16  # losses before anything counts as a spike
 TO_DEVIATION = 1.4826  # median absolute deviation -> standard deviation of a normal distribution

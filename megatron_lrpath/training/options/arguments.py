@@ -1,18 +1,19 @@
-"""The argument group "learning-rate path switching", in addition to Megatron's arguments."""
+"""The argument group "learning-rate path switching", Megatron's parser with it, and the problems of a command line."""
 
 from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.paradigms import CPT_VARIANTS, LR_PATH_KINDS, PARADIGMS, RESET_MAX
-from megatron_lrpath.plan.arguments import option_hint
+from megatron_lrpath.plan.arguments import MEGATRON, PATH, find, flag, option_hint
 from megatron_lrpath.schedule.styles import KNOBS, STYLES, Knob
 from megatron_lrpath.training.gpu.measures import KERNELS, NONE
+from megatron_lrpath.wording import nearest
 
 EVERY_ARGUMENT = " (pretrain_gpt.py --help lists every argument)"
 
@@ -294,3 +295,63 @@ def raise_all(problems: Sequence[str], later: Callable[[], Sequence[str]] | None
         raise UserError(problems[0])
     if problems:
         raise UserError(f"{len(problems)} problems:\n" + "\n".join(f"- {problem}" for problem in problems))
+
+
+def word(name: str, value: Any) -> str:
+    """Return the name of an explicit argument for a message, with its value if only some values are refused."""
+    argument = find(name)
+    shown = argument is not None and (argument.allowed or argument.refused_values)
+    return f"{flag(name)} {getattr(value, 'name', value)}" if shown else flag(name)
+
+
+def default_problems(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """Return the defaults of a script (Megatron's `args_defaults`) that a run with a path refuses, a line
+    each.
+    """
+    return [
+        f"{word(name, value)} among the script's args_defaults: {argument.why(PATH)}."
+        for name, value in defaults.items()
+        if name not in given and value not in (None, False)
+        if (argument := find(name)) is not None and argument.refuses(PATH, value)
+    ]
+
+
+def neutral_names(given: Mapping[str, Any]) -> frozenset[str]:
+    """Return the destinations in --lr-path-neutral."""
+    return frozenset(name.lstrip("-").replace("-", "_") for name in given.get("lr_path_neutral", ()))
+
+
+def unclassified(given: Mapping[str, Any], own: ArgumentsProvider | None) -> list[str]:
+    """Return the problems of arguments that the table lacks, and of the names in --lr-path-neutral.
+
+    A script's own arguments, and those that a fork adds to a Megatron of the table's version, belong to
+    the run.
+    """
+    from megatron.core import __version__ as installed  # must follow the choice of the device
+
+    problems = _wrong_neutral_names(given, own)
+    others = [name for name in given if find(name) is None]
+    if others and not f"{installed}.".startswith(f"{MEGATRON}."):
+        ours = {action.dest for action in full_parser(own)._actions} - {
+            action.dest for action in full_parser()._actions
+        }
+        problems += [
+            f"{flag(name)}: this argument is not classified for Megatron {installed} (this "
+            f"project knows {MEGATRON}), so that it is not known whether a result depends on it; leave it out."
+            for name in others
+            if name not in ours
+        ]
+    return problems
+
+
+def _wrong_neutral_names(given: Mapping[str, Any], own: ArgumentsProvider | None) -> list[str]:
+    named = neutral_names(given)
+    if not named:
+        return []
+    theirs = {action.dest for action in full_parser(own)._actions if find(action.dest) is None} - {"help"}
+    return [
+        f"--lr-path-neutral {name}: an argument of Megatron's, which has its class already; leave it out."
+        if find(name) is not None
+        else f"--lr-path-neutral {name}: this script has no such argument{nearest(name, theirs)}."
+        for name in sorted(named - theirs)
+    ]

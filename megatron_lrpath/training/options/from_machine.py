@@ -10,7 +10,7 @@ from megatron_lrpath.console import say
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan.arguments import flag
 from megatron_lrpath.plan.needs import ENGINE, PLAIN, refuse, unmet
-from megatron_lrpath.training import environment
+from megatron_lrpath.training import machine
 from megatron_lrpath.training.gpu import measures
 from megatron_lrpath.training.session import Session
 
@@ -28,10 +28,10 @@ def set_machine_flags(args: Any, explicit: Mapping[str, Any], session: Session) 
     Raises:
         UserError: arguments require something that is missing; all of them in one message.
     """
-    have = environment.available(session.device, session.is_packed)
+    have = machine.available(session.device, session.is_packed)
     if session.context is None:
         have |= {PLAIN}
-    flags = environment.flags(session.device, session.is_packed)
+    flags = machine.flags(session.device, session.is_packed)
     other = [
         f"{flag(name)} {explicit[name]} cannot be had here"
         for name, value in flags.items()
@@ -47,7 +47,7 @@ def set_machine_flags(args: Any, explicit: Mapping[str, Any], session: Session) 
     for name, value in flags.items():
         setattr(args, name, value)
     if session.device == "cuda":
-        args.local_rank = environment.device_number(args.local_rank)
+        args.local_rank = machine.device_number(args.local_rank)
         off = turned_off(session)
         overlap_communication(args, off)
         session.kernels = choose_kernels(args, off, is_run=session.context is not None)
@@ -66,7 +66,7 @@ def take_over_saving(args: Any) -> None:
     args.exit_signal_handler = False  # ours answers
     if args.async_save:
         args.use_persistent_ckpt_worker = True
-        if not environment.importable("nvidia_resiliency_ext"):
+        if not machine.importable("nvidia_resiliency_ext"):
             args.async_strategy = "mcore"
 
 
@@ -99,7 +99,7 @@ def choose_kernels(args: Any, off: frozenset[str], is_run: bool) -> frozenset[st
     wanted = args.gpu_kernels
     if wanted is None and not is_run:
         return frozenset()
-    kernels, why = measures.choose(wanted, measures.Setting(args, environment.fused_optimizer()))
+    kernels, why = measures.choose(wanted, measures.Setting(args, machine.fused_optimizer()))
     if wanted is not None:
         refuse_kernels(why)
     elif measures.CROSS_ENTROPY in why and is_fusion_possible(args) and CROSS_ENTROPY_FUSION not in off:

@@ -20,8 +20,13 @@ from megatron_lrpath.plan.spec import SAVE_INTERVAL, Batch
 from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.sft.prepared import open_prepared
 from megatron_lrpath.training.context import ParentCheckpoint, RunContext
-from megatron_lrpath.training.options.arguments import ArgumentsProvider, explicit_arguments, raise_all
-from megatron_lrpath.training.options.classes import unclassified, word
+from megatron_lrpath.training.options.arguments import (
+    ArgumentsProvider,
+    explicit_arguments,
+    raise_all,
+    unclassified,
+    word,
+)
 from megatron_lrpath.training.options.from_arguments import results_arguments
 
 

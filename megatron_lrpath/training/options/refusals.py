@@ -18,7 +18,7 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan.arguments import PATH, PLAN, find
 from megatron_lrpath.plan.needs import unmet
 from megatron_lrpath.plan.optimizers import optimizer_problems
-from megatron_lrpath.training import environment
+from megatron_lrpath.training import machine
 from megatron_lrpath.training.guards.standstill import fit_collectives
 from megatron_lrpath.training.options.arguments import explicit_arguments, full_parser, raise_all
 from megatron_lrpath.training.options.from_arguments import incomplete
@@ -48,7 +48,7 @@ def found_later(
         defaults: those of a script of its own.
         flags: the arguments that a plan sets, which come first.
     """
-    found = unmet(given, environment.available(session.device, session.is_packed))
+    found = unmet(given, machine.available(session.device, session.is_packed))
     parser = full_parser(session.own_arguments)
     explicit = {**given, **explicit_arguments(list(flags))}
     args = Namespace(**{**{action.dest: action.default for action in parser._actions}, **explicit})

@@ -20,7 +20,7 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.exits import SAVED_AND_STOPPED
 from megatron_lrpath.plan import Plan, Run, load_plan
 from megatron_lrpath.runs import failure
-from megatron_lrpath.training.guards.signals import Signals
+from megatron_lrpath.training.exits import Signals
 
 RANK = int(os.environ["RANK"])
 stop = False

@@ -9,9 +9,9 @@ import sys
 import time
 from typing import Any
 
-from megatron_lrpath.training import device
+from megatron_lrpath.training import machine
 
-activate = device.activate
+activate = machine.activate
 
 
 def activate_and_slow_down(kind: str) -> None:
@@ -29,6 +29,6 @@ def activate_and_slow_down(kind: str) -> None:
     training.train_step = train_step
 
 
-device.activate = activate_and_slow_down
+machine.activate = activate_and_slow_down
 module, *sys.argv[1:] = sys.argv[1:]
 runpy.run_module(module, run_name="__main__", alter_sys=True)

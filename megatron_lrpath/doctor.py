@@ -1,4 +1,4 @@
-"""Checks of the machine: versions, GPUs, Transformer Engine and Apex, NCCL, compiled helpers, memory, disk."""
+"""The checks of `lrpath doctor`: the machine (versions, GPUs, libraries, NCCL, memory, disk), and a plan on it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from pathlib import Path
 import torch
 
 from megatron_lrpath.launch.resources import cores, driver_gpus
-from megatron_lrpath.readiness.finding import FAILED, INFO, OK, WARNING, Finding
+from megatron_lrpath.plan import PARADIGMS, Plan
+from megatron_lrpath.readiness import FAILED, INFO, OK, WARNING, Finding, Request, check_plan
 from megatron_lrpath.readiness.machine import disk_check
-from megatron_lrpath.training import environment
+from megatron_lrpath.training import machine
 from megatron_lrpath.training.gpu import measures
 from megatron_lrpath.training.seams import MEGATRON
-from megatron_lrpath.wording import byte_size
+from megatron_lrpath.wording import byte_size, plural
 
 PYTHON = (3, 12)
 PACKAGES = ("torch", "numpy", "transformers", "sentencepiece", "gigatoken", "safetensors", "psutil")
@@ -40,7 +41,7 @@ def machine_checks(folder: Path) -> list[Finding]:
         found = version(name)
         checks.append(verdict(name, bool(found), found or "not installed", advice=f"pip install {name}"))
     checks += [gpu_check(gpus), *accelerator_checks(bool(gpus)), nccl_check(bool(gpus))]
-    helpers = environment.importable("megatron.core.datasets.helpers_cpp")
+    helpers = machine.importable("megatron.core.datasets.helpers_cpp")
     helpers_advice = "Reinstall megatron-core from its wheel; compiling needs g++ and make."
     compiled = "compiled" if helpers else "not compiled"  # without them every start tries to compile them
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -112,9 +113,7 @@ def gpu_check(gpus: list[tuple[str, int]]) -> Finding:
 def accelerator_checks(gpu: bool) -> list[Finding]:
     """Check Transformer Engine, Apex and liger-kernel, and report the effect of their absence."""
     lacking = WARNING if gpu else INFO
-    engine, apex = (
-        environment.importable(name) for name in (environment.TRANSFORMER_ENGINE, environment.APEX_FUSIONS)
-    )
+    engine, apex = (machine.importable(name) for name in (machine.TRANSFORMER_ENGINE, machine.APEX_FUSIONS))
     without_engine = (
         "its fused kernels, FP8 and context parallelism are not there; attention is torch's "
         "scaled_dot_product_attention, norms are torch's"
@@ -151,3 +150,11 @@ def nccl_check(gpu: bool) -> Finding:
     return Finding(
         "NCCL", INFO if gloo else FAILED, "not used without GPUs; processes communicate through Gloo"
     )
+
+
+def plan_checks(plan: Plan) -> list[Finding]:
+    """Return all checks of a plan."""
+    runs = [run for paradigm in PARADIGMS for run in plan.runs(paradigm) if run.same_as is None]
+    size = f"{plural(len(plan.versions), 'version')}, {plural(len(runs), 'run')}"
+    loaded = Finding("plan", OK, f"{plan.name}: {size}")
+    return [loaded, *check_plan(plan, Request())]

@@ -1,24 +1,66 @@
-"""Megatron flags that follow from the machine and the installed libraries, and functions that Megatron calls
-at its start.
+"""The machine of a training: its device and libraries, and the Megatron flags that follow from them.
+
+CUDA is used as in Megatron, the CPU through this project's backend.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.util
-import multiprocessing
-import queue
-import secrets
-from argparse import Namespace
-from collections.abc import Callable
-from multiprocessing.managers import SyncManager
-from typing import TYPE_CHECKING, Any
+import os
+from typing import Any
 
+from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan.needs import ENGINE, GPU, installed
-from megatron_lrpath.plan.secrets import hide_values
 
-if TYPE_CHECKING:
-    from megatron_lrpath.training.session import Session
+# Torch reads it when it is imported. Its warnings are C++ stack traces of every rank that misses another one.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def choose_device(wanted: str = "auto") -> str:
+    """Return the device to train on: `wanted`, or for `auto` the GPU if there is one, else the CPU.
+
+    Raises:
+        UserError: `cuda` was requested and torch sees no GPU.
+    """
+    import torch
+
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise UserError(
+            "--device cuda: torch sees no GPU here. Check `nvidia-smi` and CUDA_VISIBLE_DEVICES, "
+            "or train on the CPU with --device cpu."
+        )
+    if wanted == "auto":
+        return "cuda" if available else "cpu"
+    return wanted
+
+
+def device_name(args: Any) -> str:
+    """Return what this process trains on, with Megatron's arguments: the GPU's name, or `cpu`."""
+    import torch
+
+    # the CPU backend stands in for torch's CUDA functions
+    return "cpu" if args.distributed_backend == "gloo" else torch.cuda.get_device_name()
+
+
+def activate(device: str) -> None:
+    """Prepare the process for `device`, before Megatron is imported; the CPU backend is imported only for the
+    CPU.
+    """
+    if device == "cuda":
+        from megatron_lrpath.training import fused_gradients  # imports torch, which others must not pay for
+
+        fused_gradients.register()
+    if device == "cpu":
+        from megatron_lrpath.training.cpu import (
+            backend as cpu,
+        )  # imports torch, which others must not pay for
+
+        cpu.install()
+
 
 TRANSFORMER_ENGINE = "transformer_engine.pytorch"  # it may be built for another CUDA than this machine's
 APEX_FUSIONS = "fused_weight_gradient_mlp_cuda"  # Apex's compiled gradient accumulation
@@ -90,52 +132,3 @@ def device_number(rank: int) -> int:
     import torch
 
     return rank % max(1, torch.cuda.device_count())
-
-
-def get_write_results_queue(original: Callable[..., Any], *_: Any, **__: Any) -> Any:
-    """Return a plain queue for synchronous saves, and one of a manager process for saves by another process."""
-    from megatron.training import get_args
-
-    return queue_between_processes() if get_args().async_save else queue_within_process()
-
-
-@functools.cache
-def queue_within_process() -> queue.Queue[Any]:
-    """A queue of saves that this process writes itself."""
-    return queue.Queue()
-
-
-@functools.cache
-def queue_between_processes() -> Any:
-    """A queue of a manager process at an abstract address: a socket in a folder would outlive a killed run."""
-    manager = SyncManager(f"\0lrpath-{secrets.token_hex(16)}", ctx=multiprocessing.get_context("fork"))
-    manager.start()
-    return manager.Queue()
-
-
-def compile_helpers(original: Callable[..., None], *args: Any, **named: Any) -> None:
-    """Compile Megatron's dataset helpers only if they are not compiled yet."""
-    if not importable("megatron.core.datasets.helpers_cpp"):
-        original(*args, **named)
-
-
-def initialize_megatron(
-    original: Callable[..., Any], allow_no_cuda: bool = False, *args: Any, **kwargs: Any
-) -> Any:
-    """Initialize without a GPU."""
-    return original(True, *args, **kwargs)
-
-
-def print_args(original: Callable[..., None], title: str, args: Any) -> None:
-    """Print Megatron's arguments without the values of secrets."""
-    original(title, Namespace(**hide_values(vars(args))))
-
-
-def set_jit_fusion_options(session: Session, original: Callable[..., None], *args: Any, **named: Any) -> None:
-    """Warm up Megatron's kernels with bias and dropout only for a model with both; never on the CPU."""
-    from megatron.training import get_args
-
-    settings = get_args()
-    dropout = settings.hidden_dropout or settings.attention_dropout
-    if session.device != "cpu" and (settings.add_bias_linear or dropout):
-        original(*args, **named)
