@@ -160,12 +160,10 @@ def find_checkpoint(folder: Path, step: int | None) -> tuple[int, Path]:
     """Return step and folder of a complete checkpoint: the requested one, else the newest; an imported model
     is step 0.
     """
-    from megatron_lrpath.runs.checkpoints import checkpoint_folder, latest_step
-    from megatron_lrpath.training.checkpoints.parent import require_checkpoint
-    from megatron_lrpath.training.context import ParentCheckpoint
+    from megatron_lrpath.runs.checkpoints import checkpoint_folder, latest_step, require_checkpoint
 
     if step is not None:
-        require_checkpoint(ParentCheckpoint(folder, step))
+        require_checkpoint(folder, step)
         return step, checkpoint_folder(folder, step)
     newest = latest_step(folder)
     if newest is not None:

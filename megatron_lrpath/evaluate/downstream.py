@@ -10,12 +10,15 @@ from typing import Any
 from megatron_lrpath.console import warn
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.plan import Plan, Run
-from megatron_lrpath.runs.checkpoints import checkpoint_fingerprint, checkpoint_folder, files_fingerprint
+from megatron_lrpath.runs.checkpoints import (
+    checkpoint_fingerprint,
+    checkpoint_folder,
+    files_fingerprint,
+    require_checkpoint,
+)
 from megatron_lrpath.runs.folder import RunFolder, read_json_object
 from megatron_lrpath.runs.results import is_complete, model_fingerprint, model_runs
 from megatron_lrpath.sealed import write_sealed
-from megatron_lrpath.training.checkpoints.parent import require_checkpoint
-from megatron_lrpath.training.context import ParentCheckpoint
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ def run_subject(plan: Plan, run: Run) -> Subject:
     checkpoints = RunFolder(folder).checkpoints
     fingerprint = model_fingerprint(folder, run.last_step)
     if fingerprint is None:
-        require_checkpoint(ParentCheckpoint(checkpoints, run.last_step))
+        require_checkpoint(checkpoints, run.last_step)
         fingerprint = checkpoint_fingerprint(checkpoints, run.last_step)
     place = checkpoint_folder(checkpoints, run.last_step)
     return Subject(run.key, folder, place, run.last_step, fingerprint, run)

@@ -27,7 +27,12 @@ from megatron_lrpath.data.versioned import build_validation
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.evaluate.completions import complete, prompts_of
 from megatron_lrpath.plan import Plan
-from megatron_lrpath.runs.checkpoints import MANIFEST, checkpoint_folder, present_fingerprint
+from megatron_lrpath.runs.checkpoints import (
+    MANIFEST,
+    checkpoint_folder,
+    present_fingerprint,
+    require_checkpoint,
+)
 from megatron_lrpath.runs.completions import has_completions, write_completions
 from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.runs.results import FIRST_SET, Target, add_evaluation, fresh_evaluation, missing_sets
@@ -35,7 +40,6 @@ from megatron_lrpath.sft.dataset import build_packed_validation
 from megatron_lrpath.training import seams, setup
 from megatron_lrpath.training.checkpoints import parent, start
 from megatron_lrpath.training.checkpoints.ahead import ReadAhead
-from megatron_lrpath.training.context import ParentCheckpoint
 from megatron_lrpath.training.datasets import dataset_config
 from megatron_lrpath.training.forward import ForwardStep
 from megatron_lrpath.training.guards.peers import Ranks, own_store
@@ -148,7 +152,7 @@ def load_weights(plan: Plan, target: Target, args: Any, model: list[Any]) -> boo
     """
     folder, step = RunFolder(plan.folder(target.run)).checkpoints, target.step
     if target.at is None:
-        parent.require_checkpoint(ParentCheckpoint(folder, step))
+        require_checkpoint(folder, step)
     elif removed(folder, step):
         return False
     if problems := damage(folder, step):

@@ -20,12 +20,10 @@ from megatron_lrpath.export.weights import EMBEDDING, write_weights
 from megatron_lrpath.files import appearing_folder, atomic_write_json, atomic_write_text
 from megatron_lrpath.plan import Plan, Run
 from megatron_lrpath.reading import read_object, why
-from megatron_lrpath.runs.checkpoints import checkpoint_folder
+from megatron_lrpath.runs.checkpoints import checkpoint_folder, require_checkpoint
 from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.runs.results import model_fingerprint
 from megatron_lrpath.tokenizers.files import find_tokenizer, write_tokenizer
-from megatron_lrpath.training.checkpoints.parent import require_checkpoint
-from megatron_lrpath.training.context import ParentCheckpoint
 
 RECORD = "lrpath_export.json"  # in an exported folder: which checkpoint it was made from
 STORED = "lrpath_chat"  # among the arguments of a fine-tuned checkpoint
@@ -230,7 +228,7 @@ def fresh_export(plan: Plan, run: Run, step: int, target: Path, again: str = "")
     if is_export_of(target, plan.folder(run), step):
         return target
     found = recorded_checkpoint(target)
-    require_checkpoint(ParentCheckpoint(checkpoints, step))
+    require_checkpoint(checkpoints, step)
     is_there = (target / "config.json").is_file()
     if is_there and found is None and again:
         raise UserError(

@@ -22,7 +22,7 @@ from typing import IO, Any
 
 import xxhash
 
-from megatron_lrpath.errors import cause
+from megatron_lrpath.errors import UserError, cause
 from megatron_lrpath.files import atomic_write_json, atomic_write_text, sweep_unfinished, sync_folder
 from megatron_lrpath.reading import parse_json, read_json
 from megatron_lrpath.runs.folder import read_json_object
@@ -314,6 +314,18 @@ def checkpoint_complete(root: Path, step: int) -> bool:
         return read_json_object(folder / "metadata.json") is not None  # it is not written atomically
     tracked = tracked_step(root)
     return tracked is not None and tracked >= step and not _is_empty(folder)
+
+
+def require_checkpoint(root: Path, step: int) -> None:
+    """Raise UserError, with the existing steps, if `root` has no complete checkpoint of `step`."""
+    if checkpoint_complete(root, step):
+        return
+    steps = complete_steps(root)
+    have = f"it has steps {', '.join(map(str, steps))}" if steps else "it has no complete checkpoint yet"
+    raise UserError(
+        f"{root}: no checkpoint of step {step}; {have}. Run the parent up to step "
+        f"{step} (it saves its branch points for any save interval), or restore that checkpoint."
+    )
 
 
 def complete_steps(root: Path) -> list[int]:

@@ -27,7 +27,7 @@ from megatron_lrpath.plan import run_identity
 from megatron_lrpath.plan.optimizers import optimizer_problems
 from megatron_lrpath.runs import checkpoints, failure, lineage
 from megatron_lrpath.runs.breaks import LAYOUT
-from megatron_lrpath.runs.checkpoints import latest_step, present_fingerprint
+from megatron_lrpath.runs.checkpoints import latest_step, present_fingerprint, require_checkpoint
 from megatron_lrpath.runs.folder import RunFolder
 from megatron_lrpath.runs.history import losses_before
 from megatron_lrpath.tokenizers.prints import TokenizerSpec
@@ -184,7 +184,7 @@ def check_lineage(context: RunContext) -> None:
     assert context.plan is not None
     assert context.run is not None
     if latest_step(RunFolder(context.folder).checkpoints) is None:
-        parents.require_checkpoint(context.parent)
+        require_checkpoint(context.parent.folder, context.parent.step)
     parent = context.plan.parent_of(context.run)
     own = {name: context.identity[name] for name in ("slices", "tokenizer_model", "arguments")}
     if context.kind == SFT.name:  # its arguments are its own

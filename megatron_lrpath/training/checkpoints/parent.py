@@ -12,13 +12,10 @@ from megatron_lrpath.plan import Plan
 from megatron_lrpath.runs.checkpoints import (
     RELEASE,
     TRACKER,
-    checkpoint_complete,
     checkpoint_folder,
-    complete_steps,
     content_files,
     files_fingerprint,
 )
-from megatron_lrpath.training.context import ParentCheckpoint
 
 # Arguments that make a model: a checkpoint of another one cannot be continued.
 MODEL_ARGUMENTS = (
@@ -28,18 +25,6 @@ MODEL_ARGUMENTS = (
     "global_batch_size",
 )  # fmt: skip
 FREE = ("seq_length", "global_batch_size")  # weights alone fit any batch and length
-
-
-def require_checkpoint(parent: ParentCheckpoint) -> None:
-    """Raise UserError, with the existing steps, if the parent's checkpoint is missing."""
-    if checkpoint_complete(parent.folder, parent.step):
-        return
-    steps = complete_steps(parent.folder)
-    have = f"it has steps {', '.join(map(str, steps))}" if steps else "it has no complete checkpoint yet"
-    raise UserError(
-        f"{parent.folder}: no checkpoint of step {parent.step}; {have}. Run the parent up to step "
-        f"{parent.step} (it saves its branch points for any save interval), or restore that checkpoint."
-    )
 
 
 def require_adopted(plan: Plan, own: Path, step: int) -> None:

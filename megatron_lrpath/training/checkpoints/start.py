@@ -12,9 +12,8 @@ from typing import Any
 from megatron_lrpath.console import warn
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.runs import checkpoints as disk
-from megatron_lrpath.runs.checkpoints import ManifestError
+from megatron_lrpath.runs.checkpoints import ManifestError, require_checkpoint
 from megatron_lrpath.training.checkpoints.ahead import ReadAhead
-from megatron_lrpath.training.checkpoints.parent import require_checkpoint
 from megatron_lrpath.training.context import ParentCheckpoint
 from megatron_lrpath.training.guards.peers import Ranks
 
@@ -118,7 +117,7 @@ def choose(own: Path, parent: ParentCheckpoint | None, damage_of: Callable[[Path
         )
     if parent is None:
         return Start(None, 0)
-    require_checkpoint(parent)
+    require_checkpoint(parent.folder, parent.step)
     if problems := damage_of(parent.folder, parent.step):
         raise UserError(
             f"{parent.folder}: the checkpoint of step {parent.step}, from which this run starts, is damaged: "
