@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing.process
 import os
 import subprocess
@@ -59,6 +60,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what waits longest, so that the other worker is not idle at the end."""
     place = {name: number for number, name in enumerate(WAITING)}
     items.sort(key=lambda item: place.get(item.path.stem, len(WAITING)))
+
+
+def pytest_collection_finish() -> None:
+    """Leave what the tests import out of garbage collections: it lives as long as this process."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="module", autouse=True)
