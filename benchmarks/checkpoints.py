@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Checkpoints on the CPU: what a save costs the training, synchronous beside asynchronous, and what loading costs
-beside reading the same bytes raw.
+"""Checkpoints on the CPU: what a save costs the training, synchronous and asynchronous, and what loading costs
+compared with reading the same bytes raw.
 
   python benchmarks/checkpoints.py            # a 110M-parameter model in bf16, 1.5 GB a checkpoint
   python benchmarks/checkpoints.py --quick    # fewer rounds

@@ -226,7 +226,7 @@ class Turns:
 
 
 def hugging_face(name: str, options: argparse.Namespace) -> None:
-    """Train `LlamaForCausalLM` in bf16 on random tokens, in a loop without anything beside it."""
+    """Train `LlamaForCausalLM` in bf16 on random tokens, in a loop that does nothing else."""
     import torch
 
     shape, device = options.shape, options.device

@@ -95,7 +95,7 @@ def test_whatever_is_read_can_be_written(value: Any, text: str) -> None:
 def test_every_error_of_the_system_is_one_message(
     number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """From the command line, with and without a file's name: no stack trace, and a way to go on."""
+    """From the command line, with and without a file's name: no stack trace, and a way to continue."""
     if number in (errno.EPIPE, errno.ESHUTDOWN):
         return  # the reader of the output has gone
     for name in ("/data/runs/result.json", None):

@@ -123,7 +123,7 @@ def shapes() -> str:
 
 
 def cheaper() -> str:
-    """For each decay the least alpha at which it is no worse than the paper's setting."""
+    """For each decay the smallest alpha that makes it no worse than the paper's setting."""
     sweep = load_sweep()
     if not sweep.settings:
         return "Not measured yet.\n"

@@ -2,7 +2,7 @@
 """Hold the law of `lrpath advise` to what was trained: fitted to little, it predicts the other branches.
 
 Reads the runs of the experiments and writes `results/advise.json`. Two fits for each seed: on version 1 alone
-(the main path and one decay), and on the same decay with the whole main path, which is there when a branch begins;
+(the main path and one decay), and on the same decay with the whole main path, which is trained when a branch begins;
 each of them once more with the main path's evaluated checkpoints (`lrpath eval PLAN --main-path`) where there are any.
 """
 

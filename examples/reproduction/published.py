@@ -34,7 +34,7 @@ MODELS = ("25", "100", "400")
 WARMUP, SHORT = 2160, 24_000
 SCALE = Scale(PUBLISHED_LR, PUBLISHED_LR * SHORT, WARMUP)
 FITTED = ("constant_24000", "wsdld_20000_24000")
-"""What is there after a first version: a path at the full rate, and one decay off it."""
+"""The trainings after a first version: a path at the full rate, and one decay from it."""
 SPREADS = np.array([SPREAD.get(name, np.inf) for name in PARAMETERS])
 
 

@@ -73,7 +73,7 @@ def test_intervals_widen_with_the_versions_that_nothing_tells_the_level_of(
     assert [held.model.unknown(index) for index in range(4)] == pytest.approx(
         [0, DRIFT, DRIFT * np.log2(3), 2 * DRIFT]
     )
-    assert advice.model.unknown(3) == 0  # its losses are there
+    assert advice.model.unknown(3) == 0  # its losses exist
     for run, prediction in zip(trained.runs("ours")[1:], own.versions, strict=True):
         assert prediction is not None
         assert prediction.low <= true_losses(trained, run)[-1] <= prediction.high
@@ -94,7 +94,7 @@ def evaluate(plan: Plan, drift: float = 0.0) -> dict[str, float]:
 
 
 def test_validation_losses_are_predicted_once_a_branch_was_evaluated(tmp_path: Path) -> None:
-    """The validation text has a level of its own, and knows none of the levels of the versions' texts."""
+    """The validation text has a level of its own, independent of the levels of the versions' texts."""
     plan = small_plan(tmp_path)
     write_losses(plan)
     truth = evaluate(plan)

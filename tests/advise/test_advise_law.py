@@ -117,7 +117,7 @@ def test_all_points_of_a_stretch_tell_no_more_than_the_law_is_off_by(tmp_path: P
 
 
 def test_without_expectations_losses_are_found_and_parameters_need_not_be(tmp_path: Path) -> None:
-    """Decays of one length tell how much they gain, but hardly how fast: that is what expectations are for."""
+    """Decays of one length determine the gain, but hardly its speed: expectations supply that."""
     plan = small_plan(tmp_path)
     write_losses(plan, noise=0, shared=0)
     fit = fit_law(gather(read_curves(plan), scale_of(plan), levels=3, expectation=NOTHING))

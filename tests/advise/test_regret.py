@@ -38,7 +38,7 @@ def test_nothing_that_fits_is_lower(tmp_path: Path) -> None:
 
 
 def tried(plan: Plan) -> dict[int, list[Tried]]:
-    """Two branches of version 2 of which the predictions prefer the worse one, and one of version 3."""
+    """Two branches of version 2, where the predictions prefer the worse one, and one of version 3."""
     short, long = Tried("short", 100, 2.50, 2.40), Tried("long", 300, 2.45, 2.42)
     return {1: [short, long], 2: [Tried("only", 200, 2.3, 2.3)]}
 

@@ -149,7 +149,7 @@ def test_a_command_in_one_is_refused_and_not_run(tmp_path: Path, engine: types.M
         objects.checked_bytes(NAME, saved([packed(Command(trap))]))
     assert not trap.exists()
     unpacked(packed(Command(trap)))
-    assert trap.exists()  # the trap works where nobody looks
+    assert trap.exists()  # the trap works in an unchecked load
 
 
 def test_a_storage_with_a_pickle_of_its_own_is_refused(tmp_path: Path) -> None:

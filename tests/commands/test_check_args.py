@@ -1,4 +1,4 @@
-"""`lrpath check-args`: a whole launch script in one go: what stays, what a plan's key says, what is refused."""
+"""`lrpath check-args`: a whole launch script in one call: arguments kept, replaced by plan keys, refused."""
 
 from __future__ import annotations
 

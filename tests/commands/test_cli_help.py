@@ -38,7 +38,7 @@ def test_every_help_has_an_example_that_parses(name: str, capsys: pytest.Capture
 
 
 def completions(line: str, cwd: Path) -> set[str]:
-    """What `lrpath` answers to a shell that asks how `line` goes on, as bash asks."""
+    """The completions of `line` that `lrpath` returns to bash."""
     answer = cwd / "answer"
     environment = os.environ | {
         "_ARGCOMPLETE": "1",

@@ -163,7 +163,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Plan:
 
 
 def ending(capsys: pytest.CaptureFixture[str]) -> str:
-    """What the last line of the output says comes next; the commands in it have to parse."""
+    """The next step as the last line of the output gives it; the commands in it must parse."""
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("next: "), last
     text = last.removeprefix("next: ")

@@ -1,4 +1,4 @@
-"""`lrpath update`: new data become the next version of a plan, wherever the call before was interrupted."""
+"""`lrpath update`: new data become the next version of a plan, also after an interrupted earlier call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fast tokenizers give the exact ones' ids, whatever the text and the model."""
+"""The fast tokenizers give the ids of the exact ones, for every text and model."""
 
 from __future__ import annotations
 

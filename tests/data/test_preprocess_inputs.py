@@ -135,7 +135,7 @@ def test_lines_are_put_together_from_any_blocks(blocks: list[bytes]) -> None:
 
 
 def refusal(capsys: pytest.CaptureFixture[str], source: Path | str, prefix: Path, *more: str) -> str:
-    """What the tool says when it refuses, with status 2 and nothing written."""
+    """The tool's message when it refuses, with status 2 and nothing written."""
     assert preprocess(source, prefix, *more) == 2
     assert not list(prefix.parent.glob(f"{prefix.name}*document*"))
     answer = capsys.readouterr().err

@@ -95,7 +95,7 @@ def test_four_versions_that_hold_what_was_new(
 
 
 def contents(folder: Path) -> dict[Path, object]:
-    """Every file's bytes; of a record what it says, without the time at which its dataset was written."""
+    """Every file's bytes; of a record its content, without the time at which its dataset was written."""
     found: dict[Path, object] = {}
     for path in folder.rglob("*.*"):
         if path.name.endswith(".tokens.json"):

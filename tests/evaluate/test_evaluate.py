@@ -1,4 +1,4 @@
-"""Perplexity is what a plain loop over the validation tokens gives, at every layout; `lrpath eval` says it."""
+"""Perplexity is what a plain loop over the validation tokens gives, at every layout; `lrpath eval` prints it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a plan whose first version is trained in all three paradigms, the main path besides."""
+    """A folder with a plan whose first version is trained in all three paradigms, and the main path."""
     folder = tmp_path_factory.mktemp("evaluated")
     plan = make_plan(folder, (6,))
     for paradigm, run in (("ours", "main"), ("ours", "branch-v1"), ("ptfs", "scratch-v1")):

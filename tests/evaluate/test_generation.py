@@ -43,7 +43,7 @@ def test_a_version_goes_on_from_a_text(trained: Path) -> None:
     first = generate(trained, "--run", "branch-v1", "the plan")
     assert "exporting step 4" in first
     again = generate(trained, "--run", "branch-v1", "the plan")
-    assert "exporting" not in again  # it is there
+    assert "exporting" not in again  # it exists
     written = [[line for line in output.splitlines() if "the plan" in line] for output in (first, again)]
     assert written[0][-1:] == written[1][-1:] != [], (first, again)  # the same seed
     assert len(again.strip()) > len("the plan")
@@ -128,9 +128,8 @@ def test_a_conversation_goes_on_and_begins_anew(trained: Path) -> None:
     assert "sft-v1: /new starts a new conversation, Ctrl-D ends" in outcome.output
     begin = next(number for number, line in enumerate(lines) if "/new starts a new conversation" in line)
     answers = lines[begin + 1 :]
-    assert (
-        "positions for prompt and answer" in outcome.output
-    )  # a message too long; the talk went on to its end
+    # a message too long; the conversation continued to its end
+    assert "positions for prompt and answer" in outcome.output
     assert answers[0] == answers[2]  # the same question of a new conversation
 
 

@@ -87,7 +87,7 @@ def test_with_one_job_the_time_left_is_the_sum_of_all_steps(plans):
 
 def test_a_branch_overlaps_the_main_path_that_goes_on(plans):
     tasks = build_tasks(plans[3], ("ours",))
-    # main ends at 25, branch-v3 goes from there to 30; the earlier branches fit beside main
+    # main ends at 25, branch-v3 goes from there to 30; the earlier branches fit next to main
     assert seconds_left(tasks, beginning(tasks), 2) == pytest.approx(30)
 
 
@@ -95,7 +95,7 @@ def test_a_branch_overlaps_the_main_path_that_goes_on(plans):
     ("paradigms", "expected"), [(("cpt",), 1), (("ptfs",), 4), (("ours",), 2), (("ours", "ptfs", "cpt"), 6)]
 )
 def test_no_more_runs_are_planned_side_by_side_than_can_be(plans, paradigms, expected):
-    # ours: the main path and one branch after another (alpha 0.5); all: CPT's second goes beside PTFS's
+    # ours: the main path and one branch after another (alpha 0.5); all: CPT's second runs next to PTFS's
     assert width(build_tasks(plans[4], paradigms)) == expected
 
 

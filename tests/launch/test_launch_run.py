@@ -33,7 +33,7 @@ SCRIPT = ROOT / "tests/support/launch_fixtures.py"
 
 
 def run(plan: Plan, pace: float = 0.005, **chosen) -> tuple[int, str]:
-    """Carry out the plan here; the exit status and what the console showed."""
+    """Run the plan here; return the exit status and the console's output."""
     text = io.StringIO()
     options = Options(**{"jobs": 2, "device": "cpu", "evaluate": False, "grace": 3.0, **chosen})
     display = PlainDisplay(Console(file=text, width=200))
@@ -41,7 +41,7 @@ def run(plan: Plan, pace: float = 0.005, **chosen) -> tuple[int, str]:
 
 
 def start(plan: Plan, jobs: int = 2, **environment: str) -> subprocess.Popen[str]:
-    """Carry out the plan in another process."""
+    """Run the plan in another process."""
     return subprocess.Popen(
         [sys.executable, str(SCRIPT), str(plan.path), str(jobs)],
         stdout=subprocess.PIPE,
@@ -67,7 +67,7 @@ def gone(pids: list[int]) -> bool:
 
 
 def hanging(plan: Plan, key: str) -> list[int]:
-    """Process ids of a hanging run and its worker, once they are there."""
+    """Process ids of a hanging run and its worker, once they exist."""
     path = Path(plan.output) / key / "pids"
     until(lambda: path.is_file() and len(path.read_text().split()) == 2)
     return [int(pid) for pid in path.read_text().split()]

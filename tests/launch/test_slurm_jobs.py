@@ -113,7 +113,7 @@ def test_the_same_step_failing_twice_stops_the_chain_and_says_why(site):
     assert site.cluster.job(main)["Restarts"] == "1"
     reason = "failed twice at step 12: rank 0: RuntimeError: the loss is not finite"
     assert reason in site.cluster.call("squeue", "-h", "-t", "all", "-j", str(main), "-o", "%k")
-    # branch 1 had its checkpoint: it goes its way. What cannot come is held, and says so.
+    # branch 1 had its checkpoint and runs; jobs that cannot run are held, with a comment
     site.finish(jobs["eval/ours/branch-v1"]["job"])
     for key in ("ours/branch-v2", "ours/branch-v3", "eval/ours/branch-v2", "eval/ours/branch-v3"):
         held = site.cluster.job(jobs[key]["job"])
@@ -122,7 +122,7 @@ def test_the_same_step_failing_twice_stops_the_chain_and_says_why(site):
         assert reason in site.cluster.call("squeue", "-h", "-j", str(jobs[key]["job"]), "-o", "%k")
     status = site.status()
     assert "failed twice at step 12" in status["ours/main"]["cause"]
-    site.finish(jobs["report"]["job"])  # it does not wait for what is held, and says what is missing
+    site.finish(jobs["report"]["job"])  # it does not wait for held jobs, and lists what is missing
     assert "branch-v2" in (site.folder / "runs/report/report.md").read_text()
     assert reason in status["ours/branch-v2"]["job"]["comment"]
 

@@ -71,7 +71,7 @@ def submission(path: Path, paradigm: str = "ours", settings: Settings | None = N
 
 def files(folder: Path) -> dict[str, str]:
     found = {str(path): path.read_text() for path in folder.rglob("*") if path.is_file()}
-    found.pop(str(folder / "slurm" / LOCK_NAME), None)  # says who looked last
+    found.pop(str(folder / "slurm" / LOCK_NAME), None)  # has the last reader
     return found
 
 

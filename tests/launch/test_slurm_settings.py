@@ -157,7 +157,7 @@ def test_a_recipe_plans_the_whole_paradigm_of_its_size(tmp_path):
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = os.environ | {"PATH": path}
     answer = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env=environment)
-    assert answer.returncode == 2  # the data are not there, which is said below the jobs
+    assert answer.returncode == 2  # the data are missing, which is printed below the jobs
     assert "no slice" in answer.stderr
     shown = json.loads(answer.stdout)
     (cost,) = shown["cost"]

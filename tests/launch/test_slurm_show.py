@@ -1,4 +1,4 @@
-"""What `lrpath status` says of jobs: running and waiting ones of a training, evaluations, why something stopped."""
+"""What `lrpath status` shows of jobs: running and waiting ones of a training, evaluations, the reason of a stop."""
 
 from __future__ import annotations
 

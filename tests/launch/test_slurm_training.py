@@ -34,7 +34,7 @@ def real_site(folder: Path, versions: tuple[int, ...], pace: str, *options: str)
 
 @pytest.fixture(scope="module")
 def limited(tmp_path_factory):
-    """A run that its time limit of three minutes interrupts; it goes on in the background."""
+    """A run that its time limit of three minutes interrupts; it continues in the background."""
     options = ("--paradigm", "ptfs", "--nodes", "1", "--preflight", "no")
     options += ("--time", "3", "--signal-seconds", "1")
     site = real_site(tmp_path_factory.mktemp("limited") / "work", (190,), "1", *options)

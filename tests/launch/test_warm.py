@@ -64,7 +64,7 @@ def test_ends(tmp_path: Path, ends: tuple[str, ...], status: int, text: str | No
 def test_a_folder_of_temporary_files_without_room_for_sockets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server's sockets lie there, and Linux takes 107 bytes: runs start cold."""
+    """The server's sockets are in it, and Linux accepts 107 bytes: runs start cold."""
     long = tmp_path / ("x" * 90)
     long.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(long))

@@ -1,4 +1,4 @@
-"""The table of arguments: every row is whole, and acts in a plan file as its class says."""
+"""The table of arguments: every row is complete, and has the effect of its class in a plan file."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def plan_of(folder: Path, section: str, **arguments: Any) -> Path:
 
 
 def said_of(folder: Path, section: str, **arguments: Any) -> str:
-    """What `load_plan` says against it; empty for nothing."""
+    """The error of `load_plan`; empty for none."""
     try:
         load_plan(plan_of(folder, section, **arguments))
     except PlanError as error:

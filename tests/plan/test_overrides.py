@@ -1,4 +1,4 @@
-"""`--set KEY=VALUE`: dotted keys, YAML values, where errors point to, and a text that says the same elsewhere."""
+"""`--set KEY=VALUE`: dotted keys, YAML values, where errors point to, and a text that is valid in any folder."""
 
 from __future__ import annotations
 

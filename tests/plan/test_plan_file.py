@@ -1,4 +1,4 @@
-"""The plan file: what it says is read, and what is wrong in it is named with its line and key."""
+"""The plan file: its values are read, and errors in it are reported with line and key."""
 
 import math
 import re
@@ -291,7 +291,7 @@ def test_what_is_wrong_is_named_with_line_and_key(
     ("content", "message"),
     [
         (b"", "plan.yaml:1: the file is empty"),
-        (b"# nothing but a comment\n", "plan.yaml:1: the file is empty"),
+        (b"# only a comment\n", "plan.yaml:1: the file is empty"),
         (b"- a\n- b\n", "plan.yaml:1: a plan is a mapping"),
         (b"just text", "plan.yaml:1: a plan is a mapping"),
         (b"name: a\nseed: \xff\n", "plan.yaml:2: not UTF-8"),

@@ -43,7 +43,7 @@ def test_appending_a_version_keeps_every_identity(tmp_path: Path, style: str, va
 
 @pytest.mark.parametrize("rate", [1e-2, 3e-3, 6e-4, 3e-4, 8e-4, 1.5e-3])
 def test_the_default_of_min_lr_is_what_would_be_written(tmp_path: Path, rate: float) -> None:
-    """A tenth by division is another number: 3e-4 / 10 is 2.9999999999999997e-05."""
+    """A tenth by division is a different number: 3e-4 / 10 is 2.9999999999999997e-05."""
     content = yaml.safe_load(SOUND)
     content["schedule"] |= {"max_lr": rate}
     del content["schedule"]["min_lr"]

@@ -1,4 +1,4 @@
-"""What is wrong with a plan is told by `plan`, `run`, `submit` and `doctor` before a process starts, all at once."""
+"""`plan`, `run`, `submit` and `doctor` report all errors of a plan at once, before a process starts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def blocked_output(plan: Path) -> None:
     (plan.parent / "runs").write_text("a file")
 
 
-# what is done to a sound plan; what is said; whether `plan` fails too: missing files contradict nothing
+# the change to a correct plan; the message; whether `plan` fails too: missing files contradict nothing
 CASES = {
     "too few tokens": (
         change("name: v2\n  steps: 6", "name: v2\n  steps: 60"),
@@ -67,7 +67,7 @@ CASES = {
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The plans that would have been carried out."""
+    """The plans that would have run."""
     seen: list[str] = []
     monkeypatch.setattr(local, "carry_out", lambda plan, options: seen.append(plan.name) or 0)
     return seen

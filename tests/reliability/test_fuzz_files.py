@@ -1,4 +1,4 @@
-"""Whatever stands in a file that is read, the answer is a clear error or a correct load: soon, and in little memory."""
+"""Any content of a file that is read gives a clear error or a correct load, quickly and in little memory."""
 
 from __future__ import annotations
 

@@ -183,7 +183,7 @@ def test_a_branch_refuses_a_damaged_branch_point_and_leaves_it_where_it_is(folde
 
 
 def test_a_branch_neither_waits_for_nor_reads_what_is_still_being_written(folder: Path) -> None:
-    """All of it is there but its name."""
+    """It is complete except for its name."""
     point = disk.checkpoint_folder(root_of(folder), 3)
     point.rename(disk.saving_folder(point))
     outcome = train(run_words(folder / "plan.yaml", "ours", "branch-v1"))

@@ -26,7 +26,7 @@ HOLD = (
 
 
 def hold(root: Path, patience: float = runlock.PATIENCE) -> runlock.RunLock:
-    """The lock on a folder, which nobody takes over here."""
+    """The lock on a folder, which no other process takes over here."""
     return runlock.hold(root, lambda owner: pytest.fail(f"{owner} took it over"), patience)
 
 

@@ -81,7 +81,7 @@ def test_only_steps_after_the_first_count_and_no_time_in_which_the_process_was_s
     clock.step_begins()
     clock._watch()
     (when,) = asked
-    assert when > 3600 + 2 * 50 + 50  # look 50, and a minute of looks, of which the long one counts as two
+    assert when > 3600 + 2 * 50 + 50  # look 50, and a minute of looks; the long one counts as two
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The report's page is whole, self-contained, safe, and says plainly when something is missing or wrong."""
+"""The report's page is whole, self-contained, safe, and shows clearly when something is missing or wrong."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def pages(plan, report):
 
 
 class Tags(HTMLParser):
-    """Collects tags with their attributes, and tells whether all are closed."""
+    """Collects tags with their attributes, and reports whether all are closed."""
 
     VOID = ("meta", "link", "br", "img", "hr")
 

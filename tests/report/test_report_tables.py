@@ -285,7 +285,7 @@ def test_the_summary_tells_parameters_and_recorded_packages(plan):
 
 def test_the_summary_shows_arguments_as_one_writes_them(plan):
     for run in plan.runs("ours") + plan.runs("ptfs") + plan.runs("cpt"):
-        RunFolder(plan.folder(run)).lineage.unlink(missing_ok=True)  # trained with what the plan says
+        RunFolder(plan.folder(run)).lineage.unlink(missing_ok=True)  # trained with the values of the plan
     plan.path.write_text(
         plan.path.read_text().replace(
             "model: tiny",

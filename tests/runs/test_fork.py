@@ -1,4 +1,4 @@
-"""A main path that goes on in another output keeps its first checkpoint, whatever becomes of the original."""
+"""A main path that continues in another output keeps its first checkpoint, regardless of the original."""
 
 from __future__ import annotations
 

@@ -226,7 +226,7 @@ def test_the_old_data_stand_until_the_new_ones_do(tmp_path: Path) -> None:
 
 
 def test_data_of_earlier_versions_count_until_they_are_prepared_again(tmp_path: Path) -> None:
-    """They lie beside their record, which names no folder."""
+    """They are next to their record, which names no folder."""
     plan = load_plan(sft_plan(tmp_path))
     record = prepare(plan)
     assert record.pop("folder") == "data-1"

@@ -72,7 +72,7 @@ def mean_answer_loss(model: Path, examples: list[tuple[list[int], list[int]]]) -
 
 
 def examples_of(rows: list[dict[str, Any]], folder: Path) -> list[tuple[list[int], list[int]]]:
-    """The prepared examples that stand in these micro-batches, found again by their tokens."""
+    """The prepared examples in these micro-batches, identified by their tokens."""
     prepared = prepared_examples(folder)
     flat = [row for batch in rows for row in batch["tokens"]]
     text = ["," + ",".join(map(str, row)) + "," for row in flat]

@@ -84,7 +84,7 @@ def send(number: signal.Signals) -> Callable[[Any], Any]:
 
 
 def hang(losses: Any) -> Any:
-    """A step that does not go on, in a process that lives."""
+    """A step that hangs, in a process that lives."""
     time.sleep(600)
     return losses
 
@@ -230,7 +230,7 @@ def slow_steps(seconds: str) -> None:
 
 
 def attack(step: str, kind: str) -> None:
-    """In step `step` a stranger, who knows the address and our names alone, changes what stands in the store."""
+    """In step `step` an outsider, with only the address and our names, changes values in the store."""
 
     def change(losses: Any) -> Any:
         from torch.distributed import TCPStore

@@ -117,7 +117,7 @@ def betas() -> Iterator[list[tuple[float, float]]]:
 
 
 def snapshot(model: Any, optimizer: Any, args: Any) -> dict[str, Any]:
-    """Everything that decides how a training goes on, as digests of exact bytes."""
+    """All state that determines the rest of a training, as digests of exact bytes."""
     import numpy as np
     import torch
     from megatron.core import tensor_parallel
@@ -220,7 +220,7 @@ def unfused_attention() -> Iterator[list[int]]:
 
 @contextmanager
 def wandb_offline() -> Iterator[None]:
-    """Nothing is watched; W&B writes to its folder and calls nobody."""
+    """Nothing is watched; W&B writes to its folder and makes no connection."""
     import os
 
     os.environ["WANDB_MODE"] = "offline"

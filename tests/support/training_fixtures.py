@@ -124,7 +124,7 @@ def launch(
 
 
 def lrpath(*words: object, said: str = "") -> Outcome:
-    """`lrpath` with `said` on its standard input, in a forked process, and so are the processes that it starts."""
+    """`lrpath` with `said` on its standard input, in a forked process; the processes that it starts are forked too."""
     return launch("tests.support.training_fixtures:command", [said, *map(str, words)])
 
 
@@ -215,7 +215,7 @@ def rank_main(
 
 
 def begin_process_group() -> None:
-    """Meet the other ranks of a `launch`, where the entry is not one that does it."""
+    """Join the other ranks of a `launch`, for an entry that does not do so itself."""
     import torch
 
     from megatron_lrpath.training.guards.peers import own_store

@@ -23,7 +23,7 @@ def write(path: Path, value: Any) -> None:
 
 
 def imported(source: Path) -> dict[str, str] | None:
-    """What a plan says of the tokenizer that was in `source`."""
+    """A plan's statement on the tokenizer that was in `source`."""
     return import_tokenizer(source, source.parent / "place", Path("target/tokenizer"))
 
 

@@ -1,4 +1,4 @@
-"""The fast tokenizers give the original's ids for every Unicode character, whatever version their tables are of."""
+"""The fast tokenizers give the original's ids for every Unicode character, with tables of any version."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_what_is_passed_by_nfc_is_unchanged_by_it() -> None:
 
 
 def test_a_normalizer_without_tables_is_left_to_the_fast_library() -> None:
-    """A tokenizer that knows no tables goes to gigatoken as it is."""
+    """A tokenizer without tables is passed to gigatoken unchanged."""
     from megatron_lrpath.tokenizers.fast_hugging_face import take_normalizer
 
     plain = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "\u2581"}]}

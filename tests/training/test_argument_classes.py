@@ -163,7 +163,7 @@ def test_an_argument_of_another_megatron_is_refused_and_one_of_a_fork_counts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     given = {"lr_path": "main", "nobody_knows": 3}
-    from_arguments.refuse_with_path(given, None)  # a fork of the Megatron that the table knows
+    from_arguments.refuse_with_path(given, None)  # a fork of the Megatron in the table
     assert "nobody_knows" in from_arguments.results_arguments(given)
     monkeypatch.setattr("megatron.core.__version__", "0.20.0")
     with pytest.raises(UserError, match="this argument is not classified for Megatron"):

@@ -1,6 +1,6 @@
 """Transformer Engine's layers, by a stand-in on the CPU: they train as the local ones, on each other's checkpoints.
 
-What the stand-in cannot show stands in docs/gpus.md.
+docs/gpus.md lists what the stand-in cannot test.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""However Megatron leaves: an exit that nobody asked for is an error with one message, and says what helps."""
+"""Exits of Megatron: an exit without a request is an error with one message, which gives the remedy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""On a GPU: rates and losses of the CPU, trainings that go on bit for bit, the kernels' numerics, a whole plan."""
+"""On a GPU: rates and losses of the CPU, trainings that resume bit for bit, the kernels' numerics, a whole plan."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run by --lr-path goes on only as the run that it is: its curve, parent, weight decay, batch, seed and data."""
+"""A run by --lr-path resumes only as the same run: its curve, parent, weight decay, batch, seed and data."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ STARTS = {
 
 
 def command(folder: Path, name: str, *changes: str, root: Path | None = None) -> list[str]:
-    """The command line of a run, with `changes` (an option and its value) in place of what it says otherwise.
+    """The command line of a run, with `changes` (an option and its value) in place of the default ones.
 
-    Its folder and its parent's lie in `root`.
+    Its folder and its parent's are in `root`.
     """
     root = root or folder
     words = [
@@ -165,7 +165,7 @@ def test_two_ranks_refuse_with_one_message(folder: Path, copy: Path) -> None:
 
 
 def assert_refused(outcome: Outcome, said: str) -> None:
-    """All ranks leave with 2, one of them says why."""
+    """All ranks exit with 2, and one of them prints the reason."""
     assert outcome.status == [2] * len(outcome.status), outcome.output[-3000:]
     assert outcome.output.count("lrpath: error: ") == 1
     assert said in outcome.output

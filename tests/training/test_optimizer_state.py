@@ -75,7 +75,7 @@ WIDE = {**MODEL, "hidden_size": 512, "ffn_hidden_size": 1024}
 
 
 def test_no_rank_holds_the_whole_state_in_host_memory(tmp_path: Path) -> None:
-    """Megatron's own way is measured as well: the measure sees what it is there to see."""
+    """Megatron's own way is measured as well, to test the measurement."""
     flags = ("--micro-batch-size", "1")
     peaks = {}
     for probe in ("host_memory", "host_memory_of_megatron"):

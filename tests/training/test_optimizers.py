@@ -137,7 +137,7 @@ def test_a_branch_has_its_own_rates_of_the_embeddings(
 
 
 def test_a_branch_has_its_own_betas(words: list[str], tmp_path: Path) -> None:
-    """Megatron takes a checkpoint's over, whatever the command line says."""
+    """Megatron takes the checkpoint's values instead of the command line's."""
     train([*words, *OPTIMIZER, *main(tmp_path)]).ok()
     start = [*words, *OPTIMIZER, *branch(tmp_path, "--adam-beta2", "0.9")]
     outcome = train(start, probe="betas").ok()

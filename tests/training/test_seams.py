@@ -1,4 +1,4 @@
-"""Every replaced name of Megatron stands in one table, fits the installed version, and is described in the docs.
+"""Every replaced name of Megatron is in one table, fits the installed version, and is described in the docs.
 
 `python -m tests.training.test_seams` writes the table of docs/megatron-seams.md again.
 """

@@ -1,4 +1,4 @@
-"""A branch starts as its parent stood at the branch point, leaves the parent alone, and refuses what does not fit."""
+"""A branch starts with its parent's state at the branch point, leaves the parent alone, and refuses a wrong parent."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def test_a_branch_has_arguments_of_its_own(tmp_path: Path) -> None:
-    """They stand in the branch's optimizer, from its first step on and after it goes on; not in the main path's."""
+    """They are in the branch's optimizer, from its first step on and after it resumes; not in the main path's."""
     plan = make_plan(tmp_path, (6, 6), megatron={"adam_beta2": 0.95}, branch_megatron={"adam_beta2": 0.999})
     for name, beta, extra in (
         ("main", 0.95, []),

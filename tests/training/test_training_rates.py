@@ -1,4 +1,4 @@
-"""The rate that stands in the optimizer at every step of every run is the pure function's, after every kind of load."""
+"""The rate in the optimizer at every step of every run is the pure function's, after every kind of load."""
 
 from __future__ import annotations
 

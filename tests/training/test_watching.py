@@ -1,4 +1,4 @@
-"""TensorBoard and W&B show a plan's runs over tokens: real beside planned rates, branches from where they leave."""
+"""TensorBoard and W&B show a plan's runs over tokens: real and planned rates, branches from their branch points."""
 
 from __future__ import annotations
 

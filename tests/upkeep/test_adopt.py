@@ -1,4 +1,4 @@
-"""`lrpath adopt`: a checkpoint of plain Megatron begins a main path; positions, samples and rates go on from there."""
+"""`lrpath adopt`: a checkpoint of plain Megatron begins a main path; positions, samples and rates continue."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def test_what_is_archived_can_leave_the_disk_and_comes_back(
     assert "nothing to copy" in capsys.readouterr().out
     assert main(["archive", path, "--verify"]) == 0
     assert "8 archived checkpoints: all files hold" in capsys.readouterr().out
-    # prune knows it
+    # prune detects it
     before = {name: steps(plan, name) for name in ("main", "branch-v1")}
     content = (checkpoint_folder(root(plan, "main"), 10) / "__0_0.distcp").read_bytes()
     assert main(["prune", path, "--keep-ends", "--yes"]) == 0

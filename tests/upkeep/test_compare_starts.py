@@ -1,4 +1,4 @@
-"""`lrpath compare-starts`: a trial goes on from the checkpoint as the run did, and differences of losses are found."""
+"""`lrpath compare-starts`: a trial resumes from the checkpoint as the run did, and differences of losses are found."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ class Site:
         return read_lines(self.run_folder(key) / "starts")
 
     def go_on(self, key: str) -> None:
-        """Let a stand-in go on that was told to hold."""
+        """Let a stand-in that was set to hold continue."""
         (self.run_folder(key) / "go-on").touch()
 
     def finish(self, number: int, seconds: float = 90) -> dict[str, str]:
