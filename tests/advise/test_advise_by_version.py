@@ -159,7 +159,7 @@ def test_the_command_names_the_alphas(
     assert said.splitlines()[-1].startswith("next: ")
 
 
-def test_where_limits_forbid_alphas_by_version_one_for_all_is_told(
+def test_where_limits_forbid_alphas_by_version_one_alpha_for_all_is_given(
     trained: Plan, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A budget that leaves v2 no alpha within its limit; one alpha for all has no limit."""

@@ -76,7 +76,7 @@ def test_curves_read_together_are_the_curves_read_alone() -> None:
     assert len(join_drops([]).forward) == 0
 
 
-def test_expectations_know_the_units_of_a_fit() -> None:
+def test_expectations_have_the_units_of_a_fit() -> None:
     """The same steps at twice the rate: areas twice as large, and η^(−g)·S with them."""
     once, twice = (expected(Scale(rate, rate * 500, 10)) for rate in (3e-4, 6e-4))
     assert twice.mean[SPEED] - once.mean[SPEED] == pytest.approx((1 - PUBLISHED["g"]) * np.log(2))
@@ -103,7 +103,7 @@ def test_a_fit_without_noise_finds_the_parameters(tmp_path: Path) -> None:
     assert np.abs(fit.residuals).max() < 1e-3
 
 
-def test_all_points_of_a_stretch_tell_no_more_than_the_law_is_off_by(tmp_path: Path) -> None:
+def test_all_points_of_a_stretch_are_limited_by_the_error_of_the_law(tmp_path: Path) -> None:
     """However many and however quiet they are; noise makes them tell less."""
     plan = small_plan(tmp_path)
     for noise in (0.0, 0.05):

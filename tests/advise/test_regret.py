@@ -60,7 +60,7 @@ def test_there_is_none_without_a_choice_or_at_a_cost_that_nothing_meets(tmp_path
     assert plan_regret(plan, tried(plan), 0.5) is None
 
 
-def test_advice_on_held_out_branches_tells_its_regret(
+def test_advice_on_held_out_branches_reports_its_regret(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan, other = small_plan(tmp_path), small_plan(tmp_path, alpha=0.3, name="other")

@@ -196,7 +196,7 @@ def test_two_runs_of_one_output_do_not_mix(large: Path, tmp_path: Path) -> None:
     assert check_pair(str(tmp_path / "out_text_document")).header.documents == 6000
 
 
-def test_an_existing_output_is_kept_unless_told_otherwise(
+def test_an_existing_output_is_kept_without_overwrite(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one, two = write_lines(tmp_path / "one", ["1"]), write_lines(tmp_path / "two", ["2"])

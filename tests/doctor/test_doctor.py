@@ -19,9 +19,7 @@ def statuses(checks: list[Finding]) -> dict[str, str]:
     return {check.name: check.status for check in checks}
 
 
-def test_a_sound_plan_passes_and_json_says_the_same(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_correct_plan_passes_and_json_agrees(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = make_plan(tmp_path)
     found = statuses(plan_checks(load_plan(plan)))
     assert (found["plan"], found["data"], found["tokens of v3"], found["disk"]) == ("ok", "ok", "ok", "ok")

@@ -219,7 +219,7 @@ def flip(path: Path) -> None:
     ],
     ids=["missing", "incomplete", "flipped bit"],
 )
-def test_a_checkpoint_that_is_not_whole_is_one_message(copy: Path, damage: Any, said: str) -> None:
+def test_an_incomplete_checkpoint_gives_one_message(copy: Path, damage: Any, said: str) -> None:
     damage(copy / "runs/ours/branch-v1")
     outcome = evaluate(copy, ["ours/branch-v1"], nproc=2)
     assert outcome.status == [2, 2], outcome.output
@@ -229,7 +229,7 @@ def test_a_checkpoint_that_is_not_whole_is_one_message(copy: Path, damage: Any, 
     assert "Traceback" not in outcome.output
 
 
-def test_the_command_says_when_there_is_nothing_to_do(
+def test_the_command_prints_that_there_is_nothing_to_do(
     copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = str(copy / "plan.yaml")

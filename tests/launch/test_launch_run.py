@@ -84,7 +84,7 @@ def test_a_whole_plan_is_carried_out_once_and_only_once(tmp_path):
     assert (Path(plan.output) / "cpt/continual-v1").resolve() == Path(plan.output) / "ptfs/scratch-v1"
 
 
-def test_nothing_left_to_do_is_said_and_starts_nothing(tmp_path, capsys):
+def test_nothing_left_to_do_is_reported_and_starts_nothing(tmp_path, capsys):
     plan = write_plan(tmp_path, 1)
     assert run(plan)[0] == 0
     status, shown = run(plan)
@@ -138,7 +138,7 @@ def test_the_first_failure_stops_with_its_cause_and_the_log(tmp_path, monkeypatc
     assert "a page of arguments" in log.read_text()
 
 
-def test_a_call_after_a_failure_goes_on_from_the_last_checkpoint(tmp_path, monkeypatch):
+def test_a_call_after_a_failure_resumes_from_the_last_checkpoint(tmp_path, monkeypatch):
     plan = write_plan(tmp_path, 1)
     monkeypatch.setenv("FAKE_scratch_v1", "fail:6")
     assert run(plan)[0] == 1
@@ -171,7 +171,7 @@ def test_a_run_that_ignores_sigterm_is_killed_after_the_grace_period(tmp_path, m
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_everything_and_the_next_call_goes_on(tmp_path, number):
+def test_a_signal_ends_everything_and_the_next_call_resumes(tmp_path, number):
     plan = write_plan(tmp_path, 1)
     before = signal.signal(number, signal.SIG_DFL)  # under nohup SIGHUP is ignored, and rightly
     try:

@@ -228,7 +228,7 @@ def test_a_limit_that_leaves_a_training_no_time_is_refused():
         (Attempt(20, 20, 20, SAVED), "stopped before the first step, nothing to save"),
     ],
 )
-def test_saved_is_said_only_where_something_was_saved(attempt, said):
+def test_saved_is_printed_only_after_a_save(attempt, said):
     assert attempt.said(50) == said
 
 
@@ -278,7 +278,7 @@ def test_the_preflight_names_the_node_and_what_is_wrong_there(changes, said):
     assert [said is not None and said in problem for problem in problems] == ([True] if said else [])
 
 
-def test_too_little_disk_is_said_with_figures(tmp_path):
+def test_too_little_disk_is_reported_with_figures(tmp_path):
     assert preflight.disk_problem(tmp_path, 1) == []
     (said,) = preflight.disk_problem(tmp_path, 2**60)
     assert "the checkpoints to come take about 1,073,741,824 GiB" in said

@@ -127,7 +127,7 @@ def test_the_lock_lasts_as_long_as_the_run(tmp_path: Path) -> None:
         (None, False),
     ],
 )
-def test_changed_sources_are_imported_afresh(
+def test_changed_sources_are_imported_again(
     preloaded: Any, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, warm.PRELOADED, preloaded)

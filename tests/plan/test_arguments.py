@@ -71,7 +71,7 @@ def said_of(folder: Path, section: str, **arguments: Any) -> str:
 
 
 @pytest.mark.parametrize("argument", ROWS)
-def test_a_row_says_all_that_its_class_needs(argument: Argument) -> None:
+def test_a_row_has_all_fields_that_its_class_needs(argument: Argument) -> None:
     assert {argument.plan, argument.path} <= set(CLASSES)
     assert argument.forms, "the parser has no such argument"
     for way in (PLAN, PATH):
@@ -90,7 +90,7 @@ def test_a_row_says_all_that_its_class_needs(argument: Argument) -> None:
 
 
 @pytest.mark.parametrize("argument", ROWS)
-def test_a_row_acts_in_a_plan_file_as_its_class_says(argument: Argument, tmp_path: Path) -> None:
+def test_a_row_has_the_effect_of_its_class_in_a_plan_file(argument: Argument, tmp_path: Path) -> None:
     plan = load_plan(plan_of(tmp_path, "megatron"))
     plain = run_identity(plan, plan.main)
     for option in argument.forms:
@@ -222,7 +222,7 @@ def test_a_launch_line_is_read_from_behind_the_script() -> None:
     ]
 
 
-def test_a_launch_script_is_read_wherever_its_arguments_stand() -> None:
+def test_a_launch_script_is_read_with_arguments_in_any_place() -> None:
     script = """
         # --lr 7
         LAUNCH=(--nproc_per_node $GPUS)

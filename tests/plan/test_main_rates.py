@@ -82,7 +82,7 @@ def test_appended_versions_change_nothing_before_them(tmp_path: Path, schedule: 
         ([V1, V3 | {"name": "v2"}, V3], "ours/main", "is v2 with 100 steps"),
     ],
 )
-def test_a_changed_rate_is_told(tmp_path: Path, changed: list, run: str, said: str) -> None:
+def test_a_changed_rate_is_reported(tmp_path: Path, changed: list, run: str, said: str) -> None:
     before = identities(plan_with(tmp_path, versions=[V1, V2, V3]))
     after = identities(plan_with(tmp_path, versions=changed))
     assert any(said in line for line in differences(before[run], after[run]))
@@ -90,7 +90,7 @@ def test_a_changed_rate_is_told(tmp_path: Path, changed: list, run: str, said: s
     assert differences(before["ptfs/scratch-v1"], after["ptfs/scratch-v1"]) == []
 
 
-def test_a_changed_fall_is_told(tmp_path: Path) -> None:
+def test_a_changed_fall_is_reported(tmp_path: Path) -> None:
     before = identities(plan_with(tmp_path, schedule=FALLING))
     after = identities(plan_with(tmp_path, schedule={"main": {"power": 0.6, "from": 50}}))
     for name in ("ours/main", "ours/branch-v1"):

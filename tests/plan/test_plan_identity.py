@@ -119,7 +119,9 @@ def test_what_does_not_change_a_result_does_not_change_an_identity(tmp_path: Pat
         ({"schedule": {"cycle_steps": "inf"}}, "ptfs/scratch-v2", "scratch-v2.cycle: was 200, is inf"),
     ],
 )
-def test_what_changes_a_result_is_told(tmp_path: Path, changes: dict, run: str, said: str) -> None:
+def test_changes_that_affect_a_result_are_reported(
+    tmp_path: Path, changes: dict, run: str, said: str
+) -> None:
     assert any(said in line for line in told(tmp_path, run, **changes))
 
 
@@ -140,7 +142,7 @@ def test_a_run_that_is_carried_out_as_another_has_its_identity(tmp_path: Path) -
     assert found["cpt/continual-v1"] == found["ptfs/scratch-v1"]
 
 
-def test_another_run_is_told(tmp_path: Path) -> None:
+def test_a_different_run_is_reported(tmp_path: Path) -> None:
     found = identities(tmp_path)
     lines = differences(found["ours/branch-v1"], found["ours/branch-v2"])
     assert "run: was branch-v1, is branch-v2" in lines
@@ -148,7 +150,7 @@ def test_another_run_is_told(tmp_path: Path) -> None:
     assert "chain of runs: was main → branch-v1, is main → branch-v2" in lines
 
 
-def test_shuffled_and_chained_data_are_told_apart(tmp_path: Path) -> None:
+def test_shuffled_and_chained_data_are_distinguished(tmp_path: Path) -> None:
     found = identities(tmp_path)
     assert found["ptfs/scratch-v2"]["order"] != found["ours/main"]["order"]
 

@@ -79,7 +79,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_mistake_is_told_before_anything_starts(
+def test_a_mistake_is_reported_before_any_process_starts(
     name: str, tmp_path: Path, started: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     act, said, contradicts = CASES[name]
@@ -103,7 +103,7 @@ def test_a_mistake_is_told_before_anything_starts(
     assert started == []
 
 
-def test_everything_that_is_wrong_comes_in_one_message(
+def test_all_errors_of_a_plan_come_in_one_message(
     tmp_path: Path, started: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     plan = make_plan(tmp_path, versions=(6, 6))

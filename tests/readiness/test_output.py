@@ -120,7 +120,7 @@ def test_a_slice_that_was_drawn_again_is_noticed_where_it_was_trained_on(plan: P
     assert "slice v2" not in found
 
 
-def test_arguments_beside_the_plan_count_for_the_runs_that_go_on(plan: Plan) -> None:
+def test_command_line_arguments_are_compared_for_resumed_runs(plan: Plan) -> None:
     begun(plan, "ours/main", 4, arguments={"clip_grad": 0.5})
     assert failures(plan, "--clip-grad", "0.5", paradigms=("ours",)) == []
     [found] = failures(plan, "--clip-grad", "0.25", paradigms=("ours",))

@@ -226,7 +226,7 @@ def test_a_log_keeps_the_order_of_what_is_printed_and_raised(
     assert (tmp_path / "log").read_text().splitlines() == lines
 
 
-def test_a_start_on_a_full_disk_says_so(
+def test_a_start_on_a_full_disk_is_reported(
     tmp_path: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One error, in a training and in the commands; the same arguments resume when there is room."""
@@ -247,7 +247,7 @@ def test_a_start_on_a_full_disk_says_so(
     train(words).ok()
 
 
-def test_a_history_is_cut_where_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_history_is_truncated_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No new file is written, because a full disk has no room for it; with nothing to cut, nothing is written."""
 
     def no_room(*_: object) -> None:
@@ -265,7 +265,7 @@ def test_a_history_is_cut_where_it_stands(tmp_path: Path, monkeypatch: pytest.Mo
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before, 1)
 
 
-def test_what_a_disk_refuses_one_rank_is_said_by_that_rank(
+def test_a_disk_error_of_one_rank_is_reported_by_that_rank(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Before the rendezvous no other rank can detect it."""

@@ -89,7 +89,7 @@ def test_an_owner_on_another_machine_is_noticed_by_its_heartbeat(
         thread.join()
 
 
-def test_two_owners_with_one_name_process_id_and_second_are_told_apart(tmp_path: Path) -> None:
+def test_two_owners_with_one_name_process_id_and_second_are_distinguished(tmp_path: Path) -> None:
     """As two containers have them, each with a lock that does not reach the other."""
     (tmp_path / LOCK_NAME).touch()
     first, second = (runlock.RunLock(tmp_path, None, pytest.fail) for _ in range(2))
@@ -121,7 +121,7 @@ def test_an_owner_that_was_overtaken_ends_before_it_writes_again(tmp_path: Path)
     assert owner_of(tmp_path)["host"] == "elsewhere"
 
 
-def test_one_that_only_tries_is_told_that_the_lock_is_held(tmp_path: Path) -> None:
+def test_a_process_that_does_not_wait_is_refused_a_held_lock(tmp_path: Path) -> None:
     lock = hold(tmp_path)
     write_elsewhere(tmp_path, 0)
     lock.beat()

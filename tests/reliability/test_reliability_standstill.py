@@ -92,7 +92,7 @@ def test_only_steps_after_the_first_count_and_no_time_in_which_the_process_was_s
         ({"distributed_timeout_minutes": 40}, 40, False),
     ],
 )
-def test_collectives_wait_longer_unless_the_user_says_otherwise(monkeypatch, capsys, given, minutes, warned):
+def test_collectives_wait_longer_unless_the_user_sets_a_timeout(monkeypatch, capsys, given, minutes, warned):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     args = Namespace(rank_timeout=30.0, **{"distributed_timeout_minutes": 10, **given})

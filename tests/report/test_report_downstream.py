@@ -108,7 +108,7 @@ def test_page_markdown_and_csv_have_it(plan: Plan) -> None:
     assert downstream_csv(collect(plan)).count("\n") == 7
 
 
-def test_fine_tuned_versions_stand_apart(plan: Plan) -> None:
+def test_fine_tuned_versions_have_a_table_of_their_own(plan: Plan) -> None:
     tree = collect(plan)
     branch = tree.model_of("ours", "v2")
     assert branch

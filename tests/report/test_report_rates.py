@@ -33,7 +33,7 @@ def verdict(plan):
     return summarize(check_rates(collect(plan)))
 
 
-def test_rates_as_planned_are_said_to_be_so_with_their_number(plan):
+def test_the_number_of_rates_that_match_the_plan_is_shown(plan):
     found = verdict(plan)
     assert found.level == "good"
     steps = sum(run.steps for p in ("ptfs", "cpt", "ours") for run in plan.runs(p) if not run.same_as)

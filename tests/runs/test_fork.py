@@ -47,7 +47,7 @@ def test_a_fork_outlives_the_checkpoint_that_it_began_with(tmp_path: Path, sourc
     fork_main(source, 40, fork, plan.main)  # nothing left to do
 
 
-def test_a_fork_that_goes_on_is_not_complete(tmp_path: Path, source: Path, plan: Plan) -> None:
+def test_a_fork_that_still_trains_is_not_complete(tmp_path: Path, source: Path, plan: Plan) -> None:
     fork_main(source, 100, tmp_path / "fork", plan.main)
     assert completed_step(tmp_path / "fork") is None
 

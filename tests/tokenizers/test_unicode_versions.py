@@ -82,7 +82,7 @@ def test_every_character_alone(encoder: HuggingFaceEncoder) -> None:
     require_equal(encoder, (f"a{c}1{c} {c}b" for c in sorted(differing)[::40]))
 
 
-def test_every_mark_beside_marks_and_letters(encoder: HuggingFaceEncoder) -> None:
+def test_every_mark_next_to_marks_and_letters(encoder: HuggingFaceEncoder) -> None:
     marks = sorted({*MARKS, *map(chr, LATER)})
     others = [chr(code) for code in (0x301, 0x323, 0x64E, 0x93C, 0x94D, 0x3099, 0x898, 0x1E4EE)]
     pairs = (f"{base}{one}{two} {base}{two}{one}" for one in marks for two in others for base in "e\u0627")

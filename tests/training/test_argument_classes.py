@@ -58,7 +58,7 @@ def test_what_the_parser_takes_is_up_to_date() -> None:
 
 
 @pytest.mark.parametrize("argument", ROWS)
-def test_a_row_acts_with_lr_path_as_its_class_says(argument: Argument) -> None:
+def test_a_row_has_the_effect_of_its_class_with_lr_path(argument: Argument) -> None:
     given = {"lr_path": "main", argument.name: values_of(argument)}
     if argument.name == "load":
         given["save"] = given["load"]
@@ -74,7 +74,7 @@ def test_a_row_acts_with_lr_path_as_its_class_says(argument: Argument) -> None:
 
 
 @pytest.mark.parametrize("argument", ROWS)
-def test_a_row_acts_beside_a_plan_as_its_class_says(argument: Argument, plan: Plan) -> None:
+def test_a_row_has_the_effect_of_its_class_next_to_a_plan(argument: Argument, plan: Plan) -> None:
     given = {argument.name: values_of(argument)}
     said = from_plan.refused(given, plan)
     if argument.plan == SET:

@@ -113,7 +113,7 @@ def longer_main(folder: Path) -> list[str]:
     return run_words(folder / "longer.yaml", "ours", "main")
 
 
-def test_the_lineage_records_the_mix_and_the_main_path_knows_nothing_of_it(trained: Path) -> None:
+def test_the_lineage_records_the_mix_and_the_main_path_does_not_depend_on_it(trained: Path) -> None:
     lineage = read_lineage(trained / "runs/ours/branch-v2")
     assert lineage is not None
     assert lineage["identity"]["mix"] == {"seed": 99, "shares": {"curated": "3/10", "fresh": "1/8"}}
@@ -124,7 +124,7 @@ def test_the_lineage_records_the_mix_and_the_main_path_knows_nothing_of_it(train
     assert "mix" not in run_identity(plain, plain.run(*BRANCH))
 
 
-def test_samples_tell_the_slices_of_the_mix(trained: Path) -> None:
+def test_samples_show_the_slices_of_the_mix(trained: Path) -> None:
     answer = printed(str(trained / "runs/ours/branch-v2"), "--step", "16", "--json")
     samples = json.loads(answer[answer.index('{"step"') :].splitlines()[0])["samples"]
     given = [list(tokens) for tokens in steps_of(trained / "mixed.json")[0]]

@@ -74,7 +74,7 @@ def differences(folder: Path, device: str, **changes: Any) -> list[str]:
     return found
 
 
-def test_a_stopped_training_and_its_branch_go_on_bit_for_bit(tmp_path: Path) -> None:
+def test_a_stopped_training_and_its_branch_resume_bit_for_bit(tmp_path: Path) -> None:
     assert differences(tmp_path, "cuda", megatron=BF16) == []
 
 

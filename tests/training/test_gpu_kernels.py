@@ -225,7 +225,7 @@ def check_cross_entropy(row: dict[str, Any], gradient: float) -> None:
 
 
 @pytest.mark.slow
-def test_a_training_with_them_is_the_one_without_and_goes_on_bit_for_bit(tmp_path: Path) -> None:
+def test_a_training_with_them_equals_one_without_and_resumes_bit_for_bit(tmp_path: Path) -> None:
     pytest.importorskip("triton", reason="torch's CPU build has no Triton")
     losses = {}
     for name, probe, stops in (

@@ -108,7 +108,7 @@ CHANGES = [
 
 @pytest.mark.parametrize(("name", "change", "said"), CHANGES)
 @pytest.mark.parametrize("recorded", [True, False], ids=["recorded", "older version"])
-def test_a_run_does_not_go_on_as_another_one(
+def test_a_run_does_not_resume_as_a_different_run(
     folder: Path, copy: Path, name: str, change: tuple[str, str], said: str, recorded: bool
 ) -> None:
     """Also where the run was begun by a version that left no record: its checkpoints tell most of it."""
@@ -141,7 +141,7 @@ SAME = [
 
 @pytest.mark.parametrize(("name", "changes"), SAME)
 @pytest.mark.parametrize("recorded", [True, False], ids=["recorded", "older version"])
-def test_a_run_goes_on_with_what_leaves_it_the_same(
+def test_a_run_resumes_with_changes_that_keep_its_identity(
     folder: Path, copy: Path, name: str, changes: tuple[str, ...], recorded: bool
 ) -> None:
     """Given defaults, what its curve does not read, its layout; and a main path may become longer."""
@@ -185,7 +185,7 @@ def test_a_changed_parent_is_refused_and_a_moved_or_removed_one_is_not(folder: P
     train(command(folder, "branch", "--lr-path-parent", str(folder / "main"), root=copy)).ok()
 
 
-def test_a_run_without_a_checkpoint_begins_anew_under_other_settings(folder: Path, copy: Path) -> None:
+def test_a_run_without_a_checkpoint_starts_again_under_other_settings(folder: Path, copy: Path) -> None:
     shutil.rmtree(copy / "scratch/iter_0000006")
     train(command(folder, "scratch", "--train-iters", "4", "--seed", "8", root=copy)).ok()
     lineage = read_lineage(copy / "scratch")

@@ -317,7 +317,7 @@ def test_a_plan_needs_a_paradigm_and_a_run_that_exists(folder: Path) -> None:
     assert str(folder / "nowhere.yaml") in refusal(run_words(folder / "nowhere.yaml", "ours", "main"))
 
 
-def test_help_shows_the_group_beside_megatrons_arguments() -> None:
+def test_help_shows_the_group_and_megatrons_arguments() -> None:
     outcome = train(["--help"]).ok()
     group = outcome.output.partition("learning-rate path switching:")[2]
     for option in ("--plan", "--paradigm", "--run", "--device", "--lr-path ", "--lr-path-parent-step"):

@@ -125,7 +125,7 @@ def test_a_branch_off_what_plain_megatron_trained(folder: Path, words: list[str]
         (["--lr-path", "main", "--use-checkpoint-args"], "--use-checkpoint-args cannot be given with"),
     ],
 )
-def test_a_contradiction_is_one_message(
+def test_a_contradiction_gives_one_message(
     folder: Path, words: list[str], main: Outcome, extra: list[str], message: str
 ) -> None:
     outcome = run(folder, [*words, *RATES, "--train-iters", "4", *extra, "--save", str(folder / "none")])

@@ -65,7 +65,7 @@ def test_a_branch_has_arguments_of_its_own(tmp_path: Path) -> None:
     assert "whose `branch_megatron` makes it 0.999" in refused.output
 
 
-def test_the_main_path_keeps_branch_points_and_version_ends_whatever_the_retention(tmp_path: Path) -> None:
+def test_the_main_path_keeps_branch_points_and_version_ends_at_any_retention(tmp_path: Path) -> None:
     plan = make_plan(tmp_path, megatron={"save_interval": 2, "save_retain_interval": 1000})
     train(run_words(plan, "ours", "main")).ok()
     kept = complete_steps(tmp_path / "runs/ours/main/checkpoints")

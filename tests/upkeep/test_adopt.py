@@ -54,7 +54,7 @@ def fresh(trained: Path, folder: Path, **changes: object) -> Path:
 
 
 @pytest.mark.slow
-def test_the_main_path_goes_on_from_the_checkpoint(trained: Path, tmp_path: Path) -> None:
+def test_the_main_path_continues_from_the_checkpoint(trained: Path, tmp_path: Path) -> None:
     before = sum_files(trained / "old/iter_0000005")
     path = fresh(trained, tmp_path)
     words = ["adopt", str(path), "--checkpoint", str(trained / "old"), "--step", "5", "--data", "v1"]

@@ -252,7 +252,7 @@ def test_a_branch_from_a_fetched_checkpoint_is_the_same_bit_for_bit(
     assert trained() == wanted
 
 
-def test_killed_anywhere_a_copy_and_a_fetch_go_on(plan: Plan, tmp_path: Path) -> None:
+def test_a_copy_and_a_fetch_that_were_killed_at_any_point_continue(plan: Plan, tmp_path: Path) -> None:
     words = ["archive", str(plan.path)]
     for number in range(2, 400, 7):
         was_killed = killed_at(number, words, reads_checkpoint)

@@ -139,7 +139,7 @@ def test_what_is_not_possible_is_refused(
     assert len(steps(plan)) == 10
 
 
-def test_what_else_the_plan_says_of_a_dropped_version_is_told(
+def test_other_plan_keys_for_removed_steps_are_reported(
     plan: Plan, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = Path(plan.path)
