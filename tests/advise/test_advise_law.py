@@ -109,11 +109,11 @@ def test_all_points_of_a_stretch_are_limited_by_the_error_of_the_law(tmp_path: P
     for noise in (0.0, 0.05):
         write_losses(plan, noise=noise, shared=0)
         main, branch = (gather([curve], scale_of(plan)) for curve in read_curves(plan)[:2])
-        told = [float(np.sum(main.sigmas[main.versions == version] ** -2)) for version in range(4)]
-        told.append(float(np.sum(branch.sigmas**-2)))
+        precision = [float(np.sum(main.sigmas[main.versions == version] ** -2)) for version in range(4)]
+        precision.append(float(np.sum(branch.sigmas**-2)))
         most = 1 / OFF**2
-        assert all((0.75 * most < one < most) == (noise == 0) for one in told), (noise, told)
-        assert max(told) < most
+        assert all((0.75 * most < one < most) == (noise == 0) for one in precision), (noise, precision)
+        assert max(precision) < most
 
 
 def test_without_expectations_losses_are_found_and_parameters_need_not_be(tmp_path: Path) -> None:

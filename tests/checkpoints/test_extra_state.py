@@ -99,7 +99,7 @@ def saved(value: object) -> bytes:
 
 
 @pytest.mark.parametrize("empty", [None, torch.empty(0, dtype=torch.uint8), [None], [torch.empty(0)]])
-def test_an_empty_one_stays_the_bytes_it_was(empty: object) -> None:
+def test_an_empty_extra_state_keeps_its_bytes(empty: object) -> None:
     assert objects.checked_bytes(NAME, saved(empty)) == saved(empty)
 
 

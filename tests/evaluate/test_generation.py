@@ -67,7 +67,7 @@ def test_versions_are_shown_side_by_side(trained: Path) -> None:
     assert "ours/branch-v1" in titles[0]
 
 
-def test_a_stale_export_is_made_again_and_a_strangers_is_not_replaced(trained: Path) -> None:
+def test_a_stale_export_is_made_again_and_a_foreign_one_is_not_replaced(trained: Path) -> None:
     generate(trained, "--run", "branch-v1", "the plan")
     exported = run_folder(trained, "branch-v1").exported
     record = exported / "lrpath_export.json"
@@ -123,7 +123,7 @@ def test_a_model_without_a_tokenizer_has_no_text(tmp_path: Path) -> None:
 
 def test_a_conversation_continues_and_restarts(trained: Path) -> None:
     words = ["chat", trained, "--device", "cpu", "--max-tokens", 5, "--temperature", 0]
-    outcome = lrpath(*words, said="Add 1 and 2.\n\nSure?\n/new\nAdd 1 and 2.\n" + "word " * 300 + "\n").ok()
+    outcome = lrpath(*words, stdin="Add 1 and 2.\n\nSure?\n/new\nAdd 1 and 2.\n" + "word " * 300 + "\n").ok()
     lines = outcome.output.splitlines()
     assert "sft-v1: /new starts a new conversation, Ctrl-D ends" in outcome.output
     begin = next(number for number, line in enumerate(lines) if "/new starts a new conversation" in line)

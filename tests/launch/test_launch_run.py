@@ -73,7 +73,7 @@ def hanging(plan: Plan, key: str) -> list[int]:
     return [int(pid) for pid in path.read_text().split()]
 
 
-def test_a_whole_plan_is_carried_out_once_and_only_once(tmp_path):
+def test_a_whole_plan_runs_exactly_once(tmp_path):
     plan = write_plan(tmp_path, 2)
     status, shown = run(plan)
     assert status == 0

@@ -151,7 +151,7 @@ def test_a_branch_with_bad_data_harms_nothing_but_itself(site):
     site.finish(again["eval/ours/branch-v1"]["job"])
 
 
-def test_a_main_path_cancelled_behind_our_back_leaves_no_branch_stuck(site):
+def test_a_main_path_cancelled_outside_lrpath_leaves_no_branch_stuck(site):
     site.write_plan(10, 80, 10)
     jobs = site.submit(FAKE_main="hold:24")
     site.cluster.until(lambda: len(site.steps("ours/main")) > 20)

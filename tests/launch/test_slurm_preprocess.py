@@ -38,7 +38,7 @@ def test_files_are_shared_out_in_order_and_numbers_written_as_sbatch_takes_them(
         (["--json-keys", "body"], "holds the shards of other files or arguments"),
     ],
 )
-def test_what_does_not_suit_is_refused(tmp_path, capsys, words, said):
+def test_shards_of_other_files_or_arguments_are_refused(tmp_path, capsys, words, said):
     files = [str(path) for path in delivery(tmp_path / "raw")]
     given = [
         "prepare",

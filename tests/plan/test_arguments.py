@@ -61,7 +61,7 @@ def plan_of(folder: Path, section: str, **arguments: Any) -> Path:
     return path
 
 
-def said_of(folder: Path, section: str, **arguments: Any) -> str:
+def error_of(folder: Path, section: str, **arguments: Any) -> str:
     """The error of `load_plan`; empty for none."""
     try:
         load_plan(plan_of(folder, section, **arguments))
@@ -95,9 +95,9 @@ def test_a_row_has_the_effect_of_its_class_in_a_plan_file(argument: Argument, tm
     plain = run_identity(plan, plan.main)
     for option in argument.forms:
         value = value_for(argument, option)
-        said = said_of(tmp_path, "megatron", **{option: value})
+        said = error_of(tmp_path, "megatron", **{option: value})
         if "set it under `model:`" in said:
-            said = said_of(tmp_path, "model", **{option: value})
+            said = error_of(tmp_path, "model", **{option: value})
             assert not said
             continue
         if argument.key:
@@ -106,7 +106,7 @@ def test_a_row_has_the_effect_of_its_class_in_a_plan_file(argument: Argument, tm
             assert "says which run to start" in said
         elif argument.plan == REFUSED:
             assert f"cannot be set in a plan: {argument.why(PLAN)}" in said
-            assert not said_of(tmp_path, "megatron", **{option: False})
+            assert not error_of(tmp_path, "megatron", **{option: False})
         else:
             assert not said
             plan = load_plan(tmp_path / "plan.yaml")
@@ -122,7 +122,7 @@ def test_every_value_that_is_refused_is_refused_in_a_plan(tmp_path: Path) -> Non
         "dist_ckpt_strictness": "ignore_all",
         "exit_signal": "SIGINT",
     }.items():
-        assert f"megatron.{name}: cannot be set in a plan" in said_of(tmp_path, "megatron", **{name: value})
+        assert f"megatron.{name}: cannot be set in a plan" in error_of(tmp_path, "megatron", **{name: value})
 
 
 def test_a_misspelt_size_of_a_model_without_a_recipe_is_named(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_a_misspelt_size_of_a_model_without_a_recipe_is_named(tmp_path: Path) ->
 def test_names_and_values_are_checked_when_a_plan_is_read(
     section: str, argument: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
-    message = said_of(tmp_path, section, **argument)
+    message = error_of(tmp_path, section, **argument)
     assert said in message
     assert message.startswith(f"{tmp_path / 'plan.yaml'}:")
 
@@ -189,7 +189,7 @@ def test_values_as_the_parser_takes_them_are_accepted(tmp_path: Path) -> None:
         "attention_backend": "flash",
         "no_check_for_nan_in_loss_and_grad": False,
     }
-    assert not said_of(tmp_path, "megatron", **arguments)
+    assert not error_of(tmp_path, "megatron", **arguments)
 
 
 def test_what_an_older_version_called_neutral_is_neutral_or_refused() -> None:

@@ -134,12 +134,12 @@ def test_what_binds_a_main_path_is_the_rates_that_it_has_come_to(tmp_path: Path)
         ({"schedule": {"main": {"power": 0, "from": 50}}}, "above 0"),
     ],
 )
-def test_what_does_not_fit_is_refused(tmp_path: Path, changes: dict, said: str) -> None:
+def test_unsuitable_main_rates_are_refused(tmp_path: Path, changes: dict, said: str) -> None:
     with pytest.raises(PlanError, match=said):
         plan_with(tmp_path, **changes)
 
 
-def test_what_users_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_and_lr_print_the_changed_rates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = plan_with(tmp_path, versions=[V1, V2, V4 | {"name": "v3"}])
     assert main(["plan", str(plan.path)]) == 0
     said = " ".join(capsys.readouterr().out.split())

@@ -1,4 +1,4 @@
-"""What a run's result depends on: kept by appending a version and by neutral changes, told by all others."""
+"""What a run's result depends on: appended versions and neutral changes keep it, all other changes are reported."""
 
 import json
 from pathlib import Path
@@ -19,8 +19,8 @@ def identities(folder: Path, **changes: Any) -> dict[str, dict[str, Any]]:
     return {f"{run.paradigm}/{run.name}": json.loads(json.dumps(run_identity(plan, run))) for run in runs}
 
 
-def told(folder: Path, run: str, **changes: Any) -> list[str]:
-    """What differs for a run when the sound plan is changed so."""
+def changed_keys(folder: Path, run: str, **changes: Any) -> list[str]:
+    """The keys of a run's identity that differ after these changes to the plan."""
     return differences(identities(folder)[run], identities(folder, **changes)[run])
 
 
@@ -54,9 +54,9 @@ def test_the_default_of_min_lr_is_what_would_be_written(tmp_path: Path, rate: fl
 
 def test_the_last_versions_alpha_does_not_matter_to_the_main_path(tmp_path: Path) -> None:
     changed = [{"name": "v1", "steps": 100}, {"name": "v2", "steps": 100, "alpha": 0.3}]
-    assert told(tmp_path, "ours/main", versions=changed) == []
-    assert told(tmp_path, "ours/branch-v1", versions=changed) == []
-    assert told(tmp_path, "ours/branch-v2", versions=changed) == [
+    assert changed_keys(tmp_path, "ours/main", versions=changed) == []
+    assert changed_keys(tmp_path, "ours/branch-v1", versions=changed) == []
+    assert changed_keys(tmp_path, "ours/branch-v2", versions=changed) == [
         "learning rate of branch-v2.cycle: was 60, is 30",
         "learning rate of branch-v2.start: was 140, is 170",
     ]
@@ -122,7 +122,7 @@ def test_what_does_not_change_a_result_does_not_change_an_identity(tmp_path: Pat
 def test_changes_that_affect_a_result_are_reported(
     tmp_path: Path, changes: dict, run: str, said: str
 ) -> None:
-    assert any(said in line for line in told(tmp_path, run, **changes))
+    assert any(said in line for line in changed_keys(tmp_path, run, **changes))
 
 
 def test_knobs_matter_to_the_styles_that_read_them(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_knobs_matter_to_the_styles_that_read_them(tmp_path: Path) -> None:
 
 
 def test_the_main_path_does_not_depend_on_the_shape_of_the_decay(tmp_path: Path) -> None:
-    assert told(tmp_path, "ours/main", schedule={"style": "wsd", "min_lr": 0.0}) == []
+    assert changed_keys(tmp_path, "ours/main", schedule={"style": "wsd", "min_lr": 0.0}) == []
 
 
 def test_a_run_that_is_carried_out_as_another_has_its_identity(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_all_errors_of_a_plan_come_in_one_message(
     assert started == []
 
 
-def test_a_sound_plan_is_carried_out_without_a_word(
+def test_a_correct_plan_runs_without_messages(
     sound: Path, started: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["run", str(sound)]) == 0
@@ -134,7 +134,7 @@ def test_a_sound_plan_is_carried_out_without_a_word(
     assert main(["plan", str(sound), "--no-curves"]) == 0
 
 
-def test_only_what_is_asked_for_counts(
+def test_only_requested_runs_are_checked(
     tmp_path: Path, started: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     plan = make_plan(tmp_path, versions=(6, 6))

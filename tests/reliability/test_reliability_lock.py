@@ -49,7 +49,7 @@ def test_a_second_launch_is_refused_and_names_the_first(tmp_path: Path) -> None:
     hold(tmp_path, patience=0).close()
 
 
-def test_a_lock_that_was_let_go_of_is_taken_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_released_lock_is_taken_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hold(tmp_path).close()
     assert (tmp_path / LOCK_NAME).read_bytes() == b""
     monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it waits"))

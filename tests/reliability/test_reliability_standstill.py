@@ -55,7 +55,7 @@ def test_the_rank_that_has_not_entered_the_collective_is_named(tmp_path: Path, f
         ({0: [1, True, "a"], 1: [1, False, "b"]}, {0: [2, True, "a"], 1: [2, False, "b"]}, ([1], "is at b")),
     ],
 )
-def test_silence_counts_first_then_work_outside_collectives(before, after, found):
+def test_ranks_without_an_answer_are_named_before_ranks_outside_collectives(before, after, found):
     assert culprits(before, after) == found
 
 

@@ -77,7 +77,7 @@ def test_three_forms_are_read(line: dict[str, Any], messages: list[dict[str, str
         (b'{"prompt": "x", "completion": "\\ud800"}', "surrogate"),
     ],
 )
-def test_what_cannot_be_used_is_rejected_with_its_reason(line: bytes, reason: str) -> None:
+def test_unusable_conversations_are_rejected_with_a_reason(line: bytes, reason: str) -> None:
     with pytest.raises(Rejected, match=reason):
         messages_of(line)
 

@@ -246,7 +246,7 @@ def refusal(words: list[str]) -> str:
     return outcome.output.partition("lrpath: error: ")[2]
 
 
-def test_what_does_not_fit_is_refused(trained: Path, tmp_path: Path) -> None:
+def test_changed_sft_settings_are_refused(trained: Path, tmp_path: Path) -> None:
     plan = trained / "plan.yaml"
     section = yaml.safe_load(plan.read_text())["sft"]
     for name, change, said in (

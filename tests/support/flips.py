@@ -272,7 +272,7 @@ def pairs(base: Path, readers: Sequence[str]) -> list[tuple[Place, str]]:
 
 
 def flip_bits(
-    base: Path, work: Path, count: int, seed: int, readers: Sequence[str], told: Callable[[Flip], None]
+    base: Path, work: Path, count: int, seed: int, readers: Sequence[str], report: Callable[[Flip], None]
 ) -> list[Flip]:
     """Flip `count` single bits, places and readers in turn, each in a fresh copy of `base` at `work`."""
     generator = random.Random(seed)
@@ -293,7 +293,7 @@ def flip_bits(
         one = judged(
             place.kind, str(stretch[0].relative_to(work)), byte, bit, reader, answer, undamaged[reader]
         )
-        told(one)
+        report(one)
         found.append(one)
     return found
 

@@ -36,13 +36,13 @@ def conversations(count: int = CHATS) -> list[dict[str, Any]]:
     for number in range(count):
         one, other = generator.randint(1, 99), generator.randint(1, 99)
         if number % 3 == 0:
-            said = [
+            messages = [
                 ("system", "Be brief."),
                 ("user", f"{one} and {other}?"),
                 ("assistant", f"{one + other}."),
             ]
-            said += [("user", "Sure?"), ("assistant", "Yes \U0001f600.")] if number % 2 else []
-            rows.append({"messages": [{"role": role, "content": text} for role, text in said]})
+            messages += [("user", "Sure?"), ("assistant", "Yes \U0001f600.")] if number % 2 else []
+            rows.append({"messages": [{"role": role, "content": text} for role, text in messages]})
         elif number % 3 == 1:
             rows.append({"prompt": f"Add {one} and {other}.", "completion": str(one + other)})
         else:

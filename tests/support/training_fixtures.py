@@ -123,9 +123,9 @@ def launch(
     return Ranks.start(entry, words, nproc, probe).outcome(timeout)
 
 
-def lrpath(*words: object, said: str = "") -> Outcome:
-    """`lrpath` with `said` on its standard input, in a forked process; the processes that it starts are forked too."""
-    return launch("tests.support.training_fixtures:command", [said, *map(str, words)])
+def lrpath(*words: object, stdin: str = "") -> Outcome:
+    """`lrpath` with this standard input, in a forked process; the processes that it starts are forked too."""
+    return launch("tests.support.training_fixtures:command", [stdin, *map(str, words)])
 
 
 def command(words: list[str]) -> None:

@@ -115,7 +115,7 @@ def test_another_liger_is_not_called(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "calls the kernel of liger-kernel>=0.8.5,<0.9" in measures.liger_problem()
 
 
-def test_none_stands_alone() -> None:
+def test_none_cannot_be_combined_with_kernels() -> None:
     with pytest.raises(UserError, match="none: it cannot be combined"):
         choose(gpu_kernels=[NONE, ADAM])
 

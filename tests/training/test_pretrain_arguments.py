@@ -205,7 +205,7 @@ BRANCH = ["--lr-path", "branch", "--lr-path-parent", "MAIN", "--lr-path-parent-s
         (["--device", "cuda", "--train-iters", "4"], "--device cuda: torch sees no GPU here"),
     ],
 )
-def test_what_is_missing_or_contradictory_is_refused(
+def test_missing_or_contradictory_arguments_are_refused(
     words: list[str], main: Path, tmp_path: Path, extra: list[str], said: str
 ) -> None:
     own = [] if "--save" in extra else ["--save", str(tmp_path / "own")]

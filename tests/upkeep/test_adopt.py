@@ -92,7 +92,9 @@ def test_the_main_path_continues_from_the_checkpoint(trained: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_what_does_not_fit_is_refused_and_nothing_is_written(trained: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_that_does_not_fit_is_refused_and_nothing_is_written(
+    trained: Path, tmp_path: Path
+) -> None:
     model = yaml.safe_load((trained / "plan.yaml").read_text())["model"]
     cases = {
         "model": ({"model": model | {"num_layers": 3}}, "num_layers is 2 there and 3 here"),

@@ -131,7 +131,7 @@ def test_new_data_can_follow_and_what_is_set_aside_goes_when_confirmed(
         (("--to-step", "40", "--confirm"), "call it alone"),
     ],
 )
-def test_what_is_not_possible_is_refused(
+def test_impossible_rewinds_are_refused(
     plan: Plan, words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["rewind", str(plan.path), *words]) == 2
