@@ -6,7 +6,7 @@ compared with reading the same bytes raw.
   python benchmarks/checkpoints.py --quick    # fewer rounds
 
 Saving: one real training (`pretrain_gpt.py --plan …`) saves by turns synchronously and asynchronously. A save's *wait*
-is how long the training stands still for it (the call, and what is left to do when the writers are done); *slowed*
+is how long the training waits for it (the call, and what is left to do when the writers are done); *slowed*
 is by how much the steps that follow are longer than undisturbed ones (the writers use the same cores and disk,
 and the first write to each page of memory that they still need copies it). The stall is both.
 

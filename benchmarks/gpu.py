@@ -85,7 +85,7 @@ def wait_for_device(device: str) -> None:
 
 
 def peak_of(device: str) -> float | None:
-    """FLOP/s of the device; None where it is not known, as for a CPU."""
+    """FLOP/s of the device; None if unknown, as for a CPU."""
     import torch
 
     from megatron_lrpath.devices import peak_flops

@@ -1,4 +1,4 @@
-"""The paradigms and kinds of runs are rows that every part reads; their names stand nowhere else."""
+"""The paradigms and kinds of runs are rows that every part reads; no other file has their names."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ class Sweep:
         return math.expm1(statistics.fmean(map(math.log1p, ratios))) if whole else None
 
     def gaps(self, setting: Setting) -> list[float]:
-        """That for every seed where it can be told."""
+        """The gap for every seed that has the runs for it."""
         return self.measured.paired(lambda seed: self.gap(setting, seed))
 
     def decays(self) -> list[tuple[str, float]]:

@@ -48,7 +48,7 @@ def checks(plan: Plan, curves: Sequence[Curve], model: Model) -> Iterator[dict[s
 
 
 def along_the_path(model: Model) -> dict[str, float]:
-    """What the main path's evaluations told: their deviation from their law, and the share of a decay's gain."""
+    """The results of the main path's evaluations: their deviation from their law, and the share of a decay's gain."""
     if not model.path or not model.evaluated:
         return {}
     jitter = float(np.sqrt(np.mean(model.path[0].residuals ** 2)))

@@ -94,7 +94,7 @@ def named(parameters: F64) -> dict[str, float]:
 
 
 def errors(curves: dict[str, dict[str, Curve]], parameters: dict[str, F64]) -> dict[str, dict[str, float]]:
-    """For every curve that was not fitted, the error in each model, with what is expected told by the others."""
+    """For every curve that was not fitted, the error in each model, with expectations from the others."""
     found: dict[str, dict[str, float]] = {name: {} for name in curves[MODELS[0]] if name not in FITTED}
     for model, mine in curves.items():
         others = [values for name, values in parameters.items() if name != model]

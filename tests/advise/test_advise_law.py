@@ -104,7 +104,7 @@ def test_a_fit_without_noise_finds_the_parameters(tmp_path: Path) -> None:
 
 
 def test_all_points_of_a_stretch_are_limited_by_the_error_of_the_law(tmp_path: Path) -> None:
-    """However many and however quiet they are; noise makes them tell less."""
+    """For any number of points at any noise; more noise lowers the precision."""
     plan = small_plan(tmp_path)
     for noise in (0.0, 0.05):
         write_losses(plan, noise=noise, shared=0)

@@ -50,7 +50,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes]:
 
 
 def packed(kind: str, folder: Path) -> Path:
-    """The golden texts in another format, under a name that does not tell."""
+    """The golden texts in another format, under a name without its suffix."""
     path = folder / "input"
     half = len(LINES) // 2
     if kind == "gzip":

@@ -1,4 +1,4 @@
-"""What made a dataset is recorded next to it, goes along into slices, and another tokenizer is refused by name."""
+"""The origin of a dataset is recorded next to it and in its slices, and another tokenizer is refused by name."""
 
 from __future__ import annotations
 

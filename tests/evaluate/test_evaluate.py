@@ -325,7 +325,7 @@ def test_a_checkpoint_that_vanishes_while_it_is_checked_is_skipped(copy: Path) -
 
 
 def main_path_removed_meanwhile(words: list[str]) -> None:
-    """The worker, under which the main path's checkpoint goes once it is found to be there; in a process of its own."""
+    """The worker, while the main path's checkpoint is removed after the worker found it; in a process of its own."""
     from megatron_lrpath.evaluate import perplexity, worker
 
     check = perplexity.damage

@@ -41,7 +41,7 @@ FILES = sorted(path for path in PAPER.rglob("*.yaml") if is_experiment(path))
 
 
 def experiment(folder: Path, **keys: Any) -> Experiment:
-    """An experiment on the sound plan with these keys."""
+    """An experiment on the valid plan with these keys."""
     (folder / "base.yaml").write_text(SOUND)
     path = folder / "experiment.yaml"
     given = {"name": "try", "plan": "base.yaml", "output": str(folder / "out")} | keys

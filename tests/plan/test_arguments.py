@@ -52,7 +52,7 @@ def value_for(argument: Argument, option: str) -> Any:
 
 
 def plan_of(folder: Path, section: str, **arguments: Any) -> Path:
-    """A sound plan with these arguments in a section."""
+    """A valid plan with these arguments in a section."""
     content = yaml.safe_load(SOUND)
     before = content.get(section) or {}
     content[section] = ({"recipe": before} if isinstance(before, str) else before) | arguments

@@ -163,7 +163,7 @@ def test_what_trains_differently_is_not_neutral(name: str) -> None:
 
 
 def test_what_an_older_version_counted_and_this_one_does_not_is_no_difference(tmp_path: Path) -> None:
-    """Lineages of earlier versions hold arguments that are known to be neutral by now."""
+    """Lineages of earlier versions have arguments that are classified as neutral now."""
     now = identities(tmp_path)["ours/main"]
     stored = now | {"megatron": now["megatron"] | {"use_mcore_models": True}}
     assert differences(stored, now) == []

@@ -144,7 +144,7 @@ def test_a_disk_without_locks_is_guarded_by_the_heartbeat(
 
 
 def second_of_two(root: Path, first: runlock.RunLock) -> None:
-    """A second launch on the same disk, told apart from this process's first by another name."""
+    """A second launch on the same disk, distinguished from this process's first by another name."""
     original = socket.gethostname
     socket.gethostname = lambda: "elsewhere"  # type: ignore[assignment]
     try:

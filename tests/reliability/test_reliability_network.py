@@ -1,4 +1,4 @@
-"""What a stranger on the network can do to a run through the ranks' store: nothing."""
+"""An attacker on the network cannot affect a run through the ranks' store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A rank that stands still ends the run, with its name; saves, evaluations and a stopped machine do not."""
+"""A rank that hangs ends the run, with its name; saves, evaluations and a stopped machine do not."""
 
 from __future__ import annotations
 

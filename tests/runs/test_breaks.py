@@ -1,4 +1,4 @@
-"""Breaks: told at the start, recorded, shown by status and report; what was replaced is none."""
+"""Breaks: printed at the start, recorded, shown by status and report; a replaced start is no break."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why a run failed reaches others as data: who writes it, what counts more, and what torchrun adds."""
+"""The cause of a failure is passed on as data: its writer, its precedence, and the part of torchrun."""
 
 from __future__ import annotations
 

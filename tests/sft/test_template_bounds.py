@@ -1,4 +1,4 @@
-"""A chat template of a stranger's has bounds of time, memory and size; an honest one does not notice them."""
+"""A foreign chat template has limits of time, memory and size; a normal one does not reach them."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class Engine:
 
 @contextmanager
 def engine_process(folder: Path) -> Iterator[Engine]:
-    """The process, ended with the block; `folder` is where a trap lies."""
+    """The process, ended with the block; `folder` has the trap."""
     trap = folder / "executed"
     path = os.pathsep.join([str(STAND_IN), str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "STAND_IN_TRAP": str(trap)}

@@ -126,7 +126,7 @@ def kill_at(point: str, rank: str = "0") -> None:
 
 
 def absent(rank: str, patience: str) -> None:
-    """SIGKILL of a rank before it has met the others, who wait for `patience` seconds."""
+    """SIGKILL of a rank before rendezvous; the others wait for `patience` seconds."""
     from megatron_lrpath.training.guards import peers as ranks
 
     ranks.MEETING = timedelta(seconds=float(patience))

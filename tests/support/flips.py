@@ -180,7 +180,7 @@ def tensors(folder: Path) -> str:
 
 @dataclass(frozen=True)
 class Place:
-    """Files of one kind that may be damaged, perhaps only a stretch of them, and who reads them."""
+    """Files of one kind that may be damaged, or a range of their bytes, and their readers."""
 
     kind: str
     find: Callable[[Path], list[tuple[Path, int, int]]]

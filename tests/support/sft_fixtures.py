@@ -51,7 +51,7 @@ def conversations(count: int = CHATS) -> list[dict[str, Any]]:
 
 
 def write_lines(path: Path, rows: list[Any]) -> Path:
-    """JSON lines; text is written as it stands."""
+    """JSON lines; text is written unchanged."""
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
     return path
 

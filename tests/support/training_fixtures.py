@@ -163,7 +163,7 @@ class Ranks:
         return cls(processes, [receiver for receiver, _ in pipes], log)
 
     def outcome(self, timeout: float) -> Outcome:
-        """Wait for their end; who takes longer than `timeout` seconds is killed."""
+        """Wait for their end; a rank that takes longer than `timeout` seconds is killed."""
         probed = [receive(receiver) for receiver in self.receivers]
         for process in self.processes:
             process.join(timeout)

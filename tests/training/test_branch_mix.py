@@ -1,4 +1,4 @@
-"""Other data in a branch: exact shares, the main path's samples everywhere else, told and refused."""
+"""Other data in a branch: exact shares, the main path's samples everywhere else, messages and refusals."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BRANCH = ("ours", "branch-v2")  # 5 steps of 4 samples: steps 16 to 20
 
 
 def extra_slice(folder: Path, name: str, first: int, samples: int) -> None:
-    """A slice of its own dataset, whose samples of 16 tokens begin with tokens that tell them apart."""
+    """A slice of its own dataset, whose samples of 16 tokens begin with distinct tokens."""
     tokens = np.random.default_rng(first).integers(1, 119, size=samples * 16 + 20).tolist()
     prefix = make_indexed_dataset(folder / f"{name}_text_document", [tokens])
     make_slice(folder / "slices" / f"{name}.slice", [(prefix, [0], name)])

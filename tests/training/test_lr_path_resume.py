@@ -111,11 +111,11 @@ CHANGES = [
 def test_a_run_does_not_resume_as_a_different_run(
     folder: Path, copy: Path, name: str, change: tuple[str, str], said: str, recorded: bool
 ) -> None:
-    """Also where the run was begun by a version that left no record: its checkpoints tell most of it."""
+    """Also for a run begun by a version without records: its checkpoints contain most settings."""
     if not recorded:
         RunFolder(copy / name).lineage.unlink()
         if change[0] == "--lr-path-parent":
-            pytest.skip("a checkpoint does not know its parent")
+            pytest.skip("a checkpoint does not record its parent")
     place = {"scratch": str(copy / "scratch"), "v2_text_document": str(folder / "data/v2_text_document")}
     option, value = change
     option_and_value = (option, place.get(value, value))

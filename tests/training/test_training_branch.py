@@ -74,7 +74,7 @@ def test_the_main_path_keeps_branch_points_and_version_ends_at_any_retention(tmp
 
 
 def test_a_branch_starts_with_the_parents_state_bit_for_bit(copy: Path) -> None:
-    """The main path, stopped at the branch point and started again, stands exactly where the branch starts."""
+    """The main path, stopped at the branch point and started again, has exactly the branch's initial state."""
     plan = copy / "plan.yaml"
     branch = train(run_words(plan, "ours", "branch-v2"), probe="state_at_start").ok().probed[0]
     assert (branch["iteration"], branch["consumed_train_samples"]) == (9, 36)

@@ -174,7 +174,7 @@ def test_what_reads_an_archived_checkpoint_gets_it(
     read: list[dict[str, FileSum]] = []
 
     def reads(*_: object, **__: object) -> Any:
-        """Stand for what reads the checkpoint."""
+        """A stand-in for a reader of the checkpoint."""
         read.append(sum_files(folder))
         raise UserError("it has been read")
 

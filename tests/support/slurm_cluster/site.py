@@ -39,7 +39,7 @@ megatron: {{save-interval: {interval}}}
 
 @dataclass
 class Site:
-    """Where the plan lies. `variables` go into every job's environment; `options` to every submission."""
+    """The folder of the plan. `variables` are in every job's environment, `options` in every submission."""
 
     cluster: Cluster
     folder: Path
