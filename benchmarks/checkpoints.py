@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Checkpoints on the CPU: what a save costs the training, synchronous beside asynchronous, and what loading costs
-beside reading the same bytes raw.
+"""Checkpoints on the CPU: what a save costs the training, synchronous and asynchronous, and what loading costs
+compared with reading the same bytes raw.
 
   python benchmarks/checkpoints.py            # a 110M-parameter model in bf16, 1.5 GB a checkpoint
   python benchmarks/checkpoints.py --quick    # fewer rounds
 
 Saving: one real training (`pretrain_gpt.py --plan …`) saves by turns synchronously and asynchronously. A save's *wait*
-is how long the training stands still for it (the call, and what is left to do when the writers are done); *slowed*
+is how long the training waits for it (the call, and what is left to do when the writers are done); *slowed*
 is by how much the steps that follow are longer than undisturbed ones (the writers use the same cores and disk,
 and the first write to each page of memory that they still need copies it). The stall is both.
 

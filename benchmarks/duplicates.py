@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Time and peak memory of comparing a delivery's documents with those of all earlier versions.
 
-Makes up the hashes of --new documents in one dataset and of --earlier ones in datasets of 100 million, each of which
-is in two slices, then compares them in a process of its own, as slice_versions.py and `lrpath update` do.
+Makes up the hashes of --new documents in one dataset and of --earlier ones in datasets of 100 million, each
+in two slices, then compares them in a process of its own, as slice_versions.py and `lrpath update` do.
 
   python benchmarks/duplicates.py --new 100e6 --earlier 400e6
 """

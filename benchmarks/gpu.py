@@ -85,7 +85,7 @@ def wait_for_device(device: str) -> None:
 
 
 def peak_of(device: str) -> float | None:
-    """FLOP/s of the device; None where it is not known, as for a CPU."""
+    """FLOP/s of the device; None if unknown, as for a CPU."""
     import torch
 
     from megatron_lrpath.devices import peak_flops
@@ -226,7 +226,7 @@ class Turns:
 
 
 def hugging_face(name: str, options: argparse.Namespace) -> None:
-    """Train `LlamaForCausalLM` in bf16 on random tokens, in a loop without anything beside it."""
+    """Train `LlamaForCausalLM` in bf16 on random tokens, in a loop that does nothing else."""
     import torch
 
     shape, device = options.shape, options.device

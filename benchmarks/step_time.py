@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A training step on the CPU: this project's (Megatron's whole loop) beside Hugging Face's `LlamaForCausalLM`.
+"""A training step on the CPU: this project's (Megatron's whole loop) and Hugging Face's `LlamaForCausalLM`.
 
 Each contender has a process of its own; they take turns in short blocks of steps, never at the same time, and every
 block is compared with the other's neighbour: what else the machine does then falls on both alike.
@@ -63,7 +63,7 @@ def turns(connection: Connection, steps: int) -> Callable[[], None]:
 
 
 def contender(name: str, shape: Shape, folder: Path, steps: int, total: int, connection: Connection) -> None:
-    """The process of a contender: its output goes to a file, its turns are what the parent says."""
+    """The process of a contender: its output goes to a file, and the parent starts each of its turns."""
     log = os.open(folder / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     os.dup2(log, 1)
     os.dup2(log, 2)

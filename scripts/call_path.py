@@ -7,7 +7,7 @@ Trains a tiny plan on the CPU in a temporary folder and prints three lists with 
 1. the call path: the files whose functions are on the stack when a process of ours is started, when Megatron's
    `pretrain` is entered, and when the optimizer's `step` is entered first;
 2. the call path and the files whose functions those functions call directly, not by an import or through Megatron;
-3. all files of which any function ran before that step (every command's `add_arguments` among them).
+3. all files with a function that ran before that step (every command's `add_arguments` among them).
 
 TREE is the checkout to look at, with a .venv of its own (default: this one).
 """
@@ -121,7 +121,7 @@ def main() -> int:
     show_files(
         "of the path and what it calls", {file for file, _ in path} | {to for by, to in calls if by in path}
     )
-    show_files("of which a function ran before the first step", {to for _, to in calls})
+    show_files("with a function that ran before the first step", {to for _, to in calls})
     return 0
 
 

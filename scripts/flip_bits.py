@@ -24,7 +24,7 @@ from tests.support.flips import READERS, Flip, build, flip_bits
 
 
 def tell(flip: Flip) -> None:
-    """Print what nobody should see."""
+    """Print output that must not appear."""
     if flip.taken == "silent" or flip.trace:
         what = "accepted in silence" if flip.taken == "silent" else "a stack trace"
         print(f"{what}: byte {flip.byte} bit {flip.bit} of {flip.path}, {flip.reader}", flush=True)

@@ -2,10 +2,10 @@
 
     .venv/bin/python scripts/fuzz_checkpoints.py [--inputs 20000] [--seed 1]
 
-A grammar makes the pickles: all opcodes, on all names that a reader knows and some that a stranger would like, half
+A grammar makes the pickles: all opcodes, on all names that a reader accepts and some that an attacker would use, half
 of them inside whole metadata. Each is read as `.metadata`, as an object, as a tensor and as an `_extra_state`. Before
 and after, the interpreter is compared: the attributes of every listed class, function and enumeration, modules,
-environment, files, and what Python's audit events tell of processes, imports, sockets and writes. Prints a line, and
+environment, files, and what Python's audit events report of processes, imports, sockets and writes. Prints a line, and
 the inputs that had an effect; status 1 if there is one.
 """
 
@@ -97,7 +97,7 @@ EVENTS = (
 
 
 def known_names() -> list[str]:
-    """Every name that one of the readers knows."""
+    """Every name that a reader accepts."""
     return sorted({*METADATA_NAMES, *objects.object_names(), *extra_state.NAMES, *extra_state.STORAGE_NAMES})
 
 
@@ -113,7 +113,7 @@ class Grammar:
         self.table: Mapping[str, May] = METADATA_NAMES
 
     def content(self) -> bytes:
-        """A whole pickle; half of them what a reader knows, to come further in."""
+        """A whole pickle; half of them with accepted names, to get further into the reader."""
         self.memo, self.mild, self.table = 0, self.rng.random() < 0.5, self.rng.choice(self.tables)
         body = self.value(self.rng.randint(1, 5))
         shape = self.rng.random()
@@ -205,13 +205,13 @@ class Grammar:
         )
 
     def any_name(self) -> bytes:
-        """A name that readers know, or one that a stranger would like."""
+        """A name that readers accept, or a name that an attacker would use."""
         if self.mild:
             return self.allowed(May(0))
         return self.name(self.rng.choice(self.names if self.rng.random() < 0.75 else STRANGERS))
 
     def allowed(self, may: May) -> bytes:
-        """A name of which the reader's table allows that."""
+        """A name for which the reader's table allows that."""
         return self.name(self.rng.choice([name for name, allowed in self.table.items() if may in allowed]))
 
     def name(self, name: str) -> bytes:
@@ -453,7 +453,7 @@ def fuzz(
                     except (NotDataError, UserError):
                         ended["refused"] += 1
                     except Exception as error:
-                        effects.append(f"an error nobody catches: {error!r}"[:500])
+                        effects.append(f"an uncaught error: {error!r}"[:500])
             if effects:
                 bad.append((content, effects))
     return bad, ended

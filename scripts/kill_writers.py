@@ -44,7 +44,7 @@ PATIENCE = 120.0  # seconds for a call, and for the processes that it has starte
 class Writer:
     """One command. `prepare` makes its inputs in the folder `in`, `call` writes the folder `out`.
 
-    `exact`: two undisturbed calls write the same bytes. `again`: called once more, it writes over what is there.
+    `exact`: two undisturbed calls write the same bytes. `again`: called once more, it overwrites the existing files.
     `warm`: modules that are imported once, before the processes are forked. `check` fails where what a killed call
     has left cannot be used.
     """
@@ -294,7 +294,7 @@ WRITERS = {
 }
 NEW_CHATS = 30  # conversations
 ORIGINAL_MKSTEMP = tempfile.mkstemp
-LOCKS = {".lock"}  # stay: who removes a lock file takes it from somebody who waits for it
+LOCKS = {".lock"}  # stay: removing a lock file takes it from a process that waits for it
 
 
 class Moments:
@@ -393,7 +393,7 @@ class Harness:
             os._exit(status)
 
     def end(self, leader: int) -> int:
-        """Wait for a call, and for what it has left running to notice that it is gone."""
+        """Wait for a call, and until the processes that it left running have detected its end."""
         status = os.waitstatus_to_exitcode(os.waitpid(leader, 0)[1])
         deadline = time.monotonic() + PATIENCE
         while in_session(leader):

@@ -2,8 +2,8 @@
 
     .venv/bin/python scripts/megatron_arguments.py [--check]
 
-writes megatron_lrpath/plan/megatron_parser.json (one line for each argument); with --check it only says whether the
-file is up to date, by its exit status. The classes stand in
+writes megatron_lrpath/plan/megatron_parser.json (one line for each argument); with --check its exit status only
+reports whether the file is up to date. The classes are in
 megatron_lrpath/plan/megatron_arguments.toml and are written by hand.
 """
 
@@ -23,7 +23,7 @@ TYPES = {int: "int", float: "float"}
 
 
 def fact(action: argparse.Action) -> dict[str, Any]:
-    """What the parser says of one argument; types of Megatron's own are `text`."""
+    """The parser's properties of an argument; types of Megatron's own are `text`."""
     found: dict[str, Any] = {
         "name": action.dest,
         "options": [option.removeprefix("--") for option in action.option_strings],

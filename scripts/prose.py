@@ -100,7 +100,7 @@ def problems(path: Path, name: str, configs: dict[str, Config]) -> Iterator[str]
 
 
 def main(names: Sequence[str]) -> int:
-    """Check the files named, or all Markdown pages and modules that Git knows; 1 where something was found."""
+    """Check the files named, or all Markdown pages and modules that Git lists; 1 where something was found."""
     configs = registered()
     if not names:
         command = ["git", "-C", str(ROOT), "ls-files", "-co", "--exclude-standard", "*.md", "*.py"]

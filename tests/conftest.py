@@ -22,7 +22,7 @@ WAITING = (
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-settings.register_profile("busy", deadline=None)  # how long an example takes says nothing on a busy machine
+settings.register_profile("busy", deadline=None)  # on a busy machine the duration of an example means nothing
 settings.load_profile("busy")
 
 

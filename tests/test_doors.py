@@ -124,7 +124,7 @@ def trees() -> dict[str, ast.Module]:
 
 
 def dotted(node: ast.expr) -> str:
-    """`a.b.c` of names and attributes; what else stands before is left out."""
+    """`a.b.c` of names and attributes; any other prefix is left out."""
     if isinstance(node, ast.Attribute):
         before = dotted(node.value)
         return f"{before}.{node.attr}" if before else node.attr
@@ -132,7 +132,7 @@ def dotted(node: ast.expr) -> str:
 
 
 def full_names(tree: ast.Module) -> Iterator[str]:
-    """Every name that a module uses or imports, with its module's name before it, whatever it is called there."""
+    """Every name that a module uses or imports, prefixed by its module's name, under any alias."""
     known: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

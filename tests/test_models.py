@@ -121,7 +121,7 @@ def test_arguments_become_words() -> None:
     assert megatron_flags(arguments) == words.split()
 
 
-def test_megatron_understands_every_recipe() -> None:
+def test_megatron_parses_every_recipe() -> None:
     arguments = pytest.importorskip("megatron.training.arguments")
     argparse = pytest.importorskip("argparse")
     parser = argparse.ArgumentParser(allow_abbrev=False)

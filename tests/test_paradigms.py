@@ -1,4 +1,4 @@
-"""The paradigms and kinds of runs are rows that every part reads; their names stand nowhere else."""
+"""The paradigms and kinds of runs are rows that every part reads; no other file has their names."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_the_orders_of_the_command_line_and_of_the_papers_tables() -> None:
 
 @pytest.mark.parametrize("variant", CPT_VARIANTS)
 @pytest.mark.parametrize("paradigm", PARADIGMS)
-def test_the_runs_of_a_plan_are_what_their_rows_say(paradigm: str, variant: str, tmp_path: Path) -> None:
+def test_the_runs_of_a_plan_match_their_rows(paradigm: str, variant: str, tmp_path: Path) -> None:
     plan = plan_with(tmp_path, versions=versions(3), cpt_variant=variant)
     made = plan.runs(paradigm)
     assert {run.kind for run in made} == {kind.name for kind in PARADIGM_ROWS[paradigm].kinds}
@@ -55,7 +55,7 @@ def test_every_paradigm_has_the_function_that_makes_its_runs() -> None:
     assert SFT.name not in LR_PATH_KINDS
 
 
-def test_the_names_of_paradigms_stand_in_one_file() -> None:
+def test_the_names_of_paradigms_are_in_one_file() -> None:
     """In code: texts for people and documents may name them."""
     literal = re.compile(rf"""["']({"|".join(PARADIGMS)})["']""")
     files = {

@@ -80,7 +80,7 @@ def test_no_more_than_the_bound_is_read(tmp_path: Path) -> None:
     text=st.text(),
 )
 @settings(max_examples=200, deadline=2000, suppress_health_check=[HealthCheck.too_slow])
-def test_whatever_is_read_can_be_written(value: Any, text: str) -> None:
+def test_every_value_that_is_read_can_be_written(value: Any, text: str) -> None:
     for content in (json.dumps(value), text):
         try:
             found = parse_json(content)
@@ -92,10 +92,10 @@ def test_whatever_is_read_can_be_written(value: Any, text: str) -> None:
 
 
 @pytest.mark.parametrize("number", ERRNOS, ids=[errno.errorcode[number] for number in ERRNOS])
-def test_every_error_of_the_system_is_one_message(
+def test_every_error_of_the_system_gives_one_message(
     number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """From the command line, with and without a file's name: no stack trace, and a way to go on."""
+    """From the command line, with and without a file's name: no stack trace, and a way to continue."""
     if number in (errno.EPIPE, errno.ESHUTDOWN):
         return  # the reader of the output has gone
     for name in ("/data/runs/result.json", None):

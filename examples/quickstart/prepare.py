@@ -3,8 +3,8 @@
 
 Version k is the documentation that was new in the k-th of four dated releases of the Python package botocore
 (Apache-2.0), in two domains: `operations` (what a service does) and `shapes` (what a field means). Called
-again, it continues where it stopped, and does nothing when all is there. Tokenizer, datasets and slices are made by
-the tools in `tools/`.
+again, it continues where it stopped, and does nothing when everything exists. The tools in
+`tools/` make the tokenizer, the datasets and the slices.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ SERVICE = re.compile(r"botocore/data/(?P<name>[^/]+)/[^/]+/service-2\.json(?:\.g
 
 
 class PrepareError(Exception):
-    """The data cannot be made; the message says why and what to do."""
+    """The data cannot be made; the message gives the reason and what to do."""
 
 
 def fetch(release: str, digest: str) -> Path:
@@ -70,7 +70,7 @@ def fetch(release: str, digest: str) -> Path:
         lines = [line for line in answer.stderr.splitlines() if line.strip()] or ["pip gave no reason"]
         raise PrepareError(
             f"cannot get {PACKAGE} {release} from the package registry: {lines[-1]}\n"
-            f"The quickstart needs the registry (or a mirror that pip knows) this once; when it is in "
+            f"The quickstart needs the registry (or a mirror that pip is configured for) this once; when it is in "
             f"reach, call this again, or put {pattern} into {cache}/"
         )
     found = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
@@ -149,7 +149,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def call_tool(name: str, *arguments: str) -> None:
-    """Run one of the project's tools; its last words tell what went wrong, if anything did."""
+    """Run one of the project's tools; a failure is reported with the last lines of its output."""
     command = [sys.executable, "-m", f"megatron_lrpath.tools.{name}", *arguments]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     if answer.returncode:
@@ -228,7 +228,7 @@ def start_over_if_changed() -> None:
 
 
 def prepare() -> None:
-    """All steps; each is skipped when its result is there."""
+    """All steps; each is skipped when its result exists."""
     start_over_if_changed()
     started = time.monotonic()
 
@@ -265,7 +265,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; call again to go on", file=sys.stderr)
+        print("interrupted; call again to continue", file=sys.stderr)
         return 130
     return 0
 

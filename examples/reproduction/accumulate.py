@@ -28,7 +28,7 @@ def setting(experiment: Path) -> str:
 
 
 def same_setting(results: Path, name: str, experiment: Path) -> bool:
-    """Whether the results `name` that lie in the folder are of this setting; from now on they are."""
+    """Whether the results `name` in the folder are of this setting; afterwards they are recorded as such."""
     path = results / SETTINGS
     settings = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     digest = setting(experiment)
@@ -38,7 +38,7 @@ def same_setting(results: Path, name: str, experiment: Path) -> bool:
 
 
 def add_csv(path: Path, text: str, value: str, keep: bool) -> None:
-    """Write CSV; with `keep` the lines stay of which nothing new is known. Columns before `value` tell lines apart."""
+    """Write CSV; `keep` keeps the lines without a new value. The columns before `value` are the key of a line."""
     old = read_lines(path.read_text(encoding="utf-8")) if keep and path.exists() else [[]]
     header, *new = read_lines(text)
     width = header.index(value)
@@ -54,6 +54,6 @@ def read_lines(text: str) -> list[list[str]]:
 
 
 def add_records(old: Sequence[Any], new: Sequence[Any], keys: Sequence[str]) -> list[Any]:
-    """Records of which the new ones take the place of those with equal `keys`."""
+    """Records; a new one replaces the old one with equal `keys`."""
     records = {tuple(one[key] for key in keys): one for one in [*old, *new]}
     return list(records.values())

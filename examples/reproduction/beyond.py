@@ -76,7 +76,7 @@ class Sweep:
         return math.expm1(statistics.fmean(map(math.log1p, ratios))) if whole else None
 
     def gaps(self, setting: Setting) -> list[float]:
-        """That for every seed where it can be told."""
+        """The gap for every seed that has the runs for it."""
         return self.measured.paired(lambda seed: self.gap(setting, seed))
 
     def decays(self) -> list[tuple[str, float]]:
@@ -123,7 +123,7 @@ def shapes() -> str:
 
 
 def cheaper() -> str:
-    """For each decay the least alpha at which it is no worse than the paper's setting."""
+    """For each decay the smallest alpha that makes it no worse than the paper's setting."""
     sweep = load_sweep()
     if not sweep.settings:
         return "Not measured yet.\n"

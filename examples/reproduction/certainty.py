@@ -22,7 +22,7 @@ class Difference:
     """Losses (nats a token) of one model less those of another, by seed.
 
     `paired`: judged by the differences within seeds (Student's t). Two trainings that share a main path or a first
-    version are paired, because they share most of their noise. Two that share nothing but the seed are not: they have
+    version are paired, because they share most of their noise. Two that share only the seed are not: they have
     little noise in common, and Welch's t has more degrees of freedom.
     """
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Write what experiments have measured so far into `results/`, a file each, and what they were measured on.
 
-What lies there of the same experiments from other calls or machines stays.
+Results of the same experiments from other calls or machines are kept.
 
 collect.py examples/paper/small/tables-1-3.yaml examples/paper/small/table-2.yaml
 """
@@ -56,7 +56,7 @@ def circumstances(experiment: Experiment, processor: str) -> dict[str, Any]:
 
 
 def add_machine(experiment: Experiment, name: str, processor: str, keep: bool) -> None:
-    """Note on what the results of an experiment were measured, beside what those that are kept were measured on."""
+    """Record the machine and versions that an experiment was measured on, in addition to those of the results kept."""
     path = RESULTS / "machines.json"
     machines = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     here = circumstances(experiment, processor)

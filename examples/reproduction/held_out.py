@@ -2,7 +2,7 @@
 """Hold the law of `lrpath advise` to what was trained: fitted to little, it predicts the other branches.
 
 Reads the runs of the experiments and writes `results/advise.json`. Two fits for each seed: on version 1 alone
-(the main path and one decay), and on the same decay with the whole main path, which is there when a branch begins;
+(the main path and one decay), and on the same decay with the whole main path, which is trained when a branch begins;
 each of them once more with the main path's evaluated checkpoints (`lrpath eval PLAN --main-path`) where there are any.
 """
 
@@ -48,7 +48,7 @@ def checks(plan: Plan, curves: Sequence[Curve], model: Model) -> Iterator[dict[s
 
 
 def along_the_path(model: Model) -> dict[str, float]:
-    """What the main path's evaluations told: their deviation from their law, and the share of a decay's gain."""
+    """The results of the main path's evaluations: their deviation from their law, and the share of a decay's gain."""
     if not model.path or not model.evaluated:
         return {}
     jitter = float(np.sqrt(np.mean(model.path[0].residuals ** 2)))

@@ -28,7 +28,7 @@ def load() -> Measured:
 
 
 def others(measured: Measured) -> list[str]:
-    """The schedules of PTFS beside the cosine and ours' rates that the seeds have trained: the best, as chosen."""
+    """The rates of `ours` and PTFS's schedules except the cosine that the seeds trained: the best, as chosen."""
     names = dict.fromkeys(row.variation for row in measured.rows if row.paradigm == "ptfs")
     return [name for name in names if name != "cosine" and not name.startswith(RATES)]
 

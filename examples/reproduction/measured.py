@@ -76,7 +76,7 @@ class Measured:
         return {seed: statistics.fmean(values.values()) for seed, values in found.items() if values}
 
     def paired(self, value: Callable[[int], float | None]) -> list[float]:
-        """`value(seed)` for every seed where it can be told."""
+        """`value(seed)` for every seed that has one."""
         found = [value(seed) for seed in self.seeds()]
         return [one for one in found if one is not None]
 

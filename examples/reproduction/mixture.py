@@ -3,7 +3,7 @@
 
 Half of the tokens are novels (see novels.py), a quarter is documentation (botocore, the
 quickstart's text), a quarter Python source (sympy, BSD licence). The packages come from the package registry that
-pip is set up for. Called again, it does nothing when all is there.
+pip is set up for. Called again, it does nothing when everything exists.
 """
 
 from __future__ import annotations

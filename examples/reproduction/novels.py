@@ -3,7 +3,7 @@
 
 The European Literary Text Collection (ELTeC-eng: texts in the public domain, markup CC BY 4.0) sorts its novels by
 year: T1 1840-59, T2 1860-79, T3 1880-99, T4 1900-20. They become the versions v1 to v4. The validation set is drawn
-from all four. Called again, it does nothing when all is there.
+from all four. Called again, it does nothing when everything exists.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def fetch(source: str) -> Path:
         git("-C", str(clone), "checkout", "--quiet", COMMIT, "--", *novels)
     except subprocess.CalledProcessError:
         sys.exit(
-            f"error: the novels cannot be had from {source}: git says why above. Without a way there, clone "
+            f"error: cannot clone the novels from {source}; git printed the reason above. Without access, clone "
             "https://github.com/COST-ELTeC/ELTeC-eng elsewhere and name that folder: --source FOLDER"
         )
     return clone / "level1"
@@ -77,7 +77,7 @@ def texts(source: str = COLLECTION) -> list[Path]:
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
-    """The argument that says where the novels come from."""
+    """The argument for the source of the novels."""
     parser.add_argument("--source", default=COLLECTION, help="where git clones the novels from")
 
 

@@ -34,7 +34,7 @@ MODELS = ("25", "100", "400")
 WARMUP, SHORT = 2160, 24_000
 SCALE = Scale(PUBLISHED_LR, PUBLISHED_LR * SHORT, WARMUP)
 FITTED = ("constant_24000", "wsdld_20000_24000")
-"""What is there after a first version: a path at the full rate, and one decay off it."""
+"""The trainings after a first version: a path at the full rate, and one decay from it."""
 SPREADS = np.array([SPREAD.get(name, np.inf) for name in PARAMETERS])
 
 
@@ -94,7 +94,7 @@ def named(parameters: F64) -> dict[str, float]:
 
 
 def errors(curves: dict[str, dict[str, Curve]], parameters: dict[str, F64]) -> dict[str, dict[str, float]]:
-    """For every curve that was not fitted, the error in each model, with what is expected told by the others."""
+    """For every curve that was not fitted, the error in each model, with expectations from the others."""
     found: dict[str, dict[str, float]] = {name: {} for name in curves[MODELS[0]] if name not in FITTED}
     for model, mine in curves.items():
         others = [values for name, values in parameters.items() if name != model]

@@ -19,13 +19,13 @@ EXPERIMENTS = ("tables-1-3", "beyond-0.58", "beyond-0.58-fine")
 RUN = re.compile(rf"small-(?P<experiment>{'|'.join(EXPERIMENTS[::-1])})-(?P<variation>.+)_seed\d+/.+")
 OWN = ("tables-1-3", "cosine")
 ELSEWHERE = re.compile(r"cosine_min_lr0.0003(?P<alpha>_alpha.+)")
-"""A variation of `beyond-0.58` that is the plan's own decay: its perplexities stand in table-2."""
+"""A variation of `beyond-0.58` that is the plan's own decay: its perplexities are in table-2."""
 
 
 def regrets() -> Iterator[tuple[str, int, list[int], dict[float, Regret]]]:
     """Fit, seed, the number of measured branches of each version, and regret by mean alpha, where there is a choice.
 
-    A branch of any decay that the law knows for each version that has several of them; the last version's branch
+    A branch of any decay that the law was fitted on, for each version that has several; the last version's branch
     counts in full, as it does once a further version is appended.
     """
     measured = {name: Measured.load(name) for name in (*EXPERIMENTS, "table-2")}

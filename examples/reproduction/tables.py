@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Turn `results/` into the tables of docs/reproduction.md and docs/advise.md, in place, and its figure.
 
-A table stands between `<!-- measured: NAME -->` and `<!-- end -->`; nothing there is typed by hand.
+A table is between `<!-- measured: NAME -->` and `<!-- end -->`; nothing there is typed by hand.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Train experiments on this machine: several files share what they have in common.
 
-Like `lrpath run`, for hundreds of short trainings: on the CPU processes are forked from one that has imported torch
-and Megatron, so that one starts in two seconds instead of fifteen; on a GPU they share it, and a model is evaluated
-while others train. Called again it continues where it stopped.
+Like `lrpath run`, for hundreds of short trainings: on the CPU processes are forked from a process that has imported
+torch and Megatron, so that each starts in two seconds instead of fifteen; on a GPU they share it, and a model is
+evaluated while others train. Called again it continues where it stopped.
 
   train.py examples/paper/small/tables-1-3.yaml examples/paper/small/table-2.yaml --jobs 2 --seeds 1
 """
@@ -115,7 +115,7 @@ def carry_out(tasks: Sequence[PointTask], jobs: int, device: str) -> None:
             failed |= not report(job)
         todo = [task for task in todo if not finished(task)]
     if todo:
-        sys.exit(f"{len(todo)} trainings are left; call again to go on")
+        sys.exit(f"{len(todo)} trainings are left; call again to continue")
 
 
 def report(job: Job) -> bool:
@@ -139,7 +139,7 @@ def chosen(experiment: Experiment, seed: int | None, patterns: Sequence[str]) ->
 
 
 def wanted(experiments: Sequence[Experiment], seed: int | None, patterns: Sequence[str]) -> list[PointTask]:
-    """The trainings that the chosen variations need, wherever the sharing of all of them puts them."""
+    """The trainings that the chosen variations need, in the folders that they share with all others."""
     some = shared_tasks([chosen(one, seed, patterns) for one in experiments])
     folders = {folder for task in some for folder in (task.folder, *task.aliases)}
     every = shared_tasks([chosen(one, seed, ["*"]) for one in experiments])

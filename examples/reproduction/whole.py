@@ -3,7 +3,7 @@
 
 A novel, the documentation of a service, or a module of source code is a document. Every twentieth of them (by a digest
 of its name) is held out: the validation set is drawn from those, the versions from all others. Called again, it does
-nothing when all is there.
+nothing when everything exists.
 """
 
 from __future__ import annotations

@@ -62,9 +62,7 @@ def test_later_versions_are_predicted_from_the_first(trained: Plan) -> None:
     assert max(errors) < 0.035  # the versions' texts differ in level by up to 1.6%, which cannot be predicted
 
 
-def test_intervals_widen_with_the_versions_that_nothing_tells_the_level_of(
-    trained: Plan, advice: Advice
-) -> None:
+def test_intervals_widen_with_versions_of_unknown_level(trained: Plan, advice: Advice) -> None:
     held = advise(trained, fit_on="v1")
     own = next(one for one in held.own if one.alpha == trained.alpha)
     widths = [one.high - one.low for one in own.versions if one]
@@ -73,7 +71,7 @@ def test_intervals_widen_with_the_versions_that_nothing_tells_the_level_of(
     assert [held.model.unknown(index) for index in range(4)] == pytest.approx(
         [0, DRIFT, DRIFT * np.log2(3), 2 * DRIFT]
     )
-    assert advice.model.unknown(3) == 0  # its losses are there
+    assert advice.model.unknown(3) == 0  # its losses exist
     for run, prediction in zip(trained.runs("ours")[1:], own.versions, strict=True):
         assert prediction is not None
         assert prediction.low <= true_losses(trained, run)[-1] <= prediction.high
@@ -94,7 +92,7 @@ def evaluate(plan: Plan, drift: float = 0.0) -> dict[str, float]:
 
 
 def test_validation_losses_are_predicted_once_a_branch_was_evaluated(tmp_path: Path) -> None:
-    """The validation text has a level of its own, and knows none of the levels of the versions' texts."""
+    """The validation text has a level of its own, independent of the levels of the versions' texts."""
     plan = small_plan(tmp_path)
     write_losses(plan)
     truth = evaluate(plan)
@@ -146,7 +144,7 @@ def errors(advice: Advice) -> list[float]:
     return [abs(check.error) for check in advice.checks]
 
 
-def test_the_evaluated_main_path_tells_the_level_and_the_share_of_the_gain(tmp_path: Path) -> None:
+def test_the_evaluated_main_path_determines_the_level_and_the_share_of_the_gain(tmp_path: Path) -> None:
     """Validation that gains less by a decay, and falls further along the path, than training."""
     plan = small_plan(tmp_path)
     write_losses(plan, STRONG)
@@ -175,7 +173,7 @@ def test_few_evaluated_checkpoints_change_nothing(tmp_path: Path) -> None:
     assert "the level of validation to 4 checkpoints of the main path" in fitted(advise(plan))
 
 
-def test_a_main_path_evaluated_only_early_hardly_tells_the_share(tmp_path: Path) -> None:
+def test_a_main_path_evaluated_only_early_hardly_determines_the_share(tmp_path: Path) -> None:
     """Far beyond its last evaluated checkpoint the law of the main path is a guess; gaps stay what they were."""
     plan = small_plan(tmp_path)
     write_losses(plan, STRONG)
@@ -356,7 +354,7 @@ def test_no_training_no_advice(tmp_path: Path) -> None:
         advise(small_plan(tmp_path))
 
 
-def test_a_main_path_alone_tells_nothing_about_decays(tmp_path: Path) -> None:
+def test_a_main_path_alone_does_not_determine_decays(tmp_path: Path) -> None:
     plan = small_plan(tmp_path)
     run = plan.run("ours", "main")
     write_history(plan, run, true_losses(plan, run))
@@ -437,7 +435,7 @@ def test_the_command_prints_json_and_draws(
     assert figure.read_text().startswith("<?xml")
 
 
-def test_the_advice_stands_in_the_report(tmp_path: Path) -> None:
+def test_the_advice_is_in_the_report(tmp_path: Path) -> None:
     plan = small_plan(tmp_path)
     write_losses(plan)
     assert main(["advise", str(plan.path), "--fit-on", "v1"]) == 0
@@ -455,7 +453,7 @@ def test_the_advice_stands_in_the_report(tmp_path: Path) -> None:
     assert "Which alpha" not in (folder / "index.html").read_text()
 
 
-def test_the_command_says_when_no_alpha_meets_the_target(
+def test_the_command_reports_that_no_alpha_meets_the_target(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = small_plan(tmp_path, count=2)

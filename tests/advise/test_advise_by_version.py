@@ -159,10 +159,10 @@ def test_the_command_names_the_alphas(
     assert said.splitlines()[-1].startswith("next: ")
 
 
-def test_where_limits_forbid_alphas_by_version_one_for_all_is_told(
+def test_where_limits_forbid_alphas_by_version_one_alpha_for_all_is_given(
     trained: Plan, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A budget that leaves v2 no alpha within its limit; one alpha for all knows no limit."""
+    """A budget that leaves v2 no alpha within its limit; one alpha for all has no limit."""
     assert main(["advise", str(trained.path), "--budget", "0.45", "--max-loss", "v2=0.001%"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "No alphas by version give the lowest loss at a cost of at most 0.45 within their limits" in text
@@ -170,11 +170,11 @@ def test_where_limits_forbid_alphas_by_version_one_for_all_is_told(
 
 
 def applicable(folder: Path) -> tuple[Plan, str]:
-    """A plan of which v1 and v2 are trained, as nothing trains it now, and the text of its file."""
+    """A plan whose v1 and v2 are trained and that no process trains now, and the text of its file."""
     plan = small_plan(folder)
     write_losses(plan)
     for run in plan.runs("ours"):
-        os.utime(plan.folder(run) / "history.jsonl", (1, 1))  # else taken for a training that goes on
+        os.utime(plan.folder(run) / "history.jsonl", (1, 1))  # otherwise it counts as a running training
     for name in ("v1", "v2"):
         has_trained(plan, name)
     for name in ("v3", "v4"):

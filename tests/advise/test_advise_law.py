@@ -76,7 +76,7 @@ def test_curves_read_together_are_the_curves_read_alone() -> None:
     assert len(join_drops([]).forward) == 0
 
 
-def test_expectations_know_the_units_of_a_fit() -> None:
+def test_expectations_have_the_units_of_a_fit() -> None:
     """The same steps at twice the rate: areas twice as large, and η^(−g)·S with them."""
     once, twice = (expected(Scale(rate, rate * 500, 10)) for rate in (3e-4, 6e-4))
     assert twice.mean[SPEED] - once.mean[SPEED] == pytest.approx((1 - PUBLISHED["g"]) * np.log(2))
@@ -103,21 +103,21 @@ def test_a_fit_without_noise_finds_the_parameters(tmp_path: Path) -> None:
     assert np.abs(fit.residuals).max() < 1e-3
 
 
-def test_all_points_of_a_stretch_tell_no_more_than_the_law_is_off_by(tmp_path: Path) -> None:
-    """However many and however quiet they are; noise makes them tell less."""
+def test_all_points_of_a_stretch_are_limited_by_the_error_of_the_law(tmp_path: Path) -> None:
+    """For any number of points at any noise; more noise lowers the precision."""
     plan = small_plan(tmp_path)
     for noise in (0.0, 0.05):
         write_losses(plan, noise=noise, shared=0)
         main, branch = (gather([curve], scale_of(plan)) for curve in read_curves(plan)[:2])
-        told = [float(np.sum(main.sigmas[main.versions == version] ** -2)) for version in range(4)]
-        told.append(float(np.sum(branch.sigmas**-2)))
+        precision = [float(np.sum(main.sigmas[main.versions == version] ** -2)) for version in range(4)]
+        precision.append(float(np.sum(branch.sigmas**-2)))
         most = 1 / OFF**2
-        assert all((0.75 * most < one < most) == (noise == 0) for one in told), (noise, told)
-        assert max(told) < most
+        assert all((0.75 * most < one < most) == (noise == 0) for one in precision), (noise, precision)
+        assert max(precision) < most
 
 
 def test_without_expectations_losses_are_found_and_parameters_need_not_be(tmp_path: Path) -> None:
-    """Decays of one length tell how much they gain, but hardly how fast: that is what expectations are for."""
+    """Decays of one length determine the gain, but hardly its speed: expectations supply that."""
     plan = small_plan(tmp_path)
     write_losses(plan, noise=0, shared=0)
     fit = fit_law(gather(read_curves(plan), scale_of(plan), levels=3, expectation=NOTHING))

@@ -38,7 +38,7 @@ def test_nothing_that_fits_is_lower(tmp_path: Path) -> None:
 
 
 def tried(plan: Plan) -> dict[int, list[Tried]]:
-    """Two branches of version 2 of which the predictions prefer the worse one, and one of version 3."""
+    """Two branches of version 2, where the predictions prefer the worse one, and one of version 3."""
     short, long = Tried("short", 100, 2.50, 2.40), Tried("long", 300, 2.45, 2.42)
     return {1: [short, long], 2: [Tried("only", 200, 2.3, 2.3)]}
 
@@ -60,7 +60,7 @@ def test_there_is_none_without_a_choice_or_at_a_cost_that_nothing_meets(tmp_path
     assert plan_regret(plan, tried(plan), 0.5) is None
 
 
-def test_advice_on_held_out_branches_tells_its_regret(
+def test_advice_on_held_out_branches_reports_its_regret(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan, other = small_plan(tmp_path), small_plan(tmp_path, alpha=0.3, name="other")

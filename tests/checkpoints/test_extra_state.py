@@ -99,7 +99,7 @@ def saved(value: object) -> bytes:
 
 
 @pytest.mark.parametrize("empty", [None, torch.empty(0, dtype=torch.uint8), [None], [torch.empty(0)]])
-def test_an_empty_one_stays_the_bytes_it_was(empty: object) -> None:
+def test_an_empty_extra_state_keeps_its_bytes(empty: object) -> None:
     assert objects.checked_bytes(NAME, saved(empty)) == saved(empty)
 
 
@@ -149,7 +149,7 @@ def test_a_command_in_one_is_refused_and_not_run(tmp_path: Path, engine: types.M
         objects.checked_bytes(NAME, saved([packed(Command(trap))]))
     assert not trap.exists()
     unpacked(packed(Command(trap)))
-    assert trap.exists()  # the trap works where nobody looks
+    assert trap.exists()  # the trap works in an unchecked load
 
 
 def test_a_storage_with_a_pickle_of_its_own_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A manifest has a sum of each tensor and object: who reads some of them verifies those, and nothing else."""
+"""A manifest has a sum of each tensor and object: a reader of some of them verifies only those."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def places(folder: Path) -> dict[str, tuple[Path, range]]:
-    """Where each item lies, by its name."""
+    """The location of each item, by its name."""
     stored = door.read_metadata_file(folder / ".metadata").storage_data
     return {
         index.fqn: (folder / one.relative_path, range(one.offset, one.offset + one.length))

@@ -1,4 +1,4 @@
-"""`lrpath check-args`: a whole launch script in one go: what stays, what a plan's key says, what is refused."""
+"""`lrpath check-args`: a whole launch script in one call: arguments kept, replaced by plan keys, refused."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_every_argument_of_a_launch_line_is_listed(capsys: pytest.CaptureFixture
     assert found["--ours-of-theirs"][0] == "unknown"
 
 
-def test_all_that_is_refused_is_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_refusals_are_reported_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script = tmp_path / "train.sh"
     script.write_text(
         "#!/bin/bash\nARGS=(\n  --num-layers twelve\n  --seq-length many # ours\n)\n"

@@ -38,7 +38,7 @@ def test_every_help_has_an_example_that_parses(name: str, capsys: pytest.Capture
 
 
 def completions(line: str, cwd: Path) -> set[str]:
-    """What `lrpath` answers to a shell that asks how `line` goes on, as bash asks."""
+    """The completions of `line` that `lrpath` returns to bash."""
     answer = cwd / "answer"
     environment = os.environ | {
         "_ARGCOMPLETE": "1",
@@ -122,7 +122,7 @@ def test_the_schema_accepts_the_example_plans(path: Path, schema: dict[str, obje
         ({"versions": [{"name": "v1"}]}, ["versions", 0]),
     ],
 )
-def test_the_schema_refuses_what_a_plan_must_not_say(
+def test_the_schema_refuses_what_a_plan_must_not_have(
     change: dict[str, object], where: list[object], schema: dict[str, object]
 ) -> None:
     errors = list(jsonschema.Draft202012Validator(schema).iter_errors(yaml.safe_load(SOUND) | change))

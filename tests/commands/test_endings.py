@@ -163,7 +163,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Plan:
 
 
 def ending(capsys: pytest.CaptureFixture[str]) -> str:
-    """What the last line of the output says comes next; the commands in it have to parse."""
+    """The next step as the last line of the output gives it; the commands in it must parse."""
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("next: "), last
     text = last.removeprefix("next: ")
@@ -210,7 +210,7 @@ def test_a_plan_that_is_reported(measured: Plan, capsys: pytest.CaptureFixture[s
     ("failed", "status", "again"),
     [(2, 2, "calling again without a change would fail in the same way"), (-9, 1, "call the same command again")],
 )  # fmt: skip
-def test_an_evaluation_that_fails_says_whether_calling_again_helps(
+def test_an_evaluation_that_fails_reports_whether_calling_again_helps(
     measured: Plan,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

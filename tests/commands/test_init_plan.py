@@ -55,7 +55,7 @@ def test_the_plan_follows_from_the_slices(work: Path, capsys: pytest.CaptureFixt
         (["init", "--slices", "slices", "--tokenizer", "t.model", "--model", "1.2b"], None),
     ],
 )
-def test_what_is_missing_is_said(
+def test_missing_parts_are_reported(
     work: Path, words: list[str], said: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(words) == (2 if said else 0)

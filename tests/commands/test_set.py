@@ -123,7 +123,7 @@ def test_the_output_of_another_plan_is_refused(
     ],
 )
 @pytest.mark.parametrize("command", ["plan", "run", "submit"])
-def test_mistakes_are_told(
+def test_mistakes_are_reported(
     plan: Path, command: str, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([command, str(plan), *words]) == 2
@@ -131,7 +131,7 @@ def test_mistakes_are_told(
 
 
 @pytest.mark.parametrize("command", ["run", "submit"])
-def test_an_experiment_is_told_to_use_its_own_key(
+def test_the_error_for_an_experiment_names_its_own_key(
     plan: Path, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("many.yaml").write_text("name: many\nplan: plan.yaml\nvary: {alpha: [0.25, 0.5]}\n")
@@ -139,7 +139,7 @@ def test_an_experiment_is_told_to_use_its_own_key(
     assert "write the keys under `set:` in it" in capsys.readouterr().err
 
 
-def test_a_call_that_was_killed_before_the_training_goes_on(
+def test_a_call_that_was_killed_before_the_training_resumes(
     plan: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def killed(*_: object) -> int:
@@ -155,7 +155,7 @@ def test_a_call_that_was_killed_before_the_training_goes_on(
     assert Path("hot/ours/branch-v2/result.json").is_file()
 
 
-def test_a_plan_that_has_grown_is_written_anew_and_an_edited_copy_is_not(
+def test_a_plan_that_has_grown_is_written_again_and_an_edited_copy_is_not(
     plan: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan.write_text(plan.read_text().replace("- name: v2\n  steps: 4\n", ""))

@@ -71,7 +71,7 @@ def test_a_locked_run_is_running_with_its_time_left_and_an_unlocked_one_interrup
     assert (row["state"], row["seconds_left"]) == ("interrupted", None)
 
 
-def test_an_interruption_tells_its_cause(tmp_path, capsys):
+def test_an_interruption_shows_its_cause(tmp_path, capsys):
     plan = write_plan(tmp_path, 2)
     folder = trained(plan, "ours/main", 0, 4)
     FolderLock.acquire(folder).close()

@@ -83,7 +83,7 @@ def test_a_terminal_is_redrawn_in_place_until_all_is_done(plan: Plan) -> None:
     os.close(ours)
     assert process.wait(timeout=240) == 0
     assert shown.count(b"branch-v1") > 3
-    assert b"\x1b[1A" in shown  # goes up to draw over what stands there
+    assert b"\x1b[1A" in shown  # moves up to overwrite the earlier lines
     assert shown.rstrip().count(b"interrupted") + shown.count(b"running") > 1
 
 

@@ -71,7 +71,7 @@ def test_every_table_fits_80_columns(
     ],
     ids=lambda words: words[0] if isinstance(words, list) else "",
 )
-def test_so_do_those_of_plans_as_large_as_the_papers(
+def test_output_for_plans_as_large_as_the_papers_fits_80_columns(
     words: list[str], status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     require_80_columns(monkeypatch)
@@ -83,7 +83,7 @@ def test_so_do_those_of_plans_as_large_as_the_papers(
 
 
 @pytest.mark.parametrize("words", [["prune"], ["rewind", "--to-step", "40", "--drop", "v3", "--dry-run"]])
-def test_so_do_those_of_upkeep(
+def test_output_of_upkeep_commands_fits_80_columns(
     words: list[str], years: Plan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     require_80_columns(monkeypatch)
@@ -92,7 +92,7 @@ def test_so_do_those_of_upkeep(
 
 
 @pytest.mark.parametrize("models", [2, 4])
-def test_so_do_completions(
+def test_completions_fit_80_columns(
     models: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     require_80_columns(monkeypatch)

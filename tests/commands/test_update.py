@@ -1,4 +1,4 @@
-"""`lrpath update`: new data become the next version of a plan, wherever the call before was interrupted."""
+"""`lrpath update`: new data become the next version of a plan, also after an interrupted earlier call."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_a_call_after_an_interrupted_one_does_no_more_than_one(
         (["--", "--log-interval", "5"], "go with --run or --submit"),
     ],
 )
-def test_what_does_not_fit_is_refused_and_nothing_written(
+def test_unsuitable_options_are_refused_and_nothing_is_written(
     plan: Path, options: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prefix, before = deliver(plan.parent), plan.read_text()

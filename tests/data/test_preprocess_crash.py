@@ -1,4 +1,4 @@
-"""A run that is cut off, at whatever moment and however, leaves nothing that passes for a dataset."""
+"""A run that is killed at any moment, in any way, leaves nothing that is read as a dataset."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def gone(process: int) -> bool:
 
 
 def nothing_passes_for_a_dataset(folder: Path, whole: dict[str, tuple[bytes, bytes]]) -> None:
-    """Whatever has both files under a final name is whole, and one of the `whole` ones."""
+    """A dataset with both files under a final name is complete, and equals one of `whole`."""
     for index in folder.glob("*.idx"):
         prefix = str(index.with_suffix(""))
         if os.path.exists(f"{prefix}.bin"):
@@ -96,7 +96,7 @@ def test_killed_at_random_moments_then_called_again(large: Path, tmp_path: Path)
 
 
 def killed_at_step(step: int, work: Any) -> bool:
-    """Carry out `work` in a child that dies by SIGKILL before its n-th change of the file system."""
+    """Run `work` in a child that dies by SIGKILL before its n-th change of the file system."""
     child = os.fork()
     if child:
         return os.WIFSIGNALED(os.waitpid(child, 0)[1])
@@ -196,7 +196,7 @@ def test_two_runs_of_one_output_do_not_mix(large: Path, tmp_path: Path) -> None:
     assert check_pair(str(tmp_path / "out_text_document")).header.documents == 6000
 
 
-def test_an_existing_output_is_kept_unless_told_otherwise(
+def test_an_existing_output_is_kept_without_overwrite(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one, two = write_lines(tmp_path / "one", ["1"]), write_lines(tmp_path / "two", ["2"])

@@ -1,4 +1,4 @@
-"""The fast tokenizers give the exact ones' ids, whatever the text and the model."""
+"""The fast tokenizers give the ids of the exact ones, for every text and model."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_control_symbols_in_text_never_become_control_tokens() -> None:
 
 
 @pytest.mark.parametrize("options", [{"model_type": "unigram"}, {"byte_fallback": False}])
-def test_a_model_of_another_kind_falls_back_and_says_so(options: dict[str, Any], tmp_path: Path) -> None:
+def test_a_model_of_another_kind_falls_back_with_a_notice(options: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "other.model"
     path.write_bytes(train(vocab_size=400, **options))
     encoder = SentencePieceEncoder(str(path), exact_only=False)

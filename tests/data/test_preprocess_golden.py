@@ -13,7 +13,7 @@ EXTRA = {"sp-lists": ["--sentence-lists"], "hf-specials": ["--parse-special-toke
 
 
 def run_case(name: str, folder: Path, *more: str) -> dict[str, tuple[bytes, bytes]]:
-    """Carry out a golden case; the pairs it wrote by the ends of their names."""
+    """Run a golden case; return the pairs it wrote, by the ends of their names."""
     source, arguments = CASES[name]
     model = {"sp.model", "nfkc.model", "hf"}
     arguments = [str(GOLDEN / word) if word in model else word for word in arguments]

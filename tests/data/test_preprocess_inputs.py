@@ -50,7 +50,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes]:
 
 
 def packed(kind: str, folder: Path) -> Path:
-    """The golden texts in another format, under a name that does not tell."""
+    """The golden texts in another format, under a name without its suffix."""
     path = folder / "input"
     half = len(LINES) // 2
     if kind == "gzip":
@@ -135,7 +135,7 @@ def test_lines_are_put_together_from_any_blocks(blocks: list[bytes]) -> None:
 
 
 def refusal(capsys: pytest.CaptureFixture[str], source: Path | str, prefix: Path, *more: str) -> str:
-    """What the tool says when it refuses, with status 2 and nothing written."""
+    """The tool's message when it refuses, with status 2 and nothing written."""
     assert preprocess(source, prefix, *more) == 2
     assert not list(prefix.parent.glob(f"{prefix.name}*document*"))
     answer = capsys.readouterr().err

@@ -95,7 +95,7 @@ def test_four_versions_that_hold_what_was_new(
 
 
 def contents(folder: Path) -> dict[Path, object]:
-    """Every file's bytes; of a record what it says, without the time at which its dataset was written."""
+    """Every file's bytes; of a record its content, without the time at which its dataset was written."""
     found: dict[Path, object] = {}
     for path in folder.rglob("*.*"):
         if path.name.endswith(".tokens.json"):
@@ -108,7 +108,7 @@ def contents(folder: Path) -> dict[Path, object]:
 
 
 @pytest.mark.slow
-def test_called_again_it_does_nothing_or_goes_on(
+def test_called_again_it_does_nothing_or_continues(
     prepare: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert prepare.main() == 0
@@ -153,7 +153,7 @@ def test_no_registry_in_reach(
     assert "Traceback" not in said
 
 
-def test_a_release_that_was_tampered_with_is_fetched_anew_or_refused(
+def test_a_release_that_was_tampered_with_is_fetched_again_or_refused(
     prepare: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")

@@ -196,7 +196,7 @@ def test_one_reject_too_many_ends_the_run_at_once(
     assert left_behind(tmp_path) == []
 
 
-def test_a_file_that_is_nearly_all_unusable_fails_whatever_is_allowed(
+def test_a_file_that_is_nearly_all_unusable_fails_at_any_allowance(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good, bad = write_lines(tmp_path / "good.jsonl", ["1"] * 500), tmp_path / "bad.jsonl"

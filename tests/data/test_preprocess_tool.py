@@ -64,7 +64,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("arguments", "word"), REFUSED)
-def test_what_cannot_be_done_is_refused_with_a_reason(
+def test_unusable_arguments_are_refused_with_a_reason(
     arguments: list[str], word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = write_lines(tmp_path / "in.jsonl", ["1"])

@@ -1,4 +1,4 @@
-"""What made a dataset is recorded next to it, goes along into slices, and another tokenizer is refused by name."""
+"""The origin of a dataset is recorded next to it and in its slices, and another tokenizer is refused by name."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def smaller_model(path: Path) -> Path:
     return path
 
 
-def test_the_record_says_what_made_the_data(shared: Path) -> None:
+def test_the_record_lists_what_made_the_data(shared: Path) -> None:
     record = json.loads(record_path(shared / "web_text_document").read_text())
     facts = record["tokenizer"]
     assert facts["type"] == "SentencePieceTokenizer"
@@ -154,7 +154,7 @@ def test_another_model_of_the_same_size_is_refused_naming_both(
     assert not (team / "runs").exists()
 
 
-def test_the_doctor_tells_all_three(team: Path, foreign: Path) -> None:
+def test_the_doctor_reports_all_three(team: Path, foreign: Path) -> None:
     right, wrong, unknown = (
         made_checks(plan_of(*where))[0] for where in ((team,), (team, OTHER_MODEL), (foreign,))
     )
@@ -296,7 +296,7 @@ def test_what_is_recorded_is_read_in_full_and_never_overwritten(
     assert "--tokenizer-model" in capsys.readouterr().err
 
 
-def test_where_the_data_are_read_only_the_record_lies_beside_the_slices(
+def test_where_the_data_are_read_only_the_record_is_next_to_the_slices(
     foreign: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prefix, slices = foreign / "theirs_text_document", foreign / "slices"
@@ -374,7 +374,7 @@ def test_a_merged_dataset_has_the_record_of_its_parts(team: Path, capsys: pytest
     assert not record_path(team / "all").exists()  # the old one is not the new dataset's
 
 
-def test_a_record_is_never_taken_for_another_datasets(team: Path, foreign: Path) -> None:
+def test_a_record_is_never_used_for_another_dataset(team: Path, foreign: Path) -> None:
     shutil.copy(record_path(team / "web_text_document"), record_path(foreign / "theirs_text_document"))
     [problem] = tokenizer_problems(plan_of(foreign)).problems[:1]
     assert "describes another dataset" in problem
@@ -406,7 +406,7 @@ def test_datasets_of_arguments_are_compared_with_their_tokenizer(team: Path) -> 
     assert "nfkc.model" in problem
 
 
-def test_prepared_chats_know_their_tokenizer(team: Path) -> None:
+def test_prepared_chats_record_their_tokenizer(team: Path) -> None:
     write_lines(team / "chat.jsonl", [])
     (team / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in conversations()))
     section = SFT | {"data": str(team / "chat.jsonl")}

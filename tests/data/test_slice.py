@@ -114,7 +114,7 @@ def test_a_header_that_promises_too_much_is_refused_before_memory_is_taken() -> 
         slice_codec.unpack_documents([(1 << 40, b"")])
 
 
-def test_a_missing_slice_says_how_to_make_one(tmp_path: Path) -> None:
+def test_the_error_of_a_missing_slice_shows_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"v9\.slice: there is no such slice.*slice_versions"):
         Slice.load(tmp_path / "v9.slice")
 
@@ -179,7 +179,7 @@ def test_any_set_of_documents_survives_packing(chosen: set[int]) -> None:
     assert np.array_equal(slice_codec.unpack_documents(slice_codec.pack_documents(documents)), documents)
 
 
-def test_packing_goes_on_across_blocks_and_stays_small() -> None:
+def test_packing_continues_across_blocks_in_bounded_memory() -> None:
     documents = np.flatnonzero(uniforms(10_000_000, "documents") < 0.25).astype(np.int32)
     blocks = slice_codec.pack_documents(documents)
     assert len(blocks) == 3

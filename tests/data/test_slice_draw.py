@@ -121,7 +121,7 @@ def test_everything_that_is_new_is_everything(lengths: list[list[int]], seed: in
 
 @given(st.lists(st.integers(1, 30), min_size=30, max_size=80), st.integers(0, 5))
 @settings(max_examples=40, deadline=None)
-def test_more_versions_leave_the_first_ones_alone_and_appending_goes_on_where_they_end(
+def test_more_versions_leave_the_first_ones_alone_and_appending_continues_at_their_end(
     lengths: list[int], seed: int
 ) -> None:
     wanted = sum(lengths) // 8
@@ -242,7 +242,7 @@ def test_named_documents_that_are_taken_or_not_there_are_refused(
         draw(DrawRequest((), (), None, (RangeRequest("v2", prefix, first, end),), 1), made)
 
 
-def test_nothing_left_is_said_plainly(tmp_path: Path) -> None:
+def test_an_exhausted_supply_is_reported(tmp_path: Path) -> None:
     prefix = make_lengths_dataset(tmp_path / "d", [10] * 10)
     made = draw(request([prefix], [None]), []).slices
     with pytest.raises(UserError, match="every document is in a slice already"):
@@ -294,7 +294,7 @@ def test_what_is_no_token_count_is_refused(text: str) -> None:
         parse_tokens(text)
 
 
-def test_names_go_on_behind_the_versions_there_are() -> None:
+def test_names_continue_after_the_existing_versions() -> None:
     assert version_requests(["5"], 2, None, [], False) == (("v1", 5), ("v2", 5))
     assert version_requests(["5", "6"], None, None, [], False) == (("v1", 5), ("v2", 6))
     assert version_requests(["5"], None, None, ["valid", "v1", "v2"], True) == (("v3", 5),)

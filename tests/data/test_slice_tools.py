@@ -64,7 +64,7 @@ def test_versions_are_drawn_shown_and_proved(tree: Path) -> None:
         assert wanted * 0.3 <= one["tokens_by_domain"]["books"] < wanted * 0.3 + 1000
 
 
-def test_a_second_call_goes_on_and_never_changes_what_is_there(tree: Path) -> None:
+def test_a_second_call_continues_and_changes_no_existing_file(tree: Path) -> None:
     first = as_json(draw_four(tree, "--json"))
     before = {path: path.read_bytes() for path in (tree / "data/slices").glob("*.slice")}
     again = draw_four(tree)

@@ -149,7 +149,7 @@ def test_an_index_is_built_once_and_read_thereafter(
         build_chained(slices[:2], [40, 50], config, 8)
 
 
-def test_the_cache_lies_next_to_the_slices_by_default(slices: list[Slice]) -> None:
+def test_the_cache_is_next_to_the_slices_by_default(slices: list[Slice]) -> None:
     build_chained(slices[:1], [4], dataset_config(SEQ), 7)
     assert slices[0].path is not None
     assert list((slices[0].path.parent / ".cache").glob("*-samples.npy"))

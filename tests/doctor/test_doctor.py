@@ -1,4 +1,4 @@
-"""The doctor finds what is there and says what is missing, with an exit status that scripts can use."""
+"""The doctor lists what is installed and what is missing, with an exit status that scripts can use."""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ def statuses(checks: list[Finding]) -> dict[str, str]:
     return {check.name: check.status for check in checks}
 
 
-def test_a_sound_plan_passes_and_json_says_the_same(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_correct_plan_passes_and_json_agrees(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = make_plan(tmp_path)
     found = statuses(plan_checks(load_plan(plan)))
     assert (found["plan"], found["data"], found["tokens of v3"], found["disk"]) == ("ok", "ok", "ok", "ok")

@@ -221,7 +221,7 @@ def test_what_was_answered_before_a_kill_is_not_asked_again(measured: Path, tmp_
         (["--tasks", "CSL", "--chat"], "has no chat template"),
     ],
 )
-def test_what_cannot_be_measured_is_one_message(measured: Path, words: list[str], message: str) -> None:
+def test_unmeasurable_input_gives_one_message(measured: Path, words: list[str], message: str) -> None:
     outcome = run(worker, [str(measured), *words])
     assert outcome.status == [2], outcome.output[-2000:]
     assert message in outcome.output

@@ -1,4 +1,4 @@
-"""Perplexity is what a plain loop over the validation tokens gives, at every layout; `lrpath eval` says it."""
+"""Perplexity is what a plain loop over the validation tokens gives, at every layout; `lrpath eval` prints it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a plan whose first version is trained in all three paradigms, the main path besides."""
+    """A folder with a plan whose first version is trained in all three paradigms, and the main path."""
     folder = tmp_path_factory.mktemp("evaluated")
     plan = make_plan(folder, (6,))
     for paradigm, run in (("ours", "main"), ("ours", "branch-v1"), ("ptfs", "scratch-v1")):
@@ -219,7 +219,7 @@ def flip(path: Path) -> None:
     ],
     ids=["missing", "incomplete", "flipped bit"],
 )
-def test_a_checkpoint_that_is_not_whole_is_one_message(copy: Path, damage: Any, said: str) -> None:
+def test_an_incomplete_checkpoint_gives_one_message(copy: Path, damage: Any, said: str) -> None:
     damage(copy / "runs/ours/branch-v1")
     outcome = evaluate(copy, ["ours/branch-v1"], nproc=2)
     assert outcome.status == [2, 2], outcome.output
@@ -229,7 +229,7 @@ def test_a_checkpoint_that_is_not_whole_is_one_message(copy: Path, damage: Any, 
     assert "Traceback" not in outcome.output
 
 
-def test_the_command_says_when_there_is_nothing_to_do(
+def test_the_command_prints_that_there_is_nothing_to_do(
     copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = str(copy / "plan.yaml")
@@ -325,7 +325,7 @@ def test_a_checkpoint_that_vanishes_while_it_is_checked_is_skipped(copy: Path) -
 
 
 def main_path_removed_meanwhile(words: list[str]) -> None:
-    """The worker, under which the main path's checkpoint goes once it is found to be there; in a process of its own."""
+    """The worker, while the main path's checkpoint is removed after the worker found it; in a process of its own."""
     from megatron_lrpath.evaluate import perplexity, worker
 
     check = perplexity.damage

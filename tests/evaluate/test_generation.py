@@ -39,11 +39,11 @@ def run_folder(plan: Path, run: str) -> RunFolder:
     return RunFolder(plan.parent / "runs/ours" / run)
 
 
-def test_a_version_goes_on_from_a_text(trained: Path) -> None:
+def test_a_version_continues_a_text(trained: Path) -> None:
     first = generate(trained, "--run", "branch-v1", "the plan")
     assert "exporting step 4" in first
     again = generate(trained, "--run", "branch-v1", "the plan")
-    assert "exporting" not in again  # it is there
+    assert "exporting" not in again  # it exists
     written = [[line for line in output.splitlines() if "the plan" in line] for output in (first, again)]
     assert written[0][-1:] == written[1][-1:] != [], (first, again)  # the same seed
     assert len(again.strip()) > len("the plan")
@@ -60,14 +60,14 @@ def test_the_newest_version_is_taken_where_none_is_named(trained: Path) -> None:
     assert "ours/branch-v1, the newest" in generate(trained, "the plan")
 
 
-def test_versions_stand_side_by_side(trained: Path) -> None:
+def test_versions_are_shown_side_by_side(trained: Path) -> None:
     output = generate(trained, "--run", "main", "--run", "branch-v1", "the plan", "of it")
     titles = [line.split() for line in output.splitlines() if "ours/main" in line and "branch" in line]
     assert len(titles) == 2  # one for each prompt
     assert "ours/branch-v1" in titles[0]
 
 
-def test_a_stale_export_is_made_again_and_a_strangers_is_not_replaced(trained: Path) -> None:
+def test_a_stale_export_is_made_again_and_a_foreign_one_is_not_replaced(trained: Path) -> None:
     generate(trained, "--run", "branch-v1", "the plan")
     exported = run_folder(trained, "branch-v1").exported
     record = exported / "lrpath_export.json"
@@ -84,7 +84,7 @@ def test_a_stale_export_is_made_again_and_a_strangers_is_not_replaced(trained: P
 
 
 @pytest.mark.parametrize("run", ["branch-v1", "sft-v1"])
-def test_the_model_card_says_how_to_use_it(trained: Path, tmp_path: Path, run: str) -> None:
+def test_the_model_card_shows_how_to_use_it(trained: Path, tmp_path: Path, run: str) -> None:
     folder = tmp_path / "exported"
     output = lrpath("export", trained, "--run", run, "--output", folder).ok().output
     assert f"hf upload USER/tiny-test-{run} {folder}" in output
@@ -104,7 +104,7 @@ def test_the_model_card_says_how_to_use_it(trained: Path, tmp_path: Path, run: s
         (["chat", "--run", "branch-v1"], "has no chat template"),
     ],
 )
-def test_what_cannot_be_written_is_told(trained: Path, words: list[str], message: str) -> None:
+def test_text_that_cannot_be_generated_is_refused(trained: Path, words: list[str], message: str) -> None:
     outcome = lrpath(words[0], trained, *words[1:], "--device", "cpu")
     assert outcome.status == [2], outcome.output
     assert message in outcome.output
@@ -121,16 +121,15 @@ def test_a_model_without_a_tokenizer_has_no_text(tmp_path: Path) -> None:
     assert "the folder has no tokenizer" in outcome.output
 
 
-def test_a_conversation_goes_on_and_begins_anew(trained: Path) -> None:
+def test_a_conversation_continues_and_restarts(trained: Path) -> None:
     words = ["chat", trained, "--device", "cpu", "--max-tokens", 5, "--temperature", 0]
-    outcome = lrpath(*words, said="Add 1 and 2.\n\nSure?\n/new\nAdd 1 and 2.\n" + "word " * 300 + "\n").ok()
+    outcome = lrpath(*words, stdin="Add 1 and 2.\n\nSure?\n/new\nAdd 1 and 2.\n" + "word " * 300 + "\n").ok()
     lines = outcome.output.splitlines()
     assert "sft-v1: /new starts a new conversation, Ctrl-D ends" in outcome.output
     begin = next(number for number, line in enumerate(lines) if "/new starts a new conversation" in line)
     answers = lines[begin + 1 :]
-    assert (
-        "positions for prompt and answer" in outcome.output
-    )  # a message too long; the talk went on to its end
+    # a message too long; the conversation continued to its end
+    assert "positions for prompt and answer" in outcome.output
     assert answers[0] == answers[2]  # the same question of a new conversation
 
 

@@ -41,7 +41,7 @@ FILES = sorted(path for path in PAPER.rglob("*.yaml") if is_experiment(path))
 
 
 def experiment(folder: Path, **keys: Any) -> Experiment:
-    """An experiment on the sound plan with these keys."""
+    """An experiment on the valid plan with these keys."""
     (folder / "base.yaml").write_text(SOUND)
     path = folder / "experiment.yaml"
     given = {"name": "try", "plan": "base.yaml", "output": str(folder / "out")} | keys
@@ -94,7 +94,7 @@ def test_files_given_together_share_their_main_path_and_equal_branches() -> None
     assert not any("alpha0.6" in task.point for task in of_alphas)  # trained for the other table already
 
 
-def test_a_plans_own_further_branch_points_are_kept_beside_those_of_the_others(tmp_path: Path) -> None:
+def test_a_plans_own_further_branch_points_are_kept_with_those_of_the_others(tmp_path: Path) -> None:
     made = experiment(tmp_path, set={"also_branch_at": [199]}, vary={"alpha": [0.3, 0.5]}, paradigms=["ours"])
     alone = {step for point in made.points for step in point.plan.run("ours", "main").keep_steps}
     for point in made.points:
@@ -157,7 +157,7 @@ def test_keys_reach_into_lists_and_none_takes_away() -> None:
         ({"vary": {"alpha": [0.3, 0.4, 0.5]}, "seeds": list(range(1, 200))}, "more than the 500"),
     ],
 )
-def test_what_is_wrong_is_said(tmp_path: Path, keys: dict[str, Any], message: str) -> None:
+def test_errors_in_an_experiment_are_reported(tmp_path: Path, keys: dict[str, Any], message: str) -> None:
     with pytest.raises(PlanError, match=message):
         experiment(tmp_path, **keys)
 

@@ -46,7 +46,7 @@ def test_holm_stops_at_the_first_finding_that_fails(script: Any) -> None:
     assert script("certainty").holm([0.01, 0.04, 0.03, 0.005]) == [True, False, False, True]
 
 
-def test_a_finding_that_only_its_own_interval_supports_says_so(script: Any) -> None:
+def test_a_finding_that_only_its_own_interval_supports_is_marked(script: Any) -> None:
     findings, difference = script("findings"), script("certainty").Difference
     clear = difference((1.0, 1.001, 0.999), (0.0, 0.0, 0.0), paired=True)
     alone = difference((0.01, 0.013, 0.007), (0.0, 0.0, 0.0), paired=True)

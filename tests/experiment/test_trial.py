@@ -90,7 +90,7 @@ def test_an_audition_branches_off_one_checkpoint_on_paired_batches(plan: Path) -
     assert kept(Path(loaded.output) / "ours") == before  # nothing of the plan's own runs has changed
 
 
-def test_a_probe_goes_on_at_each_rate_and_then_decays(plan: Path) -> None:
+def test_a_probe_continues_at_each_rate_and_then_decays(plan: Path) -> None:
     loaded = load_plan(plan)
     before = kept(Path(loaded.output) / "ours")
     trial = make_probe(loaded, [1.4], None, 6, 1, 0.5)
@@ -121,7 +121,7 @@ def test_parts_of_a_slice_are_disjoint_and_the_same_for_slices_that_share_docume
 
 
 @pytest.mark.parametrize("submit", [False, True])
-def test_the_command_tells_the_cost_trains_the_experiment_and_prints_json(
+def test_the_command_prints_the_cost_trains_the_experiment_and_prints_json(
     plan: Path, submit: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["audition", str(plan), *AUDITION, "--dry-run"]) == 0

@@ -187,7 +187,7 @@ READ_OF_ARGUMENTS = (
 
 
 @pytest.mark.parametrize("name", READ_OF_ARGUMENTS)
-def test_a_strangers_arguments_are_a_model_or_one_message(name: str) -> None:
+def test_arguments_of_a_foreign_checkpoint_give_a_model_or_one_message(name: str) -> None:
     for value in (None, "x", 0, -1, 10**9, 10**5000, math.inf, math.nan, [], {}, True, "missing"):
         args = common_state(SMALL, torch.float32, None)["args"]
         setattr(args, name, value)
@@ -199,7 +199,7 @@ def test_a_strangers_arguments_are_a_model_or_one_message(name: str) -> None:
 
 
 @pytest.mark.parametrize("bias", ["add_bias_linear", "add_qkv_bias"])
-def test_norms_of_queries_beside_biases_have_no_class(bias: str) -> None:
+def test_norms_of_queries_together_with_biases_have_no_class(bias: str) -> None:
     args = common_state(replace(SMALL, kind="qwen3"), torch.float32, None)["args"]
     setattr(args, bias, True)
     with pytest.raises(UserError, match=f"{bias} is True with qk_layernorm"):
@@ -215,7 +215,7 @@ def test_a_tensor_without_a_place_is_refused(tmp_path: Path) -> None:
         CheckpointReader(step).read("output_layer.weight", None, (200, 32))
 
 
-def test_a_damaged_checkpoint_is_one_message_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_gives_one_message_and_leaves_nothing(tmp_path: Path) -> None:
     step = save_model(tmp_path / "checkpoints", SMALL)
     data = step / "__0_0.distcp"
     data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
@@ -244,7 +244,7 @@ def test_only_an_earlier_export_is_replaced_and_only_by_force(tmp_path: Path) ->
     refuse_target(tmp_path, force=True)
 
 
-def test_the_card_tells_the_evaluation_of_that_step_only(tmp_path: Path) -> None:
+def test_the_card_shows_the_evaluation_of_that_step_only(tmp_path: Path) -> None:
     plan = load_plan(make_plan(tmp_path))
     run = plan.run("ours", "branch-v1")
     folder = plan.folder(run)
@@ -256,7 +256,7 @@ def test_the_card_tells_the_evaluation_of_that_step_only(tmp_path: Path) -> None
     assert list(origin_of(plan, run, 6).tokens_by_domain) == ["v1"]
 
 
-def test_the_card_tells_perplexities_by_set_and_domain() -> None:
+def test_the_card_shows_perplexities_by_set_and_domain() -> None:
     domains = {"code": {"perplexity": 2.0, "tokens": 4}}
     further = {
         "valid-v2": {"perplexity": 3.0, "tokens": 5, "domains": {"prose": {"perplexity": 3.5, "tokens": 2}}}

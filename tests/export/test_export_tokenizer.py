@@ -110,7 +110,7 @@ def test_special_tokens_are_right(exported: dict[str, tuple[Any, Any]]) -> None:
     assert fast.decode([*fast("end")["input_ids"], 2], skip_special_tokens=True) == "end"
 
 
-def test_a_difference_from_sentencepiece_is_told(tmp_path: Path) -> None:
+def test_a_difference_from_sentencepiece_is_reported(tmp_path: Path) -> None:
     options = KINDS["bpe"] | {"normalization_rule_name": "nmt_nfkc"}
     with pytest.raises(AssertionError, match=r"tokenizer\.json differs"):
         export(tmp_path, options)

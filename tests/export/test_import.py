@@ -135,7 +135,7 @@ def test_the_end_of_an_answer_comes_before_the_ends_that_were_imported() -> None
     }  # fmt: skip
 
 
-def test_tokens_without_a_row_are_left_out_and_told() -> None:
+def test_tokens_without_a_row_are_left_out_and_reported() -> None:
     carried = Carried(
         "llama", {"eos_token_id": [5, 90], "pad_token_id": 91}, {"eos_token_id": [90], "top_p": 0.9}
     )

@@ -53,7 +53,7 @@ def shown(plan: Plan, capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out
 
 
-def test_a_plan_says_what_its_layout_promises(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_prints_the_prediction_for_its_layout(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
     said = shown(of_recipe(plan), capsys)
     assert "To train (ours): 156 steps left to train, 164M tokens" in said
     assert "GPU hours" in said
@@ -89,7 +89,7 @@ def test_a_branch_waits_for_its_part_of_the_main_path_alone(plan: Plan) -> None:
     assert (left.steps, left.chain) == (84 + 2 * 36, 120 * 8192)
 
 
-def test_nothing_left_is_said(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_left_to_train_is_reported(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
     for run in plan.runs("ours"):
         train(plan, run.name, 1.0, 1)
     said = shown(plan, capsys)
@@ -97,7 +97,7 @@ def test_nothing_left_is_said(plan: Plan, capsys: pytest.CaptureFixture[str]) ->
     assert said.endswith(f"next: lrpath eval {plan.path} --paradigm ours\n")
 
 
-def test_the_report_says_what_was_spent_and_what_is_left(plan: Plan) -> None:
+def test_the_report_shows_what_was_spent_and_what_is_left(plan: Plan) -> None:
     write_slices(plan)
     train(plan, "main", 100.0, 2)
     train(plan, "branch-v1", 100.0, 2)
@@ -111,7 +111,7 @@ def test_the_report_says_what_was_spent_and_what_is_left(plan: Plan) -> None:
     assert "Left to train" not in (Path(plan.output) / "report/report.md").read_text()
 
 
-def test_a_submission_says_it_at_the_measured_pace(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_submission_prints_it_at_the_measured_pace(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
     train(plan, "scratch-v1", 100.0, 2, 0.4)
     words = [
         "submit",

@@ -85,9 +85,9 @@ def test_with_one_job_the_time_left_is_the_sum_of_all_steps(plans):
     assert seconds_left(tasks, beginning(tasks, 0.5), 1) == pytest.approx(total * 0.5)
 
 
-def test_a_branch_overlaps_the_main_path_that_goes_on(plans):
+def test_a_branch_overlaps_the_continued_main_path(plans):
     tasks = build_tasks(plans[3], ("ours",))
-    # main ends at 25, branch-v3 goes from there to 30; the earlier branches fit beside main
+    # main ends at 25, branch-v3 goes from there to 30; the earlier branches fit next to main
     assert seconds_left(tasks, beginning(tasks), 2) == pytest.approx(30)
 
 
@@ -95,7 +95,7 @@ def test_a_branch_overlaps_the_main_path_that_goes_on(plans):
     ("paradigms", "expected"), [(("cpt",), 1), (("ptfs",), 4), (("ours",), 2), (("ours", "ptfs", "cpt"), 6)]
 )
 def test_no_more_runs_are_planned_side_by_side_than_can_be(plans, paradigms, expected):
-    # ours: the main path and one branch after another (alpha 0.5); all: CPT's second goes beside PTFS's
+    # ours: the main path and one branch after another (alpha 0.5); all: CPT's second runs next to PTFS's
     assert width(build_tasks(plans[4], paradigms)) == expected
 
 
@@ -106,7 +106,7 @@ def test_no_more_runs_are_planned_side_by_side_than_can_be(plans, paradigms, exp
     paces=st.lists(st.floats(0.01, 3), min_size=20, max_size=20),
     shares=st.lists(st.floats(0, 1), min_size=20, max_size=20),
 )
-def test_time_left_lies_between_the_longest_run_and_everything_in_a_row(plans, versions, jobs, paces, shares):
+def test_time_left_is_between_the_longest_run_and_the_sum_of_all_runs(plans, versions, jobs, paces, shares):
     tasks = build_tasks(plans[versions], PARADIGMS)
     state = {}
     for task, pace, share in zip(tasks, paces, shares, strict=False):
@@ -130,7 +130,7 @@ def test_the_alias_is_a_relative_link_that_moves_with_the_output(plans, tmp_path
     assert link.resolve() == tmp_path / "moved/ptfs/scratch-v1"
 
 
-def test_a_training_begun_under_the_other_name_is_used_where_it_lies(tmp_path):
+def test_a_training_begun_under_the_other_name_is_used_in_place(tmp_path):
     task = next(task for task in build_tasks(write_plan(tmp_path, 2), PARADIGMS) if task.aliases)
     (task.aliases[0] / "checkpoints").mkdir(parents=True)
     link_aliases(task)

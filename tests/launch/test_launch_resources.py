@@ -44,7 +44,7 @@ def test_memory_limits_the_jobs(plan, monkeypatch):
     assert share_out(plan, 9, "cpu", None, None).jobs == 2
 
 
-def test_what_is_said_is_taken(plan):
+def test_given_values_are_used(plan):
     share = share_out(plan, 9, "cpu", 2, 3)
     assert (share.jobs, share.nproc, share.threads) == (3, 2, 2)
 
@@ -73,7 +73,7 @@ def test_more_jobs_than_gpus_share_them(monkeypatch):
     assert [share.environment(slot)["CUDA_VISIBLE_DEVICES"] for slot in range(3)] == ["0", "1", "0"]
 
 
-def test_a_gpu_that_is_not_there_is_said(plan, monkeypatch):
+def test_a_missing_gpu_is_reported(plan, monkeypatch):
     with pytest.raises(UserError, match="no NVIDIA GPU is visible"):
         share_out(plan, 1, "cuda", None, None)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")

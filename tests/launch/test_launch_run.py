@@ -33,7 +33,7 @@ SCRIPT = ROOT / "tests/support/launch_fixtures.py"
 
 
 def run(plan: Plan, pace: float = 0.005, **chosen) -> tuple[int, str]:
-    """Carry out the plan here; the exit status and what the console showed."""
+    """Run the plan here; return the exit status and the console's output."""
     text = io.StringIO()
     options = Options(**{"jobs": 2, "device": "cpu", "evaluate": False, "grace": 3.0, **chosen})
     display = PlainDisplay(Console(file=text, width=200))
@@ -41,7 +41,7 @@ def run(plan: Plan, pace: float = 0.005, **chosen) -> tuple[int, str]:
 
 
 def start(plan: Plan, jobs: int = 2, **environment: str) -> subprocess.Popen[str]:
-    """Carry out the plan in another process."""
+    """Run the plan in another process."""
     return subprocess.Popen(
         [sys.executable, str(SCRIPT), str(plan.path), str(jobs)],
         stdout=subprocess.PIPE,
@@ -67,13 +67,13 @@ def gone(pids: list[int]) -> bool:
 
 
 def hanging(plan: Plan, key: str) -> list[int]:
-    """Process ids of a hanging run and its worker, once they are there."""
+    """Process ids of a hanging run and its worker, once they exist."""
     path = Path(plan.output) / key / "pids"
     until(lambda: path.is_file() and len(path.read_text().split()) == 2)
     return [int(pid) for pid in path.read_text().split()]
 
 
-def test_a_whole_plan_is_carried_out_once_and_only_once(tmp_path):
+def test_a_whole_plan_runs_exactly_once(tmp_path):
     plan = write_plan(tmp_path, 2)
     status, shown = run(plan)
     assert status == 0
@@ -84,7 +84,7 @@ def test_a_whole_plan_is_carried_out_once_and_only_once(tmp_path):
     assert (Path(plan.output) / "cpt/continual-v1").resolve() == Path(plan.output) / "ptfs/scratch-v1"
 
 
-def test_nothing_left_to_do_is_said_and_starts_nothing(tmp_path, capsys):
+def test_nothing_left_to_do_is_reported_and_starts_nothing(tmp_path, capsys):
     plan = write_plan(tmp_path, 1)
     assert run(plan)[0] == 0
     status, shown = run(plan)
@@ -138,7 +138,7 @@ def test_the_first_failure_stops_with_its_cause_and_the_log(tmp_path, monkeypatc
     assert "a page of arguments" in log.read_text()
 
 
-def test_a_call_after_a_failure_goes_on_from_the_last_checkpoint(tmp_path, monkeypatch):
+def test_a_call_after_a_failure_resumes_from_the_last_checkpoint(tmp_path, monkeypatch):
     plan = write_plan(tmp_path, 1)
     monkeypatch.setenv("FAKE_scratch_v1", "fail:6")
     assert run(plan)[0] == 1
@@ -171,7 +171,7 @@ def test_a_run_that_ignores_sigterm_is_killed_after_the_grace_period(tmp_path, m
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_everything_and_the_next_call_goes_on(tmp_path, number):
+def test_a_signal_ends_everything_and_the_next_call_resumes(tmp_path, number):
     plan = write_plan(tmp_path, 1)
     before = signal.signal(number, signal.SIG_DFL)  # under nohup SIGHUP is ignored, and rightly
     try:

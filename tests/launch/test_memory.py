@@ -128,7 +128,7 @@ def test_a_node_holds_its_share_of_a_save_unless_every_rank_holds_the_whole_stat
     assert host_bytes(gathered, 8, 8, VOCABULARY) > 100 * GIB
 
 
-def test_budget_says_what_fits_and_that_it_is_predicted(capsys: pytest.CaptureFixture[str]) -> None:
+def test_budget_prints_what_fits_as_a_prediction(capsys: pytest.CaptureFixture[str]) -> None:
     plan = str(PAPER / "3.1b.yaml")
     assert main(["budget", plan]) == 0
     text = capsys.readouterr().out

@@ -66,7 +66,7 @@ def check_ranks(site: Site) -> None:
     assert list((site.folder / "runs/slurm/logs").glob("ours.main-*.log")), "the job's own log is missing"
 
 
-def test_a_killed_rank_is_started_again_and_goes_on(site):
+def test_a_killed_rank_is_started_again_and_resumes(site):
     site.write_plan(20, interval=4)
     jobs = site.submit(FAKE_main="kill:7")
     site.finish(jobs["ours/branch-v1"]["job"])
@@ -75,7 +75,7 @@ def test_a_killed_rank_is_started_again_and_goes_on(site):
     assert site.status()["ours/main"]["state"] == "done"
 
 
-def test_before_the_time_limit_it_saves_requeues_itself_and_goes_on(site):
+def test_before_the_time_limit_it_saves_requeues_itself_and_resumes(site):
     site.write_plan(80)
     main = site.submit(FAKE_main="hold:24,30")["ours/main"]["job"]
     site.cluster.until(lambda: len(site.steps("ours/main")) >= 23)
@@ -105,7 +105,7 @@ def test_a_node_that_dies_does_not_end_the_run(site):
     assert site.steps("ours/main") == list(range(1, 41))
 
 
-def test_the_same_step_failing_twice_stops_the_chain_and_says_why(site):
+def test_the_same_step_failing_twice_stops_the_chain_with_the_reason(site):
     site.write_plan(10, 20, 10)
     jobs = site.submit(FAKE_main="fail:12")
     main = jobs["ours/main"]["job"]
@@ -113,7 +113,7 @@ def test_the_same_step_failing_twice_stops_the_chain_and_says_why(site):
     assert site.cluster.job(main)["Restarts"] == "1"
     reason = "failed twice at step 12: rank 0: RuntimeError: the loss is not finite"
     assert reason in site.cluster.call("squeue", "-h", "-t", "all", "-j", str(main), "-o", "%k")
-    # branch 1 had its checkpoint: it goes its way. What cannot come is held, and says so.
+    # branch 1 had its checkpoint and runs; jobs that cannot run are held, with a comment
     site.finish(jobs["eval/ours/branch-v1"]["job"])
     for key in ("ours/branch-v2", "ours/branch-v3", "eval/ours/branch-v2", "eval/ours/branch-v3"):
         held = site.cluster.job(jobs[key]["job"])
@@ -122,7 +122,7 @@ def test_the_same_step_failing_twice_stops_the_chain_and_says_why(site):
         assert reason in site.cluster.call("squeue", "-h", "-j", str(jobs[key]["job"]), "-o", "%k")
     status = site.status()
     assert "failed twice at step 12" in status["ours/main"]["cause"]
-    site.finish(jobs["report"]["job"])  # it does not wait for what is held, and says what is missing
+    site.finish(jobs["report"]["job"])  # it does not wait for held jobs, and lists what is missing
     assert "branch-v2" in (site.folder / "runs/report/report.md").read_text()
     assert reason in status["ours/branch-v2"]["job"]["comment"]
 
@@ -151,7 +151,7 @@ def test_a_branch_with_bad_data_harms_nothing_but_itself(site):
     site.finish(again["eval/ours/branch-v1"]["job"])
 
 
-def test_a_main_path_cancelled_behind_our_back_leaves_no_branch_stuck(site):
+def test_a_main_path_cancelled_outside_lrpath_leaves_no_branch_stuck(site):
     site.write_plan(10, 80, 10)
     jobs = site.submit(FAKE_main="hold:24")
     site.cluster.until(lambda: len(site.steps("ours/main")) > 20)
@@ -256,7 +256,7 @@ def test_a_submission_that_was_killed_is_taken_up_without_doubles(site):
     site.cluster.wait(jobs["ours/main"]["job"], "CANCELLED")
 
 
-def test_a_script_handed_in_by_hand_goes_on_and_is_known(site):
+def test_a_script_submitted_by_hand_resumes_and_is_tracked(site):
     site.write_plan(10, 40)
     main = site.submit(FAKE_main="hold:20")["ours/main"]["job"]
     site.cluster.until(lambda: len(site.steps("ours/main")) > 18)
@@ -273,7 +273,7 @@ def test_a_script_handed_in_by_hand_goes_on_and_is_known(site):
     assert site.steps("ours/main") == list(range(1, 31))
 
 
-def test_status_knows_evaluations_the_report_and_an_early_death(site):
+def test_status_shows_evaluations_the_report_and_an_early_death(site):
     site.write_plan(10)
     jobs = site.submit("--setup", "missing.sh")  # the script ends in its first lines
     site.cluster.wait(jobs["ours/main"]["job"], "FAILED")

@@ -71,7 +71,7 @@ def submission(path: Path, paradigm: str = "ours", settings: Settings | None = N
 
 def files(folder: Path) -> dict[str, str]:
     found = {str(path): path.read_text() for path in folder.rglob("*") if path.is_file()}
-    found.pop(str(folder / "slurm" / LOCK_NAME), None)  # says who looked last
+    found.pop(str(folder / "slurm" / LOCK_NAME), None)  # has the last reader
     return found
 
 
@@ -123,7 +123,7 @@ def test_the_same_plan_grown_or_moved_is_accepted(tmp_path, slurm):
     assert (copy.data.slices, copy.tokenizer.model) == ("moved/slices", "moved/tokenizer.model")
 
 
-def test_a_mended_plan_is_accepted_once_nothing_waits_for_what_was_mended(tmp_path, slurm):
+def test_a_corrected_plan_is_accepted_once_no_job_waits_for_the_old_one(tmp_path, slurm):
     rows = submission(plan_file(tmp_path)).carry_out()
     numbers = {decision.job.key: number for decision, number in rows}
     mended = plan_file(tmp_path, ALPHA)  # the main path is the same

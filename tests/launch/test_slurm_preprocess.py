@@ -38,7 +38,7 @@ def test_files_are_shared_out_in_order_and_numbers_written_as_sbatch_takes_them(
         (["--json-keys", "body"], "holds the shards of other files or arguments"),
     ],
 )
-def test_what_does_not_suit_is_refused(tmp_path, capsys, words, said):
+def test_shards_of_other_files_or_arguments_are_refused(tmp_path, capsys, words, said):
     files = [str(path) for path in delivery(tmp_path / "raw")]
     given = [
         "prepare",
@@ -57,7 +57,7 @@ def test_what_does_not_suit_is_refused(tmp_path, capsys, words, said):
 
 
 @pytest.mark.slow
-def test_an_array_writes_the_bytes_of_one_run_and_goes_on_where_it_was(tmp_path):
+def test_an_array_writes_the_bytes_of_one_run_and_resumes(tmp_path):
     site = Site(cluster_or_skip(), tmp_path / "a site")
     delivery(site.folder / "raw")
     assert preprocess(site.folder / "raw/*.jsonl", site.folder / "whole", *NULL) == 0

@@ -47,7 +47,7 @@ def test_every_line_of_the_example_file_is_valid(tmp_path):
     assert settings.preflight is True
 
 
-def test_an_option_stands_above_the_file_and_the_file_above_the_job(tmp_path):
+def test_an_option_overrides_the_file_and_the_file_overrides_the_job(tmp_path):
     path = settings_file(tmp_path, "LRPATH_NODES=4\nLRPATH_PARTITION=gpu\n")
     settings = read_settings(path, {"nodes": "2", "account": None})
     assert (settings.nodes, settings.partition) == (2, "gpu")
@@ -111,7 +111,7 @@ def test_the_micro_batch_shrinks_to_what_a_copy_of_the_model_gets():
         allocate(paper("203m"), 1, 8, "cuda", ("--micro-batch-size", "7"))
 
 
-def test_what_the_command_line_says_of_the_layout_holds():
+def test_the_layout_of_the_command_line_is_used():
     place = allocate(paper("3.1b"), 8, 8, "cuda", ("--tensor-model-parallel-size=4",))
     assert place.data_parallel == 16
     assert "--tensor-model-parallel-size" not in place.arguments
@@ -157,7 +157,7 @@ def test_a_recipe_plans_the_whole_paradigm_of_its_size(tmp_path):
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = os.environ | {"PATH": path}
     answer = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env=environment)
-    assert answer.returncode == 2  # the data are not there, which is said below the jobs
+    assert answer.returncode == 2  # the data are missing, which is printed below the jobs
     assert "no slice" in answer.stderr
     shown = json.loads(answer.stdout)
     (cost,) = shown["cost"]

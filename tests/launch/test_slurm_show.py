@@ -1,4 +1,4 @@
-"""What `lrpath status` says of jobs: running and waiting ones of a training, evaluations, why something stopped."""
+"""What `lrpath status` shows of jobs: running and waiting ones of a training, evaluations, the reason of a stop."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_the_running_job_is_shown_before_the_one_that_follows_it(plan, monkeypat
         (queued(1, "PENDING", "Priority"), None),
     ],
 )
-def test_a_job_that_waits_in_vain_says_why(plan, monkeypatch, capsys, job, said):
+def test_a_job_that_can_never_start_is_shown_with_the_reason(plan, monkeypatch, capsys, job, said):
     out = shown(plan, monkeypatch, capsys, job)
     if said is None:
         assert "ours/main:" not in out
@@ -83,7 +83,7 @@ def test_a_job_that_waits_in_vain_says_why(plan, monkeypatch, capsys, job, said)
         ),
     ],
 )
-def test_why_a_training_stopped_stands_in_the_status(plan, monkeypatch, capsys, attempt, jobs, said):
+def test_the_status_shows_why_a_training_stopped(plan, monkeypatch, capsys, attempt, jobs, said):
     note_attempt(Ledger.of(str(plan.output)).attempts_file(1), attempt)
     assert said in shown(plan, monkeypatch, capsys, *jobs)
 

@@ -34,7 +34,7 @@ def real_site(folder: Path, versions: tuple[int, ...], pace: str, *options: str)
 
 @pytest.fixture(scope="module")
 def limited(tmp_path_factory):
-    """A run that its time limit of three minutes interrupts; it goes on in the background."""
+    """A run that its time limit of three minutes interrupts; it continues in the background."""
     options = ("--paradigm", "ptfs", "--nodes", "1", "--preflight", "no")
     options += ("--time", "3", "--signal-seconds", "1")
     site = real_site(tmp_path_factory.mktemp("limited") / "work", (190,), "1", *options)
@@ -113,7 +113,7 @@ def test_the_first_branch_ran_while_the_main_path_ran(disturbed):
     assert (branch / "result.json").stat().st_mtime < later.stat().st_mtime
 
 
-def test_a_branch_with_bad_data_stops_alone_and_is_mended_by_submitting_again(disturbed):
+def test_a_branch_with_bad_data_stops_alone_and_is_repaired_by_submitting_again(disturbed):
     _, seen = disturbed
     row = seen["status"]["ours/branch-v2"]
     assert "v2.slice" in row["cause"]
@@ -132,7 +132,7 @@ def test_every_version_is_evaluated_and_reported(disturbed):
     assert (site.folder / "runs/report/index.html").is_file()
 
 
-def test_the_lineage_knows_nodes_versions_and_what_the_preflight_saw(disturbed):
+def test_the_lineage_records_nodes_versions_and_the_preflights_results(disturbed):
     site, seen = disturbed
     starts = json.loads((site.run_folder("ours/main") / "lineage.json").read_text())["starts"]
     assert [start["world_size"] for start in starts] == [2, 2, 2]

@@ -228,7 +228,7 @@ def test_a_limit_that_leaves_a_training_no_time_is_refused():
         (Attempt(20, 20, 20, SAVED), "stopped before the first step, nothing to save"),
     ],
 )
-def test_saved_is_said_only_where_something_was_saved(attempt, said):
+def test_saved_is_printed_only_after_a_save(attempt, said):
     assert attempt.said(50) == said
 
 
@@ -278,7 +278,7 @@ def test_the_preflight_names_the_node_and_what_is_wrong_there(changes, said):
     assert [said is not None and said in problem for problem in problems] == ([True] if said else [])
 
 
-def test_too_little_disk_is_said_with_figures(tmp_path):
+def test_too_little_disk_is_reported_with_figures(tmp_path):
     assert preflight.disk_problem(tmp_path, 1) == []
     (said,) = preflight.disk_problem(tmp_path, 2**60)
     assert "the checkpoints to come take about 1,073,741,824 GiB" in said
@@ -287,20 +287,20 @@ def test_too_little_disk_is_said_with_figures(tmp_path):
 def test_memory_is_predicted_for_the_gpus_and_hosts_that_are_there(capsys):
     plan = load_plan(ROOT / "examples/paper/3.1b.yaml")
 
-    def said(gpu: float, host: float, *arguments: str) -> list[str]:
+    def problems(gpu: float, host: float, *arguments: str) -> list[str]:
         ranks = [fact(rank, "n1", gpu_bytes=80 * 2**30, host_bytes=2**40) for rank in range(2)]
         ranks += [fact(rank, "n2", gpu_bytes=gpu * 2**30, host_bytes=host * 2**30) for rank in range(2, 4)]
         return preflight.memory_problems(plan, arguments, ranks)
 
-    assert said(80, 1024) == []
+    assert problems(80, 1024) == []
     assert capsys.readouterr().out == ""
-    assert said(40, 1024) == []
+    assert problems(40, 1024) == []
     assert "on n2 it has 42.9 GB" in capsys.readouterr().out
-    (state,) = said(20, 1024)
+    (state,) = problems(20, 1024)
     assert "weights, gradients and optimizer alone take" in state
-    (host,) = said(80, 8)
+    (host,) = problems(80, 8)
     assert "n2 has 8.6 GB" in host
-    assert said(20, 1024, "--tensor-model-parallel-size", "4", "--sequence-parallel") == []
+    assert problems(20, 1024, "--tensor-model-parallel-size", "4", "--sequence-parallel") == []
 
 
 def test_checkpoints_are_counted_as_retention_leaves_them(tmp_path):

@@ -64,7 +64,7 @@ def test_ends(tmp_path: Path, ends: tuple[str, ...], status: int, text: str | No
 def test_a_folder_of_temporary_files_without_room_for_sockets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server's sockets lie there, and Linux takes 107 bytes: runs start cold."""
+    """The server's sockets are in it, and Linux accepts 107 bytes: runs start cold."""
     long = tmp_path / ("x" * 90)
     long.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(long))
@@ -127,7 +127,7 @@ def test_the_lock_lasts_as_long_as_the_run(tmp_path: Path) -> None:
         (None, False),
     ],
 )
-def test_changed_sources_are_imported_afresh(
+def test_changed_sources_are_imported_again(
     preloaded: Any, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, warm.PRELOADED, preloaded)

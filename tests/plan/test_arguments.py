@@ -1,4 +1,4 @@
-"""The table of arguments: every row is whole, and acts in a plan file as its class says."""
+"""The table of arguments: every row is complete, and has the effect of its class in a plan file."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def value_for(argument: Argument, option: str) -> Any:
 
 
 def plan_of(folder: Path, section: str, **arguments: Any) -> Path:
-    """A sound plan with these arguments in a section."""
+    """A valid plan with these arguments in a section."""
     content = yaml.safe_load(SOUND)
     before = content.get(section) or {}
     content[section] = ({"recipe": before} if isinstance(before, str) else before) | arguments
@@ -61,8 +61,8 @@ def plan_of(folder: Path, section: str, **arguments: Any) -> Path:
     return path
 
 
-def said_of(folder: Path, section: str, **arguments: Any) -> str:
-    """What `load_plan` says against it; empty for nothing."""
+def error_of(folder: Path, section: str, **arguments: Any) -> str:
+    """The error of `load_plan`; empty for none."""
     try:
         load_plan(plan_of(folder, section, **arguments))
     except PlanError as error:
@@ -71,7 +71,7 @@ def said_of(folder: Path, section: str, **arguments: Any) -> str:
 
 
 @pytest.mark.parametrize("argument", ROWS)
-def test_a_row_says_all_that_its_class_needs(argument: Argument) -> None:
+def test_a_row_has_all_fields_that_its_class_needs(argument: Argument) -> None:
     assert {argument.plan, argument.path} <= set(CLASSES)
     assert argument.forms, "the parser has no such argument"
     for way in (PLAN, PATH):
@@ -90,14 +90,14 @@ def test_a_row_says_all_that_its_class_needs(argument: Argument) -> None:
 
 
 @pytest.mark.parametrize("argument", ROWS)
-def test_a_row_acts_in_a_plan_file_as_its_class_says(argument: Argument, tmp_path: Path) -> None:
+def test_a_row_has_the_effect_of_its_class_in_a_plan_file(argument: Argument, tmp_path: Path) -> None:
     plan = load_plan(plan_of(tmp_path, "megatron"))
     plain = run_identity(plan, plan.main)
     for option in argument.forms:
         value = value_for(argument, option)
-        said = said_of(tmp_path, "megatron", **{option: value})
+        said = error_of(tmp_path, "megatron", **{option: value})
         if "set it under `model:`" in said:
-            said = said_of(tmp_path, "model", **{option: value})
+            said = error_of(tmp_path, "model", **{option: value})
             assert not said
             continue
         if argument.key:
@@ -106,7 +106,7 @@ def test_a_row_acts_in_a_plan_file_as_its_class_says(argument: Argument, tmp_pat
             assert "says which run to start" in said
         elif argument.plan == REFUSED:
             assert f"cannot be set in a plan: {argument.why(PLAN)}" in said
-            assert not said_of(tmp_path, "megatron", **{option: False})
+            assert not error_of(tmp_path, "megatron", **{option: False})
         else:
             assert not said
             plan = load_plan(tmp_path / "plan.yaml")
@@ -122,7 +122,7 @@ def test_every_value_that_is_refused_is_refused_in_a_plan(tmp_path: Path) -> Non
         "dist_ckpt_strictness": "ignore_all",
         "exit_signal": "SIGINT",
     }.items():
-        assert f"megatron.{name}: cannot be set in a plan" in said_of(tmp_path, "megatron", **{name: value})
+        assert f"megatron.{name}: cannot be set in a plan" in error_of(tmp_path, "megatron", **{name: value})
 
 
 def test_a_misspelt_size_of_a_model_without_a_recipe_is_named(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_a_misspelt_size_of_a_model_without_a_recipe_is_named(tmp_path: Path) ->
 def test_names_and_values_are_checked_when_a_plan_is_read(
     section: str, argument: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
-    message = said_of(tmp_path, section, **argument)
+    message = error_of(tmp_path, section, **argument)
     assert said in message
     assert message.startswith(f"{tmp_path / 'plan.yaml'}:")
 
@@ -189,7 +189,7 @@ def test_values_as_the_parser_takes_them_are_accepted(tmp_path: Path) -> None:
         "attention_backend": "flash",
         "no_check_for_nan_in_loss_and_grad": False,
     }
-    assert not said_of(tmp_path, "megatron", **arguments)
+    assert not error_of(tmp_path, "megatron", **arguments)
 
 
 def test_what_an_older_version_called_neutral_is_neutral_or_refused() -> None:
@@ -222,7 +222,7 @@ def test_a_launch_line_is_read_from_behind_the_script() -> None:
     ]
 
 
-def test_a_launch_script_is_read_wherever_its_arguments_stand() -> None:
+def test_a_launch_script_is_read_with_arguments_in_any_place() -> None:
     script = """
         # --lr 7
         LAUNCH=(--nproc_per_node $GPUS)

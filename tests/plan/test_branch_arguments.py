@@ -93,7 +93,7 @@ def test_a_version_has_its_own(tmp_path: Path) -> None:
     ]
 
 
-def test_all_that_is_wrong_in_versions_is_told_at_once(tmp_path: Path) -> None:
+def test_all_errors_in_versions_are_reported_at_once(tmp_path: Path) -> None:
     wrong = [
         {"name": "v1", "steps": 100, "branch_megatron": {"bf16": True}},
         {"name": "v2", "steps": 100, "branch_megatron": {"adam_beta3": 0.9}},

@@ -65,7 +65,7 @@ def test_a_long_branch_that_is_appended_changes_nothing_before_it(tmp_path: Path
         ),
     ],
 )
-def test_what_cannot_be_is_refused(tmp_path: Path, changes: dict, said: str) -> None:
+def test_impossible_rates_of_versions_are_refused(tmp_path: Path, changes: dict, said: str) -> None:
     with pytest.raises(PlanError, match=said):
         plan_with(tmp_path, **changes)
 

@@ -82,7 +82,7 @@ def test_appended_versions_change_nothing_before_them(tmp_path: Path, schedule: 
         ([V1, V3 | {"name": "v2"}, V3], "ours/main", "is v2 with 100 steps"),
     ],
 )
-def test_a_changed_rate_is_told(tmp_path: Path, changed: list, run: str, said: str) -> None:
+def test_a_changed_rate_is_reported(tmp_path: Path, changed: list, run: str, said: str) -> None:
     before = identities(plan_with(tmp_path, versions=[V1, V2, V3]))
     after = identities(plan_with(tmp_path, versions=changed))
     assert any(said in line for line in differences(before[run], after[run]))
@@ -90,7 +90,7 @@ def test_a_changed_rate_is_told(tmp_path: Path, changed: list, run: str, said: s
     assert differences(before["ptfs/scratch-v1"], after["ptfs/scratch-v1"]) == []
 
 
-def test_a_changed_fall_is_told(tmp_path: Path) -> None:
+def test_a_changed_fall_is_reported(tmp_path: Path) -> None:
     before = identities(plan_with(tmp_path, schedule=FALLING))
     after = identities(plan_with(tmp_path, schedule={"main": {"power": 0.6, "from": 50}}))
     for name in ("ours/main", "ours/branch-v1"):
@@ -134,12 +134,12 @@ def test_what_binds_a_main_path_is_the_rates_that_it_has_come_to(tmp_path: Path)
         ({"schedule": {"main": {"power": 0, "from": 50}}}, "above 0"),
     ],
 )
-def test_what_does_not_fit_is_refused(tmp_path: Path, changes: dict, said: str) -> None:
+def test_unsuitable_main_rates_are_refused(tmp_path: Path, changes: dict, said: str) -> None:
     with pytest.raises(PlanError, match=said):
         plan_with(tmp_path, **changes)
 
 
-def test_what_users_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_and_lr_print_the_changed_rates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = plan_with(tmp_path, versions=[V1, V2, V4 | {"name": "v3"}])
     assert main(["plan", str(plan.path)]) == 0
     said = " ".join(capsys.readouterr().out.split())

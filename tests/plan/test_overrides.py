@@ -1,4 +1,4 @@
-"""`--set KEY=VALUE`: dotted keys, YAML values, where errors point to, and a text that says the same elsewhere."""
+"""`--set KEY=VALUE`: dotted keys, YAML values, where errors point to, and a text that is valid in any folder."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_values_are_yaml_as_in_a_plan(text: str, value: Any) -> None:
         (["batch.micro_batch_size=5"], ":7: batch.global_batch_size: 32 is not a multiple"),
     ],
 )
-def test_what_a_plan_could_not_say_is_refused_where_it_was_given(
+def test_a_value_that_a_plan_cannot_have_is_refused_where_it_was_given(
     tmp_path: Path, words: list[str], said: str
 ) -> None:
     (tmp_path / "plan.yaml").write_text(SOUND.replace("model: tiny", "model: {recipe: tiny}"))
@@ -135,7 +135,7 @@ def test_a_text_is_written_so_that_it_is_read_again(text: str) -> None:
     assert plain(parse_source(Path("x"), plan_text(values)).root) == values
 
 
-def test_the_text_says_the_same_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_text_is_valid_in_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("data").mkdir()
     Path("data/tokenizer.model").touch()

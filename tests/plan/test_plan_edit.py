@@ -37,7 +37,7 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
-def test_what_was_written_stays(form: str, newline: str) -> None:
+def test_the_rest_of_a_plan_file_is_unchanged(form: str, newline: str) -> None:
     before, after = (HEAD + text for text in FORMS[form])
     made = with_version(Path("p.yaml"), before.replace("\n", newline), VERSION, ["s/valid", "s/valid-v2"])
     assert made == after.replace("\n", newline)

@@ -1,4 +1,4 @@
-"""The plan file: what it says is read, and what is wrong in it is named with its line and key."""
+"""The plan file: its values are read, and errors in it are reported with line and key."""
 
 import math
 import re
@@ -291,7 +291,7 @@ def test_what_is_wrong_is_named_with_line_and_key(
     ("content", "message"),
     [
         (b"", "plan.yaml:1: the file is empty"),
-        (b"# nothing but a comment\n", "plan.yaml:1: the file is empty"),
+        (b"# only a comment\n", "plan.yaml:1: the file is empty"),
         (b"- a\n- b\n", "plan.yaml:1: a plan is a mapping"),
         (b"just text", "plan.yaml:1: a plan is a mapping"),
         (b"name: a\nseed: \xff\n", "plan.yaml:2: not UTF-8"),
@@ -323,7 +323,7 @@ def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
         ("500", "{branch: 9}", "12: versions[1].cycle_steps.branch"),
     ],
 )
-def test_a_short_cycle_is_named_where_it_stands(tmp_path: Path, general: str, own: str, place: str) -> None:
+def test_a_short_cycle_is_reported_at_its_line(tmp_path: Path, general: str, own: str, place: str) -> None:
     text = SOUND.replace("warmup_steps: 20", f"warmup_steps: 20, cycle_steps: {general}")
     text = text.replace("v1, steps: 100", "v1, steps: 100, cycle_steps: inf")
     message = refusal(tmp_path, text.replace("v2, steps: 100", f"v2, steps: 100, cycle_steps: {own}"))

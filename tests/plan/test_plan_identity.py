@@ -1,4 +1,4 @@
-"""What a run's result depends on: kept by appending a version and by neutral changes, told by all others."""
+"""What a run's result depends on: appended versions and neutral changes keep it, all other changes are reported."""
 
 import json
 from pathlib import Path
@@ -19,8 +19,8 @@ def identities(folder: Path, **changes: Any) -> dict[str, dict[str, Any]]:
     return {f"{run.paradigm}/{run.name}": json.loads(json.dumps(run_identity(plan, run))) for run in runs}
 
 
-def told(folder: Path, run: str, **changes: Any) -> list[str]:
-    """What differs for a run when the sound plan is changed so."""
+def changed_keys(folder: Path, run: str, **changes: Any) -> list[str]:
+    """The keys of a run's identity that differ after these changes to the plan."""
     return differences(identities(folder)[run], identities(folder, **changes)[run])
 
 
@@ -43,7 +43,7 @@ def test_appending_a_version_keeps_every_identity(tmp_path: Path, style: str, va
 
 @pytest.mark.parametrize("rate", [1e-2, 3e-3, 6e-4, 3e-4, 8e-4, 1.5e-3])
 def test_the_default_of_min_lr_is_what_would_be_written(tmp_path: Path, rate: float) -> None:
-    """A tenth by division is another number: 3e-4 / 10 is 2.9999999999999997e-05."""
+    """A tenth by division is a different number: 3e-4 / 10 is 2.9999999999999997e-05."""
     content = yaml.safe_load(SOUND)
     content["schedule"] |= {"max_lr": rate}
     del content["schedule"]["min_lr"]
@@ -54,9 +54,9 @@ def test_the_default_of_min_lr_is_what_would_be_written(tmp_path: Path, rate: fl
 
 def test_the_last_versions_alpha_does_not_matter_to_the_main_path(tmp_path: Path) -> None:
     changed = [{"name": "v1", "steps": 100}, {"name": "v2", "steps": 100, "alpha": 0.3}]
-    assert told(tmp_path, "ours/main", versions=changed) == []
-    assert told(tmp_path, "ours/branch-v1", versions=changed) == []
-    assert told(tmp_path, "ours/branch-v2", versions=changed) == [
+    assert changed_keys(tmp_path, "ours/main", versions=changed) == []
+    assert changed_keys(tmp_path, "ours/branch-v1", versions=changed) == []
+    assert changed_keys(tmp_path, "ours/branch-v2", versions=changed) == [
         "learning rate of branch-v2.cycle: was 60, is 30",
         "learning rate of branch-v2.start: was 140, is 170",
     ]
@@ -119,8 +119,10 @@ def test_what_does_not_change_a_result_does_not_change_an_identity(tmp_path: Pat
         ({"schedule": {"cycle_steps": "inf"}}, "ptfs/scratch-v2", "scratch-v2.cycle: was 200, is inf"),
     ],
 )
-def test_what_changes_a_result_is_told(tmp_path: Path, changes: dict, run: str, said: str) -> None:
-    assert any(said in line for line in told(tmp_path, run, **changes))
+def test_changes_that_affect_a_result_are_reported(
+    tmp_path: Path, changes: dict, run: str, said: str
+) -> None:
+    assert any(said in line for line in changed_keys(tmp_path, run, **changes))
 
 
 def test_knobs_matter_to_the_styles_that_read_them(tmp_path: Path) -> None:
@@ -132,7 +134,7 @@ def test_knobs_matter_to_the_styles_that_read_them(tmp_path: Path) -> None:
 
 
 def test_the_main_path_does_not_depend_on_the_shape_of_the_decay(tmp_path: Path) -> None:
-    assert told(tmp_path, "ours/main", schedule={"style": "wsd", "min_lr": 0.0}) == []
+    assert changed_keys(tmp_path, "ours/main", schedule={"style": "wsd", "min_lr": 0.0}) == []
 
 
 def test_a_run_that_is_carried_out_as_another_has_its_identity(tmp_path: Path) -> None:
@@ -140,7 +142,7 @@ def test_a_run_that_is_carried_out_as_another_has_its_identity(tmp_path: Path) -
     assert found["cpt/continual-v1"] == found["ptfs/scratch-v1"]
 
 
-def test_another_run_is_told(tmp_path: Path) -> None:
+def test_a_different_run_is_reported(tmp_path: Path) -> None:
     found = identities(tmp_path)
     lines = differences(found["ours/branch-v1"], found["ours/branch-v2"])
     assert "run: was branch-v1, is branch-v2" in lines
@@ -148,7 +150,7 @@ def test_another_run_is_told(tmp_path: Path) -> None:
     assert "chain of runs: was main → branch-v1, is main → branch-v2" in lines
 
 
-def test_shuffled_and_chained_data_are_told_apart(tmp_path: Path) -> None:
+def test_shuffled_and_chained_data_are_distinguished(tmp_path: Path) -> None:
     found = identities(tmp_path)
     assert found["ptfs/scratch-v2"]["order"] != found["ours/main"]["order"]
 
@@ -161,7 +163,7 @@ def test_what_trains_differently_is_not_neutral(name: str) -> None:
 
 
 def test_what_an_older_version_counted_and_this_one_does_not_is_no_difference(tmp_path: Path) -> None:
-    """Lineages of earlier versions hold arguments that are known to be neutral by now."""
+    """Lineages of earlier versions have arguments that are classified as neutral now."""
     now = identities(tmp_path)["ours/main"]
     stored = now | {"megatron": now["megatron"] | {"use_mcore_models": True}}
     assert differences(stored, now) == []

@@ -98,7 +98,7 @@ def test_cpt_variants(tmp_path: Path, variant: str, shape: str, warmup: int, rat
     assert plan.run("cpt", "continual-v1").path.shape == "whole"
 
 
-def test_the_peaks_of_an_autoregressive_cpt_lie_on_one_schedule_over_all_rounds(tmp_path: Path) -> None:
+def test_the_peaks_of_an_autoregressive_cpt_follow_one_schedule_over_all_rounds(tmp_path: Path) -> None:
     schedule = {"style": "cosine", "max_lr": 3e-4, "min_lr": 3e-5, "warmup_steps": 0}
     plan = plan_with(tmp_path, schedule=schedule, versions=versions(4, 10_000), cpt_variant="autoregressive")
     peaks = [run.path.begins_at for run in plan.runs("cpt")]
@@ -152,7 +152,7 @@ def test_cycles_reach_the_runs_they_are_meant_for(tmp_path: Path) -> None:
     }
 
 
-def test_runs_lie_in_the_output_by_paradigm(paper) -> None:
+def test_runs_are_in_the_output_by_paradigm(paper) -> None:
     assert paper.folder(paper.run("ours", "branch-v2")) == Path("runs/quickstart/ours/branch-v2")
 
 

@@ -66,7 +66,9 @@ def test_runs_name_the_versions_that_they_read_again(tmp_path: Path) -> None:
     assert replays_text(plan) == "v2: 20% replayed; v3: 25% replayed (v1 1)"
 
 
-def test_an_appended_replay_changes_nothing_before_and_another_one_is_another_run(tmp_path: Path) -> None:
+def test_an_appended_replay_changes_nothing_before_and_a_different_replay_is_a_different_run(
+    tmp_path: Path,
+) -> None:
     plain = identities(plan_with(tmp_path, versions=[V1, V4 | {"name": "v2"}]))
     before = identities(plan_with(tmp_path, versions=[V1, V2]))
     after = identities(plan_with(tmp_path, versions=[V1, V2, V3]))

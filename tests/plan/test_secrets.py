@@ -1,4 +1,4 @@
-"""Secrets are known by their names: shown and stored as `***`, and on no child's command line."""
+"""Secrets are detected by their names: shown and stored as `***`, and on no child's command line."""
 
 from __future__ import annotations
 

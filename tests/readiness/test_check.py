@@ -1,4 +1,4 @@
-"""What is wrong with a plan is told by `plan`, `run`, `submit` and `doctor` before a process starts, all at once."""
+"""`plan`, `run`, `submit` and `doctor` report all errors of a plan at once, before a process starts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def blocked_output(plan: Path) -> None:
     (plan.parent / "runs").write_text("a file")
 
 
-# what is done to a sound plan; what is said; whether `plan` fails too: missing files contradict nothing
+# the change to a correct plan; the message; whether `plan` fails too: missing files contradict nothing
 CASES = {
     "too few tokens": (
         change("name: v2\n  steps: 6", "name: v2\n  steps: 60"),
@@ -67,7 +67,7 @@ CASES = {
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The plans that would have been carried out."""
+    """The plans that would have run."""
     seen: list[str] = []
     monkeypatch.setattr(local, "carry_out", lambda plan, options: seen.append(plan.name) or 0)
     return seen
@@ -79,7 +79,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_mistake_is_told_before_anything_starts(
+def test_a_mistake_is_reported_before_any_process_starts(
     name: str, tmp_path: Path, started: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     act, said, contradicts = CASES[name]
@@ -103,7 +103,7 @@ def test_a_mistake_is_told_before_anything_starts(
     assert started == []
 
 
-def test_everything_that_is_wrong_comes_in_one_message(
+def test_all_errors_of_a_plan_come_in_one_message(
     tmp_path: Path, started: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     plan = make_plan(tmp_path, versions=(6, 6))
@@ -124,7 +124,7 @@ def test_everything_that_is_wrong_comes_in_one_message(
     assert started == []
 
 
-def test_a_sound_plan_is_carried_out_without_a_word(
+def test_a_correct_plan_runs_without_messages(
     sound: Path, started: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["run", str(sound)]) == 0
@@ -134,7 +134,7 @@ def test_a_sound_plan_is_carried_out_without_a_word(
     assert main(["plan", str(sound), "--no-curves"]) == 0
 
 
-def test_only_what_is_asked_for_counts(
+def test_only_requested_runs_are_checked(
     tmp_path: Path, started: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     plan = make_plan(tmp_path, versions=(6, 6))

@@ -70,7 +70,7 @@ def test_the_memory_of_the_gpus_that_are_visible(
         ("", "cpu", 1, ("--tensor-model-parallel-size", "2"), "1 process cannot hold one copy of the model"),
     ],
 )
-def test_processes_share_out_what_there_is(
+def test_processes_share_the_visible_devices(
     monkeypatch: pytest.MonkeyPatch,
     plan: Plan,
     visible: str,

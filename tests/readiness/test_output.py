@@ -1,4 +1,4 @@
-"""What lies in the output: a run is bound by what it has kept, and by nothing before its first checkpoint."""
+"""The content of the output: a run is bound by its checkpoints, and by nothing before the first."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def parents(plan: Plan, run: str) -> list[str]:
 
 V1, V2, V3 = (f"name: v{number}\n  steps: 6" for number in (1, 2, 3))
 
-# the step that the main path has kept, what becomes of the plan, what is said
+# the step of the main path's checkpoint, the change to the plan, the message
 CHANGES: dict[str, tuple[int | None, tuple[tuple[str, str], ...], str]] = {
     "nothing": (4, (), ""),
     "no checkpoint, another rate": (None, (("max_lr: 0.01", "max_lr: 0.02"),), ""),
@@ -120,14 +120,14 @@ def test_a_slice_that_was_drawn_again_is_noticed_where_it_was_trained_on(plan: P
     assert "slice v2" not in found
 
 
-def test_arguments_beside_the_plan_count_for_the_runs_that_go_on(plan: Plan) -> None:
+def test_command_line_arguments_are_compared_for_resumed_runs(plan: Plan) -> None:
     begun(plan, "ours/main", 4, arguments={"clip_grad": 0.5})
     assert failures(plan, "--clip-grad", "0.5", paradigms=("ours",)) == []
     [found] = failures(plan, "--clip-grad", "0.25", paradigms=("ours",))
     assert "argument clip_grad: was 0.5, is 0.25" in found
     [found] = failures(plan, paradigms=("ours",))
     assert "argument clip_grad: was 0.5, is not given" in found
-    assert failures(plan, paradigms=("ptfs",)) == []  # not asked to go on
+    assert failures(plan, paradigms=("ptfs",)) == []  # not asked to resume
 
 
 def test_a_parent_without_the_checkpoint_that_a_run_starts_from(plan: Plan) -> None:

@@ -1,4 +1,4 @@
-"""Whatever stands in a file that is read, the answer is a clear error or a correct load: soon, and in little memory."""
+"""Any content of a file that is read gives a clear error or a correct load, quickly and in little memory."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def slice_bytes(pair: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
 @FUZZ
 @given(edits=EDITS, resigned=st.booleans())
 def test_slices(tmp_path: Path, slice_bytes: bytes, edits: list[Edit], resigned: bool) -> None:
-    """Also with a checksum that fits the changed content, so that what lies behind it is reached."""
+    """Also with a checksum that fits the changed content, so that the code after that check is reached."""
     content = edited(slice_bytes, edits)
     if resigned and len(content) > PREAMBLE.size:
         magic, version, length, _ = PREAMBLE.unpack_from(content)

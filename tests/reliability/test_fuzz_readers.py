@@ -242,7 +242,7 @@ def check(reader: Reader, folder: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_what_no_reader_expects_in_every_place(tmp_path: Path, name: str) -> None:
+def test_readers_handle_unexpected_values_in_every_place(tmp_path: Path, name: str) -> None:
     reader = READERS[name]
     check(reader, tmp_path, json.dumps(reader.content))
     for way in places(reader.content):

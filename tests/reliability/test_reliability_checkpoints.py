@@ -141,7 +141,7 @@ def test_a_start_reads_ahead_while_it_imports_and_confirms_what_is_whole(folder:
 @pytest.mark.parametrize(
     "words", [["--plan"], ["--plan", "missing.yaml", "--paradigm", "ours", "--run", "main"], []]
 )
-def test_what_is_wrong_is_not_said_by_who_reads_ahead(words: list[str]) -> None:
+def test_reading_ahead_reports_no_errors(words: list[str]) -> None:
     ReadAhead().begin(read_early(words))
 
 
@@ -183,7 +183,7 @@ def test_a_branch_refuses_a_damaged_branch_point_and_leaves_it_where_it_is(folde
 
 
 def test_a_branch_neither_waits_for_nor_reads_what_is_still_being_written(folder: Path) -> None:
-    """All of it is there but its name."""
+    """It is complete except for its name."""
     point = disk.checkpoint_folder(root_of(folder), 3)
     point.rename(disk.saving_folder(point))
     outcome = train(run_words(folder / "plan.yaml", "ours", "branch-v1"))
@@ -201,7 +201,7 @@ def test_a_branch_with_checkpoints_of_its_own_outlives_its_parents(folder: Path)
     assert [line["step"] for line in history(folder / "runs/ours/branch-v1")] == [4, 5, 6]
 
 
-def test_a_damaged_or_missing_tracker_hinders_nobody(folder: Path) -> None:
+def test_a_damaged_or_missing_tracker_has_no_effect(folder: Path) -> None:
     tracker = root_of(folder) / disk.TRACKER
     tracker.write_bytes(b"\xff\x00 not a number")
     train(run_words(folder / "plan.yaml", "ours", "branch-v1", "--exit-interval", "4")).ok()
@@ -240,7 +240,7 @@ def test_retention_leaves_two_newest_and_what_others_start_from(tmp_path: Path) 
     assert disk.complete_steps(root_of(tmp_path)) == [3, 6, 8, 9]
 
 
-def test_what_an_earlier_start_was_told_to_keep_stays(tmp_path: Path) -> None:
+def test_checkpoints_that_an_earlier_start_had_to_keep_are_kept(tmp_path: Path) -> None:
     """Called again without the --save-interval of the first start, the run falls under the default."""
     words = run_words(make_plan(tmp_path, (6, 6)), "ours", "main")
     train([*words, *EVERY_TWO, "--exit-interval", "5"]).ok()
@@ -248,7 +248,7 @@ def test_what_an_earlier_start_was_told_to_keep_stays(tmp_path: Path) -> None:
     assert disk.complete_steps(root_of(tmp_path)) == [2, 3, 4, 5, 6, 9]
 
 
-def test_a_plan_that_says_nothing_saves_every_500_steps_and_keeps_the_newest_two(tmp_path: Path) -> None:
+def test_a_plan_without_save_keys_saves_every_500_steps_and_keeps_the_newest_two(tmp_path: Path) -> None:
     args = SimpleNamespace(save_interval=None, save_retain_interval=None, train_iters=1700, optimizer="adam")
     args.tensor_model_parallel_size = 1
     from_plan.apply_defaults(args, {})

@@ -28,11 +28,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_no_flip_is_accepted_in_silence(base: Path) -> None:
     silent: list[Flip] = []
 
-    def told(one: Flip) -> None:
+    def note_silent(one: Flip) -> None:
         if one.taken == "silent" or one.trace:
             silent.append(one)
 
-    flips = flip_bits(base, base.with_name("plan"), 50, 1, CHEAP, told)
+    flips = flip_bits(base, base.with_name("plan"), 50, 1, CHEAP, note_silent)
     assert silent == []
     assert {one.taken for one in flips} >= {"refused", "named"}
 

@@ -68,7 +68,7 @@ def root_of(folder: Path) -> Path:
 
 
 def test_a_full_disk_fails_the_save_and_not_the_training(tmp_path: Path) -> None:
-    """Both numbers are said at each attempt, the older checkpoints stay, and a later save succeeds."""
+    """Each attempt prints both numbers, the older checkpoints stay, and a later save succeeds."""
     words = run_words(make_plan(tmp_path, (6, 6)), "ours", "main", "--save-interval", "2")
     outcome = train_with(["full:3:4"], words).ok()
     assert disk.complete_steps(root_of(tmp_path)) == [2, 3, 8, 9]
@@ -126,7 +126,7 @@ def test_a_disk_that_is_full_for_a_while_costs_the_saves_of_that_while_alone(
 
 @pytest.mark.parametrize("extra", [(), ("--async-save",)], ids=["sync", "async"])
 def test_a_disk_that_refuses_the_metadata_costs_the_saves_alone(tmp_path: Path, extra: tuple[str]) -> None:
-    """The first rank writes it while the other waits; both go on."""
+    """The first rank writes it while the other waits; both continue."""
     words = run_words(make_plan(tmp_path, (20,)), "ours", "main", "--save-interval", "2", *extra)
     outcome = train_with(["metadata:2:4"], words, nproc=2).ok()
     assert disk.complete_steps(root_of(tmp_path)) == [2, 6, 10]
@@ -226,10 +226,10 @@ def test_a_log_keeps_the_order_of_what_is_printed_and_raised(
     assert (tmp_path / "log").read_text().splitlines() == lines
 
 
-def test_a_start_on_a_full_disk_says_so(
+def test_a_start_on_a_full_disk_is_reported(
     tmp_path: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One error, of the training as of the commands, and the same arguments go on when there is room."""
+    """One error, in a training and in the commands; the same arguments resume when there is room."""
     plan = make_plan(tmp_path, (6,))
     words = run_words(plan, "ours", "main")
     fill(str(small_disk))
@@ -247,8 +247,8 @@ def test_a_start_on_a_full_disk_says_so(
     train(words).ok()
 
 
-def test_a_history_is_cut_where_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No new file is written, for which a full disk would have no room; and nothing, where nothing is to be cut."""
+def test_a_history_is_truncated_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No new file is written, because a full disk has no room for it; with nothing to cut, nothing is written."""
 
     def no_room(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -265,10 +265,10 @@ def test_a_history_is_cut_where_it_stands(tmp_path: Path, monkeypatch: pytest.Mo
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before, 1)
 
 
-def test_what_a_disk_refuses_one_rank_is_said_by_that_rank(
+def test_a_disk_error_of_one_rank_is_reported_by_that_rank(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Before ranks have met nobody else can know of it."""
+    """Before the rendezvous no other rank can detect it."""
 
     def end(status: int) -> None:
         raise SystemExit(status)

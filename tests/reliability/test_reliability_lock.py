@@ -26,7 +26,7 @@ HOLD = (
 
 
 def hold(root: Path, patience: float = runlock.PATIENCE) -> runlock.RunLock:
-    """The lock on a folder, which nobody takes over here."""
+    """The lock on a folder, which no other process takes over here."""
     return runlock.hold(root, lambda owner: pytest.fail(f"{owner} took it over"), patience)
 
 
@@ -49,7 +49,7 @@ def test_a_second_launch_is_refused_and_names_the_first(tmp_path: Path) -> None:
     hold(tmp_path, patience=0).close()
 
 
-def test_a_lock_that_was_let_go_of_is_taken_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_released_lock_is_taken_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hold(tmp_path).close()
     assert (tmp_path / LOCK_NAME).read_bytes() == b""
     monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it waits"))
@@ -89,7 +89,7 @@ def test_an_owner_on_another_machine_is_noticed_by_its_heartbeat(
         thread.join()
 
 
-def test_two_owners_with_one_name_process_id_and_second_are_told_apart(tmp_path: Path) -> None:
+def test_two_owners_with_one_name_process_id_and_second_are_distinguished(tmp_path: Path) -> None:
     """As two containers have them, each with a lock that does not reach the other."""
     (tmp_path / LOCK_NAME).touch()
     first, second = (runlock.RunLock(tmp_path, None, pytest.fail) for _ in range(2))
@@ -121,7 +121,7 @@ def test_an_owner_that_was_overtaken_ends_before_it_writes_again(tmp_path: Path)
     assert owner_of(tmp_path)["host"] == "elsewhere"
 
 
-def test_one_that_only_tries_is_told_that_the_lock_is_held(tmp_path: Path) -> None:
+def test_a_process_that_does_not_wait_is_refused_a_held_lock(tmp_path: Path) -> None:
     lock = hold(tmp_path)
     write_elsewhere(tmp_path, 0)
     lock.beat()
@@ -144,7 +144,7 @@ def test_a_disk_without_locks_is_guarded_by_the_heartbeat(
 
 
 def second_of_two(root: Path, first: runlock.RunLock) -> None:
-    """A second launch on the same disk, told apart from this process's first by another name."""
+    """A second launch on the same disk, distinguished from this process's first by another name."""
     original = socket.gethostname
     socket.gethostname = lambda: "elsewhere"  # type: ignore[assignment]
     try:

@@ -1,4 +1,4 @@
-"""What a stranger on the network can do to a run through the ranks' store: nothing."""
+"""An attacker on the network cannot affect a run through the ranks' store."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def test_foreign_values_change_nothing(tmp_path: Path, kind: str) -> None:
     assert not list(tmp_path.rglob(".rendezvous-*"))
 
 
-def test_a_death_is_reported_though_foreign_values_say_otherwise(tmp_path: Path) -> None:
+def test_a_death_is_reported_despite_contradicting_foreign_values(tmp_path: Path) -> None:
     plan = make_plan(tmp_path)
     outcome = train_with(["attack:3:set", "die:4:0"], run_words(plan, "ours", "main"), nproc=2)
     assert "rank 0 died after step 3" in outcome.output
 
 
-def test_ranks_meet_where_an_earlier_secret_and_foreign_values_stand(tmp_path: Path) -> None:
+def test_ranks_meet_despite_an_earlier_secret_and_foreign_values(tmp_path: Path) -> None:
     from torch.distributed import HashStore
 
     from megatron_lrpath.training.guards.channel import Channel, meet, secret_file
@@ -86,7 +86,7 @@ def test_the_secret_is_for_the_user_alone_and_new_at_each_start(tmp_path: Path) 
     assert min(map(len, seen)) >= 32
 
 
-def test_an_end_without_a_reason_is_told(
+def test_an_end_without_a_reason_is_reported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from torch.distributed import HashStore

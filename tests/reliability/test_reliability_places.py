@@ -18,7 +18,7 @@ from tests.training.test_training_rates import words_without_plan
 
 
 def longest_below(folder: Path) -> Path:
-    """A folder with the longest path that runs may lie in."""
+    """A folder with the longest path that is allowed for runs."""
     room = PATH_LIMIT - ROOM - len(os.fsencode(folder))
     parts, rest = divmod(room, 200)
     names = ["x" * 199] * (parts - 1) + ["x" * 100, "x" * (rest + 98)]

@@ -1,4 +1,4 @@
-"""A rank that stands still ends the run, with its name; saves, evaluations and a stopped machine do not."""
+"""A rank that hangs ends the run, with its name; saves, evaluations and a stopped machine do not."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_the_rank_that_has_not_entered_the_collective_is_named(tmp_path: Path, f
         ({0: [1, True, "a"], 1: [1, False, "b"]}, {0: [2, True, "a"], 1: [2, False, "b"]}, ([1], "is at b")),
     ],
 )
-def test_silence_counts_first_then_work_outside_collectives(before, after, found):
+def test_ranks_without_an_answer_are_named_before_ranks_outside_collectives(before, after, found):
     assert culprits(before, after) == found
 
 
@@ -81,7 +81,7 @@ def test_only_steps_after_the_first_count_and_no_time_in_which_the_process_was_s
     clock.step_begins()
     clock._watch()
     (when,) = asked
-    assert when > 3600 + 2 * 50 + 50  # look 50, and a minute of looks, of which the long one counts as two
+    assert when > 3600 + 2 * 50 + 50  # look 50, and a minute of looks; the long one counts as two
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_only_steps_after_the_first_count_and_no_time_in_which_the_process_was_s
         ({"distributed_timeout_minutes": 40}, 40, False),
     ],
 )
-def test_collectives_wait_longer_unless_the_user_says_otherwise(monkeypatch, capsys, given, minutes, warned):
+def test_collectives_wait_longer_unless_the_user_sets_a_timeout(monkeypatch, capsys, given, minutes, warned):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     args = Namespace(rank_timeout=30.0, **{"distributed_timeout_minutes": 10, **given})

@@ -123,7 +123,7 @@ def test_a_dead_rank_ends_the_others_soon_and_is_named_once(tmp_path: Path, dead
 
 
 @pytest.mark.parametrize("dead", [0, 1])
-def test_ranks_that_wait_in_vain_for_another_one_say_where(tmp_path: Path, dead: int) -> None:
+def test_ranks_that_time_out_waiting_for_another_rank_print_where(tmp_path: Path, dead: int) -> None:
     """It died before they met, where no launcher ends the others."""
     outcome = train_with([f"absent:{dead}:3"], main_words(tmp_path, *TP2), 2)
     assert outcome.status[dead] == -9

@@ -1,4 +1,4 @@
-"""A checkpoint is data: nothing that stands in one is executed."""
+"""A checkpoint is data: no content of a checkpoint is executed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Malicious:
 
 
 def write_checkpoint(folder: Path, common: object) -> None:
-    """A distributed checkpoint with nothing but the object that Megatron keeps its arguments in."""
+    """A distributed checkpoint with only the object in which Megatron keeps its arguments."""
     import torch
     import torch.distributed.checkpoint as dcp
 

@@ -92,7 +92,7 @@ def test_a_writer_that_lives_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("exchange", [True, False])
-def test_the_old_folder_stands_until_the_new_one_does(
+def test_the_old_folder_is_kept_until_the_new_one_is_complete(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool
 ) -> None:
     target = tmp_path / "it"

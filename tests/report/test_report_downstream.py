@@ -73,7 +73,7 @@ def test_the_table_has_the_form_of_table_4(plan: Plan) -> None:
     assert [[cell.best for cell in row[2:]] for row in table.rows] == [[True] * 3, [False] * 3, [False] * 3]
 
 
-def test_what_is_missing_stays_open(plan: Plan) -> None:
+def test_missing_scores_are_left_empty(plan: Plan) -> None:
     write_scores(plan, "ours", "branch-v3", (0.5,), settings={"limit": 20})
     write_scores(plan, "cpt", "continual-v2", (0.9, 0.9), step=1)  # of another step
     shown = rows(plan)
@@ -108,7 +108,7 @@ def test_page_markdown_and_csv_have_it(plan: Plan) -> None:
     assert downstream_csv(collect(plan)).count("\n") == 7
 
 
-def test_fine_tuned_versions_stand_apart(plan: Plan) -> None:
+def test_fine_tuned_versions_have_a_table_of_their_own(plan: Plan) -> None:
     tree = collect(plan)
     branch = tree.model_of("ours", "v2")
     assert branch

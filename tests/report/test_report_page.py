@@ -1,4 +1,4 @@
-"""The report's page is whole, self-contained, safe, and says plainly when something is missing or wrong."""
+"""The report's page is whole, self-contained, safe, and shows clearly when something is missing or wrong."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def pages(plan, report):
 
 
 class Tags(HTMLParser):
-    """Collects tags with their attributes, and tells whether all are closed."""
+    """Collects tags with their attributes, and reports whether all are closed."""
 
     VOID = ("meta", "link", "br", "img", "hr")
 
@@ -101,7 +101,7 @@ def test_ids_are_unique_over_all_figures(pages):
     assert len(ids) == len(set(ids)) > 100
 
 
-def test_figures_are_in_the_page_beside_it_and_as_data(plan, pages):
+def test_figures_are_in_the_page_next_to_it_and_as_data(plan, pages):
     folder = Path(plan.output) / "report"
     assert pages[0].count("<svg ") == len(FIGURES)
     for name in FIGURES:
@@ -130,7 +130,7 @@ def test_the_data_of_figure_1_hold_every_step_as_planned_and_as_trained(plan, pa
         assert float(row["recorded_lr"]) == float(row["planned_lr"]) == run.path.lr_at(int(row["step"]) - 1)
 
 
-def test_page_and_markdown_say_the_same(report, pages):
+def test_page_and_markdown_agree(report, pages):
     cells = [
         cell.text
         for table in (report.results, report.runs, report.data)
@@ -205,7 +205,7 @@ def test_a_set_that_was_added_is_named_where_it_is_missing(tmp_path):
     assert said[0].startswith("5 trained models not evaluated on valid-v2: ")
 
 
-def test_the_main_paths_evaluated_checkpoints_stand_in_the_loss_curves(tmp_path):
+def test_the_main_paths_evaluated_checkpoints_are_in_the_loss_curves(tmp_path):
     plan = write_plan(tmp_path, versions=2)
     write_tree(plan)
     found = {"30": {"loss": 3.25}, "31": {"loss": "low"}, "x": {"loss": 3.0}, "32": 3.0}
@@ -242,7 +242,7 @@ def test_any_number_of_versions_is_reported(tmp_path, versions, drawings):
     assert f"v{versions}" in report.rates.svg
 
 
-def test_a_loss_that_is_not_finite_leaves_the_figure_standing(tmp_path):
+def test_a_loss_that_is_not_finite_keeps_the_figure(tmp_path):
     plan = write_plan(tmp_path, versions=1)
     write_tree(plan)
     path = plan.folder(plan.run("ours", "main")) / "history.jsonl"

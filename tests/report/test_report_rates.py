@@ -33,7 +33,7 @@ def verdict(plan):
     return summarize(check_rates(collect(plan)))
 
 
-def test_rates_as_planned_are_said_to_be_so_with_their_number(plan):
+def test_the_number_of_rates_that_match_the_plan_is_shown(plan):
     found = verdict(plan)
     assert found.level == "good"
     steps = sum(run.steps for p in ("ptfs", "cpt", "ours") for run in plan.runs(p) if not run.same_as)
@@ -111,5 +111,5 @@ def test_any_single_step_with_another_rate_is_found(tmp_path_factory, step, fact
     write_tree(plan, evaluate=False)
     wrong = {step: factor}
     change(plan, "ptfs", "scratch-v1", lambda row: row | {"lr": row["lr"] * wrong.get(row["step"], 1)})
-    expected = "good" if step == 1 else "bad"  # the first step's rate is 0, and so is any multiple of it
+    expected = "good" if step == 1 else "bad"  # the first step's rate is 0, as is any multiple of it
     assert verdict(plan).level == expected

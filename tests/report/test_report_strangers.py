@@ -1,4 +1,4 @@
-"""What a stranger has put into an output folder runs nowhere: not in the page, not in a spreadsheet."""
+"""Foreign content in an output folder is executed nowhere: not in the page, not in a spreadsheet."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HOSTILE = (
 
 @pytest.fixture
 def page(tmp_path: Path) -> str:
-    """The page of a plan whose advice a stranger wrote."""
+    """The page of a plan with foreign advice."""
     plan: Plan = write_plan(tmp_path)
     folder = Path(plan.output) / ADVICE
     folder.mkdir(parents=True)

@@ -140,7 +140,7 @@ def test_perplexities_below_ten_have_three_decimals(plan):
     assert texts(main_table(collect(plan)))[0][3:5] == ["3.870", "3.800"]
 
 
-def test_the_first_version_stands_below_the_table(plan):
+def test_the_first_version_is_shown_below_the_table(plan):
     evaluation(plan, "ptfs", "scratch-v1", 35.5)
     evaluation(plan, "ours", "branch-v1", 34.25)
     notes = main_table(collect(plan)).notes
@@ -153,7 +153,7 @@ def test_an_unknown_first_version_is_not_mentioned(plan):
     assert len(main_table(collect(plan)).notes) == 1
 
 
-def test_a_lone_version_stands_in_the_table(tmp_path):
+def test_a_lone_version_is_in_the_table(tmp_path):
     plan = write_plan(tmp_path, versions=1)
     write_tree(plan)
     table = main_table(collect(plan))
@@ -236,7 +236,7 @@ def test_unfinished_runs_are_named_with_how_far_they_are(plan):
     assert found[0].command == f"lrpath run {plan.path}"
 
 
-def test_an_appended_version_leaves_the_earlier_results_standing(plan, tmp_path):
+def test_an_appended_version_keeps_the_earlier_results(plan, tmp_path):
     before = texts(main_table(collect(plan)))
     plan.path.write_text(plan.path.read_text().replace("output:", "  - {name: v4, steps: 60}\noutput:"))
     longer = load_plan(plan.path)
@@ -246,7 +246,7 @@ def test_an_appended_version_leaves_the_earlier_results_standing(plan, tmp_path)
     assert not any("another plan" in gap.text for gap in gaps(tree))
 
 
-def test_runs_of_another_plan_are_told_from_this_ones(plan):
+def test_runs_of_another_plan_are_distinguished_from_this_plans(plan):
     plan.path.write_text(plan.path.read_text().replace("seed: 1234", "seed: 4321"))
     found = [gap.text for gap in gaps(collect(load_plan(plan.path)))]
     assert "ours/main: trained under another plan: seed: was 1234, is 4321." in found
@@ -258,7 +258,7 @@ def test_no_output_folder_is_the_users_error(tmp_path):
         collect(plan)
 
 
-def test_data_are_shown_as_the_slices_say(plan):
+def test_data_are_shown_as_recorded_in_the_slices(plan):
     write_slices(plan)
     table = data_table(collect(plan))
     assert table.header[3:] == ("Tokens in the slice", "of which code", "of which docs")
@@ -267,13 +267,13 @@ def test_data_are_shown_as_the_slices_say(plan):
     assert table.notes == ()
 
 
-def test_slices_that_are_not_there_are_said_to_be_missing(plan):
+def test_missing_slices_are_reported(plan):
     table = data_table(collect(plan))
     assert texts(table)[0] == ["v1", "60", "492K", "–"]
     assert "v1, v2, v3 and validation" in table.notes[0]
 
 
-def test_the_summary_tells_parameters_and_recorded_packages(plan):
+def test_the_summary_shows_parameters_and_recorded_packages(plan):
     plan.path.write_text(
         plan.path.read_text().replace("tokenizer.model}", "tokenizer.model, vocab_size: 4096}")
     )
@@ -285,7 +285,7 @@ def test_the_summary_tells_parameters_and_recorded_packages(plan):
 
 def test_the_summary_shows_arguments_as_one_writes_them(plan):
     for run in plan.runs("ours") + plan.runs("ptfs") + plan.runs("cpt"):
-        RunFolder(plan.folder(run)).lineage.unlink(missing_ok=True)  # trained with what the plan says
+        RunFolder(plan.folder(run)).lineage.unlink(missing_ok=True)  # trained with the values of the plan
     plan.path.write_text(
         plan.path.read_text().replace(
             "model: tiny",
@@ -332,7 +332,7 @@ def test_an_evaluation_of_another_training_is_called_in_question(plan):
     assert gap.text.startswith("ours/branch-v3: eval.json is not known to be of the checkpoint")
 
 
-def test_a_main_path_beyond_its_plan_is_complete_and_said_to_be_longer(plan, capsys):
+def test_a_main_path_beyond_its_plan_is_complete_and_shown_as_longer(plan, capsys):
     shorter = plan.path.read_text().replace("  - {name: v3, steps: 60}\n", "")
     plan.path.write_text(shorter)
     plan = load_plan(plan.path)

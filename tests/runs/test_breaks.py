@@ -1,4 +1,4 @@
-"""Breaks: told at the start, recorded, shown by status and report; what was replaced is none."""
+"""Breaks: printed at the start, recorded, shown by status and report; a replaced start is no break."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ ONE = {"device": "NVIDIA H100", "world_size": 8, "layout": {"tensor_model_parall
         ([start(0, "2.10.0")], start(0), []),  # begun again
     ],
 )  # fmt: skip
-def test_a_start_is_compared_with_the_one_whose_steps_it_goes_on_from(
+def test_a_start_is_compared_with_the_start_that_it_resumes_from(
     earlier: list[dict[str, Any]], now: dict[str, Any], found: list[str]
 ) -> None:
     assert new_break(earlier, now) == found
@@ -60,7 +60,7 @@ def test_a_break_whose_steps_were_replaced_is_none() -> None:
     assert breaks_told({"starts": starts}) == ["continues from step 40 with torch 3"]
 
 
-def test_it_is_told_recorded_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_is_printed_recorded_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = make_plan(tmp_path, (6, 6))
     both = path.read_text()
     path.write_text(without_versions(path, both, ["v2"], []))

@@ -41,7 +41,7 @@ def test_on_gpus_the_layout_of_the_first_start_stays_in_the_identity(plan: Plan)
     resumed = start(plan, "ours", "main", None)
     assert resumed == identity
     now = run_identity(plan, plan.run("ours", "main"))
-    assert lineage.differences(resumed, now) == []  # begun: it goes on at any layout
+    assert lineage.differences(resumed, now) == []  # begun: it resumes at any layout
     folder = plan.folder(plan.run("ours", "main"))
     lineage.forget(folder)
     assert start(plan, "ours", "main", drawn_at(arguments(2)))["first_weights"][SIZES[0]] == 2

@@ -1,4 +1,4 @@
-"""A main path that goes on in another output keeps its first checkpoint, whatever becomes of the original."""
+"""A main path that continues in another output keeps its first checkpoint, regardless of the original."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_fork_outlives_the_checkpoint_that_it_began_with(tmp_path: Path, sourc
     fork_main(source, 40, fork, plan.main)  # nothing left to do
 
 
-def test_a_fork_that_goes_on_is_not_complete(tmp_path: Path, source: Path, plan: Plan) -> None:
+def test_a_fork_that_still_trains_is_not_complete(tmp_path: Path, source: Path, plan: Plan) -> None:
     fork_main(source, 100, tmp_path / "fork", plan.main)
     assert completed_step(tmp_path / "fork") is None
 

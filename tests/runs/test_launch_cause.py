@@ -1,4 +1,4 @@
-"""Why a run failed reaches others as data: who writes it, what counts more, and what torchrun adds."""
+"""The cause of a failure is passed on as data: its writer, its precedence, and the part of torchrun."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_killed_rank_is_named_not_its_neighbours_complaint(file):
     assert message(file) == "rank 1 was killed by SIGKILL, possibly out of memory"
 
 
-def test_what_a_rank_says_counts_more_than_its_exit_status(file):
+def test_a_ranks_message_takes_precedence_over_its_exit_status(file):
     failure.record(failure.of_status("rank 0", 1, 0))
     failure.record_error(CAUSE)
     assert message(file) == "RuntimeError: bad"
@@ -179,7 +179,7 @@ def under_torchrun(file: Path, *ends: str) -> int:
         ((f"complain:{CLOSED}", "late raise:bad"), "rank 1: RuntimeError: bad"),
     ],
 )
-def test_torchrun_tells_how_its_ranks_ended(file, ends, text):
+def test_torchrun_reports_how_its_ranks_ended(file, ends, text):
     assert under_torchrun(file, *ends) == 1
     assert message(file) == text
 

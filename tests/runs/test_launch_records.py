@@ -42,7 +42,7 @@ def test_a_long_history_is_read_from_its_end(tmp_path):
     assert len(rows) < 2000
 
 
-def test_a_history_cut_back_by_a_resume_is_read_anew(tmp_path):
+def test_a_history_cut_back_by_a_resume_is_read_again(tmp_path):
     path = tmp_path / "history.jsonl"
     path.write_text("".join(line(step) for step in range(1, 9)))
     tail = HistoryTail(tmp_path)
@@ -72,7 +72,7 @@ def test_a_damaged_result_is_no_result(tmp_path, text):
     assert completed_step(tmp_path) is None
 
 
-def test_a_checkpoint_is_complete_only_when_its_last_file_or_the_tracker_says_so(tmp_path):
+def test_a_checkpoint_is_complete_only_with_its_last_file_or_the_tracker(tmp_path):
     folder = tmp_path / "iter_0000060"
     assert not checkpoint_complete(tmp_path, 60)
     folder.mkdir()
@@ -122,7 +122,7 @@ def test_a_lock_with_unreadable_text_still_locks(tmp_path):
     lock.close()
 
 
-def test_a_history_replaced_by_one_of_the_same_length_is_read_anew(tmp_path):
+def test_a_history_replaced_by_one_of_the_same_length_is_read_again(tmp_path):
     path = tmp_path / "history.jsonl"
     path.write_text(line(1) + line(2))
     tail = HistoryTail(tmp_path)

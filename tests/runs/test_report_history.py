@@ -48,7 +48,7 @@ def test_the_usual_time_of_a_step_is_the_median(tmp_path):
     assert history(tmp_path, "\n".join(lines)).usual_seconds == 2
 
 
-def test_what_a_line_does_not_say_is_not_a_number(tmp_path):
+def test_a_value_missing_from_a_line_is_not_a_number(tmp_path):
     found = history(tmp_path, '{"step": 1, "loss": null, "valid_loss": 3.5}\n{"step": 2, "loss": NaN}\n')
     assert math.isnan(found["loss"][0])
     assert math.isnan(found["loss"][1])

@@ -175,7 +175,7 @@ def test_what_was_trained_again_is_evaluated_and_reported_again(
     assert {key for key, action in jobs(capsys).items() if action != "done"} == {"report"}
 
 
-def test_an_evaluation_of_before_beside_a_training_of_today_is_done_again(copy: Path) -> None:
+def test_an_old_evaluation_of_a_new_training_is_done_again(copy: Path) -> None:
     plan = load_plan(Path("plan.yaml"))
     run, folder = plan.run("ours", "branch-v1"), run_folder(plan, "branch-v1")
     assert not needs_evaluation(plan, run)
@@ -183,9 +183,7 @@ def test_an_evaluation_of_before_beside_a_training_of_today_is_done_again(copy: 
     assert needs_evaluation(plan, run)
 
 
-def test_an_evaluation_of_today_beside_a_training_of_before_is_compared_with_the_checkpoint(
-    copy: Path,
-) -> None:
+def test_a_new_evaluation_of_an_old_training_is_compared_with_the_checkpoint(copy: Path) -> None:
     plan = load_plan(Path("plan.yaml"))
     run, folder = plan.run("ours", "branch-v2"), run_folder(plan, "branch-v2")
     result, _ = read_sealed(folder.result)

@@ -99,7 +99,7 @@ def test_a_branch_begins_at_the_maximum_or_multi_steps_middle(path: LRPath) -> N
 
 
 @given(paths(shapes=("branch",)))
-def test_a_branch_decays_completely_whatever_the_style(path: LRPath) -> None:
+def test_a_branch_decays_completely_in_every_style(path: LRPath) -> None:
     complete = LRPath(path.schedule, "branch", path.start, path.end)
     assert complete.lr_at(complete.end) == path.schedule.min_lr
 

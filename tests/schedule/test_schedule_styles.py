@@ -119,7 +119,7 @@ def test_lrpath_lr_prints_the_rates_of_an_added_style(
     assert dict(zip(answer["steps"], answer["lr"], strict=True))[71] == pytest.approx(0.75e-3, rel=1e-12)
 
 
-def test_advise_and_merge_know_the_branch_of_an_added_style(quadratic: Style, tmp_path: Path) -> None:
+def test_advise_and_merge_support_the_branch_of_an_added_style(quadratic: Style, tmp_path: Path) -> None:
     plan = plan_with(tmp_path, schedule={"style": quadratic.name})
     decay = own_decay(plan)
     assert (decay.shape, decay.schedule(plan).style) == (quadratic.name, quadratic.name)

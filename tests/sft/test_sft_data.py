@@ -77,7 +77,7 @@ def test_three_forms_are_read(line: dict[str, Any], messages: list[dict[str, str
         (b'{"prompt": "x", "completion": "\\ud800"}', "surrogate"),
     ],
 )
-def test_what_cannot_be_used_is_rejected_with_its_reason(line: bytes, reason: str) -> None:
+def test_unusable_conversations_are_rejected_with_a_reason(line: bytes, reason: str) -> None:
     with pytest.raises(Rejected, match=reason):
         messages_of(line)
 
@@ -207,7 +207,7 @@ def test_data_are_prepared_once_and_again_where_they_changed(tmp_path: Path) -> 
     assert prepare(plan)["train"]["examples"] == 50
 
 
-def test_the_old_data_stand_until_the_new_ones_do(tmp_path: Path) -> None:
+def test_the_old_data_are_kept_until_the_new_data_are_complete(tmp_path: Path) -> None:
     plan = load_plan(sft_plan(tmp_path))
     first = prepare(plan)
     (plan.sft_folder / "notes.txt").write_text("the user's")
@@ -226,7 +226,7 @@ def test_the_old_data_stand_until_the_new_ones_do(tmp_path: Path) -> None:
 
 
 def test_data_of_earlier_versions_count_until_they_are_prepared_again(tmp_path: Path) -> None:
-    """They lie beside their record, which names no folder."""
+    """They are next to their record, which names no folder."""
     plan = load_plan(sft_plan(tmp_path))
     record = prepare(plan)
     assert record.pop("folder") == "data-1"
@@ -253,7 +253,7 @@ def test_a_record_that_names_another_folder_is_refused(tmp_path: Path, name: obj
         open_prepared(plan, verify=True)
 
 
-def test_a_validation_file_is_prepared_beside(tmp_path: Path) -> None:
+def test_a_validation_file_is_prepared_as_well(tmp_path: Path) -> None:
     held = write_lines(tmp_path / "held.jsonl", conversations(6))
     record = prepare(load_plan(sft_plan(tmp_path, valid=str(held))))
     assert (record["train"]["examples"], record["valid"]["examples"]) == (40, 6)

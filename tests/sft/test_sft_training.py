@@ -72,7 +72,7 @@ def mean_answer_loss(model: Path, examples: list[tuple[list[int], list[int]]]) -
 
 
 def examples_of(rows: list[dict[str, Any]], folder: Path) -> list[tuple[list[int], list[int]]]:
-    """The prepared examples that stand in these micro-batches, found again by their tokens."""
+    """The prepared examples in these micro-batches, identified by their tokens."""
     prepared = prepared_examples(folder)
     flat = [row for batch in rows for row in batch["tokens"]]
     text = ["," + ",".join(map(str, row)) + "," for row in flat]
@@ -176,7 +176,7 @@ def test_every_layout_gives_the_same_losses(trained: Path, layout: tuple[str, ..
         assert here["grad_norm"] == pytest.approx(there["grad_norm"], rel=2e-3)
 
 
-def test_evaluation_tells_both_perplexities(trained: Path) -> None:
+def test_evaluation_prints_both_perplexities(trained: Path) -> None:
     words = ["--plan", str(trained / "plan.yaml"), "--device", "cpu", "--runs", "ours/sft-v1"]
     launch("megatron_lrpath.evaluate.worker:main", words).ok()
     found = json.loads((trained / "runs/ours/sft-v1/eval.json").read_text())
@@ -246,7 +246,7 @@ def refusal(words: list[str]) -> str:
     return outcome.output.partition("lrpath: error: ")[2]
 
 
-def test_what_does_not_fit_is_refused(trained: Path, tmp_path: Path) -> None:
+def test_changed_sft_settings_are_refused(trained: Path, tmp_path: Path) -> None:
     plan = trained / "plan.yaml"
     section = yaml.safe_load(plan.read_text())["sft"]
     for name, change, said in (
@@ -311,7 +311,7 @@ def test_jobs_of_fine_tunings_run_on_as_many_nodes_as_share_out_their_batch(tmp_
     assert "eval/ours/sft-v2" in jobs
 
 
-def test_model_cards_tell_of_mix_and_fine_tuning(tmp_path: Path) -> None:
+def test_model_cards_describe_mix_and_fine_tuning(tmp_path: Path) -> None:
     section = {"data": "chat.jsonl", "steps": 5, "max_lr": 1e-3}
     plan = load_plan(make_plan(tmp_path, (4,), sft=section, branch_mix={"slices": {"curated": 0.25}}))
     evaluation = {"answers": {"perplexity": 2.5, "tokens": 10}}

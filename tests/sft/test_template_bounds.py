@@ -1,4 +1,4 @@
-"""A chat template of a stranger's has bounds of time, memory and size; an honest one does not notice them."""
+"""A foreign chat template has limits of time, memory and size; a normal one does not reach them."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_template_of_megabytes_is_refused(tmp_path: Path) -> None:
         load_template(str(path), None, {})
 
 
-def test_another_timer_goes_on(tmp_path: Path) -> None:
+def test_another_timer_keeps_running(tmp_path: Path) -> None:
     seen: list[int] = []
     before = signal.signal(signal.SIGALRM, lambda number, frame: seen.append(number))
     signal.setitimer(signal.ITIMER_REAL, 60)

@@ -21,7 +21,7 @@ TRUTH = np.array([np.log(2.6), np.log(0.6), np.log(0.5), np.log(0.2), 3.0, -0.8,
 def small_plan(
     folder: Path, steps: int = 400, alpha: float = 0.6, name: str = "small", count: int = 4
 ) -> Plan:
-    """A plan whose output lies in `folder`, of `count` versions."""
+    """A plan of `count` versions with its output in `folder`."""
     place = folder / name
     place.mkdir(parents=True, exist_ok=True)
     return plan_with(

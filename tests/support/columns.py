@@ -18,7 +18,7 @@ def require_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def check_80_columns(shown: str, folder: Path, drawn: str = "") -> str:
-    """The output without colours; fails at a wider line, but for what is to be copied or names the test's `folder`.
+    """The output without colours; fails at a wider line, except for lines to copy and lines with the test's `folder`.
 
     `drawn` are characters of lines that the output may have.
     """

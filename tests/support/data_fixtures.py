@@ -44,7 +44,7 @@ def make_random_dataset(prefix: Path, lengths: Sequence[int], seed: int = 0, fir
 def make_lengths_dataset(prefix: Path, lengths: Sequence[int], mark: int = 0) -> Path:
     """An indexed dataset with documents of these lengths and no tokens worth the name (a sparse .bin).
 
-    Needs no Megatron, and no disk for what it does not hold; `mark` tells apart datasets of equal lengths.
+    Needs no Megatron, and no disk for the missing tokens; `mark` distinguishes datasets of equal lengths.
     """
     prefix.parent.mkdir(parents=True, exist_ok=True)
     sizes = np.asarray(lengths, dtype="<i4")

@@ -1,7 +1,7 @@
 """A rank that ends as its argument for it asks: `python -m tests.support.ends RANK0 RANK1 …`.
 
-`ok`; `raise:TEXT` (RuntimeError); `complain:TEXT` (writes that exception and goes on); `user:TEXT` (bad input,
-status 2); `exit:N`; `kill:N` (by signal N); `wait:FILE` (writes FILE, goes on until SIGUSR2 and notes it there,
+`ok`; `raise:TEXT` (RuntimeError); `complain:TEXT` (writes that exception and continues); `user:TEXT` (bad input,
+status 2); `exit:N`; `kill:N` (by signal N); `wait:FILE` (writes FILE, continues until SIGUSR2 and notes it there,
 then leaves with status 75). A rank whose end begins with `late ` is the last one to end.
 """
 

@@ -20,7 +20,7 @@ from tests.support.training_fixtures import Outcome, launch
 
 STAND_IN = Path(__file__).parent / "engine"
 TRAINING = "megatron_lrpath.training.pretrain:main"
-READY = "stand-in: "  # begins an answer, among whatever libraries print
+READY = "stand-in: "  # begins an answer, among the output of libraries
 
 
 class Engine:
@@ -44,7 +44,7 @@ class Engine:
 
 @contextmanager
 def engine_process(folder: Path) -> Iterator[Engine]:
-    """The process, ended with the block; `folder` is where a trap lies."""
+    """The process, ended with the block; `folder` has the trap."""
     trap = folder / "executed"
     path = os.pathsep.join([str(STAND_IN), str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "STAND_IN_TRAP": str(trap)}
@@ -56,7 +56,7 @@ def engine_process(folder: Path) -> Iterator[Engine]:
 
 
 def serve() -> None:
-    """Start what each line of the input says, and answer with how it ended."""
+    """Run the launch in each line of the input, and answer with its outcome."""
     for line in sys.stdin:
         outcome = launch(**json.loads(line))
         print(READY + json.dumps(asdict(outcome)), flush=True)

@@ -1,4 +1,4 @@
-"""A stand-in for the training entry: same files, no training. Behaves as the variable `FAKE_<run>` says.
+"""A stand-in for the training entry: same files, no training. The variable `FAKE_<run>` sets its behaviour.
 
 `fail:N` ends with an exception at step N, `die:N` with SIGKILL, `hang:N` stops logging there (`deaf:N`: and
 ignores SIGTERM), `early:N` exits with 0 there, `error:N` prints a message of ours and exits with 2. Before step N it

@@ -84,7 +84,7 @@ def send(number: signal.Signals) -> Callable[[Any], Any]:
 
 
 def hang(losses: Any) -> Any:
-    """A step that does not go on, in a process that lives."""
+    """A step that hangs, in a process that lives."""
     time.sleep(600)
     return losses
 
@@ -126,7 +126,7 @@ def kill_at(point: str, rank: str = "0") -> None:
 
 
 def absent(rank: str, patience: str) -> None:
-    """SIGKILL of a rank before it has met the others, who wait for `patience` seconds."""
+    """SIGKILL of a rank before rendezvous; the others wait for `patience` seconds."""
     from megatron_lrpath.training.guards import peers as ranks
 
     ranks.MEETING = timedelta(seconds=float(patience))
@@ -230,7 +230,7 @@ def slow_steps(seconds: str) -> None:
 
 
 def attack(step: str, kind: str) -> None:
-    """In step `step` a stranger, who knows the address and our names alone, changes what stands in the store."""
+    """In step `step` an outsider, with only the address and our names, changes values in the store."""
 
     def change(losses: Any) -> Any:
         from torch.distributed import TCPStore

@@ -36,7 +36,7 @@ MAIN, BRANCH, SCRATCH = "runs/ours/main", "runs/ours/branch-v1", "runs/ptfs/scra
 
 @dataclass(frozen=True)
 class Answer:
-    """What a reader said and left: exit status, lines, and a digest of its outcome."""
+    """What a reader printed and left: exit status, lines, and a digest of its outcome."""
 
     status: int | None
     lines: frozenset[str]
@@ -44,7 +44,7 @@ class Answer:
 
 
 def build(folder: Path, whole: bool = True) -> None:
-    """A plan whose main path is trained, with a branch that is evaluated; `whole`: chats and a run to go on, too."""
+    """A plan whose main path is trained, with a branch that is evaluated; `whole`: also chats and a run to resume."""
     chats = write_lines(folder / "chat.jsonl", conversations())
     section = {"data": str(chats)} | SFT
     plan = make_plan(folder, (8, 4), tokenizer=TOKENIZER, sft=section, megatron={"save_interval": 2})
@@ -56,9 +56,8 @@ def build(folder: Path, whole: bool = True) -> None:
     train(run_words(plan, "ours", "branch-v1")).ok()
     evaluate(folder).ok()
     for path in (folder / "runs").glob("*/*/*"):
-        os.utime(
-            path, times=(10_000, 10_000), follow_symlinks=False
-        )  # a fresh file says that a run is running
+        # a fresh file would mean a running training
+        os.utime(path, times=(10_000, 10_000), follow_symlinks=False)
 
 
 def records(words: list[str]) -> None:
@@ -181,7 +180,7 @@ def tensors(folder: Path) -> str:
 
 @dataclass(frozen=True)
 class Place:
-    """Files of one kind that may be damaged, perhaps only a stretch of them, and who reads them."""
+    """Files of one kind that may be damaged, or a range of their bytes, and their readers."""
 
     kind: str
     find: Callable[[Path], list[tuple[Path, int, int]]]
@@ -267,13 +266,13 @@ class Flip:
 
 
 def pairs(base: Path, readers: Sequence[str]) -> list[tuple[Place, str]]:
-    """Every place that is there, with each of its readers."""
+    """Every place that exists, with each of its readers."""
     there = [place for place in PLACES if (base / place.run).is_dir() and place.find(base)]
     return [(place, reader) for place in there for reader in place.readers if reader in readers]
 
 
 def flip_bits(
-    base: Path, work: Path, count: int, seed: int, readers: Sequence[str], told: Callable[[Flip], None]
+    base: Path, work: Path, count: int, seed: int, readers: Sequence[str], report: Callable[[Flip], None]
 ) -> list[Flip]:
     """Flip `count` single bits, places and readers in turn, each in a fresh copy of `base` at `work`."""
     generator = random.Random(seed)
@@ -294,7 +293,7 @@ def flip_bits(
         one = judged(
             place.kind, str(stretch[0].relative_to(work)), byte, bit, reader, answer, undamaged[reader]
         )
-        told(one)
+        report(one)
         found.append(one)
     return found
 

@@ -2,7 +2,7 @@
 
 `python -m tests.support.kill_harness --kills 300 --seed 7 FOLDER` is the long mode. Two kinds of kill take turns: from
 outside at a random time, and from inside at a point of saving, committing, removing or loading. One run has two
-ranks, of which one or both are killed.
+ranks; one or both are killed.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ class Harness:
         deadline = time.monotonic() + LAUNCHER
         for process in ranks.processes:
             process.join(max(0.0, deadline - time.monotonic()))
-            if process.is_alive():  # one that died before they met leaves the others to the launcher
+            if process.is_alive():  # a rank that died before the rendezvous leaves the others to the launcher
                 process.kill()
         outcome = ranks.outcome(timeout=0.1)
         allowed = (0, -9) if len(killed) == len(outcome.status) else (0, -9, 1)
@@ -165,7 +165,7 @@ class Harness:
         assert not alive, f"left behind: {alive}"
 
     def check_checkpoints(self, root: Path) -> None:
-        """Whatever counts as a checkpoint is whole."""
+        """Every folder that counts as a checkpoint is complete."""
         for step in disk.complete_steps(root):
             folder = disk.checkpoint_folder(root, step)
             sums = read_manifest(folder)
@@ -202,7 +202,7 @@ def steps(folder: Path) -> list[tuple[float, ...]]:
 
 
 def files(output: Path) -> set[str]:
-    """All files of all runs, but TensorBoard's (one a start) and whole checkpoints that only retention tells apart."""
+    """All files of all runs, except TensorBoard's (one a start) and complete checkpoints that retention may remove."""
     found = {path for path in output.rglob("*") if path.is_file()}
     return {
         str(path.relative_to(output))

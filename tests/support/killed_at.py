@@ -22,7 +22,7 @@ def killed_at(
 ) -> bool:
     """Call `lrpath WORDS`; whether it was killed before its change `number` (from 1), else it has ended with 0.
 
-    `counts` says which audit events are counted instead of changes.
+    `counts` names the audit events that are counted instead of changes.
     """
     from megatron_lrpath.cli import main
 

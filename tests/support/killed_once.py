@@ -1,6 +1,6 @@
-"""The entry point, of which the last rank kills itself after a step, once.
+"""The entry point, whose last rank kills itself after a step, once.
 
-`python -m tests.support.killed_once MARKER STEP ARGUMENTS…`: MARKER is the file by which it knows that it has.
+`python -m tests.support.killed_once MARKER STEP ARGUMENTS…`: MARKER is the file that records that it has.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Plan files for tests: a sound plan and changes to it."""
+"""Plan files for tests: a valid plan and changes to it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def versions(count: int, steps: int = 100) -> list[dict[str, Any]]:
 
 
 def plan_with(folder: Path, **changes: Any) -> Plan:
-    """The sound plan with these top-level keys changed; mappings are merged, None takes a key away."""
+    """The valid plan with these top-level keys changed; mappings are merged, None removes a key."""
     content = yaml.safe_load(SOUND)
     for key, value in changes.items():
         if value is None:

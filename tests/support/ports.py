@@ -1,4 +1,4 @@
-"""Ports that nobody takes between their choice and their use."""
+"""Ports that no other process takes between their choice and their use."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _last = random.SystemRandom().randrange(COUNT)
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now; the next ones, so that none comes again soon."""
+    """Ports without a listener now; the next ones, so that none is reused soon."""
     global _last
     found: list[int] = []
     for _ in range(COUNT):

@@ -66,7 +66,7 @@ def tokens() -> Iterator[list[list[str]]]:
 
 @contextmanager
 def state_at_start() -> Iterator[dict[str, Any]]:
-    """Weights, optimizer state, RNG and counters as they stand when training is about to begin."""
+    """Weights, optimizer state, RNG and counters right before training begins."""
     from megatron.training import get_args, training
 
     seen: dict[str, Any] = {}
@@ -117,7 +117,7 @@ def betas() -> Iterator[list[tuple[float, float]]]:
 
 
 def snapshot(model: Any, optimizer: Any, args: Any) -> dict[str, Any]:
-    """Everything that decides how a training goes on, as digests of exact bytes."""
+    """All state that determines the rest of a training, as digests of exact bytes."""
     import numpy as np
     import torch
     from megatron.core import tensor_parallel
@@ -220,7 +220,7 @@ def unfused_attention() -> Iterator[list[int]]:
 
 @contextmanager
 def wandb_offline() -> Iterator[None]:
-    """Nothing is watched; W&B writes to its folder and calls nobody."""
+    """Nothing is watched; W&B writes to its folder and makes no connection."""
     import os
 
     os.environ["WANDB_MODE"] = "offline"
@@ -344,7 +344,7 @@ def peak_bytes(reset: bool = False) -> int:
 
 @contextmanager
 def engine() -> Iterator[list[str]]:
-    """A process with the stand-in takes it as if it had a GPU; the kinds of its modules that were made."""
+    """Use the stand-in as on a machine with a GPU; yield the kinds of its modules that were made."""
     from transformer_engine.pytorch.extra_state import ExtraState
 
     from megatron_lrpath.plan.needs import ENGINE

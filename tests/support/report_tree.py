@@ -44,7 +44,7 @@ def write_plan(
     style: str = "cosine",
     name: str = "made-up",
 ) -> Plan:
-    """A plan file in `folder` whose data and output lie there, too."""
+    """A plan file in `folder`, with its data and output in the same folder."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = "\n".join(f"  - {{name: v{i}, steps: {steps}}}" for i in range(1, versions + 1))
     path = folder / "plan.yaml"

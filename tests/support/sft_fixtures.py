@@ -36,13 +36,13 @@ def conversations(count: int = CHATS) -> list[dict[str, Any]]:
     for number in range(count):
         one, other = generator.randint(1, 99), generator.randint(1, 99)
         if number % 3 == 0:
-            said = [
+            messages = [
                 ("system", "Be brief."),
                 ("user", f"{one} and {other}?"),
                 ("assistant", f"{one + other}."),
             ]
-            said += [("user", "Sure?"), ("assistant", "Yes \U0001f600.")] if number % 2 else []
-            rows.append({"messages": [{"role": role, "content": text} for role, text in said]})
+            messages += [("user", "Sure?"), ("assistant", "Yes \U0001f600.")] if number % 2 else []
+            rows.append({"messages": [{"role": role, "content": text} for role, text in messages]})
         elif number % 3 == 1:
             rows.append({"prompt": f"Add {one} and {other}.", "completion": str(one + other)})
         else:
@@ -51,7 +51,7 @@ def conversations(count: int = CHATS) -> list[dict[str, Any]]:
 
 
 def write_lines(path: Path, rows: list[Any]) -> Path:
-    """JSON lines; text is written as it stands."""
+    """JSON lines; text is written unchanged."""
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
     return path
 

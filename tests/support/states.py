@@ -1,4 +1,4 @@
-"""Everything in a checkpoint that decides how a training goes on, as digests of exact bytes."""
+"""All state in a checkpoint that determines the rest of a training, as digests of exact bytes."""
 
 from __future__ import annotations
 

@@ -123,9 +123,9 @@ def launch(
     return Ranks.start(entry, words, nproc, probe).outcome(timeout)
 
 
-def lrpath(*words: object, said: str = "") -> Outcome:
-    """`lrpath` with `said` on its standard input, in a forked process, and so are the processes that it starts."""
-    return launch("tests.support.training_fixtures:command", [said, *map(str, words)])
+def lrpath(*words: object, stdin: str = "") -> Outcome:
+    """`lrpath` with this standard input, in a forked process; the processes that it starts are forked too."""
+    return launch("tests.support.training_fixtures:command", [stdin, *map(str, words)])
 
 
 def command(words: list[str]) -> None:
@@ -163,7 +163,7 @@ class Ranks:
         return cls(processes, [receiver for receiver, _ in pipes], log)
 
     def outcome(self, timeout: float) -> Outcome:
-        """Wait for their end; who takes longer than `timeout` seconds is killed."""
+        """Wait for their end; a rank that takes longer than `timeout` seconds is killed."""
         probed = [receive(receiver) for receiver in self.receivers]
         for process in self.processes:
             process.join(timeout)
@@ -215,7 +215,7 @@ def rank_main(
 
 
 def begin_process_group() -> None:
-    """Meet the other ranks of a `launch`, where the entry is not one that does it."""
+    """Join the other ranks of a `launch`, for an entry that does not do so itself."""
     import torch
 
     from megatron_lrpath.training.guards.peers import own_store

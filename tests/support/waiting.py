@@ -14,8 +14,8 @@ def until(
 ) -> None:
     """Wait until `true()` is; an assertion with `about()` after `seconds` of pauses.
 
-    Pauses are counted, not the clock read: where a whole machine stands still for a while the clock goes on, and what
-    is waited for does not.
+    Pauses are counted instead of clock time: while a whole machine is stopped the clock advances, and the
+    process that is waited for does not.
     """
     for _ in range(round(seconds / pause)):
         if true():

@@ -23,7 +23,7 @@ def write(path: Path, value: Any) -> None:
 
 
 def imported(source: Path) -> dict[str, str] | None:
-    """What a plan says of the tokenizer that was in `source`."""
+    """A plan's statement on the tokenizer that was in `source`."""
     return import_tokenizer(source, source.parent / "place", Path("target/tokenizer"))
 
 
@@ -45,7 +45,7 @@ def test_a_model_alone_is_named_as_sentencepiece(tmp_path: Path, capsys: pytest.
 
 
 @pytest.mark.parametrize("place", ["added_tokens.json", "tokenizer_config.json"])
-def test_tokens_added_to_a_model_alone_are_told(
+def test_tokens_added_to_a_model_alone_are_reported(
     place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = tmp_path / "hf"

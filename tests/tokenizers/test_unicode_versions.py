@@ -1,4 +1,4 @@
-"""The fast tokenizers give the original's ids for every Unicode character, whatever version their tables are of."""
+"""The fast tokenizers give the original's ids for every Unicode character, with tables of any version."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_every_character_alone(encoder: HuggingFaceEncoder) -> None:
     require_equal(encoder, (f"a{c}1{c} {c}b" for c in sorted(differing)[::40]))
 
 
-def test_every_mark_beside_marks_and_letters(encoder: HuggingFaceEncoder) -> None:
+def test_every_mark_next_to_marks_and_letters(encoder: HuggingFaceEncoder) -> None:
     marks = sorted({*MARKS, *map(chr, LATER)})
     others = [chr(code) for code in (0x301, 0x323, 0x64E, 0x93C, 0x94D, 0x3099, 0x898, 0x1E4EE)]
     pairs = (f"{base}{one}{two} {base}{two}{one}" for one in marks for two in others for base in "e\u0627")
@@ -112,7 +112,7 @@ def test_what_is_passed_by_nfc_is_unchanged_by_it() -> None:
 
 
 def test_a_normalizer_without_tables_is_left_to_the_fast_library() -> None:
-    """A tokenizer that knows no tables goes to gigatoken as it is."""
+    """A tokenizer without tables is passed to gigatoken unchanged."""
     from megatron_lrpath.tokenizers.fast_hugging_face import take_normalizer
 
     plain = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "\u2581"}]}

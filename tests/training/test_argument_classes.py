@@ -58,7 +58,7 @@ def test_what_the_parser_takes_is_up_to_date() -> None:
 
 
 @pytest.mark.parametrize("argument", ROWS)
-def test_a_row_acts_with_lr_path_as_its_class_says(argument: Argument) -> None:
+def test_a_row_has_the_effect_of_its_class_with_lr_path(argument: Argument) -> None:
     given = {"lr_path": "main", argument.name: values_of(argument)}
     if argument.name == "load":
         given["save"] = given["load"]
@@ -74,7 +74,7 @@ def test_a_row_acts_with_lr_path_as_its_class_says(argument: Argument) -> None:
 
 
 @pytest.mark.parametrize("argument", ROWS)
-def test_a_row_acts_beside_a_plan_as_its_class_says(argument: Argument, plan: Plan) -> None:
+def test_a_row_has_the_effect_of_its_class_next_to_a_plan(argument: Argument, plan: Plan) -> None:
     given = {argument.name: values_of(argument)}
     said = from_plan.refused(given, plan)
     if argument.plan == SET:
@@ -163,7 +163,7 @@ def test_an_argument_of_another_megatron_is_refused_and_one_of_a_fork_counts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     given = {"lr_path": "main", "nobody_knows": 3}
-    from_arguments.refuse_with_path(given, None)  # a fork of the Megatron that the table knows
+    from_arguments.refuse_with_path(given, None)  # a fork of the Megatron in the table
     assert "nobody_knows" in from_arguments.results_arguments(given)
     monkeypatch.setattr("megatron.core.__version__", "0.20.0")
     with pytest.raises(UserError, match="this argument is not classified for Megatron"):

@@ -112,7 +112,7 @@ def test_megatrons_questions_to_a_gpu_are_answered() -> None:
 
 
 def fused_adam(words: list[str]) -> None:
-    """Adam's and AdamW's updates in the fused kernel, whatever groups were loaded; runs in a process of its own."""
+    """Adam's and AdamW's updates in the fused kernel, for any loaded groups; runs in a process of its own."""
     from torch.profiler import profile
 
     for kind in (torch.optim.Adam, torch.optim.AdamW):
@@ -196,7 +196,7 @@ def test_swiglu_is_silu_of_the_gate_times_the_rest(dtype: torch.dtype) -> None:
 
 
 def against_megatron(words: list[str]) -> None:
-    """Our wrappers beside the functions of Megatron that they replace; runs in a process of its own."""
+    """Our wrappers and the functions of Megatron that they replace; runs in a process of its own."""
     from types import SimpleNamespace
 
     from megatron.core import parallel_state

@@ -1,4 +1,4 @@
-"""Other data in a branch: exact shares, the main path's samples everywhere else, told and refused."""
+"""Other data in a branch: exact shares, the main path's samples everywhere else, messages and refusals."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BRANCH = ("ours", "branch-v2")  # 5 steps of 4 samples: steps 16 to 20
 
 
 def extra_slice(folder: Path, name: str, first: int, samples: int) -> None:
-    """A slice of its own dataset, whose samples of 16 tokens begin with tokens that tell them apart."""
+    """A slice of its own dataset, whose samples of 16 tokens begin with distinct tokens."""
     tokens = np.random.default_rng(first).integers(1, 119, size=samples * 16 + 20).tolist()
     prefix = make_indexed_dataset(folder / f"{name}_text_document", [tokens])
     make_slice(folder / "slices" / f"{name}.slice", [(prefix, [0], name)])
@@ -113,7 +113,7 @@ def longer_main(folder: Path) -> list[str]:
     return run_words(folder / "longer.yaml", "ours", "main")
 
 
-def test_the_lineage_records_the_mix_and_the_main_path_knows_nothing_of_it(trained: Path) -> None:
+def test_the_lineage_records_the_mix_and_the_main_path_does_not_depend_on_it(trained: Path) -> None:
     lineage = read_lineage(trained / "runs/ours/branch-v2")
     assert lineage is not None
     assert lineage["identity"]["mix"] == {"seed": 99, "shares": {"curated": "3/10", "fresh": "1/8"}}
@@ -124,7 +124,7 @@ def test_the_lineage_records_the_mix_and_the_main_path_knows_nothing_of_it(train
     assert "mix" not in run_identity(plain, plain.run(*BRANCH))
 
 
-def test_samples_tell_the_slices_of_the_mix(trained: Path) -> None:
+def test_samples_show_the_slices_of_the_mix(trained: Path) -> None:
     answer = printed(str(trained / "runs/ours/branch-v2"), "--step", "16", "--json")
     samples = json.loads(answer[answer.index('{"step"') :].splitlines()[0])["samples"]
     given = [list(tokens) for tokens in steps_of(trained / "mixed.json")[0]]

@@ -1,6 +1,6 @@
 """Transformer Engine's layers, by a stand-in on the CPU: they train as the local ones, on each other's checkpoints.
 
-What the stand-in cannot show stands in docs/gpus.md.
+docs/gpus.md lists what the stand-in cannot test.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def test_two_tensor_parallel_ranks_train_as_one_rank_of_local_layers(
 
 
 @pytest.mark.parametrize(("first", "then"), [("local", "engine"), ("engine", "local")])
-def test_a_run_goes_on_from_the_others_checkpoint_and_both_are_merged(
+def test_a_run_resumes_from_the_others_checkpoint_and_both_are_merged(
     first: str, then: str, tmp_path: Path, trained: Trained, start: Start
 ) -> None:
     plan = make_plan(tmp_path, (6, 6), megatron={"save_interval": 1})
@@ -153,7 +153,9 @@ def test_the_others_version_is_evaluated_alike(
     assert found[1] == pytest.approx(found[0], rel=CLOSE)
 
 
-def test_exports_are_the_same_whatever_the_layers(copy: Callable[..., Path], tmp_path: Path) -> None:
+def test_exports_are_the_same_for_all_layer_implementations(
+    copy: Callable[..., Path], tmp_path: Path
+) -> None:
     weights = []
     for by in WAYS:
         folder = tmp_path / f"export-{by}"

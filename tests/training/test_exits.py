@@ -1,4 +1,4 @@
-"""However Megatron leaves: an exit that nobody asked for is an error with one message, and says what helps."""
+"""Exits of Megatron: an exit without a request is an error with one message, which gives the remedy."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def branch(words: list[str], folder: Path, parent: str) -> list[str]:
         (UserError("bad"), None, False),
     ],
 )
-def test_a_failure_says_whether_calling_again_can_help(
+def test_a_failure_reports_whether_calling_again_can_help(
     error: Exception, step: int | None, helps: bool | None
 ) -> None:
     assert failure.of_error(error, step).calling_again_helps is helps
@@ -152,7 +152,7 @@ def test_the_runner_advises_what_can_help(
 @pytest.mark.parametrize(
     ("error", "said"), [(TypeError("x"), peers.NO_USE), (RuntimeError("x"), peers.HOW_TO_GO_ON)]
 )
-def test_a_rank_that_ends_says_whether_calling_again_can_help(
+def test_a_rank_that_ends_reports_whether_calling_again_can_help(
     error: Exception, said: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watch = peers.PeerWatch(peers.Ranks(0, 1, None))

@@ -1,4 +1,4 @@
-"""On a GPU: rates and losses of the CPU, trainings that go on bit for bit, the kernels' numerics, a whole plan."""
+"""On a GPU: rates and losses of the CPU, trainings that resume bit for bit, the kernels' numerics, a whole plan."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def differences(folder: Path, device: str, **changes: Any) -> list[str]:
     return found
 
 
-def test_a_stopped_training_and_its_branch_go_on_bit_for_bit(tmp_path: Path) -> None:
+def test_a_stopped_training_and_its_branch_resume_bit_for_bit(tmp_path: Path) -> None:
     assert differences(tmp_path, "cuda", megatron=BF16) == []
 
 

@@ -115,7 +115,7 @@ def test_another_liger_is_not_called(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "calls the kernel of liger-kernel>=0.8.5,<0.9" in measures.liger_problem()
 
 
-def test_none_stands_alone() -> None:
+def test_none_cannot_be_combined_with_kernels() -> None:
     with pytest.raises(UserError, match="none: it cannot be combined"):
         choose(gpu_kernels=[NONE, ADAM])
 
@@ -225,7 +225,7 @@ def check_cross_entropy(row: dict[str, Any], gradient: float) -> None:
 
 
 @pytest.mark.slow
-def test_a_training_with_them_is_the_one_without_and_goes_on_bit_for_bit(tmp_path: Path) -> None:
+def test_a_training_with_them_equals_one_without_and_resumes_bit_for_bit(tmp_path: Path) -> None:
     pytest.importorskip("triton", reason="torch's CPU build has no Triton")
     losses = {}
     for name, probe, stops in (

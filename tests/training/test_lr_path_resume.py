@@ -1,4 +1,4 @@
-"""A run by --lr-path goes on only as the run that it is: its curve, parent, weight decay, batch, seed and data."""
+"""A run by --lr-path resumes only as the same run: its curve, parent, weight decay, batch, seed and data."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ STARTS = {
 
 
 def command(folder: Path, name: str, *changes: str, root: Path | None = None) -> list[str]:
-    """The command line of a run, with `changes` (an option and its value) in place of what it says otherwise.
+    """The command line of a run, with `changes` (an option and its value) in place of the default ones.
 
-    Its folder and its parent's lie in `root`.
+    Its folder and its parent's are in `root`.
     """
     root = root or folder
     words = [
@@ -108,14 +108,14 @@ CHANGES = [
 
 @pytest.mark.parametrize(("name", "change", "said"), CHANGES)
 @pytest.mark.parametrize("recorded", [True, False], ids=["recorded", "older version"])
-def test_a_run_does_not_go_on_as_another_one(
+def test_a_run_does_not_resume_as_a_different_run(
     folder: Path, copy: Path, name: str, change: tuple[str, str], said: str, recorded: bool
 ) -> None:
-    """Also where the run was begun by a version that left no record: its checkpoints tell most of it."""
+    """Also for a run begun by a version without records: its checkpoints contain most settings."""
     if not recorded:
         RunFolder(copy / name).lineage.unlink()
         if change[0] == "--lr-path-parent":
-            pytest.skip("a checkpoint does not know its parent")
+            pytest.skip("a checkpoint does not record its parent")
     place = {"scratch": str(copy / "scratch"), "v2_text_document": str(folder / "data/v2_text_document")}
     option, value = change
     option_and_value = (option, place.get(value, value))
@@ -141,7 +141,7 @@ SAME = [
 
 @pytest.mark.parametrize(("name", "changes"), SAME)
 @pytest.mark.parametrize("recorded", [True, False], ids=["recorded", "older version"])
-def test_a_run_goes_on_with_what_leaves_it_the_same(
+def test_a_run_resumes_with_changes_that_keep_its_identity(
     folder: Path, copy: Path, name: str, changes: tuple[str, ...], recorded: bool
 ) -> None:
     """Given defaults, what its curve does not read, its layout; and a main path may become longer."""
@@ -165,7 +165,7 @@ def test_two_ranks_refuse_with_one_message(folder: Path, copy: Path) -> None:
 
 
 def assert_refused(outcome: Outcome, said: str) -> None:
-    """All ranks leave with 2, one of them says why."""
+    """All ranks exit with 2, and one of them prints the reason."""
     assert outcome.status == [2] * len(outcome.status), outcome.output[-3000:]
     assert outcome.output.count("lrpath: error: ") == 1
     assert said in outcome.output
@@ -185,7 +185,7 @@ def test_a_changed_parent_is_refused_and_a_moved_or_removed_one_is_not(folder: P
     train(command(folder, "branch", "--lr-path-parent", str(folder / "main"), root=copy)).ok()
 
 
-def test_a_run_without_a_checkpoint_begins_anew_under_other_settings(folder: Path, copy: Path) -> None:
+def test_a_run_without_a_checkpoint_starts_again_under_other_settings(folder: Path, copy: Path) -> None:
     shutil.rmtree(copy / "scratch/iter_0000006")
     train(command(folder, "scratch", "--train-iters", "4", "--seed", "8", root=copy)).ok()
     lineage = read_lineage(copy / "scratch")

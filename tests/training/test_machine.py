@@ -79,7 +79,8 @@ def flags(monkeypatch: pytest.MonkeyPatch, device: str, *there: str, packed: boo
 def test_with_transformer_engine_and_without_apex_a_training_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = "transformer_engine.pytorch"
     found = flags(monkeypatch, "cuda", engine)
-    assert found == {"create_attention_mask_in_dataloader": False}  # the fusion stays: our module is there
+    # the fusion stays: our module is installed
+    assert found == {"create_attention_mask_in_dataloader": False}
     without = flags(monkeypatch, "cuda")
     assert without["transformer_impl"] == "local"
     assert without["no_persist_layer_norm"] is True

@@ -45,7 +45,7 @@ def tensor_bytes(checkpoint: Path) -> int:
 
 
 @pytest.mark.parametrize("share", SHARES)
-def test_a_checkpoint_holds_what_megatron_would_have_written_and_goes_on(tmp_path: Path, share: str) -> None:
+def test_a_checkpoint_equals_megatrons_own_and_resumes(tmp_path: Path, share: str) -> None:
     nproc, flags, changes = SHARES[share]
     ours, _ = saved(tmp_path / "ours", nproc, flags, changes, None)
     megatrons, _ = saved(tmp_path / "megatrons", nproc, flags, changes, "host_memory_of_megatron")
@@ -60,7 +60,7 @@ def test_a_checkpoint_holds_what_megatron_would_have_written_and_goes_on(tmp_pat
     assert lines[0] == pytest.approx(lines[1], rel=1e-5 if "megatron" not in changes else 5e-3)
 
 
-def test_a_training_with_padded_buckets_goes_on_bit_for_bit(tmp_path: Path) -> None:
+def test_a_training_with_padded_buckets_resumes_bit_for_bit(tmp_path: Path) -> None:
     """Between small buckets there is padding, which Megatron 0.19 leaves out where it reads states from them."""
     saved(tmp_path, 2, SMALL_BUCKETS, {}, None)
     words = run_words(tmp_path / "plan.yaml", "ours", "main", *SMALL_BUCKETS)
@@ -75,7 +75,7 @@ WIDE = {**MODEL, "hidden_size": 512, "ffn_hidden_size": 1024}
 
 
 def test_no_rank_holds_the_whole_state_in_host_memory(tmp_path: Path) -> None:
-    """Megatron's own way is measured as well: the measure sees what it is there to see."""
+    """Megatron's own way is measured as well, to test the measurement."""
     flags = ("--micro-batch-size", "1")
     peaks = {}
     for probe in ("host_memory", "host_memory_of_megatron"):

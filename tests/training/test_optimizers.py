@@ -76,7 +76,7 @@ def rates(max_lr: float = 0.01, min_lr: float = 0.001, first: int = 3) -> list[f
 
 @pytest.mark.parametrize("distributed", [OPTIMIZER, []], ids=["distributed", "not distributed"])
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_fp16_saves_before_the_first_update_and_goes_on(
+def test_fp16_saves_before_the_first_update_and_resumes(
     words: list[str], tmp_path: Path, distributed: list[str], ranks: int
 ) -> None:
     """The loss scale of 2^32 comes down by half at a step; until it fits there is no update."""
@@ -137,7 +137,7 @@ def test_a_branch_has_its_own_rates_of_the_embeddings(
 
 
 def test_a_branch_has_its_own_betas(words: list[str], tmp_path: Path) -> None:
-    """Megatron takes a checkpoint's over, whatever the command line says."""
+    """Megatron takes the checkpoint's values instead of the command line's."""
     train([*words, *OPTIMIZER, *main(tmp_path)]).ok()
     start = [*words, *OPTIMIZER, *branch(tmp_path, "--adam-beta2", "0.9")]
     outcome = train(start, probe="betas").ok()
@@ -146,7 +146,7 @@ def test_a_branch_has_its_own_betas(words: list[str], tmp_path: Path) -> None:
 
 @needs_package
 @pytest.mark.parametrize("name", ["muon", "lion", "soap", "dist_muon"])
-def test_an_optimizer_of_the_package_goes_on_as_if_never_stopped(
+def test_an_optimizer_of_the_package_resumes_as_if_never_stopped(
     words: list[str], tmp_path: Path, name: str
 ) -> None:
     """Main path on two ranks, resumed there, and a branch of other rates on one; SOAP's states have own shapes."""
@@ -169,7 +169,7 @@ def test_a_plan_trains_with_an_optimizer_of_the_package(tmp_path: Path) -> None:
 
 @needs_package
 @pytest.mark.slow
-def test_muon_goes_on_at_another_layout(words: list[str], tmp_path: Path) -> None:
+def test_muon_resumes_at_another_layout(words: list[str], tmp_path: Path) -> None:
     """The stage in the middle has no embeddings, which have settings of their own (NVIDIA/Megatron-LM#2625)."""
     chosen = [*words, "--num-layers", "3", "--optimizer", "muon"]
     stages = [*chosen, "--pipeline-model-parallel-size", "3", *main(tmp_path)]
@@ -192,7 +192,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("flags", "said"), REFUSED, ids=["-".join(flags[1:]) for flags, _ in REFUSED])
-def test_what_cannot_go_on_from_its_checkpoints_is_refused_at_the_start(
+def test_a_run_that_cannot_resume_from_its_checkpoints_is_refused_at_the_start(
     words: list[str], tmp_path: Path, flags: list[str], said: list[str]
 ) -> None:
     message = refused([*words, *main(tmp_path, *flags)], ranks=2 if "2" in flags else 1)

@@ -19,7 +19,7 @@ RATES = ("--lr", "0.01", "--min-lr", "0.001")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with data and a plan file, of which only the model and the data are used."""
+    """A folder with data and a plan file; only the plan's model and data are used."""
     folder = tmp_path_factory.mktemp("arguments")
     make_plan(folder, (12,))
     return folder
@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def words(folder: Path) -> list[str]:
-    """What a launch script says of model, data, batch and optimizer."""
+    """The arguments of a launch script for model, data, batch and optimizer."""
     return words_without_plan(folder / "plan.yaml", folder)
 
 
@@ -205,7 +205,7 @@ BRANCH = ["--lr-path", "branch", "--lr-path-parent", "MAIN", "--lr-path-parent-s
         (["--device", "cuda", "--train-iters", "4"], "--device cuda: torch sees no GPU here"),
     ],
 )
-def test_what_is_missing_or_contradictory_is_refused(
+def test_missing_or_contradictory_arguments_are_refused(
     words: list[str], main: Path, tmp_path: Path, extra: list[str], said: str
 ) -> None:
     own = [] if "--save" in extra else ["--save", str(tmp_path / "own")]
@@ -218,7 +218,7 @@ def test_what_is_missing_or_contradictory_is_refused(
 
 PATH = ["--lr-path", "branch", "--no-save-optim", "--log-intervall", "4", "--fp8-format", "e4m3"]
 
-# what is given beside model and data, and how each line of the message begins
+# arguments in addition to model and data, and the beginning of each line of the message
 TOGETHER = {
     "--lr-path": (
         [*PATH, "--dataloader-type", "cyclic"],
@@ -280,7 +280,7 @@ def test_all_refusals_come_in_one_message(name: str, folder: Path, words: list[s
 
 
 def test_all_that_megatron_refuses_comes_in_one_message(words: list[str], tmp_path: Path) -> None:
-    """Checks without words, of which Megatron shows a stack trace, among them; beside this project's own."""
+    """Includes Megatron's checks without a message, which show a stack trace, and this project's own."""
     path = ["--lr-path", "main", "--train-iters", "4", "--save", str(tmp_path / "own"), *RATES]
     wrong = [
         "--num-attention-heads",
@@ -317,7 +317,7 @@ def test_a_plan_needs_a_paradigm_and_a_run_that_exists(folder: Path) -> None:
     assert str(folder / "nowhere.yaml") in refusal(run_words(folder / "nowhere.yaml", "ours", "main"))
 
 
-def test_help_shows_the_group_beside_megatrons_arguments() -> None:
+def test_help_shows_the_group_and_megatrons_arguments() -> None:
     outcome = train(["--help"]).ok()
     group = outcome.output.partition("learning-rate path switching:")[2]
     for option in ("--plan", "--paradigm", "--run", "--device", "--lr-path ", "--lr-path-parent-step"):
@@ -326,7 +326,7 @@ def test_help_shows_the_group_beside_megatrons_arguments() -> None:
 
 
 def test_without_plan_and_path_it_is_plain_megatron(words: list[str], tmp_path: Path) -> None:
-    """Megatron's own scheduler, its own saving and resuming, nothing of ours beside the checkpoints."""
+    """Megatron's own scheduler, its own saving and resuming, none of this project's files next to the checkpoints."""
     own = ["--save", str(tmp_path / "own"), "--load", str(tmp_path / "own")]
     plain = ["--train-iters", "8", "--lr-decay-style", "linear", "--lr-warmup-iters", "2", *RATES, *own]
     first = used([*words, *plain, "--exit-interval", "5"])
@@ -339,7 +339,7 @@ def test_without_plan_and_path_it_is_plain_megatron(words: list[str], tmp_path: 
 
 
 def test_the_plans_words_are_megatrons_arguments(folder: Path) -> None:
-    """Every argument that a plan sets is one that the parser knows."""
+    """The parser has every argument that a plan sets."""
     from megatron_lrpath.training.options.arguments import explicit_arguments
     from megatron_lrpath.training.options.from_plan import plan_flags
 

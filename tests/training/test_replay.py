@@ -115,7 +115,7 @@ def test_two_ranks_train_on_the_same_samples(trained: Path) -> None:
     assert set(lineage["identity"]["slices"]) == {"v1", "v2"}
 
 
-def test_samples_tell_what_is_read_again(trained: Path) -> None:
+def test_samples_show_what_is_read_again(trained: Path) -> None:
     answer = printed(str(trained / "runs/ours/main"), "--step", "11", "--json")
     samples = json.loads(answer[answer.index('{"step"') :].splitlines()[0])["samples"]
     given = [list(tokens) for tokens in steps_of(trained / "main.json")[10]]

@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def words(folder: Path) -> list[str]:
-    """What the team's launch script says of model, data, batch and optimizer."""
+    """The arguments of the team's launch script for model, data, batch and optimizer."""
     return words_without_plan(folder / "plan.yaml", folder)
 
 
@@ -56,7 +56,7 @@ def main(folder: Path, words: list[str]) -> Outcome:
 
 
 def used(outcome: Outcome) -> list[float]:
-    """The rates that stood in the optimizer."""
+    """The rates in the optimizer."""
     return [groups[0] for groups in outcome.ok().probed[0]]
 
 
@@ -125,7 +125,7 @@ def test_a_branch_off_what_plain_megatron_trained(folder: Path, words: list[str]
         (["--lr-path", "main", "--use-checkpoint-args"], "--use-checkpoint-args cannot be given with"),
     ],
 )
-def test_a_contradiction_is_one_message(
+def test_a_contradiction_gives_one_message(
     folder: Path, words: list[str], main: Outcome, extra: list[str], message: str
 ) -> None:
     outcome = run(folder, [*words, *RATES, "--train-iters", "4", *extra, "--save", str(folder / "none")])

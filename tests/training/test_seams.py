@@ -1,4 +1,4 @@
-"""Every replaced name of Megatron stands in one table, fits the installed version, and is described in the docs.
+"""Every replaced name of Megatron is in one table, fits the installed version, and is described in the docs.
 
 `python -m tests.training.test_seams` writes the table of docs/megatron-seams.md again.
 """
@@ -42,7 +42,7 @@ def test_the_replacement_takes_every_call_that_the_original_took(seam: seams.Sea
     ours.bind(*positional, **{name: None for name in names if name != "self"})
 
 
-def test_rows_say_why_and_are_unique() -> None:
+def test_rows_have_a_reason_and_are_unique() -> None:
     for device in ("cpu", "cuda"):
         assert len({seam.target for seam in seams.rows(device)}) == len(seams.rows(device))
     for seam in seams.SEAMS:

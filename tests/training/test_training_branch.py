@@ -1,4 +1,4 @@
-"""A branch starts as its parent stood at the branch point, leaves the parent alone, and refuses what does not fit."""
+"""A branch starts with its parent's state at the branch point, leaves the parent alone, and refuses a wrong parent."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def test_a_branch_has_arguments_of_its_own(tmp_path: Path) -> None:
-    """They stand in the branch's optimizer, from its first step on and after it goes on; not in the main path's."""
+    """They are in the branch's optimizer, from its first step on and after it resumes; not in the main path's."""
     plan = make_plan(tmp_path, (6, 6), megatron={"adam_beta2": 0.95}, branch_megatron={"adam_beta2": 0.999})
     for name, beta, extra in (
         ("main", 0.95, []),
@@ -65,7 +65,7 @@ def test_a_branch_has_arguments_of_its_own(tmp_path: Path) -> None:
     assert "whose `branch_megatron` makes it 0.999" in refused.output
 
 
-def test_the_main_path_keeps_branch_points_and_version_ends_whatever_the_retention(tmp_path: Path) -> None:
+def test_the_main_path_keeps_branch_points_and_version_ends_at_any_retention(tmp_path: Path) -> None:
     plan = make_plan(tmp_path, megatron={"save_interval": 2, "save_retain_interval": 1000})
     train(run_words(plan, "ours", "main")).ok()
     kept = complete_steps(tmp_path / "runs/ours/main/checkpoints")
@@ -74,7 +74,7 @@ def test_the_main_path_keeps_branch_points_and_version_ends_whatever_the_retenti
 
 
 def test_a_branch_starts_with_the_parents_state_bit_for_bit(copy: Path) -> None:
-    """The main path, stopped at the branch point and started again, stands exactly where the branch starts."""
+    """The main path, stopped at the branch point and started again, has exactly the branch's initial state."""
     plan = copy / "plan.yaml"
     branch = train(run_words(plan, "ours", "branch-v2"), probe="state_at_start").ok().probed[0]
     assert (branch["iteration"], branch["consumed_train_samples"]) == (9, 36)

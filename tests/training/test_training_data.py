@@ -98,7 +98,7 @@ def test_a_run_from_scratch_reads_exactly_the_samples_of_its_versions_shuffled(
     assert set(read[: 4 * BATCH]) & set(stream[4 * BATCH :]), "the versions are shuffled together"
 
 
-def test_an_appended_version_changes_nothing_before_it_and_the_main_path_goes_on(
+def test_an_appended_version_changes_nothing_before_it_and_the_main_path_resumes(
     plan: Path, main: list[str], tmp_path: Path
 ) -> None:
     """Two versions trained, a third appended: everything is as in the plan that had three from the start."""

@@ -98,7 +98,7 @@ def test_a_layout_trains_evaluates_saves_and_resumes_exactly(
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_layout_goes_on_from_one_processs_checkpoint_as_that_process_does(
+def test_a_layout_resumes_from_one_processs_checkpoint_as_that_process_does(
     tmp_path: Path, single: Path, layout: str
 ) -> None:
     nproc, flags = LAYOUTS[layout]
@@ -112,7 +112,7 @@ def test_a_layout_goes_on_from_one_processs_checkpoint_as_that_process_does(
 
 
 @pytest.mark.parametrize(("before", "after"), [("tp2-pp2", "dp2"), ("dp2", "tp2-sp")])
-def test_a_run_goes_on_at_another_layout(tmp_path: Path, before: str, after: str) -> None:
+def test_a_run_resumes_at_another_layout(tmp_path: Path, before: str, after: str) -> None:
     """Killed and started at another layout, it has the losses of the run that stayed at its layout."""
     words = run_words(plan_in(tmp_path), "ours", "main")
     nproc, flags = LAYOUTS[before]

@@ -1,4 +1,4 @@
-"""The rate that stands in the optimizer at every step of every run is the pure function's, after every kind of load."""
+"""The rate in the optimizer at every step of every run is the pure function's, after every kind of load."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_run_from_scratch_uses_the_planned_rates_also_when_it_ends_part_way_do
 
 
 @pytest.mark.parametrize(("paradigm", "name", "stop"), [("ours", "main", 5), ("ours", "branch-v2", 10)])
-def test_a_resumed_run_goes_on_at_the_planned_rates(
+def test_a_resumed_run_trains_at_the_planned_rates(
     tmp_path: Path, paradigm: str, name: str, stop: int
 ) -> None:
     plan = make_plan(tmp_path, (6, 6))

@@ -1,4 +1,4 @@
-"""TensorBoard and W&B show a plan's runs over tokens: real beside planned rates, branches from where they leave."""
+"""TensorBoard and W&B show a plan's runs over tokens: real and planned rates, branches from their branch points."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_an_event_file_that_cannot_be_read_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("run", "first"), [("main", 0), ("branch-v2", 9)])
-def test_rates_stand_over_tokens_beside_the_planned_ones(folder: Path, run: str, first: int) -> None:
+def test_actual_and_planned_rates_are_shown_over_tokens(folder: Path, run: str, first: int) -> None:
     plan = load_plan(folder / "plan.yaml")
     path = plan.run("ours", run).path
     seen = curves(folder / "runs/ours" / run)
@@ -120,7 +120,7 @@ def test_pace_is_shown_and_utilization_only_where_a_peak_is_known(folder: Path) 
     assert not any("mfu" in row for row in history(folder / "runs/ours/main"))
 
 
-def test_tensorboard_lays_out_real_beside_planned(folder: Path) -> None:
+def test_tensorboard_lays_out_actual_and_planned_rates_together(folder: Path) -> None:
     events = EventAccumulator(str(folder / "runs/ours/main/tensorboard"))
     events.Reload()
     layout = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
@@ -207,7 +207,7 @@ def test_a_peak_in_the_plan_changes_no_run(tmp_path: Path) -> None:
     assert differences(run_identity(plan, run), run_identity(said, run)) == []
 
 
-def test_a_run_by_lr_path_goes_on_in_its_wandb_run(folder: Path, tmp_path: Path) -> None:
+def test_a_run_by_lr_path_resumes_in_its_wandb_run(folder: Path, tmp_path: Path) -> None:
     words = [*words_without_plan(folder / "plan.yaml", folder), "--lr", "0.01", "--lr-path", "main"]
     words += ["--train-iters", "4", "--save", str(tmp_path / "own"), "--wandb-save-dir", str(tmp_path)]
     words += ["--wandb-project", "versions", "--wandb-exp-name", "main"]

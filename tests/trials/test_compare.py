@@ -96,7 +96,7 @@ def test_the_best_rate_is_the_lowest_point_of_the_parabola_with_its_interval() -
     assert best_rate(rates[:2], losses[:2]) is None
 
 
-def test_a_probe_says_what_to_write(tmp_path: Path) -> None:
+def test_a_probe_prints_what_to_write(tmp_path: Path) -> None:
     plan = plan_with(tmp_path, output=str(tmp_path / "runs"))
     fill(plan, PROBING, [[2.50, 2.40, 2.60], [2.4801, 2.38, 2.5799], [2.55, 2.45, 2.65]])
     comparison = compare(plan, PROBING)

@@ -1,4 +1,4 @@
-"""`lrpath adopt`: a checkpoint of plain Megatron begins a main path; positions, samples and rates go on from there."""
+"""`lrpath adopt`: a checkpoint of plain Megatron begins a main path; positions, samples and rates continue."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def fresh(trained: Path, folder: Path, **changes: object) -> Path:
 
 
 @pytest.mark.slow
-def test_the_main_path_goes_on_from_the_checkpoint(trained: Path, tmp_path: Path) -> None:
+def test_the_main_path_continues_from_the_checkpoint(trained: Path, tmp_path: Path) -> None:
     before = sum_files(trained / "old/iter_0000005")
     path = fresh(trained, tmp_path)
     words = ["adopt", str(path), "--checkpoint", str(trained / "old"), "--step", "5", "--data", "v1"]
@@ -92,7 +92,9 @@ def test_the_main_path_goes_on_from_the_checkpoint(trained: Path, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_what_does_not_fit_is_refused_and_nothing_is_written(trained: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_that_does_not_fit_is_refused_and_nothing_is_written(
+    trained: Path, tmp_path: Path
+) -> None:
     model = yaml.safe_load((trained / "plan.yaml").read_text())["model"]
     cases = {
         "model": ({"model": model | {"num_layers": 3}}, "num_layers is 2 there and 3 here"),

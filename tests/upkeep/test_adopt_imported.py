@@ -161,7 +161,7 @@ def test_another_model_or_tokenizer_is_refused(imported: Path, tmp_path: Path) -
         assert "Traceback" not in part
 
 
-def test_an_imported_model_in_a_plan_is_one(tmp_path: Path) -> None:
+def test_an_imported_model_in_a_plan_starts_with_a_warm_up_and_unknown_data(tmp_path: Path) -> None:
     entry = {"checkpoint": "base", "step": 0, "samples": 0, "fingerprint": "0" * 64}
     path = make_plan(tmp_path, (6, 8), adopted=entry, megatron={"pretrained_checkpoint": "base"})
     plan = load_plan(path)

@@ -98,7 +98,7 @@ def test_what_is_archived_can_leave_the_disk_and_comes_back(
     assert "nothing to copy" in capsys.readouterr().out
     assert main(["archive", path, "--verify"]) == 0
     assert "8 archived checkpoints: all files hold" in capsys.readouterr().out
-    # prune knows it
+    # prune detects it
     before = {name: steps(plan, name) for name in ("main", "branch-v1")}
     content = (checkpoint_folder(root(plan, "main"), 10) / "__0_0.distcp").read_bytes()
     assert main(["prune", path, "--keep-ends", "--yes"]) == 0
@@ -174,7 +174,7 @@ def test_what_reads_an_archived_checkpoint_gets_it(
     read: list[dict[str, FileSum]] = []
 
     def reads(*_: object, **__: object) -> Any:
-        """Stand for what reads the checkpoint."""
+        """A stand-in for a reader of the checkpoint."""
         read.append(sum_files(folder))
         raise UserError("it has been read")
 
@@ -252,7 +252,7 @@ def test_a_branch_from_a_fetched_checkpoint_is_the_same_bit_for_bit(
     assert trained() == wanted
 
 
-def test_killed_anywhere_a_copy_and_a_fetch_go_on(plan: Plan, tmp_path: Path) -> None:
+def test_a_copy_and_a_fetch_that_were_killed_at_any_point_continue(plan: Plan, tmp_path: Path) -> None:
     words = ["archive", str(plan.path)]
     for number in range(2, 400, 7):
         was_killed = killed_at(number, words, reads_checkpoint)

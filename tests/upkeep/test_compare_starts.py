@@ -1,4 +1,4 @@
-"""`lrpath compare-starts`: a trial goes on from the checkpoint as the run did, and differences of losses are found."""
+"""`lrpath compare-starts`: a trial resumes from the checkpoint as the run did, and differences of losses are found."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_differences_are_over_the_common_steps() -> None:
 
 
 @pytest.mark.slow
-def test_a_trial_goes_on_as_the_run_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_trial_resumes_as_the_run_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = make_plan(tmp_path, (6, 6))
     train(run_words(path, "ours", "main")).ok()
     plan = load_plan(path)

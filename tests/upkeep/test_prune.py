@@ -57,7 +57,7 @@ def test_what_something_may_start_from_stays(plan: Plan, capsys: pytest.CaptureF
     assert plan_preview(load_plan(path), "v2", None, None, None).steps == (30, 35, 40)
 
 
-def test_a_run_that_lies_in_another_output_is_left_alone(
+def test_a_run_in_another_output_is_left_alone(
     plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, elsewhere = plan.folder(plan.main), tmp_path / "other/ours/main"
@@ -93,7 +93,7 @@ def test_killed_anywhere_it_can_be_called_again(tmp_path: Path) -> None:
     assert number > 10
 
 
-def test_plan_and_status_say_what_checkpoints_take(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_and_status_show_the_size_of_checkpoints(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(plan.path), "--json"]) == 0
     storage = json.loads(capsys.readouterr().out)["paradigms"]["ours"]["storage"]
     assert storage["checkpoint"] == storage["weights"] + storage["optimizer_state"]

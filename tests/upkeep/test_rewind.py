@@ -1,4 +1,4 @@
-"""`lrpath rewind`: the main path goes back, without a version; nothing is lost before --confirm, whatever kills it."""
+"""`lrpath rewind`: sets the main path back before a version; nothing is lost before --confirm, killed at any point."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_new_data_can_follow_and_what_is_set_aside_goes_when_confirmed(
         (("--to-step", "40", "--confirm"), "call it alone"),
     ],
 )
-def test_what_is_not_possible_is_refused(
+def test_impossible_rewinds_are_refused(
     plan: Plan, words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["rewind", str(plan.path), *words]) == 2
@@ -139,7 +139,7 @@ def test_what_is_not_possible_is_refused(
     assert len(steps(plan)) == 10
 
 
-def test_what_else_the_plan_says_of_a_dropped_version_is_told(
+def test_other_plan_keys_for_removed_steps_are_reported(
     plan: Plan, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = Path(plan.path)
@@ -162,7 +162,7 @@ def test_what_else_the_plan_says_of_a_dropped_version_is_told(
 
 
 def test_a_record_whose_rewind_never_began_moves_nothing(plan: Plan) -> None:
-    prepare(plan, 40, ["v3"]).record.save(Path(plan.output))  # killed at once; then the main path goes on
+    prepare(plan, 40, ["v3"]).record.save(Path(plan.output))  # killed at once; then the main path continues
     save(RunFolder(plan.folder(plan.main)).checkpoints, 55)
     assert main(["rewind", str(plan.path), "--confirm"]) == 0
     assert steps(plan)[-1] == 55

@@ -183,7 +183,7 @@ def test_slices_without_documents_and_what_to_train_again(
         "ptfs/scratch-v2": (0, 12),
     }
     assert again["steps"] == 27
-    # as the command says: rewind, then the new slices
+    # as the command prints: rewind, then the new slices
     assert main(["rewind", str(plan.path), "--to-step", "6"]) == 0
     plan.path.write_text(plan.path.read_text().replace(plan.data.slices + "\n", f"{output}\n"))
     changed = load_plan(plan.path)

@@ -29,7 +29,7 @@ TEMPLATE = Path(__file__).with_name("slurm.conf.in")
 
 
 class NoSlurmError(Exception):
-    """Slurm cannot be had here; the text says why."""
+    """Slurm is not available here; the message gives the reason."""
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Cluster:
         return answer.stdout
 
     def job(self, number: int | str) -> dict[str, str]:
-        """What `scontrol show job` says; finished jobs are known for an hour."""
+        """The output of `scontrol show job`; Slurm keeps finished jobs for an hour."""
         text = self.call("scontrol", "show", "job", "-o", str(number))
         pairs = (word.partition("=") for word in text.split())
         return {key: value for key, _, value in pairs}
@@ -89,7 +89,7 @@ class Cluster:
         self._spawn("slurmctld", ["slurmctld", "-D", "-i", "-f", str(self.home / "slurm.conf")])
         for number in range(1, self.nodes + 1):
             (self.home / f"spool.n{number}").mkdir()
-            # namespaces of its own, so that `hostname` says n1, n2, …, and each finds the others by name
+            # namespaces of its own, so that `hostname` prints n1, n2, …, and each finds the others by name
             rest = (
                 'hostname "$1"; mount --bind "$2/hosts" /etc/hosts; exec slurmd -D -N "$1" -f "$2/slurm.conf"'
             )

@@ -32,13 +32,13 @@ def note_signal(number: int, frame: Any) -> None:
     stop = True
 
 
-def main(words: list[str]) -> None:
-    """What the real entry does with these words, as far as other processes can see."""
-    said = dict(zip(words[::2], words[1::2], strict=False))
-    plan = load_plan(said["--plan"])
-    if "--runs" in said:
-        return evaluate(plan, said["--runs"])
-    run = plan.run(said["--paradigm"], said["--run"])
+def main(arguments: list[str]) -> None:
+    """What the real entry does with these arguments, as far as other processes can see."""
+    options = dict(zip(arguments[::2], arguments[1::2], strict=False))
+    plan = load_plan(options["--plan"])
+    if "--runs" in options:
+        return evaluate(plan, options["--runs"])
+    run = plan.run(options["--paradigm"], options["--run"])
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, note_signal)
     train(plan, run)

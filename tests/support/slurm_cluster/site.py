@@ -39,7 +39,7 @@ megatron: {{save-interval: {interval}}}
 
 @dataclass
 class Site:
-    """Where the plan lies. `variables` go into every job's environment; `options` to every submission."""
+    """The folder of the plan. `variables` are in every job's environment, `options` in every submission."""
 
     cluster: Cluster
     folder: Path
@@ -101,7 +101,7 @@ class Site:
         return read_lines(self.run_folder(key) / "starts")
 
     def go_on(self, key: str) -> None:
-        """Let a stand-in go on that was told to hold."""
+        """Let a stand-in that was set to hold continue."""
         (self.run_folder(key) / "go-on").touch()
 
     def finish(self, number: int, seconds: float = 90) -> dict[str, str]:

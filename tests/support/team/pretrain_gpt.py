@@ -36,7 +36,7 @@ BATCH_KEYS = ["attention_mask", "labels", "loss_mask", "position_ids", "tokens"]
 
 
 def add_team_arguments(parser):
-    """What this team's script takes beside Megatron's arguments."""
+    """The arguments of this team's script in addition to Megatron's."""
     group = parser.add_argument_group("team")
     group.add_argument("--z-loss", type=float, default=0.0)
     return parser

@@ -1,4 +1,4 @@
-"""Recipes of fp8, as far as Megatron names them; none can be carried out here."""
+"""Recipes of fp8, as far as Megatron names them; none can run here."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class ExtraState(torch.nn.Module):
         return stream
 
     def set_extra_state(self, state: Any) -> None:
-        """Unpickle it, whatever it is, as Transformer Engine does."""
+        """Unpickle any content, as Transformer Engine does."""
         if isinstance(state, io.BytesIO):
             state.seek(0)
             self.loaded = torch.load(state, weights_only=False)

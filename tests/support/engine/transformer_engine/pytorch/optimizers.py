@@ -9,7 +9,7 @@ import torch
 
 
 class FusedAdam(torch.optim.Optimizer):
-    """AdamW as Transformer Engine's: `step` stands in each group that has parameters, from the first update on."""
+    """AdamW as Transformer Engine's: each group with parameters has `step`, from the first update on."""
 
     def __init__(
         self,

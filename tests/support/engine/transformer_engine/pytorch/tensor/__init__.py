@@ -1,4 +1,4 @@
-"""Tensors in fp8, of which there are none here."""
+"""Tensors in fp8; there are none here."""
 
 import torch
 
