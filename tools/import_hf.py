@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
 def import_folder(source: Path, target: Path, dtype: torch.dtype | None = None) -> Architecture:
     """Write `target` as a folder of Megatron checkpoints holding the model of `source`.
 
-    Beside the weights there are the tokenizer's files and `plan.yaml`, the lines that a plan needs. Only
+    Also write the tokenizer's files and `plan.yaml`, the lines that a plan needs. Only
     JSON and safetensors are read; code in the folder is never run.
 
     Args:
@@ -134,7 +134,7 @@ def check_weights(model: Architecture, weights: SafetensorsFolder) -> None:
 def common_state(
     model: Architecture, dtype: torch.dtype, tokenizer: dict[str, str] | None, carried: Carried | None = None
 ) -> dict[str, Any]:
-    """What Megatron and this package read of a checkpoint besides its tensors."""
+    """Return the content of a checkpoint, without its tensors, that Megatron and this package read."""
     arguments = architecture.to_megatron(model)
     renamed = ("disable_bias_linear", "norm_epsilon")
     args = argparse.Namespace(

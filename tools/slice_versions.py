@@ -38,7 +38,7 @@ OPTIONS: tuple[tuple[str, str, dict[str, Any], str], ...] = (
         LIST,
         "an indexed dataset (without .bin), its weight in the mixture (none: in proportion to the tokens not "
         "yet drawn; left empty in PREFIX::DOMAIN) and the domain it counts as (none: its name); may be "
-        "repeated. Read from the right; a dataset whose name itself holds colons is found if it is there",
+        "repeated. Read from the right; a dataset whose name itself holds colons is found if it exists",
     ),
     ("--versions", "N", {"type": int}, "how many versions to draw"),
     (
@@ -65,7 +65,7 @@ OPTIONS: tuple[tuple[str, str, dict[str, Any], str], ...] = (
     ("--seed", "SEED", {"type": int, "default": 1234}, "what decides the draw (default: 1234)"),
     ("--output", "FOLDER", {"type": Path, "required": True}, "folder of the slices"),
 )
-APPEND = """go on behind the versions that exist; without --tokens-per-version the new version (or
+APPEND = """append to the versions that exist; without --tokens-per-version the new version (or
 --versions N equal ones) takes everything of the sources that no slice has"""
 
 DROP = """leave out the documents whose text is in a slice of the folder, or in the sources before (validation

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 def next_for(plan: Plan, paradigms: Sequence[str] | None = None) -> str:
     """The command that carries a plan on, from what its output holds now.
 
-    Train what is not complete, evaluate, report; then export, or add a version. `paradigms` None: those that the
-    plan is carried out for.
+    Train what is not complete, evaluate, report; then export, or add a version. `paradigms` None: the paradigms
+    that the plan trains.
     """
     from megatron_lrpath.runs.results import model_runs, needs_evaluation, report_is_fresh
     from megatron_lrpath.runs.tasks import build_tasks, named_paradigms
@@ -58,7 +58,7 @@ def training(output: str | Path, rest: str) -> str:
 
 
 def after_report(path: Path, paradigms: Sequence[str]) -> str:
-    """What there is to do with a plan of which everything is reported."""
+    """Return the next command for a plan whose report is complete."""
     words = ["--paradigm", paradigms[0]] if len(paradigms) == 1 and paradigms[0] != PARADIGMS[0] else []
     plan = shlex.quote(str(path))
     return (

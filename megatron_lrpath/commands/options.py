@@ -80,7 +80,7 @@ def add_machine(parser: argparse.ArgumentParser, models: str, nproc: str) -> Non
     parser.add_argument(
         "--cold",
         action="store_true",
-        help="start every training as a fresh process; without it, those on the CPU are forked from one that has "
+        help="start every training as a fresh process; without it, those on the CPU are forked from a process that has "
         "imported everything, which saves seconds each",
     )
 

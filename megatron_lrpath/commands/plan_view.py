@@ -42,8 +42,8 @@ LOOK: dict[str, Any] = {"title_justify": "left"}
 def show_plan(
     plan: Plan, paradigms: tuple[str, ...], trained: tuple[str, ...], left: Estimate, curves: bool
 ) -> None:
-    """Print the costs of the paradigms; and of those in `trained`, which the plan is carried out for, the runs, the
-    storage, what is left to train (`left`) and, if asked for, the curves.
+    """Print the costs of the paradigms; for those in `trained`, also the runs, the storage, the remaining training
+    (`left`) and, with `curves`, the curves.
     """
     console = Console()
     if not console.is_terminal:

@@ -126,7 +126,7 @@ def submitted_plan(
     if not args.dry_run:
         require_ready([changed.asked], request_for(paradigms_of(args, changed.asked)))
         changed.write()
-        submitted = SubmittedPlan(changed.plan, submitted.text)  # what is said from here on names the file
+        submitted = SubmittedPlan(changed.plan, submitted.text)  # later messages name the file
     return submitted, changed.path
 
 

@@ -164,7 +164,7 @@ def show(plan: Plan, trial: Trial, as_json: bool) -> None:
 
 @contextmanager
 def output_to(stream: Any) -> Iterator[None]:
-    """Let what this process and its children print go to `stream`, so that stdout holds nothing but JSON."""
+    """Redirect the output of this process and its children to `stream`, so that stdout holds only JSON."""
     if stream is sys.stdout:
         yield
         return

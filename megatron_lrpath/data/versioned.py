@@ -191,8 +191,8 @@ class VersionedDataset(PlacedSamples):
 class MixedDataset(VersionedDataset):
     """The main path's samples at their own positions, but for those that the mix takes.
 
-    `taken["source"][p]` says whose sample stands at position `first` + p: 0 the main path's own, j the j-th
-    slice's, which is number `taken["sample"][p]` of that slice.
+    `taken["source"][p]` is the source of the sample at position `first` + p: 0 the main path itself, j the j-th
+    slice, whose sample number `taken["sample"][p]` is read.
     """
 
     def __init__(

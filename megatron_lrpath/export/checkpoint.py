@@ -47,7 +47,7 @@ PADDED = ("embedding.word_embeddings.weight", "output_layer.weight")
 
 
 class CheckpointReader:
-    """One `torch_dist` checkpoint folder (`…/iter_0000100`), whatever parallel layout saved it.
+    """One `torch_dist` checkpoint folder (`…/iter_0000100`), saved at any parallel layout.
 
     Raises:
         UserError: there is no readable `torch_dist` checkpoint.
@@ -256,7 +256,7 @@ def write_checkpoint(
         folder: of the one step; made if missing.
         tensors: every tensor.
         value: makes a tensor's values; called once for each.
-        common: what the checkpoint holds besides tensors: arguments, iteration.
+        common: the content of the checkpoint without its tensors: arguments, iteration.
         objects: names of the modules' empty extra states, which Megatron looks for.
     """
     state: dict[str, Any] = {name: [None] for name in objects} | {COMMON: [common]}

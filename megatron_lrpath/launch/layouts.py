@@ -23,7 +23,7 @@ GPUS_PER_NODE = 8
 MFU = 0.40  # assumed share of the peak; measure yours in the first hundred steps
 PEAK = {name: PEAKS[name] for name in ("H100", "A100")}
 VOCABULARY = 100_000  # the paper's models fit their names with it
-USUAL_GIGABYTES = 80  # of a GPU, where nobody says
+USUAL_GIGABYTES = 80  # of a GPU, where it is not given
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ def allocate_evaluation(
 
 
 def _misfit(plan: Plan, layout: Layout, world: int, left: Sequence[int] = ()) -> str | None:
-    """Why `world` processes cannot carry out the plan's steps under this layout; `left`: the batch sizes to come."""
+    """Return why `world` processes cannot run the plan's steps at this layout; `left`: the remaining batch sizes."""
     if world % layout.model_parallel:
         return (
             f"{world} processes are no multiple of the {layout.model_parallel} that hold a copy of the model"
@@ -250,7 +250,7 @@ def step_flops(plan: Plan) -> float:
     """Floating-point operations of one step, as Megatron counts them.
 
     6 for each weight of a matrix product and token (the output layer's too, the input table's not), and
-    6·layers·hidden·length a token for the attention, of which the causal mask leaves half.
+    6·layers·hidden·length a token for the attention, which the causal mask halves.
     """
     model = resolve_model(plan.model)
     hidden, layers = int(model["hidden_size"]), int(model["num_layers"])

@@ -1,4 +1,4 @@
-"""Data beside a version's own: slices mixed into a branch, and earlier versions replayed, in samples of a step."""
+"""Data in addition to a version's own: slices mixed into a branch, earlier versions replayed; in samples of a step."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class RunRecord:
 
     @property
     def skipped(self) -> list[int]:
-        """The steps whose update was skipped for a loss spike, as the lineage says."""
+        """The steps whose update was skipped for a loss spike, from the lineage."""
         return [one["step"] for one in self.recorded("skipped") if isinstance(one.get("step"), int)]
 
     @property
@@ -202,7 +202,7 @@ def _score(value: dict[str, Any]) -> Score:
 
 @dataclass(frozen=True)
 class Gap:
-    """Something missing in words, and the command that goes on (empty where none does)."""
+    """A missing part in words, and the command that makes it (empty if there is none)."""
 
     text: str
     command: str = ""

@@ -247,7 +247,7 @@ def _vocabulary(plan: Plan) -> int | None:
 
 
 def _mixes(plan: Plan) -> str:
-    """What the branches read beside the main path's data, once where it is the same for all."""
+    """Return the data that branches read in addition to the main path's; a single text if all have the same."""
     runs_by_mix: dict[str, list[str]] = {}
     for run in plan.runs(OURS.name):
         if run.mix is not None:

@@ -251,7 +251,7 @@ def inputs(sft: Sft) -> dict[str, tuple[str, ...]]:
 
 
 def settings(plan: Plan, sft: Sft, encoder: ChatEncoder) -> dict[str, Any]:
-    """What the prepared data depend on, beside the input files."""
+    """Return everything that the prepared data depend on, except the input files."""
     model = Path(plan.tokenizer.model or "")
     files = [model] if model.is_file() else sorted(model.glob("*.json")) if model.is_dir() else []
     return {
@@ -267,7 +267,7 @@ def settings(plan: Plan, sft: Sft, encoder: ChatEncoder) -> dict[str, Any]:
 
 
 def resaved(plan: Plan, record: dict[str, Any]) -> bool:
-    """Whether the tokenizer that the data were prepared with is the plan's, whatever its files look like now."""
+    """Return whether the data were prepared with the plan's tokenizer, even if its files were saved again since."""
     return bool(record.get("tokenizer")) and prepared_difference(plan, record) is None
 
 

@@ -94,7 +94,7 @@ def held_out(examples: int, share: float, seed: int) -> tuple[npt.NDArray[np.uin
 
 TRAIN, VALID, TOKENS, ANSWERS = "train", "valid", "tokens", "answers"
 DATA = re.compile(r"data-([1-9]\d{0,8})")
-"""A set of prepared data beside `prepared.json`, which names the one that counts; earlier versions had no folder."""
+"""A set of prepared data next to `prepared.json`, which names the valid set; earlier versions had no folder."""
 
 
 def data_folder(folder: Path, record: dict[str, Any]) -> Path:

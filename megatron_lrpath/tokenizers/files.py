@@ -111,7 +111,7 @@ def open_hugging_face(name: Path | str, option: str = "", **options: Any) -> Any
 
     try:
         return AutoTokenizer.from_pretrained(str(name), **options)
-    except Exception as error:  # whatever a tokenizer's files make transformers raise
+    except Exception as error:  # with a tokenizer's files transformers can raise any exception
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         place = f"{option} {name}".lstrip()
         raise UserError(f"{place}: transformers cannot load this tokenizer: {reason}") from None

@@ -235,7 +235,7 @@ def same_files(made: Facts, own: Facts) -> bool:
     theirs, ours = made.get("files") or {}, own.get("files") or {}
     if not theirs and not ours:
         return bool(made.get("model") == own.get("model"))
-    if len(theirs) == len(ours) == 1:  # whatever the file is called
+    if len(theirs) == len(ours) == 1:  # the file may have another name
         return [*theirs.values()] == [*ours.values()]
     return bool(theirs == ours)
 

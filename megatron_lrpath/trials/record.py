@@ -35,8 +35,8 @@ class Candidate:
 class Trial:
     """A trial: every candidate is trained `repeats` times from the main path's checkpoint of step `begin`.
 
-    A branch has `steps` steps, of which the last `decay` decay. The first candidate is the one that the others are
-    compared with. Repeat r of every candidate reads the r-th part of its slice, so that repeats share no document, and
+    A branch has `steps` steps; its last `decay` steps decay. The other candidates are compared with the first.
+    Repeat r of every candidate reads the r-th part of its slice, so that repeats share no document, and
     candidates of one slice read the same batches.
     """
 
@@ -90,7 +90,7 @@ def read_trial(folder: Path) -> Trial | None:
     """The trial in `folder`, None where there is none.
 
     Raises:
-        UserError: the record is there and cannot be used.
+        UserError: the record exists and cannot be used.
     """
     problems: list[str] = []
     found = read_json_object(record_path(folder), problems)

@@ -73,7 +73,7 @@ def test_a_job_that_waits_in_vain_says_why(plan, monkeypatch, capsys, job, said)
         (
             Attempt(0, 4, 4, SAVED),
             [queued(1, "PENDING", "BeginTime")],
-            "saved at step 4 of 5; job 1 goes on by itself",
+            "saved at step 4 of 5; job 1 resumes automatically",
         ),
         (Attempt(0, 4, 4, SAVED), [], "saved at step 4 of 5; the job was ended: `lrpath submit` again"),
         (

@@ -164,7 +164,7 @@ TEXT_OPTIONS = (
     "parse_special_tokens", "tokenizer_sentencepiece_legacy", "tokenizer_hf_no_use_fast",
     "tokenizer_hf_no_include_special_tokens", "sentence_lists", "keep_empty",
 )  # fmt: skip
-# A file of at least FEW documents of which more than NEARLY_ALL are rejected fails, after SOON of them at once.
+# A file of at least FEW documents fails if more than NEARLY_ALL of them are rejected; after SOON documents at once.
 FEW, NEARLY_ALL, SOON = 50, 0.95, 10_000
 CHUNKS_IN_FLIGHT = 3  # per worker: one being worked on, one waiting for it, one being written
 
@@ -239,7 +239,7 @@ def _check_arguments(args: Namespace) -> None:
 
 @dataclass
 class UsableShare:
-    """Stops at a file of which nearly nothing can be used: it is of another kind, however many rejects are allowed."""
+    """Stops at a file whose documents are nearly all rejected: it has another format, so `max_rejects` is no help."""
 
     name: str = ""
     documents: int = 0

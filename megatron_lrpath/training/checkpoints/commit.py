@@ -29,7 +29,7 @@ from megatron_lrpath.runs import checkpoints as disk
 from megatron_lrpath.runs.checkpoints import FileSum
 from megatron_lrpath.wording import byte_size
 
-SPARE_SHARE = 0.02  # of the checkpoint, for what is beside the tensors
+SPARE_SHARE = 0.02  # of the checkpoint, for its content other than tensors
 SPARE_BYTES = 2**20
 
 
@@ -167,7 +167,7 @@ def write_failures(aside: Path) -> Iterator[None]:
     try:
         yield
     except CheckpointException as error:
-        ranks = ", ".join(map(str, error.failures))  # known on rank 0 alone; the log says what they met
+        ranks = ", ".join(map(str, error.failures))  # known on rank 0 alone; the log has their errors
         raise SaveFailedError(f"writing failed on rank {ranks}{left_on(aside)}") from None
     except OSError as error:
         if dist.get_world_size() > 1:
