@@ -67,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Import, and say what to do."""
+    """Import the model, and print the next steps."""
     model = import_folder(args.folder, args.output, DTYPES[args.dtype] if args.dtype else None)
     print(f"{args.output}: {describe(model)}")
     print(f"lines for a plan: {args.output / SNIPPET}")
@@ -259,7 +259,7 @@ class SafetensorsFolder:
         return known[stored]
 
     def read(self, name: str) -> Tensor:
-        """A tensor, in memory of its own: the mapped file, whose pages would stay in memory, is let go of."""
+        """Return a tensor in memory of its own; the mapped file, whose pages would stay in memory, is closed."""
         opened = self.file(self.places[name])
         tensor: Tensor = opened.get_tensor(name).clone()
         del opened, self.open_files[self.places[name]]

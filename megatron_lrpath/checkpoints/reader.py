@@ -32,7 +32,7 @@ CARRIED = "lrpath_hugging_face"  # among the arguments: what an export gives bac
 TRAINING_STATE = ("optimizer", "rng_state")
 """Prefixes of the names that only a training reads, neither an evaluation nor a merge."""
 LISTED = 5  # damaged parts in a message
-Places = Mapping[MetadataIndex, Any]  # where items lie: torch's `_StorageInfo` of each
+Places = Mapping[MetadataIndex, Any]  # the places of items: torch's `_StorageInfo` of each
 
 
 class SafeReader(FileSystemReader):
@@ -91,7 +91,7 @@ class SafeReader(FileSystemReader):
         return own_metadata(path, self.load_id)
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        """Give the planner the tensors and objects that it asks for; raises UserError."""
+        """Give the planner the tensors and objects that it requests; raises UserError."""
         return read_data(self, plan, planner, self.verify_items)
 
 
@@ -250,7 +250,7 @@ def unreadable(path: Path, name: str, why: str) -> UserError:
 
 
 def _place(reader: FileSystemReader, index: MetadataIndex) -> Any:
-    """Where a piece lies."""
+    """Return the place of a piece."""
     place = reader.storage_data.get(index)
     if place is None:
         raise unreadable(Path(reader.path), index.fqn, "the checkpoint does not hold all of it")
@@ -272,7 +272,7 @@ def _read_piece(path: Path, item: ReadItem, stream: Any, planner: LoadPlanner) -
         start + length > end
         for start, length, end in zip(item.storage_offsets, item.lengths, tensor.shape, strict=True)
     ):
-        raise unreadable(path, name, "it has another shape than the metadata say")
+        raise unreadable(path, name, "its shape differs from the metadata")
     target = planner.resolve_tensor(item).detach()
     target.copy_(narrow_tensor_by_index(tensor, item.storage_offsets, item.lengths))
     planner.commit_tensor(item, target)

@@ -110,7 +110,7 @@ def new_text(plan: Plan) -> str:
 
 
 def _shared_note(plan: Plan, paradigms: tuple[str, ...]) -> str:
-    """What the costs do not say: the run that CPT shares with another paradigm."""
+    """Return what the costs do not show: the run that CPT shares with another paradigm."""
     shared = plan.runs(CPT.name)[0]
     twin = "/".join(shared.same_as or ())
     note = f"{CPT.name}/{shared.name} and {twin} are the same training, which runs once"
@@ -207,7 +207,7 @@ def curve_points(run: Run, count: int) -> list[tuple[float, float]]:
 
 
 def run_colour(run: Run) -> str:
-    """A colour for each version; the main path stands apart."""
+    """Return a colour for each version; the main path has its own."""
     return MAIN_COLOUR if not run.makes_version else COLOURS[(run.version_index - 1) % len(COLOURS)]
 
 

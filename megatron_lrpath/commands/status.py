@@ -67,7 +67,7 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def carried_on(args: argparse.Namespace) -> str:
-    """The command that carries the plan or experiment on."""
+    """Return the next command for the plan or experiment."""
     from megatron_lrpath.experiment.load import is_experiment, load_experiment
     from megatron_lrpath.plan import load_plan
     from megatron_lrpath.runs.results import lies_elsewhere

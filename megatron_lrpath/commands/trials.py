@@ -49,7 +49,7 @@ def add_trial(parser: argparse.ArgumentParser, begin: str) -> None:
 
 
 def carry_out(args: argparse.Namespace, plan: Plan, trial: Trial) -> int:
-    """Print the cost, train what is left to train (here, or as Slurm jobs), print the comparison; the exit status."""
+    """Print the cost, run the remaining trainings here or as Slurm jobs, print the comparison; return the status."""
     from megatron_lrpath.experiment.trial import prepare, unmeasured, write
 
     if args.extra and (args.dry_run or args.show):

@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="samples of a step from this version on (default: as many as before)",
     )
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--dry-run", action="store_true", help="say what would be done, write nothing")
+    what.add_argument("--dry-run", action="store_true", help="print what would be done, write nothing")
     what.add_argument(
         "--run", action="store_true", help="train it here at once (after --: Megatron arguments)"
     )
@@ -318,7 +318,7 @@ def alpha_text(before: Plan, plan: Plan, args: argparse.Namespace) -> str:
 
 
 def go_on(args: argparse.Namespace) -> int:
-    """Train it, or say how."""
+    """Train the version, or print the commands that do."""
     from megatron_lrpath.commands import run, submit
 
     path = shlex.quote(str(args.plan))

@@ -31,7 +31,7 @@ ENDING = ".tokens.json"
 FORMAT = 1
 LIMIT = 1 << 24  # bytes of a record that are read
 INPUTS_LISTED = 1000
-CACHE = ".cache"  # in the slices' folder, where the indices of samples lie too
+CACHE = ".cache"  # in the slices' folder, which also has the indices of samples
 REMEDY = "Name the tokenizer that made the data, or tokenize the text again and draw new slices."
 
 

@@ -30,7 +30,7 @@ ENDING = ".slice"
 class SliceSource:
     """Documents of one indexed dataset.
 
-    `prefix` is where the dataset lies now, `fingerprint` what it must be (see `fingerprint_source`),
+    `prefix` is the dataset's present path, `fingerprint` what it must be (see `fingerprint_source`),
     `documents` are sorted int32 numbers of documents in it, `tokens` their tokens together. `tokenizer` are the
     facts of what made it, where they were recorded; they are no part of the slice's fingerprint.
     """

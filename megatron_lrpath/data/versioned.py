@@ -211,7 +211,7 @@ class MixedDataset(VersionedDataset):
         return part.name, *part.place(int(self._taken["sample"][sample - self._first]))
 
     def is_replayed(self, sample: int) -> bool:
-        """Whether the main path's own sample stands here, and is one of an earlier version."""
+        """Return whether the main path's own sample is read here, and belongs to an earlier version."""
         return not self._source(sample) and super().is_replayed(sample)
 
     def _source(self, sample: int) -> int:

@@ -239,7 +239,7 @@ def write(plan: Plan, trial: Trial, prepared: Prepared) -> Experiment:
 
 
 def slices_folder(folder: Path, candidate: Candidate, repeat: int) -> Path:
-    """Where a branch's slices lie; candidates that share a slice share the folder."""
+    """Return the folder of a branch's slices; candidates that share a slice share the folder."""
     return folder / "slices" / f"{candidate.slice}-r{repeat}"
 
 

@@ -80,7 +80,7 @@ class CheckpointReader:
 
     @property
     def entries(self) -> dict[str, Any]:
-        """What the checkpoint's metadata say of each tensor and object, by name."""
+        """The checkpoint's metadata of each tensor and object, by name."""
         return self.metadata.state_dict_metadata
 
     @cached_property
@@ -218,7 +218,7 @@ class CheckpointTensor:
 
 
 class StreamingPlanner(DefaultSavePlanner):
-    """Asks for each tensor when it is its turn to be written, so that one is in memory at a time."""
+    """Computes each tensor when it is written, so that a single tensor is in memory at a time."""
 
     def __init__(
         self, tensors: Sequence[CheckpointTensor], value: Callable[[CheckpointTensor], Tensor]

@@ -133,7 +133,7 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Exported:
-    """A finished export: its folder, class, files of weights, and what the user should know."""
+    """A finished export: its folder, class, files of weights, and notes for the user."""
 
     folder: Path
     kind: str
@@ -148,7 +148,7 @@ def export_checkpoint(checkpoint: Path, target: Path, origin: Origin, wishes: Wi
     contains the facts of `origin`.
 
     Raises:
-        UserError: the checkpoint, its tokenizer or the target cannot be used; nothing is left behind then.
+        UserError: the checkpoint, its tokenizer or the target cannot be used; no files remain then.
     """
     refuse_target(target, wishes.force)
     reader = CheckpointReader(checkpoint)

@@ -43,7 +43,7 @@ class Layout:
         return self.tensor * self.pipeline * self.context
 
 
-# THE place where the layouts stand. All of them shard the optimizer over the data-parallel ranks and overlap its
+# The only definition of the layouts. All of them shard the optimizer over the data-parallel ranks and overlap its
 # communication with the computation; tensor parallelism stays within a node and brings sequence parallelism.
 # The micro batch is the largest to try, `tensor` the least: `fitted` chooses by the GPU's memory, as predicted. For 512
 # samples of 2,048 tokens a step. 8 samples keep the logits of a micro batch (100,000 tokens of vocabulary) below 2**31

@@ -1,4 +1,4 @@
-"""What this machine has, and how runs that go side by side share it."""
+"""The resources of this machine, and how parallel runs share them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Share:
     gpus: tuple[str, ...] = ()
 
     def environment(self, slot: int) -> dict[str, str]:
-        """Environment variables for the run in place `slot` (0 … jobs-1) of those that go side by side."""
+        """Environment variables for the run in place `slot` (0 … jobs-1) of the parallel runs."""
         threads = self.threads
         if os.environ.get("OMP_NUM_THREADS", "").isdigit():
             threads = max(1, min(threads, int(os.environ["OMP_NUM_THREADS"])))

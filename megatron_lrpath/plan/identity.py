@@ -184,7 +184,7 @@ def path_facts(path: LRPath) -> dict[str, Any]:
     facts["max_lr"] = schedule.max_lr
     if path.shape == "plateau":
         facts |= {"warmup": path.warmup}
-        if path.main is not None and path.main.power:  # its moves stand with the versions
+        if path.main is not None and path.main.power:  # its moves belong to the versions
             facts |= {"power": path.main.power, "from": path.main.begin, "min_lr": schedule.min_lr}
         return facts
     if path.peak is not None:

@@ -1,4 +1,4 @@
-"""A plan's data before the start: whole, unchanged slices, enough for what is left to train; the tokenizer that made
+"""A plan's data before the start: whole, unchanged slices, enough for the remaining steps; the tokenizer that made
 them; the data of its fine-tuning."""
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def data_checks(
 
     Args:
         plan: the plan.
-        todo: what is left to train.
+        todo: the remaining trainings.
         evaluate: whether the versions are evaluated at the end, so that there must be something to do it on.
         renamed: versions that were trained under another name, with that name.
         known: see `OpenedData`.

@@ -100,7 +100,7 @@ def mixed(plan: Plan, run: Run) -> list[Slice]:
     """Return the slices of a branch's mix; none if one is missing."""
     try:
         return open_mix(plan.data, run.mix, verify=False) if run.mix else []
-    except UserError:  # told by the checks of the data
+    except UserError:  # reported by the checks of the data
         return []
 
 

@@ -1,4 +1,4 @@
-"""Reads the folders that a plan's runs left behind, and lists what is missing; nothing is filled in."""
+"""Reads the folders of a plan's runs, and lists what is missing; nothing is filled in."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class RunRecord:
 
     @property
     def step_tokens(self) -> int | None:
-        """Tokens of the newest step as it was trained; None where the lineage does not say."""
+        """Tokens of the newest step as it was trained; None if the lineage does not record them."""
         return trained_tokens(self.lineage, self.state.step)
 
     def recorded(self, name: str) -> list[dict[str, Any]]:

@@ -109,7 +109,7 @@ def _tokenizer(facts: Mapping[str, Any]) -> str:
 
 
 def _hours(tree: RunTree) -> str:
-    """Processes times hours of the recorded steps; empty where the lineage of a run does not say how many."""
+    """Processes times hours of the recorded steps; empty if the lineage of a run does not record them."""
     hours: dict[str, float] = {}
     for record in (*tree, *tree.tuned):
         starts = record.recorded("starts")

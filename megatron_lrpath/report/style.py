@@ -1,4 +1,4 @@
-"""What the figures share: look, panels, labels, file forms; and the figure that `lrpath advise` leaves behind."""
+"""What the figures share: look, panels, labels, file forms; and the figure that `lrpath advise` writes."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def finished(figure: Figure, name: str, title: str, caption: str, data: str) -> 
 
 
 def to_svg(figure: Figure, name: str, description: str) -> str:
-    """The figure as an inline `<svg>`: scales with its place, speaks the page's font, ids of its own."""
+    """The figure as an inline `<svg>`: scales with its place, uses the page's font, has ids of its own."""
     stream = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})

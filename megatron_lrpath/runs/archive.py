@@ -216,7 +216,7 @@ class Archive:
                 f"{folder}: {owner} fetches this checkpoint; call again when it is done"
             ) from None
         try:
-            if checkpoint_complete(root, step):  # that one is done by now
+            if checkpoint_complete(root, step):  # the other process has finished
                 shutil.rmtree(folder, ignore_errors=True)
                 return target
             self._copy_back(

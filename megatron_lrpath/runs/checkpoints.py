@@ -49,7 +49,7 @@ class FileSum:
     """A file's size in bytes and the XXH3-128 of its content in hexadecimal.
 
     Attributes:
-        items: the same sum of each item in the file, by `item_key`; empty where it is not known where they lie. Two
+        items: the same sum of each item in the file, by `item_key`; empty if their places are unknown. Two
             sums of a file are equal whether or not the items are known.
     """
 

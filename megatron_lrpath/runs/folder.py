@@ -1,4 +1,4 @@
-"""Where each file of a run lies: every name in a run's folder and in a plan's output, and the reader of their JSON."""
+"""The path of each file of a run: every name in a run's folder and in a plan's output, and the reader of their JSON."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class RunFolder:
 
     @property
     def sealed(self) -> tuple[Path, ...]:
-        """The files that carry their own checksum."""
+        """The files that contain their own checksum."""
         return (
             self.lineage,
             self.result,

@@ -46,7 +46,7 @@ PACKAGES = (
 )
 
 DRAWN = "first_weights"  # of the identity: the layout that they depend on
-KEPT = ("rewinds",)  # what the lineage carries on from one start to the next as it is
+KEPT = ("rewinds",)  # entries of the lineage that each start keeps unchanged
 
 UNDER_A_PLAN = "give the plan another `output` (or move this folder away)"
 ANOTHER_SAVE = "give another --save (or move this folder away)"
@@ -123,7 +123,7 @@ def check_form(lineage: Any) -> None:
 def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
     """What differs between two identities of a run, in words: plan, data, tokenizer file, further arguments.
 
-    A main path may know more versions now than when it was stored.
+    A main path may have more versions now than when it was stored.
     """
     found = plan_differences(stored, current)
     for group in ("slices", "mix_slices"):
@@ -147,7 +147,7 @@ def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
 
 
 def trained_tokens(lineage: Mapping[str, Any], step: int) -> int | None:
-    """Tokens of a step (counted from 1) of the run that left this lineage, None where it does not say."""
+    """Tokens of a step (counted from 1) of the run that left this lineage, None if it does not record them."""
     identity = lineage.get("identity")
     sizes = (identity.get("sft") or identity.get("batch")) if isinstance(identity, dict) else None
     numbers = (

@@ -139,7 +139,7 @@ def unknown_run(path: Path, name: str, known: Sequence[str]) -> UserError:
 def link_aliases(task: Task) -> None:
     """Let the folders of the runs that share this training point to it, by relative links.
 
-    A training that was begun under the other name is used where it lies: the link then goes the other way.
+    A training that was begun under the other name is used in its place: the link then has the other direction.
     Raises `UserError` where both folders hold something of their own.
     """
     for alias in task.aliases:

@@ -35,9 +35,7 @@ from megatron_lrpath.sft.template import messages_of
 from megatron_lrpath.tokenizers.prints import TokenizerSpec
 
 FORMAT = 1
-STAGING = (
-    ".partial"  # folder in which the data are made; who holds the lock of the folder around it has it alone
-)
+STAGING = ".partial"  # folder in which the data are made; the holder of the lock of the folder around it uses it alone
 
 
 def prepare(plan: Plan, workers: int = 1) -> dict[str, Any]:
@@ -161,7 +159,7 @@ def unused(folder: Path, record: dict[str, Any] | None) -> list[Path]:
 
 
 def remove_unused(folder: Path, record: dict[str, Any] | None) -> None:
-    """Remove `unused` data. Only for who holds the lock of the folder."""
+    """Remove `unused` data. Only for the holder of the folder's lock."""
     for path in unused(folder, record):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

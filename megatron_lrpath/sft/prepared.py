@@ -98,7 +98,7 @@ DATA = re.compile(r"data-([1-9]\d{0,8})")
 
 
 def data_folder(folder: Path, record: dict[str, Any]) -> Path:
-    """Where the data lie that a record describes; `folder` is the record's.
+    """Return the folder of the data that a record describes; `folder` is the record's.
 
     Raises:
         UserError: the record names no such folder.
@@ -117,7 +117,7 @@ class Prepared:
 
     Attributes:
         folder: of the record and the index cache.
-        data: where the datasets lie.
+        data: the folder of the datasets.
     """
 
     folder: Path

@@ -34,7 +34,7 @@ class TokenizerFiles:
         vocab_size: number of tokens.
         tokens: bos_token_id, eos_token_id, pad_token_id where there are such tokens.
         path: the model file or folder; None where there is nothing to write (test tokenizers).
-        notes: what the user should know about the exported tokenizer.
+        notes: messages for the user about the exported tokenizer.
     """
 
     kind: str

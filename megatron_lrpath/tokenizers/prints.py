@@ -25,7 +25,7 @@ from megatron_lrpath.tokenizers.sentencepiece_model import (
 )
 
 type Facts = dict[str, Any]
-"""JSON-able facts of a tokenizer, as `TokenizerSpec.facts` makes them; unknown ones are carried through."""
+"""JSON-able facts of a tokenizer, as `TokenizerSpec.facts` makes them; unknown facts are kept."""
 
 # Of a Hugging Face tokenizer's folder, what its ids depend on; a chat template is none of it.
 ID_FILES = (

@@ -32,10 +32,10 @@ TOKENIZER = ("tokenizer_type", "vocab_size")
 
 @dataclass(frozen=True)
 class Trained:
-    """What a checkpoint of another training has behind it.
+    """The samples, rate and settings of a checkpoint of another training.
 
-    `samples` are those consumed, `rate` is that of the next step (None where the checkpoint does not say). `notes` are
-    settings in which the main path differs from it, and what could not be compared, a clause each.
+    `samples` are those consumed, `rate` is that of the next step (None if the checkpoint does not record it). `notes`
+    are settings in which the main path differs from it, and what could not be compared, a clause each.
     """
 
     samples: int

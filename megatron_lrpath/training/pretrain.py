@@ -71,7 +71,7 @@ def asks_for_wandb(argv: list[str], plan: Path | None) -> bool:
     """Return whether the command line or the plan mention wandb, whose import takes more than a second."""
     try:
         text = plan.read_bytes() if plan else b""
-    except OSError:  # told when the plan is read
+    except OSError:  # reported when the plan is read
         text = b""
     return b"wandb" in text or any("wandb" in word for word in argv)
 

@@ -15,7 +15,7 @@ from megatron_lrpath.runs.results import is_fresh, loss_of
 from megatron_lrpath.sealed import write_sealed
 
 VERSION = "trial"
-"""The name of the version that a trial's branches train, in the plans that stand for them."""
+"""The name of the version that a trial's branches train, in the plans that represent them."""
 PROBE, AUDITION = "probe", "audition"
 WHOLE = "all"
 """The first validation set as a whole, among the names of its domains and of further sets."""
@@ -64,7 +64,7 @@ class Trial:
         return self.branches * self.steps
 
     def folder(self, plan: Plan) -> Path:
-        """Where the trial lies."""
+        """The trial's folder."""
         return OutputFolder(Path(plan.output)).trials / self.name
 
     def run_folder(self, plan: Plan, candidate: Candidate, repeat: int) -> Path:

@@ -214,7 +214,7 @@ def require_flat(source: Path) -> None:
 
 
 def carry_out(adoption: Adoption) -> None:
-    """Copy, record, name. Only for who keeps the output at rest.
+    """Copy, record, name. The caller must keep the output at rest.
 
     Raises:
         UserError: the disk has no room, or a file changes while it is read.

@@ -57,7 +57,7 @@ class Difference:
 
 
 def folder_of(plan: Plan, run: Run, step: int) -> Path:
-    """Where the trials of a run from a step lie."""
+    """Return the folder of the trials of a run from a step."""
     return OutputFolder(Path(plan.output)).compare_starts / f"{run.name}-{step}"
 
 

@@ -97,7 +97,7 @@ class ConversionProgress:
         self._bar: Any = _terminal_bar(total) if sys.stderr.isatty() else None
 
     def note(self, text: str) -> None:
-        """Say something that the user should know."""
+        """Print a message for the user."""
         if self._bar:
             self._bar.console.print(text, style="yellow")
         else:
@@ -291,7 +291,7 @@ class Conversion:
         """Read the inputs `names`, `process` in worker processes, write and publish everything; what it came to.
 
         `outputs` are the datasets' prefixes and the types of their tokens; they have temporary names until all
-        is written. While `marker` stands, not all of them are published.
+        is written. While `marker` exists, not all of them are published.
 
         Raises:
             UserError: an input cannot be read, too many documents were rejected (at once, not at the end), or

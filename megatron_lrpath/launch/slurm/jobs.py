@@ -194,7 +194,7 @@ REPORT_CORES = 2
 
 @dataclass(frozen=True)
 class Spec:
-    """What the program in the job needs to know. `folder` is OUTPUT/slurm.
+    """Return the settings of the program in the job. `folder` is OUTPUT/slurm.
 
     `plan` is the copy submitted last; for a report the file that it is made for.
 
@@ -338,7 +338,7 @@ def log_option(folder: Path, job: Job) -> str:
     """The job's log as sbatch takes it: a pattern, in which %j is the job's number.
 
     A folder with % or backslash in its name cannot be written as a pattern: there the script redirects its
-    output itself, and only what Slurm has to say of the job is lost.
+    output itself, and only Slurm's own messages on the job are lost.
     """
     return "/dev/null" if set(str(folder)) & set("%\\") else str(folder / "logs" / f"{job.name}-%j.log")
 
@@ -382,7 +382,7 @@ def comment_text(text: str) -> str:
 
 
 def about_job(job: Job, spec: Spec) -> list[str]:
-    """What the program does, for who reads the script: the sruns and the commands of the ranks."""
+    """Return what the program does, for readers of the script: the sruns and the commands of the ranks."""
     if job.kind == "report":
         return [f"It runs: {shlex.join(report_command(spec.plan))}"]
     told = [

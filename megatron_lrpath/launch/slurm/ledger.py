@@ -56,7 +56,7 @@ class Ledger:
 
     @property
     def file(self) -> Path:
-        """Where the entries stand."""
+        """The file of the entries."""
         return self.folder / "jobs.json"
 
     def entries(self) -> list[SubmittedJob]:
@@ -149,7 +149,7 @@ class SubmittedPlan:
 
     @property
     def path(self) -> Path:
-        """Where the copy lies: a file for every text, so that all ranks of a start read the same."""
+        """Return the path of the copy: a file for every text, so that all ranks of a start read the same."""
         return pinned(self.latest, self.text)
 
     @property

@@ -112,7 +112,7 @@ def wait_for(numbers: Sequence[int], number: int) -> None:
 
 
 def hold(number: int, reason: str) -> None:
-    """Keep a waiting job from starting and say why in its comment."""
+    """Keep a waiting job from starting and write the reason into its comment."""
     set_comment(number, reason)
     call("scontrol", "uhold", str(number))
 

@@ -1,4 +1,4 @@
-"""What a cluster needs to know, from a settings file and the command line: nodes, partition, container, folders."""
+"""The settings of a cluster, from a settings file and the command line: nodes, partition, container, folders."""
 
 from __future__ import annotations
 

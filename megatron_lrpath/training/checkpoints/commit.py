@@ -171,7 +171,7 @@ def write_failures(aside: Path) -> Iterator[None]:
         raise SaveFailedError(f"writing failed on rank {ranks}{left_on(aside)}") from None
     except OSError as error:
         if dist.get_world_size() > 1:
-            raise  # the other ranks do not know
+            raise  # the other ranks have no error
         raise SaveFailedError(f"writing failed: {cause(error)}{left_on(aside)}") from None
 
 
@@ -212,7 +212,7 @@ def write_and_sum(write: Callable[..., None], aside: str, rank: int, world: int,
 
 
 class Results:
-    """A writer's queue, which also takes down where the items lie: (offset, length) by file."""
+    """A writer's queue, which also records the places of the items: (offset, length) by file."""
 
     def __init__(self, queue: Any) -> None:
         self.queue = queue

@@ -193,7 +193,7 @@ COVERED = (
     | {"weight_decay", "start_weight_decay", "end_weight_decay", "weight_decay_incr_style"}
     | {"global_batch_size", "seq_length"}  # in `batch`
 )
-"""Arguments that the identity holds in another form, or that say where a run starts (its parent is compared too)."""
+"""Arguments that the identity holds in another form, or that set where a run starts (its parent is compared too)."""
 STABLE = DATA | frozenset(
     [
         "seed",
