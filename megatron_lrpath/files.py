@@ -19,9 +19,7 @@ from megatron_lrpath.errors import UserError
 
 TEMPORARY = ".tmp"  # ends the name of what is not finished; `.NAME.xxxxxxxx.tmp` is to become NAME
 REPLACED = ".old"  # ends the name of a file or folder while it is replaced
-ABANDONED_SECONDS = (
-    86400.0  # where a disk has no locks: the age at which a temporary file counts as abandoned
-)
+ABANDONED_SECONDS = 86400.0  # age of abandoned temporary files, where a disk has no locks
 EXCHANGE = 2  # renameat2: RENAME_EXCHANGE
 AT_FDCWD = -100
 NAME_LIMIT, PATH_LIMIT = 255, 4095  # bytes, on Linux

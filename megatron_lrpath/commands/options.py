@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
 PLAN, PLAN_OR_EXPERIMENT = "the plan file", "the plan (or experiment) file"
 AUTO, EVERY = "auto", "all"
-WRITTEN = (
-    "needs a new output (or its own), where it writes plan.yaml"  # help of --set for commands that train
-)
+WRITTEN = "needs a new output (or its own), where it writes plan.yaml"  # help of --set for training
 
 
 def add_plan(parser: argparse.ArgumentParser, about: str = PLAN, optional: bool = False) -> None:

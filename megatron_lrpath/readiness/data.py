@@ -71,9 +71,7 @@ def data_checks(
     count = max((run.version_index for run in runs), default=0)
     needed = [version.name for version in plan.versions[:count]]
     missing = []
-    for (
-        version
-    ) in plan.versions:  # versions that no run needs any more still record the data of earlier trainings
+    for version in plan.versions:  # a version that no run needs any more records earlier data
         path = slice_path(plan.data.slices, version.name)
         if path.exists():
             opened.findings += open_slice(path, version.name, opened)

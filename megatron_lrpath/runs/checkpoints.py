@@ -28,9 +28,7 @@ from megatron_lrpath.reading import parse_json, read_json
 from megatron_lrpath.runs.folder import read_json_object
 
 MANIFEST = "manifest.json"
-RELEASE = (
-    "release"  # Megatron's name of the folder of weights that no run trained; the step in its manifest is 0
-)
+RELEASE = "release"  # Megatron's folder of weights that no run trained; its manifest has step 0
 FORMAT = 1
 CHUNK = 4 * 2**20  # bytes read at a time
 BLOCK = 64 * 1024  # bytes of a fingerprint's block

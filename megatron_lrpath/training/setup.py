@@ -276,9 +276,7 @@ def begin(session: Session, args: Any) -> None:
         if args.pipeline_model_parallel_size > 1:
             session.first_weights = StageOrder(args.virtual_pipeline_model_parallel_size or 1)
         session.draws_all_experts = args.expert_model_parallel_size > 1 and args.use_cpu_initialization
-    if (
-        context.prepared is not None
-    ):  # stored in every checkpoint, so that an export contains the chat template
+    if context.prepared is not None:  # stored in every checkpoint: exports contain the template
         args.lrpath_chat = context.prepared.chat
     retain_interval = args.save_retain_interval
     protect(session, args, start, ranks)

@@ -164,9 +164,7 @@ def _room(optimizer: Any, parameter: Any, item: Any, parts: Parts) -> dict[str, 
 
 
 def _renamed(item: Any, key: str, tensor: torch.Tensor, replica: int) -> Any:
-    """Return the description of a weight for a tensor of its optimizer state; `replica` 0 is
-    written.
-    """
+    """Return the description of a weight for a tensor of its optimizer state; replica 0 is written."""
     from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory  # after the device's choice
 
     changed: dict[str, Any] = {
