@@ -102,7 +102,7 @@ def problems(path: Path, name: str, config: Config) -> Iterator[str]:
 
 
 def main(names: Sequence[str]) -> int:
-    """Check the files named, or all Markdown pages and modules that Git knows; 1 where something was found."""
+    """Check the named files, or all Markdown pages and modules of the checkout; return 1 if there are findings."""
     config = registered()
     if not names:
         command = ["git", "-C", str(ROOT), "ls-files", "-co", "--exclude-standard", "*.md", "*.py"]
