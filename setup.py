@@ -28,7 +28,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.12",
-    # The tools, the example plans, the Slurm recipes and the documents stand beside the package and travel inside it.
+    # The tools, the example plans, the Slurm recipes and the documents are next to the package; a wheel has them in it.
     packages=[*find_packages(include=["megatron_lrpath", "megatron_lrpath.*"]), *SHIPPED],
     package_dir={name: name.rpartition(".")[2] for name in SHIPPED},
     package_data={

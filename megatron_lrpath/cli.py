@@ -21,7 +21,7 @@ from megatron_lrpath.wording import nearest
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `lrpath` with these arguments (default: the process's own) and return the exit status.
 
-    The status is 0 or the one that the command returns; 2 for bad input (`lrpath: error: …` on stderr);
+    The status is 0 or the status that the command returns; 2 for bad input (`lrpath: error: …` on stderr);
     130 after an interrupt.
     """
     for stream in (sys.stdout, sys.stderr):

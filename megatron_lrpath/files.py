@@ -18,8 +18,8 @@ from typing import Any, BinaryIO
 from megatron_lrpath.errors import UserError
 
 TEMPORARY = ".tmp"  # ends the name of what is not finished; `.NAME.xxxxxxxx.tmp` is to become NAME
-REPLACED = ".old"  # ends the name of what stands aside while its successor takes its place
-ABANDONED_SECONDS = 86400.0  # where a disk has no locks: what is that old is nobody's
+REPLACED = ".old"  # ends the name of a file or folder while it is replaced
+ABANDONED_SECONDS = 86400.0  # age of abandoned temporary files, where a disk has no locks
 EXCHANGE = 2  # renameat2: RENAME_EXCHANGE
 AT_FDCWD = -100
 NAME_LIMIT, PATH_LIMIT = 255, 4095  # bytes, on Linux
@@ -78,7 +78,7 @@ def _new_file(target: Path) -> tuple[int, str]:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         if os.fstat(descriptor).st_nlink:
             return descriptor, name
-        os.close(descriptor)  # somebody has taken it for abandoned before it was locked
+        os.close(descriptor)  # another process has removed it as abandoned before it was locked
 
 
 def sweep_abandoned(target: Path) -> bool:
@@ -98,7 +98,7 @@ def _remove_abandoned(path: Path) -> bool:
     try:
         descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     except OSError:
-        return True  # gone by now, or somebody else's
+        return True  # removed meanwhile, or another user's
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -36,7 +36,7 @@ class FolderLock:
     def acquire(cls, folder: Path, patience: float = 1.0) -> FolderLock:
         """Lock `folder` (created if missing); retry for `patience` seconds.
 
-        A reader that tests whether the lock is held takes it for a moment, so a single try can fail.
+        A reader that tests whether the lock is held acquires it for a moment, so a single try can fail.
         Raises `LockHeldError` if another process holds the lock.
         """
         folder.mkdir(parents=True, exist_ok=True)

@@ -110,7 +110,7 @@ PARADIGMS = tuple(PARADIGM_ROWS)
 """The names, in the order of all tables."""
 
 LR_PATH_KINDS = {kind.name: kind for paradigm in PARADIGM_ROWS.values() for kind in paradigm.kinds}
-"""The kinds of runs that a paradigm makes; every paradigm's versions can be fine-tuned beside."""
+"""The kinds of pre-trainings of the paradigms; the versions of each paradigm can also be fine-tuned."""
 PARADIGM_OF = {kind.name: paradigm.name for paradigm in PARADIGM_ROWS.values() for kind in paradigm.kinds}
 KINDS = LR_PATH_KINDS | {SFT.name: SFT}
 CYCLE_KINDS = tuple(kind.name for row in PARADIGM_ROWS.values() for kind in row.kinds if kind.has_cycle)

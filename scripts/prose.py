@@ -18,11 +18,12 @@ from proselint.checks import __register__ as proselint_checks
 from proselint.config import Config
 from proselint.registry import CheckRegistry
 from proselint.registry.checks import Check, types
+from proselint.registry.checks.engine import Fancy
 from proselint.tools import LintFile
 
 ROOT = Path(__file__).resolve().parents[1]
 STYLE = ROOT / "scripts/prose.toml"
-FORMS = {"preferred": (".md", ".py"), "preferred_in_documents": (".md",)}  # section: suffixes of files
+FORMS = "preferred"  # the section of the style file, and the name of its check
 CODE = re.compile(r"^ *(```+).*?^ *\1 *$|``.*?``|`[^`\n]*`|<[^>\n]+>|\]\([^)]*\)", re.MULTILINE | re.DOTALL)
 VALUE = re.compile(r"\{[^{}]*\}|\S*[\d_/=]\S*")
 QUOTES = re.compile(r"""^[rbfuRBFU]*(\"\"\"|'''|"|')|(\"\"\"|'''|"|')$""")  # proselint passes over quotations
@@ -35,20 +36,21 @@ def style() -> dict[str, Any]:
     return tomllib.loads(STYLE.read_text(encoding="utf-8"))
 
 
-def preferred(section: str) -> Check:
-    """The check of a section of preferred forms; a space in a pattern matches a line break as well."""
-    items = {pattern.replace(" ", r"\s+"): form for pattern, form in style()[section].items()}
-    return Check(check_type=types.PreferredForms(items), path=section, message="write {} instead of {!r}")
+def preferred() -> Check:
+    """Return the check of the preferred forms; a space in a pattern matches a line break as well."""
+    items = {pattern.replace(" ", r"\s+"): form for pattern, form in style()[FORMS].items()}
+    return Check(
+        check_type=types.PreferredForms(items),
+        path=FORMS,
+        message="write {} instead of {!r}",
+        engine=Fancy(),  # patterns look ahead
+    )
 
 
-def registered() -> dict[str, Config]:
-    """Register proselint's checks and the project's own; return the configuration for each suffix of a file."""
-    CheckRegistry().register_many((*proselint_checks, *map(preferred, FORMS)))
-    wanted = dict.fromkeys(style()["proselint"]["checks"], True)
-    return {
-        suffix: Config(max_errors=100_000, checks=wanted | {name: suffix in FORMS[name] for name in FORMS})
-        for suffix in (".md", ".py")
-    }
+def registered() -> Config:
+    """Register proselint's checks and the project's own; return the configuration."""
+    CheckRegistry().register_many((*proselint_checks, preferred()))
+    return Config(max_errors=100_000, checks=dict.fromkeys([*style()["proselint"]["checks"], FORMS], True))
 
 
 def blank(text: str) -> str:
@@ -88,25 +90,25 @@ def prose_of_python(text: str) -> str:
     return "\n".join("".join(row) for row in rows)
 
 
-def problems(path: Path, name: str, configs: dict[str, Config]) -> Iterator[str]:
+def problems(path: Path, name: str, config: Config) -> Iterator[str]:
     """`FILE:LINE: what is wrong` for everything that the checks find in a file."""
     text = path.read_text(encoding="utf-8")
     prose = prose_of_python(text) if path.suffix == ".py" else prose_of_page(text, name)
     if not prose.strip("~\n"):
         return
-    for found in LintFile(name, prose).lint(configs[path.suffix]):
+    for found in LintFile(name, prose).lint(config):
         end = found.check_result.span[1] - 1
         yield f"{name}:{prose.count(chr(10), 0, end - 1) + 1}: {found.check_result.message}"
 
 
 def main(names: Sequence[str]) -> int:
-    """Check the files named, or all Markdown pages and modules that Git lists; 1 where something was found."""
-    configs = registered()
+    """Check the named files, or all Markdown pages and modules of the checkout; return 1 if there are findings."""
+    config = registered()
     if not names:
         command = ["git", "-C", str(ROOT), "ls-files", "-co", "--exclude-standard", "*.md", "*.py"]
         listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
         names = [name for name in listed if not any(fnmatch(name, pattern) for pattern in style()["skip"])]
-    found = [problem for name in names for problem in problems(ROOT / name, name, configs)]
+    found = [problem for name in names for problem in problems(ROOT / name, name, config)]
     print("\n".join(found) or f"prose: {len(names)} files, nothing found")
     return 1 if found else 0
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Check indexed datasets (.bin and .idx): format, lengths, offsets, sizes, token ids; print their figures.
 
-Exits with 2 when one of them is missing, truncated, swapped, foreign or damaged, or of another tokenizer than the
-one that is named, and says which and how.
+Exits with 2 when one of them is missing, truncated, swapped, foreign or damaged, or of another tokenizer
+than the given one, and prints which dataset and what is wrong.
 
   check_dataset.py data/web_text_document --tokenizer-model data/tokenizer.model --record   # of Megatron-LM's own tool
 """
@@ -141,7 +141,7 @@ def compare(prefix: str, spec: TokenizerSpec, args: argparse.Namespace) -> None:
 def record(
     prefix: str, fingerprint: str, spec: TokenizerSpec, made: Facts | None, folder: Path | None
 ) -> None:
-    """Write the record with the hashes of the documents; what an earlier record says else stays.
+    """Write the record with the hashes of the documents; other entries of an earlier record are kept.
 
     Raises:
         UserError: a file cannot be written.

@@ -44,12 +44,12 @@ def check_slices(args: argparse.Namespace) -> int:
     for failure in checked.failures:
         print(f"FAILED: {failure}")
     if not checked.failures:
-        print(f"{len(checked.slices)} slices: whole, disjoint, and their sources are there and unchanged")
+        print(f"{len(checked.slices)} slices: whole, disjoint, and their sources exist and are unchanged")
     return int(bool(checked.failures))
 
 
 def slice_files(paths: list[Path]) -> list[Path]:
-    """The slice files that are named, or lie in a folder that is named; endings may be left out.
+    """Return the slice files that `paths` names, and those in the folders that it names; endings may be left out.
 
     Raises:
         UserError: there are none.
@@ -126,7 +126,7 @@ def check_content(slices: list[Slice]) -> None:
 
 
 def check_counts(one: Slice, source: SliceSource) -> None:
-    """Prove that a source's documents exist and have as many tokens as the slice says.
+    """Prove that a source's documents exist and have the number of tokens in the slice.
 
     Raises:
         UserError: they do not.

@@ -67,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Import, and say what to do."""
+    """Import the model, and print the next steps."""
     model = import_folder(args.folder, args.output, DTYPES[args.dtype] if args.dtype else None)
     print(f"{args.output}: {describe(model)}")
     print(f"lines for a plan: {args.output / SNIPPET}")
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
 def import_folder(source: Path, target: Path, dtype: torch.dtype | None = None) -> Architecture:
     """Write `target` as a folder of Megatron checkpoints holding the model of `source`.
 
-    Beside the weights there are the tokenizer's files and `plan.yaml`, the lines that a plan needs. Only
+    Also write the tokenizer's files and `plan.yaml`, the lines that a plan needs. Only
     JSON and safetensors are read; code in the folder is never run.
 
     Args:
@@ -134,7 +134,7 @@ def check_weights(model: Architecture, weights: SafetensorsFolder) -> None:
 def common_state(
     model: Architecture, dtype: torch.dtype, tokenizer: dict[str, str] | None, carried: Carried | None = None
 ) -> dict[str, Any]:
-    """What Megatron and this package read of a checkpoint besides its tensors."""
+    """Return the content of a checkpoint, without its tensors, that Megatron and this package read."""
     arguments = architecture.to_megatron(model)
     renamed = ("disable_bias_linear", "norm_epsilon")
     args = argparse.Namespace(
@@ -259,7 +259,7 @@ class SafetensorsFolder:
         return known[stored]
 
     def read(self, name: str) -> Tensor:
-        """A tensor, in memory of its own: the mapped file, whose pages would stay in memory, is let go of."""
+        """Return a tensor in memory of its own; the mapped file, whose pages would stay in memory, is closed."""
         opened = self.file(self.places[name])
         tensor: Tensor = opened.get_tensor(name).clone()
         del opened, self.open_files[self.places[name]]

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Put indexed datasets (.bin and .idx) of one type together into one, in the order given.
 
-A folder stands for all datasets in it by name. Every part is checked before anything is written.
+A folder means all datasets in it by name. Every part is checked before anything is written.
 """
 
 from __future__ import annotations

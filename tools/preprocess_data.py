@@ -31,7 +31,7 @@ TOKENIZERS = [
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """Input, output and how a run goes."""
+    """The options for input, output and the run."""
     group = parser.add_argument_group("input")
     group.add_argument(
         "--input",

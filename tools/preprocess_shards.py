@@ -85,7 +85,7 @@ def prepare(count: int, arguments: Sequence[str]) -> int:
         atomic_write_text(file, json.dumps(wanted, indent=1) + "\n")
     elif read_delivery(folder) != wanted:
         raise UserError(
-            f"{folder}: holds the shards of other files or arguments; go on with those, or remove the folder"
+            f"{folder}: holds the shards of other files or arguments; continue with those, or remove the folder"
         )
     missing = [n for n in range(len(wanted["shards"])) if not is_whole(folder, wanted, n)]
     print(ranges(missing) or NONE)

@@ -38,7 +38,7 @@ OPTIONS: tuple[tuple[str, str, dict[str, Any], str], ...] = (
         LIST,
         "an indexed dataset (without .bin), its weight in the mixture (none: in proportion to the tokens not "
         "yet drawn; left empty in PREFIX::DOMAIN) and the domain it counts as (none: its name); may be "
-        "repeated. Read from the right; a dataset whose name itself holds colons is found if it is there",
+        "repeated. Read from the right; a dataset whose name itself holds colons is found if it exists",
     ),
     ("--versions", "N", {"type": int}, "how many versions to draw"),
     (
@@ -65,7 +65,7 @@ OPTIONS: tuple[tuple[str, str, dict[str, Any], str], ...] = (
     ("--seed", "SEED", {"type": int, "default": 1234}, "what decides the draw (default: 1234)"),
     ("--output", "FOLDER", {"type": Path, "required": True}, "folder of the slices"),
 )
-APPEND = """go on behind the versions that exist; without --tokens-per-version the new version (or
+APPEND = """append to the versions that exist; without --tokens-per-version the new version (or
 --versions N equal ones) takes everything of the sources that no slice has"""
 
 DROP = """leave out the documents whose text is in a slice of the folder, or in the sources before (validation
@@ -104,7 +104,7 @@ def slice_versions(args: argparse.Namespace) -> int:
     console = wide_console(stderr=True)
     try:
         lock = FolderLock.acquire(args.output)
-    except LockHeldError as owner:  # this draw could not know what that one takes
+    except LockHeldError as owner:  # this draw cannot see the documents that the other draw takes
         raise UserError(
             f"{args.output}: {owner} is drawing slices there now; try again when it is done"
         ) from None
@@ -137,7 +137,7 @@ def slice_versions(args: argparse.Namespace) -> int:
 
 
 def tell_unrecorded(slices: Sequence[Slice]) -> None:
-    """Say in a line which sources come without a record of their tokenizer."""
+    """Print a line with the sources that have no record of their tokenizer."""
     from megatron_lrpath.wording import listing
 
     sources = [source for one in slices for source in one.sources if source.tokenizer is None]
@@ -165,7 +165,7 @@ def shortage_table(error: ShortageError) -> Table:
 
 
 def request_of(args: argparse.Namespace, taken: Sequence[str]) -> DrawRequest:
-    """The request that the options stand for; `taken` are the names of existing slices.
+    """Return the request of the options; `taken` are the names of existing slices.
 
     Raises:
         UserError: an option cannot be understood.

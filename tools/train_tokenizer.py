@@ -24,7 +24,7 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_bytes
 
 LINE_BYTES = 4096  # SentencePiece passes over longer lines
-TRAINER_THREADS = 4  # stands in the model, so it must not depend on the machine
+TRAINER_THREADS = 4  # stored in the model, so it must not depend on the machine
 SPECIAL = {"unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": 3}  # <unk> <s> </s> <pad>; </s> ends a document
 TRAINER_OPTIONS = (
     "vocab_size", "model_type", "byte_fallback", "character_coverage", "control_symbols", "user_defined_symbols",

@@ -104,7 +104,7 @@ def allocate(
 ) -> Allocation | None:
     """Return the alphas with the lowest mean loss within `budget`, or the cheapest ones near the lowest mean loss.
 
-    The losses of the judged versions add up, and so do the steps. The function keeps the Pareto-optimal sums version
+    Both the losses and the steps of the judged versions add up. The function keeps the Pareto-optimal sums version
     by version, which is exact up to a fraction 1/`RESOLUTION` of the steps for each version.
 
     Args:

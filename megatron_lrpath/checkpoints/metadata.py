@@ -61,7 +61,7 @@ MAX_DIMENSIONS = 32
 MAX_PATH = 64  # parts of an entry's place in nested dicts
 
 
-@functools.lru_cache(maxsize=1)  # a start asks for the same three times
+@functools.lru_cache(maxsize=1)  # a start reads the same metadata three times
 def load_metadata(content: bytes, path: Path) -> Metadata:
     """A checkpoint's metadata from the content of the file at `path`.
 

@@ -305,7 +305,7 @@ class _Machine:
 
     def line_global(self) -> None:
         module, name = self.line(), self.line()
-        # Protocols before 3 have the builtins under the name that Python 2 knew.
+        # Protocols before 3 use Python 2's name of the builtins.
         self.named("builtins" if module == "__builtin__" else module, name)
 
     def line(self) -> str:

@@ -30,9 +30,9 @@ COMMON, OLD_COMMON = "common_state/shard_0_1", "common.pt"
 CARRIED = "lrpath_hugging_face"  # among the arguments: what an export gives back of an imported folder
 """Where Megatron keeps what is no tensor, arguments among it: an object, before version 0.19 a file."""
 TRAINING_STATE = ("optimizer", "rng_state")
-"""Names that begin so are read by trainings only: neither by an evaluation nor by a merge."""
+"""Prefixes of the names that only a training reads, neither an evaluation nor a merge."""
 LISTED = 5  # damaged parts in a message
-Places = Mapping[MetadataIndex, Any]  # where items lie: torch's `_StorageInfo` of each
+Places = Mapping[MetadataIndex, Any]  # the places of items: torch's `_StorageInfo` of each
 
 
 class SafeReader(FileSystemReader):
@@ -40,10 +40,10 @@ class SafeReader(FileSystemReader):
 
     Args:
         folder: of one step.
-        verify: compare what is read with the manifest, where there is one; otherwise somebody else did.
+        verify: compare the bytes read with the manifest, if there is one; false if the caller has verified them.
 
     Raises:
-        UserError: the manifest is damaged, or a file is not of the size that it says.
+        UserError: the manifest is damaged, or the size of a file differs from the manifest.
     """
 
     def __init__(self, folder: Path, verify: bool = True) -> None:
@@ -91,12 +91,12 @@ class SafeReader(FileSystemReader):
         return own_metadata(path, self.load_id)
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        """Give the planner the tensors and objects that it asks for; raises UserError."""
+        """Give the planner the tensors and objects that it requests; raises UserError."""
         return read_data(self, plan, planner, self.verify_items)
 
 
 def manifest_sums(folder: Path) -> Mapping[str, FileSum] | None:
-    """What the manifest says, where there is one; all sizes are right.
+    """Return the manifest's sums after comparing all file sizes; warn and return None without a manifest.
 
     Raises:
         UserError: the manifest is damaged, or files are missing or of another size.
@@ -250,7 +250,7 @@ def unreadable(path: Path, name: str, why: str) -> UserError:
 
 
 def _place(reader: FileSystemReader, index: MetadataIndex) -> Any:
-    """Where a piece lies."""
+    """Return the place of a piece."""
     place = reader.storage_data.get(index)
     if place is None:
         raise unreadable(Path(reader.path), index.fqn, "the checkpoint does not hold all of it")
@@ -272,7 +272,7 @@ def _read_piece(path: Path, item: ReadItem, stream: Any, planner: LoadPlanner) -
         start + length > end
         for start, length, end in zip(item.storage_offsets, item.lengths, tensor.shape, strict=True)
     ):
-        raise unreadable(path, name, "it has another shape than the metadata say")
+        raise unreadable(path, name, "its shape differs from the metadata")
     target = planner.resolve_tensor(item).detach()
     target.copy_(narrow_tensor_by_index(tensor, item.storage_offsets, item.lengths))
     planner.commit_tensor(item, target)
@@ -299,11 +299,11 @@ def object_bytes(reader: FileSystemReader, name: str) -> bytes:
 
 
 def load_common(folder: Path, reader: SafeReader | None = None) -> dict[str, Any]:
-    """What a checkpoint holds besides tensors: the arguments that it was saved under, counters.
+    """Return the content of a checkpoint without its tensors: the arguments that it was saved under, counters.
 
     Args:
         folder: of one step.
-        reader: one that is open already; otherwise the files are taken as verified.
+        reader: an open reader of the folder; without it, the files are not verified.
 
     Raises:
         UserError: it is missing, damaged or holds more than data.

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SLICE",
         help="a slice, in the plan's folder of slices, that it was trained on; may be repeated (default: unknown)",
     )
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done, write nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be done, write nothing")
 
 
 def execute(args: argparse.Namespace) -> int:

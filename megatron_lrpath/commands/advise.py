@@ -130,7 +130,7 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def following(args: argparse.Namespace, plan: Plan, advice: Advice) -> str:
-    """What comes after the advice: taking it where that changes something, else what carries the plan on."""
+    """Return the text after the advice: how to apply it if it changes something, else the plan's next command."""
     one = advice.allocation
     if args.fit_on is None and not args.apply and one and one.applies and one.changes:
         return "the same command with --apply, which writes the alphas into the plan"

@@ -50,7 +50,7 @@ def execute(args: argparse.Namespace) -> int:
             continue
         try:
             answer(talks, line, sampling)
-        except UserError as error:  # of this message; the conversation goes on
+        except UserError as error:  # refuses this message; the conversation continues
             say_error(error)
     return 0
 

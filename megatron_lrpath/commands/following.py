@@ -1,4 +1,4 @@
-"""What comes next for a plan: the command that carries it on, which other commands print as their last line."""
+"""The next command for a plan, which other commands print as their last line."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def next_for(plan: Plan, paradigms: Sequence[str] | None = None) -> str:
-    """The command that carries a plan on, from what its output holds now.
+    """Return the next command for a plan, from the present content of its output.
 
-    Train what is not complete, evaluate, report; then export, or add a version. `paradigms` None: those that the
-    plan is carried out for.
+    Train what is not complete, evaluate, report; then export, or add a version. `paradigms` None: the paradigms
+    that the plan trains.
     """
     from megatron_lrpath.runs.results import model_runs, needs_evaluation, report_is_fresh
     from megatron_lrpath.runs.tasks import build_tasks, named_paradigms
@@ -40,7 +40,7 @@ def next_for(plan: Plan, paradigms: Sequence[str] | None = None) -> str:
 
 
 def next_for_experiment(experiment: Experiment) -> str:
-    """The command that carries an experiment on: train and evaluate what is missing, then the table."""
+    """Return the next command for an experiment: train and evaluate what is missing, then print the table."""
     from megatron_lrpath.experiment.run import experiment_tasks
     from megatron_lrpath.experiment.table import make_table
 
@@ -58,7 +58,7 @@ def training(output: str | Path, rest: str) -> str:
 
 
 def after_report(path: Path, paradigms: Sequence[str]) -> str:
-    """What there is to do with a plan of which everything is reported."""
+    """Return the next command for a plan whose report is complete."""
     words = ["--paradigm", paradigms[0]] if len(paradigms) == 1 and paradigms[0] != PARADIGMS[0] else []
     plan = shlex.quote(str(path))
     return (

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 PLAN, PLAN_OR_EXPERIMENT = "the plan file", "the plan (or experiment) file"
 AUTO, EVERY = "auto", "all"
-WRITTEN = "needs a new output (or its own), where it writes plan.yaml"  # what --set means to who trains
+WRITTEN = "needs a new output (or its own), where it writes plan.yaml"  # help of --set for training
 
 
 def add_plan(parser: argparse.ArgumentParser, about: str = PLAN, optional: bool = False) -> None:
@@ -80,7 +80,7 @@ def add_machine(parser: argparse.ArgumentParser, models: str, nproc: str) -> Non
     parser.add_argument(
         "--cold",
         action="store_true",
-        help="start every training as a fresh process; without it, those on the CPU are forked from one that has "
+        help="start every training as a fresh process; without it, those on the CPU are forked from a process that has "
         "imported everything, which saves seconds each",
     )
 

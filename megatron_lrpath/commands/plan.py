@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Print the plan; 0. UserError (status 2) where files that are there contradict it."""
+    """Print the plan and return 0. Raise UserError (status 2) if existing files contradict it."""
     from megatron_lrpath.plan import json_schema, load_plan
 
     if args.schema:
@@ -88,7 +88,7 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def check_files(plan: Plan, paradigms: tuple[str, ...]) -> None:
-    """Compare the plan with the files that are there; a plan may be looked at before any is.
+    """Compare the plan with the existing files; missing files are no problem, so that a new plan can be viewed.
 
     Raises:
         UserError: all that contradicts it.

@@ -42,8 +42,8 @@ LOOK: dict[str, Any] = {"title_justify": "left"}
 def show_plan(
     plan: Plan, paradigms: tuple[str, ...], trained: tuple[str, ...], left: Estimate, curves: bool
 ) -> None:
-    """Print the costs of the paradigms; and of those in `trained`, which the plan is carried out for, the runs, the
-    storage, what is left to train (`left`) and, if asked for, the curves.
+    """Print the costs of the paradigms; for those in `trained`, also the runs, the storage, the remaining training
+    (`left`) and, with `curves`, the curves.
     """
     console = Console()
     if not console.is_terminal:
@@ -110,7 +110,7 @@ def new_text(plan: Plan) -> str:
 
 
 def _shared_note(plan: Plan, paradigms: tuple[str, ...]) -> str:
-    """What the costs do not say: the run that CPT shares with another paradigm."""
+    """Return what the costs do not show: the run that CPT shares with another paradigm."""
     shared = plan.runs(CPT.name)[0]
     twin = "/".join(shared.same_as or ())
     note = f"{CPT.name}/{shared.name} and {twin} are the same training, which runs once"
@@ -207,7 +207,7 @@ def curve_points(run: Run, count: int) -> list[tuple[float, float]]:
 
 
 def run_colour(run: Run) -> str:
-    """A colour for each version; the main path stands apart."""
+    """Return a colour for each version; the main path has its own."""
     return MAIN_COLOUR if not run.makes_version else COLOURS[(run.version_index - 1) % len(COLOURS)]
 
 

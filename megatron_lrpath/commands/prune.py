@@ -127,7 +127,7 @@ def tell(found: Survey) -> None:
 
 
 def reason(one: Found) -> str:
-    """Why it stays or may go, and whether it is archived."""
+    """Return why it is kept or can be removed, and whether it is archived."""
     text = one.reason or ("it is in the archive" if one.archived else "nothing starts from it")
     return f"{text}; archived" if one.archived and one.reason else text
 

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="take this version out of the plan, and make its slices available again; may be repeated",
     )
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--dry-run", action="store_true", help="say what would be done, write nothing")
+    what.add_argument("--dry-run", action="store_true", help="print what would be done, write nothing")
     what.add_argument(
         "--confirm", action="store_true", help="remove for good what earlier rewinds have set aside"
     )

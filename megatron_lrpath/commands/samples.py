@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder: OUTPUT/<paradigm>/<run>")
     parser.add_argument("--step", type=int, required=True, help="the step (the first one of a plan is 1)")
     parser.add_argument(
-        "--plan", type=Path, help="the plan file (default: the one that the run was started with)"
+        "--plan", type=Path, help="the plan file (default: the plan that the run was started with)"
     )
     parser.add_argument(
         "--characters", type=int, default=SHOWN, help=f"characters of each sample; 0: all (default: {SHOWN})"

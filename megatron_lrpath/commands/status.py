@@ -67,7 +67,7 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def carried_on(args: argparse.Namespace) -> str:
-    """The command that carries the plan or experiment on."""
+    """Return the next command for the plan or experiment."""
     from megatron_lrpath.experiment.load import is_experiment, load_experiment
     from megatron_lrpath.plan import load_plan
     from megatron_lrpath.runs.results import lies_elsewhere
@@ -131,9 +131,9 @@ def differing(rows: Sequence[dict[str, Any]]) -> list[str]:
 def collect(path: Path, choose: Callable[..., Sequence[str]]) -> dict[str, Any]:
     """The states of the runs of a plan or an experiment, as `states` gives them.
 
-    `choose` gives the paradigms, of an experiment or of the plan that it is called with. `unprepared` says what keeps
-    a plan's fine-tunings from having steps, `elsewhere` where the output lies when the command is called from another
-    folder; null where nothing does. `set_aside` are the bytes that rewinds have set aside.
+    `choose` gives the paradigms, of an experiment or of the plan that it is called with. `unprepared` is the
+    reason why a plan's fine-tunings have no steps, `elsewhere` the output's place when the command is called from
+    another folder; null where neither applies. `set_aside` are the bytes that rewinds have set aside.
     """
     from megatron_lrpath.experiment.load import is_experiment, load_experiment
     from megatron_lrpath.plan import load_plan
@@ -178,9 +178,8 @@ def states(name: str, output: str, planned: Sequence[tuple[Task, Plan]]) -> dict
     `seconds_left` (while it runs), `checkpoints` (steps of the complete ones), `bytes` (of all of them on disk),
     `cause` (of an interruption, where the run has left one), `log` (the newest one of an interrupted run) and
     `beyond` (the step that a main path has come to, where its plan ends before it),
-    `differs` (where the plan says something else than the run was trained with; throughput is that of the training).
-    `rewinds` says which rewinds a main path has behind it, `breaks` which changes of machine or
-    libraries, a clause each.
+    `differs` (where the plan differs from the plan that the run was trained with; throughput is that of the training).
+    `rewinds` lists the rewinds of a main path, `breaks` its changes of machine or libraries, a clause each.
     In a plan that was submitted to Slurm a run has `job` and `next_job` too, and `jobs` are its evaluations and the
     report, see `launch.slurm.show.add_jobs`; without Slurm `jobs` is empty.
     `problems` names files of runs that cannot be used. What is not known is null.

@@ -126,7 +126,7 @@ def submitted_plan(
     if not args.dry_run:
         require_ready([changed.asked], request_for(paradigms_of(args, changed.asked)))
         changed.write()
-        submitted = SubmittedPlan(changed.plan, submitted.text)  # what is said from here on names the file
+        submitted = SubmittedPlan(changed.plan, submitted.text)  # later messages name the file
     return submitted, changed.path
 
 
@@ -156,7 +156,7 @@ def show_dry_run(submission: Submission, as_json: bool) -> None:
             files, waits = submission.files(decision.job), decision.job.waits
             branch = any(wait.step is not None for wait in waits)
             kind = "afterany" if branch or decision.job.kind == "report" else "afterok"
-            keys = ":".join(wait.key for wait in waits)  # where their jobs' numbers will stand
+            keys = ":".join(wait.key for wait in waits)  # placeholders for their jobs' numbers
             dependency = [f"--dependency={kind}:{keys}"] if waits else []
             shown["sbatch"] = ["sbatch", *files.options, *dependency, str(files.script_file)]
             shown["script"], shown["spec"] = files.script, files.spec
@@ -175,7 +175,7 @@ def show_dry_run(submission: Submission, as_json: bool) -> None:
 
 
 def cost(submission: Submission, decisions: list[Decision]) -> list[dict[str, Any]]:
-    """Return what is left to train, by plan: steps, tokens, GPU hours and wall time at the measured pace.
+    """Return the remaining training, by plan: steps, tokens, GPU hours and wall time at the measured pace.
 
     Without a measurement they follow from the kind of GPU at an assumed utilization; both are omitted
     without GPUs.

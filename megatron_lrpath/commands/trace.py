@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Trace, and write where --without says so; 0."""
+    """Trace, write the new slices with --without, and return 0."""
     from megatron_lrpath.plan import load_plan
     from megatron_lrpath.upkeep.trace import PlanSlices, find, holders, trace
 

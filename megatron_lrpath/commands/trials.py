@@ -49,7 +49,7 @@ def add_trial(parser: argparse.ArgumentParser, begin: str) -> None:
 
 
 def carry_out(args: argparse.Namespace, plan: Plan, trial: Trial) -> int:
-    """Print the cost, train what is left to train (here, or as Slurm jobs), print the comparison; the exit status."""
+    """Print the cost, run the remaining trainings here or as Slurm jobs, print the comparison; return the status."""
     from megatron_lrpath.experiment.trial import prepare, unmeasured, write
 
     if args.extra and (args.dry_run or args.show):
@@ -164,7 +164,7 @@ def show(plan: Plan, trial: Trial, as_json: bool) -> None:
 
 @contextmanager
 def output_to(stream: Any) -> Iterator[None]:
-    """Let what this process and its children print go to `stream`, so that stdout holds nothing but JSON."""
+    """Redirect the output of this process and its children to `stream`, so that stdout holds only JSON."""
     if stream is sys.stdout:
         yield
         return

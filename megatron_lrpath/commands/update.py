@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="samples of a step from this version on (default: as many as before)",
     )
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--dry-run", action="store_true", help="say what would be done, write nothing")
+    what.add_argument("--dry-run", action="store_true", help="print what would be done, write nothing")
     what.add_argument(
         "--run", action="store_true", help="train it here at once (after --: Megatron arguments)"
     )
@@ -80,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Update:
-    """The version and what it takes: `text` is the plan's new text, `plan` what that says; `known`: done before.
+    """The version and its data: `text` is the plan's new text, `plan` the plan in it; `known`: added earlier.
 
     `duplicates` are those among the documents of the delivery.
     """
@@ -154,7 +154,7 @@ def asked(args: argparse.Namespace, plan: Plan) -> Delivery:
 
 
 def prepared(args: argparse.Namespace, plan: Plan, delivery: Delivery, existing: Sequence[Slice]) -> Update:
-    """The update, drawn and checked; the one that an interrupted call has begun where there is one.
+    """Draw and check the update, or resume the update that an interrupted call has begun.
 
     Raises:
         UserError: the data do not suffice, are in slices already, or do not fit the plan.
@@ -223,7 +223,7 @@ def following(name: str) -> str:
 
 
 def appended(args: argparse.Namespace, plan: Plan, name: str, slices: Sequence[Slice]) -> tuple[str, Plan]:
-    """The plan's text with the version, and what it says. UserError where it does not fit the plan."""
+    """Return the plan's text with the version, and the plan in it. Raise UserError if the version does not fit."""
     from megatron_lrpath.data.slice import available_samples, validation_path
     from megatron_lrpath.plan.file.edit import with_version
     from megatron_lrpath.plan.file.load import plan_from
@@ -299,7 +299,7 @@ def replay_note(before: Plan, added: Version) -> str:
 
 
 def alpha_text(before: Plan, plan: Plan, args: argparse.Namespace) -> str:
-    """The version's alpha, and the one that `lrpath advise` would take."""
+    """Return a text with the version's alpha and the alpha that `lrpath advise` recommends."""
     from megatron_lrpath.advise.advice import advise
 
     own = plan.versions[-1].alpha or plan.alpha
@@ -318,7 +318,7 @@ def alpha_text(before: Plan, plan: Plan, args: argparse.Namespace) -> str:
 
 
 def go_on(args: argparse.Namespace) -> int:
-    """Train it, or say how."""
+    """Train the version, or print the commands that do."""
     from megatron_lrpath.commands import run, submit
 
     path = shlex.quote(str(args.plan))

@@ -13,7 +13,7 @@ import xxhash
 SMALLEST_BLOCK = 1 << 20  # bytes
 MOST_BLOCKS = 1 << 16  # of a file, so that a record stays small and a block is read in a moment
 AT_A_START = 4  # blocks, others each time
-AT_A_START_IF_NEWER = 64  # where the file is of another time than its record says
+AT_A_START_IF_NEWER = 64  # if the file's time differs from its record
 KEY = "content"
 
 

@@ -22,8 +22,8 @@ LARGEST_SHARE = 5_000_000
 
 @dataclass(frozen=True)
 class Delivery:
-    """The data to draw from: `tokens` in total (None: all that are in no slice), of which `share` is for
-    validation.
+    """The data to draw from: `tokens` in total (None: all that are in no slice); the fraction `share` of them is
+    for validation.
 
     `share` None: 1%, at most `LARGEST_SHARE` tokens; 0: no validation.
     """

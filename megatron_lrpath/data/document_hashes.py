@@ -102,7 +102,7 @@ def hashes_path(record: Path) -> Path:
 
 
 def describe(path: Path, eod: int | None) -> dict[str, Any]:
-    """What a dataset's record says of its file of hashes."""
+    """Return the entry of a dataset's record for its file of hashes."""
     found = sum_file(path)
     return {"documents": found.bytes // DTYPE.itemsize, "eod": eod, "xxh3_128": found.xxh3_128}
 

@@ -28,14 +28,14 @@ from megatron_lrpath.errors import UserError
 from megatron_lrpath.files import atomic_write_bytes, atomic_write_text, sweep_abandoned, sync_folder
 
 ANY = 255  # of a document's flags
-UNFINISHED = ".unfinished"  # names the slices of a draw, until all of them are there
+UNFINISHED = ".unfinished"  # lists the slices of a draw until all of them are written
 
 
 class SourcePool:
     """One dataset: its free documents and their tokens. Uses one byte of memory per document.
 
     Documents without tokens belong to no slice. `weight` None: in proportion to the free tokens. `records`
-    is another folder for the record of the tokenizer.
+    is a further folder for the record of the tokenizer.
 
     Raises:
         UserError: it is not a dataset of documents, or an existing slice was drawn from another state of it.
@@ -216,9 +216,9 @@ def draw(
     of that source's random order that holds its share of tokens: so the mixture is right to within one
     document per source, and a version's tokens are what was asked for or up to a document per source more
     (or, where a source is about to be used up, less). Memory: five bytes per document, and 24 more per
-    document of the largest source. `note` hears what is being done. `records` is another folder for the records
-    of the datasets' tokenizers, which the slices carry. `held_out` are validation sets that lie elsewhere. `known` are
-    the duplicates, where the same documents were compared before.
+    document of the largest source. `note` receives messages on the progress. `records` is a further folder for the
+    records of the datasets' tokenizers, which the slices contain. `held_out` are validation sets in other folders.
+    `known` are the duplicates, if the same documents were compared before.
 
     Documents that repeat one of an existing slice, of `held_out` or of the sources are never drawn for validation, as
     far as the datasets have hashes; with `request.drop_duplicates` they are not drawn at all.

@@ -63,7 +63,7 @@ class Duplicates:
         }
 
     def lines(self, dropped: bool) -> list[str]:
-        """The result for a reader; `dropped` says whether the repeats were left out."""
+        """Return the result as lines of text; `dropped`: the repeats were left out."""
         lines = []
         if self.missing:
             more = [f"{len(self.missing) - 2:,} more"] if self.missing[2:] else []

@@ -281,7 +281,7 @@ def _empty_documents(header: IndexHeader, tokens: int) -> int:
     """Return the number of documents without a token. Offsets and bounds have been checked."""
     offsets, empty = _mapped(header, "int64", header.sequences, 4 * header.sequences), 0
     for _, bounds in blocks(map_bounds(header), overlap=1):
-        inside = int(np.searchsorted(bounds, header.sequences))  # behind it: the end of the last sequence
+        inside = int(np.searchsorted(bounds, header.sequences))  # after it: the end of the last sequence
         begins = np.concatenate(
             [offsets[bounds[:inside]], np.full(len(bounds) - inside, tokens * header.itemsize)]
         )

@@ -40,7 +40,7 @@ def sample_numbers(one: Slice, wanted: Wanted, seq_length: int, seed: int) -> Nu
         seed: the plan's, or the mix's for its slices.
 
     Raises:
-        UserError: the dataset is missing, or is another one.
+        UserError: the dataset is missing or differs from the slice's.
     """
     here = holds(one, wanted)
     sources = [source for source in one.sources if source.tokens >= seq_length + LABEL]

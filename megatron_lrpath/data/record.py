@@ -31,7 +31,7 @@ ENDING = ".tokens.json"
 FORMAT = 1
 LIMIT = 1 << 24  # bytes of a record that are read
 INPUTS_LISTED = 1000
-CACHE = ".cache"  # in the slices' folder, where the indices of samples lie too
+CACHE = ".cache"  # in the slices' folder, which also has the indices of samples
 REMEDY = "Name the tokenizer that made the data, or tokenize the text again and draw new slices."
 
 
@@ -149,7 +149,7 @@ def recorded_hashes(prefix: Path | str, fingerprint: str, folder: Path | None = 
 
 
 def own_records(prefix: Path | str, fingerprint: str, folder: Path | None) -> dict[Path, dict[str, Any]]:
-    """The records of the dataset with this fingerprint, by their paths: beside it, then in `folder`."""
+    """Return the records of the dataset with this fingerprint by their paths: next to it, then in `folder`."""
     paths = [record_path(prefix), *([path_in(folder, prefix, fingerprint)] if folder else [])]
     found = {path: content for path in paths if (content := read_content(path)) is not None}
     return {path: content for path, content in found.items() if content["fingerprint"] == fingerprint}
@@ -259,7 +259,7 @@ class Comparison:
         size, looked, seen = self.spec.size, 0, []
         for one in group:
             if not os.path.isfile(f"{one.prefix}.bin"):
-                continue  # what opens the data says so
+                continue  # opening the data reports it
             sample = self.samples.of(one.prefix)
             known = None if size is None else size + control_tokens(one.prefix)
             if (wrong := sample.outside(known)) is not None:
@@ -307,7 +307,7 @@ def tokenizer_problems(plan: Plan, model: str | None = None) -> Findings:
     """Compare the tokenizer of a plan with the ones that made its available data.
 
     The comparison covers the sources of all slices (versions, validation, those of mixes) and the prepared
-    chat data. `model` is another path of its tokenizer, as in an export. It is fast: files are hashed,
+    chat data. `model` replaces the path of its tokenizer, as in an export. It is fast: files are hashed,
     headers read, and a million ids of each dataset without a record, once.
     """
     spec = TokenizerSpec.of_plan(plan)
@@ -315,7 +315,7 @@ def tokenizer_problems(plan: Plan, model: str | None = None) -> Findings:
     if model is not None:
         spec, owner = replace(spec, model=model), "--tokenizer"
     if spec.is_missing:
-        return Findings()  # what opens the tokenizer says so
+        return Findings()  # opening the tokenizer reports it
     folder = Path(plan.data.slices)
     datasets: dict[str, Made] = {}
     problems: list[str] = []

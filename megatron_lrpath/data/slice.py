@@ -30,7 +30,7 @@ ENDING = ".slice"
 class SliceSource:
     """Documents of one indexed dataset.
 
-    `prefix` is where the dataset lies now, `fingerprint` what it must be (see `fingerprint_source`),
+    `prefix` is the dataset's present path, `fingerprint` what it must be (see `fingerprint_source`),
     `documents` are sorted int32 numbers of documents in it, `tokens` their tokens together. `tokenizer` are the
     facts of what made it, where they were recorded; they are no part of the slice's fingerprint.
     """
@@ -229,7 +229,7 @@ def held_out(data: Data) -> list[Slice]:
 
 
 def verify_slices(slices: Iterable[Slice]) -> None:
-    """Check that every dataset is at its path in the slices and is the one that they were drawn from.
+    """Check that every dataset is at its path in the slices and is unchanged since they were drawn from it.
 
     Reads all of every .idx and 256 KiB of every .bin once: call it in one process of a node, not in all.
 
@@ -295,7 +295,7 @@ def _index_bytes(prefix: Path) -> int:
     try:
         return os.path.getsize(f"{prefix}.idx")
     except OSError:
-        return 0  # the fingerprint says what is wrong
+        return 0  # the check of the fingerprint reports the reason
 
 
 def _has_documents(source: SliceSource) -> bool:
@@ -426,7 +426,7 @@ def open_mix(data: Data, mix: Mix, verify: bool = True) -> list[Slice]:
 
 
 def check_mixes(plan: Plan, runs: Iterable[Run]) -> None:
-    """Prove, before days are trained, that the slices of every branch's mix are there and long enough.
+    """Prove, before days are trained, that the slices of every branch's mix exist and are long enough.
 
     Raises:
         UserError: what `open_mix` and `require_mix_samples` raise.

@@ -8,7 +8,7 @@
     blocks    the sources' blocks one after another
 
 A block holds up to 2**20 document numbers, sorted, as gaps (number minus the one before it minus 1, the first
-counted from -1 and each block going on from the last), as u32 split into four planes (all low bytes first),
+counted from -1 and each block continuing from the last), as u32 split into four planes (all low bytes first),
 compressed with zlib. A gap cannot be negative, so a decoded list is strictly ascending by construction.
 """
 

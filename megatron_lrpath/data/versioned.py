@@ -191,8 +191,8 @@ class VersionedDataset(PlacedSamples):
 class MixedDataset(VersionedDataset):
     """The main path's samples at their own positions, but for those that the mix takes.
 
-    `taken["source"][p]` says whose sample stands at position `first` + p: 0 the main path's own, j the j-th
-    slice's, which is number `taken["sample"][p]` of that slice.
+    `taken["source"][p]` is the source of the sample at position `first` + p: 0 the main path itself, j the j-th
+    slice, whose sample number `taken["sample"][p]` is read.
     """
 
     def __init__(
@@ -211,7 +211,7 @@ class MixedDataset(VersionedDataset):
         return part.name, *part.place(int(self._taken["sample"][sample - self._first]))
 
     def is_replayed(self, sample: int) -> bool:
-        """Whether the main path's own sample stands here, and is one of an earlier version."""
+        """Return whether the main path's own sample is read here, and belongs to an earlier version."""
         return not self._source(sample) and super().is_replayed(sample)
 
     def _source(self, sample: int) -> int:

@@ -151,7 +151,7 @@ def _replay_entry(
 def replayed_places(
     replay: Replay, version: str, earlier: Sequence[tuple[str, int]], batch: int, steps: int, seed: int
 ) -> Arrays:
-    """Whose sample stands at each position of a version: `source` (uint16, 0: its own) and `sample` (uint32).
+    """Return the sample at each position of a version: its `source` (uint16, 0: the version) and `sample` (uint32).
 
     Source j is the j-th of the `earlier` versions, which are names with their numbers of new samples. The version's
     own samples keep their order. Each step holds the share of all samples so far, rounded down, at places that (seed,
@@ -200,9 +200,9 @@ def _weighted(replay: Replay, earlier: Sequence[tuple[str, int]], count: int, ke
 
 
 def places(mix: Mix, batch: int, steps: int, version: str) -> Arrays:
-    """Whose sample stands at each position: `source` (uint16, 0: the main path) and `sample` (uint32).
+    """Return the sample at each position: its `source` (uint16, 0: the main path) and number `sample` (uint32).
 
-    Every step holds as many samples of a slice as `quotas` says, at places that (seed, version) decide, and a
+    Every step holds the number of samples of a slice that `quotas` gives, at places that (seed, version) decide, and a
     slice's samples come in its own order, each once.
     """
     table = np.zeros((steps, batch), dtype=np.uint16)

@@ -18,7 +18,7 @@ from megatron_lrpath.plan import Plan
 from megatron_lrpath.runs.completions import Completion
 
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 4, 32, 64
-MULTIPLE = 128  # of the length: kernels and sequence parallelism want round ones
+MULTIPLE = 128  # of the length: kernels and sequence parallelism require it
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def likeliest(model: list[Any], tokens: Tensor, places: Tensor, vocabulary: int)
         whole = gather_from_tensor_model_parallel_region(last)
         return whole[:, :vocabulary].float().argmax(-1)
 
-    several = len(model) > 1  # interleaved stages want as many micro-batches as there are stages
+    several = len(model) > 1  # interleaved stages need as many micro-batches as there are stages
     found = get_forward_backward_func()(
         forward_step_func=forward_step,
         data_iterator=[None] * len(model) if several else None,

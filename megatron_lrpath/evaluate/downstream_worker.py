@@ -99,7 +99,7 @@ def result(benchmark: Benchmark, answers: dict[str, Any], settings: TaskSettings
     """Return the record of a result: score (0 to 1), samples, versions, and the subtasks' scores."""
     measured = answers["results"][benchmark.task]
     known = [name for name in measured if "," in name and "_stderr" not in name]
-    metric = benchmark.metric or known[0]  # the one that the task's file names first
+    metric = benchmark.metric or known[0]  # the first metric of the task's file
     if metric not in measured:
         raise UserError(f"{benchmark.task}: has no metric {metric}; it has {', '.join(known)}")
     subtasks = {name: row[metric] for name, row in answers["results"].items() if metric in row}
@@ -141,7 +141,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--force", action="store_true")
     args = parser.parse_args(argv)
-    if args.task_data is not None:  # what is to be read is there; nobody is asked for it
+    if args.task_data is not None:  # the data are in that folder; nothing is downloaded
         os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     try:
         with failure.recorded():

@@ -46,7 +46,7 @@ from megatron_lrpath.training.guards.peers import Ranks, own_store
 from megatron_lrpath.training.pretrain import set_single_process_environment
 from megatron_lrpath.training.session import Session
 
-# Micro-batches that one call of the pipeline schedule carries.
+# Micro-batches of a call of the pipeline schedule.
 CHUNK = 64
 
 

@@ -156,7 +156,7 @@ def read_versions(plan: Plan, step: int) -> list[Version]:
 
 
 def named(trial: Trial, plan: Plan) -> Trial:
-    """The trial with a name that says what it is and differs for other settings, data or checkpoints."""
+    """Return the trial with a descriptive name, which differs for other settings, data or checkpoints."""
     root = RunFolder(plan.folder(plan.main)).checkpoints
     slices = {one.slice: open_candidate(plan, one.slice).fingerprint for one in trial.candidates}
     digest = json_digest([repr(trial), slices, present_fingerprint(root, trial.begin)])
@@ -239,7 +239,7 @@ def write(plan: Plan, trial: Trial, prepared: Prepared) -> Experiment:
 
 
 def slices_folder(folder: Path, candidate: Candidate, repeat: int) -> Path:
-    """Where a branch's slices lie; candidates that share a slice share the folder."""
+    """Return the folder of a branch's slices; candidates that share a slice share the folder."""
     return folder / "slices" / f"{candidate.slice}-r{repeat}"
 
 
@@ -289,14 +289,14 @@ def step_samples(plan: Plan, trial: Trial) -> int:
 
 
 def replay_of(candidate: Candidate) -> Replay | None:
-    """The candidate's replay, whichever versions it draws from."""
+    """Return the candidate's replay, regardless of the versions that it draws from."""
     return None if candidate.replay is None else Replay(Fraction(candidate.replay))
 
 
 def base_mapping(plan: Plan, trial: Trial) -> dict[str, Any]:
     """The plan up to the checkpoint, as the mapping of a plan file; its points add the version that they try.
 
-    The version in which the checkpoint lies ends there, with a branch of one step, which nobody trains.
+    The version that contains the checkpoint ends there, with a branch of one step, which is not trained.
     """
     values = plain(read_source(plan.path).root)
     base = {name: value for name, value in values.items() if name not in DROPPED}

@@ -35,7 +35,7 @@ _FOREIGN = (
 
 LARGEST = 2**24  # of a size
 MOST_LAYERS = 4096
-# What a checkpoint's arguments say of the model, by type.
+# The arguments of a checkpoint that describe the model, by type.
 _STORED_SIZES = (
     "num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "kv_channels", "max_position_embeddings",
 )  # fmt: skip

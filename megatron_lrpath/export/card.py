@@ -1,4 +1,4 @@
-"""The model card: where an exported model comes from, told from its plan, lineage, data and evaluation."""
+"""The model card: the origin of an exported model, from its plan, lineage, data and evaluation."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Origin:
 
 
 def origin_of(plan: Plan, run: Run, step: int) -> Origin:
-    """What the plan, the run's folder and its slices say of the run."""
+    """Return the facts of the run from the plan, the run's folder and its slices."""
     folder = plan.folder(run)
     for problem in inspect(folder)[0]:
         warn(f"{folder}: {problem}; the model card does without it.")

@@ -47,7 +47,7 @@ PADDED = ("embedding.word_embeddings.weight", "output_layer.weight")
 
 
 class CheckpointReader:
-    """One `torch_dist` checkpoint folder (`…/iter_0000100`), whatever parallel layout saved it.
+    """One `torch_dist` checkpoint folder (`…/iter_0000100`), saved at any parallel layout.
 
     Raises:
         UserError: there is no readable `torch_dist` checkpoint.
@@ -80,7 +80,7 @@ class CheckpointReader:
 
     @property
     def entries(self) -> dict[str, Any]:
-        """What the checkpoint's metadata say of each tensor and object, by name."""
+        """The checkpoint's metadata of each tensor and object, by name."""
         return self.metadata.state_dict_metadata
 
     @cached_property
@@ -218,7 +218,7 @@ class CheckpointTensor:
 
 
 class StreamingPlanner(DefaultSavePlanner):
-    """Asks for each tensor when it is its turn to be written, so that one is in memory at a time."""
+    """Computes each tensor when it is written, so that a single tensor is in memory at a time."""
 
     def __init__(
         self, tensors: Sequence[CheckpointTensor], value: Callable[[CheckpointTensor], Tensor]
@@ -256,7 +256,7 @@ def write_checkpoint(
         folder: of the one step; made if missing.
         tensors: every tensor.
         value: makes a tensor's values; called once for each.
-        common: what the checkpoint holds besides tensors: arguments, iteration.
+        common: the content of the checkpoint without its tensors: arguments, iteration.
         objects: names of the modules' empty extra states, which Megatron looks for.
     """
     state: dict[str, Any] = {name: [None] for name in objects} | {COMMON: [common]}

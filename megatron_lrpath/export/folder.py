@@ -131,7 +131,7 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Exported:
-    """A finished export: its folder, class, files of weights, and what the user should know."""
+    """A finished export: its folder, class, files of weights, and notes for the user."""
 
     folder: Path
     kind: str
@@ -142,11 +142,11 @@ class Exported:
 def export_checkpoint(checkpoint: Path, target: Path, origin: Origin, wishes: Wishes) -> Exported:
     """Write the model of one `torch_dist` checkpoint as a Hugging Face folder.
 
-    `checkpoint` is the folder of one step; the name of `target` is the model's name in the card, which says
-    what `origin` knows of it.
+    `checkpoint` is the folder of one step; the name of `target` is the model's name in the card, which
+    contains the facts of `origin`.
 
     Raises:
-        UserError: the checkpoint, its tokenizer or the target cannot be used; nothing is left behind then.
+        UserError: the checkpoint, its tokenizer or the target cannot be used; no files remain then.
     """
     refuse_target(target, wishes.force)
     reader = CheckpointReader(checkpoint)

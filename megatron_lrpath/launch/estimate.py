@@ -110,9 +110,9 @@ def estimate_of(plan: Plan, among: Sequence[Task]) -> Estimate:
 
 
 def pace(plan: Plan) -> Pace | None:
-    """The newest measured pace of the plan's runs; else what the recipe's layout promises; None for neither.
+    """Return the newest measured pace of the plan's runs, else the pace computed from the recipe's layout, else None.
 
-    A step of a small model is not computed: a share of the peak says nothing about it.
+    No pace is computed for a small model: its steps do not reach a typical share of the peak.
     """
     for task in reversed(build_tasks(plan, PARADIGMS[::-1], fine_tunings=False)):
         if not RunFolder(task.folder).history.is_file():

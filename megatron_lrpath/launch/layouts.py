@@ -23,7 +23,7 @@ GPUS_PER_NODE = 8
 MFU = 0.40  # assumed share of the peak; measure yours in the first hundred steps
 PEAK = {name: PEAKS[name] for name in ("H100", "A100")}
 VOCABULARY = 100_000  # the paper's models fit their names with it
-USUAL_GIGABYTES = 80  # of a GPU, where nobody says
+USUAL_GIGABYTES = 80  # of a GPU, where it is not given
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Layout:
         return self.tensor * self.pipeline * self.context
 
 
-# THE place where the layouts stand. All of them shard the optimizer over the data-parallel ranks and overlap its
+# The only definition of the layouts. All of them shard the optimizer over the data-parallel ranks and overlap its
 # communication with the computation; tensor parallelism stays within a node and brings sequence parallelism.
 # The micro batch is the largest to try, `tensor` the least: `fitted` chooses by the GPU's memory, as predicted. For 512
 # samples of 2,048 tokens a step. 8 samples keep the logits of a micro batch (100,000 tokens of vocabulary) below 2**31
@@ -202,7 +202,7 @@ def allocate_evaluation(
 
 
 def _misfit(plan: Plan, layout: Layout, world: int, left: Sequence[int] = ()) -> str | None:
-    """Why `world` processes cannot carry out the plan's steps under this layout; `left`: the batch sizes to come."""
+    """Return why `world` processes cannot run the plan's steps at this layout; `left`: the remaining batch sizes."""
     if world % layout.model_parallel:
         return (
             f"{world} processes are no multiple of the {layout.model_parallel} that hold a copy of the model"
@@ -250,7 +250,7 @@ def step_flops(plan: Plan) -> float:
     """Floating-point operations of one step, as Megatron counts them.
 
     6 for each weight of a matrix product and token (the output layer's too, the input table's not), and
-    6·layers·hidden·length a token for the attention, of which the causal mask leaves half.
+    6·layers·hidden·length a token for the attention, which the causal mask halves.
     """
     model = resolve_model(plan.model)
     hidden, layers = int(model["hidden_size"]), int(model["num_layers"])

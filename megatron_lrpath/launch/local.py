@@ -84,7 +84,7 @@ class Ended(KeyboardInterrupt):
 def carry_out(
     plan: Plan, options: Options, command_for: CommandFor | None = None, display: PlainDisplay | None = None
 ) -> int:
-    """Train what is left to train of the plan, then evaluate; the exit status for the shell.
+    """Run the remaining trainings of the plan, then evaluate; return the exit status for the shell.
 
     0 when complete, 1 when a run failed, 128+n when signal n ended it; no run's process is left by then.
     `command_for` replaces the training's command. Raises `UserError` for what cannot be started at all.
@@ -94,7 +94,7 @@ def carry_out(
         # first: what is wrong with the data shows before days of training, and they say how many steps
         print_summary(prepare(plan, cores()), plan.sft_folder)
     tasks = chosen_tasks(plan, options)
-    # the whole choice counts, not what is left of it: a second call shares the machine in the same way
+    # the whole choice counts, not its remaining trainings: a second call shares the machine in the same way
     share = share_out(plan, width(tasks), options.device, options.nproc, options.jobs, options.extra)
     options = replace(
         options,
@@ -199,7 +199,7 @@ def default_command(plan_path: Callable[[Task], Path], options: Options, share: 
 
 
 def starter_of(share: Share, options: Options) -> Starter:
-    """How ranks are started: forked from one warm process on the CPU, fresh on GPUs and where `cold` asks for it."""
+    """How ranks are started: forked from one warm process on the CPU, fresh on GPUs and with `cold`."""
     return supervised if options.cold or share.device != "cpu" else warm.start
 
 

@@ -137,10 +137,10 @@ def parameters_of_fullest(model: Mapping[str, Any], sizes: Sizes, vocabulary: in
 
 
 def host_bytes(plan: Plan, processes: int, world: int, vocabulary: int, extra: Sequence[str] = ()) -> float:
-    """Return the host memory that the `processes` of one node need for a save or a load, whichever is larger.
+    """Return the host memory that the `processes` of one node need for a save or a load, the larger of both.
 
-    A save copies weights and optimizer state to the host, sharded over the ranks. A load reads the whole
-    state of each parameter of which a rank holds a part, so that several ranks read the embedding tables.
+    A save copies weights and optimizer state to the host, sharded over the ranks. A rank loads the
+    whole state of each parameter if it holds a part of it, so that several ranks read the embedding tables.
     Optimizers with their own format of saves hold the whole state on every rank.
     """
     model = arguments_of(plan, extra)

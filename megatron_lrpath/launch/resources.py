@@ -1,4 +1,4 @@
-"""What this machine has, and how runs that go side by side share it."""
+"""The resources of this machine, and how parallel runs share them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Share:
     gpus: tuple[str, ...] = ()
 
     def environment(self, slot: int) -> dict[str, str]:
-        """Environment variables for the run in place `slot` (0 … jobs-1) of those that go side by side."""
+        """Environment variables for the run in place `slot` (0 … jobs-1) of the parallel runs."""
         threads = self.threads
         if os.environ.get("OMP_NUM_THREADS", "").isdigit():
             threads = max(1, min(threads, int(os.environ["OMP_NUM_THREADS"])))
@@ -55,7 +55,7 @@ class Share:
 def share_out(
     plan: Plan, width: int, device: str, nproc: int | None, jobs: int | None, extra: Sequence[str] = ()
 ) -> Share:
-    """Share this machine among runs of which `width` can go side by side; None is chosen here.
+    """Share this machine among runs, up to `width` of them in parallel; values of None are chosen here.
 
     Without `nproc`: on the CPU the plan's model-parallel size, on GPUs as many as the batch divides among.
     Without `jobs`: as many runs as cores (or GPUs) and memory allow. What is chosen depends on the plan and
@@ -96,17 +96,17 @@ def every_size(plan: Plan) -> list[int]:
 
 
 def sizes_to_divide(plan: Plan, copies: int, left: Sequence[int] = ()) -> list[int]:
-    """The batch sizes that `copies` of the model must be able to share out.
+    """Return the batch sizes that the number of copies of the model must divide.
 
-    All of the plan, so that a run that was interrupted goes on as it began; where they do not divide, those that are
-    `left` to train with.
+    All sizes of the plan, so that an interrupted run resumes with the same number; if they do not divide, the sizes
+    that are `left` to train with.
     """
     every = every_size(plan)
     return list(left) if left and any(size % copies for size in every) else every
 
 
 def sizes_left(tasks: Sequence[Task]) -> list[int]:
-    """The different batch sizes of the steps that are left of pre-trainings."""
+    """Return the different batch sizes of the remaining steps of pre-trainings."""
     left: dict[int, None] = {}
     for task in tasks:
         if not task.complete and not task.run.is_sft:
@@ -207,7 +207,7 @@ def cores() -> int:
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
         return max(1, min(allowed, int(quota) // int(period)))
-    except (OSError, ValueError):  # no quota: the file is missing or says `max`
+    except (OSError, ValueError):  # no quota: the file is missing or contains `max`
         return allowed
 
 
@@ -249,7 +249,7 @@ def gpu_memory() -> tuple[int, ...]:
 def machine_memory() -> int:
     """Bytes of memory of this machine, or of the container where that has a limit."""
     memory = psutil.virtual_memory().total
-    with suppress(OSError, ValueError):  # no limit: the file is missing or says `max`
+    with suppress(OSError, ValueError):  # no limit: the file is missing or contains `max`
         memory = min(memory, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")) or memory)
     return int(memory)
 

@@ -235,7 +235,7 @@ class Runner:
             except OSError as error:
                 if error.errno not in FULL or not self._active():
                     raise
-                if not state.waits_for_room:  # those that train go on; said once
+                if not state.waits_for_room:  # running trainings continue; reported once
                     state.waits_for_room = True
                     self.display.event(f"{task.key}: waits for room on the disk ({refusal(error)})")
                 break

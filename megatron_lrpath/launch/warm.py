@@ -74,7 +74,7 @@ def start(
     """Start ranks in forked processes under a supervisor, as `process.supervised` starts a command.
 
     The first call starts the server, which ends with this process. A process that the server has forked
-    needs no other server. A command that is not `Ranks` starts cold, and so do all if the path of the
+    needs no other server. A command that is not `Ranks` starts cold; all commands do if the path of the
     server's socket would be too long.
     """
     if not isinstance(command, Ranks) or not (is_warm() or has_room_for_sockets()):
@@ -152,7 +152,7 @@ def forked_supervisor(
 def is_forkable() -> bool:
     """Return whether this process equals a fresh start: one thread, current source files."""
     preloaded = sys.modules.get(PRELOADED)
-    if preloaded is None:  # its import failed: the cold start says why
+    if preloaded is None:  # its import failed: the cold start reports the reason
         return False
     try:
         threads = len(os.listdir(f"/proc/{os.getppid()}/task"))

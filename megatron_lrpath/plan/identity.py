@@ -35,8 +35,8 @@ def run_identity(plan: Plan, run: Run) -> dict[str, Any]:
     every ancestor and of the run itself. Appending a version changes neither for the earlier runs; for the
     main path it only makes `versions` longer, because its rate has no end and branch points do not bend it.
     The micro batch, the parallel layout, folders, logging and the like are left out (see `plan.arguments`);
-    the data themselves are known by the slices' own fingerprints. A run that is carried out as another one
-    (`same_as`) has that one's identity. A fine-tuning depends on all that its version's model does, and on its own.
+    the data are identified by the slices' own fingerprints. A run that equals another run (`same_as`) has
+    that run's identity. A fine-tuning depends on everything that its version's model depends on, and on its own.
     """
     run = plan.carried_out(run)
     trained, last = (plan.parent_of(run), [run]) if run.is_sft else (run, [])
@@ -75,8 +75,8 @@ def branch_arguments(plan: Plan, version: Version) -> dict[str, Any]:
 def _version_facts(plan: Plan, run: Run, version: Version) -> dict[str, Any]:
     """What a run depends on of a version that it has read: of the main path and its branches also where it moves to.
 
-    That it stands here and not with the path lets a main path go on into versions that were appended. So does a batch
-    size that changes where the version begins.
+    These facts belong to the version and not to the path, so that a main path can continue into appended versions.
+    This includes a batch size that changes where the version begins.
     """
     facts: dict[str, Any] = {"name": version.name, "steps": version.steps}
     if run.paradigm == OURS.name and version.max_lr is not None:
@@ -118,9 +118,9 @@ def argument_identity(
 
 
 def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
-    """What differs between two identities of a run, a line each; empty when the run may go on.
+    """Return the differences between two identities of a run, a line each; empty if the run may continue.
 
-    The main path may have more versions now than when it was stored: it goes on into them.
+    The main path may have more versions now than when it was stored: it continues into them.
     """
     # as they come back from a file: lists for tuples, so that both sides compare
     stored, current = (_comparable(json.loads(json.dumps(identity))) for identity in (stored, current))
@@ -134,8 +134,9 @@ def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
 def reached(stored: dict[str, Any], current: dict[str, Any], step: int) -> dict[str, Any]:
     """What binds a main path that has come to `step`, as an identity to compare with `current`.
 
-    A version that no checkpoint has reached may change, its data too. Of the one that `step` lies in, the samples do
-    not depend on its length: that may change as long as the step lies in it. Other runs are bound by all of theirs.
+    A version that no checkpoint has reached may change, its data too. The samples of the version that contains
+    `step` do not depend on its length: that may change as long as the version contains the step. Other runs are bound
+    by all of theirs.
     """
     if stored.get("run") != MAIN.prefix:
         return stored
@@ -183,7 +184,7 @@ def path_facts(path: LRPath) -> dict[str, Any]:
     facts["max_lr"] = schedule.max_lr
     if path.shape == "plateau":
         facts |= {"warmup": path.warmup}
-        if path.main is not None and path.main.power:  # its moves stand with the versions
+        if path.main is not None and path.main.power:  # its moves belong to the versions
             facts |= {"power": path.main.power, "from": path.main.begin, "min_lr": schedule.min_lr}
         return facts
     if path.peak is not None:

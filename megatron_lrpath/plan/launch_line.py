@@ -81,7 +81,7 @@ class Given:
             NEUTRAL: f"{where}{argument.reason}; may change from start to start",
             IDENTITY: f"{where}belongs to the run: {argument.reason or 'samples and batches'}",
             SET: "stays: the path takes it up",
-            START: "stays: says which run to start",
+            START: "stays: selects the run to start",
         }
         return texts[found]
 

@@ -1,4 +1,4 @@
-"""Data beside a version's own: slices mixed into a branch, and earlier versions replayed, in samples of a step."""
+"""Data in addition to a version's own: slices mixed into a branch, earlier versions replayed; in samples of a step."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def quotas(shares: Sequence[Fraction], batch: int, steps: int) -> Iterator[tuple
     had = [0] * len(every)
     for step in range(1, steps + 1):
         counts = [max(0, step * speed // unit - done) for speed, done in zip(pace, had, strict=True)]
-        # of who may have one more by rounding up, those go first whose next sample is due first
+        # of the sources that may get another sample by rounding up, those whose next sample is due first come first
         early = [
             (-(-(done + count + 1) * unit // speed), number)
             for number, (speed, done, count) in enumerate(zip(pace, had, counts, strict=True))

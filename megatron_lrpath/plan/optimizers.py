@@ -17,7 +17,7 @@ def optimizer_problems(given: Mapping[str, Any], with_path: bool = True, is_here
 
     Args:
         given: Megatron's arguments by destination, before it validates them; those that are not given may be missing.
-        with_path: whether this is a run with a path (not plain Megatron), which goes on from its checkpoints.
+        with_path: whether this is a run with a path (not plain Megatron), which resumes from its checkpoints.
         is_here: whether it is trained on this machine, so that the package is needed.
     """
     name = given.get("optimizer", "adam")

@@ -119,7 +119,7 @@ class Plan:
         return runs[name]
 
     def carried_out(self, run: Run) -> Run:
-        """Return the run that performs the training of `run`: itself, or the one that it equals."""
+        """Return the run that performs the training of `run`: itself, or the run that it equals."""
         return self.run(*run.same_as) if run.same_as else run
 
     def parent_of(self, run: Run) -> Run:

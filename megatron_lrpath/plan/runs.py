@@ -39,8 +39,8 @@ class Run:
     - `path`: its learning rate, positions in steps.
     - `slices`: versions whose data it reads, in order.
     - `keep_steps`: steps whose checkpoints others start from; they outlive any retention.
-    - `mix`: other data that a branch reads beside the main path's samples.
-    - `same_as`: (paradigm, name) of the run that this one is identical to and is carried out as.
+    - `mix`: data that a branch reads in addition to the main path's samples.
+    - `same_as`: (paradigm, name) of the identical run that is trained in its place.
     """
 
     name: str

@@ -8,7 +8,7 @@ from typing import Any
 
 from megatron_lrpath.plan.mix import Mix, Replay
 
-SAVE_INTERVAL = 500  # steps, for a plan that says nothing else; of these checkpoints the newest two are kept
+SAVE_INTERVAL = 500  # steps, the plan's default; the newest two of these checkpoints are kept
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class Version:
     """One version: its name, T_i in steps, and what it sets for itself alone.
 
     `cycle_steps` maps "scratch", "continual", "branch" to a length in steps (math.inf: never decays); kinds
-    that are missing in it take the length of the run. `mix` is what its branch reads beside the main path's
-    samples, the plan's where the version does not say. `max_lr` is the rate to which the main path moves where the
+    that are missing in it take the length of the run. `mix` is the data that its branch reads in addition to the
+    main path's samples (default: the plan's). `max_lr` is the rate to which the main path moves where the
     version begins, over `rate_steps` steps (None: as many as the warm-up has); None: the rate stays. Its branch has
     the Megatron arguments `branch_megatron` (names with underscores) on top of the plan's `megatron`. A step of its
     data has `global_batch_size` samples (None: as many as before). `replay` is the share of its steps' samples that

@@ -1,4 +1,4 @@
-"""One check of a plan before anything starts: arguments, data, what lies in the output, and the machine."""
+"""The check of a plan before a process starts: its arguments, data and output, and the machine."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def fetch_archived(plans: Iterable[Plan], request: Request) -> None:
 
 
 def require_ready(plans: Iterable[Plan], request: Request) -> None:
-    """Stop before any process starts where something is wrong; what is doubtful or to be known is said.
+    """Check the plans before any process starts; print warnings and notes.
 
     Raises:
         UserError: everything that is wrong, in one message.

@@ -1,4 +1,4 @@
-"""A plan's data before the start: whole, unchanged slices, enough for what is left to train; the tokenizer that made
+"""A plan's data before the start: whole, unchanged slices, enough for the remaining steps; the tokenizer that made
 them; the data of its fine-tuning."""
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def data_checks(
 
     Args:
         plan: the plan.
-        todo: what is left to train.
+        todo: the remaining trainings.
         evaluate: whether the versions are evaluated at the end, so that there must be something to do it on.
         renamed: versions that were trained under another name, with that name.
         known: see `OpenedData`.
@@ -71,7 +71,7 @@ def data_checks(
     count = max((run.version_index for run in runs), default=0)
     needed = [version.name for version in plan.versions[:count]]
     missing = []
-    for version in plan.versions:  # those that nothing needs any more still tell what was trained on
+    for version in plan.versions:  # a version that no run needs any more records earlier data
         path = slice_path(plan.data.slices, version.name)
         if path.exists():
             opened.findings += open_slice(path, version.name, opened)
@@ -108,7 +108,7 @@ def missing_checks(plan: Plan, missing: Sequence[Path]) -> list[Finding]:
 
 
 def validation_checks(plan: Plan, evaluate: bool) -> tuple[list[Finding], list[Slice]]:
-    """What is to be said of the validation slices, and those that could be opened."""
+    """Return the findings on the validation slices, and the slices that could be opened."""
     findings: list[Finding] = []
     opened: list[Slice] = []
     for path in validation_paths(plan.data):
@@ -169,7 +169,7 @@ def token_checks(plan: Plan, used: Sequence[Slice]) -> list[Finding]:
 
 
 def mix_check(plan: Plan, run: Run, known: dict[Path, str]) -> Finding:
-    """Whether what a branch reads beside the main path's samples is there, unchanged and long enough."""
+    """Check that the data of a branch's mix exist, are unchanged and long enough."""
     mix = run.mix
     assert mix is not None
 
@@ -178,7 +178,7 @@ def mix_check(plan: Plan, run: Run, known: dict[Path, str]) -> Finding:
         if problems := source_problems(slices, LARGE_INDEX, known):
             raise UserError("; ".join(problem.text for problem in problems))
         check_mixes(plan, [run])
-        return "its slices are there, long enough, and apart from the validation set"
+        return "its slices exist, are long enough, and are disjoint from the validation set"
 
     there = all(mix_path(plan.data, part).exists() for part in mix.parts)
     return attempt(f"mix of {run.name}", proof, missing=not there)
@@ -221,11 +221,11 @@ def tokens_of(kind: str, model: str | None) -> int | None:
 
 
 def made_checks(plan: Plan) -> list[Finding]:
-    """Check that the plan's tokenizer is the one that made the available data."""
+    """Check that the available data were made with the plan's tokenizer."""
     name, found = "tokenizer of the data", tokenizer_problems(plan)
     checks = [Finding(name, FAILED, problem) for problem in found.problems]
     checks += [Finding(name, INFO, note) for note in found.notes]
-    return checks or [Finding(name, OK, "the plan's, as far as the data are there")]
+    return checks or [Finding(name, OK, "the plan's, for the data that exist")]
 
 
 def chat_checks(plan: Plan) -> list[Finding]:

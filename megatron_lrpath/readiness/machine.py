@@ -33,7 +33,7 @@ LITTLE_DISK = 10e9  # bytes
 def process_check(
     plan: Plan, device: str, nproc: int | None, extra: Sequence[str], left: Sequence[int] = ()
 ) -> Finding:
-    """Whether the processes of a run are there, and share out its batches, those `left` to train with."""
+    """Check that the machine has the processes of a run, and that they divide its batches, those `left` to train."""
 
     def proof() -> str:
         share = share_out(plan, 1, device, nproc, None, extra)
@@ -48,7 +48,7 @@ def process_check(
 def optimizer_checks(plan: Plan, is_here: bool = True) -> list[Finding]:
     """Whether the plan's optimizers can train as it asks; nothing for Megatron's own.
 
-    Where the plan is carried out on this machine (`is_here`), their package must be there.
+    If the plan is trained on this machine (`is_here`), their package must be installed.
     """
     tuned = [plan.sft_megatron] if plan.sft else []
     parts = [
@@ -76,7 +76,7 @@ def memory_checks(
             return [process_memory(plan, vocabulary)]
         share = share_out(plan, 1, device, nproc, None, extra)
         return gpu_checks(plan, vocabulary, min(gpus), share.nproc, extra)
-    except UserError as error:  # experts; or processes that do not fit, which their own check says
+    except UserError as error:  # experts; or processes that do not fit, which their own check reports
         return [Finding("memory", OK, f"not estimated: {error}")]
 
 
@@ -107,7 +107,7 @@ def host_check(needed: float, there: float) -> Finding:
     found = f"a save and a load take about {byte_size(needed)} of the host's memory (predicted)"
     if needed <= there:
         return Finding("host memory", OK, found)
-    advice = "Train on more nodes, each of which holds its share, or on a machine with more memory."
+    advice = "Train on more nodes, so that each holds a smaller share, or on a machine with more memory."
     return Finding("host memory", FAILED, f"{found}, it has {byte_size(there)}", advice)
 
 
@@ -141,9 +141,9 @@ def process_memory(plan: Plan, vocabulary: int) -> Finding:
 
 
 def room_check(plan: Plan, todo: Sequence[Task], vocabulary: int, waits: bool) -> Finding:
-    """Free disk at the output against what the checkpoints of the runs will take beside those that lie there.
+    """Compare the free disk space at the output with the size of the checkpoints that the runs will add.
 
-    `waits` says that the runs wait for room here, while a job ends at once.
+    `waits`: the runs wait for room here, while a job ends at once.
     """
     sized = replace(plan, tokenizer=replace(plan.tokenizer, vocab_size=vocabulary))
     try:
@@ -182,7 +182,7 @@ def output_check(output: Path) -> Finding:
 
 
 def existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
+    """Return the folder, or its nearest parent that exists."""
     there = folder.absolute()
     while not there.exists():
         there = there.parent

@@ -1,4 +1,4 @@
-"""What lies in a plan's output, compared with the plan: identities of runs, parents' checkpoints, names of versions."""
+"""Compare a plan's output with the plan: identities of runs, parents' checkpoints, names of versions."""
 
 from __future__ import annotations
 
@@ -74,8 +74,7 @@ def run_changes(
     """Return the differences between a run's lineage and what the trainer would compare; empty without a
     checkpoint.
 
-    What is unknown here because its file is missing counts as unchanged, and so do the arguments if
-    `extra` is None.
+    Facts whose file is missing count as unchanged; the arguments also do if `extra` is None.
     """
     folder = plan.folder(run)
     lineage = read_lineage(folder)
@@ -101,7 +100,7 @@ def mixed(plan: Plan, run: Run) -> list[Slice]:
     """Return the slices of a branch's mix; none if one is missing."""
     try:
         return open_mix(plan.data, run.mix, verify=False) if run.mix else []
-    except UserError:  # told by the checks of the data
+    except UserError:  # reported by the checks of the data
         return []
 
 
@@ -111,13 +110,13 @@ def chats(plan: Plan, run: Run, stored: Mapping[str, Any]) -> Any:
         return None
     try:
         return open_prepared(plan, verify=False).identity
-    except UserError:  # preparing them tells
+    except UserError:  # preparing them reports the error
         return stored.get("sft_data")
 
 
 def parent_checks(plan: Plan, todo: Sequence[Task], tasks: Sequence[Task]) -> list[Finding]:
-    """Return what prevents a run of `todo` from starting: a changed parent, or one that passed the step
-    without keeping it.
+    """Return what prevents a run of `todo` from starting: a changed parent, or a parent that passed the step
+    without keeping its checkpoint.
 
     A checkpoint in the plan's archive is fetched at the start, see `fetch_parents`.
     """
@@ -147,7 +146,9 @@ def archived(plan: Plan, task: Task, parent: Task) -> Finding | None:
             return None
     except UserError as error:
         found, advice = gone(task, parent)
-        return Finding(name, FAILED, f"{found}, and nobody knows whether the archive has it: {error}", advice)
+        return Finding(
+            name, FAILED, f"{found}, and it is unknown whether the archive has it: {error}", advice
+        )
     return Finding(
         name,
         INFO,

@@ -1,4 +1,4 @@
-"""Reads the folders that a plan's runs left behind, and lists what is missing; nothing is filled in."""
+"""Reads the folders of a plan's runs, and lists what is missing; nothing is filled in."""
 
 from __future__ import annotations
 
@@ -70,12 +70,12 @@ class RunRecord:
 
     @property
     def skipped(self) -> list[int]:
-        """The steps whose update was skipped for a loss spike, as the lineage says."""
+        """The steps whose update was skipped for a loss spike, from the lineage."""
         return [one["step"] for one in self.recorded("skipped") if isinstance(one.get("step"), int)]
 
     @property
     def step_tokens(self) -> int | None:
-        """Tokens of the newest step as it was trained; None where the lineage does not say."""
+        """Tokens of the newest step as it was trained; None if the lineage does not record them."""
         return trained_tokens(self.lineage, self.state.step)
 
     def recorded(self, name: str) -> list[dict[str, Any]]:
@@ -202,7 +202,7 @@ def _score(value: dict[str, Any]) -> Score:
 
 @dataclass(frozen=True)
 class Gap:
-    """Something missing in words, and the command that goes on (empty where none does)."""
+    """A missing part in words, and the command that makes it (empty if there is none)."""
 
     text: str
     command: str = ""

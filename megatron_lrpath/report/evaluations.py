@@ -1,4 +1,4 @@
-"""What `lrpath eval` measured beside perplexities: benchmarks in the form of the paper's Table 4, and completions."""
+"""Results of `lrpath eval` other than perplexities: benchmarks in the form of the paper's Table 4, and completions."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def _tokenizer(facts: Mapping[str, Any]) -> str:
 
 
 def _hours(tree: RunTree) -> str:
-    """Processes times hours of the recorded steps; empty where the lineage of a run does not say how many."""
+    """Processes times hours of the recorded steps; empty if the lineage of a run does not record them."""
     hours: dict[str, float] = {}
     for record in (*tree, *tree.tuned):
         starts = record.recorded("starts")
@@ -247,7 +247,7 @@ def _vocabulary(plan: Plan) -> int | None:
 
 
 def _mixes(plan: Plan) -> str:
-    """What the branches read beside the main path's data, once where it is the same for all."""
+    """Return the data that branches read in addition to the main path's; a single text if all have the same."""
     runs_by_mix: dict[str, list[str]] = {}
     for run in plan.runs(OURS.name):
         if run.mix is not None:

@@ -1,4 +1,4 @@
-"""What the figures share: look, panels, labels, file forms; and the figure that `lrpath advise` leaves behind."""
+"""What the figures share: look, panels, labels, file forms; and the figure that `lrpath advise` writes."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ STYLE: dict[Any, Any] = {
 class Drawing:
     """A finished figure: its short name (of files and ids), title, caption, both forms and data.
 
-    `data` is the CSV's text, `caption` plain text, `svg` markup that is safe to stand in an HTML page, unless it was
+    `data` is the CSV's text, `caption` plain text, `svg` markup that is safe in an HTML page, unless it was
     read from a file (`from_file`): then it is shown as an image, in which nothing runs and nothing is loaded.
     """
 
@@ -83,7 +83,7 @@ class Drawing:
 
 @contextmanager
 def drawing_style() -> Iterator[None]:
-    """Draw in the report's style, whatever the user's matplotlib settings are."""
+    """Draw in the report's style, regardless of the user's matplotlib settings."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
@@ -155,7 +155,7 @@ def write_label(
     align: tuple[str, str] = ("center", "bottom"),
     **look: Any,
 ) -> None:
-    """Write in bold letters beside a point, `offset` from it in typographic points; `look` as of `annotate`."""
+    """Write in bold letters next to a point, `offset` from it in typographic points; `look` as of `annotate`."""
     look |= {"ha": align[0], "va": align[1], "color": darker(colour), "fontweight": "bold"}
     axes.annotate(text, place, xytext=offset, textcoords="offset points", bbox=LABEL_GROUND, **look)
 
@@ -174,7 +174,7 @@ def finished(figure: Figure, name: str, title: str, caption: str, data: str) -> 
 
 
 def to_svg(figure: Figure, name: str, description: str) -> str:
-    """The figure as an inline `<svg>`: scales with its place, speaks the page's font, ids of its own."""
+    """The figure as an inline `<svg>`: scales with its place, uses the page's font, has ids of its own."""
     stream = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})

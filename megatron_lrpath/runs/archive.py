@@ -138,9 +138,9 @@ class Archive:
             ) from None
 
     def put(self, key: str, root: Path, step: int, note: Note = _silent) -> bool:
-        """Copy a complete checkpoint under `root`, its manifest last; False where it is there already.
+        """Copy a complete checkpoint under `root`, its manifest last; return False if it is archived already.
 
-        Files of an interrupted copy are kept where they hold what the manifest says.
+        Files of an interrupted copy are kept if they match the manifest.
 
         Raises:
             UserError: the checkpoint is damaged or gone, or the archive has another one of this step.
@@ -154,8 +154,8 @@ class Archive:
             if there == sums:
                 return False
             raise UserError(
-                f"archive {self.url}: {target} is another checkpoint of this step than {source}. Give the plan another "
-                "`archive`, or move that folder away in the store, then call again"
+                f"archive {self.url}: {target} and {source} are different checkpoints of this step. Give the plan "
+                "another `archive`, or move that folder away in the store, then call again"
             )
         for name, expected in sums.items():
             if self._holds(f"{target}/{name}", expected):
@@ -174,13 +174,13 @@ class Archive:
         return True
 
     def verify(self, key: str, step: int) -> list[str]:
-        """Read a checkpoint that is complete there, and return what is not as its manifest says."""
+        """Read a checkpoint that is complete in the archive, and return its differences from its manifest."""
         sums, target = self.manifest(key, step), self.place(key, step)
         wrong = [name for name, one in (sums or {}).items() if not self._holds(f"{target}/{name}", one)]
         return [f"{target}/{name} is missing, or holds other bytes than were archived" for name in wrong]
 
     def _holds(self, path: str, expected: FileSum) -> bool:
-        """Whether a file is there with this content; it is read only where the size is right."""
+        """Return whether the archive has the file with this content; it is read only if its size matches."""
         with self._reached():
             try:
                 if self.fs.size(path) != expected.bytes:
@@ -194,13 +194,12 @@ class Archive:
         return digest.hexdigest() == expected.xxh3_128
 
     def fetch(self, key: str, root: Path, step: int, note: Note = _silent) -> Path:
-        """Copy a checkpoint to its place under `root`, where it appears when it is whole; its folder.
+        """Copy a checkpoint to its place under `root`, where it appears when it is complete; return its folder.
 
-        `note` is told what is fetched, once. Files of an interrupted call are kept where they hold what the manifest
-        says.
+        `note` receives a message with the size. Files of an interrupted call are kept if they match the manifest.
 
         Raises:
-            UserError: the archive does not have it, or has other bytes than its manifest says, or another process
+            UserError: the archive does not have it, or its bytes differ from its manifest, or another process
                 fetches it now.
         """
         target = checkpoint_folder(root, step)
@@ -217,7 +216,7 @@ class Archive:
                 f"{folder}: {owner} fetches this checkpoint; call again when it is done"
             ) from None
         try:
-            if checkpoint_complete(root, step):  # that one is done by now
+            if checkpoint_complete(root, step):  # the other process has finished
                 shutil.rmtree(folder, ignore_errors=True)
                 return target
             self._copy_back(
@@ -238,7 +237,7 @@ class Archive:
         return target
 
     def _copy_back(self, source: str, folder: Path, sums: Mapping[str, FileSum], note: Note) -> None:
-        """Copy the files that `folder` lacks, compare all, and write them to the disk; `note` is told their size."""
+        """Copy the files that `folder` lacks, compare all, and write them to the disk; `note` receives their size."""
         left = [name for name in sums if wrong_content(folder, sums, [name])]
         note(byte_size(sum(sums[name].bytes for name in left)))
         for name in (*left, MANIFEST):
@@ -252,7 +251,7 @@ class Archive:
 
 
 def fetch_missing(plan: Plan, wanted: Iterable[tuple[Run, int]]) -> None:
-    """Fetch the checkpoints (run, step) that are not on the disk and are in the plan's archive; each is told in a line.
+    """Fetch the checkpoints (run, step) that are not on the disk from the plan's archive; print a line for each.
 
     A plan without an archive, and a checkpoint that the archive does not have, are left to the caller.
 

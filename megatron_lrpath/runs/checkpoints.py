@@ -1,12 +1,12 @@
-"""The checkpoints of a run on disk: which are there, which are complete, and what each consists of; without torch.
+"""The checkpoints of a run on disk: which exist, which are complete, and the content of each; without torch.
 
 A checkpoint is written in `iter_0000010.saving`, gets `manifest.json` last, and is renamed to `iter_0000010`:
 what has that name and a manifest was complete when it was written. A damaged checkpoint is renamed to
-`iter_0000010.damaged`; one that retention removes is renamed to `iter_0000010.removing` first.
+`iter_0000010.damaged`; a checkpoint that retention removes is renamed to `iter_0000010.removing` first.
 
 The checksums are XXH3 (128 bits): of each file, and of each item (a stored piece of a tensor, or an object) in it,
 so that a reader of some items verifies those alone. They find every accident and cost a fraction of reading the
-file. They do not protect against somebody who changes a checkpoint on purpose, and its manifest with it.
+file. They do not protect against a user who changes a checkpoint together with its manifest.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from megatron_lrpath.reading import parse_json, read_json
 from megatron_lrpath.runs.folder import read_json_object
 
 MANIFEST = "manifest.json"
-RELEASE = "release"  # Megatron's name of the folder of weights that no run trained; its manifest says step 0
+RELEASE = "release"  # Megatron's folder of weights that no run trained; its manifest has step 0
 FORMAT = 1
 CHUNK = 4 * 2**20  # bytes read at a time
 BLOCK = 64 * 1024  # bytes of a fingerprint's block
@@ -47,7 +47,7 @@ class FileSum:
     """A file's size in bytes and the XXH3-128 of its content in hexadecimal.
 
     Attributes:
-        items: the same sum of each item in the file, by `item_key`; empty where it is not known where they lie. Two
+        items: the same sum of each item in the file, by `item_key`; empty if their places are unknown. Two
             sums of a file are equal whether or not the items are known.
     """
 
@@ -66,7 +66,7 @@ def sum_file(path: Path, items: Iterable[tuple[int, int]] = ()) -> FileSum:
 
     Args:
         path: the file.
-        items: (offset, length) in bytes; they do not overlap. One that lies outside the file gets no sum.
+        items: (offset, length) in bytes; they do not overlap. An item outside the file gets no sum.
     """
     whole, sums, size = xxhash.xxh3_128(), _ItemSums(items), 0
     buffer = memoryview(bytearray(CHUNK))
@@ -211,7 +211,7 @@ def wrong_items(path: Path, expected: FileSum, items: Mapping[tuple[int, int], s
 
     Args:
         path: the file.
-        expected: what the manifest says of it, with items.
+        expected: its sums in the manifest, with items.
         items: the name of each tensor or object, by (offset, length) in bytes.
     """
     found = []
@@ -256,7 +256,7 @@ def checkpoint_folder(root: Path, step: int) -> Path:
 
 
 def saving_folder(folder: Path) -> Path:
-    """Where the checkpoint that is to stand in `folder` is written."""
+    """Return the folder in which the checkpoint is written before it is renamed to `folder`."""
     return folder.with_name(folder.name + SAVING)
 
 
@@ -303,7 +303,7 @@ def present_fingerprint(root: Path, step: int) -> str | None:
 def checkpoint_complete(root: Path, step: int) -> bool:
     """Whether the checkpoint of `step` under `root` is whole, so that a branch may start from it.
 
-    Ours have a manifest (what it says is checked on loading). One that plain Megatron wrote has none: of a
+    Ours have a manifest (its sums are checked on loading). Plain Megatron's checkpoints have none: of a
     `torch_dist` checkpoint it writes `metadata.json` after everything else in the folder; for other formats
     the tracker, moved on at the end, shows that the folder was finished.
     """

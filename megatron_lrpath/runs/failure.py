@@ -112,7 +112,7 @@ def write(path: Path | str, failure: Failure) -> None:
 
 
 def _create(path: Path, failure: Failure) -> bool:
-    """Create a complete file; return False if it already exists: on NFS, only the server knows."""
+    """Create a complete file; return False if it already exists; on NFS, only the server decides."""
     draft = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     try:
         write_sealed(draft, asdict(failure))

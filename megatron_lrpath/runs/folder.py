@@ -1,4 +1,4 @@
-"""Where each file of a run lies: every name in a run's folder and in a plan's output, and the reader of their JSON."""
+"""The path of each file of a run: every name in a run's folder and in a plan's output, and the reader of their JSON."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class RunFolder:
 
     @property
     def sealed(self) -> tuple[Path, ...]:
-        """The files that carry their own checksum."""
+        """The files that contain their own checksum."""
         return (
             self.lineage,
             self.result,
@@ -66,7 +66,7 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class OutputFolder:
-    """What a plan's output holds beside the folders of its runs."""
+    """The files in a plan's output that are not in the folder of a run."""
 
     path: Path
 
@@ -94,7 +94,7 @@ def read_json_object(path: Path, problems: list[str] | None = None) -> dict[str,
 
     Args:
         path: the file.
-        problems: receives a sentence where the file is there and cannot be used.
+        problems: receives a sentence if the file exists and cannot be used.
     """
     problems = [] if problems is None else problems
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""A main path in another output that goes on from a plan's checkpoint: links to its files, and its lineage."""
+"""A main path in another output that continues from a plan's checkpoint: links to its files, and its lineage."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def fork_main(source: Path, step: int, folder: Path, run: Run) -> None:
 def take_over(checkpoint: Path, place: Path) -> None:
     """Hard links to the files of a checkpoint: they take no room and stay when the original is removed.
 
-    A symbolic link to the folder where the file system has no hard links, or is another one.
+    Use a symbolic link to the folder if the file system has no hard links, or differs from the plan's.
     """
     if place.exists():
         return

@@ -46,7 +46,7 @@ PACKAGES = (
 )
 
 DRAWN = "first_weights"  # of the identity: the layout that they depend on
-KEPT = ("rewinds",)  # what the lineage carries on from one start to the next as it is
+KEPT = ("rewinds",)  # entries of the lineage that each start keeps unchanged
 
 UNDER_A_PLAN = "give the plan another `output` (or move this folder away)"
 ANOTHER_SAVE = "give another --save (or move this folder away)"
@@ -74,7 +74,7 @@ def read_lineage(folder: Path) -> dict[str, Any] | None:
     """The lineage in a run's folder, None before its first start.
 
     Raises:
-        UserError: the file is there and cannot be read.
+        UserError: the file exists and cannot be read.
     """
     problems: list[str] = []
     lineage = read_json_object(RunFolder(folder).lineage, problems)
@@ -123,7 +123,7 @@ def check_form(lineage: Any) -> None:
 def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
     """What differs between two identities of a run, in words: plan, data, tokenizer file, further arguments.
 
-    A main path may know more versions now than when it was stored.
+    A main path may have more versions now than when it was stored.
     """
     found = plan_differences(stored, current)
     for group in ("slices", "mix_slices"):
@@ -147,7 +147,7 @@ def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
 
 
 def trained_tokens(lineage: Mapping[str, Any], step: int) -> int | None:
-    """Tokens of a step (counted from 1) of the run that left this lineage, None where it does not say."""
+    """Tokens of a step (counted from 1) of the run that left this lineage, None if it does not record them."""
     identity = lineage.get("identity")
     sizes = (identity.get("sft") or identity.get("batch")) if isinstance(identity, dict) else None
     numbers = (
@@ -181,16 +181,16 @@ def newest_step(folder: Path) -> int:
 def changes(
     folder: Path, lineage: dict[str, Any], plan: Plan, run: Run, current: dict[str, Any] | None = None
 ) -> list[str]:
-    """What differs between what the run in `folder` was trained with and `plan`, in words; nothing before a checkpoint.
+    """Return the differences between the settings of the run in `folder` and `plan`; none before a checkpoint.
 
-    A main path that went on for versions that the plan no longer has, and is complete, is the plan's.
+    A complete main path that continued for versions that the plan no longer has counts as the plan's.
 
     Args:
         folder: the run's.
         lineage: what its file holds.
         plan: the plan.
         run: the run in it.
-        current: the identity to compare with (default: what the plan alone says).
+        current: the identity to compare with (default: the identity under the plan alone).
     """
     stored, current = lineage.get("identity"), current or run_identity(plan, run)
     if not isinstance(stored, dict) or not is_bound(folder):
@@ -205,7 +205,7 @@ def changes(
 def check_same_run(folder: Path, identity: dict[str, Any], anew: str = UNDER_A_PLAN) -> None:
     """Refuse to continue a run under a plan, data or arguments that would give another result.
 
-    `anew` says how to train under the new settings.
+    `anew` is the advice how to train under the new settings.
 
     Raises:
         UserError: what differs, and what to do.
@@ -243,7 +243,7 @@ def refuse_differences(folder: Path, found: list[str], anew: str = UNDER_A_PLAN)
 
 
 def check_same_parent(folder: Path, parent: Path, step: int) -> None:
-    """Refuse another parent than the one that the run by --lr-path in `folder` started from.
+    """Refuse another parent than the parent from which the run by --lr-path in `folder` started.
 
     A parent may be moved; one whose checkpoint is gone is known by its folder.
 
@@ -270,7 +270,7 @@ def check_parent(folder: Path, parent: Path, step: int, parent_identity: dict[st
 
     Args:
         folder: this run's folder.
-        parent: the parent's run folder; its checkpoints lie in there.
+        parent: the parent's run folder; it contains the parent's checkpoints.
         step: the step at which this run leaves the parent.
         parent_identity: what the parent's result should depend on according to the present plan.
     """
@@ -287,12 +287,12 @@ def check_parent(folder: Path, parent: Path, step: int, parent_identity: dict[st
 
 
 def require_same_parent(folder: Path, parent: Path, step: int) -> None:
-    """Refuse a parent whose checkpoint is another than the one that the run in `folder` started from.
+    """Refuse a parent whose checkpoint differs from the checkpoint from which the run in `folder` started.
 
-    A run that has checkpoints of its own outlives its parent's; one that has none is bound to no parent.
+    A run that has checkpoints of its own outlives its parent's; a run without checkpoints is bound to no parent.
 
     Raises:
-        UserError: the checkpoint is another.
+        UserError: the checkpoint differs.
     """
     own = read_lineage(folder)
     root = RunFolder(parent).checkpoints
@@ -300,7 +300,7 @@ def require_same_parent(folder: Path, parent: Path, step: int) -> None:
         return
     if own["parent"]["fingerprint"] != checkpoint_fingerprint(root, step):
         raise UserError(
-            f"{root}: the checkpoint of step {step} is not the one that {folder.name} was "
+            f"{root}: the checkpoint of step {step} is not the parent that {folder.name} was "
             "started from. Restore it, or move this run's folder away to branch off again."
         )
 
@@ -308,8 +308,8 @@ def require_same_parent(folder: Path, parent: Path, step: int) -> None:
 def drawn_facts(first_weights: dict[str, Any] | None, recorded: dict[str, Any]) -> dict[str, Any]:
     """What an identity holds of the layout that the first weights depend on; nothing where they depend on none.
 
-    The start that draws them decides it; later ones, at whatever layout, go on from a checkpoint and keep it. A run
-    that an older version began has no such record.
+    The start that draws the weights decides it; later starts, at any layout, resume from a checkpoint and keep it.
+    A run that an older version began has no such record.
 
     Args:
         first_weights: of a start that draws them, see `write_lineage`.
@@ -356,8 +356,8 @@ def write_lineage(
 ) -> list[str]:
     """Record a start: the identity (as of this start) and who, when and with what; what it keeps of its saves.
 
-    `first_weights` says at which layout they are drawn, in the start that draws them; `machine` are its `device`,
-    `layout` and, on a GPU, `kernels`. Returns what makes the start a break, see `runs.breaks`.
+    `first_weights` is the layout at which the weights are drawn, in the start that draws them; `machine` are its
+    `device`, `layout` and, on a GPU, `kernels`. Returns what makes the start a break, see `runs.breaks`.
     """
     earlier = read_lineage(folder) or {"parent": parent, "starts": []}
     launch = os.environ.get("LRPATH_LAUNCH")  # the launcher's file about the machines of this start
@@ -417,7 +417,7 @@ def forget(folder: Path) -> None:
 
 
 def retain_intervals(folder: Path) -> list[int | None]:
-    """The --save-retain-interval of a run's starts so far, None for one that kept all checkpoints."""
+    """The --save-retain-interval of a run's starts so far, None for a start that kept all checkpoints."""
     recorded = read_lineage(folder)
     key = "save_retain_interval"
     return [start[key] for start in recorded["starts"] if key in start] if recorded else []

@@ -116,7 +116,7 @@ class OverriddenPlan:
             return self.path
         lock = None
         try:
-            with suppress(OSError):  # a disk without locks; what cannot be written says so itself
+            with suppress(OSError):  # a disk without locks; a failed write reports its own error
                 lock = FolderLock.acquire(Path(self.plan.output))
             self.require_output()  # another call may have come first
             atomic_write_bytes(self.path, content)

@@ -1,6 +1,6 @@
 """The rewinds of a main path: their entries in its lineage, and the files that they have set aside.
 
-Whether a rewind has begun or finished is recorded in the lineage only. The record beside the files, written before any
+Whether a rewind has begun or finished is recorded in the lineage only. The record next to the files, written before any
 move and with a checksum, has no effect alone.
 """
 

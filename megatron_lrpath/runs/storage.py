@@ -13,7 +13,7 @@ from megatron_lrpath.plan.spec import SAVE_INTERVAL
 from megatron_lrpath.runs.checkpoints import checkpoint_folder, steps_found
 
 STATE_BYTES = 12  # of a parameter: the optimizer's copy in fp32 and Adam's two moments
-NEWEST = 2  # checkpoints of a run that retention leaves besides those that others start from
+NEWEST = 2  # checkpoints of a run that retention keeps, in addition to those that other runs start from
 
 
 @dataclass(frozen=True)

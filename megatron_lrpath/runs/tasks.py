@@ -54,7 +54,7 @@ class Task:
 
 
 def named_paradigms(plan: Plan) -> tuple[str, ...]:
-    """The paradigms that a plan is carried out and reported for, where no option says otherwise.
+    """Return the paradigms that are trained and reported by default.
 
     Those that its key `paradigms` names. Without the key: ours, those that only `sft` names, and those that have
     been begun in the output, so that the output of before the key shows all that it holds.
@@ -71,7 +71,7 @@ def named_paradigms(plan: Plan) -> tuple[str, ...]:
 
 
 def _is_begun(plan: Plan, paradigm: str) -> bool:
-    """Whether runs of a paradigm have a folder; one that another paradigm carries out, or begun, is not enough."""
+    """Return whether a paradigm has a folder of a run that it does not share, or the folders of all its runs."""
     begun = [run for run in plan.runs(paradigm) if plan.folder(run).is_dir()]
     others = [run for name in PARADIGMS if name != paradigm for run in plan.runs(name)]
     shared = {run.carried_out_as for run in others if run.same_as and plan.folder(run).is_symlink()}
@@ -139,7 +139,7 @@ def unknown_run(path: Path, name: str, known: Sequence[str]) -> UserError:
 def link_aliases(task: Task) -> None:
     """Let the folders of the runs that share this training point to it, by relative links.
 
-    A training that was begun under the other name is used where it lies: the link then goes the other way.
+    A training that was begun under the other name is used in its place: the link then has the other direction.
     Raises `UserError` where both folders hold something of their own.
     """
     for alias in task.aliases:

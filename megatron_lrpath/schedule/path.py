@@ -74,7 +74,7 @@ class LRPath:
 
     @property
     def corners(self) -> list[int]:
-        """The positions at which the curve bends, beside its ends."""
+        """The positions at which the curve bends, without its ends."""
         return [self.start + self.warmup, *(self.main.corners if self.main else [])]
 
     def lr_at(self, position: float | Fraction) -> float:

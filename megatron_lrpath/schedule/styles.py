@@ -48,8 +48,8 @@ class Style:
     - `branch_shape`: the complete fast decay of a branch, for a schedule's knobs. The main path was the time at
       max_lr, so it is the style's decay alone, over the whole length of the branch. A style without a decay of
       its own to complete takes the linear one.
-    - `whole_knobs`, `branch_knobs`: the fields of `Schedule` that these read beside the rates; what the identity
-      of a run contains.
+    - `whole_knobs`, `branch_knobs`: the fields of `Schedule` that these read in addition to the rates; the identity
+      of a run contains them.
     - `has_cycle`: false where the whole curve depends on the warm-up as its time scale and not on a length.
 
     Raises TypeError where `branch_shape` is not a function or a knob is no field of `Schedule`.
@@ -207,7 +207,7 @@ class Schedule:
 
 
 def within(value: float, schema: Mapping[str, Any]) -> bool:
-    """Whether a number lies in the range of its JSON schema."""
+    """Return whether a number is in the range of its JSON schema."""
     return (
         value >= schema.get("minimum", -math.inf)
         and value > schema.get("exclusiveMinimum", -math.inf)
@@ -249,7 +249,7 @@ def steps_rate(schedule: Schedule, t: Exact, length: int, fractions: tuple[float
 
 
 def inverse_square_root_rate(schedule: Schedule, t: Exact, warmup: int, unit: int) -> float:
-    """max·√(W / (t+W)), not below min, as Megatron has it; `unit` stands in for a missing warm-up."""
+    """Return max·√(W / (t+W)), not below min, as Megatron does; `unit` replaces a missing warm-up."""
     ratio = max(warmup, unit) / max(t + warmup, unit)
     return max(schedule.min_lr, schedule.max_lr * math.sqrt(ratio))
 

@@ -67,5 +67,5 @@ def _bounded_time(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
-        if before:  # somebody else's
+        if before:  # the caller's timer
             signal.setitimer(signal.ITIMER_REAL, max(0.001, before - (time.monotonic() - begun)), interval)

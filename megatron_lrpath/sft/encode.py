@@ -165,7 +165,7 @@ def add_tokens(tokenizer: Any, plan: Plan, vocab_size: int) -> dict[str, int]:
             "sft.special_tokens: the tokenizer's ids have gaps, so that ids of new control tokens would "
             "collide; add the tokens to the tokenizer"
         )
-    # Megatron pads the rows of the embeddings, in a run of the plan as `options.from_plan.apply_defaults` says.
+    # Megatron pads the rows of the embeddings, in a run of the plan with `options.from_plan.apply_defaults`.
     multiple = int(plan.megatron.get("make_vocab_size_divisible_by", 128))
     if "make_vocab_size_divisible_by" in plan.megatron:
         multiple *= int(plan.megatron.get("tensor_model_parallel_size", 1))

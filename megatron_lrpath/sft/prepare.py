@@ -35,9 +35,7 @@ from megatron_lrpath.sft.template import messages_of
 from megatron_lrpath.tokenizers.prints import TokenizerSpec
 
 FORMAT = 1
-STAGING = (
-    ".partial"  # folder in which the data are made; who holds the lock of the folder around it has it alone
-)
+STAGING = ".partial"  # folder in which the data are made; the holder of the lock of the folder around it uses it alone
 
 
 def prepare(plan: Plan, workers: int = 1) -> dict[str, Any]:
@@ -161,7 +159,7 @@ def unused(folder: Path, record: dict[str, Any] | None) -> list[Path]:
 
 
 def remove_unused(folder: Path, record: dict[str, Any] | None) -> None:
-    """Remove `unused` data. Only for who holds the lock of the folder."""
+    """Remove `unused` data. Only for the holder of the folder's lock."""
     for path in unused(folder, record):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -251,7 +249,7 @@ def inputs(sft: Sft) -> dict[str, tuple[str, ...]]:
 
 
 def settings(plan: Plan, sft: Sft, encoder: ChatEncoder) -> dict[str, Any]:
-    """What the prepared data depend on, beside the input files."""
+    """Return everything that the prepared data depend on, except the input files."""
     model = Path(plan.tokenizer.model or "")
     files = [model] if model.is_file() else sorted(model.glob("*.json")) if model.is_dir() else []
     return {
@@ -267,7 +265,7 @@ def settings(plan: Plan, sft: Sft, encoder: ChatEncoder) -> dict[str, Any]:
 
 
 def resaved(plan: Plan, record: dict[str, Any]) -> bool:
-    """Whether the tokenizer that the data were prepared with is the plan's, whatever its files look like now."""
+    """Return whether the data were prepared with the plan's tokenizer, even if its files were saved again since."""
     return bool(record.get("tokenizer")) and prepared_difference(plan, record) is None
 
 

@@ -94,11 +94,11 @@ def held_out(examples: int, share: float, seed: int) -> tuple[npt.NDArray[np.uin
 
 TRAIN, VALID, TOKENS, ANSWERS = "train", "valid", "tokens", "answers"
 DATA = re.compile(r"data-([1-9]\d{0,8})")
-"""A set of prepared data beside `prepared.json`, which names the one that counts; earlier versions had no folder."""
+"""A set of prepared data next to `prepared.json`, which names the valid set; earlier versions had no folder."""
 
 
 def data_folder(folder: Path, record: dict[str, Any]) -> Path:
-    """Where the data lie that a record describes; `folder` is the record's.
+    """Return the folder of the data that a record describes; `folder` is the record's.
 
     Raises:
         UserError: the record names no such folder.
@@ -117,7 +117,7 @@ class Prepared:
 
     Attributes:
         folder: of the record and the index cache.
-        data: where the datasets lie.
+        data: the folder of the datasets.
     """
 
     folder: Path

@@ -120,7 +120,7 @@ class ChatTemplate:
             raise
         except TooMuchError as error:
             raise Rejected(f"the chat template makes {error} of a conversation") from None
-        except Exception as error:  # whatever a template raises
+        except Exception as error:  # a template can raise any exception
             raise Rejected(f"the chat template rejects it: {error}") from None
 
     def _render(self, messages: Sequence[Message], **options: bool) -> tuple[str, list[Any]]:

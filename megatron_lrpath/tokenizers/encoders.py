@@ -16,7 +16,7 @@ from megatron_lrpath.tokenizers.fast_hugging_face import FastHuggingFace
 from megatron_lrpath.tokenizers.files import HUGGING_FACE, NO_TOKENIZER, open_hugging_face
 from megatron_lrpath.tokenizers.sentencepiece_model import SENTENCEPIECE, open_model
 
-SPOT_CHECK_EVERY = 1024  # texts of the fast path of which the beginning of one is encoded again exactly
+SPOT_CHECK_EVERY = 1024  # texts of the fast path: the beginning of one in so many is also encoded exactly
 SPOT_CHECK_CHARACTERS = 1 << 16
 DEFAULT_OFF = (
     "parse_special_tokens", "tokenizer_sentencepiece_legacy", "tokenizer_hf_no_use_fast",

@@ -165,7 +165,7 @@ class FastBpe(FastPath):
         self._hint_ascii = self._hint.encode()
         parsed = parse_model(model)
         self._ascii = read_ascii_rules(parsed, exact)
-        # Such a model changes nothing but the spaces' sign, so that its rules for ASCII hold for any text.
+        # Such a model changes only the spaces' sign, so that its rules for ASCII hold for any text.
         spec = parsed.normalizer_spec
         self._lossless = not spec.precompiled_charsmap and not spec.remove_extra_whitespaces
         self.prove(trial_texts(plain_pieces(exact), self._symbols))

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
-from unicodedata import ucd_3_2_0 as first_tables  # what these know has the same class everywhere
+from unicodedata import ucd_3_2_0 as first_tables  # characters of these tables have the same class everywhere
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from megatron_lrpath.tokenizers.fast_bpe import (
     trial_texts,
 )
 
-# Normalizers that know no Unicode tables; gigatoken carries these out itself.
+# Normalizers without Unicode tables; gigatoken implements them.
 PLAIN_NORMALIZERS = ("Prepend", "Replace")
 UNICODE_FORMS = ("NFC", "NFD", "NFKC", "NFKD")
 # Characters that NFC leaves as they are, alone and next to each other, in every version of Unicode.

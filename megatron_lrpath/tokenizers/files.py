@@ -34,7 +34,7 @@ class TokenizerFiles:
         vocab_size: number of tokens.
         tokens: bos_token_id, eos_token_id, pad_token_id where there are such tokens.
         path: the model file or folder; None where there is nothing to write (test tokenizers).
-        notes: what the user should know about the exported tokenizer.
+        notes: messages for the user about the exported tokenizer.
     """
 
     kind: str
@@ -111,7 +111,7 @@ def open_hugging_face(name: Path | str, option: str = "", **options: Any) -> Any
 
     try:
         return AutoTokenizer.from_pretrained(str(name), **options)
-    except Exception as error:  # whatever a tokenizer's files make transformers raise
+    except Exception as error:  # with a tokenizer's files transformers can raise any exception
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         place = f"{option} {name}".lstrip()
         raise UserError(f"{place}: transformers cannot load this tokenizer: {reason}") from None

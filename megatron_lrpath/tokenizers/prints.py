@@ -25,7 +25,7 @@ from megatron_lrpath.tokenizers.sentencepiece_model import (
 )
 
 type Facts = dict[str, Any]
-"""JSON-able facts of a tokenizer, as `TokenizerSpec.facts` makes them; unknown ones are carried through."""
+"""JSON-able facts of a tokenizer, as `TokenizerSpec.facts` makes them; unknown facts are kept."""
 
 # Of a Hugging Face tokenizer's folder, what its ids depend on; a chat template is none of it.
 ID_FILES = (
@@ -235,7 +235,7 @@ def same_files(made: Facts, own: Facts) -> bool:
     theirs, ours = made.get("files") or {}, own.get("files") or {}
     if not theirs and not ours:
         return bool(made.get("model") == own.get("model"))
-    if len(theirs) == len(ours) == 1:  # whatever the file is called
+    if len(theirs) == len(ours) == 1:  # the file may have another name
         return [*theirs.values()] == [*ours.values()]
     return bool(theirs == ours)
 

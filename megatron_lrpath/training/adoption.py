@@ -32,10 +32,10 @@ TOKENIZER = ("tokenizer_type", "vocab_size")
 
 @dataclass(frozen=True)
 class Trained:
-    """What a checkpoint of another training has behind it.
+    """The samples, rate and settings of a checkpoint of another training.
 
-    `samples` are those consumed, `rate` is that of the next step (None where the checkpoint does not say). `notes` are
-    settings in which the main path differs from it, and what could not be compared, a clause each.
+    `samples` are those consumed, `rate` is that of the next step (None if the checkpoint does not record it). `notes`
+    are settings in which the main path differs from it, and what could not be compared, a clause each.
     """
 
     samples: int
@@ -58,7 +58,7 @@ def examine(plan: Plan, folder: Path, step: int) -> Trained:
     """Compare the checkpoint of `step` in `folder` (of that step alone) with the plan's main path.
 
     Raises:
-        UserError: it is of another model, tokenizer or optimizer, or it is not what its name says.
+        UserError: it is of another model, tokenizer or optimizer, or its content does not match its name.
     """
     common = load_common(folder)
     stored, args = parents.model_arguments(common, folder), main_arguments(plan.path)
@@ -87,7 +87,7 @@ def examine(plan: Plan, folder: Path, step: int) -> Trained:
 def tokenizer_problems(theirs: TokenizerSpec, ours: TokenizerSpec) -> tuple[list[str], list[str]]:
     """Why the plan's tokenizer `ours` is not the checkpoint's, a clause each, and what could not be compared.
 
-    Vocabularies and texts are compared where the files of both are there, otherwise types and sizes.
+    Compare vocabularies and texts if the files of both exist, otherwise types and sizes.
     """
     if family(theirs.kind) != family(ours.kind):
         return [f"its tokenizer is {theirs.kind}, the plan's {ours.kind}"], []

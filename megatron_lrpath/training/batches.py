@@ -36,7 +36,7 @@ class Batches:
         """Return the samples of a step (1-based), in the order of their positions: `sample`, `version`,
         `documents`, `text`.
 
-        `replayed` tells whether an earlier version's sample is read again; a fine-tuning has no such key.
+        `replayed` is true if the sample is an earlier version's, read again; a fine-tuning has no such key.
 
         Raises:
             UserError: the run has no such step.

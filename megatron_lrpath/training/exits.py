@@ -135,7 +135,7 @@ class Exits:
 
 
 WATCHED = (signal.SIGTERM, signal.SIGUSR2)
-BEGUN = "LRPATH_BEGUN"  # a pipe, open for writing, to the launcher that wants to know when there is something to save
+BEGUN = "LRPATH_BEGUN"  # a pipe, open for writing, that shows the launcher that there is something to save
 
 
 class Signals:

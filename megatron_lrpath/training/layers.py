@@ -89,7 +89,7 @@ class SDPACoreAttention(MegatronModule):
     ) -> Tensor:
         """[s, b, heads, d] -> [b, heads, s, d]."""
         if mask is not None and self.grouped:
-            # With a mask torch's fused kernels want as many keys as queries.
+            # With a mask torch's fused kernels need as many keys as queries.
             repeats = query.size(2) // key.size(2)
             key, value = (states.repeat_interleave(repeats, dim=2) for states in (key, value))
         kind = query.dtype

@@ -42,7 +42,7 @@ def device_name(args: Any) -> str:
     """Return what this process trains on, with Megatron's arguments: the GPU's name, or `cpu`."""
     import torch
 
-    # the CPU backend stands in for torch's CUDA functions
+    # the CPU backend replaces torch's CUDA functions
     return "cpu" if args.distributed_backend == "gloo" else torch.cuda.get_device_name()
 
 

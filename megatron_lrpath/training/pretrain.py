@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 def main(argv: list[str] | None = None) -> None:
     """Train the run of the command line.
 
-    A user's error is one message and exit status 2, a training that cannot continue one message and 1; one
-    that saved and stopped after a signal exits with `SAVED_AND_STOPPED`.
+    A user's error prints one message and exits with 2; a training that cannot continue prints one message and
+    exits with 1; a training that saved and stopped after a signal exits with `SAVED_AND_STOPPED`.
     """
     for category in (DeprecationWarning, FutureWarning, SyntaxWarning):
         warnings.filterwarnings("ignore", category=category)
@@ -71,7 +71,7 @@ def asks_for_wandb(argv: list[str], plan: Path | None) -> bool:
     """Return whether the command line or the plan mention wandb, whose import takes more than a second."""
     try:
         text = plan.read_bytes() if plan else b""
-    except OSError:  # told when the plan is read
+    except OSError:  # reported when the plan is read
         text = b""
     return b"wandb" in text or any("wandb" in word for word in argv)
 
@@ -94,7 +94,7 @@ def set_single_process_environment(is_run: bool) -> None:
     """Support `python pretrain_gpt.py …` without a launcher, as one process.
 
     Raises:
-        UserError: srun has started several processes, each of which would train a run (`is_run`) alone.
+        UserError: srun has started several processes, and each would train a run (`is_run`) alone.
     """
     if "RANK" not in os.environ:
         tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")

@@ -21,7 +21,7 @@ class LRPathScheduler(OptimizerParamScheduler):
     """Sets every parameter group's rate from an `LRPath` over consumed samples.
 
     The position follows from the samples consumed before a step, so step `s` runs at position `s-1` (the convention
-    stands in `LRPath`). They are taken from Megatron's own sample counter, not counted up here: a step skipped for a
+    of `LRPath`). Megatron's own sample counter counts them: a step skipped for a
     gradient overflow consumes its samples too, and a decay still completes.
 
     Loading a checkpoint takes nothing of the rate from it. Megatron (up to 0.19) leaves the checkpoint's

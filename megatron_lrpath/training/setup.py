@@ -132,7 +132,7 @@ def plain_arguments(
         UserError: options related to --plan or --lr-path, arguments that Megatron refuses, or the problems `wrong`.
     """
     if any(problem.startswith("argument --lr-path:") for problem in wrong):
-        raise_all(wrong)  # nobody knows which of the others say something
+        raise_all(wrong)  # without the path, it is unknown which other arguments are wrong
     refuse_companions(given, wrong)
     sys.argv[1:] = argv
     provider = arguments_provider(session.own_arguments)
@@ -276,7 +276,7 @@ def begin(session: Session, args: Any) -> None:
         if args.pipeline_model_parallel_size > 1:
             session.first_weights = StageOrder(args.virtual_pipeline_model_parallel_size or 1)
         session.draws_all_experts = args.expert_model_parallel_size > 1 and args.use_cpu_initialization
-    if context.prepared is not None:  # stored in every checkpoint: an export knows how to talk to the model
+    if context.prepared is not None:  # stored in every checkpoint: exports contain the template
         args.lrpath_chat = context.prepared.chat
     retain_interval = args.save_retain_interval
     protect(session, args, start, ranks)

@@ -106,7 +106,7 @@ class Watcher:
             self.wandb.define_metric(f"{GROUP}/*", step_metric="tokens")
         parent, first = parent_row(self.context), self.context.path.start
         if parent is not None and step == first + 1:
-            # W&B's steps must not go back: the parent's point stands at the step before the first.
+            # W&B's steps must not decrease: the parent's point has the step before the first.
             values = {LOSS: parent.loss, RATE: parent.lr, NORM: parent.grad_norm}
             self._write(step - 1, self.context.sizes.samples_at(first), values)
 

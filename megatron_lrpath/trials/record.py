@@ -15,7 +15,7 @@ from megatron_lrpath.runs.results import is_fresh, loss_of
 from megatron_lrpath.sealed import write_sealed
 
 VERSION = "trial"
-"""The name of the version that a trial's branches train, in the plans that stand for them."""
+"""The name of the version that a trial's branches train, in the plans that represent them."""
 PROBE, AUDITION = "probe", "audition"
 WHOLE = "all"
 """The first validation set as a whole, among the names of its domains and of further sets."""
@@ -35,8 +35,8 @@ class Candidate:
 class Trial:
     """A trial: every candidate is trained `repeats` times from the main path's checkpoint of step `begin`.
 
-    A branch has `steps` steps, of which the last `decay` decay. The first candidate is the one that the others are
-    compared with. Repeat r of every candidate reads the r-th part of its slice, so that repeats share no document, and
+    A branch has `steps` steps; its last `decay` steps decay. The other candidates are compared with the first.
+    Repeat r of every candidate reads the r-th part of its slice, so that repeats share no document, and
     candidates of one slice read the same batches.
     """
 
@@ -64,7 +64,7 @@ class Trial:
         return self.branches * self.steps
 
     def folder(self, plan: Plan) -> Path:
-        """Where the trial lies."""
+        """The trial's folder."""
         return OutputFolder(Path(plan.output)).trials / self.name
 
     def run_folder(self, plan: Plan, candidate: Candidate, repeat: int) -> Path:
@@ -90,7 +90,7 @@ def read_trial(folder: Path) -> Trial | None:
     """The trial in `folder`, None where there is none.
 
     Raises:
-        UserError: the record is there and cannot be used.
+        UserError: the record exists and cannot be used.
     """
     problems: list[str] = []
     found = read_json_object(record_path(folder), problems)

@@ -34,7 +34,7 @@ PARENT = "adopted"  # the parent's name in the lineage
 
 @dataclass(frozen=True)
 class Adoption:
-    """What an adoption does: `source` is copied, `text` becomes the plan's, which then says `plan`."""
+    """What an adoption does: `source` is copied, `text` becomes the plan's, which is then `plan`."""
 
     source: Path
     text: str
@@ -100,9 +100,9 @@ def adopted_from(
 
 
 def prepare_weights(plan: Plan, root: Path, data: Sequence[str]) -> tuple[str, Plan]:
-    """The text of a plan whose runs without a parent begin with the imported model under `root`, and what it says.
+    """Return the text of a plan whose runs without a parent begin with the imported model under `root`, and the plan.
 
-    The text is empty if the plan says so already. Nothing is written.
+    The text is empty if the plan begins with it already. Nothing is written.
 
     Args:
         plan: the plan.
@@ -146,7 +146,7 @@ def write_plan(plan: Plan, text: str) -> None:
 
 
 def with_adopted(plan: Plan, text: str, adopted: Adopted) -> tuple[str, Plan]:
-    """The plan's `text` with the entry, and what it says; empty if the plan has the entry already.
+    """Return the plan's `text` with the entry, and the plan in it; the text is empty if the plan has the entry.
 
     Raises:
         UserError: the plan does not allow it.
@@ -165,7 +165,7 @@ def with_adopted(plan: Plan, text: str, adopted: Adopted) -> tuple[str, Plan]:
 
 
 def require_rate(adoption: Adoption, rate: float | None) -> None:
-    """Refuse a checkpoint whose rate is not the one with which the main path goes on.
+    """Refuse a checkpoint whose rate differs from the rate with which the main path continues.
 
     Raises:
         UserError: both rates.
@@ -214,7 +214,7 @@ def require_flat(source: Path) -> None:
 
 
 def carry_out(adoption: Adoption) -> None:
-    """Copy, record, name. Only for who keeps the output at rest.
+    """Copy, record, name. The caller must keep the output at rest.
 
     Raises:
         UserError: the disk has no room, or a file changes while it is read.

@@ -1,4 +1,4 @@
-"""Starts of one run from one checkpoint with other libraries, layouts or devices: trials beside it, losses compared.
+"""Compare the losses of starts of a run from the same checkpoint with other libraries, layouts or devices, as trials.
 
 A trial has an output of its own below `OUTPUT/compare-starts`: the plan, the checkpoint's files as hard links, the
 lineage. The run itself is only read.
@@ -57,12 +57,12 @@ class Difference:
 
 
 def folder_of(plan: Plan, run: Run, step: int) -> Path:
-    """Where the trials of a run from a step lie."""
+    """Return the folder of the trials of a run from a step."""
     return OutputFolder(Path(plan.output)).compare_starts / f"{run.name}-{step}"
 
 
 def prepare(plan: Plan, run: Run, step: int, name: str) -> tuple[Plan, Run]:
-    """Make the trial `name` of the run from the checkpoint of `step` anew; its plan, and the run in it.
+    """Make the trial `name` of the run from the checkpoint of `step` again; return its plan and the run in it.
 
     Raises:
         UserError: the run has no such checkpoint, or the trial is being trained.
@@ -92,7 +92,7 @@ def prepare(plan: Plan, run: Run, step: int, name: str) -> tuple[Plan, Run]:
 
 
 def standing_at(lineage: Mapping[str, Any], step: int) -> list[Mapping[str, Any]]:
-    """The starts of which steps up to `step` are left."""
+    """Return the starts that trained the remaining steps up to `step`."""
     return [start for start in standing(lineage["starts"]) if start["step"] < step or not step]
 
 

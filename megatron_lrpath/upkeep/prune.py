@@ -66,9 +66,9 @@ def survey(
 ) -> Survey:
     """Return which checkpoints of the plan's runs can be removed.
 
-    The following are always kept: the newest two of a run, its end, one that an incomplete run starts
-    from, one in the range of a version without a model (`advise` can choose another alpha for it, `merge`
-    can preview it), and one that the plan keeps for other plans (`also_branch_at`). A run that was trained
+    The following are always kept: the newest two checkpoints of a run, its last one, checkpoints that an
+    incomplete run starts from, those in the range of a version without a model (`advise` can choose another
+    alpha for it, `merge` can preview it), and those for other plans (`also_branch_at`). A run that was trained
     under other settings than the plan's, or is in another output, is not touched, because the plan does
     not determine what starts from it.
 
@@ -114,7 +114,7 @@ def survey(
 
 
 def require_same(archive: Archive, task: Task, step: int) -> None:
-    """Refuse to remove a checkpoint of which the archive has another one, or a damaged one.
+    """Refuse to remove a checkpoint whose copy in the archive differs or is damaged.
 
     Raises:
         UserError: with what to do.

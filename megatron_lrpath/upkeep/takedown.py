@@ -83,7 +83,7 @@ def _without(source: SliceSource, documents: np.ndarray | None) -> SliceSource:
 def write_slices(output: Path, existing: Sequence[Slice], changed: Sequence[Reduced]) -> None:
     """Write all slices into a new folder, the changed ones without the documents; the folder appears when it is whole.
 
-    Records and hashes of datasets that lie beside the slices come along.
+    Records and hashes of datasets next to the slices are copied too.
 
     Raises:
         UserError: the folder exists.
@@ -180,7 +180,7 @@ class Retraining:
 def retraining(plan: Plan, changed: Collection[str]) -> Retraining:
     """Which runs that were begun have read a version (or a slice of a mix) whose documents change.
 
-    The order of all samples of such a version changes, so that a run goes back to a checkpoint from before it.
+    The order of all samples of such a version changes, so that a run must return to a checkpoint before it.
     """
     begins = {version.name: begin for version, begin in zip(plan.versions, plan.timeline.begins, strict=True)}
     first = min((begin for name, begin in begins.items() if name in changed), default=None)
@@ -217,7 +217,7 @@ def _reads(plan: Plan, task: Task, changed: Collection[str], first: int | None) 
 
 
 def _starts_after(task: Task, again: dict[str, Again], rewind_to: int | None) -> bool:
-    """Whether a run starts from a checkpoint that is to be trained again."""
+    """Return whether a run starts from a checkpoint that must be trained again."""
     parent = again.get(task.parent or "")
     if parent is None:
         return False

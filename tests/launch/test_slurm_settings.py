@@ -67,7 +67,7 @@ def test_nothing_in_the_file_is_expanded_or_run(tmp_path):
         ("LRPATH_NODES=four", "'four' is not a whole number"),
         ("LRPATH_NODES=0", "must be at least 1"),
         ("LRPATH_TIME=tomorrow", "is not a time"),
-        ("LRPATH_DATA=/a b", "a value with spaces stands in quotes"),
+        ("LRPATH_DATA=/a b", "quote a value that contains spaces"),
         ("LRPATH_DATA='/a", "No closing quotation"),
         ("LRPATH_PREFLIGHT=maybe", "neither yes nor no"),
         ("LRPATH_CONTAINER_RUNTIME=docker", "is none of pyxis, apptainer"),

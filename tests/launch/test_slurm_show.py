@@ -73,7 +73,7 @@ def test_a_job_that_can_never_start_is_shown_with_the_reason(plan, monkeypatch, 
         (
             Attempt(0, 4, 4, SAVED),
             [queued(1, "PENDING", "BeginTime")],
-            "saved at step 4 of 5; job 1 goes on by itself",
+            "saved at step 4 of 5; job 1 resumes automatically",
         ),
         (Attempt(0, 4, 4, SAVED), [], "saved at step 4 of 5; the job was ended: `lrpath submit` again"),
         (

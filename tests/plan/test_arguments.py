@@ -103,7 +103,7 @@ def test_a_row_has_the_effect_of_its_class_in_a_plan_file(argument: Argument, tm
         if argument.key:
             assert f"follows from the plan; leave it out and set `{argument.key}`" in said
         elif argument.plan == START or argument.name.startswith("lr_path"):
-            assert "says which run to start" in said
+            assert "selects the run to start" in said
         elif argument.plan == REFUSED:
             assert f"cannot be set in a plan: {argument.why(PLAN)}" in said
             assert not error_of(tmp_path, "megatron", **{option: False})

@@ -179,7 +179,7 @@ def test_a_changed_parent_is_refused_and_a_moved_or_removed_one_is_not(folder: P
     content = bytearray(weights.read_bytes())
     content[len(content) // 2] ^= 1
     weights.write_bytes(content)
-    assert "is not the one that" in refusal(command(folder, "branch", *moved, root=copy))
+    assert "is not the parent that" in refusal(command(folder, "branch", *moved, root=copy))
     shutil.rmtree(copy / "moved/iter_0000004")
     assert "is gone" in refusal(command(folder, "branch", *moved, root=copy))
     train(command(folder, "branch", "--lr-path-parent", str(folder / "main"), root=copy)).ok()

@@ -193,7 +193,9 @@ def test_a_parent_changed_after_the_branch_left_it_is_refused(copy: Path) -> Non
     content = bytearray(weights.read_bytes())
     content[len(content) // 2] ^= 1
     weights.write_bytes(content)
-    assert "is not the one that branch-v2 was started from" in refusal(run_words(plan, "ours", "branch-v2"))
+    assert "is not the parent that branch-v2 was started from" in refusal(
+        run_words(plan, "ours", "branch-v2")
+    )
 
 
 def test_a_moved_slice_is_refused(copy: Path, trained: Path) -> None:

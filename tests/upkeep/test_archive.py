@@ -296,7 +296,7 @@ def test_nothing_damaged_is_archived_or_fetched_or_removed(
     assert len(steps(plan, "main")) == 10
     archive = Archive.of(plan)
     assert archive is not None
-    with pytest.raises(UserError, match="is another checkpoint of this step"):
+    with pytest.raises(UserError, match="are different checkpoints of this step"):
         archive.put("ours/main", root(plan, "main"), 20)
     # damage in the store
     archive.fs.pipe_file(f"{archive.place('ours/main', 30)}/__0_0.distcp", b"z" * len(good))

@@ -18,12 +18,12 @@ _TYPE, _UNPACKED, _PACKED = 1, 2, 3  # the first fields of a header
 
 
 class PageError(ValueError):
-    """The pages of a file cannot be read, or one is too large; the text says why."""
+    """The pages of a file cannot be read, or a page is too large; the text is the reason."""
 
 
 @dataclass(frozen=True)
 class Page:
-    """A page: its type, and its size in bytes as it is read and as it lies in the file."""
+    """A page: its type, and its size in bytes when unpacked and in the file."""
 
     kind: int
     unpacked: int
@@ -61,16 +61,16 @@ def longest_dictionary(metadata: Any, raw: BinaryIO, columns: Collection[str]) -
 
 
 def _begin(column: Any) -> int:
-    """Where the first page of a column lies, as pyarrow decides it."""
+    """Return the offset of a column's first page, by pyarrow's rule."""
     data, dictionary = int(column.data_page_offset), column.dictionary_page_offset
     return int(dictionary) if dictionary and 0 < dictionary < data else data
 
 
 def pages(raw: BinaryIO, begin: int, length: int) -> Iterator[Page]:
-    """The pages of a column's stretch of a file, which takes `length` bytes from `begin` on.
+    """Yield the pages of a column in a file, which takes `length` bytes from `begin` on.
 
     Raises:
-        PageError: something else is there.
+        PageError: the bytes are no page headers.
     """
     end = begin + length
     while begin < end:

@@ -97,7 +97,7 @@ class ConversionProgress:
         self._bar: Any = _terminal_bar(total) if sys.stderr.isatty() else None
 
     def note(self, text: str) -> None:
-        """Say something that the user should know."""
+        """Print a message for the user."""
         if self._bar:
             self._bar.console.print(text, style="yellow")
         else:
@@ -164,7 +164,7 @@ TEXT_OPTIONS = (
     "parse_special_tokens", "tokenizer_sentencepiece_legacy", "tokenizer_hf_no_use_fast",
     "tokenizer_hf_no_include_special_tokens", "sentence_lists", "keep_empty",
 )  # fmt: skip
-# A file of at least FEW documents of which more than NEARLY_ALL are rejected fails, after SOON of them at once.
+# A file of at least FEW documents fails if more than NEARLY_ALL of them are rejected; after SOON documents at once.
 FEW, NEARLY_ALL, SOON = 50, 0.95, 10_000
 CHUNKS_IN_FLIGHT = 3  # per worker: one being worked on, one waiting for it, one being written
 
@@ -239,7 +239,7 @@ def _check_arguments(args: Namespace) -> None:
 
 @dataclass
 class UsableShare:
-    """Stops at a file of which nearly nothing can be used: it is of another kind, however many rejects are allowed."""
+    """Stops at a file whose documents are nearly all rejected: it has another format, so `max_rejects` is no help."""
 
     name: str = ""
     documents: int = 0
@@ -291,7 +291,7 @@ class Conversion:
         """Read the inputs `names`, `process` in worker processes, write and publish everything; what it came to.
 
         `outputs` are the datasets' prefixes and the types of their tokens; they have temporary names until all
-        is written. While `marker` stands, not all of them are published.
+        is written. While `marker` exists, not all of them are published.
 
         Raises:
             UserError: an input cannot be read, too many documents were rejected (at once, not at the end), or

@@ -21,7 +21,7 @@ from megatron_lrpath.errors import UserError
 STDIN = "-"
 CHUNK_BYTES = 1 << 20
 READ_BYTES = 1 << 18
-ZSTD_PIECE = 512  # bytes, unpacked at a time: to 16 MiB at most, whatever the ratio
+ZSTD_PIECE = 512  # bytes, unpacked at a time: to 16 MiB at most, at any ratio
 ZSTD_WINDOW = 1 << 27  # bytes that a frame may refer to, as for the command zstd
 PARQUET_ROWS = 1024  # of a chunk at most
 PARQUET_BATCH = 64  # rows that are unpacked at a time, fewer where a dictionary holds long ones
@@ -269,7 +269,7 @@ def _rows_at_once(longest: int) -> int:
 
 
 def _undecoded(column: Any) -> Any:
-    """Strings as bytes, so that one that is not UTF-8 is rejected alone and not with its whole chunk."""
+    """Return strings as bytes, so that a string that is not UTF-8 is rejected alone, without its whole chunk."""
     import pyarrow
 
     if pyarrow.types.is_dictionary(column.type):

@@ -190,8 +190,8 @@ def publish_all(
 ) -> None:
     """Publish pairs that belong together, each with the record that `record(prefix)` writes.
 
-    The set is incomplete while `marker` exists. The locks are held until it is removed, so that a process
-    that finds it knows that its owner is dead.
+    The set is incomplete while `marker` exists. The locks are held until it is removed, so that the
+    owner of a marker without locks is dead.
     """
     for writer in writers:
         writer.seal()

@@ -227,7 +227,7 @@ class TrainingStart:
     def last_step(self) -> int:
         """Return the last step that this start has logged, or the step that it started from."""
         if self._history_state() == self._history_before:
-            return self.first  # what stands in the history is an earlier start's
+            return self.first  # the history has only rows of earlier starts
         tail = HistoryTail(self.start.task.folder)
         tail.poll()
         return max(tail.last.step, self.first) if tail.last else self.first

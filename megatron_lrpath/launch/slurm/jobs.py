@@ -38,7 +38,7 @@ STRAGGLER_SECONDS = 60  # from the end of the first rank to the end of all: they
 
 @dataclass(frozen=True)
 class Wait:
-    """What a job waits for: the end of job `key`, or the checkpoint of its training at `step` while it goes on."""
+    """What a job waits for: the end of job `key`, or its training's checkpoint of `step` while that continues."""
 
     key: str
     step: int | None = None
@@ -48,8 +48,8 @@ class Wait:
 class Job:
     """A node of the graph. `kind`: train, eval or report.
 
-    `submitted` is the plan that it belongs to, `task` the training, also of an evaluation; `page` is where the
-    report lies in the end, `subject` the file that it is made for (a plan's copy, or an experiment).
+    `submitted` is its plan, `task` the training, also of an evaluation; `page` is the path of
+    the finished report, `subject` the file that the report is made for (a plan's copy, or an experiment).
     """
 
     key: str
@@ -180,7 +180,7 @@ def report_job(jobs: Sequence[Job], page: Path, subject: Path) -> Job:
 
 
 def is_finished(job: Job, jobs: Sequence[Job]) -> bool:
-    """Whether the job's result is there, so that it need not be submitted."""
+    """Return whether the job's result exists, so that it need not be submitted."""
     if job.task is None:
         evaluations = [other for other in jobs if other.kind == "eval"]
         folders = [other.task.folder for other in evaluations if other.task]
@@ -194,7 +194,7 @@ REPORT_CORES = 2
 
 @dataclass(frozen=True)
 class Spec:
-    """What the program in the job needs to know. `folder` is OUTPUT/slurm.
+    """Return the settings of the program in the job. `folder` is OUTPUT/slurm.
 
     `plan` is the copy submitted last; for a report the file that it is made for.
 
@@ -338,7 +338,7 @@ def log_option(folder: Path, job: Job) -> str:
     """The job's log as sbatch takes it: a pattern, in which %j is the job's number.
 
     A folder with % or backslash in its name cannot be written as a pattern: there the script redirects its
-    output itself, and only what Slurm has to say of the job is lost.
+    output itself, and only Slurm's own messages on the job are lost.
     """
     return "/dev/null" if set(str(folder)) & set("%\\") else str(folder / "logs" / f"{job.name}-%j.log")
 
@@ -377,12 +377,12 @@ def directive(option: str) -> str:
 
 
 def comment_text(text: str) -> str:
-    """Text for a comment of the script: in one line, whatever is in it."""
+    """Return the text for a comment of the script: in one line, with its control characters escaped."""
     return "".join(character if character.isprintable() else f"\\x{ord(character):02x}" for character in text)
 
 
 def about_job(job: Job, spec: Spec) -> list[str]:
-    """What the program does, for who reads the script: the sruns and the commands of the ranks."""
+    """Return what the program does, for readers of the script: the sruns and the commands of the ranks."""
     if job.kind == "report":
         return [f"It runs: {shlex.join(report_command(spec.plan))}"]
     told = [
@@ -420,6 +420,6 @@ def signal_traps(folder: Path) -> list[str]:
 
 
 def package_root() -> Path | None:
-    """The checkout that the package is used from; None where it is installed beside all others."""
+    """Return the checkout that the package is used from; None if it is installed in site-packages."""
     root = Path(megatron_lrpath.__file__).resolve().parents[1]
     return None if root.name in ("site-packages", "dist-packages") else root

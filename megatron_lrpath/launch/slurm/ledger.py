@@ -56,7 +56,7 @@ class Ledger:
 
     @property
     def file(self) -> Path:
-        """Where the entries stand."""
+        """The file of the entries."""
         return self.folder / "jobs.json"
 
     def entries(self) -> list[SubmittedJob]:
@@ -90,11 +90,11 @@ class Ledger:
         return self.folder / SIGNALS / f"{number}-{start}"
 
     def cancel_mark(self, number: int) -> Path:
-        """A file that says: this job is not to be requeued."""
+        """Return the path of the file that prevents the requeue of a job."""
         return self.folder / "cancelled" / str(number)
 
     def requeue_mark(self, number: int) -> Path:
-        """A file that says: this start has put the job back into the queue; squeue shows it as if it was over."""
+        """Return the path of the file with which a start records its requeue, because squeue shows the job as ended."""
         return self.folder / "requeued" / str(number)
 
 
@@ -149,7 +149,7 @@ class SubmittedPlan:
 
     @property
     def path(self) -> Path:
-        """Where the copy lies: a file for every text, so that all ranks of a start read the same."""
+        """Return the path of the copy: a file for every text, so that all ranks of a start read the same."""
         return pinned(self.latest, self.text)
 
     @property
@@ -255,7 +255,7 @@ class Attempt:
 
     @property
     def counts(self) -> bool:
-        """Whether it says something against going on: not where an operator or a preemption has stopped it."""
+        """Return whether it counts against another start; stops by an operator or a preemption do not."""
         return self.ending == FAILED or self.at_limit
 
 
@@ -271,8 +271,8 @@ def conclude(attempt: Attempt, earlier: Sequence[Attempt]) -> Conclusion:
     """Return the action that follows from the last start and those before it.
 
     A failure is retried once, because the machine may have caused it. A second failure at the same step
-    stops the job, and so do three successive starts from one checkpoint that failed or reached the time
-    limit before the next: they would repeat forever. A start that a user has stopped does not count.
+    stops the job. Three successive starts from the same checkpoint that failed or reached the time limit
+    before the next checkpoint also stop it: they would repeat forever. A start that a user has stopped does not count.
     """
     if attempt.ending == COMPLETE:
         return Conclusion(COMPLETE)

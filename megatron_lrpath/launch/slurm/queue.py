@@ -18,7 +18,7 @@ ALIVE = frozenset((
 TIMEOUT_SECONDS = 60.0
 PATIENCE_SECONDS = (1.0, 5.0, 20.0)  # between tries while the controller does not answer
 _BUSY = ("timed out", "Unable to contact", "Connection refused", "temporarily", "try again")
-SUBMITTED = "submitted"  # an argument of every script that `submit` hands in, which the script does not read
+SUBMITTED = "submitted"  # an argument of every script that `submit` submits; the script does not read it
 _SEPARATOR = "\x1f"
 
 
@@ -28,7 +28,7 @@ class SlurmError(UserError):
 
 @dataclass(frozen=True)
 class QueuedJob:
-    """A job in the queue, as squeue says it. `script` is the file that was submitted, with its argument."""
+    """A job in the queue, as squeue prints it. `script` is the file that was submitted, with its argument."""
 
     number: int
     state: str
@@ -63,10 +63,10 @@ def queue() -> dict[int, QueuedJob]:
 
 
 def may_be_requeued(number: int) -> bool:
-    """Whether a job that has saved goes on later: it is running, or has just been ended at its time limit.
+    """Return whether a job that has saved may be requeued: it is running, or has just reached its time limit.
 
-    A cancelled job shows COMPLETING and must not be requeued. One that Slurm puts back into the queue itself
-    (preempted, its node gone) shows COMPLETING or PENDING too.
+    A cancelled job shows COMPLETING and must not be requeued. A job that Slurm itself requeues (after a preemption
+    or a node failure) shows COMPLETING or PENDING too.
     """
     about = show("job", str(number))
     used, limit = (clock_seconds(about.get(name, "")) for name in ("RunTime", "TimeLimit"))
@@ -85,7 +85,7 @@ def seconds_left(number: int) -> float | None:
 
 
 def show(kind: str, name: str) -> dict[str, str]:
-    """What `scontrol show` says of a job or node; values with spaces are cut off at the first."""
+    """Return the fields that `scontrol show` prints for a job or node; values are cut off at their first space."""
     fields = call("scontrol", "show", kind, "--oneliner", name).split()
     return {name: value for name, joined, value in (part.partition("=") for part in fields) if joined}
 
@@ -112,7 +112,7 @@ def wait_for(numbers: Sequence[int], number: int) -> None:
 
 
 def hold(number: int, reason: str) -> None:
-    """Keep a waiting job from starting and say why in its comment."""
+    """Keep a waiting job from starting and write the reason into its comment."""
     set_comment(number, reason)
     call("scontrol", "uhold", str(number))
 

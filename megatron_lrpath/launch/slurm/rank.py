@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
     os.dup2(log, 2)
     signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
     begun = os.pipe()
-    child = os.fork()  # before torch and its threads are there
+    child = os.fork()  # before torch is imported and starts its threads
     if child:
         os.close(begun[1])
         end_as(Watch(child, int(variables["RANK"]), Path(folder), begun[0]).wait())

@@ -1,4 +1,4 @@
-"""What a cluster needs to know, from a settings file and the command line: nodes, partition, container, folders."""
+"""The settings of a cluster, from a settings file and the command line: nodes, partition, container, folders."""
 
 from __future__ import annotations
 
@@ -238,7 +238,7 @@ def _assignments(path: Path) -> list[tuple[int, str, str]]:
         except ValueError as error:
             raise UserError(f"{path}:{number}: {error}") from None
         if match is None or len(values) > 1:
-            raise UserError(f"{path}:{number}: not NAME=VALUE; a value with spaces stands in quotes")
+            raise UserError(f"{path}:{number}: not NAME=VALUE; quote a value that contains spaces")
         found.append((number, match[1], values[0] if values else ""))
     return found
 
@@ -271,5 +271,5 @@ def _value(setting: Setting, text: str, where: str) -> Any:
     if "|" in setting.kind and text not in setting.kind.split("|"):
         raise UserError(f"{where}: {text!r} is none of {setting.kind.replace('|', ', ')}")
     if any(ord(character) < 32 for character in text):
-        raise UserError(f"{where}: control characters cannot stand in it")
+        raise UserError(f"{where}: control characters are not allowed in it")
     return text

@@ -18,12 +18,12 @@ from megatron_lrpath.runs.results import fresh_evaluation, report_is_fresh
 from megatron_lrpath.runs.tasks import Task
 
 AGAIN = "`lrpath submit` again"
-# What Slurm says of a waiting job, where that needs more than patience (docs/cluster.md has a row for each).
+# Slurm's reasons of a waiting job that need an action (docs/cluster.md has a row for each).
 REASONS = {
     "DependencyNeverSatisfied": f"the job that it waits for is gone: {AGAIN}",
     "JobHeldUser": "held by you (scontrol hold): scontrol release {number}",
     "JobHeldAdmin": "held by an operator: ask them what is wrong; only they can release it",
-    "launch failed requeued held": "its node could not start it: scontrol release {number}, or tell the operators",
+    "launch failed requeued held": "its node could not start it: scontrol release {number}, or ask the operators",
     "PartitionTimeLimit": f"its time limit is above the partition's: a smaller LRPATH_TIME, then {AGAIN}",
     "PartitionNodeLimit": f"it asks for more nodes than the partition gives: a smaller LRPATH_NODES, then {AGAIN}",
     "BadConstraints": "no node of the partition is as the job asks (GPUs, memory, cores): change the settings",
@@ -126,7 +126,7 @@ class Jobs:
             return f"{attempt.stopped}; fix the cause, then {AGAIN}"
         if attempt and job["state"] == "pending":
             how = attempt.said(last_step) + (f" ({attempt.cause})" if attempt.cause else "")
-            return f"{how}; job {number} goes on by itself"
+            return f"{how}; job {number} resumes automatically"
         if job["state"] != "ended":
             return None
         if attempt and attempt.ending == SAVED:

@@ -15,7 +15,7 @@ from types import FrameType
 
 SIGNALS = (signal.SIGUSR2, signal.SIGTERM)  # time limit ahead; the job ends
 LOOK_SECONDS = 0.25
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds between a signal that nobody has confirmed and the next
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds between a signal that no rank has confirmed and the next
 BY_USR2 = (-signal.SIGUSR2, 128 + signal.SIGUSR2)  # statuses of srun: itself, or a rank, was ended by USR2
 ASKED = ".asked"  # ends the name of the file by which a rank confirms that it was asked
 

@@ -17,7 +17,7 @@ _ARGUMENT = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 RECIPE = "recipe"
 
 Reason = Callable[[str], str | None]
-"""Why an argument cannot be set in this section; None for one that can."""
+"""The reason why an argument cannot be set in this section; None if it can."""
 
 
 def read_arguments(entry: Entry | None) -> dict[str, Any]:
@@ -85,8 +85,8 @@ def check_arguments(
             return None
         known = sorted(option for option in by_option() if for_branches(option))
         return (
-            "cannot be set for branches alone: they go on with the main path's samples, model and state; set it under "
-            f"`megatron:`, or in a plan of its own. For branches alone there are {', '.join(known)}"
+            "cannot be set for branches alone: they continue with the main path's samples, model and state; set it "
+            f"under `megatron:`, or in a plan of its own. For branches alone there are {', '.join(known)}"
         )
 
     sections = (
@@ -136,11 +136,11 @@ def _problem(name: str, entry: Entry, reason: Reason) -> str | None:
     if said := reason(name):
         return said
     if argument.plan == START or name.startswith("lr_path"):
-        return "says which run to start; leave it out of the plan"
+        return "selects the run to start; leave it out of the plan"
     values = entry.value
     items = values if isinstance(values, list) else [entry]
     if any(item.value is None or isinstance(item.value, list | dict) for item in items):
-        return None  # no value at all: `read_arguments` says so
+        return None  # no value at all: `read_arguments` reports it
     value = [item.value for item in values] if isinstance(values, list) else values
     if said := argument.forms[name].problem(value):
         return said

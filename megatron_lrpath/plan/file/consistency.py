@@ -39,7 +39,7 @@ def check_plan(source: Source, plan: Plan) -> None:
 
 
 def _check_adopted(source: Source, plan: Plan) -> None:
-    """Of the paradigms only ours goes on from another training; the others would need its data, or its decay."""
+    """Allow only `ours` to continue another training; the other paradigms would need its data, or its decay."""
     if plan.adopted is None:
         return
     pretrained = plan.megatron.get("pretrained_checkpoint")

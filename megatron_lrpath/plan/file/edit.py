@@ -13,7 +13,7 @@ from megatron_lrpath.errors import PlanError
 from megatron_lrpath.plan.file.source import parse_source, plain
 
 Edit = tuple[int, int, str]
-"""From one character to another: what stands there instead."""
+"""The text that replaces the characters from the first position to the second."""
 
 
 def with_version(path: Path, text: str, version: dict[str, Any], valid: Sequence[str]) -> str:

@@ -88,7 +88,7 @@ SFT_KEYS = (
     ),
     Key("max_rejects", whole(0, 10**12), 0, "how many unusable lines are accepted"),
     Key("versions", _TEXTS, None, "names of the versions that are fine-tuned; default: all"),
-    Key("paradigms", _TEXTS, None, "of which paradigms; default: all three"),
+    Key("paradigms", _TEXTS, None, "the paradigms whose models are fine-tuned; default: all three"),
     Key("seed", SEED, None, "of the order, the packing and what is held out; default: the plan's"),
     Key("megatron", OBJECT, {}, "Megatron arguments of the fine-tuning alone, on top of the plan's"),
 )
@@ -288,7 +288,7 @@ PLAN_KEYS = (
         {"type": "array", "items": STEPS, "minItems": 1, "maxItems": 10_000},
         (),
         "further steps at which the main path keeps a checkpoint, for branches of other plans off it; it "
-        "goes on to the last of them",
+        "continues to the last of them",
     ),
     Key("versions", {"type": "array", "minItems": 1, "maxItems": 1000}, REQUIRED, "versions in order"),
     Key(
@@ -303,7 +303,7 @@ PLAN_KEYS = (
         "the checkpoint of another training, or the imported model, with which the main path begins; written by "
         "`lrpath adopt`",
     ),
-    Key("branch_mix", OBJECT, None, "other data in the branches, beside the main path's"),
+    Key("branch_mix", OBJECT, None, "data that the branches read in addition to the main path's"),
     Key(
         "branch_megatron",
         OBJECT,

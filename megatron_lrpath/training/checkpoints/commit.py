@@ -29,7 +29,7 @@ from megatron_lrpath.runs import checkpoints as disk
 from megatron_lrpath.runs.checkpoints import FileSum
 from megatron_lrpath.wording import byte_size
 
-SPARE_SHARE = 0.02  # of the checkpoint, for what is beside the tensors
+SPARE_SHARE = 0.02  # of the checkpoint, for its content other than tensors
 SPARE_BYTES = 2**20
 
 
@@ -167,11 +167,11 @@ def write_failures(aside: Path) -> Iterator[None]:
     try:
         yield
     except CheckpointException as error:
-        ranks = ", ".join(map(str, error.failures))  # known on rank 0 alone; the log says what they met
+        ranks = ", ".join(map(str, error.failures))  # known on rank 0 alone; the log has their errors
         raise SaveFailedError(f"writing failed on rank {ranks}{left_on(aside)}") from None
     except OSError as error:
         if dist.get_world_size() > 1:
-            raise  # the other ranks do not know
+            raise  # the other ranks have no error
         raise SaveFailedError(f"writing failed: {cause(error)}{left_on(aside)}") from None
 
 
@@ -212,7 +212,7 @@ def write_and_sum(write: Callable[..., None], aside: str, rank: int, world: int,
 
 
 class Results:
-    """A writer's queue, which also takes down where the items lie: (offset, length) by file."""
+    """A writer's queue, which also records the places of the items: (offset, length) by file."""
 
     def __init__(self, queue: Any) -> None:
         self.queue = queue

@@ -3,8 +3,8 @@
 The format is Megatron's `fully_reshardable`: a tensor of the parameter's shape for the fp32 weights and
 each moment, which any layout can load. Megatron gathers all of them in the host memory of every
 data-parallel rank, for saving and for loading. Here the rank with a parameter's first element writes it,
-and the other ranks with a part send theirs from device to device; a rank loads only the parameters of
-which it holds a part.
+and the other ranks with a part send theirs from device to device; a rank loads a parameter only if
+it holds a part of it.
 """
 
 from __future__ import annotations
@@ -164,9 +164,7 @@ def _room(optimizer: Any, parameter: Any, item: Any, parts: Parts) -> dict[str, 
 
 
 def _renamed(item: Any, key: str, tensor: torch.Tensor, replica: int) -> Any:
-    """Return the description of a weight for a tensor of its optimizer state; `replica` 0 is the one that is
-    written.
-    """
+    """Return the description of a weight for a tensor of its optimizer state; replica 0 is written."""
     from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory  # after the device's choice
 
     changed: dict[str, Any] = {

@@ -204,7 +204,7 @@ def require_adopted_weights(plan: Plan) -> None:
     """Stop where the plan's imported model has changed since `lrpath adopt`.
 
     Raises:
-        UserError: the folder, and how to go on.
+        UserError: the folder, and what to do.
     """
     if plan.adopted is None or not plan.adopted.is_imported:
         return

@@ -103,7 +103,7 @@ def set_rng_state(state: torch.Tensor, device: Any = None) -> None:
     torch.set_rng_state(state.cpu())
 
 
-# torch.cuda.NAME -> what stands there on the CPU.
+# torch.cuda.NAME -> its replacement on the CPU.
 TORCH_CUDA: dict[str, Any] = {
     # Megatron skips the creation of the model-parallel groups where it counts no device.
     "device_count": lambda: 1,

@@ -27,7 +27,7 @@ PREFIX = "lrpath"
 SECRET = ".rendezvous-"  # and a digest of the address: two launches of one run do not meet in one file
 STALE_SECONDS = 86400.0  # a secret that old is a killed start's
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.5  # seconds between looks at the store
-ABSENT = "?"  # signed by nobody
+ABSENT = "?"  # a value that no rank has signed
 TRIES = 20  # to put a claim in the place of a foreign value
 
 

@@ -119,7 +119,7 @@ class Ranks:
 
 
 LOOK_SECONDS = 2.0  # between looks at the store
-SETTLE_SECONDS = 2.0  # for what lies behind a broken connection to be reported
+SETTLE_SECONDS = 2.0  # until the cause of a broken connection is reported
 LINGER = timedelta(seconds=15)  # at most, of the rank that keeps the store, for the others to have looked
 HOW_TO_GO_ON = "All ranks end; call again to continue from the last checkpoint."
 NO_USE = "All ranks end; calling again would fail in the same way. The lines above say where it was raised."
@@ -156,7 +156,7 @@ class PeerWatch:
         self.step: int | None = None
         self.leaving = threading.Event()
         self.between_looks: list[Callable[[], None]] = []
-        self._reporting = threading.Lock()  # never released: who has it ends the process
+        self._reporting = threading.Lock()  # never released: its holder ends the process
 
     @property
     def where(self) -> str:

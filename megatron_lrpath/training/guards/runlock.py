@@ -66,7 +66,7 @@ class RunLock:
     def beat(self) -> None:
         """Write a heartbeat, unless another process has taken the lock.
 
-        The heartbeat also tells a process that is trying to take the lock (whose number is 0) that the
+        The heartbeat also shows a process that is trying to take the lock (whose number is 0) that the
         lock is held.
 
         Raises:
@@ -140,7 +140,7 @@ def hold(root: Path, lost: Callable[[str], NoReturn], patience: float = PATIENCE
             raise UserError(f"{root}: cannot be locked ({cause(error)}).") from None
         certain = False
     run_lock = RunLock(root, lock, lost)
-    # The lock's last owner may be on another machine and have not said that it had ended.
+    # The lock's last owner may be on another machine and may have ended without a record of it.
     elsewhere = bool(before) and not is_here(before)
     if (not certain or elsewhere) and not undisturbed(run_lock):
         run_lock.give_way()

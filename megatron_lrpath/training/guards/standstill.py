@@ -36,7 +36,7 @@ COLLECTIVES = (
     "megatron_lrpath.training.guards.guard",
 )
 
-MARGIN_MINUTES = 5  # by which a collective's own time limit lies above ours
+MARGIN_MINUTES = 5  # by which a collective's own time limit exceeds ours
 
 
 def fit_collectives(args: Any, explicit: Mapping[str, Any]) -> None:
@@ -127,7 +127,7 @@ class Standstill:
 
         asking = threading.Thread(target=ask, name="asking", daemon=True)
         asking.start()
-        asking.join(4 * ANSWER_SECONDS)  # the store of a rank that stands still does not answer
+        asking.join(4 * ANSWER_SECONDS)  # the store of a rank at a standstill does not answer
         if self.peers.leaving.is_set() or step != self._step or not self._under_way:
             return
         if len(found) == 2:
@@ -203,7 +203,7 @@ def whereabouts() -> tuple[bool, str]:
     inner = next((index for index, name in enumerate(names) if name.partition(".")[0] != "torch"), len(names))
     if inner == len(names):
         return False, "an unknown place"
-    # the frames further out say little: the model's whole forward pass is called by one of Megatron's of that kind
+    # outer frames are of little use: the model's whole forward pass is called by one of Megatron's of that kind
     waits = any(name.startswith(COLLECTIVES) for name in names[: inner + 1])
     return waits, f"{names[inner]}, line {frames[inner].f_lineno}"
 

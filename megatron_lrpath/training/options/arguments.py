@@ -27,7 +27,7 @@ def read_early(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--run", "--run-name", dest="run")
     try:
         return parser.parse_known_args(argv)[0]
-    except UserError:  # left to the parser that knows all arguments
+    except UserError:  # reported by the parser of all arguments
         return parser.parse_args([])
 
 

@@ -193,7 +193,7 @@ COVERED = (
     | {"weight_decay", "start_weight_decay", "end_weight_decay", "weight_decay_incr_style"}
     | {"global_batch_size", "seq_length"}  # in `batch`
 )
-"""Arguments that the identity holds in another form, or that say where a run starts (its parent is compared too)."""
+"""Arguments that the identity holds in another form, or that set where a run starts (its parent is compared too)."""
 STABLE = DATA | frozenset(
     [
         "seed",
@@ -220,7 +220,7 @@ STABLE = DATA | frozenset(
         "reset_attention_mask",
     ]
 )
-"""Arguments that Megatron's validation leaves as they were given, whatever the layout and the device."""
+"""Arguments that Megatron's validation does not change, at any layout and on any device."""
 
 
 def identity_of(args: Namespace, path: LRPath, parser: ArgumentParser) -> dict[str, Any]:
@@ -295,7 +295,7 @@ def weight_decay(args: Namespace) -> dict[str, Any]:
 def differences_from_checkpoint(
     common: dict[str, Any], args: Namespace, path: LRPath, given: Collection[str]
 ) -> list[str]:
-    """Return the differences between this run and the one that saved a checkpoint without a lineage.
+    """Return the differences between this run and the run that saved a checkpoint without a lineage.
 
     Args:
         common: the content of the checkpoint without its tensors: arguments, and the learning-rate path, unless plain

@@ -95,7 +95,7 @@ def max_positions(plan: Plan) -> int | None:
     return None if given else max(known, wanted)
 
 
-# What a run under a plan has unless the plan or the command line says otherwise.
+# The defaults of a run under a plan, which the plan and the command line can override.
 PLAN_DEFAULTS: dict[str, Any] = {
     "log_interval": 1,
     "eval_iters": 0,
@@ -157,8 +157,8 @@ class PlannedRun:
 
         The command line can override arguments that do not change the result (layout, logging, saves),
         nothing else. `own` adds the arguments of a user's script; `others` are problems for the same
-        message, and so are those of `later` (see `raise_all`), which takes the flags of the plan if the run
-        is known.
+        message, like the problems that `later` returns (see `raise_all`); it gets the flags of the plan if the
+        run is known.
 
         Raises:
             UserError: an argument contradicts the plan, or would change what only the plan decides; --paradigm or --run

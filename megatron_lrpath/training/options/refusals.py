@@ -37,7 +37,7 @@ def found_later(
     defaults: Mapping[str, Any],
     flags: Sequence[str] = (),
 ) -> list[str]:
-    """What later checks would find wrong with the arguments of the command line beside what is `wrong`, a line each.
+    """Return the problems that later checks would find in the command line in addition to `wrong`, a line each.
 
     Megatron's own are among them where all arguments are known and complete.
 
@@ -64,7 +64,7 @@ def megatrons(
 ) -> list[str]:
     """What Megatron refuses of arguments that are refused for another reason, a line each."""
     kind = PATH if "lr_path" in explicit else PLAN
-    for name in explicit:  # their own refusal says enough
+    for name in explicit:  # their own refusal is enough
         row = find(name)
         if row is not None and row.refuses(kind, explicit[name]):
             setattr(args, name, full_parser(session.own_arguments).get_default(name))
