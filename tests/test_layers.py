@@ -61,7 +61,13 @@ LAYERS = (
 )
 LIGHT = ("schedule", "plan", "runs")  # never import these:
 HEAVY = ("torch", "megatron", "transformer_engine")
-QUICK = (*LIGHT, "readiness", "report", "experiment", "upkeep")  # start without them, whose import takes seconds
+QUICK = (
+    *LIGHT,
+    "readiness",
+    "report",
+    "experiment",
+    "upkeep",
+)  # start without them, whose import takes seconds
 
 # `commands/` imports inside functions as a rule; megatron_lrpath/commands/__init__.py gives the reason.
 LOCAL_IMPORTS_AT_MOST = 30

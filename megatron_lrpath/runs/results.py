@@ -265,6 +265,6 @@ def lies_elsewhere(plan: Path, name: str | Path) -> str:
         return ""
     for folder in plan.resolve().parents:
         if (folder / relative).exists():
-            here = "paths in a plan count from the folder of the call"
-            return f"{folder / relative} is there: {here}, so call it in {folder}."
+            rule = "relative paths in a plan start at the folder of the call"
+            return f"{folder / relative} exists: {rule}, so call it in {folder}."
     return ""

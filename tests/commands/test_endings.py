@@ -167,7 +167,7 @@ def ending(capsys: pytest.CaptureFixture[str]) -> str:
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("next: "), last
     text = last.removeprefix("next: ")
-    for command in re.findall(r"lrpath (.+?)(?=, or |, then |   \(|\)| goes on|$)", text):
+    for command in re.findall(r"lrpath (.+?)(?=, or |, then |   \(|\)| continues|$)", text):
         build_parser().parse_args(shlex.split(command))
     return text
 

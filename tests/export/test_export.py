@@ -81,7 +81,7 @@ def test_every_parallel_layout_exports_to_the_same_bytes(tmp_path: Path) -> None
     said = [
         "# tiny-test branch-v2",
         'license: "apache-2.0"',
-        "tokens trained on | 384, of which ",
+        "tokens trained on | 384, ",
         "v2 (2 of 2)",
         "main, step 6",
         "| 0.5 |",

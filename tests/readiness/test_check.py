@@ -176,4 +176,4 @@ def test_paths_of_another_folder_are_pointed_out(
     (tmp_path / "away").mkdir()
     monkeypatch.chdir(tmp_path / "away")
     assert main(["run", "../plan.yaml"]) == 2
-    assert f"{tmp_path / 'data/slices'} is there: paths in a plan count" in capfd.readouterr().err
+    assert f"{tmp_path / 'data/slices'} exists: relative paths in a plan" in capfd.readouterr().err

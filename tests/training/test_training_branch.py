@@ -214,7 +214,7 @@ def test_an_argument_that_contradicts_the_plan_is_refused(copy: Path) -> None:
         (["--lr-warmup-iters", "3"], "schedule.warmup_steps"),
         (["--data-path", "elsewhere"], "--data-path"),
         (["--no-load-optim"], "--no-load-optim"),
-        (["--lr-path", "main"], "the plan says which path"),
+        (["--lr-path", "main"], "the plan sets the path"),
     ):
         assert said in refusal(run_words(plan, "ours", "branch-v2", *words))
     assert "has no run 'branch-v9'" in refusal(run_words(plan, "ours", "branch-v9"))
