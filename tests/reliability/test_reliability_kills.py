@@ -12,7 +12,7 @@ from tests.support.kill_harness import Harness
 
 pytestmark = pytest.mark.slow
 
-KILLS = int(os.environ.get("LRPATH_KILLS", "30"))
+KILLS = int(os.environ.get("LRPATH_KILLS", "20"))
 SEED = int(os.environ.get("LRPATH_KILL_SEED", time.time_ns() % 1_000_000))
 
 
