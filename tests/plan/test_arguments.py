@@ -41,6 +41,8 @@ ROWS = [pytest.param(argument, id=name) for name, argument in sorted(table().ite
 def value_for(argument: Argument, option: str) -> Any:
     """A value that the parser takes after an option, and the table allows where it allows any."""
     form = argument.forms[option]
+    if option == "save_retain_interval":
+        return 500  # a multiple of Megatron's save_interval
     if form.type == "flag":
         return True
     choices = [one for one in argument.allowed or form.choices if one not in argument.refused_values] or [

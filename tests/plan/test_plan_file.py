@@ -151,7 +151,7 @@ REFUSED = [
     (
         "seed: 1234",
         "seed: 1\nmegatron: {save_retain_interval: 99}",
-        "3: megatron",
+        "3: megatron.save_retain_interval",
         "save_interval 500; give 500",
     ),
     ("seed: 1234", "seed: 0", "2: seed", "at least 1"),

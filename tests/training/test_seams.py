@@ -138,7 +138,7 @@ def test_apply_replaces_what_the_device_needs_once_and_cuda_never_imports_the_cp
     targets = {seam.target for seam in seams.rows(device)}
     assert found["replaced"] == [seam.target in targets for seam in seams.SEAMS]
     assert not any(found["again"])
-    modules = [f"megatron_lrpath.training.cpu.{name}" for name in ("backend", "in_place", "kernels")]
+    modules = [f"megatron_lrpath.training.cpu.{name}" for name in ("backend", "kernels")]
     wanted = modules if device == "cpu" else []
     assert found["backend"] == wanted
 

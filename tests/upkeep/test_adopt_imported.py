@@ -130,7 +130,7 @@ def test_another_model_or_tokenizer_is_refused(imported: Path, tmp_path: Path) -
         (
             imported,
             {"tokenizer": other},
-            f"sp.model is not the plan's {other['model']}: both vocabularies have 600",
+            f" is not the plan's {other['model']}: both vocabularies have 600",
         ),
         (
             without,

@@ -18,6 +18,7 @@ from typing import Any
 
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.exits import SAVED_AND_STOPPED
+from megatron_lrpath.files import atomic_write_text
 from megatron_lrpath.plan import Plan, Run, load_plan
 from megatron_lrpath.runs import failure
 from megatron_lrpath.training.exits import Signals
@@ -120,7 +121,7 @@ def save(root: Path, step: int) -> None:
     (folder / ".metadata").write_text("x")
     (folder / "common.pt").write_text("x")
     (folder / "metadata.json").write_text("{}")
-    (root / "latest_checkpointed_iteration.txt").write_text(str(step))
+    atomic_write_text(root / "latest_checkpointed_iteration.txt", str(step))
 
 
 def evaluate(plan: Plan, key: str) -> None:
