@@ -95,7 +95,10 @@ def test_the_end_names_the_prefix_that_the_next_step_takes(tmp_path, monkeypatch
     delivery(tmp_path / "raw")
     words = [str(tmp_path / "raw/*.jsonl"), tmp_path / "web", *NULL]
     assert preprocess(*words) == 0
-    assert f"next: python tools/slice_versions.py --source {tmp_path}/web_text_document" in capsys.readouterr().err
+    assert (
+        f"next: python tools/slice_versions.py --source {tmp_path}/web_text_document"
+        in capsys.readouterr().err
+    )
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
     assert preprocess(*words, "--overwrite") == 0
     assert "next:" not in capsys.readouterr().err

@@ -18,7 +18,7 @@ from tests.support.training_fixtures import make_plan, run_words, train
 
 pytestmark = pytest.mark.slow
 SLOW = ROOT / "tests/support/slurm_cluster/slow_python"
-VERSIONS = (10, 240)
+VERSIONS = (10, 240, 10)
 SETTINGS = {"save_interval": 30}
 
 
@@ -43,7 +43,7 @@ def limited(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def disturbed(tmp_path_factory, limited):
-    """A plan of two versions, disturbed; then a third version. What was seen on the way, with the site."""
+    """A plan of three versions, disturbed; then a fourth version. What was seen on the way, with the site."""
     options = ("--paradigm", "ours", "--nodes", "2")
     site = real_site(tmp_path_factory.mktemp("disturbed") / "a b'c", VERSIONS, "0.2", *options)
     seen: dict[str, object] = {"first": site.submit("--preflight", "no")}
@@ -96,13 +96,13 @@ def reference(site: Site, folder: Path, paradigm: str, runs: list[str], nproc: i
 
 def test_killed_requeued_and_extended_runs_end_bit_equal_to_undisturbed_ones(disturbed, tmp_path):
     site, seen = disturbed
-    runs = ["main", *(f"branch-v{number}" for number in (1, 2, 3))]
+    runs = ["main", *(f"branch-v{number}" for number in (1, 2, 3, 4))]
     folders = reference(site, tmp_path, "ours", runs, nproc=2)
     found = states(*folders)
-    for run, expected, ours in zip(runs, found[:4], found[4:], strict=True):
+    for run, expected, ours in zip(runs, found[:5], found[5:], strict=True):
         assert ours == expected, run
     assert site.cluster.job(seen["first"]["ours/main"]["job"])["Restarts"] == "1"
-    assert site.steps("ours/main") == list(range(1, 256))
+    assert site.steps("ours/main") == list(range(1, 266))
 
 
 def test_the_first_branch_ran_while_the_main_path_ran(disturbed):
@@ -121,12 +121,12 @@ def test_a_branch_with_bad_data_stops_alone_and_is_repaired_by_submitting_again(
     second = {key for key, job in seen["second"].items() if job["action"] in ("submit", "replace")}
     assert second == {"ours/branch-v2", "eval/ours/branch-v2", "report"}
     third = {key for key, job in seen["third"].items() if job["action"] in ("submit", "extend", "replace")}
-    assert third == {"ours/main", "ours/branch-v3", "eval/ours/branch-v3", "report"}
+    assert third == {"ours/main", "ours/branch-v4", "eval/ours/branch-v4", "report"}
 
 
 def test_every_version_is_evaluated_and_reported(disturbed):
     site, _ = disturbed
-    for number in (1, 2, 3):
+    for number in (1, 2, 3, 4):
         row = json.loads((site.run_folder(f"ours/branch-v{number}") / "eval.json").read_text())
         assert row["perplexity"] > 1
     assert (site.folder / "runs/report/index.html").is_file()

@@ -131,7 +131,10 @@ class Standstill:
         if self.peers.leaving.is_set() or step != self._step or not self._under_way:
             return
         if len(found) == 2:
-            self._accuse(*culprits(*found))
+            ranks, doing = culprits(*found)
+            if self.peers.ranks.rank in ranks and len(ranks) < self.peers.ranks.world:
+                return  # a rank that waits for this one reports it: a launcher may kill this one before it could
+            self._accuse(ranks, doing)
         elif asking.is_alive() and not self.peers.ranks.store_is_launchers:
             self._accuse_store()
 
