@@ -208,7 +208,7 @@ def test_nothing_to_check_is_bad_input(tree: Path, path: str) -> None:
 
 @pytest.mark.parametrize("tool", ["slice_versions.py", "check_slices.py"])
 def test_help_comes_at_once(tree: Path, tool: str) -> None:
-    """It loads none of these, each of which takes longer than the rest of a start."""
+    """It loads none of the libraries whose import takes longer than the rest of a start."""
     command = [sys.executable, "-X", "importtime", str(ROOT / "tools" / tool), "--help"]
     answer = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=True)
     assert "usage" in answer.stdout
