@@ -258,7 +258,9 @@ def check_same_parent(folder: Path, parent: Path, step: int) -> None:
     is_named_alike = parent == was or parent.resolve() == was.resolve()
     if now_there == recorded["fingerprint"] or (now_there is None and is_named_alike):
         return
-    what = "is gone, so that it cannot be compared with the parent" if now_there is None else "is not the parent"
+    what = (
+        "is gone, so that it cannot be compared with the parent" if now_there is None else "is not the parent"
+    )
     raise UserError(
         f"{parent}: the checkpoint of step {step} {what} that {folder} was started from "
         f"({was}, step {recorded['step']}). Restore it, name that parent, or {ANOTHER_SAVE} to branch off again."
