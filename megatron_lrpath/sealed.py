@@ -33,10 +33,12 @@ def read_sealed(path: Path, maximum: int = MAXIMUM_BYTES) -> tuple[dict[str, Any
         OSError: the file cannot be read.
         UnreadableError: it is not a JSON object, or does not match its checksum.
     """
-    value = read_object(path, maximum, own=True)
-    if SEAL not in value:
-        return value, False
-    seal = value.pop(SEAL)
-    if seal != json_digest(value):
+    return unsealed(read_object(path, maximum, own=True))
+
+
+def unsealed(value: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Return an object without its checksum, and whether it had one. Raises UnreadableError if they do not match."""
+    content = {name: entry for name, entry in value.items() if name != SEAL}
+    if SEAL in value and value[SEAL] != json_digest(content):
         raise UnreadableError("damaged: its content does not match its checksum")
-    return value, True
+    return content, SEAL in value

@@ -23,9 +23,10 @@ from typing import IO, Any
 import xxhash
 
 from megatron_lrpath.errors import UserError, cause
-from megatron_lrpath.files import atomic_write_json, atomic_write_text, sweep_unfinished, sync_folder
+from megatron_lrpath.files import atomic_write_text, sweep_unfinished, sync_folder
 from megatron_lrpath.reading import parse_json, read_json
 from megatron_lrpath.runs.folder import read_json_object
+from megatron_lrpath.sealed import unsealed, write_sealed
 
 MANIFEST = "manifest.json"
 RELEASE = "release"  # Megatron's folder of weights that no run trained; its manifest has step 0
@@ -118,7 +119,7 @@ def write_manifest(folder: Path, step: int, sums: Mapping[str, FileSum]) -> None
     if sum(len(file.items) for file in sums.values()) > MAXIMUM_ITEMS:
         for entry in files.values():
             entry.pop("items", None)
-    atomic_write_json(folder / MANIFEST, {"format": FORMAT, "step": step, "files": files})
+    write_sealed(folder / MANIFEST, {"format": FORMAT, "step": step, "files": files})
 
 
 def read_manifest(folder: Path) -> dict[str, FileSum]:
@@ -151,7 +152,14 @@ def _check_manifest(value: object, folder_name: str) -> dict[str, FileSum]:
     """Check a manifest's content for the folder it was found in; raises ValueError."""
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise ValueError(f"not a manifest of format {FORMAT}")
-    step, files = value.get("step"), value.get("files")
+    content, _ = unsealed(value)  # manifests of earlier versions have no checksum of their own
+    if unknown := content.keys() - {
+        "format",
+        "step",
+        "files",
+    }:  # one changed bit would hide the checksum otherwise
+        raise ValueError(f"unknown fields {sorted(unknown)}")
+    step, files = content.get("step"), content.get("files")
     own = isinstance(step, int) and folder_name.startswith(f"iter_{step:07d}")
     if not own and not (step == 0 and folder_name == RELEASE):
         raise ValueError(f"it belongs to step {step!r}")

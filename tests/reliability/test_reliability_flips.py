@@ -10,7 +10,7 @@ from megatron_lrpath.checkpoints.reader import COMMON, TRAINING_STATE
 from megatron_lrpath.errors import UserError
 from megatron_lrpath.export.checkpoint import CheckpointReader
 from megatron_lrpath.merge.torch_dist import merge_checkpoints
-from megatron_lrpath.runs.checkpoints import MANIFEST, read_manifest
+from megatron_lrpath.runs.checkpoints import MANIFEST, FileSum, ManifestError, read_manifest, write_manifest
 from tests.support.flips import BRANCH, CHEAP, MAIN, Flip, build, flip, flip_bits, fresh, stretches, tensors
 
 pytestmark = pytest.mark.slow
@@ -35,6 +35,24 @@ def test_no_flip_is_accepted_in_silence(base: Path) -> None:
     flips = flip_bits(base, base.with_name("plan"), 50, 1, CHEAP, note_silent)
     assert silent == []
     assert {one.taken for one in flips} >= {"refused", "named"}
+
+
+def test_every_flipped_bit_of_a_manifest_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "iter_0000008"
+    folder.mkdir()
+    write_manifest(
+        folder,
+        8,
+        {"__0_0.distcp": FileSum(7, "a" * 32, {"0+7": "b" * 32}), "common.pt": FileSum(3, "c" * 32)},
+    )
+    path = folder / MANIFEST
+    content = path.read_bytes()
+    for place in range(8 * len(content)):
+        changed = bytearray(content)
+        changed[place // 8] ^= 1 << place % 8
+        path.write_bytes(changed)
+        with pytest.raises(ManifestError):
+            read_manifest(folder)
 
 
 @pytest.mark.parametrize("part", ["decoder.", COMMON])
